@@ -16,8 +16,14 @@ from threadpoolctl import threadpool_limits
 from taugrid.eval.metrics.extrapolation import fid_infinity
 from taugrid.eval.metrics.frechet import frechet_distance
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
-from taugrid.eval.tables.ablation.joint import critical_range, level_against_best
-from taugrid.eval.tables.ablation.seeds import LEVEL, holm, mean_over_seeds, shared_error
+from taugrid.eval.tables.ablation.seeds import (
+    LEVEL,
+    critical_range,
+    holm,
+    level_against_best,
+    mean_over_seeds,
+    shared_error,
+)
 
 PARTS = ("effects", "marks", "infinity")
 COMPARISONS = 9

@@ -22,7 +22,7 @@ from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.threads import one_ahead
 from taugrid.words import this_node
-from taugrid.workers.accelerator.memory import give_back
+from taugrid.workers.accelerator.memory import release_memory
 from taugrid.workers.data import load as data
 from taugrid.workers.data.picture import SourceError
 from taugrid.workers.device import Device
@@ -62,7 +62,7 @@ def run(job: ExtractJob, device: Device) -> Result:
     """
     import torch
 
-    from taugrid.workers.accelerator.transfer import landed
+    from taugrid.workers.accelerator.transfer import completed
 
     extractor = device.extractor(job.extractor, lambda: _load(job.extractor, device.name))
     extracted = InBatches(extractor, job.batch_size, device, _number_of_images(job))
@@ -71,7 +71,7 @@ def run(job: ExtractJob, device: Device) -> Result:
     job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         groups: deque[NDArray[np.int64]] = deque()
-        for chunks in _whole(landed(_begun(job, extracted, groups)), groups):
+        for chunks in _whole(completed(_begun(job, extracted, groups)), groups):
             index = groups.popleft()
             columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
             if job.extractor.classes is not None:
@@ -135,7 +135,7 @@ class InBatches:
         except Exception as error:
             if len(batch) == 1 or not is_out_of_memory(error):
                 raise
-        give_back(self._device.name)  # after the error, which holds what was computed so far
+        release_memory(self._device.name)  # after the error, which holds what was computed so far
         self._size = len(batch) // 2
         return None
 

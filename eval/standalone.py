@@ -29,7 +29,7 @@ from taugrid.protocol import Protocol, on_devices
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.threads import one_ahead
-from taugrid.workers.accelerator.transfer import landed
+from taugrid.workers.accelerator.transfer import completed
 from taugrid.workers.device import set_up
 
 OnProgress = Callable[[str, int, int], None]
@@ -136,7 +136,7 @@ class _Extracting:
         done = 0
         batches = one_ahead(image_batches(images, self.options.batch_size))
         begun = (self.extract(torch.from_numpy(batch)) for batch in batches)
-        for extraction in landed(begun):
+        for extraction in completed(begun):
             yield extraction
             done += len(extraction.features)
             self.options.progress(what, done, count)

@@ -81,11 +81,11 @@ def _sample(
         place = device or _usual_device()
         network = Device(place).network(spec, planned.diffusion, Arithmetic.of(planned.settings))
         return _sampled(network, planned, wanted, place)
-    from taugrid.workers.network.held import held_network, place_of, shape_of
+    from taugrid.workers.network.load import device_of, network_in_memory, shape_of
 
     found = _settings(shape or shape_of(model), diffusion, settings)
-    with held_network(model) as network:
-        place = device or place_of(model) or _usual_device()
+    with network_in_memory(model) as network:
+        place = device or device_of(model) or _usual_device()
         return _sampled(_computed(network, found.settings, place), found, wanted, place)
 
 

@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.errors import UserError, user_errors
+from taugrid.eval.reference import open_reference
 from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.observers import Observers
+from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
-from taugrid.orchestrator.report.ablation import no_effects
-from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.trainings import failed_trainings
-from taugrid.orchestrator.report.write import write_losses
+from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.report.write import no_effects, write_cells, write_losses
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
+from taugrid.orchestrator.rundir.directory import Damage
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
-from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
 from taugrid.orchestrator.task import Task
@@ -44,7 +45,7 @@ from taugrid.workers.training import fit
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from taugrid.eval.tables.differences import Evidence
+    from taugrid.eval.tables.quality import QualityTable
     from taugrid.orchestrator.dispatch.pool import Pool
 
 
@@ -55,8 +56,8 @@ class Outcome(NamedTuple):
     """The rows of the table that the stages lead to."""
     table: str
     """Its name (`work.kind.Conclusion`); empty if there is none."""
-    evidence: "Evidence | None" = None
-    """For the quality table: what tells its cells apart."""
+    quality: "QualityTable | None" = None
+    """Of `rows`, if it is the quality table."""
     text: "RenderableType" = ""
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
@@ -103,7 +104,8 @@ class Session:
         self._stages = frozenset(stages)
         check_is_run_directory(self.rundir)
         if self._stages & {"evaluate", "report"}:
-            self._scoring = evaluation(self.config, self.plan, self.rundir.extractor)
+            find = Asked(self.config, self.rundir).reference if self._stages == {"report"} else open_reference
+            self._scoring = evaluation(self.config, self.plan, self.rundir.extractor, find)
         if "train" in self._stages:
             self._check_trainings()
         with self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
@@ -165,7 +167,7 @@ class Session:
             missing=missing,
             rows=last.rows,
             table=last.table,
-            evidence=last.evidence,
+            quality=last.quality,
             text=last.text,
             labels=labels,
             lasting=frozenset(self._lasting),
@@ -187,6 +189,7 @@ class Session:
         check_extends(self.config, self.plan, self.rundir)
         self.rundir.claim()
         write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
+        record_plan(self.run)
         write_cells(self.plan, self.rundir)
 
     def _record_inputs(self) -> None:

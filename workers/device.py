@@ -14,7 +14,7 @@ from taugrid.errors import Stopped
 from taugrid.jobs import NetworkSpec
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.memory import Kept, give_back
+from taugrid.workers.accelerator.memory import Kept, release_memory
 from taugrid.workers.diffusion.denoiser import Wrapped
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def set_up(threads: int | None = None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS=1, however many CPUs a worker has
-    arithmetic.settle()
+    arithmetic.configure()
 
 
 def with_heartbeats(network: "Denoiser", beat: Beat, calls: int) -> "Denoiser":
@@ -138,7 +138,7 @@ class Device:
         """Let go of everything that was kept from earlier jobs."""
         self._networks.clear()
         self._extractors.clear()
-        give_back(self.name)
+        release_memory(self.name)
 
     def beat(self, done: float, of: float) -> None:
         """Say that the running job goes on: `done` of `of` is done, in any unit.

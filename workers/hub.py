@@ -16,13 +16,11 @@ def snapshot(
     kind: str = "model",
     download: bool = True,
 ) -> Path:
-    """The folder with the files of a repository that match one of the patterns `files`.
-
-    It is named after the commit. Files of a known commit that are in the cache are not downloaded again.
+    """The folder, named after its commit, with a repository's files that match one of the shell patterns `files`.
 
     Args:
         identifier: `org/name`, or `org/name@revision`.
-        files: shell patterns on paths within the repository.
+        files: patterns on paths within the repository. Files of a known commit are not downloaded again.
         key: the key of the config, for messages.
         commit: 40 hex digits; replaces the revision.
         kind: `model` or `dataset`.

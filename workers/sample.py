@@ -27,7 +27,7 @@ from taugrid.workers.samplers import ddim
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taugrid.workers.accelerator.transfer import SentImages
+    from taugrid.workers.accelerator.transfer import ImageTransfer
     from taugrid.workers.diffusion.denoiser import Denoiser
 
 
@@ -96,7 +96,7 @@ def sample_shard(
         NotFinite: if the network returns NaN or infinity.
         Stopped: if it is to stop before a batch is done.
     """
-    from taugrid.workers.accelerator.transfer import Clock, landed
+    from taugrid.workers.accelerator.transfer import Clock, completed
 
     schema, clock = parquet.sample_schema(job.metadata), Clock()
     job.check_run()
@@ -106,9 +106,9 @@ def sample_shard(
         stop = first_new
         with parquet.Encoding(writer) as encoding:
             try:
-                for batch in landed(_sent(job, first_new, model, device, beat)):
+                for batch in completed(_transfers(job, first_new, model, device, beat)):
                     _require_finite(batch, job)
-                    clock.landed(batch)
+                    clock.completed(batch)
                     encoding.append(batch.images)
                     stop = batch.start + len(batch.images)
             except Stopped:
@@ -120,11 +120,11 @@ def sample_shard(
     return Result(clock.seconds, stop - first_new, first, part=part.content)
 
 
-def _sent(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: Beat) -> "Iterator[SentImages]":
+def _transfers(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: Beat) -> "Iterator[ImageTransfer]":
     """The job's batches from image `first_new` on, each on its way from the device once its steps were begun."""
     import torch
 
-    from taugrid.workers.accelerator.transfer import sent
+    from taugrid.workers.accelerator.transfer import images_to_host
 
     starts = range(first_new, job.stop, job.settings.batch_size)
     watched = Watched(with_heartbeats(model, beat, len(starts) * len(job.tau)))
@@ -132,10 +132,10 @@ def _sent(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: 
         began = time.perf_counter()
         indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)
         x0 = sample_batch(watched, indices, job)
-        yield sent(x0, watched.answer(), start, began)
+        yield images_to_host(x0, watched.answer(), start, began)
 
 
-def _require_finite(batch: "SentImages", job: SampleJob) -> None:
+def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
     if not batch.network_was_finite:
         raise not_finite(batch.start, batch.start + len(batch.images), job.settings.precision)
     if not batch.images_are_finite:

@@ -137,7 +137,7 @@ def training(setting: Setting) -> dict[str, Any]:
     said = sorted({str(warning.message).partition("\n")[0][:150] for warning in caught})
     milliseconds = 1000 * setting.seconds(lambda: _trained(setting.device, 1, batch), 1)
     torch.use_deterministic_algorithms(False)
-    arithmetic.settle()  # attention as workers compute it
+    arithmetic.configure()  # attention as workers compute it
     found = {"steps": count, "batch": batch, "same_weights": first == second, "warnings": said}
     return found | {"step_ms": round(milliseconds, 1)}
 

@@ -9,7 +9,7 @@ import torch
 from benchmarks.device.setting import SMALL, NotHere, Setting, denoiser, unet
 from taugrid.errors import is_out_of_memory
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.memory import batch_that_fits, give_back
+from taugrid.workers.accelerator.memory import batch_that_fits, release_memory
 
 BREAKS = "import torch; torch.zeros(2, device='cuda')[torch.tensor([5], device='cuda')]; torch.cuda.synchronize()"
 
@@ -43,7 +43,7 @@ def _errors(setting: Setting, precision: Any) -> dict[str, float]:
     exact, product = a.double() @ b.double(), a @ b
     convolved = torch.nn.functional.conv2d(image, kernel)
     exactly = torch.nn.functional.conv2d(image.double(), kernel.double())
-    arithmetic.settle()
+    arithmetic.configure()
     pairs = {"product": (product, exact), "convolution": (convolved, exactly)}
     return {name: float(f"{(x - y).abs().max() / y.abs().max():.1e}") for name, (x, y) in pairs.items()}
 
@@ -72,7 +72,7 @@ def _short_of_memory(setting: Setting) -> dict[str, Any]:
     """Half a GiB is all this process may have: which batch does not fit, and which one taugrid would name."""
     total = torch.cuda.get_device_properties(0).total_memory
     model, batch = denoiser(unet(SMALL, setting.device), setting, "float32"), 1024
-    give_back(setting.device)
+    release_memory(setting.device)
     torch.cuda.set_per_process_memory_fraction(min(1.0, 2**29 / total))
     try:
         while batch < 2**20:
@@ -83,7 +83,7 @@ def _short_of_memory(setting: Setting) -> dict[str, Any]:
                 if not is_out_of_memory(error):
                     raise
                 break
-        give_back(setting.device)
+        release_memory(setting.device)
         return {"too_large": batch, "would_fit": batch_that_fits(model, SMALL, batch, setting.device)}
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

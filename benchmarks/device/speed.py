@@ -21,7 +21,7 @@ from taugrid.images import encode_png
 from taugrid.jobs import OracleNetwork
 from taugrid.registry.extractors import INCEPTION, FeaturePrecision
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.transfer import landed
+from taugrid.workers.accelerator.transfer import completed
 from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.sample import SampleJob, sample_batch, sample_shard
@@ -58,7 +58,7 @@ def pipeline(setting: Setting) -> dict[str, Any]:
     pipe.set_progress_bar_config(disable=True)
     found = {}
     for tf32 in (True, False) if arithmetic.has_tf32(setting.device) else (False,):
-        arithmetic.settle(tf32)
+        arithmetic.configure(tf32)
         if tf32:
             torch.backends.cuda.matmul.allow_tf32 = False  # torch ships TF32 for convolutions alone
         seconds = setting.seconds(lambda: pipe(batch, num_inference_steps=STEPS, output_type="np"), 3)
@@ -150,7 +150,7 @@ def _each_waited_for(extract: Callable[[Tensor], Extraction], images: Tensor) ->
 
 
 def _in_flight(extract: Callable[[Tensor], Extraction], images: Tensor) -> None:
-    for _ in landed(extract(images) for _ in range(BATCHES)):
+    for _ in completed(extract(images) for _ in range(BATCHES)):
         pass
 
 

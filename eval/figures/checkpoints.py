@@ -22,7 +22,7 @@ from taugrid.eval.figures.drawing import (
     ordered_styles,
     shifts,
 )
-from taugrid.eval.tables.best_checkpoints import BestCheckpoint
+from taugrid.eval.tables.differences import BestCheckpoint
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.pivots import Pivot, pivot_tables
 from taugrid.grids.names import short_names
@@ -63,7 +63,7 @@ def checkpoints_figure(
 
     If the names of the checkpoints differ in a number at their end alone, it is the training step of the axis.
     """
-    tables = _over_checkpoints(frame, order, pivot_tables(frame, FID.name, FID.error, protocols), best)
+    tables = _over_checkpoints(frame, order, pivot_tables(frame, FID, protocols), best)
     lengths = sorted({steps for table in tables for steps in table.values.index})
     styles = ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths}, shifts(len(lengths)))
     figure = fid_figure(tables, _draw, styles, "linear")

@@ -85,7 +85,7 @@ def quality_figure(
     `protocols` has the rows' protocols by hash: cells that can't be compared don't share a panel. Cells without an FID,
     or with one of 0 or less, which has no logarithm, are left out. `published` has others' FIDs by cell, to be dotted.
     """
-    pivots = pivot_tables(frame, FID.name, FID.error, protocols)
+    pivots = pivot_tables(frame, FID, protocols)
     styles = _eta_styles({label for table in pivots for label in table.values.index})
     return fid_figure(pivots, partial(draw_over_steps, published=published), styles, "log")
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.frechet import frechet_distance
-from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.eval.metrics.score import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merged, require_finite, symmetric_root
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 

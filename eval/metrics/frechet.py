@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dtrmm
 
-from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.eval.metrics.score import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import Array, Moments, moments, runs, symmetric_root
 
 RANGE_TOLERANCE = 1e-10

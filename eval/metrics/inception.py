@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import xlogy
 
-from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.eval.metrics.score import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, MeanAndSpread, merged, runs
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted

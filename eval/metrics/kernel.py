@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.eval.metrics.score import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import Array, FloatFeatures, MeanAndSpread, require_finite
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted

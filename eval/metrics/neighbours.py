@@ -8,7 +8,7 @@ imported only for the computation, because the driver asks this module whether i
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.eval.metrics.score import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import FloatFeatures, require_finite
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.workers.heartbeat import alive

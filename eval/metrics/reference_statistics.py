@@ -64,10 +64,9 @@ def open_moments(file: Path) -> MomentsFile | None:
 
 
 def read_moments(file: MomentsFile) -> Moments:
-    """The moments in a file. Their `n` is unknown; it is set to 2, which makes scatter and covariance equal.
+    """The moments in a file; OtherContent if this node has another one there than the driver opened, or none.
 
-    Raises:
-        OtherContent: if this node has another file there than the driver opened, or none.
+    Their `n` is unknown; it is set to 2, which makes scatter and covariance equal.
     """
     with verified_copy(Path(file.path), file.sha256) as copy, load_npz(copy) as arrays:
         mean, covariance = _mean_and_covariance(Path(file.path), arrays)
@@ -155,15 +154,10 @@ def of_features(
     load_features: Callable[[], Features] | None = None,
     storage: Storage = LOCAL,
 ) -> ReferenceStatistics:
-    """The statistics of `num_images` feature vectors.
+    """The statistics of `num_images` feature vectors, in the order of the images.
 
-    Args:
-        features: in the order of the images. Read only if `cache` does not hold the statistics.
-        num_images: how many there are.
-        cache: folder that keeps the statistics under `key`; None keeps nothing.
-        key: see `eval.reference.Reference.cache_key`.
-        load_features: returns all features at once, for metrics that need them; None: no metric does.
-        storage: the storage of `cache`.
+    The folder `cache` keeps them under `key` (`eval.reference.Reference.cache_key`): features are read only if it lacks
+    them. None keeps nothing. `load_features` returns all features at once; None: no metric needs them.
     """
     known, root = load_or_compute(cache, key, lambda: moments(features(), num_images), storage)
     return ReferenceStatistics(known, root, num_images, load_features)
@@ -261,11 +255,7 @@ def cached_features(folder: Path, key: str, num_images: int, extract: Callable[[
 
 
 def read_all(paths: Sequence[Path], storage: Storage = LOCAL) -> Iterator[Features]:
-    """The features in files, as (n, d) float32, a row group at a time.
-
-    Raises:
-        DamagedFile: if the indices of a file do not continue those of the one before.
-    """
+    """The features in files, (n, d) float32 of a row group at a time; DamagedFile if their indices have gaps."""
     expected = 0
     for path in paths:
         for index, values in parquet.read_features(path, "features", storage):

@@ -1,18 +1,58 @@
 """All metrics of one set of samples, from streams of its features and logits, for runs and external images alike.
 
+Functions that compute a metric take `MetricInputs` and return a `MetricResult`.
+
 Torch is imported only when a metric needs it, because the driver asks this module which metrics are possible.
 """
 
 import pkgutil
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
-from taugrid.eval.metrics.statistics import Array, Stream, in_memory
+from taugrid.eval.metrics.statistics import Array, Features, Stream, loaded
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import METRICS, SAMPLE_COLUMNS, Limits, Metric, MetricSettings, Sizes
+
+
+@dataclass(frozen=True, eq=False)
+class MetricInputs:
+    """The samples of one cell and the reference, as far as the requested metrics need them."""
+
+    num_samples: int
+    features: Stream
+    """The samples' features, N of them."""
+    in_memory: Features | None
+    """(N, d): the same in memory, if a requested metric needs all of them at once."""
+    logits: Stream | None
+    """The samples' logits; None if the extractor has none."""
+    reference: ReferenceStatistics | None
+    """None: no requested metric needs it."""
+    settings: MetricSettings
+    columns: Mapping[str, Array] = field(default_factory=dict)
+    """Name -> (N,) float64: the columns of the sample files that the requested metrics name."""
+
+    @property
+    def compared_with(self) -> ReferenceStatistics:
+        """`reference`, for metrics that need it."""
+        assert self.reference is not None
+        return self.reference
+
+    @property
+    def all_features(self) -> Features:
+        """`in_memory`, for metrics that need it."""
+        assert self.in_memory is not None
+        return self.in_memory
+
+
+class MetricResult(NamedTuple):
+    values: dict[str, float]
+    """Column of a table -> number."""
+    influence: Array | None = None
+    """(N,): how far each sample moves FID, for paired differences; None if FID has no standard error."""
+    notes: tuple[str, ...] = ()
+    """Why a number is missing."""
 
 
 class Feasible(NamedTuple):
@@ -97,9 +137,10 @@ def score(
     Raises:
         ValueError: if streams are shorter or longer than N, or hold nan or infinity.
     """
-    held = in_memory(features, num_samples) if any(metric.needs_all_features for metric in settings.chosen) else None
-    stream = features if held is None else lambda: iter((held,))
-    inputs = MetricInputs(num_samples, stream, held, logits, reference, settings, columns)
+    needs_all = any(metric.needs_all_features for metric in settings.chosen)
+    in_memory = loaded(features, num_samples) if needs_all else None
+    stream = features if in_memory is None else lambda: iter((in_memory,))
+    inputs = MetricInputs(num_samples, stream, in_memory, logits, reference, settings, columns)
     together = MetricResult({})
     for metric in settings.chosen:
         compute: Callable[[MetricInputs], MetricResult] = pkgutil.resolve_name(metric.compute)

@@ -142,7 +142,7 @@ def moments(stream: Iterable[Features], count: int) -> Moments:
     return merged(map(Moments.of, runs(stream, count)))
 
 
-def in_memory(stream: Stream, count: int) -> Features:
+def loaded(stream: Stream, count: int) -> Features:
     """All of a stream as one array (count, d), without a second copy. ValueError as from `runs`, or if it is empty."""
     rows: Features | None = None
     filled = 0

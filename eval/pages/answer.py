@@ -1,13 +1,74 @@
 """What a run found, in two sentences that say nothing beyond its numbers and their errors."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from taugrid.eval.pages.measured import Measured, by_kind
+from taugrid.eval.pages.pivots import ShadedEntry, ShadedTable, shaded_tables
 from taugrid.eval.tables.entries import INDISTINGUISHABLE
+from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.pivots import SIGMA_HAT
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.protocol import kind
 from taugrid.words import counted
 
 MOST_NAMED = 3
 """Rows, or kinds of cells, that a sentence names. More are counted."""
+
+
+class Measured(NamedTuple):
+    """A cell with an FID, as a point of charts."""
+
+    row: str
+    """The row of its table, such as "η = 0.5"."""
+    table: ShadedTable
+    steps: int
+    entry: ShadedEntry
+    kind: str
+    """Cells of one kind can be compared."""
+
+    @property
+    def line(self) -> str:
+        return ", ".join(filter(None, [self.row, self.table.heading]))
+
+    @property
+    def place(self) -> str:
+        """All its settings."""
+        return f"S = {self.steps}, {self.line}"
+
+
+def measured(quality: QualityTable) -> list[Measured]:
+    """The cells with an FID, in the order of the tables of eta and S."""
+    by_cell = {row["cell"]: row for row in quality.shown or quality.rows}
+    if not by_cell:
+        return []
+    kinds = {name: "" if quality.joined else kind(protocol) for name, protocol in quality.protocols.items()}
+
+    def found() -> Iterator[Measured]:
+        table = quality.by_steps
+        for shaded in shaded_tables(table, table.section(FID)):
+            for labels, entries in shaded.rows:
+                for entry in entries:
+                    if entry.cell and entry.number == entry.number:
+                        its = by_cell[entry.cell]
+                        of = kinds.get(its["protocol"], "unknown")
+                        yield Measured(row_name(shaded.heads, labels), shaded, its["steps"], entry, of)
+
+    return list(found())
+
+
+def row_name(heads: Sequence[str], labels: Sequence[str]) -> str:
+    """A row as people name it, such as "schedule = cosine, η = 0.5"."""
+    pairs = zip(heads, labels, strict=True)
+    return ", ".join(label if label == SIGMA_HAT else f"{head} = {label}" for head, label in pairs)
+
+
+def by_kind(cells: Sequence[Measured]) -> list[list[Measured]]:
+    """Cells that can be compared, together."""
+    groups: dict[str, list[Measured]] = defaultdict(list)
+    for cell in cells:
+        groups[cell.kind].append(cell)
+    return list(groups.values())
 
 
 def answer(cells: Sequence[Measured], planned: int) -> list[str]:
@@ -65,9 +126,8 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
     alike = [cell.row for cell in column if INDISTINGUISHABLE in cell.entry.mark]
     if not alike:
         return ""
-    named = _listed(alike) if len(alike) <= MOST_NAMED else counted(len(alike), "other row")
+    if len(alike) > MOST_NAMED:
+        named = counted(len(alike), "other row")
+    else:
+        named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))
     return f"; at this S, {named} can't be told apart from it"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,20 +1,32 @@
-"""The charts of report.html: the run's figures, each with the numbers that it shows."""
+"""A run's figures within a page: each an SVG in the page's colours, buttons for its lines, and a table of its numbers.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+The page's policy allows no `style` attributes, so these become attributes of their own. Colours become the variables of
+report.css, which differ between light and dark.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.container import Container
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from taugrid.eval.figures.ablation.cost import CAPTION, costs_figure
+from taugrid.eval.figures.drawing import STYLE, key_of, number_ids, plain_style
 from taugrid.eval.figures.loss import losses_figure, running_mean
 from taugrid.eval.figures.over_steps import quality_figure
-from taugrid.eval.pages.inline import Chart, chart
-from taugrid.eval.pages.measured import Measured
-from taugrid.eval.tables.ablation.cost import Cost
-from taugrid.eval.tables.ablation.cost_files import costs_table
-from taugrid.eval.tables.ablation.replicates import averaged
-from taugrid.protocol import ProtocolFields
+from taugrid.eval.pages.answer import Measured
+from taugrid.eval.tables.ablation.cost import Cost, costs_table
+from taugrid.eval.tables.pivots import SIGMA_HAT
+from taugrid.eval.tables.quality import QualityTable
 
 MOST_POINTS = 60
 """Rows of a model's losses. The log of a training may have thousands."""
@@ -23,24 +35,47 @@ ABOUT_COSTS = (
     f"{CAPTION} Measured FIDs decide, so near ties are not told apart. Seconds depend on the machines and on what else "
     "they did."
 )
+COLOURS = 8
+"""Colours of lines in report.css, from dark to light."""
+SPECIAL = "line-hat"
+"""The line that has a colour apart from that scale, of sigma_hat."""
+NEUTRAL = {"#ffffff": "var(--back)", STYLE["grid.color"]: "var(--rule)"}
+"""Colours that mean the same wherever they are."""
+PIXELS = 1.5
+"""Of a point, where there is room."""
+SETTINGS = {"svg.fonttype": "none", "path.simplify_threshold": 0.4}
+"""Texts stay texts, and points less than this many pixels off their line are left out."""
+MATHEMATICS = {r"$\eta$": "η", r"$\hat{\sigma}$": SIGMA_HAT, "$S$": "S", r"\$": "$"}
+"""What figures write with TeX, and how a page does."""
 
 
-def quality_chart(
-    frame: pd.DataFrame,
-    protocols: Mapping[str, ProtocolFields],
-    cells: Sequence[Measured],
-    published: Sequence[Mapping[str, Any]],
-) -> Chart:
-    """FID against S; published numbers of the same protocol are dotted.
+class Button(NamedTuple):
+    """The name of a line, which hides and shows it."""
 
-    Args:
-        frame: rows of quality.csv in the order of the grid.
-        protocols: the rows' protocols by hash.
-        cells: those with an FID.
-        published: rows of published.csv.
-    """
+    name: str
+    key: str
+    colour: str
+    """A class of report.css."""
+    marker: str
+    """The outline of its markers; empty if it has none."""
+
+
+class Chart(NamedTuple):
+    """A figure with what belongs to it."""
+
+    svg: Markup
+    across: int
+    """Panels side by side."""
+    legend: list[Button]
+    said: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def quality_chart(quality: QualityTable, cells: Sequence[Measured], published: Sequence[Mapping[str, Any]]) -> Chart:
+    """FID against S; numbers in `published`, rows of published.csv, are dotted where nothing is known to differ."""
     theirs = {row["cell"]: float(row["published"]) for row in published if not row["differs"]}
-    figure = quality_figure(averaged(frame, protocols).frame, protocols, theirs)
+    figure = quality_figure(quality.means.frame, quality.used_protocols, theirs)
     rows = [(cell.line, str(cell.steps), f"{cell.entry.shown} {cell.entry.mark}".rstrip()) for cell in cells]
     rows += [
         (f"{cell.line}, published", str(cell.steps), f"{theirs[cell.entry.cell]:g}")
@@ -57,11 +92,7 @@ def cost_chart(found: Sequence[Cost]) -> Chart:
 
 
 def loss_chart(logs: Mapping[str, pd.DataFrame]) -> Chart:
-    """The losses of the first `MOST_MODELS` models.
-
-    Args:
-        logs: the columns `step` and `loss` of log.jsonl, by what the model is called.
-    """
+    """The losses of the first `MOST_MODELS` models, from the columns `step` and `loss` of their logs, by name."""
     shown = dict(list(logs.items())[:MOST_MODELS])
     rows = [row for name, log in shown.items() for row in _losses(name, log)]
     said = "training loss against the step"
@@ -75,3 +106,137 @@ def _losses(name: str, log: pd.DataFrame) -> list[tuple[str, str, str]]:
     wanted = np.geomspace(max(1, step[0]), step[-1], MOST_POINTS) if len(step) else step
     places = sorted({min(int(np.searchsorted(step, value)), len(step) - 1) for value in wanted})
     return [(name, f"{step[i]:,}", f"{mean[i]:.4g}") for i in places]
+
+
+def chart(figure: Figure, name: str, said: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Chart:
+    """`figure`, which is not drawn again, as part of a page.
+
+    Args:
+        figure: its legend and the texts below its panels are left to the page.
+        name: the beginning of all ids, unique within the page.
+        said: what it shows; a screen reader says it instead of the drawing.
+        columns: the heads of the table of its numbers.
+        rows: the texts of that table.
+    """
+    lines = _lines(figure)
+    across = _without_surroundings(figure)
+    root = _svg(figure)
+    ids = {element.get("id"): element for element in root.iter()}
+    colours = _colours(list(lines))
+    legend = [Button(label, key, colours[key], _marker(ids, artist)) for key, (label, artist) in lines.items()]
+    _adapt(root, name, colours)
+    width, height = (float(number) for number in root.get("viewBox", "").split()[2:])
+    root.attrib |= {"role": "img", "aria-label": f"{said}; the numbers are in the table below"}
+    root.attrib |= {"width": f"{PIXELS * width:.0f}", "height": f"{PIXELS * height:.0f}"}
+    return Chart(Markup(ElementTree.tostring(root, "unicode")), across, legend, said, columns, rows)
+
+
+def _lines(figure: Figure) -> dict[str, tuple[str, Artist]]:
+    """Key of each line -> its name and one of the artists that draw its points, in the order of the keys."""
+    found: dict[str, tuple[str, Artist]] = {}
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            artist = handle.get_children()[0] if isinstance(handle, Container) else handle
+            on_one_line = label.replace("-\n", "-").replace("\n", " ")
+            found.setdefault(key_of(artist), (_plain(on_one_line), artist))
+    return dict(sorted(found.items(), key=lambda item: (item[0] == SPECIAL, len(item[0]), item[0])))
+
+
+def _colours(keys: Sequence[str]) -> dict[str, str]:
+    """The class of each line: its place on the scale of colours."""
+    scale = [key for key in keys if key != SPECIAL]
+    places = {key: place * (COLOURS - 1) // max(1, len(scale) - 1) for place, key in enumerate(scale)}
+    return {key: f"line-{places[key]}" if key in places else key for key in keys}
+
+
+def _without_surroundings(figure: Figure) -> int:
+    """Leave the panels alone in a figure of their size, and return how many of them are side by side."""
+    for artist in (*figure.legends, *figure.texts):
+        artist.remove()
+    for text in figure.findobj(Text):
+        if text.get_parse_math():
+            text.set_text(_plain(text.get_text()))
+    place = figure.axes[0].get_subplotspec()
+    assert place is not None, "panels are in a grid"
+    down, across, _, _ = place.get_geometry()
+    figure.set_size_inches(0.4 + 3.6 * across, 0.3 + 3.1 * down)
+    return across
+
+
+def _plain(text: str) -> str:
+    """A text of a figure without TeX."""
+    for written, shown in MATHEMATICS.items():
+        text = text.replace(written, shown)
+    return text
+
+
+def _svg(figure: Figure) -> ElementTree.Element:
+    """The figure without its background, and without what an SVG has beside the drawing."""
+    number_ids(figure)
+    with plain_style(), rc_context(SETTINGS):
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True)
+    root = ElementTree.fromstring(file.getvalue())
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+    for part in root.findall("metadata") + root.findall("defs[style]"):
+        root.remove(part)
+    return root
+
+
+def _marker(ids: dict[str | None, ElementTree.Element], artist: Artist) -> str:
+    """The outline of the markers that `artist` draws."""
+    use = ids[artist.get_gid()].find(".//use")
+    return "" if use is None else _rounded(ids[use.get("href", "")[1:]].get("d", ""))
+
+
+def _adapt(element: ElementTree.Element, name: str, colours: dict[str, str], own: str = "var(--soft)") -> None:
+    """Make an element and all in it a part of a page: ids and colours are the page's, and it has no styles.
+
+    Args:
+        element: a group of a line or of a light gets its class.
+        name: the beginning of all ids.
+        colours: key of a line -> its class.
+        own: the colour of all that is not neutral.
+    """
+    key = element.get("id", "").partition(".")[0]
+    classes = {"class": colours[key], "data-line": key} if key in colours else {}
+    if key.startswith("light-"):
+        classes = {"class": key.replace("-", " ")}
+    own = "var(--colour)" if classes else own
+    element.attrib = dict(_attributes(element, name, own)) | classes
+    if element.tag not in ("text", "tspan"):
+        element.text = None
+    element.tail = None
+    for part in element:
+        _adapt(part, name, colours, own)
+
+
+def _attributes(element: ElementTree.Element, name: str, own: str) -> Iterator[tuple[str, str]]:
+    """What an element keeps, with `own` as its colour."""
+    for key, value in element.items():
+        if key == "style":
+            for part in value.split(";"):
+                what, _, text = part.partition(": ")
+                if what.strip() in ("fill", "stroke"):
+                    yield what.strip(), text if text == "none" else NEUTRAL.get(text, own)
+                elif what.strip() != "font-family":
+                    yield what.strip(), text
+        elif key == "id":
+            if element.tag in ("path", "clipPath"):
+                yield key, f"{name}-{value}"
+        elif key == "href":
+            yield key, f"#{name}-{value[1:]}" if value.startswith("#") else value
+        elif key == "clip-path":
+            yield key, value.replace("#", f"#{name}-")
+        elif key not in ("target", "version"):
+            yield key, _rounded(value) if key in ("d", "x", "y", "transform") else value
+    if element.tag == "a":
+        yield "tabindex", "-1"  # the page has the same links in its table
+
+
+def _rounded(numbers: str) -> str:
+    """Numbers in a text to two digits: a hundredth of a point is seen by nobody."""
+    short = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), numbers)
+    return re.sub(r"\s+", " ", short).strip()

@@ -1,68 +1,90 @@
-"""What a page says of cells compared with each other: differences of FID, and effects of the grid's keys."""
+"""What a page says of cells compared with each other: differences of FID, effects of the grid's keys, protocols."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from taugrid.eval.tables.ablation.effects import SCOPES, Effect
-from taugrid.eval.tables.ablation.effects_files import (
-    ABOUT,
-    OVER,
-    SaidEffect,
-    effects_from_rows,
-    interval_heading,
-    said_effect,
-    short_keys_of,
-)
-from taugrid.eval.tables.ablation.verdicts import verdicts
-from taugrid.eval.tables.differences_files import SaidDifference, said_difference, with_short_keys
+from taugrid.eval.tables.ablation.effects import Effects
+from taugrid.eval.tables.ablation.effects_files import about, effect_tables, verdicts
+from taugrid.eval.tables.differences_files import SaidDifference, notes_of, said_difference, with_short_keys
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.rows import Row
+from taugrid.protocol import ProtocolFields, shortened
+from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricColumn
-from taugrid.words import counted
 
 MOST_DIFFERENCES = 400
 """Rows of the table of differences. The rest are in tables/differences.csv."""
 MOST_EFFECTS = 100
 """Rows of a table of effects. The rest are in tables/effects.csv."""
+MOST_VALUES = 4
+"""Values of a protocol's field that its row names. The rest are counted; quality.json has all of them."""
+LONGEST_LIST = 4
+"""Numbers of a list that are written out."""
 
 
-class EffectTable(NamedTuple):
-    heading: str
-    interval: str
-    """The heading of the intervals."""
-    has_settings: bool
-    rows: list[SaidEffect]
-    left_out: int
-
-
-def differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def differences(rows: Sequence[Row]) -> dict[str, Any]:
     """The differences by direction, as people read them; `rows` are those of differences.csv."""
     groups: dict[str, list[SaidDifference]] = {}
     for row in with_short_keys(rows[:MOST_DIFFERENCES]):
         along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
         heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
         groups.setdefault(heading, []).append(said_difference(row))
-    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
-    return {"groups": groups, "left_out": max(0, len(rows) - MOST_DIFFERENCES), "notes": notes}
+    return {"groups": groups, "left_out": max(0, len(rows) - MOST_DIFFERENCES), "notes": notes_of(rows)}
 
 
-def effects(rows: Sequence[Mapping[str, Any]], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:
-    """The effects of each metric, as people read them, and what they mean; None without `rows`, of effects.csv."""
-    found = effects_from_rows(rows)
-    every = [effect for its in found.values() for effect in its]
-    if not every:
+def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:
+    """The effects on each metric, as people read them, and what they mean; None without `rows`, of effects.csv."""
+    found = Effects.read(rows, metrics)
+    if not found.every:
         return None
-    names = short_keys_of(every)
-    tables = [table for metric in metrics for table in _effect_tables(found.get(metric.name, ()), metric, names)]
-    about = [ABOUT, *(OVER[over] for over in dict.fromkeys(effect.over for effect in every))]
-    notes = [f"{names[e.key]}={e.value} {e.settings}".rstrip() + f": {e.note}" for e in every if e.note]
-    told = {metric.title: list(verdicts(found.get(metric.name, ()), names, metric)) for metric in metrics}
-    return {"verdicts": told, "tables": tables, "about": about, "notes": list(dict.fromkeys(notes))}
+    tables = [
+        {
+            "heading": f"{metric.heading}: {table.title}",
+            "left_out": max(0, len(table.rows) - MOST_EFFECTS),
+            **table._asdict(),
+            "rows": table.rows[:MOST_EFFECTS],
+        }
+        for metric in found.by_metric
+        for table in effect_tables(found, metric)
+    ]
+    told = {metric.title: list(verdicts(found, metric)) for metric in found.by_metric}
+    return {"verdicts": told, "tables": tables, "about": about(found), "notes": found.notes}
 
 
-def _effect_tables(found: Sequence[Effect], metric: MetricColumn, names: Mapping[str, str]) -> Iterator[EffectTable]:
-    for scope, title in SCOPES.items():
-        its = [effect for effect in found if effect.scope == scope]
-        if its:
-            heading = f"{metric.heading}: {title} ({counted(len(its), 'comparison')})"
-            said = [said_effect(effect, names[effect.key], metric.scale) for effect in its[:MOST_EFFECTS]]
-            has_settings, left_out = any(each.settings for each in said), max(0, len(its) - MOST_EFFECTS)
-            yield EffectTable(heading, interval_heading(its), has_settings, said, left_out)
+def protocol_line(quality: QualityTable) -> str:
+    """N, the reference and the extractor, and that published FIDs have another extractor if they do."""
+    spelled = (quality.protocols.get(name, {}) for name in quality.frame["protocol"])
+    names = {protocol["extractor"]["name"] for protocol in spelled if "extractor" in protocol}
+    is_other = bool(names) and INCEPTION not in names
+    return quality.scored_as + (", not Inception: not comparable with published FIDs" if is_other else "")
+
+
+def protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, tuple[str, ...]]]:
+    """Each field in dotted form and its different values, such as ("versions.torch", ("2.9.1",))."""
+    values: dict[str, dict[str, None]] = {}
+    for protocol in protocols.values():
+        for name, value in _flat(protocol):
+            values.setdefault(name, {})[_shown(value)] = None
+    return [(name, _cut(tuple(found))) for name, found in values.items()]
+
+
+def _cut(values: tuple[str, ...]) -> tuple[str, ...]:
+    more = len(values) - MOST_VALUES
+    return values if more <= 0 else (*values[:MOST_VALUES], f"{more} more")
+
+
+def _flat(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and len(value) > LONGEST_LIST:
+        return f"{value[0]}, {value[1]}, …, {value[-1]} ({len(value)} values)"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return shortened(value) if isinstance(value, str) else json.dumps(value)

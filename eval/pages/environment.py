@@ -2,8 +2,10 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,6 +23,13 @@ def environment() -> Environment:
     )
     found.filters["short_path"] = short_path
     return found
+
+
+def rendered(template: str, styles: Sequence[str], **values: Any) -> str:
+    """A whole page, with its style sheets, its script and a policy that allows these alone."""
+    style, script = Markup("").join(map(asset, styles)), asset("report.js")
+    head = {"style": style, "script": script, "policy": policy(style, script)}
+    return environment().get_template(template).render(**head, **values)
 
 
 def asset(name: str) -> Markup:

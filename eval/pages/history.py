@@ -10,8 +10,8 @@ import pandas as pd
 
 from taugrid.eval.figures.trend import MOST_NIGHTS, trend_figure
 from taugrid.eval.nights import UNFINISHED, Light, NightLine
-from taugrid.eval.pages.environment import asset, environment, policy
-from taugrid.eval.pages.inline import Chart, chart
+from taugrid.eval.pages.charts import Chart, chart
+from taugrid.eval.pages.environment import rendered
 from taugrid.eval.tables.entries import write_number
 from taugrid.words import counted
 
@@ -40,25 +40,22 @@ def history_html(
         files: night -> what it has ("report", "summary") -> the file's path, as seen from the page.
     """
     complete = [night for night in nights if night.verdict != UNFINISHED]
-    style, script = asset("tables.css") + asset("report.css") + asset("history.css"), asset("report.js")
     links = {night: {what: quote(path) for what, path in its.items()} for night, its in files.items()}
     leads_to = {night: next(iter(its.values())) for night, its in links.items()}
-    page = {
-        "name": name,
-        "style": style,
-        "script": script,
-        "policy": policy(style, script),
-        "newest": complete[-1] if complete else None,
-        "answer": _answer(complete, len(nights) - len(complete)),
-        "trend": _trend(rows, complete, leads_to),
-        "most_nights": MOST_NIGHTS,
-        "nights": nights[::-1][:MOST_ROWS],
-        "left_out": max(0, len(nights) - MOST_ROWS),
-        "files": links,
-        "leads_to": leads_to,
-        "shapes": SHAPES,
-    }
-    return environment().get_template("history.html").render(**page)
+    return rendered(
+        "history.html",
+        ("tables.css", "report.css", "history.css"),
+        name=name,
+        newest=complete[-1] if complete else None,
+        answer=_answer(complete, len(nights) - len(complete)),
+        trend=_trend(rows, complete, leads_to),
+        most_nights=MOST_NIGHTS,
+        nights=nights[::-1][:MOST_ROWS],
+        left_out=max(0, len(nights) - MOST_ROWS),
+        files=links,
+        leads_to=leads_to,
+        shapes=SHAPES,
+    )
 
 
 def _answer(nights: Sequence[NightLine], unfinished: int) -> list[str]:

@@ -1,17 +1,14 @@
 """The quality tables as HTML: shaded by value, with errors and marks as in quality.md."""
 
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from taugrid.eval.tables.ablation.one_table import USUAL, Layout
-from taugrid.eval.tables.entries import Entry, entries, marked_pivots
+from taugrid.eval.tables.entries import Entry
 from taugrid.eval.tables.pivots import Pivot
-from taugrid.protocol import ProtocolFields
-from taugrid.registry.metrics import MetricColumn
+from taugrid.eval.tables.quality import MetricTables, QualityTable
 
 SHADES = 8
 """Shades from the best value to the worst."""
@@ -45,38 +42,26 @@ class ShadedTable(NamedTuple):
     """What each label of a row is."""
     across: str
     """What the columns are."""
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Labels, tuple[ShadedEntry, ...]], ...]
+    columns: Sequence[str]
+    rows: Sequence[tuple[Labels, Sequence[ShadedEntry]]]
 
 
-def shaded_tables(
-    frame: pd.DataFrame,
-    metric: MetricColumn,
-    protocols: Mapping[str, ProtocolFields] = {},
-    indistinguishable: Set[str] = frozenset(),
-    joined: Set[str] = frozenset(),
-    layout: Layout = USUAL,
-) -> list[ShadedTable]:
-    """The pivots of `metric` with shades that mean the same in all of them; arguments as `marked_pivots`."""
-    pivots = marked_pivots(frame, metric, protocols, indistinguishable, joined, layout)
-    scale = _Scale.of(frame[metric.name].to_numpy(dtype=np.float64), metric.higher_is_better)
+def shaded_tables(quality: QualityTable, section: MetricTables) -> list[ShadedTable]:
+    """The tables of a metric with shades that mean the same in all of them."""
+    metric = section.metric
+    scale = _Scale.of(quality.frame[metric.name].to_numpy(dtype=np.float64), metric.higher_is_better)
     return [
-        ShadedTable(
-            table.label,
-            table.notes,
-            table.heads,
-            table.across,
-            tuple(map(str, table.values.columns)),
-            tuple(_rows(table, metric, scale)),
-        )
-        for table in pivots
+        ShadedTable(table.label, table.notes, table.heads, table.across, table.columns, _rows(table, scale))
+        for table in section.tables
     ]
 
 
-def _rows(table: Pivot, metric: MetricColumn, scale: "_Scale") -> Iterator[tuple[Labels, tuple[ShadedEntry, ...]]]:
+def _rows(table: Pivot, scale: "_Scale") -> list[tuple[Labels, list[ShadedEntry]]]:
     numbers = zip(table.values.to_numpy(), table.cells.to_numpy(), strict=True)
-    for (labels, row), (values, cells) in zip(entries(table, metric), numbers, strict=True):
-        yield labels, tuple(map(_shaded, row, map(scale.shade, values), values, cells))
+    return [
+        (labels, list(map(_shaded, row, map(scale.shade, values), values, cells)))
+        for labels, row, (values, cells) in zip(table.labels, table.entries, numbers, strict=True)
+    ]
 
 
 def _shaded(entry: Entry, shade: str, value: float, cell: object) -> ShadedEntry:

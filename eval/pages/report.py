@@ -1,4 +1,4 @@
-"""report.html: what a run found, in one file that opens anywhere and loads nothing."""
+"""report.html: what a run found, in one file that opens anywhere and loads nothing; and its tables for notebooks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,21 +9,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from taugrid.eval.figures.pictures import EtaAndSteps
-from taugrid.eval.pages.answer import answer
-from taugrid.eval.pages.comparisons import differences, effects
-from taugrid.eval.pages.environment import asset, environment, policy
-from taugrid.eval.pages.measured import Measured, measured
+from taugrid.eval.pages.answer import Measured, answer, measured
+from taugrid.eval.pages.comparisons import differences, effects, protocol_line, protocol_rows
+from taugrid.eval.pages.environment import asset, environment, rendered
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
 from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
-from taugrid.eval.pages.protocol_table import protocol_line, protocol_rows
 from taugrid.eval.tables.ablation.cost import Cost
-from taugrid.eval.tables.ablation.one_table import USUAL, Layout
-from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.differences_files import ABOUT
-from taugrid.eval.tables.entries import entries, legend, marked_pivots, tabulated
-from taugrid.eval.tables.long_form import FID, in_grid_order
+from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
-from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
 
 LARGEST = 4_900_000
@@ -37,10 +32,8 @@ class PageFacts:
     name: str
     planned: int
     """Cells of the grid; replicates are one."""
-    document: Mapping[str, Any]
-    """quality.json, with rows in the order of the grid; empty if there is none."""
-    layout: Layout
-    """Rows and columns of the quality tables."""
+    quality: QualityTable
+    """Without rows if none is written."""
     differences: Sequence[Mapping[str, Any]]
     """Rows of differences.csv, with None where there is nothing."""
     effects: Sequence[Mapping[str, Any]]
@@ -63,7 +56,7 @@ class PageFacts:
     warnings: Sequence[str]
 
 
-class MetricTables(NamedTuple):
+class ShadedMetric(NamedTuple):
     """The tables of one metric, with what their marks mean."""
 
     metric: MetricColumn
@@ -80,6 +73,28 @@ def report_html(found: PageFacts) -> str:
     shown = grids(found.samples, room)
     in_pictures = _in_pictures(found, shown)
     return _rendered(page | {"pictures": _by_title(pictures), "grids": shown, "in_pictures": in_pictures})
+
+
+def run_html(name: str, directory: str, state: str, quality: QualityTable) -> str:
+    """The FID tables of a run as a piece of HTML; `state` says in words how far it is."""
+    section = quality.section(FID) if quality.rows else None
+    return (
+        environment()
+        .get_template("run.html")
+        .render(
+            name=name,
+            directory=directory,
+            state=state,
+            css=asset("tables.css"),
+            heading=FID.heading,
+            tables=shaded_tables(quality, section) if section else [],
+            legend=section.legend if section else [],
+        )
+    )
+
+
+def _rendered(page: Mapping[str, Any]) -> str:
+    return rendered("report.html", ("tables.css", "report.css"), **page)
 
 
 def _in_pictures(found: PageFacts, shown: Sequence[ImageGrid]) -> str:
@@ -101,10 +116,6 @@ def _by_title(pictures: Sequence[PagePicture]) -> dict[str, list[PagePicture]]:
     return groups
 
 
-def _rendered(page: Mapping[str, Any]) -> str:
-    return environment().get_template("report.html").render(**page)
-
-
 def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iterator[PagePicture]:
     """The pictures with their data, as long as `budget` bytes last."""
     for picture, png in pictures:
@@ -115,26 +126,21 @@ def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iter
 
 
 def _content(found: PageFacts) -> dict[str, Any]:
-    rows = found.document.get("rows", [])
-    protocols, joined = found.document.get("protocols", {}), frozenset(found.document.get("joined", ()))
-    cells = measured(_by_steps(found), rows, protocols, joined) if rows else []
-    style, script = asset("tables.css") + asset("report.css"), asset("report.js")
+    quality = found.quality
+    cells = measured(quality)
     no_grids: list[ImageGrid] = []
     return {
         "name": found.name,
-        "style": style,
-        "script": script,
-        "policy": policy(style, script),
         "answer": answer(cells, found.planned),
-        "measured_as": protocol_line(in_grid_order(rows), protocols) if rows else "",
-        "metrics": list(_tables(found)) if rows else [],
-        **_charts(found, {} if joined else protocols, cells),
+        "measured_as": protocol_line(quality) if quality.rows else "",
+        "metrics": list(_tables(quality)) if quality.rows else [],
+        **_charts(found, cells),
         "published": found.published,
         "differences": differences(found.differences),
         "about_differences": ABOUT,
-        "effects": effects(found.effects, tabulated(in_grid_order(rows))) if rows else None,
+        "effects": effects(found.effects, quality.metrics) if quality.rows else None,
         "reconstruction": _reconstruction(found.reconstruction),
-        "protocol": protocol_rows(protocols),
+        "protocol": protocol_rows(quality.protocols),
         "provenance": found.provenance,
         "config": found.config,
         "warnings": warnings(found),
@@ -144,53 +150,34 @@ def _content(found: PageFacts) -> dict[str, Any]:
     }
 
 
-def _charts(found: PageFacts, protocols: Mapping[str, ProtocolFields], cells: Sequence[Measured]) -> dict[str, Any]:
+def _charts(found: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
     """The charts, each None if there is nothing to draw."""
     if not cells and not found.losses:
         return dict.fromkeys(("over_steps", "costs", "losses"))
     from taugrid.eval.pages import charts  # matplotlib, which a run without scores does not need
 
-    frame, published = in_grid_order(found.document.get("rows", [])), found.published
     return {
-        "over_steps": charts.quality_chart(frame, protocols, cells, published) if cells else None,
+        "over_steps": charts.quality_chart(found.quality, cells, found.published) if cells else None,
         "costs": charts.cost_chart(found.costs) if len(found.costs) > 1 else None,
         "about_costs": charts.ABOUT_COSTS,
         "losses": charts.loss_chart(found.losses) if found.losses else None,
     }
 
 
-def _by_steps(found: PageFacts) -> list[ShadedTable]:
-    """The tables of FID with columns of S. The marks of another layout compare other cells, so they are left out."""
-    protocols, alike, joined = _marks(found.document)
-    frame = in_grid_order(found.document["rows"])
-    return shaded_tables(frame, FID, protocols, alike if found.layout == USUAL else frozenset(), joined)
-
-
-def _marks(document: Mapping[str, Any]) -> tuple[Mapping[str, ProtocolFields], frozenset[str], frozenset[str]]:
-    """Protocols by hash, cells that can't be told apart from the best of their column, and cells of mixed protocols."""
-    alike, joined = (frozenset(document.get(key, ())) for key in ("indistinguishable", "joined"))
-    return document["protocols"], alike, joined
-
-
-def _tables(found: PageFacts) -> Iterator[MetricTables]:
+def _tables(quality: QualityTable) -> Iterator[ShadedMetric]:
     """The tables of each metric that some cell has."""
-    frame, marks = in_grid_order(found.document["rows"]), (*_marks(found.document), found.layout)
-    of_means = averaged(frame, marks[0]).caption()
-    for metric in tabulated(frame):
-        about = legend(marked_pivots(frame, metric, *marks), metric)
-        has_error = metric.error is not None and frame[metric.error].notna().any()
-        error = of_means or (f"± is {metric.error_means}." if has_error else "")
-        tables = shaded_tables(frame, metric, *marks)
-        yield MetricTables(metric, tables, [*filter(None, [error]), *about, *_meaning(tables)])
+    for section in quality.sections:
+        tables = shaded_tables(quality, section)
+        about = [section.means, *section.legend, _meaning(section.has_best, tables)]
+        yield ShadedMetric(section.metric, tables, list(filter(None, about)))
 
 
-def _meaning(tables: Sequence[ShadedTable]) -> list[str]:
+def _meaning(has_best: bool, tables: Sequence[ShadedTable]) -> str:
     """What bold numbers and shades mean, as far as there are any."""
-    seen = [entry for table in tables for _, row in table.rows for entry in row]
-    bold = "The best of a column is bold." if any(entry.best for entry in seen) else ""
+    bold = "The best of a column is bold." if has_best else ""
     shades = "Shades go from the best value (blue) to the worst (orange)."
-    is_shaded = any(entry.shade != NO_SHADE for entry in seen)
-    return [" ".join(filter(None, [bold, shades if is_shaded else ""]))] if bold or is_shaded else []
+    is_shaded = any(entry.shade != NO_SHADE for table in tables for _, row in table.rows for entry in row)
+    return " ".join(filter(None, [bold, shades if is_shaded else ""]))
 
 
 def _reconstruction(document: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -199,15 +186,15 @@ def _reconstruction(document: Mapping[str, Any]) -> dict[str, Any] | None:
     table = reconstruction_pivot(reconstruction_frame(document["rows"]))
     return {
         "heading": RECONSTRUCTION_ERROR.heading,
-        "steps": list(table.values.columns),
-        "rows": list(entries(table, RECONSTRUCTION_ERROR)),
+        "steps": table.columns,
+        "rows": list(zip(table.labels, table.entries, strict=True)),
         "notes": [document["about"], *table.notes, LEGEND, *document["notes"]],
     }
 
 
 def warnings(found: PageFacts) -> list[str]:
     """The warnings of the page: those of the run, and that FIDs of few samples are biased."""
-    least = min((row["num_samples"] for row in found.document.get("rows", ()) if row["fid"] is not None), default=None)
+    least = min((row["num_samples"] for row in found.quality.rows if row["fid"] is not None), default=None)
     if least is None or least >= FEW_SAMPLES:
         return [*found.warnings]
     about_few = (

@@ -3,8 +3,8 @@
 The best of a column is bold or, in a log, a pipe and a terminal without colours, marked with a star.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 from rich import box
@@ -12,14 +12,10 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from taugrid.eval.tables.ablation.one_table import USUAL, Layout
-from taugrid.eval.tables.ablation.replicates import averaged
-from taugrid.eval.tables.entries import Entry, entries, has_best, legend, marked_pivots, tabulated
-from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.entries import Entry
 from taugrid.eval.tables.pivots import Pivot
+from taugrid.eval.tables.quality import MetricTables, QualityTable
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
-from taugrid.protocol import ProtocolFields
-from taugrid.registry.metrics import MetricColumn
 
 CONSOLE_WIDTH = 80
 """Characters that tables take at most. rich assumes as many if there is no terminal; a narrower one gets narrower
@@ -44,87 +40,69 @@ class Drawn:
         yield from self.parts(shows_bold, min(CONSOLE_WIDTH, options.max_width))
 
 
-def to_console(
-    frame: pd.DataFrame,
-    protocols: Mapping[str, ProtocolFields] = {},
-    indistinguishable: Set[str] = frozenset(),
-    joined: Set[str] = frozenset(),
-    layout: Layout = USUAL,
-    metric: MetricColumn = FID,
-) -> Drawn:
-    """The tables of one metric, for `rich` to print; arguments as in `marked_pivots`.
+def to_console(table: QualityTable) -> Drawn:
+    """The tables of every metric, for `rich` to print; notes and the star's meaning stand below the first.
 
     A table wider than 80 characters, or than the terminal, gets its errors below the values; if it is still too wide,
-    it is split by S.
+    it is split by its columns.
     """
-    tables = marked_pivots(frame, metric, protocols, indistinguishable, joined, layout)
-    of_means = "" if frame.empty else averaged(frame, protocols).caption()
+    first, *others = table.sections
 
     def parts(bold: bool, width: int) -> Iterator[RenderableType]:
-        for table in tables:
-            yield Text(": ".join(filter(None, [metric.heading, table.label])))
-            yield from _console_tables(table, metric, bold, width)
-            yield from map(Text, table.notes)
-        below = [of_means, *_star(tables, metric, bold), *legend(tables, metric)]
-        yield from map(Text, filter(None, below))
+        for pivot in first.tables:
+            yield Text(": ".join(filter(None, [first.metric.heading, pivot.label])))
+            yield from _console_tables(pivot, bold, width)
+            yield from map(Text, pivot.notes)
+        yield from map(Text, filter(None, [first.caption, *_star(first.tables, bold), *first.legend]))
+        if sum(len(pivot.values) for section in others for pivot in section.tables) > MOST_ROWS:
+            yield Text(f"{' and '.join(section.metric.title for section in others)}: see tables/quality.md")
+        elif others:
+            yield from (part for section in others for part in _below(section, bold, width))
+            yield Text()
 
     return Drawn(parts)
 
 
-def others_to_console(
-    frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields], joined: Set[str], layout: Layout, shown: MetricColumn
-) -> Drawn:
-    """The tables of all metrics but `shown`, without the notes and the star's meaning that stand below that one's."""
-    others = [metric for metric in tabulated(frame) if metric.name != shown.name]
-    pivots = {metric: marked_pivots(frame, metric, protocols, frozenset(), joined, layout) for metric in others}
-    are_too_many = sum(len(table.values) for tables in pivots.values() for table in tables) > MOST_ROWS
-
-    def parts(bold: bool, width: int) -> Iterator[RenderableType]:
-        if are_too_many:
-            yield Text(f"{' and '.join(metric.title for metric in others)}: see tables/quality.md")
-            return
-        for metric, tables in pivots.items():
-            heading = f"{metric.heading}; ± is {metric.error_means}" if metric.error_means else metric.heading
-            for table in tables:
-                yield from (Text(), Text(": ".join(filter(None, [heading, table.label]))))
-                yield from _console_tables(table, metric, bold, width)
-            yield from map(Text, legend(tables, metric))
-        yield Text()
-
-    return Drawn(parts)
+def _below(section: MetricTables, bold: bool, width: int) -> Iterator[RenderableType]:
+    """The tables of a further metric."""
+    metric = section.metric
+    heading = f"{metric.heading}; ± is {metric.error_means}" if metric.error_means else metric.heading
+    for pivot in section.tables:
+        yield from (Text(), Text(": ".join(filter(None, [heading, pivot.label]))))
+        yield from _console_tables(pivot, bold, width)
+    yield from map(Text, section.legend)
 
 
 def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[str] = ()) -> Drawn:
     """The table of reconstruction errors, with `about` and `notes` below it, as `write_reconstruction` takes them."""
-    table, metric = replace(reconstruction_pivot(frame), heads=("",)), RECONSTRUCTION_ERROR
+    table, metric = reconstruction_pivot(frame), RECONSTRUCTION_ERROR
     with_errors = table.errors.notna().any(axis=None)
 
     def parts(bold: bool, width: int) -> Iterator[RenderableType]:
         yield Text(metric.heading)
-        yield from _console_tables(table, metric, bold, width)
+        yield from _console_tables(table, bold, width)
         error_means = [f"± is {metric.error_means}."] if with_errors else []
-        yield from map(Text, [*_star([table], metric, bold), about, *table.notes, *error_means, *notes])
+        yield from map(Text, [*_star([table], bold), about, *table.notes, *error_means, *notes])
 
     return Drawn(parts)
 
 
-def _star(tables: Sequence[Pivot], metric: MetricColumn, bold: bool) -> list[str]:
+def _star(tables: Sequence[Pivot], bold: bool) -> list[str]:
     """The line that says what the star means, if there is one."""
-    return [f"{BEST} the best of its column."] if not bold and has_best(tables, metric) else []
+    return [f"{BEST} the best of its column."] if not bold and any(table.has_best for table in tables) else []
 
 
-def _console_tables(pivoted: Pivot, metric: MetricColumn, bold: bool, room: int) -> Iterator[Table]:
-    labels, rows = zip(*entries(pivoted, metric), strict=True)
+def _console_tables(pivot: Pivot, bold: bool, room: int) -> Iterator[Table]:
+    """The parts of a table that fit side by side into `room` characters."""
+    rows = pivot.entries
     if not bold:
-        rows = tuple([entry._replace(mark=BEST * entry.best + entry.mark) for entry in row] for row in rows)
-    steps = [str(steps) for steps in pivoted.values.columns]
+        rows = [[entry._replace(mark=BEST * entry.best + entry.mark) for entry in row] for row in rows]
     gap = 2  # a space of padding, and one where the box has its divider
-    heads = [*pivoted.heads[:-1], f"{pivoted.heads[-1]} \\ {pivoted.across}" if pivoted.heads[-1] else pivoted.across]
-    lengths = [max(len(head), *map(len, column)) for head, *column in zip(heads, *labels, strict=True)]
-    label_widths = _fitted(lengths, room // 2)
-    for_labels = sum(label_widths) + gap * (len(heads) - 1)
+    labels_of = list(zip(pivot.corner, *pivot.labels, strict=True))
+    label_widths = _fitted([max(map(len, column)) for column in labels_of], room // 2)
+    for_labels = sum(label_widths) + gap * (len(label_widths) - 1)
     for separator in (" ", "\n"):
-        columns = [_aligned(head, column, separator) for head, *column in zip(steps, *rows, strict=True)]
+        columns = [_aligned(head, column, separator) for head, *column in zip(pivot.columns, *rows, strict=True)]
         widths = [gap + len(column[0]) for column in columns]
         if for_labels + sum(widths) <= room:
             break
@@ -135,13 +113,12 @@ def _console_tables(pivoted: Pivot, metric: MetricColumn, bold: bool, room: int)
         parts[-1].append(i)
     for part in parts:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for head, label_width in zip(heads, label_widths, strict=True):
+        for head, label_width in zip(pivot.corner, label_widths, strict=True):
             table.add_column(Text(head), width=label_width, overflow="fold")
         for i in part:
             table.add_column(Text(columns[i][0]))
-        for k, label in enumerate(labels):
-            styles = ["bold" if bold and rows[k][i].best else "" for i in part]
-            entered = (Text(columns[i][k + 1], style) for i, style in zip(part, styles, strict=True))
+        for k, label in enumerate(pivot.labels):
+            entered = (Text(columns[i][k + 1], "bold" if bold and rows[k][i].best else "") for i in part)
             table.add_row(*map(Text, label), *entered)
         yield table
 

@@ -18,10 +18,10 @@ import pandas as pd
 from taugrid.eval.metrics.frechet import difference_standard_error
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.replicates import SEEDS
-from taugrid.eval.tables.entries import ROUNDING
+from taugrid.eval.tables.entries import ROUNDING, Z_95
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, long_form
 from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_checkpoints
-from taugrid.eval.tables.rows import as_text
+from taugrid.eval.tables.rows import Row, as_text
 from taugrid.protocol import ProtocolFields, disagreements
 
 DIFFERENCE_COLUMNS = (
@@ -69,7 +69,7 @@ class Line(NamedTuple):
     cells: list[str]
 
 
-def differences(rows: Sequence[Mapping[str, Any]], evidence: Evidence) -> list[dict[str, Any]]:
+def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]:
     """Rows of `DIFFERENCE_COLUMNS` for neighbours with an FID.
 
     First come pairs along S at fixed eta, then along eta (sigma_hat last) at fixed S, and then, at fixed S and eta,
@@ -91,7 +91,7 @@ def differences(rows: Sequence[Mapping[str, Any]], evidence: Evidence) -> list[d
         row["cell"]: {key: names.get(value, value) if key == CHECKPOINT else value for key, value in row.items()}
         for row in rows
     }
-    pivots = _pivots(rows, evidence.protocols)
+    pivots = pivot_tables(long_form(rows), FID, evidence.protocols)
     return [
         pair(by_cell[a], by_cell[b], evidence) | {"along": line.along, "settings": line.settings}
         for line in (*_within(pivots), *_between(pivots, {cell: place for place, cell in enumerate(by_cell)}))
@@ -125,9 +125,7 @@ def _scored(table: Pivot) -> pd.DataFrame:
     return table.cells.where(table.values.notna())
 
 
-def pair(
-    row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evidence, override: bool = False
-) -> dict[str, Any]:
+def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> dict[str, Any]:
     """The row of `DIFFERENCE_COLUMNS` for any two cells; `along` is empty, since they need not be neighbours.
 
     Args:
@@ -141,7 +139,9 @@ def pair(
             comparable, naming the fields that differ.
         KeyError: if a cell has no pairing, or a protocol is missing.
     """
-    _require_fids(row_a, row_b)
+    for row in (row_a, row_b):
+        if row["fid"] is None or row["fid"] != row["fid"]:
+            raise ValueError(f"cell {row['cell']} has no FID")
     obstacles = _obstacles(row_a, row_b, evidence)
     if obstacles and not override:
         names = f"{row_a['cell']} and {row_b['cell']}"
@@ -169,17 +169,7 @@ def pair(
     }
 
 
-def _require_fids(*rows: Mapping[str, Any]) -> None:
-    for row in rows:
-        if _is_missing(row["fid"]):
-            raise ValueError(f"cell {row['cell']} has no FID")
-
-
-def _pivots(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> list[Pivot]:
-    return pivot_tables(long_form(rows), FID.name, FID.error, protocols)
-
-
-def _obstacles(row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evidence) -> list[str]:
+def _obstacles(row_a: Row, row_b: Row, evidence: Evidence) -> list[str]:
     """Reasons not to compare the two, such as "versions.torch is 2.9.1 and 2.10.0"."""
     protocols = {"a": evidence.protocols[row_a["protocol"]], "b": evidence.protocols[row_b["protocol"]]}
     named = disagreements(protocols).items()
@@ -189,7 +179,7 @@ def _obstacles(row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evi
     return found
 
 
-def paired_error(difference: float, row_a: Mapping[str, Any], row_b: Mapping[str, Any], evidence: Evidence) -> Paired:
+def paired_error(difference: float, row_a: Row, row_b: Row, evidence: Evidence) -> Paired:
     """The standard error of a difference between two cells.
 
     Raises:
@@ -214,7 +204,7 @@ def paired_error(difference: float, row_a: Mapping[str, Any], row_b: Mapping[str
     return Paired(se, difference / se, "")
 
 
-def _others(row_a: Mapping[str, Any], row_b: Mapping[str, Any]) -> str:
+def _others(row_a: Row, row_b: Row) -> str:
     """The differing settings besides S and eta, such as "clip: none -> x0_and_eps"; a model by its keys, if any."""
     given = {*row_a, *row_b}
     keys = sorted((given & SETTINGS) | set(axes(given)))
@@ -224,5 +214,35 @@ def _others(row_a: Mapping[str, Any], row_b: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}: {as_text(row_a.get(key))} -> {as_text(row_b.get(key))}" for key in differing)
 
 
-def _is_missing(value: object) -> bool:
-    return value is None or value != value
+class BestCheckpoint(NamedTuple):
+    """Of cells that differ in nothing but the checkpoint."""
+
+    steps: int
+    cell: str
+    checkpoint: str
+    alike: tuple[str, ...]
+    """Checkpoints whose paired difference to the best is |z| < `Z_95`, in the order of the rows."""
+
+
+def best_checkpoints(rows: Sequence[Row], evidence: Evidence) -> list[BestCheckpoint]:
+    """One for each group of at least two scored cells that differ in nothing but the checkpoint."""
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.get(CHECKPOINT) is not None and row["fid"] is not None:
+            names = ["steps", "eta", "sigma", "spacing", "clip", "num_samples", *axes(row)]
+            groups[tuple(as_text(row.get(name)) for name in names if name != CHECKPOINT)].append(row)
+    return [_best(group, evidence) for group in groups.values() if len(group) > 1]
+
+
+def _best(group: Sequence[Row], evidence: Evidence) -> BestCheckpoint:
+    best = min(group, key=lambda row: float(row["fid"]))
+    alike = tuple(str(row[CHECKPOINT]) for row in group if row is not best and _is_alike(best, row, evidence))
+    return BestCheckpoint(best["steps"], best["cell"], str(best[CHECKPOINT]), alike)
+
+
+def _is_alike(best: Row, row: Row, evidence: Evidence) -> bool:
+    try:
+        found = pair(best, row, evidence)
+    except ValueError:  # another protocol or other noise
+        return False
+    return found["se"] is not None and (found["z"] is None or abs(found["z"]) < Z_95)

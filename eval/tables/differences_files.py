@@ -2,17 +2,16 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, Z_95, write_number
 from taugrid.eval.tables.pivots import SIGMA_HAT, short_columns
-from taugrid.eval.tables.rows import series
-from taugrid.storage import replacing
+from taugrid.eval.tables.rows import Row, as_csv, series, with_notes, write_files
 
 _FLOATS = frozenset({"eta_a", "eta_b", "fid_a", "fid_b", "difference", "se", "z"})
 
@@ -34,12 +33,12 @@ _KEY = re.compile(r"(?:^|(?<=, ))[a-z_0-9.]+(?= = |: |$)")
 HEADINGS = {"steps": "Along S:", "eta": "Along eta:", "": "Other pairs:"}
 
 
-def differences_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def differences_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """A table of `DIFFERENCE_COLUMNS`: numbers are float64 with NaN for None, S and N integers, `joined` is boolean."""
     return pd.DataFrame({name: series([row[name] for row in rows], name in _FLOATS) for name in DIFFERENCE_COLUMNS})
 
 
-def differences_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def differences_markdown(rows: Sequence[Row]) -> str:
     """A list for each pivot and direction, in the order of `rows`. Notes on missing errors come last, each once."""
     blocks = ["# Differences of FID", ABOUT if rows else "No two neighbours of the grid can be compared."]
     groups: dict[tuple[str, str], list[str]] = {}
@@ -52,13 +51,14 @@ def differences_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             blocks.append(f"## {title}")
             heading = title
         blocks += [*filter(None, [HEADINGS.get(along)]), "\n".join(lines)]
-    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
-    if notes:
-        blocks += ["## Notes", "\n".join(f"- {note}" for note in notes)]
-    return "\n\n".join(blocks) + "\n"
+    return with_notes("\n\n".join(blocks) + "\n", notes_of(rows))
 
 
-def with_short_keys(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+
+
+def with_short_keys(rows: Sequence[Row]) -> list[Row]:
     """The rows with the last components of grid keys where files have all of them."""
     texts = dict.fromkeys(row[name] or "" for row in rows for name in IN_WORDS)
     short = short_columns(dict.fromkeys(key for text in texts for key in _KEY.findall(text) if "." in key))
@@ -68,15 +68,9 @@ def with_short_keys(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     ]
 
 
-def write_differences(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write differences.{csv,md} into `folder`, each whole or not at all; equal rows give equal bytes."""
-    contents = {
-        "csv": differences_frame(rows).to_csv(index=False, lineterminator="\n"),
-        "md": differences_markdown(rows),
-    }
-    for suffix, text in contents.items():
-        with replacing(folder / f"differences.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+def write_differences(rows: Sequence[Row], folder: Path) -> None:
+    """Write differences.{csv,md} into `folder`."""
+    write_files(folder, "differences", csv=as_csv(differences_frame(rows)), md=differences_markdown(rows))
 
 
 class SaidDifference(NamedTuple):
@@ -91,7 +85,7 @@ class SaidDifference(NamedTuple):
     mark: str
 
 
-def difference_line(row: Mapping[str, Any]) -> str:
+def difference_line(row: Row) -> str:
     """A difference in a line, such as "S 10 -> 20 at eta 0: -5.43 ± 0.80, z = -6.8"."""
     [shown] = with_short_keys([row])
     said = said_difference(shown)
@@ -99,20 +93,18 @@ def difference_line(row: Mapping[str, Any]) -> str:
     return f"{said.where}: {', '.join(parts)} {said.mark}".rstrip()
 
 
-def said_difference(row: Mapping[str, Any]) -> SaidDifference:
+def said_difference(row: Row) -> SaidDifference:
     """The parts of `difference_line`."""
     value, error = write_number(row["difference"], math.nan if row["se"] is None else row["se"])
     signed = f"+{value}" if row["difference"] > 0 else value
     z = "" if row["z"] is None else f"{row['z']:+.1f}"
-    marks = [
-        *([INDISTINGUISHABLE] if row["z"] is not None and abs(row["z"]) < Z_95 else []),
-        *([JOINED] if row["joined"] else []),
-    ]
+    is_alike = row["z"] is not None and abs(row["z"]) < Z_95
+    marks = [INDISTINGUISHABLE if is_alike else "", JOINED if row["joined"] else ""]
     where = ", ".join(filter(None, [_place(row), row["others"]]))
-    return SaidDifference(where, f"{signed} {error}".rstrip(), z, " ".join(marks))
+    return SaidDifference(where, f"{signed} {error}".rstrip(), z, " ".join(filter(None, marks)))
 
 
-def _place(row: Mapping[str, Any]) -> str:
+def _place(row: Row) -> str:
     steps, etas = (row["steps_a"], row["steps_b"]), (_eta(row, "a"), _eta(row, "b"))
     if etas[0] == etas[1]:
         return f"S {' -> '.join(map(str, dict.fromkeys(steps)))} at eta {etas[0]}"
@@ -121,5 +113,5 @@ def _place(row: Mapping[str, Any]) -> str:
     return f"S {steps[0]}, eta {etas[0]} -> S {steps[1]}, eta {etas[1]}"
 
 
-def _eta(row: Mapping[str, Any], side: str) -> str:
+def _eta(row: Row, side: str) -> str:
     return SIGMA_HAT if row[f"sigma_{side}"] == "sigma_hat" else f"{row[f'eta_{side}']:g}"

@@ -1,35 +1,53 @@
-"""The quality table pivoted as in the DDIM paper: rows of eta, columns of S, and a table for any other difference.
+"""The quality table pivoted as in the DDIM paper: rows of eta, columns of S.
 
-`protocols` has the rows' protocols by short hash. Rows that differ in a field that must agree get separate tables.
+`Arranged` makes one table for all models, with a row for each setting and eta: tables and pages show it. `pivot_tables`
+makes a table for each combination of settings: differences and figures compare the cells of one such table, and tables
+that differ in one setting. Both keep apart what can't be compared. `protocols` has the rows' protocols by short hash.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from taugrid.config import Sample
-from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, axes
+from taugrid.eval.tables.ablation.replicates import Averaged
+from taugrid.eval.tables.entries import Entry, entry
+from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, FID, axes
 from taugrid.eval.tables.rows import as_text
-from taugrid.grids.names import SHOWN, short_keys, short_names
+from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
 from taugrid.protocol import ProtocolFields, disagreements, kind
+from taugrid.registry.metrics import MetricColumn
+from taugrid.words import markdown_table
 
 SIGMA_HAT = "σ̂"
-
-
 SYMBOLS = SHOWN | {"eta": "η"}
 """Columns that tables and figures write as the paper does."""
+OTHERS = ("sampler", "spacing", "clip")
+"""Columns of quality.csv that are settings of a cell, besides those that every table has."""
+
+
+class Layout(NamedTuple):
+    """The columns of quality.csv that a table's rows and columns are. What is in neither makes separate tables."""
+
+    rows: tuple[str, ...] = ()
+    """Empty: everything that varies, and eta at the end."""
+    columns: str = "steps"
+
+
+USUAL = Layout()
+"""Rows of settings and eta, columns of S."""
 
 
 @dataclass(frozen=True)
 class Pivot:
-    """A table as in the paper: labels of eta as index, ascending, sigma_hat last; S as columns, ascending.
+    """A table of one metric: labels as index, which has several levels if rows are of several settings."""
 
-    A table of several models (eval/tables/ablation/one_table.py) has an index of several levels, eta's the last.
-    """
-
+    metric: MetricColumn
     settings: Mapping[str, str]
     """What distinguishes this table from the others; checkpoints by their short names. Empty if it is the only one."""
     values: pd.DataFrame
@@ -51,15 +69,61 @@ class Pivot:
     fewer: Mapping[str, int] = field(default_factory=dict)
     """Cell -> its number of replicates, where that is smaller than others'."""
 
-    @property
+    @cached_property
     def labels(self) -> list[tuple[str, ...]]:
         """The index: for each row, its label at each level."""
         return [label if isinstance(label, tuple) else (label,) for label in self.values.index]
 
     @property
+    def columns(self) -> list[str]:
+        return [str(column) for column in self.values.columns]
+
+    @property
+    def corner(self) -> list[str]:
+        """The heads of the columns of labels, the last with what the columns are: "η \\ S"."""
+        return [*self.heads[:-1], f"{self.heads[-1]} \\ {self.across}" if self.heads[-1] else self.across]
+
+    @cached_property
+    def entries(self) -> list[list[Entry]]:
+        """Each row as people read it. The best of a column is marked only if the column has more than one value."""
+        scale, empty = self.metric.scale, self.values * math.nan
+        values, errors = self.values * scale, self.errors * scale
+        spreads = empty if self.spreads is None else self.spreads * scale
+        cells = self.cells.reindex(index=values.index, columns=values.columns)
+        best = (values.max() if self.metric.higher_is_better else values.min()).where(values.count() > 1)
+        numbers = (part.to_numpy().tolist() for part in (values, errors, spreads, cells))
+        return [
+            [
+                entry(value, error, spread, least, self.marks.get(cell, ""), self.fewer.get(cell))
+                for value, error, spread, cell, least in zip(*row, best, strict=True)
+            ]
+            for row in zip(*numbers, strict=True)
+        ]
+
+    @property
+    def has_best(self) -> bool:
+        return any(entry.best for row in self.entries for entry in row)
+
+    @property
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown, the best of each column bold."""
+        lines = [
+            [*labels, *(f"{f'**{e.joined()}**' if e.best else e.joined()} {e.mark}".rstrip() for e in row)]
+            for labels, row in zip(self.labels, self.entries, strict=True)
+        ]
+        columns = "l" * len(self.heads) + "r" * len(self.columns)
+        return markdown_table([*self.corner, *self.columns], columns, lines)
+
+    @property
     def label(self) -> str:
         """The settings as names write them, such as "schedule=linear clip=x0"."""
-        return " ".join(f"{name}={value}" for name, value in short_settings(self.settings).items())
+        return " ".join(f"{name}={value}" for name, value in self.short_settings.items())
+
+    @property
+    def short_settings(self) -> dict[str, str]:
+        """The settings under the names of `short_columns`."""
+        names = short_columns(self.settings)
+        return {names[column]: value for column, value in self.settings.items()}
 
     @property
     def heading(self) -> str:
@@ -70,14 +134,64 @@ class Pivot:
         """The heading without the settings `left_out`, common to tables that differ in nothing else."""
         return ", ".join(f"{setting} = {value}" for setting, value in self.settings.items() if setting not in left_out)
 
+    def against_best(self) -> Iterator[tuple[str, list[str]]]:
+        """The best cell of each column with all others that are not as good, if there are any."""
+        for (_, column), (_, cells) in zip(self.values.items(), self.cells.items(), strict=True):
+            best = column.max() if self.metric.higher_is_better else column.min()
+            if others := list(cells[column.notna() & (column != best)]):
+                yield cells[column == best].iloc[0], others
+
+
+class Arranged:
+    """Where each cell stands in the tables of a layout: one, unless N, protocols or the layout keep cells apart.
+
+    Values of grid keys stand in the order in which the frame first has them, S and eta ascending. A setting that
+    follows from eta gets a note instead of a place in the rows.
+    """
+
+    def __init__(self, means: Averaged, protocols: Mapping[str, ProtocolFields], layout: Layout = USUAL) -> None:
+        self.means, self.layout = means, layout
+        self.ready = prepared(means.frame, protocols)
+        self.by_row, self.apart = _following_eta(self.ready), _incomparable(self.ready)
+        self.settings = [name for name in _varying(self.ready) if name not in (*self.by_row, *self.apart)]
+        """The settings that the rows of the usual table show, besides eta."""
+        self._kind_notes = kind_notes(means.frame, protocols)
+
+    def tables(self, metric: MetricColumn) -> list[Pivot]:
+        """The tables of a metric with its errors, replicates averaged.
+
+        Raises:
+            ValueError: if two cells belong in the same place.
+        """
+        ready, columns = self.ready, self.layout.columns
+        if ready.empty:
+            return []
+        free = [name for name in self.settings if name != columns]
+        several = {name for name in ("eta", "steps") if ready[name].nunique() > 1}
+        ends = [*(["steps"] if "steps" in several else []), "eta"]
+        rows = list(self.layout.rows) or [*free, *(name for name in ends if name != columns)]
+        unplaced = [name for name in (*free, *sorted(several)) if name not in (*rows, columns, *self.apart)]
+        apart = [*self.apart, *unplaced]
+        return [
+            _pivot(
+                group,
+                metric,
+                self.means,
+                (rows, columns),
+                settings={name: labelled(group, name).iloc[0] for name in apart},
+                notes=(*(row_note(group, name) for name in self.by_row), *self._of_kind(group)),
+            )
+            for group in _groups(ready, apart)
+        ]
+
+    def _of_kind(self, group: pd.DataFrame) -> list[str]:
+        return self._kind_notes.get(group["protocol"].iloc[0], [])
+
 
 def pivot_tables(
-    frame: pd.DataFrame,
-    metric: str = "fid",
-    error: str | None = "fid_se",
-    protocols: Mapping[str, ProtocolFields] = {},
+    frame: pd.DataFrame, metric: MetricColumn = FID, protocols: Mapping[str, ProtocolFields] = {}
 ) -> list[Pivot]:
-    """A table of `metric` and its `error` for each combination of the settings that vary besides eta and S.
+    """A table of eta and S for each combination of the settings that vary besides.
 
     A sampling setting that follows from the row gets a note instead of separate tables: in the paper only sigma_hat
     clips. Settings that make another model, and N, always get separate tables. If these still mix kinds of protocol,
@@ -89,19 +203,83 @@ def pivot_tables(
     if frame.empty:
         return []
     told = kind_notes(frame, protocols)
-    frame = prepared(frame, protocols)
-    apart, by_row = _layout(frame)
-    groups = list(frame.groupby(apart, sort=False, dropna=False)) if apart else [((), frame)]
+    ready = prepared(frame, protocols)
+    apart, by_row = _separate(ready)
     return [
-        Pivot(
+        _pivot(
+            group,
+            metric,
+            None,
+            (["eta"], "steps"),
             settings={column: as_text(group[column].iloc[0]) for column in apart},
-            values=_grid(group, metric),
-            errors=_grid(group, error),
             notes=(*(row_note(group, column) for column in by_row), *told.get(group["protocol"].iloc[0], [])),
-            cells=_grid(group, "cell"),
         )
-        for _, group in groups
+        for group in _groups(ready, apart)
     ]
+
+
+def _groups(frame: pd.DataFrame, apart: Sequence[str]) -> list[pd.DataFrame]:
+    return [group for _, group in frame.groupby(list(apart), sort=False, dropna=False)] if apart else [frame]
+
+
+def _pivot(
+    group: pd.DataFrame,
+    metric: MetricColumn,
+    means: Averaged | None,
+    place: tuple[Sequence[str], str],
+    settings: Mapping[str, str],
+    notes: tuple[str, ...],
+) -> Pivot:
+    """The table of a group of cells, whose rows and columns are the columns `place` of the frame."""
+    rows, across = place
+    labels = pd.DataFrame({name: labelled(group, name).map(str) for name in rows} | {across: labelled(group, across)})
+    places = [tuple(its) for its in labels[[*rows, across]].itertuples(index=False)]
+    if twice := next((its for its in places if places.count(its) > 1), None):
+        first, second, *_ = (str(cell) for cell, its in zip(group["cell"], places, strict=True) if its == twice)
+        at = ", ".join(f"{SHOWN.get(name, name)} {value}" for name, value in zip([*rows, across], twice, strict=True))
+        raise ValueError(f"cells {first} and {second} are both at {at} of one table")
+    errors, spreads = list(group[metric.error]) if metric.error else [math.nan] * len(group), None
+    if means is not None and means.over:
+        errors, spreads = (list(part[metric.name].loc[group["cell"]]) for part in (means.errors, means.spreads))
+    index, header = _ordered(group, labels, rows), [its[0] for its in _ordered(group, labels, [across])]
+    flat = [row[0] for row in index] if len(rows) == 1 else pd.MultiIndex.from_tuples(index)
+
+    def grid(values: Iterable[Any], dtype: type = float) -> pd.DataFrame:
+        by_place = dict(zip(places, values, strict=True))
+        body = [[by_place.get((*row, column), math.nan) for column in header] for row in index]
+        return pd.DataFrame(body, index=flat, columns=header, dtype=dtype)
+
+    return Pivot(
+        metric=metric,
+        settings=settings,
+        values=grid(group[metric.name]),
+        errors=grid(errors),
+        cells=grid(group["cell"], object),
+        spreads=None if spreads is None else grid(spreads),
+        notes=notes,
+        heads=tuple(short_columns(rows).values()),
+        across=short_columns([across])[across],
+        fewer={} if means is None else means.fewer,
+    )
+
+
+def _ordered(group: pd.DataFrame, labels: pd.DataFrame, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The different labels of some columns, in the order of tables."""
+    ranks = pd.DataFrame({name: _ranks(group, name) for name in names}).sort_values(list(names), kind="stable")
+    return list(dict.fromkeys(tuple(row) for row in labels.loc[ranks.index, list(names)].itertuples(index=False)))
+
+
+def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":
+    """Where a column's values stand: numbers of the paper ascending, sigma_hat last, others as they first appear."""
+    if name == "eta":
+        keys: list[Any] = [(sigma != "eta", eta) for sigma, eta in zip(group["sigma"], group["eta"], strict=True)]
+    elif name in SYMBOLS:
+        keys = list(group[name])
+    else:
+        first = {value: place for place, value in enumerate(dict.fromkeys(group[name].map(as_text)))}
+        keys = [first[as_text(value)] for value in group[name]]
+    places = {key: place for place, key in enumerate(sorted(set(keys)))}
+    return pd.Series([places[key] for key in keys], index=group.index)
 
 
 def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd.DataFrame:
@@ -118,12 +296,6 @@ def short_columns(columns: Iterable[str]) -> dict[str, str]:
     """Column -> its name for people: a symbol of the paper, or a grid key's last component where that is unique."""
     given = list(columns)
     return {**short_keys(given, Sample.model_fields), **{name: SYMBOLS[name] for name in given if name in SYMBOLS}}
-
-
-def short_settings(settings: Mapping[str, str]) -> dict[str, str]:
-    """The settings of a table under the names of `short_columns`."""
-    names = short_columns(settings)
-    return {names[column]: value for column, value in settings.items()}
 
 
 def short_checkpoints(checkpoints: Iterable[object]) -> dict[str, str]:
@@ -144,56 +316,78 @@ def kind_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> 
     return {each: [f"protocol: {', '.join(fields)}"] for each, fields in particular.items()}
 
 
-def _layout(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Columns that need separate tables, and columns that differ but follow from a table and its row."""
-
-    def follows(column: str, given: list[str]) -> bool:
-        known = frame.drop_duplicates(given) if given else frame.head(1)
-        return len(frame.drop_duplicates([*given, column])) == len(known)
-
-    given = list(frame.columns)
-    others = sorted(axes(given), key=given.index)
-    apart = [axis for axis in [*others, "num_samples"] if ("." in axis or axis in COLUMNS) and not follows(axis, [])]
-    if not follows("model", apart):
-        apart.append("model")
-    by_row: list[str] = []
-    # Clip comes last: it may follow from the row only within another setting, which already has separate tables then.
-    for column in [*(axis for axis in others if "." not in axis), "sampler", "spacing", "clip"]:
-        if not follows(column, []):
-            (by_row if follows(column, [*apart, "sigma", "eta"]) else apart).append(column)
-    # The protocol comes at the very end: N and settings such as a precision explain its kind better than a hash.
-    if not follows("protocol", apart):
-        apart.append("protocol")
-    return apart, by_row
+def labelled(frame: pd.DataFrame, name: str) -> "pd.Series[Any]":
+    """A column as tables write its values: eta as 0.0 or σ̂, S as a number, other settings as in a config."""
+    if name == "eta":
+        numbers = frame["eta"].map(lambda eta: str(float(eta)))
+        return numbers.where(frame["sigma"] != "sigma_hat", SIGMA_HAT)
+    return frame[name] if name == "steps" else frame[name].map(shown)
 
 
-def against_best(table: Pivot, higher_is_better: bool) -> Iterator[tuple[str, list[str]]]:
-    """The best cell of each column with all others that are not as good, if there are any."""
-    for (_, column), (_, cells) in zip(table.values.items(), table.cells.items(), strict=True):
-        best = column.max() if higher_is_better else column.min()
-        if others := list(cells[column.notna() & (column != best)]):
-            yield cells[column == best].iloc[0], others
-
-
-def eta_labels(group: pd.DataFrame) -> "pd.Series[str]":
-    """What rows of eta are called: its number, or σ̂."""
-    numbers = group["eta"].map(lambda eta: str(float(eta)))
-    return numbers.where(group["sigma"] != "sigma_hat", SIGMA_HAT)
-
-
-def _grid(group: pd.DataFrame, column: str | None) -> pd.DataFrame:
-    placed = group.assign(row=eta_labels(group)).sort_values(["sigma", "eta", "steps"])
-    twice = placed[placed.duplicated(["row", "steps"], keep=False)]
-    if len(twice):
-        place = f"eta {twice['row'].iloc[0]}, S = {twice['steps'].iloc[0]}"
-        raise ValueError(f"cells {twice['cell'].iloc[0]} and {twice['cell'].iloc[1]} are both at {place} of one table")
-    values = placed.assign(value=placed[column] if column else math.nan)
-    grid = values.pivot(index="row", columns="steps", values="value")
-    return grid.reindex(index=placed["row"].unique(), columns=sorted(grid.columns))
+def shown(value: object) -> str:
+    return as_text(value) if value is None or value != value else plain_text(value)
 
 
 def row_note(group: pd.DataFrame, column: str) -> str:
     """Which rows have which value of `column`, such as "clip: none (0.0, 0.2), x0_and_eps (σ̂)"."""
-    ordered = group.assign(row=eta_labels(group), value=group[column].map(as_text)).sort_values(["sigma", "eta"])
+    ordered = group.assign(row=labelled(group, "eta"), value=group[column].map(as_text)).sort_values(["sigma", "eta"])
     rows = {str(value): ", ".join(part.unique()) for value, part in ordered.groupby("value", sort=False)["row"]}
     return f"{column}: " + ", ".join(f"{v} ({labels})" if len(rows) > 1 else v for v, labels in rows.items())
+
+
+def _kinds_of(frame: pd.DataFrame, columns: Sequence[str]) -> int:
+    """How many different combinations of values some columns have."""
+    return len(frame.drop_duplicates(list(columns))) if columns else min(1, len(frame))
+
+
+def _follows(frame: pd.DataFrame, column: str, given: Sequence[str]) -> bool:
+    """Whether a column's value follows from those of `given`."""
+    return _kinds_of(frame, [*given, column]) == _kinds_of(frame, given)
+
+
+def _separate(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Columns that need separate tables, and columns that differ but follow from a table and its row."""
+    given = list(frame.columns)
+    others = sorted(axes(given), key=given.index)
+    apart = [axis for axis in [*others, "num_samples"]
+             if ("." in axis or axis in COLUMNS) and not _follows(frame, axis, [])]  # fmt: skip
+    if not _follows(frame, "model", apart):
+        apart.append("model")
+    by_row: list[str] = []
+    # Clip comes last: it may follow from the row only within another setting, which already has separate tables then.
+    for column in [*(axis for axis in others if "." not in axis), *OTHERS]:
+        if not _follows(frame, column, []):
+            (by_row if _follows(frame, column, [*apart, "sigma", "eta"]) else apart).append(column)
+    # The protocol comes at the very end: N and settings such as a precision explain its kind better than a hash.
+    if not _follows(frame, "protocol", apart):
+        apart.append("protocol")
+    return apart, by_row
+
+
+def _varying(frame: pd.DataFrame) -> list[str]:
+    """The columns that make cells different, besides eta, S and N."""
+    given = list(frame.columns)
+    keys = sorted(axes(given), key=given.index)
+    found = [name for name in [*keys, *OTHERS] if not _follows(frame, name, [])]
+    return found if _follows(frame, "model", found) else [*found, "model"]
+
+
+def _following_eta(frame: pd.DataFrame) -> list[str]:
+    """The settings that vary, and only with eta: in the paper, only sigma_hat clips."""
+    names = [name for name in (*axes(frame.columns), *OTHERS) if "." not in name]
+    return [n for n in names if not _follows(frame, n, []) and _follows(frame, n, ["sigma", "eta"])]
+
+
+def _incomparable(frame: pd.DataFrame) -> list[str]:
+    """The columns that keep cells apart that can't be compared."""
+    found = [] if _follows(frame, "num_samples", []) else ["num_samples"]
+    if _follows(frame, "protocol", found):
+        return found
+    # A setting that has one value for each kind of protocol, such as a precision, says more than a hash.
+    pairs = _kinds_of(frame, [*found, "protocol"])
+    same = (
+        name
+        for name in _varying(frame)
+        if _kinds_of(frame, [*found, "protocol", name]) == _kinds_of(frame, [*found, name]) == pairs
+    )
+    return [*found, next(same, "protocol")]

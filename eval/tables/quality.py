@@ -1,80 +1,264 @@
-"""Writes the quality-versus-steps tables: quality.csv in long form, quality.md and .tex pivoted, quality.json."""
+"""The quality-versus-steps table: computed once, and written as csv, json, Markdown and LaTeX.
 
-import json
+`console.py` draws it in a terminal, and eval/pages in HTML.
+"""
+
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from taugrid.eval.tables.ablation.one_table import USUAL, Layout
-from taugrid.eval.tables.ablation.replicates import varying_seeds
-from taugrid.eval.tables.entries import has_best, marked_pivots, sizes, tabulated
-from taugrid.eval.tables.latex import to_latex
-from taugrid.eval.tables.long_form import in_grid_order, long_form
-from taugrid.eval.tables.markdown import to_markdown
-from taugrid.eval.tables.rows import without_nan
-from taugrid.protocol import ProtocolFields, shortened
-from taugrid.storage import replacing
+from taugrid.eval.reference_names import reference_in_words
+from taugrid.eval.tables.ablation.alike import indistinguishable
+from taugrid.eval.tables.ablation.replicates import Averaged, alike_over_seeds, averaged, varying_seeds
+from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.entries import AMONG_REPLICATES, INDISTINGUISHABLE, JOINED, MEANINGS
+from taugrid.eval.tables.latex import latex_table
+from taugrid.eval.tables.long_form import FID, in_grid_order, long_form, score_columns
+from taugrid.eval.tables.pivots import USUAL, Arranged, Layout, Pivot
+from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
+from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
+from taugrid.registry.metrics import MetricColumn
 
 
-def write_quality(
-    rows: Sequence[Mapping[str, object]],
-    folder: Path,
-    protocols: Mapping[str, ProtocolFields],
-    notes: Sequence[str] = (),
-    indistinguishable: Set[str] = frozenset(),
-    joined: Set[str] = frozenset(),
-    layout: Layout = USUAL,
-    shown: Sequence[Mapping[str, object]] = (),
-) -> None:
-    """Write quality.{csv,json,md,tex} into `folder`, each whole or not at all.
+@dataclass(frozen=True)
+class QualityTable:
+    """The quality table of a grid. What is computed of it is computed once, when it is first asked for."""
 
-    Args:
-        rows: the cells' rows, as in `long_form`, in the order of the grid.
-        folder: made if it is missing.
-        protocols: the rows' protocols by hash.
-        notes: lines below the tables.
-        indistinguishable: as in `marked_pivots`.
-        joined: as in `marked_pivots`.
-        layout: what rows and columns are in quality.md and .tex.
-        shown: the rows of quality.md and .tex, if these also have places for cells without scores.
-    """
-    table, ordered = long_form(rows), in_grid_order(shown or rows)
-    marked = (protocols, indistinguishable, joined, layout)
-    has_bold = any(has_best(marked_pivots(ordered, metric, *marked), metric) for metric in tabulated(ordered))
-    about = _about(table, protocols, has_bold)
-    document = {"rows": table.to_dict("records"), "protocols": protocols, "notes": list(notes)}
-    document |= {"indistinguishable": sorted(indistinguishable), "joined": sorted(joined)}
-    listed = "\n".join(f"- {note}" for note in notes)
-    contents = {
-        "csv": table.to_csv(index=False, lineterminator="\n"),
-        "json": json.dumps(without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "md": about + "\n\n" + to_markdown(ordered, *marked) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
-        "tex": "".join(f"% {' '.join(line.split())}\n" for line in (about, *notes)) + to_latex(ordered, *marked),
-    }
+    rows: Sequence[Row]
+    """Of quality.csv, in the order of the grid."""
+    evidence: Evidence
+    """Covers the cells and protocols of all rows."""
+    notes: Sequence[str] = ()
+    """Lines below the table."""
+    joined: Set[str] = frozenset()
+    """Cells that share tables although their kind of protocol is not the usual one (`rows.check_joinable`). If there
+    are any, protocols keep no cells apart."""
+    layout: Layout = USUAL
+    shown: Sequence[Row] = ()
+    """`rows`, and in between rows without scores for the settings that have none; empty: `rows` alone."""
+    recorded: Set[str] | None = None
+    """What `alike` was when the table was written; None: the influences decide."""
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any], layout: Layout = USUAL, shown: Sequence[Row] = ()) -> "QualityTable":
+        """The table of a quality.json, without influences."""
+        evidence = Evidence({}, {}, document.get("protocols", {}))
+        alike, joined = (frozenset(document.get(key, ())) for key in ("indistinguishable", "joined"))
+        rows, notes = document.get("rows", []), document.get("notes", ())
+        return cls(rows, evidence, notes, joined, layout, shown, alike)
+
+    @property
+    def protocols(self) -> Mapping[str, ProtocolFields]:
+        return self.evidence.protocols
+
+    @property
+    def used_protocols(self) -> Mapping[str, ProtocolFields]:
+        """The protocols that keep cells apart."""
+        return {} if self.joined else self.protocols
+
+    @cached_property
+    def long(self) -> pd.DataFrame:
+        """The rows in long form, sorted by their settings, as quality.csv has them."""
+        return long_form(self.rows)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """All that is shown, in the order of the grid."""
+        return in_grid_order(self.shown or self.rows)
+
+    @cached_property
+    def means(self) -> Averaged:
+        """The means of replicates in their place."""
+        return averaged(self.frame, self.used_protocols)
+
+    @cached_property
+    def scored(self) -> "QualityTable":
+        """The table without settings that have no scores."""
+        return replace(self, shown=()) if self.shown else self
+
+    @cached_property
+    def by_steps(self) -> "QualityTable":
+        """The table with the usual rows and columns. Marks compare the cells of a column, so others have none."""
+        return self if self.layout == USUAL else replace(self, layout=USUAL, recorded=frozenset())
+
+    @cached_property
+    def metrics(self) -> list[MetricColumn]:
+        """The scores that some cell has; if no cell has any, FID with only dashes."""
+        frame = self.frame
+        given = [column for column in score_columns() if column.name in frame and frame[column.name].notna().any()]
+        return given or [FID]
+
+    @cached_property
+    def alike(self) -> Set[str]:
+        """Cells whose FID can't be told from the best of their column (ablation/alike.py)."""
+        if self.recorded is not None:
+            return self.recorded
+        by_cell = {row["cell"]: row for row in self.rows}
+        return indistinguishable(self._arranged.tables(FID), self.means, by_cell, self.evidence) if by_cell else set()
+
+    @cached_property
+    def sections(self) -> "list[MetricTables]":
+        """The tables of each metric."""
+        return [self.section(metric) for metric in self.metrics]
+
+    def section(self, metric: MetricColumn) -> "MetricTables":
+        """The tables of a metric with marks. Metrics other than FID are tested only over replicates."""
+        tables = self._arranged.tables(metric)
+        alike = self.alike if metric.name == FID.name else self._alike_over_seeds(tables, metric)
+        marks: dict[str, str] = dict.fromkeys(alike, INDISTINGUISHABLE)
+        if self.joined:
+            members = self.means.members.items()
+            mixed = [cell for cell, its in members if any(each.cell in self.joined for each in its)]
+            marks |= {cell: marks.get(cell, "") + JOINED for cell in mixed}
+        has_error = metric.error is not None and bool(self.frame[metric.error].notna().any())
+        error_means = f"± is {metric.error_means}." if has_error else ""
+        caption = "" if self.frame.empty else self.means.caption()
+        return MetricTables(metric, [replace(table, marks=marks) for table in tables], caption, error_means)
+
+    def arranged(self, layout: Layout) -> Arranged:
+        """The cells in the places of a layout."""
+        return self._arranged if layout == self.layout else self._in(layout)
+
+    def _in(self, layout: Layout) -> Arranged:
+        return Arranged(self.means, self.used_protocols, layout)
+
+    @cached_property
+    def _arranged(self) -> Arranged:
+        return self._in(self.layout)
+
+    def _alike_over_seeds(self, tables: Sequence[Pivot], metric: MetricColumn) -> set[str]:
+        """Cells whose mean over replicates can't be distinguished from the best of its column; none without any."""
+        members = self.means.members
+        if not self.means.over:
+            return set()
+        values = dict(zip(self.frame["cell"], self.frame[metric.name], strict=True))
+        columns = [column for table in tables for column in table.against_best()]
+        tested = (alike_over_seeds(members[best], {cell: members[cell] for cell in others}, values)
+                  for best, others in columns)  # fmt: skip
+        return set().union(*tested)
+
+    def _spelled(self, frame: pd.DataFrame) -> list[ProtocolFields]:
+        return [self.protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in self.protocols]
+
+    @property
+    def scored_as(self) -> str:
+        """A line with N, the reference and the extractor."""
+        parts, spelled = [f"N = {sizes(self.frame)} images a cell"], self._spelled(self.frame)
+        for key, title, in_words in (
+            ("reference", "reference", reference_in_words),
+            ("extractor", "features", extractor_in_words),
+        ):
+            values = dict.fromkeys(in_words(protocol[key]) for protocol in spelled if key in protocol)
+            parts += [f"{title}: {' or '.join(values)}"] if values else []
+        return "; ".join(parts)
+
+    @cached_property
+    def about(self) -> str:
+        """One line with N, reference, extractor, a clip that all cells share, and the meaning of ± and bold."""
+        parts = [f"N = {sizes(self.long)} samples per cell" if self.rows else "no cell has been scored"]
+        spelled = self._spelled(self.long)
+        for key in ("reference", "extractor"):
+            values = dict.fromkeys(_spell(protocol[key]) for protocol in spelled if protocol.get(key) is not None)
+            parts += [f"{key}: {' or '.join(values)}"] if values else []
+        clips = {protocol.get("clip") for protocol in spelled}  # if they differ, the tables say where
+        parts += [f"clip: {clip}" for clip in clips if len(clips) == 1 and clip not in (None, "none")]
+        if not varying_seeds(self.long):
+            parts.append(
+                "± beside FID is one standard error of sampling at this N (neither its bias nor the spread between "
+                "trainings)"
+            )
+        parts += ["bold is the best of its column"] if any(section.has_best for section in self.sections) else []
+        line = "; ".join(parts) + "."
+        return line[0].upper() + line[1:]
+
+
+@dataclass(frozen=True)
+class MetricTables:
+    """The tables of one metric, one unless cells can't be compared or the layout keeps them apart."""
+
+    metric: MetricColumn
+    tables: Sequence[Pivot]
+    caption: str
+    """What values are, if they are means over replicates; else empty."""
+    error_means: str
+    """What ± is; empty if there is none."""
+
+    @property
+    def means(self) -> str:
+        """What the numbers are, as far as the heading leaves it open."""
+        return self.caption or self.error_means
+
+    @cached_property
+    def has_best(self) -> bool:
+        return any(table.has_best for table in self.tables)
+
+    @property
+    def legend(self) -> list[str]:
+        """What the marks in its tables mean."""
+        return legend(self.tables)
+
+
+def legend(tables: Sequence[Pivot]) -> list[str]:
+    """A line for each mark that some entry has."""
+    seen = {mark for table in tables for row in table.entries for entry in row for mark in entry.mark}
+    of_means = {INDISTINGUISHABLE: AMONG_REPLICATES} if any(table.spreads is not None for table in tables) else {}
+    return [f"{mark} {meaning}." for mark, meaning in (MEANINGS | of_means).items() if mark in seen]
+
+
+def write_quality(table: QualityTable, folder: Path) -> None:
+    """Write quality.{csv,json,md,tex} into `folder`, which is made if it is missing."""
+    document = {"rows": table.long.to_dict("records"), "protocols": table.protocols, "notes": list(table.notes)}
+    document |= {"indistinguishable": sorted(table.alike), "joined": sorted(table.joined)}
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix, text in contents.items():
-        with replacing(folder / f"quality.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_files(
+        folder,
+        "quality",
+        csv=as_csv(table.long),
+        json=as_json(document),
+        md=with_notes(f"{table.about}\n\n{to_markdown(table)}", table.notes),
+        tex="".join(f"% {' '.join(line.split())}\n" for line in (table.about, *table.notes)) + to_latex(table),
+    )
 
 
-def _about(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields], has_bold: bool) -> str:
-    """One line with N, reference, extractor, a clip that all cells share, and the meaning of ± and bold."""
-    spelled = [protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in protocols]
-    parts = [f"N = {sizes(frame)} samples per cell" if len(frame) else "no cell has been scored"]
-    for key in ("reference", "extractor"):
-        values = list(dict.fromkeys(_spell(protocol[key]) for protocol in spelled if protocol.get(key) is not None))
-        parts += [f"{key}: {' or '.join(values)}"] if values else []
-    clips = {protocol.get("clip") for protocol in spelled}  # if they differ, the tables say where
-    parts += [f"clip: {clip}" for clip in clips if len(clips) == 1 and clip not in (None, "none")]
-    if not varying_seeds(frame):
-        parts.append(
-            "± beside FID is one standard error of sampling at this N (neither its bias nor the spread between "
-            "trainings)"
-        )
-    parts += ["bold is the best of its column"] if has_bold else []
-    line = "; ".join(parts) + "."
-    return line[0].upper() + line[1:]
+def to_markdown(table: QualityTable) -> str:
+    """A section for each metric, in GitHub's Markdown."""
+    blocks: list[str] = []
+    for section in table.sections:
+        blocks += [f"## {section.metric.heading}", *filter(None, [section.means])]
+        for pivot in section.tables:
+            settings = ", ".join(f"`{key}` = `{value}`" for key, value in pivot.short_settings.items())
+            blocks += [f"### {settings}"] if settings else []
+            blocks += [pivot.markdown, *pivot.notes]
+        blocks += section.legend
+    return "\n\n".join(blocks) + "\n"
+
+
+def to_latex(table: QualityTable) -> str:
+    """A `table` environment for each table of each metric, for a document that loads booktabs."""
+    tables = [
+        latex_table(pivot, _caption(pivot, section, sizes(table.frame)))
+        for section in table.sections
+        for pivot in section.tables
+    ]
+    return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
+
+
+def _caption(pivot: Pivot, section: MetricTables, every_n: str) -> list[str]:
+    """The sentences of a table's caption, without full stops."""
+    metric = section.metric
+    means = section.caption or (f"± is {metric.error_means}" if pivot.errors.notna().any(axis=None) else "")
+    number = f"N = {every_n}" if "num_samples" not in pivot.settings else ""
+    marks = (line.rstrip(".") for line in legend([pivot]))
+    return [metric.heading, pivot.label, number, means.rstrip("."), *pivot.notes, *marks]
+
+
+def sizes(frame: pd.DataFrame) -> str:
+    """Every N in the table, such as "1000 or 5000"."""
+    return " or ".join(str(size) for size in sorted(set(frame["num_samples"])))
 
 
 def _spell(value: object) -> str:

@@ -1,17 +1,13 @@
 """The paper's table 2: the error of encoding an image to x_T and decoding it again."""
 
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from taugrid.eval.tables.entries import entries
 from taugrid.eval.tables.pivots import Pivot
-from taugrid.eval.tables.rows import as_text, series, sort_key, without_nan
+from taugrid.eval.tables.rows import as_csv, as_json, as_text, series, sort_key, with_notes, write_files
 from taugrid.registry.metrics import MetricColumn
-from taugrid.storage import replacing
-from taugrid.words import markdown_table
 
 RECONSTRUCTION_COLUMNS = (
     "model", "weights", "spacing", "steps", "num_images", "network_evaluations", "mse", "mse_se", "mse_8bit", "seconds",
@@ -58,11 +54,8 @@ def reconstruction_pivot(frame: pd.DataFrame) -> Pivot:
     Raises:
         ValueError: if two rows belong in the same place.
     """
-    settings = [column for column in frame.columns if column not in RECONSTRUCTION_COLUMNS] + [
-        "weights",
-        "spacing",
-        "num_images",
-    ]
+    axes = [column for column in frame.columns if column not in RECONSTRUCTION_COLUMNS]
+    settings = [*axes, "weights", "spacing", "num_images"]
     apart = [column for column in settings if frame[column].nunique(dropna=False) > 1]
     if len(frame.drop_duplicates([*apart, "model"])) > (len(frame.drop_duplicates(apart)) if apart else 1):
         apart.append("model")
@@ -72,15 +65,15 @@ def reconstruction_pivot(frame: pd.DataFrame) -> Pivot:
     twice = placed[placed.duplicated(["row", "steps"])]
     if len(twice):
         raise ValueError(f"two reconstructions are both at {twice['row'].iloc[0]}, S = {twice['steps'].iloc[0]}")
-    grids = [
+    values, errors = (
         placed.assign(value=placed[column] * SCALE)
         .pivot(index="row", columns="steps", values="value")
         .reindex(index=list(dict.fromkeys(labels)), columns=sorted(set(frame["steps"])))
         for column in ("mse", "mse_se")
-    ]
+    )
     common = [column for column in settings if column not in apart]
     shared = tuple(filter(None, [_named(common, record) for record in records[:1]]))
-    return Pivot(settings={}, values=grids[0], errors=grids[1], notes=shared)
+    return Pivot(RECONSTRUCTION_ERROR, {}, values, errors, shared, heads=("",))
 
 
 def _named(columns: Sequence[str], record: Mapping[Hashable, object]) -> str:
@@ -90,18 +83,13 @@ def _named(columns: Sequence[str], record: Mapping[Hashable, object]) -> str:
 def reconstruction_markdown(frame: pd.DataFrame, about: str) -> str:
     """The pivot as a table in GitHub's Markdown, with `about` and the meaning of the numbers below it."""
     table = reconstruction_pivot(frame)
-    steps = [str(steps) for steps in table.values.columns]
-    lines = []
-    for (label,), row in entries(table, RECONSTRUCTION_ERROR):
-        cells = [f"**{e.joined(' ')}**" if e.best else e.joined(" ") for e in row]
-        lines.append([label, *cells])
     meanings = [LEGEND]
     if table.errors.notna().any(axis=None):
         meanings.append(f"± is {RECONSTRUCTION_ERROR.error_means}.")
     if len(table.values) > 1:
         meanings.append("Bold is the best of its column.")
-    listed = markdown_table(["S", *steps], "l" + "r" * len(steps), lines)
-    return "\n\n".join([f"## {RECONSTRUCTION_ERROR.heading}", listed, about, *table.notes, " ".join(meanings)]) + "\n"
+    heading = f"## {RECONSTRUCTION_ERROR.heading}"
+    return "\n\n".join([heading, table.markdown, about, *table.notes, " ".join(meanings)]) + "\n"
 
 
 def write_reconstruction(
@@ -116,13 +104,10 @@ def write_reconstruction(
         notes: lines below the table.
     """
     table = reconstruction_frame(rows)
-    document = {"about": about, "rows": table.to_dict("records"), "notes": list(notes)}
-    listed = "\n".join(f"- {note}" for note in notes)
-    contents = {
-        "csv": table.to_csv(index=False, lineterminator="\n"),
-        "json": json.dumps(without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "md": reconstruction_markdown(table, about) + (f"\n## Notes\n\n{listed}\n" if notes else ""),
-    }
-    for suffix, text in contents.items():
-        with replacing(folder / f"reconstruction.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_files(
+        folder,
+        "reconstruction",
+        csv=as_csv(table),
+        json=as_json({"about": about, "rows": table.to_dict("records"), "notes": list(notes)}),
+        md=with_notes(reconstruction_markdown(table, about), notes),
+    )

@@ -1,18 +1,22 @@
-"""What all tables share: the order of rows, dtypes of columns, JSON without NaN, values as text, and the check of which
-rows may share a table."""
+"""What all tables share: order of rows, dtypes of columns, values as text, files, and which rows may share a table."""
 
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from taugrid.protocol import ProtocolFields, disagreements, kind
+from taugrid.storage import replacing
 from taugrid.words import listed
+
+Row = Mapping[str, Any]
+"""A row of quality.csv."""
 
 
 def sort_key(value: object) -> tuple[int, float, str]:
@@ -44,6 +48,27 @@ def without_nan(value: object) -> object:
     if isinstance(value, np.generic):
         return without_nan(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_json(document: object) -> str:
+    return json.dumps(without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def write_files(folder: Path, stem: str, **contents: str) -> None:
+    """Write `stem`.csv, `stem`.md and so on into `folder`, each whole or not at all."""
+    for suffix, text in contents.items():
+        with replacing(folder / f"{stem}.{suffix}") as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def with_notes(text: str, notes: Sequence[str]) -> str:
+    """A text in Markdown, and below it a section of its notes if there are any."""
+    listed = "\n".join(f"- {note}" for note in notes)
+    return f"{text}\n## Notes\n\n{listed}\n" if notes else text
 
 
 CELLS_NAMED = 3
@@ -81,7 +106,7 @@ def check_joinable(
         differing = disagreements(spelled)
         if not differing:
             continue
-        told = "; ".join(_told(field, values) for field, values in differing.items())
+        told = "; ".join(f"{field} is {_values(by_value)}" for field, by_value in differing.items())
         if not override:
             raise ValueError(f"rows of different protocols can't be joined: {told}")
         notes.append(f"joined although protocols differ: {told}")
@@ -91,10 +116,8 @@ def check_joinable(
     return JoinedRows(notes, frozenset(cells))
 
 
-def _told(field: str, by_value: Mapping[str, Sequence[str]]) -> str:
-    """Such as "versions.torch is 2.9.1 (cells a, b), 2.10.0 (cell c)"."""
-    return f"{field} is " + ", ".join(f"{value} ({_named(cells)})" for value, cells in by_value.items())
-
-
-def _named(cells: Sequence[str]) -> str:
-    return f"cell{'s' if len(cells) > 1 else ''} {listed(cells, CELLS_NAMED)}"
+def _values(by_value: Mapping[str, Sequence[str]]) -> str:
+    """Such as "2.9.1 (cells a, b), 2.10.0 (cell c)"."""
+    named = {value: f"cell{'s' if len(cells) > 1 else ''} {listed(cells, CELLS_NAMED)}"
+             for value, cells in by_value.items()}  # fmt: skip
+    return ", ".join(f"{value} ({cells})" for value, cells in named.items())

@@ -67,7 +67,6 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     from taugrid.orchestrator.cli.text import outcome_json, print_outcome
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.report.asked import layout
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Session
 
@@ -84,8 +83,7 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     else:
         makes_images = "sample" in stages or "train" in stages
         again = "run the same command again" if makes_images else f"run `taugrid run {run.rundir.shown}`"
-        shown = run.config.report.join_protocols, layout(run.config, run.plan)
-        print_outcome(run.rundir, outcome, *shown, run.plan, again)
+        print_outcome(run.rundir, outcome, again)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)
 

@@ -14,9 +14,7 @@ from taugrid.protocol import extractor_in_words
 from taugrid.words import counted, duration, in_columns, listed, quantity, with_urls
 
 if TYPE_CHECKING:
-    from taugrid.eval.tables.ablation.one_table import Layout
-    from taugrid.eval.tables.differences import Evidence
-    from taugrid.orchestrator.plan.cells import Plan
+    from taugrid.eval.tables.quality import QualityTable
     from taugrid.orchestrator.selfcheck import Findings
     from taugrid.orchestrator.session import Outcome
 
@@ -231,7 +229,7 @@ def _advice(outcome: "Outcome", again: str) -> str:
 
 def _untold(outcome: "Outcome") -> list[str]:
     """The warnings of report.html that the session has not said, and that no other line tells, a line for each."""
-    no_errors = outcome.evidence.reasons.values() if outcome.rows and outcome.evidence is not None else ()
+    no_errors = outcome.quality.evidence.reasons.values() if outcome.rows and outcome.quality is not None else ()
     told = {*outcome.warned, *outcome.missing.values(), *no_errors}
     lines = [f"warning: {text}" for text in outcome.warnings if not any(said in text for said in told)]
     if (more := len(lines) - MOST_REASONS) <= 0:
@@ -239,51 +237,25 @@ def _untold(outcome: "Outcome") -> list[str]:
     return [*lines[:MOST_REASONS], f"... and {counted(more, 'more warning')}"]
 
 
-def _print_quality(
-    rows: list[dict[str, Any]],
-    evidence: "Evidence",
-    join_protocols: bool,
-    layout: "Layout | None",
-    plan: "Plan | None",
-) -> None:
-    """Print the tables of all metrics on stdout, and what they are of."""
-    from taugrid.eval.tables.ablation.alike import indistinguishable
-    from taugrid.eval.tables.ablation.one_table import USUAL
-    from taugrid.eval.tables.console import others_to_console, to_console
-    from taugrid.eval.tables.entries import scored_as, tabulated
-    from taugrid.eval.tables.long_form import in_grid_order
-    from taugrid.eval.tables.rows import check_joinable
-    from taugrid.orchestrator.report.collect import with_unscored
+def _print_quality(quality: "QualityTable") -> None:
+    """Print the tables of all metrics on stdout, and what they are of; and on stderr why FIDs have no ±."""
+    from taugrid.eval.tables.console import to_console
 
-    protocols, layout = evidence.protocols, layout or USUAL
-    ordered = in_grid_order(rows if plan is None else with_unscored(plan, rows, protocols))
-    alike = indistinguishable(rows, evidence, join_protocols, layout)
-    joined = check_joinable(rows, protocols, override=True).cells if join_protocols else frozenset()
-    console, first = Console(highlight=False), tabulated(ordered)[0]
-    console.print(to_console(ordered, protocols, alike, joined, layout, first))
-    if len(tabulated(ordered)) > 1:
-        console.print(others_to_console(ordered, protocols, joined, layout, first))
-    console.print(scored_as(ordered, protocols), markup=False, soft_wrap=True)
+    console = Console(highlight=False)
+    console.print(to_console(quality))
+    console.print(quality.scored_as, markup=False, soft_wrap=True)
+    for remark in without_error(quality.rows, quality.evidence.reasons):
+        Console(stderr=True, highlight=False, soft_wrap=True).print(remark, markup=False)
 
 
-def print_outcome(
-    rundir: RunDir,
-    outcome: "Outcome",
-    join_protocols: bool = False,
-    layout: "Layout | None" = None,
-    plan: "Plan | None" = None,
-    again: str = "run the same command again",
-) -> None:
+def print_outcome(rundir: RunDir, outcome: "Outcome", again: str = "run the same command again") -> None:
     """Print the table on stdout, and on stderr what is missing and where the results are.
 
-    With `plan`, the table has a place for each of its cells, scored or not. `again` says which command makes what is
-    missing.
+    `again` says which command makes what is missing.
     """
     people = Console(stderr=True, highlight=False, soft_wrap=True)
-    if outcome.rows and outcome.evidence is not None:
-        _print_quality(outcome.rows, outcome.evidence, join_protocols, layout, plan)
-        for remark in without_error(outcome.rows, outcome.evidence.reasons):
-            people.print(remark, markup=False)
+    if outcome.rows and outcome.quality is not None:
+        _print_quality(outcome.quality)
     elif outcome.rows and outcome.text:
         is_text = isinstance(outcome.text, str)
         Console(highlight=False, soft_wrap=is_text).print(outcome.text, markup=False)

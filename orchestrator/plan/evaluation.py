@@ -105,8 +105,13 @@ def without_downloads(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update=here), "evaluate": evaluate})
 
 
-def evaluation(config: Config, plan: Plan, find_extractor: Callable[[Config], ExtractorSpec] = extractor) -> Evaluation:
-    """How `config` scores the cells of `plan`; `find_extractor` tells which extractor it means.
+def evaluation(
+    config: Config,
+    plan: Plan,
+    find_extractor: Callable[[Config], ExtractorSpec] = extractor,
+    find_reference: Callable[[Data | str], Reference] = open_reference,
+) -> Evaluation:
+    """How `config` scores the cells of `plan`, with the extractor and the reference that these functions find.
 
     Opens the reference and the extractor's weights, so that mistakes are found before any accelerator time is spent.
 
@@ -116,7 +121,7 @@ def evaluation(config: Config, plan: Plan, find_extractor: Callable[[Config], Ex
     """
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
     try:
-        reference = open_reference(given)
+        reference = find_reference(given)
     except MissingImages as error:
         raise error.of("data" if given == config.data else "evaluate.reference") from None
     except (ValueError, DamagedFile) as error:

@@ -115,8 +115,7 @@ def plan(
     cells: dict[str, Cell] = {}
     for point, model, settings, values in planned:
         model = models.setdefault(model.id, replace(model, label=names.model(values)))
-        axes = {column(key): value for key, value in values.items() if key not in TABLE_KEYS}
-        cell = Cell(_cell_id(model, settings), model, settings, axes, values, names)
+        cell = Cell(_cell_id(model, settings), model, settings, axes(values), values, names)
         if cell.id in cells:
             raise _twice(point, len(mappings))
         cells[cell.id] = cell
@@ -158,6 +157,11 @@ def _telling_absence(fingerprint: Fingerprint) -> Fingerprint:
         return result
 
     return found
+
+
+def axes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the grid keys that tables have no fixed column for, by the names of their columns."""
+    return {column(key): value for key, value in values.items() if key not in TABLE_KEYS}
 
 
 def column(key: str) -> str:
@@ -285,9 +289,7 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     changed = cell.settings.model_copy(update=dict(changes))
     settings = sample_section(changed, cell.model.source.sample_keys(changed))
     values = {key: value for key, value in cell.values.items() if key not in changes}
-    gone = {column(key) for key in changes}
-    axes = {key: value for key, value in cell.axes.items() if key not in gone}
-    return Cell(_cell_id(cell.model, settings), cell.model, settings, axes, values, cell.naming)
+    return Cell(_cell_id(cell.model, settings), cell.model, settings, axes(values), values, cell.naming)
 
 
 def _cell_id(model: Model, settings: Sample) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 from taugrid.config import Config, Sample
 from taugrid.errors import UserError
-from taugrid.eval.tables.ablation.one_table import Layout
 from taugrid.eval.tables.ablation.replicates import SEEDS
+from taugrid.eval.tables.pivots import Layout
 from taugrid.grids.names import plain_text, short_keys
 from taugrid.grids.selectors import fits, key_of
 from taugrid.orchestrator.plan.cells import Plan

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval.metrics.frechet import NO_ERROR, singular
+from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.sources import Oracle
-from taugrid.orchestrator.report.replicates import SEEDS, label_without_seeds
+from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import device_kinds, origins

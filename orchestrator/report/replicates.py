@@ -4,15 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from taugrid.eval.tables.ablation.replicates import SEEDS, TRAINING
 from taugrid.grids.names import BETWEEN
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.words import counted, duration, listed
 
-TRAINING_SEED = "train.seed"
-SEEDS = (TRAINING_SEED, "seed")
 NAMED = 4
-"""How many settings a line names. The rest are counted."""
+"""Settings that a line names. The rest are counted."""
 SUGGESTED = 3
 """Trainings of each setting that `plan` suggests: the fewest whose spread says something."""
 
@@ -46,13 +45,13 @@ def unscored(cells: Iterable[Cell]) -> list[str]:
 def compared_trainings(plan: Plan) -> list[Model]:
     """The models that are trained here and differ in a setting, if each is trained with one seed only; else none."""
     trained = [model for model in plan.models if isinstance(model.source, Trained)]
-    with_seed = TRAINING_SEED in plan.cells[0].naming.keys
+    with_seed = TRAINING in plan.cells[0].naming.keys
     return [] if with_seed or len(trained) < 2 else trained
 
 
 ONE_TRAINING = (
     "each setting was trained once: a single training can't tell whether a difference between settings is more than "
-    f"luck; {TRAINING_SEED}: [0, 1, 2] in the grid shows means over trainings and their spread"
+    f"luck; {TRAINING}: [0, 1, 2] in the grid shows means over trainings and their spread"
 )
 
 
@@ -72,7 +71,7 @@ def suggestion(models: Sequence[Model], seconds_a_step: float | None, evaluation
     sampling = f"{more * evaluations:,} network evaluations{took(more * evaluations, rate and 1 / rate)}"
     return (
         "each setting is trained once, and a single training can't tell whether a difference between settings is more "
-        f"than luck; {TRAINING_SEED}: [0, 1, 2] in the grid trains each three times: {price}, and {sampling}"
+        f"than luck; {TRAINING}: [0, 1, 2] in the grid trains each three times: {price}, and {sampling}"
     )
 
 

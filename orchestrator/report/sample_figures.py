@@ -8,24 +8,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid.config import Config
 from taugrid.errors import DamagedFile
 from taugrid.eval.figures import pictures
 from taugrid.eval.figures.pictures import EtaAndSteps
+from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.long_form import CHECKPOINT
 from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.naming import name_of
-from taugrid.orchestrator.report.replicates import SEEDS
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.parquet import first_pictures
 
 
-def write_sample_figures(config: Config, plan: Plan, rundir: RunDir) -> None:
+def write_sample_figures(run: Run) -> None:
     """Write figures/samples.png and consistency.png: a pair for each group if cells differ in more than eta and S."""
+    rundir = run.rundir
     rundir.remove_figures("samples*.png")
     rundir.remove_figures("consistency*.png")
-    for group in first_images(config, plan, rundir):
+    for group in first_images(run):
         stem = f"samples-{group.name}" if group.name else "samples"
         with rundir.storage.local_folder(rundir.figures) as figures:
             pictures.samples(group.images, figures / f"{stem}.png")
@@ -43,13 +44,13 @@ class Shown(NamedTuple):
     """Each (n, H, W) or (n, H, W, 3), with the same n."""
 
 
-def first_images(config: Config, plan: Plan, rundir: RunDir) -> list[Shown]:
+def first_images(run: Run) -> list[Shown]:
     """The same first images of every cell that has them. Of replicates only the first that has images is shown."""
-    groups = _groups(plan)
+    groups = _groups(run.plan)
     found: dict[str, Shown] = {}
     for name, cells in groups.items():
         setting = _title(cells, without=SEEDS)
-        firsts = {_place(cell): _first_images(cell, rundir, config.report.images_per_cell) for cell in cells}
+        firsts = {_place(cell): _first_images(cell, run.rundir, run.config.report.images_per_cell) for cell in cells}
         complete = {place: images for place, images in firsts.items() if images is not None}
         if complete and setting not in found:
             smallest = min(map(len, complete.values()))

@@ -1,74 +1,166 @@
-"""Writes the report of a run: tables/ and figures/, from the rows that were collected.
+"""Writes the report of a run: tables/ and figures/, from its plan and the rows that were collected.
 
 matplotlib is imported when a figure is drawn, which in a run is at its end: workers start sooner.
 """
 
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
-from taugrid.eval.tables.ablation.alike import indistinguishable
-from taugrid.eval.tables.ablation.replicates import averaged
-from taugrid.eval.tables.best_checkpoints import best_checkpoints
-from taugrid.eval.tables.differences import Evidence, differences
+from taugrid.eval.tables.ablation.cost import costs, write_costs
+from taugrid.eval.tables.ablation.effects import Effects
+from taugrid.eval.tables.ablation.effects_files import write_effects
+from taugrid.eval.tables.ablation.replicates import SEEDS
+from taugrid.eval.tables.differences import best_checkpoints, differences
 from taugrid.eval.tables.differences_files import write_differences
-from taugrid.eval.tables.long_form import CHECKPOINT, in_grid_order, long_form
-from taugrid.eval.tables.published.counterparts import NetworkOrigin, quality_counterparts
-from taugrid.eval.tables.published.files import pointer, write_published
-from taugrid.eval.tables.quality import write_quality
-from taugrid.eval.tables.rows import JoinedRows, check_joinable
-from taugrid.orchestrator.plan.cells import Model, Plan
+from taugrid.eval.tables.long_form import CHECKPOINT, FID
+from taugrid.eval.tables.published.counterparts import NetworkOrigin, pointer, quality_counterparts, write_published
+from taugrid.eval.tables.quality import QualityTable, write_quality
+from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report import asked
-from taugrid.orchestrator.report.ablation import about_grid, write_ablation, write_cost
 from taugrid.orchestrator.report.collect import Rows, with_unscored
+from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal, unscored
 from taugrid.orchestrator.report.sample_figures import write_sample_figures
+from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.storage import replacing
 from taugrid.workers import schedules
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def write_report(config: Config, plan: Plan, rundir: RunDir, collected: Rows) -> None:
-    """Write tables/ and figures/ from the scores that exist."""
-    rows, notes, evidence = collected
+FIRST = ("cell", "folder", "name", "model", "model_name", "sampler", "steps", "eta", "sigma", "spacing", "clip", "seed",
+         "weights", "num_samples")  # fmt: skip
+"""The columns of every run. One for each other key of the grid follows, in the config's order and with its full name.
+`cell` and `model` are as in samples and in quality.csv."""
+
+
+def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> QualityTable:
+    """The quality table as the config's `report` asks for it, with a place for each cell of the plan."""
+    config, plan = run.config, run.plan
+    rows, evidence = collected.rows, collected.evidence
     joining = config.report.join_protocols
     joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
-    layout = asked.layout(config, plan)
     shown = with_unscored(plan, rows, evidence.protocols)
-    alike = indistinguishable(rows, evidence, joining, layout)
+    told = [*map(plan.with_labels, joined.notes), *collected.notes, *_about_grid(config, plan, rows), *notes]
+    return QualityTable(rows, evidence, told, joined.cells, asked.layout(config, plan), shown)
+
+
+def write_report(run: Run, collected: Rows) -> QualityTable:
+    """Write tables/ and figures/ from the scores that exist, and return the quality table."""
+    plan, rundir = run.plan, run.rundir
+    rows, evidence = collected.rows, collected.evidence
     beside = quality_counterparts(rows, evidence.protocols, {model.id: network_origin(model) for model in plan.models})
-    notes = [*map(plan.with_labels, joined.notes), *notes, *about_grid(config, plan, rows)]
-    notes += pointer(beside, "published")
     if not beside:
         rundir.remove_tables("published.*")
+    quality = quality_table(run, collected, pointer(beside, "published"))
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_published(beside, tables, "published")
-        write_quality(rows, tables, evidence.protocols, notes, alike, joined.cells, layout, shown)
+        write_quality(quality, tables)
         write_differences(differences(rows, evidence) if rows else [], tables)
-    protocols = {} if joining else evidence.protocols
     if rows:
-        from taugrid.eval.figures.drawing import save
         from taugrid.eval.figures.over_steps import quality_figure
 
-        with rundir.storage.local_folder(rundir.figures) as figures:
-            save(quality_figure(averaged(in_grid_order(rows), protocols).frame, protocols), figures / "quality")
-    write_ablation(config, plan, rundir, collected)
-    write_cost(config, plan, rundir, collected._replace(rows=shown))
-    _write_checkpoints(plan, rundir, rows, evidence, joining)
+        _save(rundir, {"quality": quality_figure(quality.scored.means.frame, quality.used_protocols)})
+    _write_effects(run, quality.scored)
+    _write_cost(run, quality)
+    _write_checkpoints(plan, rundir, quality)
     if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # else those of before stay
-        write_sample_figures(config, plan, rundir)
+        write_sample_figures(run)
     write_losses(plan, rundir)
+    return quality
+
+
+def _save(rundir: RunDir, figures: "Mapping[str, Figure]") -> None:
+    """Write figures by their names, each as PNG and SVG."""
+    from taugrid.eval.figures.drawing import save
+
+    with rundir.storage.local_folder(rundir.figures) as folder:
+        for name, figure in figures.items():
+            save(figure, folder / name)
+
+
+def _about_grid(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Notes below the tables: that each setting was trained once, lacks replicates, is not there, or has no effect."""
+    scored = {row["cell"] for row in rows}
+    cells = [cell for cell in plan.cells if cell.id in scored]
+    several = len({cell.model.id for cell in cells} & {model.id for model in compared_trainings(plan)}) > 1
+    lacking = [cell for cell in plan.cells if cell.id not in scored] if scored else []
+    once = [ONE_TRAINING] if several else []
+    return [*once, *unequal(cells, "scored "), *unscored(lacking), *no_effects(config, plan, rows)]
+
+
+def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each key of which no effect is known, because only one of its values has scores."""
+    scored = {row["cell"] for row in rows if row["fid"] is not None}
+    cells = [cell for cell in plan.cells if cell.id in scored]
+    if not cells:
+        return []
+    naming = cells[0].naming
+    without = {*SEEDS, *({"steps", "eta"} - set(asked.base(config, plan)))}
+    lone = [key for key in naming.keys if key not in without and len({repr(cell.values[key]) for cell in cells}) == 1]
+    return [
+        f"no effects of {naming.short[key]}: of its values, only {naming.value(key, cells[0].values[key])} has scores"
+        for key in lone
+    ]
+
+
+def _write_effects(run: Run, scored: QualityTable) -> None:
+    """Write tables/effects.* and figures/effects, by-<key> and heat-map; remove earlier ones that have no ground."""
+    effects, rundir = Effects.of(scored, asked.base(run.config, run.plan)), run.rundir
+    for pattern in ("effects.*", "by-*", "heat-map*"):
+        rundir.remove_figures(pattern)
+    if not effects.by_metric:
+        rundir.remove_tables("effects.*")
+        return
+    with rundir.storage.local_folder(rundir.tables) as tables:
+        write_effects(effects, tables)
+    if found := effects.by_metric.get(FID):
+        from taugrid.eval.figures.ablation.forest import effects_figure
+        from taugrid.eval.figures.ablation.panels import heat_maps, panels_figures
+
+        by_key = dict([*panels_figures(scored, found), *heat_maps(scored, found)])
+        _save(rundir, {"effects": effects_figure(found)} | by_key)
+
+
+def _write_cost(run: Run, quality: QualityTable) -> None:
+    """Write tables/cost.* and figures/cost, if there are several cells to choose from."""
+    rundir = run.rundir
+    rundir.remove_figures("cost.*")
+    found = costs(quality, train_seconds(run))
+    if len(found) < 2:
+        rundir.remove_tables("cost.*")
+        return
+    with rundir.storage.local_folder(rundir.tables) as tables:
+        write_costs(found, tables)
+    from taugrid.eval.figures.ablation.cost import costs_figure
+
+    _save(rundir, {"cost": costs_figure(found)})
+
+
+def train_seconds(run: Run) -> dict[str, float]:
+    """Cell -> what the training of its model took, of models that were trained here."""
+    scratch = run.config.cluster.scratch
+    by_model = {model.id: worker_seconds(progress_of(model, run.rundir, scratch)) for model, _ in run.plan.trained_here}
+    took = {cell.id: by_model.get(cell.model.id) for cell in run.plan.cells}
+    return {cell: seconds for cell, seconds in took.items() if seconds is not None}
 
 
 def write_losses(plan: Plan, rundir: RunDir) -> None:
     """Write figures/loss if a model of the plan was trained here; otherwise remove an earlier one."""
     if curves := loss_curves(plan, rundir):
-        from taugrid.eval.figures.drawing import save
         from taugrid.eval.figures.loss import losses_figure
 
-        with rundir.storage.local_folder(rundir.figures) as figures:
-            save(losses_figure(curves), figures / "loss")
+        _save(rundir, {"loss": losses_figure(curves)})
     else:
         rundir.remove_figures("loss.*")
 
@@ -93,19 +185,51 @@ def network_origin(model: Model) -> NetworkOrigin:
     return NetworkOrigin(model.source.name, process)
 
 
-def _write_checkpoints(
-    plan: Plan, rundir: RunDir, rows: list[dict[str, Any]], evidence: Evidence, joining: bool
-) -> None:
+def _write_checkpoints(plan: Plan, rundir: RunDir, quality: QualityTable) -> None:
     """Write figures/checkpoints.*, if the grid has several checkpoints."""
     order = list(dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells))
     loaded = [checkpoint for checkpoint in order if checkpoint is not None]
-    if rows and len(loaded) > 1:
-        from taugrid.eval.figures.checkpoints import checkpoints_figure
-        from taugrid.eval.figures.drawing import save
-
-        with rundir.storage.local_folder(rundir.figures) as figures:
-            protocols = {} if joining else evidence.protocols
-            figure = checkpoints_figure(long_form(rows), loaded, protocols, best_checkpoints(rows, evidence))
-            save(figure, figures / "checkpoints")
-    else:
+    if not quality.rows or len(loaded) < 2:
         rundir.remove_figures("checkpoints.*")
+        return
+    from taugrid.eval.figures.checkpoints import checkpoints_figure
+
+    best = best_checkpoints(quality.rows, quality.evidence)
+    _save(rundir, {"checkpoints": checkpoints_figure(quality.long, loaded, quality.used_protocols, best)})
+
+
+def write_cells(plan: Plan, rundir: RunDir) -> None:
+    """Write tables/cells.{csv,parquet}: what each cell's id stands for, to join samples and scores with grid keys."""
+    rows = [_row(cell) for cell in plan.cells]
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    table = pa.table({key: _typed(values) for key, values in columns.items()})
+    frame = pd.DataFrame({key: _in_text(values) for key, values in columns.items()}, dtype=object)
+    with rundir.storage.local_folder(rundir.tables) as tables:
+        with replacing(tables / "cells.parquet") as temporary:
+            pq.write_table(table, temporary)
+        write_files(tables, "cells", csv=as_csv(frame))
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    settings = cell.settings
+    own = [
+        cell.id, cell.name, cell.label, cell.model.id, cell.model.label, settings.sampler, settings.steps,
+        settings.eta_number, settings.sigma, settings.spacing_name, settings.clip, settings.seed, settings.weights,
+        settings.num_samples,
+    ]  # fmt: skip
+    return {**dict(zip(FIRST, own, strict=True)), **{k: v for k, v in cell.values.items() if k not in FIRST}}
+
+
+def _typed(values: Sequence[Any]) -> pa.Array:
+    """A column of the values' own type: integers, floats, text, booleans or lists; values of several kinds as JSON."""
+    if any(isinstance(value, dict) for value in values):
+        return pa.array(_in_text(values))
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None else json.dumps(value) for value in values])
+
+
+def _in_text(values: Sequence[Any]) -> list[Any]:
+    """The values with lists and mappings as JSON."""
+    return [json.dumps(value) if isinstance(value, list | dict) else value for value in values]

@@ -133,10 +133,6 @@ class ModelRecords(Paths):
     def _recorded_checkpoint(self, path: str) -> Checkpoint | None:
         for recorded in self.model_records():
             if recorded.get("path") == path:
-                if "clip" in recorded:  # written before there were other keys of `sample`
-                    clip = recorded.pop("clip")
-                    raw = Path(recorded["unet_folder"]).with_name("unet_raw")
-                    recorded |= {"sample": {"clip": clip} if clip else {}, "raw_folder": str(raw)}
                 return Checkpoint(**recorded | {"diffusion": Diffusion.model_validate(recorded["diffusion"])})
         return None
 

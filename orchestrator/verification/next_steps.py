@@ -11,8 +11,7 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.verification.verify import NOT_SAMPLED, NOT_SCORED, NOT_TRAINED
 from taugrid.orchestrator.work import work_kinds

@@ -11,10 +11,9 @@ from taugrid import parquet
 from taugrid.errors import DamagedFile, NotHere, OtherWeights
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.directory import READERS, Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events, unreadable_lines
 from taugrid.orchestrator.rundir.extension import orphans_in_words
-from taugrid.orchestrator.rundir.integrity import READERS, Damage
 from taugrid.orchestrator.work import work_kinds
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, read_json, read_sealed

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from taugrid.errors import UserError
 from taugrid.eval.figures.loss import losses_figure
 from taugrid.eval.figures.over_steps import quality_figure, reconstruction_figure
-from taugrid.eval.tables.ablation.replicates import averaged
-from taugrid.eval.tables.long_form import in_grid_order
+from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.view.tables import Tables
@@ -62,10 +61,10 @@ def _quality(run: Run) -> Figure:
     tables = Tables(run.rundir)
     if not (document := tables.document()):
         raise tables.lacks("quality")
-    protocols = {} if run.config.report.join_protocols else document["protocols"]
     places = {cell.id: place for place, cell in enumerate(run.plan.cells)}
     rows = sorted(document["rows"], key=lambda row: places.get(row["cell"], len(places)))
-    return quality_figure(averaged(in_grid_order(rows), protocols).frame, protocols)
+    quality = QualityTable.read(document | {"rows": rows})
+    return quality_figure(quality.means.frame, quality.used_protocols)
 
 
 def _reconstruction(run: Run) -> Figure:

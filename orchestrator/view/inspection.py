@@ -11,10 +11,9 @@ from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.report.trainings import describe_models, training_price
 from taugrid.orchestrator.report.up_to_date import Asked
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
-from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.work.sample import images_to_keep
@@ -99,7 +98,9 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
 
     plan, rundir = run.plan, run.rundir
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
-    collected = collect(plan, rundir, evaluation(run.config, plan, rundir.extractor))
+    collected = collect(
+        plan, rundir, evaluation(run.config, plan, rundir.extractor, Asked(run.config, rundir).reference)
+    )
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.label for cell in cells if cell.id not in rows]
     if unscored:

@@ -10,14 +10,14 @@ from taugrid.config import Config
 from taugrid.eval.pages.pictures import PagePicture
 from taugrid.eval.pages.report import PageFacts, report_html, warnings
 from taugrid.eval.tables.ablation.cost import costs
+from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.report import asked
-from taugrid.orchestrator.report.ablation import train_seconds
 from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.report.replicates import NOT_SCORED, label_without_seeds
 from taugrid.orchestrator.report.sample_figures import first_images
-from taugrid.orchestrator.report.write import loss_curves
+from taugrid.orchestrator.report.write import loss_curves, train_seconds
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.view.tables import Tables
@@ -46,19 +46,17 @@ def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
     notes = [note for note in document.get("notes", ()) if not note.startswith(NOT_SCORED)]  # told with reasons
     planned = {cell.id for cell in plan.cells}
     rows = [row for row in document.get("rows", ()) if row["cell"] in planned]
-    groups = first_images(config, plan, rundir)
-    protocols = document.get("protocols", {})
-    shown = with_unscored(plan, rows, protocols)
-    comparable = {} if config.report.join_protocols else protocols
+    shown = with_unscored(plan, rows, document.get("protocols", {}))
+    quality = QualityTable.read(document | {"rows": rows}, asked.layout(config, plan), shown)
+    groups = first_images(run)
     found = PageFacts(
         name=config.name,
         planned=len(set(map(label_without_seeds, plan.cells))),
-        document=document | {"rows": shown},
-        layout=asked.layout(config, plan),
+        quality=quality,
         differences=_rows(tables, "differences"),
         effects=_rows(tables, "effects"),
         published=_rows(tables, "published"),
-        costs=costs(shown, comparable, train_seconds(config, plan, rundir)),
+        costs=costs(quality, train_seconds(run)),
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
         losses=loss_curves(plan, rundir),
         samples={group.title: group.images for group in groups},

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from taugrid.eval.pages.run import run_html
+from taugrid.eval.pages.report import run_html
+from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.selection import find_cell
@@ -109,4 +110,4 @@ class RunView:
     def _repr_html_(self) -> str:
         scored = len(self._tables.document().get("rows", []))
         state = f"{scored} of {counted(len(self.cells), 'cell')} in its table"
-        return run_html(self.name, self._place, state, self._tables.document())
+        return run_html(self.name, self._place, state, QualityTable.read(self._tables.document()))

@@ -14,7 +14,7 @@ from taugrid.orchestrator.work.survey import Survey
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from taugrid.eval.tables.differences import Evidence
+    from taugrid.eval.tables.quality import QualityTable
 
 NETWORK_EVALUATIONS = "network evaluations"
 IMAGES = "images"
@@ -35,8 +35,8 @@ class Conclusion(NamedTuple):
     rows: list[dict[str, Any]]
     text: "RenderableType" = ""
     """The table as printed on stdout. Empty: the command prints the rows as the quality table."""
-    evidence: "Evidence | None" = None
-    """For the quality table: what tells its cells apart."""
+    quality: "QualityTable | None" = None
+    """Of `rows`, if it is the quality table."""
 
 
 class WorkKind(ABC):

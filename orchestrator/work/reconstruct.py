@@ -14,9 +14,8 @@ from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.plan.evaluation import check_shapes
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.naming import name_of
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.directory import Damage, OnDamage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.integrity import Damage, OnDamage
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind, shard_key
 from taugrid.parquet import first_pictures
@@ -114,8 +113,7 @@ class ReconstructWork(WorkKind):
         from taugrid.eval.figures.drawing import save
         from taugrid.eval.figures.over_steps import reconstruction_figure
         from taugrid.eval.tables.console import reconstruction_to_console
-        from taugrid.eval.tables.published.counterparts import reconstruction_counterparts
-        from taugrid.eval.tables.published.files import pointer, write_published
+        from taugrid.eval.tables.published.counterparts import pointer, reconstruction_counterparts, write_published
         from taugrid.eval.tables.reconstruction import reconstruction_frame, write_reconstruction
 
         lacking = self.missing()

@@ -6,7 +6,7 @@ from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.report.collect import collect
-from taugrid.orchestrator.report.write import write_report
+from taugrid.orchestrator.report.write import quality_table, write_report
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import ExtractWork, not_extracted
 from taugrid.orchestrator.work.kind import IMAGES, Conclusion, WorkKind, shard_key
@@ -98,11 +98,10 @@ class ScoreWork(WorkKind):
         return lacking
 
     def conclude(self) -> Conclusion:
-        """The rows of tables/quality.csv; the stage `report` writes them, with the figures."""
+        """The quality table; the stage `report` writes it, with the figures."""
         collected = collect(self.run.plan, self.rundir, self._evaluation)
-        if "report" in self.survey.stages:
-            write_report(self.config, self.run.plan, self.rundir, collected)
-        return Conclusion("quality", collected.rows, evidence=collected.evidence)
+        report = write_report if "report" in self.survey.stages else quality_table
+        return Conclusion("quality", collected.rows, quality=report(self.run, collected))
 
 
 KIND = ScoreWork

@@ -11,8 +11,7 @@ from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.storage import read_sealed
 
 

@@ -47,7 +47,7 @@ class Metric:
     about: str
     columns: tuple[MetricColumn, ...]
     compute: str
-    """Takes `eval.metrics.inputs.MetricInputs`, returns `eval.metrics.inputs.MetricResult`."""
+    """Takes `eval.metrics.score.MetricInputs`, returns `eval.metrics.score.MetricResult`."""
     limits: str | None = None
     """Takes `MetricSettings` and `Sizes`, returns `Limits`; None: only the fields below limit it. The driver calls it,
     so its module must not import torch."""

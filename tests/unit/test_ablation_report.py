@@ -73,7 +73,7 @@ def test_tables_and_figures_are_of_means_and_effects(run):
 
 def test_the_terminal_shows_the_one_table_and_another_layout_on_request(run, capsys):
     opened, outcome = run
-    print_outcome(opened.rundir, outcome, layout=asked.layout(opened.config, opened.plan))
+    print_outcome(opened.rundir, outcome)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FID (lower is better)"
     assert lines[1].split() == ["schedule", "beta_end", "η", "\\", "S", "2", "4"]

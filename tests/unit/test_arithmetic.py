@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def settled():
     yield
-    arithmetic.settle()
+    arithmetic.configure()
 
 
 PLANTED = {
@@ -70,12 +70,12 @@ def switches():
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_no_switch_that_users_code_sets_outlives_its_job(what):
-    arithmetic.settle()
+    arithmetic.configure()
     expected = switches()
     old = (False, False, "highest")
     assert expected == (["ieee"] * 5, old, (False, True, True), [True, True, False], [True] * 4)
     PLANTED[what]()
-    arithmetic.settle()
+    arithmetic.configure()
     assert switches() == expected, "and torch does not refuse to read the old ones"
 
 
@@ -83,7 +83,7 @@ FROM_ABOVE = (torch.backends.cuda.matmul, torch.backends.mkldnn.conv, torch.back
 
 
 def as_torch_ships_them():
-    arithmetic.settle()
+    arithmetic.configure()
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
     torch.backends.miopen.immediate = False
     for place in (*FROM_ABOVE, torch.backends.mkldnn.rnn):
@@ -98,7 +98,7 @@ def test_a_callers_switches_are_as_before_whichever_set_of_them_is_used(what, tf
     PLANTED[what]()
     before = switches()
     with arithmetic.restored():
-        arithmetic.settle(tf32)
+        arithmetic.configure(tf32)
         assert switches() != before
     assert switches() == before
 
@@ -106,10 +106,10 @@ def test_a_callers_switches_are_as_before_whichever_set_of_them_is_used(what, tf
 def test_what_a_caller_sets_above_all_still_reaches_what_was_not_set():
     as_torch_ships_them()
     with arithmetic.restored():
-        arithmetic.settle()
+        arithmetic.configure()
     torch.backends.fp32_precision = "tf32"
     with arithmetic.restored():
-        arithmetic.settle()
+        arithmetic.configure()
     torch.backends.fp32_precision = "ieee"
     assert [place.fp32_precision for place in FROM_ABOVE] == ["ieee"] * 3
 
@@ -117,10 +117,10 @@ def test_what_a_caller_sets_above_all_still_reaches_what_was_not_set():
 def test_a_product_of_matrices_has_the_same_bits_whatever_a_user_has_set():
     """On CPUs with bf16, `medium` makes another product of it."""
     a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(0))
-    arithmetic.settle()
+    arithmetic.configure()
     expected = a @ b
     torch.set_float32_matmul_precision("medium")
-    arithmetic.settle()
+    arithmetic.configure()
     assert torch.equal(a @ b, expected)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
+from test_tables import write
 
 from taugrid import parquet
 from taugrid.config import Config, Diffusion, validate
@@ -12,10 +13,10 @@ from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import COLUMNS, long_form
 from taugrid.eval.tables.pivots import SIGMA_HAT
-from taugrid.eval.tables.quality import write_quality
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import write_report
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers.network.checkpoint import Checkpoint
 
@@ -136,16 +137,16 @@ def test_a_report_draws_it_where_the_grid_has_the_axis_and_nowhere_else(tmp_path
     rows = [row | {"cell": cell.id, "model": cell.model.id} for cell, row in zip(planned.cells, cells(), strict=True)]
     protocols = {"p": {"reference": {"dataset": "digits"}, "num_samples": 100}}
     evidence = Evidence({}, {row["cell"]: 0 for row in rows}, protocols, {row["cell"]: "none" for row in rows})
-    write_report(config, planned, rundir, Rows(rows, [], evidence))
+    write_report(Run(config, planned, rundir), Rows(rows, [], evidence))
     assert {"checkpoints.png", "checkpoints.svg"} <= {path.name for path in rundir.figures.iterdir()}
     one = config.model_copy(update={"grid": [{"model.checkpoint": ORDER[:1], "steps": list(STEPS)}]})
     few = [row for row in rows if row["model.checkpoint"] == ORDER[0]]
-    write_report(one, plan(one, loaded), rundir, Rows(few, [], evidence))
+    write_report(Run(one, plan(one, loaded), rundir), Rows(few, [], evidence))
     assert not list(rundir.figures.glob("checkpoints.*")), "one checkpoint is no ablation, and the old figure is stale"
 
 
 def test_rows_of_the_table_and_a_panel_for_each_checkpoint_in_the_order_of_the_grid(tmp_path):
-    write_quality(cells(etas=(0.0, 0.5)), tmp_path, {})
+    write(cells(etas=(0.0, 0.5)), tmp_path)
     text = (tmp_path / "quality.md").read_text()
     first = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     assert first == ["checkpoint", ":--", *(name for name in ("step-5000", "step-10000", "name-256") for _ in range(2))]
@@ -165,7 +166,7 @@ def test_pictures_of_samples_are_named_by_the_short_names_of_checkpoints(tmp_pat
             with parquet.PartWriter(rundir.sample_part(cell, shard), parquet.picture_schema({})) as part:
                 part.write(parquet.pictures(white, shard.start))
                 part.commit(replace=False)
-    write_report(config, planned, rundir, Rows([], [], Evidence({}, {}, {})))
+    write_report(Run(config, planned, rundir), Rows([], [], Evidence({}, {}, {})))
     expected = [
         f"samples-linear-checkpoint={name}-{model.id}.png"
         for name, model in zip(("step-5000", "step-10000", "name-256"), planned.models, strict=True)

@@ -24,11 +24,9 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 from taugrid.workers.network import checkpoint
 from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint, saved_unet
-from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
-from taugrid.workers.network.pipeline import save_pipeline
 from taugrid.workers.network.scheduler import SCHEDULERS
-from taugrid.workers.network.unet import build_unet
+from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -425,20 +423,6 @@ def test_a_run_goes_on_knowing_of_a_model_that_is_gone(pipeline, tmp_path, sched
     rundir.record_model(before)
     shutil.rmtree(folder)
     assert planned(folder, read=rundir.read_checkpoint).models == (before,)
-
-
-def test_a_record_of_an_earlier_version_is_read(pipeline, tmp_path):
-    folder, rundir = pipeline(DDIMScheduler()), RunDir(tmp_path / "run")
-    rundir.root.mkdir()
-    before = planned(folder)
-    rundir.record_model(before.models[0])
-    file = rundir.models / before.models[0].id / "model.json"
-    recorded = json.loads(file.read_text())
-    kept = ("path", "unet_folder", "unet_config", "weights_sha256")
-    old = {"timesteps": 1000, "schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "prediction": "epsilon"}
-    file.write_text(json.dumps({**{key: recorded[key] for key in kept}, "clip": "x0", "diffusion": old}))
-    shutil.rmtree(folder)
-    assert planned(folder, read=rundir.read_checkpoint).cells[0].id == before.cells[0].id
 
 
 def test_a_model_on_the_hub_is_downloaded_once_and_then_found_without_it(pipeline, tmp_path, monkeypatch, capsys):

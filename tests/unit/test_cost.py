@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_one_table import SCHEDULE, TRAINING, ablation
+from test_tables import table
 
 from taugrid.eval.figures.ablation.cost import GREY, costs_figure
-from taugrid.eval.tables.ablation.cost import costs, pareto
-from taugrid.eval.tables.ablation.cost_files import costs_markdown, write_costs
+from taugrid.eval.tables.ablation.cost import costs, costs_markdown, pareto, write_costs
 
 
 def rows():
@@ -21,7 +21,7 @@ def rows():
 
 
 def test_means_over_replicates_with_what_they_took():
-    found = costs(rows(), {}, {row["cell"]: 10.0 + row[TRAINING] for row in rows()})
+    found = costs(table(rows()), {row["cell"]: 10.0 + row[TRAINING] for row in rows()})
     assert [(c.settings["schedule"], c.settings["S"], c.fid, c.evaluations, c.train_seconds) for c in found] == [
         ("linear", "10", 9.5, 10, 10.5), ("linear", "20", 5.5, 20, 10.5),
         ("cosine", "10", 7.5, 10, 10.5), ("cosine", "20", 6.5, 20, 10.5),
@@ -36,7 +36,7 @@ def cheapest(found, what):
 
 
 def test_files_and_figure_mark_the_same_cells(tmp_path):
-    found = costs(rows(), {}, {})
+    found = costs(table(rows()), {})
     write_costs(found, tmp_path)
     text = (tmp_path / "cost.md").read_text()
     assert text.count("●") == 1 + 5
@@ -50,7 +50,7 @@ def test_files_and_figure_mark_the_same_cells(tmp_path):
     for panel, names in zip(figure.axes, (cheapest(found, "evaluations"), cheapest(found, "seconds")), strict=True):
         (front,) = [line for line in panel.lines if line.get_color() == GREY]
         assert sorted(front.get_ydata()) == sorted(cost.fid for cost in names)
-    assert costs([], {}, {}) == []
+    assert costs(table([]), {}) == []
 
 
 def test_cells_that_cannot_be_compared_do_not_beat_each_other_and_what_has_no_cost_is_not_marked():

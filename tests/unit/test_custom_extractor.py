@@ -11,14 +11,15 @@ import torch_fidelity
 from safetensors.torch import save_file
 
 from taugrid.errors import CustomCodeError, OtherContent
-from taugrid.eval.features.custom import describe, find_class
-from taugrid.eval.features.load import load
+from taugrid.eval.features import resolve as resolving
+from taugrid.eval.features.load import describe, find_class, load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics.score import feasible
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.hashing import file_sha256
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.custom import describe as custom_code
+from taugrid.workers.custom.describe import find
 
 pytestmark = pytest.mark.usefixtures("quick_hashes")
 
@@ -82,11 +83,6 @@ class Slow(Means):
     def __init__(self, *arguments, **kwargs):
         import time
         time.sleep(600)
-
-class Failing(Means):
-    def __init__(self, *arguments, **kwargs):
-        print("a line on the way")
-        raise OSError("no such thing\\nin two lines")
 
 class NoExtractor:
     pass
@@ -283,14 +279,17 @@ def test_features_that_are_no_numbers_are_refused(folder):
         Moments.of(features.numpy())
 
 
-def test_what_is_wrong_is_said_in_one_line(folder):
-    name = "mine.networks:Failing"
-    with pytest.raises(ValueError) as error:
-        resolve(name, "any", None, (3, 5, 5))
-    told = "OSError: no such thing in two lines"
-    assert str(error.value).startswith(
-        f"the extractor {name} can't be used: {told} (for the traceback, run: python -P "
-    )
+def test_what_is_wrong_names_the_extractor_in_one_line(monkeypatch):
+    """The line that another process ends in is tested with custom networks (`test_custom_network.py`)."""
+
+    def fails(function, arguments, subject, trial):
+        assert find(function) is describe
+        raise CustomCodeError(f"{subject} can't be used: it had to {trial}")
+
+    monkeypatch.setattr(resolving, "ask", fails)
+    said = "^the extractor mine.networks:Means can't be used: it had to load and to give features of two images$"
+    with pytest.raises(ValueError, match=said):
+        resolve("mine.networks:Means", "any", None, (3, 5, 5))
 
 
 def test_classes_that_torch_fidelity_would_read_otherwise_are_refused(folder):

@@ -6,12 +6,16 @@ import pytest
 
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.tables.ablation.alike import indistinguishable
 from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, Evidence, differences, pair
 from taugrid.eval.tables.differences_files import difference_line, write_differences
 from taugrid.eval.tables.long_form import COLUMNS
+from taugrid.eval.tables.quality import QualityTable
 
 N = 400
+
+
+def indistinguishable(rows, known, joined=frozenset()):
+    return QualityTable(rows, known, joined=joined).alike
 
 
 def protocol(steps=10, clip="none", torch="2.9.1", **others):
@@ -293,7 +297,7 @@ def test_marks_reach_across_protocols_only_when_joined():
     spelled = {"10-none": protocol(), "new": protocol(torch="2.10.0")}
     known = evidence(rows, {"a": spread(1.0), "b": spread(0.5)}, protocols=spelled)
     assert indistinguishable(rows, known) == set()
-    assert indistinguishable(rows, known, joined=True) == {"b"}
+    assert indistinguishable(rows, known, joined={"b"}) == {"b"}
 
 
 @pytest.mark.parametrize(

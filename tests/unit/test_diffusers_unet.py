@@ -5,7 +5,7 @@ import sys
 import diffusers
 import pytest
 
-import taugrid.workers.network.diffusers_unet  # noqa: F401  # it leaves parts of SciPy out
+import taugrid.workers.network.unet  # noqa: F401  # it leaves parts of SciPy out
 from taugrid.workers.importing import imported_on_use, uncollected
 
 MODULE = "xml.sax.saxutils"  # nothing here imports it

@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from scipy import stats
 from test_differences import cell, evidence, spread
 from test_one_table import RATE, SCHEDULE, TRAINING, ablation
+from test_tables import table
 
 from taugrid.eval.figures.ablation.forest import effects_figure
-from taugrid.eval.figures.ablation.heat_maps import heat_maps
-from taugrid.eval.figures.ablation.panels import panels_figures
-from taugrid.eval.tables.ablation.effects import EACH_CELL, EVERYWHERE, Effect, effects, effects_by_metric
-from taugrid.eval.tables.ablation.effects_files import effects_from_rows, effects_markdown, write_effects
+from taugrid.eval.figures.ablation.panels import heat_maps, panels_figures
+from taugrid.eval.tables.ablation.effects import EACH_CELL, EVERYWHERE, Effect, Effects, effects
+from taugrid.eval.tables.ablation.effects_files import effects_markdown, enough, verdicts, write_effects
 from taugrid.eval.tables.ablation.seeds import mean_over_seeds
-from taugrid.eval.tables.ablation.verdicts import enough, verdicts
-from taugrid.eval.tables.long_form import FID, in_grid_order
+from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.quality import QualityTable
 
 
 def trained(seeds=3, steps=(10, 20), rates=(0.01,)):
@@ -67,8 +67,8 @@ def test_an_interval_over_trainings_includes_the_sampling_noise_that_they_share(
     se = 0.1 / math.sqrt(3)
     for own_seeds, shared in ((False, 0.3), (True, 0.0)):
         noise = {row["cell"]: row[TRAINING] if own_seeds else 7 for row in rows}
-        found = effects_by_metric(rows, evidence(rows, phi, pairings=noise))
-        (fid,), (isc,) = found.values()
+        found = Effects.of(QualityTable(rows, evidence(rows, phi, pairings=noise)))
+        (fid,), (isc,) = found.by_metric.values()
         assert fid.se_shared == pytest.approx(shared)
         assert fid.high - fid.effect == pytest.approx(math.hypot(stats.t.isf(0.025, 2) * se, 1.96 * shared), rel=1e-4)
         assert isc.high - isc.effect == pytest.approx(stats.t.isf(0.025, 2) * se), "it has no influences"
@@ -92,7 +92,8 @@ def test_a_verdict_says_what_trainings_decide_or_how_many_would():
                         | {("cosine", None, seed, 10): 30.0 + d for seed, d in enumerate(differences)})  # fmt: skip
         phi = {row["cell"]: spread(0.5) if row[SCHEDULE] == "linear" else spread(0.5 + errors) for row in rows}
         noise = {row["cell"]: row[TRAINING] if shares.get("own") else 7 for row in rows}
-        [line] = verdicts(effects(rows, evidence(rows, phi, pairings=noise)), {SCHEDULE: "schedule"}, FID)
+        found = effects(rows, evidence(rows, phi, pairings=noise))
+        [line] = verdicts(Effects({FID: found}), FID)
         return line
 
     assert (
@@ -124,27 +125,27 @@ def test_a_verdict_tells_of_cells_that_differ_in_sign():
     rows = ablation({(s, rate, seed, 10): 30 + 0.1 * seed * (s == "cosine") + (s == "cosine") * (200 * rate - 3)
                      for s in ("linear", "cosine") for rate in (0.01, 0.02) for seed in range(3)})  # fmt: skip
     found = effects(rows, evidence(rows, {row["cell"]: spread(0.01) for row in rows}))
-    assert next(iter(verdicts(found, {SCHEDULE: "schedule", RATE: "rate"}, FID))).endswith(
-        "; its sign differs between cells."
-    )
+    assert next(verdicts(Effects({FID: found}), FID)).endswith("; its sign differs between cells.")
 
 
 def test_effects_of_earlier_reports_are_read_and_said_to_miss_the_noise_that_trainings_share(tmp_path):
     rows = trained()
-    write_effects(effects_by_metric(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows})), tmp_path)
+    known = evidence(rows, {row["cell"]: spread(0.3) for row in rows})
+    write_effects(Effects.of(QualityTable(rows, known)), tmp_path)
     listed = csv.DictReader(io.StringIO((tmp_path / "effects.csv").read_text()))
     numbers = {"effect", "low", "high", "p", "p_holm", "replicates", "mean_base", "mean_value"}
     given = [{k: float(v) if k in numbers else v or None for k, v in row.items()} for row in listed]
-    earlier = effects_from_rows([{k: v for k, v in row.items() if k != "se_shared"} for row in given])
-    assert all(effect.given_noise for effect in earlier["fid"])
-    assert not any(effect.given_noise for effect in effects_from_rows(given)["fid"])
+    earlier = Effects.read([{k: v for k, v in row.items() if k != "se_shared"} for row in given], [FID])
+    assert [effect.given_noise for effect in earlier.every] == [True] * len(given)
+    assert not any(effect.given_noise for effect in Effects.read(given, [FID]).every)
 
 
 def test_other_metrics_have_an_interval_over_trainings_and_without_replicates_no_effects(tmp_path):
     rows = [row | {"isc_mean": 9 - row["fid"] / 10, "kid_mean": row["fid"] / 1000} for row in trained()]
-    found = effects_by_metric(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows}))
-    fid, score, kid = found.values()
-    assert [metric.name for metric in found] == ["fid", "isc_mean", "kid_mean"]
+    known = evidence(rows, {row["cell"]: spread(0.3) for row in rows})
+    found = Effects.of(QualityTable(rows, known))
+    fid, score, kid = found.by_metric.values()
+    assert [metric.name for metric in found.by_metric] == ["fid", "isc_mean", "kid_mean"]
     for one, other in zip(fid, score, strict=True):
         assert (other.effect, other.low, other.high) == pytest.approx((-one.effect / 10, -one.high / 10, -one.low / 10))
         assert (other.p, other.p_holm) == pytest.approx((one.p, one.p_holm)), "a family for each metric"
@@ -156,7 +157,7 @@ def test_other_metrics_have_an_interval_over_trainings_and_without_replicates_no
     assert "## Inception Score (higher is better)" in text
     assert f"| **{kid[0].effect:.5f}** |" in text, "with the decimals of its interval"
     once = [row for row in rows if row[TRAINING] == 0]
-    assert [metric.name for metric in effects_by_metric(once, evidence(once, {}))] == ["fid"]
+    assert [metric.name for metric in Effects.of(QualityTable(once, evidence(once, {}))).by_metric] == ["fid"]
 
 
 def test_with_one_training_the_interval_is_of_sampling_and_the_page_says_so():
@@ -165,7 +166,7 @@ def test_with_one_training_the_interval_is_of_sampling_and_the_page_says_so():
     [found] = effects(rows, evidence(rows, phi))
     assert (found.over, found.replicates, found.se_sampling) == ("sampling", 1, pytest.approx(0.3))
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.3)
-    assert "one training of each can't tell" in effects_markdown({FID: [found]})
+    assert "one training of each can't tell" in effects_markdown(Effects({FID: [found]}))
 
 
 def test_the_base_is_the_first_value_unless_one_is_given_and_s_and_eta_count_on_request():
@@ -202,7 +203,7 @@ def test_a_training_that_failed_costs_its_seed_and_is_named():
     assert found[0].note == "without train.seed 2: not all its cells are scored"
     assert found[2].note == found[0].note, "also where a value has fewer seeds than the base"
     assert found[1].note == ""
-    assert "schedule=cosine: without train.seed 2" in effects_markdown({FID: found})
+    assert "schedule=cosine: without train.seed 2" in effects_markdown(Effects({FID: found}))
 
 
 def test_zipped_keys_are_one_and_what_follows_from_eta_is_no_key():
@@ -221,7 +222,8 @@ def test_what_cannot_be_compared_has_no_effect():
 
 def test_files_hold_every_effect_and_both_values_of_p(tmp_path):
     rows = trained(rates=(0.01, 0.02))
-    write_effects(effects_by_metric(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows})), tmp_path)
+    known = evidence(rows, {row["cell"]: spread(0.3) for row in rows})
+    write_effects(Effects.of(QualityTable(rows, known)), tmp_path)
     lines = (tmp_path / "effects.csv").read_text().splitlines()
     assert lines[0].endswith("se_sampling,replicates,over,low,high,p,p_holm,pairs,note,se_shared")
     text = (tmp_path / "effects.md").read_text()
@@ -234,8 +236,7 @@ def test_files_hold_every_effect_and_both_values_of_p(tmp_path):
 def test_figures_have_a_panel_for_each_value_a_row_for_each_effect_and_a_square_for_each_pair_of_numbers():
     rows = trained(rates=(0.02, 0.01))
     found = effects(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows}))
-    frame = in_grid_order(rows)
-    panels = dict(panels_figures(frame, found, {}))
+    panels = dict(panels_figures(table(rows), found))
     assert list(panels) == ["by-schedule", "by-learning_rate"]
     assert [panel.get_title() for panel in panels["by-schedule"].axes] == ["schedule=linear", "schedule=cosine"]
     assert len({panel.get_ylim() for panel in panels["by-schedule"].axes}) == 1
@@ -245,7 +246,7 @@ def test_figures_have_a_panel_for_each_value_a_row_for_each_effect_and_a_square_
         assert panel.xaxis.get_tick_params()["labelbottom"], "each panel says what its places are"
         labels = [label.get_text() for label in panel.get_yticklabels()]
         assert labels[-1] == "average over all cells", "cells come before averages, which may hide them"
-    [(name, heat)] = heat_maps(frame, found, {})
+    [(name, heat)] = heat_maps(table(rows), found)
     assert name == "heat-map"
     first = heat.axes[0]
     assert [text.get_text() for text in first.get_yticklabels()] == ["0.01", "0.02"], "ascending, whatever the config"
@@ -305,6 +306,6 @@ def test_there_is_no_heat_map_over_eta_where_sigma_hat_is_one_of_its_values():
     ]
     found = effects(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows}), {"eta": 0.0})
     assert {effect.value for effect in found} == {"1.0", "σ̂"}
-    assert list(heat_maps(in_grid_order(rows), found, {})) == [], "it has no place between numbers"
+    assert list(heat_maps(table(rows), found)) == [], "it has no place between numbers"
     numbers = [row for row in rows if row["sigma"] == "eta"]
-    assert [name for name, _ in heat_maps(in_grid_order(numbers), found, {})] == ["heat-map"]
+    assert [name for name, _ in heat_maps(table(numbers), found)] == ["heat-map"]

@@ -8,7 +8,6 @@ from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_outcome
 from taugrid.orchestrator.dispatch.capacity import Trainers
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
@@ -88,7 +87,7 @@ def test_the_only_scored_value_of_a_key_keeps_its_column(tmp_path, failing, caps
     failing |= {f"schedule=cosine train.seed={seed}" for seed in (0, 1)}
     with small_run(tmp_path, CONFIG) as opened:
         outcome = Session(opened, "local", Progress()).do(("train", *AFTER_TRAINING))
-        print_outcome(opened.rundir, outcome, layout=asked.layout(opened.config, opened.plan), plan=opened.plan)
+        print_outcome(opened.rundir, outcome)
         shown = capsys.readouterr()
         assert [line.split()[0] for line in shown.out.splitlines() if " 0.0 " in line] == ["linear", "cosine"]
         assert "the same command" in shown.err

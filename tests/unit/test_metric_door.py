@@ -20,7 +20,7 @@ from taugrid.storage import LOCAL, read_json
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 TOY = """
-from taugrid.eval.metrics.inputs import MetricResult
+from taugrid.eval.metrics.score import MetricResult
 
 def drift(inputs):
     assert inputs.reference is None

@@ -14,7 +14,7 @@ from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.tables.long_form import COLUMNS, long_form, score_columns
 from taugrid.eval.tables.pivots import pivot_tables
-from taugrid.eval.tables.quality import write_quality
+from taugrid.eval.tables.quality import QualityTable, write_quality
 from taugrid.orchestrator.cli.text import scores_text
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
@@ -33,7 +33,7 @@ ORACLE = {
 }
 
 SPREAD = """
-from taugrid.eval.metrics.inputs import MetricInputs, MetricResult
+from taugrid.eval.metrics.score import MetricInputs, MetricResult
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 
@@ -129,7 +129,7 @@ def test_a_new_metric_reaches_the_config_the_protocol_the_rows_and_the_tables(sp
         numbers = {"fid": 4.0, "spread": value, "spread_se": 0.125}
         write_sealed(rundir.score(cell, scoring.id(cell)), {"protocol": protocol, "metrics": numbers, "notes": []})
     found = collect(planned, rundir, scoring)
-    write_quality(found.rows, tmp_path / "tables", found.evidence.protocols)
+    write_quality(QualityTable(found.rows, found.evidence), tmp_path / "tables")
     csv = pd.read_csv(tmp_path / "tables" / "quality.csv")
     assert list(csv.columns)[: len(COLUMNS)] == list(COLUMNS)
     assert list(csv.columns)[-2:] == ["spread", "spread_se"], "behind all others"

@@ -3,16 +3,13 @@
 import math
 
 import pytest
-from test_differences import cell, evidence, spread
-from test_tables import table_rows
+from test_differences import cell, evidence, indistinguishable, spread
+from test_tables import latex, markdown, table, table_rows
 
-from taugrid.eval.tables.ablation.alike import indistinguishable
-from taugrid.eval.tables.ablation.one_table import Layout, one_table
 from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.differences import differences
-from taugrid.eval.tables.latex import to_latex
 from taugrid.eval.tables.long_form import FID, in_grid_order
-from taugrid.eval.tables.markdown import to_markdown
+from taugrid.eval.tables.pivots import Layout
 
 SCHEDULE, RATE, TRAINING = "diffusion.schedule", "train.learning_rate", "train.seed"
 
@@ -28,8 +25,12 @@ def ablation(values, **settings):
     return rows
 
 
+def tables(rows, *given, **more):
+    return table(rows, *given, **more).section(FID).tables
+
+
 def text_of(rows, **given):
-    return table_rows(to_markdown(in_grid_order(rows), **given))
+    return table_rows(markdown(rows, **given))
 
 
 def test_all_models_are_rows_of_one_table_in_the_configs_order_under_short_names():
@@ -48,25 +49,25 @@ def test_all_models_are_rows_of_one_table_in_the_configs_order_under_short_names
 def test_other_rows_and_columns_on_request_and_separate_tables_for_what_is_in_neither():
     values = {(s, r, None, 10): fid for (s, r), fid in zip(
         ((s, r) for s in ("linear", "cosine") for r in (0.01, 0.001)), (4.0, 3.0, 2.0, 1.0), strict=True)}  # fmt: skip
-    frame = in_grid_order(ablation(values))
-    [table] = one_table(frame, FID, layout=Layout((RATE, "eta"), SCHEDULE))
-    assert (table.heads, table.across) == (("learning_rate", "η"), "schedule")
-    assert table.values.to_numpy().tolist() == [[4.0, 2.0], [3.0, 1.0]]
-    tables = one_table(frame, FID, layout=Layout(("eta",), RATE))
-    assert [each.label for each in tables] == ["schedule=linear", "schedule=cosine"]
-    assert [list(each.values.columns) for each in tables] == [["0.01", "0.001"]] * 2
-    tex = to_latex(frame, layout=Layout(("eta",), RATE))
+    rows = ablation(values)
+    [one] = tables(rows, layout=Layout((RATE, "eta"), SCHEDULE))
+    assert (one.heads, one.across) == (("learning_rate", "η"), "schedule")
+    assert one.values.to_numpy().tolist() == [[4.0, 2.0], [3.0, 1.0]]
+    found = tables(rows, layout=Layout(("eta",), RATE))
+    assert [each.label for each in found] == ["schedule=linear", "schedule=cosine"]
+    assert [list(each.values.columns) for each in found] == [["0.01", "0.001"]] * 2
+    tex = latex(rows, layout=Layout(("eta",), RATE))
     assert tex.count(r"\begin{table}") == 2
     assert "schedule=cosine" in tex
 
 
 def test_a_clip_that_follows_from_eta_is_noted_below_and_one_that_does_not_is_a_row():
     rows = [cell(f"{eta}", 10, eta, 5.0) for eta in (0.0, "sigma_hat")]
-    [table] = one_table(in_grid_order(rows), FID)
-    assert (table.heads, table.notes) == (("η",), ("clip: none (0.0), x0_and_eps (σ̂)",))
+    [one] = tables(rows)
+    assert (one.heads, one.notes) == (("η",), ("clip: none (0.0), x0_and_eps (σ̂)",))
     rows.append(cell("clipped", 10, 0.0, 4.0, clip="x0"))
-    [table] = one_table(in_grid_order(rows), FID)
-    assert table.labels == [("none", "0.0"), ("x0_and_eps", "σ̂"), ("x0", "0.0")]
+    [one] = tables(rows)
+    assert one.labels == [("none", "0.0"), ("x0_and_eps", "σ̂"), ("x0", "0.0")]
 
 
 def test_cells_that_cannot_be_compared_stay_apart_under_what_tells_them_apart():
@@ -75,21 +76,21 @@ def test_cells_that_cannot_be_compared_stay_apart_under_what_tells_them_apart():
         cell("b", 10, 0.0, 4.0, protocol="b", rounding="down"),
     ]
     spelled = {"a": {"rounding": "up"}, "b": {"rounding": "down"}}
-    assert [table.label for table in one_table(in_grid_order(rows), FID, spelled)] == ["rounding=up", "rounding=down"]
+    assert [table.label for table in tables(rows, spelled)] == ["rounding=up", "rounding=down"]
     rows = [row | {"num_samples": n, "rounding": "up", "protocol": "a"} for row, n in zip(rows, (9, 8), strict=True)]
-    assert [table.label for table in one_table(in_grid_order(rows), FID, spelled)] == ["N=9", "N=8"]
+    assert [table.label for table in tables(rows, spelled)] == ["N=9", "N=8"]
 
 
 def test_two_cells_in_one_place_are_refused_by_name():
     rows = [cell("first", 10, 0.0, 1.0), cell("second", 10, 0.0, 2.0)]
-    with pytest.raises(ValueError, match=r"cells first and second are both at eta 0\.0, steps 10"):
-        one_table(in_grid_order(rows), FID)
+    with pytest.raises(ValueError, match=r"cells first and second are both at eta 0\.0, S 10"):
+        tables(rows)
 
 
 def test_seeds_of_trainings_are_no_rows_but_means_with_their_spread():
     fids = {"linear": (10.0, 12.0, 14.0), "cosine": (9.0, 9.5, 13.0)}
     rows = ablation({(s, None, seed, 10): fid for s, its in fids.items() for seed, fid in enumerate(its)})
-    text = to_markdown(in_grid_order(rows))
+    text = markdown(rows)
     assert table_rows(text)[1:] == [
         ["linear", "0.0", "12.0 ± 1.2 (2.0)"],
         ["cosine", "0.0", "**10.5 ± 1.3 (2.2)**"],
@@ -97,7 +98,7 @@ def test_seeds_of_trainings_are_no_rows_but_means_with_their_spread():
     assert "mean of 3 trainings (train.seed), ± its standard error" in text
     assert "standard deviation between trainings (in brackets)" in text
     assert "± is one standard error of sampling" not in text
-    assert "(2.0)" in to_latex(in_grid_order(rows))
+    assert "(2.0)" in latex(rows)
     assert not [row for row in differences(rows, evidence(rows, {})) if row["along"] == TRAINING]
 
 
@@ -126,7 +127,7 @@ def test_marks_among_means_pair_the_trainings_by_their_seeds():
     rows = ablation(values)
     known = evidence(rows, {row["cell"]: spread(0.01) for row in rows})
     assert indistinguishable(rows, known) == {"near-None-0-10"}
-    text = to_markdown(in_grid_order(rows), known.protocols, {"near-None-0-10"})
+    text = markdown(rows, known.protocols, {"near-None-0-10"})
     assert "≈ not distinguishable from the best of its column by Student's t" in text
     assert indistinguishable([], known) == frozenset()
 
@@ -161,16 +162,16 @@ def test_other_metrics_are_marked_over_replicates_alone():
     assert shares["best"].startswith("**8.0")
     assert [name for name, text in shares.items() if text.endswith("≈")] == ["near"]
     once = [row for row in rows if row[TRAINING] == 0]
-    assert "≈" not in to_markdown(in_grid_order(once))
+    assert "≈" not in markdown(once)
 
 
 def test_means_of_fewer_replicates_say_of_how_many():
     values = {(name, None, seed, 10): 5.0 + seed for name in ("linear", "cosine") for seed in range(3)}
-    assert "n = " not in to_markdown(in_grid_order(ablation(values)))
+    assert "n = " not in markdown(ablation(values))
     del values["cosine", None, 2, 10]
     rows = ablation(values)
     assert [line[-1] for line in text_of(rows)[1:]] == ["6.00 ± 0.58 (1.00)", "**5.50 ± 0.50 (0.71) (n = 2)**"]
-    assert "mean of 3 trainings (train.seed), or of n where it says so" in to_markdown(in_grid_order(rows))
-    single = in_grid_order([row for row in rows if (row[SCHEDULE], row[TRAINING]) != ("cosine", 1)])
-    assert "| **5.00 (n = 1)** |" in to_markdown(single)
-    assert "no difference from it is tested" in to_markdown(single)
+    assert "mean of 3 trainings (train.seed), or of n where it says so" in markdown(rows)
+    single = [row for row in rows if (row[SCHEDULE], row[TRAINING]) != ("cosine", 1)]
+    assert "| **5.00 (n = 1)** |" in markdown(single)
+    assert "no difference from it is tested" in markdown(single)

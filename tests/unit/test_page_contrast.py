@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from taugrid.eval.pages.charts import COLOURS
 from taugrid.eval.pages.environment import asset
-from taugrid.eval.pages.inline import COLOURS
 from taugrid.eval.pages.pivots import SHADES
 
 TEXT, LINES = 4.5, 3.0

@@ -11,7 +11,7 @@ from nights import CONFIG, checkpoint, taugrid, write_config
 
 from taugrid.errors import UserError
 from taugrid.eval.figures.checkpoints import training_steps
-from taugrid.eval.tables.best_checkpoints import best_checkpoints
+from taugrid.eval.tables.differences import best_checkpoints
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.patterns import SETTLED_SECONDS, natural, resolve_patterns

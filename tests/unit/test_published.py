@@ -18,13 +18,15 @@ from taugrid.eval.tables.published.counterparts import (
     EncodedImages,
     NetworkOrigin,
     dataset_facts,
+    published_markdown,
     quality_counterparts,
     reconstruction_counterparts,
+    write_published,
 )
-from taugrid.eval.tables.published.files import published_markdown, write_published
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import network_origin, write_report
+from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work import reconstruct
 from taugrid.orchestrator.work.reconstruct import ode_cells
@@ -337,10 +339,10 @@ def test_a_report_has_them_and_points_to_them_and_forgets_those_of_another_grid(
     [cell] = planned.cells
     ours = row(cell=cell.id, model=cell.model.id)
     evidence = Evidence({}, {cell.id: (0, (3, 32, 32))}, {"p": protocol()}, {cell.id: "none"})
-    write_report(config, planned, rundir, Rows([ours], [], evidence))
+    write_report(Run(config, planned, rundir), Rows([ours], [], evidence))
     assert "network: trained here" in (rundir.tables / "published.md").read_text()
     assert "- the paper's numbers stand beside 1 of these in published.md" in (rundir.tables / "quality.md").read_text()
-    write_report(config, planned, rundir, Rows([], [], evidence))
+    write_report(Run(config, planned, rundir), Rows([], [], evidence))
     assert not list(rundir.tables.glob("published.*"))
     assert "published.md" not in (rundir.tables / "quality.md").read_text()
 

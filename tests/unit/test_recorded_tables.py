@@ -14,7 +14,6 @@ from taugrid.config.load import load
 from taugrid.eval.tables.differences import Evidence
 from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import write_report
 from taugrid.orchestrator.run import Run
@@ -30,17 +29,17 @@ pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 @pytest.fixture(scope="module", params=["paper", "ablation"])
 def reported(request, tmp_path_factory):
-    """The folder of the recorded run, its config, plan and rows, and the run directory that they were reported in."""
+    """What a recorded run's report held, its quality table, and the run directory that it is reported in now."""
     folder = RECORDED / request.param
     recorded = json.loads((folder / "collected.json").read_text())
     influences = dict(np.load(folder / "influences.npz"))
     evidence = Evidence(influences, recorded["pairings"], recorded["protocols"], recorded["reasons"])
     config = load(str(folder / "config.yaml"))
     rundir = RunDir(tmp_path_factory.mktemp(request.param))
-    collected = Rows(recorded["rows"], recorded["notes"], evidence)
-    write_report(config, plan(config), rundir, collected)
-    write_page(Run(config, plan(config), rundir))
-    return folder / "expected", config, collected, rundir
+    run = Run(config, plan(config), rundir)
+    quality = write_report(run, Rows(recorded["rows"], recorded["notes"], evidence))
+    write_page(run)
+    return folder / "expected", quality, rundir
 
 
 def as_numbers(text):
@@ -49,7 +48,7 @@ def as_numbers(text):
 
 
 def test_tables_are_byte_for_byte_what_they_were(reported):
-    expected, _, _, rundir = reported
+    expected, _, rundir = reported
     names = {path.name for path in expected.iterdir()} - {"report.html", "terminal.txt"}
     assert {path.name for path in rundir.tables.iterdir()} == names
     for name in names:
@@ -58,16 +57,14 @@ def test_tables_are_byte_for_byte_what_they_were(reported):
 
 
 def test_the_page_says_what_it_said(reported):
-    expected, _, _, rundir = reported
+    expected, _, rundir = reported
     page = rundir.report.read_text(encoding="utf-8")
     drawn = r"<(style|script|svg)\b.*?</\1>|<meta http-equiv[^>]*>"
     assert re.sub(drawn, "", page, flags=re.DOTALL) == (expected / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_terminal_shows_what_it_showed(reported, capsys, monkeypatch):
-    expected, config, collected, rundir = reported
+    expected, quality, rundir = reported
     monkeypatch.setenv("COLUMNS", "80")
-    layout = asked.layout(config, plan(config))
-    outcome = Outcome({}, collected.rows, "quality", collected.evidence)
-    print_outcome(rundir, outcome, layout=layout, plan=plan(config))
+    print_outcome(rundir, Outcome({}, quality.rows, "quality", quality))
     assert capsys.readouterr().out == (expected / "terminal.txt").read_text(encoding="utf-8")

@@ -6,9 +6,9 @@ import pytest
 from taugrid.errors import DamagedFile, OtherContent
 from taugrid.eval.metrics import reference_statistics
 from taugrid.eval.metrics.frechet import Frechet, frechet_distance
-from taugrid.eval.metrics.inputs import MetricInputs
 from taugrid.eval.metrics.neighbours import compute_prc
 from taugrid.eval.metrics.reference_statistics import MomentsFile, ReferenceStatistics, load_or_compute, read_moments
+from taugrid.eval.metrics.score import MetricInputs
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.reference import cache_key, open_reference
 from taugrid.eval.sources import Source

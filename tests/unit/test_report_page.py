@@ -19,17 +19,14 @@ from PIL.PngImagePlugin import PngInfo
 
 import taugrid
 from taugrid.config.load import load
-from taugrid.eval.figures.pictures import reconstructions
-from taugrid.eval.figures.tiles import KEY
-from taugrid.eval.pages.answer import answer
+from taugrid.eval.figures.pictures import KEY, reconstructions
+from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.pages.charts import quality_chart
-from taugrid.eval.pages.measured import measured
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
-from taugrid.eval.pages.pivots import shaded_tables
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
 from taugrid.eval.tables.ablation.cost import costs
-from taugrid.eval.tables.ablation.one_table import USUAL, Layout
-from taugrid.eval.tables.long_form import FID, long_form
+from taugrid.eval.tables.pivots import Layout
+from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.session import Outcome
@@ -67,13 +64,17 @@ PROTOCOLS = {
 }
 
 
+def written(rows, protocols=PROTOCOLS, **more):
+    return QualityTable.read({"rows": rows, "protocols": protocols}, **more)
+
+
 def scored_by(extractor, dataset="digits"):
     reference = {"dataset": dataset, "split": "train", "num_images": 1437, "sha256": "0" * 64}
     return {"num_samples": 100, "reference": reference, "extractor": {"name": extractor}}
 
 
 def cells_of(rows, alike=frozenset()):
-    return measured(shaded_tables(long_form(rows), FID, PROTOCOLS, alike), rows, PROTOCOLS)
+    return measured(QualityTable.read({"rows": rows, "protocols": PROTOCOLS, "indistinguishable": alike}))
 
 
 def findings(**changes):
@@ -81,8 +82,7 @@ def findings(**changes):
     found = PageFacts(
         name="a run",
         planned=4,
-        document={"rows": ROWS, "protocols": PROTOCOLS, "notes": []},
-        layout=USUAL,
+        quality=written(ROWS),
         differences=[],
         effects=[],
         published=[],
@@ -221,7 +221,7 @@ def test_a_warning_that_was_told_before_is_not_printed_again(finished, capsys):
 
 def test_bold_and_shades_are_explained_where_there_are_any():
     def notes(rows):
-        page = Parsed(report_html(findings(document={"rows": rows, "protocols": PROTOCOLS, "notes": []})))
+        page = Parsed(report_html(findings(quality=written(rows))))
         return " ".join(note["text"] for note in page.all("p", **{"class": "tg-note"}) if "section" in note["within"])
 
     assert "bold" in notes(ROWS)
@@ -243,7 +243,7 @@ def effect(**changes):
 @pytest.mark.parametrize("extractor", ["digits-convnet", INCEPTION])
 def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart(extractor):
     def head(protocols):
-        page = Parsed(report_html(findings(document={"rows": ROWS, "protocols": protocols, "notes": []})))
+        page = Parsed(report_html(findings(quality=written(ROWS, protocols))))
         return " ".join(e["text"] for e in page.all("p") if "header" in e["within"]).replace("\u00a0", " ")
 
     text = head({"p": scored_by(extractor)})
@@ -254,7 +254,7 @@ def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart
     assert "N = 100 " in unknown
     assert "features" not in unknown
     assert "published" not in unknown
-    nothing = Parsed(report_html(findings(document={})))
+    nothing = Parsed(report_html(findings(quality=written([]))))
     assert "N =" not in nothing.all("header")[0]["text"]
 
 
@@ -328,7 +328,7 @@ def test_texts_of_a_config_are_escaped():
     rows = [one | {"diffusion.schedule": f'"{SCRIPT}' if one["eta"] else "linear"} for one in ROWS]
     found = findings(
         name=SCRIPT,
-        document={"rows": rows, "protocols": {"p": scored_by(SCRIPT, SCRIPT)}, "notes": []},
+        quality=written(rows, {"p": scored_by(SCRIPT, SCRIPT)}),
         differences=[difference],
         published=[
             {"steps": 10, "sigma": "eta", "eta": 0.0, "published": 1.0, "ours": 1.0, "differs": SCRIPT, "cell": ""}
@@ -391,7 +391,7 @@ def test_the_answer_claims_nothing_without_errors_or_across_protocols():
 
 def test_marks_of_another_layout_are_not_taken_for_those_of_a_column_of_steps():
     document = {"rows": ROWS, "protocols": PROTOCOLS, "notes": [], "indistinguishable": ["50-0.0"]}
-    text = report_html(findings(document=document, layout=Layout(("steps",), "eta")))
+    text = report_html(findings(quality=QualityTable.read(document, Layout(("steps",), "eta"))))
     said = [line["text"] for line in Parsed(text).all("p", **{"class": "answer"})]
     assert said[0].replace("\u00a0", " ") == "Of 4 cells, FID is lowest at S = 50, η = 1.0: 8.0 ± 1.0."
     [table] = Parsed(text).all("table", **{"class": "tg-pivot"})
@@ -408,7 +408,7 @@ def seen(text):
 
 def test_costs_have_a_chart_and_a_table_if_there_are_several():
     rows = [row(10, 0.0, 20.0, seconds=5.0), row(50, 0.0, 9.0, seconds=20.0), row(50, 1.0, 9.5, seconds=None)]
-    found = costs(rows, PROTOCOLS, {})
+    found = costs(written(rows), {})
     page, (_, table, _) = seen(report_html(findings(costs=found)))
     assert table.splitlines()[2:] == ["100.020.0 ± 1.01050.00–●●", "500.09.0 ± 1.050200.00–●●", "501.09.5 ± 1.050––"]
     assert page.all("a", href="#cost")
@@ -420,9 +420,9 @@ def test_published_numbers_are_drawn_and_listed_only_where_nothing_differs():
         {"cell": "10-0.0", "published": 19.0, "differs": ""},
         {"cell": "50-0.0", "published": 7.0, "differs": "N"},
     ]
-    drawn = quality_chart(long_form(ROWS), PROTOCOLS, cells_of(ROWS), published)
+    drawn = quality_chart(written(ROWS), cells_of(ROWS), published)
     assert [row for row in drawn.rows if "published" in row[0]] == [("η = 0.0, published", "10", "19")]
-    without = quality_chart(long_form(ROWS), PROTOCOLS, cells_of(ROWS), [])
+    without = quality_chart(written(ROWS), cells_of(ROWS), [])
     more = drawn.svg.count("<use") - without.svg.count("<use")
     assert more == 1, "an empty marker"
 
@@ -430,7 +430,7 @@ def test_published_numbers_are_drawn_and_listed_only_where_nothing_differs():
 def test_a_figure_in_the_page_has_the_pages_colours_and_ids_of_its_own():
     schedules = ("linear", "cosine")
     rows = [one | {"cell": f"{s}-{one['cell']}", "diffusion.schedule": s} for one in ROWS for s in schedules]
-    page, _ = seen(report_html(findings(document={"rows": rows, "protocols": PROTOCOLS, "notes": []})))
+    page, _ = seen(report_html(findings(quality=written(rows))))
     svg = [element for element in page.elements if "svg" in element["within"]]
     named = {element["id"] for element in svg if "id" in element}
     used = [element[key] for element in svg for key in ("href", "clip-path") if key in element]

@@ -13,10 +13,9 @@ from taugrid.config import Config, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir import provenance
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.extension import check_is_run_directory, orphans_in_words
-from taugrid.orchestrator.rundir.integrity import Damage
 from taugrid.registry.extractors import ExtractorSpec
 
 

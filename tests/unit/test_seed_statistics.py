@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from taugrid.eval.tables.ablation.joint import critical_range, level_against_best
-from taugrid.eval.tables.ablation.seeds import LEVEL, holm, mean_over_seeds, shared_error
+from taugrid.eval.tables.ablation.seeds import (
+    LEVEL,
+    critical_range,
+    holm,
+    level_against_best,
+    mean_over_seeds,
+    shared_error,
+)
 
 REPEATS = 20_000
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from types import MappingProxyType
 
 import pandas as pd
 import pytest
@@ -15,11 +16,9 @@ from rich.console import Console
 from taugrid.eval.tables.console import CONSOLE_WIDTH, to_console
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import write_number
-from taugrid.eval.tables.latex import to_latex
-from taugrid.eval.tables.long_form import COLUMNS, in_grid_order, long_form
-from taugrid.eval.tables.markdown import to_markdown
-from taugrid.eval.tables.pivots import pivot_tables
-from taugrid.eval.tables.quality import write_quality
+from taugrid.eval.tables.long_form import COLUMNS, long_form
+from taugrid.eval.tables.pivots import USUAL, pivot_tables
+from taugrid.eval.tables.quality import QualityTable, to_latex, to_markdown, write_quality
 from taugrid.eval.tables.rows import check_joinable
 from taugrid.grids.names import short_names
 from taugrid.orchestrator.cli.text import print_outcome
@@ -51,9 +50,31 @@ def paper_grid(**others):
     return [*rows, cell(10, "sigma_hat", 367.43, 1.26, **clipped), cell(1000, "sigma_hat", 3.17, 0.012, **clipped)]
 
 
-def table_rows(markdown):
-    """The cells of every table line in `markdown`, without the rulers."""
-    lines = [line.strip("|").split("|") for line in markdown.splitlines() if line.startswith("|")]
+NONE = MappingProxyType({})
+
+
+def table(
+    rows, protocols=MappingProxyType({}), indistinguishable=frozenset(), joined=frozenset(), layout=USUAL, notes=()
+):
+    """The quality table of `rows`, with marks that are given."""
+    return QualityTable(rows, Evidence({}, {}, dict(protocols)), notes, joined, layout, recorded=indistinguishable)
+
+
+def markdown(rows, *given, **more):
+    return to_markdown(table(rows, *given, **more))
+
+
+def latex(rows, *given, **more):
+    return to_latex(table(rows, *given, **more))
+
+
+def write(rows, folder, *given, **more):
+    write_quality(table(rows, *given, **more), folder)
+
+
+def table_rows(text):
+    """The cells of every table line in Markdown, without the rulers."""
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     return [[text.strip() for text in line] for line in lines if not line[0].strip().startswith(":-")]
 
 
@@ -78,7 +99,7 @@ def test_the_long_form_has_the_columns_and_types_of_the_contract():
 def test_csv_comes_back_through_pandas_with_its_types_and_exact_values(tmp_path):
     rows = paper_grid(**{"train.steps": 400, "diffusion.schedule": "linear"})
     rows[0] |= {"fid": 0.1 + 0.2, "kid_mean": 1e-7 / 3}
-    write_quality(rows, tmp_path, {})
+    write(rows, tmp_path, {})
     back = pd.read_csv(tmp_path / "quality.csv", float_precision="round_trip")
     pd.testing.assert_frame_equal(back, long_form(rows), check_exact=True, check_dtype=True)
     assert set(back["clip"]) == {"none", "x0_and_eps"}  # a reader that takes "none" for a missing value loses it
@@ -87,7 +108,7 @@ def test_csv_comes_back_through_pandas_with_its_types_and_exact_values(tmp_path)
 def test_json_is_strict_and_holds_rows_protocols_and_notes(tmp_path):
     rows = [cell(10, 0.0, 14.2, float("nan")), cell(20, 0.0, None, None)]
     protocols = {"p10": {"tau": (100, 1000), "reference": {"num_samples": 1797}, "threshold": math.inf}}
-    write_quality(rows, tmp_path, protocols, ["one cell is missing"])
+    write(rows, tmp_path, protocols, notes=["one cell is missing"])
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -107,7 +128,7 @@ def test_axis_values_that_are_lists_or_missing_survive(tmp_path):
         cell(10, 0.0, 2.0, model="m1", **{axis: [32, 64], "train.steps": 100}),
         cell(10, 0.0, 1.0, model="m2", **{axis: [64, 64], "train.steps": None}),
     ]
-    write_quality(rows, tmp_path, {})
+    write(rows, tmp_path, {})
     assert (tmp_path / "quality.csv").read_text().splitlines()[1].endswith(',p10,"[32, 64]",100')
     assert (tmp_path / "quality.csv").read_text().splitlines()[2].endswith(',p10,"[64, 64]",')
     assert [pivot.settings for pivot in pivot_tables(long_form(rows))] == [
@@ -185,7 +206,7 @@ def test_checkpoints_keep_the_order_and_the_data_the_full_names_that_they_are_gi
         for weights in ("raw", "ema")
         for eta in (1.0, 0.0)
     ]
-    write_quality(rows, tmp_path, {})
+    write(rows, tmp_path, {})
     assert pd.read_csv(tmp_path / "quality.csv")["model.checkpoint"].unique().tolist() == given
     headings = [
         f"model.checkpoint = {name}, weights = {weights}"
@@ -195,7 +216,7 @@ def test_checkpoints_keep_the_order_and_the_data_the_full_names_that_they_are_gi
     pivots = pivot_tables(long_form(rows))
     assert [pivot.heading for pivot in pivots] == headings
     assert [list(pivot.values.index) for pivot in pivots] == [["0.0", "1.0"]] * 6
-    shown = table_rows(to_markdown(in_grid_order(rows)))
+    shown = table_rows(markdown(rows))
     assert shown[0] == ["checkpoint", "weights", "η \\ S", "10"]
     assert [row[:3] for row in shown[1:]] == [
         [name, weights, eta]
@@ -203,7 +224,7 @@ def test_checkpoints_keep_the_order_and_the_data_the_full_names_that_they_are_gi
         for weights in ("raw", "ema")
         for eta in ("0.0", "1.0")
     ]
-    write_quality(rows[::-1], tmp_path, {})
+    write(rows[::-1], tmp_path, {})
     assert pd.read_csv(tmp_path / "quality.csv")["model.checkpoint"].unique().tolist() == given[::-1]
 
 
@@ -239,11 +260,11 @@ def test_different_numbers_of_samples_never_share_a_table():
     rows = [cell(10, 0.0, 5.0, num_samples=1000), cell(10, 1.0, 4.0, num_samples=5000)]
     frame = long_form(rows)
     assert [pivot.heading for pivot in pivot_tables(frame)] == ["num_samples = 1000", "num_samples = 5000"]
-    assert "**" not in to_markdown(frame)
+    assert "**" not in markdown(rows)
 
 
 def test_two_cells_in_one_place_are_an_error():
-    with pytest.raises(ValueError, match=r"cells first and second are both at eta 0\.2, S = 10 of one table"):
+    with pytest.raises(ValueError, match=r"cells first and second are both at eta 0\.2, S 10 of one table"):
         pivot_tables(long_form([cell(10, 0.2, 1.0, cell="first"), cell(10, 0.2, 2.0, cell="second")]))
 
 
@@ -264,14 +285,14 @@ def test_two_cells_in_one_place_are_an_error():
     ],
 )
 def test_how_a_number_is_written(value, error, text):
-    markdown = to_markdown(long_form([cell(10, 0.0, value, error)]))
-    assert table_rows(markdown) == [["η \\ S", "10"], ["0.0", text]]
+    written = markdown([cell(10, 0.0, value, error)])
+    assert table_rows(written) == [["η \\ S", "10"], ["0.0", text]]
 
 
 def test_markdown_holds_the_paper_table_with_the_best_of_each_column_bold():
     rows = paper_grid()
     rows[3] |= {"fid": None, "fid_se": None}
-    assert table_rows(to_markdown(long_form(rows))) == [
+    assert table_rows(markdown(rows)) == [
         ["η \\ S", "10", "1000"],
         ["0.0", "**13.36 ± 0.10**", "4.04 ± 0.10"],
         ["0.2", "14.04 ± 0.10", "–"],
@@ -287,46 +308,46 @@ def test_bold_follows_the_direction_of_each_metric_and_kid_is_as_it_is():
         cell(10, 0.0, 4.0, isc_mean=9.1, kid_mean=0.0012, **scores),
         cell(10, 1.0, 5.0, isc_mean=8.4, kid_mean=0.0034, **scores),
     ]
-    markdown = to_markdown(long_form(rows))
-    headings = [line for line in markdown.splitlines() if line.startswith("#")]
+    written = markdown(rows)
+    headings = [line for line in written.splitlines() if line.startswith("#")]
     assert headings == ["## FID (lower is better)", "## Inception Score (higher is better)",
                         "## KID (lower is better)"]  # fmt: skip
-    assert [row[1] for row in table_rows(markdown) if row[0] == "0.0"] == ["**4.00**", "**9.100 ± 0.050**",
+    assert [row[1] for row in table_rows(written) if row[0] == "0.0"] == ["**4.00**", "**9.100 ± 0.050**",
                                                                           "**0.00120 ± 0.00020**"]  # fmt: skip
-    assert [row[1] for row in table_rows(markdown) if row[0] == "1.0"] == ["5.00", "8.400 ± 0.050", "0.00340 ± 0.00020"]
-    assert "± is the standard deviation over splits." in markdown
-    assert "± is one standard error" not in markdown  # no FID here has one
+    assert [row[1] for row in table_rows(written) if row[0] == "1.0"] == ["5.00", "8.400 ± 0.050", "0.00340 ± 0.00020"]
+    assert "± is the standard deviation over splits." in written
+    assert "± is one standard error" not in written  # no FID here has one
 
 
 def test_a_large_kid_is_not_scaled():
     """Of features that are no Inception's, KID may be in the tens: 45.5, not 45526 thousandths."""
-    markdown = to_markdown(long_form([cell(10, 0.0, 4.0, kid_mean=45.526, kid_std=7.98)]))
-    assert "## KID (lower is better)" in markdown
-    assert table_rows(markdown)[-1] == ["0.0", "45.5 ± 8.0"]
+    written = markdown([cell(10, 0.0, 4.0, kid_mean=45.526, kid_std=7.98)])
+    assert "## KID (lower is better)" in written
+    assert table_rows(written)[-1] == ["0.0", "45.5 ± 8.0"]
 
 
 def test_bold_is_explained_where_something_is_bold(tmp_path):
     for rows, explained in ((paper_grid(), True), ([cell(10, 0.0, 4.0), cell(20, 0.0, 3.0)], False)):
-        write_quality(rows, tmp_path, {})
+        write(rows, tmp_path, {})
         about = (tmp_path / "quality.md").read_text().splitlines()[0]
         assert ("bold" in about) is explained
 
 
 def test_ties_are_bold_together():
-    rows = table_rows(to_markdown(long_form([cell(10, eta, 4.0) for eta in (0.0, 0.5)])))
+    rows = table_rows(markdown([cell(10, eta, 4.0) for eta in (0.0, 0.5)]))
     assert [row[1] for row in rows[1:]] == ["**4.00**", "**4.00**"]
 
 
 def test_fid_that_nobody_asked_for_has_no_table_but_a_grid_without_scores_shows_dashes():
-    assert "## FID" not in to_markdown(long_form([cell(10, 0.0, isc_mean=9.0)]))
-    assert table_rows(to_markdown(long_form([cell(10, 0.0)]))) == [["η \\ S", "10"], ["0.0", "–"]]
-    assert table_rows(to_markdown(long_form([]))) == []
+    assert "## FID" not in markdown([cell(10, 0.0, isc_mean=9.0)])
+    assert table_rows(markdown([cell(10, 0.0)])) == [["η \\ S", "10"], ["0.0", "–"]]
+    assert table_rows(markdown([])) == []
 
 
 def test_latex_is_balanced_escaped_and_rectangular():
     rows = paper_grid(**{"data.root": "runs/100%_{x}~&$^\\"})
     rows.append(cell(10, 0.0, 14.0, model="other", num_samples=9, **{"data.root": "b"}))
-    tex = to_latex(long_form(rows))
+    tex = latex(rows)
     assert tex.isascii()
     assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 2
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
@@ -343,7 +364,7 @@ def test_latex_is_balanced_escaped_and_rectangular():
 
 
 def test_latex_writes_a_missing_cell_as_a_dash():
-    assert r"0.0 & -- & $4.00$ \\" in to_latex(long_form([cell(10, 0.0), cell(20, 0.0, 4.0)]))
+    assert r"0.0 & -- & $4.00$ \\" in latex([cell(10, 0.0), cell(20, 0.0, 4.0)])
 
 
 def test_the_first_line_of_markdown_says_what_the_numbers_are(tmp_path):
@@ -352,7 +373,7 @@ def test_the_first_line_of_markdown_says_what_the_numbers_are(tmp_path):
         f"p{steps}": {"reference": reference, "extractor": "digits-convnet", "tau": list(range(steps))}
         for steps in (10, 1000)
     }
-    write_quality(paper_grid(), tmp_path, protocols, ["cell x is mixed: 2 kinds of device"])
+    write(paper_grid(), tmp_path, protocols, notes=["cell x is mixed: 2 kinds of device"])
     text = (tmp_path / "quality.md").read_text(encoding="utf-8")
     assert text.splitlines()[0].startswith(
         "N = 5000 samples per cell; reference: dataset digits, split train, content ababababab; "
@@ -366,7 +387,7 @@ def test_the_first_line_of_markdown_says_what_the_numbers_are(tmp_path):
 
 def test_the_first_line_says_how_all_cells_clip_since_a_loaded_pipeline_may_do_so_unasked(tmp_path):
     def first_line(*clips):
-        write_quality([cell(10, 0.0), cell(20, 0.0)], tmp_path, {"p10": {"clip": clips[0]}, "p20": {"clip": clips[1]}})
+        write([cell(10, 0.0), cell(20, 0.0)], tmp_path, {"p10": {"clip": clips[0]}, "p20": {"clip": clips[1]}})
         return (tmp_path / "quality.md").read_text(encoding="utf-8").splitlines()[0]
 
     assert "; clip: x0 to +-2; " in first_line("x0 to +-2", "x0 to +-2")
@@ -376,8 +397,8 @@ def test_the_first_line_says_how_all_cells_clip_since_a_loaded_pipeline_may_do_s
 
 def test_write_replaces_the_four_files_and_leaves_nothing_else(tmp_path):
     folder = tmp_path / "run" / "tables"
-    write_quality([cell(10, 0.0, 1.0)], folder, {})
-    write_quality([cell(10, 0.0, 2.0)], folder, {})
+    write([cell(10, 0.0, 1.0)], folder, {})
+    write([cell(10, 0.0, 2.0)], folder, {})
     assert sorted(path.name for path in folder.iterdir()) == [
         f"quality.{kind}" for kind in ("csv", "json", "md", "tex")
     ]
@@ -396,16 +417,16 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_rubbish(tmp_path
     assert list(tmp_path.iterdir()) == [path]
 
 
-def printed(frame, *given, **marks):
+def printed(rows, *given, **marks):
     pipe = io.StringIO()
-    Console(file=pipe, width=CONSOLE_WIDTH).print(to_console(frame, *given, **marks))
+    Console(file=pipe, width=CONSOLE_WIDTH).print(to_console(table(rows, *given, **marks)))
     return pipe.getvalue()
 
 
 def test_in_a_narrow_terminal_every_number_of_the_table_is_whole():
     for width in (60, 40, 24):
         pipe = io.StringIO()
-        Console(file=pipe, width=width).print(to_console(long_form(paper_grid())))
+        Console(file=pipe, width=width).print(to_console(table(paper_grid())))
         lines = pipe.getvalue().splitlines()
         assert max(map(cell_len, lines)) <= width
         assert "…" not in pipe.getvalue()
@@ -423,13 +444,13 @@ def test_a_zero_has_no_sign():
 def test_square_brackets_in_a_name_are_no_markup_of_the_console():
     names = ["runs/[best]", "runs/[red]y"]
     rows = [cell(10, 0.0, 5.0 + i, model=name, **{"model.checkpoint": name}) for i, name in enumerate(names)]
-    text = printed(in_grid_order(rows))
+    text = printed(rows)
     assert "[best]" in text
     assert "[red]y" in text
 
 
 def test_the_console_table_has_errors_beside_the_values_where_they_fit():
-    lines = printed(long_form(paper_grid())).splitlines()
+    lines = printed(paper_grid()).splitlines()
     assert lines[0] == "FID (lower is better)"
     assert next(line.split() for line in lines if "σ̂" in line) == ["σ̂", "367.4", "±", "1.3", "3.170", "±", "0.012", "*"]
     assert lines[-2] == "clip: none (0.0, 0.2, 0.5, 1.0), x0_and_eps (σ̂)"
@@ -444,7 +465,7 @@ SPELLED = {
 
 def outcome_on_stdout(rows, capsys, tmp_path):
     spelled = {row["protocol"]: SPELLED for row in rows}
-    print_outcome(RunDir(tmp_path), Outcome({}, rows, "quality", Evidence({}, {}, spelled, {})))
+    print_outcome(RunDir(tmp_path), Outcome({}, rows, "quality", table(rows, spelled)))
     return capsys.readouterr().out
 
 
@@ -475,7 +496,7 @@ def test_many_tables_are_left_to_the_files(tmp_path, capsys):
 @pytest.mark.parametrize("count", [5, 6, 8, 9, 20])
 def test_however_many_steps_the_console_shows_every_number_in_80_columns(count):
     steps = [10 * 2**i for i in range(count)]
-    text = printed(long_form([cell(s, eta, 100.0 + s, 0.1234) for s in steps for eta in (0.0, "sigma_hat")]))
+    text = printed([cell(s, eta, 100.0 + s, 0.1234) for s in steps for eta in (0.0, "sigma_hat")])
     assert max(cell_len(line) for line in text.splitlines()) <= CONSOLE_WIDTH
     assert "…" not in text
     words = text.split()
@@ -489,23 +510,23 @@ def test_the_terminal_says_once_why_there_is_no_standard_error(tmp_path, capsys)
     few = "100 samples for 64 varying features [2 for each]"
     for scored, said in ((rows, "2 of 3 FIDs"), (rows[:2], "any FID")):
         evidence = Evidence({}, {row["cell"]: 0 for row in rows}, spelled, {row["cell"]: few for row in rows})
-        print_outcome(RunDir(tmp_path), Outcome({}, scored, "quality", evidence))
+        print_outcome(RunDir(tmp_path), Outcome({}, scored, "quality", QualityTable(scored, evidence)))
         printed_to = capsys.readouterr()
         assert printed_to.err.splitlines() == [f"no sampling error for {said}: {few}"]
         assert few not in printed_to.out
-    print_outcome(RunDir(tmp_path), Outcome({}, rows[2:3], "quality", evidence))
+    print_outcome(RunDir(tmp_path), Outcome({}, rows[2:3], "quality", QualityTable(rows[2:3], evidence)))
     assert capsys.readouterr().err == ""
 
 
-def printed_to_a_terminal(frame, **more):
+def printed_to_a_terminal(rows, **more):
     screen = io.StringIO()
     terminal = Console(file=screen, width=CONSOLE_WIDTH, force_terminal=True, color_system="standard", **more)
-    terminal.print(to_console(frame))
+    terminal.print(to_console(table(rows)))
     return screen.getvalue()
 
 
 def test_the_best_of_a_column_is_bold_in_the_terminal():
-    said = printed_to_a_terminal(long_form(paper_grid()), no_color=False)
+    said = printed_to_a_terminal(paper_grid(), no_color=False)
     assert re.findall(r"\x1b\[1m *([^\x1b]+ ± [^\x1b]+)\x1b\[0m", said) == ["13.36 ± 0.10", "3.170 ± 0.012"]
     assert "*" not in said
 
@@ -514,13 +535,13 @@ def test_the_best_of_a_column_is_bold_in_the_terminal():
     "draw", [printed, functools.partial(printed_to_a_terminal, no_color=True)], ids=["a pipe", "NO_COLOR"]
 )
 def test_the_best_of_a_column_has_a_star_where_nothing_is_bold(draw):
-    said = draw(long_form(paper_grid()))
+    said = draw(paper_grid())
     assert re.findall(r"(\S+ ± \S+) \*", said) == ["13.36 ± 0.10", "3.170 ± 0.012"]
     assert "* the best of its column." in said.splitlines()
 
 
 def test_a_table_without_a_choice_has_no_star():
-    assert "*" not in printed(long_form([cell(10, 0.0, 13.36, 0.1), cell(20, 0.0, 8.5, 0.1)]))
+    assert "*" not in printed([cell(10, 0.0, 13.36, 0.1), cell(20, 0.0, 8.5, 0.1)])
 
 
 LEGEND = "≈ not distinguishable from the best of its column by the paired difference of FID, 95 % jointly"
@@ -536,7 +557,7 @@ def marked_grid():
 
 def test_markdown_marks_exactly_the_given_cells_and_only_their_fid():
     rows, marked = marked_grid()
-    text = to_markdown(long_form(rows), indistinguishable=marked)
+    text = markdown(rows, indistinguishable=marked)
     assert [row[1] for row in table_rows(text)[1:6]] == [
         "**13.36 ± 0.10**", "14.04 ± 0.10 ≈", "16.66 ± 0.10 ≈", "41.07 ± 0.10", "367.4 ± 1.3",
     ]  # fmt: skip
@@ -548,13 +569,13 @@ def test_markdown_marks_exactly_the_given_cells_and_only_their_fid():
 
 def test_without_marks_nothing_is_said_of_them():
     rows, _ = marked_grid()
-    assert "≈" not in to_markdown(long_form(rows)) + to_latex(long_form(rows))
-    assert "≈" not in printed(long_form(rows))
+    assert "≈" not in markdown(rows) + latex(rows)
+    assert "≈" not in printed(rows)
 
 
 def test_latex_marks_take_no_width_and_are_explained_in_the_caption():
     rows, marked = marked_grid()
-    tex = to_latex(long_form(rows), indistinguishable=marked)
+    tex = latex(rows, indistinguishable=marked)
     assert tex.isascii()
     assert r"0.2 & $14.04 \pm 0.10$\rlap{$^{\approx}$} & $4.09 \pm 0.10$ \\" in tex
     captions = [line for line in tex.splitlines() if r"\caption" in line]
@@ -568,7 +589,7 @@ def test_latex_marks_take_no_width_and_are_explained_in_the_caption():
 
 def test_marks_in_the_terminal_stand_behind_digits_that_stay_aligned():
     rows, marked = marked_grid()
-    lines = printed(long_form(rows), indistinguishable=marked).splitlines()
+    lines = printed(rows, indistinguishable=marked).splitlines()
     assert [line.rstrip() for line in lines[3:8]] == [
         "0.0    13.36 ± 0.10 *    4.04 ± 0.10",
         "0.2    14.04 ± 0.10 ≈    4.09 ± 0.10",
@@ -582,7 +603,7 @@ def test_marks_in_the_terminal_stand_behind_digits_that_stay_aligned():
 @pytest.mark.parametrize("count", [4, 5, 6, 7, 8])
 def test_marks_fit_into_80_columns_too(count):
     rows = [cell(10 * 2**i, eta, 100.0 + i, 0.1234) for i in range(count) for eta in (0.0, "sigma_hat")]
-    text = printed(long_form(rows), indistinguishable={row["cell"] for row in rows if row["eta"] == 1.0})
+    text = printed(rows, indistinguishable={row["cell"] for row in rows if row["eta"] == 1.0})
     assert max(cell_len(line) for line in text.splitlines()) <= CONSOLE_WIDTH
     assert len(re.findall(r" 0\.12 \*?≈", text)) == count  # none is folded below its value
     assert "…" not in text
@@ -590,7 +611,7 @@ def test_marks_fit_into_80_columns_too(count):
 
 def test_a_score_that_is_missing_bears_no_mark():
     rows = [cell(10, 0.0, 4.0), cell(10, 1.0, None, cell="none")]
-    text = to_markdown(long_form(rows), indistinguishable={"none"}, joined={"none"})
+    text = markdown(rows, indistinguishable={"none"}, joined={"none"})
     assert table_rows(text)[-1] == ["1.0", "–"]
     assert "≈" not in text
     assert "‡" not in text
@@ -615,9 +636,9 @@ def test_rows_of_other_versions_get_pivots_of_their_own_that_say_what_differs():
     }  # fmt: skip
     assert by_steps[10].notes[-1] == "protocol: versions.torch 2.9.1"
     assert by_steps[1000].notes[-1] == "protocol: versions.torch 2.10.0"
-    for text in (to_markdown(long_form(rows), spelled), to_latex(long_form(rows), spelled)):
+    for text in (markdown(rows, spelled), latex(rows, spelled)):
         assert text.count("versions.torch 2.9.1") == text.count("versions.torch 2.10.0") == 1
-    assert printed(long_form(rows), spelled).count("FID (lower is better): protocol=") == 2
+    assert printed(rows, spelled).count("FID (lower is better): protocol=") == 2
 
 
 def test_tau_clip_and_weights_set_no_pivots_apart_and_neither_does_an_n_that_does_already():
@@ -635,7 +656,7 @@ def test_tau_clip_and_weights_set_no_pivots_apart_and_neither_does_an_n_that_doe
 def test_written_tables_hold_marks_and_pivots_apart(tmp_path):
     rows, spelled = upgraded()
     marked = {row["cell"] for row in rows if row["steps"] == 10 and row["eta"] == 0.2}
-    write_quality(rows, tmp_path, spelled, indistinguishable=marked)
+    write(rows, tmp_path, spelled, indistinguishable=marked)
     for kind_of_file, mark in (("md", "14.04 ± 0.10 ≈"), ("tex", r"$14.04 \pm 0.10$\rlap{$^{\approx}$}")):
         text = (tmp_path / f"quality.{kind_of_file}").read_text(encoding="utf-8")
         assert mark in text
@@ -649,7 +670,7 @@ def test_an_override_joins_with_a_mark_at_every_metric_of_the_fewer():
     rows.append(cell(20, 0.0, 9.0, protocol="p10", isc_mean=8.0))
     rows[1]["isc_mean"] = 8.5
     joining = check_joinable(rows, spelled, override=True)
-    text = to_markdown(long_form(rows), spelled, joined=joining.cells)
+    text = markdown(rows, spelled, joined=joining.cells)
     assert table_rows(text)[:2] == [
         ["η \\ S", "10", "20", "1000"],
         ["0.0", "**13.36 ± 0.10**", "9.00", "4.04 ± 0.10 ‡"],
@@ -658,9 +679,9 @@ def test_an_override_joins_with_a_mark_at_every_metric_of_the_fewer():
     assert "| 0.0 | – | 8.00 | 8.50 ‡ |" in text
     assert "protocol =" not in text
     assert "‡ has another protocol than most" in text
-    both = to_markdown(long_form(rows), spelled, {rows[1]["cell"]}, joining.cells)
+    both = markdown(rows, spelled, {rows[1]["cell"]}, joining.cells)
     assert "| 4.04 ± 0.10 ≈‡ |" in both
-    assert r"\rlap{$^{\approx\ddagger}$}" in to_latex(long_form(rows), spelled, {rows[1]["cell"]}, joining.cells)
+    assert r"\rlap{$^{\approx\ddagger}$}" in latex(rows, spelled, {rows[1]["cell"]}, joining.cells)
 
 
 def test_rows_that_must_not_be_joined_are_refused_with_fields_values_and_cells():

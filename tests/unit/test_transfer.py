@@ -46,20 +46,20 @@ def test_levels_are_those_of_to_uint8_bit_for_bit(values):
 def test_images_are_not_changed_by_being_sent():
     x0 = torch.randn(2, 1, 3, 3)
     before = x0.clone()
-    transfer.sent(x0, TRUE, 0, 0.0)
+    transfer.images_to_host(x0, TRUE, 0, 0.0)
     assert torch.equal(x0, before)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_flag_says_what_8_bits_can_not(value):
     x0 = torch.zeros(2, 1, 3, 3)
-    good = transfer.sent(x0, TRUE, 0, 0.0)
+    good = transfer.images_to_host(x0, TRUE, 0, 0.0)
     assert good.network_was_finite
     assert good.images_are_finite
     x0[1, 0, 2, 2] = value
     watched = Watched(lambda x, *where: x)
     watched(x0, at(1))
-    bad = transfer.sent(x0, watched.answer(), 0, 0.0)
+    bad = transfer.images_to_host(x0, watched.answer(), 0, 0.0)
     assert not bad.network_was_finite
     assert not bad.images_are_finite
     watched(torch.zeros(1), at(1))
@@ -94,7 +94,7 @@ def test_from_a_gpu_bytes_and_flags_are_copied_without_waiting_and_then_the_even
     monkeypatch.setattr(torch.Tensor, "copy_", copy)
     with FakeTensorMode():
         x0 = torch.empty(4, 3, 8, 8, device="cuda:1")
-        batch = transfer.sent(x0, x0.isfinite().all(), 0, 0.0)
+        batch = transfer.images_to_host(x0, x0.isfinite().all(), 0, 0.0)
     copies = [("cpu", "cuda:1", dtype, True) for dtype in (torch.uint8, torch.bool)]
     assert calls == [*copies, ("event", True, "of cuda:1")], "on the stream of the GPU that has the images"
     assert (batch.pixels.shape, batch.flags.shape) == (x0.shape, (2,))
@@ -126,9 +126,9 @@ def test_a_batch_is_read_once_it_is_there_and_after_the_next_was_begun(count, qu
             begun.append(number)
             pixels = torch.zeros(1, dtype=torch.uint8)
             event = Late(pixels, number + 1, number in quick)
-            yield transfer.SentImages(number, 0.0, pixels, torch.ones(2, dtype=torch.bool), copied=event)
+            yield transfer.ImageTransfer(number, 0.0, pixels, torch.ones(2, dtype=torch.bool), copied=event)
 
-    for number, batch in enumerate(transfer.landed(batches())):
+    for number, batch in enumerate(transfer.completed(batches())):
         assert batch.images.tolist() == [number + 1], "in order, and not before it was copied"
         assert len(begun) - number <= transfer.IN_FLIGHT
         if number not in quick and number + 1 < count:
@@ -139,10 +139,10 @@ def test_a_batch_is_read_once_it_is_there_and_after_the_next_was_begun(count, qu
 def test_seconds_of_batches_in_flight_together_count_once(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(transfer.time, "perf_counter", lambda: now[0])
-    clock, batch = transfer.Clock(), transfer.sent(torch.zeros(1, 1, 1, 1), TRUE, 0, 0.0)
-    for began, landed in ((10.0, 15.0), (12.0, 18.0), (30.0, 31.0)):
-        now[0] = landed
-        clock.landed(replace(batch, began=began))
+    clock, batch = transfer.Clock(), transfer.images_to_host(torch.zeros(1, 1, 1, 1), TRUE, 0, 0.0)
+    for began, done in ((10.0, 15.0), (12.0, 18.0), (30.0, 31.0)):
+        now[0] = done
+        clock.completed(replace(batch, began=began))
     assert clock.seconds == (18 - 10) + (31 - 30)
 
 

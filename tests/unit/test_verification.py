@@ -15,8 +15,7 @@ from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.integrity import Damage
+from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.verification.next_steps import in_words, next_steps, remarks, unfinished_in_words
 from taugrid.orchestrator.verification.verify import NOT_SAMPLED, verify

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from denoisers import at
 from in_process import CONFIG, small_run
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
@@ -21,8 +22,9 @@ from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.errors import UserError
 from taugrid.eval import reference
 from taugrid.eval.figures.drawing import save
-from taugrid.eval.pages.run import run_html
+from taugrid.eval.pages.report import run_html
 from taugrid.eval.sources import open_source
+from taugrid.eval.tables.quality import QualityTable
 from taugrid.images import decode_png
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.view.tables import parsed
@@ -225,7 +227,7 @@ def test_texts_of_a_config_are_escaped_in_html(finished):
     planted = "<script>alert(1)</script>"
     for place, row in enumerate(document["rows"]):
         row["diffusion.schedule"] = planted if place else "linear"
-    html = run_html(planted, planted, planted, document)
+    html = run_html(planted, planted, planted, QualityTable.read(document))
     assert "<script" not in html
     assert html.count("&lt;script&gt;") == 4, "name, directory, state, and the heading of a table"
 
@@ -266,7 +268,7 @@ def test_a_network_in_memory_is_sampled_and_left_as_it_was(run):
         def forward(self, x, index):
             self.was_training = self.training
             assert index.shape == (len(x),)
-            return eps(x, int(index[0]) + 1)
+            return eps(x, at(int(index[0]) + 1))
 
     network = Network()
     found = taugrid.sample(network, 20, eta=1.0, **AS_IN_THE_RUN)

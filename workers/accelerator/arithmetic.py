@@ -44,7 +44,7 @@ class Arithmetic(NamedTuple):
 PLAIN = Arithmetic()
 
 
-def settle(tf32: bool = False) -> None:
+def configure(tf32: bool = False) -> None:
     """Make this process compute in true float32, or in TF32 where float32 is asked for, and the same every time.
 
     A user's network or extractor can change these settings of the whole process, so they are set for every job. torch
@@ -76,21 +76,40 @@ def settle(tf32: bool = False) -> None:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Leave this process's switches after the context as they were before: a caller's process has its own."""
+    """Leave this process's switches after the context as they were before: a caller's process has its own.
+
+    torch refuses to read float32's old switches where they disagree with the new ones, and its users are told to use
+    the new ones alone. So the new ones are read first, and made to agree within the context.
+    """
     import torch
 
     backends: Any = torch.backends
-    cudnn, matmul = backends.cudnn, backends.cuda.matmul
+    cudnn, mkldnn, matmul = backends.cudnn, backends.mkldnn, backends.cuda.matmul
     switches = [(cudnn, "deterministic"), (cudnn, "benchmark"), (backends.miopen, "immediate")]
     switches.append((matmul, "allow_fp16_accumulation"))
     before = [(*switch, getattr(*switch)) for switch in switches]
     before += [(matmul, *_reduced_sums(matmul, half)) for half in HALF]
     attention = {kernel: getattr(backends.cuda, f"{kernel}_sdp_enabled")() for kernel in ATTENTION}
-    float32 = _Float32.read()
+    precisions = []  # each place and what is set there itself, not from above
+    for place in (backends, cudnn, mkldnn):  # the topmost first, or else its value would be read below
+        precisions.append((place, place.fp32_precision))
+        place.fp32_precision = "none"
+    below = (cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
+    precisions += [(place, place.fp32_precision) for place in below]
+    for place in below:
+        place.fp32_precision = "ieee"
+    try:
+        convolutions = bool(cudnn.allow_tf32)
+    except RuntimeError:  # the new ones say no, so the old one says yes
+        convolutions = True
+    matrices = torch.get_float32_matmul_precision()
     try:
         yield
     finally:
-        float32.write()
+        torch.set_float32_matmul_precision(matrices)
+        cudnn.allow_tf32 = convolutions  # both set new ones too, so these come last
+        for place, value in reversed(precisions):  # the topmost last: mkldnn's switch sets that one too (torch 2.13)
+            place.fp32_precision = value
         for switch in before:
             setattr(*switch)
         for kernel, on in attention.items():
@@ -102,45 +121,6 @@ def _reduced_sums(matmul: Any, half: str) -> tuple[str, Any]:
     name = f"allow_{half}_reduced_precision_reduction"
     split = getattr(matmul, f"{name}_split_k", None)
     return name, getattr(matmul, name) if split is None else (getattr(matmul, name), split)
-
-
-class _Float32(NamedTuple):
-    """The switches of float32's precision, old and new, whether they agree or not: torch refuses to read those that do
-    not agree, and its users are told to use the new ones alone."""
-
-    matrices: str
-    convolutions: bool
-    new: list[tuple[Any, str]]
-    """Each place and what is set there itself, not from above."""
-
-    @classmethod
-    def read(cls) -> "_Float32":
-        """They are not left as they were: `write` does that."""
-        import torch
-
-        backends: Any = torch.backends
-        cudnn, mkldnn, new = backends.cudnn, backends.mkldnn, []
-        for place in (backends, cudnn, mkldnn):  # the topmost first, or else its value would be read below
-            new.append((place, place.fp32_precision))
-            place.fp32_precision = "none"
-        below = (cudnn.conv, cudnn.rnn, backends.cuda.matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
-        new += [(place, place.fp32_precision) for place in below]
-        for place in below:
-            place.fp32_precision = "ieee"
-        try:
-            convolutions = bool(cudnn.allow_tf32)
-        except RuntimeError:  # the new ones say no, so the old one says yes
-            convolutions = True
-        return cls(torch.get_float32_matmul_precision(), convolutions, new)
-
-    def write(self) -> None:
-        """Set them as they were read."""
-        import torch
-
-        torch.set_float32_matmul_precision(self.matrices)
-        torch.backends.cudnn.allow_tf32 = self.convolutions  # both set new ones too, so these come last
-        for place, value in reversed(self.new):  # the topmost last: mkldnn's switch sets that one too (torch 2.13)
-            place.fp32_precision = value
 
 
 def repeat_backward() -> None:
@@ -166,17 +146,13 @@ def has_tf32(device: str) -> bool:
 
 
 def prepare(precision: Precision, device: str, hardware: str) -> None:
-    """Set this process up for a job of `precision`.
-
-    Raises:
-        DeviceUnusable: if the device does not have it.
-    """
+    """Set this process up for a job of `precision`; DeviceUnusable if the device does not have it."""
     if precision == "tf32" and not has_tf32(device):
         raise DeviceUnusable(
             f"node {this_node()}: sample.precision: tf32 needs an NVIDIA GPU of the generation of the A100 or later, "
             f"and this worker has {hardware}; set float32, bf16 or fp16, or choose nodes with cluster.label_selector"
         )
-    settle(tf32=precision == "tf32")
+    configure(tf32=precision == "tf32")
 
 
 def computed(network: "Denoiser", how: Arithmetic, device: str) -> "Denoiser":

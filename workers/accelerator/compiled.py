@@ -2,6 +2,9 @@
 
 torch keeps what it compiled with the code, not with the weights: a second network of the same architecture in the same
 process takes a fraction of a second.
+
+This is the one file that uses `torch._dynamo` and `torch._inductor`: torch 2.13 has no public name for the limit on
+compilations, for the errors of its compiler, or for what an installed compiler has as options.
 """
 
 from collections.abc import Callable
@@ -29,8 +32,8 @@ CHOICES_BY_TIMING = {"shape_padding": False, "deterministic": True}
 
 MOST_COMPILED = 256
 """How often torch may compile the same code, for other shapes of weights or batches and other precisions. Its own limit
-is 8 in a process. After that it computes without a word as if nothing were compiled, so the bits of an image would
-depend on what its worker did before."""
+is 8 in a process. Beyond it torch silently computes as if nothing were compiled, so the bits of an image would depend
+on what its worker did before."""
 
 
 def by_torch(function: F) -> F:
@@ -40,17 +43,20 @@ def by_torch(function: F) -> F:
 
 
 def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
-    """`network`, always called with `batch_size` images: others would be compiled anew. Zeros take the place of none.
+    """`network`, always called with `batch_size` images: zeros fill up a smaller batch, which would be compiled again.
 
-    Raises:
-        DeviceUnusable: if torch can't compile it here.
+    Calling it raises `DeviceUnusable` if torch can't compile it here.
     """
 
     def filled_up(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         missing = batch_size - len(x)
         whole = torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
         try:
-            with dynamo.patch(**_limits()):
+            with dynamo.patch(
+                recompile_limit=MOST_COMPILED,
+                accumulated_recompile_limit=MOST_COMPILED,
+                fail_on_recompile_limit_hit=True,
+            ):
                 return call(whole)[: len(x)]
         except FailOnRecompileLimitHit as error:
             raise DeviceUnusable(
@@ -66,9 +72,3 @@ def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
             ) from error
 
     return Wrapped(network, filled_up)
-
-
-def _limits() -> dict[str, Any]:
-    """What `MOST_COMPILED` means in torch's words."""
-    limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), MOST_COMPILED)
-    return {**limits, "fail_on_recompile_limit_hit": True}

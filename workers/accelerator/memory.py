@@ -35,7 +35,7 @@ class Kept:
         self._values.clear()
 
 
-def give_back(device: str) -> None:
+def release_memory(device: str) -> None:
     """Return memory that nothing refers to any more to the device, for other processes too."""
     import torch
 
@@ -68,7 +68,7 @@ def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
             raise
     else:
         return True
-    give_back(device)  # after the error, which holds what was computed so far
+    release_memory(device)  # after the error, which holds what was computed so far
     return False
 
 

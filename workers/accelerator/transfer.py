@@ -1,14 +1,14 @@
-"""Batches on their way to the device and back, while it computes: sampled images as 8 bits, and extracted features.
+"""Transfers to the device and back while it computes: sampled images as 8 bits, and extracted features.
 
-The host never waits for a GPU that has only one batch left to do: the next one is begun first. A CPU has computed a
-batch when its call returns, so there nothing is on its way.
+A GPU is never left with nothing to do: the work of the next batch is begun before the host waits for the last one. A
+CPU has computed a batch when its call returns, so there every transfer is done at once.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,25 +21,24 @@ IN_FLIGHT = 2
 
 @dataclass
 class Transfer:
-    """What was sent to the host. Read it once `wait` has returned."""
+    """Tensors on their way to the host. Read them once `wait` has returned."""
 
     copied: Any = field(default=None, repr=False, kw_only=True)
     """The CUDA event after the copies. None: they are there."""
 
     @property
-    def has_landed(self) -> bool:
-        """Whether it is on the host."""
+    def is_done(self) -> bool:
         return self.copied is None or bool(self.copied.query())
 
     def wait(self) -> None:
-        """Return once it is on the host."""
+        """Return once the tensors are on the host."""
         if self.copied is not None:
             self.copied.synchronize()
 
 
 @dataclass
-class SentImages(Transfer):
-    """Images that were sent to the host, and what is to be known of them there."""
+class ImageTransfer(Transfer):
+    """Images on their way to the host."""
 
     start: int
     """The index of the first image."""
@@ -57,12 +56,10 @@ class SentImages(Transfer):
 
     @property
     def network_was_finite(self) -> bool:
-        """Whether all outputs of the network were finite."""
         return bool(self.flags[0])
 
     @property
     def images_are_finite(self) -> bool:
-        """Whether the images can be shown."""
         return bool(self.flags[1])
 
 
@@ -71,29 +68,24 @@ def to_grey_levels(x: Tensor) -> Tensor:
     return torch.add(x, 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def sent(x0: Tensor, network_was_finite: Tensor, start: int, began: float) -> SentImages:
-    """Images x0, (B, C, H, W) float32, on their way to the host; `network_was_finite` is a bool on their device."""
+def images_to_host(x0: Tensor, network_was_finite: Tensor, start: int, began: float) -> ImageTransfer:
+    """The transfer of images x0, (B, C, H, W) float32; `network_was_finite` is a bool on their device."""
     (pixels, flags), copied = to_host([to_grey_levels(x0), torch.stack([network_was_finite, x0.isfinite().all()])])
-    return SentImages(start, began, pixels, flags, copied=copied)
+    return ImageTransfer(start, began, pixels, flags, copied=copied)
 
 
-class OnTheHost(NamedTuple):
-    """Tensors in host memory, which may not be filled yet."""
+def to_host(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+    """The tensors in host memory, and the CUDA event after their copies, before which they may not be filled.
 
-    tensors: list[Tensor]
-    copied: Any
-    """The CUDA event after the copies. None: they are there."""
-
-
-def to_host(tensors: Sequence[Tensor]) -> OnTheHost:
-    """The tensors in host memory. From a GPU the host does not wait for them."""
+    The host does not wait for a GPU. Without one, the event is None.
+    """
     on_gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
     if on_gpu is None:
-        return OnTheHost([tensor.cpu() for tensor in tensors], None)
+        return [tensor.cpu() for tensor in tensors], None
     found = [_copy_begun(tensor) if tensor.is_cuda else tensor for tensor in tensors]
     copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting for it keeps no core busy
     copied.record(torch.cuda.current_stream(on_gpu))  # of that GPU, which need not be the current one
-    return OnTheHost(found, copied)
+    return found, copied
 
 
 def _copy_begun(tensor: Tensor) -> Tensor:
@@ -111,24 +103,21 @@ def to_device(tensor: Tensor, device: str) -> Tensor:
 T = TypeVar("T", bound=Transfer)
 
 
-def landed(batches: Iterable[T]) -> Iterator[T]:
-    """The batches in their order, each once it is on the host, and where it can be after the next was begun."""
-    flying: deque[T] = deque()
-    for batch in batches:
-        flying.append(batch)
-        while flying and (len(flying) == IN_FLIGHT or flying[0].has_landed):
-            yield _waited_for(flying.popleft())
-    for batch in flying:
-        yield _waited_for(batch)
-
-
-def _waited_for(batch: T) -> T:
-    batch.wait()
-    return batch
+def completed(transfers: Iterable[T]) -> Iterator[T]:
+    """The transfers in their order, each once it is done and, if it is not done at once, after the next was begun."""
+    in_flight: deque[T] = deque()
+    for transfer in transfers:
+        in_flight.append(transfer)
+        while in_flight and (len(in_flight) == IN_FLIGHT or in_flight[0].is_done):
+            in_flight[0].wait()
+            yield in_flight.popleft()
+    for transfer in in_flight:
+        transfer.wait()
+        yield transfer
 
 
 class Clock:
-    """Seconds in which at least one batch was under way: its work was begun, and it had not landed.
+    """Seconds in which at least one batch was under way: its work was begun, and its transfer was not done.
 
     On a GPU the next batch is begun before one is handed on, so what its receiver waits for then, such as threads that
     encode, counts too.
@@ -138,7 +127,7 @@ class Clock:
         self.seconds = 0.0
         self._last = 0.0
 
-    def landed(self, batch: SentImages) -> None:
+    def completed(self, batch: ImageTransfer) -> None:
         now = time.perf_counter()
         self.seconds += now - max(batch.began, self._last)
         self._last = now

@@ -29,11 +29,7 @@ LONGEST_REASON = 200
 
 
 def find_module(name: str) -> ModuleType:
-    """The module of that name, imported. Errors that the module itself raises pass through.
-
-    Raises:
-        CustomCodeError: if there is no such module.
-    """
+    """The module of that name, imported; CustomCodeError if there is none. The module's own errors pass through."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -45,11 +41,7 @@ def find_module(name: str) -> ModuleType:
 
 
 def find(name: str) -> Any:
-    """What `package.module:attribute` names.
-
-    Raises:
-        CustomCodeError: if there is no such module or attribute.
-    """
+    """What `package.module:attribute` names; CustomCodeError if there is no such module or attribute."""
     module_name, _, attribute = name.partition(":")
     module = find_module(module_name)
     if not hasattr(module, attribute):

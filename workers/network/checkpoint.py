@@ -56,10 +56,8 @@ class Checkpoint:
 def read_checkpoint(path: str, commit: str | None = None, download: bool = True) -> Checkpoint:
     """The model in a pipeline folder (`unet/`, `scheduler/`), in a bare `UNet2DModel` folder, or on the hub.
 
-    Args:
-        path: a folder or an id on the hub.
-        commit: selects a commit on the hub instead of the newest or the revision in `path`.
-        download: if False, a model on the hub is used only if it was downloaded before.
+    `commit` selects one on the hub in place of the newest or the revision in `path`. Without `download`, a model on the
+    hub is used only if it was downloaded before.
 
     Raises:
         NotHere: if there is no such folder, it is empty, or it lacks the weights or holds only a part of them.
@@ -123,11 +121,7 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
 
 
 def saved_unet(folder: Path, storage: Storage = LOCAL) -> SavedUnet:
-    """The network in a folder as a job names it, by what its files hold now.
-
-    Raises:
-        UserError: if there are no weights or no config.json.
-    """
+    """The network in a folder as a job names it, by what its files hold now; UserError if one is missing."""
     digest = weights_sha256(weights_file(folder, storage), storage)
     return SavedUnet(str(folder), digest, config_sha256(_json(folder / CONFIG_FILE, storage)), storage)
 
@@ -187,20 +181,14 @@ def _check_counts(path: Path, key: str, value: Any) -> None:
 
 
 def weights_file(folder: Path, storage: Storage = LOCAL) -> Path:
-    """The file of weights in a network's folder: safetensors, or a pickle if there is nothing else.
-
-    In an object store are only networks that taugrid trained, which have no pickles.
-    """
+    """The file of weights in a network's folder: safetensors, or a pickle if there is nothing else."""
     safe, pickled = folder / WEIGHTS_FILE, folder / PICKLED_WEIGHTS_FILE
+    # An object store has only networks that taugrid trained, without pickles.
     return pickled if storage.on_disk and pickled.is_file() and not safe.is_file() else safe
 
 
 def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
-    """SHA-256 of a file of weights, in hex. An unchanged file is read only once.
-
-    Raises:
-        NotHere: if there is no such file. The message names other files of weights in its folder.
-    """
+    """SHA-256 of a file of weights, in hex; NotHere if there is none. An unchanged file is read only once."""
     try:
         version = storage.stat(path).version
     except (FileNotFoundError, NotADirectoryError):

@@ -36,7 +36,7 @@ def restored(fields: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Cu
     """A description from JSON, where tuples are lists. `image_shape` is (channels, height, width).
 
     Raises:
-        UserError: if fields are missing or unknown: the JSON may be a file that somebody sent.
+        UserError: if fields are missing or unknown: the JSON may come from elsewhere.
     """
     try:
         files = tuple(SourceFile(*file) for file in fields.get("files", ()))

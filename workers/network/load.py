@@ -1,6 +1,14 @@
-"""Loads any network that a job names: a saved UNet, a custom network, an oracle."""
+"""Networks for inference: any that a job names (saved, custom, an oracle), or one in the caller's memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from taugrid.config import Diffusion
+from taugrid.errors import CustomCodeError
 from taugrid.jobs import CustomNetwork, NetworkSpec, SavedUnet
 from taugrid.workers import schedules
 from taugrid.workers.data.builtin import distribution
@@ -29,3 +37,48 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, compil
     if isinstance(data, gaussian.Gaussian):
         return oracle.gaussian_eps(data, schedules.alpha_bar(diffusion), device)
     return oracle.two_points_eps(data, device)
+
+
+@contextmanager
+def network_in_memory(made: Any) -> Iterator[Denoiser]:
+    """`made`, an `nn.Module` or a function of x and time indices, for inference within the context, where it is.
+
+    A module is in evaluation mode meanwhile, and left as it was. Of diffusers' outputs, the `.sample` is taken. Every
+    output is `custom.checked`.
+
+    Raises:
+        CustomCodeError: if `made` is not callable; calling it can raise the same.
+    """
+    if not callable(made) or isinstance(made, type):
+        raise CustomCodeError(f"a model is a folder, a mapping, or a network to be called, not {made!r}")
+    name = type(made).__name__
+
+    @torch.inference_mode()
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        output = made(x, t)
+        return custom.checked(getattr(output, "sample", output), x, name)
+
+    modes = [(part, part.training) for part in made.modules()] if isinstance(made, nn.Module) else []
+    if modes:
+        made.eval()
+    try:
+        yield from_times(network)
+    finally:
+        for part, mode in modes:  # each its own: `train` would set those that the caller has frozen, too
+            part.training = mode
+
+
+def device_of(made: Any) -> str | None:
+    """The device of a module's parameters, as torch names it; None: it has none."""
+    first = next(made.parameters(), None) if isinstance(made, nn.Module) else None
+    return None if first is None else str(first.device)
+
+
+def shape_of(made: Any) -> tuple[int, int, int] | None:
+    """(channels, height, width) that the config of a diffusers network names; None: it names none."""
+    config = getattr(made, "config", None)
+    size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
+    if not isinstance(channels, int) or size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width

@@ -59,11 +59,7 @@ BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs !
 
 
 def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
-    """The keys of `diffusion` and of `sample` that a scheduler's config gives, with its class's defaults.
-
-    Args:
-        values: the content of the config.
-        path: its file, for messages.
+    """The keys of `diffusion` and of `sample` that the config in `path` gives, with its class's defaults.
 
     Raises:
         UserError: if its process is not DDPM's, or it asks for something that taugrid can't honour.

@@ -1,21 +1,28 @@
-"""diffusers' UNet2DModel: built from the config, and loaded from a folder."""
+"""diffusers' UNet2DModel: built from the config, averaged over training, saved as a pipeline, loaded.
 
+It is imported in half the time, because each worker imports it before its first image: diffusers imports parts of SciPy
+for the noise levels of schedulers that never run here, and makes enough objects for Python's garbage collector to take
+a third of the time. docs/decisions.md, "What a worker imports", has the figures.
+"""
+
+import copy
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from taugrid.config import Unet
+from taugrid.config import Diffusion, Unet
 from taugrid.errors import WrongWeights
 from taugrid.jobs import SavedUnet
 from taugrid.storage import Storage
 from taugrid.words import listed
 from taugrid.workers.content import require_same, verified_copy
 from taugrid.workers.diffusion.denoiser import Denoiser, from_times
+from taugrid.workers.importing import imported_on_use, uncollected
 from taugrid.workers.network.checkpoint import (
     CONFIG_FILE,
     MOST_NAMED,
@@ -23,7 +30,10 @@ from taugrid.workers.network.checkpoint import (
     config_sha256,
     weights_file,
 )
-from taugrid.workers.network.diffusers_unet import UNet2DModel
+from taugrid.workers.network.scheduler import scheduler_config
+
+with uncollected(), imported_on_use("scipy.integrate", "scipy.stats"):
+    from diffusers import UNet2DModel as UNet2DModel
 
 
 def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> UNet2DModel:
@@ -31,6 +41,37 @@ def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> UNet2DModel:
     channels, height, width = image_shape
     size = {"sample_size": (height, width), "in_channels": channels, "out_channels": channels}
     return UNet2DModel(**size, **unet.model_dump())
+
+
+def ema_start(unet: torch.nn.Module) -> dict[str, Tensor]:
+    """The average before the first step: a copy of the network's parameters, by name."""
+    return {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
+
+
+def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
+    """The decay at `step` = 0, 1, ...: `decay`, but with `warmup` at most (1 + step) / (10 + step)."""
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+@torch.no_grad()
+def ema_update(ema: dict[str, Tensor], unet: torch.nn.Module, decay: float) -> None:
+    """Update the average in place: decay times the old value, plus (1 - decay) times the parameters."""
+    torch._foreach_lerp_(list(ema.values()), list(unet.parameters()), 1 - decay)
+
+
+def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], diffusion: Diffusion) -> None:
+    """Write what `diffusers.DDIMPipeline.from_pretrained(folder)` reads, in safetensors.
+
+    unet/ holds the averaged weights. The raw ones are in unet_raw/, which is not a component of the pipeline.
+    """
+    import diffusers
+
+    raw = copy.deepcopy(unet).to(device="cpu", memory_format=torch.contiguous_format)
+    averaged = copy.deepcopy(raw)
+    averaged.load_state_dict({name: tensor.to("cpu") for name, tensor in ema.items()})
+    scheduler = diffusers.DDIMScheduler(**scheduler_config(diffusion))
+    diffusers.DDIMPipeline(unet=averaged, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
+    raw.save_pretrained(folder / "unet_raw", safe_serialization=True)
 
 
 def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser:
@@ -71,15 +112,15 @@ def _config(file: Path, sha256: str, storage: Storage) -> bytes:
     return data
 
 
-def _from_folder(copy: Path, folder: Path) -> UNet2DModel:
-    """The network in `copy`, a private copy of `folder`; messages name `folder`."""
-    file = folder / weights_file(copy).name
+def _from_folder(private: Path, folder: Path) -> UNet2DModel:
+    """The network in `private`, a copy of `folder`; messages name `folder`."""
+    file = folder / weights_file(private).name
     is_pickled = file.name != WEIGHTS_FILE
     if is_pickled:
-        _require_tensors(copy / file.name, file)
+        _require_tensors(private / file.name, file)
     try:
         unet, found = UNet2DModel.from_pretrained(
-            copy,
+            private,
             torch_dtype=torch.float32,
             use_safetensors=not is_pickled,
             local_files_only=True,
@@ -97,9 +138,9 @@ def _from_folder(copy: Path, folder: Path) -> UNet2DModel:
     return unet
 
 
-def _require_tensors(copy: Path, file: Path) -> None:
+def _require_tensors(private: Path, file: Path) -> None:
     try:
-        torch.load(copy, map_location="meta", weights_only=True)
+        torch.load(private, map_location="meta", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise WrongWeights(
             f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use safetensors"

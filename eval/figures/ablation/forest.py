@@ -10,10 +10,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from taugrid.eval.figures.drawing import plain_style, say_if_empty
-from taugrid.eval.tables.ablation.effects import EACH_CELL, EACH_S, EVERYWHERE, Effect
-from taugrid.eval.tables.ablation.effects_files import short_keys_of
+from taugrid.eval.tables.ablation.effects import EACH_CELL, EACH_S, EVERYWHERE, Effect, short_keys_of
+from taugrid.eval.tables.ablation.effects_files import GIVEN_NOISE
 from taugrid.eval.tables.ablation.seeds import LEVEL
-from taugrid.eval.tables.ablation.verdicts import GIVEN_NOISE
 
 MOST_ROWS = 36
 """If there are more effects, those of single cells are left to effects.md."""

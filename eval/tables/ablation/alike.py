@@ -1,21 +1,25 @@
-"""Which cells have an FID that can't be told from the best of their column: 95 % jointly, see joint.py."""
+"""Which cells have an FID that can't be told from the best of their column, by the influences of the samples."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from taugrid.eval.tables.ablation.joint import critical_range
-from taugrid.eval.tables.ablation.one_table import USUAL, Layout, one_table
-from taugrid.eval.tables.ablation.replicates import alike_over_seeds, averaged
-from taugrid.eval.tables.ablation.sampling_errors import shared_sampling_error
+from taugrid.eval.metrics.frechet import standard_error
+from taugrid.eval.metrics.statistics import Array
+from taugrid.eval.tables.ablation.replicates import Averaged, alike_over_seeds
+from taugrid.eval.tables.ablation.seeds import critical_range, shared_error
 from taugrid.eval.tables.differences import Evidence, paired_error
-from taugrid.eval.tables.long_form import FID, in_grid_order
-from taugrid.eval.tables.pivots import against_best
+from taugrid.eval.tables.entries import ROUNDING
+from taugrid.eval.tables.pivots import Pivot
+from taugrid.eval.tables.rows import Row
+
+Cells = tuple[str, str]
+"""The ids of two cells, whose difference is the second minus the first."""
 
 
 def indistinguishable(
-    rows: Sequence[Mapping[str, Any]], evidence: Evidence, joined: bool = False, layout: Layout = USUAL
+    tables: Sequence[Pivot], means: Averaged, rows: Mapping[str, Row], evidence: Evidence
 ) -> frozenset[str]:
     """Cells whose FID can't be distinguished from the best of their column, or that have the same samples.
 
@@ -24,42 +28,69 @@ def indistinguishable(
     is one that equals it, has no paired standard error, or shares fewer than two seeds with it.
 
     Args:
-        rows: rows of quality.csv, in the order of the grid.
+        tables: of FID.
+        means: what their values are.
+        rows: rows of quality.csv by cell.
         evidence: covers the cells and protocols of all rows.
-        joined: whether columns mix protocols, as the tables' columns do with `join_protocols`.
-        layout: of the tables.
     """
-    if not rows:
-        return frozenset()
-    by_cell = {row["cell"]: row for row in rows}
-    values = {cell: row["fid"] for cell, row in by_cell.items()}
-    protocols = {} if joined else evidence.protocols
-    frame = in_grid_order(rows)
-    means = averaged(frame, protocols)
+    values = {cell: row["fid"] for cell, row in rows.items()}
     alike: set[str] = set()
-    for table in one_table(frame, FID, protocols, layout):
-        for best, others in against_best(table, FID.higher_is_better):
-            if means.over:
-                members = {cell: means.members[cell] for cell in others}
-                alike |= alike_over_seeds(
-                    means.members[best], members, values, lambda parts: shared_sampling_error(parts, evidence) or 0.0
-                )
-            else:
-                alike |= _alike(by_cell[best], [by_cell[cell] for cell in others], evidence)
+    for best, others in (column for table in tables for column in table.against_best()):
+        if means.over:
+            members = {cell: means.members[cell] for cell in others}
+            alike |= alike_over_seeds(
+                means.members[best], members, values, lambda parts: shared_sampling_error(parts, evidence) or 0.0
+            )
+        else:
+            alike |= _alike(rows[best], [rows[cell] for cell in others], evidence)
     return frozenset(alike)
 
 
-def _alike(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], evidence: Evidence) -> set[str]:
+def _alike(best: Row, others: Sequence[Row], evidence: Evidence) -> set[str]:
     """The cells of a column whose difference from `best` chance among the samples explains."""
     found = {row["cell"]: paired_error(row["fid"] - best["fid"], best, row, evidence) for row in others}
     tested = {cell: paired for cell, paired in found.items() if paired.se is not None}
     if not tested:
         return set()
-    limit = _limit([best["cell"], *tested], evidence)
+    influences = np.stack([evidence.influences[cell] for cell in (best["cell"], *tested)])
+    limit = critical_range(np.cov(influences) / influences.shape[1])
     return {cell for cell, paired in tested.items() if paired.z is None or abs(paired.z) < limit}
 
 
-def _limit(cells: Sequence[str], evidence: Evidence) -> float:
-    """The critical |z| for cells that share their noise and their N."""
-    influences = np.stack([evidence.influences[cell] for cell in cells])
-    return critical_range(np.cov(influences) / influences.shape[1])
+def sampling_error(pairs: Sequence[Cells], evidence: Evidence) -> float | None:
+    """The standard error of the mean difference of FID over sampling; None if a cell has no influences.
+
+    Cells with the same x_T are added up sample by sample, so what their noise shares cancels or adds up as it does in
+    the mean; groups with other noise are independent.
+    """
+    sums: dict[Hashable, Array] = {}
+    sizes: list[float] = []
+    for pair in pairs:
+        for sign, cell in zip((-1, 1), pair, strict=True):
+            phi = evidence.influences.get(cell)
+            if phi is None:
+                return None
+            noise = (evidence.pairings[cell], len(phi))
+            sums[noise] = sums.get(noise, np.zeros(len(phi))) + sign / len(pairs) * phi
+            sizes.append(standard_error(phi))
+    error = math.sqrt(sum(standard_error(total) ** 2 for total in sums.values()))
+    return error if error > ROUNDING * max(sizes) else 0.0
+
+
+def share_noise(parts: Sequence[Sequence[Cells]], evidence: Evidence) -> bool:
+    """Whether any two of `parts`, the pairs of each replicate, have samples that start from the same noise."""
+    noise = [{evidence.pairings[cell] for pair in part for cell in pair} for part in parts]
+    return len(set().union(*noise)) < sum(map(len, noise))
+
+
+def shared_sampling_error(parts: Sequence[Sequence[Cells]], evidence: Evidence) -> float | None:
+    """The standard error of the sampling noise that replicates share, see `shared_error`; None if it is unknown.
+
+    `parts` are the pairs of each replicate, as many for each, so that all count alike in their mean.
+    """
+    if not share_noise(parts, evidence):
+        return 0.0
+    of_mean = sampling_error([pair for part in parts for pair in part], evidence)
+    if of_mean is None:
+        return None
+    return float(shared_error(of_mean, np.array([sampling_error(part, evidence) for part in parts])))

@@ -5,19 +5,30 @@ less. Measured FIDs decide: near ties are not told apart.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from taugrid.eval.tables.ablation.one_table import labelled, settings_in_rows
 from taugrid.eval.tables.ablation.replicates import UNITS, averaged
-from taugrid.eval.tables.long_form import in_grid_order
-from taugrid.eval.tables.pivots import prepared, short_columns
-from taugrid.protocol import ProtocolFields
+from taugrid.eval.tables.entries import MISSING, write_number
+from taugrid.eval.tables.pivots import USUAL, labelled, prepared, short_columns
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.rows import as_csv, write_files
+from taugrid.words import markdown_table
 
 IMAGES = 1_000
-"""Seconds of sampling are for as many images."""
+"""Seconds of sampling are for this number of images."""
+OPTIMAL = "●"
+ABOUT = (
+    f"{OPTIMAL} marks Pareto-optimal cells: none that can be compared has a lower FID at no more cost. Measured FIDs "
+    "decide, so near ties are not told apart. Network evaluations are per image; seconds are those of devices, as "
+    f"measured in this run, for sampling {IMAGES:,} images and for the training of the model. Seconds depend on the "
+    "machines and on what else they did."
+)
+OF_MEANS = "Each value is the mean over {over}s; ± is its standard error."
+OF_CELLS = "± is one standard error of sampling."
 
 
 @dataclass(frozen=True)
@@ -44,32 +55,27 @@ class Cost:
     best_for_seconds: bool = False
 
 
-def costs(
-    rows: Sequence[Mapping[str, Any]],
-    protocols: Mapping[str, ProtocolFields],
-    train_seconds: Mapping[str, float],
-) -> list[Cost]:
+def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]:
     """The cost of every scored cell, in the order of the grid; replicates are averaged.
 
     Args:
-        rows: rows of quality.csv, in the order of the grid; those without an FID only say which settings vary.
-        protocols: the rows' protocols by hash.
+        table: rows without an FID only say which settings vary.
         train_seconds: cell -> seconds on devices, of models that were trained here.
     """
-    scored = [row for row in rows if row["fid"] is not None and row["network_evaluations"] is not None]
-    if not scored:
+    if not table.rows:
         return []
-    frame, every = in_grid_order(scored), in_grid_order(rows)
-    means = averaged(frame, protocols)
-    ready = prepared(means.frame, protocols)
-    names = [*settings_in_rows(every, protocols), "steps", "eta"]
+    shown = table.frame
+    frame = shown[shown["fid"].notna() & shown["network_evaluations"].notna()].reset_index(drop=True)
+    if frame.empty:
+        return []
+    means = averaged(frame, table.used_protocols)
+    ready = prepared(means.frame, table.used_protocols)
+    names = [*table.arranged(USUAL).settings, "steps", "eta"]
     labels = pd.DataFrame({name: labelled(ready, name).map(str) for name in names})
     labels.columns = pd.Index([short_columns(names)[name] for name in names])
-    sampling_seconds = {
-        row["cell"]: row["seconds"] / row["num_samples"] * IMAGES for row in scored if row["seconds"] is not None
-    }
+    seconds = dict(zip(frame["cell"], frame["seconds"] / frame["num_samples"] * IMAGES, strict=True))
     found = []
-    for (_, row), settings in zip(ready.iterrows(), labels.to_dict("records"), strict=True):
+    for row, settings in zip(ready.to_dict("records"), labels.to_dict("records"), strict=True):
         members = [member.cell for member in means.members[row["cell"]]]
         cost = Cost(
             cell=row["cell"],
@@ -78,28 +84,21 @@ def costs(
             fid=float(row["fid"]),
             fid_se=float(row["fid_se"]),
             evaluations=int(row["network_evaluations"]),
-            seconds=_mean_of_known(sampling_seconds, members),
+            seconds=_mean_of_known(seconds, members),
             train_seconds=_mean_of_known(train_seconds, members),
             over=UNITS[means.over] if means.over else "",
         )
         found.append(cost)
-    return _marked(found)
+    by_evaluations = pareto([(cost.apart, cost.evaluations, cost.fid) for cost in found])
+    by_seconds = pareto([(cost.apart, cost.seconds, cost.fid) for cost in found])
+    marks = zip(found, by_evaluations, by_seconds, strict=True)
+    return [replace(cost, best_for_evaluations=a, best_for_seconds=b) for cost, a, b in marks]
 
 
 def _mean_of_known(seconds: Mapping[str, float], cells: Sequence[str]) -> float | None:
     """The mean over those of `cells` whose seconds are known; None if none are."""
-    return _mean([seconds[cell] for cell in cells if cell in seconds])
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _marked(found: Sequence[Cost]) -> list[Cost]:
-    by_evaluations = pareto([(cost.apart, cost.evaluations, cost.fid) for cost in found])
-    by_seconds = pareto([(cost.apart, cost.seconds, cost.fid) for cost in found])
-    marks = zip(found, by_evaluations, by_seconds, strict=True)
-    return [Cost(**{**vars(c), "best_for_evaluations": a, "best_for_seconds": b}) for c, a, b in marks]
+    known = [seconds[cell] for cell in cells if cell in seconds and seconds[cell] == seconds[cell]]
+    return sum(known) / len(known) if known else None
 
 
 def pareto(points: Sequence[tuple[object, float | None, float]]) -> list[bool]:
@@ -111,3 +110,42 @@ def pareto(points: Sequence[tuple[object, float | None, float]]) -> list[bool]:
         return a[1] <= b[1] and a[2] <= b[2] and (a[1], a[2]) != (b[1], b[2])
 
     return [point[1] is not None and not any(beats(other, point) for other in points) for point in points]
+
+
+def write_costs(found: Sequence[Cost], folder: Path) -> None:
+    """Write cost.{csv,md} into `folder`."""
+    rows: list[dict[str, Any]] = [
+        {
+            "cell": cost.cell,
+            **cost.settings,
+            "fid": cost.fid,
+            "fid_se": cost.fid_se,
+            "evaluations_per_image": cost.evaluations,
+            "seconds_per_1000_images": cost.seconds,
+            "train_seconds": cost.train_seconds,
+            "pareto_evaluations": cost.best_for_evaluations,
+            "pareto_seconds": cost.best_for_seconds,
+        }
+        for cost in found
+    ]
+    write_files(folder, "cost", csv=as_csv(pd.DataFrame(rows)), md=costs_markdown(found))
+
+
+def costs_table(found: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
+    """The heads of the columns, and a row for each cell, in the order of the grid."""
+    heads = [*found[0].settings, "FID", "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
+    return heads, [_line(cost) for cost in found]
+
+
+def costs_markdown(found: Sequence[Cost]) -> str:
+    heads, rows = costs_table(found)
+    listed = markdown_table(heads, "l" * len(found[0].settings) + "rrrrcc", rows)
+    over = found[0].over
+    return f"# Cost beside quality\n\n{ABOUT} {OF_MEANS.format(over=over) if over else OF_CELLS}\n\n{listed}\n"
+
+
+def _line(cost: Cost) -> list[str]:
+    numbers = [" ".join(write_number(cost.fid, cost.fid_se)), str(cost.evaluations)]
+    times = [MISSING if time is None else write_number(time)[0] for time in (cost.seconds, cost.train_seconds)]
+    marks = [OPTIMAL if best else "" for best in (cost.best_for_evaluations, cost.best_for_seconds)]
+    return [*cost.settings.values(), *numbers, *times, *marks]

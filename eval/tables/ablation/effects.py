@@ -4,28 +4,29 @@ Each effect averages paired differences: cells that agree in every other key, in
 of them, for each S, and cell by cell. With replicates, an interval over trainings comes from Student's t over their
 seeds, for every metric. Trainings that are sampled with one seed share its noise, which their spread misses: FID's
 intervals include it, those of other metrics are given this sampling seed. The error over sampling comes from the
-samples' influences (sampling_errors.py); only FID has it.
+samples' influences (alike.py); only FID has it.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, reduce
 from operator import or_
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.ablation.one_table import OTHERS, labelled
+from taugrid.eval.tables.ablation.alike import sampling_error, share_noise, shared_sampling_error
 from taugrid.eval.tables.ablation.replicates import SEEDS, UNITS, varying_seeds
-from taugrid.eval.tables.ablation.sampling_errors import sampling_error, share_noise, shared_sampling_error
 from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
 from taugrid.eval.tables.differences import Evidence
-from taugrid.eval.tables.entries import Z_95, tabulated
+from taugrid.eval.tables.entries import Z_95
 from taugrid.eval.tables.long_form import EXACT, FID, axes, in_grid_order
-from taugrid.eval.tables.pivots import prepared, short_columns
+from taugrid.eval.tables.pivots import OTHERS, labelled, prepared, short_columns
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.rows import Row
 from taugrid.registry.metrics import MetricColumn
 
 EVERYWHERE, EACH_S, EACH_CELL = "all", "S", "cell"
@@ -82,8 +83,8 @@ class _Pair(NamedTuple):
     block: tuple[str, ...]
     """All settings besides the key and the seeds."""
     seeds: tuple[Hashable, ...]
-    base: Mapping[str, Any]
-    other: Mapping[str, Any]
+    base: Row
+    other: Row
 
     @property
     def cells(self) -> tuple[str, str]:
@@ -91,7 +92,7 @@ class _Pair(NamedTuple):
 
 
 class _Grid(NamedTuple):
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     labels: pd.DataFrame
     """A row for each of `rows`: all settings, eta as 0.0 or σ̂."""
     seeds: tuple[str, ...]
@@ -110,26 +111,57 @@ COMPARABLE = ("num_samples", "protocol")
 ON_REQUEST = ("steps", "eta")
 
 
-def effects_by_metric(
-    rows: Sequence[Mapping[str, Any]], evidence: Evidence, base: Mapping[str, Any] = {}
-) -> dict[MetricColumn, list[Effect]]:
-    """The effects on every metric of which they are known with an interval, scaled as in tables; and those on FID.
+@dataclass(frozen=True)
+class Effects:
+    """The effects on every metric of which they are known with an interval, and those on FID."""
 
-    Arguments as for `effects`. Metrics without effects are left out.
-    """
-    if not rows:
-        return {}
-    given = [metric for metric in tabulated(in_grid_order(rows)) if metric.name != EXACT]
-    found = {metric: effects(rows, evidence, base, metric) for metric in given}
-    return {
-        metric: its
-        for metric, its in found.items()
-        if its and (metric == FID or any(effect.low is not None for effect in its))
-    }
+    by_metric: Mapping[MetricColumn, Sequence[Effect]]
+
+    @classmethod
+    def of(cls, table: QualityTable, base: Mapping[str, Any] = {}) -> "Effects":
+        """The effects in a table without rows for what has no scores; `base` as for `effects`."""
+        metrics = [metric for metric in table.metrics if metric.name != EXACT] if table.rows else []
+        found = {metric: effects(table.rows, table.evidence, base, metric) for metric in metrics}
+        return cls({
+            metric: its
+            for metric, its in found.items()
+            if its and (metric == FID or any(effect.low is not None for effect in its))
+        })  # fmt: skip
+
+    @classmethod
+    def read(cls, rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> "Effects":
+        """The effects on `metrics` in rows of effects.csv with None for what is empty."""
+        found: dict[str, list[Effect]] = defaultdict(list)
+        for row in rows:
+            if "metric" in row:  # earlier files have FID alone, in other columns
+                texts = {key: str(row[key]) for key in ("base", "value")}
+                its: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Effect)}  # some came later
+                found[row["metric"]].append(Effect(**its | texts))
+        return cls({metric: found[metric.name] for metric in metrics if metric.name in found})
+
+    @cached_property
+    def every(self) -> list[Effect]:
+        return [effect for its in self.by_metric.values() for effect in its]
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What people call the keys."""
+        return short_keys_of(self.every)
+
+    @property
+    def notes(self) -> list[str]:
+        told = (f"{self.names[e.key]}={e.value} {e.settings}".rstrip() + f": {e.note}" for e in self.every if e.note)
+        return list(dict.fromkeys(told))
+
+
+def short_keys_of(found: Sequence[Effect]) -> dict[str, str]:
+    """What people call the keys of effects."""
+    short = short_columns(dict.fromkeys(key for effect in found for key in effect.key.split(TOGETHER)))
+    return {effect.key: TOGETHER.join(short[key] for key in effect.key.split(TOGETHER)) for effect in found}
 
 
 def effects(
-    rows: Sequence[Mapping[str, Any]], evidence: Evidence, base: Mapping[str, Any] = {}, metric: MetricColumn = FID
+    rows: Sequence[Row], evidence: Evidence, base: Mapping[str, Any] = {}, metric: MetricColumn = FID
 ) -> list[Effect]:
     """The effects of every key that is ablated, in the grid's order; keys and values without a pair are left out.
 
@@ -160,7 +192,7 @@ def effects(
     return [effect for scope in SCOPES for effect in _corrected(by_scope[scope])]
 
 
-def _grid(rows: Sequence[Mapping[str, Any]], evidence: Evidence) -> _Grid:
+def _grid(rows: Sequence[Row], evidence: Evidence) -> _Grid:
     frame = prepared(in_grid_order(rows), evidence.protocols)
     given = list(frame.columns)
     keys = sorted(set(axes(given)) - set(SEEDS), key=given.index)
@@ -197,7 +229,7 @@ def _base_label(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: M
     return ""  # no cell with the base value is scored
 
 
-def _value(row: Mapping[str, Any], key: str) -> Any:
+def _value(row: Row, key: str) -> Any:
     return "sigma_hat" if key == "eta" and row["sigma"] == "sigma_hat" else row[key]
 
 

@@ -1,21 +1,19 @@
-"""Writes the effects of a grid's keys: effects.csv and effects.md, with a verdict for each value of a key."""
+"""The effects of a grid's keys as people read them: effects.csv and .md, with a verdict for each value of a key."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
+from scipy import special
 
-from taugrid.eval.tables.ablation.effects import SCOPES, TOGETHER, Effect
-from taugrid.eval.tables.ablation.seeds import LEVEL
-from taugrid.eval.tables.ablation.verdicts import GIVEN_NOISE, verdicts
+from taugrid.eval.tables.ablation.effects import EACH_CELL, EVERYWHERE, SCOPES, Effect, Effects
+from taugrid.eval.tables.ablation.seeds import LEVEL, half_width
 from taugrid.eval.tables.entries import MISSING, write_number
-from taugrid.eval.tables.pivots import short_columns
-from taugrid.eval.tables.rows import series
+from taugrid.eval.tables.rows import as_csv, series, with_notes, write_files
 from taugrid.registry.metrics import MetricColumn
-from taugrid.storage import replacing
 from taugrid.words import counted, markdown_table
 
 FLOATS = frozenset({"mean_base", "mean_value", "effect", "se_sampling", "se_shared", "low", "high", "p", "p_holm"})
@@ -37,74 +35,35 @@ OVER = {
     "whether other trainings would show the same. Several values of `train.seed`, scored for both, can, and give an "
     "interval to metrics other than FID too.",
 }
+POWER = 0.80
+"""The share of ablations in which the number of replicates that a verdict names would decide the effect as it is."""
+GIVEN_NOISE = ", given this sampling seed"
+"""Follows what is said of trainings whose shared noise is unknown."""
+MOST = 100
+"""Replicates up to which a verdict names how many would decide."""
 
 
-def write_effects(found: Mapping[MetricColumn, Sequence[Effect]], folder: Path) -> None:
-    """Write effects.{csv,md} into `folder`, each whole or not at all. Numbers in effects.csv are not scaled."""
-    rows = [{"metric": metric.name} | asdict(effect) for metric, its in found.items() for effect in its]
+def write_effects(found: Effects, folder: Path) -> None:
+    """Write effects.{csv,md} into `folder`. Numbers in effects.csv are not scaled."""
+    rows = [{"metric": metric.name} | asdict(effect) for metric, its in found.by_metric.items() for effect in its]
     names = ["metric", *(field.name for field in fields(Effect))]
     frame = pd.DataFrame({name: series([row[name] for row in rows], name in FLOATS) for name in names})
-    contents = {"csv": frame.to_csv(index=False, lineterminator="\n"), "md": effects_markdown(found)}
-    for suffix, text in contents.items():
-        with replacing(folder / f"effects.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_files(folder, "effects", csv=as_csv(frame), md=effects_markdown(found))
 
 
-def effects_markdown(found: Mapping[MetricColumn, Sequence[Effect]]) -> str:
+def about(found: Effects) -> list[str]:
+    """What the numbers are."""
+    return [ABOUT, *(OVER[over] for over in dict.fromkeys(effect.over for effect in found.every))]
+
+
+def effects_markdown(found: Effects) -> str:
     """A section for each metric, and a table for each scope with the number of its comparisons."""
-    every = [effect for its in found.values() for effect in its]
-    names = short_keys_of(every)
-    blocks = ["# Effects", ABOUT, *(OVER[over] for over in dict.fromkeys(effect.over for effect in every))]
-    for metric, its in found.items():
-        blocks += [f"## {metric.heading}", "\n".join(f"- {line}" for line in verdicts(its, names, metric))]
-        blocks += _tables(its, names, metric.scale)
-    notes = {f"{names[e.key]}={e.value} {e.settings}".rstrip() + f": {e.note}" for e in every if e.note}
-    if notes:
-        blocks += ["## Notes", "\n".join(f"- {note}" for note in sorted(notes))]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _tables(found: Sequence[Effect], names: Mapping[str, str], scale: float) -> Iterator[str]:
-    for scope, title in SCOPES.items():
-        rows = [effect for effect in found if effect.scope == scope]
-        if not rows:
-            continue
-        yield f"### {title[0].upper()}{title[1:]} ({counted(len(rows), 'comparison')})"
-        has_settings = any(row.settings for row in rows)
-        interval = interval_heading(rows)
-        labels = ["key", "value", "base", *(["where"] if has_settings else [])]
-        heads = [*labels, "effect", interval, "n", "p", "p (Holm)"]
-        lines = (_line(row, names[row.key], has_settings, scale) for row in rows)
-        yield markdown_table(heads, "l" * len(labels) + "rrrrr", lines)
-
-
-def interval_heading(found: Sequence[Effect]) -> str:
-    """The heading of the intervals of a table, which says what they miss."""
-    return f"95 % interval{GIVEN_NOISE if any(effect.given_noise for effect in found) else ''}"
-
-
-def short_keys_of(found: Sequence[Effect]) -> dict[str, str]:
-    """What people call the keys of effects."""
-    short = short_columns(dict.fromkeys(key for effect in found for key in effect.key.split(TOGETHER)))
-    return {effect.key: TOGETHER.join(short[key] for key in effect.key.split(TOGETHER)) for effect in found}
-
-
-def effects_from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Effect]]:
-    """The effects by the names of their metrics, from rows of effects.csv with None for what is empty."""
-    found: dict[str, list[Effect]] = {}
-    for row in rows:
-        if "metric" in row:  # earlier files have FID alone, in other columns
-            texts = {key: str(row[key]) for key in ("base", "value")}
-            its: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Effect)}  # se_shared came later
-            found.setdefault(row["metric"], []).append(Effect(**its | texts))
-    return found
-
-
-def _line(row: Effect, name: str, has_settings: bool, scale: float) -> list[str]:
-    said = said_effect(row, name, scale)
-    effect = f"**{said.effect}**" if said.is_certain else said.effect
-    texts = [said.key, said.value, said.base, *([said.settings] if has_settings else [])]
-    return [*texts, effect, said.interval, said.replicates, said.p, said.p_holm]
+    blocks = ["# Effects", *about(found)]
+    for metric in found.by_metric:
+        blocks += [f"## {metric.heading}", "\n".join(f"- {line}" for line in verdicts(found, metric))]
+        for table in effect_tables(found, metric):
+            blocks += [f"### {table.title[0].upper()}{table.title[1:]}", _markdown(table)]
+    return with_notes("\n\n".join(blocks) + "\n", sorted(found.notes))
 
 
 class SaidEffect(NamedTuple):
@@ -124,6 +83,37 @@ class SaidEffect(NamedTuple):
     """Whether it is there by the corrected p."""
 
 
+class EffectTable(NamedTuple):
+    """The effects on a metric in one scope, as people read them."""
+
+    title: str
+    """The scope, and the number of comparisons."""
+    interval: str
+    """The heading of the intervals, which says what they miss."""
+    has_settings: bool
+    rows: list[SaidEffect]
+
+
+def effect_tables(found: Effects, metric: MetricColumn) -> Iterator[EffectTable]:
+    for scope, title in SCOPES.items():
+        if its := [effect for effect in found.by_metric.get(metric, ()) if effect.scope == scope]:
+            said = [said_effect(effect, found.names[effect.key], metric.scale) for effect in its]
+            has_settings = any(effect.settings for effect in its)
+            interval = f"95 % interval{GIVEN_NOISE if any(effect.given_noise for effect in its) else ''}"
+            yield EffectTable(f"{title} ({counted(len(its), 'comparison')})", interval, has_settings, said)
+
+
+def _markdown(table: EffectTable) -> str:
+    labels = ["key", "value", "base", *(["where"] if table.has_settings else [])]
+    heads = [*labels, "effect", table.interval, "n", "p", "p (Holm)"]
+    lines = []
+    for row in table.rows:
+        settings = [row.settings] if table.has_settings else []
+        effect = f"**{row.effect}**" if row.is_certain else row.effect
+        lines.append([row.key, row.value, row.base, *settings, effect, *row[5:-1]])
+    return markdown_table(heads, "l" * len(labels) + "rrrrr", lines)
+
+
 def said_effect(row: Effect, name: str, scale: float) -> SaidEffect:
     """The parts of a line of effects.md. `name` is what people call its key, `scale` is the metric's."""
     is_certain = row.p_holm is not None and row.p_holm < LEVEL
@@ -141,6 +131,62 @@ def said_effect(row: Effect, name: str, scale: float) -> SaidEffect:
 
 
 def _p(value: float | None) -> str:
-    return (
-        MISSING if value is None else "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
-    )
+    if value is None:
+        return MISSING
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
+
+
+def verdicts(effects: Effects, metric: MetricColumn) -> Iterator[str]:
+    """A sentence for each value of a key: what its replicates decide, or how many of them would."""
+    found = effects.by_metric.get(metric, ())
+    averages = [effect for effect in found if effect.scope == EVERYWHERE]
+    comparisons = sum(effect.p is not None for effect in averages)
+    for effect in averages:
+        cells = [e for e in found if e.scope == EACH_CELL and (e.key, e.value) == (effect.key, effect.value)]
+        signs = {e.low > 0 for e in cells if e.low is not None and e.high is not None and e.low * e.high > 0}
+        mixed = "; its sign differs between cells" if len(signs) == 2 else ""
+        yield f"{effects.names[effect.key]}: {_verdict(effect, comparisons, metric)}{mixed}."
+
+
+def _verdict(effect: Effect, comparisons: int, metric: MetricColumn) -> str:
+    pair = f"{effect.value} from {effect.base}"
+    if effect.p is None or effect.low is None or effect.high is None:
+        return f"nothing can tell {pair}, because the effect has no error"
+    better = "better" if (effect.effect > 0) == metric.higher_is_better else "worse"
+    size = write_number(metric.scale * abs(effect.effect), metric.scale * (effect.high - effect.low) / 4)[0]
+    finding = f"{effect.value} is {better} than {effect.base}, by {size} on average"
+    is_certain = effect.p_holm is not None and effect.p_holm < LEVEL
+    if effect.replicates == 1:
+        alone = "one training of each can't decide for others"
+        return f"{finding}, with these networks; {alone}" if is_certain else f"sampling can't tell {pair}; {alone}"
+    replicates = counted(effect.replicates, effect.over)
+    if is_certain:
+        return f"{finding}; {replicates} decide it{GIVEN_NOISE * effect.given_noise}"
+    return f"{replicates} can't tell {pair}; {_what_would(effect, comparisons)}"
+
+
+def _what_would(effect: Effect, comparisons: int) -> str:
+    needed = enough(effect, comparisons)
+    if needed is not None:
+        return f"about {needed} would"
+    if effect.se_shared and not _decides(effect, comparisons, math.inf):
+        return "no number would while they share a sampling seed: a larger N, or a seed for each, is needed"
+    return f"more than {MOST} would be needed"
+
+
+def enough(effect: Effect, comparisons: int) -> int | None:
+    """How many replicates would decide the effect in `POWER` of ablations; None if more than `MOST`, or none would.
+
+    The effect, the spread between replicates and the noise that they share are taken as they were measured, so the
+    number is rough. `comparisons` are those of its family: the smallest of their p-values must be below LEVEL over it.
+    """
+    return next((n for n in range(effect.replicates + 1, MOST + 1) if _decides(effect, comparisons, n)), None)
+
+
+def _decides(effect: Effect, comparisons: int, n: float) -> bool:
+    """Whether `n` replicates would have an interval that leaves out 0 with the probability `POWER`."""
+    half, shared = ((effect.high or 0.0) - (effect.low or 0.0)) / 2, effect.se_shared or 0.0
+    own = math.sqrt(max(half**2 - (special.ndtri(LEVEL / 2) * shared) ** 2, 0.0))
+    se = own / half_width(LEVEL, effect.replicates - 1, 1.0, 0.0) * math.sqrt(effect.replicates / n)
+    width = half_width(LEVEL / comparisons, n - 1, se, shared)
+    return bool(width + special.ndtri(POWER) * math.hypot(se, shared) <= abs(effect.effect))

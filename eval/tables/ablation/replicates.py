@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.ablation.joint import level_against_best
-from taugrid.eval.tables.ablation.seeds import mean_over_seeds
+from taugrid.eval.tables.ablation.seeds import level_against_best, mean_over_seeds
 from taugrid.eval.tables.long_form import axes, score_columns
 from taugrid.protocol import ProtocolFields, kind
 
