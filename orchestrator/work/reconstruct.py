@@ -30,7 +30,7 @@ PICTURES = 12
 """Images across figures/reconstructions.png."""
 
 
-OF_THE_ODE = {"eta": 0.0, "clip": "none", "precision": "float32", "compile": "none"}
+OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none"}
 
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
@@ -201,7 +201,7 @@ class ReconstructWork(WorkKind):
             "spacing": cell.settings.spacing_name,
             "steps": cell.settings.steps,
             "num_images": n,
-            "network_evaluations": 2 * len(cell.tau),
+            "network_evaluations": 2 * cell.evaluations,
             "mse": float(mse.mean()),
             "mse_se": float(mse.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
             "mse_8bit": float(mse_8bit.mean()),
