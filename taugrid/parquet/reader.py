@@ -66,7 +66,8 @@ def read_images(
         DamagedFile: if a checksum or an image is wrong.
     """
     for index, pngs in _pngs(path, stop, storage):
-        yield index, np.stack(list(decoded(decode_png, pngs, lambda image: image.nbytes)))
+        images = list(decoded(decode_png, pngs, lambda image: image.nbytes))
+        yield index, np.stack(images)
 
 
 def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dict[int, bytes]:
