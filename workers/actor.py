@@ -54,6 +54,8 @@ VERSIONS = ("taugrid", "torch", "diffusers", "torch-fidelity", "pyarrow", "numpy
 class LastHeartbeat(NamedTuple):
     number: int
     """Heartbeats since the worker started."""
+    key: str
+    """Of the task that began to compute last: another may still be written."""
     done: float
     of: float
 
@@ -68,12 +70,12 @@ class HeartbeatActor:
     def __init__(self) -> None:
         self._turn = Turn()
         self._changed = threading.Condition()
-        self._last = LastHeartbeat(0, 0.0, 0.0)
+        self._last = LastHeartbeat(0, "", 0.0, 0.0)
 
     def beat(self, done: float, of: float) -> None:
         """The job in this process goes on: `done` of `of` is done."""
         with self._changed:
-            self._last = LastHeartbeat(self._last.number + 1, done, of)
+            self._last = LastHeartbeat(self._last.number + 1, self._last.key, done, of)
             self._changed.notify_all()
 
     def do(self, job: Job) -> Result:
@@ -84,9 +86,10 @@ class HeartbeatActor:
         """Have the jobs here end soon, with what they can keep. It runs beside them, in Ray's default group."""
 
     @ray.method(concurrency_group="work")  # type: ignore[untyped-decorator]
-    def perform(self, job: Job) -> Result:
-        """`do` a job in its turn."""
+    def perform(self, job: Job, key: str) -> Result:
+        """`do` the job of the task `key` in its turn."""
         with self._turn:
+            self._last = self._last._replace(key=key)
             return self.do(job)
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""What reconstruction and interpolation share: cells of the ODE (eta = 0, nothing clipped, float32, not compiled).
+"""What reconstruction and interpolation share: ddim cells of the ODE (eta = 0, nothing clipped, float32, uncompiled).
 
 Cells that differ in nothing else share one cell of the ODE.
 """
@@ -9,7 +9,7 @@ from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.rundir.directory import Damage
 
-OF_THE_ODE = {"eta": 0.0, "clip": "none", "precision": "float32", "compile": "none"}
+OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none"}
 
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:

@@ -189,7 +189,7 @@ class ReconstructWork(WorkKind):
             "spacing": cell.settings.spacing_name,
             "steps": cell.settings.steps,
             "num_images": n,
-            "network_evaluations": 2 * len(cell.tau),
+            "network_evaluations": 2 * cell.evaluations,
             "mse": float(mse.mean()),
             "mse_se": float(mse.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
             "mse_8bit": float(mse_8bit.mean()),

@@ -284,7 +284,7 @@ class Dispatcher:
         unfit = self.health.unfit()
         if not unfit or self.in_flight.running or not (wanted := self.startable):
             return {}
-        return {} if self.health.may_yet(self.in_flight.idle, wanted) else dict(unfit)
+        return {} if self.health.may_yet(self.in_flight.idle, wanted) else unfit
 
     def assign(self, now: float) -> list[Assignment]:
         """Assign tasks to idle workers, as far as there are any; they count as running from `now`."""
