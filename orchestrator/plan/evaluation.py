@@ -16,6 +16,7 @@ from taugrid.protocol import SOFTWARE, Protocol
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.versions import versions
 from taugrid.workers.data.places import MissingImages
+from taugrid.workers.samplers.sampler import code
 
 MANY = 10**9
 """A number of samples that is enough for any metric."""
@@ -50,6 +51,7 @@ class Evaluation:
 
     def protocol(self, cell: Cell) -> Protocol:
         """The protocol of a cell's score."""
+        foreign = code(cell.settings.sampler)
         return Protocol(
             reference=self.reference.identity(),
             num_samples=cell.settings.num_samples,
@@ -62,6 +64,7 @@ class Evaluation:
             metrics=self.feasible(cell.settings.num_samples).settings,
             versions=versions(SOFTWARE),
             compile=None if cell.settings.compile == "none" else cell.settings.compile,
+            sampler=None if foreign is None else {"name": cell.settings.sampler, "code": foreign},
         )
 
 

@@ -34,6 +34,7 @@ from taugrid.orchestrator.plan.resolve import (
     SAMPLE_DEFAULTS,
     check_loss_weights,
     diffusion_section,
+    idle_keys,
     sample_section,
     times,
 )
@@ -117,15 +118,16 @@ def plan(
         model = models.setdefault(model.id, replace(model, label=names.model(values)))
         cell = Cell(_cell_id(model, settings), model, settings, axes(values), values, names)
         if cell.id in cells:
-            raise _twice(point, len(mappings))
+            raise _twice(point, settings, len(mappings))
         cells[cell.id] = cell
     return Plan(tuple(models.values()), tuple(cells.values()))
 
 
-def _twice(point: Mapping[str, Any], grids: int) -> UserError:
+def _twice(point: Mapping[str, Any], settings: Sample, grids: int) -> UserError:
     """The error for a point that makes a cell that another has made."""
-    idle = sorted(NOT_CELLS & set(point))
+    idle, ignored = sorted(NOT_CELLS & set(point)), sorted(idle_keys(settings) & set(point))
     hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
+    hint += f" (sampler {settings.sampler} ignores {' and '.join(ignored)})" if ignored else ""
     if grids > 1:
         hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
     return UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
