@@ -174,8 +174,7 @@ def experiment(images: int) -> Config:
 
 def save_network(config: Config, folder: Path) -> RunDir:
     """A run directory with an untrained network: time does not depend on weights."""
-    from taugrid.workers.network.ema import ema_start
-    from taugrid.workers.network.unet import build_unet, save_pipeline
+    from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 
     folder.mkdir()
     rundir = RunDir(folder)

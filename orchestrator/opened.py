@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from taugrid.config import Config
+from taugrid.config import GRID_SECTIONS, Config
 from taugrid.config.load import CONFIG_NAME, Given, Override, find, load
 from taugrid.errors import UserError
+from taugrid.hashing import json_sha256
 from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
+from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.run import Run
@@ -18,7 +21,7 @@ from taugrid.orchestrator.rundir.events import FILES
 from taugrid.orchestrator.rundir.extension import check_extends
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.run_id import FILE as RUN_FILE
-from taugrid.storage import Storage, is_url, open_place, read_json
+from taugrid.storage import Storage, is_url, open_place, read_json, write_json
 
 
 def open_config(
@@ -94,11 +97,15 @@ def run_folder(config: Given, out: str | None, name: str) -> str:
     if out == "":
         raise UserError("--out is empty; give a folder or a URL")
     if out is None:
-        is_run = isinstance(config, str) and (is_url(config) or Path(config).is_dir())
-        return str(config if is_run else Path("runs") / name)
+        return str(config if _is_run_directory(config) else Path("runs") / name)
     if not is_url(out) and Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
     return out
+
+
+def _is_run_directory(config: Given) -> bool:
+    """Whether a config is given as the run directory that holds it."""
+    return isinstance(config, str) and (is_url(config) or Path(config).is_dir())
 
 
 def open_existing(directory: str, dry: bool = False) -> Run:
@@ -119,7 +126,41 @@ def open_existing(directory: str, dry: bool = False) -> Run:
         raise UserError(
             f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made{way_out}"
         )
-    return open_config(directory, (), None, dry=dry)
+    return _as_recorded(directory, (), None) or open_config(directory, (), None, dry=dry)
+
+
+def record_plan(run: Run) -> None:
+    """Write plan.json, for commands that only look."""
+    config = json_sha256(run.config.model_dump(mode="json"))
+    write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.plan)}, run.rundir.storage)
+
+
+def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) -> Run | None:
+    """The run in its own directory, with the plan that its last session recorded: nothing is planned.
+
+    None if there is no such record, config.json has changed since, or `assignments` change the plan.
+    """
+    if out is not None or not _is_run_directory(name):
+        return None
+    config = load(name, assignments)
+    rundir = _run_directory(name, out, config.name)
+    rundir.runs_code = False
+    begun, recorded = (read_json(path, rundir.storage) for path in (rundir.config, rundir.plan))
+    if not isinstance(recorded, dict) or recorded.get("config_sha256") != json_sha256(begun):
+        return None
+    if assignments and _planned_sections(config) != _planned_sections(load(name)):
+        return None
+    try:
+        run = Run(config, from_json(recorded), rundir)
+    except (KeyError, TypeError, ValueError, UserError):
+        return None  # another version of taugrid wrote it, or somebody
+    asked.check(config, run.plan)
+    return run
+
+
+def _planned_sections(config: Config) -> dict[str, Any]:
+    """The sections that models and cells are made from."""
+    return config.model_dump(include={*GRID_SECTIONS, "sample", "grid"})
 
 
 def is_other_folder(name: str) -> bool:
@@ -183,7 +224,8 @@ def open_to_run(
         UserError: if the config is wrong, or a cluster is joined and the run directory is named by a relative path.
     """
     require_shared(run_folder(name, out, ""), address)
-    return open_config(name, assignments, out, runs_code, trust_code, same_checkpoints)
+    recorded = None if runs_code else _as_recorded(name, assignments, out)
+    return recorded or open_config(name, assignments, out, runs_code, trust_code, same_checkpoints)
 
 
 def require_shared(out: str | Path, address: str) -> None:

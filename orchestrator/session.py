@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.errors import UserError, user_errors
+from taugrid.eval.reference import open_reference
 from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.observers import Observers
+from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
-from taugrid.orchestrator.report.cells import write_cells
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.trainings import failed_trainings
-from taugrid.orchestrator.report.write import no_effects, write_losses
+from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.report.write import no_effects, write_cells, write_losses
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.commits import require_here
@@ -102,7 +104,8 @@ class Session:
         self._stages = frozenset(stages)
         check_is_run_directory(self.rundir)
         if self._stages & {"evaluate", "report"}:
-            self._scoring = evaluation(self.config, self.plan, self.rundir.extractor)
+            find = Asked(self.config, self.rundir).reference if self._stages == {"report"} else open_reference
+            self._scoring = evaluation(self.config, self.plan, self.rundir.extractor, find)
         if "train" in self._stages:
             self._check_trainings()
         with self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
@@ -186,6 +189,7 @@ class Session:
         check_extends(self.config, self.plan, self.rundir)
         self.rundir.claim()
         write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
+        record_plan(self.run)
         write_cells(self.plan, self.rundir)
 
     def _record_inputs(self) -> None:

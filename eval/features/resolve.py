@@ -109,7 +109,7 @@ def _custom(name: str, weights: str | None, image_shape: tuple[int, int, int]) -
     path = None if weights is None else str(given_weights(weights))
     arguments = {"name": name, "weights": path, "image_shape": image_shape}
     trial = "load and to give features of two images"
-    return restored(ask("taugrid.eval.features.custom:describe", arguments, f"the extractor {name}", trial))
+    return restored(ask("taugrid.eval.features.load:describe", arguments, f"the extractor {name}", trial))
 
 
 def restored(fields: Mapping[str, Any]) -> ExtractorSpec:

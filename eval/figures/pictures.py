@@ -1,5 +1,13 @@
-"""Pictures of samples side by side: grids of image tiles with labelled rows and columns."""
+"""Pictures of samples side by side: grids of image tiles with labelled rows and columns.
 
+Each is a PNG, put in place whole, with equal bytes for equal input, and grey if all images are, else RGB. Images are
+uint8 (n, H, W), (n, H, W, 1) or (n, H, W, 3); a `ValueError` says if there are none, or if they differ in n, H or W.
+
+Where the tiles stand and what is written beside them is kept as a text within the PNG. A page can take such a picture
+apart, and show the words in its own colours and to screen readers.
+"""
+
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,14 +16,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from taugrid.eval.figures.tiles import Tiles
 from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.storage import replacing
 
+ImageArray = NDArray[np.uint8]
 EtaAndSteps = tuple[str, int]
 """The place of a cell in a grid of pictures: eta as in a config ("0.2" or "sigma_hat"), and S."""
 
+KEY = "taugrid-tiles"
+"""The text's key within a PNG."""
 TILE = 48
 """Approximate size in pixels that a small image is enlarged to: 8x8 becomes 48x48, 32x32 becomes 64x64."""
 LARGEST_TILE = 96
@@ -25,6 +36,42 @@ NOT_THERE = "its images are not at hand"
 GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
 
 
+class Tiles(NamedTuple):
+    """A grid of tiles of one size, in pixels, and what is written beside them."""
+
+    width: int
+    height: int
+    xs: list[int]
+    """The left edge of each column."""
+    ys: list[int]
+    """The top of each row."""
+    titles: list[str]
+    """What stands above the columns."""
+    labels: list[str]
+    """What stands beside the rows."""
+    corner: str
+    """What the titles count; empty if they say it themselves."""
+
+    @property
+    def text(self) -> PngInfo:
+        """The layout as `PIL.Image.save` takes it (`pnginfo`)."""
+        info = PngInfo()
+        info.add_text(KEY, json.dumps(self._asdict()))
+        return info
+
+    def rows(self, picture: Image.Image) -> list[list[Image.Image]]:
+        return [[picture.crop((x, y, x + self.width, y + self.height)) for x in self.xs] for y in self.ys]
+
+
+def tiles_of(picture: Image.Image) -> Tiles | None:
+    """The layout that a PNG has; None if it has none that this version knows, as those of others."""
+    text = picture.info.get(KEY)
+    try:
+        return None if text is None else Tiles(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
+
+
 class Tiled(NamedTuple):
     """A picture, and where its tiles stand in it."""
 
@@ -32,19 +79,10 @@ class Tiled(NamedTuple):
     tiles: Tiles
 
 
-def samples(images: Mapping[EtaAndSteps, NDArray[np.uint8]], path: Path) -> None:
+def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path) -> None:
     """Rows of eta and columns of S, with the same n images as a block in each cell. Missing cells stay blank.
 
-    Like every picture of this module it is a PNG, put in place whole, with equal bytes for equal input. It is grey if
-    all images are, else RGB.
-
-    Args:
-        images: (eta as in a config: "0.2" or "sigma_hat", S) -> uint8 images (n, H, W), (n, H, W, 1) or (n, H, W, 3),
-            where n, H and W are the same in every cell and image i of each cell has the same sample index.
-        path: of the PNG.
-
-    Raises:
-        ValueError: if there are no images, they differ in n, H or W, or a key is neither a number nor "sigma_hat".
+    n, H and W are the same in every cell, and image i of each cell has the same sample index.
     """
     _check_sizes(images.values())
     etas = sorted({eta for eta, _ in images}, key=lambda eta: math.inf if eta == "sigma_hat" else float(eta))
@@ -54,60 +92,37 @@ def samples(images: Mapping[EtaAndSteps, NDArray[np.uint8]], path: Path) -> None
     _save(_grid(blocks, labels, [f"S = {s}" for s in steps], BLOCK_GAP), path)
 
 
-def consistency(images: Mapping[int, NDArray[np.uint8]], path: Path) -> None:
+def consistency(images: Mapping[int, ImageArray], path: Path) -> None:
     """A row for each S, ascending, and a column for each x_T: the paper's figure 5.
 
-    Args:
-        images: S -> (n, H, W) or (n, H, W, 3), where image i of every S comes from the x_T of sample i.
-        path: of the PNG.
-
-    Raises:
-        ValueError: if there are no images, or they differ in n, H or W.
+    Image i of every S comes from the x_T of sample i.
     """
     steps = sorted(images)
     rows = [images[s] for s in steps]
     _save(_rows(rows, [f"S = {s}" for s in steps], _indices(rows), corner="sample"), path)
 
 
-def reconstructions(originals: NDArray[np.uint8], rebuilt: Mapping[int, NDArray[np.uint8]], path: Path) -> None:
-    """The original images, and below them the results of encoding and decoding with S steps, S ascending.
-
-    Args:
-        originals: (n, H, W) or (n, H, W, 3).
-        rebuilt: S -> as `originals`, in the same order.
-        path: of the PNG.
-
-    Raises:
-        ValueError: if there are no images, or they differ in n, H or W.
-    """
+def reconstructions(originals: ImageArray, rebuilt: Mapping[int, ImageArray], path: Path) -> None:
+    """The original images, and below them, in the same order, what encoding and decoding with S steps makes of them."""
     steps = sorted(rebuilt)
     rows = [originals, *(rebuilt[s] for s in steps)]
     _save(_rows(rows, ["original", *(f"S = {s}" for s in steps)], _indices(rows), corner="image"), path)
 
 
-def interpolations(rows: NDArray[np.uint8], path: Path) -> None:
+def interpolations(rows: ImageArray, path: Path) -> None:
     """A row for each pair of x_T, a column for each fraction of the way from one to the other, eq. 67.
 
-    Args:
-        rows: (r, k, H, W) or (r, k, H, W, 3); row i leads from sample 2 i to sample 2 i + 1 in equal parts.
-        path: of the PNG.
-
-    Raises:
-        ValueError: if there are no images, or k is below 2.
+    `rows` are (r, k, H, W) or (r, k, H, W, 3), k >= 2; row i leads from sample 2 i to sample 2 i + 1 in equal parts.
     """
     labels = [f"{2 * i} → {2 * i + 1}" for i in range(len(rows))]
     _save(_rows(list(rows), labels, _fractions(rows.shape[1])), path)
 
 
-def interpolation_grid(images: NDArray[np.uint8], path: Path) -> None:
+def interpolation_grid(images: ImageArray, path: Path) -> None:
     """The grid of two pairs of x_T: its first row leads from sample 0 to 1, its last from sample 2 to 3.
 
-    Args:
-        images: (k, k, H, W) or (k, k, H, W, 3): down the column is the way from the first row's x_T to the last's.
-        path: of the PNG.
-
-    Raises:
-        ValueError: if the grid is not square, or k is below 2.
+    `images` are (k, k, H, W) or (k, k, H, W, 3), k >= 2: down the column is the way from the first row's x_T to the
+    last's.
     """
     down, across = images.shape[:2]
     if down != across:
@@ -116,17 +131,8 @@ def interpolation_grid(images: NDArray[np.uint8], path: Path) -> None:
     _save(_rows(list(images), ["0 → 1", *fractions[1:-1], "2 → 3"], fractions), path)
 
 
-def before_and_after(before: NDArray[np.uint8] | None, after: NDArray[np.uint8] | None, path: Path) -> None:
-    """The baseline's images, and below them tonight's of the same indices. A missing row is said in its place.
-
-    Args:
-        before: (n, H, W), (n, H, W, 1) or (n, H, W, 3); None if the baseline's images are gone.
-        after: as `before`; None if tonight's are gone.
-        path: of the PNG.
-
-    Raises:
-        ValueError: if there are no images, or those of the two rows differ in H or W.
-    """
+def before_and_after(before: ImageArray | None, after: ImageArray | None, path: Path) -> None:
+    """The baseline's images, and below them tonight's of the same indices. A row that is None is said to be gone."""
     given = {label: images for label, images in zip(SIDES, (before, after), strict=True) if images is not None}
     count = min(map(len, given.values()), default=0)
     shown = {label: images[:count] for label, images in given.items()}
@@ -140,14 +146,14 @@ def before_and_after(before: NDArray[np.uint8] | None, after: NDArray[np.uint8] 
     _save(picture, path)
 
 
-def _rows(rows: Sequence[NDArray[np.uint8]], labels: Sequence[str], titles: Sequence[str], corner: str = "") -> Tiled:
+def _rows(rows: Sequence[ImageArray], labels: Sequence[str], titles: Sequence[str], corner: str = "") -> Tiled:
     """A grid with a row for each of `rows` and an image in each place."""
     _check_sizes(rows)
     blocks = {(i, j): _block(row[j : j + 1]) for i, row in enumerate(rows) for j in range(len(row))}
     return _grid(blocks, labels, titles, GAP, corner)
 
 
-def _indices(rows: Sequence[NDArray[np.uint8]]) -> list[str]:
+def _indices(rows: Sequence[ImageArray]) -> list[str]:
     return [str(index) for index in range(max(map(len, rows), default=0))]
 
 
@@ -158,7 +164,7 @@ def _fractions(count: int) -> list[str]:
     return [f"{i / (count - 1):.2g}" for i in range(count)]
 
 
-def _check_sizes(arrays: Iterable[NDArray[np.uint8]]) -> None:
+def _check_sizes(arrays: Iterable[ImageArray]) -> None:
     sizes = {array.shape[:3] for array in arrays}
     if len(sizes) != 1 or 0 in next(iter(sizes)):
         found = " and ".join(" x ".join(map(str, size)) for size in sorted(sizes)) or "none"
@@ -198,7 +204,7 @@ def _grid(
     return Tiled(canvas, Tiles(width, height, xs, ys, [*titles], [*labels], corner))
 
 
-def _block(images: NDArray[np.uint8]) -> Image.Image:
+def _block(images: ImageArray) -> Image.Image:
     """The n images in a block with at least as many columns as rows: 8 as 2 rows of 4."""
     grey = images.ndim == 3 or images.shape[3] == 1
     count, height, width = images.shape[:3]

@@ -11,8 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from taugrid.eval.figures.pictures import EtaAndSteps
-from taugrid.eval.figures.tiles import tiles_of
+from taugrid.eval.figures.pictures import EtaAndSteps, tiles_of
 from taugrid.eval.tables.pivots import SIGMA_HAT
 
 SIDES = (96, 64, 32, 16)

@@ -155,7 +155,7 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     differing = varying(list(given.values()))
     found = {}
     for cell, values in given.items():
-        base = settings_name(cells[cell]["steps"], cells[cell]["eta"])
+        base = settings_name(cells[cell])
         found[cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
     return found
 

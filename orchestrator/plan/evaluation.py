@@ -16,6 +16,7 @@ from taugrid.protocol import SOFTWARE, Protocol
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.versions import versions
 from taugrid.workers.data.places import MissingImages
+from taugrid.workers.samplers.sampler import code
 
 MANY = 10**9
 """A number of samples that is enough for any metric."""
@@ -50,6 +51,7 @@ class Evaluation:
 
     def protocol(self, cell: Cell) -> Protocol:
         """The protocol of a cell's score."""
+        foreign = code(cell.settings.sampler)
         return Protocol(
             reference=self.reference.identity(),
             num_samples=cell.settings.num_samples,
@@ -62,6 +64,7 @@ class Evaluation:
             metrics=self.feasible(cell.settings.num_samples).settings,
             versions=versions(SOFTWARE),
             compile=None if cell.settings.compile == "none" else cell.settings.compile,
+            sampler=None if foreign is None else {"name": cell.settings.sampler, "code": foreign},
         )
 
 
@@ -105,8 +108,13 @@ def without_downloads(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update=here), "evaluate": evaluate})
 
 
-def evaluation(config: Config, plan: Plan, find_extractor: Callable[[Config], ExtractorSpec] = extractor) -> Evaluation:
-    """How `config` scores the cells of `plan`; `find_extractor` tells which extractor it means.
+def evaluation(
+    config: Config,
+    plan: Plan,
+    find_extractor: Callable[[Config], ExtractorSpec] = extractor,
+    find_reference: Callable[[Data | str], Reference] = open_reference,
+) -> Evaluation:
+    """How `config` scores the cells of `plan`, with the extractor and the reference that these functions find.
 
     Opens the reference and the extractor's weights, so that mistakes are found before any accelerator time is spent.
 
@@ -116,7 +124,7 @@ def evaluation(config: Config, plan: Plan, find_extractor: Callable[[Config], Ex
     """
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
     try:
-        reference = open_reference(given)
+        reference = find_reference(given)
     except MissingImages as error:
         raise error.of("data" if given == config.data else "evaluate.reference") from None
     except (ValueError, DamagedFile) as error:

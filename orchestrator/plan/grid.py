@@ -34,6 +34,7 @@ from taugrid.orchestrator.plan.resolve import (
     SAMPLE_DEFAULTS,
     check_loss_weights,
     diffusion_section,
+    idle_keys,
     sample_section,
     times,
 )
@@ -115,18 +116,18 @@ def plan(
     cells: dict[str, Cell] = {}
     for point, model, settings, values in planned:
         model = models.setdefault(model.id, replace(model, label=names.model(values)))
-        axes = {column(key): value for key, value in values.items() if key not in TABLE_KEYS}
-        cell = Cell(_cell_id(model, settings), model, settings, axes, values, names)
+        cell = Cell(_cell_id(model, settings), model, settings, axes(values), values, names)
         if cell.id in cells:
-            raise _twice(point, len(mappings))
+            raise _twice(point, settings, len(mappings))
         cells[cell.id] = cell
     return Plan(tuple(models.values()), tuple(cells.values()))
 
 
-def _twice(point: Mapping[str, Any], grids: int) -> UserError:
+def _twice(point: Mapping[str, Any], settings: Sample, grids: int) -> UserError:
     """The error for a point that makes a cell that another has made."""
-    idle = sorted(NOT_CELLS & set(point))
+    idle, ignored = sorted(NOT_CELLS & set(point)), sorted(idle_keys(settings) & set(point))
     hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
+    hint += f" (sampler {settings.sampler} ignores {' and '.join(ignored)})" if ignored else ""
     if grids > 1:
         hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
     return UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
@@ -158,6 +159,11 @@ def _telling_absence(fingerprint: Fingerprint) -> Fingerprint:
         return result
 
     return found
+
+
+def axes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the grid keys that tables have no fixed column for, by the names of their columns."""
+    return {column(key): value for key, value in values.items() if key not in TABLE_KEYS}
 
 
 def column(key: str) -> str:
@@ -285,9 +291,7 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     changed = cell.settings.model_copy(update=dict(changes))
     settings = sample_section(changed, cell.model.source.sample_keys(changed))
     values = {key: value for key, value in cell.values.items() if key not in changes}
-    gone = {column(key) for key in changes}
-    axes = {key: value for key, value in cell.axes.items() if key not in gone}
-    return Cell(_cell_id(cell.model, settings), cell.model, settings, axes, values, cell.naming)
+    return Cell(_cell_id(cell.model, settings), cell.model, settings, axes(values), values, cell.naming)
 
 
 def _cell_id(model: Model, settings: Sample) -> str:

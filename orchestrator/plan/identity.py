@@ -8,6 +8,7 @@ from typing import Any
 
 from taugrid.config import DIFFUSION_DEFAULTS, Data, Diffusion, Sample, Section, Train, Unet
 from taugrid.orchestrator.plan.resolve import SAMPLE_DEFAULTS
+from taugrid.workers.samplers.sampler import code
 
 NOT_IDENTITY = {
     "data": {"root", "download"},
@@ -41,8 +42,10 @@ def train_identity(train: Train) -> dict[str, Any]:
 
 
 def sample_identity(settings: Sample) -> dict[str, Any]:
-    """The keys of a resolved `sample` that differ from the defaults and change images."""
-    return _differing(settings, SAMPLE_DEFAULTS, NOT_IDENTITY["sample"])
+    """The keys of a resolved `sample` that differ from the defaults and change images, and a foreign sampler's code."""
+    foreign = code(settings.sampler)
+    differing = _differing(settings, SAMPLE_DEFAULTS, NOT_IDENTITY["sample"])
+    return differing if foreign is None else differing | {"sampler_code": foreign}
 
 
 def data_identity(data: Data, fingerprint: Fingerprint) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """File names made from settings."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from taugrid.hashing import identity
+from taugrid.registry.samplers import DEFAULT
+from taugrid.workers.samplers.sampler import find
 
 LONGEST_NAME = 100
 """Most characters of a file name that may come from settings: file systems allow 255, and a list of times is long."""
 
 
-def settings_name(steps: int, eta: float | str) -> str:
-    """The beginning of a cell's folder name and label: S0010-eta0.2, or S0010-sigma_hat."""
-    return f"S{steps:04d}-{eta if eta == 'sigma_hat' else f'eta{eta:g}'}"
+def settings_name(settings: Mapping[str, Any]) -> str:
+    """The beginning of a cell's folder name and label: S0010-eta0.2, S0010-sigma_hat, or S0010-<another sampler>."""
+    label = find(settings.get("sampler", DEFAULT)).label(settings)
+    return f"S{settings['steps']:04d}-{re.sub(r'[^A-Za-z0-9.+_-]', '_', label)}"
 
 
 def name_of(parts: Iterable[Any]) -> str:

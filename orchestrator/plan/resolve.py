@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Diffusion, Sample, Train
+from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
 from taugrid.workers import schedules
-from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.samplers.sampler import find
 
 SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
 """`sample` as it is resolved if a config sets nothing."""
@@ -80,15 +81,20 @@ def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
     missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
     found = settings.model_copy(update=missing | given)
+    found = found.model_copy(update={key: getattr(SAMPLE_DEFAULTS, key) for key in idle_keys(found)})
     idle = {"clip_range": 1.0} if found.clip == "none" else {}
     idle |= {} if found.spacing == "leading" else {"steps_offset": 0}
     return found.model_copy(update=idle)
 
 
+def idle_keys(settings: Sample) -> set[str]:
+    """The keys of `sample` that its sampler does not honour."""
+    return set(SAMPLER_KEYS) - find(settings.sampler).keys
+
+
 def times(settings: Sample, diffusion: Diffusion) -> tuple[int, ...]:
     """tau, increasing times in 1..T; `UserError` if `steps` and `spacing` do not give one."""
-    assert diffusion.timesteps is not None, "a planned model's diffusion section is resolved"
     try:
-        return tau(settings.spacing, settings.steps, diffusion.timesteps, settings.steps_offset or 0)
+        return find(settings.sampler).tau(settings, schedules.process(diffusion))
     except ValueError as error:
         raise UserError(f"sample.steps, sample.spacing: {error}") from None

@@ -19,6 +19,7 @@ from taugrid.orchestrator.plan.naming import name_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.parquet import first_pictures
+from taugrid.registry.samplers import DEFAULT
 
 
 def write_sample_figures(run: Run) -> None:
@@ -98,7 +99,8 @@ def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> 
     if (checkpoint := axes.get(CHECKPOINT)) is not None:
         axes[CHECKPOINT] = checkpoints[checkpoint]
     others = [settings.spacing_name, *(f"{key.split('.')[-1]}={value}" for key, value in axes.items())]
-    return name_of([*others, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
+    foreign = [settings.sampler] if settings.sampler != DEFAULT else []
+    return name_of([*others, *foreign, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
 
 
 def _first_images(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] | None:

@@ -8,6 +8,7 @@ from typing import Any
 from taugrid.config import Config, Data
 from taugrid.errors import UserError
 from taugrid.eval.metrics.score import feasible
+from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.reference_names import meant
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.evaluation import Evaluation
@@ -72,6 +73,13 @@ class Asked:
             num_reference = protocol["reference"]["num_images"]
             asked = feasible(wanted, self.extractor, num_samples, num_reference).settings.as_dict()
         return {key: (protocol[key], now) for key, now in asked.items() if protocol.get(key, now) != now}
+
+    def reference(self, given: Data | str) -> Reference:
+        """What cells were scored against, as the last session recorded it; opened where nothing says what it is."""
+        recorded = (read_json(self.rundir.provenance, self.rundir.storage) or {}).get("reference")
+        if isinstance(given, Data) and isinstance(recorded, dict) and self._is_its_reference(recorded):
+            return Reference(given, recorded["num_images"], recorded["sha256"], given.image_shape)
+        return open_reference(given)
 
     def _is_its_extractor(self, recorded: Mapping[str, Any]) -> bool:
         if self.extractor is None:

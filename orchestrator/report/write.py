@@ -1,13 +1,16 @@
-"""Writes the report of a run: tables/ and figures/, from the rows that were collected.
+"""Writes the report of a run: tables/ and figures/, from its plan and the rows that were collected.
 
 matplotlib is imported when a figure is drawn, which in a run is at its end: workers start sooner.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
 from taugrid.eval.tables.ablation.cost import costs, write_costs
@@ -19,8 +22,8 @@ from taugrid.eval.tables.differences_files import write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.published.counterparts import NetworkOrigin, pointer, quality_counterparts, write_published
 from taugrid.eval.tables.quality import QualityTable, write_quality
-from taugrid.eval.tables.rows import JoinedRows, check_joinable
-from taugrid.orchestrator.plan.cells import Model, Plan
+from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report import asked
 from taugrid.orchestrator.report.collect import Rows, with_unscored
@@ -29,10 +32,16 @@ from taugrid.orchestrator.report.sample_figures import write_sample_figures
 from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.storage import replacing
 from taugrid.workers import schedules
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+FIRST = ("cell", "folder", "name", "model", "model_name", "sampler", "steps", "eta", "sigma", "spacing", "clip", "seed",
+         "weights", "num_samples")  # fmt: skip
+"""The columns of every run. One for each other key of the grid follows, in the config's order and with its full name.
+`cell` and `model` are as in samples and in quality.csv."""
 
 
 def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> QualityTable:
@@ -187,3 +196,40 @@ def _write_checkpoints(plan: Plan, rundir: RunDir, quality: QualityTable) -> Non
 
     best = best_checkpoints(quality.rows, quality.evidence)
     _save(rundir, {"checkpoints": checkpoints_figure(quality.long, loaded, quality.used_protocols, best)})
+
+
+def write_cells(plan: Plan, rundir: RunDir) -> None:
+    """Write tables/cells.{csv,parquet}: what each cell's id stands for, to join samples and scores with grid keys."""
+    rows = [_row(cell) for cell in plan.cells]
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    table = pa.table({key: _typed(values) for key, values in columns.items()})
+    frame = pd.DataFrame({key: _in_text(values) for key, values in columns.items()}, dtype=object)
+    with rundir.storage.local_folder(rundir.tables) as tables:
+        with replacing(tables / "cells.parquet") as temporary:
+            pq.write_table(table, temporary)
+        write_files(tables, "cells", csv=as_csv(frame))
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    settings = cell.settings
+    own = [
+        cell.id, cell.name, cell.label, cell.model.id, cell.model.label, settings.sampler, settings.steps,
+        settings.eta_number, settings.sigma, settings.spacing_name, settings.clip, settings.seed, settings.weights,
+        settings.num_samples,
+    ]  # fmt: skip
+    return {**dict(zip(FIRST, own, strict=True)), **{k: v for k, v in cell.values.items() if k not in FIRST}}
+
+
+def _typed(values: Sequence[Any]) -> pa.Array:
+    """A column of the values' own type: integers, floats, text, booleans or lists; values of several kinds as JSON."""
+    if any(isinstance(value, dict) for value in values):
+        return pa.array(_in_text(values))
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None else json.dumps(value) for value in values])
+
+
+def _in_text(values: Sequence[Any]) -> list[Any]:
+    """The values with lists and mappings as JSON."""
+    return [json.dumps(value) if isinstance(value, list | dict) else value for value in values]

@@ -34,6 +34,7 @@ class Paths:
         self.run: RunId | None = None
         """Known once the driver has claimed the directory."""
         self.config = self.root / "config.json"
+        self.plan = self.root / "plan.json"
         self.lease = self.root / "lease.json"
         self.provenance = self.root / "provenance.json"
         self.models = self.root / "models"

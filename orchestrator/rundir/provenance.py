@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -90,7 +91,8 @@ def _dataset(
 ) -> Mapping[str, Any] | None:
     """The config's data set, if a model was trained on it or samples are compared with it; else it need not exist."""
     if evaluation is not None and evaluation.reference.given == evaluation.config.data:
-        return _describe(evaluation.config.data)
+        with suppress(UserError):  # a report of earlier scores needs no images
+            return _describe(evaluation.config.data)
     recorded: Mapping[str, Any] | None = before.get("dataset")
     known = before.get("models") or {}
     for model in plan.models:

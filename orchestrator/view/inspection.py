@@ -81,7 +81,7 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: Asked) -> dict[str, Any]:
         "images_done": images_done,
         "images_removed": rundir.has_removed_images(cell),
         "network_evaluations": cell.network_evaluations,
-        "network_evaluations_done": images_done * len(cell.tau),
+        "network_evaluations_done": images_done * cell.evaluations,
         "scored": len(done) == len(cell.shards) and asked.is_scored(cell),
     }
 
@@ -98,7 +98,9 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
 
     plan, rundir = run.plan, run.rundir
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
-    collected = collect(plan, rundir, evaluation(run.config, plan, rundir.extractor))
+    collected = collect(
+        plan, rundir, evaluation(run.config, plan, rundir.extractor, Asked(run.config, rundir).reference)
+    )
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.label for cell in cells if cell.id not in rows]
     if unscored:

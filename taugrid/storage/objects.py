@@ -5,20 +5,21 @@ be overwritten is created by one conditional request (`If-None-Match: *`), what 
 with its ETag. obstore is imported when a store is first asked, not with this module.
 """
 
+import io
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended
 from taugrid.storage.files import is_same
 from taugrid.storage.protocol import ANY, Stat
-from taugrid.storage.ranges import END_BYTES, FetchedEnd, RangeFile
 from taugrid.storage.requests import Bucket, ask, connected, fault
 from taugrid.words import with_urls
 
@@ -30,8 +31,64 @@ T = TypeVar("T")
 
 CHUNK_BYTES = 8 * 2**20
 
+END_BYTES = 2**16
+"""How much of the end is fetched first: the footer of a Parquet file, and often all of a small one."""
+
 LARGEST_PUT_BYTES = 2**32
 """S3 takes up to 5 GB in one request. What is larger goes up in parts, which can't have a condition."""
+
+
+class FetchedEnd(NamedTuple):
+    """Some bytes of an object, and what the store said of it."""
+
+    data: bytes
+    start: int
+    size: int
+    """Of the whole object."""
+    e_tag: str | None
+
+
+class RangeFile(io.RawIOBase):
+    """An object, read by ranges; all of them are of one version of it.
+
+    The first request fetches the end, where Parquet keeps its footer, and tells the size. A file of up to `END_BYTES`
+    needs no other.
+    """
+
+    def __init__(self, end: FetchedEnd, fetch: Callable[[int, int], bytes]) -> None:
+        """A file of which the end is known; `fetch(start, stop)` gets other bytes of the same version."""
+        self._end, self._fetch, self._at = end, fetch, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._end.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        start = min(self._at, self._end.size)
+        stop = self._end.size if size is None or size < 0 else min(start + size, self._end.size)
+        self._at = stop
+        if stop <= start:
+            return b""
+        if start >= self._end.start:
+            return self._end.data[start - self._end.start : stop - self._end.start]
+        fetched = self._fetch(start, min(stop, self._end.start))
+        return fetched if stop <= self._end.start else fetched + self._end.data[: stop - self._end.start]
 
 
 @dataclass(frozen=True)
@@ -85,10 +142,8 @@ class ObjectStorage:
         return sorted(self._matching(folder, pattern))
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
-        import obstore
-
         if start == 0 and length is None:
-            return self._ask(path, lambda: bytes(obstore.get(self._store, key(path)).bytes()))
+            return self._ask(path, lambda: bytes(self._store.get(key(path)).bytes()))
         with self.readable(path) as file:
             file.seek(start)
             return file.read(-1 if length is None else length)
@@ -99,7 +154,6 @@ class ObjectStorage:
         Any other 409 says that another is being written. If an answer was lost, and the file that is there then has our
         bytes, it is ours.
         """
-        import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         lost = False
@@ -110,7 +164,7 @@ class ObjectStorage:
                 mode = self._condition(path, if_version)
                 if mode is not None:
                     in_parts = finished.stat().st_size > LARGEST_PUT_BYTES if mode == "overwrite" else None
-                    obstore.put(self._store, key(path), finished, mode=mode, use_multipart=in_parts)
+                    self._store.put(key(path), finished, mode=mode, use_multipart=in_parts)
                     return True
             except BaseError as error:
                 found = fault(error)
@@ -127,16 +181,13 @@ class ObjectStorage:
             return "create"
         if if_version == ANY:
             return "overwrite"
-        import obstore
-
         try:
-            meta = obstore.head(self._store, key(path))
+            meta = self._store.head(key(path))
         except FileNotFoundError:
             return None
-        seen = {"e_tag": meta["e_tag"], "version": meta["version"]}
         if _stat(meta).version != if_version:
             return None
-        return {name: value for name, value in seen.items() if value is not None}
+        return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
 
     def append(self, path: Path, data: bytes) -> None:
         """Written at once, with what this process has appended before (`storage.appended`)."""
@@ -144,9 +195,9 @@ class ObjectStorage:
 
     def move(self, path: Path, target: Path) -> None:
         """Copy, then delete."""
-        below = list(self._below(path))
-        for old in below or [path]:
-            self._copy(old, target / old.relative_to(path))
+        for old in list(self._below(path)) or [path]:
+            new = target / old.relative_to(path)
+            self._ask(old, partial(self._store.copy, key(old), key(new)))
             self.delete(old)
 
     def delete(self, path: Path) -> None:
@@ -165,8 +216,14 @@ class ObjectStorage:
     @contextmanager
     def local_path(self, path: Path) -> Iterator[Path]:
         """A copy in the temporary folder of this machine."""
+
+        def download() -> None:
+            with copy.open("wb") as file:
+                for chunk in self._store.get(key(path)).stream(CHUNK_BYTES):
+                    file.write(chunk)
+
         with self.temporary(path) as copy:
-            self._ask(path, lambda: self._download(path, copy))
+            self._ask(path, download)
             yield copy
 
     @contextmanager
@@ -175,10 +232,8 @@ class ObjectStorage:
         end = self._ask(path, lambda: self._end(path))
 
         def fetch(start: int, stop: int) -> bytes:
-            import obstore
-
             options: Any = {"range": (start, stop), "if_match": end.e_tag}
-            return self._ask(path, lambda: bytes(obstore.get(self._store, key(path), options=options).bytes()))
+            return self._ask(path, lambda: bytes(self._store.get(key(path), options=options).bytes()))
 
         yield cast(IO[bytes], RangeFile(end, fetch))
 
@@ -206,63 +261,42 @@ class ObjectStorage:
         return ask(call, self.bucket.scheme, url(path))
 
     def _head(self, path: Path) -> "ObjectMeta":
-        import obstore
-
-        return self._ask(path, lambda: obstore.head(self._store, key(path)))
+        return self._ask(path, lambda: self._store.head(key(path)))
 
     def _end(self, path: Path) -> FetchedEnd:
-        import obstore
         from obstore.exceptions import BaseError
 
         options: Any = {"range": {"suffix": END_BYTES}}
         if self.bucket.scheme == "az":  # knows no ranges from the end
-            size = obstore.head(self._store, key(path))["size"]
+            size = self._store.head(key(path))["size"]
             options = {"range": (max(0, size - END_BYTES), size)} if size else {}
         try:
-            got = obstore.get(self._store, key(path), options=options)
+            got = self._store.get(key(path), options=options)
         except BaseError as error:
             # An empty object has no range: S3 answers 416, and others what obstore can't read.
             found = fault(error)
-            if found.passes or found.status not in (None, 416) or obstore.head(self._store, key(path))["size"]:
+            if found.passes or found.status not in (None, 416) or self._store.head(key(path))["size"]:
                 raise
-            got = obstore.get(self._store, key(path))
+            got = self._store.get(key(path))
         meta, data = got.meta, bytes(got.bytes())
         return FetchedEnd(data, meta["size"] - len(data), meta["size"], meta["e_tag"])
 
-    def _download(self, path: Path, copy: Path) -> None:
-        import obstore
-
-        with copy.open("wb") as file:
-            for chunk in obstore.get(self._store, key(path)).stream(CHUNK_BYTES):
-                file.write(chunk)
-
-    def _copy(self, path: Path, target: Path) -> None:
-        import obstore
-
-        self._ask(path, lambda: obstore.copy(self._store, key(path), key(target)))
-
     def _delete(self, paths: Sequence[Path]) -> None:
-        import obstore
-
         if paths:
             with suppress(FileNotFoundError):
-                self._ask(paths[0], lambda: obstore.delete(self._store, [key(path) for path in paths]))
+                self._ask(paths[0], lambda: self._store.delete([key(path) for path in paths]))
 
     def _path(self, name: str) -> Path:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
 
     def _below(self, folder: Path) -> Mapping[Path, "ObjectMeta"]:
         """All files in a folder and in those below it."""
-        import obstore
-
-        found = self._ask(folder, lambda: obstore.list(self._store, key(folder) or None).collect())
+        found = self._ask(folder, lambda: self._store.list(key(folder) or None).collect())
         return {self._path(meta["path"]): meta for meta in found}
 
     def _children(self, folder: Path) -> Mapping[Path, "ObjectMeta | None"]:
         """The files directly in a folder; None for the folders there."""
-        import obstore
-
-        found = self._ask(folder, lambda: obstore.list_with_delimiter(self._store, key(folder) or None))
+        found = self._ask(folder, lambda: self._store.list_with_delimiter(key(folder) or None))
         files: dict[Path, Any] = {self._path(meta["path"]): meta for meta in found["objects"]}
         return files | {self._path(prefix): None for prefix in found["common_prefixes"]}
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from test_grid import planned
 
-from taugrid.orchestrator.report.cells import FIRST, write_cells
+from taugrid.orchestrator.report.write import FIRST, write_cells
 from taugrid.orchestrator.rundir.directory import RunDir
 
 

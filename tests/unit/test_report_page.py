@@ -19,8 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import taugrid
 from taugrid.config.load import load
-from taugrid.eval.figures.pictures import reconstructions
-from taugrid.eval.figures.tiles import KEY
+from taugrid.eval.figures.pictures import KEY, reconstructions
 from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.pages.charts import quality_chart
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes

@@ -572,7 +572,11 @@ ALLOWED = [
         "checkpoints of a training that goes on elsewhere",
     ),
     Exceptions("orchestrator/plan/trust.py", {"read_json": 1, "write_json": 1}, "the user's trust file"),
-    Exceptions("orchestrator/report/write.py", {"read_json": 1}, "pandas', of what `local_path` gives"),
+    Exceptions(
+        "orchestrator/report/write.py",
+        {"read_json": 1, "replacing": 1, "write_table": 1},
+        "pandas' and pyarrow's, of what `local_path` and `local_folder` give",
+    ),
     Exceptions("orchestrator/rundir/events.py", {"write_text": 1}, "of what `temporary` gives"),
     Exceptions("orchestrator/rundir/directory.py", {"read_table": 1}, "of what `local_path` gives"),
     Exceptions("orchestrator/rundir/lease.py", {"mkdir": 1, "read_text": 2, "write_text": 1}, "/proc, and the root"),
@@ -590,11 +594,6 @@ ALLOWED = [
         {"exists": 2, "is_dir": 1, "is_file": 2, "iterdir": 1, "read_bytes": 1},
         "files and folders that a user names; a run is opened by its config, before it has a storage",
     ),
-    Exceptions(
-        "orchestrator/report/cells.py",
-        {"replacing": 2, "to_csv": 1, "write_table": 1, "write_text": 1},
-        "of what `local_folder` gives",
-    ),
     Exceptions("orchestrator/view/figures.py", {"savefig": 1}, "into memory"),
     Exceptions("orchestrator/view/page.py", {"write_text": 1}, "of what `replacing` gives"),
     Exceptions(
@@ -611,8 +610,7 @@ ALLOWED = [
     ),
     Exceptions("workers/actor.py", {"write_bytes": 1}, "of what `temporary` gives"),
     Exceptions("workers/network/custom_process.py", {"is_file": 1}, "the user's weights"),
-    Exceptions("workers/network/pipeline.py", {"save_pretrained": 2}, DIFFUSERS),
-    Exceptions("workers/network/unet.py", {"torch.load": 1, "write_bytes": 1}, DIFFUSERS),
+    Exceptions("workers/network/unet.py", {"save_pretrained": 2, "torch.load": 1, "write_bytes": 1}, DIFFUSERS),
     Exceptions(
         "workers/training/checkpoints.py",
         {"copyfile": 1, "glob": 1, "iterdir": 1, "mkdir": 1, "torch.load": 2, "torch.save": 1},

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taugrid.eval.figures.pictures import NOT_THERE
-from taugrid.eval.figures.tiles import tiles_of
+from taugrid.eval.figures.pictures import NOT_THERE, tiles_of
 from taugrid.orchestrator.nightly.outcome import BeforeAndAfter, strips
 from taugrid.storage import LOCAL, open_place
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.eval.tables.pivots import SIGMA_HAT
-from taugrid.eval.tables.rows import as_csv, write_files
+from taugrid.eval.tables.rows import Row, as_csv, write_files
+from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import INCEPTION
 from taugrid.words import markdown_table
 from taugrid.workers.diffusion.timesteps import tau
@@ -87,91 +88,76 @@ class Counterpart(NamedTuple):
 
 
 def quality_counterparts(
-    rows: Iterable[Mapping[str, Any]], protocols: Mapping[str, Mapping[str, Any]], networks: Mapping[str, NetworkOrigin]
+    rows: Iterable[Row], protocols: Mapping[str, ProtocolFields], networks: Mapping[str, NetworkOrigin]
 ) -> list[Counterpart]:
     """The rows of quality.csv that have a counterpart in table 1 or 3, in their order.
 
-    A counterpart has the reference's data set, S, and eta or sigma_hat; what else differs is listed, not refused.
-
-    Args:
-        rows: rows of quality.csv. Those without an FID, or of another sampler, have no counterpart.
-        protocols: the protocols by the rows' `protocol`.
-        networks: the networks by the rows' `model`.
+    A counterpart has the reference's data set, S, and eta or sigma_hat; what else differs is listed, not refused. Rows
+    without an FID, or of another sampler, have none. `networks` are by the rows' `model`.
     """
-    return [found for row in rows if (found := _of_cell(row, protocols[row["protocol"]], networks)) is not None]
+    found = []
+    for row in rows:
+        protocol = protocols[row["protocol"]]
+        place = {"sigma": row["sigma"], "eta": str(float(row["eta"])), "steps": str(row["steps"])}
+        number = _published("fid", place | {"dataset": protocol["reference"]["dataset"]})
+        if number is not None and row["sampler"] == "ddim" and row["fid"] is not None and math.isfinite(row["fid"]):
+            differs = _cell_differs(row, protocol, number, networks[row["model"]])
+            found.append(_counterpart("fid", number, row, differs))
+    return found
 
 
-def _of_cell(
-    row: Mapping[str, Any], protocol: Mapping[str, Any], networks: Mapping[str, NetworkOrigin]
-) -> Counterpart | None:
-    place = {"sigma": row["sigma"], "eta": str(float(row["eta"])), "steps": str(row["steps"])}
-    place["dataset"] = protocol["reference"]["dataset"]
-    number = next((line for line in _lines("fid") if place.items() <= line.items()), None)
-    if number is None or row["sampler"] != "ddim" or row["fid"] is None or not math.isfinite(row["fid"]):
-        return None
-    dataset = dataset_facts(number["dataset"])
-    differs = [
-        *_times_differ(row["spacing"], protocol["tau"], number["spacing"], row["steps"]),
-        *_clip_differs(protocol["clip"], number["clip"]),
-        *_count_differs(protocol["num_samples"]),
-        *_extractor_differs(protocol["extractor"]),
-        *_reference_differs(protocol["reference"], dataset),
-        *_network_differs(networks[row["model"]], dataset, protocol["weights"]),
-    ]
+def reconstruction_counterparts(rows: Iterable[Row], encoded: Iterable[EncodedImages]) -> list[Counterpart]:
+    """The rows of reconstruction.csv that have a counterpart in table 2; `encoded` are in the order of `rows`."""
+    found = []
+    for row, images in zip(rows, encoded, strict=True):
+        place = {"dataset": images.dataset, "split": images.split, "steps": str(row["steps"])}
+        if (number := _published("reconstruction", place)) is not None:
+            note = "the table names neither its spacing nor how many images it took"
+            unknown = {"sigma": "eta", "eta": "0.0", "note": note}
+            found.append(_counterpart("mse", number | unknown, row, _encoding_differs(row, images, number)))
+    return found
+
+
+def _counterpart(metric: str, number: Mapping[str, str], row: Row, differs: Iterable[str]) -> Counterpart:
+    error = row[f"{metric}_se"]
     return Counterpart(
         table=number["table"],
         dataset=number["dataset"],
-        metric="fid",
+        metric=metric,
         sigma=number["sigma"],
         eta=float(number["eta"]),
         steps=int(number["steps"]),
-        published=number["fid"],
-        ours=row["fid"],
-        standard_error=_or_nan(row["fid_se"]),
+        published=number[metric],
+        ours=row[metric],
+        standard_error=math.nan if error is None else error,
         differs=tuple(differs),
         note=number["note"],
-        cell=row["cell"],
+        cell=row["cell"] if metric == "fid" else "",
         model=row["model"],
     )
 
 
-def reconstruction_counterparts(
-    rows: Iterable[Mapping[str, Any]], encoded: Iterable[EncodedImages]
-) -> list[Counterpart]:
-    """The rows of reconstruction.csv that have a counterpart in table 2; `encoded` are in the order of `rows`."""
-    pairs = zip(rows, encoded, strict=True)
-    return [found for row, what in pairs if (found := _of_reconstruction(row, what)) is not None]
+def _cell_differs(
+    row: Row, protocol: ProtocolFields, number: Mapping[str, str], network: NetworkOrigin
+) -> Iterator[str]:
+    dataset, clip, num_samples = dataset_facts(number["dataset"]), protocol["clip"], protocol["num_samples"]
+    yield from _times_differ(row["spacing"], protocol["tau"], number["spacing"], row["steps"])
+    if clip != number["clip"]:
+        yield f"clip {clip}, not {number['clip']}"
+    if num_samples != NUM_SAMPLES:
+        yield f"N = {num_samples:,}, not {NUM_SAMPLES:,}"
+    yield from _extractor_differs(protocol["extractor"])
+    yield from _reference_differs(protocol["reference"], dataset)
+    yield from _network_differs(network, dataset, protocol["weights"])
 
 
-def _of_reconstruction(row: Mapping[str, Any], encoded: EncodedImages) -> Counterpart | None:
-    place = {"dataset": encoded.dataset, "split": encoded.split, "steps": str(row["steps"])}
-    number = next((line for line in _lines("reconstruction") if place.items() <= line.items()), None)
-    if number is None:
-        return None
-    spacings = ("quadratic", "linear")
-    times = [_times_differ(row["spacing"], encoded.tau, spacing, row["steps"]) for spacing in spacings]
-    images = row["num_images"]
-    differs = [
-        SOURCE_TIME,
-        *(times[0] if all(times) else []),
-        *([f"{images:,} of the {TEST_IMAGES:,} test images"] if images != TEST_IMAGES else []),
-        *_network_differs(encoded.network, dataset_facts(number["dataset"]), row["weights"]),
-    ]
-    return Counterpart(
-        table=number["table"],
-        dataset=number["dataset"],
-        metric="mse",
-        sigma="eta",
-        eta=0.0,
-        steps=int(number["steps"]),
-        published=number["mse"],
-        ours=row["mse"],
-        standard_error=_or_nan(row["mse_se"]),
-        differs=tuple(differs),
-        note="the table names neither its spacing nor how many images it took",
-        cell="",
-        model=row["model"],
-    )
+def _encoding_differs(row: Row, encoded: EncodedImages, number: Mapping[str, str]) -> Iterator[str]:
+    yield SOURCE_TIME
+    times = [_times_differ(row["spacing"], encoded.tau, spacing, row["steps"]) for spacing in ("quadratic", "linear")]
+    yield from times[0] if all(times) else []
+    if row["num_images"] != TEST_IMAGES:
+        yield f"{row['num_images']:,} of the {TEST_IMAGES:,} test images"
+    yield from _network_differs(encoded.network, dataset_facts(number["dataset"]), row["weights"])
 
 
 def _times_differ(spacing: str, ours: Sequence[int], theirs: str, steps: int) -> list[str]:
@@ -182,20 +168,13 @@ def _times_differ(spacing: str, ours: Sequence[int], theirs: str, steps: int) ->
     return [f"spacing {name} ({ours[0]} to {ours[-1]}), not {theirs} ({published[0]} to {published[-1]})"]
 
 
-def _clip_differs(ours: str, theirs: str) -> list[str]:
-    return [] if ours == theirs else [f"clip {ours}, not {theirs}"]
-
-
-def _count_differs(num_samples: int) -> list[str]:
-    return [] if num_samples == NUM_SAMPLES else [f"N = {num_samples:,}, not {NUM_SAMPLES:,}"]
-
-
-def _extractor_differs(extractor: Mapping[str, Any]) -> list[str]:
+def _extractor_differs(extractor: Mapping[str, Any]) -> Iterator[str]:
     if extractor["name"] != INCEPTION:
-        return [f"extractor {extractor['name']}, not {INCEPTION}: FID is on another scale"]
-    if not extractor["weights_sha256"].startswith(INCEPTION_SHA256):
-        return [f"extractor {INCEPTION} has other weights than the published ones"]
-    return [f"features in {extractor['precision']}, not float32"] if "precision" in extractor else []
+        yield f"extractor {extractor['name']}, not {INCEPTION}: FID is on another scale"
+    elif not extractor["weights_sha256"].startswith(INCEPTION_SHA256):
+        yield f"extractor {INCEPTION} has other weights than the published ones"
+    elif "precision" in extractor:
+        yield f"features in {extractor['precision']}, not float32"
 
 
 def _reference_differs(reference: Mapping[str, Any], dataset: Mapping[str, str]) -> Iterator[str]:
@@ -219,14 +198,15 @@ def _network_differs(network: NetworkOrigin, dataset: Mapping[str, str], weights
         yield f"forward process: {network.process}, not {PROCESS}"
 
 
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
 @cache
 def _lines(name: str) -> tuple[dict[str, str], ...]:
     with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))
+
+
+def _published(name: str, place: Mapping[str, Any]) -> dict[str, str] | None:
+    """The published number that stands at a place, if there is one."""
+    return next((line for line in _lines(name) if place.items() <= line.items()), None)
 
 
 def dataset_facts(name: str) -> dict[str, str]:
@@ -250,13 +230,10 @@ def pointer(found: Sequence[Counterpart], stem: str) -> list[str]:
 
 def published_frame(found: Sequence[Counterpart]) -> pd.DataFrame:
     """A row for each counterpart. `difference` is ours minus the published; `differs` is joined by semicolons."""
-    rows = [
-        one._asdict()
-        | {"published": float(one.published), "difference": one.difference, "differs": "; ".join(one.differs)}
-        for one in found
-    ]
     columns = list(Counterpart._fields)
     columns.insert(columns.index("differs"), "difference")
+    numbers = ({"published": float(one.published), "difference": one.difference} for one in found)
+    rows = [one._asdict() | its | {"differs": "; ".join(one.differs)} for one, its in zip(found, numbers, strict=True)]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -266,20 +243,15 @@ def published_markdown(found: Sequence[Counterpart]) -> str:
     for table, dataset in dict.fromkeys((one.table, one.dataset) for one in found):
         members = [one for one in found if (one.table, one.dataset) == (table, dataset)]
         shared = [text for text in members[0].differs if all(text in one.differs for one in members)]
-        blocks += [
-            f"### Table {table}, {dataset}: {'FID' if members[0].metric == 'fid' else 'reconstruction error'}",
-            *_what_differs(members, shared),
-            _table(members, set(shared)),
-            *_notes(members),
-        ]
+        blocks.append(
+            f"### Table {table}, {dataset}: {'FID' if members[0].metric == 'fid' else 'reconstruction error'}"
+        )
+        if shared:
+            blocks.append(f"Unlike the paper, in every row: {'; '.join(shared)}.")
+        elif not any(one.differs for one in members):
+            blocks.append("Nothing that is known differs from the paper's protocol.")
+        blocks += [_table(members, set(shared)), _notes(members)]
     return "\n\n".join(blocks) + "\n"
-
-
-def _what_differs(members: Sequence[Counterpart], shared: Sequence[str]) -> Iterator[str]:
-    if shared:
-        yield f"Unlike the paper, in every row: {'; '.join(shared)}."
-    elif not any(one.differs for one in members):
-        yield "Nothing that is known differs from the paper's protocol."
 
 
 def _table(members: Sequence[Counterpart], shared: set[str]) -> str:
@@ -305,7 +277,7 @@ def _table(members: Sequence[Counterpart], shared: set[str]) -> str:
     return markdown_table(head, columns, rows)
 
 
-def _notes(members: Sequence[Counterpart]) -> Iterator[str]:
+def _notes(members: Sequence[Counterpart]) -> str:
     """Notes on single published numbers, and on all numbers of the data set."""
     by_note: dict[str, list[str]] = {}
     for one in members:
@@ -315,4 +287,4 @@ def _notes(members: Sequence[Counterpart]) -> Iterator[str]:
     lines = [f"- {note}" if len(at) == everywhere else f"- {', '.join(at)}: {note}" for note, at in by_note.items()]
     if members[0].metric == "fid":
         lines.append(f"- {dataset_facts(members[0].dataset)['reference']}")
-    yield "\n".join(lines)
+    return "\n".join(lines)

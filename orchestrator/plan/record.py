@@ -1,0 +1,103 @@
+"""plan.json: the plan of a run as its last session recorded it, so that looking at the run plans nothing."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from taugrid.config import Data, Diffusion, Sample, Section, Train, Unet
+from taugrid.grids.names import naming
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.grid import axes
+from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
+from taugrid.orchestrator.plan.trust import WITHOUT_CODE
+from taugrid.workers.network import custom_process
+from taugrid.workers.network.checkpoint import Checkpoint
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """A plan whose models are all here, as plain data: what its config, checkpoints, code and data gave."""
+    return {
+        "models": [
+            {
+                "id": model.id,
+                "data": model.data.model_dump(mode="json"),
+                "diffusion": model.diffusion.model_dump(mode="json"),
+                "source": _source_to_json(model.source),
+            }
+            for model in plan.models
+        ],
+        "cells": [
+            {
+                "id": cell.id,
+                "model": cell.model.id,
+                "settings": cell.settings.recorded,
+                "values": dict(cell.values),
+            }
+            for cell in plan.cells
+        ],
+    }
+
+
+def from_json(value: Mapping[str, Any]) -> Plan:
+    """The plan that `to_json` recorded. Custom code can't be run from it.
+
+    Raises:
+        KeyError, TypeError, ValueError, UserError: for what `to_json` of this version does not write.
+    """
+    names = naming([cell["values"] for cell in value["cells"]], Sample.model_fields)
+    labels = {cell["model"]: names.model(cell["values"]) for cell in reversed(value["cells"])}
+    models = {
+        model["id"]: Model(
+            model["id"],
+            Data.model_validate(model["data"]),
+            Diffusion.model_validate(model["diffusion"]),
+            _source_from_json(model["source"]),
+            labels[model["id"]],
+        )
+        for model in value["models"]
+    }
+    cells = [
+        Cell(
+            cell["id"],
+            models[cell["model"]],
+            Sample.model_validate(cell["settings"]),
+            axes(cell["values"]),
+            cell["values"],
+            names,
+        )
+        for cell in value["cells"]
+    ]
+    return Plan(tuple(models.values()), tuple(cells))
+
+
+def _source_to_json(source: ModelSource) -> dict[str, Any]:
+    match source:
+        case Trained(data, data_identity, unet, train):
+            sections = {"data": data, "unet": unet, "train": train}
+            dumped = {name: section.model_dump(mode="json") for name, section in sections.items()}
+            return {"kind": "trained", "data_identity": dict(data_identity), **dumped}
+        case Loaded(checkpoint):
+            return {"kind": "loaded", **asdict(checkpoint), "diffusion": checkpoint.diffusion.model_dump(mode="json")}
+        case Custom(spec):
+            return {"kind": "custom", **asdict(spec)}
+        case Oracle(distribution, data):
+            return {"kind": "oracle", "distribution": distribution, "data": data.model_dump(mode="json")}
+        case _:
+            raise TypeError(f"a plan with {source} is not recorded")
+
+
+def _source_from_json(value: Mapping[str, Any]) -> ModelSource:
+    fields = {key: inner for key, inner in value.items() if key != "kind"}
+    match value["kind"]:
+        case "trained":
+            sections: dict[str, type[Section]] = {"data": Data, "unet": Unet, "train": Train}
+            return Trained(**fields | {name: kind.model_validate(fields[name]) for name, kind in sections.items()})
+        case "loaded":
+            return Loaded(Checkpoint(**fields | {"diffusion": Diffusion.model_validate(fields["diffusion"])}))
+        case "custom":
+            shape = tuple(fields["image_shape"])
+            return Custom(custom_process.restored(fields | {"unusable": fields["unusable"] or WITHOUT_CODE}, shape))
+        case "oracle":
+            return Oracle(fields["distribution"], Data.model_validate(fields["data"]))
+        case other:
+            raise ValueError(f"unknown kind of model: {other}")
