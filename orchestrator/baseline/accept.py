@@ -91,7 +91,7 @@ def _training_of(run: Run) -> dict[str, Any]:
 
 
 def _diffusions(run: Run) -> set[str]:
-    return {json_sha256(model.diffusion.model_dump(mode="json")) for model in run.plan.models}
+    return {json_sha256(model.diffusion.recorded) for model in run.plan.models}
 
 
 def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
