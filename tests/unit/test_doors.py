@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -24,6 +24,7 @@ from taugrid import parquet
 from taugrid.config import Config, validate
 from taugrid.errors import OtherContent, UserError
 from taugrid.images import to_uint8
+from taugrid.jobs import OracleNetwork
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -34,6 +35,7 @@ from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian, noise, oracle
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
+from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers import sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -200,6 +202,32 @@ def test_a_sampler_that_is_not_here_is_one_line(package):
     ) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """A decoder whose pictures are twice as large as what the network sees."""
+
+    network_shape = (1, 4, 4)
+    picture_shape = (1, 8, 8)
+
+    def __call__(self, x0):
+        return x0.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+
+
+def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
+    [cell] = planned(steps=2).cells
+    network = oracle.gaussian_eps(gaussian.gaussian((1, 4, 4)), schedules.alpha_bar(cell.model.diffusion), "cpu")
+    pictures = []
+    for decoder in (cell.model.decoder, Enlarged()):
+        file = tmp_path / f"{type(decoder).__name__}.parquet"
+        spec, about = OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
+        job = SampleJob(str(file), 0, 3, spec, decoder, cell.settings, cell.model.diffusion, cell.tau, about)
+        sample_shard(job, network, "cpu")
+        [(_, images)] = parquet.read_images(file)
+        pictures.append(images)
+    assert (pictures[0].shape, pictures[1].shape) == ((3, 1, 4, 4), (3, 1, 8, 8))
+    assert np.array_equal(pictures[1], pictures[0].repeat(2, axis=-1).repeat(2, axis=-2))
 
 
 KEY = [
