@@ -8,7 +8,7 @@ from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan, part_name
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind
-from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
+from taugrid.orchestrator.work.reconstruct import ignore_damage, ode_cells
 from taugrid.parquet import first_pictures
 from taugrid.words import counted
 from taugrid.workers.interpolate import InterpolateJob
