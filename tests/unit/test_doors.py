@@ -8,9 +8,11 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -40,27 +42,9 @@ from taugrid.workers.samplers import sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
-SAMPLER = '''
-from itertools import pairwise
-
-from taugrid.workers.samplers.sampler import Sampler
-
-
-class Twice(Sampler):
-    """Asks the network, diffuses its x0 again to the same point, and asks once more."""
-
-    keys = frozenset({"spacing"})
-
-    def evaluations(self, settings, process):
-        return 2 * len(self.tau(settings, process))
-
-    def sample(self, x, path, denoise, noise, settings):
-        for a, b in pairwise(path):
-            x = a.alpha * denoise(x, a).x0 + a.sigma * noise(a.key)
-            found = denoise(x, a)
-            x = b.alpha * found.x0 + b.sigma * found.eps
-        return x
-'''
+PAGE = (Path(__file__).parents[2] / "docs/architecture.md").read_text()
+SAMPLER, ENTRY_POINTS = (PAGE.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "toml"))
+"""The example of the page, which promises that it works."""
 GRID = CONFIG.replace("grid: {steps: [2], eta: [0.0, 1.0]}", "grid: {steps: [2, 4], sampler: [ddim, twice]}")
 
 
@@ -101,7 +85,8 @@ def package(tmp_path_factory):
     about = site / "twice_sampler-0.1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: twice-sampler\nVersion: 0.1\n")
-    (about / "entry_points.txt").write_text("[taugrid.samplers]\ntwice = twice_sampler:Twice\n")
+    [(group, entries)] = tomllib.loads(ENTRY_POINTS)["project"]["entry-points"].items()
+    (about / "entry_points.txt").write_text("\n".join([f"[{group}]", *map(" = ".join, entries.items())]))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
         forget()
