@@ -22,7 +22,7 @@ from taugrid.workers.device import Beat, Device, nothing, unheard, with_heartbea
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched, not_finite
-from taugrid.workers.samplers import ddim
+from taugrid.workers.samplers.sampler import find, require_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,14 @@ class SampleJob(Job):
     kept: int = 0
     """How many images are copied from the file that it replaces, if that is whole: whole batches from its start, so
     that all others are sampled in the batches in which they would have been from the beginning."""
+
+    sampler_code: str | None = None
+    """What identifies the sampler's code, if it is of another package (`samplers.sampler.code`)."""
+
+    @property
+    def evaluations(self) -> int:
+        """How often an image's network is called."""
+        return find(self.settings.sampler).evaluations(self.settings, schedules.process(self.diffusion))
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -80,6 +88,7 @@ class Recipe(Protocol):
 
 
 def run(job: SampleJob, device: Device) -> Result:
+    require_code(job.settings.sampler, job.sampler_code)
     model = device.network(job.network, job.diffusion, job.arithmetic)
     return sample_shard(job, model, device.name, device.beat, device.turn.end)
 
@@ -127,7 +136,7 @@ def _transfers(job: SampleJob, first_new: int, model: "Denoiser", device: str, b
     from taugrid.workers.accelerator.transfer import images_to_host
 
     starts = range(first_new, job.stop, job.settings.batch_size)
-    watched = Watched(with_heartbeats(model, beat, len(starts) * len(job.tau)))
+    watched = Watched(with_heartbeats(model, beat, len(starts) * job.evaluations))
     for start in starts:
         began = time.perf_counter()
         indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)
@@ -167,7 +176,7 @@ def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
     normals = partial(noise.normal, settings.seed, indices, shape=job.image_shape)
     denoise = denoising(model, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
     points = path(schedules.process(job.diffusion), job.tau)
-    return ddim.sample(normals(0), points, denoise, normals, settings.eta)
+    return find(settings.sampler).sample(normals(0), points, denoise, normals, settings)
 
 
 def _columns(job: SampleJob) -> dict[str, object]:

@@ -14,8 +14,8 @@ from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.grids.names import varying
 from taugrid.orchestrator.baseline.files import ACCEPT
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
+from taugrid.orchestrator.plan.cells import settings_name
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
-from taugrid.orchestrator.plan.naming import settings_name
 from taugrid.protocol import canonical, disagreements
 
 MUST_AGREE = (
@@ -155,7 +155,7 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     differing = varying(list(given.values()))
     found = {}
     for cell, values in given.items():
-        base = settings_name(cells[cell]["steps"], cells[cell]["eta"])
+        base = settings_name(cells[cell])
         found[cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
     return found
 

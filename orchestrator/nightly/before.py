@@ -12,8 +12,7 @@ from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
 from taugrid.orchestrator.baseline.text import MOST_LISTED, unmatched
 from taugrid.orchestrator.nightly.places import Night, open_history
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.evaluation import too_few_samples
-from taugrid.orchestrator.plan.extractor import foreseen
+from taugrid.orchestrator.plan.evaluation import foreseen, too_few_samples
 from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -76,7 +75,7 @@ def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, A
     nights = open_history(history).complete_nights()
     rate = evaluations_per_second(read_events(RunDir(nights[-1].run, nights[-1].storage))) if nights else None
     evaluations = described["network_evaluations"]
-    canary = sum(min(cell.settings.batch_size, cell.settings.num_samples) * len(cell.tau) for cell in plan.cells)
+    canary = sum(min(cell.settings.batch_size, cell.settings.num_samples) * cell.evaluations for cell in plan.cells)
     seconds = None if rate is None else round(evaluations / rate, 1)
     return {
         "measured_in": nights[-1].id if nights else None,

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
-from taugrid.config.mistakes import GONE
 from taugrid.config.model import SOURCES, is_hub_id
+from taugrid.config.section import GONE
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
 from taugrid.storage import is_url, open_place
