@@ -16,7 +16,7 @@ from taugrid.errors import CustomCodeError, DeviceUnusable, UserError, last_line
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.plan.resolve import diffusion_section, sample_section, times
+from taugrid.orchestrator.plan.sections import diffusion_section, sample_section, times
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers.accelerator import arithmetic

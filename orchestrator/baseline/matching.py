@@ -14,8 +14,8 @@ from taugrid.eval.tables.pivots import short_checkpoints
 from taugrid.grids.names import varying
 from taugrid.orchestrator.baseline.files import ACCEPT
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
+from taugrid.orchestrator.plan.cells import settings_name
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
-from taugrid.orchestrator.plan.naming import settings_name
 from taugrid.protocol import canonical, disagreements
 
 MUST_AGREE = (

@@ -16,7 +16,7 @@ from taugrid.orchestrator.baseline.matching import labels
 from taugrid.orchestrator.baseline.pixels import ImageBatch, first_images
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
 from taugrid.orchestrator.nightly.places import Night
-from taugrid.orchestrator.plan.naming import name_of
+from taugrid.orchestrator.plan.cells import name_of
 from taugrid.orchestrator.run import Run
 from taugrid.storage import Storage
 

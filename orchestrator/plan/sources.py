@@ -14,7 +14,7 @@ from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.errors import OtherWeights, UserError
 from taugrid.hashing import SourceFile
 from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
-from taugrid.orchestrator.plan.identity import diffusion_identity, train_identity, unet_identity
+from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import short_path
 from taugrid.workers.diffusion.decoder import Decoder, Identity

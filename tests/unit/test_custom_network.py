@@ -21,8 +21,8 @@ from taugrid.orchestrator.plan.sources import Custom
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import orphans_in_words
-from taugrid.orchestrator.verification.next_steps import next_steps
-from taugrid.orchestrator.verification.verify import verify
+from taugrid.orchestrator.view.diagnosis import next_steps
+from taugrid.orchestrator.view.verify import verify
 from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey

@@ -11,7 +11,7 @@ import torch
 
 from taugrid.config import Diffusion, Sample
 from taugrid.orchestrator.in_memory import Settings
-from taugrid.orchestrator.plan.resolve import diffusion_section, sample_section, times
+from taugrid.orchestrator.plan.sections import diffusion_section, sample_section, times
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.sample import sample_batch
