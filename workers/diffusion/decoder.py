@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-Shape = tuple[int, int, int]
-
 
 class Decoder(Protocol):
     """Makes pictures of samples. It travels with jobs."""
 
     @property
-    def network_shape(self) -> Shape:
+    def network_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of what the network sees."""
 
     @property
-    def picture_shape(self) -> Shape:
+    def picture_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a picture."""
 
     def __call__(self, x0: "Tensor", /) -> "Tensor":
@@ -28,15 +26,15 @@ class Decoder(Protocol):
 class Identity:
     """The decoder of networks that sample pixels."""
 
-    shape: Shape
+    shape: tuple[int, int, int]
 
     @property
-    def network_shape(self) -> Shape:
+    def network_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of what the network sees."""
         return self.shape
 
     @property
-    def picture_shape(self) -> Shape:
+    def picture_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a picture."""
         return self.shape
 
