@@ -43,7 +43,5 @@ def test_a_new_key_of_diffusion_at_its_default_leaves_runs_and_baselines_of_earl
     compared = json.loads(printed("compare", run, OLD / "baseline.json", "--json"))
     assert compared["result"] == "identical"
     assert all(cell["situation"].startswith("same weights") for cell in compared["cells"])
-        "same weights"
-    }
     assert json.loads(printed("verify", run, "--json"))["damaged"] == []
     assert json.loads(printed("status", run, "--json"))["remarks"] == []
