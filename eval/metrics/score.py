@@ -35,13 +35,11 @@ class MetricInputs:
 
     @property
     def compared_with(self) -> ReferenceStatistics:
-        """`reference`, for metrics that need it."""
         assert self.reference is not None
         return self.reference
 
     @property
     def all_features(self) -> Features:
-        """`in_memory`, for metrics that need it."""
         assert self.in_memory is not None
         return self.in_memory
 
@@ -60,7 +58,6 @@ class Feasible(NamedTuple):
     reasons: dict[str, str]
     """Metric -> why it can't be computed."""
     remarks: list[str]
-    """Changes of the settings, in words."""
 
 
 def feasible(

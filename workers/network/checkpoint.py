@@ -24,7 +24,6 @@ FOLDERS = ("", "unet/", "unet_raw/", "scheduler/")
 """Where a repository may hold the files of a network or a pipeline."""
 
 MOST_NAMED = 3
-"""How many names a message lists at most."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Checkpoint:
     raw_folder: str | None = None
     """The folder of the network before averaging, in pipelines that taugrid trained."""
     commit: str | None = None
-    """The commit of the repository on the hub."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
