@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -196,15 +196,11 @@ class Spool:
             yield np.frombuffer(data, np.float32).reshape(-1, self._dimensions)
 
 
-class _Extracted(NamedTuple):
-    features: Stream
-    logits: Stream | None
-    """None if no metric needs them."""
-
-
 @contextmanager
-def _extracted(samples: Source, settings: MetricSettings, extracting: _Extracting) -> Iterator[_Extracted]:
-    """What the metrics need of the samples, within the block."""
+def _extracted(
+    samples: Source, settings: MetricSettings, extracting: _Extracting
+) -> Iterator[tuple[Stream, Stream | None]]:
+    """Features and, if a metric needs them, logits of the samples, within the block."""
     with ExitStack() as stack:
         features = stack.enter_context(Spool())
         logits = stack.enter_context(Spool()) if settings.need("logits") else None
@@ -212,7 +208,7 @@ def _extracted(samples: Source, settings: MetricSettings, extracting: _Extractin
             features.append(extraction.features.numpy())
             if logits is not None and extraction.logits is not None:
                 logits.append(extraction.logits.numpy())
-        yield _Extracted(features.chunks, None if logits is None else logits.chunks)
+        yield features.chunks, None if logits is None else logits.chunks
 
 
 def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) -> list[str]:

@@ -14,6 +14,7 @@ from taugrid.orchestrator.plan.sections import times
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
+from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.sampler import Sampler, find
 
@@ -61,8 +62,13 @@ class Model:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return self.source.image_shape
+        """(channels, height, width) of one picture."""
+        return self.decoder.picture_shape
+
+    @property
+    def decoder(self) -> Decoder:
+        """What makes pictures of its samples."""
+        return self.source.decoder
 
 
 PENDING = "pending"
