@@ -37,7 +37,6 @@ class Reference:
         return None if self.shape is None else f"8 bits, {'x'.join(str(side) for side in self.shape)}"
 
     def identity(self) -> ReferenceIdentity:
-        """The reference as protocols record it."""
         dataset: str | None = None
         split: str | None = None
         if isinstance(self.given, Data):

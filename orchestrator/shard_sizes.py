@@ -43,8 +43,8 @@ def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
     if shards >= workers:
         return None
     total = sum(shard.evaluations for shard in plan.shards)
-    longest = max(plan.cells, key=lambda cell: len(cell.tau))
-    advice = smaller_shards(longest.settings, len(longest.tau), total / (SHARDS_A_WORKER * workers), has_samples)
+    longest = max(plan.cells, key=lambda cell: cell.evaluations)
+    advice = smaller_shards(longest.settings, longest.evaluations, total / (SHARDS_A_WORKER * workers), has_samples)
     idle = workers - shards
     return f"{counted(shards, 'shard')} to sample for {workers} workers: {idle} will have nothing to sample; {advice}"
 
@@ -64,7 +64,7 @@ def longest_shard(plan: Plan, rate: float | None) -> str | None:
     shard = plan.shards[0]
     cell = next(cell for cell in plan.cells if cell.id == shard.cell)
     seconds = shard.evaluations / rate
-    return too_long(cell.settings, len(cell.tau), shard.evaluations, seconds, FORETOLD_LONG_SECONDS)
+    return too_long(cell.settings, cell.evaluations, shard.evaluations, seconds, FORETOLD_LONG_SECONDS)
 
 
 class Heartbeat(NamedTuple):
@@ -92,7 +92,7 @@ class LongShards:
             return None
         if now - first.time < HEARD_SECONDS or fraction <= first.fraction:
             return None
-        steps, seconds = len(job.tau), (now - first.time) / (fraction - first.fraction)
+        steps, seconds = job.evaluations, (now - first.time) / (fraction - first.fraction)
         said = too_long(job.settings, steps, (job.stop - job.start - job.kept) * steps, seconds)
         self._has_told = said is not None
         return said

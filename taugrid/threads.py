@@ -1,4 +1,4 @@
-"""Threads that work ahead of whoever takes their results, which come in order, and when images are decoded by them."""
+"""Threads that work ahead of their results' reader, in order; and which images are decoded in threads."""
 
 import os
 from collections import deque
@@ -17,10 +17,10 @@ with two threads, RGB of 64 x 64 takes 0.58 of the time for 1.11 times the CPU, 
 time for twice the CPU (docs/decisions.md)."""
 
 IMAGES_OF_A_TASK = 32
-"""Most images that a thread decodes before it hands them over."""
+"""Number of images that a thread decodes at most before it hands them over."""
 
 BYTES_OF_A_TASK = 2**20
-"""About how much it decodes before it hands it over: at least one image."""
+"""About how many bytes of images it decodes before that: at least one image."""
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -75,17 +75,13 @@ def decoded(
         if (size := bytes_of(first)) < LARGE_BYTES:
             yield from (then(decode(item)) for item in remaining)
         else:
-            yield from _by_threads(decode, remaining, size, then)
+            most = max(1, min(IMAGES_OF_A_TASK, BYTES_OF_A_TASK // size))
+            tasks = (partial(_all_of, decode, then, group) for group in _groups(remaining, most))
+            yield from chain.from_iterable(ahead(tasks, THREADS, 2 * THREADS))
 
 
-def _by_threads(
-    decode: Callable[[Item], Image], items: Iterator[Item], size: int, then: Callable[[Image], Image]
-) -> Iterator[Image]:
-    """As `decoded`, of images of about `size` bytes."""
-    images = max(1, min(IMAGES_OF_A_TASK, BYTES_OF_A_TASK // size))
-    groups = iter(lambda: list(islice(items, images)), [])
-    tasks = (partial(_all_of, decode, then, group) for group in groups)
-    yield from chain.from_iterable(ahead(tasks, THREADS, 2 * THREADS))
+def _groups(items: Iterator[Item], most: int) -> Iterator[list[Item]]:
+    return iter(lambda: list(islice(items, most)), [])
 
 
 def _all_of(decode: Callable[[Item], Image], then: Callable[[Image], Image], items: list[Item]) -> list[Image]:

@@ -19,10 +19,11 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, nothing, unheard, with_heartbeats
+from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched, not_finite
-from taugrid.workers.samplers import ddim
+from taugrid.workers.samplers.sampler import find, require_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ class SampleJob(Job):
     start: int
     stop: int
     network: NetworkSpec
-    image_shape: tuple[int, int, int]
+    decoder: Decoder
     settings: Sample
     diffusion: Diffusion
     tau: tuple[int, ...]
@@ -49,6 +50,14 @@ class SampleJob(Job):
     """How many images are copied from the file that it replaces, if that is whole: whole batches from its start, so
     that all others are sampled in the batches in which they would have been from the beginning."""
 
+    sampler_code: str | None = None
+    """What identifies the sampler's code, if it is of another package (`samplers.sampler.code`)."""
+
+    @property
+    def evaluations(self) -> int:
+        """How often an image's network is called."""
+        return find(self.settings.sampler).evaluations(self.settings, schedules.process(self.diffusion))
+
     @property
     def arithmetic(self) -> Arithmetic:
         """How its network is computed."""
@@ -56,15 +65,15 @@ class SampleJob(Job):
 
     def remedy(self, device: Device) -> str:
         load = partial(device.network, self.network, self.diffusion, self.arithmetic._replace(compile="none"))
-        return smaller_batch(load, self.image_shape, self.settings.batch_size, device.name)
+        return smaller_batch(load, self.decoder.network_shape, self.settings.batch_size, device.name)
 
 
 class Recipe(Protocol):
     """Everything besides the network, the seed included, that determines an image. A job has it."""
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
+    def decoder(self) -> Decoder:
+        """What makes pictures of samples."""
 
     @property
     def settings(self) -> Sample:
@@ -80,6 +89,7 @@ class Recipe(Protocol):
 
 
 def run(job: SampleJob, device: Device) -> Result:
+    require_code(job.settings.sampler, job.sampler_code)
     model = device.network(job.network, job.diffusion, job.arithmetic)
     return sample_shard(job, model, device.name, device.beat, device.turn.end)
 
@@ -127,12 +137,12 @@ def _transfers(job: SampleJob, first_new: int, model: "Denoiser", device: str, b
     from taugrid.workers.accelerator.transfer import images_to_host
 
     starts = range(first_new, job.stop, job.settings.batch_size)
-    watched = Watched(with_heartbeats(model, beat, len(starts) * len(job.tau)))
+    watched = Watched(with_heartbeats(model, beat, len(starts) * job.evaluations))
     for start in starts:
         began = time.perf_counter()
         indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)
         x0 = sample_batch(watched, indices, job)
-        yield images_to_host(x0, watched.answer(), start, began)
+        yield images_to_host(job.decoder(x0), watched.answer(), start, began)
 
 
 def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
@@ -164,10 +174,10 @@ def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
 
     settings = job.settings
     assert settings.seed is not None
-    normals = partial(noise.normal, settings.seed, indices, shape=job.image_shape)
+    normals = partial(noise.normal, settings.seed, indices, shape=job.decoder.network_shape)
     denoise = denoising(model, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
     points = path(schedules.process(job.diffusion), job.tau)
-    return ddim.sample(normals(0), points, denoise, normals, settings.eta)
+    return find(settings.sampler).sample(normals(0), points, denoise, normals, settings)
 
 
 def _columns(job: SampleJob) -> dict[str, object]:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from taugrid.errors import joined_lines
 from taugrid.hashing import SourceFile, file_sha256
 from taugrid.registry.datasets import DATASETS
 from taugrid.registry.extractors import (
@@ -109,7 +110,7 @@ def _custom(name: str, weights: str | None, image_shape: tuple[int, int, int]) -
     path = None if weights is None else str(given_weights(weights))
     arguments = {"name": name, "weights": path, "image_shape": image_shape}
     trial = "load and to give features of two images"
-    return restored(ask("taugrid.eval.features.custom:describe", arguments, f"the extractor {name}", trial))
+    return restored(ask("taugrid.eval.features.load:describe", arguments, f"the extractor {name}", trial))
 
 
 def restored(fields: Mapping[str, Any]) -> ExtractorSpec:
@@ -167,7 +168,7 @@ def _download(name: str, url: str, path: Path) -> None:
             if not (digest := file_sha256(temporary)).startswith(_announced(path.name)):
                 raise OSError(f"the download has SHA-256 {digest[:12]}...")
     except (OSError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = joined_lines(error)[:200]
         raise MissingWeights(
             f"the weights of {name} are missing and can't be downloaded ({reason}): "
             f"get {url} on another machine and put it at {path}, or give a file with evaluate.weights: PATH"

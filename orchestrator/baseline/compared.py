@@ -64,8 +64,6 @@ class Compared:
 
 
 class GateSettings(NamedTuple):
-    """The options of a comparison."""
-
     margin: float = MARGIN
     """As a share of the baseline's FID."""
     alpha: float = ALPHA
@@ -95,8 +93,6 @@ class Sharpness(NamedTuple):
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """A run against a baseline."""
-
     directory: str
     baseline: str
     result: Verdict
@@ -123,7 +119,6 @@ class BaselineComparison:
 
     @property
     def sampler(self) -> Check:
-        """The worst of the cells' checks."""
         return worst_check(cell.sampler for cell in self.cells)
 
     @property
@@ -169,7 +164,6 @@ class BaselineComparison:
         return exit_of(self.result, self.missing, self.not_judged)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
         sharp, plain = self.sharpness, asdict(self)
         del plain["scorer"]  # it is among the checks
         return plain | {

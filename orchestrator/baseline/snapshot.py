@@ -116,8 +116,6 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class SnapshotCell:
-    """A scored cell."""
-
     cell: str
     name: str
     settings: Mapping[str, Any]
@@ -154,7 +152,6 @@ class SnapshotCell:
 
     @property
     def num_samples(self) -> int:
-        """N."""
         return int(self.settings["num_samples"])
 
     @property
@@ -202,11 +199,7 @@ class Snapshot:
 
 
 def snapshot_of_run(directory: str) -> Snapshot:
-    """The snapshot of a run directory.
-
-    Raises:
-        UserError: if it is none, or no cell is scored.
-    """
+    """The snapshot of a run directory; `UserError` if it is none, or no cell is scored."""
     return require_scores(snapshot_of_opened(open_existing(directory)))
 
 
@@ -264,9 +257,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
 def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
     """The cells of a run that has not begun: what they are and how they will be measured, without any score.
 
-    Raises:
-        NotHere: without `downloads`, if the reference or the extractor's weights are missing.
-        UserError: if the reference or the extractor can't be opened.
+    `NotHere` without `downloads` if the reference or the extractor's weights are missing.
     """
     rundir = run.rundir
     config = run.config if downloads else without_downloads(run.config)
@@ -280,7 +271,6 @@ def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
 
 
 def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) -> SnapshotCell:
-    """A cell without its score."""
     return SnapshotCell(
         cell=cell.id,
         name=cell.name,
@@ -325,7 +315,6 @@ def _with_score(found: SnapshotCell, rundir: RunDir, cell: Cell, score: Mapping[
 
 
 def pair_key(one: Setup, other: Setup) -> str:
-    """The name of a pair of setups, in either order."""
     return "-".join(sorted((one.key, other.key)))
 
 

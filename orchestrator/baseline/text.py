@@ -51,7 +51,6 @@ def in_words(verdict: Verdict) -> str:
 
 
 def headline(compared: Mapping[str, Any]) -> str:
-    """The first line of a comparison."""
     return f"{sign(compared)} {'; '.join([in_words(Verdict(compared['result'])), *facts(compared)])}"
 
 
@@ -109,7 +108,6 @@ def number(value: float | None, error: float | None = None) -> str:
 
 
 def change(cell: ComparedDict) -> str:
-    """The difference of FID, such as "+0.52 ± 0.11"."""
     if cell["difference"] is None:
         return ""
     return f"{'+' if cell['difference'] > 0 else ''}{number(cell['difference'], cell['se'])}"
@@ -185,14 +183,12 @@ def comparison_text(found: Mapping[str, Any]) -> str:
 
 
 def unmatched(compared: Mapping[str, Any], most: int) -> dict[str, str]:
-    """The labels of the cells that only one side has."""
     sides = {"not in the baseline": compared["only_new"], "only in the baseline": compared["only_baseline"]}
     known = compared.get("unmatched", {})
     return {title: listed([known.get(name, name) for name in names], most) for title, names in sides.items() if names}
 
 
 def baseline_text(value: Mapping[str, Any]) -> str:
-    """What a baseline file says."""
     software = value["software"]
     commit = software.get("git_commit")
     lines = [

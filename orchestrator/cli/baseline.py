@@ -10,8 +10,8 @@ from taugrid.errors import Exit, UserError
 from taugrid.orchestrator.cli.options import Group, json_option, print_value
 
 
-def compare_with_baseline(directory: str, baseline: str, asked: Mapping[str, Any], as_json: bool) -> None:
-    """Print the comparison of a run with a baseline, and exit as it says; `asked` has fields of `GateSettings`."""
+def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str, Any], as_json: bool) -> None:
+    """Print the comparison of a run with a baseline, and exit as it says; `requested` has fields of `GateSettings`."""
     from taugrid.orchestrator.baseline.compared import GateSettings
     from taugrid.orchestrator.baseline.comparison import compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
@@ -20,10 +20,10 @@ def compare_with_baseline(directory: str, baseline: str, asked: Mapping[str, Any
     from taugrid.orchestrator.nightly.again import canaries_beside
     from taugrid.orchestrator.opened import open_existing
 
-    opened = open_existing(directory)
-    new = require_scores(snapshot_of_opened(opened))
-    canaries = canaries_beside(opened, new)
-    found = compare_snapshots(new, snapshot_of(baseline), GateSettings(**asked), canaries)
+    run = open_existing(directory)
+    new = require_scores(snapshot_of_opened(run))
+    canaries = canaries_beside(run, new)
+    found = compare_snapshots(new, snapshot_of(baseline), GateSettings(**requested), canaries)
     print_value(found.as_dict(), as_json, comparison_text)
     if found.exit is not Exit.DONE:
         sys.exit(found.exit)

@@ -43,6 +43,6 @@ def validate(config: str, assignments: tuple[str, ...]) -> None:
     """Check a config, including its grid."""
     from taugrid.orchestrator.opened import open_config
 
-    opened = open_config(config, assignments, None)
-    models, cells = counted(len(opened.plan.models), "model"), counted(len(opened.plan.cells), "cell")
+    run = open_config(config, assignments, None)
+    models, cells = counted(len(run.plan.models), "model"), counted(len(run.plan.cells), "cell")
     click.echo(f"{config} is valid: {models}, {cells}", err=True)

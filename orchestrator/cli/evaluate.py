@@ -46,24 +46,24 @@ def evaluate(**given: Any) -> None:
     """Score CONFIG's cells or, with --samples, any images."""
     names = ("samples", "reference", "extractor", "weights", "metrics")
     external = {name: value for name in names if (value := given.pop(name)) is not None}
-    asked = RunOptions(**given)
+    requested = RunOptions(**given)
     if given["config"] is not None:
         if external:
             raise UserError(
                 f"--{next(iter(external))} is for external images; for a CONFIG, set it in the section evaluate"
             )
-        run_stages(asked, ("evaluate",))
+        run_stages(requested, ("evaluate",))
         return
     if not {"samples", "reference"} <= external.keys():
         raise UserError("give a CONFIG, or --samples PATH and --reference PATH for external images")
-    if asked.out is not None or asked.workers is not None or asked.address != "local" or asked.only:
+    if requested.out is not None or requested.workers is not None or requested.address != "local" or requested.only:
         raise UserError(
             "--out, --workers, --address and --only are for a run; external images are scored in this process"
         )
-    _score_external(external, asked)
+    _score_external(external, requested)
 
 
-def _score_external(given: dict[str, str], asked: RunOptions) -> None:
+def _score_external(given: dict[str, str], requested: RunOptions) -> None:
     from taugrid.orchestrator.cli.text import scores_text
     from taugrid.orchestrator.external import flag, score_images
     from taugrid.orchestrator.progress import Progress
@@ -72,5 +72,5 @@ def _score_external(given: dict[str, str], asked: RunOptions) -> None:
     if "metrics" in given:
         section["metrics"] = [name.strip() for name in given["metrics"].split(",")]
     with Progress() as progress:
-        scores = score_images(given["samples"], given["reference"], section, asked.assignments, progress, flag)
-    print_value(scores, asked.as_json, scores_text)
+        scores = score_images(given["samples"], given["reference"], section, requested.assignments, progress, flag)
+    print_value(scores, requested.as_json, scores_text)

@@ -61,16 +61,16 @@ def submit(follow: bool, ship: bool, **given: Any) -> None:
     from taugrid.grids.selectors import is_selector, parse
     from taugrid.orchestrator.jobs.client import Jobs
 
-    asked = RunOptions(**given)
-    config, directory = _read(asked)
-    for selector in filter(is_selector, asked.only):
+    requested = RunOptions(**given)
+    config, directory = _read(requested)
+    for selector in filter(is_selector, requested.only):
         parse(selector)  # what it fits is known where the checkpoints are
-    jobs = Jobs(asked.address)
-    job = jobs.submit(config, directory, ship, asked.break_lock, asked.only)
+    jobs = Jobs(requested.address)
+    job = jobs.submit(config, directory, ship, requested.break_lock, requested.only)
     click.echo(f"job {job}: submitted to {jobs.address}, results in {directory}", err=True)
     if follow:
-        _follow(jobs, job, asked.as_json)
-    print_value(_as_json(jobs, jobs.one(job)), asked.as_json, lambda _: job)
+        _follow(jobs, job, requested.as_json)
+    print_value(_as_json(jobs, jobs.one(job)), requested.as_json, lambda _: job)
 
 
 @click.command(cls=Command)
@@ -109,7 +109,7 @@ def stop(job: str, address: str) -> None:
     _stop(Jobs(address), job)
 
 
-def _read(asked: RunOptions) -> tuple[Any, str]:
+def _read(requested: RunOptions) -> tuple[Any, str]:
     """The config to send, and its run directory; `UserError` if a cluster could not use them."""
     from pathlib import Path
 
@@ -117,8 +117,8 @@ def _read(asked: RunOptions) -> tuple[Any, str]:
     from taugrid.orchestrator.plan.trust import custom_code, require_trusted
     from taugrid.storage import is_url, open_place
 
-    name, out = asked.config, asked.out
-    config = load(name, asked.overrides)
+    name, out = requested.config, requested.out
+    config = load(name, requested.overrides)
     if out is None and (is_url(name) or Path(name).is_dir()):
         out = name
     if out is None or not (Path(out).is_absolute() or is_url(out)):
@@ -127,7 +127,7 @@ def _read(asked: RunOptions) -> tuple[Any, str]:
             f"relative to this one{'' if out is None else f', as {out!r} is'}"
         )
     open_place(out, "--out")  # refuses a URL with a password, which would stand in the job's record
-    if find(name).name == CONFIG_NAME and not asked.trust_code:
+    if find(name).name == CONFIG_NAME and not requested.trust_code:
         named = custom_code(load(name))
         require_trusted([code for code in custom_code(config) if code in named], find(name))
     return config, out

@@ -33,23 +33,23 @@ def plan(
     With --baseline, what a night would refuse is refused.
     """
     from taugrid.orchestrator.cli.text import plan_text
-    from taugrid.orchestrator.dry_run.describe import describe_plan
     from taugrid.orchestrator.opened import open_to_plan
+    from taugrid.orchestrator.view.dry_run import describe_plan
 
-    opened = open_to_plan(config, assignments, out)
-    described = describe_plan(opened)
+    run = open_to_plan(config, assignments, out)
+    described = describe_plan(run)
     texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:
         from taugrid.orchestrator.nightly.before import expected_standard_error_problem, price, price_text
 
-        if (problem := expected_standard_error_problem(opened)) is not None:
+        if (problem := expected_standard_error_problem(run)) is not None:
             described["remarks"].append(problem)
-        described["night"] = price(described, opened.plan, history)
+        described["night"] = price(described, run.plan, history)
         texts.append(lambda shown: price_text(shown["night"]))
     if baseline is not None:
         from taugrid.orchestrator.nightly.before import compared, compared_text
 
-        described["baseline"] = compared(opened, baseline)
+        described["baseline"] = compared(run, baseline)
         if count := len(described["baseline"]["only_baseline"]):
             lacking = f"{counted(count, 'cell')} of the baseline"
             described["remarks"].append(
@@ -89,13 +89,13 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
         nights = nights_of(history)
         print_value(history_as_dict(history, nights), as_json, lambda _: nights_text(nights))
         return
-    opened = open_existing(directory_of(directory), dry=True)
+    run = open_existing(directory_of(directory), dry=True)
     if watches:
         from taugrid.orchestrator.progress.watch import watch
 
-        click.echo(watch(opened))
+        click.echo(watch(run))
         return
-    print_value(describe_status(opened), as_json, plan_text)
+    print_value(describe_status(run), as_json, plan_text)
 
 
 @click.command(cls=Command)
@@ -108,12 +108,12 @@ def verify(directory: str, as_json: bool) -> None:
     """
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.verification.diagnosis import Diagnosis
-    from taugrid.orchestrator.verification.verify import verify as verify_files
+    from taugrid.orchestrator.view.diagnosis import Diagnosis
+    from taugrid.orchestrator.view.verify import verify as verify_files
 
-    opened = open_existing(directory)
-    opened.rundir.downloads = False  # to look at a run fetches nothing
-    total = sum(cell.settings.num_samples for cell in opened.plan.cells)
+    run = open_existing(directory)
+    run.rundir.downloads = False  # to look at a run fetches nothing
+    total = sum(cell.settings.num_samples for cell in run.plan.cells)
     with Progress() as progress:
         progress.begin("verifying", total, "images")
         progress.started()
@@ -124,8 +124,8 @@ def verify(directory: str, as_json: bool) -> None:
             seen += count
             progress.update(seen)
 
-        verified = verify_files(opened, tick)
-    diagnosis = Diagnosis(opened, seen, verified)
+        verified = verify_files(run, tick)
+    diagnosis = Diagnosis(run, seen, verified)
     if as_json:
         click.echo(json.dumps(diagnosis.document, indent=2))
     else:
@@ -158,14 +158,14 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
 
     if (cell is None) != reference:
         raise click.UsageError("give DIR and a CELL, or DIR and --reference")
-    opened = open_existing(directory)
+    run = open_existing(directory)
     if cell is None:
         from taugrid.orchestrator.view.reference_export import export_reference
 
-        click.echo(f"{export_reference(opened, Path(target))} in {target}")
+        click.echo(f"{export_reference(run, Path(target))} in {target}")
         return
-    found = find_cell(opened.plan, cell)
-    count = export_images(found, opened.rundir, Path(target))
+    found = find_cell(run.plan, cell)
+    count = export_images(found, run.rundir, Path(target))
     click.echo(f"{counted(count, 'image')} of {found.label} in {target}")
 
 
@@ -197,23 +197,23 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
     settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the first
     characters are enough if they fit no other.
     """
-    asked = {key: value for key, value in judged.items() if value is not None and value is not False}
+    requested = {key: value for key, value in judged.items() if value is not None and value is not False}
     _require_runs(directory, *others[: len(others) == 1])  # a cell may have the name of a folder
     if len(others) == 1:
         from taugrid.orchestrator.cli.baseline import compare_with_baseline
 
         if join:
             raise click.UsageError("--join is for two cells")
-        compare_with_baseline(directory, others[0], asked, as_json)
+        compare_with_baseline(directory, others[0], requested, as_json)
         return
-    if len(others) != 2 or asked:
+    if len(others) != 2 or requested:
         raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.view.inspection import compare as compare_cells
 
-    opened = open_existing(directory)
+    run = open_existing(directory)
     cell_a, cell_b = others
-    compared = compare_cells(opened, cell_a, cell_b, join)
+    compared = compare_cells(run, cell_a, cell_b, join)
     print_value(compared, as_json, _compared_text)
 
 

@@ -54,21 +54,21 @@ def nightly(**given: Any) -> None:
 
     names = ("history", "baseline", "night", "keep_images", "grow_to", *GateSettings._fields)
     own = {name: given.pop(name) for name in names}
-    asked = RunOptions(**given)
+    requested = RunOptions(**given)
     gate = GateSettings(**{name: own.pop(name) for name in GateSettings._fields})
     request = NightRequest(
-        config=asked.config,
-        assignments=asked.overrides,
+        config=requested.config,
+        assignments=requested.overrides,
         terms=Terms(gate, own.pop("grow_to")),
-        address=asked.address,
-        break_lock=asked.break_lock,
-        trust_code=asked.trust_code,
+        address=requested.address,
+        break_lock=requested.break_lock,
+        trust_code=requested.trust_code,
         **own,
     )
     with Progress() as progress:
         outcome = run_night(request, progress)
 
-    print_value(outcome.verdict, asked.as_json, lambda verdict: summary(verdict).rstrip())
+    print_value(outcome.verdict, requested.as_json, lambda verdict: summary(verdict).rstrip())
     click.echo(f"summary: {with_urls(str(outcome.night.summary))}", err=True)
     if outcome.exit != Exit.DONE:
         sys.exit(outcome.exit)

@@ -62,7 +62,7 @@ interpolate = _stage(
 )
 
 
-def run_stages(given: RunOptions, stages: tuple[str, ...]) -> None:
+def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     """Do `stages`, print the outcome, and exit with 4 if anything is missing."""
     from taugrid.orchestrator.cli.text import outcome_json, print_outcome
     from taugrid.orchestrator.opened import open_to_run
@@ -71,23 +71,24 @@ def run_stages(given: RunOptions, stages: tuple[str, ...]) -> None:
     from taugrid.orchestrator.session import Session
 
     only_reports = stages == ("report",)
-    if only_reports and _report_history(given):
+    if only_reports and _report_history(requested):
         return
-    opened = open_to_run(given.config, given.overrides, given.out, given.address, not only_reports, given.trust_code)
-    part = select(opened.plan, given.only)
+    config, overrides, address = requested.config, requested.overrides, requested.address
+    run = open_to_run(config, overrides, requested.out, address, not only_reports, requested.trust_code)
+    part = select(run.plan, requested.only)
     with Progress() as progress:
-        outcome = Session(opened, given.address, progress, part).do(stages, given.break_lock)
-    if given.as_json:
-        click.echo(json.dumps(outcome_json(opened.rundir, outcome), indent=2, allow_nan=False))
+        outcome = Session(run, address, progress, part).do(stages, requested.break_lock)
+    if requested.as_json:
+        click.echo(json.dumps(outcome_json(run.rundir, outcome), indent=2, allow_nan=False))
     else:
         makes_images = "sample" in stages or "train" in stages
-        again = "run the same command again" if makes_images else f"run `taugrid run {opened.rundir.shown}`"
-        print_outcome(opened.rundir, outcome, again)
+        again = "run the same command again" if makes_images else f"run `taugrid run {run.rundir.shown}`"
+        print_outcome(run.rundir, outcome, again)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)
 
 
-def _report_history(given: RunOptions) -> bool:
+def _report_history(requested: RunOptions) -> bool:
     """Write the files of a history again, and print where its page is; False if CONFIG is no history."""
     from taugrid.orchestrator.nightly.nights import history_as_dict, nights_of
     from taugrid.orchestrator.nightly.places import find_history
@@ -95,21 +96,21 @@ def _report_history(given: RunOptions) -> bool:
     from taugrid.orchestrator.rundir.lease import sole_driver
     from taugrid.words import with_urls
 
-    if (history := find_history(given.config)) is None:
+    if (history := find_history(requested.config)) is None:
         return False
     meaningless = {
-        "--out": given.out,
-        "--set": given.assignments,
-        "--workers": given.workers,
-        "--rows": given.rows,
-        "--columns": given.columns,
+        "--out": requested.out,
+        "--set": requested.assignments,
+        "--workers": requested.workers,
+        "--rows": requested.rows,
+        "--columns": requested.columns,
     }
     if unwanted := [name for name, value in meaningless.items() if value]:
         raise click.UsageError(
-            f"{unwanted[0]} has no meaning for {given.config}, which is a history of nights; leave it out"
+            f"{unwanted[0]} has no meaning for {requested.config}, which is a history of nights; leave it out"
         )
-    with sole_driver(history, given.break_lock, lambda text: click.echo(text, err=True)):
+    with sole_driver(history, requested.break_lock, lambda text: click.echo(text, err=True)):
         write_history(history)
     found = history_as_dict(history, nights_of(history)) | {"page": with_urls(str(history.index))}
-    print_value(found, given.as_json, lambda shown: f"page: {shown['page']}")
+    print_value(found, requested.as_json, lambda shown: f"page: {shown['page']}")
     return True

@@ -22,18 +22,18 @@ def selfcheck(**given: Any) -> None:
     """
     from taugrid.orchestrator.dispatch.address import check_form
 
-    asked = RunOptions(**given)
-    check_form(asked.address)
-    if asked.out is not None:
-        _selfcheck(asked.out, asked)
+    requested = RunOptions(**given)
+    check_form(requested.address)
+    if requested.out is not None:
+        _selfcheck(requested.out, requested)
         return
-    if asked.address != "local":
-        raise UserError(f"with --address {asked.address}, give --out: an absolute path that every node sees")
+    if requested.address != "local":
+        raise UserError(f"with --address {requested.address}, give --out: an absolute path that every node sees")
     with TemporaryDirectory(prefix="taugrid-selfcheck-") as out:
-        _selfcheck(out, asked)
+        _selfcheck(out, requested)
 
 
-def _selfcheck(out: str, asked: RunOptions) -> None:
+def _selfcheck(out: str, requested: RunOptions) -> None:
     from taugrid.orchestrator import selfcheck
     from taugrid.orchestrator.cli.text import print_selfcheck
     from taugrid.orchestrator.opened import open_config, require_shared
@@ -41,20 +41,20 @@ def _selfcheck(out: str, asked: RunOptions) -> None:
     from taugrid.orchestrator.session import Session
     from taugrid.storage import read_json
 
-    require_shared(out, asked.address)
-    opened = open_config("selfcheck", asked.overrides, out)
-    there = read_json(opened.rundir.config, opened.rundir.storage)
-    if there is not None and there.get("name") != opened.config.name:
+    require_shared(out, requested.address)
+    run = open_config("selfcheck", requested.overrides, out)
+    there = read_json(run.rundir.config, run.rundir.storage)
+    if there is not None and there.get("name") != run.config.name:
         raise UserError(f"--out {out} holds another run; give an empty folder, or that of an earlier selfcheck")
     with Progress() as progress:
-        missing = Session(opened, asked.address, progress).do(("sample", "evaluate"), asked.break_lock).missing
+        missing = Session(run, requested.address, progress).do(("sample", "evaluate"), requested.break_lock).missing
         if missing:
             name, reason = next(iter(missing.items()))
             lost = counted(len(missing), "cell")
             raise RunFailed(f"{lost} could not be finished, so nothing was checked; {name}: {reason}")
-        findings = selfcheck.judge_run(opened, progress)
-    if asked.as_json:
-        click.echo(json.dumps(selfcheck.as_json(findings, opened.rundir), indent=2, allow_nan=False))
+        findings = selfcheck.judge_run(run, progress)
+    if requested.as_json:
+        click.echo(json.dumps(selfcheck.as_json(findings, run.rundir), indent=2, allow_nan=False))
     else:
         print_selfcheck(findings)
     if findings.problems:

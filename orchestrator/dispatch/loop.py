@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeGuard
@@ -25,7 +24,7 @@ from taugrid.errors import (
 )
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.in_progress import Fractions, InProgress, in_words
+from taugrid.orchestrator.dispatch.interruption import InProgress, in_words
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.dispatch.scaling import Scaling
@@ -46,7 +45,7 @@ AWAY_SECONDS = 30.0
 stopped; no heartbeat is heard meanwhile, and workers must not be killed for it."""
 
 KEEP_SECONDS = 2.5
-"""How long an interrupted driver waits for what workers can keep; it must end within the grace of `cli.main`."""
+"""How long an interrupted driver waits for its workers to commit; it must end within the grace period of `cli.main`."""
 
 FINAL = NotFinite | DoesNotFit
 """Errors that the same job would give again, and so would the others of its cell."""
@@ -83,7 +82,7 @@ class Loop:
         self._manager = WorkerManager(pool, self._dispatcher, scaling, limits, outputs)
         self._new: list[Committed] = []  # `committed` is still to be told
         self._reasons: dict[str, str] = {}
-        self._fractions = Fractions()
+        self._fractions: dict[str, float] = {}  # worker -> how much of the task that it runs is done
         self._long_shards = LongShards()
         self._listened = time.monotonic()
         self.lasting: set[str] = set()
@@ -140,11 +139,11 @@ class Loop:
                 if isinstance(job, SampleJob) and cell is not None:
                     is_first = key == running.key
                     seconds = now - running.since if is_first else 0.0
-                    done = self._fractions.last(worker) if is_first else 0.0
+                    done = self._fractions.get(worker, 0.0) if is_first else 0.0
                     yield key, InProgress(cell.label, done * (job.stop - job.start - job.kept), seconds)
 
     def _turn(self) -> None:
-        """Handle what has happened, and give work to who has none."""
+        """Handle the events since the last turn, and give tasks to idle workers."""
         for event in self._pool.events(POLL_SECONDS):
             self._handle(event)
         now = time.monotonic()
@@ -211,7 +210,7 @@ class Loop:
                 if with_its_node and self._embedded:
                     raise RunFailed("the Ray on this machine has died (out of memory?); run the same command again")
                 if not with_its_node and self._manager.is_leaving(worker):
-                    event = replace(event, with_its_node=True)
+                    event = event._replace(with_its_node=True)
                 if worker in self._dispatcher.in_flight.running:
                     self._lost(event)
                 else:
@@ -220,12 +219,12 @@ class Loop:
     def _heard(self, event: Alive) -> None:
         worker, now = event.worker, time.monotonic()
         self._dispatcher.heartbeat(worker, now)
-        key, *queued = self._dispatcher.in_flight.keys(worker)
-        done = min(1.0, event.done / event.of) if event.of else 0.0
-        if (fraction := self._fractions.heard(worker, key, done, bool(queued))) is not None:
-            self._progress.heard(worker, fraction)
-            if (said := self._long_shards.heard(worker, self._job(key), fraction, now)) is not None:
-                self._progress.say(said)
+        if event.key != self._dispatcher.in_flight.running[worker].key:
+            return  # of its second task, which computes while the first is written
+        fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
+        self._progress.heard(worker, fraction)
+        if (said := self._long_shards.heard(worker, self._job(event.key), fraction, now)) is not None:
+            self._progress.say(said)
 
     def _unseen(self, key: str, result: Result) -> NotCommitted | None:
         """Why the driver does not believe that a task is done; of a task that is done, a copy may be gone."""
@@ -238,6 +237,7 @@ class Loop:
 
     def _record(self, worker: str, result: Result, key: str) -> None:
         task = self._tasks[key]
+        self._fractions.pop(worker, None)
         first = self._dispatcher.succeeded(worker, time.monotonic(), key)
         kind, info = self._kinds[task.kind], self._manager.info(worker)
         name, fields = kind.event(task, result, first)
@@ -248,7 +248,7 @@ class Loop:
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
         doing = failure.key or self._dispatcher.in_flight.running[worker].key
-        self._fractions.forget(worker)
+        self._fractions.pop(worker, None)
         if _fills(cause, self._job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
@@ -278,7 +278,7 @@ class Loop:
     def _lost(self, event: Lost, culprit: str | None = None) -> None:
         """A worker that had a task is gone. `culprit`: the key of the task that is known to be the reason."""
         worker, reason = event.worker, event.reason
-        self._fractions.forget(worker)
+        self._fractions.pop(worker, None)
         path = self._log(worker, event.details or reason)
         self._events.note("lost", worker=worker, reason=reason)
         charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node, culprit)

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -19,9 +18,15 @@ from taugrid.workers.actor import CONCURRENCY_GROUPS, LastHeartbeat
 BEATS_A_SECOND = 100
 """How many heartbeats of all workers together the driver listens to: each costs it about half a millisecond."""
 
+NODE_DEATHS = ("node has died", "node has crashed", "node died", "was drained", "is drained")
+"""Parts of Ray's message when an actor died with its node. There is no type for it: `ActorDiedError` keeps only the
+text of its cause, and its flag `preempted` is only for nodes that an autoscaler removed."""
 
-@dataclass(frozen=True)
-class Located:
+PROCESS_DEATH = "worker process has died"
+"""Part of Ray's message when an actor's process ended by itself or was killed, and the node is well."""
+
+
+class Located(NamedTuple):
     """A worker's process has started. Its health is checked next."""
 
     worker: str
@@ -30,33 +35,31 @@ class Located:
     node_id: str
 
 
-@dataclass(frozen=True)
-class Joined:
+class Joined(NamedTuple):
     """A worker has passed a health check: it is ready, perhaps again."""
 
     worker: str
     info: WorkerInfo
 
 
-@dataclass(frozen=True)
-class Alive:
+class Alive(NamedTuple):
     """A worker's job goes on: `done` of `of` is done."""
 
     worker: str
+    key: str
+    """Of the job's task."""
     done: float
     of: float
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     worker: str
     result: Result
     key: str
     """Of its task."""
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """A job or a health check raised an error; its worker is alive."""
 
     worker: str
@@ -75,8 +78,7 @@ class Failed:
         return f"{name}: {lines[-1]}" if lines else name
 
 
-@dataclass(frozen=True)
-class Lost:
+class Lost(NamedTuple):
     worker: str
     reason: str
     """In plain words."""
@@ -86,21 +88,6 @@ class Lost:
 
 
 PoolEvent = Located | Joined | Alive | Done | Failed | Lost
-
-NODE_DEATHS = ("node has died", "node has crashed", "node died", "was drained", "is drained")
-"""Parts of Ray's message when an actor died with its node. There is no type for it: `ActorDiedError` keeps only the
-text of its cause, and its flag `preempted` is only for nodes that an autoscaler removed."""
-
-
-class CpuOnly(NamedTuple):
-    """What a worker without a GPU takes, beside others with one."""
-
-    arguments: tuple[Any, ...]
-    cpus: float
-
-
-PROCESS_DEATH = "worker process has died"
-"""Part of Ray's message when an actor's process ended by itself or was killed, and the node is well."""
 
 
 def why_lost(error: RayError, with_its_node: bool) -> str:
@@ -112,6 +99,23 @@ def why_lost(error: RayError, with_its_node: bool) -> str:
     if PROCESS_DEATH in str(error):
         return "its process was killed, perhaps for lack of memory, or crashed"
     return textwrap.shorten(last_line(error), 160, placeholder=" ...")
+
+
+class CpuOnly(NamedTuple):
+    """What a worker without a GPU takes, beside others with one."""
+
+    arguments: tuple[Any, ...]
+    cpus: float
+
+
+class _Call(NamedTuple):
+    """A call of a worker that has not been answered."""
+
+    worker: str
+    watches: bool = False
+    """It is of `where` or `watch`; otherwise of `check_health` or `perform`."""
+    key: str | None = None
+    """Of the job's task, if it is of `perform`."""
 
 
 class Pool:
@@ -133,6 +137,7 @@ class Pool:
         label_selector: Mapping[str, str] | None = None,
         cpu_only: CpuOnly | None = None,
     ) -> None:
+        self.size, self.cpu_only = Size(cpus, gpus), cpu_only
         self.selector = dict(label_selector or {})
         """The labels of the nodes that workers may be on."""
         self._remote = ray.remote(
@@ -144,18 +149,11 @@ class Pool:
             label_selector=self.selector,
             concurrency_groups=CONCURRENCY_GROUPS,
         )(actor)
-        self._arguments = arguments
-        self.size = Size(cpus, gpus)
-        """What each takes."""
-        self.cpu_only = cpu_only
-        """What each worker without a GPU takes, if there may be any."""
-        self._probe = probe
+        self._arguments, self._probe = arguments, probe
         self._handles: dict[str, Any] = {}
-        self._waiting: dict[Future[Any], str] = {}  # answer of check_health or perform -> worker
-        self._keys: dict[Future[Any], str] = {}  # answer of perform -> key of the job's task
-        self._watching: dict[Future[Any], str] = {}  # answer of where or watch -> worker
+        self._calls: dict[Future[Any], _Call] = {}
         self._answers: SimpleQueue[Future[Any]] = SimpleQueue()  # those that have come
-        self._beats: dict[str, int] = {}
+        self._heartbeats: dict[str, int] = {}  # worker -> the number of its last one
         self._started = 0
 
     def start(self, avoid: Collection[str] = ()) -> str:
@@ -180,29 +178,27 @@ class Pool:
         worker = f"worker-{self._started}"
         self._started += 1
         self._handles[worker] = handle
-        self._watching[self._answer(handle.where.remote())] = worker
+        self._call(handle.where.remote(), _Call(worker, watches=True))
         return worker
 
-    def _answer(self, ref: Any) -> Future[Any]:
-        """The answer to a call, which will be found in the queue."""
+    def _call(self, ref: Any, call: _Call) -> None:
         answer: Future[Any] = ref.future()
+        self._calls[answer] = call
         answer.add_done_callback(self._answers.put)  # in a thread of Ray's
-        return answer
 
     def check_health(self, worker: str) -> None:
         """Check the health of `worker`, perhaps again; a `Joined`, `Failed` or `Lost` follows."""
-        self._waiting[self._answer(self._handles[worker].check_health.remote(self._probe))] = worker
+        self._call(self._handles[worker].check_health.remote(self._probe), _Call(worker))
 
     def give(self, worker: str, job: Job, key: str) -> None:
         """Have `worker` do `job`, of the task `key`; perhaps `Alive`s follow, and a `Done`, `Failed` or `Lost`.
 
         Up to `workers.actor.MAX_IN_FLIGHT` jobs may be given before one is done: they begin in turn.
         """
-        answer = self._answer(self._handles[worker].perform.remote(job))
-        self._waiting[answer], self._keys[answer] = worker, key
+        self._call(self._handles[worker].perform.remote(job, key), _Call(worker, key=key))
 
     def kill(self, worker: str) -> None:
-        """End `worker`, whatever it is doing. Nothing follows."""
+        """End `worker` at once. No event follows."""
         ray.kill(self._forget(worker))
 
     def stop(self) -> list[str]:
@@ -212,7 +208,7 @@ class Pool:
         """
         for handle in self._handles.values():
             handle.stop.remote()
-        return list(self._keys.values())
+        return [call.key for call in self._calls.values() if call.key is not None]
 
     def nodes(self) -> list[Node]:
         """The nodes that are alive and that workers may be on, whether or not there is room for one."""
@@ -225,39 +221,39 @@ class Pool:
         except Empty:
             return
         ready += [self._answers.get() for _ in range(self._answers.qsize())]
-        for answer in sorted(ready, key=lambda answer: answer in self._waiting):  # a heartbeat comes before the result
-            if answer in self._watching:
-                if (news := self._watched(self._watching.pop(answer), answer)) is not None:
-                    yield news
-            elif answer in self._waiting:  # not of a worker that was killed, or whose death has just been seen
-                yield self._outcome(self._waiting.pop(answer), answer)
+        watching = [answer for answer in ready if answer in self._calls and self._calls[answer].watches]
+        for answer in dict.fromkeys([*watching, *ready]):  # a heartbeat comes before the result
+            if (call := self._calls.pop(answer, None)) is not None:  # else its worker is gone
+                event = self._watched(call.worker, answer) if call.watches else self._outcome(call, answer)
+                if event is not None:
+                    yield event
 
     def _watched(self, worker: str, future: Future[Any]) -> PoolEvent | None:
         """What the answer to `where` or `watch` tells, if it is news; asks again."""
         try:
             answer = future.result()
         except RayError as error:
-            has_call = worker in self._waiting.values()  # which tells as much
+            has_call = any(call.worker == worker for call in self._calls.values())  # which tells as much
             return None if has_call else self._lost(worker, error)
-        before = self._beats.get(worker)
-        self._beats[worker] = answer.number if isinstance(answer, LastHeartbeat) else -1
+        before = self._heartbeats.get(worker)
+        is_located = not isinstance(answer, LastHeartbeat)
+        number = self._heartbeats[worker] = -1 if is_located else answer.number
         pause = len(self._handles) / BEATS_A_SECOND
-        self._watching[self._answer(self._handles[worker].watch.remote(self._beats[worker], pause))] = worker
-        if not isinstance(answer, LastHeartbeat):
+        self._call(self._handles[worker].watch.remote(number, pause), _Call(worker, watches=True))
+        if is_located:
             self.check_health(worker)
             return Located(worker, *answer)
-        first_or_old = before in (-1, answer.number)
-        return None if first_or_old else Alive(worker, answer.done, answer.of)
+        first_or_old = before in (-1, number)
+        return None if first_or_old else Alive(worker, answer.key, answer.done, answer.of)
 
-    def _outcome(self, worker: str, answer: Future[Any]) -> PoolEvent:
-        key = self._keys.pop(answer, None)
+    def _outcome(self, call: _Call, answer: Future[Any]) -> PoolEvent:
         try:
             value = answer.result()
         except RayTaskError as error:
-            return Failed(worker, error.cause, click.unstyle(str(error)), key)
+            return Failed(call.worker, error.cause, click.unstyle(str(error)), call.key)
         except RayError as error:  # its process or node died, ran out of memory, could not be started, ...
-            return self._lost(worker, error)
-        return Joined(worker, value) if key is None else Done(worker, value, key)
+            return self._lost(call.worker, error)
+        return Joined(call.worker, value) if call.key is None else Done(call.worker, value, call.key)
 
     def _lost(self, worker: str, error: RayError) -> Lost:
         handle = self._forget(worker)
@@ -268,11 +264,8 @@ class Pool:
         return Lost(worker, why_lost(error, with_its_node), with_its_node, str(error))
 
     def _forget(self, worker: str) -> Any:
-        self._beats.pop(worker, None)
-        for calls in (self._waiting, self._watching):
-            for answer in [answer for answer, other in calls.items() if other == worker]:
-                del calls[answer]
-                self._keys.pop(answer, None)
+        self._heartbeats.pop(worker, None)
+        self._calls = {answer: call for answer, call in self._calls.items() if call.worker != worker}
         return self._handles.pop(worker)
 
     def close(self) -> None:
@@ -280,5 +273,4 @@ class Pool:
         for handle in self._handles.values():
             ray.kill(handle)
         self._handles.clear()
-        self._waiting.clear()
-        self._watching.clear()
+        self._calls.clear()

@@ -25,7 +25,6 @@ NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def summary(verdict: Mapping[str, Any]) -> str:
-    """The page in Markdown."""
     compared, named = verdict["comparison"], {score["cell"]: score["label"] for score in verdict["scores"]}
     told = {cell["label"] for cell in (compared or {"cells": []})["cells"]}
     page: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""The parts of a plan: models, cells and their shards. Pure data."""
+"""The parts of a plan: models, cells and their shards, with the names of their files. Pure data."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -9,10 +9,31 @@ from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample
 from taugrid.grids.names import BETWEEN, Naming
-from taugrid.orchestrator.plan.naming import settings_name
-from taugrid.orchestrator.plan.resolve import times
+from taugrid.hashing import identity
+from taugrid.orchestrator.plan.sections import times
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
+from taugrid.registry.samplers import DEFAULT
+from taugrid.workers import schedules
+from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
+from taugrid.workers.samplers.sampler import Sampler, find
+
+LONGEST_NAME = 100
+"""Most characters of a file name that may come from settings: file systems allow 255, and a list of times is long."""
+
+
+def settings_name(settings: Mapping[str, Any]) -> str:
+    """The beginning of a cell's folder name and label: S0010-eta0.2, S0010-sigma_hat, or S0010-<another sampler>."""
+    label = find(settings.get("sampler", DEFAULT)).label(settings)
+    return f"S{settings['steps']:04d}-{re.sub(r'[^A-Za-z0-9.+_-]', '_', label)}"
+
+
+def name_of(parts: Iterable[Any]) -> str:
+    """`parts` as part of a file name, or a hash of them if that would be too long."""
+    text = "-".join(map(str, parts))
+    if len(text) > LONGEST_NAME:
+        return identity({"parts": text})
+    return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
 
 
 @dataclass(frozen=True)
@@ -41,8 +62,13 @@ class Model:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return self.source.image_shape
+        """(channels, height, width) of one picture."""
+        return self.decoder.picture_shape
+
+    @property
+    def decoder(self) -> Decoder:
+        """What makes pictures of its samples."""
+        return self.source.decoder
 
 
 PENDING = "pending"
@@ -92,18 +118,32 @@ class Cell:
     @cached_property
     def label(self) -> str:
         """What messages, tables and figures call it, such as "schedule=cosine · S=50 eta=0"."""
-        own = self.naming.cell(self.values, self.settings.steps, self.settings.eta)
+        own = self.naming.cell(self.values, self.settings.steps, self.eta)
         return BETWEEN.join(filter(None, [self.model.label, own]))
+
+    @property
+    def sampler(self) -> Sampler:
+        return find(self.settings.sampler)
+
+    @property
+    def eta(self) -> float | str | None:
+        """None if its sampler has none."""
+        return self.settings.eta if "eta" in self.sampler.keys else None
 
     @cached_property
     def tau(self) -> tuple[int, ...]:
         """The time steps, increasing, in 1..T."""
         return times(self.settings, self.model.diffusion)
 
+    @cached_property
+    def evaluations(self) -> int:
+        """Network evaluations of an image."""
+        return self.sampler.evaluations(self.settings, schedules.process(self.model.diffusion))
+
     @property
     def name(self) -> str:
-        """Folder name: S0010-eta0.2-<id>, or S0010-sigma_hat-<id>."""
-        return f"{settings_name(self.settings.steps, self.settings.eta)}-{self.id}"
+        """Folder name: S0010-eta0.2-<id>, S0010-sigma_hat-<id>, or S0010-<another sampler>-<id>."""
+        return f"{settings_name(vars(self.settings))}-{self.id}"
 
     @property
     def shown_id(self) -> str:
@@ -113,12 +153,12 @@ class Cell:
     @property
     def network_evaluations(self) -> int:
         """Those of all its images."""
-        return self.settings.num_samples * len(self.tau)
+        return self.settings.num_samples * self.evaluations
 
     @property
     def shard_images(self) -> int:
         """Images of a full shard: whole batches, about `shard_evaluations` network evaluations. Independent of N."""
-        per_batch = self.settings.batch_size * len(self.tau)
+        per_batch = self.settings.batch_size * self.evaluations
         return self.settings.batch_size * max(1, self.settings.shard_evaluations // per_batch)
 
     @cached_property
@@ -126,9 +166,9 @@ class Cell:
         """The cell's shards; they tile 0..N-1 in order."""
         n, size = self.settings.num_samples, self.shard_images
         edges = [*range(0, n, size), n]  # numbers are shared between shards: there may be a million
-        full = size * len(self.tau)
+        full = size * self.evaluations
         return tuple(
-            Shard(self.id, i, a, b, full if b - a == size else (b - a) * len(self.tau))
+            Shard(self.id, i, a, b, full if b - a == size else (b - a) * self.evaluations)
             for i, (a, b) in enumerate(pairwise(edges))
         )
 

@@ -22,18 +22,22 @@ from taugrid.config import (
     Train,
     validate,
 )
-from taugrid.config.mistakes import not_yet
+from taugrid.config.section import not_yet
 from taugrid.errors import NotHere, UserError
 from taugrid.grids.names import naming
 from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.identity import NOT_CELLS, Fingerprint, data_identity, sample_identity
-from taugrid.orchestrator.plan.resolve import (
+from taugrid.orchestrator.plan.sections import (
+    NOT_CELLS,
     SAMPLE_DEFAULTS,
+    Fingerprint,
     check_loss_weights,
+    data_identity,
     diffusion_section,
+    idle_keys,
+    sample_identity,
     sample_section,
     times,
 )
@@ -117,15 +121,16 @@ def plan(
         model = models.setdefault(model.id, replace(model, label=names.model(values)))
         cell = Cell(_cell_id(model, settings), model, settings, axes(values), values, names)
         if cell.id in cells:
-            raise _twice(point, len(mappings))
+            raise _twice(point, settings, len(mappings))
         cells[cell.id] = cell
     return Plan(tuple(models.values()), tuple(cells.values()))
 
 
-def _twice(point: Mapping[str, Any], grids: int) -> UserError:
+def _twice(point: Mapping[str, Any], settings: Sample, grids: int) -> UserError:
     """The error for a point that makes a cell that another has made."""
-    idle = sorted(NOT_CELLS & set(point))
+    idle, ignored = sorted(NOT_CELLS & set(point)), sorted(idle_keys(settings) & set(point))
     hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
+    hint += f" (sampler {settings.sampler} ignores {' and '.join(ignored)})" if ignored else ""
     if grids > 1:
         hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
     return UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")

@@ -75,7 +75,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
         for note in (*score["notes"], *filter(None, [about]), *[NO_IMAGES] * rundir.lacks_images(cell)):
             cells_of[note].append(cell.label)
-        pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
+        pairings[cell.id] = (cell.settings.seed, cell.model.decoder.network_shape)
         influence = _influence(rundir, rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)
         if influence is not None:
             influences[cell.id] = influence
@@ -113,7 +113,7 @@ def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: flo
         "spacing": settings.spacing_name,
         "clip": settings.clip,
         "num_samples": settings.num_samples,
-        "network_evaluations": len(cell.tau),
+        "network_evaluations": cell.evaluations,
         **{name: metrics.get(name) for name in SCORES},
         "seconds": None if seconds is None else round(seconds, 3),
         "protocol": protocol,
@@ -130,8 +130,8 @@ def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
     shape = source.image_shape
     if not isinstance(reference, Data) or (reference.name, reference.image_shape) != ("gaussian", shape):
         return None
-    if cell.settings.clip != "none" or cell.settings.precision != "float32":
-        return None  # a step that clips is not affine, and rounding adds to the covariance
+    if (cell.settings.sampler, cell.settings.clip, cell.settings.precision) != ("ddim", "none", "float32"):
+        return None  # the form is of eq. 12; a step that clips is not affine, and rounding adds to the covariance
     data = gaussian.gaussian(shape)
     samples = gaussian.sampled(data, schedules.alpha_bar(cell.model.diffusion), cell.tau, cell.settings.eta)
     if max(map(gaussian.share_beyond_1, (samples, data))) > LARGEST_SHARE_BEYOND_1:

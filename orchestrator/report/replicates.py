@@ -19,7 +19,7 @@ SUGGESTED = 3
 def label_without_seeds(cell: Cell) -> str:
     """What a cell and its replicates have in common, such as "schedule=cosine · S=50 eta=0"."""
     naming = replace(cell.naming, keys=tuple(key for key in cell.naming.keys if key not in SEEDS))
-    own = naming.cell(cell.values, cell.settings.steps, cell.settings.eta)
+    own = naming.cell(cell.values, cell.settings.steps, cell.eta)
     return BETWEEN.join(filter(None, [naming.model(cell.values), own]))
 
 

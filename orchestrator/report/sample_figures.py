@@ -14,11 +14,11 @@ from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.long_form import CHECKPOINT
 from taugrid.eval.tables.pivots import short_checkpoints
-from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.plan.naming import name_of
+from taugrid.orchestrator.plan.cells import Cell, Plan, name_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.parquet import first_pictures
+from taugrid.registry.samplers import DEFAULT
 
 
 def write_sample_figures(run: Run) -> None:
@@ -98,7 +98,8 @@ def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> 
     if (checkpoint := axes.get(CHECKPOINT)) is not None:
         axes[CHECKPOINT] = checkpoints[checkpoint]
     others = [settings.spacing_name, *(f"{key.split('.')[-1]}={value}" for key, value in axes.items())]
-    return name_of([*others, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
+    foreign = [settings.sampler] if settings.sampler != DEFAULT else []
+    return name_of([*others, *foreign, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
 
 
 def _first_images(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] | None:

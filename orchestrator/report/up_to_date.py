@@ -11,8 +11,7 @@ from taugrid.eval.metrics.score import feasible
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.reference_names import meant
 from taugrid.orchestrator.plan.cells import Cell
-from taugrid.orchestrator.plan.evaluation import Evaluation
-from taugrid.orchestrator.plan.extractor import name_and_dimensions
+from taugrid.orchestrator.plan.evaluation import Evaluation, name_and_dimensions
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import ExtractorSpec

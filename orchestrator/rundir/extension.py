@@ -12,7 +12,7 @@ from taugrid.errors import UserError
 from taugrid.grids.names import in_yaml
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.identity import NOT_IDENTITY
+from taugrid.orchestrator.plan.sections import NOT_IDENTITY
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.run_id import FILE as RUN_FILE

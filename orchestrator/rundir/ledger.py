@@ -19,7 +19,7 @@ CHECK_DIGITS = 12
 """Hex digits of the hash of a line, at its end."""
 
 MOST_SUPERSEDED = 1_000
-"""How many lines without effect may gather before the ledger is written anew."""
+"""How many lines without effect may gather before the ledger is rewritten."""
 
 
 class Known(NamedTuple):
@@ -45,7 +45,7 @@ class Ledger:
     def keep(self) -> None:
         """From now on, write down what is added. Call it under the lock.
 
-        If much of the ledger has no effect any more, it is written anew, on a disk without files that are gone.
+        If much of the ledger has no effect any more, it is rewritten, on a disk without files that are gone.
         """
         self._new = []
         self._load()
@@ -72,9 +72,11 @@ class Ledger:
 
     def unreadable_lines(self) -> int:
         """How many lines on disk are not as they were written, but for a last one that a kill cut short."""
-        data = b"".join(map(self._storage.read, pieces(self._storage, self._path)))
-        whole = data.rpartition(b"\n")[0].decode(errors="replace").splitlines()
+        whole = self._data().rpartition(b"\n")[0].decode(errors="replace").splitlines()
         return sum(_read(line) is None for line in whole)
+
+    def _data(self) -> bytes:
+        return b"".join(map(self._storage.read, pieces(self._storage, self._path)))
 
     def find(self, path: Path, version: str) -> Part | None:
         """What a file holds; None if it was not found whole, or has another version now."""
@@ -101,18 +103,15 @@ class Ledger:
 
     def _load(self) -> dict[str, Known]:
         with self._loading:
-            return self._loaded()
-
-    def _loaded(self) -> dict[str, Known]:
-        if self._entries is None:
-            data = b"".join(map(self._storage.read, pieces(self._storage, self._path)))
-            lines = data.decode(errors="replace").splitlines()
-            found = [entry for line in lines if (entry := _read(line)) is not None]
-            self._entries = dict(found)
-            superseded = len(lines) - len(self._entries)
-            is_torn = len(found) < len(lines) or not data.endswith(b"\n")
-            self._to_rewrite = bool(data) and (is_torn or superseded > MOST_SUPERSEDED)
-        return self._entries
+            if self._entries is None:
+                data = self._data()
+                lines = data.decode(errors="replace").splitlines()
+                found = [entry for line in lines if (entry := _read(line)) is not None]
+                self._entries = dict(found)
+                superseded = len(lines) - len(self._entries)
+                is_torn = len(found) < len(lines) or not data.endswith(b"\n")
+                self._to_rewrite = bool(data) and (is_torn or superseded > MOST_SUPERSEDED)
+            return self._entries
 
 
 def _line(name: str, entry: Known) -> str:

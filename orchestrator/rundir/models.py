@@ -10,7 +10,7 @@ from taugrid.errors import UserError
 from taugrid.eval.features.resolve import restored
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.orchestrator.plan.extractor import extractor
+from taugrid.orchestrator.plan.evaluation import extractor
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import ExtractorSpec

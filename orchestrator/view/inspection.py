@@ -81,7 +81,7 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: Asked) -> dict[str, Any]:
         "images_done": images_done,
         "images_removed": rundir.has_removed_images(cell),
         "network_evaluations": cell.network_evaluations,
-        "network_evaluations_done": images_done * len(cell.tau),
+        "network_evaluations_done": images_done * cell.evaluations,
         "scored": len(done) == len(cell.shards) and asked.is_scored(cell),
     }
 

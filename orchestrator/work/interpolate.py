@@ -8,7 +8,7 @@ from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan, part_name
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind
-from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
+from taugrid.orchestrator.work.reconstruct import ignore_damage, ode_cells
 from taugrid.parquet import first_pictures
 from taugrid.words import counted
 from taugrid.workers.interpolate import InterpolateJob
@@ -42,14 +42,14 @@ class InterpolateWork(WorkKind):
                 pairs=self.config.report.interpolated_pairs,
                 steps=INTERPOLATION_STEPS,
                 network=self.rundir.network(cell.model, cell.settings.weights),
-                image_shape=cell.model.image_shape,
+                decoder=cell.model.decoder,
                 seed=cell.settings.seed,
                 batch_size=cell.settings.batch_size,
                 diffusion=cell.model.diffusion,
                 tau=cell.tau,
                 metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
             )
-            yield Task(f"{self.name}/{cell.id}", self.name, count * len(cell.tau), cell=cell, job=job)
+            yield Task(f"{self.name}/{cell.id}", self.name, count * cell.evaluations, cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
         return {cell.name: "not interpolated" for cell in self._cells() if not self._is_whole(cell)}

@@ -10,15 +10,13 @@ from taugrid import parquet
 from taugrid.config import Data
 from taugrid.hashing import identity
 from taugrid.images import to_pictures
-from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
+from taugrid.orchestrator.plan.cells import Cell, Plan, Shard, name_of
 from taugrid.orchestrator.plan.evaluation import check_shapes
 from taugrid.orchestrator.plan.grid import with_settings
-from taugrid.orchestrator.plan.naming import name_of
-from taugrid.orchestrator.rundir.directory import OnDamage, RunDir
+from taugrid.orchestrator.rundir.directory import Damage, OnDamage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind, shard_key
-from taugrid.orchestrator.work.ode import ignore_damage, ode_cells
 from taugrid.parquet import first_pictures
 from taugrid.words import some_of
 from taugrid.workers.data import load as data
@@ -29,6 +27,19 @@ if TYPE_CHECKING:
 
 PICTURES = 12
 """Images across figures/reconstructions.png."""
+
+
+OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none"}
+
+
+def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
+    """The plan's cells with the settings of the ODE and `changes`. Cells that differ in nothing else are one."""
+    cells = (with_settings(cell, OF_THE_ODE | changes) for cell in plan.cells)
+    return list({cell.id: cell for cell in cells}.values())
+
+
+def ignore_damage(damage: Damage) -> None:
+    """For a second look at files: damage was reported at the first."""
 
 
 class Place(NamedTuple):
@@ -189,7 +200,7 @@ class ReconstructWork(WorkKind):
             "spacing": cell.settings.spacing_name,
             "steps": cell.settings.steps,
             "num_images": n,
-            "network_evaluations": 2 * len(cell.tau),
+            "network_evaluations": 2 * cell.evaluations,
             "mse": float(mse.mean()),
             "mse_se": float(mse.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
             "mse_8bit": float(mse_8bit.mean()),

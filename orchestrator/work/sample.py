@@ -12,6 +12,7 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key
 from taugrid.words import some_of
 from taugrid.workers.sample import SampleJob
+from taugrid.workers.samplers.sampler import code
 
 
 class SampleWork(WorkKind):
@@ -32,7 +33,7 @@ class SampleWork(WorkKind):
             if len(sampled) == len(cell.shards):
                 continue
             metadata = self.rundir.sample_metadata(cell)
-            network, image_shape = self.rundir.network(cell.model, cell.settings.weights), cell.model.image_shape
+            network = self.rundir.network(cell.model, cell.settings.weights)
             there = self.rundir.versions(self.rundir.samples / cell.name)
             for shard in cell.shards:
                 if shard.number in sampled:
@@ -47,14 +48,15 @@ class SampleWork(WorkKind):
                     start=shard.start,
                     stop=shard.stop,
                     network=network,
-                    image_shape=image_shape,
+                    decoder=cell.model.decoder,
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
+                    sampler_code=code(cell.settings.sampler),
                     metadata=metadata,
                     kept=kept,
                 )
-                cost = (shard.images - kept) * len(cell.tau)
+                cost = (shard.images - kept) * cell.evaluations
                 yield Task(shard_key(self.name, shard), self.name, cost, cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
@@ -72,7 +74,7 @@ class SampleWork(WorkKind):
             "path": Path(job.path).name,
             "images": result.images,
             "copied": stop - job.start - result.images,
-            "evaluations": result.images * len(job.tau),
+            "evaluations": result.images * job.evaluations,
             "seconds": round(result.seconds, 4),
             "committed": first or result.first,
             "own": result.first,

@@ -2,14 +2,30 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from taugrid.config.section import Positive, Section, Seed
+from taugrid.registry import samplers
 
 Spacing = Literal["linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad"]
 Precision = Literal["float32", "tf32", "bf16", "fp16"]
 Compilation = Literal["none", "default"]
 Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_length=1)]
+
+SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")
+"""Keys of `Sample` that a sampler may honour or not; all samplers honour the others."""
+
+
+def _known(name: str) -> str:
+    samplers.entry(name)
+    return name
+
+
+def _names(schema: dict[str, Any]) -> None:
+    """Have the schema list the samplers that are installed, as it would list literals."""
+    names = samplers.names()
+    schema |= {"const": names[0]} if len(names) == 1 else {"enum": names}
+
 
 LATER_KEYS = {"compile": "none"}
 """Keys that files of earlier versions lack, with the defaults that mean the same."""
@@ -24,8 +40,8 @@ class Sample(Section):
     """Scale of the noise in each step (eq. 16): 0 is DDIM, 1 is DDPM; `sigma_hat` is DDPM's larger variance."""
     spacing: Spacing | Times = "linear"
     """How tau is chosen (workers/diffusion/timesteps.py), or tau itself: `steps` increasing times in 1..T."""
-    sampler: Literal["ddim"] = "ddim"
-    """The update from one time to the next (eq. 12)."""
+    sampler: Annotated[str, AfterValidator(_known), Field(json_schema_extra=_names)] = samplers.DEFAULT
+    """The update from one time to the next (eq. 12), or a sampler of an installed package."""
     clip: Literal["none", "x0", "x0_and_eps"] | None = None
     """null: the loaded pipeline's setting, else `none`."""
     clip_range: Annotated[float, Field(gt=0)] | None = None

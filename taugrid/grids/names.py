@@ -34,10 +34,10 @@ class Naming:
         """The name of a model with these `values` of the grid's keys; empty if it is the only one."""
         return " ".join(self.part(key, values[key]) for key in self.keys if "." in key)
 
-    def cell(self, values: Mapping[str, Any], steps: int, eta: float | str) -> str:
-        """The name of a cell within its model. S and eta are always shown."""
+    def cell(self, values: Mapping[str, Any], steps: int, eta: float | str | None) -> str:
+        """The name of a cell within its model. S is always shown, and so is eta, unless its sampler has none."""
         others = [key for key in self.keys if "." not in key and key not in ("steps", "eta") and key in values]
-        first = {"steps": steps, "eta": eta}
+        first = {"steps": steps} | ({} if eta is None else {"eta": eta})
         return " ".join(
             [*(self.part(key, value) for key, value in first.items()), *(self.part(k, values[k]) for k in others)]
         )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from taugrid.errors import DamagedFile, is_of_content, naming
+from taugrid.errors import DamagedFile, is_of_content, joined_lines, naming
 from taugrid.images import decode_png, to_pictures
 from taugrid.parquet.seal import check_seal
 from taugrid.retries import retried
@@ -65,12 +65,9 @@ def read_images(
     Raises:
         DamagedFile: if a checksum or an image is wrong.
     """
-    for index, column in _read(path, "image", storage):
-        count = len(index) if stop is None else int(np.searchsorted(index, stop))
-        pngs = column.combine_chunks().field("bytes").to_pylist()[:count]
-        if count:
-            images = list(decoded(decode_png, pngs, lambda image: image.nbytes))
-            yield index[:count], np.stack(images)
+    for index, pngs in _pngs(path, stop, storage):
+        images = list(decoded(decode_png, pngs, lambda image: image.nbytes))
+        yield index, np.stack(images)
 
 
 def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dict[int, bytes]:
@@ -88,10 +85,15 @@ def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dic
 
 def read_encoded(path: Path, stop: int, storage: Storage = LOCAL) -> Iterator[list[bytes]]:
     """The PNG bytes of the images below index `stop`, row group by row group. Raises as `read_images`."""
+    for _, pngs in _pngs(path, stop, storage):
+        yield pngs
+
+
+def _pngs(path: Path, stop: int | None, storage: Storage) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
     for index, column in _read(path, "image", storage):
-        count = int(np.searchsorted(index, stop))
+        count = len(index) if stop is None else int(np.searchsorted(index, stop))
         if count:
-            yield column.combine_chunks().field("bytes").to_pylist()[:count]
+            yield index[:count], column.combine_chunks().field("bytes").to_pylist()[:count]
 
 
 def read_features(
@@ -133,23 +135,14 @@ def _damage_told(path: Path, prefix: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and not is_of_content(error):
             raise
-        said = "its end is missing" if "magic bytes" in str(error) else " ".join(str(error).split())
+        said = "its end is missing" if "magic bytes" in str(error) else joined_lines(error)
         raise DamagedFile(f"{prefix}{said}") from None
 
 
 def first_pictures(paths: Iterable[Path], count: int, storage: Storage) -> NDArray[np.uint8]:
-    """The images 0 to `count` - 1, fewer if the files have fewer; later files are not read once all are found.
+    """The images 0 to `count` - 1, or as many as the files have: (n, H, W) or (n, H, W, 3), by index.
 
-    Args:
-        paths: of files with images, in the order of their indices.
-        count: how many are wanted.
-        storage: where the files are.
-
-    Returns:
-        (n, H, W) or (n, H, W, 3), in the order of their indices.
-
-    Raises:
-        taugrid.errors.DamagedFile: if a file can't be read.
+    `paths` are in the order of their indices; no more are read than needed. Raises as `read_images`.
     """
     found: dict[int, bytes] = {}
     for path in paths:

@@ -183,7 +183,7 @@ class ExtractorSpec:
     classes: int | None
     """Width of the logits; None where there are none."""
     source_sha256: str | None = None
-    """Of the source files of a custom class, its bases and what they import, see `eval.features.custom`; None for
+    """Of the source files of a custom class, its bases and what they import, see `eval.features.load`; None for
     all others."""
     tensors_sha256: str | None = None
     """Of the state of a new instance of a custom class, for workers to check. It is part of no identity."""

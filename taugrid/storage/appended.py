@@ -1,9 +1,8 @@
 """Files that grow, on a storage whose files can't: the driver's events, its logs and its ledger.
 
-A session writes one object, again with every addition, until it has `PIECE_BYTES`; then another. The first has the
-file's name, and those that follow have a number behind it (events/0001.jsonl, events/0001.jsonl.000001), so readers
-take all names that begin with the file's and join them in the order of their names. What an earlier session wrote is
-not touched. A store that allows few writes to one object is written to no faster.
+A session rewrites one object with every addition until it has `PIECE_BYTES`, and then begins another. The first has the
+file's name, and the next ones a number behind it (events/0001.jsonl, events/0001.jsonl.000001). Readers join all of
+them in the order of their names. Objects of earlier sessions stay as they are.
 """
 
 import time
@@ -40,22 +39,19 @@ _lock = Lock()
 
 
 def append(storage: Rewritable, path: Path, data: bytes) -> None:
-    """Append to a file. What was appended is there when this returns."""
     with _lock:
         piece = _pieces.get((storage, path))
         if piece is None or len(piece.data) >= PIECE_BYTES:
             _pieces[storage, path] = _new_piece(storage, path, data)
             return
         time.sleep(max(0.0, piece.written + storage.rewrite_seconds - time.monotonic()))
-        with storage.temporary(piece.path) as temporary:
-            temporary.write_bytes(piece.data + data)
-            storage.commit(piece.path, temporary, ANY)
+        _write(storage, piece.path, piece.data + data, ANY)
         piece.data += data
         piece.written = time.monotonic()
 
 
 def end_session(storage: Storage) -> None:
-    """A session has ended: what the next one appends goes to new objects, since others may have come in between."""
+    """Have the next session append to new objects, since other drivers may have come in between."""
     with _lock:
         for key in [key for key in _pieces if key[0] == storage]:
             del _pieces[key]
@@ -76,14 +72,16 @@ def _new_piece(storage: Rewritable, path: Path, data: bytes) -> _Piece:
     there = pieces(storage, path)
     if there == [path] and storage.stat(path).size == 0:  # a name that this session has just taken
         time.sleep(storage.rewrite_seconds)
-        with storage.temporary(path) as temporary:
-            temporary.write_bytes(data)
-            storage.commit(path, temporary, ANY)
+        _write(storage, path, data, ANY)
         return _Piece(path, data, time.monotonic())
     for number in count(_number(path, there[-1]) + 1 if there else 0):
         piece = path.with_name(f"{path.name}.{number:06d}") if number else path
-        with storage.temporary(piece) as temporary:
-            temporary.write_bytes(data)
-            if storage.commit(piece, temporary):
-                return _Piece(piece, data, time.monotonic())
+        if _write(storage, piece, data):
+            return _Piece(piece, data, time.monotonic())
     raise AssertionError("count never ends")
+
+
+def _write(storage: Storage, path: Path, data: bytes, if_version: str | None = None) -> bool:
+    with storage.temporary(path) as temporary:
+        temporary.write_bytes(data)
+        return storage.commit(path, temporary, if_version)

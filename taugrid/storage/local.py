@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
@@ -80,15 +79,13 @@ class LocalStorage:
             return False
 
     def append(self, path: Path, data: bytes) -> None:
-        with naming(path), self._opened_to_append(path) as file:  # closing it writes, too
-            file.write(data)
-
-    def _opened_to_append(self, path: Path) -> IO[bytes]:
         try:
-            return retried(lambda: path.open("ab"))
-        except FileNotFoundError:  # its folder is made by the first of many
+            file = retried(lambda: path.open("ab"))
+        except FileNotFoundError:  # the first of many makes its folder
             make_folder(path.parent, self.root)
-            return retried(lambda: path.open("ab"))
+            file = retried(lambda: path.open("ab"))
+        with naming(path), file:  # closing it writes, too
+            file.write(data)
 
     def move(self, path: Path, target: Path) -> None:
         make_folder(target.parent, self.root)
@@ -176,7 +173,7 @@ def rename(path: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that nobody reads yet; a transient error is tried again."""
+    """Write a file that has no reader yet; a transient error is tried again."""
     retried(lambda: path.write_text(text, encoding="utf-8"))
 
 

@@ -56,8 +56,9 @@ class KeptPool(pool.Pool):
 
     def close(self) -> None:
         """Keep the workers, those too that are at the copy of a task that another has done meanwhile."""
-        unfinished = futures.wait(self._waiting, timeout=20).not_done
-        gone = {worker for answer, worker in self._waiting.items() if answer in unfinished or _has_died(answer)}
+        waiting = {answer: call.worker for answer, call in self._calls.items() if not call.watches}
+        unfinished = futures.wait(waiting, timeout=20).not_done
+        gone = {worker for answer, worker in waiting.items() if answer in unfinished or _has_died(answer)}
         keep = [self._handles.pop(worker) for worker in list(self._handles) if worker not in gone]
         for handle in keep:
             handle.beat.remote(0.0, 0.0)  # its `watch` answers; else the next `where` waits up to 10 s for that

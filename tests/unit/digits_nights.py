@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from taugrid.config import Data
 from taugrid.workers.data.load import load_images
 from taugrid.workers.diffusion.process import diffuse
-from taugrid.workers.network.ema import ema_start, ema_update
+from taugrid.workers.network.unet import ema_start, ema_update
 
 UNET = {
     "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [16, 16], "layers_per_block": 1,

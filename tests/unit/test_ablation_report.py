@@ -15,7 +15,6 @@ from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.cli.text import print_outcome
-from taugrid.orchestrator.dry_run.describe import describe_plan
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import asked
@@ -23,6 +22,7 @@ from taugrid.orchestrator.report.replicates import label_without_seeds, unequal,
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.view.dry_run import describe_plan
 
 CONFIG = """
 name: ablation

@@ -24,10 +24,9 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 from taugrid.workers.network import checkpoint
 from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint, saved_unet
-from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.scheduler import SCHEDULERS
-from taugrid.workers.network.unet import build_unet, save_pipeline
+from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 
 from taugrid.errors import CustomCodeError, OtherContent
 from taugrid.eval.features import resolve as resolving
-from taugrid.eval.features.custom import describe, find_class
-from taugrid.eval.features.load import load
+from taugrid.eval.features.load import describe, find_class, load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics.score import feasible
 from taugrid.eval.metrics.statistics import Moments

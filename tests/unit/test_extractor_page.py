@@ -15,8 +15,7 @@ from nights import taugrid
 from PIL import Image
 
 from taugrid.config import Data
-from taugrid.eval.features.custom import describe
-from taugrid.eval.features.load import load
+from taugrid.eval.features.load import describe, load
 from taugrid.workers.data.load import load_images
 
 PAGE = (Path(__file__).parents[2] / "docs/custom-extractor.md").read_text()

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from in_process import CONFIG, drive, results, small_run
@@ -14,10 +13,10 @@ from taugrid.errors import UserError
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import cache_key, open_reference
-from taugrid.eval.tables.entries import scored_as
+from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-from taugrid.orchestrator.plan.extractor import extractor
+from taugrid.orchestrator.plan.evaluation import extractor
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.up_to_date import Asked
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -68,7 +67,7 @@ def test_a_table_has_the_rows_of_one_precision_and_says_which(both):
     quality = read_json(root / "tables/quality.json")
     assert len(quality["rows"]) == 2
     assert {protocol["extractor"]["precision"] for protocol in quality["protocols"].values()} == {"bf16"}
-    assert "features: digits-convnet in bf16" in scored_as(pd.DataFrame(quality["rows"]), quality["protocols"])
+    assert "features: digits-convnet in bf16" in QualityTable.read(quality).scored_as
 
 
 def test_a_score_of_the_other_precision_does_not_count(both):

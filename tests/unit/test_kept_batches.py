@@ -10,7 +10,7 @@ from in_process import CONFIG, PoolHere, drive, results, small_run
 from taugrid import parquet
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import pool
-from taugrid.orchestrator.dispatch.in_progress import InProgress, in_words
+from taugrid.orchestrator.dispatch.interruption import InProgress, in_words
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import LocalStorage
 

@@ -67,7 +67,7 @@ def test_functions_exist():
     for path, name in named_functions():
         name_in_repository = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         module = importlib.import_module(f"taugrid.{name_in_repository.removeprefix('taugrid.')}")
-        assert inspect.getsourcefile(module) == str(path)
+        assert Path(inspect.getsourcefile(module)).resolve() == path
         assert getattr(module, name).__module__ == module.__name__, f"{name} is not defined in {path.name}"
 
 

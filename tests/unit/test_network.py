@@ -16,10 +16,9 @@ from taugrid.workers.device import Device
 from taugrid.workers.diffusion import schedule
 from taugrid.workers.network import checkpoint
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, read_checkpoint, saved_unet
-from taugrid.workers.network.ema import ema_decay, ema_start, ema_update
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.scheduler import scheduler_config
-from taugrid.workers.network.unet import build_unet, save_pipeline
+from taugrid.workers.network.unet import build_unet, ema_decay, ema_start, ema_update, save_pipeline
 
 UNET = config.Unet(
     block_out_channels=[8, 16],

@@ -20,8 +20,8 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.ledger import MOST_SUPERSEDED, Ledger
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.verification.verify import verify
 from taugrid.orchestrator.view.inspection import describe
+from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing, requests
 from taugrid.storage.objects import ObjectStorage
 from taugrid.workers.content import verified_copy

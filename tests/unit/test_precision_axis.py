@@ -17,7 +17,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.shard_sizes import require_no_tf32
-from taugrid.orchestrator.work.ode import ode_cells
+from taugrid.orchestrator.work.reconstruct import ode_cells
 from taugrid.parquet import inspect
 from taugrid.storage import LOCAL, read_json, write_json
 

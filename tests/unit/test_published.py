@@ -29,7 +29,7 @@ from taugrid.orchestrator.report.write import network_origin, write_report
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work import reconstruct
-from taugrid.orchestrator.work.ode import ode_cells
+from taugrid.orchestrator.work.reconstruct import ode_cells
 from taugrid.workers.diffusion.timesteps import tau
 
 SHARED = Path(__file__).parents[3] / "shared" / "tables"

@@ -30,9 +30,8 @@ from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import LocalStorage
 from taugrid.workers.data import load as data
-from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
-from taugrid.workers.network.unet import build_unet, save_pipeline
+from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 from taugrid.workers.reconstruct import reconstruct_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,9 +21,8 @@ from taugrid.workers import interpolate, reconstruct, schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.denoiser import Denoiser
-from taugrid.workers.network.ema import ema_start
 from taugrid.workers.network.load import load_network
-from taugrid.workers.network.unet import build_unet, save_pipeline
+from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 from taugrid.workers.sample import sample_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -39,8 +39,8 @@ from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import velocity
 from taugrid.workers.network.checkpoint import saved_unet
-from taugrid.workers.network.ema import ema_decay
 from taugrid.workers.network.load import load_network
+from taugrid.workers.network.unet import ema_decay
 from taugrid.workers.training import checkpoints, fit, loop
 from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.checkpoints import new_state

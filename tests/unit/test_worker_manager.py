@@ -135,7 +135,7 @@ class ScriptedPool:
         else:
             seconds = LONG_SECONDS if "long" in job.behaviour else TASK_SECONDS
             for after in range(10, int(seconds), 10):
-                self._at(wait + after, Alive(worker, after, seconds))
+                self._at(wait + after, Alive(worker, key, after, seconds))
             self._at(wait + seconds, Done(worker, Result(seconds, 1, True), key))
         self.free[worker] = self.now + wait + seconds
 
@@ -287,7 +287,7 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
     monkeypatch.setattr(Progress, "heard", lambda _, worker, at: heard.setdefault(running[worker].key, []).append(at))
     begun = START_SECONDS + 0.1
     for after in (0.5, 0.6):  # the first is computed, and the second at its beginning
-        run.pool._at(begun + LONG_SECONDS - 10 + after, Alive("worker-0", after, LONG_SECONDS))
+        run.pool._at(begun + LONG_SECONDS - 10 + after, Alive("worker-0", "paint/1", after, LONG_SECONDS))
     run.run()
     assert [len(fractions) for fractions in heard.values()] == [29] * 4
     assert all(fractions == sorted(fractions) for fractions in heard.values())

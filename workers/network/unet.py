@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel: built from the config, loaded from a folder, and saved as a pipeline that diffusers reads.
+"""diffusers' UNet2DModel: built from the config, averaged over training, saved as a pipeline, loaded.
 
 It is imported in half the time, because each worker imports it before its first image: diffusers imports parts of SciPy
 for the noise levels of schedulers that never run here, and makes enough objects for Python's garbage collector to take
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from taugrid.config import Diffusion, Unet
-from taugrid.errors import WrongWeights
+from taugrid.errors import WrongWeights, joined_lines
 from taugrid.jobs import SavedUnet
 from taugrid.storage import Storage
 from taugrid.words import listed
@@ -41,6 +41,37 @@ def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> UNet2DModel:
     channels, height, width = image_shape
     size = {"sample_size": (height, width), "in_channels": channels, "out_channels": channels}
     return UNet2DModel(**size, **unet.model_dump())
+
+
+def ema_start(unet: torch.nn.Module) -> dict[str, Tensor]:
+    """The average before the first step: a copy of the network's parameters, by name."""
+    return {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
+
+
+def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
+    """The decay at `step` = 0, 1, ...: `decay`, but with `warmup` at most (1 + step) / (10 + step)."""
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+@torch.no_grad()
+def ema_update(ema: dict[str, Tensor], unet: torch.nn.Module, decay: float) -> None:
+    """Update the average in place: decay times the old value, plus (1 - decay) times the parameters."""
+    torch._foreach_lerp_(list(ema.values()), list(unet.parameters()), 1 - decay)
+
+
+def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], diffusion: Diffusion) -> None:
+    """Write what `diffusers.DDIMPipeline.from_pretrained(folder)` reads, in safetensors.
+
+    unet/ holds the averaged weights. The raw ones are in unet_raw/, which is not a component of the pipeline.
+    """
+    import diffusers
+
+    raw = copy.deepcopy(unet).to(device="cpu", memory_format=torch.contiguous_format)
+    averaged = copy.deepcopy(raw)
+    averaged.load_state_dict({name: tensor.to("cpu") for name, tensor in ema.items()})
+    scheduler = diffusers.DDIMScheduler(**scheduler_config(diffusion))
+    diffusers.DDIMPipeline(unet=averaged, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
+    raw.save_pretrained(folder / "unet_raw", safe_serialization=True)
 
 
 def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser:
@@ -98,7 +129,7 @@ def _from_folder(private: Path, folder: Path) -> UNet2DModel:
             output_loading_info=True,
         )
     except ValueError as error:
-        raise WrongWeights(f"{folder}/config.json is not a UNet2DModel's: {' '.join(str(error).split())}") from error
+        raise WrongWeights(f"{folder}/config.json is not a UNet2DModel's: {joined_lines(error)}") from error
     shapes = [f"{name} {list(theirs)}, not {list(ours)}" for name, theirs, ours in found["mismatched_keys"]]
     wrong = {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "of another shape": shapes}
     faults = [f"{fault}: {listed(sorted(names), MOST_NAMED)}" for fault, names in wrong.items() if names]
@@ -114,18 +145,3 @@ def _require_tensors(private: Path, file: Path) -> None:
         raise WrongWeights(
             f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use safetensors"
         ) from error
-
-
-def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], diffusion: Diffusion) -> None:
-    """Write what `diffusers.DDIMPipeline.from_pretrained(folder)` reads, in safetensors.
-
-    unet/ holds the averaged weights. The raw ones are in unet_raw/, which is not a component of the pipeline.
-    """
-    import diffusers
-
-    raw = copy.deepcopy(unet).to(device="cpu", memory_format=torch.contiguous_format)
-    averaged = copy.deepcopy(raw)
-    averaged.load_state_dict({name: tensor.to("cpu") for name, tensor in ema.items()})
-    scheduler = diffusers.DDIMScheduler(**scheduler_config(diffusion))
-    diffusers.DDIMPipeline(unet=averaged, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
-    raw.save_pretrained(folder / "unet_raw", safe_serialization=True)

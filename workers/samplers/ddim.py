@@ -1,18 +1,42 @@
 """The sampler of the DDIM paper: one update, eq. 12, which samples, decodes and encodes along a path."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from taugrid.config import Sample
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.forward import sigma, sigma_hat
 from taugrid.workers.diffusion.process import Point, Prediction, predict_x0
+from taugrid.workers.samplers.sampler import Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Eta = float | Literal["sigma_hat"]
+
+
+class DDIM(Sampler):
+    """DDIM, DDPM and all between: `sample.eta`."""
+
+    keys = frozenset({"eta", "spacing", "steps_offset", "clip", "clip_range"})
+
+    def label(self, settings: Mapping[str, Any]) -> str:
+        """`eta0.2`, or `sigma_hat`."""
+        eta = settings["eta"]
+        return "sigma_hat" if eta == "sigma_hat" else f"eta{eta:g}"
+
+    def sample(
+        self,
+        x: "Tensor",
+        path: Sequence[Point],
+        denoise: Denoise,
+        noise: Callable[[int], "Tensor"],
+        settings: Sample,
+    ) -> "Tensor":
+        """As the function below."""
+        return sample(x, path, denoise, noise, settings.eta)
 
 
 class Coefficients(NamedTuple):

@@ -17,8 +17,7 @@ from taugrid.config import Train
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.storage.local import commit_folder
-from taugrid.workers.network.ema import ema_start
-from taugrid.workers.network.unet import UNet2DModel, build_unet, save_pipeline
+from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, save_pipeline
 from taugrid.workers.training.log import LOG, Record, events_folder
 from taugrid.workers.training.spec import Hopeless, TrainingSpec
 

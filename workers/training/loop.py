@@ -30,8 +30,7 @@ from taugrid.words import this_node
 from taugrid.workers.accelerator.arithmetic import repeat_backward
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.process import network_time
-from taugrid.workers.network.ema import ema_decay, ema_update
-from taugrid.workers.network.unet import UNet2DModel
+from taugrid.workers.network.unet import UNet2DModel, ema_decay, ema_update
 from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import State, new_state, not_finite

@@ -51,6 +51,7 @@ class Backlog:
                 self._add(rank)
 
     def __len__(self) -> int:
+        """The number of tasks that are ready and wait."""
         return sum(self._ready.values())
 
     @property
@@ -60,7 +61,6 @@ class Backlog:
 
     @property
     def kinds(self) -> set[str]:
-        """The kinds of the tasks that are ready and wait."""
         return set(self.ready)
 
     @property

@@ -1,6 +1,6 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-`backlog.py` holds the tasks that wait, `in_flight.py` those that workers have, `health.py` judges workers and nodes,
+`backlog.py` holds the tasks that wait, `in_flight.py` the tasks of workers, `health.py` judges workers and nodes,
 `blame.py` tasks; here they meet. A healthy worker on a node that will stay never idles while a task is ready that it
 takes: a task prefers a node that has not failed it, then a worker that has not, then any.
 
@@ -284,7 +284,7 @@ class Dispatcher:
         unfit = self.health.unfit()
         if not unfit or self.in_flight.running or not (wanted := self.startable):
             return {}
-        return {} if self.health.may_yet(self.in_flight.idle, wanted) else dict(unfit)
+        return {} if self.health.may_yet(self.in_flight.idle, wanted) else unfit
 
     def assign(self, now: float) -> list[Assignment]:
         """Assign tasks to idle workers, as far as there are any; they count as running from `now`."""

@@ -7,10 +7,9 @@ failure, and it cools down again. A task that it does clears its record and its 
 Failures that only tasks may be to blame for are weak evidence: they cause a cooldown, but never make a node unfit.
 Errors of the environment, failed health checks and tasks that failed here and were done elsewhere are strong evidence:
 a node that cools down for those again and again is unfit.
-
-The driver asks after every event who may work and which nodes are unfit, so those are kept up to date by `_note`.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -84,9 +83,7 @@ class Health:
         self._workers: dict[str, _Worker] = {}
         self._nodes: dict[str, _Node] = {}
         self._draining: frozenset[str] = frozenset()
-        self._cooling: dict[str, None] = {}  # workers, an ordered set
-        self._unfit: set[str] = set()  # workers
-        self._unfit_nodes: dict[str, str] | None = None  # None: to be found again
+        self._cooling: dict[str, None] = {}  # the workers whose cooldown has an end, in the order in which it began
 
     def joined(self, worker: str, node: str, now: float, takes: frozenset[str]) -> None:
         """`worker` is ready on `node`; on a node whose workers keep dying it begins with a cooldown."""
@@ -95,17 +92,14 @@ class Health:
         found.workers[worker] = None
         found.taken |= takes
         if now < found.until:
-            record.until, record.reason = found.until, "workers of this node keep dying"
-        self._unfit_nodes = None
-        self._note(worker)
+            self._cool(worker, found.until)
+            record.reason = "workers of this node keep dying"
 
     def left(self, worker: str, now: float, with_its_node: bool = False) -> None:
         """`worker` is gone. The loss of its node's other workers may be heard later."""
         name = self._workers.pop(worker).node
         node = self._nodes[name]
         self._cooling.pop(worker, None)
-        self._unfit.discard(worker)
-        self._unfit_nodes = None
         del node.workers[worker]
         if node.workers:
             return
@@ -124,7 +118,7 @@ class Health:
         node = self._nodes[record.node]
         self._workers[worker] = _Worker(record.node, record.takes)
         self._nodes[record.node] = _Node(node.workers, node.taken, proven=True)
-        self._note(worker)
+        self._cooling.pop(worker, None)
 
     def failed(self, worker: str, now: float, reason: str, strong: bool) -> Cooldown | None:
         """`worker` failed a task that may not be to blame. If it cools down already, it had that task before."""
@@ -133,7 +127,6 @@ class Health:
             return None
         record.failures += 1
         record.reason, record.strong = reason, strong or record.strong
-        self._note(worker)
         limit = FAILURES_IN_A_ROW if record.cooldowns == 0 else 1
         return self._cool_down(worker, now) if record.failures >= limit else None
 
@@ -154,10 +147,9 @@ class Health:
         node.cooldowns += 1
         node.until, node.proven = now + seconds, False
         for other in node.workers:
-            record = self._workers[other]
-            if record.until is None:
-                record.until, record.reason = node.until, reason
-                self._note(other)
+            if other not in self._cooling:
+                self._cool(other, node.until)
+                self._workers[other].reason = reason
         return Cooldown(worker, name, seconds, True)
 
     def blame(self, name: str) -> None:
@@ -167,15 +159,13 @@ class Health:
             if node.blamed >= FAILURES_IN_A_ROW:
                 for worker in node.workers:
                     self._workers[worker].strong = True
-                    self._note(worker)
 
     def _cool_down(self, worker: str, now: float) -> Cooldown:
         record = self._workers[worker]
         seconds = _seconds(record.cooldowns)
-        record.until = now + seconds
+        self._cool(worker, now + seconds)
         record.cooldowns += 1
         record.failures, record.asked = 0, False
-        self._note(worker)
         node = self._nodes[record.node]
         whole_node = all(other in self._cooling for other in node.workers)
         node.proven = node.proven and not whole_node
@@ -185,7 +175,7 @@ class Health:
         """`worker` passed its health check."""
         record = self._workers[worker]
         record.until, record.asked = None, False
-        self._note(worker)
+        self._cooling.pop(worker, None)
 
     def node(self, worker: str) -> str:
         return self._workers[worker].node
@@ -203,7 +193,8 @@ class Health:
 
     def may_yet(self, workers: Iterable[str], kinds: Set[str]) -> bool:
         """Whether any of `workers` may be given a task of `kinds`, now or once its cooldown is over."""
-        return any(self._workers[worker].node not in self.unfit() and self._serves(worker, kinds) for worker in workers)
+        unfit = self.unfit()
+        return any(self._workers[worker].node not in unfit and self._serves(worker, kinds) for worker in workers)
 
     def _serves(self, worker: str, kinds: Set[str]) -> bool:
         record = self._workers[worker]
@@ -249,29 +240,15 @@ class Health:
         return {name for name, node in self._nodes.items() if node.proven}
 
     def unfit(self) -> dict[str, str]:
-        """Node -> why the run no longer counts on it. Not to be changed."""
-        if self._unfit_nodes is None:
-            nodes = dict.fromkeys(self._workers[worker].node for worker in self._unfit)
-            self._unfit_nodes = {
-                node: self._workers[next(iter(self._nodes[node].workers))].reason
-                for node in nodes
-                if self._unfit.issuperset(self._nodes[node].workers)
-            }
-        return self._unfit_nodes
+        """Node -> why the run no longer counts on it."""
+        unfit = [worker for worker in self._cooling if self._workers[worker].is_unfit]
+        numbers = Counter(self._workers[worker].node for worker in unfit)
+        nodes = [node for node, number in numbers.items() if number == len(self._nodes[node].workers)]
+        return {node: self._workers[next(iter(self._nodes[node].workers))].reason for node in nodes}
 
-    def _note(self, worker: str) -> None:
-        record = self._workers[worker]
-        if record.until is None:
-            self._cooling.pop(worker, None)
-        else:
-            self._cooling[worker] = None
-        was_unfit = worker in self._unfit
-        if record.is_unfit:
-            self._unfit.add(worker)
-        else:
-            self._unfit.discard(worker)
-        if was_unfit or record.is_unfit:
-            self._unfit_nodes = None
+    def _cool(self, worker: str, until: float) -> None:
+        self._workers[worker].until = until
+        self._cooling[worker] = None
 
 
 def _seconds(cooldowns: int) -> float:

@@ -1,0 +1,273 @@
+"""What comes through the doors: a sampler of another package, and a grid key that is a patch of two files.
+
+Both are seen in plan, run, table, figure and gate. Jobs run in this process; the files and commands are real.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from in_process import CONFIG, drive, small_run
+from mutants import copy_tree
+
+from taugrid import parquet
+from taugrid.config import Config, validate
+from taugrid.errors import OtherContent, UserError
+from taugrid.images import to_uint8
+from taugrid.jobs import OracleNetwork
+from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Session
+from taugrid.storage import LOCAL, read_json
+from taugrid.workers import schedules
+from taugrid.workers.diffusion import gaussian, noise, oracle
+from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.process import path
+from taugrid.workers.sample import SampleJob, sample_shard
+from taugrid.workers.samplers import sampler
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
+PAGE = (Path(__file__).parents[2] / "docs/architecture.md").read_text()
+SAMPLER, ENTRY_POINTS = (PAGE.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "toml"))
+"""The example of the page, which promises that it works."""
+GRID = CONFIG.replace("grid: {steps: [2], eta: [0.0, 1.0]}", "grid: {steps: [2, 4], sampler: [ddim, twice]}")
+
+
+def taugrid(*arguments, code=0):
+    done = CliRunner().invoke(cli, [str(argument) for argument in (*arguments, "--json")], catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
+def done(folder, text, name="run"):
+    """The plan as its command tells it, and a run of it with its tables and figures."""
+    with small_run(folder, text) as opened:
+        told = taugrid("plan", folder / "small.yaml")
+        outcome, _ = drive(opened, folder / name, LOCAL)
+        assert not outcome.missing
+        Session(replace(opened, rundir=RunDir(folder / name)), "local", Progress.silent()).do(("report",))
+    return told
+
+
+def planned(**sample):
+    grid = sample.pop("grid", {})
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    return plan(validate(Config, values | {"sample": {"seed": 0} | sample, "grid": grid}, "test"))
+
+
+def forget():
+    sampler.find.cache_clear()
+    sampler.code.cache_clear()
+    sys.modules.pop("twice_sampler", None)
+    importlib.invalidate_caches()
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """An installed package with a sampler."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "twice_sampler.py").write_text(SAMPLER)
+    about = site / "twice_sampler-0.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: twice-sampler\nVersion: 0.1\n")
+    [(group, entries)] = tomllib.loads(ENTRY_POINTS)["project"]["entry-points"].items()
+    (about / "entry_points.txt").write_text("\n".join([f"[{group}]", *map(" = ".join, entries.items())]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(site)
+        forget()
+        yield site
+    forget()
+
+
+@pytest.fixture(scope="module")
+def told(package, tmp_path_factory):
+    """Two runs of a grid over both samplers, in `run` and `again`, and what `plan` said."""
+    folder = tmp_path_factory.mktemp("twice")
+    done(folder, GRID, "again")
+    return folder, done(folder, GRID)
+
+
+def test_a_sampler_of_another_package_is_planned_as_it_says(told):
+    _, found = told
+    cells = {cell["name"].rsplit("-", 1)[0]: cell for cell in found["cells"]}
+    assert list(cells) == ["S0002-eta0", "S0002-twice", "S0004-eta0", "S0004-twice"]
+    assert [cell["network_evaluations"] for cell in cells.values()] == [40, 80, 80, 160]
+    assert [cell["shards"] for cell in cells.values()] == [2, 2, 2, 2], "a batch is never split"
+    assert cells["S0004-twice"]["label"] == "S=4 sampler=twice"
+    assert cells["S0004-eta0"]["cell"] == planned(steps=4, batch_size=10, shard_evaluations=20).cells[0].id
+
+
+def test_its_images_are_what_its_code_makes_of_the_network_and_the_noise(told):
+    folder, _ = told
+    settings = planned(steps=4).cells[0].model
+    process, data = schedules.process(settings.diffusion), gaussian.gaussian((1, 4, 4))
+    denoise = denoising(oracle.gaussian_eps(data, schedules.alpha_bar(settings.diffusion), "cpu"))
+    z = partial(noise.normal, 0, torch.arange(20), shape=(1, 4, 4))
+    x = z(0)
+    for a, b in pairwise(path(process, (250, 500, 750, 1000))):
+        again = a.alpha * denoise(x, a).x0 + a.sigma * z(a.key)
+        x = b.alpha * denoise(again, a).x0 + b.sigma * denoise(again, a).eps
+    [cell] = (folder / "run/samples").glob("S0004-twice-*")
+    images = np.concatenate([images for part in sorted(cell.iterdir()) for _, images in parquet.read_images(part)])
+    assert np.abs(images.astype(int) - to_uint8(x.numpy())).max() <= 1
+
+
+def test_it_stands_in_tables_protocols_and_figures(told):
+    folder, _ = told
+    frame = pd.read_csv(folder / "run/tables/quality.csv")
+    assert dict(zip(zip(frame["sampler"], frame["steps"], strict=True), frame["network_evaluations"], strict=True)) == {
+        ("ddim", 2): 2, ("ddim", 4): 4, ("twice", 2): 4, ("twice", 4): 8,
+    }  # fmt: skip
+    assert frame["fid"].nunique() == 4
+    assert frame.set_index("sampler")["fid_exact"].notna().groupby(level=0).all().to_dict() == {
+        "ddim": True, "twice": False,
+    }  # fmt: skip
+    protocols = read_json(folder / "run/tables/quality.json")["protocols"]
+    blocks = {row.sampler: protocols[row.protocol].get("sampler") for row in frame.itertuples()}
+    assert blocks == {"ddim": None, "twice": {"name": "twice", "code": sampler.code("twice")}}
+    assert "twice" in (folder / "run/tables/quality.md").read_text()
+    assert "twice" in (folder / "run/figures/quality.svg").read_text()
+    assert len(list((folder / "run/figures").glob("samples-*twice*.png"))) == 1
+    assert len(pd.read_csv(folder / "run/tables/differences.csv").query("along == 'sampler'")) == 2
+
+
+def test_the_gate_compares_it_with_a_baseline(told):
+    folder, _ = told
+    found = taugrid("compare", folder / "run", folder / "again")
+    assert found["result"] == "identical"
+    assert {cell["name"].rsplit("-", 1)[0] for cell in found["cells"]} >= {"S0002-twice", "S0004-twice"}
+    assert len(found["cells"]) == 4
+
+
+def test_keys_that_it_does_not_honour_make_no_cells(package):
+    plain = planned(sampler="twice")
+    assert planned(sampler="twice", eta=0.5, clip="x0").cells[0].id == plain.cells[0].id != planned().cells[0].id
+    assert planned(sampler="twice", spacing="quadratic").cells[0].id != plain.cells[0].id
+    with pytest.raises(UserError, match=r"^grid: .*appears twice \(sampler twice ignores eta\); remove one of them$"):
+        planned(sampler="twice", grid={"eta": [0.0, 1.0]})
+
+
+def test_other_code_makes_other_cells_and_is_refused_by_a_worker(package):
+    """As is a node without the package."""
+    before, ids = sampler.code("twice"), [planned(sampler=name).cells[0].id for name in ("ddim", "twice")]
+    file = package / "twice_sampler.py"
+    try:
+        file.write_text(SAMPLER.replace("b.sigma * found.eps", "b.sigma * noise(b.key)"))
+        forget()
+        now = [planned(sampler=name).cells[0].id for name in ("ddim", "twice")]
+        assert (now[0] == ids[0], now[1] == ids[1]) == (True, False)
+        with pytest.raises(OtherContent, match="the code of the sampler twice has SHA-256"):
+            sampler.require_code("twice", before)
+    finally:
+        file.write_text(SAMPLER)
+        forget()
+    sampler.require_code("twice", before)
+    with pytest.raises(OtherContent, match="the code of the sampler elsewhere has SHA-256 none there"):
+        sampler.require_code("elsewhere", before)
+
+
+def test_a_sampler_that_is_not_here_is_one_line(package):
+    with pytest.raises(
+        UserError, match=r"sampler: must be one of ddim, twice, or a sampler of .*, not 'dpm'$"
+    ) as found:
+        planned(sampler="dpm")
+    assert "\n" not in str(found.value)
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """A decoder whose pictures are twice as large as what the network sees."""
+
+    network_shape = (1, 4, 4)
+    picture_shape = (1, 8, 8)
+
+    def __call__(self, x0):
+        return x0.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+
+
+def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
+    [cell] = planned(steps=2).cells
+    network = oracle.gaussian_eps(gaussian.gaussian((1, 4, 4)), schedules.alpha_bar(cell.model.diffusion), "cpu")
+    pictures = []
+    for decoder in (cell.model.decoder, Enlarged()):
+        file = tmp_path / f"{type(decoder).__name__}.parquet"
+        spec, about = OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
+        job = SampleJob(str(file), 0, 3, spec, decoder, cell.settings, cell.model.diffusion, cell.tau, about)
+        sample_shard(job, network, "cpu")
+        [(_, images)] = parquet.read_images(file)
+        pictures.append(images)
+    assert (pictures[0].shape, pictures[1].shape) == ((3, 1, 4, 4), (3, 1, 8, 8))
+    assert np.array_equal(pictures[1], pictures[0].repeat(2, axis=-1).repeat(2, axis=-2))
+
+
+KEY = [
+    (
+        "taugrid/config/sample.py",
+        'LATER_KEYS = {"compile": "none"',
+        'LATER_KEYS = {"lift": 0.0, "compile": "none"',
+    ),
+    (
+        "taugrid/config/sample.py",
+        '    weights: Literal["ema", "raw"]',
+        '    lift: float = 0.0\n    """Added to x_0."""\n    weights: Literal["ema", "raw"]',
+    ),
+    (
+        "workers/samplers/ddim.py",
+        "        return sample(x, path, denoise, noise, settings.eta)",
+        "        return sample(x, path, denoise, noise, settings.eta) + settings.lift",
+    ),
+]
+"""A grid key: (file, text, replacement). Two files."""
+
+
+def with_a_toy_key(root):
+    """What the copy of the tree in `root` makes of a grid over the key; called in a process of its own."""
+    grid = CONFIG.replace("eta: [0.0, 1.0]", "lift: [0.0, 0.25]")
+    found = done(root, grid)
+    frame = pd.read_csv(root / "run/tables/quality.csv")
+    return {
+        "labels": [cell["label"] for cell in found["cells"]],
+        "ids": [cell["cell"] for cell in found["cells"]],
+        "lift": frame["lift"].tolist(),
+        "fids": frame["fid"].nunique(),
+        "table": (root / "run/tables/quality.md").read_text(),
+        "figure": (root / "run/figures/quality.svg").read_text(),
+        "gate": [cell["name"] for cell in taugrid("compare", root / "run", root / "run")["cells"]],
+    }
+
+
+def test_a_grid_key_is_a_patch_of_two_files(tmp_path):
+    copy_tree(tmp_path)
+    for name, old, new in KEY:
+        text = (tmp_path / name).read_text()
+        assert text.count(old) == 1, f"{name}: {old}"
+        (tmp_path / name).write_text(text.replace(old, new))
+    code = "import json, test_doors, pathlib; print(json.dumps(test_doors.with_a_toy_key(pathlib.Path.cwd())))"
+    places = [tmp_path, tmp_path / "tests/unit", tmp_path / "tests/integration", tmp_path / "tools"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, places)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["labels"] == ["S=2 eta=0 lift=0", "S=2 eta=0 lift=0.25"]
+    assert found["ids"][0] == planned(steps=2, batch_size=10, shard_evaluations=20).cells[0].id != found["ids"][1]
+    assert found["lift"] == [0.0, 0.25]
+    assert found["fids"] == 2
+    assert "lift" in found["table"]
+    assert "lift" in found["figure"]
+    assert len(found["gate"]) == 2
