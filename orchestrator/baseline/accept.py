@@ -85,7 +85,7 @@ def _training_of(run: Run) -> dict[str, Any]:
     config = run.config.model_dump(mode="json")
     config["train"].pop("seed", None)
     sections = ("model", "train", "data") if run.plan.trained_here else ()
-    diffusions = {json_sha256(model.diffusion.model_dump(mode="json")) for model in run.plan.models}
+    diffusions = {json_sha256(model.diffusion.recorded) for model in run.plan.models}
     return {section: config[section] for section in sections} | {"diffusion": diffusions}
 
 

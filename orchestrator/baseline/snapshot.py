@@ -332,7 +332,7 @@ def images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Mapp
 
 
 def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Network:
-    diffusion = model.diffusion.model_dump(mode="json")
+    diffusion = model.diffusion.recorded
     match model.source:
         case Trained():
             folder = str(rundir.model_folder(model)) if rundir.storage.on_disk else None

@@ -150,7 +150,7 @@ class ModelRecords(Paths):
             "cell": cell.id,
             "model": cell.model.id,
             "settings": {key: value for key, value in cell.settings.recorded.items() if key != "num_samples"},
-            "diffusion": cell.model.diffusion.model_dump(mode="json"),
+            "diffusion": cell.model.diffusion.recorded,
             "tau": list(cell.tau),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }

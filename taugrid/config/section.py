@@ -6,7 +6,7 @@ the section says what a key may be as a whole, so that its branches give one sen
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,16 @@ class Section(BaseModel):
     """A section of the config: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    later_keys: ClassVar[Mapping[str, Any]] = {}
+    """Keys that files of earlier versions lack, with the defaults that mean the same."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The section as files record it: without its `later_keys` while they have their defaults."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        later = self.later_keys
+        return {key: value for key, value in values.items() if key not in later or value != later[key]}
 
 
 S = TypeVar("S", bound=Section)
