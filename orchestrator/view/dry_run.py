@@ -22,7 +22,7 @@ from taugrid.orchestrator.plan.evaluation import (
 )
 from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
-from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
@@ -208,7 +208,7 @@ def replaced_tables(run: Run) -> list[str]:
         _reference(config, before, protocol["reference"]),
         _extractor(config, protocol["extractor"]["name"]),
         _num_samples(run.plan, tables["rows"]),
-        _metrics(Asked(config, rundir), protocol),
+        _metrics(RequestedScores(config, rundir), protocol),
     ]
     return [line for line in told if line is not None]
 
@@ -245,7 +245,7 @@ def _extractor(config: Config, before: str) -> str | None:
     return f"evaluate.extractor: this replaces tables scored with {before}; the new ones use {name}"
 
 
-def _metrics(asked: Asked, protocol: Mapping[str, Any]) -> str | None:
+def _metrics(asked: RequestedScores, protocol: Mapping[str, Any]) -> str | None:
     changed = asked.changed_metrics(protocol, protocol["num_samples"])
     if not changed:
         return None
