@@ -14,7 +14,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
-from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import FILES
@@ -65,7 +65,7 @@ def open_config(
     config, notes = resolve_patterns(config, recorded, same_checkpoints, dry)
     made = plan(config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, dry)
     run = Run(config, replace(made, notes=notes), rundir)
-    asked.check(config, run.plan)
+    requested.check(config, run.plan)
     if is_own:
         trust(custom_code(config))
     return run
@@ -154,7 +154,7 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
         run = Run(config, from_json(recorded), rundir)
     except (KeyError, TypeError, ValueError, UserError):
         return None  # another version of taugrid wrote it, or somebody
-    asked.check(config, run.plan)
+    requested.check(config, run.plan)
     return run
 
 

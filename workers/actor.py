@@ -63,8 +63,7 @@ class LastHeartbeat(NamedTuple):
 class HeartbeatActor:
     """An actor whose heartbeats the driver can wait for while it runs a job.
 
-    `watch` runs in a thread of its own, in the concurrency group "watch"; it only passes on what the job's thread says.
-    Such a call is always pending, so the driver hears of the death of an idle worker at once, too.
+    A call of `watch` is always pending, so the driver hears of the death of an idle worker at once, too.
     """
 
     def __init__(self) -> None:
@@ -217,8 +216,7 @@ class Worker(HeartbeatActor):
 def run_in_memory(job: Job, device: Device) -> Result:
     """Run a job; if memory is used up, once more without what was kept from earlier jobs.
 
-    Raises:
-        DoesNotFit: if that does not fit either. The same job would not fit again, so it says what would.
+    `DoesNotFit`, if that does not fit either, says what would fit: the same job would not.
     """
     for _ in range(2):
         done = _result_or_lack(job, device)
@@ -241,12 +239,7 @@ def _result_or_lack(job: Job, device: Device) -> Result | str:
 
 
 def check_run_directory(probe: Probe, node: str) -> None:
-    """See the driver's file, then write one beside it, link it, read it back and remove it, as jobs do.
-
-    Raises:
-        RunDirectoryNotSeen: if it is another folder, or does not give back what was written.
-        OSError: if the folder can't be read or written.
-    """
+    """See the driver's file, then write one beside it, link it, read it back and remove it, as jobs do."""
     path, storage = Path(probe.path), probe.storage
     if not storage.exists(path):
         raise RunDirectoryNotSeen(
@@ -269,11 +262,7 @@ def check_run_directory(probe: Probe, node: str) -> None:
 
 
 def check_versions(probe: Probe, node: str) -> dict[str, str]:
-    """The versions here, which must be the driver's; the build after a + may differ (one for CPUs, one for GPUs).
-
-    Raises:
-        OtherVersions: if one differs.
-    """
+    """The versions here, which must be the driver's; the build after a + may differ (one for CPUs, one for GPUs)."""
     here = versions(VERSIONS)
     for name, theirs in probe.versions.items():
         if (own := here.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
@@ -282,12 +271,7 @@ def check_versions(probe: Probe, node: str) -> dict[str, str]:
 
 
 def check_device(device: str, given_gpu: bool, node: str) -> None:
-    """Compute something on the device.
-
-    Raises:
-        DeviceUnusable: if the result is wrong, or a GPU was given that torch can't use.
-        RuntimeError: if the device fails, as torch says it.
-    """
+    """Compute something on the device, which must be the GPU if there is one for this worker."""
     import torch
 
     if given_gpu and device == "cpu":

@@ -5,8 +5,7 @@ tests/integration/test_cluster.py and test_ray_train.py the rest. Ray is importe
 environment must be set before.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any
 
 HEAD_SECONDS = 10.0
@@ -53,12 +52,9 @@ def node_ids_here() -> set[str]:
 
 
 def answers(head: str, token: Header | None) -> bool:
-    """Whether the head at HOST:PORT answers to this token, or without one; False if it demands another.
+    """Whether the head at HOST:PORT answers to this token, or without one; `NoAnswer` if it does not answer at all.
 
     Ray's own client retries for minutes, and sends the token before it is known that the cluster demands one.
-
-    Raises:
-        NoAnswer: if it neither answers nor refuses.
     """
     from ray.core.generated import gcs_service_pb2
 
@@ -66,11 +62,7 @@ def answers(head: str, token: Header | None) -> bool:
 
 
 def nodes_of(head: str, token: Header | None) -> set[str]:
-    """The ids of the cluster's living nodes, asked before joining it: `ray.nodes()` needs a connection.
-
-    Raises:
-        NoAnswer: if the head does not answer.
-    """
+    """The ids of the cluster's living nodes, asked before joining it: `ray.nodes()` needs a connection."""
     from ray.core.generated import gcs_pb2, gcs_service_pb2
 
     request = gcs_service_pb2.GetAllNodeInfoRequest(state_filter=gcs_pb2.GcsNodeInfo.ALIVE)
@@ -81,23 +73,17 @@ def nodes_of(head: str, token: Header | None) -> set[str]:
 def _asked(head: str, token: Header | None, method: str, request: Any) -> Any:
     """The head's reply; None if it demands another token."""
     import grpc  # type: ignore[import-untyped]
+    from ray.core.generated import gcs_service_pb2_grpc
 
-    with _stub(head) as stub:
+    metadata = None if token is None else (token,)
+    with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own channels
+        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
         try:
-            return getattr(stub, method)(request, timeout=HEAD_SECONDS, metadata=None if token is None else (token,))
+            return getattr(stub, method)(request, timeout=HEAD_SECONDS, metadata=metadata)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
                 return None
             raise NoAnswer(error.code().name) from None
-
-
-@contextmanager
-def _stub(head: str) -> Iterator[Any]:
-    import grpc
-    from ray.core.generated import gcs_service_pb2_grpc
-
-    with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own channels
-        yield gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
 
 
 def available_resources() -> Mapping[str, Mapping[str, float]]:

@@ -1,1 +1,1 @@
-"""Who does what: the scheduling policy, the pool of Ray actors, the loop between them, and the cluster."""
+"""The dispatch of tasks to workers: scheduling policy, the pool of Ray actors, the loop between them, the cluster."""

@@ -56,11 +56,7 @@ class Token(NamedTuple):
 
 
 def find_token() -> Token | None:
-    """The token that Ray would use here: RAY_AUTH_TOKEN, or the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
-
-    Raises:
-        UserError: if the file that RAY_AUTH_TOKEN_PATH names can't be read.
-    """
+    """The token that Ray would use here: RAY_AUTH_TOKEN, or the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."""
     if value := os.environ.get("RAY_AUTH_TOKEN"):
         return Token(value.strip(), "RAY_AUTH_TOKEN")
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -74,10 +70,7 @@ def find_token() -> Token | None:
 
 
 def use_token() -> Token | None:
-    """Have Ray use a token that is here, unless RAY_AUTH_MODE says otherwise. Call it before `import ray`.
-
-    Returns the token that Ray will send, if any.
-    """
+    """The token that Ray will send, if any, from the next `import ray` on; RAY_AUTH_MODE may say otherwise."""
     token = find_token()
     if token is not None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -94,12 +87,9 @@ def require_token(address: str) -> None:
 
 
 def find_head(address: str) -> str:
-    """HOST:PORT of the head that `address` means. For auto: RAY_ADDRESS, or what `ray start` began on this machine.
+    """HOST:PORT of the head that `address` means. For auto: RAY_ADDRESS, or the one cluster that runs on this machine.
 
     Call it after Ray's environment is set.
-
-    Raises:
-        UserError: if `address` is auto and there is no such cluster, or more than one.
     """
     if address != "auto":
         return address
@@ -133,10 +123,7 @@ def require_welcome(address: str, is_here: bool, answers: Callable[[Token | None
 
     The token is sent only once it is known that the cluster demands one.
 
-    Args:
-        address: as the user gave it.
-        is_here: whether it is sure to be this machine.
-        answers: asks the cluster whether it answers to a token, or without one.
+    `address` is as the user gave it. `answers` tells whether the cluster answers to a token, or without one.
     """
     if answers(None):
         if not is_here:
@@ -161,11 +148,7 @@ def require_welcome(address: str, is_here: bool, answers: Callable[[Token | None
 
 
 def answers(head: str, token: Token | None) -> bool:
-    """Whether the head at HOST:PORT answers to this token, or without one. Call it after Ray's environment is set.
-
-    Raises:
-        UserError: if it neither answers nor asks for a token.
-    """
+    """Whether the head at HOST:PORT answers to this token, or without one; `UserError` if it does not answer at all."""
     try:
         return ray_compat.answers(head, token and token.header)
     except ray_compat.NoAnswer as error:
@@ -173,12 +156,7 @@ def answers(head: str, token: Token | None) -> bool:
 
 
 def require_node(address: str, head: str) -> None:
-    """Refuse a machine that is not a node of the cluster: the driver must run on one.
-
-    Args:
-        address: as the user gave it.
-        head: HOST:PORT of its head, which is known to welcome us.
-    """
+    """Refuse a machine that is not a node of the cluster with this head: the driver must run on one."""
     token = use_token()
     end = time.monotonic() + NODE_SECONDS
     while True:

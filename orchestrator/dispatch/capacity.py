@@ -18,7 +18,7 @@ from taugrid.workers import ray_compat
 from taugrid.workers.accelerator import build
 
 RAYS_UNITS = 10_000
-"""Into so many parts Ray divides a CPU or a GPU."""
+"""The number of parts into which Ray divides a CPU or a GPU."""
 
 ASK_SECONDS = 60.0
 """How long nodes may take to say whether their torch can use their GPUs. After that the workers' health check tells."""
@@ -32,11 +32,8 @@ class Size(NamedTuple):
     gpus: float
 
     def __str__(self) -> str:
-        return f"{counted_amount(self.cpus, 'CPU')} and {counted_amount(self.gpus, 'GPU')}"
-
-
-def counted_amount(amount: float, noun: str) -> str:
-    return f"{amount:g} {noun}{'' if amount == 1 else 's'}"
+        cpus, gpus = "CPU" if self.cpus == 1 else "CPUs", "GPU" if self.gpus == 1 else "GPUs"
+        return f"{self.cpus:g} {cpus} and {self.gpus:g} {gpus}"
 
 
 class Node(NamedTuple):
@@ -102,15 +99,16 @@ def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 
 def free(selector: Mapping[str, str]) -> list[Node]:
     """The nodes that stay and have these labels, with what is taken of them now. Ray knows it a moment late."""
-    left = ray_compat.available_resources()
-    staying = [node for node in nodes(selector) if not node.draining and node.id in left]
-    return [node._replace(taken=_taken(node, left[node.id])) for node in staying]
 
+    def taken(total: float, left: float) -> float:  # in Ray's units: floats would make 0.6000001 of 1 - 0.4
+        return round((total - left) * RAYS_UNITS) / RAYS_UNITS
 
-def _taken(node: Node, left: Mapping[str, float]) -> Size:
-    """What is taken of a node, in Ray's units: floats would make 0.6000001 of 1 - 0.4."""
-    amounts = zip((node.cpus, node.gpus), ("CPU", "GPU"), strict=True)
-    return Size(*(round((total - left.get(name, 0)) * RAYS_UNITS) / RAYS_UNITS for total, name in amounts))
+    available = ray_compat.available_resources()
+    return [
+        node._replace(taken=Size(taken(node.cpus, left.get("CPU", 0)), taken(node.gpus, left.get("GPU", 0))))
+        for node in nodes(selector)
+        if not node.draining and (left := available.get(node.id)) is not None
+    ]
 
 
 def _staying(cluster: Cluster) -> list[Node]:
@@ -159,11 +157,7 @@ def total_capacity(size: Size, cluster: Cluster) -> int:
 
 
 def embedded_workers(cluster: Cluster) -> int:
-    """The number of workers to start on an embedded cluster: as many as configured, or else as fit.
-
-    Raises:
-        UserError: if not even one fits.
-    """
+    """The number of workers to start on an embedded cluster: as many as configured, or else as fit."""
     size = worker_size(cluster)
     if (found := total_capacity(size, cluster)) < 1:
         raise no_capacity(size, cluster.label_selector)
@@ -204,7 +198,7 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
     what fits, and Ray's autoscaler hears of the rest.
 
     Ray Train knows neither labels nor that a part of a GPU can't span two when it counts how many fit, and would start
-    workers in vain. With those, the number stays one: what fits now, or all if none does.
+    workers that find no place. There the number is fixed: what fits now, or all if none does.
 
     Raises:
         UserError: if not even one fits, or fewer than the least, and the cluster can't grow; or if two could share a

@@ -78,14 +78,10 @@ def prepare_embedded() -> None:
 def connected(
     address: str, cluster: Cluster, trainers: int = 0, modules: Collection[SourceFile] = ()
 ) -> Iterator[None]:
-    """A connection to Ray within the block.
+    """A connection to Ray within the block, to a cluster with room for the workers of `cluster` and for `trainers`.
 
-    Args:
-        address: local, auto or HOST:PORT.
-        cluster: what workers there will need.
-        trainers: the number of training workers to come.
-        modules: the user's source files that workers import. They travel to a running cluster; an embedded one sees
-            the files themselves.
+    `modules` are the user's source files that workers import. They travel to a running cluster; an embedded one sees
+    the files themselves.
 
     Raises:
         UserError: if the address can't be reached, its cluster has no token, or does not accept the one that is here.
@@ -151,8 +147,7 @@ def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFi
 def join(address: str) -> str:
     """Set the environment for the running cluster at `address`, before `import ray`; HOST:PORT of its head.
 
-    Raises:
-        UserError: if there is none, or it must not be joined: see `dispatch.address`.
+    Refuses what must not be joined: see `dispatch.address`.
     """
     os.environ.update(COMMON_ENVIRONMENT)
     check_form(address)
@@ -188,11 +183,7 @@ def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
 
 @contextmanager
 def head_watched(address: str) -> Iterator[None]:
-    """Interrupt the block if the head at HOST:PORT has died: Ray itself waits for a minute.
-
-    Raises:
-        RunFailed: if it has.
-    """
+    """End the block with `RunFailed` if the head at HOST:PORT has died: Ray itself waits for a minute."""
     over, dead = threading.Event(), threading.Event()
     failure = f"the head of the Ray cluster at {address} has died; run the same command again once it is back"
 

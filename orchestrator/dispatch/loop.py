@@ -45,7 +45,7 @@ AWAY_SECONDS = 30.0
 stopped; no heartbeat is heard meanwhile, and workers must not be killed for it."""
 
 KEEP_SECONDS = 2.5
-"""How long an interrupted driver waits for what workers can keep; it must end within the grace of `cli.main`."""
+"""How long an interrupted driver waits for its workers to commit; it must end within the grace period of `cli.main`."""
 
 FINAL = NotFinite | DoesNotFit
 """Errors that the same job would give again, and so would the others of its cell."""
@@ -143,7 +143,7 @@ class Loop:
                     yield key, InProgress(cell.label, done * (job.stop - job.start - job.kept), seconds)
 
     def _turn(self) -> None:
-        """Handle what has happened, and give work to who has none."""
+        """Handle the events since the last turn, and give tasks to idle workers."""
         for event in self._pool.events(POLL_SECONDS):
             self._handle(event)
         now = time.monotonic()
@@ -219,13 +219,12 @@ class Loop:
     def _heard(self, event: Alive) -> None:
         worker, now = event.worker, time.monotonic()
         self._dispatcher.heartbeat(worker, now)
-        if (
-            event.key == self._dispatcher.in_flight.running[worker].key
-        ):  # else of its second, while the first is written
-            fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
-            self._progress.heard(worker, fraction)
-            if (said := self._long_shards.heard(worker, self._job(event.key), fraction, now)) is not None:
-                self._progress.say(said)
+        if event.key != self._dispatcher.in_flight.running[worker].key:
+            return  # of its second task, which computes while the first is written
+        fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
+        self._progress.heard(worker, fraction)
+        if (said := self._long_shards.heard(worker, self._job(event.key), fraction, now)) is not None:
+            self._progress.say(said)
 
     def _unseen(self, key: str, result: Result) -> NotCommitted | None:
         """Why the driver does not believe that a task is done; of a task that is done, a copy may be gone."""

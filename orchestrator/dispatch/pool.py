@@ -198,7 +198,7 @@ class Pool:
         self._call(self._handles[worker].perform.remote(job, key), _Call(worker, key=key))
 
     def kill(self, worker: str) -> None:
-        """End `worker`, whatever it is doing. Nothing follows."""
+        """End `worker` at once. No event follows."""
         ray.kill(self._forget(worker))
 
     def stop(self) -> list[str]:

@@ -86,7 +86,7 @@ class Scaling:
 
     @property
     def draining(self) -> set[str]:
-        """The ids of the nodes that will be taken away."""
+        """The ids of nodes."""
         return {node.id for node in self._nodes.values() if node.draining}
 
     @property
@@ -126,18 +126,18 @@ class Scaling:
         size = Size(self._pool.cpu_only.cpus, 0)
         return {node.id: node.capacity(size) for node in self._fit if not node.gpus}
 
-    def wait(self, now: float, nobody: bool, unfit: bool) -> str | None:
+    def wait(self, now: float, none_there: bool, unfit: bool) -> str | None:
         """What to tell the user while no worker is there for a task that could start, or all are on `unfit` nodes.
 
         Raises:
             UserError: if none came in time, and no node was ever large enough.
             RunFailed: if none came in time, and all such nodes are full or gone.
         """
-        self._was_some = self._was_some or not nobody
-        if not nobody and not unfit:
+        self._was_some = self._was_some or not none_there
+        if not none_there and not unfit:
             self._some_since = self._told = now
             return None
-        if self.elastic and nobody and now - self._some_since >= self._max_wait_seconds:
+        if self.elastic and none_there and now - self._some_since >= self._max_wait_seconds:
             raise self._too_long()
         if now - self._told < TELL_SECONDS:
             return None

@@ -162,7 +162,7 @@ class WorkerManager:
         who = f"node {node}" if cooldown.whole_node else f"{cooldown.worker} on node {node}"
         whole_node = {"whole_node": True} if cooldown.whole_node else {}
         about = {"worker": cooldown.worker, "node": node, "seconds": seconds, "reason": reason}
-        self._outputs.events.note("benched", **about, **whole_node)  # as it was first called
+        self._outputs.events.note("benched", **about, **whole_node)  # its name in files of earlier versions
         self._say(f"{reason}; {who} gets no work for {duration(seconds)}")
 
     def lost(self, event: Lost) -> None:
@@ -183,7 +183,7 @@ class WorkerManager:
         """A worker that had a task is gone, as the dispatcher knows.
 
         Raises:
-            RunFailed: if so many died that it must be all tasks or all nodes.
+            RunFailed: if more died than bad tasks or bad nodes alone would explain.
         """
         del self._workers[worker]
         most = self._largest + FRUITLESS_DEATHS
@@ -233,8 +233,8 @@ class WorkerManager:
             self._resize(now)
         cpus_will_do = self._dispatcher.startable <= self._scaling.cpu_kinds
         there = [worker for worker in self._workers.values() if worker.node is not None]
-        nobody = not any(cpus_will_do or not worker.is_cpu_only for worker in there)
-        if (said := self._scaling.wait(now, nobody, bool(unfit))) is not None:
+        none_there = not any(cpus_will_do or not worker.is_cpu_only for worker in there)
+        if (said := self._scaling.wait(now, none_there, bool(unfit))) is not None:
             self._say(said)
         if not unfit:
             self._unfit_since = None

@@ -22,19 +22,22 @@ from taugrid.config import (
     Train,
     validate,
 )
-from taugrid.config.mistakes import not_yet
+from taugrid.config.section import not_yet
 from taugrid.errors import NotHere, UserError
 from taugrid.grids.names import naming
 from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.identity import NOT_CELLS, Fingerprint, data_identity, sample_identity
-from taugrid.orchestrator.plan.resolve import (
+from taugrid.orchestrator.plan.sections import (
+    NOT_CELLS,
     SAMPLE_DEFAULTS,
+    Fingerprint,
     check_loss_weights,
+    data_identity,
     diffusion_section,
     idle_keys,
+    sample_identity,
     sample_section,
     times,
 )

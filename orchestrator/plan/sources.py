@@ -14,9 +14,10 @@ from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.errors import OtherWeights, UserError
 from taugrid.hashing import SourceFile
 from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
-from taugrid.orchestrator.plan.identity import diffusion_identity, train_identity, unet_identity
+from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import short_path
+from taugrid.workers.diffusion.decoder import Decoder, Identity
 from taugrid.workers.network import checkpoint, custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 
@@ -42,6 +43,11 @@ class BaseModelSource(ABC):
     @abstractmethod
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """What makes pictures of its samples."""
+        return Identity(self.image_shape)
 
     @abstractmethod
     def content(self, diffusion: Diffusion) -> dict[str, Any]:

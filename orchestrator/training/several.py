@@ -85,7 +85,7 @@ class Trainings:
         self._progress, self._log = progress, log
         self._beside_work: set[Training] = set()  # those beside which another has worked since they began
         self._failed: dict[str, TrainingFailed] = {}
-        self._to_change: UserError | None = None  # ends the stage once nothing is at work
+        self._to_change: UserError | None = None  # ends the stage once no training runs
         self._most, self._told = most_at_once(cluster), False
         self._trained = 0
         self._looked_at = float("-inf")
@@ -94,16 +94,16 @@ class Trainings:
         """Train them all. Returns model id -> error for those that failed.
 
         Raises:
-            UserError: if something must be changed first. Those at work have then ended; the others continue in the
+            UserError: if something must be changed first. Those that run have then ended; the others continue in the
                 next session.
         """
-        self._show_anew()
+        self._show_stage()
         while self._waiting or self._goes_on():
-            with self._work_goes_on():
+            with self._others_go_on():
                 self._begin()
             self._look()
             self._show()
-            with suppress(Empty), self._work_goes_on():
+            with suppress(Empty), self._others_go_on():
                 self._end(self._ended.get(timeout=POLL_SECONDS))
         self._progress.end()
         if self._to_change is not None:
@@ -117,8 +117,8 @@ class Trainings:
         return any(training.has_begun for training in self._under_way)
 
     @contextmanager
-    def _work_goes_on(self) -> Iterator[None]:
-        """Keep a `UserError` until those at work have ended: what one training lacks must not cost hours of others."""
+    def _others_go_on(self) -> Iterator[None]:
+        """Keep a `UserError` until the others have ended: what one training lacks must not cost hours of others."""
         try:
             yield
         except UserError as error:
@@ -127,11 +127,11 @@ class Trainings:
             if not self._goes_on():
                 raise self._to_change from None
             if is_first:
-                self._progress.say(f"{error}; no other training begins, and those at work go on to their end")
+                self._progress.say(f"{error}; no other training begins, and those that run go on to their end")
 
     def _look(self) -> None:
         for training in self._under_way:
-            with self._work_goes_on():
+            with self._others_go_on():
                 training.look()
         for worker in self._under_way:
             if worker.has_begun:
@@ -150,7 +150,7 @@ class Trainings:
             self._under_way.append(training)
 
     def _are_enough(self) -> bool:
-        """Whether so many are under way as may be; tells the user once if nothing but memory is in the way."""
+        """Whether the most that may run are under way; tells the user once if only memory is in the way."""
         if len(self._under_way) < self._most:
             return False
         if self._cluster.trainings is None and not self._told and self._fits(self._waiting[0]):
@@ -178,15 +178,15 @@ class Trainings:
         try:
             training.end(self._log)
             self._trained += 1
-            self._beside_work.update(self._under_way)  # also if it was too quick to be seen at work
+            self._beside_work.update(self._under_way)  # also if it was too quick for its steps to be seen
         except TrainingFailed as error:
             self._failed[training.model.id] = error
             self._all.remove(training)
-            self._show_anew()
+            self._show_stage()
             if self._others:
                 self._progress.say(f"{error.briefly}; the others go on")
 
-    def _show_anew(self) -> None:
+    def _show_stage(self) -> None:
         """Show a stage of all that have not failed."""
         self._progress.end()
         if self._all:

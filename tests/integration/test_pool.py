@@ -94,7 +94,7 @@ def test_heartbeats_are_heard_while_a_job_runs(started):
         heard.append(next_event(pool, Alive | Done))
     beats = heard[:-1]
     assert len(beats) > 5
-    assert all(beat.of == 20 for beat in beats)
+    assert all((beat.key, beat.of) == ("task", 20) for beat in beats)
     assert [beat.done for beat in beats] == sorted({beat.done for beat in beats})
 
 

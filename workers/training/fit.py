@@ -67,7 +67,7 @@ def remove_leftovers(models_dir: str | Path, model_id: str) -> None:
 def train(spec: TrainingSpec) -> None:
     """Train the model unless it already exists. An interrupted training continues from its last checkpoint.
 
-    Ray must be initialised. Don't call this in the main thread: there, Ray Train takes over SIGINT and keeps it.
+    Don't call this in the main thread: there, Ray Train takes over SIGINT and keeps it.
 
     Raises:
         FailsAgain: if the network can't be built, or the loss is not finite.

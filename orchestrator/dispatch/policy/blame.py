@@ -88,7 +88,7 @@ class PoisonTasks:
         del self._waiting[key]
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Forget tasks that are done or given up, if they are suspected at all."""
+        """Clear tasks that are done or given up."""
         for key in self._all.intersection(keys):
             self._all.discard(key)
             self._waiting.pop(key, None)

@@ -1,6 +1,6 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-`backlog.py` holds the tasks that wait, `in_flight.py` those that workers have, `health.py` judges workers and nodes,
+`backlog.py` holds the tasks that wait, `in_flight.py` the tasks of workers, `health.py` judges workers and nodes,
 `blame.py` tasks; here they meet. A healthy worker on a node that will stay never idles while a task is ready that it
 takes: a task prefers a node that has not failed it, then a worker that has not, then any.
 
