@@ -18,7 +18,7 @@ from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_imag
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
-from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, Oracle, Trained
+from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
@@ -341,7 +341,7 @@ def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Networ
             return Network(weights_sha256, diffusion, None, checkpoint.path)
         case Custom(spec):
             return Network(weights_sha256, diffusion, spec.source_sha256, None, spec.callable, spec.weights)
-        case Oracle() | Absent():
+        case _:
             return Network(weights_sha256, diffusion, None, None)
 
 

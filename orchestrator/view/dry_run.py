@@ -163,7 +163,6 @@ def missing_images(config: Config, untrained: list[Model]) -> list[str]:
 
 
 def _missing_data(data: Data, section: str) -> str | None:
-    """What to say of a section of a config that names images; None if they are there."""
     try:
         require_files(data)
     except MissingImages as error:
