@@ -33,7 +33,6 @@ class Measured(NamedTuple):
 
     @property
     def place(self) -> str:
-        """All its settings."""
         return f"S = {self.steps}, {self.line}"
 
 
@@ -64,7 +63,6 @@ def row_name(heads: Sequence[str], labels: Sequence[str]) -> str:
 
 
 def by_kind(cells: Sequence[Measured]) -> list[list[Measured]]:
-    """Cells that can be compared, together."""
     groups: dict[str, list[Measured]] = defaultdict(list)
     for cell in cells:
         groups[cell.kind].append(cell)
@@ -74,9 +72,7 @@ def by_kind(cells: Sequence[Measured]) -> list[list[Measured]]:
 def answer(cells: Sequence[Measured], planned: int) -> list[str]:
     """Where FID is lowest, and which setting is best at the other end of the steps.
 
-    Args:
-        cells: with their FID and its error.
-        planned: how many cells the grid has, means over replicates counted once.
+    `planned` is the number of cells in the grid, means over replicates counted once.
     """
     if not cells:
         return [f"None of {counted(planned, 'cell')} has an FID yet."]

@@ -106,7 +106,6 @@ class Pivot:
 
     @property
     def markdown(self) -> str:
-        """The table in GitHub's Markdown, the best of each column bold."""
         lines = [
             [*labels, *(f"{f'**{e.joined()}**' if e.best else e.joined()} {e.mark}".rstrip() for e in row)]
             for labels, row in zip(self.labels, self.entries, strict=True)
@@ -336,7 +335,6 @@ def row_note(group: pd.DataFrame, column: str) -> str:
 
 
 def _kinds_of(frame: pd.DataFrame, columns: Sequence[str]) -> int:
-    """How many different combinations of values some columns have."""
     return len(frame.drop_duplicates(list(columns))) if columns else min(1, len(frame))
 
 
