@@ -171,7 +171,7 @@ def _meaning(has_best: bool, tables: Sequence[ShadedTable]) -> str:
     """What bold numbers and shades mean, as far as there are any."""
     bold = "The best of a column is bold." if has_best else ""
     shades = "Shades go from the best value (blue) to the worst (orange)."
-    is_shaded = any(entry.shade != NO_SHADE for table in tables for _, row in table.rows for entry in row)
+    is_shaded = any(shade != NO_SHADE for table in tables for _, row in table.rows for _, shade in row)
     return " ".join(filter(None, [bold, shades if is_shaded else ""]))
 
 
