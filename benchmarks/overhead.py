@@ -77,7 +77,9 @@ class WarmWorker(Worker):
 
         info, job = super().check_health(probe), self._job
         model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
-        model(torch.zeros(job.settings.batch_size, *job.image_shape), path(process(job.diffusion), job.tau)[0])
+        model(
+            torch.zeros(job.settings.batch_size, *job.decoder.network_shape), path(process(job.diffusion), job.tau)[0]
+        )
         return info
 
 
@@ -91,7 +93,7 @@ class BareForwards(WarmWorker):
         model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
         began = time.perf_counter()
         for start in range(job.start, job.stop, job.settings.batch_size):
-            x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.image_shape)
+            x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.decoder.network_shape)
             for at in path(process(job.diffusion), job.tau)[:-1]:
                 model(x, at)
         return Result(time.perf_counter() - began, job.stop - job.start, True)

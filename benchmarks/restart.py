@@ -28,8 +28,8 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.verification.verify import verify
 from taugrid.orchestrator.view.inspection import describe
+from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import write_sealed
 
 CELLS = 20

@@ -16,12 +16,13 @@ from taugrid.errors import CustomCodeError, DeviceUnusable, UserError, last_line
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.plan.resolve import diffusion_section, sample_section, times
+from taugrid.orchestrator.plan.sections import diffusion_section, sample_section, times
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.device import Device, set_up
+from taugrid.workers.diffusion.decoder import Decoder, Identity
 from taugrid.workers.finite import Watched
 from taugrid.workers.sample import sample_batch
 
@@ -35,7 +36,7 @@ FOR_A_RUN = ("num_samples", "shard_evaluations")
 class Settings(NamedTuple):
     """Everything besides the network that determines an image, resolved: a `workers.sample.Recipe`."""
 
-    image_shape: Shape
+    decoder: Decoder
     diffusion: Diffusion
     settings: Sample
     tau: tuple[int, ...]
@@ -102,7 +103,7 @@ def _planned(
     config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": settings})
     [cell] = plan(config).cells
     network = cell.model.source.network(Path(), cell.settings.weights)  # such a source needs no run directory
-    return network, Settings(cell.model.image_shape, cell.model.diffusion, cell.settings, cell.tau)
+    return network, Settings(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau)
 
 
 def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> Settings:
@@ -111,7 +112,7 @@ def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mappi
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
-    return Settings(shape, process, resolved, times(resolved, process))
+    return Settings(Identity(shape), process, resolved, times(resolved, process))
 
 
 def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
@@ -133,7 +134,7 @@ def _sampled(network: "Denoiser", recipe: Settings, wanted: Sequence[int], devic
         batch = wanted[start : start + recipe.settings.batch_size]
         x0 = sample_batch(watched, torch.tensor(batch, device=device), recipe)
         watched.require_finite(start, start + len(batch))
-        found.append(to_uint8(x0.cpu().numpy()))
+        found.append(to_uint8(recipe.decoder(x0).cpu().numpy()))
     return to_pictures(np.concatenate(found))
 
 

@@ -62,8 +62,8 @@ def plan(
     Raises:
         taugrid.errors.UserError: if the config is wrong, has no extractor, or would orphan images.
     """
-    from taugrid.orchestrator.dry_run.describe import describe_plan
     from taugrid.orchestrator.opened import open_to_plan
+    from taugrid.orchestrator.view.dry_run import describe_plan
 
     opened = open_to_plan(_given(config), [*assignments, *_assigned(overrides)], None if out is None else str(out))
     return describe_plan(opened)

@@ -260,6 +260,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))
 
 
+def joined_lines(error: BaseException) -> str:
+    """An error's text without line breaks."""
+    return " ".join(str(error).split())
+
+
 def last_line(error: BaseException) -> str:
     """The last non-empty line of an error's text (in a traceback, the error itself), or else the error's type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from taugrid.errors import DamagedFile, NotFinite
+from taugrid.errors import DamagedFile, NotFinite, joined_lines
 
 NOT_FINITE = "the images hold nan or infinity, so they would be meaningless; trying again changes nothing"
 
@@ -46,7 +46,7 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
             mode = picture.mode
             pixels = np.asarray(picture) if mode in ("L", "RGB") else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is no PNG" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        reason = "it is no PNG" if isinstance(error, UnidentifiedImageError) else joined_lines(error)
         raise DamagedFile(f"an image can't be decoded: {reason}") from None
     if pixels is None:
         raise DamagedFile(f"an image can't be decoded: it is neither grey (L) nor RGB, but {mode} (Pillow's mode)")

@@ -16,6 +16,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
+from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
@@ -37,7 +38,7 @@ class InterpolateJob(Job):
     steps: int
     """Number of points from one x_T to another, both included."""
     network: NetworkSpec
-    image_shape: tuple[int, int, int]
+    decoder: Decoder
     seed: int
     batch_size: int
     diffusion: Diffusion
@@ -46,7 +47,7 @@ class InterpolateJob(Job):
 
     def remedy(self, device: Device) -> str:
         load = partial(device.network, self.network, self.diffusion)
-        return smaller_batch(load, self.image_shape, self.batch_size, device.name)
+        return smaller_batch(load, self.decoder.network_shape, self.batch_size, device.name)
 
 
 def run(job: InterpolateJob, device: Device) -> Result:
@@ -72,7 +73,7 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str, beat: 
         for batch in batches:
             began = time.perf_counter()
             x0 = ddim.decode(batch, visited, denoise)
-            pixels = to_uint8(x0.cpu().numpy())
+            pixels = to_uint8(job.decoder(x0).cpu().numpy())
             watched.require_finite(first_row, first_row + len(pixels))
             seconds += time.perf_counter() - began
             part.write(parquet.pictures(pixels, first_row))
@@ -87,7 +88,7 @@ def points(job: InterpolateJob, device: str) -> "Tensor":
 
     from taugrid.workers.diffusion import interpolation, noise
 
-    ends = noise.normal(job.seed, torch.arange(max(4, 2 * job.pairs), device=device), 0, job.image_shape)
+    ends = noise.normal(job.seed, torch.arange(max(4, 2 * job.pairs), device=device), 0, job.decoder.network_shape)
     rows = interpolation.rows(ends[: 2 * job.pairs], job.steps)
     square = interpolation.square(ends[:4], job.steps)
     return torch.cat([rows.flatten(0, 1), square.flatten(0, 1)])

@@ -19,6 +19,7 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Beat, Device, nothing, unheard, with_heartbeats
+from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched, not_finite
@@ -40,7 +41,7 @@ class SampleJob(Job):
     start: int
     stop: int
     network: NetworkSpec
-    image_shape: tuple[int, int, int]
+    decoder: Decoder
     settings: Sample
     diffusion: Diffusion
     tau: tuple[int, ...]
@@ -64,15 +65,15 @@ class SampleJob(Job):
 
     def remedy(self, device: Device) -> str:
         load = partial(device.network, self.network, self.diffusion, self.arithmetic._replace(compile="none"))
-        return smaller_batch(load, self.image_shape, self.settings.batch_size, device.name)
+        return smaller_batch(load, self.decoder.network_shape, self.settings.batch_size, device.name)
 
 
 class Recipe(Protocol):
     """Everything besides the network, the seed included, that determines an image. A job has it."""
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
+    def decoder(self) -> Decoder:
+        """What makes pictures of samples."""
 
     @property
     def settings(self) -> Sample:
@@ -141,7 +142,7 @@ def _transfers(job: SampleJob, first_new: int, model: "Denoiser", device: str, b
         began = time.perf_counter()
         indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)
         x0 = sample_batch(watched, indices, job)
-        yield images_to_host(x0, watched.answer(), start, began)
+        yield images_to_host(job.decoder(x0), watched.answer(), start, began)
 
 
 def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
@@ -173,7 +174,7 @@ def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
 
     settings = job.settings
     assert settings.seed is not None
-    normals = partial(noise.normal, settings.seed, indices, shape=job.image_shape)
+    normals = partial(noise.normal, settings.seed, indices, shape=job.decoder.network_shape)
     denoise = denoising(model, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
     points = path(schedules.process(job.diffusion), job.tau)
     return find(settings.sampler).sample(normals(0), points, denoise, normals, settings)

@@ -22,6 +22,7 @@ from taugrid.jobs import OracleNetwork
 from taugrid.registry.extractors import INCEPTION, FeaturePrecision
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.transfer import completed
+from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.sample import SampleJob, sample_batch, sample_shard
@@ -105,7 +106,7 @@ def job_of(path: str, shape: Shape, batch: int, images: int) -> SampleJob:
         0,
         images,
         OracleNetwork(Data(name="gaussian", shape=shape)),
-        shape,
+        Identity(shape),
         settings,
         DIFFUSION_DEFAULTS,
         times,

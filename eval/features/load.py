@@ -17,7 +17,7 @@ import torch_fidelity
 from safetensors import SafetensorError
 from torch import Tensor
 
-from taugrid.errors import CustomCodeError
+from taugrid.errors import CustomCodeError, joined_lines
 from taugrid.eval.features.resolve import require_published, shipped_weights
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor, PublishedWeights
 from taugrid.workers.accelerator.transfer import Transfer, to_device, to_host
@@ -113,7 +113,7 @@ def _known(known: KnownExtractor, spec: ExtractorSpec, layers: list[str]) -> Any
                 _require_plain_tensors(spec.name, path, copy)
             return extractor_class(spec.name, layers, feature_extractor_weights_path=str(copy), verbose=False)
     except (RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = joined_lines(error)[:200]
         raise ValueError(f"{path} does not hold weights of {spec.name}: {reason}") from error
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from taugrid.errors import joined_lines
 from taugrid.hashing import SourceFile, file_sha256
 from taugrid.registry.datasets import DATASETS
 from taugrid.registry.extractors import (
@@ -167,7 +168,7 @@ def _download(name: str, url: str, path: Path) -> None:
             if not (digest := file_sha256(temporary)).startswith(_announced(path.name)):
                 raise OSError(f"the download has SHA-256 {digest[:12]}...")
     except (OSError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = joined_lines(error)[:200]
         raise MissingWeights(
             f"the weights of {name} are missing and can't be downloaded ({reason}): "
             f"get {url} on another machine and put it at {path}, or give a file with evaluate.weights: PATH"

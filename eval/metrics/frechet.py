@@ -36,7 +36,7 @@ NO_ERROR = "no fid_se: "
 
 
 def singular(count: int, side: str, dimensions: int) -> str | None:
-    """What to say if so many images (`side`: samples or references) can't span `dimensions` features; else None."""
+    """What to say if `count` images (`side`: samples or references) can't span `dimensions` features; else None."""
     if count > dimensions:
         return None
     return f"{count} {side} for {dimensions} features: their covariance is singular, so FID means little"

@@ -18,14 +18,12 @@ ROWS_IN_CACHE = 64
 
 
 def isc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
-    """Whether every split gets a sample."""
     if sizes.num_samples < settings.isc_splits:
         return Limits(f"{counted(sizes.num_samples, 'sample')} can't be divided into {settings.isc_splits} splits")
     return Limits()
 
 
 def compute_isc(inputs: MetricInputs) -> MetricResult:
-    """The Inception Score: its mean over splits and their standard deviation."""
     if inputs.logits is None:
         raise ValueError("the Inception Score needs logits, but there are none")
     settings = inputs.settings
@@ -34,7 +32,6 @@ def compute_isc(inputs: MetricInputs) -> MetricResult:
 
 
 def inception_score(logits: Iterable[Features], num_samples: int, splits: int, seed: int) -> MeanAndSpread:
-    """The Inception Score of `num_samples` samples, from their logits."""
     split_of = inception_splits(num_samples, splits, seed)
     sums = (
         InceptionSums.of(run, split_of[i * ROWS_AT_ONCE : i * ROWS_AT_ONCE + len(run)], splits)

@@ -36,7 +36,6 @@ def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 
 def compute_kid(inputs: MetricInputs) -> MetricResult:
-    """KID: its mean over subsets and their standard deviation."""
     settings, reference = inputs.settings, inputs.compared_with
     distance = kernel_distance(
         inputs.all_features,

@@ -21,7 +21,6 @@ DISTANCES_AT_ONCE = 2**26
 
 
 def prc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
-    """Whether every ball has a neighbour to reach to."""
     if sizes.fewest <= settings.prc_neighborhood:
         return Limits(f"it needs more than prc_neighborhood {settings.prc_neighborhood} images on both sides")
     return Limits()

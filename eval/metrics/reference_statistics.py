@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile
+from taugrid.errors import DamagedFile, joined_lines
 from taugrid.eval.metrics.statistics import Array, Features, Moments, Stream, moments, symmetric_root
 from taugrid.hashing import file_sha256
 from taugrid.storage import LOCAL, Storage, replacing, user_cache
 from taugrid.workers.content import verified_copy
 from taugrid.workers.data.npz import NPZ_ERRORS, NPZ_IMAGES, require_whole_npz
-from taugrid.workers.data.picture import SourceError, one_line
+from taugrid.workers.data.picture import SourceError
 
 ASYMMETRY = 1e-6
 """How asymmetric a covariance from a file may be, relative to its largest entry: some are in float32."""
@@ -43,7 +43,6 @@ class MomentsFile:
     path: str
     dimensions: int
     sha256: str
-    """SHA-256 of the file's bytes."""
     precision: str = "float32"
     """How the features were computed: what `taugrid export` wrote beside `mu` and `sigma`, if it was not float32."""
 
@@ -83,7 +82,7 @@ def _precision(path: Path, arrays: Any) -> str:
     try:
         return str(arrays[PRECISION]) if PRECISION in arrays else "float32"
     except NPZ_ERRORS as error:
-        raise DamagedFile(f"{path}: {PRECISION} can't be read: {one_line(error)}") from None
+        raise DamagedFile(f"{path}: {PRECISION} can't be read: {joined_lines(error)}") from None
 
 
 def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
@@ -93,7 +92,7 @@ def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
     try:
         mean, covariance = arrays["mu"], arrays["sigma"]
     except NPZ_ERRORS as error:
-        raise DamagedFile(f"{path}: mu or sigma can't be read: {one_line(error)}") from None
+        raise DamagedFile(f"{path}: mu or sigma can't be read: {joined_lines(error)}") from None
     if (
         mean.ndim != 1
         or not len(mean)

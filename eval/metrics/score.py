@@ -35,13 +35,11 @@ class MetricInputs:
 
     @property
     def compared_with(self) -> ReferenceStatistics:
-        """`reference`, for metrics that need it."""
         assert self.reference is not None
         return self.reference
 
     @property
     def all_features(self) -> Features:
-        """`in_memory`, for metrics that need it."""
         assert self.in_memory is not None
         return self.in_memory
 
@@ -60,7 +58,6 @@ class Feasible(NamedTuple):
     reasons: dict[str, str]
     """Metric -> why it can't be computed."""
     remarks: list[str]
-    """Changes of the settings, in words."""
 
 
 def feasible(
@@ -137,8 +134,7 @@ def score(
     Raises:
         ValueError: if streams are shorter or longer than N, or hold nan or infinity.
     """
-    needs_all = any(metric.needs_all_features for metric in settings.chosen)
-    in_memory = loaded(features, num_samples) if needs_all else None
+    in_memory = loaded(features, num_samples) if settings.need("all_features") else None
     stream = features if in_memory is None else lambda: iter((in_memory,))
     inputs = MetricInputs(num_samples, stream, in_memory, logits, reference, settings, columns)
     together = MetricResult({})

@@ -33,8 +33,8 @@ def plan(
     With --baseline, what a night would refuse is refused.
     """
     from taugrid.orchestrator.cli.text import plan_text
-    from taugrid.orchestrator.dry_run.describe import describe_plan
     from taugrid.orchestrator.opened import open_to_plan
+    from taugrid.orchestrator.view.dry_run import describe_plan
 
     run = open_to_plan(config, assignments, out)
     described = describe_plan(run)
@@ -108,8 +108,8 @@ def verify(directory: str, as_json: bool) -> None:
     """
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.verification.diagnosis import Diagnosis
-    from taugrid.orchestrator.verification.verify import verify as verify_files
+    from taugrid.orchestrator.view.diagnosis import Diagnosis
+    from taugrid.orchestrator.view.verify import verify as verify_files
 
     run = open_existing(directory)
     run.rundir.downloads = False  # to look at a run fetches nothing

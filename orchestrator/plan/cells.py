@@ -1,7 +1,7 @@
-"""The parts of a plan: models, cells and their shards. Pure data."""
+"""The parts of a plan: models, cells and their shards, with the names of their files. Pure data."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -9,12 +9,31 @@ from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample
 from taugrid.grids.names import BETWEEN, Naming
-from taugrid.orchestrator.plan.naming import settings_name
-from taugrid.orchestrator.plan.resolve import times
+from taugrid.hashing import identity
+from taugrid.orchestrator.plan.sections import times
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
+from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
+from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.sampler import Sampler, find
+
+LONGEST_NAME = 100
+"""Most characters of a file name that may come from settings: file systems allow 255, and a list of times is long."""
+
+
+def settings_name(settings: Mapping[str, Any]) -> str:
+    """The beginning of a cell's folder name and label: S0010-eta0.2, S0010-sigma_hat, or S0010-<another sampler>."""
+    label = find(settings.get("sampler", DEFAULT)).label(settings)
+    return f"S{settings['steps']:04d}-{re.sub(r'[^A-Za-z0-9.+_-]', '_', label)}"
+
+
+def name_of(parts: Iterable[Any]) -> str:
+    """`parts` as part of a file name, or a hash of them if that would be too long."""
+    text = "-".join(map(str, parts))
+    if len(text) > LONGEST_NAME:
+        return identity({"parts": text})
+    return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
 
 
 @dataclass(frozen=True)
@@ -43,8 +62,13 @@ class Model:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return self.source.image_shape
+        """(channels, height, width) of one picture."""
+        return self.decoder.picture_shape
+
+    @property
+    def decoder(self) -> Decoder:
+        """What makes pictures of its samples."""
+        return self.source.decoder
 
 
 PENDING = "pending"
@@ -70,7 +94,6 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """File name in the cell's folders."""
         return part_name(self.number)
 
     @property
@@ -123,7 +146,6 @@ class Cell:
 
     @property
     def shown_id(self) -> str:
-        """Its id, or `pending` while its model has none."""
         return self.id if self.model.lacks is None else PENDING
 
     @property
@@ -165,7 +187,6 @@ class Plan:
 
     @property
     def trained_here(self) -> list[tuple[Model, Trained]]:
-        """The models that taugrid trains, each with its source."""
         return [(model, model.source) for model in self.models if isinstance(model.source, Trained)]
 
     @cached_property
@@ -193,7 +214,6 @@ class Plan:
 
     @cached_property
     def _labels_by_id(self) -> dict[str, str]:
-        """Id -> label, of every model and cell."""
         return {part.id: part.label for parts in (self.models, self.cells) for part in parts}
 
     def label_in(self, path: str) -> str:
@@ -207,5 +227,4 @@ class Plan:
 
     @property
     def axes(self) -> list[str]:
-        """Grid keys that tables have no fixed column for."""
         return list(self.cells[0].axes)

@@ -2,21 +2,76 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 from taugrid.config import Config, Data
-from taugrid.errors import DamagedFile, UserError
+from taugrid.errors import DamagedFile, NotHere, UserError
+from taugrid.eval.features.resolve import MissingWeights, chosen, resolve
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION, singular
 from taugrid.eval.metrics.score import Feasible, feasible
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.plan.extractor import extractor
 from taugrid.protocol import SOFTWARE, Protocol
-from taugrid.registry.extractors import ExtractorSpec
+from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec
 from taugrid.versions import versions
 from taugrid.workers.data.places import MissingImages
 from taugrid.workers.samplers.sampler import code
+
+
+def extractor(config: Config, download: bool = True) -> ExtractorSpec:
+    """The feature extractor that a config means.
+
+    Raises:
+        NotHere: if its weights are missing, or not downloaded yet and `download` is not set.
+        UserError: if there is none by that name, or it can't be used.
+    """
+    try:
+        evaluate, data = config.evaluate, config.data
+        return resolve(evaluate.extractor, data.name, evaluate.weights, data.image_shape, download, evaluate.precision)
+    except MissingWeights as error:
+        raise NotHere(_with_key(error)) from None
+    except ValueError as error:
+        raise UserError(_with_key(error)) from None
+
+
+def _with_key(error: ValueError) -> str:
+    said = str(error)
+    return said if said.startswith("evaluate.") else f"evaluate: {said}"
+
+
+def name_and_dimensions(config: Config) -> tuple[str, int | None]:
+    """The extractor's name and the width of its features, as far as they are known without its weights or its code."""
+    name = chosen(config.evaluate.extractor, config.data.name)
+    if name not in EXTRACTORS:
+        return name, None
+    width = EXTRACTORS[name].dimensions
+    return name, prod(config.data.image_shape) if width is None else width
+
+
+class Foreseen(NamedTuple):
+    """An extractor as far as it is known now."""
+
+    name: str
+    dimensions: int | None
+    """The width of its features."""
+    lacks: str | None
+    """What must be fetched first, in a line; None if everything is here."""
+
+
+def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foreseen:
+    """The extractor that a config means and `find` returns, or what is known of it if its weights are missing.
+
+    Raises:
+        UserError: if there is none by that name, or it can't be used.
+    """
+    name, dimensions = name_and_dimensions(config)
+    try:
+        return Foreseen(name, find(config).dimensions, None)
+    except NotHere as error:
+        return Foreseen(name, dimensions, str(error))
+
 
 MANY = 10**9
 """A number of samples that is enough for any metric."""
@@ -32,7 +87,6 @@ class Evaluation:
 
     @property
     def reference_key(self) -> str:
-        """Name of the reference's statistics, from everything that determines them."""
         return self.reference.cache_key(self.extractor)
 
     def feasible(self, num_samples: int) -> Feasible:
@@ -50,7 +104,6 @@ class Evaluation:
         return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 
     def protocol(self, cell: Cell) -> Protocol:
-        """The protocol of a cell's score."""
         foreign = code(cell.settings.sampler)
         return Protocol(
             reference=self.reference.identity(),

@@ -22,19 +22,22 @@ from taugrid.config import (
     Train,
     validate,
 )
-from taugrid.config.mistakes import not_yet
+from taugrid.config.section import not_yet
 from taugrid.errors import NotHere, UserError
 from taugrid.grids.names import naming
 from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.identity import NOT_CELLS, Fingerprint, data_identity, sample_identity
-from taugrid.orchestrator.plan.resolve import (
+from taugrid.orchestrator.plan.sections import (
+    NOT_CELLS,
     SAMPLE_DEFAULTS,
+    Fingerprint,
     check_loss_weights,
+    data_identity,
     diffusion_section,
     idle_keys,
+    sample_identity,
     sample_section,
     times,
 )
@@ -124,7 +127,6 @@ def plan(
 
 
 def _twice(point: Mapping[str, Any], settings: Sample, grids: int) -> UserError:
-    """The error for a point that makes a cell that another has made."""
     idle, ignored = sorted(NOT_CELLS & set(point)), sorted(idle_keys(settings) & set(point))
     hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
     hint += f" (sampler {settings.sampler} ignores {' and '.join(ignored)})" if ignored else ""
@@ -167,7 +169,6 @@ def axes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def column(key: str) -> str:
-    """The name that tables give a grid key."""
     return COLUMN_NAMES.get(key, key)
 
 
@@ -190,7 +191,6 @@ def _describe(point: Mapping[str, Any]) -> str:
 
 
 def _sections_at(config: Config, point: Mapping[str, Any]) -> Sections:
-    """The config's sections with the grid point's values."""
     sections: dict[str, Section] = {name: getattr(config, name) for name in (*GRID_SECTIONS, "sample")}
     dumps = {name: section.model_dump() for name, section in sections.items()}
     for key, value in point.items():
@@ -259,7 +259,6 @@ def _loaded(sections: Sections, lookups: Lookups) -> Loaded | None:
 
 
 def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> ModelSource:
-    """The source that `model` gives, if it is not a checkpoint; `diffusion` is resolved."""
     data, model = sections.data, sections.model
     if model.oracle is not None:
         return _oracle(model.oracle, data, diffusion)

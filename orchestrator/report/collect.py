@@ -75,7 +75,7 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
         for note in (*score["notes"], *filter(None, [about]), *[NO_IMAGES] * rundir.lacks_images(cell)):
             cells_of[note].append(cell.label)
-        pairings[cell.id] = (cell.settings.seed, cell.model.image_shape)
+        pairings[cell.id] = (cell.settings.seed, cell.model.decoder.network_shape)
         influence = _influence(rundir, rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)
         if influence is not None:
             influences[cell.id] = influence

@@ -14,8 +14,7 @@ from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.long_form import CHECKPOINT
 from taugrid.eval.tables.pivots import short_checkpoints
-from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.plan.naming import name_of
+from taugrid.orchestrator.plan.cells import Cell, Plan, name_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.parquet import first_pictures

@@ -10,7 +10,7 @@ from taugrid.errors import UserError
 from taugrid.eval.features.resolve import restored
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.orchestrator.plan.extractor import extractor
+from taugrid.orchestrator.plan.evaluation import extractor
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import ExtractorSpec
@@ -90,7 +90,7 @@ class ModelRecords(Paths):
             record = read_json(file, self.storage)
             if not isinstance(record, dict) or record.pop("image_shape", None) != shape:
                 continue
-            with suppress(KeyError, TypeError):  # keys are missing or unknown: a file that somebody sent
+            with suppress(KeyError, TypeError):  # keys are missing or unknown: another program wrote it
                 if (spec := restored(record)).is_described_by(recorded):
                     return replace(spec, precision=config.evaluate.precision)
         raise UserError(
@@ -150,7 +150,7 @@ class ModelRecords(Paths):
             "cell": cell.id,
             "model": cell.model.id,
             "settings": {key: value for key, value in cell.settings.recorded.items() if key != "num_samples"},
-            "diffusion": cell.model.diffusion.model_dump(mode="json"),
+            "diffusion": cell.model.diffusion.recorded,
             "tau": list(cell.tau),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }

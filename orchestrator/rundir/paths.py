@@ -4,8 +4,7 @@ import hashlib
 import uuid
 from pathlib import Path
 
-from taugrid.orchestrator.plan.cells import Cell, Model, Shard, part_name
-from taugrid.orchestrator.plan.naming import name_of
+from taugrid.orchestrator.plan.cells import Cell, Model, Shard, name_of, part_name
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.run_id import RunId

@@ -42,7 +42,7 @@ class InterpolateWork(WorkKind):
                 pairs=self.config.report.interpolated_pairs,
                 steps=INTERPOLATION_STEPS,
                 network=self.rundir.network(cell.model, cell.settings.weights),
-                image_shape=cell.model.image_shape,
+                decoder=cell.model.decoder,
                 seed=cell.settings.seed,
                 batch_size=cell.settings.batch_size,
                 diffusion=cell.model.diffusion,

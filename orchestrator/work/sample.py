@@ -33,7 +33,7 @@ class SampleWork(WorkKind):
             if len(sampled) == len(cell.shards):
                 continue
             metadata = self.rundir.sample_metadata(cell)
-            network, image_shape = self.rundir.network(cell.model, cell.settings.weights), cell.model.image_shape
+            network = self.rundir.network(cell.model, cell.settings.weights)
             there = self.rundir.versions(self.rundir.samples / cell.name)
             for shard in cell.shards:
                 if shard.number in sampled:
@@ -48,7 +48,7 @@ class SampleWork(WorkKind):
                     start=shard.start,
                     stop=shard.stop,
                     network=network,
-                    image_shape=image_shape,
+                    decoder=cell.model.decoder,
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,

@@ -8,10 +8,9 @@ every run that people have.
 from taugrid.config.cluster import Cluster
 from taugrid.config.data import Data
 from taugrid.config.diffusion import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Diffusion
-from taugrid.config.evaluate import Evaluate
+from taugrid.config.evaluate import Evaluate, Report
 from taugrid.config.experiment import GRID_SECTIONS, Config, schema
 from taugrid.config.model import ModelSection, Unet
-from taugrid.config.report import Report
 from taugrid.config.sample import Sample
 from taugrid.config.section import S, Section, validate
 from taugrid.config.train import LossWeights, Train

@@ -8,9 +8,8 @@ from pydantic import Field, field_validator
 from taugrid.config.cluster import Cluster
 from taugrid.config.data import Data
 from taugrid.config.diffusion import Diffusion
-from taugrid.config.evaluate import Evaluate
+from taugrid.config.evaluate import Evaluate, Report
 from taugrid.config.model import ModelSection
-from taugrid.config.report import Report
 from taugrid.config.sample import Sample
 from taugrid.config.section import Section, Seed
 from taugrid.config.train import Train

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
-from taugrid.config.mistakes import GONE
 from taugrid.config.model import SOURCES, is_hub_id
-from taugrid.errors import UserError
+from taugrid.config.section import GONE
+from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
 from taugrid.storage import is_url, open_place
 
@@ -77,7 +77,7 @@ def read(path: Path) -> dict[str, Any]:
         text = _bytes(path).decode("utf-8")
         values = json.loads(text, object_pairs_hook=_without_twins) if path.suffix == ".json" else _from_yaml(text)
     except (yaml.YAMLError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split()).replace('in "<unicode string>", line', "in line")
+        reason = joined_lines(error).replace('in "<unicode string>", line', "in line")
         if isinstance(error, UnicodeDecodeError):
             reason = "it is not text, so no config"
         is_runs = path.name == CONFIG_NAME
@@ -167,7 +167,6 @@ def _whole_list(parent: str, mappings: list[Any], key: str, value: Any) -> str:
 
 
 def _key_and_value(assignment: Override) -> tuple[str, Any]:
-    """The key and the value of an assignment; those of a text are read as YAML."""
     if not isinstance(assignment, str):
         key, value = assignment
         return key, _plain(key, value)

@@ -1,11 +1,15 @@
-"""What all sections share: immutability, validation that names every mistake in one line, and common types."""
+"""What all sections share: immutability, common types, and validation that says in one line what is wrong.
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+Pydantic reports every branch of a union by itself ("less than or equal to 1", "'sigma_hat'"). Here the JSON schema of
+the section says what a key may be as a whole, so that its branches give one sentence.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from taugrid.config.mistakes import explain
 from taugrid.errors import UserError
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -17,6 +21,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    later_keys: ClassVar[Mapping[str, Any]] = {}
+    """Keys that files of earlier versions lack, with the defaults that mean the same."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The section as files record it: without its `later_keys` while they have their defaults."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        later = self.later_keys
+        return {key: value for key, value in values.items() if key not in later or value != later[key]}
+
 
 S = TypeVar("S", bound=Section)
 
@@ -27,3 +41,173 @@ def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
         return cls.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error, cls, values)}") from None
+
+
+Schema = Mapping[str, Any]
+"""A JSON schema, or a part of one."""
+Keys = tuple[str, ...]
+
+TEXTS_MEAN = {
+    "data": "{{name: folder, root: {}, shape: [CHANNELS, HEIGHT, WIDTH]}}, or {{name: NAME}} for a known data set",
+    "model": "{{checkpoint: {}}}",
+}
+"""Sections that people give as a folder, and how to write them."""
+
+NOT_YET = {
+    "guided models": ("guidance", "guidance_scale", "cfg", "cfg_scale", "classifier_free_guidance"),
+    "conditional models": ("label", "labels", "class_labels", "classes", "num_classes", "condition", "conditional"),
+    "text prompts": ("prompt", "prompts", "negative_prompt", "text_encoder", "tokenizer"),
+    "latent models": ("latent", "latents", "vae", "autoencoder"),
+    "adapters": ("lora", "controlnet", "adapter", "adapters"),
+    "experiment trackers": ("wandb", "mlflow", "comet", "neptune", "tracker", "trackers"),
+}
+"""What people look for and this version lacks, and the keys by which they look for it. docs/limits.md has the list."""
+
+GONE = {
+    "cluster.cuda_graphs": "taugrid no longer makes CUDA graphs; remove the key, or use sample.compile, which makes "
+    "other cells",
+}
+"""Keys of earlier versions, and what to do about them. The config of a run directory may still have them."""
+
+LONGEST_LIST = 8
+"""Of a longer list a message shows only the first wrong item."""
+
+
+def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, Any]) -> str:
+    """All mistakes in `values`, joined by semicolons: each key, what it must be, and what it is."""
+    schema = cls.model_json_schema()
+    found: dict[Keys, str] = {}
+    for mistake in error.errors(include_url=False):
+        keys, node = _walk(mistake["loc"], schema)
+        if mistake["type"] == "extra_forbidden":
+            keys = (*keys, str(mistake["loc"][-1]))
+            found[keys] = _unknown(".".join(keys), list(_section(node, schema)))
+        elif mistake["type"] == "missing" and mistake["loc"][-1] == keys[-1]:
+            found[keys] = f"{'.'.join(keys)} is missing"
+        elif mistake["type"] == "value_error":  # from one of our validators, which wrote a sentence
+            text = mistake["msg"].removeprefix("Value error, ")
+            given = f", not {_shown(mistake['input'], mistake)}" if text.startswith("must be ") else ""
+            found[keys] = ": ".join(filter(None, (".".join(keys), f"{text}{given}")))
+        else:
+            given = _shown(_at(values, keys), mistake)
+            key, shown = ".".join(keys), f"must be {_expected(node)}, not {given}"
+            found.setdefault(keys, f"{key or 'config'}: {shown}{_section_meant(key, _at(values, keys))}")
+    # A section that is one branch of a union: its keys say what is wrong, not that it could have been something else.
+    inner = {keys[:length] for keys in found for length in range(len(keys))}
+    return "; ".join(text for keys, text in found.items() if keys not in inner)
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    if key in GONE:
+        return f"{key!r}: {GONE[key]}"
+    return not_yet(key) or f"unknown key {key!r} ({_hint(key.rpartition('.')[2], known)})"
+
+
+def not_yet(key: str) -> str | None:
+    """What to say of a dotted key of a feature that taugrid lacks; None: it is of no such feature."""
+    for feature, keys in NOT_YET.items():
+        if key.rpartition(".")[2].lower() in keys:
+            return f"{key!r}: {feature} are not supported yet; remove the key (docs/limits.md lists what is missing)"
+    return None
+
+
+def _walk(location: Sequence[str | int], schema: Schema) -> tuple[Keys, Schema]:
+    """The keys in a location, and the schema of the last. A location also names branches of unions and list items."""
+    keys: list[str] = []
+    node = schema
+    for part in location:
+        properties = _section(node, schema)
+        if isinstance(part, str) and part in properties:
+            keys.append(part)
+            node = properties[part]
+    return tuple(keys), node
+
+
+def _section(node: Schema, schema: Schema) -> Schema:
+    """The keys of the section that `node` is, or has as a branch, with their schemas; empty if it has none."""
+    for branch in node.get("anyOf", [node]):
+        target = schema["$defs"][branch["$ref"].rpartition("/")[2]] if "$ref" in branch else branch
+        if "properties" in target:
+            properties: Schema = target["properties"]
+            return properties
+    return {}
+
+
+def _section_meant(key: str, value: Any) -> str:
+    """How to write the section that somebody gave as a folder or a name."""
+    if key not in TEXTS_MEAN or not isinstance(value, str):
+        return ""
+    return f"; write {key}: {TEXTS_MEAN[key].format(value)}"
+
+
+def _hint(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+
+
+def _at(values: Any, keys: Keys) -> Any:
+    for key in keys:
+        values = values[key]
+    return values
+
+
+def _shown(value: Any, mistake: Mapping[str, Any]) -> str:
+    if isinstance(value, list) and len(value) > LONGEST_LIST:
+        value = mistake["input"]
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]  # as YAML writes them
+    return repr(value)
+
+
+def _expected(node: Schema) -> str:
+    """What a key may be: a number from 0 to 1, or sigma_hat."""
+    branches = node.get("anyOf", [node])
+    words = [word for branch in branches for word in _words(branch)]
+    phrases = [_phrase(branch) for branch in branches if not _words(branch)]
+    *others, last = [*phrases, *([_listed(words)] if words else [])]
+    return f"{', '.join(others)}, or {last}" if others else last
+
+
+def _words(branch: Schema) -> list[str]:
+    if branch.get("type") == "boolean":
+        return ["true", "false"]
+    if branch.get("type") == "null":
+        return ["null"]
+    return [*map(str, branch.get("enum", [branch["const"]] if "const" in branch else []))]
+
+
+def _listed(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _phrase(branch: Schema, plural: bool = False) -> str:
+    match branch.get("type"):
+        case "integer":
+            return _number(branch, "whole number", plural)
+        case "number":
+            return _number(branch, "number", plural)
+        case "string":
+            return f"text that matches {branch['pattern']}" if "pattern" in branch else "text"
+        case "array":
+            item = branch.get("prefixItems", [branch.get("items")])[0]
+            items = _listed(_words(item)) if _words(item) else _phrase(item, plural=True)
+            least, most = branch.get("minItems"), branch.get("maxItems")
+            if least is not None and least == most:
+                return f"a list of {least} {items}"
+            return f"a list of {'one or more ' if least else ''}{items}"
+        case _:
+            return "mappings" if plural else "a mapping"  # a section, or a mapping of the grid
+
+
+def _number(branch: Schema, noun: str, plural: bool) -> str:
+    low, above = branch.get("minimum"), branch.get("exclusiveMinimum")
+    high, below = branch.get("maximum"), branch.get("exclusiveMaximum")
+    nouns = f"{noun}s" if plural else f"a {noun}"
+    if above == 0 and high is None and below is None:
+        return f"positive {noun}s" if plural else f"a positive {noun}"
+    if low is not None and high is not None:
+        return f"{nouns} from {low:g} to {high:g}"
+    limits = {"at least": low, "greater than": above, "at most": high, "less than": below}
+    bounds = [f"{words} {limit:g}" for words, limit in limits.items() if limit is not None]
+    return f"{nouns} {'of ' if low is not None else ''}{' and '.join(bounds)}" if bounds else nouns

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from taugrid.errors import DamagedFile, is_of_content, naming
+from taugrid.errors import DamagedFile, is_of_content, joined_lines, naming
 from taugrid.images import decode_png, to_pictures
 from taugrid.parquet.seal import check_seal
 from taugrid.retries import retried
@@ -135,7 +135,7 @@ def _damage_told(path: Path, prefix: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and not is_of_content(error):
             raise
-        said = "its end is missing" if "magic bytes" in str(error) else " ".join(str(error).split())
+        said = "its end is missing" if "magic bytes" in str(error) else joined_lines(error)
         raise DamagedFile(f"{prefix}{said}") from None
 
 

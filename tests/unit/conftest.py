@@ -65,6 +65,29 @@ def rendered(sketched, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", sketched)
 
 
+@pytest.fixture(scope="module")
+def unreported():
+    """Runs write no tables, figures and pages, which would take half of the time of a night this small.
+
+    For modules whose tests look at verdicts; a test that looks at a report asks for `reported`.
+    """
+    from taugrid.orchestrator.view import page
+    from taugrid.orchestrator.work import score
+
+    with pytest.MonkeyPatch.context() as patch:
+        whole = [(score, "write_report", score.write_report), (page, "write_page", page.write_page)]
+        patch.setattr(score, "write_report", lambda *_: None)
+        patch.setattr(page, "write_page", lambda *_: [])
+        yield whole
+
+
+@pytest.fixture
+def reported(unreported, monkeypatch):
+    """Runs write their report in this test, though not in others of its module."""
+    for module, name, function in unreported:
+        monkeypatch.setattr(module, name, function)
+
+
 @pytest.fixture
 def user_cache(tmp_path, monkeypatch):
     """A user's cache of the test's own, and no images remembered from other tests."""

@@ -16,7 +16,7 @@ from taugrid.workers.samplers import ddim
 
 GAUSSIAN = CONFIG["data"]
 
-pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
 
 @pytest.fixture(scope="module")

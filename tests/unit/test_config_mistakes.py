@@ -6,7 +6,7 @@ import pytest
 
 from taugrid.config import Config, Diffusion, Train, schema, validate
 from taugrid.config.load import load, merge
-from taugrid.config.mistakes import NOT_YET, not_yet
+from taugrid.config.section import NOT_YET, not_yet
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
 

@@ -21,8 +21,8 @@ from taugrid.orchestrator.plan.sources import Custom
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import orphans_in_words
-from taugrid.orchestrator.verification.next_steps import next_steps
-from taugrid.orchestrator.verification.verify import verify
+from taugrid.orchestrator.view.diagnosis import next_steps
+from taugrid.orchestrator.view.verify import verify
 from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
@@ -463,7 +463,7 @@ def sample(p, rundir, settings=None):
     network = rundir.network(cell.model, "ema")
     path = rundir.sample_part(cell, shard)
     job = SampleJob(
-        str(path), shard.start, shard.stop, network, cell.model.image_shape, cell.settings,
+        str(path), shard.start, shard.stop, network, cell.model.decoder, cell.settings,
         cell.model.diffusion, cell.tau, rundir.sample_metadata(cell),
     )  # fmt: skip
     sample_shard(job, load_network(network, cell.model.diffusion, "cpu"), "cpu")

@@ -8,9 +8,11 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+import tomllib
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ from taugrid import parquet
 from taugrid.config import Config, validate
 from taugrid.errors import OtherContent, UserError
 from taugrid.images import to_uint8
+from taugrid.jobs import OracleNetwork
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -34,31 +37,14 @@ from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian, noise, oracle
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
+from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers import sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
-SAMPLER = '''
-from itertools import pairwise
-
-from taugrid.workers.samplers.sampler import Sampler
-
-
-class Twice(Sampler):
-    """Asks the network, diffuses its x0 again to the same point, and asks once more."""
-
-    keys = frozenset({"spacing"})
-
-    def evaluations(self, settings, process):
-        return 2 * len(self.tau(settings, process))
-
-    def sample(self, x, path, denoise, noise, settings):
-        for a, b in pairwise(path):
-            x = a.alpha * denoise(x, a).x0 + a.sigma * noise(a.key)
-            found = denoise(x, a)
-            x = b.alpha * found.x0 + b.sigma * found.eps
-        return x
-'''
+PAGE = (Path(__file__).parents[2] / "docs/architecture.md").read_text()
+SAMPLER, ENTRY_POINTS = (PAGE.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "toml"))
+"""The example of the page, which promises that it works."""
 GRID = CONFIG.replace("grid: {steps: [2], eta: [0.0, 1.0]}", "grid: {steps: [2, 4], sampler: [ddim, twice]}")
 
 
@@ -99,7 +85,8 @@ def package(tmp_path_factory):
     about = site / "twice_sampler-0.1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: twice-sampler\nVersion: 0.1\n")
-    (about / "entry_points.txt").write_text("[taugrid.samplers]\ntwice = twice_sampler:Twice\n")
+    [(group, entries)] = tomllib.loads(ENTRY_POINTS)["project"]["entry-points"].items()
+    (about / "entry_points.txt").write_text("\n".join([f"[{group}]", *map(" = ".join, entries.items())]))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
         forget()
@@ -200,6 +187,32 @@ def test_a_sampler_that_is_not_here_is_one_line(package):
     ) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """A decoder whose pictures are twice as large as what the network sees."""
+
+    network_shape = (1, 4, 4)
+    picture_shape = (1, 8, 8)
+
+    def __call__(self, x0):
+        return x0.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+
+
+def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
+    [cell] = planned(steps=2).cells
+    network = oracle.gaussian_eps(gaussian.gaussian((1, 4, 4)), schedules.alpha_bar(cell.model.diffusion), "cpu")
+    pictures = []
+    for decoder in (cell.model.decoder, Enlarged()):
+        file = tmp_path / f"{type(decoder).__name__}.parquet"
+        spec, about = OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
+        job = SampleJob(str(file), 0, 3, spec, decoder, cell.settings, cell.model.diffusion, cell.tau, about)
+        sample_shard(job, network, "cpu")
+        [(_, images)] = parquet.read_images(file)
+        pictures.append(images)
+    assert (pictures[0].shape, pictures[1].shape) == ((3, 1, 4, 4), (3, 1, 8, 8))
+    assert np.array_equal(pictures[1], pictures[0].repeat(2, axis=-1).repeat(2, axis=-2))
 
 
 KEY = [

@@ -10,8 +10,8 @@ from in_process import Faulty, drive, results, small_run
 from taugrid import parquet
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.ledger import MOST_SUPERSEDED, Ledger
-from taugrid.orchestrator.verification.verify import verify
 from taugrid.orchestrator.view.inspection import describe
+from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LOCAL
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -35,7 +35,9 @@ from taugrid.workers import actor
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
 
-pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+ONE = {"steps": [2], "eta": [0.0]}
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
 
 def night(history, config, name, *options, code=0):
@@ -70,6 +72,13 @@ def accept(history, name, *options, code=0):
 @pytest.fixture
 def history(begun, tmp_path):
     return shutil.copytree(begun / "history", tmp_path / "history")
+
+
+@pytest.fixture(scope="module")
+def healthy(begun):
+    """A history with a second night, of the network nearby, and its verdict."""
+    place = shutil.copytree(begun / "history", begun / "healthy")
+    return place, night(place, begun / "nearby.yaml", "2")
 
 
 SAMPLER = {"last step dropped": drop_last_step, "sigma x 1.02": scaled_sigma(1.02), "sigma x 1.3": scaled_sigma(1.3)}
@@ -131,8 +140,8 @@ def test_images_that_repeat_are_collapsed_although_fid_hardly_moves(begun, histo
     assert {cell["note"] for cell in found["comparison"]["cells"]} == {note}
 
 
-def test_a_healthy_night_of_a_nearby_network_is_green(begun, history):
-    found = night(history, begun / "nearby.yaml", "2")
+def test_a_healthy_night_of_a_nearby_network_is_green(healthy):
+    history, found = healthy
     assert found["result"] == "not worse"
     checks = found["comparison"]["checks"]
     assert {check["result"] for check in checks.values()} == {"clean"}
@@ -162,6 +171,25 @@ def test_a_network_that_returns_nan_is_red_and_its_night_is_complete(begun, hist
     assert night(history, begun / "same.yaml", "3")["result"] == "identical"
 
 
+def test_no_standard_error_on_either_side_is_not_judged(tmp_path):
+    """A collapsed network against another one."""
+    configs = [write_config(tmp_path / f"{value}.yaml", collapsed(tmp_path / f"{value}", value), grid=ONE)
+               for value in (100.0, -100.0)]  # fmt: skip
+    night(tmp_path / "history", configs[0], "1")
+    accept(tmp_path / "history", "1")
+    found = night(tmp_path / "history", configs[1], "2", code=5)
+    assert (found["result"], found["not_judged"]) == ("not judged", ["1 cell can't be judged"])
+    assert "no feature varies" in found["comparison"]["cells"][0]["note"]
+
+
+def test_images_that_vary_in_more_directions_are_not_judged_rather_than_collapsed(begun, history, monkeypatch):
+    """Their FID has no standard error although they vary; here because it takes more samples for each direction."""
+    monkeypatch.setattr(frechet, "SAMPLES_PER_DIMENSION", 13)
+    found = night(history, begun / "nearby.yaml", "2", code=5)
+    assert (found["result"], found["not_judged"]) == ("not judged", ["4 cells can't be judged"])
+    assert "200 samples for 16 varying features" in found["comparison"]["cells"][0]["note"]
+
+
 def test_a_metric_that_fails_is_red_and_its_night_is_complete(begun, history, monkeypatch):
     def fails(inputs):
         raise ValueError("planted")
@@ -182,17 +210,17 @@ def test_fewer_cells_are_not_judged_unless_that_is_allowed(begun, history):
     assert night(history, begun / "same.yaml", "3", *one, "--allow-missing")["not_judged"] == []
 
 
-def test_a_blunt_night_says_so_and_can_be_refused(begun, history):
-    found = night(history, begun / "nearby.yaml", "2")
-    loss = found["comparison"]["sharpness"]["loss"]
+def test_a_blunt_night_says_so_and_can_be_refused(begun, history, healthy):
+    loss = healthy[1]["comparison"]["sharpness"]["loss"]
     assert 0.02 < loss < 0.03, "just above the margin, for a network this near"
-    assert night(history, begun / "nearby.yaml", "3", "--sharpness", 1.01 * loss)["not_judged"] == []
+    again = ("compare", healthy[0] / "nights/2/run", history / "baseline.json", "--json", "--sharpness")
+    assert json.loads(taugrid(*again, 1.01 * loss)[0])["not_judged"] == []
     blunt = night(history, begun / "nearby.yaml", "4", "--sharpness", 0.9 * loss, code=5)
     assert blunt["not_judged"][0].startswith("--sharpness")
     named = int(blunt["not_judged"][0].partition("N = ")[2].partition(" ")[0].replace(",", ""))
     expected = 200 * ((loss - 0.02) / (0.9 * loss - 0.02)) ** 2
     assert 0.8 * expected < named < 1.2 * expected
-    none = night(history, begun / "nearby.yaml", "5", "--sharpness", 0.02, code=5)
+    none = json.loads(taugrid(*again, 0.02, code=5)[0])
     assert "no N sees that, within the margin" in none["not_judged"][0]
     assert "Not judged: --sharpness" in (history / "nights/4/summary.md").read_text()
 
@@ -250,8 +278,8 @@ def test_a_baseline_of_an_earlier_version_checks_the_sampler_by_its_hashes(begun
         assert "scorer not checked" in line
 
 
-def test_compare_checks_the_sampler_with_what_a_night_left_and_else_shows_no_tick(begun, history, tmp_path):
-    night(history, begun / "nearby.yaml", "2")
+def test_compare_checks_the_sampler_with_what_a_night_left_and_else_shows_no_tick(healthy, tmp_path):
+    history = healthy[0]
     shown, _ = taugrid("compare", history / "nights/2/run", history / "baseline.json")
     assert shown.startswith("✅ not worse")
     alone = shutil.copytree(history / "nights/2/run", tmp_path / "alone/run")
@@ -284,9 +312,9 @@ def test_trainings_of_a_recipe_are_a_baseline_by_their_mean(begun, tmp_path):
     assert "same weights" in taugrid("baseline", "accept", *runs[:2], runs[0], "--to", file, *words, code=2)[1]
     assert "training of the recipe" in taugrid("baseline", "accept", *runs, "--to", file, *words)[0]
     config = write_config(tmp_path / "another.yaml", checkpoint(tmp_path / "another", 0.03))
-    alone = night(tmp_path / "history", config, "1", "--baseline", runs[0], "--margin", 0, code=None)
-    found = night(tmp_path / "history", config, "2", "--baseline", file, "--margin", 0)
-    assert alone["result"] == "worse", "than one of them it is"
+    found = night(tmp_path / "history", config, "1", "--baseline", file, "--margin", 0)
+    alone, _ = taugrid("compare", tmp_path / "history/nights/1/run", runs[0], "--margin", 0, "--json", code=3)
+    assert json.loads(alone)["result"] == "worse", "than one of them it is"
     assert not Verdict(found["result"]).is_regression
     fids = [json.loads(path.read_text())["metrics"]["fid"] for run in runs for path in (run / "scores").glob("*.json")]
     cells = found["comparison"]["cells"]
@@ -294,7 +322,7 @@ def test_trainings_of_a_recipe_are_a_baseline_by_their_mean(begun, tmp_path):
     assert "the baseline is a recipe" in found["comparison"]["rule"]
     assert found["comparison"]["checks"]["sampler"]["result"] == "clean", "the first training's network"
     far = write_config(tmp_path / "far.yaml", checkpoint(tmp_path / "far", 1.0))
-    assert night(tmp_path / "history", far, "3", "--baseline", file, code=3)["result"] == "worse"
+    assert night(tmp_path / "history", far, "2", "--baseline", file, code=3)["result"] == "worse"
 
 
 @pytest.mark.parametrize("verdict", Verdict)

@@ -14,8 +14,9 @@ from taugrid.orchestrator.nightly import night as night_module
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
 from taugrid.workers import sample as sampling
+from taugrid.workers.network.checkpoint import weights_file, weights_sha256
 
-pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
 
 def night(history, config, name, *options, code=0):
@@ -49,6 +50,20 @@ def history(begun, tmp_path):
     return shutil.copytree(begun / "history", tmp_path / "history")
 
 
+@pytest.fixture(scope="module")
+def second_night(begun):
+    """That history with a second night, of the network nearby."""
+    place = shutil.copytree(begun / "history", begun / "second")
+    night(place, begun / "nearby.yaml", "2")
+    return place
+
+
+@pytest.fixture
+def later(second_night, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(second_night, tmp_path / "later")
+
+
 def nan_where(monkeypatch, wanted):
     whole = sampling.sample_batch
 
@@ -79,7 +94,7 @@ def test_a_second_look_that_fails_for_both_networks_leaves_the_verdict_of_one_st
 
 
 def test_a_network_that_fails_with_a_fresh_seed_has_collapsed(begun, history, monkeypatch):
-    tonight = night(history, begun / "worse.yaml", "usual", code=3)["scores"][0]["weights_sha256"]
+    tonight = weights_sha256(weights_file(begun / "worse"))
     nan_where(monkeypatch, lambda job: job.settings.seed != 0 and job.metadata["weights_sha256"] == tonight)
     found = night(history, begun / "worse.yaml", "2", code=3)
     assert {cell["result"] for cell in found["comparison"]["cells"]} == {"collapsed"}
@@ -133,8 +148,8 @@ def test_a_cell_that_fails_is_red_although_the_baseline_lacks_it(begun, history,
     assert (history / "nights/2/junit.xml").read_text().count("<failure") == 2
 
 
-def test_a_baseline_that_is_replaced_while_a_night_is_interrupted_gets_canaries_of_its_own(begun, history, monkeypatch):
-    night(history, begun / "nearby.yaml", "2")
+def test_a_baseline_that_is_replaced_while_a_night_is_interrupted_gets_canaries_of_its_own(begun, later, monkeypatch):
+    history = later
     with monkeypatch.context() as patch:
         patch.setattr(night_module, "judge_night", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -181,8 +196,8 @@ def test_a_fault_in_reading_samples_is_red_because_the_baselines_network_denies_
     assert "the baseline's network has FID" in found["comparison"]["rule"]
 
 
-def test_a_record_of_the_scorer_that_was_damaged_is_no_record(begun, history):
-    night(history, begun / "nearby.yaml", "2")
+def test_a_record_of_the_scorer_that_was_damaged_is_no_record(later):
+    history = later
     (history / "nights/2/run/scorer.json").write_text("x")
     shown, _ = taugrid("compare", history / "nights/2/run", history / "baseline.json")
     assert shown.startswith("➖")
@@ -206,14 +221,14 @@ def test_numbers_that_are_none_are_refused(begun, history, option, value):
     assert not (history / "nights/2").exists()
 
 
-def test_a_distance_that_was_accepted_is_kept_by_the_next_baseline(begun, history):
+def test_a_distance_that_was_accepted_is_kept_by_the_next_baseline(later):
+    history = later
     path = history / "baseline.json"
     value = json.loads(path.read_text())
     value.pop("sha256")
     for cell in value["cells"]:
         cell["distances"] = {"a-b": 1.5}
     write_sealed(path, value)
-    night(history, begun / "nearby.yaml", "2")
     accept(history, "2")
     cells = json.loads(path.read_text())["cells"]
     assert [cell["distances"] for cell in cells] == [{"a-b": 1.5}] * CELLS

@@ -21,7 +21,7 @@ from taugrid.orchestrator.nightly.write import SCHEMA
 from taugrid.orchestrator.plan import patterns
 from taugrid.storage import open_place
 
-pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
 
 def night(history, config, name, *options, code=0):
@@ -54,18 +54,31 @@ def started(begun, tmp_path):
     return tmp_path / "history"
 
 
+@pytest.fixture(scope="module")
+def judged(begun):
+    """A history with a second night, which is worse, and its verdict."""
+    history = shutil.copytree(begun / "history", begun / "judged")
+    return history, night(history, begun / "worse.yaml", "2", code=3)
+
+
+@pytest.fixture
+def after_worse(judged, tmp_path):
+    """A copy of that history."""
+    return shutil.copytree(judged[0], tmp_path / "judged")
+
+
 def test_the_same_weights_are_an_identical_night(begun, started):
     found = night(started, begun / "old.yaml", "2")
     assert found["result"] == "identical"
     assert found["comparison"]["critical"] is None
 
 
-def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(begun, started):
-    found = night(started, begun / "worse.yaml", "2", code=3)
+def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(judged):
+    started, found = judged
     assert found["result"] == "worse"
     assert "two stages: the usual seeds single out 4 of 4 cells at 0.1" in found["comparison"]["rule"]
     fresh = {json.loads(path.read_text())["cell"] for path in (started / "nights/2/fresh/scores").glob("*.json")}
-    assert len(fresh) == 2 * CELLS, "both networks were sampled anew"
+    assert len(fresh) == 2 * CELLS, "both networks were sampled again"
     seeds = {name.parent.name for name in (started / "nights/2/fresh/samples").rglob("*.parquet")}
     assert not seeds & {path.name for path in (started / "nights/2/run/samples").iterdir()}
     usual = night_row(started, "2")
@@ -116,10 +129,9 @@ def test_without_the_baselines_weights_there_is_one_stage_and_it_says_why(begun,
     assert "sampler not checked: the baseline's network can't be sampled" in shown.lower()
 
 
-def test_undecided_cells_are_grown_and_alpha_is_split(begun, started):
-    """The margin is what the usual seeds measure for the first cell, so that nobody can say whether it is exceeded."""
-    found = night(started, begun / "worse.yaml", "measured", code=3)
-    first = found["comparison"]["cells"][0]
+def test_undecided_cells_are_grown_and_alpha_is_split(begun, started, judged):
+    """The margin is what the usual seeds measure for the first cell, so no test can tell whether it is exceeded."""
+    first = judged[1]["comparison"]["cells"][0]
     margin = (first["fid"] - first["baseline_fid"]) / first["baseline_fid"]
     once = night(started, begun / "worse.yaml", "2", "--margin", margin, code=None)
     undecided = [cell for cell in once["comparison"]["cells"] if cell["result"] == "undecided"]
@@ -144,11 +156,10 @@ def test_a_cell_that_has_the_n_to_grow_to_keeps_its_usual_seeds(begun, tmp_path)
     assert grown["cells"][1]["difference"] == pytest.approx(large["fid"] - large["baseline_fid"], rel=1e-12)
 
 
-def test_the_same_night_again_changes_nothing(begun, started):
-    first = night(started, begun / "worse.yaml", "2", code=3)
-    before = every_file(started)
-    assert night(started, begun / "worse.yaml", "2", code=3) == first
-    assert every_file(started) == before
+def test_the_same_night_again_changes_nothing(begun, after_worse, judged):
+    before = every_file(after_worse)
+    assert night(after_worse, begun / "worse.yaml", "2", code=3) == judged[1]
+    assert every_file(after_worse) == before
 
 
 def test_a_complete_night_does_not_answer_for_another_model(begun, started, tmp_path):
@@ -181,9 +192,8 @@ def test_a_kill_between_verdict_and_history_is_mended_by_the_same_command(begun,
     assert every_file(started) == whole
 
 
-def test_a_night_killed_ten_times_is_one_complete_night(begun, started, monkeypatch):
+def test_a_night_killed_ten_times_is_one_complete_night(begun, started, judged, monkeypatch):
     """Ctrl-C at a random job of the night, or in the second look; then the command is given once more."""
-    undisturbed = night(started, begun / "worse.yaml", "undisturbed", code=3)
     draw, give = random.Random(5), PoolHere.give
     left = 0
 
@@ -207,9 +217,9 @@ def test_a_night_killed_ten_times_is_one_complete_night(begun, started, monkeypa
     monkeypatch.setattr(PoolHere, "give", give)
     found = night(started, begun / "worse.yaml", "2", code=3)
     assert pd.read_parquet(started / "history.parquet").groupby("night").size()["2"] == CELLS
-    assert [cell["fid"] for cell in found["comparison"]["cells"]] == [
-        cell["fid"] for cell in undisturbed["comparison"]["cells"]
-    ]
+    names = ("fid", "judged_fids", "difference", "t")
+    for cell, undisturbed in zip(found["comparison"]["cells"], judged[1]["comparison"]["cells"], strict=True):
+        assert [cell[name] for name in names] == [undisturbed[name] for name in names]
 
 
 def test_an_unfinished_night_is_continued_by_the_next_call(begun, started, monkeypatch):
@@ -225,10 +235,11 @@ def test_an_unfinished_night_is_continued_by_the_next_call(begun, started, monke
     assert "night yesterday was not finished; it is continued" in told
 
 
-def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, tmp_path, monkeypatch):
+@pytest.mark.parametrize("jobs", [0, 5], ids=["before its first sample", "later"])
+def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, tmp_path, monkeypatch, jobs):
     network = checkpoint(tmp_path / "latest")
     config = write_config(tmp_path / "latest.yaml", network)
-    give, left = PoolHere.give, 5
+    give, left = PoolHere.give, jobs
 
     def dies(pool, worker, job, key):
         nonlocal left
@@ -242,6 +253,10 @@ def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, 
         with pytest.raises(KeyboardInterrupt):
             night(started, config, "yesterday")
     checkpoint(network, 1e-4)
+    if jobs:
+        _, told = taugrid("nightly", config, "--history", started, "--id", "yesterday", code=2)
+        assert "give --id NAME for another night" in told
+        assert "--out" not in told
     out, told = taugrid("nightly", config, "--history", started, "--json")
     assert json.loads(out)["night"] != "yesterday"
     assert "its checkpoint or config has changed" in told
@@ -350,7 +365,8 @@ def test_custom_networks_have_two_stages_too(tmp_path, monkeypatch, asked_here):
     assert found["comparison"]["cells"][0]["seeds"] == "fresh"
 
 
-def test_old_images_are_removed_and_count_as_done(begun, started):
+def test_old_images_are_removed_and_count_as_done(begun, started, reported):
+    taugrid("report", started / "nights/1/run")
     night(started, begun / "old.yaml", "2", "--keep-images", 1)
     root = started / "nights/1/run"
     assert not list(root.glob("samples/*/*.parquet"))
@@ -376,20 +392,20 @@ def test_a_damaged_record_of_removed_images_is_no_record(begun, started):
     assert "missing" in taugrid("verify", root, code=1)[0]
 
 
-def test_history_is_documented_and_read_by_pandas_and_duckdb(begun, started, rendered):
-    night(started, begun / "worse.yaml", "2", code=3)
-    path = started / "history.parquet"
+def test_history_is_documented_and_read_by_pandas_and_duckdb(after_worse, rendered):
+    taugrid("report", after_worse)
+    path = after_worse / "history.parquet"
     assert pq.read_schema(path).equals(SCHEMA, check_metadata=True)
     assert all(field.metadata[b"about"] for field in pq.read_schema(path))
     counted = duckdb.sql(f"select night, count(*), max(t) from '{path}' group by night order by night").fetchall()
     assert [(name, count) for name, count, _ in counted] == [("1", CELLS), ("2", CELLS)]
     assert counted[1][2] > 3
-    assert (started / "trend.png").stat().st_size > 10_000
-    assert (started / "trend.svg").exists()
+    assert (after_worse / "trend.png").stat().st_size > 10_000
+    assert (after_worse / "trend.svg").exists()
 
 
 def test_two_at_once_do_not_corrupt_a_history(begun, started, monkeypatch):
-    """The second is refused while the first is at work, and nothing of the first is lost."""
+    """The second is refused while the first is running, and nothing of the first is lost."""
     give, refusals = PoolHere.give, []
 
     def with_a_rival(pool, worker, job, key):
@@ -399,7 +415,7 @@ def test_two_at_once_do_not_corrupt_a_history(begun, started, monkeypatch):
 
     monkeypatch.setattr(PoolHere, "give", with_a_rival)
     night(started, begun / "old.yaml", "2")
-    assert "at work" in refusals[0]
+    assert "is running" in refusals[0]
     assert sorted(set(pd.read_parquet(started / "history.parquet").night)) == ["1", "2"]
 
 
@@ -441,7 +457,7 @@ def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(b
     assert not (started / "nights/2/run/samples").exists()
 
 
-def test_a_history_in_a_bucket(begun, s3):
+def test_a_history_in_a_bucket(begun, s3, reported):
     """Two nights and a baseline in a bucket: the same results as in a folder, and images of the first are removed."""
     history, one = f"s3://{s3.bucket()}/nights", ("--set", "grid={steps: [2], eta: [0.0]}")
     night(history, begun / "old.yaml", "1", *one)

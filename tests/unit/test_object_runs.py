@@ -20,8 +20,8 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.ledger import MOST_SUPERSEDED, Ledger
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.verification.verify import verify
 from taugrid.orchestrator.view.inspection import describe
+from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing, requests
 from taugrid.storage.objects import ObjectStorage
 from taugrid.workers.content import verified_copy
@@ -277,6 +277,21 @@ def test_events_and_logs_name_objects_by_their_urls(opened, bucket):
     log = run._log("task", f"RuntimeError: {root}/samples/x: planted")
     for path in (run._events.path, log):
         assert f"{rundir.shown}/samples/x: planted" in storage.read(path).decode()
+
+
+@pytest.mark.parametrize(("status", "is_ours"), [(503, True), (409, False)])
+def test_a_file_with_our_bytes_is_ours_only_if_an_answer_may_have_been_lost(
+    bucket, s3, tmp_path, monkeypatch, status, is_ours
+):
+    """409 says that the request did nothing; after 503 it may have been done."""
+    quick_retries(monkeypatch)
+    root, storage = bucket
+    put(storage, root / "file", b"x")
+    (tmp_path / "finished").write_bytes(b"x")
+    answers = [(status, "SlowDown")]
+    with s3.refusing(lambda method, path: answers.pop() if answers and method == "PUT" else None):
+        assert storage.commit(root / "file", tmp_path / "finished") is is_ours
+    assert answers == []
 
 
 # Other stores

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
-pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
 FEWER = {"grid": {"steps": [2], "eta": [0.0]}}
 

@@ -8,11 +8,11 @@ import pytest
 
 from taugrid.config import Config, validate
 from taugrid.orchestrator.cli.text import plan_text
-from taugrid.orchestrator.dry_run.describe import describe_plan
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.shard_sizes import HEARD_SECONDS, LongShards, longest_shard, too_few_shards
+from taugrid.orchestrator.view.dry_run import describe_plan
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 

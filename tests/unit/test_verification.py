@@ -17,9 +17,9 @@ from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.verification.next_steps import in_words, next_steps, remarks, unfinished_in_words
-from taugrid.orchestrator.verification.verify import NOT_SAMPLED, verify
+from taugrid.orchestrator.view.diagnosis import in_words, next_steps, remarks, unfinished_in_words
 from taugrid.orchestrator.view.inspection import compare, describe
+from taugrid.orchestrator.view.verify import NOT_SAMPLED, verify
 from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 

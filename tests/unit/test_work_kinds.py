@@ -27,7 +27,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.verification.verify import verify
+from taugrid.orchestrator.view.verify import verify
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Probe, Worker
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from taugrid.errors import CustomCodeError
+from taugrid.errors import CustomCodeError, joined_lines
 
 ANSWER = "taugrid's answer: "
 """How the line with the answer begins. The user's code may print other lines before and after it."""
@@ -91,7 +91,7 @@ def main() -> None:
         fields = asdict(find(function)(**json.loads(arguments)))
     except Exception as error:
         traceback.print_exc()
-        text = " ".join(str(error).split())
+        text = joined_lines(error)
         sys.exit(text if isinstance(error, CustomCodeError) else f"{type(error).__name__}: {text[:LONGEST_REASON]}")
     print(f"\n{ANSWER}{json.dumps(fields)}")
 

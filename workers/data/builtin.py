@@ -15,7 +15,6 @@ DIGITS_FOR_TRAINING = DATASETS["digits"].num_images["train"]
 """The rest is by other writers, for the images are sorted by who wrote them."""
 
 DRAWN_IMAGES = 10_000
-"""Images of a distribution's data set."""
 
 
 def read_digits(data: Data) -> NDArray[np.uint8]:

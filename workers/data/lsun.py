@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from taugrid.config import Data
-from taugrid.errors import DamagedFile, UserError
+from taugrid.errors import DamagedFile, UserError, joined_lines
 from taugrid.workers.data.decoding import EncodedDataset
-from taugrid.workers.data.picture import EncodedImage, Picture, Reader, one_line
+from taugrid.workers.data.picture import EncodedImage, Picture, Reader
 from taugrid.workers.data.places import MissingImages, root_of
 
 
@@ -61,10 +61,9 @@ def _lmdb_values(folder: Path) -> Iterator[EncodedImage]:
 
 
 def _decode(image: EncodedImage) -> Picture:
-    """LSUN's images are WebP."""
     try:
         with Image.open(io.BytesIO(image.data), formats=("WEBP", "JPEG", "PNG")) as picture:
             pixels = np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DamagedFile(f"{image.name} can't be decoded: {one_line(error)}") from None
+        raise DamagedFile(f"{image.name} can't be decoded: {joined_lines(error)}") from None
     return Picture(image.name, pixels.transpose(2, 0, 1), lossy=True)

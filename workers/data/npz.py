@@ -13,8 +13,8 @@ from typing import IO
 
 import numpy as np
 
-from taugrid.errors import DamagedFile
-from taugrid.workers.data.picture import IMAGES_AT_ONCE, Picture, Reader, SourceError, one_line
+from taugrid.errors import DamagedFile, joined_lines
+from taugrid.workers.data.picture import IMAGES_AT_ONCE, Picture, Reader, SourceError
 
 NPZ_IMAGES = "arr_0"
 """The name that numpy.savez gives to its first array. guided-diffusion writes its samples under it."""
@@ -54,7 +54,7 @@ def _damage(path: Path) -> Iterator[None]:
     except SourceError:
         raise
     except NPZ_ERRORS as error:
-        raise DamagedFile(f"{path} is not a complete .npz: {one_line(error)}") from None
+        raise DamagedFile(f"{path} is not a complete .npz: {joined_lines(error)}") from None
 
 
 def _header(path: Path) -> tuple[list[str], tuple[int, ...]]:

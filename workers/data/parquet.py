@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from taugrid.config import Data
 from taugrid.config.model import is_hub_id
-from taugrid.errors import DamagedFile, NotHere, UserError
+from taugrid.errors import DamagedFile, NotHere, UserError, joined_lines
 from taugrid.workers import hub
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.folder import below, files, fits
-from taugrid.workers.data.picture import IMAGES_AT_ONCE, EncodedImage, Reader, SourceError, decode, one_line
+from taugrid.workers.data.picture import IMAGES_AT_ONCE, EncodedImage, Reader, SourceError, decode
 from taugrid.workers.data.places import root_of
 
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*")
@@ -162,7 +162,7 @@ def _table(path: str) -> Table:
             ours = b"taugrid" in (schema.metadata or {}) and "index" in schema.names
             index = file.read(columns=["index"]).column("index").to_numpy() if ours and rows else None
     except (pa.ArrowException, OSError) as error:
-        raise DamagedFile(f"{path} can't be read: {one_line(error)}") from None
+        raise DamagedFile(f"{path} can't be read: {joined_lines(error)}") from None
     ends = None if index is None else (int(index[0]), int(index[-1]))
     if index is not None and (np.diff(index) != 1).any():
         at = int(np.flatnonzero(np.diff(index) != 1)[0])
@@ -210,7 +210,7 @@ def _rows(tables: Sequence[Table], first: int) -> Iterator[EncodedImage]:
                         encoded = zip(numbers, column.to_pylist(), strict=True)
                         yield from (_encoded(table, number, data) for number, data in encoded if number >= skipped)
         except (pa.ArrowException, OSError) as error:
-            raise DamagedFile(f"{table.path} can't be read: {one_line(error)}") from None
+            raise DamagedFile(f"{table.path} can't be read: {joined_lines(error)}") from None
 
 
 def _encoded(table: Table, row: int, data: bytes | None) -> EncodedImage:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from taugrid.errors import DamagedFile
+from taugrid.errors import DamagedFile, joined_lines
 from taugrid.threads import decoded, unchanged
 
 IMAGES_AT_ONCE = 32
@@ -71,13 +71,8 @@ def decode(image: EncodedImage) -> Picture:
                 mode = f"16-bit {mode.removesuffix(';16')}"
             pixels = np.asarray(picture) if mode in ("L", "RGB") else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is neither PNG nor JPEG" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        reason = "it is neither PNG nor JPEG" if isinstance(error, UnidentifiedImageError) else joined_lines(error)
         raise DamagedFile(f"{name} can't be decoded: {reason}") from None
     if pixels is None:
         raise SourceError(f"{name} must be 8-bit grey (L) or RGB, not {mode} (Pillow's mode): convert it first")
     return Picture(name, pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), lossy)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's text without line breaks."""
-    return " ".join(str(error).split())

@@ -5,7 +5,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from taugrid.config import Data
-from taugrid.errors import NotHere, UserError
+from taugrid.errors import NotHere, UserError, joined_lines
 from taugrid.storage import user_cache
 from taugrid.workers.data.decoding import locked
 
@@ -30,12 +30,10 @@ def default_root() -> Path:
 
 
 def decoded_folder() -> Path:
-    """The folder where decoded images are kept."""
     return user_cache() / "decoded"
 
 
 def root_of(data: Data) -> Path:
-    """The folder that holds the files of `data`."""
     return default_root() if data.root is None else Path(data.root)
 
 
@@ -48,5 +46,5 @@ def download(name: str, root: Path) -> None:
             getattr(datasets, name)(str(root), download=True)
     except Exception as error:  # urllib's, gdown's, requests', torchvision's or the operating system's
         raise UserError(
-            f"data: {name} can't be downloaded to {root}: {type(error).__name__}: {' '.join(str(error).split())}"
+            f"data: {name} can't be downloaded to {root}: {type(error).__name__}: {joined_lines(error)}"
         ) from error

@@ -12,6 +12,7 @@ from taugrid.errors import NotHere, UserError
 from taugrid.hashing import file_sha256, json_sha256
 from taugrid.jobs import SavedUnet
 from taugrid.storage import LOCAL, Storage
+from taugrid.words import listed
 from taugrid.workers import hub
 from taugrid.workers.network.scheduler import read_scheduler
 
@@ -24,7 +25,6 @@ FOLDERS = ("", "unet/", "unet_raw/", "scheduler/")
 """Where a repository may hold the files of a network or a pipeline."""
 
 MOST_NAMED = 3
-"""How many names a message lists at most."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class Checkpoint:
     raw_folder: str | None = None
     """The folder of the network before averaging, in pipelines that taugrid trained."""
     commit: str | None = None
-    """The commit of the repository on the hub."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -194,7 +193,7 @@ def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
     except (FileNotFoundError, NotADirectoryError):
         suffixes = {".safetensors", ".bin", ".ckpt", ".pt", ".pth"}
         others = [other.name for other in storage.list(path.parent, "*") if other.suffix in suffixes]
-        there = f", only {', '.join(others[:MOST_NAMED])}" if others else ""
+        there = f", only {listed(others, MOST_NAMED)}" if others else ""
         raise NotHere(
             f"there is no {path}{there}; a model's weights must be in this one file, as diffusers' save_pretrained "
             "writes it without a variant"

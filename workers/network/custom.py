@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taugrid.errors import CustomCodeError
+from taugrid.errors import CustomCodeError, joined_lines
 from taugrid.jobs import CustomNetwork
 from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
@@ -101,7 +101,7 @@ def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor) -> Tensor:
         output = network(x, t)
     except IndexError as error:
         raise CustomCodeError(
-            f"the network of {name} fails at the time indices {t.tolist()} ({' '.join(str(error).split())}); set "
+            f"the network of {name} fails at the time indices {t.tolist()} ({joined_lines(error)}); set "
             "diffusion.timesteps to the number of time steps that it was trained with"
         ) from error
     if not output.isfinite().all():

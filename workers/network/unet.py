@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from taugrid.config import Diffusion, Unet
-from taugrid.errors import WrongWeights
+from taugrid.errors import WrongWeights, joined_lines
 from taugrid.jobs import SavedUnet
 from taugrid.storage import Storage
 from taugrid.words import listed
@@ -129,7 +129,7 @@ def _from_folder(private: Path, folder: Path) -> UNet2DModel:
             output_loading_info=True,
         )
     except ValueError as error:
-        raise WrongWeights(f"{folder}/config.json is not a UNet2DModel's: {' '.join(str(error).split())}") from error
+        raise WrongWeights(f"{folder}/config.json is not a UNet2DModel's: {joined_lines(error)}") from error
     shapes = [f"{name} {list(theirs)}, not {list(ours)}" for name, theirs, ours in found["mismatched_keys"]]
     wrong = {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "of another shape": shapes}
     faults = [f"{fault}: {listed(sorted(names), MOST_NAMED)}" for fault, names in wrong.items() if names]

@@ -1,9 +1,11 @@
-"""What to do about each thing that `verify` found."""
+"""What `verify` says: each problem with what to do about it, and the verdict."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taugrid.errors import UserError
 from taugrid.eval.sources import part_bounds
@@ -13,7 +15,7 @@ from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.lease import Lease
-from taugrid.orchestrator.verification.verify import NOT_SAMPLED, NOT_SCORED, NOT_TRAINED
+from taugrid.orchestrator.view.verify import NOT_SAMPLED, NOT_SCORED, NOT_TRAINED, Verified
 from taugrid.orchestrator.work import work_kinds
 from taugrid.storage import read_json
 from taugrid.words import counted
@@ -34,7 +36,6 @@ UNUSED = "the present config does not use it; delete it"
 
 
 def next_steps(damages: Sequence[Damage], run: Run) -> list[NextStep]:
-    """What to do about each damage, in their order."""
     plan, rundir = run.plan, run.rundir
     unused = _unused(damages, run) | _of_other_cells(damages, plan, rundir)
     planned = {rundir.sample_part(cell, shard) for cell in plan.cells for shard in cell.shards}
@@ -138,3 +139,58 @@ def in_words(steps: Sequence[NextStep]) -> list[str]:
     if len(set(commands)) == 1 and len(commands) == len(steps):
         return [f"`{commands[0]}` solves {'all of them' if len(steps) > 1 else 'it'}"]
     return [f"`{each}` solves {commands.count(each):,} of them" for each in dict.fromkeys(commands)]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    run: Run
+    images: int
+    """How many were decoded."""
+    verified: Verified
+
+    @cached_property
+    def _steps(self) -> list[NextStep]:
+        return next_steps(self.verified.damages, self.run)
+
+    @cached_property
+    def damaged(self) -> list[dict[str, Any]]:
+        """Each problem: the file, the cell that it is of, what is wrong, and what to do."""
+        return [
+            {
+                "path": (shown := self.run.rundir.relative(damage.path)),
+                "of": self.run.plan.label_in(shown),
+                "reason": damage.reason,
+                "next": step.command or step.words,
+            }
+            for damage, step in zip(self.verified.damages, self._steps, strict=True)
+        ]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        rundir = self.run.rundir
+        lacking = [{"path": rundir.relative(one.path), "reason": one.reason} for one in self.verified.unfinished]
+        return {"dir": rundir.shown, "images": self.images, "damaged": self.damaged, "unfinished": lacking}
+
+    @property
+    def problems(self) -> list[str]:
+        lines = []
+        for damage, step in zip(self.damaged, self._steps, strict=True):
+            more = f"; {step.words}" if step.words not in damage["reason"] else ""
+            of = f" ({damage['of']})" if damage["of"] else ""
+            lines.append(f"{damage['path']}{of}: {damage['reason']}{more}")
+        return lines
+
+    @property
+    def verdict(self) -> str:
+        """How much was looked at, and whether all is well."""
+        intact = "what is there is intact" if self.verified.unfinished else "everything is intact"
+        verdict = f"{counted(len(self.damaged), 'problem')} found" if self.damaged else intact
+        removed = sum(self.run.rundir.has_removed_images(cell) for cell in self.run.plan.cells)
+        of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""
+        return f"{counted(self.images, 'image')} decoded{of_removed}; {verdict}"
+
+    @property
+    def advice(self) -> list[str]:
+        """The commands that solve the problems, what is left to make, and what else is worth knowing."""
+        rundir = self.run.rundir
+        return [*in_words(self._steps), *unfinished_in_words(self.verified.unfinished, rundir), *remarks(rundir)]

@@ -1,15 +1,18 @@
-"""Resolves sections: fills in what they leave open, and refuses what the mathematics rules out."""
+"""Sections of a config as cells and models take them: resolved, checked against the mathematics, and as they enter ids.
 
-from collections.abc import Mapping
+What enters ids must never change: tests/unit/test_grid.py pins some.
+"""
+
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
 
-from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Diffusion, Sample, Train
+from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, Sample, Section, Train, Unet
 from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
 from taugrid.workers import schedules
-from taugrid.workers.samplers.sampler import find
+from taugrid.workers.samplers.sampler import code, find
 
 SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
 """`sample` as it is resolved if a config sets nothing."""
@@ -64,7 +67,6 @@ def _require_signal(diffusion: Diffusion) -> None:
 
 
 def check_loss_weights(train: Train, diffusion: Diffusion) -> None:
-    """Raise `UserError` if Theorem 1 has no weights for these settings."""
     if train.loss_weights is not None:
         try:
             schedules.gamma(train.loss_weights, schedules.alpha_bar(diffusion))
@@ -98,3 +100,55 @@ def times(settings: Sample, diffusion: Diffusion) -> tuple[int, ...]:
         return find(settings.sampler).tau(settings, schedules.process(diffusion))
     except ValueError as error:
         raise UserError(f"sample.steps, sample.spacing: {error}") from None
+
+
+NOT_IDENTITY = {
+    "data": {"root", "download"},
+    "train": {"workers", "checkpoint_every", "tensorboard"},
+    "sample": {"num_samples"},
+}
+"""Keys that do not change a result (`num_samples` only extends it)."""
+
+NOT_CELLS = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
+"""The same, as keys of a grid."""
+
+TRAIN_DEFAULTS = Train(seed=0)
+
+Fingerprint = Callable[[Data], str]
+"""Like `workers.data.load.content_fingerprint`."""
+
+
+def diffusion_identity(diffusion: Diffusion) -> dict[str, Any]:
+    return _differing(diffusion, DIFFUSION_DEFAULTS)
+
+
+def unet_identity(unet: Unet) -> dict[str, Any]:
+    return _differing(unet, Unet())
+
+
+def train_identity(train: Train) -> dict[str, Any]:
+    return _differing(train, TRAIN_DEFAULTS, NOT_IDENTITY["train"])
+
+
+def sample_identity(settings: Sample) -> dict[str, Any]:
+    """The keys of a resolved `sample` that differ from the defaults and change images, and a foreign sampler's code."""
+    foreign = code(settings.sampler)
+    differing = _differing(settings, SAMPLE_DEFAULTS, NOT_IDENTITY["sample"])
+    return differing if foreign is None else differing | {"sampler_code": foreign}
+
+
+def data_identity(data: Data, fingerprint: Fingerprint) -> dict[str, Any]:
+    """The training data's identity: the keys of a published data set, or else the images."""
+    if not data.dataset.is_published:
+        return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data)}
+    return _differing(data.in_ids, Data(), NOT_IDENTITY["data"])
+
+
+def _differing(section: Section, defaults: Section, without: Set[str] = frozenset()) -> dict[str, Any]:
+    values, base = section.model_dump(mode="json"), defaults.model_dump(mode="json")
+    differing = {key: value for key, value in values.items() if key not in without and value != base[key]}
+    for key in differing:
+        inner = getattr(section, key)
+        if isinstance(inner, Section):  # its defaults must stay out too, because it may gain keys
+            differing[key] = inner.model_dump(mode="json", exclude_defaults=True)
+    return differing

@@ -1,1 +1,0 @@
-"""What `taugrid plan` says of a run before it is started."""

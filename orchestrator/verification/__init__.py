@@ -1,1 +1,0 @@
-"""`taugrid verify`: whether a run directory is whole, and what to do where it is not."""

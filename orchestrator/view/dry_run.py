@@ -1,0 +1,263 @@
+"""What `taugrid plan` says: what a run would do, lack and replace. Nothing is started or downloaded."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from taugrid.config import Config, Data
+from taugrid.errors import DamagedFile, UserError
+from taugrid.eval.reference import reference_of_moments
+from taugrid.eval.reference_names import images_in_words, resolve_reference
+from taugrid.eval.sources import nothing_there
+from taugrid.grids.names import in_yaml
+from taugrid.orchestrator.dispatch import capacity
+from taugrid.orchestrator.plan.cells import Model, Plan
+from taugrid.orchestrator.plan.evaluation import (
+    Foreseen,
+    foreseen,
+    name_and_dimensions,
+    singular_samples,
+    too_few_samples,
+)
+from taugrid.orchestrator.rates import Waiting, seconds_left
+from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
+from taugrid.orchestrator.report.up_to_date import RequestedScores
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
+from taugrid.orchestrator.view.inspection import describe
+from taugrid.storage import read_json
+from taugrid.workers.data.cifar import FIDELITY_NAMES
+from taugrid.workers.data.load import require_files
+from taugrid.workers.data.places import MissingImages
+
+
+def describe_plan(run: Run) -> dict[str, Any]:
+    """What `describe` says, with remarks on what a run would lack, leave without error bars, or replace.
+
+    Raises:
+        UserError: if there is no such extractor.
+    """
+    config, plan, rundir = run.config, run.plan, run.rundir
+    described = describe(run)
+    described |= _on_workers(config, plan, described)
+    told, extractor = described["remarks"], foreseen(config, rundir.extractor)
+    untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
+    return described | {
+        "remarks": [
+            *told,
+            *(line for line in missing_images(config, untrained) if not any(line in said for said in told)),
+            *_about_extractor(config, plan, extractor),
+            *_other_shapes(config, plan),
+            *other_features(config, extractor),
+            *replaced_tables(run),
+            *(_fit(run, described) if described["network_evaluations_remaining"] else []),
+            *_about_replicates(plan, described),
+        ]
+    }
+
+
+def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> list[str]:
+    """That its weights are missing, and that N is too small for error bars with as many features."""
+    name, dimensions, lacks = extractor
+    said = [] if lacks is None else [lacks]
+    if dimensions is None or "fid" not in config.evaluate.metrics:
+        return said
+    said += singular_samples(plan, dimensions)
+    small, least = too_few_samples(plan, dimensions)
+    if small:
+        more = f" (and {len(small) - 1} larger)" if len(small) > 1 else ""
+        said.append(
+            f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {least} if "
+            f"all {dimensions} features of {name} vary"
+        )
+    return said
+
+
+def _other_shapes(config: Config, plan: Plan) -> list[str]:
+    """That a model makes images of another shape than the reference's, so that they could not be scored."""
+    reference = config.data if config.evaluate.reference is None else config.evaluate.reference
+    if not isinstance(reference, Data):
+        return []
+    others = [m for m in plan.models if m.lacks is None and m.image_shape != reference.image_shape]
+    return [
+        f"{model.called} makes images of {model.image_shape} (channels, height, width), but the reference, "
+        f"{reference.full_name}, has {reference.image_shape}; choose data or evaluate.reference, or only sample"
+        for model in others
+    ]
+
+
+def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:
+    """How a plan's shards fit its workers, as far as that is known without a cluster."""
+    plan, workers = run.plan, _workers(run.config)
+    cells = zip(plan.cells, described["cells"], strict=True)
+    left = replace(plan, cells=tuple(cell for cell, about in cells if about["shards_done"] < about["shards"]))
+    told = [longest_shard(left, described["evaluations_per_second_and_worker"])]
+    if workers is not None:
+        told.append(too_few_shards(plan, workers, bool(run.rundir.committed_cells())))
+    return [said for said in told if said is not None]
+
+
+def _workers(config: Config) -> int | None:
+    """How many workers a run has, as far as that is known without Ray: those configured, or else as many as fit here.
+
+    None: it has a worker for each GPU, and how many torch can use is not known here.
+    """
+    if config.cluster.workers or Path("/proc/driver/nvidia").exists():
+        return config.cluster.workers
+    return int(capacity.available_cpus() // config.cluster.cpus_per_worker)
+
+
+def _on_workers(config: Config, plan: Plan, described: Mapping[str, Any]) -> dict[str, Any]:
+    """How many workers would sample at a time, and the time that they would need; None if that is not known."""
+    rate, workers = described["evaluations_per_second_and_worker"], _workers(config)
+    waiting = list(_waiting(plan, described["cells"], rate)) if rate else []
+    busy = min(workers or 0, sum(group.number for group in waiting))
+    return {
+        "workers_at_a_time": busy or None,
+        "seconds_remaining": round(seconds_left([], waiting, busy), 1) if busy else None,
+    }
+
+
+def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Iterator[Waiting]:
+    """The shards that are left; of a cell that is done in part, they count as equally long."""
+    for cell, about in zip(plan.cells, cells, strict=True):
+        left, done = about["shards"] - about["shards_done"], about["network_evaluations_done"]
+        if not done:
+            yield from (Waiting(1, shard.evaluations / rate) for shard in cell.shards)
+        elif left:
+            yield Waiting(left, (about["network_evaluations"] - done) / left / rate)
+
+
+def _about_replicates(plan: Plan, described: Mapping[str, Any]) -> list[str]:
+    """That settings were trained once, or have unequal numbers of replicates."""
+    said = unequal(plan.cells)
+    if models := compared_trainings(plan):
+        ids = {model.id for model in models}
+        evaluations = sum(cell.network_evaluations for cell in plan.cells if cell.model.id in ids)
+        rate = described["evaluations_per_second_and_worker"]
+        said.append(suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate))
+    return said
+
+
+def missing_images(config: Config, untrained: list[Model]) -> list[str]:
+    """One line for each data set or reference that is not there. Nothing is downloaded or decoded.
+
+    Args:
+        config: its reference is looked for.
+        untrained: models that the run would train, on data that are looked for.
+    """
+    reference = config.data if config.evaluate.reference is None else config.evaluate.reference
+    if isinstance(reference, str):
+        try:
+            reference = resolve_reference(reference).given
+        except UserError as error:
+            return [f"evaluate.reference: {error}"]
+    sections = dict.fromkeys((model.data for model in untrained), "data")
+    if isinstance(reference, Data):
+        sections.setdefault(reference, "data" if reference == config.data else "evaluate.reference")
+    found = [_missing_data(data, section) for data, section in sections.items()]
+    if isinstance(reference, str) and reference not in FIDELITY_NAMES and not Path(reference).exists():
+        found.append(f"evaluate.reference: {nothing_there(reference)}")
+    return [line for line in found if line is not None]
+
+
+def _missing_data(data: Data, section: str) -> str | None:
+    try:
+        require_files(data)
+    except MissingImages as error:
+        return str(error.of(section))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def other_features(config: Config, extractor: Foreseen) -> list[str]:
+    """A line if a run would refuse its file of moments, in the words of the run."""
+    given = config.evaluate.reference
+    try:
+        given = resolve_reference(given).given if isinstance(given, str) else None
+    except UserError:
+        return []  # `missing_images` says it
+    if not isinstance(given, str):
+        return []
+    try:
+        if (reference := reference_of_moments(given)) is not None:
+            reference.require_same_features(extractor.name, extractor.dimensions, config.evaluate.precision)
+    except (ValueError, DamagedFile) as error:
+        return [f"evaluate.reference: {error}"]
+    return []
+
+
+NOT_CONTENT = {"root", "download"}
+"""Keys of `data` that say where images are, not which."""
+
+
+def replaced_tables(run: Run) -> list[str]:
+    """A line for each reason why tables/ would be replaced; empty if there are none yet, or nothing changes.
+
+    A reference whose files have changed is not noticed: that would mean reading them.
+    """
+    config, rundir = run.config, run.rundir
+    tables, before = (read_json(path, rundir.storage) for path in (rundir.tables / "quality.json", rundir.config))
+    if not isinstance(tables, dict) or not tables.get("protocols") or not isinstance(before, dict):
+        return []
+    *_, protocol = tables["protocols"].values()
+    told = [
+        _reference(config, before, protocol["reference"]),
+        _extractor(config, protocol["extractor"]["name"]),
+        _num_samples(run.plan, tables["rows"]),
+        _metrics(RequestedScores(config, rundir), protocol),
+    ]
+    return [line for line in told if line is not None]
+
+
+def _reference(config: Config, before: Mapping[str, Any], scored_against: Mapping[str, Any]) -> str | None:
+    given = config.data if config.evaluate.reference is None else config.evaluate.reference
+    evaluate = before.get("evaluate") or {}
+    old = evaluate.get("reference") or before.get("data")
+    now = given.model_dump(mode="json") if isinstance(given, Data) else given
+    section = "data" if config.evaluate.reference is None and not evaluate.get("reference") else "evaluate.reference"
+    changed = _changed(section, old, now)
+    if not changed:
+        return None
+    return f"{', '.join(changed)}: this replaces tables scored against {images_in_words(scored_against)}"
+
+
+def _changed(section: str, old: Any, now: Any) -> list[str]:
+    """What differs between two references, as "key: old -> new"."""
+    if not isinstance(old, Mapping) or not isinstance(now, Mapping):
+        return [] if old == now else [f"{section}: {_called(old)} -> {_called(now)}"]
+    keys = [key for key in now if key not in NOT_CONTENT and old.get(key) != now[key]]
+    return [f"{section}.{key}: {in_yaml(old.get(key))} -> {in_yaml(now[key])}" for key in keys]
+
+
+def _called(reference: Any) -> str:
+    """A reference in short: a data set and its split, or what the config has."""
+    return f"{reference.get('name')}/{reference.get('split')}" if isinstance(reference, Mapping) else in_yaml(reference)
+
+
+def _extractor(config: Config, before: str) -> str | None:
+    name, _ = name_and_dimensions(config)
+    if name == before:
+        return None
+    return f"evaluate.extractor: this replaces tables scored with {before}; the new ones use {name}"
+
+
+def _metrics(asked: RequestedScores, protocol: Mapping[str, Any]) -> str | None:
+    changed = asked.changed_metrics(protocol, protocol["num_samples"])
+    if not changed:
+        return None
+    said = ", ".join(f"evaluate.{key}: {in_yaml(old)} -> {in_yaml(now)}" for key, (old, now) in changed.items())
+    return f"{said}: this replaces the scores in the tables; images are kept"
+
+
+def _num_samples(plan: Plan, rows: list[Mapping[str, Any]]) -> str | None:
+    scored = {row["cell"]: row["num_samples"] for row in rows}
+    pairs = [(scored[cell.id], cell.settings.num_samples) for cell in plan.cells if cell.id in scored]
+    changed = sorted({before for before, now in pairs if before != now})
+    if not changed:
+        return None
+    now = ", ".join(f"{n:,}" for n in sorted({now for before, now in pairs if before != now}))
+    before = ", ".join(f"{n:,}" for n in changed)
+    return f"sample.num_samples: this replaces tables of N = {before} with tables of N = {now}; images are kept"
