@@ -48,7 +48,7 @@ class ScoreJob(Job):
     reference: ReferenceFiles
     settings: MetricSettings
     header: dict[str, Any]
-    """What is scored, above all its `protocol`; written together with the metrics."""
+    """The cell and its `protocol`; written together with the metrics."""
     notes: tuple[str, ...]
     """Why requested metrics are missing."""
     sample_paths: tuple[str, ...] = ()
@@ -62,12 +62,12 @@ def run(job: ScoreJob, device: Device) -> Result:
         DamagedFile: if a file holds the features of another cell, or can't be read.
         ValueError: if there are fewer features than `num_samples`, or some are not finite.
     """
-    began, chosen = time.perf_counter(), job.settings.chosen
+    began = time.perf_counter()
     scores = score(
         _stream(job, "features"),
-        _stream(job, "logits") if any(metric.needs_logits for metric in chosen) else None,
+        _stream(job, "logits") if job.settings.need("logits") else None,
         job.num_samples,
-        _statistics(job.reference, job.storage) if any(metric.needs_reference for metric in chosen) else None,
+        _statistics(job.reference, job.storage) if job.settings.need("reference") else None,
         job.settings,
         {name: _column(job, name) for name in job.settings.sample_columns},
     )

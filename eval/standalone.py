@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ def evaluate(
             features hold nan or infinity, images have changed meanwhile, or the cache can't be made.
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
-    left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images)
+    left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images, columns=())
     if not left.metrics:
         told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
         raise ValueError(f"none of the metrics can be given ({told})")
@@ -159,7 +159,7 @@ def _statistics(
         for extraction in extracting(given, count, "reference"):
             yield extraction.features.numpy()
 
-    if not any(metric.needs_reference_features for metric in settings.chosen):
+    if not settings.need("reference_features"):
         return of_features(features, count, cache, key)
     if cache is not None:
         return of_feature_files([cached_features(cache, key, count, features)], count, cache, key)
@@ -196,23 +196,19 @@ class Spool:
             yield np.frombuffer(data, np.float32).reshape(-1, self._dimensions)
 
 
-class _Extracted(NamedTuple):
-    features: Stream
-    logits: Stream | None
-    """None if no metric needs them."""
-
-
 @contextmanager
-def _extracted(samples: Source, settings: MetricSettings, extracting: _Extracting) -> Iterator[_Extracted]:
-    """What the metrics need of the samples, within the block."""
+def _extracted(
+    samples: Source, settings: MetricSettings, extracting: _Extracting
+) -> Iterator[tuple[Stream, Stream | None]]:
+    """Features and, if a metric needs them, logits of the samples, within the block."""
     with ExitStack() as stack:
         features = stack.enter_context(Spool())
-        logits = stack.enter_context(Spool()) if any(metric.needs_logits for metric in settings.chosen) else None
+        logits = stack.enter_context(Spool()) if settings.need("logits") else None
         for extraction in extracting(samples, samples.num_images, "samples"):
             features.append(extraction.features.numpy())
             if logits is not None and extraction.logits is not None:
                 logits.append(extraction.logits.numpy())
-        yield _Extracted(features.chunks, None if logits is None else logits.chunks)
+        yield features.chunks, None if logits is None else logits.chunks
 
 
 def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) -> list[str]:

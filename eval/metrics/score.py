@@ -134,8 +134,7 @@ def score(
     Raises:
         ValueError: if streams are shorter or longer than N, or hold nan or infinity.
     """
-    needs_all = any(metric.needs_all_features for metric in settings.chosen)
-    in_memory = loaded(features, num_samples) if needs_all else None
+    in_memory = loaded(features, num_samples) if settings.need("all_features") else None
     stream = features if in_memory is None else lambda: iter((in_memory,))
     inputs = MetricInputs(num_samples, stream, in_memory, logits, reference, settings, columns)
     together = MetricResult({})

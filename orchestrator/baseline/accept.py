@@ -64,7 +64,7 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
 
 
 def _with_distances(snapshot: Snapshot, before: Snapshot) -> Snapshot:
-    """The snapshot with the distances between setups that the baseline which it replaces has accepted."""
+    """The snapshot with the distances between setups that were accepted with the baseline before."""
     known = {new.cell: old.distances for new, old in matched(snapshot, before).pairs}
     cells = (replace(cell, distances={**known.get(cell.cell, {}), **cell.distances}) for cell in snapshot.cells)
     return replace(snapshot, cells=tuple(cells))
@@ -72,9 +72,8 @@ def _with_distances(snapshot: Snapshot, before: Snapshot) -> Snapshot:
 
 def _require_one_recipe(runs: Sequence[Run]) -> None:
     """Raise `UserError` if runs differ in more of their training than its seed, as far as their configs say it."""
-    first, *others = ([_training_of(run), sorted(_diffusions(run))] for run in runs)
-    for run, other in zip(runs[1:], others, strict=True):
-        if other != first:
+    for run in runs[1:]:
+        if _training_of(run) != _training_of(runs[0]):
             raise UserError(
                 f"{run.rundir.shown} is no training of {runs[0].rundir.shown}'s recipe: the sections model, data, "
                 "diffusion or train differ in more than train.seed"
@@ -82,16 +81,12 @@ def _require_one_recipe(runs: Sequence[Run]) -> None:
 
 
 def _training_of(run: Run) -> dict[str, Any]:
-    """What a run's config says of its training without the seed; of a loaded network, nothing."""
+    """A run's training without its seed, from its config; of a loaded network, its diffusion alone."""
     config = run.config.model_dump(mode="json")
     config["train"].pop("seed", None)
-    if run.plan.trained_here:
-        return {section: config[section] for section in ("model", "train", "data")}
-    return {}
-
-
-def _diffusions(run: Run) -> set[str]:
-    return {json_sha256(model.diffusion.model_dump(mode="json")) for model in run.plan.models}
+    sections = ("model", "train", "data") if run.plan.trained_here else ()
+    diffusions = {json_sha256(model.diffusion.recorded) for model in run.plan.models}
+    return {section: config[section] for section in sections} | {"diffusion": diffusions}
 
 
 def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:

@@ -22,8 +22,6 @@ CheckResult = Literal["clean", "changed", "unknown"]
 
 
 class Check(NamedTuple):
-    """What a canary says."""
-
     result: CheckResult
     reason: str = ""
     distance: float | None = None

@@ -51,14 +51,7 @@ def compare_snapshots(
 ) -> BaselineComparison:
     """Judge the cells of `new` that `baseline` has too by the one-stage rule, and check sampler and scorer.
 
-    Args:
-        new: tonight's run.
-        baseline: what it is compared with.
-        gate: margin, alpha, and what must be there.
-        canaries: called for cells with new weights.
-
-    Raises:
-        UserError: if no cell matches, or cells that match were measured in different ways.
+    `canaries` are called for cells with new weights. Raises `UserError` as `matched` does.
     """
     pairs, only_new, only_baseline = matched(new, baseline)
     scorer = check_scorer(new, baseline)
@@ -104,7 +97,6 @@ def _rule(judgement: NightJudgement, alpha: float) -> str:
 
 
 def threshold(critical: float) -> str:
-    """The condition on T, for the rule in words."""
     return f"T > {critical:.2f}"
 
 

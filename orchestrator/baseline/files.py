@@ -54,11 +54,7 @@ SCORER = b"scorer"
 
 
 def snapshot_of(name: str) -> Snapshot:
-    """The snapshot of a run directory or a baseline file, each a path or a URL.
-
-    Raises:
-        UserError: if it is neither, or a baseline file was changed or has lost its Parquet file.
-    """
+    """The snapshot of a run directory or a baseline file, each a path or a URL; `UserError` if it is neither."""
     if is_baseline_file(name) or name.endswith(".parquet"):
         return read_baseline(*open_baseline(name, "BASELINE"))
     if not is_url(name) and not Path(name).is_dir():
@@ -67,16 +63,11 @@ def snapshot_of(name: str) -> Snapshot:
 
 
 def is_baseline_file(name: str) -> bool:
-    """Whether a name is that of a baseline file, and not of a run directory."""
     return name.endswith(".json")
 
 
 def open_baseline(name: str, named: str) -> tuple[Path, Storage]:
-    """The path of a baseline file and its storage; `named` is the option or argument that names it.
-
-    Raises:
-        UserError: if it does not end in .json, or its place can't be used.
-    """
+    """The path of a baseline file and its storage; `named` is the option or argument that names it."""
     if not is_baseline_file(name):
         beside = f"; give {name.removesuffix('.parquet')}.json, which it belongs to" * name.endswith(".parquet")
         raise UserError(f"{named} {name}: a baseline file ends in .json{beside}")
@@ -88,22 +79,15 @@ def open_baseline(name: str, named: str) -> tuple[Path, Storage]:
 
 
 def parquet_beside(path: Path) -> Path:
-    """The Parquet file that belongs to a baseline file."""
     return path.with_suffix(".parquet")
 
 
 def write_baseline(
     snapshot: Snapshot, path: Path, reason: str, remarks: list[str], replaces: str | None, storage: Storage = LOCAL
 ) -> dict[str, Any]:
-    """Write a snapshot as a baseline file and return what the JSON says.
+    """Write a run's snapshot as a baseline file and return the content of its JSON.
 
-    Args:
-        snapshot: of a run.
-        path: of the JSON file.
-        reason: why it becomes the baseline.
-        remarks: what the reader should know, such as that it is worse than what it replaces.
-        replaces: the SHA-256 of the Parquet file of the baseline that it replaces.
-        storage: where it is written.
+    `replaces` is the SHA-256 of the Parquet file of the baseline that was there.
     """
     value = {
         "format": FORMAT,
@@ -158,16 +142,11 @@ def _tables(snapshot: Snapshot, schema: pa.Schema) -> Iterator[pa.Table]:
 
 
 def _training(cell: str, number: int) -> str:
-    """The name of another training's cell in the Parquet file."""
     return f"{cell}/{number}"
 
 
 def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
-    """The snapshot in a baseline file.
-
-    Raises:
-        UserError: if it is none, or it or its Parquet file has changed since it was written.
-    """
+    """The snapshot in a baseline file; `UserError` if it is none, or it or its Parquet file has changed."""
     value = read_json_of_baseline(path, storage)
     beside = parquet_beside(path)
     try:
@@ -198,7 +177,7 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
 
 
 def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:
-    """What the JSON of a baseline file says; `UserError` if it is none, or has changed."""
+    """The content of a baseline file's JSON; `UserError` if it is none, or has changed."""
     value = read_sealed(path, storage)
     if value is None:
         if storage.exists(path):
@@ -213,7 +192,6 @@ def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any
 
 
 def _shown(path: Path) -> str:
-    """As the user names it: a path or a URL."""
     return with_urls(str(path))
 
 

@@ -48,11 +48,7 @@ class Matched(NamedTuple):
 
 
 def matched(new: Snapshot, baseline: Snapshot) -> Matched:
-    """The cells of both, matched.
-
-    Raises:
-        UserError: if no cell matches, or cells that match were measured in different ways, naming the fields.
-    """
+    """The cells of both, matched; `UserError` if none does, or those that match were measured in different ways."""
     shared = _shared_keys(new.cells, baseline.cells)
     theirs = {_key(cell, shared): cell for cell in baseline.cells}
     pairs = [(cell, theirs[key]) for cell in new.cells if (key := _key(cell, shared)) in theirs]

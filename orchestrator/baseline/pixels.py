@@ -25,8 +25,6 @@ GONE = (FileNotFoundError, NotADirectoryError, DamagedFile)
 
 
 class PixelDistance(NamedTuple):
-    """How far the images of a cell are from the baseline's."""
-
     images: int
     differing: int
     largest: int | None

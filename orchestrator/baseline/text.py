@@ -31,7 +31,7 @@ SAID = {
     Verdict.NOT_JUDGED: "some cells have no standard error in common",
     Verdict.IDENTICAL: "every image is the same",
 }
-"""What a headline says besides the verdict."""
+"""The explanation of a verdict in a headline."""
 
 MOST_LISTED = 6
 """Names in a list of unmatched cells."""
@@ -51,7 +51,6 @@ def in_words(verdict: Verdict) -> str:
 
 
 def headline(compared: Mapping[str, Any]) -> str:
-    """The first line of a comparison."""
     return f"{sign(compared)} {'; '.join([in_words(Verdict(compared['result'])), *facts(compared)])}"
 
 
@@ -87,7 +86,7 @@ def counts(compared: Mapping[str, Any]) -> str:
 
 
 def check_lines(compared: Mapping[str, Any]) -> list[str]:
-    """What the canaries say, a line for each that is not clean."""
+    """A line for each canary that is not clean."""
     return [
         f"{name} {'not checked' if check['result'] == 'unknown' else check['result']}: {check['reason']}"
         for name, check in _checks(compared).items()
@@ -108,8 +107,13 @@ def number(value: float | None, error: float | None = None) -> str:
     return " ".join(write_number(value, math.nan if error is None else error)).strip()
 
 
+def judged_fids(cell: ComparedDict) -> tuple[float | None, float]:
+    """The new FID and the baseline's whose difference was judged: those of a second look, if there was one."""
+    fid, base = cell.get("judged_fids") or (cell["fid"], cell["baseline_fid"])
+    return fid, base
+
+
 def change(cell: ComparedDict) -> str:
-    """The difference of FID, such as "+0.52 ± 0.11"."""
     if cell["difference"] is None:
         return ""
     return f"{'+' if cell['difference'] > 0 else ''}{number(cell['difference'], cell['se'])}"
@@ -117,13 +121,14 @@ def change(cell: ComparedDict) -> str:
 
 def reason(cell: ComparedDict) -> str:
     """Why a cell has its verdict, in a line."""
-    told = f"FID {number(cell['baseline_fid'])} -> {number(cell['fid'])}, change {change(cell) or 'unknown'}"
+    fid, base = judged_fids(cell)
+    told = f"FID {number(base)} -> {number(fid)}, change {change(cell) or 'unknown'}"
     judged = [] if cell["t"] is None else [f"T = {cell['t']:+.1f}, margin {cell['margin']:.3g}"]
     return "; ".join([told, *judged, *remarks(cell)])
 
 
 def remarks(cell: ComparedDict) -> list[str]:
-    """What the numbers of a cell do not say."""
+    """Facts about a cell that its numbers do not show."""
     told = []
     if cell["seeds"] != "usual":
         seeds = "a fresh seed" if cell["seeds"] == "fresh" else "more samples and a fresh seed"
@@ -185,14 +190,12 @@ def comparison_text(found: Mapping[str, Any]) -> str:
 
 
 def unmatched(compared: Mapping[str, Any], most: int) -> dict[str, str]:
-    """The labels of the cells that only one side has."""
     sides = {"not in the baseline": compared["only_new"], "only in the baseline": compared["only_baseline"]}
     known = compared.get("unmatched", {})
     return {title: listed([known.get(name, name) for name in names], most) for title, names in sides.items() if names}
 
 
 def baseline_text(value: Mapping[str, Any]) -> str:
-    """What a baseline file says."""
     software = value["software"]
     commit = software.get("git_commit")
     lines = [

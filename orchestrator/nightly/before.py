@@ -1,4 +1,4 @@
-"""Before a night begins: what must hold, what it costs, and what it would compare."""
+"""Before a night begins: its preconditions, its price, and the cells that it would compare."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +46,6 @@ def _standard_error_problem(run: Run, extractor: str, dimensions: int) -> str | 
 
 
 def check_growth(grow_to: int | None, run: Run) -> None:
-    """Raise `UserError` if no cell could grow."""
     least = min(cell.settings.num_samples for cell in run.plan.cells)
     if grow_to is not None and grow_to <= least:
         raise UserError(f"--grow-to {grow_to}: every cell has N = {least} or more already; give more than that")
@@ -106,7 +105,6 @@ def expected_loss(nights: Sequence[Night], plan: Plan) -> float | None:
 
 
 def price_text(night: Mapping[str, Any]) -> str:
-    """The price in lines."""
     size = f"at most {quantity(night['bytes_at_most'])}B of images"
     if night["worker_seconds"] is None:
         cost = f"{size}; its time is unknown before the first night; a second look at all cells: twice as much"
@@ -128,9 +126,7 @@ def compared(run: Run, file: str) -> dict[str, Any]:
     """Which cells of a plan and of the baseline `file`, a file or a run, a night would compare, as plain data.
 
     It stays unknown while a checkpoint, the reference or an extractor's weights are missing: a plan downloads nothing.
-
-    Raises:
-        UserError: if it is no baseline, or a night would refuse to begin.
+    Raises `UserError` if it is no baseline, or a night would refuse to begin.
     """
     if (problem := expected_standard_error_problem(run)) is not None:
         raise UserError(problem)
@@ -155,7 +151,6 @@ def _labelled(snapshot: Snapshot, names: Sequence[str]) -> list[str]:
 
 
 def compared_text(found: Mapping[str, Any]) -> str:
-    """The same as lines."""
     if found["compared"] is None:
         return f"against {found['place']}: which cells can be compared is unknown ({found['unknown']})"
     cells = counted(found["cells"], "cell")

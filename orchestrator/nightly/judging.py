@@ -25,8 +25,6 @@ UNFINISHED_LOOK = "its second look is unfinished"
 
 
 class Terms(NamedTuple):
-    """The settings of a night's verdict."""
-
     gate: GateSettings
     grow_to: int | None = None
     """The N to which undecided cells are grown; None: they are not."""
@@ -42,10 +40,7 @@ def judge_night(
 ) -> BaselineComparison:
     """Compare tonight's cells with the baseline's, and look again at those that the usual seeds single out.
 
-    If a second look could not be finished, its cells are undecided.
-
-    Raises:
-        UserError: if the runs can't be compared.
+    If a second look could not be finished, its cells are undecided. Raises `UserError` if the runs can't be compared.
     """
     found = compare_snapshots(new, baseline, terms.gate, canaries)
     pairs = {pair[0].name: pair for pair in matched(new, baseline).pairs}

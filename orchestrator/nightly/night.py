@@ -32,8 +32,6 @@ from taugrid.words import with_urls
 
 @dataclass(frozen=True)
 class NightRequest:
-    """The arguments of `taugrid nightly`."""
-
     config: str
     assignments: tuple[str, ...]
     history: str
@@ -51,8 +49,6 @@ class NightRequest:
 
 
 class NightOutcome(NamedTuple):
-    """A night after the command."""
-
     night: Night
     verdict: dict[str, Any]
     again: bool
@@ -157,7 +153,6 @@ def _judge(
     outcome: Outcome,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The verdict as plain data: the content of verdict.json."""
     failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.lasting}
     missing = {name: reason for name, reason in outcome.missing.items() if name not in failed}
     tonight = snapshot_of_opened(run, failed)

@@ -32,7 +32,6 @@ def nights_of(history: History) -> list[NightLine]:
 
 
 def unfinished(history: History) -> list[NightLine]:
-    """The nights without a verdict."""
     return [NightLine(night.id, "", UNFINISHED, "grey") for night in history.unfinished_nights()]
 
 

@@ -99,7 +99,7 @@ def _networks(snapshot: Snapshot) -> list[dict[str, str | None]]:
 
 
 def _next(night: Night, baseline: Snapshot, verdict: Mapping[str, Any]) -> str:
-    """What to do next: mend what failed, sample more, or make tonight's network the baseline."""
+    """The next step: find out why cells fail, sample more, or make tonight's network the baseline."""
     if verdict["failed"]:
         return "find out why the cells above fail; this night can't be a baseline"
     if verdict["result"] == Verdict.UNDECIDED:
@@ -116,7 +116,6 @@ def _acceptance(night: Night, to: str, force: str = "") -> str:
 
 
 def worst_first(cell: Mapping[str, Any]) -> tuple[int, float]:
-    """The key by which cells of a comparison are sorted."""
     return Verdict(cell["result"]).rank, -(cell["t"] or 0)
 
 
@@ -147,15 +146,7 @@ def strips(pairs: Sequence[BeforeAndAfter], folder: Path, storage: Storage) -> d
     """Write a PNG for each of the first `MOST_STRIPS` cells that have images, and remove all others from the folder.
 
     A picture has two rows: the first `IMAGES` images of the baseline, and tonight's of the same indices. If one side
-    lacks them, its row says so.
-
-    Args:
-        pairs: the worst cell first. Channels are 1 or 3; both sides of a cell have images of the same size.
-        folder: `Night.strips`.
-        storage: of the history.
-
-    Returns:
-        The cell's label -> the file, for the cells that have one.
+    lacks them, its row says so. Returns the cell's label -> the file.
     """
     sides = {pair.label: (_pixels(pair.baseline), _pixels(pair.tonight)) for pair in pairs}
     shown = [(label, both) for label, both in sides.items() if any(side is not None for side in both)][:MOST_STRIPS]

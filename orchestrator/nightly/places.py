@@ -26,8 +26,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Night:
-    """The places of one night."""
-
     def __init__(self, folder: Path, storage: Storage) -> None:
         self.id = folder.name
         self.folder, self.storage = folder, storage
@@ -90,11 +88,7 @@ class History(Paths):
 
 
 def open_history(text: str) -> History:
-    """The history that `--history` names, which may be new.
-
-    Raises:
-        UserError: if it is a file, a run directory, a folder of something else, or a place that can't be used.
-    """
+    """The history that `--history` names, which may be new; `UserError` for a place that is something else."""
     if not text:
         raise UserError("--history is empty; give a folder or a URL")
     if not is_url(text) and Path(text).exists() and not Path(text).is_dir():
@@ -117,9 +111,6 @@ def find_history(text: str) -> History | None:
     """The history that a command or `taugrid.open` is given in place of a run directory, if it is one.
 
     A history has at least one night, complete or not.
-
-    Raises:
-        UserError: if the place can't be used.
     """
     if not text or (not is_url(text) and not Path(text).is_dir()):
         return None

@@ -34,8 +34,6 @@ class Resampled(NamedTuple):
 
 
 class Look(NamedTuple):
-    """Which second look it is."""
-
     name: str
     """`fresh` or `grown`: the name of its run directory, on which the fresh seed depends."""
     num_samples: int | None
@@ -49,8 +47,6 @@ def fresh_seed(night: str, look: str, seed: int) -> int:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """Samples the cells of a night again, both networks."""
-
     again: Again
     tonight: Snapshot
 
@@ -59,11 +55,7 @@ class SecondLook:
 
         A text says why this look does not count: the baseline's network fails, or taugrid has changed since tonight's
         cells were sampled and scored.
-
-        Args:
-            pairs: the cells; `why_not` has nothing against them.
-            look: fresh or grown.
-            margin: as a share of the baseline's recorded FID.
+        `margin` is a share of the baseline's recorded FID.
         """
         points = [point_of(cell, **self._fresh(cell, look)) for pair in pairs for cell in pair]
         cells = counted(len({json_sha256(point) for point in points}) // 2, "cell")
@@ -102,7 +94,7 @@ def _resampled(pair: Pair, new: SnapshotCell, old: Scored, margin: float) -> Res
 
 
 def _denied(again: SnapshotCell, recorded: SnapshotCell) -> str | None:
-    """How the baseline's network, sampled and scored today, is not what was recorded of it; None within chance.
+    """How the baseline's network, sampled and scored today, differs from its record; None if by no more than chance.
 
     The samples differ, so each FID has an error of its own. At another N, their biases differ as well.
     """

@@ -56,7 +56,6 @@ OF_A_COMPARISON = ("baseline_fid", "situation", "result", "difference", "margin"
 
 
 def write_night(night: Night, verdict: Mapping[str, Any]) -> None:
-    """Write summary.md and junit.xml."""
     for path, text in ((night.summary, summary(verdict)), (night.junit, junit_xml(verdict))):
         with replacing(path, night.storage) as temporary:
             write_text(temporary, text)

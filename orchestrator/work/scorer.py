@@ -176,7 +176,7 @@ def _record(config: Config, rundir: RunDir, evaluation: Evaluation) -> ScorerRec
     few = replace(wanted, metrics=metrics, kid_subsets=min(wanted.kid_subsets, SUBSETS))
     try:
         features = np.concatenate(list(read_all(paths[:1], rundir.storage)))
-        logits = _logits(paths[0], rundir.storage) if any(metric.needs_logits for metric in few.chosen) else None
+        logits = _logits(paths[0], rundir.storage) if few.need("logits") else None
         half = len(features) // 2
         settings = feasible(few, evaluation.extractor, half, half).settings
         with threadpool_limits(1):  # so that a machine with other cores gives the same

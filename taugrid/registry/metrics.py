@@ -5,7 +5,7 @@ A new metric is one file in eval/metrics/ and one entry in `METRICS`. Its column
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 SAMPLE_COLUMNS = ("index", "seed", "steps", "eta")
 """The columns of numbers in a sample file (`taugrid.parquet.writer`). Images from elsewhere have none."""
@@ -173,6 +173,10 @@ class MetricSettings:
     def chosen(self) -> list[Metric]:
         """The metrics, in the order of `METRICS`."""
         return [metric for name, metric in METRICS.items() if name in self.metrics]
+
+    def need(self, what: Literal["logits", "all_features", "reference", "reference_features"]) -> bool:
+        """Whether a chosen metric needs it, as its `needs_...` says."""
+        return any(getattr(metric, f"needs_{what}") for metric in self.chosen)
 
     @property
     def sample_columns(self) -> list[str]:

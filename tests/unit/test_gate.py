@@ -153,7 +153,7 @@ def test_a_network_that_is_really_worse_is_seen_as_often_as_promised(benchmark, 
     With the error of an equal network, as it was computed once, fewer than 60 % are seen at the change in question.
     """
     cell = benchmark.Cell(far, skewed=False)
-    found = [benchmark.power(cell, way, 300, own, nights=80) for way in benchmark.WAYS]
+    found = [benchmark.power(cell, way, 300, own, nights=50) for way in benchmark.WAYS]
     assert 0.70 < np.mean([each.one_stage for each in found]) < 0.95
     assert np.mean([each.constant_error for each in found]) < 0.60
 

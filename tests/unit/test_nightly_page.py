@@ -23,7 +23,7 @@ from taugrid.orchestrator.nightly.write import COLUMNS_ABOUT
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, RECIPES, HISTORY = ((DOCS / f"nightly{part}.md").read_text() for part in ("", "-recipes", "-history"))
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
 
 def block(language, beginning=""):

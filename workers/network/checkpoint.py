@@ -12,6 +12,7 @@ from taugrid.errors import NotHere, UserError
 from taugrid.hashing import file_sha256, json_sha256
 from taugrid.jobs import SavedUnet
 from taugrid.storage import LOCAL, Storage
+from taugrid.words import listed
 from taugrid.workers import hub
 from taugrid.workers.network.scheduler import read_scheduler
 
@@ -192,7 +193,7 @@ def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
     except (FileNotFoundError, NotADirectoryError):
         suffixes = {".safetensors", ".bin", ".ckpt", ".pt", ".pth"}
         others = [other.name for other in storage.list(path.parent, "*") if other.suffix in suffixes]
-        there = f", only {', '.join(others[:MOST_NAMED])}" if others else ""
+        there = f", only {listed(others, MOST_NAMED)}" if others else ""
         raise NotHere(
             f"there is no {path}{there}; a model's weights must be in this one file, as diffusers' save_pretrained "
             "writes it without a variant"
