@@ -14,7 +14,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
-from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import FILES
@@ -65,7 +65,7 @@ def open_config(
     config, notes = resolve_patterns(config, recorded, same_checkpoints, dry)
     made = plan(config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, dry)
     run = Run(config, replace(made, notes=notes), rundir)
-    asked.check(config, run.plan)
+    requested.check(config, run.plan)
     if is_own:
         trust(custom_code(config))
     return run
@@ -130,7 +130,6 @@ def open_existing(directory: str, dry: bool = False) -> Run:
 
 
 def record_plan(run: Run) -> None:
-    """Write plan.json, for commands that only look."""
     config = json_sha256(run.config.model_dump(mode="json"))
     write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.plan)}, run.rundir.storage)
 
@@ -154,12 +153,11 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
         run = Run(config, from_json(recorded), rundir)
     except (KeyError, TypeError, ValueError, UserError):
         return None  # another version of taugrid wrote it, or somebody
-    asked.check(config, run.plan)
+    requested.check(config, run.plan)
     return run
 
 
 def _planned_sections(config: Config) -> dict[str, Any]:
-    """The sections that models and cells are made from."""
     return config.model_dump(include={*GRID_SECTIONS, "sample", "grid"})
 
 
@@ -184,7 +182,6 @@ def directory_of(given: str) -> str:
 
 
 def _has_run_files(root: Path, storage: Storage) -> bool:
-    """Whether a folder without config.json holds other files of a run."""
     places = Paths(root, storage)
     return any(map(storage.exists, (places.provenance, root / RUN_FILE))) or bool(storage.list(places.events, FILES))
 

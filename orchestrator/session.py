@@ -20,7 +20,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.trainings import failed_trainings
-from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.report.write import no_effects, write_cells, write_losses
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
@@ -104,7 +104,7 @@ class Session:
         self._stages = frozenset(stages)
         check_is_run_directory(self.rundir)
         if self._stages & {"evaluate", "report"}:
-            find = Asked(self.config, self.rundir).reference if self._stages == {"report"} else open_reference
+            find = RequestedScores(self.config, self.rundir).reference if self._stages == {"report"} else open_reference
             self._scoring = evaluation(self.config, self.plan, self.rundir.extractor, find)
         if "train" in self._stages:
             self._check_trainings()

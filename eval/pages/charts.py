@@ -237,6 +237,6 @@ def _attributes(element: ElementTree.Element, name: str, own: str) -> Iterator[t
 
 
 def _rounded(numbers: str) -> str:
-    """Numbers in a text to two digits: a hundredth of a point is seen by nobody."""
+    """Numbers in a text to two digits: a hundredth of a point is invisible."""
     short = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), numbers)
     return re.sub(r"\s+", " ", short).strip()

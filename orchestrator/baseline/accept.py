@@ -81,11 +81,11 @@ def _require_one_recipe(runs: Sequence[Run]) -> None:
 
 
 def _training_of(run: Run) -> dict[str, Any]:
-    """What a run's config says of its training without the seed; of a loaded network, its diffusion alone."""
+    """A run's training without its seed, from its config; of a loaded network, its diffusion alone."""
     config = run.config.model_dump(mode="json")
     config["train"].pop("seed", None)
     sections = ("model", "train", "data") if run.plan.trained_here else ()
-    diffusions = {json_sha256(model.diffusion.model_dump(mode="json")) for model in run.plan.models}
+    diffusions = {json_sha256(model.diffusion.recorded) for model in run.plan.models}
     return {section: config[section] for section in sections} | {"diffusion": diffusions}
 
 

@@ -132,7 +132,7 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
     found: dict[str, Sampled | Check] = {}
     for cell in run.plan.cells:
         known = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        at = place(known, cell.model.diffusion.model_dump(mode="json"), cell.settings.recorded)
+        at = place(known, cell.model.diffusion.recorded, cell.settings.recorded)
         if other:
             found[at] = Check("unknown", "taugrid's code changed between the sessions of this night")
         elif cell.name in failed:

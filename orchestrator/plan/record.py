@@ -21,7 +21,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             {
                 "id": model.id,
                 "data": model.data.model_dump(mode="json"),
-                "diffusion": model.diffusion.model_dump(mode="json"),
+                "diffusion": model.diffusion.recorded,
                 "source": _source_to_json(model.source),
             }
             for model in plan.models
@@ -50,7 +50,7 @@ def from_json(value: Mapping[str, Any]) -> Plan:
         model["id"]: Model(
             model["id"],
             Data.model_validate(model["data"]),
-            Diffusion.model_validate(model["diffusion"]),
+            Diffusion.model_validate({**Diffusion.later_keys, **model["diffusion"]}),
             _source_from_json(model["source"]),
             labels[model["id"]],
         )

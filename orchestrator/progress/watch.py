@@ -18,7 +18,7 @@ from taugrid.orchestrator.progress.bars import name_of_trainings, note_of_traini
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.summary import grid_cells, shown_metric
 from taugrid.orchestrator.report.trainings import progress_of
-from taugrid.orchestrator.report.up_to_date import Asked, score_on_disk
+from taugrid.orchestrator.report.up_to_date import RequestedScores, score_on_disk
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.events import LastSession
 from taugrid.orchestrator.rundir.lease import Lease
@@ -57,7 +57,7 @@ class Watching:
         self._trainings: list[Model] = []
         self._waits_at: dict[str, int] = {}  # model id -> the step in its log as it began, until another is there
         self._metric = shown_metric(run.config.evaluate.metrics)
-        self._asked = Asked(run.config, run.rundir)
+        self._asked = RequestedScores(run.config, run.rundir)
         self._by_id = {cell.id: cell for cell in run.plan.cells}
         self.has_driver = False
 

@@ -44,7 +44,7 @@ def describe_models(
 
 
 def failed_trainings(rundir: RunDir) -> dict[str, dict[str, Any]]:
-    """Model id -> why its last training failed and whether it would again, if it did and has not begun anew."""
+    """Model id -> why its last training failed and whether it would again, if it did and has not begun again."""
     found: dict[str, dict[str, Any]] = {}
     for event in read_events(rundir):
         if event["event"] == "train":

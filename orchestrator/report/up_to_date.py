@@ -1,4 +1,4 @@
-"""The score on disk that a config asks for, found without reading the reference's images."""
+"""The score on disk that a config requests, found without reading the reference's images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from taugrid.config import Config, Data
 from taugrid.errors import UserError
 from taugrid.eval.metrics.score import feasible
 from taugrid.eval.reference import Reference, open_reference
-from taugrid.eval.reference_names import meant
+from taugrid.eval.reference_names import resolve_reference
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.evaluation import Evaluation, name_and_dimensions
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -20,8 +20,8 @@ from taugrid.storage import read_json, read_sealed
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a config asks of scores, compared with protocols as they were recorded."""
+class RequestedScores:
+    """The scores that a config requests, compared with protocols as they were recorded."""
 
     config: Config
     rundir: RunDir
@@ -44,17 +44,17 @@ class Asked:
         return self.score(cell) is not None
 
     def score(self, cell: Cell) -> dict[str, Any] | None:
-        """The score that is asked for: of several, the newest, for a reference whose files have changed is not noticed.
+        """The requested score; of several the newest, because a reference whose files have changed is not noticed.
 
         None: the cell has none.
         """
         scores = ((path, read_sealed(path, self.rundir.storage)) for path in self.rundir.scores_of(cell))
-        found = [(path, score) for path, score in scores if score and self._is_asked(score["protocol"], cell)]
+        found = [(path, score) for path, score in scores if score and self._is_requested(score["protocol"], cell)]
         if len(found) < 2:
             return found[0][1] if found else None
         return max(found, key=lambda each: self.rundir.storage.stat(each[0]).modified)[1]
 
-    def _is_asked(self, protocol: ProtocolFields, cell: Cell) -> bool:
+    def _is_requested(self, protocol: ProtocolFields, cell: Cell) -> bool:
         n = cell.settings.num_samples
         return (
             protocol["num_samples"] == n
@@ -67,11 +67,11 @@ class Asked:
         """Key of `evaluate` -> its recorded and its present value, where a protocol's metrics are others."""
         wanted = self.config.evaluate.metric_settings
         if self.extractor is None:
-            asked: dict[str, Any] = {"seed": wanted.seed}
+            requested: dict[str, Any] = {"seed": wanted.seed}
         else:
             num_reference = protocol["reference"]["num_images"]
-            asked = feasible(wanted, self.extractor, num_samples, num_reference).settings.as_dict()
-        return {key: (protocol[key], now) for key, now in asked.items() if protocol.get(key, now) != now}
+            requested = feasible(wanted, self.extractor, num_samples, num_reference).settings.as_dict()
+        return {key: (protocol[key], now) for key, now in requested.items() if protocol.get(key, now) != now}
 
     def reference(self, given: Data | str) -> Reference:
         """What cells were scored against, as the last session recorded it; opened where nothing says what it is."""
@@ -82,8 +82,8 @@ class Asked:
 
     def _is_its_extractor(self, recorded: Mapping[str, Any]) -> bool:
         if self.extractor is None:
-            asked = name_and_dimensions(self.config)[0], self.config.evaluate.precision
-            return (recorded["name"], recorded.get("precision", "float32")) == asked
+            requested = name_and_dimensions(self.config)[0], self.config.evaluate.precision
+            return (recorded["name"], recorded.get("precision", "float32")) == requested
         now = self.extractor.describe()
         keys = ("name", "weights_sha256", "source_sha256", "precision")
         return all(recorded.get(key) == now.get(key) for key in keys)
@@ -91,7 +91,7 @@ class Asked:
     def _is_its_reference(self, recorded: Mapping[str, Any]) -> bool:
         given = self.config.evaluate.reference
         try:
-            reference = self.config.data if given is None else meant(given).given if isinstance(given, str) else given
+            reference = resolve_reference(given).given if isinstance(given, str) else given or self.config.data
         except UserError:
             return False
         if not isinstance(reference, Data):
@@ -111,7 +111,9 @@ class Asked:
         return limit
 
 
-def score_on_disk(rundir: RunDir, cell: Cell, metric: MetricColumn, wanted: Evaluation | Asked) -> float | None:
+def score_on_disk(
+    rundir: RunDir, cell: Cell, metric: MetricColumn, wanted: Evaluation | RequestedScores
+) -> float | None:
     """A cell's score at its N, as tables show it; None if it has none.
 
     `wanted` is an `Evaluation`, which has opened the reference, or what is known of it without that.

@@ -25,7 +25,7 @@ from taugrid.eval.tables.quality import QualityTable, write_quality
 from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
-from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import Rows, with_unscored
 from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal, unscored
 from taugrid.orchestrator.report.sample_figures import write_sample_figures
@@ -52,7 +52,7 @@ def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> Quali
     joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
     shown = with_unscored(plan, rows, evidence.protocols)
     told = [*map(plan.with_labels, joined.notes), *collected.notes, *_about_grid(config, plan, rows), *notes]
-    return QualityTable(rows, evidence, told, joined.cells, asked.layout(config, plan), shown)
+    return QualityTable(rows, evidence, told, joined.cells, requested.layout(config, plan), shown)
 
 
 def write_report(run: Run, collected: Rows) -> QualityTable:
@@ -106,7 +106,7 @@ def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) ->
     if not cells:
         return []
     naming = cells[0].naming
-    without = {*SEEDS, *({"steps", "eta"} - set(asked.base(config, plan)))}
+    without = {*SEEDS, *({"steps", "eta"} - set(requested.base(config, plan)))}
     lone = [key for key in naming.keys if key not in without and len({repr(cell.values[key]) for cell in cells}) == 1]
     return [
         f"no effects of {naming.short[key]}: of its values, only {naming.value(key, cells[0].values[key])} has scores"
@@ -116,7 +116,7 @@ def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) ->
 
 def _write_effects(run: Run, scored: QualityTable) -> None:
     """Write tables/effects.* and figures/effects, by-<key> and heat-map; remove earlier ones that have no ground."""
-    effects, rundir = Effects.of(scored, asked.base(run.config, run.plan)), run.rundir
+    effects, rundir = Effects.of(scored, requested.base(run.config, run.plan)), run.rundir
     for pattern in ("effects.*", "by-*", "heat-map*"):
         rundir.remove_figures(pattern)
     if not effects.by_metric:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taugrid.config import GRID_SECTIONS, Config
-from taugrid.config.sample import LATER_KEYS
+from taugrid.config import GRID_SECTIONS, Config, Data, Diffusion, Sample, Train
 from taugrid.errors import UserError
 from taugrid.grids.names import in_yaml
 from taugrid.hashing import SourceFile
@@ -101,9 +100,10 @@ def labels_begun(rundir: RunDir) -> dict[str, str]:
 
 def _with_defaults(config: Any) -> Any:
     """A config as written, with the defaults of keys that came later: they have not changed."""
-    if isinstance(config, dict) and isinstance(config.get("sample"), dict):
-        return config | {"sample": LATER_KEYS | config["sample"]}
-    return config
+    if not isinstance(config, dict):
+        return config
+    later = {kind.__name__.lower(): kind.later_keys for kind in (Data, Diffusion, Sample, Train)}
+    return config | {name: {**later[name], **config[name]} for name in later if isinstance(config.get(name), dict)}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -90,7 +90,7 @@ class ModelRecords(Paths):
             record = read_json(file, self.storage)
             if not isinstance(record, dict) or record.pop("image_shape", None) != shape:
                 continue
-            with suppress(KeyError, TypeError):  # keys are missing or unknown: a file that somebody sent
+            with suppress(KeyError, TypeError):  # keys are missing or unknown: another program wrote it
                 if (spec := restored(record)).is_described_by(recorded):
                     return replace(spec, precision=config.evaluate.precision)
         raise UserError(
@@ -150,7 +150,7 @@ class ModelRecords(Paths):
             "cell": cell.id,
             "model": cell.model.id,
             "settings": {key: value for key, value in cell.settings.recorded.items() if key != "num_samples"},
-            "diffusion": cell.model.diffusion.model_dump(mode="json"),
+            "diffusion": cell.model.diffusion.recorded,
             "tau": list(cell.tau),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }

@@ -8,7 +8,7 @@ from typing import Any
 from taugrid.config import Config, Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.reference import reference_of_moments
-from taugrid.eval.reference_names import images_in_words, meant
+from taugrid.eval.reference_names import images_in_words, resolve_reference
 from taugrid.eval.sources import nothing_there
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
@@ -22,7 +22,7 @@ from taugrid.orchestrator.plan.evaluation import (
 )
 from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
-from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
@@ -150,7 +150,7 @@ def missing_images(config: Config, untrained: list[Model]) -> list[str]:
     reference = config.data if config.evaluate.reference is None else config.evaluate.reference
     if isinstance(reference, str):
         try:
-            reference = meant(reference).given
+            reference = resolve_reference(reference).given
         except UserError as error:
             return [f"evaluate.reference: {error}"]
     sections = dict.fromkeys((model.data for model in untrained), "data")
@@ -163,7 +163,6 @@ def missing_images(config: Config, untrained: list[Model]) -> list[str]:
 
 
 def _missing_data(data: Data, section: str) -> str | None:
-    """What to say of a section of a config that names images; None if they are there."""
     try:
         require_files(data)
     except MissingImages as error:
@@ -177,7 +176,7 @@ def other_features(config: Config, extractor: Foreseen) -> list[str]:
     """A line if a run would refuse its file of moments, in the words of the run."""
     given = config.evaluate.reference
     try:
-        given = meant(given).given if isinstance(given, str) else None
+        given = resolve_reference(given).given if isinstance(given, str) else None
     except UserError:
         return []  # `missing_images` says it
     if not isinstance(given, str):
@@ -208,7 +207,7 @@ def replaced_tables(run: Run) -> list[str]:
         _reference(config, before, protocol["reference"]),
         _extractor(config, protocol["extractor"]["name"]),
         _num_samples(run.plan, tables["rows"]),
-        _metrics(Asked(config, rundir), protocol),
+        _metrics(RequestedScores(config, rundir), protocol),
     ]
     return [line for line in told if line is not None]
 
@@ -245,7 +244,7 @@ def _extractor(config: Config, before: str) -> str | None:
     return f"evaluate.extractor: this replaces tables scored with {before}; the new ones use {name}"
 
 
-def _metrics(asked: Asked, protocol: Mapping[str, Any]) -> str | None:
+def _metrics(asked: RequestedScores, protocol: Mapping[str, Any]) -> str | None:
     changed = asked.changed_metrics(protocol, protocol["num_samples"])
     if not changed:
         return None

@@ -9,7 +9,7 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.report.trainings import describe_models, training_price
-from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
@@ -33,7 +33,7 @@ def describe(run: Run) -> dict[str, Any]:
     """Everything that `plan` and `status` show, as plain data."""
     config, plan, rundir = run.config, run.plan, run.rundir
     rate = evaluations_per_second(read_events(rundir))
-    asked = Asked(config, rundir)
+    asked = RequestedScores(config, rundir)
     cells = [_describe_cell(cell, rundir, asked) for cell in plan.cells]
     remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
     models = describe_models(plan, cells, rundir, config.cluster.scratch)
@@ -57,11 +57,10 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def _bytes_at_most(cell: Cell) -> int:
-    """Of a cell's images."""
     return cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES)
 
 
-def _describe_cell(cell: Cell, rundir: RunDir, asked: Asked) -> dict[str, Any]:
+def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores) -> dict[str, Any]:
     done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
     there = rundir.versions(rundir.samples / cell.name)
     begun = [s for s in cell.shards if s.number not in done and rundir.sample_part(cell, s) in there]
@@ -99,7 +98,7 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
     plan, rundir = run.plan, run.rundir
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
     collected = collect(
-        plan, rundir, evaluation(run.config, plan, rundir.extractor, Asked(run.config, rundir).reference)
+        plan, rundir, evaluation(run.config, plan, rundir.extractor, RequestedScores(run.config, rundir).reference)
     )
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.label for cell in cells if cell.id not in rows]
@@ -134,7 +133,6 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise `UserError` unless a folder for an export is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
 

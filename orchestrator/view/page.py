@@ -13,7 +13,7 @@ from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.report.replicates import NOT_SCORED, label_without_seeds
 from taugrid.orchestrator.report.sample_figures import first_images
@@ -47,7 +47,7 @@ def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
     planned = {cell.id for cell in plan.cells}
     rows = [row for row in document.get("rows", ()) if row["cell"] in planned]
     shown = with_unscored(plan, rows, document.get("protocols", {}))
-    quality = QualityTable.read(document | {"rows": rows}, asked.layout(config, plan), shown)
+    quality = QualityTable.read(document | {"rows": rows}, requested.layout(config, plan), shown)
     groups = first_images(run)
     found = PageFacts(
         name=config.name,
@@ -77,7 +77,6 @@ def reproducing(config: Config) -> dict[str, Any]:
 
 
 def _rows(tables: Tables, name: str) -> list[dict[str, Any]]:
-    """The rows of a table, with None for NaN; none if there is no such table."""
     if name not in tables.names:
         return []
     rows = without_nan(tables.frame(name).to_dict("records"))

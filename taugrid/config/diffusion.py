@@ -1,14 +1,19 @@
 """`diffusion`: the forward process and what the network predicts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from taugrid.config.section import Positive, Section
 
+LATER_KEYS: dict[str, Any] = {}
+"""Keys that files of earlier versions lack, with the values in `DIFFUSION_DEFAULTS` that mean the same."""
+
 
 class Diffusion(Section):
     """The forward process. A key left `null` comes from a loaded checkpoint, or else from `DIFFUSION_DEFAULTS`."""
+
+    later_keys = LATER_KEYS
 
     timesteps: Positive | None = None
     """T, the number of times. For a loaded checkpoint, T of its training."""

@@ -34,6 +34,8 @@ LATER_KEYS = {"compile": "none"}
 class Sample(Section):
     """How a cell is sampled. `eta` is a number, or `sigma_hat` for DDPM's larger variance."""
 
+    later_keys = LATER_KEYS
+
     steps: Positive = 50
     """S, the length of tau: the number of sampling steps."""
     eta: Annotated[float, Field(ge=0, le=1)] | Literal["sigma_hat"] = 0.0
@@ -70,12 +72,6 @@ class Sample(Section):
         if self.precision == "tf32":
             return "TF32"
         return f"{self.precision}{' autocast' if self.precision in ('bf16', 'fp16') else ''}, no TF32"
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """The section as files record it: keys that came later are left out while they have their defaults."""
-        values = self.model_dump(mode="json")
-        return {key: value for key, value in values.items() if key not in LATER_KEYS or value != LATER_KEYS[key]}
 
     @property
     def spacing_name(self) -> str:

@@ -6,7 +6,7 @@ the section says what a key may be as a whole, so that its branches give one sen
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,16 @@ class Section(BaseModel):
     """A section of the config: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    later_keys: ClassVar[Mapping[str, Any]] = {}
+    """Keys that files of earlier versions lack, with the defaults that mean the same."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The section as files record it: without its `later_keys` while they have their defaults."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        later = self.later_keys
+        return {key: value for key, value in values.items() if key not in later or value != later[key]}
 
 
 S = TypeVar("S", bound=Section)
@@ -159,7 +169,6 @@ def _expected(node: Schema) -> str:
 
 
 def _words(branch: Schema) -> list[str]:
-    """The words that a branch allows, if these can be listed."""
     if branch.get("type") == "boolean":
         return ["true", "false"]
     if branch.get("type") == "null":
@@ -173,7 +182,6 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _phrase(branch: Schema, plural: bool = False) -> str:
-    """What a branch allows that isn't a list of words."""
     match branch.get("type"):
         case "integer":
             return _number(branch, "whole number", plural)

@@ -17,7 +17,7 @@ from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.cli.text import print_outcome
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.report import asked
+from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.replicates import label_without_seeds, unequal, unscored
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -105,7 +105,7 @@ def test_report_takes_rows_and_columns_from_the_command_line(run):
 def test_what_the_grid_does_not_have_is_refused_in_a_line(report, words):
     plan = planned(grid={"diffusion.schedule": ["linear", "cosine"], "steps": [3], "train.seed": [0, 1]})
     with pytest.raises(UserError) as refused:
-        asked.check(validate(Config, {"name": "x", "report": report}, "test"), plan)
+        requested.check(validate(Config, {"name": "x", "report": report}, "test"), plan)
     assert "\n" not in str(refused.value)
     for word in words:
         assert word in str(refused.value)
@@ -114,7 +114,7 @@ def test_what_the_grid_does_not_have_is_refused_in_a_line(report, words):
 def test_a_base_is_found_by_short_names_and_numbers_as_people_write_them():
     grid = {"diffusion.schedule": ["linear", "cosine"], "train.learning_rate": [1e-3, 2e-3], "eta": [0.0, "sigma_hat"]}
     config = validate(Config, {"name": "x", "report": {"base": {"learning_rate": 0.002, "eta": "sigma_hat"}}}, "test")
-    assert asked.base(config, planned(grid=grid)) == {"train.learning_rate": 0.002, "eta": "sigma_hat"}
+    assert requested.base(config, planned(grid=grid)) == {"train.learning_rate": 0.002, "eta": "sigma_hat"}
 
 
 def test_plan_suggests_replicates_and_names_unequal_ones(tmp_path):
@@ -139,7 +139,7 @@ def test_the_experiment_of_the_docs_is_one():
     file = Path(__file__).parents[2] / "docs/results/ablation/digits-ablation.yaml"
     config = load(str(file))
     made = plan(config)
-    asked.check(config, made)
+    requested.check(config, made)
     assert (len(made.models), len(made.cells)) == (12, 48)
     table = (file.parent / "tables/quality.csv").read_text()
     assert all(cell.id in table for cell in made.cells), "its tables are of another config"

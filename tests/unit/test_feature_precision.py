@@ -18,7 +18,7 @@ from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.plan.evaluation import extractor
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.report.up_to_date import Asked
+from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.reference_export import export_reference
@@ -73,10 +73,10 @@ def test_a_table_has_the_rows_of_one_precision_and_says_which(both):
 def test_a_score_of_the_other_precision_does_not_count(both):
     root, (float32, *_), (bf16, *_) = both
     for opened, said in ((float32, {None}), (bf16, {"bf16"})):
-        asked = Asked(opened.config, RunDir(root))
+        asked = RequestedScores(opened.config, RunDir(root))
         scores = [asked.score(cell) for cell in opened.plan.cells]
         assert {score["protocol"]["extractor"].get("precision") for score in scores} == said
-    [one, other] = [Asked(o.config, RunDir(root)).score(o.plan.cells[0]) for o in (float32, bf16)]
+    [one, other] = [RequestedScores(o.config, RunDir(root)).score(o.plan.cells[0]) for o in (float32, bf16)]
     assert one["metrics"]["fid"] != other["metrics"]["fid"]
     assert one["metrics"]["fid"] == pytest.approx(other["metrics"]["fid"], rel=0.05)
 

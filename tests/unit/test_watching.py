@@ -15,7 +15,7 @@ from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.watch import Watching
-from taugrid.orchestrator.report.up_to_date import Asked, score_on_disk
+from taugrid.orchestrator.report.up_to_date import RequestedScores, score_on_disk
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, LastSession
@@ -140,7 +140,7 @@ def scored(done, tmp_path):
         os.utime(path, (len(written), len(written)))
 
     def read(wanted=None):
-        return score_on_disk(rundir, cell, metric, wanted or Asked(opened.config, rundir))
+        return score_on_disk(rundir, cell, metric, wanted or RequestedScores(opened.config, rundir))
 
     write.read = read
     return write

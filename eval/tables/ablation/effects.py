@@ -95,15 +95,12 @@ class _Grid(NamedTuple):
     rows: Sequence[Row]
     labels: pd.DataFrame
     """A row for each of `rows`: all settings, eta as 0.0 or σ̂."""
-    seeds: tuple[str, ...]
+    seeds: Sequence[str]
     """The seeds that vary."""
     by_seed: Sequence[tuple[Hashable, ...]]
     """Each row's values of them."""
-
-    def varying(self) -> list[str]:
-        """The settings that vary, in the grid's order."""
-        names = (str(name) for name in self.labels if name not in COMPARABLE)
-        return [name for name in names if self.labels[name].nunique() > 1]
+    varying: Sequence[str]
+    """The settings that vary, in the grid's order."""
 
 
 COMPARABLE = ("num_samples", "protocol")
@@ -165,19 +162,15 @@ def effects(
 ) -> list[Effect]:
     """The effects of every key that is ablated, in the grid's order; keys and values without a pair are left out.
 
-    Args:
-        rows: rows of quality.csv, in the order of the grid.
-        evidence: covers the cells and protocols of all rows.
-        base: grid key -> its base value. Keys that it lacks have the first value of the grid. S and eta are ablated
-            only if they are in it.
-        metric: what they are effects on.
+    `base` has the base value of grid keys. Keys that it lacks have the first value of the grid. S and eta are ablated
+    only if they are in it.
     """
     scored = [row for row in rows if row.get(metric.name) is not None]
     if not scored:
         return []
     grid = _grid(scored, evidence)
     by_scope: dict[str, list[Effect]] = defaultdict(list)
-    for keys in ablated(grid.labels[grid.varying()], base):
+    for keys in ablated(grid.labels[list(grid.varying)], base):
         labels = _joined(grid.labels, keys)
         values = list(dict.fromkeys(labels))
         chosen = _base_label(grid, keys, labels, base)
@@ -199,7 +192,8 @@ def _grid(rows: Sequence[Row], evidence: Evidence) -> _Grid:
     names = (*keys, *OTHERS, *ON_REQUEST, *COMPARABLE)
     labels = pd.DataFrame({name: labelled(frame, name).map(str) for name in names})
     seeds = varying_seeds(frame)
-    return _Grid(rows, labels, tuple(seeds), [tuple(its) for its in frame[seeds].itertuples(index=False)])
+    by_seed = [tuple(its) for its in frame[seeds].itertuples(index=False)]
+    return _Grid(rows, labels, seeds, by_seed, [name for name in names[:-2] if labels[name].nunique() > 1])
 
 
 def ablated(labels: pd.DataFrame, base: Collection[str]) -> list[tuple[str, ...]]:
@@ -224,13 +218,10 @@ def _joined(labels: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 def _base_label(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: Mapping[str, Any]) -> str:
     """The value that others are compared with: the first that has what `base` asks for."""
     for label, row in zip(labels, grid.rows, strict=True):
-        if all(key not in base or _value(row, key) == base[key] for key in keys):
+        values = {**row, **({"eta": "sigma_hat"} if row["sigma"] == "sigma_hat" else {})}
+        if all(key not in base or values[key] == base[key] for key in keys):
             return label
     return ""  # no cell with the base value is scored
-
-
-def _value(row: Row, key: str) -> Any:
-    return "sigma_hat" if key == "eta" and row["sigma"] == "sigma_hat" else row[key]
 
 
 def _pairs(
@@ -260,7 +251,7 @@ def _scopes(pairs: Sequence[_Pair], grid: _Grid, keys: Sequence[str]) -> Iterato
             yield EACH_S, f"S={steps}", [pair for pair in pairs if pair.base["steps"] == steps]
     if len(blocks) > max(1, len(lengths)):
         columns = [name for name in grid.labels if name not in keys]
-        others = [name for name in grid.varying() if name not in keys]
+        others = [name for name in grid.varying if name not in keys]
         names = {**short_columns(others), "eta": "eta"}
         for block in blocks:
             its = dict(zip(columns, block, strict=True))

@@ -125,15 +125,11 @@ def alike_over_seeds(
     values: Mapping[str, float | None],
     shared: Callable[[list[list[tuple[str, str]]]], float] = lambda parts: 0.0,
 ) -> set[str]:
-    """The settings whose difference from the best of their column chance among the seeds explains.
+    """The settings, of `others`, whose difference from the best of their column chance among the seeds explains.
 
-    The test is Student's t paired by seed, 95 % jointly for all settings that are as good as the best.
-
-    Args:
-        best: replicates of the best.
-        others: those of the other settings, by name.
-        values: cell -> its score.
-        shared: takes the pairs of cells of each seed, returns the standard error of the noise that all seeds share.
+    The test is Student's t paired by seed, 95 % jointly for all settings that are as good as the best. `values` are the
+    scores by cell; `shared` takes the pairs of cells of each seed and returns the standard error of the noise that all
+    seeds share.
     """
     parts = {name: _by_first_seed(best, members, values) for name, members in others.items()}
     tested = {name: pairs for name, pairs in parts.items() if len(pairs) > 1}
@@ -156,13 +152,10 @@ def _by_first_seed(
     found: dict[Hashable, list[tuple[str, str]]] = defaultdict(list)
     for member in second:
         pair = (cells.get(member.seeds, ""), member.cell)
-        if all(_is_finite(values.get(cell)) for cell in pair):
+        scores = [values.get(cell) for cell in pair]
+        if all(score is not None and math.isfinite(score) for score in scores):
             found[member.seeds[0]].append(pair)
     return list(found.values())
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _groups(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What `report` asks of tables: their rows and columns, and the base of effects, checked against the grid."""
+"""The section `report` of a config: rows and columns of tables and the base of effects, checked against the grid."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
