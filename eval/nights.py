@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from taugrid.words import counted
 
 Light = Literal["red", "green", "grey"]
-"""What a verdict says: red for a regression, green for nothing worse, grey where that can't be told."""
+"""The colour of a verdict: red for a regression, green for nothing worse, grey where that can't be told."""
 
 UNFINISHED = "unfinished"
 DIGITS = 10
@@ -34,7 +34,7 @@ class NightLine(NamedTuple):
     compared: tuple[int, int] | None = None
     """How many cells were compared, of how many that the baseline has."""
     remarks: tuple[str, ...] = ()
-    """What was not judged, and why."""
+    """Cells and checks that were not judged, and why."""
     models: tuple[NightModel, ...] = ()
     commit: str | None = None
     """Of taugrid's repository."""

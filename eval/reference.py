@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from taugrid.config import Data
 from taugrid.eval.metrics.reference_statistics import MomentsFile, open_moments
-from taugrid.eval.reference_names import meant
+from taugrid.eval.reference_names import resolve_reference
 from taugrid.eval.sources import Source, batches, open_source
 from taugrid.hashing import spaced_json_sha256
 from taugrid.protocol import ReferenceIdentity
@@ -71,7 +71,7 @@ class Reference:
 def open_reference(given: Data | str) -> Reference:
     """The reference that a data set or a text means.
 
-    A text is read as in `reference_names.meant`. A path leads to an `.npz` with `mu` and `sigma`, or to images as in
+    `resolve_reference` reads a text. A path leads to an `.npz` with `mu` and `sigma`, or to images as in
     `open_source`. An `.npz` that also holds images (guided-diffusion's) counts as images, because any extractor can use
     those.
 
@@ -81,7 +81,7 @@ def open_reference(given: Data | str) -> Reference:
         UserError: for a data set that can't be read.
     """
     if isinstance(given, str):
-        given = meant(given).given
+        given = resolve_reference(given).given
     if isinstance(given, Data):
         return Reference(given, len(load_images(given)), content_fingerprint(given), given.image_shape)
     return reference_of_moments(given) or reference_of(open_source(given))

@@ -15,7 +15,7 @@ from taugrid.words import counted
 from taugrid.workers.data.fashion_mnist import FILES as IDX_FILES
 
 
-class Meant(NamedTuple):
+class ResolvedReference(NamedTuple):
     """A reference, and the extractor that goes with it."""
 
     given: Data | str
@@ -28,7 +28,7 @@ class Meant(NamedTuple):
     """How its network computes."""
 
 
-def meant(text: str) -> Meant:
+def resolve_reference(text: str) -> ResolvedReference:
     """What a text means as a reference, in this order:
 
     - a run directory, by path or URL: what the run is scored against, with its extractor;
@@ -39,10 +39,10 @@ def meant(text: str) -> Meant:
     Raises:
         UserError: for a run directory that can't be used, or without a split that is needed.
     """
-    return _meant(text, through=())
+    return _resolved(text, through=())
 
 
-def _meant(text: str, through: tuple[str, ...]) -> Meant:
+def _resolved(text: str, through: tuple[str, ...]) -> ResolvedReference:
     """The meaning of a text that the run directories `through` led to, each the reference of the one before."""
     path = Path(text).expanduser()
     if is_url(text) or (path / CONFIG_NAME).is_file():
@@ -50,15 +50,15 @@ def _meant(text: str, through: tuple[str, ...]) -> Meant:
             raise UserError(f"{text} is a run directory whose evaluate.reference leads back to itself")
         return _of_run(text if is_url(text) else str(path), (*through, text))
     found = _idx_folder(path) if path.exists() else _idx_folder(path.parent, path.name) or _data_set(text)
-    return Meant(text, None) if found is None else Meant(found, found.dataset.extractor)
+    return ResolvedReference(text, None) if found is None else ResolvedReference(found, found.dataset.extractor)
 
 
-def _of_run(directory: str, through: tuple[str, ...]) -> Meant:
+def _of_run(directory: str, through: tuple[str, ...]) -> ResolvedReference:
     config = load(directory)
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
     extractor, scored = config.evaluate.extractor or config.data.dataset.extractor, config.evaluate
-    reference = _meant(given, through).given if isinstance(given, str) else given
-    return Meant(reference, extractor, scored.weights, scored.precision)
+    reference = _resolved(given, through).given if isinstance(given, str) else given
+    return ResolvedReference(reference, extractor, scored.weights, scored.precision)
 
 
 def _idx_folder(folder: Path, split: str | None = None) -> Data | None:

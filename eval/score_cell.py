@@ -48,7 +48,7 @@ class ScoreJob(Job):
     reference: ReferenceFiles
     settings: MetricSettings
     header: dict[str, Any]
-    """What is scored, above all its `protocol`; written together with the metrics."""
+    """The cell and its `protocol`; written together with the metrics."""
     notes: tuple[str, ...]
     """Why requested metrics are missing."""
     sample_paths: tuple[str, ...] = ()

@@ -174,7 +174,7 @@ def _locate(text: str) -> tuple[Kind, Path, str | None]:
 
 
 def nothing_there(text: str) -> str:
-    """What to say of a text that is neither a path nor the name of a data set."""
+    """The message for a text that is neither a path nor the name of a data set."""
     return (
         f"there is no {text}; give {WAYS}, or a data set: {', '.join(cifar.FIDELITY_NAMES)}; a reference may also be a "
         "run directory, or a data set of a config with its split (fashion-mnist/train)"

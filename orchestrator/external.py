@@ -15,7 +15,7 @@ from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics.reference_statistics import default_cache
 from taugrid.eval.reference import open_reference
-from taugrid.eval.reference_names import Meant, meant
+from taugrid.eval.reference_names import ResolvedReference, resolve_reference
 from taugrid.eval.sources import open_source
 from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
@@ -79,7 +79,7 @@ def score_images(
 
 def _scores(samples: str, reference: str, section: Evaluate, progress: Progress, names: Names) -> dict[str, Any]:
     found = _opened(names("samples"), open_source, samples)
-    goes_with = _opened(names("reference"), meant, reference)
+    goes_with = _opened(names("reference"), resolve_reference, reference)
     try:
         compared = _opened(names("reference"), open_reference, goes_with.given)
     except MissingImages as error:
@@ -118,7 +118,7 @@ def _section(evaluate: Mapping[str, Any], assignments: Sequence[Override], names
     return section
 
 
-def _extractor(section: Evaluate, goes_with: Meant, names: Names) -> tuple[str | None, str, str | None]:
+def _extractor(section: Evaluate, goes_with: ResolvedReference, names: Names) -> tuple[str | None, str, str | None]:
     """The extractor's name, no data set, and its weights: those asked for, or else those of the reference."""
     if section.extractor is not None:
         return section.extractor, "", section.weights
@@ -130,7 +130,7 @@ def _extractor(section: Evaluate, goes_with: Meant, names: Names) -> tuple[str |
     return goes_with.extractor, "", section.weights or goes_with.weights
 
 
-def _precision(section: Evaluate, goes_with: Meant) -> FeaturePrecision:
+def _precision(section: Evaluate, goes_with: ResolvedReference) -> FeaturePrecision:
     """The precision that is asked for, or else that of the reference's run, if its extractor is used."""
     given = section.extractor is not None or "precision" in section.model_fields_set
     return section.precision if given else goes_with.precision

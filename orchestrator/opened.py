@@ -130,7 +130,6 @@ def open_existing(directory: str, dry: bool = False) -> Run:
 
 
 def record_plan(run: Run) -> None:
-    """Write plan.json, for commands that only look."""
     config = json_sha256(run.config.model_dump(mode="json"))
     write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.plan)}, run.rundir.storage)
 
@@ -159,7 +158,6 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
 
 
 def _planned_sections(config: Config) -> dict[str, Any]:
-    """The sections that models and cells are made from."""
     return config.model_dump(include={*GRID_SECTIONS, "sample", "grid"})
 
 
@@ -184,7 +182,6 @@ def directory_of(given: str) -> str:
 
 
 def _has_run_files(root: Path, storage: Storage) -> bool:
-    """Whether a folder without config.json holds other files of a run."""
     places = Paths(root, storage)
     return any(map(storage.exists, (places.provenance, root / RUN_FILE))) or bool(storage.list(places.events, FILES))
 

@@ -1,4 +1,4 @@
-"""What a night can see: the smallest loss that it would catch, the N that would catch a given one, what it misses.
+"""How much a night can see: the smallest loss that it catches, the N that catches a given loss, and the share missed.
 
 A network that is worse by D has another influence function than the baseline, so the paired error grows with D:
 

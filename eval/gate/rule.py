@@ -48,13 +48,13 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What is known of one cell's change from the baseline; `Change.between` makes it."""
+    """One cell's change from the baseline; `Change.between` makes it."""
 
     name: str
     difference: float
     """The new FID minus the baseline's."""
     margin: float
-    """In FID: what may be lost without anyone's caring."""
+    """The loss in FID that is accepted."""
     influence: Array
     """(N,): how far each sample moves the difference, phi_new - phi_baseline, in the order of the indices."""
     block: Hashable
@@ -118,7 +118,7 @@ class CellJudgement(NamedTuple):
     detectable: float
     """The smallest true change that would have been called worse with a probability of 80 %."""
     reach: Reach
-    """What `detectable` is computed from; it tells the N that another loss needs."""
+    """From which `detectable`, and the N that another loss needs, are computed."""
 
 
 class NightJudgement(NamedTuple):

@@ -10,7 +10,7 @@ from taugrid.errors import Exit
 
 
 class Verdict(StrEnum):
-    """What a comparison with a baseline says of a cell, worst first. A night's verdict is the worst of its cells'."""
+    """The verdict of a comparison with a baseline on a cell, worst first. A night's is the worst of its cells'."""
 
     CHANGED_SAMPLER = "changed sampler"
     """Today's code makes other images with the baseline's network, on the same device and software."""
@@ -47,7 +47,7 @@ REGRESSIONS = frozenset(
 )
 
 NO_BASELINE, INCOMPLETE, UNFINISHED = "no baseline", "incomplete", "unfinished"
-"""What is said of a night without a verdict: no cell was compared, none was scored, or it was interrupted."""
+"""The results of a night without a verdict: there is no baseline, no cell is scored, or it was interrupted."""
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

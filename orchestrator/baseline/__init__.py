@@ -1,1 +1,1 @@
-"""What a run is compared with: snapshots of runs, baseline files, and the comparison of two."""
+"""Snapshots of runs, baseline files, and the comparison of two."""

@@ -81,7 +81,7 @@ def _require_one_recipe(runs: Sequence[Run]) -> None:
 
 
 def _training_of(run: Run) -> dict[str, Any]:
-    """What a run's config says of its training without the seed; of a loaded network, its diffusion alone."""
+    """A run's training without its seed, from its config; of a loaded network, its diffusion alone."""
     config = run.config.model_dump(mode="json")
     config["train"].pop("seed", None)
     sections = ("model", "train", "data") if run.plan.trained_here else ()

@@ -1,4 +1,4 @@
-"""What a comparison with a baseline found, and how a command ends with it."""
+"""The result of a comparison with a baseline, and how a command ends with it."""
 
 import math
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Compared:
     detectable: float | None = None
     """The smallest change that would have been called worse with a probability of 80 %."""
     reach: Reach | None = None
-    """What `detectable` is computed from."""
+    """From which `detectable` is computed."""
     num_samples: int = 0
     judged_fids: tuple[float, float] | None = None
     """The new FID and the baseline's with the seeds of a second look, whose difference is `difference`."""
@@ -55,7 +55,7 @@ class Compared:
     sampler: Check = UNCHECKED
     """Whether the baseline's network still makes the baseline's images."""
     missing: str = ""
-    """What a comparison of this cell lacks, and can still be made."""
+    """What the comparison lacks that can still be computed; empty: nothing."""
 
     @property
     def is_judged(self) -> bool:
@@ -135,7 +135,7 @@ class BaselineComparison:
 
     @property
     def missing(self) -> dict[str, str]:
-        """Name -> what is lacking and can still be made."""
+        """Name -> what its comparison lacks that can still be computed."""
         return {cell.name: cell.missing for cell in self.cells if cell.missing}
 
     @property

@@ -85,7 +85,7 @@ def parquet_beside(path: Path) -> Path:
 def write_baseline(
     snapshot: Snapshot, path: Path, reason: str, remarks: list[str], replaces: str | None, storage: Storage = LOCAL
 ) -> dict[str, Any]:
-    """Write a run's snapshot as a baseline file and return what the JSON says.
+    """Write a run's snapshot as a baseline file and return the content of its JSON.
 
     `replaces` is the SHA-256 of the Parquet file of the baseline that was there.
     """
@@ -177,7 +177,7 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
 
 
 def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:
-    """What the JSON of a baseline file says; `UserError` if it is none, or has changed."""
+    """The content of a baseline file's JSON; `UserError` if it is none, or has changed."""
     value = read_sealed(path, storage)
     if value is None:
         if storage.exists(path):

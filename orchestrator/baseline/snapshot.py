@@ -1,4 +1,4 @@
-"""A snapshot: what a run's cells are for a comparison with another run, from its files or from a baseline file."""
+"""A snapshot: a run's cells as a comparison with another run needs them, from its files or from a baseline file."""
 
 import json
 from collections.abc import Callable, Hashable, Mapping
@@ -18,7 +18,7 @@ from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_imag
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
-from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, Oracle, Trained
+from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
@@ -37,7 +37,7 @@ from taugrid.protocol import on_devices
 from taugrid.storage import read_json, read_sealed
 
 NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
-"""Keys of `sample` that do not say what a cell is: how much of it there is, and how the work is cut."""
+"""Keys of `sample` that do not identify a cell: how many images it has, and how the work is divided."""
 
 MODEL_FILES = frozenset({"model.checkpoint", "model.weights"})
 """Grid keys whose values are places of files: they differ from night to night."""
@@ -49,7 +49,7 @@ AND = " and "
 
 @dataclass(frozen=True)
 class Setup:
-    """What the bytes of a cell's images depend on besides weights and settings, as the workers recorded it.
+    """The software and hardware on which the bytes of a cell's images depend, as the workers recorded it.
 
     A cell that several kinds of worker made has all their values. Which of them made which image is left open, so it is
     the same setup as no other cell.
@@ -74,7 +74,7 @@ class Setup:
         return json_sha256([self.devices, versions, self.threads, self.batch_size])[:16]
 
     def differences(self, before: "Setup") -> list[str]:
-        """What has changed since `before`, such as "torch 2.9.1 -> 2.10.0"; unknown and mixed values differ."""
+        """The changes since `before`, such as "torch 2.9.1 -> 2.10.0"; unknown and mixed values differ."""
         names = sorted({*self.versions, *before.versions} - {OURS})
         pairs = [(name, before.versions.get(name, "unknown"), self.versions.get(name, "unknown")) for name in names]
         pairs.append(("device", AND.join(before.devices) or "unknown", AND.join(self.devices) or "unknown"))
@@ -134,11 +134,11 @@ class SnapshotCell:
     find_digests: Callable[[], Digests | None] = field(repr=False)
     """The hashes of the decoded images, which takes reading them; None if they are unknown."""
     lacks_images: bool = False
-    """Whether files of its images are gone, although nobody recorded that they were removed."""
+    """Whether files of its images are gone, although no record says that they were removed."""
     find_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
     """The decoded images by index, or None if they are gone."""
     first: Setup | None = None
-    """What made the first shard; None: as `setup`."""
+    """The setup that made the first shard; None: as `setup`."""
     find_first: Callable[[], NDArray[np.uint8] | None] = field(repr=False, default=lambda: None)
     """The first images (n, C, H, W), at most `pixels.FIRST_IMAGES`; None if they are gone."""
     distances: Mapping[str, float] = field(default_factory=dict)
@@ -161,7 +161,7 @@ class SnapshotCell:
 
     @property
     def first_setup(self) -> Setup:
-        """What made image 0."""
+        """The setup that made image 0."""
         return self.first or self.setup
 
     @property
@@ -195,7 +195,7 @@ class Snapshot:
     codes: frozenset[str] = frozenset()
     """The hashes of taugrid's code in the sessions that sampled it."""
     find_scorer: Callable[[], ScorerRecord | str] = field(repr=False, default=lambda: "none was recorded")
-    """What its scorer gave for the reference; a text says why that is unknown."""
+    """The scores of the reference by its scorer; a text says why they are unknown."""
 
 
 def snapshot_of_run(directory: str) -> Snapshot:
@@ -341,12 +341,12 @@ def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Networ
             return Network(weights_sha256, diffusion, None, checkpoint.path)
         case Custom(spec):
             return Network(weights_sha256, diffusion, spec.source_sha256, None, spec.callable, spec.weights)
-        case Oracle() | Absent():
+        case _:
             return Network(weights_sha256, diffusion, None, None)
 
 
 def setup_of(origin: Origin, planned_threads: int, batch_size: int) -> Setup:
-    """What the events say; of runs whose events do not tell the threads, what the config asks for."""
+    """The setup that the events record; threads that they do not record are those that the config asks for."""
     versions: dict[str, set[str]] = {}
     for maker in origin.makers:
         for name, version in maker.versions:

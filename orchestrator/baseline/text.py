@@ -31,7 +31,7 @@ SAID = {
     Verdict.NOT_JUDGED: "some cells have no standard error in common",
     Verdict.IDENTICAL: "every image is the same",
 }
-"""What a headline says besides the verdict."""
+"""The explanation of a verdict in a headline."""
 
 MOST_LISTED = 6
 """Names in a list of unmatched cells."""
@@ -86,7 +86,7 @@ def counts(compared: Mapping[str, Any]) -> str:
 
 
 def check_lines(compared: Mapping[str, Any]) -> list[str]:
-    """What the canaries say, a line for each that is not clean."""
+    """A line for each canary that is not clean."""
     return [
         f"{name} {'not checked' if check['result'] == 'unknown' else check['result']}: {check['reason']}"
         for name, check in _checks(compared).items()
@@ -107,6 +107,12 @@ def number(value: float | None, error: float | None = None) -> str:
     return " ".join(write_number(value, math.nan if error is None else error)).strip()
 
 
+def judged_fids(cell: ComparedDict) -> tuple[float | None, float]:
+    """The new FID and the baseline's whose difference was judged: those of a second look, if there was one."""
+    fid, base = cell.get("judged_fids") or (cell["fid"], cell["baseline_fid"])
+    return fid, base
+
+
 def change(cell: ComparedDict) -> str:
     if cell["difference"] is None:
         return ""
@@ -115,13 +121,14 @@ def change(cell: ComparedDict) -> str:
 
 def reason(cell: ComparedDict) -> str:
     """Why a cell has its verdict, in a line."""
-    told = f"FID {number(cell['baseline_fid'])} -> {number(cell['fid'])}, change {change(cell) or 'unknown'}"
+    fid, base = judged_fids(cell)
+    told = f"FID {number(base)} -> {number(fid)}, change {change(cell) or 'unknown'}"
     judged = [] if cell["t"] is None else [f"T = {cell['t']:+.1f}, margin {cell['margin']:.3g}"]
     return "; ".join([told, *judged, *remarks(cell)])
 
 
 def remarks(cell: ComparedDict) -> list[str]:
-    """What the numbers of a cell do not say."""
+    """Facts about a cell that its numbers do not show."""
     told = []
     if cell["seeds"] != "usual":
         seeds = "a fresh seed" if cell["seeds"] == "fresh" else "more samples and a fresh seed"

@@ -1,4 +1,4 @@
-"""Before a night begins: what must hold, what it costs, and what it would compare."""
+"""Before a night begins: its preconditions, its price, and the cells that it would compare."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

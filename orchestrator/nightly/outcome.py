@@ -99,7 +99,7 @@ def _networks(snapshot: Snapshot) -> list[dict[str, str | None]]:
 
 
 def _next(night: Night, baseline: Snapshot, verdict: Mapping[str, Any]) -> str:
-    """What to do next: mend what failed, sample more, or make tonight's network the baseline."""
+    """The next step: find out why cells fail, sample more, or make tonight's network the baseline."""
     if verdict["failed"]:
         return "find out why the cells above fail; this night can't be a baseline"
     if verdict["result"] == Verdict.UNDECIDED:

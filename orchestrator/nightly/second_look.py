@@ -94,7 +94,7 @@ def _resampled(pair: Pair, new: SnapshotCell, old: Scored, margin: float) -> Res
 
 
 def _denied(again: SnapshotCell, recorded: SnapshotCell) -> str | None:
-    """How the baseline's network, sampled and scored today, is not what was recorded of it; None within chance.
+    """How the baseline's network, sampled and scored today, differs from its record; None if by no more than chance.
 
     The samples differ, so each FID has an error of its own. At another N, their biases differ as well.
     """

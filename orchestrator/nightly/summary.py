@@ -16,7 +16,7 @@ from taugrid.orchestrator.nightly.outcome import worst_first
 from taugrid.words import counted, listed, markdown_table
 
 MOST_ROWS = 200
-"""Rows of the table; GitHub takes 1 MB, and nobody reads more."""
+"""Rows of the table; GitHub takes 1 MB."""
 MOST_LISTED = 20
 MOST_NETWORKS = 4
 
@@ -71,7 +71,7 @@ def _headline(verdict: Mapping[str, Any]) -> str:
 def _cells(cells: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> str:
     rows = []
     for cell in cells:
-        result, (fid, base) = Verdict(cell["result"]), cell.get("judged_fids") or (cell["fid"], cell["baseline_fid"])
+        result, (fid, base) = Verdict(cell["result"]), text.judged_fids(cell)
         shown = f"**{result}**" if result.is_regression else result
         t = "" if cell["t"] is None else format(cell["t"], "+.1f")
         numbers = (text.number(base), text.number(fid), text.change(cell), t)
@@ -110,7 +110,7 @@ def _sides(verdict: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _frozen(verdict: Mapping[str, Any], compared: Mapping[str, Any]) -> str:
-    """What the usual seeds may hide, where a cell is undecided."""
+    """The remark on changes that the usual seeds may hide, where a cell is undecided."""
     undecided = any(cell["result"] == Verdict.UNDECIDED for cell in compared["cells"])
     if not undecided or compared["usual_critical"] is None:
         return ""

@@ -94,7 +94,6 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """File name in the cell's folders."""
         return part_name(self.number)
 
     @property
@@ -147,7 +146,6 @@ class Cell:
 
     @property
     def shown_id(self) -> str:
-        """Its id, or `pending` while its model has none."""
         return self.id if self.model.lacks is None else PENDING
 
     @property
@@ -189,7 +187,6 @@ class Plan:
 
     @property
     def trained_here(self) -> list[tuple[Model, Trained]]:
-        """The models that taugrid trains, each with its source."""
         return [(model, model.source) for model in self.models if isinstance(model.source, Trained)]
 
     @cached_property
@@ -217,7 +214,6 @@ class Plan:
 
     @cached_property
     def _labels_by_id(self) -> dict[str, str]:
-        """Id -> label, of every model and cell."""
         return {part.id: part.label for parts in (self.models, self.cells) for part in parts}
 
     def label_in(self, path: str) -> str:
@@ -231,5 +227,4 @@ class Plan:
 
     @property
     def axes(self) -> list[str]:
-        """Grid keys that tables have no fixed column for."""
         return list(self.cells[0].axes)

@@ -87,7 +87,6 @@ class Evaluation:
 
     @property
     def reference_key(self) -> str:
-        """Name of the reference's statistics, from everything that determines them."""
         return self.reference.cache_key(self.extractor)
 
     def feasible(self, num_samples: int) -> Feasible:
@@ -105,7 +104,6 @@ class Evaluation:
         return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 
     def protocol(self, cell: Cell) -> Protocol:
-        """The protocol of a cell's score."""
         foreign = code(cell.settings.sampler)
         return Protocol(
             reference=self.reference.identity(),
@@ -181,7 +179,7 @@ def evaluation(
     try:
         reference = find_reference(given)
     except MissingImages as error:
-        raise error.of("data" if given == config.data else "evaluate.reference") from None
+        raise error.for_section("data" if given == config.data else "evaluate.reference") from None
     except (ValueError, DamagedFile) as error:
         raise UserError(f"evaluate.reference: {error}") from None
     for model in plan.models:

@@ -127,7 +127,6 @@ def plan(
 
 
 def _twice(point: Mapping[str, Any], settings: Sample, grids: int) -> UserError:
-    """The error for a point that makes a cell that another has made."""
     idle, ignored = sorted(NOT_CELLS & set(point)), sorted(idle_keys(settings) & set(point))
     hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
     hint += f" (sampler {settings.sampler} ignores {' and '.join(ignored)})" if ignored else ""
@@ -170,7 +169,6 @@ def axes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def column(key: str) -> str:
-    """The name that tables give a grid key."""
     return COLUMN_NAMES.get(key, key)
 
 
@@ -193,7 +191,6 @@ def _describe(point: Mapping[str, Any]) -> str:
 
 
 def _sections_at(config: Config, point: Mapping[str, Any]) -> Sections:
-    """The config's sections with the grid point's values."""
     sections: dict[str, Section] = {name: getattr(config, name) for name in (*GRID_SECTIONS, "sample")}
     dumps = {name: section.model_dump() for name, section in sections.items()}
     for key, value in point.items():
@@ -262,7 +259,6 @@ def _loaded(sections: Sections, lookups: Lookups) -> Loaded | None:
 
 
 def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> ModelSource:
-    """The source that `model` gives, if it is not a checkpoint; `diffusion` is resolved."""
     data, model = sections.data, sections.model
     if model.oracle is not None:
         return _oracle(model.oracle, data, diffusion)

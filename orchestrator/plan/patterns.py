@@ -85,7 +85,6 @@ def _values(values: list[Any], recorded: list[str], stay: bool, dry: bool, notes
 
 
 def _pattern(value: Any) -> _Pattern | None:
-    """What a value asks for; None if it is a plain path."""
     if isinstance(value, Mapping):
         newest, text = value.get("newest"), value.get("of")
         if set(value) != {"newest", "of"} or type(newest) is not int or newest < 1 or not isinstance(text, str):

@@ -67,7 +67,6 @@ def _require_signal(diffusion: Diffusion) -> None:
 
 
 def check_loss_weights(train: Train, diffusion: Diffusion) -> None:
-    """Raise `UserError` if Theorem 1 has no weights for these settings."""
     if train.loss_weights is not None:
         try:
             schedules.gamma(train.loss_weights, schedules.alpha_bar(diffusion))
@@ -120,17 +119,14 @@ Fingerprint = Callable[[Data], str]
 
 
 def diffusion_identity(diffusion: Diffusion) -> dict[str, Any]:
-    """The keys of a resolved `diffusion` that differ from the defaults."""
     return _differing(diffusion, DIFFUSION_DEFAULTS)
 
 
 def unet_identity(unet: Unet) -> dict[str, Any]:
-    """The keys of `model.unet` that differ from the defaults."""
     return _differing(unet, Unet())
 
 
 def train_identity(train: Train) -> dict[str, Any]:
-    """The keys of `train` that differ from the defaults and change the trained model."""
     return _differing(train, TRAIN_DEFAULTS, NOT_IDENTITY["train"])
 
 

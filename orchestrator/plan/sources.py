@@ -1,4 +1,4 @@
-"""Where a model comes from: a closed union of five. Each knows its identity, network, weights and description.
+"""Where a model comes from, one class each. It knows the model's identity, network, weights and description.
 
 The argument `folder` is always the model's folder in the run directory, models/<id>, and `storage` the run's.
 """
@@ -28,25 +28,26 @@ TRAINED_WEIGHTS = f"unet/{checkpoint.WEIGHTS_FILE}"
 """The file of a trained model that says that the model is whole: it is there last."""
 
 
-class BaseModelSource(ABC):
-    """The interface of all, with the defaults that most of them use."""
+class ModelSource(ABC):
+    """The interface of all, with the defaults of a model that has no file of weights and no shape of its own."""
+
+    data: Data
 
     is_announced: ClassVar[bool] = False
     """Whether a run says its description first: it has settings that the config does not show."""
 
     @property
-    @abstractmethod
     def name(self) -> str:
         """The network's name in comparisons with published numbers."""
+        return "trained here"
 
     @property
-    @abstractmethod
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
+        return self.data.image_shape
 
     @property
     def decoder(self) -> Decoder:
-        """What makes pictures of its samples."""
         return Identity(self.image_shape)
 
     @abstractmethod
@@ -57,9 +58,9 @@ class BaseModelSource(ABC):
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """What a worker loads; `weights` is `ema` or `raw`. `UserError` if it is gone."""
 
-    @abstractmethod
     def weights_file(self, folder: Path, weights: str) -> Path:
         """The file of weights, or the record that stands for it."""
+        return folder / RECORD
 
     def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
         """SHA-256 of the weights, in hex; `UserError` if there is no such file."""
@@ -95,39 +96,13 @@ class BaseModelSource(ABC):
         return "some of which the loaded model may have been trained on"
 
 
-class WithoutWeights(BaseModelSource):
-    """What has no file of weights here, and no network that says its shape: the config's data says it."""
-
-    data: Data
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image, as the config's data has it."""
-        return self.data.image_shape
-
-    def weights_file(self, folder: Path, weights: str) -> Path:
-        """The record that stands for weights."""
-        return folder / RECORD
-
-
 @dataclass(frozen=True)
-class Trained(BaseModelSource):
-    """A `UNet2DModel` that taugrid trains."""
-
+class Trained(ModelSource):
     data: Data
     data_identity: Mapping[str, Any]
     """Identifies the images it is trained on."""
     unet: Unet
     train: Train
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.data.image_shape
-
-    @property
-    def name(self) -> str:
-        """A fixed phrase, because it has no name."""
-        return "trained here"
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         return {
@@ -138,7 +113,6 @@ class Trained(BaseModelSource):
         }
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
-        """What a worker loads; `weights` is `ema` or `raw`."""
         return checkpoint.saved_unet(self.weights_file(folder, weights).parent, storage)
 
     def weights_file(self, folder: Path, weights: str) -> Path:
@@ -151,16 +125,13 @@ class Trained(BaseModelSource):
         return "trained here"
 
     def relation_to(self, data: Data) -> str:
-        """What the images of `data.held_out` are to the network, as the end of a sentence."""
         if data.held_out != data:
             return "held out from training"
         return "which the network was trained on (data.split: train holds some out)"
 
 
 @dataclass(frozen=True)
-class Loaded(BaseModelSource):
-    """A diffusers model in a folder or from the hub."""
-
+class Loaded(ModelSource):
     is_announced: ClassVar[bool] = True
 
     checkpoint: Checkpoint
@@ -211,7 +182,6 @@ class Loaded(BaseModelSource):
         return checkpoint.weights_file(Path(place))
 
     def record(self) -> dict[str, Any] | None:
-        """The content of the checkpoint's config files, in case they are gone later."""
         return asdict(self.checkpoint) | {"diffusion": self.checkpoint.diffusion.model_dump()}
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
@@ -252,7 +222,7 @@ def _unless_overridden(theirs: str, ours: Iterable[str | None]) -> str:
 
 
 @dataclass(frozen=True)
-class Custom(BaseModelSource):
+class Custom(ModelSource):
     """A network in user code: `model.callable`."""
 
     is_announced: ClassVar[bool] = True
@@ -269,7 +239,6 @@ class Custom(BaseModelSource):
 
     @property
     def modules(self) -> Collection[SourceFile]:
-        """The user's source files that a worker imports to load the network."""
         return self.spec.files
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
@@ -283,7 +252,6 @@ class Custom(BaseModelSource):
         }
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
-        """Keys of `sample` that the model sets itself; `UserError` if it has no weights of the kind asked for."""
         if settings.weights != "ema":
             raise UserError(
                 f"sample.weights is {settings.weights}, but a custom network has one set of weights; remove the key"
@@ -311,23 +279,17 @@ class Custom(BaseModelSource):
         return None if self.spec.unusable else asdict(self.spec)
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
-        """What the function returned."""
         weights = f" with {self.spec.weights}" if self.spec.weights else ""
         now = f"; that was when it was sampled ({self.spec.unusable})" if self.spec.unusable else ""
         return f"{self.spec.callable}{weights} returned {self.spec.summary} ({diffusion.in_words}){now}"
 
 
 @dataclass(frozen=True)
-class Oracle(WithoutWeights):
+class Oracle(ModelSource):
     """The optimal eps, in closed form, for the distribution that `data` names."""
 
     distribution: str
     data: Data
-
-    @property
-    def name(self) -> str:
-        """A fixed phrase, because it has no name."""
-        return "trained here"
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         shape = list(self.image_shape)
@@ -345,19 +307,17 @@ class Oracle(WithoutWeights):
         return OracleNetwork(self.data)
 
     def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
-        """SHA-256 of the oracle's name and shape, in place of weights."""
         return hashlib.sha256(f"taugrid/oracle/{self.distribution}/{self.image_shape}".encode()).hexdigest()
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         return f"the {self.distribution} oracle"
 
     def relation_to(self, data: Data) -> str:
-        """What the images of `data.held_out` are to the network, as the end of a sentence."""
         return "draws from the distribution that the oracle knows"
 
 
 @dataclass(frozen=True)
-class Absent(WithoutWeights):
+class Absent(ModelSource):
     """A checkpoint, or a custom network's weights, that is not here: a plan prices its cells, and nothing runs them."""
 
     path: str
@@ -369,19 +329,13 @@ class Absent(WithoutWeights):
         return self.path
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
-        """What tells it from other absent models of a plan."""
         return {"absent": self.path, "diffusion": diffusion_identity(diffusion)}
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
-        """Raises `UserError`: there is none."""
         raise UserError(f"{self.path} is not here")
 
     def is_ready(self, folder: Path, storage: Storage = LOCAL) -> bool:
-        """False: it can't be sampled."""
         return False
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         return f"{self.path} (not here yet)"
-
-
-ModelSource = Trained | Loaded | Custom | Oracle | Absent

@@ -9,7 +9,7 @@ from taugrid.config import Config, Data
 from taugrid.errors import UserError
 from taugrid.eval.metrics.score import feasible
 from taugrid.eval.reference import Reference, open_reference
-from taugrid.eval.reference_names import meant
+from taugrid.eval.reference_names import resolve_reference
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.evaluation import Evaluation, name_and_dimensions
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -91,7 +91,7 @@ class RequestedScores:
     def _is_its_reference(self, recorded: Mapping[str, Any]) -> bool:
         given = self.config.evaluate.reference
         try:
-            reference = self.config.data if given is None else meant(given).given if isinstance(given, str) else given
+            reference = resolve_reference(given).given if isinstance(given, str) else given or self.config.data
         except UserError:
             return False
         if not isinstance(reference, Data):

@@ -87,13 +87,13 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, daemon=True, name="lease")
         self.loss: str | None = None
-        """Who has it now. Set, and the main thread interrupted, once another driver has taken it."""
+        """What the user is told once another driver has taken it. The main thread is then interrupted."""
         self.began: float | None = None
         """When it was taken, by the storage's clock: what was written before is of dead drivers. None: it was taken by
         force, and its last holder may still write."""
 
     def holder(self) -> Holder | None:
-        """Who holds the lease now; None: nobody, or the file can't be understood."""
+        """Who holds the lease now; None if there is no lease, or none that makes sense."""
         return _holder(read_json(self._path, self._storage))
 
     def live_holder(self) -> Holder | None:

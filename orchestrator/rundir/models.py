@@ -90,7 +90,7 @@ class ModelRecords(Paths):
             record = read_json(file, self.storage)
             if not isinstance(record, dict) or record.pop("image_shape", None) != shape:
                 continue
-            with suppress(KeyError, TypeError):  # keys are missing or unknown: a file that somebody sent
+            with suppress(KeyError, TypeError):  # keys are missing or unknown: another program wrote it
                 if (spec := restored(record)).is_described_by(recorded):
                     return replace(spec, precision=config.evaluate.precision)
         raise UserError(

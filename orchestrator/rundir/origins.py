@@ -1,7 +1,7 @@
 """What made a cell's images, by the events: kinds of device, versions of software, seconds.
 
 A shard's event is written after its commit. If the driver is killed in between, the file is there without it: then
-whoever had the shard assigned may have made it, and all of them are told.
+each worker that had the shard assigned may have made it, and all of them are listed.
 """
 
 from collections import Counter, defaultdict

@@ -36,7 +36,6 @@ UNUSED = "the present config does not use it; delete it"
 
 
 def next_steps(damages: Sequence[Damage], run: Run) -> list[NextStep]:
-    """What to do about each damage, in their order."""
     plan, rundir = run.plan, run.rundir
     unused = _unused(damages, run) | _of_other_cells(damages, plan, rundir)
     planned = {rundir.sample_part(cell, shard) for cell in plan.cells for shard in cell.shards}
@@ -144,8 +143,6 @@ def in_words(steps: Sequence[NextStep]) -> list[str]:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The result of one `verify`."""
-
     run: Run
     images: int
     """How many were decoded."""
@@ -170,7 +167,6 @@ class Diagnosis:
 
     @property
     def document(self) -> dict[str, Any]:
-        """All of it, for `--json`."""
         rundir = self.run.rundir
         lacking = [{"path": rundir.relative(one.path), "reason": one.reason} for one in self.verified.unfinished]
         return {"dir": rundir.shown, "images": self.images, "damaged": self.damaged, "unfinished": lacking}

@@ -8,7 +8,7 @@ from typing import Any
 from taugrid.config import Config, Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.reference import reference_of_moments
-from taugrid.eval.reference_names import images_in_words, meant
+from taugrid.eval.reference_names import images_in_words, resolve_reference
 from taugrid.eval.sources import nothing_there
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
@@ -150,7 +150,7 @@ def missing_images(config: Config, untrained: list[Model]) -> list[str]:
     reference = config.data if config.evaluate.reference is None else config.evaluate.reference
     if isinstance(reference, str):
         try:
-            reference = meant(reference).given
+            reference = resolve_reference(reference).given
         except UserError as error:
             return [f"evaluate.reference: {error}"]
     sections = dict.fromkeys((model.data for model in untrained), "data")
@@ -163,11 +163,10 @@ def missing_images(config: Config, untrained: list[Model]) -> list[str]:
 
 
 def _missing_data(data: Data, section: str) -> str | None:
-    """What to say of a section of a config that names images; None if they are there."""
     try:
         require_files(data)
     except MissingImages as error:
-        return str(error.of(section))
+        return str(error.for_section(section))
     except UserError as error:
         return str(error)
     return None
@@ -177,7 +176,7 @@ def other_features(config: Config, extractor: Foreseen) -> list[str]:
     """A line if a run would refuse its file of moments, in the words of the run."""
     given = config.evaluate.reference
     try:
-        given = meant(given).given if isinstance(given, str) else None
+        given = resolve_reference(given).given if isinstance(given, str) else None
     except UserError:
         return []  # `missing_images` says it
     if not isinstance(given, str):

@@ -57,7 +57,6 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def _bytes_at_most(cell: Cell) -> int:
-    """Of a cell's images."""
     return cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES)
 
 
@@ -134,7 +133,6 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise `UserError` unless a folder for an export is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
 

@@ -77,7 +77,6 @@ def reproducing(config: Config) -> dict[str, Any]:
 
 
 def _rows(tables: Tables, name: str) -> list[dict[str, Any]]:
-    """The rows of a table, with None for NaN; none if there is no such table."""
     if name not in tables.names:
         return []
     rows = without_nan(tables.frame(name).to_dict("records"))

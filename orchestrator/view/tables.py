@@ -27,11 +27,9 @@ class Tables:
 
     @property
     def names(self) -> list[str]:
-        """The names of the tables that are there."""
         return [path.stem for path in self._rundir.storage.list(self._rundir.tables, "*.csv")]
 
     def frame(self, name: str) -> pd.DataFrame:
-        """The table tables/`name`.csv; `UserError` if there is none."""
         path = self._rundir.tables / f"{name}.csv"
         try:
             text = self._rundir.storage.read(path).decode()

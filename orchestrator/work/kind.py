@@ -127,7 +127,7 @@ class WorkKind(ABC):
     def images(cls, task: Task) -> float:
         """How many images a task makes, if the progress line counts them."""
         cell = task.cell
-        return task.cost * cell.settings.num_samples / cell.network_evaluations if cell and cls.counts_images else 0.0
+        return task.cost / cell.evaluations if cell is not None and cls.counts_images else 0.0
 
     @classmethod
     def event(cls, task: Task, result: Result, first: bool) -> Event:

@@ -167,7 +167,6 @@ def _whole_list(parent: str, mappings: list[Any], key: str, value: Any) -> str:
 
 
 def _key_and_value(assignment: Override) -> tuple[str, Any]:
-    """The key and the value of an assignment; those of a text are read as YAML."""
     if not isinstance(assignment, str):
         key, value = assignment
         return key, _plain(key, value)

@@ -169,7 +169,6 @@ def _expected(node: Schema) -> str:
 
 
 def _words(branch: Schema) -> list[str]:
-    """The words that a branch allows, if these can be listed."""
     if branch.get("type") == "boolean":
         return ["true", "false"]
     if branch.get("type") == "null":
@@ -183,7 +182,6 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _phrase(branch: Schema, plural: bool = False) -> str:
-    """What a branch allows that isn't a list of words."""
     match branch.get("type"):
         case "integer":
             return _number(branch, "whole number", plural)

@@ -43,7 +43,6 @@ class Naming:
         )
 
     def part(self, key: str, value: Any) -> str:
-        """A key with its value, such as "schedule=cosine"."""
         return f"{SHOWN.get(key, self.short.get(key, key))}={self.value(key, value)}"
 
     def value(self, key: str, value: Any) -> str:

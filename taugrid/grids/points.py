@@ -116,7 +116,6 @@ def _zipped(keys: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def _excluded(mapping: Grid, every: list[dict[str, Any]], reserved: Collection[str]) -> set[int]:
-    """The places of the points that `exclude` names."""
     by_key = values_by_key(mapping)
     short = short_keys(by_key, reserved)
     found: set[int] = set()

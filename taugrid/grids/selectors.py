@@ -27,7 +27,6 @@ class Condition(NamedTuple):
 
 
 def is_selector(text: str) -> bool:
-    """Whether `text` is meant as a selector rather than an id or the name of a folder."""
     return "=" in text
 
 

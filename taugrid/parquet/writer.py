@@ -156,7 +156,7 @@ class PartWriter:
         """The version of the file in place if it is a whole one that has fewer of the same rows.
 
         It may be the one to replace although it has another version: a copy or `touch` changed its time, or the file
-        system numbers its files anew for each machine that mounts it.
+        system gives its files other numbers on each machine that mounts it.
         """
         if (ours := self.content) is None:
             return None

@@ -40,7 +40,7 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_ANSWER = re.compile(r"kind: (Connect|Timeout|Interrupted|Request|Decode)|body error|error sending request")
 _METADATA_SERVER = "169.254.169.254"
-"""Whom a cloud's machine asks for credentials. It may be slow for once; elsewhere nobody is there."""
+"""Where a cloud's machine asks for credentials. It may be slow for once; elsewhere it does not exist."""
 
 _HALF_A_KEY = re.compile(r"Missing(SecretAccessKey|AccessKeyId)")
 """One of S3's two variables is set without the other."""

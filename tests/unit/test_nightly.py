@@ -78,7 +78,7 @@ def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(judged):
     assert found["result"] == "worse"
     assert "two stages: the usual seeds single out 4 of 4 cells at 0.1" in found["comparison"]["rule"]
     fresh = {json.loads(path.read_text())["cell"] for path in (started / "nights/2/fresh/scores").glob("*.json")}
-    assert len(fresh) == 2 * CELLS, "both networks were sampled anew"
+    assert len(fresh) == 2 * CELLS, "both networks were sampled again"
     seeds = {name.parent.name for name in (started / "nights/2/fresh/samples").rglob("*.parquet")}
     assert not seeds & {path.name for path in (started / "nights/2/run/samples").iterdir()}
     usual = night_row(started, "2")
@@ -130,7 +130,7 @@ def test_without_the_baselines_weights_there_is_one_stage_and_it_says_why(begun,
 
 
 def test_undecided_cells_are_grown_and_alpha_is_split(begun, started, judged):
-    """The margin is what the usual seeds measure for the first cell, so that nobody can say whether it is exceeded."""
+    """The margin is what the usual seeds measure for the first cell, so no test can tell whether it is exceeded."""
     first = judged[1]["comparison"]["cells"][0]
     margin = (first["fid"] - first["baseline_fid"]) / first["baseline_fid"]
     once = night(started, begun / "worse.yaml", "2", "--margin", margin, code=None)
@@ -405,7 +405,7 @@ def test_history_is_documented_and_read_by_pandas_and_duckdb(after_worse, render
 
 
 def test_two_at_once_do_not_corrupt_a_history(begun, started, monkeypatch):
-    """The second is refused while the first is at work, and nothing of the first is lost."""
+    """The second is refused while the first is running, and nothing of the first is lost."""
     give, refusals = PoolHere.give, []
 
     def with_a_rival(pool, worker, job, key):

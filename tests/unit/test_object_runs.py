@@ -279,6 +279,21 @@ def test_events_and_logs_name_objects_by_their_urls(opened, bucket):
         assert f"{rundir.shown}/samples/x: planted" in storage.read(path).decode()
 
 
+@pytest.mark.parametrize(("status", "is_ours"), [(503, True), (409, False)])
+def test_a_file_with_our_bytes_is_ours_only_if_an_answer_may_have_been_lost(
+    bucket, s3, tmp_path, monkeypatch, status, is_ours
+):
+    """409 says that the request did nothing; after 503 it may have been done."""
+    quick_retries(monkeypatch)
+    root, storage = bucket
+    put(storage, root / "file", b"x")
+    (tmp_path / "finished").write_bytes(b"x")
+    answers = [(status, "SlowDown")]
+    with s3.refusing(lambda method, path: answers.pop() if answers and method == "PUT" else None):
+        assert storage.commit(root / "file", tmp_path / "finished") is is_ours
+    assert answers == []
+
+
 # Other stores
 
 

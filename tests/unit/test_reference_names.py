@@ -7,7 +7,7 @@ import pytest
 
 from taugrid.config import Data
 from taugrid.errors import UserError
-from taugrid.eval.reference_names import Meant, meant
+from taugrid.eval.reference_names import ResolvedReference, resolve_reference
 from taugrid.eval.sources import open_source
 from taugrid.orchestrator.external import flag, score_images
 from taugrid.orchestrator.progress import Progress
@@ -36,30 +36,30 @@ def idx(tmp_path):
     ],
 )
 def test_a_data_set_is_named_with_its_split(text, values, extractor):
-    assert meant(text) == Meant(Data(**values), extractor)
+    assert resolve_reference(text) == ResolvedReference(Data(**values), extractor)
 
 
 @pytest.mark.parametrize(("text", "words"), [("digits/tset", "no split of digits"), ("lsun/train", "category")])
 def test_a_wrong_split_is_refused(text, words):
     with pytest.raises(UserError, match=words):
-        meant(text)
+        resolve_reference(text)
 
 
 def test_a_path_comes_before_a_data_set_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
-    assert meant("digits") == Meant("digits", None)
-    assert meant("cifar10-train") == Meant("cifar10-train", None), "torch-fidelity's name"
+    assert resolve_reference("digits") == ResolvedReference("digits", None)
+    assert resolve_reference("cifar10-train") == ResolvedReference("cifar10-train", None), "torch-fidelity's name"
 
 
 def test_a_folder_of_idx_files_is_fashion_mnist(idx):
     of_test = Data(name="fashion-mnist", root=str(idx), split="test")
-    assert meant(f"{idx}/test") == Meant(of_test, "fashion-convnet")
+    assert resolve_reference(f"{idx}/test") == ResolvedReference(of_test, "fashion-convnet")
     with pytest.raises(UserError, match=f"{idx}/train or {idx}/test"):
-        meant(str(idx))
+        resolve_reference(str(idx))
     (idx / FILES["train"]).unlink()
-    assert meant(str(idx)) == Meant(of_test, "fashion-convnet")
-    assert meant(f"{idx}/validation") == Meant(f"{idx}/validation", None), "no such split"
+    assert resolve_reference(str(idx)) == ResolvedReference(of_test, "fashion-convnet")
+    assert resolve_reference(f"{idx}/validation") == ResolvedReference(f"{idx}/validation", None), "no such split"
 
 
 def config(folder, **sections):
@@ -71,16 +71,16 @@ def config(folder, **sections):
 
 def test_a_run_directory_is_what_it_is_scored_against(tmp_path):
     of_data = config(tmp_path / "a")
-    assert meant(of_data) == Meant(Data(split="train"), "digits-convnet")
+    assert resolve_reference(of_data) == ResolvedReference(Data(split="train"), "digits-convnet")
     named = config(tmp_path / "b", evaluate={"reference": "digits/test", "extractor": "pixels"})
-    assert meant(named) == Meant(Data(split="test"), "pixels")
+    assert resolve_reference(named) == ResolvedReference(Data(split="test"), "pixels")
     of_files = config(tmp_path / "c", evaluate={"reference": "some.npz", "extractor": "pixels", "weights": "w"})
-    assert meant(of_files) == Meant("some.npz", "pixels", "w")
+    assert resolve_reference(of_files) == ResolvedReference("some.npz", "pixels", "w")
     of_another = config(tmp_path / "d", evaluate={"reference": of_files})
-    assert meant(of_another) == Meant("some.npz", "digits-convnet")
+    assert resolve_reference(of_another) == ResolvedReference("some.npz", "digits-convnet")
     of_itself = config(tmp_path / "e", evaluate={"reference": str(tmp_path / "e")})
     with pytest.raises(UserError, match="leads back to itself"):
-        meant(of_itself)
+        resolve_reference(of_itself)
 
 
 def test_code_that_a_run_directory_names_is_not_run(tmp_path):
