@@ -3,6 +3,7 @@
 A new sampler is one file, in workers/samplers/ or in another package, and its registration here or there.
 """
 
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 GROUP = "taugrid.samplers"
@@ -18,6 +19,7 @@ def names() -> list[str]:
     return [*SAMPLERS, *sorted({found.name for found in entry_points(group=GROUP)} - SAMPLERS.keys())]
 
 
+@cache  # looking through all packages takes milliseconds, and a grid has thousands of points
 def entry(name: str) -> EntryPoint:
     """Where a sampler's class is.
 

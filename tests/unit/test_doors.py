@@ -32,6 +32,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
+from taugrid.registry import samplers
 from taugrid.storage import LOCAL, read_json
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian, noise, oracle
@@ -71,6 +72,7 @@ def planned(**sample):
 
 
 def forget():
+    samplers.entry.cache_clear()
     sampler.find.cache_clear()
     sampler.code.cache_clear()
     sys.modules.pop("twice_sampler", None)

@@ -542,8 +542,9 @@ ALLOWED = [
         "a baseline, which is a file of the user's repository",
     ),
     Exceptions("orchestrator/cli/jobs.py", {"is_dir": 1}, "what an argument is"),
-    Exceptions("orchestrator/dry_run/describe.py", {"exists": 1}, "whether a GPU's driver is here"),
-    Exceptions("orchestrator/dry_run/missing.py", {"exists": 1}, "a reference that a user names"),
+    Exceptions(
+        "orchestrator/view/dry_run.py", {"exists": 2}, "whether a GPU's driver is here; a reference that a user names"
+    ),
     Exceptions("orchestrator/dispatch/address.py", {"read_text": 1}, "Ray's token in the user's home"),
     Exceptions("orchestrator/external.py", {"np.savez": 1}, "a temporary file of images that a caller holds"),
     Exceptions(
@@ -601,7 +602,7 @@ ALLOWED = [
         {"exists": 1, "np.savez": 1, "open": 1, "replacing": 1, "write_bytes": 1},
         "`export --to`, which is no part of a run",
     ),
-    Exceptions("orchestrator/verification/verify.py", {"inspect": 1, "read_images": 1}, "of what `local_path` gives"),
+    Exceptions("orchestrator/view/verify.py", {"inspect": 1, "read_images": 1}, "of what `local_path` gives"),
     Exceptions("workers/content.py", {"open": 2}, "weights, to hash them and to copy them for libraries"),
     Exceptions(
         "workers/network/checkpoint.py",
