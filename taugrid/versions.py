@@ -1,8 +1,11 @@
-"""Versions of software, to be recorded with its results."""
+"""Versions of software, to be recorded with its results, and what the installed torch is built for."""
 
+import runpy
 from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 
 from taugrid import __version__
 
@@ -20,3 +23,12 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def torch_is_for_gpus() -> bool:
+    """Whether torch here is built for CUDA or ROCm, from its file of versions: importing torch takes seconds."""
+    torch = find_spec("torch")
+    if torch is None or torch.origin is None:
+        return False
+    values = runpy.run_path(str(Path(torch.origin).with_name("version.py")))
+    return values.get("cuda") is not None or values.get("hip") is not None

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
+from taugrid.versions import torch_is_for_gpus
 from taugrid.words import counted
 from taugrid.workers import ray_compat
-from taugrid.workers.accelerator import build
 
 RAYS_UNITS = 10_000
 """The number of parts into which Ray divides a CPU or a GPU."""
@@ -135,7 +135,7 @@ def _torch_uses_gpus(ids: frozenset[str]) -> bool:
     if not ids:
         return False
     # Whether a GPU is there is not asked: Ray hides it from tasks without one.
-    ask = ray.remote(num_cpus=0, max_retries=0)(build.is_for_gpus)
+    ask = ray.remote(num_cpus=0, max_retries=0)(torch_is_for_gpus)
     asked = [ask.options(label_selector={"ray.io/node-id": node}).remote() for node in sorted(ids)]
     while asked:
         answers, asked = ray.wait(asked, timeout=ASK_SECONDS)

@@ -224,15 +224,12 @@ class WorkerManager:
         for worker in self._dispatcher.due(now):
             self._workers[worker].checked_since = now
             self._pool.check_health(worker)
-        checked = {name: worker.checked_since for name, worker in self._workers.items()}
-        for name in [n for n, since in checked.items() if since is not None and now - since >= self._hang_seconds]:
-            self._pool.kill(name)
-            self.lost(Lost(name, f"it has not answered its health check for {duration(self._hang_seconds)}", False))
         unfit = self._dispatcher.unfit()
         if unfit or now - self._resized >= RESIZE_SECONDS:
+            self._end_silent(now)
             self._resize(now)
         cpus_will_do = self._dispatcher.startable <= self._scaling.cpu_kinds
-        there = [worker for worker in self._workers.values() if worker.node is not None]
+        there = (worker for worker in self._workers.values() if worker.node is not None)
         none_there = not any(cpus_will_do or not worker.is_cpu_only for worker in there)
         if (said := self._scaling.wait(now, none_there, bool(unfit))) is not None:
             self._say(said)
@@ -243,6 +240,15 @@ class WorkerManager:
         is_starting = any(worker.is_starting for worker in self._workers.values())
         if not (is_starting and self._scaling.large) or now - since >= self._max_wait_seconds:
             raise self._no_fit_node(unfit)
+
+    def _end_silent(self, now: float) -> None:
+        """End the workers whose health check hangs."""
+        checked = {name: worker.checked_since for name, worker in self._workers.items()}
+        for name in [
+            name for name, since in checked.items() if since is not None and now - since >= self._hang_seconds
+        ]:
+            self._pool.kill(name)
+            self.lost(Lost(name, f"it has not answered its health check for {duration(self._hang_seconds)}", False))
 
     def _look(self, now: float, at_once: bool = False) -> None:
         for node in self._scaling.look(now, at_once):

@@ -179,7 +179,7 @@ def evaluation(
     try:
         reference = find_reference(given)
     except MissingImages as error:
-        raise error.of("data" if given == config.data else "evaluate.reference") from None
+        raise error.for_section("data" if given == config.data else "evaluate.reference") from None
     except (ValueError, DamagedFile) as error:
         raise UserError(f"evaluate.reference: {error}") from None
     for model in plan.models:

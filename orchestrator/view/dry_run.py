@@ -166,7 +166,7 @@ def _missing_data(data: Data, section: str) -> str | None:
     try:
         require_files(data)
     except MissingImages as error:
-        return str(error.of(section))
+        return str(error.for_section(section))
     except UserError as error:
         return str(error)
     return None

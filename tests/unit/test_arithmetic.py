@@ -1,5 +1,6 @@
 """How networks compute: true float32 unless a cell asks for less, whatever a user's code has set before."""
 
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, Sample
 from taugrid.errors import DeviceUnusable
 from taugrid.eval.features.load import as_input
 from taugrid.workers import schedules
-from taugrid.workers.accelerator import arithmetic, build
+from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.training.loop import stay_on_loopback
 
@@ -212,8 +213,6 @@ def test_backward_passes_on_gpus_are_made_repeatable():
 def test_a_training_on_loopback_listens_nowhere_else(monkeypatch):
     monkeypatch.setattr("os.environ", {})
     stay_on_loopback()
-    import os
-
     assert {name: value[:2] for name, value in os.environ.items()} == dict.fromkeys(
         ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo"
     )
@@ -232,8 +231,9 @@ def test_what_torch_is_built_for_is_read_without_importing_it(tmp_path, monkeypa
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/__init__.py").write_text("raise SystemExit('imported')")
     (tmp_path / "torch/version.py").write_text(text)
-    asked = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runpy; print(runpy.run_path({build.__file__!r})"
-    printed = subprocess.run([sys.executable, "-c", f"{asked}['is_for_gpus']())"], capture_output=True, check=True)
+    asked = "from taugrid.versions import torch_is_for_gpus; print(torch_is_for_gpus())"
+    torch_first = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    printed = subprocess.run([sys.executable, "-c", asked], env=torch_first, capture_output=True, check=True)
     assert printed.stdout.decode().strip() == str(expected)
 
 

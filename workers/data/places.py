@@ -18,7 +18,7 @@ class MissingImages(UserError):
         self.fault, self.root, self.others = fault, root, others
         super().__init__(f"data: {fault}: {', or '.join([f'set data.root to {root}', *others])}")
 
-    def of(self, section: str) -> NotHere:
+    def for_section(self, section: str) -> NotHere:
         """The same for another section that names a data set, such as `evaluate.reference`."""
         text = str(self).replace("data.root", f"{section}.root").replace("data.download", f"{section}.download")
         return NotHere(f"{section}: {text.removeprefix('data: ')}")
