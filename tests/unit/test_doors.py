@@ -37,7 +37,7 @@ from taugrid.storage import LOCAL, read_json
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.device import unheard, with_heartbeats
+from taugrid.workers.device import ignore_heartbeat, with_heartbeats
 from taugrid.workers.diffusion import gaussian, noise, oracle
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
@@ -204,7 +204,7 @@ def test_wrappers_pass_points_and_conditions_on():
         return 0.5 * x
 
     computed = arithmetic.computed(network, Arithmetic("bf16", "default", 4), "cpu")
-    wrapped = Watched(with_heartbeats(computed, unheard, 1))
+    wrapped = Watched(with_heartbeats(computed, ignore_heartbeat, 1))
     point, labels = path(schedules.process(DIFFUSION_DEFAULTS), (7,))[0], torch.tensor([3, 1, 4, 1])
     found = denoising(wrapped, condition=labels)(torch.ones(4, 1, 2, 2), point)
     assert torch.equal(found.eps, torch.full((4, 1, 2, 2), 0.5))
