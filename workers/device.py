@@ -32,12 +32,12 @@ BEAT_SECONDS = 1.0
 
 L = TypeVar("L")
 
-Heartbeat = Callable[[float, float], None]
+SendHeartbeat = Callable[[float, float], None]
 """Takes how much of a job is done, and how much there is, in any unit."""
 
 
 def ignore_heartbeat(done: float, of: float) -> None:
-    """A `Heartbeat` for jobs that are not watched."""
+    """A `SendHeartbeat` for jobs that are not watched."""
 
 
 def nothing() -> None:
@@ -54,7 +54,7 @@ def set_up(threads: int | None = None) -> None:
     arithmetic.configure()
 
 
-def with_heartbeats(network: "Denoiser", heartbeat: Heartbeat, calls: int) -> "Denoiser":
+def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -> "Denoiser":
     """`network`, with a heartbeat before each call: it will be called `calls` times."""
     done = 0
 
@@ -96,7 +96,7 @@ class Turn:
 class Device:
     """A device, the networks that were last used on it, and the heart of the job that runs on it."""
 
-    def __init__(self, name: str, heartbeat: Heartbeat = ignore_heartbeat, turn: Turn | None = None) -> None:
+    def __init__(self, name: str, heartbeat: SendHeartbeat = ignore_heartbeat, turn: Turn | None = None) -> None:
         self.name = name
         """As torch names it: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
         self.kind = name.partition(":")[0]

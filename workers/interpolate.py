@@ -15,7 +15,7 @@ from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.memory import smaller_batch
-from taugrid.workers.device import Device, Heartbeat, ignore_heartbeat, with_heartbeats
+from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
@@ -56,7 +56,7 @@ def run(job: InterpolateJob, device: Device) -> Result:
 
 
 def interpolate_cell(
-    job: InterpolateJob, model: "Denoiser", device: str, heartbeat: Heartbeat = ignore_heartbeat
+    job: InterpolateJob, model: "Denoiser", device: str, heartbeat: SendHeartbeat = ignore_heartbeat
 ) -> Result:
     """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square.
 

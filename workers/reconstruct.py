@@ -18,7 +18,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
-from taugrid.workers.device import Device, Heartbeat, ignore_heartbeat, with_heartbeats
+from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, with_heartbeats
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
@@ -56,7 +56,7 @@ def run(job: ReconstructJob, device: Device) -> Result:
 
 
 def reconstruct_shard(
-    job: ReconstructJob, model: "Denoiser", device: str, heartbeat: Heartbeat = ignore_heartbeat
+    job: ReconstructJob, model: "Denoiser", device: str, heartbeat: SendHeartbeat = ignore_heartbeat
 ) -> Result:
     """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
 

@@ -18,7 +18,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
-from taugrid.workers.device import Device, Heartbeat, ignore_heartbeat, nothing, with_heartbeats
+from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, nothing, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
@@ -98,7 +98,7 @@ def sample_shard(
     job: SampleJob,
     model: "Denoiser",
     device: str,
-    heartbeat: Heartbeat = ignore_heartbeat,
+    heartbeat: SendHeartbeat = ignore_heartbeat,
     computed: Callable[[], None] = nothing,
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
@@ -135,7 +135,7 @@ def sample_shard(
 
 
 def _transfers(
-    job: SampleJob, first_new: int, model: "Denoiser", device: str, heartbeat: Heartbeat
+    job: SampleJob, first_new: int, model: "Denoiser", device: str, heartbeat: SendHeartbeat
 ) -> "Iterator[ImageTransfer]":
     """The job's batches from image `first_new` on, each on its way from the device once its steps were begun."""
     import torch
