@@ -123,7 +123,7 @@ class Sleeper(HeartbeatActor):
     def do(self, job: Job) -> Result:
         self._device.begin()
         time.sleep(self._seconds)
-        self._device.beat(0, 1)
+        self._device.heartbeat(0, 1)
         return self._committer.commit(job)
 
 

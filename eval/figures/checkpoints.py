@@ -53,15 +53,10 @@ def checkpoints_figure(
     protocols: Mapping[str, ProtocolFields] = {},
     best: Sequence[BestCheckpoint] = (),
 ) -> Figure:
-    """FID over checkpoints: a line for each S, bars of ±1 standard error, a panel for each eta of each pivot.
+    """FID over checkpoints, from left to right in `order`: a line for each S, a panel for each eta of each pivot.
 
-    Args:
-        frame: the quality table, with the column `CHECKPOINT`.
-        order: its values from left to right, in the order of the grid.
-        protocols: the rows' protocols by hash: cells that can't be compared don't share a panel.
-        best: the best checkpoints; a panel's title names them, and those that can't be told apart from them.
-
-    If the names of the checkpoints differ in a number at their end alone, it is the training step of the axis.
+    Bars are ±1 standard error. A panel's title names the `best`, and those that can't be told apart from them. If the
+    names of the checkpoints differ in a number at their end alone, it is the training step of the axis.
     """
     tables = _over_checkpoints(frame, order, pivot_tables(frame, FID, protocols), best)
     lengths = sorted({steps for table in tables for steps in table.values.index})

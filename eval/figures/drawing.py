@@ -142,7 +142,6 @@ def legend_name(label: str) -> str:
 
 
 def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, look: LineStyle) -> None:
-    """Points joined by a line, with error bars where errors are not NaN."""
     drawn = panel.errorbar(
         positions,
         values,

@@ -73,8 +73,6 @@ def tiles_of(picture: Image.Image) -> Tiles | None:
 
 
 class Tiled(NamedTuple):
-    """A picture, and where its tiles stand in it."""
-
     canvas: Image.Image
     tiles: Tiles
 
@@ -147,7 +145,6 @@ def before_and_after(before: ImageArray | None, after: ImageArray | None, path: 
 
 
 def _rows(rows: Sequence[ImageArray], labels: Sequence[str], titles: Sequence[str], corner: str = "") -> Tiled:
-    """A grid with a row for each of `rows` and an image in each place."""
     _check_sizes(rows)
     blocks = {(i, j): _block(row[j : j + 1]) for i, row in enumerate(rows) for j in range(len(row))}
     return _grid(blocks, labels, titles, GAP, corner)
@@ -158,7 +155,6 @@ def _indices(rows: Sequence[ImageArray]) -> list[str]:
 
 
 def _fractions(count: int) -> list[str]:
-    """`count` equally spaced fractions from 0 to 1, as text."""
     if count < 2:
         raise ValueError(f"an interpolation must have at least 2 images, its ends, not {count}")
     return [f"{i / (count - 1):.2g}" for i in range(count)]

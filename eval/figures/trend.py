@@ -49,12 +49,8 @@ def trend_figure(history: pd.DataFrame, lights: Mapping[str, Light], links: Mapp
 
     A line breaks where a night lacks the cell. The baseline's FID plus the accepted loss is a band of the line's
     colour. A vertical line marks the first night that was compared with a newly accepted baseline. The marks on the
-    horizontal axis are the verdicts on the nights.
-
-    Args:
-        history: the columns of history.parquet.
-        lights: the nights in their order, also those without a row in `history`.
-        links: night -> where its marks lead to in an SVG.
+    horizontal axis are the verdicts on the nights, and lead to `links` in an SVG. `history` has the columns of
+    history.parquet, `lights` all nights in their order.
     """
     nights = dict(list(lights.items())[-MOST_NIGHTS:])
     shown = history[history["night"].isin(nights)].copy()

@@ -1,13 +1,12 @@
 """What a run found, in two sentences that say nothing beyond its numbers and their errors."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from taugrid.eval.pages.pivots import ShadedEntry, ShadedTable, shaded_tables
-from taugrid.eval.tables.entries import INDISTINGUISHABLE
+from taugrid.eval.tables.entries import INDISTINGUISHABLE, Entry
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import SIGMA_HAT
+from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.protocol import kind
 from taugrid.words import counted
@@ -21,19 +20,18 @@ class Measured(NamedTuple):
 
     row: str
     """The row of its table, such as "η = 0.5"."""
-    table: ShadedTable
+    table: Pivot
     steps: int
-    entry: ShadedEntry
+    entry: Entry
     kind: str
     """Cells of one kind can be compared."""
 
     @property
     def line(self) -> str:
-        return ", ".join(filter(None, [self.row, self.table.heading]))
+        return ", ".join(filter(None, [self.row, self.table.label]))
 
     @property
     def place(self) -> str:
-        """All its settings."""
         return f"S = {self.steps}, {self.line}"
 
 
@@ -44,17 +42,15 @@ def measured(quality: QualityTable) -> list[Measured]:
         return []
     kinds = {name: "" if quality.joined else kind(protocol) for name, protocol in quality.protocols.items()}
 
-    def found() -> Iterator[Measured]:
-        table = quality.by_steps
-        for shaded in shaded_tables(table, table.section(FID)):
-            for labels, entries in shaded.rows:
-                for entry in entries:
-                    if entry.cell and entry.number == entry.number:
-                        its = by_cell[entry.cell]
-                        of = kinds.get(its["protocol"], "unknown")
-                        yield Measured(row_name(shaded.heads, labels), shaded, its["steps"], entry, of)
-
-    return list(found())
+    table, found = quality.by_steps, []
+    for pivot in table.section(FID).tables:
+        for labels, entries in zip(pivot.labels, pivot.entries, strict=True):
+            for entry in entries:
+                if entry.cell and entry.number == entry.number:
+                    row = by_cell[entry.cell]
+                    of = kinds.get(row["protocol"], "unknown")
+                    found.append(Measured(row_name(pivot.heads, labels), pivot, row["steps"], entry, of))
+    return found
 
 
 def row_name(heads: Sequence[str], labels: Sequence[str]) -> str:
@@ -64,7 +60,6 @@ def row_name(heads: Sequence[str], labels: Sequence[str]) -> str:
 
 
 def by_kind(cells: Sequence[Measured]) -> list[list[Measured]]:
-    """Cells that can be compared, together."""
     groups: dict[str, list[Measured]] = defaultdict(list)
     for cell in cells:
         groups[cell.kind].append(cell)
@@ -74,9 +69,7 @@ def by_kind(cells: Sequence[Measured]) -> list[list[Measured]]:
 def answer(cells: Sequence[Measured], planned: int) -> list[str]:
     """Where FID is lowest, and which setting is best at the other end of the steps.
 
-    Args:
-        cells: with their FID and its error.
-        planned: how many cells the grid has, means over replicates counted once.
+    `planned` is the number of cells in the grid, means over replicates counted once.
     """
     if not cells:
         return [f"None of {counted(planned, 'cell')} has an FID yet."]

@@ -61,8 +61,6 @@ class Button(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A figure with what belongs to it."""
-
     svg: Markup
     across: int
     """Panels side by side."""
@@ -86,7 +84,6 @@ def quality_chart(quality: QualityTable, cells: Sequence[Measured], published: S
 
 
 def cost_chart(found: Sequence[Cost]) -> Chart:
-    """FID against network evaluations and seconds."""
     said = "FID against network evaluations and device seconds"
     return chart(costs_figure(found), "cost", said, *costs_table(found))
 
@@ -109,14 +106,10 @@ def _losses(name: str, log: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def chart(figure: Figure, name: str, said: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Chart:
-    """`figure`, which is not drawn again, as part of a page.
+    """A figure, which is not drawn again, as part of a page, with a table of its numbers.
 
-    Args:
-        figure: its legend and the texts below its panels are left to the page.
-        name: the beginning of all ids, unique within the page.
-        said: what it shows; a screen reader says it instead of the drawing.
-        columns: the heads of the table of its numbers.
-        rows: the texts of that table.
+    Its legend and the texts below its panels are left to the page. `name` begins all ids, and is unique within the
+    page. A screen reader says `said` instead of the drawing.
     """
     lines = _lines(figure)
     across = _without_surroundings(figure)
@@ -143,7 +136,6 @@ def _lines(figure: Figure) -> dict[str, tuple[str, Artist]]:
 
 
 def _colours(keys: Sequence[str]) -> dict[str, str]:
-    """The class of each line: its place on the scale of colours."""
     scale = [key for key in keys if key != SPECIAL]
     places = {key: place * (COLOURS - 1) // max(1, len(scale) - 1) for place, key in enumerate(scale)}
     return {key: f"line-{places[key]}" if key in places else key for key in keys}
@@ -164,7 +156,6 @@ def _without_surroundings(figure: Figure) -> int:
 
 
 def _plain(text: str) -> str:
-    """A text of a figure without TeX."""
     for written, shown in MATHEMATICS.items():
         text = text.replace(written, shown)
     return text
@@ -186,7 +177,6 @@ def _svg(figure: Figure) -> ElementTree.Element:
 
 
 def _marker(ids: dict[str | None, ElementTree.Element], artist: Artist) -> str:
-    """The outline of the markers that `artist` draws."""
     use = ids[artist.get_gid()].find(".//use")
     return "" if use is None else _rounded(ids[use.get("href", "")[1:]].get("d", ""))
 
@@ -194,11 +184,7 @@ def _marker(ids: dict[str | None, ElementTree.Element], artist: Artist) -> str:
 def _adapt(element: ElementTree.Element, name: str, colours: dict[str, str], own: str = "var(--soft)") -> None:
     """Make an element and all in it a part of a page: ids and colours are the page's, and it has no styles.
 
-    Args:
-        element: a group of a line or of a light gets its class.
-        name: the beginning of all ids.
-        colours: key of a line -> its class.
-        own: the colour of all that is not neutral.
+    A group of a line or of a light gets its class; `own` is the colour of all that is not neutral.
     """
     key = element.get("id", "").partition(".")[0]
     classes = {"class": colours[key], "data-line": key} if key in colours else {}

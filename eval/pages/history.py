@@ -31,13 +31,13 @@ def history_html(
     rows: Sequence[Mapping[str, Any]],
     files: Mapping[str, Mapping[str, str]],
 ) -> str:
-    """The page.
+    """The page of a history.
 
     Args:
         name: of the history.
         nights: the complete ones, oldest first, and after them the unfinished ones.
         rows: those of history.parquet, with None where there is nothing.
-        files: night -> what it has ("report", "summary") -> the file's path, as seen from the page.
+        files: night -> "report" or "summary" -> the file's path, as seen from the page.
     """
     complete = [night for night in nights if night.verdict != UNFINISHED]
     links = {night: {what: quote(path) for what, path in its.items()} for night, its in files.items()}
@@ -59,7 +59,6 @@ def history_html(
 
 
 def _answer(nights: Sequence[NightLine], unfinished: int) -> list[str]:
-    """The newest verdict, and how many nights there are of each colour."""
     if not nights:
         return ["No night has a verdict yet."]
     newest, found = nights[-1], Counter(night.light for night in nights)
@@ -70,7 +69,6 @@ def _answer(nights: Sequence[NightLine], unfinished: int) -> list[str]:
 
 
 def _trend(rows: Sequence[Mapping[str, Any]], nights: Sequence[NightLine], leads_to: Mapping[str, str]) -> Chart | None:
-    """FID over the newest nights; None if no cell of them has one."""
     lights = {night.id: night.light for night in nights[-MOST_NIGHTS:]}
     shown = [row for row in rows if row["night"] in lights and row["fid"] is not None and row["fid"] > 0]
     if not shown:

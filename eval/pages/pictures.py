@@ -71,7 +71,6 @@ class PagePicture(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the page."""
         tiles = [] if self.table is None else [uri for _, row in self.table.rows for uri in row]
         return sum(len(uri) + TAG_BYTES for uri in filter(None, [self.data, *tiles]))
 
@@ -92,11 +91,9 @@ def uri_bytes(png: bytes) -> int:
 
 
 def grids(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget: int) -> list[ImageGrid]:
-    """A grid for each group: as many of the first images as fit, as large as fits; none if nothing does.
+    """A grid for each group: as many of the first images as fit `budget` bytes, as large as fits; none if nothing does.
 
-    Args:
-        groups: by title; the images (n, H, W) or (n, H, W, 3) of each place, with equal n within a group.
-        budget: bytes of the page that images may take.
+    `groups` have the images (n, H, W) or (n, H, W, 3) of each place by title, with equal n within a group.
     """
     for side in SIDES:
         encoded = {
@@ -116,7 +113,6 @@ def _as_shown(cells: Mapping[EtaAndSteps, Sequence[bytes]]) -> list[Sequence[byt
 
 
 def _fitting(cells: Sequence[Sequence[bytes]], budget: int) -> int:
-    """How many images of each cell fit into `budget` bytes."""
     most = max(map(len, cells), default=0)
     totals = np.cumsum([sum(uri_bytes(pngs[i]) for pngs in cells if i < len(pngs)) for i in range(most)])
     return int(np.searchsorted(totals, budget, side="right"))

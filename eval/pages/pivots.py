@@ -14,59 +14,23 @@ SHADES = 8
 """Shades from the best value to the worst."""
 NO_SHADE = "none"
 
-Labels = tuple[str, ...]
-"""Of a row, one for each of its table's heads."""
-
-
-class ShadedEntry(NamedTuple):
-    value: str
-    error: str
-    best: bool
-    mark: str
-    shade: str
-    """A number from 0, the best, to `SHADES` - 1, or `NO_SHADE`."""
-    number: float
-    """The value itself; NaN if it is missing."""
-    cell: str
-    """Its id; empty where there is no cell."""
-
-    @property
-    def shown(self) -> str:
-        return f"{self.value} {self.error}".rstrip()
-
 
 class ShadedTable(NamedTuple):
-    heading: str
-    notes: tuple[str, ...]
-    heads: tuple[str, ...]
-    """What each label of a row is."""
-    across: str
-    """What the columns are."""
-    columns: Sequence[str]
-    rows: Sequence[tuple[Labels, Sequence[ShadedEntry]]]
+    pivot: Pivot
+    rows: Sequence[tuple[tuple[str, ...], Sequence[tuple[Entry, str]]]]
+    """Labels, and each entry with its shade: a number from 0, the best, to `SHADES` - 1, or `NO_SHADE`."""
 
 
 def shaded_tables(quality: QualityTable, section: MetricTables) -> list[ShadedTable]:
     """The tables of a metric with shades that mean the same in all of them."""
     metric = section.metric
-    scale = _Scale.of(quality.frame[metric.name].to_numpy(dtype=np.float64), metric.higher_is_better)
-    return [
-        ShadedTable(table.label, table.notes, table.heads, table.across, table.columns, _rows(table, scale))
-        for table in section.tables
-    ]
-
-
-def _rows(table: Pivot, scale: "_Scale") -> list[tuple[Labels, list[ShadedEntry]]]:
-    numbers = zip(table.values.to_numpy(), table.cells.to_numpy(), strict=True)
-    return [
-        (labels, list(map(_shaded, row, map(scale.shade, values), values, cells)))
-        for labels, row, (values, cells) in zip(table.labels, table.entries, numbers, strict=True)
-    ]
-
-
-def _shaded(entry: Entry, shade: str, value: float, cell: object) -> ShadedEntry:
-    name = cell if isinstance(cell, str) else ""
-    return ShadedEntry(entry.value, entry.error, bool(entry.best), entry.mark, shade, float(value), name)
+    values = quality.frame[metric.name].to_numpy(dtype=np.float64) * metric.scale
+    scale = _Scale.of(values, metric.higher_is_better)
+    found = []
+    for pivot in section.tables:
+        shaded = [[(entry, scale.shade(entry.number)) for entry in row] for row in pivot.entries]
+        found.append(ShadedTable(pivot, list(zip(pivot.labels, shaded, strict=True))))
+    return found
 
 
 class _Scale(NamedTuple):

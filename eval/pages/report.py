@@ -57,8 +57,6 @@ class PageFacts:
 
 
 class ShadedMetric(NamedTuple):
-    """The tables of one metric, with what their marks mean."""
-
     metric: MetricColumn
     tables: list[ShadedTable]
     legend: list[str]
@@ -117,7 +115,6 @@ def _by_title(pictures: Sequence[PagePicture]) -> dict[str, list[PagePicture]]:
 
 
 def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iterator[PagePicture]:
-    """The pictures with their data, as long as `budget` bytes last."""
     for picture, png in pictures:
         filled = picture.with_images(png)
         fits = filled.size <= budget
@@ -151,7 +148,6 @@ def _content(found: PageFacts) -> dict[str, Any]:
 
 
 def _charts(found: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
-    """The charts, each None if there is nothing to draw."""
     if not cells and not found.losses:
         return dict.fromkeys(("over_steps", "costs", "losses"))
     from taugrid.eval.pages import charts  # matplotlib, which a run without scores does not need
@@ -165,7 +161,6 @@ def _charts(found: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _tables(quality: QualityTable) -> Iterator[ShadedMetric]:
-    """The tables of each metric that some cell has."""
     for section in quality.sections:
         tables = shaded_tables(quality, section)
         about = [section.means, *section.legend, _meaning(section.has_best, tables)]
@@ -176,7 +171,7 @@ def _meaning(has_best: bool, tables: Sequence[ShadedTable]) -> str:
     """What bold numbers and shades mean, as far as there are any."""
     bold = "The best of a column is bold." if has_best else ""
     shades = "Shades go from the best value (blue) to the worst (orange)."
-    is_shaded = any(entry.shade != NO_SHADE for table in tables for _, row in table.rows for entry in row)
+    is_shaded = any(shade != NO_SHADE for table in tables for _, row in table.rows for _, shade in row)
     return " ".join(filter(None, [bold, shades if is_shaded else ""]))
 
 

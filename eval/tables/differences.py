@@ -78,9 +78,7 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
     Neighbours are in one table, or in two that differ in one setting. Along eta, a setting such as clip therefore
     differs only if it follows from the row. Cells that `pair` refuses, for instance without common noise, are left out.
 
-    Args:
-        rows: rows of quality.csv in the order of the grid, which is also the order along those other settings.
-        evidence: covers the cells and protocols of all rows.
+    `rows` are in the order of the grid, which is also the order along those other settings.
 
     Raises:
         ValueError: if a cell does not have as many influences as samples.
@@ -128,11 +126,8 @@ def _scored(table: Pivot) -> pd.DataFrame:
 def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> dict[str, Any]:
     """The row of `DIFFERENCE_COLUMNS` for any two cells; `along` is empty, since they need not be neighbours.
 
-    Args:
-        row_a: a row of quality.csv.
-        row_b: another row, which `row_a` is subtracted from.
-        evidence: covers both cells and their protocols.
-        override: compare them even if protocols differ or they share no noise; `joined` and `note` then say so.
+    The difference is b - a. `override` compares them even if protocols differ or they share no noise; `joined` and
+    `note` then say so.
 
     Raises:
         ValueError: if a cell has no FID, or not as many influences as samples; without `override`, if the cells are not

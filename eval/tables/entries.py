@@ -34,34 +34,33 @@ AMONG_REPLICATES = (
 
 
 class Entry(NamedTuple):
-    """A cell of a table as people read it; `error` and `mark` are empty where there is none."""
+    """A cell of a table as people read it; texts are empty where there is nothing."""
 
     value: str
     error: str
     best: bool
-    mark: str = ""
+    mark: str
+    number: float
+    """The value itself; NaN if it is missing."""
+    cell: str
+    """Its id."""
 
-    def joined(self, separator: str = " ") -> str:
+    @property
+    def shown(self) -> str:
+        return self.joined(" ")
+
+    def joined(self, separator: str) -> str:
         return f"{self.value}{separator}{self.error}" if self.error else self.value
 
 
-def entry(value: float, error: float, spread: float, best: float, mark: str, fewer: int | None) -> Entry:
-    """The entry of a value.
-
-    Args:
-        value: NaN if it is missing.
-        error: its standard error, NaN if there is none.
-        spread: the standard deviation between replicates; NaN if it is no mean.
-        best: the best value of its column.
-        mark: of its cell.
-        fewer: its number of replicates, if others have more.
-    """
+def write_mean(value: float, error: float, spread: float, fewer: int | None) -> tuple[str, str]:
+    """As `write_number`, with the spread between replicates, and their number `fewer` if others have more."""
     shown, behind = write_number(value, error)
     if behind and math.isfinite(spread):
         behind += f" ({spread:.{_decimals(error, digits=2)}f})"
     if fewer is not None and math.isfinite(value):
         behind = f"{behind} (n = {fewer})".lstrip()
-    return Entry(shown, behind, value == best, mark if math.isfinite(value) else "")
+    return shown, behind
 
 
 def write_number(value: float, error: float = math.nan) -> tuple[str, str]:

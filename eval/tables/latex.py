@@ -48,7 +48,7 @@ def latex_table(pivot: Pivot, caption: Sequence[str]) -> str:
 def _entry(entry: Entry) -> str:
     if entry.value == MISSING:
         return _tex(MISSING)
-    body = entry.joined().replace("±", r"\pm")
+    body = entry.shown.replace("±", r"\pm")
     # A mark of zero width keeps the digits of a column aligned.
     mark = f"\\rlap{{$^{{{_tex(entry.mark).replace('$', '')}}}$}}" if entry.mark else ""
     return (f"$\\mathbf{{{body}}}$" if entry.best else f"${body}$") + mark

@@ -16,7 +16,7 @@ import pandas as pd
 
 from taugrid.config import Sample
 from taugrid.eval.tables.ablation.replicates import Averaged
-from taugrid.eval.tables.entries import Entry, entry
+from taugrid.eval.tables.entries import Entry, write_mean
 from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, FID, axes
 from taugrid.eval.tables.rows import as_text
 from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
@@ -94,7 +94,13 @@ class Pivot:
         numbers = (part.to_numpy().tolist() for part in (values, errors, spreads, cells))
         return [
             [
-                entry(value, error, spread, least, self.marks.get(cell, ""), self.fewer.get(cell))
+                Entry(
+                    *write_mean(value, error, spread, self.fewer.get(cell)),
+                    best=value == least,
+                    mark=self.marks.get(cell, "") if math.isfinite(value) else "",
+                    number=value,
+                    cell=cell if isinstance(cell, str) else "",
+                )
                 for value, error, spread, cell, least in zip(*row, best, strict=True)
             ]
             for row in zip(*numbers, strict=True)
@@ -106,9 +112,8 @@ class Pivot:
 
     @property
     def markdown(self) -> str:
-        """The table in GitHub's Markdown, the best of each column bold."""
         lines = [
-            [*labels, *(f"{f'**{e.joined()}**' if e.best else e.joined()} {e.mark}".rstrip() for e in row)]
+            [*labels, *(f"{f'**{e.shown}**' if e.best else e.shown} {e.mark}".rstrip() for e in row)]
             for labels, row in zip(self.labels, self.entries, strict=True)
         ]
         columns = "l" * len(self.heads) + "r" * len(self.columns)
@@ -336,7 +341,6 @@ def row_note(group: pd.DataFrame, column: str) -> str:
 
 
 def _kinds_of(frame: pd.DataFrame, columns: Sequence[str]) -> int:
-    """How many different combinations of values some columns have."""
     return len(frame.drop_duplicates(list(columns))) if columns else min(1, len(frame))
 
 

@@ -102,7 +102,6 @@ class QualityTable:
 
     @cached_property
     def sections(self) -> "list[MetricTables]":
-        """The tables of each metric."""
         return [self.section(metric) for metric in self.metrics]
 
     def section(self, metric: MetricColumn) -> "MetricTables":
@@ -248,7 +247,6 @@ def to_latex(table: QualityTable) -> str:
 
 
 def _caption(pivot: Pivot, section: MetricTables, every_n: str) -> list[str]:
-    """The sentences of a table's caption, without full stops."""
     metric = section.metric
     means = section.caption or (f"± is {metric.error_means}" if pivot.errors.notna().any(axis=None) else "")
     number = f"N = {every_n}" if "num_samples" not in pivot.settings else ""

@@ -95,13 +95,9 @@ def reconstruction_markdown(frame: pd.DataFrame, about: str) -> str:
 def write_reconstruction(
     rows: Sequence[Mapping[str, object]], folder: Path, about: str, notes: Sequence[str] = ()
 ) -> None:
-    """Write reconstruction.{csv,json,md} into `folder`, each put in place whole.
+    """Write reconstruction.{csv,json,md} into `folder`.
 
-    Args:
-        rows: as in `reconstruction_frame`.
-        folder: the run's tables.
-        about: a sentence on the images: data set, split, and whether the network was trained on them.
-        notes: lines below the table.
+    `about` is a sentence on the images: data set, split, and whether the network was trained on them.
     """
     table = reconstruction_frame(rows)
     write_files(

@@ -101,7 +101,6 @@ def _listed(names: list[str], cells: int) -> str:
 
 
 def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float | None) -> dict[str, Any]:
-    """A row of quality.csv."""
     settings = cell.settings
     return {
         "cell": cell.id,

@@ -58,11 +58,8 @@ ONE_TRAINING = (
 def suggestion(models: Sequence[Model], seconds_a_step: float | None, evaluations: int, rate: float | None) -> str:
     """That each setting needs several trainings, and what more of them cost.
 
-    Args:
-        models: as from `compared_trainings`, not empty.
-        seconds_a_step: of a training, as measured; None if unknown.
-        evaluations: network evaluations of the plan's cells of these models.
-        rate: network evaluations per second of a worker, as measured; None if unknown.
+    `models` are those of `compared_trainings`, whose cells take `evaluations` of the network. `rate` is evaluations per
+    second of a worker; it and `seconds_a_step` of a training are as measured, or None.
     """
     more = SUGGESTED - 1
     steps = more * sum(model.source.train.steps for model in models if isinstance(model.source, Trained))

@@ -51,7 +51,6 @@ def base(config: Config, plan: Plan) -> dict[str, Any]:
 
 
 def _values(plan: Plan, key: str) -> Sequence[Any]:
-    """A key's values as rows of quality.csv have them, each once."""
     every: list[Any] = []
     for cell in plan.cells:
         own: Mapping[str, Any] = {"steps": cell.settings.steps, "eta": cell.settings.eta, **cell.values}

@@ -60,7 +60,6 @@ def first_images(run: Run) -> list[Shown]:
 
 
 def _title(cells: Sequence[Cell], without: Collection[str] = ()) -> str:
-    """What the cells of a group share, among the keys that vary in the grid."""
     naming, first = cells[0].naming, cells[0].values
     left_out = {"steps", "eta", *without}
     shared = (key for key in naming.keys if key not in left_out and all(c.values[key] == first[key] for c in cells))

@@ -81,7 +81,6 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
 
 
 def _save(rundir: RunDir, figures: "Mapping[str, Figure]") -> None:
-    """Write figures by their names, each as PNG and SVG."""
     from taugrid.eval.figures.drawing import save
 
     with rundir.storage.local_folder(rundir.figures) as folder:
@@ -186,7 +185,6 @@ def network_origin(model: Model) -> NetworkOrigin:
 
 
 def _write_checkpoints(plan: Plan, rundir: RunDir, quality: QualityTable) -> None:
-    """Write figures/checkpoints.*, if the grid has several checkpoints."""
     order = list(dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells))
     loaded = [checkpoint for checkpoint in order if checkpoint is not None]
     if not quality.rows or len(loaded) < 2:
@@ -231,5 +229,4 @@ def _typed(values: Sequence[Any]) -> pa.Array:
 
 
 def _in_text(values: Sequence[Any]) -> list[Any]:
-    """The values with lists and mappings as JSON."""
     return [json.dumps(value) if isinstance(value, list | dict) else value for value in values]

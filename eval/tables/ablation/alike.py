@@ -27,11 +27,7 @@ def indistinguishable(
     compared by their means, with Student's t over the seeds that both have. The best itself is not among the cells, nor
     is one that equals it, has no paired standard error, or shares fewer than two seeds with it.
 
-    Args:
-        tables: of FID.
-        means: what their values are.
-        rows: rows of quality.csv by cell.
-        evidence: covers the cells and protocols of all rows.
+    `tables` are those of FID, whose values are `means`; `rows` are those of quality.csv by cell.
     """
     values = {cell: row["fid"] for cell, row in rows.items()}
     alike: set[str] = set()

@@ -58,9 +58,7 @@ class Cost:
 def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]:
     """The cost of every scored cell, in the order of the grid; replicates are averaged.
 
-    Args:
-        table: rows without an FID only say which settings vary.
-        train_seconds: cell -> seconds on devices, of models that were trained here.
+    `train_seconds` has the seconds on devices, by cell, of models that were trained here.
     """
     if not table.rows:
         return []

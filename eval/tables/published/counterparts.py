@@ -53,8 +53,6 @@ class EncodedImages(NamedTuple):
 
 
 class Counterpart(NamedTuple):
-    """A published number, ours, and everything known to differ between the two."""
-
     table: str
     dataset: str
     metric: str
@@ -83,7 +81,6 @@ class Counterpart(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """Our number minus the published one."""
         return self.ours - float(self.published)
 
 
@@ -205,7 +202,6 @@ def _lines(name: str) -> tuple[dict[str, str], ...]:
 
 
 def _published(name: str, place: Mapping[str, Any]) -> dict[str, str] | None:
-    """The published number that stands at a place, if there is one."""
     return next((line for line in _lines(name) if place.items() <= line.items()), None)
 
 
@@ -278,7 +274,6 @@ def _table(members: Sequence[Counterpart], shared: set[str]) -> str:
 
 
 def _notes(members: Sequence[Counterpart]) -> str:
-    """Notes on single published numbers, and on all numbers of the data set."""
     by_note: dict[str, list[str]] = {}
     for one in members:
         if one.note and one.place not in by_note.setdefault(one.note, []):
