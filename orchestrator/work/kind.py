@@ -40,7 +40,7 @@ class Conclusion(NamedTuple):
 
 
 class WorkKind(ABC):
-    """One kind of work on one run. A module in this folder whose `KIND` is a subclass adds a kind."""
+    """One kind of work on one run. A subclass in a module of this folder adds a kind."""
 
     name: ClassVar[str]
     """The name in its tasks and their events."""
