@@ -23,7 +23,7 @@ from in_process import CONFIG, drive, small_run
 from mutants import copy_tree
 
 from taugrid import parquet
-from taugrid.config import Config, validate
+from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
 from taugrid.errors import OtherContent, UserError
 from taugrid.images import to_uint8
 from taugrid.jobs import OracleNetwork
@@ -35,9 +35,13 @@ from taugrid.orchestrator.session import Session
 from taugrid.registry import samplers
 from taugrid.storage import LOCAL, read_json
 from taugrid.workers import schedules
+from taugrid.workers.accelerator import arithmetic
+from taugrid.workers.accelerator.arithmetic import Arithmetic
+from taugrid.workers.device import ignore_heartbeat, with_heartbeats
 from taugrid.workers.diffusion import gaussian, noise, oracle
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
+from taugrid.workers.finite import Watched
 from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers import sampler
 
@@ -189,6 +193,24 @@ def test_a_sampler_that_is_not_here_is_one_line(package):
     ) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)
+
+
+def test_wrappers_pass_points_and_conditions_on():
+    """A batch's condition reaches the network through all that workers put around it."""
+    seen = []
+
+    def network(x, at, condition=None):
+        seen.append((at, condition))
+        return 0.5 * x
+
+    computed = arithmetic.computed(network, Arithmetic("bf16", "default", 4), "cpu")
+    wrapped = Watched(with_heartbeats(computed, ignore_heartbeat, 1))
+    point, labels = path(schedules.process(DIFFUSION_DEFAULTS), (7,))[0], torch.tensor([3, 1, 4, 1])
+    found = denoising(wrapped, condition=labels)(torch.ones(4, 1, 2, 2), point)
+    assert torch.equal(found.eps, torch.full((4, 1, 2, 2), 0.5))
+    [(at, condition)] = seen
+    assert at is point
+    assert condition is labels
 
 
 @dataclass(frozen=True)
