@@ -7,7 +7,7 @@
   have time to spare, so a shard takes half a second: 128 shards a second. The efficiency is shards x seconds / workers
   over the wall time from the first assignment to the last commit; few shards end in a last round that is not full.
 - policy: seconds of `assign` and of each event in every state that a run comes through, 512 workers and 100,000 tasks.
-- loop: CPU time of dispatcher, crew and loop together for each shard, 512 workers on a clock of their own.
+- loop: CPU time of dispatcher, worker manager and loop together for each shard, 512 workers on a clock of their own.
 - plan: time and memory of plan, survey and tasks for 50 cells of 50,000 images of 256x256.
 
 Seconds are CPU seconds of the driver where not said otherwise, so that other load matters little.
@@ -123,7 +123,7 @@ class Sleeper(HeartbeatActor):
     def do(self, job: Job) -> Result:
         self._device.begin()
         time.sleep(self._seconds)
-        self._device.beat(0, 1)
+        self._device.heartbeat(0, 1)
         return self._committer.commit(job)
 
 

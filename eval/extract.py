@@ -121,7 +121,7 @@ class InBatches:
         """The extractions of `images` (N, C, H, W), batch by batch, each once its work was begun."""
         start = 0
         while start < len(images):
-            self._device.beat(self._done, self._of)
+            self._device.heartbeat(self._done, self._of)
             batch = images[start : start + _even(len(images) - start, self._size)]
             if (found := self._try(batch)) is not None:
                 start += len(batch)

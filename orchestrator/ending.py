@@ -22,13 +22,13 @@ def begin() -> None:
 
 
 def lose(text: str) -> None:
-    """Keep in words what is lost if the driver is interrupted now, for the user to be told."""
+    """Set the text that says what is lost if the driver is interrupted now."""
     global _lost
     _lost = text
 
 
 def interrupted() -> str:
-    """What the user is told of an interruption."""
+    """The message about an interruption."""
     return "; ".join(filter(None, ["interrupted", _lost, "run the same command again to continue"]))
 
 

@@ -152,7 +152,7 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     try:
         run = Run(config, from_json(recorded), rundir)
     except (KeyError, TypeError, ValueError, UserError):
-        return None  # another version of taugrid wrote it, or somebody
+        return None  # another version of taugrid wrote it, or a user
     requested.check(config, run.plan)
     return run
 

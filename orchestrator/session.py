@@ -286,7 +286,7 @@ class Session:
             yield Training(model, source, self.rundir, limits, self._progress.say, self._events, may_grow)
 
     def _untrained(self, failed: Mapping[str, TrainingFailed], lacking: Collection[str]) -> dict[str, TrainingFailed]:
-        """Cell name -> why its model is not trained; what failed in earlier sessions is told of cells in `lacking`."""
+        """Cell name -> why its model is not trained; failures of earlier sessions count for cells in `lacking`."""
         earlier = failed_trainings(self.rundir)
         found: dict[str, TrainingFailed] = {}
         for cell in self.part.cells:

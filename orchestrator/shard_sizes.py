@@ -11,18 +11,18 @@ from taugrid.workers.sample import SampleJob
 LONG_SECONDS = 300.0
 """A shard is done again as a whole if its worker is lost, and the last one keeps the others waiting."""
 
-FORETOLD_LONG_SECONDS = 0.5 * LONG_SECONDS
+PREDICTED_LONG_SECONDS = 0.5 * LONG_SECONDS
 """A plan speaks of shards as long as this, because it can still be helped, and the rest of a grid may be slower than
-the part that was measured: on two busy cores, 32,000 evaluations took 330 s where the rate of 6,400 foretold 220 s."""
+the part that was measured: on two busy cores, 32,000 evaluations took 330 s where the rate of 6,400 predicted 220 s."""
 
 GOOD_SECONDS = 60.0
 """How long a shard should take: long against the milliseconds that it costs the driver, short against a cell."""
 
 HEARD_SECONDS = 10.0
-"""How long a job is listened to before its time is foretold."""
+"""Time between two heartbeats of a job from which its time is predicted."""
 
 SHARDS_A_WORKER = 4
-"""So many let a slow worker do fewer."""
+"""With this many, a slow worker can do fewer."""
 
 
 def require_no_tf32(plan: Plan) -> None:
@@ -50,7 +50,7 @@ def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
 
 
 def too_long(settings: Sample, steps: int, evaluations: int, seconds: float, most: float = LONG_SECONDS) -> str | None:
-    """What to say if a shard of so many `evaluations` takes `seconds`; None if that is not more than `most`."""
+    """A warning if a shard of `evaluations` takes `seconds`; None if that is not more than `most`."""
     if seconds <= most:
         return None
     advice = smaller_shards(settings, steps, evaluations * GOOD_SECONDS / seconds, has_samples=True)
@@ -64,7 +64,7 @@ def longest_shard(plan: Plan, rate: float | None) -> str | None:
     shard = plan.shards[0]
     cell = next(cell for cell in plan.cells if cell.id == shard.cell)
     seconds = shard.evaluations / rate
-    return too_long(cell.settings, cell.evaluations, shard.evaluations, seconds, FORETOLD_LONG_SECONDS)
+    return too_long(cell.settings, cell.evaluations, shard.evaluations, seconds, PREDICTED_LONG_SECONDS)
 
 
 class Heartbeat(NamedTuple):
@@ -76,15 +76,15 @@ class Heartbeat(NamedTuple):
 
 
 class LongShards:
-    """Foretells from heartbeats how long a run's shards take, and says so once if that is too long."""
+    """Predicts from heartbeats how long a run's shards take, and warns once if that is too long."""
 
     def __init__(self) -> None:
         self._first: dict[str, Heartbeat] = {}  # worker -> of its job
-        self._has_told = False
+        self._has_warned = False
 
     def heard(self, worker: str, job: object, fraction: float, now: float) -> str | None:
-        """What to say now that so much of a worker's job is done; None if nothing, or not yet."""
-        if self._has_told or not isinstance(job, SampleJob):
+        """A warning, now that a worker's job is done to `fraction`; None if there is none, or not yet."""
+        if self._has_warned or not isinstance(job, SampleJob):
             return None
         first = self._first.get(worker)
         if first is None or first.job is not job:
@@ -94,12 +94,12 @@ class LongShards:
             return None
         steps, seconds = job.evaluations, (now - first.time) / (fraction - first.fraction)
         said = too_long(job.settings, steps, (job.stop - job.start - job.kept) * steps, seconds)
-        self._has_told = said is not None
+        self._has_warned = said is not None
         return said
 
 
 def smaller_shards(settings: Sample, steps: int, evaluations: float, has_samples: bool) -> str:
-    """What to set for shards of about so many `evaluations`.
+    """What to set for shards of about that many `evaluations`.
 
     A batch is never split, so a shard that must be smaller than a batch needs both keys. `has_samples` tells whether
     the run directory holds images, which other keys would orphan.

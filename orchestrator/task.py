@@ -21,4 +21,4 @@ class Task:
     cell: "Cell | None" = field(default=None, compare=False)
     """None: it is for the reference, which all cells need."""
     job: "Job | None" = field(default=None, compare=False)
-    """What the worker does; None where nobody runs it, as in a view of another driver's session."""
+    """What the worker does; None where it is only counted, as in a view of another driver's session."""

@@ -89,7 +89,8 @@ def run(
         address: `local` for a private Ray cluster, `auto`, or HOST:PORT. With a cluster that others started, the run
             directory must be named by an absolute path.
         stages: some of `STAGES`.
-        trust_code: run the custom code that a run directory's config names, whoever wrote it, as --trust-code does.
+        trust_code: run the custom code that a run directory's config names, even one from another user, as --trust-code
+            does.
         progress: show on stderr how far it is.
         only: work on the cells alone that one of these texts fits, such as "schedule=cosine,steps=50", as --only does.
         overrides: as in `plan`.

@@ -52,11 +52,9 @@ class SavedUnet:
 
     folder: str
     weights_sha256: str
-    """Of the file of weights."""
     config_sha256: str
     """Of what config.json says (`workers.network.checkpoint.config_sha256`)."""
     storage: Storage = LOCAL
-    """Where the folder is."""
 
 
 @dataclass(frozen=True)

@@ -28,16 +28,16 @@ NETWORKS_KEPT = 2
 EXTRACTORS_KEPT = 1
 
 BEAT_SECONDS = 1.0
-"""Least time between two heartbeats of a job: a job may call `Device.beat` as often as it likes."""
+"""Least time between two heartbeats of a job: a job may call `Device.heartbeat` as often as it likes."""
 
 L = TypeVar("L")
 
-Beat = Callable[[float, float], None]
+SendHeartbeat = Callable[[float, float], None]
 """Takes how much of a job is done, and how much there is, in any unit."""
 
 
-def unheard(done: float, of: float) -> None:
-    """A `Beat` for jobs that nobody watches."""
+def ignore_heartbeat(done: float, of: float) -> None:
+    """A `SendHeartbeat` for jobs that are not watched."""
 
 
 def nothing() -> None:
@@ -54,13 +54,13 @@ def set_up(threads: int | None = None) -> None:
     arithmetic.configure()
 
 
-def with_heartbeats(network: "Denoiser", beat: Beat, calls: int) -> "Denoiser":
+def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -> "Denoiser":
     """`network`, with a heartbeat before each call: it will be called `calls` times."""
     done = 0
 
     def beating(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         nonlocal done
-        beat(done, calls)
+        heartbeat(done, calls)
         done += 1
         return call(x)
 
@@ -96,7 +96,7 @@ class Turn:
 class Device:
     """A device, the networks that were last used on it, and the heart of the job that runs on it."""
 
-    def __init__(self, name: str, heard: Beat = unheard, turn: Turn | None = None) -> None:
+    def __init__(self, name: str, heartbeat: SendHeartbeat = ignore_heartbeat, turn: Turn | None = None) -> None:
         self.name = name
         """As torch names it: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
         self.kind = name.partition(":")[0]
@@ -107,7 +107,7 @@ class Device:
         """A job may end it once it only encodes and writes: the worker's next job begins then, not at its end."""
         self.stops = False
         """Whether the jobs here are to end at their next heartbeat."""
-        self._heard = heard
+        self._send = heartbeat
         self._last_beat = -BEAT_SECONDS
         self._at = (0.0, 0.0)
         self._networks = Kept(NETWORKS_KEPT)
@@ -140,7 +140,7 @@ class Device:
         self._extractors.clear()
         release_memory(self.name)
 
-    def beat(self, done: float, of: float) -> None:
+    def heartbeat(self, done: float, of: float) -> None:
         """Say that the running job goes on: `done` of `of` is done, in any unit.
 
         A job calls it between network calls and between blocks of reading, and never from a thread of its own, which
@@ -165,4 +165,4 @@ class Device:
         now = time.monotonic()
         if now - self._last_beat >= BEAT_SECONDS:
             self._last_beat = now
-            self._heard(*self._at)
+            self._send(*self._at)

@@ -1,7 +1,7 @@
 """The heartbeat of this process's job, for loops too deep in the code to be handed a device.
 
-Jobs call `Device.beat` with how far they are. A loop over blocks of reading or of mathematics calls `alive`, which only
-says that it goes on. Outside a worker it does nothing.
+Jobs call `Device.heartbeat` with how far they are. A loop over blocks of reading or of mathematics calls `alive`,
+which only says that it goes on. Outside a worker it does nothing.
 """
 
 import threading

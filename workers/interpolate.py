@@ -15,7 +15,7 @@ from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.memory import smaller_batch
-from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
+from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
@@ -52,10 +52,12 @@ class InterpolateJob(Job):
 
 def run(job: InterpolateJob, device: Device) -> Result:
     network = device.network(job.network, job.diffusion)
-    return interpolate_cell(job, network, device.name, device.beat)
+    return interpolate_cell(job, network, device.name, device.heartbeat)
 
 
-def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str, beat: Beat = unheard) -> Result:
+def interpolate_cell(
+    job: InterpolateJob, model: "Denoiser", device: str, heartbeat: SendHeartbeat = ignore_heartbeat
+) -> Result:
     """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square.
 
     Raises:
@@ -65,7 +67,7 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: str, beat: 
 
     x_T, visited = points(job, device), path(schedules.process(job.diffusion), job.tau)
     batches = torch.split(x_T, job.batch_size)
-    watched = Watched(with_heartbeats(model, beat, len(batches) * len(job.tau)))
+    watched = Watched(with_heartbeats(model, heartbeat, len(batches) * len(job.tau)))
     denoise = denoising(watched, job.diffusion.predicts)
     seconds, first_row = 0.0, 0
     job.check_run()

@@ -18,7 +18,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
-from taugrid.workers.device import Beat, Device, unheard, with_heartbeats
+from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, with_heartbeats
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
@@ -52,10 +52,12 @@ class ReconstructJob(Job):
 
 def run(job: ReconstructJob, device: Device) -> Result:
     network = device.network(job.network, job.diffusion)
-    return reconstruct_shard(job, network, device.name, device.beat)
+    return reconstruct_shard(job, network, device.name, device.heartbeat)
 
 
-def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str, beat: Beat = unheard) -> Result:
+def reconstruct_shard(
+    job: ReconstructJob, model: "Denoiser", device: str, heartbeat: SendHeartbeat = ignore_heartbeat
+) -> Result:
     """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
 
     An image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats,
@@ -69,7 +71,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: str, beat:
     originals = data.load_known_rows(job.data, job.start, job.stop, job.data_sha256)
     points = path(schedules.process(job.diffusion), job.tau)
     starts = range(0, len(originals), job.batch_size)
-    watched = Watched(with_heartbeats(model, beat, 2 * len(starts) * len(job.tau)))
+    watched = Watched(with_heartbeats(model, heartbeat, 2 * len(starts) * len(job.tau)))
     denoise = denoising(watched, job.diffusion.predicts)
     seconds, first_row = 0.0, job.start
     schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))

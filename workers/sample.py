@@ -18,7 +18,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
-from taugrid.workers.device import Beat, Device, nothing, unheard, with_heartbeats
+from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, nothing, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
@@ -91,11 +91,15 @@ class Recipe(Protocol):
 def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     model = device.network(job.network, job.diffusion, job.arithmetic)
-    return sample_shard(job, model, device.name, device.beat, device.turn.end)
+    return sample_shard(job, model, device.name, device.heartbeat, device.turn.end)
 
 
 def sample_shard(
-    job: SampleJob, model: "Denoiser", device: str, beat: Beat = unheard, computed: Callable[[], None] = nothing
+    job: SampleJob,
+    model: "Denoiser",
+    device: str,
+    heartbeat: SendHeartbeat = ignore_heartbeat,
+    computed: Callable[[], None] = nothing,
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
@@ -116,7 +120,7 @@ def sample_shard(
         stop = first_new
         with parquet.Encoding(writer) as encoding:
             try:
-                for batch in completed(_transfers(job, first_new, model, device, beat)):
+                for batch in completed(_transfers(job, first_new, model, device, heartbeat)):
                     _require_finite(batch, job)
                     clock.completed(batch)
                     encoding.append(batch.images)
@@ -130,14 +134,16 @@ def sample_shard(
     return Result(clock.seconds, stop - first_new, first, part=part.content)
 
 
-def _transfers(job: SampleJob, first_new: int, model: "Denoiser", device: str, beat: Beat) -> "Iterator[ImageTransfer]":
+def _transfers(
+    job: SampleJob, first_new: int, model: "Denoiser", device: str, heartbeat: SendHeartbeat
+) -> "Iterator[ImageTransfer]":
     """The job's batches from image `first_new` on, each on its way from the device once its steps were begun."""
     import torch
 
     from taugrid.workers.accelerator.transfer import images_to_host
 
     starts = range(first_new, job.stop, job.settings.batch_size)
-    watched = Watched(with_heartbeats(model, beat, len(starts) * job.evaluations))
+    watched = Watched(with_heartbeats(model, heartbeat, len(starts) * job.evaluations))
     for start in starts:
         began = time.perf_counter()
         indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)

@@ -213,8 +213,8 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
         with_urls(f"missing: {listed(cells, MOST_CELLS, 'cell', '; ')}: {reason}")
         for reason, cells in by_reason.items()
     ][:MOST_REASONS]
-    untold = sum(len(cells) for cells in list(by_reason.values())[MOST_REASONS:])
-    return [*lines, f"... and {counted(untold, 'more cell')}"] if untold else lines
+    others = sum(len(cells) for cells in list(by_reason.values())[MOST_REASONS:])
+    return [*lines, f"... and {counted(others, 'more cell')}"] if others else lines
 
 
 def _advice(outcome: "Outcome", again: str) -> str:
@@ -227,11 +227,11 @@ def _advice(outcome: "Outcome", again: str) -> str:
     return advice + (f"; {again} to finish the other {counted(rest, 'cell')}" if rest else "")
 
 
-def _untold(outcome: "Outcome") -> list[str]:
+def _other_warnings(outcome: "Outcome") -> list[str]:
     """The warnings of report.html that the session has not said, and that no other line tells, a line for each."""
     no_errors = outcome.quality.evidence.reasons.values() if outcome.rows and outcome.quality is not None else ()
-    told = {*outcome.warned, *outcome.missing.values(), *no_errors}
-    lines = [f"warning: {text}" for text in outcome.warnings if not any(said in text for said in told)]
+    printed = {*outcome.warned, *outcome.missing.values(), *no_errors}
+    lines = [f"warning: {text}" for text in outcome.warnings if not any(known in text for known in printed)]
     if (more := len(lines) - MOST_REASONS) <= 0:
         return lines
     return [*lines[:MOST_REASONS], f"... and {counted(more, 'more warning')}"]
@@ -263,7 +263,7 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", again: str = "run the same
         people.print(line, markup=False)
     if advice := _advice(outcome, again):
         people.print(advice, markup=False)
-    for line in _untold(outcome):
+    for line in _other_warnings(outcome):
         people.print(with_urls(line), markup=False)
     for name, path in (
         ("report", rundir.report),

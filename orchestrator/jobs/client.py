@@ -87,11 +87,11 @@ class Jobs:
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(name).setLevel(logging.ERROR)  # they would tell of each package that they send
         # Ray's client prefers these variables to its argument, and inside a job RAY_ADDRESS names another cluster.
-        with self._told(), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        with self._one_line_errors(), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             self.client = Client(self.address)
 
     @contextmanager
-    def _told(self, job: str = "") -> Iterator[None]:
+    def _one_line_errors(self, job: str = "") -> Iterator[None]:
         """Turns what Ray's client raises into one line; `job` is the id that the block asks for."""
         import requests
         from ray.exceptions import RayError
@@ -118,7 +118,7 @@ class Jobs:
             while True:
                 job = self._next_id(config.name)
                 try:
-                    with self._told():
+                    with self._one_line_errors():
                         submitted: str = self.client.submit_job(
                             entrypoint=shlex.join(entrypoint(config, out, break_lock, only)),
                             submission_id=job,
@@ -131,31 +131,31 @@ class Jobs:
                         raise
 
     def _next_id(self, run: str) -> str:
-        """One more than the last attempt's, whoever submitted that: an id can't be used twice."""
-        with self._told():
+        """One more than the last attempt's, by any user: an id can't be used twice."""
+        with self._one_line_errors():
             attempts = [(details.submission_id or "").rpartition("-") for details in self.client.list_jobs()]
         numbers = [int(number) for name, _, number in attempts if name == run and number.isdecimal()]
         return f"{run}-{max(numbers, default=0) + 1}"
 
     def all(self) -> list[Submission]:
         """Every job that taugrid submitted to the cluster since its head started, the latest first."""
-        with self._told():
+        with self._one_line_errors():
             found = [_job(details) for details in self.client.list_jobs() if SAME in (details.metadata or {})]
         return sorted(found, key=lambda job: job.started or 0, reverse=True)
 
     def one(self, job: str) -> Submission:
-        """The job of this id, whoever submitted it."""
-        with self._told(job):
+        """The job of this id, also if taugrid did not submit it."""
+        with self._one_line_errors(job):
             return _job(self.client.get_job_info(job))
 
     def log(self, job: str) -> str:
-        with self._told(job):
+        with self._one_line_errors(job):
             text: str = self.client.get_job_logs(job)
             return text
 
     def stop(self, job: str) -> bool:
         """Ask a job to end; False if it has ended before."""
-        with self._told(job):
+        with self._one_line_errors(job):
             return bool(self.client.stop_job(job))
 
 

@@ -93,7 +93,7 @@ async def _follow(jobs: Jobs, job: str, tail: Tail) -> Submission:
 
 
 def _aside(ask: Callable[[str], Submission], job: str) -> asyncio.Future[Submission]:
-    """As `asyncio.to_thread`, but nobody waits for the thread: a head that hangs must not hold up Ctrl-C."""
+    """As `asyncio.to_thread`, but does not wait for the thread at exit: a head that hangs must not hold up Ctrl-C."""
     answer: Future[Submission] = Future()
     answer.set_running_or_notify_cancel()  # it can't be cancelled then, only forgotten
 

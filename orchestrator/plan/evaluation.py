@@ -137,7 +137,7 @@ class TooFew(NamedTuple):
 
 
 def too_few_samples(plan: Plan, dimensions: int) -> TooFew:
-    """The cells' N that are too few for a standard error of FID with so many features."""
+    """The cells' N that are too few for a standard error of FID with this number of features."""
     least = SAMPLES_PER_DIMENSION * dimensions
     return TooFew(sorted({n for cell in plan.cells if (n := cell.settings.num_samples) < least}), least)
 

@@ -42,7 +42,7 @@ def resolve_patterns(config: Config, recorded: Iterable[str], stay: bool = False
         config: as loaded.
         recorded: the paths of checkpoints that the run directory has records of; those that match stay.
         stay: a pattern that some of them match is not looked up again: it is what it was.
-        dry: a pattern that nothing matches stays as it is, in place of a checkpoint that is yet to come.
+        dry: a pattern that nothing matches stays as it is, in place of a checkpoint that comes later.
 
     Raises:
         UserError: for a bad value or, unless `dry` is set, a pattern that nothing matches.
@@ -133,7 +133,7 @@ def natural(path: str) -> list[tuple[int, int, str]]:
 
 
 def _is_ready(path: str) -> bool:
-    """Whether the folder holds a whole checkpoint that nobody has written to for `SETTLED_SECONDS`."""
+    """Whether the folder holds a whole checkpoint with no writes for `SETTLED_SECONDS`."""
     folder = Path(path)
     try:
         if (folder / "unet").is_dir() and not (folder / "model_index.json").is_file():

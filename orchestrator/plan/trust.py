@@ -1,6 +1,6 @@
 """Which custom code may run: what a config file of the user's own has named, or what --trust-code allows.
 
-A run directory may come from somebody else, and its config.json names code. It is run only if a config file of the user
+A run directory may come from another user, and its config.json names code. It is run only if a config file of the user
 has named the same code before: the same function or class, with the same source and the same file of weights (which
 may be a pickle). Its hash is then in the user's trust file.
 """
@@ -71,7 +71,7 @@ def require_trusted(codes: Sequence[Code], place: Path) -> None:
         if code.sha256 not in known:
             raise UserError(
                 f"{code.key}: {place} names the code {code.name}, which no config file of yours has named as it is "
-                "now, and a directory from somebody else could run anything as you; read it and add --trust-code, or "
+                "now, and a directory from another user could run anything as you; read it and add --trust-code, or "
                 "give your own config with --out"
             )
 

@@ -8,8 +8,7 @@ from typing import Any
 from rich.progress import TaskID
 
 from taugrid.orchestrator.progress.bars import ProgressSnapshot, new_bars
-from taugrid.orchestrator.progress.todo import Amount, Todo
-from taugrid.orchestrator.progress.workers import Workers, WorkerState
+from taugrid.orchestrator.progress.workers import Amount, Todo, Workers, WorkerState
 from taugrid.orchestrator.rates import Span
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind

@@ -1,4 +1,4 @@
-"""What the display knows about a session before its first task goes out."""
+"""What the display knows about a session before its first task is assigned."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

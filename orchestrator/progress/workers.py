@@ -1,8 +1,13 @@
-"""The workers of a session, and what each is doing. Pure: fed with lines of the events file and with heartbeats."""
+"""The workers of a session, what each is doing, and what there is left to do. Pure: fed with events and heartbeats."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from taugrid.orchestrator.rates import Rates, Span, Waiting, seconds_left
+from taugrid.orchestrator.task import Task
+from taugrid.orchestrator.work.kind import WorkKind
 
 
 class TaskProgress(NamedTuple):
@@ -112,3 +117,115 @@ class Workers:
 
     def _worker(self, at: float, worker: str) -> WorkerState:
         return self.by_name.setdefault(worker, WorkerState(at))
+
+
+@dataclass
+class Amount:
+    tasks: int = 0
+    cost: float = 0.0
+
+    def add(self, tasks: int, cost: float) -> None:
+        self.tasks += tasks
+        self.cost += cost
+
+
+class Left(NamedTuple):
+    seconds: float | None
+    """None: nothing is known yet."""
+    unknown: tuple[str, ...] = ()
+    """The kinds of work that it does not include, because none of it was measured."""
+
+
+@dataclass
+class Todo:
+    """What is to be done and what is done, by kind of work, and how long the rest takes."""
+
+    kinds: Mapping[str, type[WorkKind]]
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    """By key. Not all are known if the session is watched from its directory."""
+    all: dict[str, Amount] = field(default_factory=dict)
+    """Kind -> what there is to do."""
+    done: dict[str, Amount] = field(default_factory=dict)
+    rates: Rates = field(default_factory=Rates)
+    _open: dict[tuple[str, str], Amount] = field(default_factory=dict)  # kind and rate key -> what is not done
+    _closed: set[str] = field(default_factory=set)
+
+    def begin(self, work: Iterable[Mapping[str, Any]]) -> None:
+        """Take the field `work` of an event "to do", which calls a rate key the `pace`."""
+        for entry in work:
+            amount = entry["tasks"], entry["cost"]
+            self.all.setdefault(entry["kind"], Amount()).add(*amount)
+            self.done.setdefault(entry["kind"], Amount())
+            self._open.setdefault((entry["kind"], entry["pace"]), Amount()).add(*amount)
+
+    def task(self, key: str) -> Task:
+        """A task by its key: from the plan, or else of the average cost of its kind."""
+        if key in self.tasks:
+            return self.tasks[key]
+        kind = key.split("/")[0]
+        amount = self.all.get(kind, Amount())
+        return Task(key, kind, amount.cost / max(1, amount.tasks))
+
+    def rate_key(self, task: Task) -> str:
+        if task.key in self.tasks:
+            return self.kinds[task.kind].rate_key(task)
+        return next((key for kind, key in self._open if kind == task.kind), task.kind)
+
+    def finish(self, task: Task) -> bool:
+        """Count a task as done. Returns False if it was counted before."""
+        if task.key in self._closed:
+            return False
+        self.done.setdefault(task.kind, Amount()).add(1, task.cost)
+        self._close(task)
+        return True
+
+    def abandon(self, key: str) -> Task | None:
+        """Count a task as one that will not be done, and return it; None if it is not known, or no longer open."""
+        if (task := self.tasks.get(key)) is None or key in self._closed:
+            return None
+        self._close(task)
+        return task
+
+    @property
+    def open_kinds(self) -> set[str]:
+        return {kind for (kind, _), amount in self._open.items() if amount.tasks > 0}
+
+    def is_open(self, key: str) -> bool:
+        """Whether a task is neither done nor abandoned."""
+        return key not in self._closed
+
+    def _close(self, task: Task) -> None:
+        self._closed.add(task.key)
+        if (amount := self._open.get((task.kind, self.rate_key(task)))) is not None:
+            amount.add(-1, -task.cost)
+
+    def left(self, running: Mapping[str, WorkerState], workers: int, at: float) -> Left:
+        """How long `workers` need for the rest; `running` are the known tasks that they are doing."""
+        in_flight = [(self.tasks[key], worker) for key, worker in running.items()]
+        rates = self._rates(in_flight)
+        begun, taken = [], Counter[tuple[str, str]]()
+        for task, worker in in_flight:
+            key = self.rate_key(task)
+            taken[task.kind, key] += 1
+            if (rate := rates.get(key)) is not None:
+                seen = worker.last.at if worker.last else worker.since
+                begun.append(max(0.0, (1 - worker.fraction) * task.cost * rate - max(0.0, at - seen)))
+        waiting, unknown = [], []
+        for (kind, key), amount in self._open.items():
+            known = rates[key]
+            if amount.tasks > 0 and known is None:
+                unknown.append(kind)
+            elif amount.tasks > taken[kind, key] and known is not None:
+                waiting.append(Waiting(amount.tasks - taken[kind, key], amount.cost / amount.tasks * known))
+        if not workers or not (begun or waiting):
+            return Left(None, tuple(unknown))
+        return Left(seconds_left(begun, waiting, max(workers, len(begun))), tuple(unknown))
+
+    def _rates(self, running: Iterable[tuple[Task, WorkerState]]) -> dict[str, float | None]:
+        """Seconds per unit of cost by rate key, with what heartbeats report."""
+        heard: dict[str, list[Span]] = {}
+        for task, worker in running:
+            if worker.first and worker.last:
+                done = (worker.last.fraction - worker.first.fraction) * task.cost
+                heard.setdefault(self.rate_key(task), []).append(Span(worker.last.at - worker.first.at, done))
+        return {key: self.rates.seconds(key, heard.get(key, ())) for _, key in self._open}

@@ -36,8 +36,6 @@ SAMPLE_IDENTITY = ("cell", "model", "weights_sha256")
 
 
 class Damage(NamedTuple):
-    """A file that is not what it should be."""
-
     path: Path
     reason: str
     way_out: str = ""
@@ -107,7 +105,6 @@ class RunDir(RemovedImages, ModelRecords):
     def lock(
         self, break_lock: bool = False, say: Callable[[str], None] = lambda text: None
     ) -> AbstractContextManager[Lease]:
-        """Keep a second driver out; see `sole_driver`."""
         return sole_driver(self, break_lock, say)
 
     def claim(self) -> None:
@@ -116,7 +113,6 @@ class RunDir(RemovedImages, ModelRecords):
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The files that were found whole."""
         return Ledger(self.root, self.storage)
 
     def committed(self, files: Iterable[Committed]) -> None:
@@ -205,7 +201,6 @@ class RunDir(RemovedImages, ModelRecords):
         return {folder.name.rsplit("-", 1)[-1]: folder.name for folder in folders}
 
     def scores_of(self, cell: Cell) -> Sequence[Path]:
-        """The files of a cell's scores, by whatever evaluation."""
         return self.storage.list(self.scores, self.score(cell, "*").name)
 
     def set_aside(self, damage: Damage) -> Path:

@@ -59,7 +59,6 @@ class Events:
         self._others.happened(now, record)
 
     def flush(self) -> None:
-        """Write what was noted."""
         self.file.flush()
 
 
@@ -131,5 +130,4 @@ class LastSession:
 
 
 def _session(path: Path) -> int:
-    """The number of the session that a file is of."""
     return int(path.name.split(".")[0])

@@ -41,7 +41,6 @@ class Holder(NamedTuple):
     boot: str
     """Id of the host's boot and of the namespace of its process ids: where both are equal, ids mean the same."""
     run: str | None
-    """The id of the run, once there is one."""
     session: str
     heartbeat: str
     """When it was last seen, in UTC by its own clock."""
@@ -78,8 +77,6 @@ _held: set[str] = set()
 
 
 class Lease:
-    """A lease on a run directory for the driver in this process."""
-
     def __init__(self, path: Path, storage: Storage) -> None:
         self.root = path.parent
         self._path, self._storage = path, storage

@@ -93,7 +93,6 @@ class Ledger:
             self._new.append(_line(name, entry))
 
     def flush(self) -> None:
-        """Write down what was added."""
         if self._new:
             lines, self._new = self._new, []
             self._storage.append(self._path, "".join(lines).encode())

@@ -26,10 +26,7 @@ class Maker(NamedTuple):
 
 @dataclass
 class Origin:
-    """What made the images of a cell, or of one of its shards."""
-
     seconds: float = 0.0
-    """Time on devices."""
     makers: set[Maker] = field(default_factory=set)
 
     @property
@@ -52,7 +49,6 @@ class _Shard(Origin):
 
     @property
     def all_makers(self) -> set[Maker]:
-        """Who made it, or may have."""
         return self.makers | set(self.assigned)
 
 

@@ -58,7 +58,6 @@ class Paths:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else with_urls(str(path))
 
     def model_folder(self, model: Model) -> Path:
-        """The folder of a trained model, or of the record of another."""
         return self.models / model.id
 
     def model_record(self, model_id: str) -> Path:

@@ -68,16 +68,8 @@ class Trainings:
         log: Callable[[str, str], Path],
         others: bool,
     ) -> None:
-        """A stage of these trainings.
-
-        Args:
-            trainings: at least one, in the order in which they begin.
-            cluster: the config's section.
-            may_grow: whether nodes may join the cluster.
-            progress: shows all of them as one stage.
-            log: writes a file in logs/.
-            others: whether the session has models to go on with when one fails.
-        """
+        """`trainings`: at least one, in the order in which they begin. `may_grow`: whether nodes may join the cluster.
+        `others`: whether the session has models to go on with when one fails."""
         self._all, self._waiting = list(trainings), deque(trainings)
         self._under_way: list[Training] = []
         self._ended: SimpleQueue[Training] = SimpleQueue()
@@ -133,9 +125,9 @@ class Trainings:
         for training in self._under_way:
             with self._others_go_on():
                 training.look()
-        for worker in self._under_way:
-            if worker.has_begun:
-                self._beside_work.update(other for other in self._under_way if other is not worker)
+        for running in self._under_way:
+            if running.has_begun:
+                self._beside_work.update(other for other in self._under_way if other is not running)
 
     def _begin(self) -> None:
         """Begin those that wait, in their order, as long as the next one has room."""
@@ -194,8 +186,8 @@ class Trainings:
             self._progress.begin(name, sum(training.steps for training in self._all), "steps")
 
     def _show(self) -> None:
-        at_work = {training.model.called: training.at for training in self._under_way if training.has_begun}
-        known = {called: at for called, at in at_work.items() if at is not None}
+        running = {training.model.called: training.at for training in self._under_way if training.has_begun}
+        known = {called: at for called, at in running.items() if at is not None}
         if known:
             done = sum(training.done for training in self._all)
             self._progress.started(done)

@@ -119,7 +119,7 @@ def remarks(rundir: RunDir) -> list[str]:
 
 
 def _lacking_pages(rundir: RunDir) -> list[str]:
-    """What a report of the scores would make and is not there; none while a driver is at work, which may make it."""
+    """What a report would write and is missing; none while a driver is running, which may write it."""
     storage = rundir.storage
     if not storage.list(rundir.scores, "*.json") or Lease(rundir.lease, storage).live_holder() is not None:
         return []

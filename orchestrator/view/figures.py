@@ -1,4 +1,4 @@
-"""The figures of a run as matplotlib's, drawn anew from its tables and logs."""
+"""The figures of a run as matplotlib's, drawn from its tables and logs."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ INCHES_WIDE = 8.0
 
 
 def figure(run: Run, name: str) -> Figure:
-    """The figure of this name: drawn anew if it is in `DRAWN`, else the picture figures/`name`.png.
+    """The figure of this name: drawn if it is in `DRAWN`, else the picture figures/`name`.png.
 
     A notebook shows it at the end of a cell, whether or not pyplot is loaded.
 

@@ -23,7 +23,7 @@ PNG_OVERHEAD_BYTES = 200
 
 
 def describe_status(run: Run) -> dict[str, Any]:
-    """What `status` shows: what `describe` says, and the driver that is at work there (None: no driver is)."""
+    """What `status` shows: what `describe` says, and the driver that is running there (None: no driver is)."""
     holder = Lease(run.rundir.lease, run.rundir.storage).live_holder()
     driver = None if holder is None else {"host": holder.host, "process": holder.process, "last_seen": holder.heartbeat}
     return describe(run) | {"driver": driver}
@@ -48,16 +48,14 @@ def describe(run: Run) -> dict[str, Any]:
         "network_evaluations": sum(shard.evaluations for shard in plan.shards),
         "network_evaluations_remaining": remaining,
         "cells_to_score": sum(not cell["scored"] for cell in cells),
-        "remarks": [*plan.remarks, *filter(None, [orphans_in_words(config, plan, rundir)])],
-        "bytes_at_most": sum(map(_bytes_at_most, plan.cells)),
+        "remarks": [*plan.remarks, *filter(None, [orphans_in_words(run.config, plan, rundir)])],
+        "bytes_at_most": sum(
+            cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES) for cell in plan.cells
+        ),
         "evaluations_per_second_and_worker": rate,
         "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
         **training_price(models),
     }
-
-
-def _bytes_at_most(cell: Cell) -> int:
-    return cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES)
 
 
 def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores) -> dict[str, Any]:

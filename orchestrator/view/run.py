@@ -98,7 +98,7 @@ class RunView:
         """A figure as matplotlib's.
 
         Args:
-            name: quality, loss or reconstruction, which are drawn anew; else a picture in figures/, such as samples.
+            name: quality, loss or reconstruction, which are drawn; else a picture in figures/, such as samples.
 
         Raises:
             UserError: if there is no such figure, or not yet.

@@ -20,7 +20,7 @@ TEXT_COLUMNS = frozenset(
 
 
 class Tables:
-    """The files in tables/. They are read anew each time, since a run may be at work."""
+    """The files in tables/. They are read again each time, because a run may be writing them."""
 
     def __init__(self, rundir: Paths) -> None:
         self._rundir = rundir

@@ -1,4 +1,4 @@
-"""The kinds of work, a file for each: what is missing on disk, how a worker makes it, and what it leads to."""
+"""The kinds of work, by file: what is missing on disk, how a worker makes it, and what it leads to."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -9,9 +9,12 @@ if TYPE_CHECKING:
 
 
 def work_kinds() -> tuple[type["WorkKind"], ...]:
-    """Every kind of work, in the order of priority: the `KIND` of each module in this folder that has one."""
+    """Every kind of work, in the order of priority: the subclasses of `WorkKind` in the modules of this folder."""
+    from taugrid.orchestrator.work.kind import WorkKind
+
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-    kinds: list[type[WorkKind]] = [module.KIND for module in modules if hasattr(module, "KIND")]
+    found = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    kinds = (kind for kind in found if issubclass(kind, WorkKind) and kind is not WorkKind)
     return tuple(sorted(kinds, key=lambda kind: (kind.priority, kind.name)))
 
 

@@ -116,6 +116,3 @@ def _positions(pairs: int, steps: int) -> Iterator[dict[str, Any]]:
         for j, across in enumerate(fractions):
             index = pairs * steps + i * steps + j
             yield {"index": index, "figure": "square", "samples": "0 1 2 3", "across": across, "down": down}
-
-
-KIND = InterpolateWork

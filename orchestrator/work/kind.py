@@ -40,12 +40,12 @@ class Conclusion(NamedTuple):
 
 
 class WorkKind(ABC):
-    """One kind of work on one run. A module in this folder whose `KIND` is a subclass adds a kind."""
+    """One kind of work on one run. A subclass in a module of this folder adds a kind."""
 
     name: ClassVar[str]
     """The name in its tasks and their events."""
     priority: ClassVar[int]
-    """Ready tasks of a lower number go out first; leave room between kinds."""
+    """Ready tasks of a lower number are assigned first; leave room between kinds."""
     folder: ClassVar[str]
     """The folder of the run directory that its tasks write to."""
     files: ClassVar[str]
@@ -94,7 +94,7 @@ class WorkKind(ABC):
         return
 
     def announcement(self, cost: float) -> str | None:
-        """What the user should know before work of so much cost begins, and how to have less of it."""
+        """A message before work of this cost begins, which says how to have less of it; None: there is none."""
         return None
 
     @abstractmethod

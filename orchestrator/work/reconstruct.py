@@ -239,6 +239,3 @@ def _seconds(rundir: RunDir) -> dict[str, float]:
         if kind == ReconstructWork.name and event.get("committed"):
             last.setdefault(rest[0], {})[event["task"]] = event["seconds"]
     return {cell: round(sum(tasks.values()), 3) for cell, tasks in last.items()}
-
-
-KIND = ReconstructWork

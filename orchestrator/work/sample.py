@@ -100,6 +100,3 @@ def unsampled(plan: Plan, rundir: RunDir) -> dict[str, str]:
         if len(done) < len(cell.shards):
             lacking[cell.name] = f"{some_of(len(cell.shards) - len(done), len(cell.shards), 'shard')} not sampled"
     return lacking
-
-
-KIND = SampleWork

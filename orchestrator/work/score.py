@@ -8,9 +8,8 @@ from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import quality_table, write_report
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.extract import ExtractWork, not_extracted
+from taugrid.orchestrator.work.extract import ExtractWork, not_extracted, reference_keys
 from taugrid.orchestrator.work.kind import IMAGES, Conclusion, WorkKind, shard_key
-from taugrid.orchestrator.work.reference import reference_keys
 from taugrid.orchestrator.work.sample import unsampled
 from taugrid.orchestrator.work.scorer import keep_record
 from taugrid.orchestrator.work.survey import CellState
@@ -102,6 +101,3 @@ class ScoreWork(WorkKind):
         collected = collect(self.run.plan, self.rundir, self._evaluation)
         report = write_report if "report" in self.survey.stages else quality_table
         return Conclusion("quality", collected.rows, quality=report(self.run, collected))
-
-
-KIND = ScoreWork

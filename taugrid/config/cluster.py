@@ -46,16 +46,17 @@ class Cluster(Section):
     """Where the work runs. Changes no result."""
 
     workers: Positive | None = None
-    """The most sampling and evaluation workers at a time. On a cluster that one joins, Ray's autoscaler hears of that
-    many even if they do not fit yet, and can add nodes; null: as many as fit, also on nodes that join later."""
+    """The maximum number of sampling and evaluation workers. On a cluster that a run joins, Ray's autoscaler is asked
+    for this number even if they do not fit yet; null: as many as fit, also on nodes that join later."""
     trainings: Positive | None = None
-    """The most trainings at a time. On a cluster that one joins, so many begin even if they do not fit yet, and Ray's
-    autoscaler hears of them; null: as many as fit; half of the driver's memory, at 500 MiB each, is a limit too."""
+    """The maximum number of trainings at a time. On a cluster that a run joins, this number starts even if they do not
+    fit yet, and Ray's autoscaler is asked for them; null: as many as fit. Half of the driver's memory, at 500 MiB for
+    each, is a limit too."""
     cpus_per_worker: Cpus = 1
     """CPUs that a worker takes."""
     gpus_per_worker: Gpus | None = None
-    """A fraction shares a GPU: five workers of 0.2. null: 1 if, when a stage begins, a node has a GPU that torch there
-    can use, else 0; say 1 if such nodes are yet to join."""
+    """A fraction shares a GPU: five workers of 0.2. null: 1 if a node has a GPU that its torch can use when a stage
+    begins, else 0. Set it to 1 if nodes with GPUs join later."""
     label_selector: dict[LabelKey, LabelValue] = {}
     """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
     !in(x, y)."""
@@ -64,16 +65,16 @@ class Cluster(Section):
     uses CPU nodes that are there; it asks for none. `label_selector` holds for them too: one that only nodes with GPUs
     match leaves none."""
     max_wait_seconds: Annotated[float, Field(gt=0)] = 600
-    """On a cluster that one joins: how long a run waits for room for a worker while it has none."""
+    """How long a run on a cluster that it joins waits for the resources of its first worker."""
     train: TrainingWorker = TrainingWorker()
     """What a training worker takes, if it is not what other workers take."""
     score: ScoringWorker = ScoringWorker()
     """What a worker of `use_cpus` takes, if it is not what other workers take."""
     max_attempts: Positive = 3
-    """A task that has failed on so many nodes, or on all if there are fewer, is set aside and reported; the rest goes
-    on. On a single node it has so many attempts. What a node is to blame for does not count."""
+    """Number of nodes that a task must fail on (all nodes, if there are fewer) before it is quarantined and reported;
+    on a single node, its number of attempts. Failures that are the node's fault do not count."""
     scratch: str | None = None
     """A folder that all nodes see, for checkpoints of a training whose run directory is in an object store. null: this
     user's cache, if all training workers are on this machine."""
     hang_seconds: Annotated[float, Field(gt=0)] = 600
-    """A worker whose job has not given a sign of life for so long is killed, and its task goes to another."""
+    """A worker is killed, and its task requeued, if its job sends no heartbeat for this long."""

@@ -134,7 +134,7 @@ def _section(node: Schema, schema: Schema) -> Schema:
 
 
 def _section_meant(key: str, value: Any) -> str:
-    """How to write the section that somebody gave as a folder or a name."""
+    """How to write a section that was given as a folder or a name."""
     if key not in TEXTS_MEAN or not isinstance(value, str):
         return ""
     return f"; write {key}: {TEXTS_MEAN[key].format(value)}"

@@ -59,7 +59,7 @@ class Train(Section):
     seed: Seed | None = None
     """Defaults to the top-level `seed`."""
     workers: Positive | tuple[Positive, Positive] = 1
-    """Training processes; [least, most]: as many as the cluster has room for, adjusted when that changes (elastic)."""
+    """Training processes; [least, most]: as many of these as fit, adjusted when the cluster changes (elastic)."""
     checkpoint_every: Positive = 1_000
     """Steps between checkpoints, from which a killed training continues."""
     tensorboard: bool = False

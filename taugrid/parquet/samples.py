@@ -60,7 +60,6 @@ class SampleWriter:
                 self.flush()
 
     def flush(self) -> None:
-        """Write the pending images as a row group."""
         count = len(self._pending)
         if count:
             columns = _picture_columns(self._pending, self._next)
@@ -93,7 +92,6 @@ class Encoding:
             self._writing.popleft().result()
 
     def finish(self) -> None:
-        """Return once all is written."""
         for written in self._writing:
             written.result()
         self._writer.flush()

@@ -38,7 +38,6 @@ class FileEnd(NamedTuple):
     """What the end of a file tells."""
 
     size: int
-    """Of the file, in bytes."""
     footer: int
     """Where Parquet's footer starts; before the file if this is no whole Parquet file."""
     sealed: bool
@@ -46,7 +45,6 @@ class FileEnd(NamedTuple):
 
 
 def read_end(file: IO[bytes]) -> FileEnd:
-    """What an open file's end tells."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - TAIL_BYTES))
     tail = file.read(TAIL_BYTES)

@@ -58,7 +58,7 @@ class KnownExtractor:
     """`package.module:Class`: a `torch_fidelity.FeatureExtractorBase`."""
     feature_layer: str
     dimensions: int | None
-    """Width of the features. None: as many as an image has values."""
+    """Width of the features. None: the number of values in an image."""
     weights: Weights | None
     """None: it has none."""
     logits_layer: str | None = None

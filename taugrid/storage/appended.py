@@ -19,8 +19,6 @@ PIECE_BYTES = 2**16
 
 
 class Rewritable(Storage, Protocol):
-    """A storage whose files can't grow."""
-
     @property
     def rewrite_seconds(self) -> float:
         """The least time between two writes to the same file."""
@@ -31,7 +29,6 @@ class _Piece:
     path: Path
     data: bytes
     written: float
-    """When that was done, by the monotonic clock."""
 
 
 _pieces: dict[tuple[Storage, Path], _Piece] = {}

@@ -44,7 +44,6 @@ class FetchedEnd(NamedTuple):
     data: bytes
     start: int
     size: int
-    """Of the whole object."""
     e_tag: str | None
 
 
@@ -194,7 +193,6 @@ class ObjectStorage:
         appended.append(self, path, data)
 
     def move(self, path: Path, target: Path) -> None:
-        """Copy, then delete."""
         for old in list(self._below(path)) or [path]:
             new = target / old.relative_to(path)
             self._ask(old, partial(self._store.copy, key(old), key(new)))
@@ -209,14 +207,11 @@ class ObjectStorage:
 
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
-        """In the temporary folder of this machine."""
         with tempfile.TemporaryDirectory(prefix="taugrid-") as scratch:
             yield Path(scratch) / path.name
 
     @contextmanager
     def local_path(self, path: Path) -> Iterator[Path]:
-        """A copy in the temporary folder of this machine."""
-
         def download() -> None:
             with copy.open("wb") as file:
                 for chunk in self._store.get(key(path)).stream(CHUNK_BYTES):
@@ -290,7 +285,6 @@ class ObjectStorage:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
 
     def _below(self, folder: Path) -> Mapping[Path, "ObjectMeta"]:
-        """All files in a folder and in those below it."""
         found = self._ask(folder, lambda: self._store.list(key(folder) or None).collect())
         return {self._path(meta["path"]): meta for meta in found}
 
@@ -329,12 +323,10 @@ class ObjectStorage:
 
 
 def key(path: Path) -> str:
-    """The key of an object in its bucket."""
     return "/".join(path.parts[2:])
 
 
 def url(path: Path) -> str:
-    """The URL of an object."""
     return with_urls(path.as_posix())
 
 

@@ -77,7 +77,6 @@ class Bucket(NamedTuple):
     endpoint: str | None
     region: str | None
     account: str | None
-    """Of Azure."""
 
 
 def bucket_here(scheme: str, name: str) -> Bucket:

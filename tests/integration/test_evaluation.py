@@ -18,8 +18,7 @@ from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work.extract import ExtractWork
-from taugrid.orchestrator.work.reference import ReferenceWork
+from taugrid.orchestrator.work.extract import ExtractWork, ReferenceWork
 from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import read_sealed, write_sealed

@@ -121,7 +121,9 @@ def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path):
     samples = {"batch_size": 8, "shard_evaluations": 10**8, "num_samples": 800}
     config = write_config(tmp_path, **SLOW | {"sample": samples, "grid": {"steps": [1000], "eta": [0.0]}})
     with Started(tmp_path / "log", "run", config, "--out", tmp_path / "run", "--workers", 1) as run:
-        run.wait_until(lambda: any(event["event"] == "assigned" for event in events_so_far(tmp_path / "run")))
+        run.wait_until(
+            lambda: any(event.get("task", "").startswith("sample/") for event in events_so_far(tmp_path / "run"))
+        )
         time.sleep(3)
         assert interrupt(run) < MOST_SECONDS
         assert "interrupted; 1 shard in progress (S=1000 eta=0): " in run.output

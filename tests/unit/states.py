@@ -63,7 +63,7 @@ def ending(running: Callable[[int], int], seconds: float, silent: bool = False) 
     return state
 
 
-def benched(workers: int, tasks: int) -> tuple[Dispatcher, float]:
+def cooling(workers: int, tasks: int) -> tuple[Dispatcher, float]:
     """All nodes but one fail whatever they do, again and again."""
     d, now = start(workers, tasks)
     for _ in range(6):
@@ -110,7 +110,7 @@ def unsuited(workers: int, tasks: int) -> tuple[Dispatcher, float]:
 
 
 def suspected(workers: int, tasks: int) -> tuple[Dispatcher, float]:
-    """Half of the workers were lost twice with their tasks; nothing else is ready, and one suspect runs."""
+    """Half of the workers were lost twice with their tasks; nothing else is ready, and one that may be poison runs."""
     d, now = ending(lambda number: number // 2, 0.0)(workers, tasks)
     for round in range(2):
         for i, worker in enumerate(list(d.in_flight.running)):
@@ -131,7 +131,7 @@ STATES: dict[str, State] = {
     "end: all but a node run": ending(lambda workers: workers - NODE, 1.0),
     "end: half run, all late": ending(lambda workers: workers // 2, 40.0),
     "end: half run, all silent": ending(lambda workers: workers // 2, 100.0, silent=True),
-    "all nodes but one benched": benched,
+    "all nodes but one cool down": cooling,
     "every task failed once": failed,
     "half of the workers unsuited": unsuited,
     "half of the workers died twice": suspected,
@@ -175,4 +175,4 @@ QUESTIONS: dict[str, Callable[[Dispatcher, float], object]] = {
     "avoided": lambda d, now: d.health.unfit(),
     "openings": lambda d, now: d.openings(now),
 }
-"""What the crew asks after every event."""
+"""What the worker manager asks after every event."""

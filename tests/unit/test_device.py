@@ -16,7 +16,7 @@ def test_a_job_may_beat_often_and_is_heard_once_a_second(monkeypatch):
     monkeypatch.setattr(device.time, "monotonic", lambda: now[0])
     beating = Device("cpu", lambda done, of: heard.append((done, of)))
     for done in range(21):
-        beating.beat(done, 20)
+        beating.heartbeat(done, 20)
         now[0] += BEAT_SECONDS / 8
     assert heard == [(0, 20), (8, 20), (16, 20)]
 
@@ -29,18 +29,18 @@ def test_a_job_of_less_than_a_second_is_not_heard_and_a_longer_one_is(monkeypatc
     for _ in range(5):
         beating.begin()
         for done in range(8):
-            beating.beat(done, 8)
+            beating.heartbeat(done, 8)
             now[0] += BEAT_SECONDS / 10
     assert heard == []
     beating.begin()
     for done in range(16):
-        beating.beat(done, 16)
+        beating.heartbeat(done, 16)
         now[0] += BEAT_SECONDS / 8
     assert heard == [(8, 16)]
 
 
 def test_nobody_needs_to_listen():
-    Device("cpu").beat(1, 2)
+    Device("cpu").heartbeat(1, 2)
 
 
 def test_loops_that_do_not_know_the_device_say_that_the_job_goes_on(monkeypatch):
@@ -49,7 +49,7 @@ def test_loops_that_do_not_know_the_device_say_that_the_job_goes_on(monkeypatch)
     beating = Device("cpu", lambda done, of: heard.append((done, of)))
     features = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
     with heartbeat.heard_by(beating.alive):
-        beating.beat(3, 4)
+        beating.heartbeat(3, 4)
         for work in (
             lambda: moments(iter([features[:32], features[32:]]), 64),
             lambda: ball_radii(features, 3),

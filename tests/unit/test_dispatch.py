@@ -273,7 +273,7 @@ def test_a_worker_gets_only_tasks_of_the_kinds_that_it_takes():
     assert assigned(d, 1000) == {}, "no copy of what it does not take"
 
 
-def test_a_suspect_waits_for_a_worker_that_takes_its_kind():
+def test_a_task_that_may_be_poison_waits_for_a_worker_that_takes_its_kind():
     d = Dispatcher([shard(0)], KINDS)
     d.worker_joined("cpu", "n0", kinds={"score"})
     for number in range(2):
@@ -295,7 +295,7 @@ def test_the_workers_of_a_draining_node_end_their_tasks_and_get_no_others():
     assert assigned(d, 1) == {"a": "sample/2"}
 
 
-def test_each_bench_is_twice_as_long_up_to_a_minute():
+def test_each_cooldown_is_twice_as_long_up_to_a_minute():
     health = node("a")
     assert [health.unhealthy("a", 100.0 * n, "no GPU").seconds for n in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
 

@@ -23,7 +23,7 @@ from in_process import CONFIG, drive, small_run
 from mutants import copy_tree
 
 from taugrid import parquet
-from taugrid.config import Config, validate
+from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
 from taugrid.errors import OtherContent, UserError
 from taugrid.images import to_uint8
 from taugrid.jobs import OracleNetwork
@@ -35,9 +35,13 @@ from taugrid.orchestrator.session import Session
 from taugrid.registry import samplers
 from taugrid.storage import LOCAL, read_json
 from taugrid.workers import schedules
+from taugrid.workers.accelerator import arithmetic
+from taugrid.workers.accelerator.arithmetic import Arithmetic
+from taugrid.workers.device import ignore_heartbeat, with_heartbeats
 from taugrid.workers.diffusion import gaussian, noise, oracle
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
+from taugrid.workers.finite import Watched
 from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers import sampler
 
@@ -55,13 +59,14 @@ def taugrid(*arguments, code=0):
     return json.loads(done.stdout)
 
 
-def done(folder, text, name="run"):
-    """The plan as its command tells it, and a run of it with its tables and figures."""
+def done(folder, text):
+    """The plan as its command tells it, a run of it in `run` with tables and figures, and one in `again` without."""
     with small_run(folder, text) as opened:
         told = taugrid("plan", folder / "small.yaml")
-        outcome, _ = drive(opened, folder / name, LOCAL)
-        assert not outcome.missing
-        Session(replace(opened, rundir=RunDir(folder / name)), "local", Progress.silent()).do(("report",))
+        for name in ("run", "again"):
+            outcome, _ = drive(opened, folder / name, LOCAL)
+            assert not outcome.missing
+        Session(replace(opened, rundir=RunDir(folder / "run")), "local", Progress.silent()).do(("report",))
     return told
 
 
@@ -98,9 +103,8 @@ def package(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def told(package, tmp_path_factory):
-    """Two runs of a grid over both samplers, in `run` and `again`, and what `plan` said."""
+    """The folder of two runs of a grid over both samplers, and what `plan` said."""
     folder = tmp_path_factory.mktemp("twice")
-    done(folder, GRID, "again")
     return folder, done(folder, GRID)
 
 
@@ -191,6 +195,24 @@ def test_a_sampler_that_is_not_here_is_one_line(package):
     assert "\n" not in str(found.value)
 
 
+def test_wrappers_pass_points_and_conditions_on():
+    """A batch's condition reaches the network through all that workers put around it."""
+    seen = []
+
+    def network(x, at, condition=None):
+        seen.append((at, condition))
+        return 0.5 * x
+
+    computed = arithmetic.computed(network, Arithmetic("bf16", "default", 4), "cpu")
+    wrapped = Watched(with_heartbeats(computed, ignore_heartbeat, 1))
+    point, labels = path(schedules.process(DIFFUSION_DEFAULTS), (7,))[0], torch.tensor([3, 1, 4, 1])
+    found = denoising(wrapped, condition=labels)(torch.ones(4, 1, 2, 2), point)
+    assert torch.equal(found.eps, torch.full((4, 1, 2, 2), 0.5))
+    [(at, condition)] = seen
+    assert at is point
+    assert condition is labels
+
+
 @dataclass(frozen=True)
 class Enlarged:
     """A decoder whose pictures are twice as large as what the network sees."""
@@ -249,7 +271,7 @@ def with_a_toy_key(root):
         "fids": frame["fid"].nunique(),
         "table": (root / "run/tables/quality.md").read_text(),
         "figure": (root / "run/figures/quality.svg").read_text(),
-        "gate": [cell["name"] for cell in taugrid("compare", root / "run", root / "run")["cells"]],
+        "gate": [cell["name"] for cell in taugrid("compare", root / "run", root / "again")["cells"]],
     }
 
 

@@ -198,7 +198,7 @@ def test_an_extractor_takes_smaller_batches_once_one_does_not_fit(room):
 
 def test_an_extraction_says_how_far_it_is():
     device, heard = Device("cpu"), []
-    device.beat = lambda done, of: heard.append((done, of))
+    device.heartbeat = lambda done, of: heard.append((done, of))
     extracted = InBatches(lambda x: Extraction(x, None), 8, device, 40)
     for images in (torch.zeros(20, 1), torch.zeros(20, 1)):
         list(extracted(images))

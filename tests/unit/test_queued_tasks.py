@@ -180,7 +180,7 @@ def test_of_a_cell_that_is_given_up_what_is_in_flight_is_not(busy):
     assert busy.abandon(["0", "1", "2"]) == {"2"}
 
 
-def test_a_benched_worker_is_asked_again_only_once_it_is_idle():
+def test_the_health_of_a_worker_that_cools_down_is_checked_only_once_it_is_idle():
     d = dispatcher(40)
     d.worker_joined("other")
     now = 0.0
@@ -194,5 +194,5 @@ def test_a_benched_worker_is_asked_again_only_once_it_is_idle():
     assert d.in_flight.keys("w0"), "its second goes on"
     later = now + cooldown.seconds + 1.0
     assert d.due(later) == []
-    assert d.failed("w0", later, Fault.ENVIRONMENT, "read-only").cooldown is None, "it sits there already"
+    assert d.failed("w0", later, Fault.ENVIRONMENT, "read-only").cooldown is None, "it cools down already"
     assert d.due(later) == ["w0"]

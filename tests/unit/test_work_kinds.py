@@ -91,8 +91,6 @@ class PaintWork(WorkKind):
         rows = [{"cell": cell.id} for cell in self.plan.cells if self._is_there(cell)]
         return Conclusion("paintings", rows, "all is painted")
 
-
-KIND = PaintWork
 """
 
 
