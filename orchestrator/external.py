@@ -78,13 +78,13 @@ def score_images(
 
 
 def _scores(samples: str, reference: str, section: Evaluate, progress: Progress, names: Names) -> dict[str, Any]:
-    found = _opened(names("samples"), open_source, samples)
-    goes_with = _opened(names("reference"), resolve_reference, reference)
+    found = _open(names("samples"), open_source, samples)
+    resolved = _open(names("reference"), resolve_reference, reference)
     try:
-        compared = _opened(names("reference"), open_reference, goes_with.given)
+        compared = _open(names("reference"), open_reference, resolved.given)
     except MissingImages as error:
-        raise UserError(f"{names('reference')}: {_ways_to(error, goes_with.given, names)}") from None
-    spec = resolve(*_extractor(section, goes_with, names), found.shape, precision=_precision(section, goes_with))
+        raise UserError(f"{names('reference')}: {_ways_to(error, resolved.given, names)}") from None
+    spec = resolve(*_extractor(section, resolved, names), found.shape, precision=_precision(section, resolved))
     from taugrid.eval import standalone  # loads torch, which no error above should wait for
 
     with arithmetic.restored():
@@ -98,7 +98,7 @@ def _scores(samples: str, reference: str, section: Evaluate, progress: Progress,
                 device=_device(),
                 batch_size=section.batch_size,
                 cache=default_cache(),
-                progress=_teller(progress),
+                progress=_as_stages(progress),
             ),
         )
 
@@ -118,22 +118,22 @@ def _section(evaluate: Mapping[str, Any], assignments: Sequence[Override], names
     return section
 
 
-def _extractor(section: Evaluate, goes_with: ResolvedReference, names: Names) -> tuple[str | None, str, str | None]:
+def _extractor(section: Evaluate, resolved: ResolvedReference, names: Names) -> tuple[str | None, str, str | None]:
     """The extractor's name, no data set, and its weights: those asked for, or else those of the reference."""
     if section.extractor is not None:
         return section.extractor, "", section.weights
-    if goes_with.extractor is not None and ":" in goes_with.extractor:
+    if resolved.extractor is not None and ":" in resolved.extractor:
         raise UserError(
-            f"{names('reference')}: the run was scored with the custom extractor {goes_with.extractor}, and code that "
-            f"a run directory names is not run here; if you trust it, {_given(names, 'extractor', goes_with.extractor)}"
+            f"{names('reference')}: the run was scored with the custom extractor {resolved.extractor}, and code that "
+            f"a run directory names is not run here; if you trust it, {_given(names, 'extractor', resolved.extractor)}"
         )
-    return goes_with.extractor, "", section.weights or goes_with.weights
+    return resolved.extractor, "", section.weights or resolved.weights
 
 
-def _precision(section: Evaluate, goes_with: ResolvedReference) -> FeaturePrecision:
+def _precision(section: Evaluate, resolved: ResolvedReference) -> FeaturePrecision:
     """The precision that is asked for, or else that of the reference's run, if its extractor is used."""
     given = section.extractor is not None or "precision" in section.model_fields_set
-    return section.precision if given else goes_with.precision
+    return section.precision if given else resolved.precision
 
 
 def _device() -> str:
@@ -142,7 +142,7 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _teller(progress: Progress) -> Callable[[str, int, int], None]:
+def _as_stages(progress: Progress) -> Callable[[str, int, int], None]:
     """What `standalone.evaluate` calls, as stages of `progress`."""
     stage = ""
 
@@ -170,7 +170,8 @@ Text = TypeVar("Text")
 Side = TypeVar("Side")
 
 
-def _opened(flag: str, open_images: Callable[[Text], Side], given: Text) -> Side:
+def _open(flag: str, open_images: Callable[[Text], Side], given: Text) -> Side:
+    """What `open_images` gives; its errors begin with the name of the argument."""
     try:
         return open_images(given)
     except MissingImages:

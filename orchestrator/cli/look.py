@@ -1,4 +1,4 @@
-"""Commands that look at a run and start nothing: plan, status, verify, export, compare."""
+"""Commands that look and start nothing: plan, status, verify, export, compare of runs, config of configs."""
 
 import json
 import sys
@@ -9,7 +9,16 @@ from typing import Any
 import click
 
 from taugrid.errors import Exit, UserError
-from taugrid.orchestrator.cli.options import SHARE, Command, Finite, config_options, json_option, print_value
+from taugrid.orchestrator.cli.options import (
+    SHARE,
+    Command,
+    Finite,
+    Group,
+    config_options,
+    json_option,
+    print_value,
+    set_option,
+)
 from taugrid.words import counted
 
 
@@ -200,7 +209,7 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
     requested = {key: value for key, value in judged.items() if value is not None and value is not False}
     _require_runs(directory, *others[: len(others) == 1])  # a cell may have the name of a folder
     if len(others) == 1:
-        from taugrid.orchestrator.cli.baseline import compare_with_baseline
+        from taugrid.orchestrator.cli.nightly import compare_with_baseline
 
         if join:
             raise click.UsageError("--join is for two cells")
@@ -238,3 +247,43 @@ def _compared_text(row: dict[str, Any]) -> str:
     line = difference_line(row)
     meaning = f"{INDISTINGUISHABLE} sampling alone can explain it" if INDISTINGUISHABLE in line else ""
     return "\n".join(filter(None, [f"FID, {line}", meaning, row["note"]]))
+
+
+@click.group(cls=Group)
+def config() -> None:
+    """Look at a config."""
+
+
+@config.command()
+@click.argument("config")
+@set_option
+@json_option
+def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Print the whole config, with defaults filled in."""
+    import yaml
+
+    from taugrid.config.load import load
+
+    values = load(config, assignments).model_dump(mode="json")
+    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100).rstrip()
+    print_value(values, as_json, lambda _: text)
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON schema of a config, for editors."""
+    from taugrid.config import schema as config_schema
+
+    click.echo(json.dumps(config_schema(), indent=2))
+
+
+@config.command()
+@click.argument("config")
+@set_option
+def validate(config: str, assignments: tuple[str, ...]) -> None:
+    """Check a config, including its grid."""
+    from taugrid.orchestrator.opened import open_config
+
+    run = open_config(config, assignments, None)
+    models, cells = counted(len(run.plan.models), "model"), counted(len(run.plan.cells), "cell")
+    click.echo(f"{config} is valid: {models}, {cells}", err=True)

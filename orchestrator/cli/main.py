@@ -16,7 +16,7 @@ import click
 from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import baseline, config, evaluate, jobs, look, nightly, run, selfcheck
+from taugrid.orchestrator.cli import evaluate, jobs, look, nightly, run, selfcheck
 
 
 class InOrder(click.Group):
@@ -61,13 +61,13 @@ for command in (
     look.compare,
     look.export,
     look.verify,
-    baseline.baseline,
+    nightly.baseline,
     nightly.nightly,
     jobs.submit,
     jobs.jobs,
     jobs.logs,
     jobs.stop,
-    config.config,
+    look.config,
     selfcheck.selfcheck,
 ):
     cli.add_command(command)

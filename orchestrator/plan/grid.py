@@ -24,7 +24,7 @@ from taugrid.config import (
 )
 from taugrid.config.section import not_yet
 from taugrid.errors import NotHere, UserError
-from taugrid.grids.names import naming
+from taugrid.grids.names import Naming
 from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
@@ -114,7 +114,7 @@ def plan(
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     planned = [_planned(config, point, dict.fromkeys(keys), lookups) for point in every]
-    names = naming([values for _, _, _, values in planned], Sample.model_fields)
+    names = Naming.of([values for _, _, _, values in planned], Sample.model_fields)
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
     for point, model, settings, values in planned:
@@ -246,16 +246,12 @@ def _absent(sections: Sections, reason: str, most_times: int) -> Model:
 
 
 def _present(sections: Sections, lookups: Lookups) -> Model:
-    theirs = _loaded(sections, lookups)
-    diffusion = diffusion_section(sections.diffusion, *([theirs.checkpoint.diffusion] if theirs else []))
-    source = theirs or _source(sections, diffusion, lookups)
-    return Model(identity(source.content(diffusion)), sections.data, diffusion, source)
-
-
-def _loaded(sections: Sections, lookups: Lookups) -> Loaded | None:
-    """The model that `model.checkpoint` names. It is read first, because its files fill in `diffusion`."""
-    path = sections.model.checkpoint
-    return None if path is None else Loaded(lookups.read_checkpoint(path))
+    path, source = sections.model.checkpoint, None
+    if path is not None:  # read first, because its files fill in `diffusion`
+        source = Loaded(lookups.read_checkpoint(path))
+    diffusion = diffusion_section(sections.diffusion, *([source.checkpoint.diffusion] if source else []))
+    found = source or _source(sections, diffusion, lookups)
+    return Model(identity(found.content(diffusion)), sections.data, diffusion, found)
 
 
 def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> ModelSource:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Section, Train, Unet
-from taugrid.grids.names import naming
+from taugrid.grids.names import Naming
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.grid import axes
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
@@ -44,7 +44,7 @@ def from_json(value: Mapping[str, Any]) -> Plan:
     Raises:
         KeyError, TypeError, ValueError, UserError: for what `to_json` of this version does not write.
     """
-    names = naming([cell["values"] for cell in value["cells"]], Sample.model_fields)
+    names = Naming.of([cell["values"] for cell in value["cells"]], Sample.model_fields)
     labels = {cell["model"]: names.model(cell["values"]) for cell in reversed(value["cells"])}
     models = {
         model["id"]: Model(

@@ -49,15 +49,13 @@ def describe(run: Run) -> dict[str, Any]:
         "network_evaluations_remaining": remaining,
         "cells_to_score": sum(not cell["scored"] for cell in cells),
         "remarks": [*plan.remarks, *filter(None, [orphans_in_words(run.config, plan, rundir)])],
-        "bytes_at_most": sum(map(_bytes_at_most, plan.cells)),
+        "bytes_at_most": sum(
+            cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES) for cell in plan.cells
+        ),
         "evaluations_per_second_and_worker": rate,
         "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
         **training_price(models),
     }
-
-
-def _bytes_at_most(cell: Cell) -> int:
-    return cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES)
 
 
 def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores) -> dict[str, Any]:

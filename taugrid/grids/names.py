@@ -30,6 +30,14 @@ class Naming:
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     """Path -> its short form."""
 
+    @classmethod
+    def of(cls, points: Sequence[Mapping[str, Any]], reserved: Collection[str]) -> "Naming":
+        """How to name the `points` of a grid, each with a value for every key; `reserved` as in `short_keys`."""
+        keys = list(dict.fromkeys(key for point in points for key in point))
+        paths = dict.fromkeys(path for point in points if isinstance(path := point.get(CHECKPOINT), str))
+        names = dict(zip(paths, short_names(list(paths)), strict=True))
+        return cls(_telling(points), short_keys(keys, reserved), names)
+
     def model(self, values: Mapping[str, Any]) -> str:
         """The name of a model with these `values` of the grid's keys; empty if it is the only one."""
         return " ".join(self.part(key, values[key]) for key in self.keys if "." in key)
@@ -48,13 +56,6 @@ class Naming:
     def value(self, key: str, value: Any) -> str:
         """A value as text; a checkpoint by its short name."""
         return value_text(self.checkpoints.get(value, value) if key == CHECKPOINT else value)
-
-
-def naming(points: Sequence[Mapping[str, Any]], reserved: Collection[str]) -> Naming:
-    """How to name the `points` of a grid, each with a value for every key; `reserved` as in `short_keys`."""
-    keys = list(dict.fromkeys(key for point in points for key in point))
-    paths = dict.fromkeys(path for point in points if isinstance(path := point.get(CHECKPOINT), str))
-    return Naming(_telling(points), short_keys(keys, reserved), dict(zip(paths, short_names(list(paths)), strict=True)))
 
 
 def _telling(points: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from test_grid import planned
 
 from taugrid.errors import UserError
-from taugrid.grids.names import naming, short_keys, value_text
+from taugrid.grids.names import Naming, short_keys, value_text
 from taugrid.grids.selectors import fits, parse
 from taugrid.orchestrator.selection import find_cell, select
 
@@ -26,7 +26,7 @@ def test_a_key_whose_texts_are_those_of_another_is_left_out_and_numbers_that_agr
     points = [
         {"model.oracle": name, "data.name": name, "steps": n, "train.steps": n} for name, n in (("a", 1), ("b", 2))
     ]
-    assert naming(points, ()).keys == ("model.oracle", "steps", "train.steps")
+    assert Naming.of(points, ()).keys == ("model.oracle", "steps", "train.steps")
 
 
 def test_the_only_model_is_called_by_its_id_and_cells_by_what_differs():
