@@ -145,13 +145,13 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     rundir = _run_directory(name, out, config.name)
     rundir.runs_code = False
     begun, recorded = (read_json(path, rundir.storage) for path in (rundir.config, rundir.plan))
-    if not isinstance(recorded, dict) or recorded.get("config_sha256") != json_sha256(begun):
-        return None
     if assignments and _planned_sections(config) != _planned_sections(load(name)):
         return None
     try:
+        if not isinstance(recorded, dict) or recorded["config_sha256"] != json_sha256(begun) or not recorded["cells"]:
+            return None
         run = Run(config, from_json(recorded), rundir)
-    except (KeyError, TypeError, ValueError, UserError):
+    except (KeyError, TypeError, ValueError, AttributeError, UserError):
         return None  # another version of taugrid wrote it, or a user
     requested.check(config, run.plan)
     return run

@@ -131,6 +131,9 @@ def test_what_no_record_fits_is_planned_again(looked_at, tmp_path, planned):
     assert json.loads(seen("status", copy, "--json"))["name"] == "renamed"
     assert planned == ["renamed"]
     write_json(copy / "config.json", changed)
-    write_json(copy / "plan.json", read_json(copy / "plan.json") | {"models": [{"id": "of a later version"}]})
-    assert len(json.loads(seen("status", copy, "--json"))["cells"]) == 2
-    assert planned == ["renamed", "looked-at"]
+    recorded = read_json(copy / "plan.json")
+    for other in ({"models": [{"id": "of a later version"}]}, {"cells": []}, {"cells": [{"values": None}]}):
+        planned.clear()
+        write_json(copy / "plan.json", recorded | other)
+        assert len(json.loads(seen("status", copy, "--json"))["cells"]) == 2
+        assert planned == ["looked-at"]
