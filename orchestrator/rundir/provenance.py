@@ -14,7 +14,7 @@ from typing import Any
 import taugrid
 from taugrid.config import Data
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -72,7 +72,7 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
         "models": {
             model.id: found
             for model in plan.models
-            if rundir.is_ready(model) and (found := _weights(rundir, plan, model.id, before))
+            if rundir.is_ready(model) and (found := _weights(rundir, plan, model, before))
         },
         "dataset": _dataset(rundir, plan, evaluation, before),
         "reference": before.get("reference"),
@@ -109,14 +109,13 @@ def _describe(data: Data) -> dict[str, Any]:
     return data.model_dump(mode="json", exclude={"download"}) | found
 
 
-def _weights(rundir: RunDir, plan: Plan, model_id: str, before: Mapping[str, Any]) -> Mapping[str, str]:
+def _weights(rundir: RunDir, plan: Plan, model: Model, before: Mapping[str, Any]) -> Mapping[str, str]:
     """SHA-256 by kind of weights; as recorded before, if the weights are gone."""
-    model = next(model for model in plan.models if model.id == model_id)
-    kinds = {cell.settings.weights for cell in plan.cells if cell.model.id == model_id}
+    kinds = {cell.settings.weights for cell in plan.cells if cell.model.id == model.id}
     try:
         return {kind: rundir.weights_sha256(model, kind) for kind in sorted(kinds)}
     except UserError:
-        recorded: Mapping[str, str] = (before.get("models") or {}).get(model_id) or {}
+        recorded: Mapping[str, str] = (before.get("models") or {}).get(model.id) or {}
         return recorded
 
 

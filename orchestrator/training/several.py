@@ -68,8 +68,7 @@ class Trainings:
         log: Callable[[str, str], Path],
         others: bool,
     ) -> None:
-        """`trainings`: at least one, in the order in which they begin. `may_grow`: whether nodes may join the cluster.
-        `others`: whether the session has models to go on with when one fails."""
+        """`trainings` begin in their order. `others`: whether the session has models to go on with when one fails."""
         self._all, self._waiting = list(trainings), deque(trainings)
         self._under_way: list[Training] = []
         self._ended: SimpleQueue[Training] = SimpleQueue()
