@@ -1,7 +1,7 @@
 """Connects to Ray, with safe defaults: to a private cluster inside this process, or to a running one.
 
 Ray reads most of its environment variables when it is imported, so this module must set them before anything imports
-Ray. docs/architecture.md, "Ray", explains each variable.
+Ray. docs/cluster-reference.md says how taugrid uses Ray.
 """
 
 import errno

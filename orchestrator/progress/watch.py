@@ -57,7 +57,7 @@ class Watching:
         self._trainings: list[Model] = []
         self._waits_at: dict[str, int] = {}  # model id -> the step in its log as it began, until another is there
         self._metric = shown_metric(run.config.evaluate.metrics)
-        self._asked = RequestedScores(run.config, run.rundir)
+        self._requested = RequestedScores(run.config, run.rundir)
         self._by_id = {cell.id: cell for cell in run.plan.cells}
         self.has_driver = False
 
@@ -77,7 +77,7 @@ class Watching:
 
     def score(self, cell: Cell) -> float | None:
         """A cell's score by the config's evaluation, as tables show it; None if it has none."""
-        return score_on_disk(self._rundir, cell, self._metric, self._asked)
+        return score_on_disk(self._rundir, cell, self._metric, self._requested)
 
     def _score(self, cell: str) -> float | None:
         """A cell's score, by its id. A driver may have begun with a larger grid than the one that was read here."""

@@ -12,6 +12,7 @@ from architecture import (
     cycles,
     cycles_of_folders,
     driver_imports_of_torch,
+    files,
     heavy_imports,
     impure_policy,
     misplaced_packages,
@@ -219,6 +220,16 @@ def test_a_package_that_the_wheel_has_too_many_or_lacks_is_found(plant):
     assert misplaced_packages(root) == [
         "benchmarks is shipped", "taugrid.tools is shipped", "taugrid.orchestrator is left out",
     ]  # fmt: skip
+
+
+def test_the_files_and_folders_that_the_map_names_exist():
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs/architecture.md").read_text()))
+    product = {Path(file) for file in files(ROOT)}
+    paths = [path.as_posix() for path in product] + [f"{folder}/" for path in product for folder in path.parents]
+    paths += [f"{path.relative_to(ROOT)}/" for path in ROOT.iterdir() if path.is_dir()]
+    paths += [path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/unit/*.py")]
+    assert len(named) > 60
+    assert [name for name in sorted(named) if not any(f"/{path}".endswith(f"/{name}") for path in paths)] == []
 
 
 def test_the_tests_that_failures_names_exist():

@@ -47,7 +47,7 @@ from taugrid.workers.samplers import sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
-PAGE = (Path(__file__).parents[2] / "docs/architecture.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/custom-sampler.md").read_text()
 SAMPLER, ENTRY_POINTS = (PAGE.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "toml"))
 """The example of the page, which promises that it works."""
 GRID = CONFIG.replace("grid: {steps: [2], eta: [0.0, 1.0]}", "grid: {steps: [2, 4], sampler: [ddim, twice]}")
