@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from taugrid.errors import Exit
-from taugrid.eval.gate.power import Reach
+from taugrid.eval.gate.power import DetectionPower
 from taugrid.eval.gate.rule import ALPHA, MARGIN
 from taugrid.eval.gate.verdict import Verdict, exit_of
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, worst_check
@@ -38,7 +38,7 @@ class Compared:
     """The upper end of the interval of the difference."""
     detectable: float | None = None
     """The smallest change that would have been called worse with a probability of 80 %."""
-    reach: Reach | None = None
+    reach: DetectionPower | None = None
     """From which `detectable` is computed."""
     num_samples: int = 0
     judged_fids: tuple[float, float] | None = None
