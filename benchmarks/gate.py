@@ -178,7 +178,7 @@ def real_pairs(run: str, baseline: str) -> list[tuple[str, Scored, Scored, Hasha
 
 
 def report_growth(pairs: list[tuple[str, Scored, Scored, Hashable]]) -> None:
-    """`SHARE_OF_OWN_ERROR` of real cells that are worse by 2 to 10 % of the baseline's FID."""
+    """`VARIANCE_GROWTH` of real cells that are worse by 2 to 10 % of the baseline's FID."""
     rises = [(new.fid / old.fid - 1, new, old) for _, new, old, _ in pairs]
     shares = [
         (standard_error(new.influence - old.influence) / standard_error(old.influence)) ** 2 / rise

@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from benchmarks.gate_worlds import MIXING, D, rate
 from taugrid.eval.gate.critical import critical_value
-from taugrid.eval.gate.power import FROZEN, Variance, missed_share, samples_to_halve_misses
+from taugrid.eval.gate.power import EXAMPLE_EFFECT_SE, Variance, missed_share, samples_to_halve_misses
 from taugrid.eval.gate.rule import ALPHA, MARGIN, SCREENING, CellJudgement, Change, Scored, judge
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
@@ -181,7 +181,7 @@ def report_power(nights: int) -> None:
 def report_frozen_misses(nights: int) -> None:
     """Print the share of blocks of noise in which a worse network is not singled out, and how it falls with N.
 
-    The change is `FROZEN` standard errors beyond margin 0 at the first N: the errors of the worse network.
+    The change is `EXAMPLE_EFFECT_SE` standard errors beyond margin 0 at the first N: the errors of the worse network.
     """
     cell, base, own = Cell(True, False), 600, 0.6
     critical = night_of_cells(SCREENING)
@@ -189,8 +189,8 @@ def report_frozen_misses(nights: int) -> None:
     by = 0.0
     for _ in range(3):  # the error depends on the change
         errors = [judged(cell, old, shifted(cell, new, by), critical, 0.0).se for old, new in made[:CALIBRATED]]
-        by = strength(cell, shifted, made, FROZEN * float(np.mean(errors)))
-    print(f"  T > {critical:.2f} is singled out; a change of {FROZEN:g} se at N = {base}; {nights} blocks")
+        by = strength(cell, shifted, made, EXAMPLE_EFFECT_SE * float(np.mean(errors)))
+    print(f"  T > {critical:.2f} is singled out; a change of {EXAMPLE_EFFECT_SE:g} se at N = {base}; {nights} blocks")
     expected = f"{100 * missed_share(critical):.1f} %, half of it at N = {samples_to_halve_misses(critical, base)}"
     print(f"  missed, by eval/gate/power.py: {expected}")
 

@@ -13,22 +13,22 @@ from scipy.stats import norm, t
 from taugrid.eval.metrics.statistics import Array
 
 DRAWS = 200_000
-"""Simulated nights. At alpha = 1 % they tell the quantile to 0.01 standard errors, and alpha to 2 % of itself."""
+"""Simulated nights. At alpha = 1 % they give the quantile to 0.01 standard errors, and alpha to 2 % of itself."""
 
 DRAWS_AT_ONCE = 20_000
 """Simulated nights in memory at a time."""
 
 SEED = 20_600
-"""Fixed, so that the same night gets the same critical value again."""
+"""Fixed, so that the same night always gets the same critical value."""
 
 
 def correlation(influences: Sequence[Array], blocks: Sequence[Hashable]) -> Array:
-    """(k, k), the correlation of the k cells' mean influences: of the errors of their FIDs' differences.
+    """(k, k), the correlation of the k cells' mean influences, which are the errors of their FIDs' differences.
 
     Args:
-        influences: (N_i,) of each cell: how far each sample moves the difference, in the order of the indices.
-        blocks: of each cell. Samples n of two cells with equal blocks share their noise; others are independent. Cells
-            of one block may differ in N: they share the first samples.
+        influences: (N_i,) for each cell: how far each sample moves the difference, in the order of the indices.
+        blocks: the seed set of each cell. Samples n of two cells with equal seed sets share their noise; others are
+            independent. Cells with one seed set may differ in N: they share the first samples.
 
     Raises:
         ValueError: if a cell's influences do not vary.
@@ -40,17 +40,17 @@ def correlation(influences: Sequence[Array], blocks: Sequence[Hashable]) -> Arra
         if length == 0:
             raise ValueError("a cell's influences do not vary, so its difference has no error")
         unit.append(centred / length)
-    found = np.eye(len(unit))
+    correlations = np.eye(len(unit))
     for i, first in enumerate(unit):
         for j in range(i):
             if blocks[i] == blocks[j]:
                 common = min(len(first), len(unit[j]))
-                found[i, j] = found[j, i] = first[:common] @ unit[j][:common]
-    return found
+                correlations[i, j] = correlations[j, i] = first[:common] @ unit[j][:common]
+    return correlations
 
 
 def critical_value(correlations: Array, alpha: float, draws: int = DRAWS) -> float:
-    """C with P(max Z > c) = alpha for Z ~ N(0, R): by simulation, and never beyond Bonferroni's bound.
+    """The c with P(max Z > c) = alpha for Z ~ N(0, R): by simulation, and never beyond Bonferroni's bound.
 
     Args:
         correlations: (k, k), R. It may be singular: cells can have the same samples.
@@ -74,9 +74,9 @@ def critical_value(correlations: Array, alpha: float, draws: int = DRAWS) -> flo
 
 
 def recipe_critical_value(cells: int, trainings: int, alpha: float) -> float:
-    """C with P(any T > c) <= alpha for `cells` T, each a t with `trainings` - 1 degrees of freedom: Bonferroni's.
+    """The c with P(any T > c) <= alpha for `cells` T, each a t with `trainings` - 1 degrees of freedom: Bonferroni's.
 
-    All cells' spreads come from the same few trainings, which can't tell how they correlate: a correlation of many
+    All cells' spreads come from the same few trainings, too few to estimate how they correlate: a correlation of many
     cells over k trainings has rank k - 1. Bonferroni's bound holds for every correlation.
     """
     return float(t.isf(alpha / cells, trainings - 1))

@@ -1,12 +1,18 @@
-"""How much a night can see: the smallest loss that it catches, the N that catches a given loss, and the share missed.
+"""Detection power of a nightly run: the smallest FID regression it would detect, and the N that detects a given one.
 
-A network that is worse by D has another influence function than the baseline, so the paired error grows with D:
+The influence function of an FID says how far each sample x moves it: phi(x). The standard error fid_se of the
+FID of N samples is the standard deviation of phi over the root of N. The error of a difference between two networks
+with the same noise is that of phi_new - phi_baseline: the paired error se. A cell is called worse if
+T = (difference - margin) / se exceeds the night's critical value (eval/gate/critical.py).
 
-    se(D)^2 = se^2 + growth * D,    growth = `SHARE_OF_OWN_ERROR` * fid_se^2 / fid, both of the baseline alone.
+A network that is worse by D has a different influence function than the baseline, so the paired error grows with D:
 
-Where FID is |delta|^2 for a distance delta of two means, moving the mean by Delta at right angles to delta gives
-D = |Delta|^2 and changes the influences by 2 Delta^T (x - m), whose variance is to that of 2 delta^T (x - m) as D is to
-FID. `python -m benchmarks.gate --parts power` measures how well this holds for other changes.
+    se(D)^2 = se^2 + growth * D,    growth = `VARIANCE_GROWTH` * fid_se^2 / fid, both of the baseline's FID alone.
+
+The form comes from an FID of |delta|^2, where delta leads from the mean of the reference's features to m, that of the
+samples'. Moving m by Delta at right angles to delta gives D = |Delta|^2 and changes the influences, 2 delta . (x - m),
+by 2 Delta . (x - m). Where features vary alike in all directions, the variances of the two have the ratio D / FID.
+`python -m benchmarks.gate --parts power` measures how well this holds for other changes.
 """
 
 import math
@@ -17,28 +23,31 @@ from scipy.optimize import brentq
 from scipy.stats import nct, norm
 
 POWER = 0.80
-"""The probability of being called worse at the change that `Reach.detectable` gives."""
+"""The probability with which a regression of `DetectionPower.detectable` is called worse."""
 
-SHARE_OF_OWN_ERROR = 0.7
+VARIANCE_GROWTH = 0.7
 """The growth of the paired error's square with D / FID, in units of the square of the baseline's own error."""
 
-FROZEN = 3.0
-"""Standard errors of the change by which `frozen_seeds_remark` says what frozen seeds hide."""
+EXAMPLE_EFFECT_SE = 3.0
+"""The example in `frozen_seeds_remark` is a regression of this many standard errors."""
 
 
 class Variance(NamedTuple):
-    """The variance of a difference as a function of the true change D, in units of FID."""
+    """The variance of a difference as a function of the true change D of FID."""
 
     at_zero: float
     slope: float = 0.0
+    """The growth of the variance with D: `Change.growth` for sampling, `Change.spread_growth` for training."""
 
     def at(self, change: float) -> float:
-        """The variance if the network is worse by `change`; a better one has that of an equal one."""
+        """The variance at a true change; an improvement has that of no change."""
         return self.at_zero + self.slope * max(0.0, change)
 
 
 @dataclass(frozen=True)
-class Reach:
+class DetectionPower:
+    """Which regressions of a cell are detected. A comparison's JSON has these fields."""
+
     margin: float
     errors: float
     """By how many standard errors a true change must exceed the margin, to be called worse with probability `POWER`."""
@@ -51,34 +60,31 @@ class Reach:
     def detectable(self) -> float:
         """The smallest true change D that is called worse with probability `POWER`.
 
-        It solves D - margin = errors * (sampling.at(D) + training.at(D))^1/2.
+        It solves D - margin = errors * (sampling.at(D) + training.at(D))^1/2, a quadratic equation in D - margin.
         """
         square = self.errors**2
         half = square * (self.sampling.slope + self.training.slope) / 2
-        return (
-            self.margin
-            + half
-            + math.sqrt(half**2 + square * (self.sampling.at(self.margin) + self.training.at(self.margin)))
-        )
+        constant = square * (self.sampling.at(self.margin) + self.training.at(self.margin))
+        return self.margin + half + math.sqrt(half**2 + constant)
 
-    def samples_needed(self, num_samples: int, loss: float) -> int | None:
-        """The N at which a true change of `loss` is called worse with probability `POWER`, two digits, rounded up.
+    def samples_needed(self, num_samples: int, regression: float) -> int | None:
+        """The N at which `regression` is called worse with probability `POWER`, rounded up to two digits.
 
         Args:
-            num_samples: the N that this reach is of.
-            loss: in units of FID.
+            num_samples: the N that `sampling` is for.
+            regression: a true increase of FID.
 
         Returns:
-            N, or None if no N would do: the loss is not beyond the margin, or too small for so few trainings.
+            N, or None if no N would do: the regression is within the margin, or too small for this few trainings.
         """
-        left = ((loss - self.margin) / self.errors) ** 2 - self.training.at(loss)
-        if loss <= self.margin or left <= 0:
+        variance_budget = ((regression - self.margin) / self.errors) ** 2 - self.training.at(regression)
+        if regression <= self.margin or variance_budget <= 0:
             return None
-        return rounded_up(num_samples * self.sampling.at(loss) / left)
+        return rounded_up(num_samples * self.sampling.at(regression) / variance_budget)
 
 
 def errors_for_power(critical: float, degrees: int | None = None) -> float:
-    """By how many standard errors a true T must exceed 0, so that T exceeds `critical` with probability `POWER`.
+    """The number of standard errors by which a true T must exceed 0 to exceed `critical` with probability `POWER`.
 
     T is normal, or follows a noncentral t with `degrees` of freedom.
     """
@@ -88,25 +94,26 @@ def errors_for_power(critical: float, degrees: int | None = None) -> float:
 
 
 def samples_to_halve_misses(critical: float, num_samples: int) -> int:
-    """The N at which half as many blocks of noise hide a change that is `FROZEN` standard errors at `num_samples`.
+    """The N at which half as many seed sets hide a regression of `EXAMPLE_EFFECT_SE` standard errors at `num_samples`.
 
-    Errors shrink with the root of N. `critical` is what T has to exceed in the first look of a night.
+    Errors shrink with the root of N. `critical` is what T has to exceed in a night's first (interim) test, see
+    eval/gate/rule.py's `screen`.
     """
     halved = critical - float(norm.ppf(missed_share(critical) / 2))
-    return rounded_up(num_samples * (halved / FROZEN) ** 2)
+    return rounded_up(num_samples * (halved / EXAMPLE_EFFECT_SE) ** 2)
 
 
 def missed_share(critical: float) -> float:
-    """The share of blocks of noise in which a change of `FROZEN` standard errors does not exceed `critical`."""
-    return float(norm.cdf(critical - FROZEN))
+    """The share of seed sets with which a regression of `EXAMPLE_EFFECT_SE` standard errors stays below `critical`."""
+    return float(norm.cdf(critical - EXAMPLE_EFFECT_SE))
 
 
 def frozen_seeds_remark(critical: float, num_samples: int) -> str:
     """One sentence for undecided cells: what frozen seeds hide, and the N that halves it."""
     return (
-        "the usual seeds are the same every night, so a change that they miss tonight they are likely to miss every "
-        f"night: {100 * missed_share(critical):.0f} % of seeds hide a change of {FROZEN:g} standard errors; "
-        f"N = {samples_to_halve_misses(critical, num_samples):,} halves that share"
+        "the usual seeds are the same every night, so a regression that they miss tonight is likely to be missed every "
+        f"night: {100 * missed_share(critical):.0f} % of seeds hide a regression of {EXAMPLE_EFFECT_SE:g} standard "
+        f"errors; N = {samples_to_halve_misses(critical, num_samples):,} halves that share"
     )
 
 

@@ -2,8 +2,9 @@
 
 For each cell, T = (difference - margin) / se, where the difference is the new FID minus the baseline's and se is its
 paired standard error. A cell is *worse* if T is above the night's critical value, *not worse* if the upper end of its
-interval is below the margin, and else *undecided*: too few samples to tell. If no cell has changed by more than its
-margin, the probability that any is called worse is at most alpha, whatever the number of cells.
+interval is below the margin, and else *undecided*: too few samples. If no cell has changed by more than its
+margin, the probability that any is called worse is at most alpha, whatever the number of cells. eval/gate/power.py
+explains influences and paired errors.
 
 The baseline is one network, or a recipe: k >= 3 trainings that differ in their seeds. For one network the errors are
 those of sampling. For a recipe the difference is to the trainings' mean, and the variance of a cell gains
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from taugrid.eval.gate.critical import DRAWS, correlation, critical_value, recipe_critical_value
-from taugrid.eval.gate.power import SHARE_OF_OWN_ERROR, Reach, Variance, errors_for_power
+from taugrid.eval.gate.power import VARIANCE_GROWTH, DetectionPower, Variance, errors_for_power
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.metrics.frechet import standard_error
 from taugrid.eval.metrics.statistics import Array
@@ -33,10 +34,10 @@ MARGIN = 0.02
 error shrinks with the change, so without a margin a change without consequence would raise an alarm."""
 
 SCREENING = 0.10
-"""The level at which a night's usual seeds screen cells for a second look with a fresh seed."""
+"""The level of the first (interim) test, with a night's usual seeds, which selects cells for one with a fresh seed."""
 
 MIN_TRAININGS = 3
-"""Trainings that make a recipe. Two would leave their spread one degree of freedom."""
+"""Trainings that make a recipe. With two, their spread would have one degree of freedom."""
 
 
 class Scored(NamedTuple):
@@ -54,15 +55,15 @@ class Change:
     difference: float
     """The new FID minus the baseline's."""
     margin: float
-    """The loss in FID that is accepted."""
+    """The accepted regression of FID."""
     influence: Array
     """(N,): how far each sample moves the difference, phi_new - phi_baseline, in the order of the indices."""
     block: Hashable
-    """Equal for cells whose sample n has the same noise."""
+    """The seed set: equal for cells whose sample n has the same noise."""
     growth: float = 0.0
     """How much the square of the difference's error grows with each unit of a true change, see eval/gate/power.py."""
     trainings: int = 1
-    """The baseline's networks, whose mean FID and mean influences it is. All cells of a night have the same."""
+    """The baseline's networks, whose FIDs and influences are averaged; their number is the same for all cells."""
     spread: float = 0.0
     """s, the standard deviation of FID over the baseline's trainings (divisor k - 1); 0 for one network."""
     spread_growth: float = 0.0
@@ -73,11 +74,11 @@ class Change:
         """The change from the baseline's one network, or from the mean of k >= 3 trainings, all with the same noise.
 
         Args:
-            name: the cell's.
+            name: the name of the cell.
             new: tonight's network.
             baseline: one network, or all trainings of a recipe.
-            margin: in FID.
-            block: equal for cells whose sample n has the same noise.
+            margin: in units of FID.
+            block: the seed set, equal for cells whose sample n has the same noise.
 
         Raises:
             ValueError: for 0 or 2 baseline networks, or unequal numbers of samples.
@@ -87,7 +88,7 @@ class Change:
             raise ValueError(f"a baseline is 1 network or at least {MIN_TRAININGS} trainings, not {k}")
         fids = np.array([network.fid for network in baseline])
         influences = np.stack([network.influence for network in baseline])
-        own = float(np.mean([standard_error(influence) ** 2 for influence in influences]))
+        own_variance = float(np.mean([standard_error(influence) ** 2 for influence in influences]))
         fid = float(fids.mean())
         spread = float(fids.std(ddof=1)) if k > 1 else 0.0
         return cls(
@@ -96,7 +97,7 @@ class Change:
             margin,
             new.influence - influences.mean(axis=0),
             block,
-            growth=SHARE_OF_OWN_ERROR * own / fid if fid > 0 else 0.0,
+            growth=VARIANCE_GROWTH * own_variance / fid if fid > 0 else 0.0,
             trainings=k,
             spread=spread,
             spread_growth=spread**2 / fid if fid > 0 else 0.0,
@@ -106,10 +107,10 @@ class Change:
 class CellJudgement(NamedTuple):
     name: str
     verdict: Verdict
-    """Worse, not worse or undecided."""
+
     difference: float
     se: float
-    """Of the difference: from sampling, and for a recipe from training too."""
+    """The standard error of the difference, from sampling, and for a recipe from training too."""
     margin: float
     t: float
     upper: float
@@ -117,8 +118,8 @@ class CellJudgement(NamedTuple):
     once."""
     detectable: float
     """The smallest true change that would have been called worse with a probability of 80 %."""
-    reach: Reach
-    """From which `detectable`, and the N that another loss needs, are computed."""
+    reach: DetectionPower
+    """`detectable` and the N that a given regression needs are computed from it."""
 
 
 class NightJudgement(NamedTuple):
@@ -135,8 +136,8 @@ class NightJudgement(NamedTuple):
 def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -> NightJudgement:
     """The verdicts on `changes`, with at most `alpha` false alarms for all of them together.
 
-    Cells with the same samples on both sides must not be among them: nothing about them is random. `draws` is how many
-    nights `critical_value` simulates.
+    A cell with the same samples on both sides must not be among them: nothing about it is random. `draws` is the number
+    of nights that `critical_value` simulates.
 
     Raises:
         ValueError: if a cell's influences do not vary, or cells differ in their number of trainings.
@@ -146,49 +147,49 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
     trainings = {change.trainings for change in changes}
     if len(trainings) > 1:
         raise ValueError(f"all cells of a night need the same number of trainings, not {sorted(trainings)}")
-    found = correlation([change.influence for change in changes], [change.block for change in changes])
+    correlations = correlation([change.influence for change in changes], [change.block for change in changes])
     k = trainings.pop()
-    critical = critical_value(found, alpha, draws) if k == 1 else recipe_critical_value(len(changes), k, alpha)
+    critical = critical_value(correlations, alpha, draws) if k == 1 else recipe_critical_value(len(changes), k, alpha)
     errors = errors_for_power(critical, None if k == 1 else k - 1)
     return NightJudgement(tuple(_judged(change, critical, errors) for change in changes), critical, alpha)
 
 
 def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -> NightJudgement:
-    """The first of two stages, by a night's usual seeds: the cells that are `worse` get a look with a fresh seed.
+    """The first (interim) test of two, with a night's usual seeds; cells that are worse get one with a fresh seed.
 
-    The usual seeds are the same every night, so an unlucky block of noise would raise the same false alarm every night.
-    A fresh seed's verdict, at alpha over these cells, has at most alpha false alarms whatever the block: it is
-    independent of the screening. The level is `SCREENING`, or alpha where that is larger. Not for a recipe:
+    The usual seeds are the same every night, so an unlucky seed set would raise the same false alarm every night.
+    A fresh seed's verdict, at alpha over these cells, has at most alpha false alarms whatever the usual seeds are: it
+    is independent of the screening. The level is `SCREENING`, or alpha where that is larger. Not for a recipe:
     fresh seeds would not change its trainings, whose spread is most of the error.
     """
     return judge(changes, max(SCREENING, alpha), draws)
 
 
 BEYOND_CHANCE = 5.0
-"""Standard errors between two estimates of one number. Chance gives as many in 3 of 10^7 cells."""
+"""Two estimates of one number differ by chance by this many standard errors in 3 of 10^7 cells."""
 
-SPREAD = 3.0
-"""A cell's error with the usual seeds over that with a fresh one, from which on it is no chance."""
+MAX_ERROR_RATIO = 3.0
+"""A cell's error with the usual seeds over that with a fresh one: a larger ratio is not due to chance."""
 
 
 def is_denied(usual: tuple[float, float], fresh: tuple[float, float]) -> bool:
-    """Whether a fresh seed denies a loss that the usual seeds show, beyond chance.
+    """Whether a fresh seed contradicts a regression with the usual seeds by more than chance explains.
 
-    A fault of today's code can do it: with the usual seeds it spoils tonight's samples alone, with a fresh one both
-    networks', where it cancels.
+    A fault of today's code can do this: with the usual seeds it spoils only tonight's samples, with a fresh seed those
+    of both networks, where it cancels.
 
     Args:
         usual: the cell's difference with the usual seeds, and its error.
         fresh: the same with a fresh seed.
     """
-    apart = usual[0] - fresh[0]
-    return apart > BEYOND_CHANCE * math.hypot(usual[1], fresh[1]) or usual[1] > SPREAD * fresh[1]
+    gap = usual[0] - fresh[0]
+    return gap > BEYOND_CHANCE * math.hypot(usual[1], fresh[1]) or usual[1] > MAX_ERROR_RATIO * fresh[1]
 
 
 def _judged(change: Change, critical: float, errors: float) -> CellJudgement:
     sampling = Variance(standard_error(change.influence) ** 2, change.growth)
     training = Variance(change.spread**2 * (1 + 1 / change.trainings), change.spread_growth)
-    reach = Reach(change.margin, errors, sampling, training)
+    reach = DetectionPower(change.margin, errors, sampling, training)
     se = math.sqrt(sampling.at_zero + training.at(change.difference))
     t = (change.difference - change.margin) / se
     verdict = Verdict.WORSE if t > critical else Verdict.NOT_WORSE if t < -critical else Verdict.UNDECIDED

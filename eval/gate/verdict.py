@@ -10,14 +10,14 @@ from taugrid.errors import Exit
 
 
 class Verdict(StrEnum):
-    """The verdict of a comparison with a baseline on a cell, worst first. A night's is the worst of its cells'."""
+    """A comparison's verdict on a cell, worst first. The verdict on a night is the worst of its cells' verdicts."""
 
     CHANGED_SAMPLER = "changed sampler"
-    """Today's code makes other images with the baseline's network, on the same device and software."""
+    """Today's code makes different images with the baseline's network, on the same device and software."""
     CHANGED_SCORER = "changed scorer"
-    """Today's code gives other scores for the same images."""
+    """Today's code gives different scores for the same images."""
     CHANGED_PIXELS = "changed pixels"
-    """The same weights make other images, on the same device and software."""
+    """The same weights make different images, on the same device and software."""
     COLLAPSED = "collapsed"
     """The images no longer vary, the network returns NaN, or a metric can't be computed for them."""
     WORSE = "worse"
@@ -28,7 +28,7 @@ class Verdict(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "Verdict | None":
-        """Verdicts of earlier versions."""
+        """The verdict for a name that earlier versions wrote."""
         return cls.NOT_JUDGED if value == "no standard error" else None
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from taugrid.errors import Exit
-from taugrid.eval.gate.power import POWER, Reach
+from taugrid.eval.gate.power import POWER, DetectionPower
 from taugrid.eval.gate.rule import ALPHA, MARGIN
 from taugrid.eval.gate.verdict import Verdict, exit_of
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, worst_check
@@ -45,7 +45,7 @@ class CellComparison:
     """The upper end of the confidence interval of `difference`."""
     detectable: float | None = None
     """The smallest FID regression that the test calls worse with probability `POWER`."""
-    reach: Reach | None = None
+    reach: DetectionPower | None = None
     """The detection power that `detectable` is computed from."""
     num_samples: int = 0
     judged_fids: tuple[float, float] | None = None

@@ -85,7 +85,8 @@ class Lab:
     def start(self, root: Path, *arguments: object, config: Path | None = None) -> Started:
         """Start a driver."""
         self._logs += 1
-        command = ("run", config or self.config, "--out", root, "--address", self.cluster.address, *arguments)
+        where = () if "--address" in arguments else ("--address", self.cluster.address)
+        command = ("run", config or self.config, "--out", root, *where, *arguments)
         return Started(self.folder / f"driver-{self._logs}.log", *command, environment=self.cluster.environment)
 
     def finish(self, root: Path, *arguments: object, config: Path | None = None, code: int = 0) -> str:

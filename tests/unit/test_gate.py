@@ -11,7 +11,7 @@ from scipy.stats import norm
 from taugrid.eval.gate.critical import correlation, critical_value, recipe_critical_value
 from taugrid.eval.gate.power import (
     POWER,
-    Reach,
+    DetectionPower,
     Variance,
     errors_for_power,
     frozen_seeds_remark,
@@ -158,7 +158,7 @@ def test_a_network_that_is_really_worse_is_seen_as_often_as_promised(benchmark, 
     assert np.mean([each.constant_error for each in found]) < 0.60
 
 
-REACH = Reach(0.5, 4.0, Variance(0.09, 0.02), Variance(0.0))
+REACH = DetectionPower(0.5, 4.0, Variance(0.09, 0.02), Variance(0.0))
 
 
 @pytest.mark.parametrize("training", [Variance(0.0), Variance(0.04, 0.01)])
@@ -172,7 +172,7 @@ def test_the_detectable_change_exceeds_the_margin_by_its_own_errors(training):
 @pytest.mark.parametrize("training", [Variance(0.0), Variance(0.005, 0.002)])
 def test_with_the_samples_needed_a_loss_is_just_detectable(training):
     reach = replace(REACH, training=training)
-    needed = reach.samples_needed(1_000, loss=1.2)
+    needed = reach.samples_needed(1_000, regression=1.2)
     share = 1_000 / needed
     there = replace(reach, sampling=Variance(0.09 * share, 0.02 * share))
     assert there.detectable == pytest.approx(1.2, rel=0.03)  # rounded up to two digits
@@ -181,10 +181,10 @@ def test_with_the_samples_needed_a_loss_is_just_detectable(training):
 
 def test_no_number_of_samples_finds_a_loss_within_the_margin_or_hidden_by_few_trainings():
     """At a loss of 1.2, ((1.2 - 0.5) / 4)^2 = 0.0306 is left for both variances."""
-    assert REACH.samples_needed(1_000, loss=0.5) is None
-    assert replace(REACH, training=Variance(0.031)).samples_needed(1_000, loss=1.2) is None
-    assert replace(REACH, training=Variance(0.0, 0.026)).samples_needed(1_000, loss=1.2) is None
-    assert replace(REACH, training=Variance(0.03)).samples_needed(1_000, loss=1.2) is not None
+    assert REACH.samples_needed(1_000, regression=0.5) is None
+    assert replace(REACH, training=Variance(0.031)).samples_needed(1_000, regression=1.2) is None
+    assert replace(REACH, training=Variance(0.0, 0.026)).samples_needed(1_000, regression=1.2) is None
+    assert replace(REACH, training=Variance(0.03)).samples_needed(1_000, regression=1.2) is not None
 
 
 @pytest.mark.parametrize(
