@@ -121,7 +121,7 @@ class Sleeper(HeartbeatActor):
         return WorkerInfo("here", "none", {})
 
     def do(self, job: Job) -> Result:
-        self._device.begin()
+        self._device.start_job()
         time.sleep(self._seconds)
         self._device.heartbeat(0, 1)
         return self._committer.commit(job)

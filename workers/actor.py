@@ -36,17 +36,17 @@ from taugrid.versions import versions
 from taugrid.words import call_this_node
 from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import configure
-from taugrid.workers.device import Device, Turn, set_up
+from taugrid.workers.device import ComputeLock, Device, set_up
 from taugrid.workers.importing import uncollected
 
-WATCH_SECONDS = 10.0
-"""How long a call of `watch` waits for a heartbeat before it answers that there was none."""
+HEARTBEAT_WAIT_SECONDS = 10.0
+"""How long a call of `next_heartbeat` waits before it returns the last heartbeat again."""
 
 MAX_IN_FLIGHT = 2
 """Jobs that a worker may have: one that computes, and one that waits for it or writes its last images."""
 
-CONCURRENCY_GROUPS = {"watch": 1, "work": MAX_IN_FLIGHT}
-"""The threads of a `HeartbeatActor`, as Ray takes them."""
+CONCURRENCY_GROUPS = {"heartbeat": 1, "work": MAX_IN_FLIGHT}
+"""Threads in each concurrency group of a `HeartbeatActor`."""
 
 VERSIONS = ("taugrid", "torch", "diffusers", "torch-fidelity", "pyarrow", "numpy", "pillow", "ray")
 
@@ -55,7 +55,7 @@ class LastHeartbeat(NamedTuple):
     number: int
     """Heartbeats since the worker started."""
     key: str
-    """Of the task that began to compute last: another may still be written."""
+    """The task that began to compute last. Files of an earlier one may still be written."""
     done: float
     of: float
 
@@ -63,16 +63,16 @@ class LastHeartbeat(NamedTuple):
 class HeartbeatActor:
     """An actor whose heartbeats the driver can wait for while it runs a job.
 
-    A call of `watch` is always pending, so the driver hears of the death of an idle worker at once, too.
+    A call of `next_heartbeat` is always pending, so the driver learns at once when a worker dies, even an idle one.
     """
 
     def __init__(self) -> None:
-        self._turn = Turn()
+        self._compute_lock = ComputeLock()
         self._changed = threading.Condition()
         self._last = LastHeartbeat(0, "", 0.0, 0.0)
 
     def beat(self, done: float, of: float) -> None:
-        """The job in this process goes on: `done` of `of` is done."""
+        """Record a heartbeat of the job in this process: `done` of `of` is done."""
         with self._changed:
             self._last = LastHeartbeat(self._last.number + 1, self._last.key, done, of)
             self._changed.notify_all()
@@ -82,32 +82,32 @@ class HeartbeatActor:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Have the jobs here end soon, with what they can keep. It runs beside them, in Ray's default group."""
+        """End this worker's jobs soon, with what they can keep. Runs concurrently with them, in Ray's default group."""
 
     @ray.method(concurrency_group="work")  # type: ignore[untyped-decorator]
     def perform(self, job: Job, key: str) -> Result:
-        """`do` the job of the task `key` in its turn."""
-        with self._turn:
+        """`do` the job of the task `key` once no other job computes."""
+        with self._compute_lock:
             self._last = self._last._replace(key=key)
             return self.do(job)
 
-    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def where(self) -> tuple[str, str]:
+    @ray.method(concurrency_group="heartbeat")  # type: ignore[untyped-decorator]
+    def locate(self) -> tuple[str, str]:
         """Address and id of this worker's node."""
         node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # asking would start a Ray
         address = ray.util.get_node_ip_address()
         call_this_node(address)
         return address, node_id
 
-    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def watch(self, number: int, pause: float) -> LastHeartbeat:
-        """The last heartbeat, as soon as there have been others than `number` in all, but not before `pause` seconds.
+    @ray.method(concurrency_group="heartbeat")  # type: ignore[untyped-decorator]
+    def next_heartbeat(self, number: int, pause: float) -> LastHeartbeat:
+        """Wait at least `pause` seconds for a heartbeat other than the `number`-th, and return the last one.
 
-        Call it again only once it has answered: its concurrency group has one thread.
+        Call it again only once it has returned: its concurrency group has one thread.
         """
         time.sleep(pause)
         with self._changed:
-            self._changed.wait_for(lambda: self._last.number != number, timeout=WATCH_SECONDS)
+            self._changed.wait_for(lambda: self._last.number != number, timeout=HEARTBEAT_WAIT_SECONDS)
             return self._last
 
 
@@ -119,29 +119,28 @@ class Probe:
     """A file that the driver made in the run directory."""
     storage: Storage = LOCAL
     run: RunId | None = None
-    """Which run directory it is."""
     versions: Mapping[str, str] = field(default_factory=lambda: versions(VERSIONS))
-    """The driver's."""
+    """Versions of the packages on the driver."""
 
 
 class Worker(HeartbeatActor):
-    """Does jobs; holds nothing but its device, which one of them has at a time."""
+    """Does jobs, one at a time on its device."""
 
     def __init__(self, threads: int) -> None:
         super().__init__()
         self._threads = threads
-        self._here = threading.local()
+        self._thread = threading.local()
         self._device: Device | None = None
-        self._broken: str | None = None  # what the accelerator said
+        self._broken: str | None = None  # the accelerator's error
 
     def check_health(self, probe: Probe) -> WorkerInfo:
-        """Where this worker runs, if it can do what jobs need.
+        """The worker's node, device and versions, if it can do jobs.
 
         Raises:
-            WorkerRefusal: if its node lacks what the driver has.
+            WorkerRefusal: if its node lacks a file, package or version that the driver has.
             OSError: if it can't write to the run directory.
         """
-        node, node_id = self.where()
+        node, node_id = self.locate()
         check_run_directory(probe, node)
         installed = check_versions(probe, node)
         device = self._set_up()
@@ -153,15 +152,15 @@ class Worker(HeartbeatActor):
         """Do a job with the function that it names, and commit its file.
 
         Raises:
-            RunDirectoryNotSeen: if it does not see the job's run directory, before the job or any more.
-            DoesNotFit: if it does not fit into memory even with nothing else there.
+            RunDirectoryNotSeen: if this node does not have the job's run directory, or loses it during the job.
+            DoesNotFit: if the job does not fit into memory, even with empty caches.
             BrokenAccelerator: if this process can't use its accelerator any more; the driver replaces it.
         """
         device = self._set_up()
         job.check_run()
-        device.begin()
+        device.start_job()
         try:
-            with heartbeat.heard_by(device.alive), self._whole_accelerator():
+            with heartbeat.forwarded_to(device.alive), self._whole_accelerator():
                 result = run_in_memory(job, device)
             return replace(result, size=job.storage.stat(Path(job.path)).size)
         except FileNotFoundError:
@@ -169,16 +168,16 @@ class Worker(HeartbeatActor):
             raise
 
     def stop(self) -> None:
-        """Have the jobs here end at their next heartbeat, with what they can keep: this worker gets no others."""
+        """End this worker's jobs at their next heartbeat, with what they can keep: it gets no others."""
         if self._device is not None:
-            self._device.stops = True
+            self._device.stop_requested = True
 
     @contextmanager
     def _whole_accelerator(self) -> Iterator[None]:
         """Raise `BrokenAccelerator` for an accelerator's error within the block, or if there was one before.
 
-        After a CUDA error every later call fails too. Some libraries turn such errors into their own, so where an error
-        came from counts.
+        After a CUDA error every later call fails too. Some libraries wrap such errors in their own, so causes are
+        checked as well.
         """
         if self._broken is not None:
             raise BrokenAccelerator(self._broken)
@@ -191,44 +190,45 @@ class Worker(HeartbeatActor):
             raise BrokenAccelerator(self._broken) from error
 
     def _set_up(self) -> Device:
-        """Set up torch: its arithmetic for each job, its threads for each thread, for which OpenMP keeps a number."""
-        if getattr(self._here, "is_set_up", False):
+        """Set up torch: its arithmetic for each job, and its number of threads once in each thread, as OpenMP needs."""
+        if getattr(self._thread, "is_set_up", False):
             configure()
         else:
             with uncollected():
                 set_up(self._threads)
-            self._here.is_set_up = True
+            self._thread.is_set_up = True
         if self._device is None:
-            self._device = self._own_device()
+            self._device = self._make_device()
         return self._device
 
-    def _own_device(self) -> Device:
+    def _make_device(self) -> Device:
         import torch
 
         self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
         on_gpu = torch.cuda.is_available() and self._given_gpu
-        device = Device("cuda" if on_gpu else "cpu", self.beat, self._turn)
+        device = Device("cuda" if on_gpu else "cpu", self.beat, self._compute_lock)
         cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
         return device
 
 
 def run_in_memory(job: Job, device: Device) -> Result:
-    """Run a job; if memory is used up, once more without what was kept from earlier jobs.
+    """Run a job. If it runs out of memory, clear the caches and run it once more.
 
-    `DoesNotFit`, if that does not fit either, says what would fit: the same job would not.
+    Raises:
+        DoesNotFit: if it runs out of memory again; the message says what would fit.
     """
     for _ in range(2):
-        done = _result_or_lack(job, device)
+        done = _result_or_shortage(job, device)
         if isinstance(done, Result):
             return done
-        device.turn.begin()  # which a job may have ended before it lacked memory
-        device.make_room()  # after the error, which holds what was computed so far
+        device.compute_lock.acquire()  # the job may have released it before it ran out of memory
+        device.clear_caches()  # not in the handler, where the error's frames still hold tensors
     raise DoesNotFit(f"{job.remedy(device)} ({device.hardware}: {done})")
 
 
-def _result_or_lack(job: Job, device: Device) -> Result | str:
-    """The job's result, or what it said when memory was used up."""
+def _result_or_shortage(job: Job, device: Device) -> Result | str:
+    """The job's result, or the last line of its out-of-memory error."""
     try:
         result: Result = resolve_name(job.runs)(job, device)
     except Exception as error:
@@ -239,7 +239,7 @@ def _result_or_lack(job: Job, device: Device) -> Result | str:
 
 
 def check_run_directory(probe: Probe, node: str) -> None:
-    """See the driver's file, then write one beside it, link it, read it back and remove it, as jobs do."""
+    """Check that the driver's file exists; then write a file beside it, link it, read it back and remove it."""
     path, storage = Path(probe.path), probe.storage
     if not storage.exists(path):
         raise RunDirectoryNotSeen(
@@ -262,21 +262,21 @@ def check_run_directory(probe: Probe, node: str) -> None:
 
 
 def check_versions(probe: Probe, node: str) -> dict[str, str]:
-    """The versions here, which must be the driver's; the build after a + may differ (one for CPUs, one for GPUs)."""
-    here = versions(VERSIONS)
+    """The versions on this node, which must be the driver's; the build after a + may differ (CPU or GPU)."""
+    installed = versions(VERSIONS)
     for name, theirs in probe.versions.items():
-        if (own := here.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
+        if (own := installed.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
             raise OtherVersions(f"node {node} has {name} {own}, but the driver has {theirs}; install the same there")
-    return here
+    return installed
 
 
 def check_device(device: str, given_gpu: bool, node: str) -> None:
-    """Compute something on the device, which must be the GPU if there is one for this worker."""
+    """Compute a sum on the device, which must be a GPU if Ray gave this worker one."""
     import torch
 
     if given_gpu and device == "cpu":
         raise DeviceUnusable(
             f"node {node}: Ray gave this worker a GPU, but torch can't use it; check its driver and torch"
         )
-    if (found := float(torch.arange(8.0, device=device).square().sum())) != 140.0:
-        raise DeviceUnusable(f"node {node}: its device {device} computes 0 + 1 + 4 + ... + 49 = {found}, not 140")
+    if (total := float(torch.arange(8.0, device=device).square().sum())) != 140.0:
+        raise DeviceUnusable(f"node {node}: its device {device} computes 0 + 1 + 4 + ... + 49 = {total}, not 140")

@@ -14,7 +14,7 @@ from taugrid.errors import Stopped
 from taugrid.jobs import NetworkSpec
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.memory import Kept, release_memory
+from taugrid.workers.accelerator.memory import LRUCache, release_memory
 from taugrid.workers.diffusion.denoiser import Wrapped
 
 if TYPE_CHECKING:
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
     from taugrid.workers.diffusion.denoiser import Denoiser
 
-NETWORKS_KEPT = 2
-"""Networks that a worker keeps in memory: where one model's jobs end and another's begin, they may alternate."""
+MAX_NETWORKS = 2
+"""Networks that a worker keeps in memory: jobs of two models may alternate where one's end and the next one's begin."""
 
-EXTRACTORS_KEPT = 1
+MAX_EXTRACTORS = 1
 
-BEAT_SECONDS = 1.0
-"""Least time between two heartbeats of a job: a job may call `Device.heartbeat` as often as it likes."""
+MIN_HEARTBEAT_SECONDS = 1.0
+"""Heartbeats that follow the last one sooner are not sent: a job may call `Device.heartbeat` as often as it likes."""
 
 L = TypeVar("L")
 
 SendHeartbeat = Callable[[float, float], None]
-"""Takes how much of a job is done, and how much there is, in any unit."""
+"""Called with how much of a job is done and how much there is in all, in any unit."""
 
 
 def ignore_heartbeat(done: float, of: float) -> None:
-    """A `SendHeartbeat` for jobs that are not watched."""
+    """A `SendHeartbeat` that sends nothing."""
 
 
-def nothing() -> None:
-    """For jobs that no other waits for."""
+def no_op() -> None:
+    """A callback that does nothing."""
 
 
 def set_up(threads: int | None = None) -> None:
@@ -58,65 +58,67 @@ def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -
     """`network`, with a heartbeat before each call: it will be called `calls` times."""
     done = 0
 
-    def beating(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
+    def call_with_heartbeat(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         nonlocal done
         heartbeat(done, calls)
         done += 1
         return call(x)
 
-    return Wrapped(network, beating)
+    return Wrapped(network, call_with_heartbeat)
 
 
-class Turn:
-    """The turn to compute, which one job has at a time. It ends with the job, or when the job says so."""
+class ComputeLock:
+    """Held by the one job of a worker that computes. A job's thread may acquire or release it more than once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._here = threading.local()
+        self._thread = threading.local()
 
     def __enter__(self) -> None:
-        self.begin()
+        self.acquire()
 
     def __exit__(self, *error: object) -> None:
-        self.end()
+        self.release()
 
-    def begin(self) -> None:
-        """Wait until no other job has the turn, unless this thread's job has it."""
-        if not getattr(self._here, "has_it", False):
+    def acquire(self) -> None:
+        """Wait until no other thread holds the lock. No effect if this thread holds it."""
+        if not getattr(self._thread, "holds_it", False):
             self._lock.acquire()
-            self._here.has_it = True
+            self._thread.holds_it = True
 
-    def end(self) -> None:
-        """Let the next job begin, if it is the turn of this thread's job."""
-        if getattr(self._here, "has_it", False):
-            self._here.has_it = False
+    def release(self) -> None:
+        """Let the next job compute. No effect if this thread does not hold the lock."""
+        if getattr(self._thread, "holds_it", False):
+            self._thread.holds_it = False
             self._lock.release()
 
 
 class Device:
-    """A device, the networks that were last used on it, and the heart of the job that runs on it."""
+    """A device, caches of the networks and extractors that were last used on it, and the heartbeats of its jobs."""
 
-    def __init__(self, name: str, heartbeat: SendHeartbeat = ignore_heartbeat, turn: Turn | None = None) -> None:
+    def __init__(
+        self, name: str, heartbeat: SendHeartbeat = ignore_heartbeat, compute_lock: ComputeLock | None = None
+    ) -> None:
         self.name = name
-        """As torch names it: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
+        """Torch's name of the device: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
         self.kind = name.partition(":")[0]
-        """Without its number."""
+        """`cpu` or `cuda`."""
         self.hardware = name
-        """What it is, for people."""
-        self.turn = turn or Turn()
-        """A job may end it once it only encodes and writes: the worker's next job begins then, not at its end."""
-        self.stops = False
-        """Whether the jobs here are to end at their next heartbeat."""
+        """The model of the device, for messages and records."""
+        self.compute_lock = compute_lock or ComputeLock()
+        """A job may release it once it only encodes and writes, so that the worker's next job begins to compute."""
+        self.stop_requested = False
+        """Whether jobs on this device must end at their next heartbeat."""
         self._send = heartbeat
-        self._last_beat = -BEAT_SECONDS
-        self._at = (0.0, 0.0)
-        self._networks = Kept(NETWORKS_KEPT)
-        self._extractors = Kept(EXTRACTORS_KEPT)
+        self._last_heartbeat = -MIN_HEARTBEAT_SECONDS
+        self._progress = (0.0, 0.0)
+        self._networks = LRUCache(MAX_NETWORKS)
+        self._extractors = LRUCache(MAX_EXTRACTORS)
 
     def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
-        A spec holds the hashes of what it names, so a replaced network is another spec.
+        A spec holds the hashes of the network's files, so a replaced network has a different spec.
 
         Raises:
             DeviceUnusable: if this device can't compute so.
@@ -134,35 +136,36 @@ class Device:
         extractor: L = self._extractors.get(spec, load)
         return extractor
 
-    def make_room(self) -> None:
-        """Let go of everything that was kept from earlier jobs."""
+    def clear_caches(self) -> None:
+        """Free the memory of all networks and extractors of earlier jobs."""
         self._networks.clear()
         self._extractors.clear()
         release_memory(self.name)
 
     def heartbeat(self, done: float, of: float) -> None:
-        """Say that the running job goes on: `done` of `of` is done, in any unit.
+        """Report that the running job makes progress: `done` of `of` is done, in any unit.
 
-        A job calls it between network calls and between blocks of reading, and never from a thread of its own, which
-        would go on beating while the job hangs. Without a beat for `cluster.hang_seconds` the worker is killed.
+        A job calls it between network calls and between blocks of reading, and never from a separate thread, which
+        would go on reporting while the job hangs. A worker that sends no heartbeat for `cluster.hang_seconds` is
+        killed.
         """
-        self._at = (done, of)
+        self._progress = (done, of)
         self.alive()
 
-    def begin(self) -> None:
-        """A new job begins, of which nothing is done. It is first heard after `BEAT_SECONDS`; a short one never is."""
-        self._at = (0.0, 0.0)
-        self._last_beat = time.monotonic()
+    def start_job(self) -> None:
+        """Reset the progress for a new job. Its first heartbeat is sent after `MIN_HEARTBEAT_SECONDS`, if it lasts."""
+        self._progress = (0.0, 0.0)
+        self._last_heartbeat = time.monotonic()
 
     def alive(self) -> None:
-        """Beat without news of how far the job is; `taugrid.workers.heartbeat` calls it for loops that do not know.
+        """Send a heartbeat with unchanged progress; for loops that do not know it (`taugrid.workers.heartbeat`).
 
         Raises:
-            Stopped: if the job is to end.
+            Stopped: if the job must end.
         """
-        if self.stops:
+        if self.stop_requested:
             raise Stopped
         now = time.monotonic()
-        if now - self._last_beat >= BEAT_SECONDS:
-            self._last_beat = now
-            self._send(*self._at)
+        if now - self._last_heartbeat >= MIN_HEARTBEAT_SECONDS:
+            self._last_heartbeat = now
+            self._send(*self._progress)

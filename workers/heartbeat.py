@@ -1,7 +1,7 @@
 """The heartbeat of this process's job, for loops too deep in the code to be handed a device.
 
-Jobs call `Device.heartbeat` with how far they are. A loop over blocks of reading or of mathematics calls `alive`,
-which only says that it goes on. Outside a worker it does nothing.
+Jobs call `Device.heartbeat` with their progress. A loop over blocks of reading or of mathematics calls `alive`, which
+reports only that the job is running. Outside a worker it does nothing.
 """
 
 import threading
@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
 
-_listeners: list[tuple[Callable[[], None], set[Thread]]] = []  # each with the threads that it does not listen to
+_listeners: list[tuple[Callable[[], None], set[Thread]]] = []  # each with the threads whose calls it ignores
 
 
 def alive() -> None:
-    """Say that the running job goes on. Call it between blocks, from the job's own threads."""
-    here = threading.current_thread()
-    for listener, strangers in _listeners:
-        if here not in strangers:
+    """Report that the running job makes progress. Call it between blocks, from the job's own threads."""
+    thread = threading.current_thread()
+    for listener, ignored in _listeners:
+        if thread not in ignored:
             listener()
 
 
 @contextmanager
-def heard_by(listener: Callable[[], None]) -> Iterator[None]:
-    """`alive` calls `listener` within the block.
+def forwarded_to(listener: Callable[[], None]) -> Iterator[None]:
+    """Within the block, `alive` calls `listener`.
 
-    Other threads that are running at its start are not heard. A job that failed may have left a reader behind, which
-    goes on for a while and must not beat for the next job.
+    Calls from other threads that run at its start are ignored: a failed job may have left a reader behind, which goes
+    on for a while and must not send heartbeats for the next job.
     """
     entry = (listener, set(threading.enumerate()) - {threading.current_thread()})
     _listeners.append(entry)

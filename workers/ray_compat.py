@@ -1,33 +1,33 @@
 """Everything that taugrid takes from Ray's private modules, each with the reason why nothing public will do.
 
-An upgrade of Ray can break nothing of ours but this file; tests/unit/test_ray_compat.py calls what needs no cluster,
-tests/integration/test_cluster.py and test_ray_train.py the rest. Ray is imported when a function is called, because its
-environment must be set before.
+An upgrade of Ray can break only this file. tests/unit/test_ray_compat.py calls the functions that need no cluster,
+tests/integration/test_cluster.py and test_ray_train.py the others. Ray is imported when a function is called, because
+its environment must be set before.
 """
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 HEAD_SECONDS = 10.0
-"""How long a head may take to answer a question."""
+"""How long a head may take to answer a request."""
 
 Header = tuple[str, str]
 """The name and the value of the header that carries a token."""
 
 
 class NoAnswer(Exception):
-    """A head did not answer; the message is gRPC's name for why."""
+    """A head did not answer; the message is gRPC's name of the status."""
 
 
 def recorded_address() -> str | None:
     """HOST:PORT that `ray start` last recorded on this machine.
 
-    `ray.init("auto")` looks it up too, but joins without telling, and the cluster must be checked for its token first.
+    `ray.init("auto")` reads it too, but joins at once, and the cluster's token must be checked first.
     """
     from ray._private import utils
 
-    found: str | None = utils.read_ray_address()
-    return found
+    address: str | None = utils.read_ray_address()
+    return address
 
 
 def running_heads() -> Collection[str]:
@@ -37,41 +37,44 @@ def running_heads() -> Collection[str]:
     """
     from ray._private import services
 
-    found: Collection[str] = services.find_gcs_addresses()
-    return found
+    addresses: Collection[str] = services.find_gcs_addresses()
+    return addresses
 
 
 def node_ids_here() -> set[str]:
     """The ids of the nodes that run on this machine.
 
-    Without it, Ray looks for a node of the cluster here for a minute before it says that there is none.
+    Without this check, Ray searches this machine for a node of the cluster for a minute before it fails.
     """
     from ray._private import services
 
     return set(services.find_node_ids())
 
 
-def answers(head: str, token: Header | None) -> bool:
-    """Whether the head at HOST:PORT answers to this token, or without one; `NoAnswer` if it does not answer at all.
+def accepts_token(head: str, token: Header | None) -> bool:
+    """Whether the head at HOST:PORT accepts this token, or a request without one if it is None.
 
     Ray's own client retries for minutes, and sends the token before it is known that the cluster demands one.
+
+    Raises:
+        NoAnswer: if there is no answer at all.
     """
     from ray.core.generated import gcs_service_pb2
 
-    return _asked(head, token, "CheckAlive", gcs_service_pb2.CheckAliveRequest()) is not None
+    return _call_head(head, token, "CheckAlive", gcs_service_pb2.CheckAliveRequest()) is not None
 
 
 def nodes_of(head: str, token: Header | None) -> set[str]:
-    """The ids of the cluster's living nodes, asked before joining it: `ray.nodes()` needs a connection."""
+    """The ids of the cluster's living nodes before it is joined: `ray.nodes()` needs a connection."""
     from ray.core.generated import gcs_pb2, gcs_service_pb2
 
     request = gcs_service_pb2.GetAllNodeInfoRequest(state_filter=gcs_pb2.GcsNodeInfo.ALIVE)
-    reply = _asked(head, token, "GetAllNodeInfo", request)
+    reply = _call_head(head, token, "GetAllNodeInfo", request)
     return set() if reply is None else {node.node_id.hex() for node in reply.node_info_list}
 
 
-def _asked(head: str, token: Header | None, method: str, request: Any) -> Any:
-    """The head's reply; None if it demands another token."""
+def _call_head(head: str, token: Header | None, method: str, request: Any) -> Any:
+    """The head's reply; None if it does not accept the token."""
     import grpc  # type: ignore[import-untyped]
     from ray.core.generated import gcs_service_pb2_grpc
 
@@ -87,11 +90,11 @@ def _asked(head: str, token: Header | None, method: str, request: Any) -> Any:
 
 
 def available_resources() -> Mapping[str, Mapping[str, float]]:
-    """Node id -> what is free there. `ray.available_resources()` has only the sum over all nodes."""
+    """Node id -> its free resources. `ray.available_resources()` has only the sum over all nodes."""
     from ray._private.state import available_resources_per_node
 
-    found: Mapping[str, Mapping[str, float]] = available_resources_per_node()
-    return found
+    resources: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+    return resources
 
 
 def draining_nodes() -> Collection[str]:
@@ -101,8 +104,8 @@ def draining_nodes() -> Collection[str]:
     """
     from ray._private.state import state
 
-    found: dict[str, int] = state.get_draining_nodes()
-    return found.keys()
+    deadlines: dict[str, int] = state.get_draining_nodes()
+    return deadlines.keys()
 
 
 def memory_here() -> int:
@@ -112,20 +115,20 @@ def memory_here() -> int:
     return int(get_system_memory())
 
 
-def plain_trainer() -> Any:
-    """Ray Train's trainer that leaves the process group to the training loop.
+def trainer_without_process_group() -> Any:
+    """The class of Ray Train's trainer that leaves the process group to the training loop.
 
-    The public `TorchTrainer` makes one whose store listens on all interfaces.
+    The public `TorchTrainer` makes a process group whose store listens on all interfaces.
     """
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     return DataParallelTrainer
 
 
-def found_no_room(failure: object) -> bool:
-    """Whether a controller's failure is that its workers did not get their places: only that is worth waiting for.
+def is_placement_timeout(failure: object) -> bool:
+    """Whether a controller failed because no node had room for its workers: the one failure that time may cure.
 
-    The public `ControllerError` says it in its text alone.
+    The public `ControllerError` has the cause only in its text.
     """
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
@@ -133,7 +136,7 @@ def found_no_room(failure: object) -> bool:
 
 
 def failed_to_start(failure: object) -> bool:
-    """Whether a controller's failure is a worker that died before it began: Ray says neither why nor what to do."""
+    """Whether a controller failed because a worker died before it began: Ray's text has neither cause nor fix."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
     return isinstance(failure, WorkerGroupStartupFailedError)

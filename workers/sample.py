@@ -18,7 +18,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
-from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, nothing, with_heartbeats
+from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import denoising
 from taugrid.workers.diffusion.process import path
@@ -51,7 +51,7 @@ class SampleJob(Job):
     that all others are sampled in the batches in which they would have been from the beginning."""
 
     sampler_code: str | None = None
-    """What identifies the sampler's code, if it is of another package (`samplers.sampler.code`)."""
+    """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
 
     @property
     def evaluations(self) -> int:
@@ -91,7 +91,7 @@ class Recipe(Protocol):
 def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     model = device.network(job.network, job.diffusion, job.arithmetic)
-    return sample_shard(job, model, device.name, device.heartbeat, device.turn.end)
+    return sample_shard(job, model, device.name, device.heartbeat, device.compute_lock.release)
 
 
 def sample_shard(
@@ -99,7 +99,7 @@ def sample_shard(
     model: "Denoiser",
     device: str,
     heartbeat: SendHeartbeat = ignore_heartbeat,
-    computed: Callable[[], None] = nothing,
+    computed: Callable[[], None] = no_op,
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
@@ -166,8 +166,8 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
         part = parquet.inspect(Path(job.path), storage=job.storage)
     except (DamagedFile, FileNotFoundError):
         return 0
-    ours = all(part.metadata.get(key) == job.metadata[key] for key in ("cell", "model", "weights_sha256"))
-    if not ours or part.start != job.start or part.stop < job.start + job.kept:
+    is_same_cell = all(part.metadata.get(key) == job.metadata[key] for key in ("cell", "model", "weights_sha256"))
+    if not is_same_cell or part.start != job.start or part.stop < job.start + job.kept:
         return 0
     for pngs in parquet.read_encoded(Path(job.path), job.start + job.kept, job.storage):
         writer.append_encoded(pngs)

@@ -150,7 +150,7 @@ def require_welcome(address: str, is_here: bool, answers: Callable[[Token | None
 def answers(head: str, token: Token | None) -> bool:
     """Whether the head at HOST:PORT answers to this token, or without one; `UserError` if it does not answer at all."""
     try:
-        return ray_compat.answers(head, token and token.header)
+        return ray_compat.accepts_token(head, token and token.header)
     except ray_compat.NoAnswer as error:
         raise UserError(f"--address {head}: no Ray head answers there ({error})") from None
 

@@ -113,7 +113,7 @@ class _Call(NamedTuple):
 
     worker: str
     watches: bool = False
-    """It is of `where` or `watch`; otherwise of `check_health` or `perform`."""
+    """It is of `locate` or `next_heartbeat`; otherwise of `check_health` or `perform`."""
     key: str | None = None
     """Of the job's task, if it is of `perform`."""
 
@@ -178,7 +178,7 @@ class Pool:
         worker = f"worker-{self._started}"
         self._started += 1
         self._handles[worker] = handle
-        self._call(handle.where.remote(), _Call(worker, watches=True))
+        self._call(handle.locate.remote(), _Call(worker, watches=True))
         return worker
 
     def _call(self, ref: Any, call: _Call) -> None:
@@ -229,7 +229,7 @@ class Pool:
                     yield event
 
     def _watched(self, worker: str, future: Future[Any]) -> PoolEvent | None:
-        """What the answer to `where` or `watch` tells, if it is news; asks again."""
+        """What the answer to `locate` or `next_heartbeat` tells, if it is news; asks again."""
         try:
             answer = future.result()
         except RayError as error:
@@ -239,7 +239,7 @@ class Pool:
         is_located = not isinstance(answer, LastHeartbeat)
         number = self._heartbeats[worker] = -1 if is_located else answer.number
         pause = len(self._handles) / BEATS_A_SECOND
-        self._call(self._handles[worker].watch.remote(number, pause), _Call(worker, watches=True))
+        self._call(self._handles[worker].next_heartbeat.remote(number, pause), _Call(worker, watches=True))
         if is_located:
             self.check_health(worker)
             return Located(worker, *answer)

@@ -12,7 +12,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, S
 from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
 from taugrid.workers import schedules
-from taugrid.workers.samplers.sampler import code, find
+from taugrid.workers.samplers.sampler import code_hash, find
 
 SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
 """`sample` as it is resolved if a config sets nothing."""
@@ -132,7 +132,7 @@ def train_identity(train: Train) -> dict[str, Any]:
 
 def sample_identity(settings: Sample) -> dict[str, Any]:
     """The keys of a resolved `sample` that differ from the defaults and change images, and a foreign sampler's code."""
-    foreign = code(settings.sampler)
+    foreign = code_hash(settings.sampler)
     differing = _differing(settings, SAMPLE_DEFAULTS, NOT_IDENTITY["sample"])
     return differing if foreign is None else differing | {"sampler_code": foreign}
 

@@ -47,7 +47,8 @@ class Unet(Section):
     add_attention: bool = True
     """Self-attention at the lowest resolution."""
     freq_shift: int = 1
-    """Of the sinusoidal time embedding: half its width minus this divides the exponent."""
+    """Of the sinusoidal time embedding: its frequencies are 10000^(-i / (h - freq_shift)) for i in 0..h-1, where h is
+    half of its width."""
     flip_sin_to_cos: bool = False
     """Of the time embedding: cosines before sines."""
     downsample_padding: int = 0

@@ -109,7 +109,7 @@ def writing():
             began = time.monotonic()
             time.sleep(0.2)
             if job.path == "free":
-                self._turn.end()
+                self._compute_lock.release()
             time.sleep(0.4)
             if job.path == "fail":
                 raise ValueError("planted")

@@ -8,7 +8,7 @@ from taugrid.eval.metrics.kernel import kernel_distance
 from taugrid.eval.metrics.neighbours import ball_radii
 from taugrid.eval.metrics.statistics import moments
 from taugrid.workers import device, heartbeat
-from taugrid.workers.device import BEAT_SECONDS, Device
+from taugrid.workers.device import MIN_HEARTBEAT_SECONDS, Device
 
 
 def test_a_job_may_beat_often_and_is_heard_once_a_second(monkeypatch):
@@ -17,7 +17,7 @@ def test_a_job_may_beat_often_and_is_heard_once_a_second(monkeypatch):
     beating = Device("cpu", lambda done, of: heard.append((done, of)))
     for done in range(21):
         beating.heartbeat(done, 20)
-        now[0] += BEAT_SECONDS / 8
+        now[0] += MIN_HEARTBEAT_SECONDS / 8
     assert heard == [(0, 20), (8, 20), (16, 20)]
 
 
@@ -27,15 +27,15 @@ def test_a_job_of_less_than_a_second_is_not_heard_and_a_longer_one_is(monkeypatc
     monkeypatch.setattr(device.time, "monotonic", lambda: now[0])
     beating = Device("cpu", lambda done, of: heard.append((done, of)))
     for _ in range(5):
-        beating.begin()
+        beating.start_job()
         for done in range(8):
             beating.heartbeat(done, 8)
-            now[0] += BEAT_SECONDS / 10
+            now[0] += MIN_HEARTBEAT_SECONDS / 10
     assert heard == []
-    beating.begin()
+    beating.start_job()
     for done in range(16):
         beating.heartbeat(done, 16)
-        now[0] += BEAT_SECONDS / 8
+        now[0] += MIN_HEARTBEAT_SECONDS / 8
     assert heard == [(8, 16)]
 
 
@@ -44,11 +44,11 @@ def test_nobody_needs_to_listen():
 
 
 def test_loops_that_do_not_know_the_device_say_that_the_job_goes_on(monkeypatch):
-    monkeypatch.setattr(device, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(device, "MIN_HEARTBEAT_SECONDS", 0.0)
     heard = []
     beating = Device("cpu", lambda done, of: heard.append((done, of)))
     features = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
-    with heartbeat.heard_by(beating.alive):
+    with heartbeat.forwarded_to(beating.alive):
         beating.heartbeat(3, 4)
         for work in (
             lambda: moments(iter([features[:32], features[32:]]), 64),
@@ -67,9 +67,9 @@ def test_loops_that_do_not_know_the_device_say_that_the_job_goes_on(monkeypatch)
 def test_a_reader_that_a_failed_job_left_behind_does_not_beat_for_the_next():
     heard = []
     with ThreadPoolExecutor(1) as left_behind, ThreadPoolExecutor(1) as own:
-        with heartbeat.heard_by(lambda: heard.append("first")):
+        with heartbeat.forwarded_to(lambda: heard.append("first")):
             left_behind.submit(heartbeat.alive).result()
-        with heartbeat.heard_by(lambda: heard.append("second")):
+        with heartbeat.forwarded_to(lambda: heard.append("second")):
             left_behind.submit(heartbeat.alive).result()
             assert heard == ["first"]
             own.submit(heartbeat.alive).result()

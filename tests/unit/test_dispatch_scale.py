@@ -88,9 +88,8 @@ def test_the_end_of_a_task_costs_the_same_for_any_number_of_workers():
 @pytest.mark.parametrize("question", QUESTIONS)
 @pytest.mark.parametrize("state", STATES)
 def test_a_question_grows_with_the_workers_at_most(question, state):
-    def asking(workers, tasks):
-        d, now = STATES[state](workers, tasks)
-        return steps(QUESTIONS[question], d, now)
+    def asking(workers, tasks):  # the fewer of two: a finalizer or a signal of an earlier test may run within one
+        return min(steps(QUESTIONS[question], *STATES[state](workers, tasks)) for _ in range(2))
 
     assert asking(128, 1280) <= 4 * SLACK * asking(32, 320) + FEW
 

@@ -79,7 +79,7 @@ def planned(**sample):
 def forget():
     samplers.entry.cache_clear()
     sampler.find.cache_clear()
-    sampler.code.cache_clear()
+    sampler.code_hash.cache_clear()
     sys.modules.pop("twice_sampler", None)
     importlib.invalidate_caches()
 
@@ -145,7 +145,7 @@ def test_it_stands_in_tables_protocols_and_figures(told):
     }  # fmt: skip
     protocols = read_json(folder / "run/tables/quality.json")["protocols"]
     blocks = {row.sampler: protocols[row.protocol].get("sampler") for row in frame.itertuples()}
-    assert blocks == {"ddim": None, "twice": {"name": "twice", "code": sampler.code("twice")}}
+    assert blocks == {"ddim": None, "twice": {"name": "twice", "code": sampler.code_hash("twice")}}
     assert "twice" in (folder / "run/tables/quality.md").read_text()
     assert "twice" in (folder / "run/figures/quality.svg").read_text()
     assert len(list((folder / "run/figures").glob("samples-*twice*.png"))) == 1
@@ -170,7 +170,7 @@ def test_keys_that_it_does_not_honour_make_no_cells(package):
 
 def test_other_code_makes_other_cells_and_is_refused_by_a_worker(package):
     """As is a node without the package."""
-    before, ids = sampler.code("twice"), [planned(sampler=name).cells[0].id for name in ("ddim", "twice")]
+    before, ids = sampler.code_hash("twice"), [planned(sampler=name).cells[0].id for name in ("ddim", "twice")]
     file = package / "twice_sampler.py"
     try:
         file.write_text(SAMPLER.replace("b.sigma * found.eps", "b.sigma * noise(b.key)"))

@@ -439,6 +439,6 @@ def test_a_node_without_the_data_is_named(tmp_path):
 
 
 def test_a_refusal_names_the_node_as_the_driver_does():
-    address, _ = Worker(1).where()
+    address, _ = Worker(1).locate()
     with pytest.raises(OtherContent, match=rf"^node {address}: "):
         require_same("a file", "0" * 64, "1" * 64)

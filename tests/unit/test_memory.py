@@ -14,7 +14,7 @@ from taugrid.eval.features.load import Extraction
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.loop import _fault
 from taugrid.orchestrator.dispatch.policy.dispatcher import Fault
-from taugrid.workers.accelerator.memory import Kept, batch_that_fits, smaller_batch
+from taugrid.workers.accelerator.memory import LRUCache, batch_that_fits, smaller_batch
 from taugrid.workers.actor import Worker, run_in_memory
 from taugrid.workers.device import Device
 
@@ -43,7 +43,7 @@ class Thing:
 
 
 def test_an_old_value_is_gone_before_a_new_one_is_loaded():
-    kept, alive = Kept(2), weakref.WeakSet()
+    kept, alive = LRUCache(2), weakref.WeakSet()
 
     def load():
         at_once.append(len(alive))
@@ -128,20 +128,20 @@ class Writing(Job):
 
 
 def write(job, device):
-    """Ends its turn as if only writing were left, and then lacks memory: another job has the turn by then."""
+    """Releases the lock as if only writing were left, then lacks memory: a different job holds the lock by then."""
     ATTEMPTS.append("begins")
     if len(ATTEMPTS) > 1:
         return Result(0.1, 1, True)
-    device.turn.end()
-    has_the_turn = threading.Event()
-    threading.Thread(target=compute, args=(device, has_the_turn)).start()
-    assert has_the_turn.wait(10)
+    device.compute_lock.release()
+    holds_the_lock = threading.Event()
+    threading.Thread(target=compute, args=(device, holds_the_lock)).start()
+    assert holds_the_lock.wait(10)
     raise MemoryError
 
 
-def compute(device, has_the_turn):
-    with device.turn:
-        has_the_turn.set()
+def compute(device, holds_the_lock):
+    with device.compute_lock:
+        holds_the_lock.set()
         time.sleep(0.1)
         ATTEMPTS.append("the next job has computed")
 
@@ -155,7 +155,7 @@ def attempts():
 def test_a_job_is_tried_again_in_its_turn_alone(attempts):
     """Else it would change precision flags, and take memory, while the next job computes."""
     device = Device("cpu")
-    with device.turn:
+    with device.compute_lock:
         assert run_in_memory(Writing("x"), device).first
     assert attempts == ["begins", "the next job has computed", "begins"]
 

@@ -38,11 +38,11 @@ def test_the_memory_is_no_more_than_the_machines():
 
 
 def test_the_trainer_makes_no_process_group_of_its_own():
-    assert ray_compat.plain_trainer().__name__ == "DataParallelTrainer"
+    assert ray_compat.trainer_without_process_group().__name__ == "DataParallelTrainer"
 
 
 def test_only_a_start_that_timed_out_found_no_room():
     timed_out, died = WorkerGroupStartupTimeoutError(2), WorkerGroupStartupFailedError("At least one failed.")
-    assert [ray_compat.found_no_room(failure) for failure in (timed_out, died, None)] == [True, False, False]
+    assert [ray_compat.is_placement_timeout(failure) for failure in (timed_out, died, None)] == [True, False, False]
     assert [ray_compat.failed_to_start(failure) for failure in (timed_out, died, None)] == [False, True, False]
     assert ControllerError(timed_out).controller_failure is timed_out, "where fit.py finds it"

@@ -1,4 +1,4 @@
-"""Out of memory: what is kept from earlier jobs makes room, and what would fit is found by trying."""
+"""Out of memory: frees what earlier jobs left in caches, and finds a batch size that fits by trying."""
 
 import gc
 from collections import OrderedDict
@@ -16,16 +16,16 @@ FIRST = Point(alpha=1.0, sigma=0.0, alpha_bar=1.0, time=0, key=1)
 """A point whose time every network knows."""
 
 
-class Kept:
-    """The few values that were last asked for. An old one goes before a new one is loaded: both may not fit."""
+class LRUCache:
+    """The most recently used values. An old value is dropped before a new one is loaded: both may not fit."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
         if key not in self._values:
-            while len(self._values) >= self._most:
+            while len(self._values) >= self._max_size:
                 self._values.popitem(last=False)
             self._values[key] = load()
         self._values.move_to_end(key)
@@ -36,7 +36,7 @@ class Kept:
 
 
 def release_memory(device: str) -> None:
-    """Return memory that nothing refers to any more to the device, for other processes too."""
+    """Return unreferenced memory to the device, for other processes too."""
     import torch
 
     gc.collect()
@@ -45,9 +45,9 @@ def release_memory(device: str) -> None:
 
 
 def batch_that_fits(network: "Denoiser", image_shape: tuple[int, int, int], batch_size: int, device: str) -> int | None:
-    """The first of `batch_size` / 2, / 4, ... that the network takes; None if not even one image fits.
+    """The first of `batch_size` / 2, / 4, ... at which a network call fits; None if not even one image fits.
 
-    Only the network is tried, which needs by far the most of a step.
+    Only the network is tried, which takes by far the most memory of a step.
     """
     size = batch_size // 2
     while size and not _fits(network, (size, *image_shape), device):
@@ -75,7 +75,7 @@ def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
 def smaller_batch(
     load: "Callable[[], Denoiser]", image_shape: tuple[int, int, int], batch_size: int, device: str
 ) -> str:
-    """What to set so that a job of the network that `load` returns fits, in words."""
+    """A sentence that says what to set so that a job of the network that `load` returns fits."""
     size = None
     try:
         size = batch_that_fits(load(), image_shape, batch_size, device)

@@ -1,4 +1,7 @@
-"""The weights gamma with which L_gamma of eq. 5 is the variational objective J_sigma, Theorem 1. Imports no torch."""
+"""Theorem 1 of the DDIM paper (Song et al. 2021): weights gamma for which L_gamma of eq. 5 equals J_sigma of eq. 11.
+
+alpha_t is the paper's: the product of 1 - beta_s for s <= t, elsewhere written alpha_bar. Imports no torch.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,21 +18,21 @@ def theorem1_weights(
 ) -> NDArray[np.float64]:
     """The gamma for which J_sigma of eq. 11, or of appendix C.1 along tau, is L_gamma plus a constant (Theorem 1).
 
-    A chain factor's KL is one of two Gaussians with equal covariance, whose means differ by eq. 7's share of x_0 times
-    x_0 - f(x_t). Where x_0 is itself what is predicted, at tau_1 and off tau, that share is 1. These are the exact
-    weights; the 1 / (2 d sigma^2 alpha) of the paper's proof are not.
+    The KL of each chain factor is between two Gaussians of equal covariance. Their means differ by x_0 - f(x_t) times
+    the coefficient of x_0 in eq. 7. Where x_0 itself is predicted, at tau_1 and at every t not in tau, that coefficient
+    is 1. These weights are exact; the 1 / (2 d sigma^2 alpha) of the paper's proof are not.
 
     Args:
         alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
         tau: strictly increasing times in 1..T that end at T; all of them for eq. 11.
-        sigma: (T + 1,) by the paper's t, `sigma[0]` unused: eq. 7's at tau_i for i >= 2, at other times that of
-            p(x_0 | x_t) = N(f(x_t), sigma_t^2 I).
+        sigma: (T + 1,) indexed by the paper's t, `sigma[0]` unused: eq. 7's sigma at tau_i for i >= 2, and at all other
+            t the one of p(x_0 | x_t) = N(f(x_t), sigma_t^2 I).
 
     Returns:
-        (T + 1,) float64 by the paper's t, with gamma[0] = 0, for squared errors summed over dimensions.
+        (T + 1,) float64 indexed by the paper's t, with gamma[0] = 0, for squared errors summed over dimensions.
 
     Raises:
-        ValueError: for another tau, for a sigma_t that is not above 0 or too large for eq. 7, and where alpha_T is 0.
+        ValueError: for any other tau, for a sigma_t that is not above 0 or too large for eq. 7, and if alpha_T is 0.
     """
     require_densities(alpha_bar, tau, sigma)
     T = len(alpha_bar) - 1
@@ -38,16 +41,16 @@ def theorem1_weights(
     for t in range(1, T + 1):
         alpha_t, sigma_t = float(alpha_bar[t]), float(sigma[t])
         chained = t in time_before
-        share_of_x0 = posterior(alpha_t, float(alpha_bar[time_before[t]]), sigma_t).from_x0 if chained else 1.0
-        gamma[t] = share_of_x0**2 * (1 - alpha_t) / (2 * sigma_t**2 * alpha_t)
+        coefficient = posterior(alpha_t, float(alpha_bar[time_before[t]]), sigma_t).from_x0 if chained else 1.0
+        gamma[t] = coefficient**2 * (1 - alpha_t) / (2 * sigma_t**2 * alpha_t)
     return gamma
 
 
 def require_densities(alpha_bar: NDArray[np.float64], tau: Sequence[int], sigma: NDArray[np.float64]) -> None:
-    """Return if eqs. 7, 10 and 52 to 57 have densities, so that J_sigma is finite; arguments as in `theorem1_weights`.
+    """Check that eqs. 7, 10 and 52 to 57 have densities, so that J_sigma is finite; arguments as in `theorem1_weights`.
 
     Raises:
-        ValueError: for another tau, for a sigma_t that is not above 0, and where alpha_T is 0.
+        ValueError: for any other tau, for a sigma_t that is not above 0, and if alpha_T is 0.
     """
     T = len(alpha_bar) - 1
     if any(t <= s for s, t in pairwise([0, *tau])) or not tau or tau[-1] != T:
@@ -64,11 +67,11 @@ def require_densities(alpha_bar: NDArray[np.float64], tau: Sequence[int], sigma:
 def theorem1_sigma(
     alpha_bar: NDArray[np.float64], tau: Sequence[int], eta: float, sigma_1: float
 ) -> NDArray[np.float64]:
-    """A sigma for every time, for `theorem1_weights`: eq. 16 along tau where it is not 0, and free settings otherwise.
+    """A sigma for every time, for `theorem1_weights`: eq. 16 along tau, except at tau_1.
 
-    Eq. 16 is 0 at tau_1 for every eta, so that one is given. Off tau the paper leaves sigma_t free. Here it is eq. 14's
-    sqrt((1 - alpha_t) / alpha_t), the uncertainty of x_0 that x_t alone leaves, which makes gamma_t = 1/2. DDPM's
-    sigma-hat would make it grow without bound: to 6e5 at t = 999 of the linear schedule.
+    Eq. 16 is 0 at tau_1 for every eta, so `sigma_1` takes its place. For t not in tau the paper leaves sigma_t free.
+    Here it is eq. 14's sqrt((1 - alpha_t) / alpha_t), the standard deviation of x_0 given x_t alone, which makes
+    gamma_t = 1/2. With DDPM's sigma-hat, gamma_t would grow without bound: to 6e5 at t = 999 of the linear schedule.
 
     Args:
         alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
@@ -77,7 +80,7 @@ def theorem1_sigma(
         sigma_1: the standard deviation of p(x_0 | x_{tau_1}), above 0.
 
     Returns:
-        (T + 1,) float64 by the paper's t, with 0 at t = 0.
+        (T + 1,) float64 indexed by the paper's t, with 0 at t = 0.
     """
     sigma = np.zeros(len(alpha_bar))
     off_tau = np.setdiff1d(np.arange(1, len(alpha_bar)), tau)

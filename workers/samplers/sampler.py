@@ -1,4 +1,4 @@
-"""What a sampler is. The driver asks it too, so neither this file nor a sampler's imports torch before it samples."""
+"""The interface of samplers. The driver calls them too, so torch is imported only in `Sampler.sample`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +20,25 @@ if TYPE_CHECKING:
 
 
 class Sampler(ABC):
-    """How images are made from noise along a path. A sampler is one class, made without arguments."""
+    """Makes images from noise along a path of points. The class is instantiated without arguments."""
 
     keys: ClassVar[frozenset[str]] = frozenset()
-    """Which of `config.sample.SAMPLER_KEYS` it honours. The others have their defaults in its cells."""
+    """The keys of `config.sample.SAMPLER_KEYS` that it honours. The others keep their defaults in its cells."""
 
     def tau(self, settings: Sample, process: Process) -> tuple[int, ...]:
-        """The times in 1..T that it visits, increasing; `ValueError` if `settings` give none."""
+        """The times in 1..T that it visits, in increasing order. The last one need not be T.
+
+        Raises:
+            ValueError: if `settings` allow no such times.
+        """
         return tau(settings.spacing, settings.steps, process.timesteps, settings.steps_offset or 0)
 
     def evaluations(self, settings: Sample, process: Process) -> int:
-        """How often it calls the network for an image."""
+        """Network evaluations per image."""
         return len(self.tau(settings, process))
 
     def label(self, settings: Mapping[str, Any]) -> str:
-        """What names of cells say of it and its own `settings` (of `sample`): of other samplers than DDIM, its name."""
+        """How cells' names show it, given the keys of `sample`: by default the sampler's name; for DDIM eta."""
         return str(settings["sampler"])
 
     @abstractmethod
@@ -50,10 +54,13 @@ class Sampler(ABC):
 
         Args:
             x: x_T, (B, C, H, W) float32.
-            path: the points of `tau` from T down, and that of time 0.
-            denoise: the network's x0 and eps for x at a point, clipped as `settings` say; no gradients are kept.
-            noise: standard normals, as x, for the key of a point: the only source of randomness.
-            settings: resolved, no key is null.
+            path: the points of `tau`, from its last time down, and then the point of time 0, at which x is the result.
+                The alpha of time 0 is 1 if `diffusion.set_alpha_to_one` is true, else it is the alpha of time 1.
+            denoise: called with x and a point, returns the network's x0 and eps, clipped as `settings` say, without
+                gradients.
+            noise: called with `key`, the integer that names a point's noise, returns standard normals shaped like x.
+                It is the only source of randomness.
+            settings: the resolved section `sample`; no key is null.
         """
 
 
@@ -65,32 +72,32 @@ def find(name: str) -> Sampler:
         UserError: if there is none, or its class can't be loaded.
     """
     try:
-        found = samplers.entry(name).load()()
+        sampler = samplers.entry(name).load()()
     except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise UserError(f"sample.sampler: {name}: {last_line(error)}") from error
-    if not isinstance(found, Sampler):
-        raise UserError(f"sample.sampler: {name} is {type(found).__name__}, not a taugrid.workers.samplers Sampler")
-    return found
+    if not isinstance(sampler, Sampler):
+        raise UserError(f"sample.sampler: {name} is {type(sampler).__name__}, not a taugrid.workers.samplers Sampler")
+    return sampler
 
 
 @cache
-def code(name: str) -> str | None:
-    """SHA-256 of another package's sampler: its package's name and version, and its module's source; None for ours."""
+def code_hash(name: str) -> str | None:
+    """SHA-256 of a custom sampler's package name, package version and module source. None for built-ins."""
     if name in samplers.SAMPLERS:
         return None
     try:
-        found = samplers.entry(name)
-        version = [] if found.dist is None else [found.dist.name, found.dist.version]
-        return json_sha256([*version, source_of([found.module]).sha256])
+        entry = samplers.entry(name)
+        version = [] if entry.dist is None else [entry.dist.name, entry.dist.version]
+        return json_sha256([*version, source_of([entry.module]).sha256])
     except (ValueError, CustomCodeError) as error:
         raise UserError(f"sample.sampler: {name}: {error}") from error
 
 
 def require_code(name: str, expected: str | None) -> None:
-    """Raise `OtherContent` unless this node's sampler of that name is the driver's; `expected` is its `code` there."""
+    """Raise `OtherContent` unless this node's sampler has the driver's `code_hash`, which is `expected`."""
     if expected is not None:
         try:
-            found = code(name)
+            actual = code_hash(name)
         except UserError:
-            found = None
-        require_same(f"the code of the sampler {name}", found or "none", expected)
+            actual = None
+        require_same(f"the code of the sampler {name}", actual or "none", expected)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ray.train import TrainingFailedError
 
 MAX_WORKER_FAILURES = 3
-"""How many killed workers are replaced in one run; running the same command again allows another three."""
+"""How many killed workers are replaced in one run; running the same command again allows three more."""
 
 MAX_CONTROLLER_FAILURES = 9
 """Each attempt to start the workers takes Ray Train up to a minute. Ten attempts give an autoscaler enough time."""
@@ -37,9 +37,8 @@ COLLATERAL = re.compile(
 )
 """Matches the error of a worker that failed only because another worker did."""
 
-
 LOW_MEMORY = re.compile(r"low on memory|OutOfMemory", re.I)
-"""Matches Ray's words for a worker that it killed itself. What the system's kernel kills, it does not know."""
+"""Matches Ray's message for a worker that Ray itself killed. Ray does not detect kills by the system's kernel."""
 
 
 class FailsAgain(RunFailed):
@@ -47,7 +46,7 @@ class FailsAgain(RunFailed):
 
 
 class NoRoom(RunFailed):
-    """A training whose workers found no room in all attempts. It may find some later."""
+    """No node had room for a training's workers in any attempt. There may be room later."""
 
 
 def check(settings: Train) -> None:
@@ -89,7 +88,7 @@ def _fit(spec: TrainingSpec) -> None:
     resources = {"CPU": spec.cpus_per_worker}
     if spec.gpus_per_worker:
         resources["GPU"] = spec.gpus_per_worker
-    trainer = ray_compat.plain_trainer()(
+    trainer = ray_compat.trainer_without_process_group()(
         _work,
         train_loop_config={"spec": spec},
         backend_config=ray.train.BackendConfig(),  # the loop makes the process group
@@ -111,8 +110,8 @@ def _fit(spec: TrainingSpec) -> None:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        found_no_room = ray_compat.found_no_room(getattr(error, "controller_failure", None))
-        raise (NoRoom if found_no_room else RunFailed)(_in_one_line(error)) from error
+        has_no_room = ray_compat.is_placement_timeout(getattr(error, "controller_failure", None))
+        raise (NoRoom if has_no_room else RunFailed)(_in_one_line(error)) from error
     if result.return_value is not None:
         raise FailsAgain(result.return_value)
 
@@ -131,7 +130,7 @@ def _in_one_line(error: "TrainingFailedError") -> str:
 
 
 def _of_worker(failure: BaseException) -> str:
-    """The last line of a worker's error or, if its process is gone, what is known of that and what to do."""
+    """The last line of a worker's error or, if its process is gone, the likely causes and what to do."""
     from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
     cause = getattr(failure, "health_check_failure", failure)
@@ -151,7 +150,7 @@ def _of_worker(failure: BaseException) -> str:
 
 
 def _work(loop_config: dict[str, Any]) -> str | None:
-    """Run the loop in a worker. Returns why training is hopeless: after an exception, Ray Train would repeat it."""
+    """Run the loop in a worker. Returns the message of `Hopeless`: after an exception, Ray Train would repeat it."""
     with uncollected():
         from taugrid.workers.training import loop
 
@@ -165,7 +164,7 @@ def _work(loop_config: dict[str, Any]) -> str | None:
 def _drop_torn_snapshot(running: Path) -> None:
     """Remove Ray Train's list of checkpoints if a kill left it half-written: its writing is not atomic.
 
-    Ray Train refuses to start with half a list. Without a list, the workers look for the newest checkpoint themselves.
+    Ray Train refuses to start with half a list. Without a list, the workers find the newest checkpoint themselves.
     """
     snapshot = running / "checkpoint_manager_snapshot.json"
     try:
