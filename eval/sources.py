@@ -19,7 +19,7 @@ from taugrid.eval.features.resolve import torch_hub_folder
 from taugrid.hashing import digest_of_shape
 from taugrid.workers.data import cifar, folder, npz
 from taugrid.workers.data import parquet as parquet_files
-from taugrid.workers.data.picture import Picture, Reader, SourceError
+from taugrid.workers.data.picture import DecodedImage, Reader, SourceError
 
 Kind = Literal["folder", "npz", "parquet", "dataset"]
 
@@ -77,7 +77,7 @@ def open_source(path: str) -> Source:
     reader = _reader(kind, found, dataset)
     lossy, shape, digest = 0, (0, 0, 0), hashlib.sha256()
     parts: list[hashlib._Hash] = []
-    for position, picture in enumerate(_alike(reader.pictures())):
+    for position, picture in enumerate(_alike(reader.images())):
         if position == 0:
             channels, height, width = picture.pixels.shape
             shape = (channels, height, width)
@@ -103,8 +103,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Images `start` to `stop` - 1 of `source` in order, `size` at a time; all of them if nothing is said.
 
-    Threads decode a bounded number of large images ahead (`threads.decoded`). `sha256` is that of these images alone
-    (`parts_sha256`).
+    Threads decode a bounded number of large images ahead (`threads.decode_each`). `sha256` is that of these images
+    alone (`parts_sha256`).
 
     Raises:
         workers.data.picture.SourceError: also if the images are gone, or have changed since they were opened,
@@ -121,7 +121,7 @@ def batches(
 def _batches(source: Source, size: int, start: int, stop: int | None, sha256: str | None) -> Iterator[Batch]:
     reader = _reader(source.kind, Path(source.path), source.dataset)
     first, stop, expected = start, source.num_images if stop is None else stop, sha256 or source.sha256
-    pictures = _alike(islice(reader.pictures(start), stop - start))
+    pictures = _alike(islice(reader.images(start), stop - start))
     digest = digest_of_shape((stop - start, *source.shape))
     while chunk := list(islice(pictures, size)):
         images = np.stack([picture.pixels for picture in chunk])
@@ -135,9 +135,9 @@ def _batches(source: Source, size: int, start: int, stop: int | None, sha256: st
         )
 
 
-def _alike(pictures: Iterable[Picture]) -> Iterator[Picture]:
+def _alike(pictures: Iterable[DecodedImage]) -> Iterator[DecodedImage]:
     """The pictures; SourceError at the first that differs in shape."""
-    first: Picture | None = None
+    first: DecodedImage | None = None
     for picture in pictures:
         first = first or picture
         if picture.pixels.shape != first.pixels.shape:
@@ -148,7 +148,7 @@ def _alike(pictures: Iterable[Picture]) -> Iterator[Picture]:
         yield picture
 
 
-def _describe(picture: Picture) -> str:
+def _describe(picture: DecodedImage) -> str:
     channels, height, width = picture.pixels.shape
     return f"{'grey' if channels == 1 else 'RGB'} of {height}x{width}"
 

@@ -179,10 +179,10 @@ def in_one_line(error: OSError) -> str:
         return f"can't read or write {place}: {error.strerror}; then run the same command again"
     if error.errno in FULL:
         return f"the disk is full: can't write {place}; free some space and run the same command again"
-    said = f"can't read or write {place}: {os.strerror(error.errno or 0)}; no file counts as damaged for this"
+    message = f"can't read or write {place}: {os.strerror(error.errno or 0)}; no file counts as damaged for this"
     if error.errno in FORBIDDEN:
-        return f"{said}; make it readable and writable, then run the same command again"
-    return f"{said}; run the same command again"
+        return f"{message}; make it readable and writable, then run the same command again"
+    return f"{message}; run the same command again"
 
 
 @contextmanager

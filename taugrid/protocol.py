@@ -107,10 +107,10 @@ def canonical(protocol: ProtocolFields) -> dict[str, Any]:
     versions = {name: _without_tag(version, name) for name, version in (protocol.get("versions") or {}).items()}
     if "torch" in versions and "devices" not in protocol:
         versions["torch"] += "+cpu"
-    found = {**protocol, "versions": {**versions, "taugrid": TAUGRID_AT_SCORING_1}}
-    if found["scoring"] == 1:
-        del found["scoring"]
-    return found
+    fields = {**protocol, "versions": {**versions, "taugrid": TAUGRID_AT_SCORING_1}}
+    if fields["scoring"] == 1:
+        del fields["scoring"]
+    return fields
 
 
 COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile", "sampler"})
@@ -145,14 +145,14 @@ def disagreements(
     """
     flat = {name: dict(_must_agree(canonical(protocol), may_differ)) for name, protocol in protocols.items()}
     fields = sorted({field for values in flat.values() for field in values})
-    found: dict[str, dict[str, list[str]]] = {}
+    differing: dict[str, dict[str, list[str]]] = {}
     for field in fields:
         if len({values.get(field) for values in flat.values()}) > 1:
             by_value: dict[str, list[str]] = defaultdict(list)
             for name, values in flat.items():
                 by_value[_shown(values.get(field))].append(name)
-            found[field] = dict(by_value)
-    return found
+            differing[field] = dict(by_value)
+    return differing
 
 
 def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED, path: str = "") -> Iterator[tuple[str, str]]:
@@ -167,7 +167,8 @@ def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED, path:
 
 
 def _shown(text: str | None) -> str:
-    return "not set" if text is None else shortened(text.strip('"'))
+    """As recorded now: the build of torch for CPUs is the one that is not named."""
+    return "not set" if text is None else shortened(text.strip('"').removesuffix("+cpu"))
 
 
 def shortened(text: str) -> str:

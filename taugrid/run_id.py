@@ -27,28 +27,28 @@ class RunId:
 def claim(root: Path, storage: Storage) -> RunId:
     """The id of the run directory `root`, which must exist. An old or new one gets its id here, in the driver."""
     path = root / FILE
-    found = _read(root, storage)
-    if found is None:
+    run_id = _read(root, storage)
+    if run_id is None:
         with storage.temporary(path) as temporary:
             write_text(temporary, json.dumps({"run": uuid.uuid4().hex}) + "\n")
             if not storage.commit(path, temporary):
                 storage.commit(path, temporary, ANY)  # a file that is no JSON was in its place
-        found = _read(root, storage)
-    return RunId(str(root), str(found))
+        run_id = _read(root, storage)
+    return RunId(str(root), str(run_id))
 
 
 def check_run(run: RunId, storage: Storage) -> None:
     """Raise `RunDirectoryNotSeen` unless this machine sees that run directory. OSError if it can't be read."""
-    found = _read(Path(run.root), storage)
-    if found != run.id:
-        seen = "no run directory is there" if found is None else f"another one is there (run {found[:8]})"
+    actual = _read(Path(run.root), storage)
+    if actual != run.id:
+        fault = "no run directory is there" if actual is None else f"another one is there (run {actual[:8]})"
         raise RunDirectoryNotSeen(
-            f"node {this_node()} does not see the run directory {run.root}: {seen}; every worker must see it at "
+            f"node {this_node()} does not see the run directory {run.root}: {fault}; every worker must see it at "
             "the same path"
         )
 
 
 def _read(root: Path, storage: Storage) -> str | None:
     value = read_json(root / FILE, storage)
-    found = value.get("run") if isinstance(value, dict) else None
-    return found if isinstance(found, str) else None
+    run_id = value.get("run") if isinstance(value, dict) else None
+    return run_id if isinstance(run_id, str) else None

@@ -1,4 +1,4 @@
-"""Threads that work ahead of their results' reader, in order; and which images are decoded in threads."""
+"""Threads that compute results ahead of their reader, in order; used to decode large images."""
 
 import os
 from collections import deque
@@ -16,30 +16,30 @@ LARGE_BYTES = 3 * 64 * 64
 with two threads, RGB of 64 x 64 takes 0.58 of the time for 1.11 times the CPU, but RGB of 32 x 32 takes 1.6 times the
 time for twice the CPU (docs/decisions.md)."""
 
-IMAGES_OF_A_TASK = 32
-"""Number of images that a thread decodes at most before it hands them over."""
+MAX_IMAGES_PER_TASK = 32
+"""Images that a thread decodes in one task."""
 
-BYTES_OF_A_TASK = 2**20
-"""About how many bytes of images it decodes before that: at least one image."""
+BYTES_PER_TASK = 2**20
+"""A task ends at about this number of decoded bytes, but has at least one image."""
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 Image = TypeVar("Image")
 
 
-def ahead(tasks: Iterable[Callable[[], Made]], threads: int, most: int) -> Iterator[Made]:
-    """The results of `tasks`, in order. Threads have begun at most `most` of them when a result is handed over.
+def ahead(tasks: Iterable[Callable[[], Made]], threads: int, max_begun: int) -> Iterator[Made]:
+    """The results of `tasks`, in order. Threads run at most `max_begun` tasks ahead of the result that is yielded.
 
-    The garbage collector closes what was abandoned before its end, in whatever thread it runs. Closing must not wait
-    for the threads: in a thread that is just starting, Python 3.11 would deadlock on a lock that it holds. They end
-    once they have done what they are at.
+    The garbage collector closes a generator that was abandoned, in whatever thread it runs. Closing must not wait for
+    the threads: in a thread that is just starting, Python 3.11 would deadlock on a lock that it holds. Each thread ends
+    after its current task.
     """
     pool = ThreadPoolExecutor(threads)
     try:
         pending: deque[Future[Made]] = deque()
         for task in tasks:
             pending.append(pool.submit(task))
-            if len(pending) > most:
+            if len(pending) > max_begun:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -48,41 +48,43 @@ def ahead(tasks: Iterable[Callable[[], Made]], threads: int, most: int) -> Itera
 
 
 def one_ahead(values: Iterator[Item]) -> Iterator[Item]:
-    """The values, none of which is None; a thread makes the next one while the last one is used."""
-    found = ahead(repeat(partial(next, values, None)), threads=1, most=1)
-    return takewhile(lambda value: value is not None, found)
+    """The values, none of which is None; a thread computes the next one while the last one is used."""
+    results = ahead(repeat(partial(next, values, None)), threads=1, max_begun=1)
+    return takewhile(lambda value: value is not None, results)
 
 
-def unchanged(image: Image) -> Image:
+def as_is(image: Image) -> Image:
     return image
 
 
-def decoded(
+def decode_each(
     decode: Callable[[Item], Image],
     items: Iterable[Item],
     bytes_of: Callable[[Image], int],
-    then: Callable[[Image], Image] = unchanged,
+    transform: Callable[[Image], Image] = as_is,
 ) -> Iterator[Image]:
-    """`then(decode(item))` of each item, in order. What fails is raised in the order of the items, too.
+    """`transform(decode(item))` of each item, in order. Errors are raised in the order of the items, too.
 
-    If the first image is small, no thread is used. Large ones are decoded by `THREADS` threads, ahead by at most
-    2 x `THREADS` tasks of at most `IMAGES_OF_A_TASK` images and about `BYTES_OF_A_TASK`, if images are alike.
+    If the first image is small, no thread is used. Large ones are decoded by `THREADS` threads, at most 2 x `THREADS`
+    tasks ahead. The first image's size decides how many images a task has.
     """
     remaining = iter(items)
     for item in islice(remaining, 1):
         first = decode(item)
-        yield then(first)
+        yield transform(first)
         if (size := bytes_of(first)) < LARGE_BYTES:
-            yield from (then(decode(item)) for item in remaining)
+            yield from (transform(decode(item)) for item in remaining)
         else:
-            most = max(1, min(IMAGES_OF_A_TASK, BYTES_OF_A_TASK // size))
-            tasks = (partial(_all_of, decode, then, group) for group in _groups(remaining, most))
+            images_per_task = max(1, min(MAX_IMAGES_PER_TASK, BYTES_PER_TASK // size))
+            tasks = (partial(_decode_group, decode, transform, group) for group in _groups(remaining, images_per_task))
             yield from chain.from_iterable(ahead(tasks, THREADS, 2 * THREADS))
 
 
-def _groups(items: Iterator[Item], most: int) -> Iterator[list[Item]]:
-    return iter(lambda: list(islice(items, most)), [])
+def _groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    return iter(lambda: list(islice(items, size)), [])
 
 
-def _all_of(decode: Callable[[Item], Image], then: Callable[[Image], Image], items: list[Item]) -> list[Image]:
-    return [then(decode(item)) for item in items]
+def _decode_group(
+    decode: Callable[[Item], Image], transform: Callable[[Image], Image], items: list[Item]
+) -> list[Image]:
+    return [transform(decode(item)) for item in items]

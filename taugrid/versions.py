@@ -12,8 +12,8 @@ from taugrid import __version__
 
 def versions(names: Iterable[str]) -> dict[str, str]:
     """Name -> version of the distributions that are installed. taugrid may run from a checkout that isn't."""
-    found = {name: __version__ if name == "taugrid" else _version(name) for name in names}
-    return {name: version for name, version in found.items() if version is not None}
+    by_name = {name: __version__ if name == "taugrid" else _version(name) for name in names}
+    return {name: version for name, version in by_name.items() if version is not None}
 
 
 @cache

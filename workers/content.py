@@ -1,7 +1,7 @@
-"""Checks that what a worker loads is what the driver planned with: a node may hold other files under the same names.
+"""Checks that a worker loads the content that the driver planned with: a node may hold other files of the same names.
 
-What is loaded is what was hashed: a file is read once, into a private copy, and the copy is what libraries open. Times
-of files decide nothing. Imports no torch.
+A file is read once, into a private copy that is hashed and that libraries open. Times of files decide nothing. Imports
+no torch.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ SHOWN_DIGITS = 12
 """How many digits of a hash a message shows."""
 
 
-def require_same(what: str | Path, found: str, expected: str) -> None:
+def require_same(what: str | Path, actual: str, expected: str) -> None:
     """Raise `OtherContent` unless the SHA-256 of `what`, as this node loaded it, is the driver's."""
-    if found != expected:
+    if actual != expected:
         raise OtherContent(
-            f"node {this_node()}: {what} has SHA-256 {found[:SHOWN_DIGITS]} there, but {expected[:SHOWN_DIGITS]} "
+            f"node {this_node()}: {what} has SHA-256 {actual[:SHOWN_DIGITS]} there, but {expected[:SHOWN_DIGITS]} "
             "where the run was planned; copy the driver's there"
         )
 
@@ -58,17 +58,17 @@ def _downloaded(path: Path, sha256: str, storage: Storage, stack: ExitStack) -> 
         copy = stack.enter_context(storage.local_path(path))
     except FileNotFoundError:
         raise OtherContent(f"{path} is gone from the object store; run the same command again") from None
-    if (found := file_sha256(copy)) != sha256:
+    if (actual := file_sha256(copy)) != sha256:
         raise OtherContent(
-            f"{path} was changed by someone else after the run was planned: it has SHA-256 {found[:SHOWN_DIGITS]}, and "
-            f"had {sha256[:SHOWN_DIGITS]}; put the old one back, or run the same command again"
+            f"{path} was changed after the run was planned: it has SHA-256 {actual[:SHOWN_DIGITS]}, and had "
+            f"{sha256[:SHOWN_DIGITS]}; put the old one back, or run the same command again"
         )
     return copy
 
 
 @contextmanager
 def unchanged(path: Path, sha256: str) -> Iterator[None]:
-    """For code that must open `path` itself: the file's hash is checked before and after. Raises as `verified_copy`."""
+    """Check a file's hash before and after a block that opens the file itself. Raises as `verified_copy`."""
     _require_file(path, sha256)
     yield
     _require_file(path, sha256)

@@ -48,13 +48,13 @@ class Watched(Wrapped):
 
 def not_finite(first: int, stop: int, settings: Sample = PLAIN) -> NotFinite:
     """The error of a network whose output for images `first` to `stop` - 1 was not finite."""
-    way_out = {
+    remedy = {
         "fp16": "fp16 holds no number above 65,504: set sample.precision: bf16 or float32",
         "float32": "check that its weights are finite and that its schedule is the one that it was trained with",
     }.get(settings.precision, "set sample.precision: float32 or, if that changes nothing, check its weights")
     return NotFinite(
         f"the network returned nan or infinity for images {first} to {stop - 1}; its images would be meaningless, and "
-        f"trying again would change nothing; {way_out}{blame(settings.sampler)}"
+        f"trying again would change nothing; {remedy}{blame(settings.sampler)}"
     )
 
 

@@ -31,14 +31,14 @@ def snapshot(
     """
     from huggingface_hub import snapshot_download
 
-    found = HUB_ID.fullmatch(identifier)
-    assert found is not None, "callers ask is_hub_id first"
+    match = HUB_ID.fullmatch(identifier)
+    assert match is not None, "callers ask is_hub_id first"
     _keep_bars_out_of_logs()
     try:
         folder = snapshot_download(
-            found["name"],
+            match["name"],
             repo_type=kind,
-            revision=commit or found["revision"],
+            revision=commit or match["revision"],
             allow_patterns=list(files),
             local_files_only=not download,
         )

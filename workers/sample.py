@@ -167,8 +167,8 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
         part = parquet.inspect(Path(job.path), storage=job.storage)
     except (DamagedFile, FileNotFoundError):
         return 0
-    ours = all(part.metadata.get(key) == job.metadata[key] for key in ("cell", "model", "weights_sha256"))
-    if not ours or part.start != job.start or part.stop < job.start + job.kept:
+    is_same_cell = all(part.metadata.get(key) == job.metadata[key] for key in ("cell", "model", "weights_sha256"))
+    if not is_same_cell or part.start != job.start or part.stop < job.start + job.kept:
         return 0
     for pngs in parquet.read_encoded(Path(job.path), job.start + job.kept, job.storage):
         writer.append_encoded(pngs)

@@ -15,8 +15,8 @@ def _known(name: Any) -> Any:
     if not isinstance(name, str) or name not in DATASETS:
         *others, last = DATASETS
         near = difflib.get_close_matches(name, DATASETS, n=1) if isinstance(name, str) else []
-        said = f"{', '.join(others)} or {last}"
-        raise ValueError(f"must be {said} (did you mean {near[0]!r}?)" if near else f"must be {said}")
+        expected = f"{', '.join(others)} or {last}"
+        raise ValueError(f"must be {expected} (did you mean {near[0]!r}?)" if near else f"must be {expected}")
     return name
 
 
@@ -103,8 +103,8 @@ class Data(Section):
         given = {key for key in KEYS if getattr(self, key) not in (None, False)}
         refused = [key for key in KEYS if key in given - self.dataset.keys]
         if refused:
-            said = "; ".join(f"{key} is not for {self.name}: {_why_not(key, self.dataset)}" for key in refused)
-            raise ValueError(said if "name" in self.model_fields_set else f"{said} ({_default_name(refused)})")
+            message = "; ".join(f"{key} is not for {self.name}: {_why_not(key, self.dataset)}" for key in refused)
+            raise ValueError(message if "name" in self.model_fields_set else f"{message} ({_default_name(refused)})")
         missing = [key for key in KEYS if key in self.dataset.required - given]
         if missing:
             raise ValueError(f"{self.name} requires " + " and ".join(f"{key} ({KEYS[key]})" for key in missing))

@@ -52,14 +52,14 @@ class Diffusion(Section):
 
         The usual settings are left out: alpha_0 = 1, no rescaling, a network that predicts epsilon.
         """
-        said = [
+        phrases = [
             self.named_betas,
             f"T = {self.timesteps}",
             "rescaled to zero SNR" if self.rescale_betas_zero_snr else "",
             "alpha_0 = alpha_1" if self.set_alpha_to_one is False else "",
             f"predicts {self.prediction}" if self.prediction != "epsilon" else "",
         ]
-        return ", ".join(filter(None, said))
+        return ", ".join(filter(None, phrases))
 
     @model_validator(mode="after")
     def _one_source_of_betas(self) -> "Diffusion":

@@ -81,8 +81,8 @@ def read(path: Path) -> dict[str, Any]:
         if isinstance(error, UnicodeDecodeError):
             reason = "it is not text, so no config"
         is_runs = path.name == CONFIG_NAME
-        way_out = f"; remove it and give your own config with --out {path.parent}" if is_runs else ""
-        raise UserError(f"can't read {path}: {reason}{way_out}") from None
+        remedy = f"; remove it and give your own config with --out {path.parent}" if is_runs else ""
+        raise UserError(f"can't read {path}: {reason}{remedy}") from None
     if values is None:
         raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
     if not isinstance(values, dict):

@@ -76,25 +76,25 @@ LONGEST_LIST = 8
 def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, Any]) -> str:
     """All mistakes in `values`, joined by semicolons: each key, what it must be, and what it is."""
     schema = cls.model_json_schema()
-    found: dict[Keys, str] = {}
+    messages: dict[Keys, str] = {}
     for mistake in error.errors(include_url=False):
         keys, node = _walk(mistake["loc"], schema)
         if mistake["type"] == "extra_forbidden":
             keys = (*keys, str(mistake["loc"][-1]))
-            found[keys] = _unknown(".".join(keys), list(_section(node, schema)))
+            messages[keys] = _unknown(".".join(keys), list(_section(node, schema)))
         elif mistake["type"] == "missing" and mistake["loc"][-1] == keys[-1]:
-            found[keys] = f"{'.'.join(keys)} is missing"
+            messages[keys] = f"{'.'.join(keys)} is missing"
         elif mistake["type"] == "value_error":  # from one of our validators, which wrote a sentence
             text = mistake["msg"].removeprefix("Value error, ")
             given = f", not {_shown(mistake['input'], mistake)}" if text.startswith("must be ") else ""
-            found[keys] = ": ".join(filter(None, (".".join(keys), f"{text}{given}")))
+            messages[keys] = ": ".join(filter(None, (".".join(keys), f"{text}{given}")))
         else:
             given = _shown(_at(values, keys), mistake)
             key, shown = ".".join(keys), f"must be {_expected(node)}, not {given}"
-            found.setdefault(keys, f"{key or 'config'}: {shown}{_section_meant(key, _at(values, keys))}")
+            messages.setdefault(keys, f"{key or 'config'}: {shown}{_section_meant(key, _at(values, keys))}")
     # A section that is one branch of a union: its keys say what is wrong, not that it could have been something else.
-    inner = {keys[:length] for keys in found for length in range(len(keys))}
-    return "; ".join(text for keys, text in found.items() if keys not in inner)
+    inner = {keys[:length] for keys in messages for length in range(len(keys))}
+    return "; ".join(text for keys, text in messages.items() if keys not in inner)
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -60,12 +60,12 @@ class Naming:
 
 def _telling(points: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The keys that vary, without those whose texts are at all points those of an earlier one: they tell nothing."""
-    found: dict[tuple[Any, ...], str] = {}
+    keys: dict[tuple[Any, ...], str] = {}
     for key in varying(points):
         values = tuple(point.get(key) for point in points)
         is_text = all(isinstance(value, str) for value in values)  # numbers may agree by chance
-        found.setdefault(values if is_text else (key,), key)
-    return tuple(found.values())
+        keys.setdefault(values if is_text else (key,), key)
+    return tuple(keys.values())
 
 
 def varying(points: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -76,8 +76,8 @@ def varying(points: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def short_keys(keys: Iterable[str], reserved: Collection[str]) -> dict[str, str]:
     """Key -> its last component, or all of it where another key, or one of the `reserved`, ends in the same."""
-    given = list(keys)
-    last = {key: key.rpartition(".")[2] for key in given}
+    full = list(keys)
+    last = {key: key.rpartition(".")[2] for key in full}
     ends = list(last.values())
     return {key: key if ends.count(end) > 1 or ("." in key and end in reserved) else end for key, end in last.items()}
 

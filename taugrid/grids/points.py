@@ -25,16 +25,16 @@ def normalised(mapping: Mapping[str, Any]) -> dict[str, list[Any]]:
     Raises:
         ValueError: if a key has no list of values, or `zip` or `exclude` is not made of mappings.
     """
-    found: dict[str, Any] = {}
+    normal: dict[str, Any] = {}
     for key, values in mapping.items():
         if key in (ZIP, EXCLUDE):
-            found[key] = _mappings(key, values)
-            for inner in found[key] if key == ZIP else ():
+            normal[key] = _mappings(key, values)
+            for inner in normal[key] if key == ZIP else ():
                 _require_lists(inner)
         else:
-            found[key] = values
-    _require_lists(found)
-    return found
+            normal[key] = values
+    _require_lists(normal)
+    return normal
 
 
 def _mappings(key: str, values: Any) -> list[Mapping[str, Any]]:
@@ -54,14 +54,14 @@ def _require_lists(mapping: Mapping[str, Any]) -> None:
 
 def values_by_key(mapping: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Every key of a mapping, zipped ones too, with its values. The mapping need not be normalised."""
-    found: dict[str, list[Any]] = {}
+    by_key: dict[str, list[Any]] = {}
     for key, values in mapping.items():
         if key == ZIP:
             for inner in [values] if isinstance(values, Mapping) else values:
-                found |= inner if isinstance(inner, Mapping) else {}
+                by_key |= inner if isinstance(inner, Mapping) else {}
         elif key != EXCLUDE:
-            found[key] = values
-    return found
+            by_key[key] = values
+    return by_key
 
 
 def with_values(mapping: Grid, change: Callable[[str, list[Any]], list[Any]]) -> dict[str, list[Any]]:
@@ -110,15 +110,15 @@ def _product(mapping: Grid) -> Iterator[tuple[dict[str, Any], ...]]:
 def _zipped(keys: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     lengths = {key: len(values) for key, values in keys.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{key} has {count}" for key, count in lengths.items())
-        raise UserError(f"grid.{ZIP}: its keys must have equally many values: {told}")
+        counts = ", ".join(f"{key} has {count}" for key, count in lengths.items())
+        raise UserError(f"grid.{ZIP}: its keys must have equally many values: {counts}")
     return [dict(zip(keys, values, strict=True)) for values in zip(*keys.values(), strict=True)]
 
 
 def _excluded(mapping: Grid, every: list[dict[str, Any]], reserved: Collection[str]) -> set[int]:
     by_key = values_by_key(mapping)
     short = short_keys(by_key, reserved)
-    found: set[int] = set()
+    excluded: set[int] = set()
     for exclusion in mapping.get(EXCLUDE, []):
         conditions = {}
         for name, wanted in exclusion.items():
@@ -134,7 +134,7 @@ def _excluded(mapping: Grid, every: list[dict[str, Any]], reserved: Collection[s
             if all(fits(point[key], wanted) for key, wanted in conditions.items())
         }
         if not fitting:
-            there = "; ".join(f"{key} is {', '.join(map(plain_text, by_key[key]))}" for key in conditions)
-            raise UserError(f"grid.{EXCLUDE}: {in_yaml(exclusion)} fits no point ({there}); correct or remove it")
-        found |= fitting
-    return found
+            available = "; ".join(f"{key} is {', '.join(map(plain_text, by_key[key]))}" for key in conditions)
+            raise UserError(f"grid.{EXCLUDE}: {in_yaml(exclusion)} fits no point ({available}); correct or remove it")
+        excluded |= fitting
+    return excluded

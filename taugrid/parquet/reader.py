@@ -17,7 +17,7 @@ from taugrid.images import decode_png, to_pictures
 from taugrid.parquet.seal import check_seal
 from taugrid.retries import retried
 from taugrid.storage import LOCAL, Storage
-from taugrid.threads import decoded
+from taugrid.threads import decode_each
 
 
 class Part(NamedTuple):
@@ -60,27 +60,27 @@ def read_images(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
     """Indices (B,) and images (B, C, H, W) uint8, row group by row group, for indices below `stop`.
 
-    Threads decode large images (`threads.decoded`).
+    Threads decode large images (`threads.decode_each`).
 
     Raises:
         DamagedFile: if a checksum or an image is wrong.
     """
     for index, pngs in _pngs(path, stop, storage):
-        images = list(decoded(decode_png, pngs, lambda image: image.nbytes))
+        images = list(decode_each(decode_png, pngs, lambda image: image.nbytes))
         yield index, np.stack(images)
 
 
 def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dict[int, bytes]:
     """PNG bytes by index, for the wanted indices that the file holds."""
     remaining = set(wanted)
-    found: dict[int, bytes] = {}
+    pngs_by_index: dict[int, bytes] = {}
     for index, column in _read(path, "image", storage):
         rows = [row for row, i in enumerate(index) if int(i) in remaining]
         pngs = column.combine_chunks().field("bytes")
-        found |= {int(index[row]): pngs[row].as_py() for row in rows}
-        if len(found) == len(remaining):
+        pngs_by_index |= {int(index[row]): pngs[row].as_py() for row in rows}
+        if len(pngs_by_index) == len(remaining):
             break
-    return found
+    return pngs_by_index
 
 
 def read_encoded(path: Path, stop: int, storage: Storage = LOCAL) -> Iterator[list[bytes]]:
@@ -135,8 +135,8 @@ def _damage_told(path: Path, prefix: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and not is_of_content(error):
             raise
-        said = "its end is missing" if "magic bytes" in str(error) else joined_lines(error)
-        raise DamagedFile(f"{prefix}{said}") from None
+        reason = "its end is missing" if "magic bytes" in str(error) else joined_lines(error)
+        raise DamagedFile(f"{prefix}{reason}") from None
 
 
 def first_pictures(paths: Iterable[Path], count: int, storage: Storage) -> NDArray[np.uint8]:
@@ -144,9 +144,9 @@ def first_pictures(paths: Iterable[Path], count: int, storage: Storage) -> NDArr
 
     `paths` are in the order of their indices; no more are read than needed. Raises as `read_images`.
     """
-    found: dict[int, bytes] = {}
+    pngs: dict[int, bytes] = {}
     for path in paths:
-        if len(found) >= count:
+        if len(pngs) >= count:
             break
-        found |= read_png(path, range(count), storage)
-    return to_pictures([decode_png(found[i]) for i in sorted(found)])
+        pngs |= read_png(path, range(count), storage)
+    return to_pictures([decode_png(pngs[i]) for i in sorted(pngs)])

@@ -14,7 +14,7 @@ from taugrid.parquet.writer import BYTES_PER_GROUP, ROWS_PER_GROUP, SETTING_FIEL
 ENCODERS = 2
 """Threads that encode. Pillow lets go of Python's lock meanwhile, so they use two cores where there are two."""
 
-MOST_WAITING = 2
+MAX_WAITING_BATCHES = 2
 """Batches that wait for their encoding; `Encoding.append` blocks at more, so memory does not grow with the shard."""
 
 
@@ -88,7 +88,7 @@ class Encoding:
         """Add a (B, C, H, W) batch. What failed in a thread is raised here, or by `finish`."""
         parts = [self._encoders.submit(_encoded, part) for part in np.array_split(images, ENCODERS)]
         self._writing.append(self._scribe.submit(self._write, parts))
-        while len(self._writing) > MOST_WAITING:
+        while len(self._writing) > MAX_WAITING_BATCHES:
             self._writing.popleft().result()
 
     def finish(self) -> None:

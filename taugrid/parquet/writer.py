@@ -158,17 +158,17 @@ class PartWriter:
         It may be the one to replace although it has another version: a copy or `touch` changed its time, or the file
         system gives its files other numbers on each machine that mounts it.
         """
-        if (ours := self.content) is None:
+        if (content := self.content) is None:
             return None
         try:
             version = self._storage.stat(self._path).version
-            theirs = inspect(self._path, every_byte=False, storage=self._storage)
+            existing = inspect(self._path, every_byte=False, storage=self._storage)
         except (FileNotFoundError, NotADirectoryError, DamagedFile):
             return None
-        same = theirs.start == ours.start and all(
-            theirs.metadata.get(key) == ours.metadata[key] for key in ours.metadata
+        same = existing.start == content.start and all(
+            existing.metadata.get(key) == content.metadata[key] for key in content.metadata
         )
-        return version if same and theirs.stop < ours.stop else None
+        return version if same and existing.stop < content.stop else None
 
     def _create(self) -> bool:
         created = self._storage.commit(self._path, self._temporary)

@@ -1,8 +1,9 @@
-"""Files that grow, on a storage whose files can't: the driver's events, its logs and its ledger.
+"""Append-only files on an object store, whose objects can't grow: the driver's events, logs and ledger.
 
-A session rewrites one object with every addition until it has `PIECE_BYTES`, and then begins another. The first has the
-file's name, and the next ones a number behind it (events/0001.jsonl, events/0001.jsonl.000001). Readers join all of
-them in the order of their names. Objects of earlier sessions stay as they are.
+A file is a sequence of objects, its pieces. A session rewrites its last piece with every addition until the piece has
+`PIECE_BYTES`, and then begins a new one. The first piece has the file's name; the names of the next ones end in a
+number (events/0001.jsonl, events/0001.jsonl.000001). Readers join all pieces in the order of their names. A new session
+never rewrites pieces of an earlier one.
 """
 
 import time
@@ -19,9 +20,11 @@ PIECE_BYTES = 2**16
 
 
 class Rewritable(Storage, Protocol):
+    """A storage that appends by rewriting whole objects."""
+
     @property
     def rewrite_seconds(self) -> float:
-        """The least time between two writes to the same file."""
+        """Minimum seconds between two writes to the same object."""
 
 
 @dataclass
@@ -48,30 +51,35 @@ def append(storage: Rewritable, path: Path, data: bytes) -> None:
 
 
 def end_session(storage: Storage) -> None:
-    """Have the next session append to new objects, since other drivers may have come in between."""
+    """Make the next session append to new pieces, since other drivers may have written some in between."""
     with _lock:
         for key in [key for key in _pieces if key[0] == storage]:
             del _pieces[key]
 
 
 def pieces(storage: Storage, path: Path) -> Sequence[Path]:
-    """The files that hold what was appended to `path`, in order."""
-    return [each for each in storage.list(path.parent, f"{path.name}*") if each == path or _number(path, each)]
+    """The objects that hold what was appended to `path`, in order."""
+    names = storage.list(path.parent, f"{path.name}*")
+    return [name for name in names if _number(path, name) is not None]
 
 
-def _number(path: Path, piece: Path) -> int:
-    """The number of a piece; 0 for the first, and for other files."""
-    digits = piece.name.removeprefix(f"{path.name}.")
-    return int(digits) if digits.isdigit() and digits != piece.name else 0
+def _number(path: Path, name: Path) -> int | None:
+    """The number of a piece of `path`, 0 for the first; None if `name` is no piece of it."""
+    if name == path:
+        return 0
+    digits = name.name.removeprefix(f"{path.name}.")
+    return int(digits) if digits.isdigit() and digits != name.name else None
 
 
 def _new_piece(storage: Rewritable, path: Path, data: bytes) -> _Piece:
-    there = pieces(storage, path)
-    if there == [path] and storage.stat(path).size == 0:  # a name that this session has just taken
+    existing = pieces(storage, path)
+    if existing == [path] and storage.stat(path).size == 0:
+        # An empty file is a reservation: this session has just created it to have the name for itself.
         time.sleep(storage.rewrite_seconds)
         _write(storage, path, data, ANY)
         return _Piece(path, data, time.monotonic())
-    for number in count(_number(path, there[-1]) + 1 if there else 0):
+    last = _number(path, existing[-1]) if existing else None
+    for number in count(0 if last is None else last + 1):
         piece = path.with_name(f"{path.name}.{number:06d}") if number else path
         if _write(storage, piece, data):
             return _Piece(piece, data, time.monotonic())
@@ -79,6 +87,7 @@ def _new_piece(storage: Rewritable, path: Path, data: bytes) -> _Piece:
 
 
 def _write(storage: Storage, path: Path, data: bytes, if_version: str | None = None) -> bool:
+    """Write an object. `ANY` replaces the one of this name; without it, False is returned if there is one."""
     with storage.temporary(path) as temporary:
         temporary.write_bytes(data)
         return storage.commit(path, temporary, if_version)

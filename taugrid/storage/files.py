@@ -1,4 +1,4 @@
-"""Whole files of JSON in any storage, and what is made of several calls of one."""
+"""JSON files, comparison and upload of folders, for any storage."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def write_sealed(path: Path, value: dict[str, Any], storage: Storage = LOCAL) ->
 
 
 def read_sealed(path: Path, storage: Storage = LOCAL) -> dict[str, Any] | None:
-    """What `write_sealed` wrote, or None if the file is missing or has changed since. OSError if it can't be read."""
+    """The object that `write_sealed` wrote; None if the file is missing or has changed. OSError if it can't be read."""
     value = read_json(path, storage)
     if not isinstance(value, dict):
         return None

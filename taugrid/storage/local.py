@@ -23,8 +23,8 @@ class LocalStorage:
     """
 
     root: Path | None = None
-    """Of a run directory: folders are made below it, but not the root itself, which may have been unmounted or moved.
-    None: any folder is made."""
+    """The root of a run directory. Folders are made below it, but not the root itself, which may have been unmounted or
+    moved. None: any folder is made."""
 
     @property
     def on_disk(self) -> bool:
@@ -34,15 +34,15 @@ class LocalStorage:
         pass
 
     def stat(self, path: Path) -> Stat:
-        found = retried(path.stat)
-        return Stat(found.st_size, f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}", found.st_mtime)
+        status = retried(path.stat)
+        return Stat(status.st_size, f"{status.st_size}-{status.st_ino}-{status.st_mtime_ns}", status.st_mtime)
 
     def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
-        found = {}
+        stats_by_path = {}
         for path in self.list(folder, pattern):
             with suppress(FileNotFoundError):  # it has gone since
-                found[path] = self.stat(path)
-        return found
+                stats_by_path[path] = self.stat(path)
+        return stats_by_path
 
     def exists(self, path: Path) -> bool:
         return is_there(path)
@@ -101,7 +101,7 @@ class LocalStorage:
 
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
-        """In the folder of `path`, which is made if it is missing."""
+        """A path in the folder of `path`, which is made if it is missing."""
         make_folder(path.parent, self.root)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
@@ -137,7 +137,7 @@ def user_cache() -> Path:
 
 
 def _link(finished: Path, path: Path) -> bool:
-    """Name a file; False if there is another of this name."""
+    """Name a file; False if a different file has this name."""
     try:
         retried(lambda: os.link(finished, path))
     except FileExistsError:
@@ -184,7 +184,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Return once the names in a folder are on the disk, where the file system can say so."""
+    """Return once the names in a folder are on the disk, if the file system can sync folders."""
     descriptor = retried(lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
     try:
         with naming(folder):
@@ -218,7 +218,7 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
 
 
 def commit_folder(finished: Path, folder: Path) -> None:
-    """Give a finished folder its name, whole: everything in it is on the disk before it is seen.
+    """Give a finished folder its name, whole: everything in it is on the disk before the name appears.
 
     Raises:
         OSError: if a folder of that name is there and not empty, which is kept.
@@ -236,15 +236,15 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
     `Path.glob` passes over folders that it cannot read, so that files would count as missing.
     """
-    found = [folder]
+    paths = [folder]
     for part in pattern.split("/"):
         if part == ".":
             continue
         if "*" in part or "[" in part:
-            found = [place / name for place in found for name in _names(place) if fnmatchcase(name, part)]
+            paths = [place / name for place in paths for name in _names(place) if fnmatchcase(name, part)]
         else:
-            found = [path for place in found if is_there(path := place / part)]
-    return found
+            paths = [path for place in paths if is_there(path := place / part)]
+    return paths
 
 
 def _names(folder: Path) -> list[str]:
@@ -255,7 +255,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file or a folder. An error of reading is raised: it is no answer."""
+    """Whether a file or folder exists. Other errors are raised: they leave it unknown."""
     with suppress(FileNotFoundError, NotADirectoryError):
         retried(path.stat)
         return True

@@ -1,8 +1,8 @@
 """Object stores: S3, Google Cloud Storage, Azure, and whatever speaks one of their languages.
 
-A name is a `Path` of the parts of its URL, such as s3:/bucket/run/config.json; it never touches the disk. What must not
-be overwritten is created by one conditional request (`If-None-Match: *`), what is replaced only as it was seen by one
-with its ETag. obstore is imported when a store is first asked, not with this module.
+A name is a `Path` of the parts of its URL, such as s3:/bucket/run/config.json; it never touches the disk. A file that
+must not be overwritten is created by one conditional request (`If-None-Match: *`). A file that is replaced only in the
+version that was read is replaced by one request with its ETag. obstore is imported with the first request.
 """
 
 import io
@@ -20,7 +20,7 @@ from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended
 from taugrid.storage.files import is_same
 from taugrid.storage.protocol import ANY, Stat
-from taugrid.storage.requests import Bucket, ask, connected, fault
+from taugrid.storage.requests import Bucket, ask, connected, refusal_in
 from taugrid.words import with_urls
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ CHUNK_BYTES = 8 * 2**20
 END_BYTES = 2**16
 """How much of the end is fetched first: the footer of a Parquet file, and often all of a small one."""
 
-LARGEST_PUT_BYTES = 2**32
-"""S3 takes up to 5 GB in one request. What is larger goes up in parts, which can't have a condition."""
+MAX_PUT_BYTES = 2**32
+"""S3 takes up to 5 GB in one request. Larger files are uploaded in parts, which can't have a condition."""
 
 
 class FetchedEnd(NamedTuple):
-    """Some bytes of an object, and what the store said of it."""
+    """The last bytes of an object, its size and its ETag."""
 
     data: bytes
     start: int
@@ -50,12 +50,12 @@ class FetchedEnd(NamedTuple):
 class RangeFile(io.RawIOBase):
     """An object, read by ranges; all of them are of one version of it.
 
-    The first request fetches the end, where Parquet keeps its footer, and tells the size. A file of up to `END_BYTES`
-    needs no other.
+    The first request fetches the end, where Parquet keeps its footer, and the size. A file of up to `END_BYTES` needs
+    no other request.
     """
 
     def __init__(self, end: FetchedEnd, fetch: Callable[[int, int], bytes]) -> None:
-        """A file of which the end is known; `fetch(start, stop)` gets other bytes of the same version."""
+        """A file whose end was fetched; `fetch(start, stop)` returns other bytes of the same version."""
         self._end, self._fetch, self._at = end, fetch, 0
 
     def readable(self) -> bool:
@@ -127,8 +127,8 @@ class ObjectStorage:
         return _stat(self._head(path))
 
     def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
-        found = self._matching(folder, pattern)
-        return {path: _stat(meta) for path, meta in found.items() if meta is not None}
+        matches = self._matching(folder, pattern)
+        return {path: _stat(meta) for path, meta in matches.items() if meta is not None}
 
     def exists(self, path: Path) -> bool:
         try:
@@ -148,10 +148,10 @@ class ObjectStorage:
             return file.read(-1 if length is None else length)
 
     def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
-        """One conditional request: 412 says that another file is there, and so does Azure's BlobAlreadyExists.
+        """One conditional request. 412, or Azure's BlobAlreadyExists, means that a different file has this name.
 
-        Any other 409 says that another is being written. If an answer was lost, and the file that is there then has our
-        bytes, it is ours.
+        Any other 409 means that one is being written. If an answer was lost and the stored file has the same bytes,
+        the commit succeeded.
         """
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
@@ -162,20 +162,20 @@ class ObjectStorage:
             try:
                 mode = self._condition(path, if_version)
                 if mode is not None:
-                    in_parts = finished.stat().st_size > LARGEST_PUT_BYTES if mode == "overwrite" else None
+                    in_parts = finished.stat().st_size > MAX_PUT_BYTES if mode == "overwrite" else None
                     self._store.put(key(path), finished, mode=mode, use_multipart=in_parts)
                     return True
             except BaseError as error:
-                found = fault(error)
-                if found.passes or not isinstance(error, AlreadyExistsError | PreconditionError):
-                    lost = lost or found.status != 409
+                refusal = refusal_in(error)
+                if refusal.is_transient or not isinstance(error, AlreadyExistsError | PreconditionError):
+                    lost = lost or refusal.status != 409
                     raise
             return lost and is_same(path, finished, self)
 
         return self._ask(path, attempt)
 
     def _condition(self, path: Path, if_version: str | None) -> Any:
-        """Obstore's mode of a put; None if the file has another version, or is gone. Google needs its generation."""
+        """Obstore's mode of a put; None if the file has a different version or is gone. Google needs its generation."""
         if if_version is None:
             return "create"
         if if_version == ANY:
@@ -189,7 +189,7 @@ class ObjectStorage:
         return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
 
     def append(self, path: Path, data: bytes) -> None:
-        """Written at once, with what this process has appended before (`storage.appended`)."""
+        """Rewrites the last piece of the file, or begins a new one (`storage.appended`)."""
         appended.append(self, path, data)
 
     def move(self, path: Path, target: Path) -> None:
@@ -245,7 +245,7 @@ class ObjectStorage:
 
     @property
     def rewrite_seconds(self) -> float:
-        """The least time between two writes to the same object: Google Cloud Storage allows one a second."""
+        """Minimum seconds between two writes to the same object: Google Cloud Storage allows one a second."""
         return 1.0 if self.bucket.scheme == "gs" else 0.0
 
     @property
@@ -269,8 +269,8 @@ class ObjectStorage:
             got = self._store.get(key(path), options=options)
         except BaseError as error:
             # An empty object has no range: S3 answers 416, and others what obstore can't read.
-            found = fault(error)
-            if found.passes or found.status not in (None, 416) or self._store.head(key(path))["size"]:
+            refusal = refusal_in(error)
+            if refusal.is_transient or refusal.status not in (None, 416) or self._store.head(key(path))["size"]:
                 raise
             got = self._store.get(key(path))
         meta, data = got.meta, bytes(got.bytes())
@@ -285,17 +285,17 @@ class ObjectStorage:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
 
     def _below(self, folder: Path) -> Mapping[Path, "ObjectMeta"]:
-        found = self._ask(folder, lambda: self._store.list(key(folder) or None).collect())
-        return {self._path(meta["path"]): meta for meta in found}
+        objects = self._ask(folder, lambda: self._store.list(key(folder) or None).collect())
+        return {self._path(meta["path"]): meta for meta in objects}
 
     def _children(self, folder: Path) -> Mapping[Path, "ObjectMeta | None"]:
         """The files directly in a folder; None for the folders there."""
-        found = self._ask(folder, lambda: self._store.list_with_delimiter(key(folder) or None))
-        files: dict[Path, Any] = {self._path(meta["path"]): meta for meta in found["objects"]}
-        return files | {self._path(prefix): None for prefix in found["common_prefixes"]}
+        listing = self._ask(folder, lambda: self._store.list_with_delimiter(key(folder) or None))
+        files: dict[Path, Any] = {self._path(meta["path"]): meta for meta in listing["objects"]}
+        return files | {self._path(prefix): None for prefix in listing["common_prefixes"]}
 
     def _matching(self, folder: Path, pattern: str) -> Mapping[Path, "ObjectMeta | None"]:
-        """What matches a pattern below a folder, in as few requests as seems possible."""
+        """The files and folders below `folder` that match a pattern, in as few requests as possible."""
         first, *rest = [part for part in pattern.split("/") if part != "."] or ["*"]
         if not _is_wild(first):
             if rest:
@@ -315,11 +315,11 @@ class ObjectStorage:
                 for path, meta in self._below(folder).items()
                 if len(path.parts) == depth + len(parts) and all(map(fnmatchcase, path.parts[depth:], parts))
             }
-        found: dict[Path, Any] = {}
+        matches: dict[Path, Any] = {}
         for path, meta in self._children(folder).items():
             if meta is None and fnmatchcase(path.name, first):
-                found |= self._matching(path, "/".join(rest))
-        return found
+                matches |= self._matching(path, "/".join(rest))
+        return matches
 
 
 def key(path: Path) -> str:

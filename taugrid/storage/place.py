@@ -19,14 +19,14 @@ def is_url(text: str) -> bool:
 
 
 def open_place(text: str, named: str) -> tuple[Path, Storage]:
-    """The root of a run directory and its storage. Nothing is asked of an object store yet.
+    """The root of a run directory and its storage. Sends no request to an object store yet.
 
     Args:
         text: a path, or s3://BUCKET/PREFIX, gs:// or az:// with a container in the bucket's place.
         named: what the text is, for messages: an option or an argument.
 
     Raises:
-        UserError: for a URL of another kind, without a bucket, or with a password in it.
+        UserError: for a URL of an unknown scheme, without a bucket, or with a password in it.
     """
     if not is_url(text):
         root = Path(text).absolute()

@@ -1,8 +1,7 @@
-"""What a run directory asks of the place where it lies.
+"""`Storage`: the interface by which the driver and the workers reach a run directory, on a disk or an object store.
 
-`Storage` is small enough for an object store: a name is a whole file, nothing is renamed under a reader, and a file
-that must not be overwritten is created by one request. The driver and the workers reach a run directory only through
-it.
+An object store can offer all of it: a name is a whole file, nothing is renamed under a reader, and a file that must not
+be overwritten is created by one request.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,27 +10,27 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple, Protocol
 
 ANY: Final = "*"
-"""As `commit`'s `if_version`: replace whatever is there."""
+"""A value of `commit`'s `if_version`: replace any version of the file."""
 
 
 class Stat(NamedTuple):
     """A file, without its content."""
 
     size: int
-    """In bytes."""
+    """Bytes."""
     version: str
     """Changes whenever the file of this name is written or replaced: size, inode and time, or an ETag."""
     modified: float
-    """When it was last written: seconds by the storage's own clock, which may differ from this machine's."""
+    """Time of the last write, in seconds by the storage's own clock, which may differ from this machine's."""
 
 
 class Storage(Protocol):
     """Whole files by name. A storage is plain data: it travels with a job to the worker that does it.
 
     A name is a `Path`; a storage other than a local folder uses its parts as a key. Methods raise `FileNotFoundError`
-    for a missing file (unless they say otherwise) and another `OSError`, with its number, for one that can't be read or
-    written: an error while reading is not damage. What may pass within seconds has been tried again before, unless
-    repeating it is not safe: appending to an open file, and syncing.
+    for a missing file (unless stated otherwise) and any other `OSError`, with its number, for one that can't be read or
+    written: an error while reading is not damage. Transient errors have been tried again before, except where repeating
+    is not safe: appending to an open file, and syncing.
     """
 
     def __hash__(self) -> int:
@@ -44,8 +43,8 @@ class Storage(Protocol):
     def require(self, folder: Path, to_write: bool = False) -> None:
         """Raise `UserError` if the place of `folder` can't be used at all: no such bucket, no rights, a wrong clock.
 
-        The folder itself need not exist. With `to_write`, also if the store would overwrite files of others. The errors
-        of a folder on a disk say themselves what is wrong, so nothing is asked there.
+        The folder itself need not exist. With `to_write`, also if the store would overwrite files of others. No check
+        on a disk, whose errors are clear by themselves.
         """
 
     def stat(self, path: Path) -> Stat:
@@ -76,7 +75,7 @@ class Storage(Protocol):
                 a disk can't compare and rename in one step, so a writer that comes in between is replaced, too.
 
         Returns:
-            False if another file is there, which is kept.
+            False if a different file has the name; it is kept.
         """
 
     def append(self, path: Path, data: bytes) -> None:

@@ -1,7 +1,7 @@
-"""Requests to an object store: which are tried again, and what a refusal means, in words.
+"""Requests to an object store: which are tried again, and the messages of those that fail.
 
-obstore tries nothing again here. It would hide whether an answer was lost, after which a name that is taken may be
-ours, and it takes S3's 409 ("two writers at a time, try again") for 412 ("there already").
+obstore's own retries are off. They hide whether an answer was lost, after which a name that exists may be the one that
+this process has just made. They also treat S3's 409 ("two writers at a time, try again") as 412 ("exists").
 """
 
 import errno
@@ -29,25 +29,25 @@ CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
-"""The schemes of URLs, and where the credentials for each are looked for first."""
+"""The schemes of URLs, and the environment variables that hold the credentials for each."""
 
 OVERLOADED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
-THERE_ALREADY = "BlobAlreadyExists"
-"""The code of Azure's 409 for a name that is taken. S3's 409 mean that two write at a time."""
+ALREADY_EXISTS = "BlobAlreadyExists"
+"""The code of Azure's 409 for a name that exists. S3's 409 means that two clients write at a time."""
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_ANSWER = re.compile(r"kind: (Connect|Timeout|Interrupted|Request|Decode)|body error|error sending request")
 _METADATA_SERVER = "169.254.169.254"
-"""Where a cloud's machine asks for credentials. It may be slow for once; elsewhere it does not exist."""
+"""The address from which a machine in a cloud gets credentials. No other machine has it."""
 
 _HALF_A_KEY = re.compile(r"Missing(SecretAccessKey|AccessKeyId)")
 """One of S3's two variables is set without the other."""
 
 _WHERE = " (on a cluster, on every node before `ray start`)"
 _REFUSED = "the object store does not accept these credentials; check {variables}" + _WHERE
-_REGION = "the bucket is in another region; set AWS_REGION to it"
+_REGION = "the bucket is in a different region; set AWS_REGION to it"
 _MEANINGS = {
     "NoSuchBucket": (errno.ENODEV, "there is no such bucket; create it, or check its name, region and endpoint"),
     "ContainerNotFound": (errno.ENODEV, "there is no such container; create it, or check its name and the account"),
@@ -66,7 +66,7 @@ _MEANINGS = {
         "the object store takes no file of this size at once; lower sample.shard_evaluations",
     ),
 }
-"""The error codes of S3 and Azure that a user can do something about."""
+"""The error codes of S3 and Azure that a user can fix, with an errno and what to do."""
 
 
 class Bucket(NamedTuple):
@@ -96,7 +96,7 @@ def bucket_here(scheme: str, name: str) -> Bucket:
 
 @lru_cache(maxsize=8)
 def connected(bucket: Bucket) -> "ObjectStore":
-    """The store of a bucket, with the credentials of this process's environment. Nothing is asked of it yet."""
+    """The store of a bucket, with the credentials of this process's environment. Sends no request yet."""
     from obstore.store import AzureStore, GCSStore, S3Store
 
     shared: dict[str, Any] = {
@@ -133,72 +133,72 @@ def _given(**options: str | None) -> dict[str, Any]:
 
 
 class Refusal(NamedTuple):
-    """What the store said, or that it said nothing."""
+    """Why a request failed."""
 
     status: int | None
+    """The HTTP status; None if there was no answer."""
     code: str
-    """S3's or Azure's name for it; empty if there is none."""
-    passes: bool
+    """S3's or Azure's name of the error; empty if there is none."""
+    is_transient: bool
     """Whether the same request may succeed in a moment."""
 
 
-def fault(error: Exception) -> Refusal:
-    """What an error of obstore means."""
+def refusal_in(error: Exception) -> Refusal:
+    """The status and code in the text of an error of obstore."""
     text = str(error)
-    found, named = _STATUS.search(text), _CODE.search(text)
-    status = int(found.group(1)) if found else None
-    code = named.group(1) if named else ""
-    passes = (
+    status_match, code_match = _STATUS.search(text), _CODE.search(text)
+    status = int(status_match.group(1)) if status_match else None
+    code = code_match.group(1) if code_match else ""
+    is_transient = (
         status in OVERLOADED
-        or (status == 409 and code != THERE_ALREADY)
+        or (status == 409 and code != ALREADY_EXISTS)
         or (status is None and _NO_ANSWER.search(text) is not None)
     )
     without_credentials = _METADATA_SERVER in text or _HALF_A_KEY.search(text)
-    return Refusal(status, "NoCredentials" if without_credentials else code, passes)
+    return Refusal(status, "NoCredentials" if without_credentials else code, is_transient)
 
 
-def told(error: Exception, scheme: str, url: str) -> OSError:
+def as_os_error(error: Exception, scheme: str, url: str) -> OSError:
     """An error of obstore as an `OSError` that says what to do. Its own text is dropped: it may hold a signature."""
-    found = fault(error)
+    refusal = refusal_in(error)
     variables = CREDENTIALS[scheme]
-    if found.code in _MEANINGS:
-        number, said = _MEANINGS[found.code]
-        return StoreError(number, said.format(variables=variables), url)
+    if refusal.code in _MEANINGS:
+        number, reason = _MEANINGS[refusal.code]
+        return StoreError(number, reason.format(variables=variables), url)
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-    if found.code == "NoCredentials":
+    if refusal.code == "NoCredentials":
         return StoreError(errno.EACCES, f"no credentials for the object store: set {variables}{_WHERE}", url)
-    if found.status == 412:
-        return StoreError(errno.ESTALE, "it was changed by someone else while it was read", url)
-    if found.status in (401, 403):
+    if refusal.status == 412:
+        return StoreError(errno.ESTALE, "it was changed while it was read", url)
+    if refusal.status in (401, 403):
         return StoreError(
             errno.EACCES,
             f"no permission for this (need: list, read, write, delete); check the rights of {variables}",
             url,
         )
-    answer = " ".join(filter(None, [str(found.status or ""), found.code]))
-    if found.passes:
-        said = f"the object store answered {answer}" if answer else "the object store did not answer"
-        return StoreError(errno.EHOSTUNREACH, f"{said}, {len(retries.STORE_PAUSES) + 1} times; check the endpoint", url)
+    answer = " ".join(filter(None, [str(refusal.status or ""), refusal.code]))
+    if refusal.is_transient:
+        reason = f"the object store answered {answer}" if answer else "the object store did not answer"
+        return StoreError(
+            errno.EHOSTUNREACH, f"{reason}, {len(retries.STORE_PAUSES) + 1} times; check the endpoint", url
+        )
     return StoreError(errno.EPROTO, f"the object store refused this ({answer or type(error).__name__})", url)
 
 
 def ask(call: Callable[[], T], scheme: str, url: str) -> T:
-    """What `call` returns. Refusals that may pass are tried again a few times, so `call` must be safe to repeat.
+    """What `call` returns. Transient failures are tried again, so `call` must be safe to repeat.
 
     Raises:
         FileNotFoundError: if there is no such object.
-        StoreError: for anything else, in words.
+        StoreError: for any other error; its text says what to do.
     """
     from obstore.exceptions import BaseError
 
+    def is_transient(error: BaseException) -> bool:
+        return isinstance(error, BaseError) and refusal_in(error).is_transient
+
     try:
-        return retries.try_again(call, retries.STORE_PAUSES, _may_pass)
+        return retries.try_again(call, retries.STORE_PAUSES, is_transient)
     except (BaseError, FileNotFoundError) as error:
-        raise told(error, scheme, url) from None
-
-
-def _may_pass(error: BaseException) -> bool:
-    from obstore.exceptions import BaseError
-
-    return isinstance(error, BaseError) and fault(error).passes
+        raise as_os_error(error, scheme, url) from None

@@ -232,6 +232,13 @@ def test_the_files_and_folders_that_the_map_names_exist():
     assert [name for name in sorted(named) if not any(f"/{path}".endswith(f"/{name}") for path in paths)] == []
 
 
+def test_the_classes_that_the_map_names_exist():
+    named = set(re.findall(r"`([A-Z][a-z]\w+)`", (ROOT / "docs/architecture.md").read_text()))
+    classes = {name for file in files(ROOT) for name in re.findall(r"^class (\w+)", (ROOT / file).read_text(), re.M)}
+    assert len(named) > 10
+    assert named - classes == set()
+
+
 def test_the_tests_that_failures_names_exist():
     named = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs/failures.md").read_text()))
     assert len(named) > 30

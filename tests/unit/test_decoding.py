@@ -17,7 +17,7 @@ from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.workers.data import decoding, folder
 from taugrid.workers.data import load as data
-from taugrid.workers.data.picture import Picture, SourceError
+from taugrid.workers.data.picture import DecodedImage, SourceError
 
 
 def noise(*shape, seed=0):
@@ -25,7 +25,7 @@ def noise(*shape, seed=0):
 
 
 def fit(pixels, shape):
-    return decoding.fit(Picture("x", pixels, lossy=False), shape).pixels
+    return decoding.fit(DecodedImage("x", pixels, lossy=False), shape).pixels
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 64), (64, 40), (33, 47), (100, 33), (32, 90), (71, 71)])
@@ -148,11 +148,11 @@ def test_of_two_at_once_one_decodes_and_the_other_waits(section, tmp_path):
     def slowly(path):
         time.sleep(0.005)
         decodings.append(path)
-        return found.reader.decode(path)
+        return found.reader.decode_item(path)
 
     with ThreadPoolExecutor(2) as pool:
-        slow = found._replace(reader=found.reader._replace(decode=slowly))
-        waiting = [pool.submit(decoding.decoded, section, slow, tmp_path / "cache") for _ in range(2)]
+        slow = found._replace(reader=found.reader._replace(decode_item=slowly))
+        waiting = [pool.submit(decoding.load_or_decode, section, slow, tmp_path / "cache") for _ in range(2)]
         first, second = (future.result() for future in waiting)
     assert sorted(decodings) == sorted(found.files)
     assert first.fingerprint == second.fingerprint
@@ -178,7 +178,7 @@ def test_too_full_a_disk_is_said_before_any_decoding(section, load, monkeypatch)
 def test_a_cache_that_can_not_be_made_is_one_line(section, load, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="set XDG_CACHE_HOME to keep decoded images in another place"):
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME to another folder for decoded images"):
         load(section)
 
 

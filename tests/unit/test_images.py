@@ -8,7 +8,7 @@ from PIL import Image
 
 from taugrid.errors import DamagedFile, NotFinite
 from taugrid.images import decode_png, encode_png, to_uint8
-from taugrid.workers.data.picture import EncodedImage, decode
+from taugrid.workers.data.picture import EncodedImage, decode_image
 
 
 def test_what_is_no_number_is_no_grey_level():
@@ -48,7 +48,7 @@ def test_samples_are_png_and_nothing_else(name):
         decode_png(of_format(name))
     if name != "JPEG":
         with pytest.raises(DamagedFile, match="neither PNG nor JPEG"):
-            decode(EncodedImage("a.png", of_format(name)))
+            decode_image(EncodedImage("a.png", of_format(name)))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "1", "I;16", "LA"])
@@ -66,7 +66,7 @@ def bomb(width):
 
 
 def test_a_decompression_bomb_is_one_line():
-    for read in (decode_png, lambda data: decode(EncodedImage("a.png", data))):
+    for read in (decode_png, lambda data: decode_image(EncodedImage("a.png", data))):
         with pytest.raises(DamagedFile, match="pixels") as error:
             read(bomb(20_000))
         assert "\n" not in str(error.value)

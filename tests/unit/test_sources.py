@@ -76,7 +76,7 @@ def read(source, size=32):
 def test_the_same_images_are_the_same_source_however_they_are_kept(tmp_path, channels, large, monkeypatch):
     """Their identity is that of taugrid.workers.data.load.fingerprint, so that of a run's reference too."""
     monkeypatch.setattr(threads, "LARGE_BYTES", large)
-    batch = pictures(2 * threads.IMAGES_OF_A_TASK * threads.THREADS + 5, channels)
+    batch = pictures(2 * threads.MAX_IMAGES_PER_TASK * threads.THREADS + 5, channels)
     places = {
         "folder": as_folder(tmp_path / "folder", batch),
         "npz": as_npz(tmp_path / "samples.npz", batch),

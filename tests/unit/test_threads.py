@@ -18,7 +18,7 @@ from taugrid.eval.sources import batches, open_source
 from taugrid.images import encode_png
 from taugrid.registry.extractors import PIXELS
 from taugrid.workers.data.decoding import fitted
-from taugrid.workers.data.picture import Picture, Reader
+from taugrid.workers.data.picture import DecodedImage, Reader
 from taugrid.workers.device import Device
 
 SETTINGS = {
@@ -36,7 +36,7 @@ def several(monkeypatch):
 
 
 def decoded(decode, items, size):
-    return threads.decoded(decode, items, lambda _: size)
+    return threads.decode_each(decode, items, lambda _: size)
 
 
 def of_side(side, number=40, channels=3):
@@ -101,7 +101,7 @@ def test_images_that_are_made_smaller_count_as_they_were(monkeypatch):
 
     def decode(side):
         decoders.add(threading.current_thread())
-        return Picture("x", of_side(side, 1)[0], lossy=False)
+        return DecodedImage("x", of_side(side, 1)[0], lossy=False)
 
     for side, expected in ((LIMIT, True), (LIMIT - 1, False)):
         reader = Reader(9, lambda first, side=side: [side] * (9 - first), decode)
@@ -112,7 +112,7 @@ def test_images_that_are_made_smaller_count_as_they_were(monkeypatch):
 
 def test_threads_that_end_out_of_order_change_no_order():
     """The second task is done last here; what yields first what is done first would mix the images."""
-    second, images = threading.Event(), threads.IMAGES_OF_A_TASK
+    second, images = threading.Event(), threads.MAX_IMAGES_PER_TASK
 
     def decode(item):
         if item == 1:
@@ -242,9 +242,9 @@ def test_a_reader_that_is_left_does_not_wait_for_its_threads():
 
     def work(item):
         assert item < 1 or hold.wait(60)
-        return Picture(str(item), np.zeros((3, LIMIT, LIMIT), np.uint8), lossy=False)
+        return DecodedImage(str(item), np.zeros((3, LIMIT, LIMIT), np.uint8), lossy=False)
 
-    reader = Reader(200, lambda first: range(first, 200), work).pictures()
+    reader = Reader(200, lambda first: range(first, 200), work).images()
     assert next(reader).name == "0"
     waiting = threading.Thread(target=lambda: next(reader, None), daemon=True)
     waiting.start()

@@ -202,10 +202,10 @@ def test_whoever_brings_batches_faster_than_they_are_encoded_waits(tmp_path, mon
     thread.start()
     for _ in range(100):  # a busy machine may take seconds to come so far
         thread.join(0.1)
-        if len(brought) > samples.MOST_WAITING:
+        if len(brought) > samples.MAX_WAITING_BATCHES:
             break
     thread.join(0.1)
-    assert len(brought) == samples.MOST_WAITING + 1, "none waits beyond that"
+    assert len(brought) == samples.MAX_WAITING_BATCHES + 1, "none waits beyond that"
     go_on.set()
     thread.join(10)
     assert len(brought) == 6

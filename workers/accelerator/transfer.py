@@ -82,10 +82,10 @@ def to_host(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
     on_gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
     if on_gpu is None:
         return [tensor.cpu() for tensor in tensors], None
-    found = [_copy_begun(tensor) if tensor.is_cuda else tensor for tensor in tensors]
+    copies = [_copy_begun(tensor) if tensor.is_cuda else tensor for tensor in tensors]
     copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting for it keeps no core busy
     copied.record(torch.cuda.current_stream(on_gpu))  # of that GPU, which need not be the current one
-    return found, copied
+    return copies, copied
 
 
 def _copy_begun(tensor: Tensor) -> Tensor:

@@ -158,15 +158,15 @@ def _imports(name: str, path: Path, content: bytes) -> set[str]:
     """
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     tree = parsed(content)
-    found = {name}
+    modules = {name}
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*above, *filter(None, [node.module])])
-            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    return {".".join(parts[:i]) for parts in (one.split(".") for one in found) for i in range(1, len(parts) + 1)}
+            modules |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return {".".join(parts[:i]) for parts in (one.split(".") for one in modules) for i in range(1, len(parts) + 1)}
 
 
 def _user_file(name: str) -> Path | None:
@@ -200,9 +200,9 @@ def differences(before: Iterable[SourceFile], now: Iterable[SourceFile]) -> list
     if not old or not new:
         return []
     changed = [new[name].path for name in sorted(old.keys() & new.keys()) if old[name].sha256 != new[name].sha256]
-    found = [f"{path} differs" for path in changed]
-    found += [f"{old[name].path} is no longer imported" for name in sorted(old.keys() - new.keys())]
-    return found + [f"{new[name].path} is imported as well" for name in sorted(new.keys() - old.keys())]
+    lines = [f"{path} differs" for path in changed]
+    lines += [f"{old[name].path} is no longer imported" for name in sorted(old.keys() - new.keys())]
+    return lines + [f"{new[name].path} is imported as well" for name in sorted(new.keys() - old.keys())]
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,8 @@ def pack(files: Iterable[SourceFile], folder: Path) -> None:
     Raises:
         UserError: if they are larger than `MOST_PACKED_BYTES` together.
     """
-    found = {file.module: Path(file.path) for file in files}
-    own = {module: path for module, path in found.items() if is_user_file(path) and path.is_file()}
+    paths = {file.module: Path(file.path) for file in files}
+    own = {module: path for module, path in paths.items() if is_user_file(path) and path.is_file()}
     sizes = {path: path.stat().st_size for path in own.values()}
     if sum(sizes.values()) > MOST_PACKED_BYTES:
         largest = max(sizes, key=lambda path: sizes[path])

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
-from taugrid.workers.data.picture import Picture, Reader, SourceError
+from taugrid.workers.data.picture import DecodedImage, Reader, SourceError
 from taugrid.workers.data.places import MissingImages, download, root_of
 
 FIDELITY_NAMES = ("cifar10-train", "cifar10-val", "cifar100-train", "cifar100-val", "stl10-train", "stl10-test",
@@ -64,8 +64,8 @@ def fidelity_reader(root: Path, name: str) -> Reader:
             "downloads no data sets)"
         ) from error
 
-    def pictures(first: int) -> Iterator[Picture]:
+    def pictures(first: int) -> Iterator[DecodedImage]:
         for i in range(first, len(images)):  # each item is a uint8 tensor (3, H, W)
-            yield Picture(f"{name} image {i}", images[i].numpy(), lossy=False)
+            yield DecodedImage(f"{name} image {i}", images[i].numpy(), lossy=False)
 
     return Reader(len(images), pictures)

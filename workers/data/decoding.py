@@ -21,7 +21,7 @@ from taugrid.errors import DamagedFile, UserError
 from taugrid.hashing import digest_of_shape, spaced_json_sha256
 from taugrid.registry.datasets import Shape
 from taugrid.storage import read_sealed, replacing, write_sealed
-from taugrid.workers.data.picture import Picture, Reader, SourceError
+from taugrid.workers.data.picture import DecodedImage, Reader, SourceError
 from taugrid.workers.heartbeat import alive
 
 CACHE_FORMAT = 1
@@ -44,7 +44,7 @@ class Decoded(NamedTuple):
     """`workers.data.load.fingerprint` of them."""
 
 
-def decoded(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
+def load_or_decode(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
     """The images of `encoded` in the shape that `data` asks for, at most `data.limit` of them, mapped to memory.
 
     If they are not in `cache` yet, one process decodes them to a file there and the others wait for it.
@@ -56,30 +56,30 @@ def decoded(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
     try:
         path = cache / f"{data.name}-{_key(data, encoded)}.npy"
         with locked(path.with_suffix(".lock")):
-            found = _open(path)
-            if found is None:
+            images = _open(path)
+            if images is None:
                 _require_room(cache, (count, *data.image_shape))
                 print(f"decoding {count} images of {data.full_name}, once, to {path}", file=sys.stderr)
                 _write(path, fitted(encoded.reader, data.image_shape, count), (count, *data.image_shape))
-                found = _open(path)
+                images = _open(path)
     except (SourceError, DamagedFile) as error:
         raise UserError(f"data: {error}") from None
     except OSError as error:
         place = Path(error.filename or cache)
         in_cache = place.is_relative_to(cache)
-        way = "set XDG_CACHE_HOME to keep decoded images in another place" if in_cache else "get it again, or remove it"
-        raise UserError(f"data: {place} can't be used ({error.strerror or error}); {way}") from None
-    assert found is not None, "it was written under the lock"
-    return found
+        remedy = "set XDG_CACHE_HOME to another folder for decoded images" if in_cache else "get it again, or remove it"
+        raise UserError(f"data: {place} can't be used ({error.strerror or error}); {remedy}") from None
+    assert images is not None, "it was written under the lock"
+    return images
 
 
-def fitted(reader: Reader, shape: Shape, count: int) -> Iterator[Picture]:
+def fitted(reader: Reader, shape: Shape, count: int) -> Iterator[DecodedImage]:
     """The first `count` images, decoded and fitted; if they are large, by threads that work ahead."""
-    wanted = reader._replace(items=lambda first: islice(reader.items(first), count))
-    return wanted.pictures(then=lambda picture: fit(picture, shape))
+    limited = reader._replace(items=lambda first: islice(reader.items(first), count))
+    return limited.images(transform=lambda image: fit(image, shape))
 
 
-def fit(picture: Picture, shape: Shape) -> Picture:
+def fit(picture: DecodedImage, shape: Shape) -> DecodedImage:
     """`picture` as an image of `shape`, (channels, height, width), unchanged if it has that shape.
 
     As in the DDIM authors' code for LSUN, this is torchvision's `Resize` and `CenterCrop` of a Pillow image: it is
@@ -94,9 +94,9 @@ def fit(picture: Picture, shape: Shape) -> Picture:
     if len(pixels) > channels:
         raise SourceError(f"{picture.name} is RGB, but data.shape has 1 channel: set 3, or convert the images to grey")
     if pixels.shape[1] < height or pixels.shape[2] < width:
-        found = f"{pixels.shape[1]}x{pixels.shape[2]}"
+        size = f"{pixels.shape[1]}x{pixels.shape[2]}"
         raise SourceError(
-            f"{picture.name} is {found}, smaller than data.shape ({height}x{width}), and images are never enlarged: "
+            f"{picture.name} is {size}, smaller than data.shape ({height}x{width}), and images are never enlarged: "
             "set a smaller shape, or remove the image"
         )
     if pixels.shape[1:] != (height, width):
@@ -118,7 +118,7 @@ def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for. On a file system without locks nobody waits and all do the work."""
+    """Hold a lock that other processes wait for. On a file system without locks they repeat the work instead."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, fallback_to_soft=False)
     with suppress(OSError, NotImplementedError):
@@ -142,7 +142,7 @@ def _key(data: Data, encoded: EncodedDataset) -> str:
 
 
 def _open(path: Path) -> Decoded | None:
-    """What `_write` wrote, or None if it is missing or cut short."""
+    """The images that `_write` wrote; None if they are missing or cut short."""
     record = read_sealed(path.with_suffix(".json"))
     if record is None:
         return None
@@ -153,8 +153,8 @@ def _open(path: Path) -> Decoded | None:
     return Decoded(images, record["fingerprint"])
 
 
-def _write(path: Path, pictures: Iterable[Picture], shape: tuple[int, int, int, int]) -> None:
-    """Write an .npy of images and, next to it, their fingerprint. It is not mapped, so that a full disk is an error."""
+def _write(path: Path, pictures: Iterable[DecodedImage], shape: tuple[int, int, int, int]) -> None:
+    """Write an .npy of images and, next to it, their fingerprint. Not through a map: a full disk must be an error."""
     digest, count = digest_of_shape(shape), 0
     with replacing(path) as temporary, temporary.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -166,7 +166,7 @@ def _write(path: Path, pictures: Iterable[Picture], shape: tuple[int, int, int, 
             file.write(pixels)
             count += 1
     if count != shape[0]:
-        raise DamagedFile(f"{path.stem} has {count} images, not {shape[0]} as was said")
+        raise DamagedFile(f"{path.stem} has {count} images, but its reader promised {shape[0]}")
     write_sealed(path.with_suffix(".json"), {"fingerprint": digest.hexdigest()})
 
 
@@ -175,5 +175,5 @@ def _require_room(cache: Path, shape: tuple[int, int, int, int]) -> None:
     if needed > free:
         raise UserError(
             f"data: {shape[0]} decoded images take {needed / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB left: "
-            "set data.limit, a smaller data.shape, or XDG_CACHE_HOME for another place"
+            "set data.limit, a smaller data.shape, or XDG_CACHE_HOME to a folder on a larger disk"
         )

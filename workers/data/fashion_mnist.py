@@ -32,8 +32,8 @@ IDX_UINT8_3D = 0x00000803
 def read(data: Data) -> NDArray[np.uint8]:
     """The images of Fashion-MNIST, (N, 28, 28) uint8, from IDX files, gzipped or not.
 
-    They are looked for in `root` and in its FashionMNIST/raw, where torchvision puts them. Without a root, the folder
-    of Debian's package is searched too.
+    They are read from `root`, from its FashionMNIST/raw, where torchvision puts them, or, if `data.root` is not set,
+    from the folder of Debian's package.
 
     Raises:
         UserError: if a file is missing or damaged, saying how to get it.
@@ -53,18 +53,18 @@ def _find(data: Data, split: str) -> Path:
     root, name = root_of(data), FILES[split]
     folders = [root, root / "FashionMNIST" / "raw", *([DEBIAN_FOLDER] if data.root is None else [])]
     candidates = [folder / f"{name}{ending}" for folder in folders for ending in (".gz", "")]
-    found = next(filter(Path.is_file, candidates), None)
-    if found is None and data.download:
+    path = next(filter(Path.is_file, candidates), None)
+    if path is None and data.download:
         download("FashionMNIST", root)
-        found = next(filter(Path.is_file, candidates), None)
-    if found is None:
+        path = next(filter(Path.is_file, candidates), None)
+    if path is None:
         raise MissingImages(
             f"Fashion-MNIST is missing (no {name}.gz or {name} in {', '.join(map(str, folders))})",
             "the folder with its IDX files",
             "data.download: true",
             "install Debian's package dataset-fashion-mnist",
         )
-    return found
+    return path
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:

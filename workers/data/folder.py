@@ -10,7 +10,7 @@ from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.registry.datasets import DATASETS
 from taugrid.workers.data.decoding import EncodedDataset
-from taugrid.workers.data.picture import EncodedImage, Picture, Reader, decode
+from taugrid.workers.data.picture import DecodedImage, EncodedImage, Reader, decode_image
 from taugrid.workers.data.places import root_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
@@ -24,9 +24,9 @@ class _Layout(NamedTuple):
     keys: str
     """Other keys that it requires."""
     patterns: tuple[str, ...]
-    """Of a file's path."""
+    """Patterns of the path of a file by which the layout is recognised."""
     depth: int
-    """How many folders above such a file `root` is; 0: it is the folder that was given."""
+    """How many folders `root` is above that file; 0: `root` is the folder that was given."""
 
 
 OTHER_LAYOUTS = (
@@ -35,7 +35,7 @@ OTHER_LAYOUTS = (
     _Layout("LSUN's database", "lsun", "category: bedroom", ("data.mdb", "*_lmdb/data.mdb"), 2),
     _Layout("Parquet files", "parquet", "shape: [CHANNELS, HEIGHT, WIDTH]", ("*.parquet",), 0),
 )
-"""What people have who take `folder` for the name of any folder."""
+"""Folders that users give to `folder` by mistake, although a different data set reads them."""
 
 
 def read(data: Data) -> EncodedDataset:
@@ -59,7 +59,7 @@ def read(data: Data) -> EncodedDataset:
 
 
 def _other_data(root: Path, split: str) -> str | None:
-    """What a folder holds if it is the files of another data set, and how `data` names that; else None."""
+    """A message with the section `data` to write, if a folder holds the files of a different data set; else None."""
     for layout in OTHER_LAYOUTS:
         for path in below(root, layout.patterns)[:1]:
             place = path.parents[layout.depth - 1] if layout.depth else root
@@ -78,12 +78,12 @@ def reader(folder: Path) -> Reader:
     return Reader(len(paths), lambda first: paths[first:], _decode_listed, warnings)
 
 
-def decode_file(path: Path) -> Picture:
-    """The image in a PNG or JPEG file; raises as `decode`, and OSError."""
-    return decode(EncodedImage(str(path), path.read_bytes()))
+def decode_file(path: Path) -> DecodedImage:
+    """The image in a PNG or JPEG file; raises as `decode_image`, and OSError."""
+    return decode_image(EncodedImage(str(path), path.read_bytes()))
 
 
-def _decode_listed(path: str) -> Picture:
+def _decode_listed(path: str) -> DecodedImage:
     try:
         return decode_file(Path(path))
     except OSError as error:
@@ -109,14 +109,14 @@ def below(root: Path, patterns: Sequence[str]) -> list[Path]:
 
     Linked folders are not entered, and names that begin with a dot are skipped.
     """
-    found = []
+    paths = []
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             relative = (Path(parent) / name).relative_to(root).as_posix()
             if not name.startswith(".") and fits(relative, patterns):
-                found.append(relative)
-    return [root / relative for relative in sorted(found)]
+                paths.append(relative)
+    return [root / relative for relative in sorted(paths)]
 
 
 def fits(relative: str, patterns: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from taugrid.config import Data
 from taugrid.errors import OtherContent, UserError
 from taugrid.hashing import digest_of_shape
 from taugrid.words import this_node
-from taugrid.workers.data.decoding import Decoded, EncodedDataset, decoded
+from taugrid.workers.data.decoding import Decoded, EncodedDataset, load_or_decode
 from taugrid.workers.data.places import decoded_folder, default_root
 
 FINGERPRINT_ROWS = 1024
@@ -37,11 +37,11 @@ def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
     Raises:
         OtherContent: if they are missing or damaged on this node, or differ.
     """
-    found = _load_here(data)
+    loaded = _load_here(data)
     # Decoded images are a file of this node: what counts is what is in it now.
-    actual = fingerprint(found.images) if isinstance(found.images, np.memmap) else found.fingerprint
+    actual = fingerprint(loaded.images) if isinstance(loaded.images, np.memmap) else loaded.fingerprint
     _require_drivers(data, actual, sha256)
-    return found.images
+    return loaded.images
 
 
 def load_known_rows(data: Data, start: int, stop: int, sha256: str) -> NDArray[np.uint8]:
@@ -52,30 +52,30 @@ def load_known_rows(data: Data, start: int, stop: int, sha256: str) -> NDArray[n
 
 
 def _load_here(data: Data) -> Decoded:
-    """As `_load`, on a worker: the driver has loaded the same images, so the node is at fault if something is wrong."""
+    """`_load` on a worker. The driver has loaded the same images, so an error is the node's fault: `OtherContent`."""
     try:
         return _load(data)
     except UserError as error:
         raise OtherContent(f"node {this_node()}: {error}") from error
 
 
-def _require_drivers(data: Data, found: str, expected: str) -> None:
-    if found != expected:
+def _require_drivers(data: Data, actual: str, expected: str) -> None:
+    if actual != expected:
         raise OtherContent(
             f"data: node {this_node()} has different images of {data.full_name} in {_place(data)} (SHA-256 "
-            f"{found[:8]}) from the driver's ({expected[:8]}): copy the driver's images there"
+            f"{actual[:8]}) from the driver's ({expected[:8]}): copy the driver's images there"
         )
 
 
 def content_fingerprint(data: Data) -> str:
-    """The `fingerprint` of `load_images`, and as it raises. It is kept with the images that were decoded before."""
+    """The `fingerprint` of `load_images`; raises as it does. For images in the decoded cache it is read from there."""
     return _load(data).fingerprint
 
 
 def require_files(data: Data) -> None:
-    """Raise `UserError` if the files of a data set are missing, as far as that is known without decoding an image.
+    """Raise `UserError` if files of a data set are missing, as far as can be checked without decoding an image.
 
-    Nothing is downloaded: a data set with `data.download`, or that ships with taugrid, is not looked for.
+    Nothing is downloaded: a data set with `data.download`, or that ships with taugrid, is not checked.
     """
     if "root" in data.dataset.keys and not data.download:
         resolve_name(data.dataset.reader)(data)
@@ -83,12 +83,12 @@ def require_files(data: Data) -> None:
 
 @lru_cache(maxsize=4)
 def _load(data: Data) -> Decoded:
-    found = resolve_name(data.dataset.reader)(data)
-    if isinstance(found, EncodedDataset):
-        _require_published_size(data, found.reader.num_images, str(found.files[0]))
-        return decoded(data, found, decoded_folder())
-    _require_published_size(data, len(found), _place(data))
-    images = found.reshape(-1, *data.image_shape)[: data.limit]
+    dataset = resolve_name(data.dataset.reader)(data)
+    if isinstance(dataset, EncodedDataset):
+        _require_published_size(data, dataset.reader.num_images, str(dataset.files[0]))
+        return load_or_decode(data, dataset, decoded_folder())
+    _require_published_size(data, len(dataset), _place(data))
+    images = dataset.reshape(-1, *data.image_shape)[: data.limit]
     images.flags.writeable = False
     return Decoded(images, fingerprint(images))
 

@@ -12,7 +12,7 @@ from PIL import Image
 from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError, joined_lines
 from taugrid.workers.data.decoding import EncodedDataset
-from taugrid.workers.data.picture import EncodedImage, Picture, Reader
+from taugrid.workers.data.picture import DecodedImage, EncodedImage, Reader
 from taugrid.workers.data.places import MissingImages, root_of
 
 
@@ -60,10 +60,10 @@ def _lmdb_values(folder: Path) -> Iterator[EncodedImage]:
         raise DamagedFile(f"{folder} can't be read: {error}") from None
 
 
-def _decode(image: EncodedImage) -> Picture:
+def _decode(image: EncodedImage) -> DecodedImage:
     try:
         with Image.open(io.BytesIO(image.data), formats=("WEBP", "JPEG", "PNG")) as picture:
             pixels = np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DamagedFile(f"{image.name} can't be decoded: {joined_lines(error)}") from None
-    return Picture(image.name, pixels.transpose(2, 0, 1), lossy=True)
+    return DecodedImage(image.name, pixels.transpose(2, 0, 1), lossy=True)

@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 
 from taugrid.errors import DamagedFile, joined_lines
-from taugrid.workers.data.picture import IMAGES_AT_ONCE, Picture, Reader, SourceError
+from taugrid.workers.data.picture import IMAGES_AT_ONCE, DecodedImage, Reader, SourceError
 
 NPZ_IMAGES = "arr_0"
 """The name that numpy.savez gives to its first array. guided-diffusion writes its samples under it."""
@@ -81,18 +81,18 @@ def _npy_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
     return shape
 
 
-def _pictures(path: Path, count: int, shape: tuple[int, ...], first: int) -> Iterator[Picture]:
+def _pictures(path: Path, count: int, shape: tuple[int, ...], first: int) -> Iterator[DecodedImage]:
     size = int(np.prod(shape))
     with _damage(path), zipfile.ZipFile(path) as archive, archive.open(f"{NPZ_IMAGES}.npy") as file:
         _npy_shape(path, file)
         file.seek(first * size, os.SEEK_CUR)
         for start in range(first, count, IMAGES_AT_ONCE):
-            wanted = min(IMAGES_AT_ONCE, count - start) * size
-            data = file.read(wanted)
-            if len(data) < wanted:
+            size_in_bytes = min(IMAGES_AT_ONCE, count - start) * size
+            data = file.read(size_in_bytes)
+            if len(data) < size_in_bytes:
                 raise DamagedFile(f"{path}: {NPZ_IMAGES} ends before image {start + len(data) // size} of {count}")
             images = np.frombuffer(data, np.uint8).reshape(-1, *shape)
             for offset, image in enumerate(images):
-                yield Picture(f"{path} image {start + offset}", image.transpose(2, 0, 1), lossy=False)
+                yield DecodedImage(f"{path} image {start + offset}", image.transpose(2, 0, 1), lossy=False)
         if file.read(1):  # the array's checksum is only checked at its end
             raise DamagedFile(f"{path}: {NPZ_IMAGES} has more data after its {count} images")

@@ -21,7 +21,7 @@ from taugrid.errors import DamagedFile, NotHere, UserError, joined_lines
 from taugrid.workers import hub
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.folder import below, files, fits
-from taugrid.workers.data.picture import IMAGES_AT_ONCE, EncodedImage, Reader, SourceError, decode
+from taugrid.workers.data.picture import IMAGES_AT_ONCE, EncodedImage, Reader, SourceError, decode_image
 from taugrid.workers.data.places import root_of
 
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*")
@@ -59,7 +59,7 @@ def read(data: Data) -> EncodedDataset:
     def rows(first: int) -> Iterator[EncodedImage]:
         return islice(chain.from_iterable(one.items(0) for one in readers), first, None)
 
-    return EncodedDataset(root, paths, Reader(sum(one.num_images for one in readers), rows, decode))
+    return EncodedDataset(root, paths, Reader(sum(one.num_images for one in readers), rows, decode_image))
 
 
 def _require_all_shards(paths: Sequence[Path]) -> None:
@@ -68,8 +68,8 @@ def _require_all_shards(paths: Sequence[Path]) -> None:
         if match := SHARD_NAME.fullmatch(path.name):
             key = path.parent, match["split"], int(match["count"])
             numbers.setdefault(key, set()).add(int(match["number"]))
-    for (folder, split, count), found in numbers.items():
-        missing = sorted(set(range(count)) - found)
+    for (folder, split, count), present in numbers.items():
+        missing = sorted(set(range(count)) - present)
         if missing:
             raise UserError(
                 f"data: {folder} has {count - len(missing)} of the {count} files {split}-*-of-{count:05d}; number "
@@ -137,7 +137,7 @@ def reader(path: Path) -> Reader:
     count = sum(table.rows for table in tables)
     if not count:
         raise SourceError(f"{path} holds no rows")
-    return Reader(count, partial(_rows, tables), decode, warnings)
+    return Reader(count, partial(_rows, tables), decode_image, warnings)
 
 
 def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
@@ -159,8 +159,8 @@ def _table(path: str) -> Table:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
-            ours = b"taugrid" in (schema.metadata or {}) and "index" in schema.names
-            index = file.read(columns=["index"]).column("index").to_numpy() if ours and rows else None
+            is_taugrids = b"taugrid" in (schema.metadata or {}) and "index" in schema.names
+            index = file.read(columns=["index"]).column("index").to_numpy() if is_taugrids and rows else None
     except (pa.ArrowException, OSError) as error:
         raise DamagedFile(f"{path} can't be read: {joined_lines(error)}") from None
     ends = None if index is None else (int(index[0]), int(index[-1]))

@@ -1,4 +1,4 @@
-"""Pictures, encoded and decoded, and what every reader of images returns. Imports no torch."""
+"""Images, encoded and decoded, and the `Reader` that every source of images returns. Imports no torch."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -9,30 +9,32 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from taugrid.errors import DamagedFile, joined_lines
-from taugrid.threads import decoded, unchanged
+from taugrid.threads import as_is, decode_each
 
 IMAGES_AT_ONCE = 32
 """Images that are read at once: few, so that the first batch is ready soon."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_DEPTH_AT = 24
-"""Where a PNG's header says how many bits a channel has."""
+PNG_DEPTH_OFFSET = 24
+"""The byte of a PNG's header that holds the bits of a channel."""
 
 
 class SourceError(ValueError):
-    """Images that are intact but can't be used. The message is one line with the file and the way out."""
+    """Images that are intact but can't be used. The message is one line with the file and what to do."""
 
 
-class Picture(NamedTuple):
-    """One decoded image, (C, H, W), and where it comes from."""
+class DecodedImage(NamedTuple):
+    """The pixels of an image, and the file or row that it comes from."""
 
     name: str
     pixels: NDArray[np.uint8]
+    """(C, H, W)."""
     lossy: bool
+    """Whether it was stored with loss, as JPEG is."""
 
 
 class EncodedImage(NamedTuple):
-    """One image as it is stored, and where it comes from."""
+    """The stored bytes of an image, and the file or row that they come from."""
 
     name: str
     data: bytes
@@ -44,18 +46,20 @@ class Reader(NamedTuple):
 
     num_images: int
     items: Callable[[int], Iterable[Any]]
-    """Takes the number of the first image, and returns the argument of `decode` for it and each that follows."""
-    decode: Callable[[Any], Picture] = unchanged
-    """Decodes one image; large ones in threads."""
+    """Called with a number n; returns the items of image n and all that follow, to be decoded."""
+    decode_item: Callable[[Any], DecodedImage] = as_is
+    """Called with an item; returns its image. Large images are decoded in threads."""
     warnings: tuple[str, ...] = ()
     """Warnings that need no image to be read."""
 
-    def pictures(self, first: int = 0, then: Callable[[Picture], Picture] = unchanged) -> Iterator[Picture]:
-        """`then` of each image from number `first` on, in order."""
-        return decoded(self.decode, self.items(first), lambda picture: picture.pixels.nbytes, then)
+    def images(
+        self, first: int = 0, transform: Callable[[DecodedImage], DecodedImage] = as_is
+    ) -> Iterator[DecodedImage]:
+        """`transform` of each image from number `first` on, in order."""
+        return decode_each(self.decode_item, self.items(first), lambda image: image.pixels.nbytes, transform)
 
 
-def decode(image: EncodedImage) -> Picture:
+def decode_image(image: EncodedImage) -> DecodedImage:
     """The image in the bytes of a PNG or JPEG file.
 
     Raises:
@@ -66,8 +70,8 @@ def decode(image: EncodedImage) -> Picture:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
             mode, lossy = picture.mode, picture.format != "PNG"
-            # Pillow silently takes the upper 8 bits of 16-bit RGB.
-            if data.startswith(PNG_SIGNATURE) and data[PNG_DEPTH_AT] == 16:
+            # Pillow silently takes the upper 8 bits of 16-bit RGB, whose mode is "RGB". That of 16-bit grey is "I;16".
+            if data.startswith(PNG_SIGNATURE) and data[PNG_DEPTH_OFFSET] == 16:
                 mode = f"16-bit {mode.removesuffix(';16')}"
             pixels = np.asarray(picture) if mode in ("L", "RGB") else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -75,4 +79,4 @@ def decode(image: EncodedImage) -> Picture:
         raise DamagedFile(f"{name} can't be decoded: {reason}") from None
     if pixels is None:
         raise SourceError(f"{name} must be 8-bit grey (L) or RGB, not {mode} (Pillow's mode): convert it first")
-    return Picture(name, pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), lossy)
+    return DecodedImage(name, pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), lossy)

@@ -14,18 +14,18 @@ class MissingImages(UserError):
     """The images of a published data set are not there. Its text is for the section `data` of a config."""
 
     def __init__(self, fault: str, root: str, *others: str) -> None:
-        """Say `fault` (what is missing where), what `data.root` must be, and the other ways out, a phrase each."""
+        """Args: `fault`, what is missing where; `root`, what `data.root` must be; `others`, phrases of other fixes."""
         self.fault, self.root, self.others = fault, root, others
         super().__init__(f"data: {fault}: {', or '.join([f'set data.root to {root}', *others])}")
 
     def for_section(self, section: str) -> NotHere:
-        """The same for another section that names a data set, such as `evaluate.reference`."""
+        """The same error for a different section that names a data set, such as `evaluate.reference`."""
         text = str(self).replace("data.root", f"{section}.root").replace("data.download", f"{section}.download")
         return NotHere(f"{section}: {text.removeprefix('data: ')}")
 
 
 def default_root() -> Path:
-    """The folder where data sets are looked for, and downloaded to, unless `data.root` is set."""
+    """The folder of data sets, also for downloads, unless `data.root` is set."""
     return user_cache() / "datasets"
 
 

@@ -130,7 +130,7 @@ def predicted(output: "Tensor", x_t: "Tensor", at: "Tensor | float | Point", pre
     raise ValueError(f"unknown prediction {prediction!r}; known: epsilon, sample, v_prediction")
 
 
-def clipped(found: Prediction, x: "Tensor", at: Point, clip: str, clip_range: float = 1.0) -> Prediction:
+def clipped(prediction: Prediction, x: "Tensor", at: Point, clip: str, clip_range: float = 1.0) -> Prediction:
     """The prediction for x at a point, after clipping.
 
     `none` leaves it unchanged. `x0` clips the predicted x0 to [-clip_range, clip_range] and keeps eps, as diffusers
@@ -140,10 +140,10 @@ def clipped(found: Prediction, x: "Tensor", at: Point, clip: str, clip_range: fl
         ValueError: for an unknown `clip`.
     """
     if clip == "none":
-        return found
-    x0 = found.x0.clamp(-clip_range, clip_range)
+        return prediction
+    x0 = prediction.x0.clamp(-clip_range, clip_range)
     if clip == "x0":
-        return Prediction(x0, found.eps)
+        return Prediction(x0, prediction.eps)
     if clip == "x0_and_eps":
         return Prediction(x0, predict_eps(x, x0, at))
     raise ValueError(f"unknown clip {clip!r}; known: none, x0, x0_and_eps")

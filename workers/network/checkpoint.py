@@ -226,10 +226,10 @@ def _check_whole(path: Path, config: dict[str, Any]) -> None:
             "pull, if it is a Git LFS pointer)"
         ) from None
     for name, axis, key in (("conv_in.weight", 1, "in_channels"), ("conv_out.weight", 0, "out_channels")):
-        found = shapes[name][axis] if name in shapes else None
-        if found != config[key]:
-            said = f"none ({name} is missing)" if found is None else found
-            raise UserError(f"model.checkpoint: {path} has {key} {said}, but config.json has {config[key]}")
+        channels = shapes[name][axis] if name in shapes else None
+        if channels != config[key]:
+            shown = f"none ({name} is missing)" if channels is None else channels
+            raise UserError(f"model.checkpoint: {path} has {key} {shown}, but config.json has {config[key]}")
 
 
 def _json(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:

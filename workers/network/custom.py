@@ -27,7 +27,7 @@ def load(network: CustomNetwork, device: str, compiled: bool = False) -> Batched
     """The network that was described when the run was planned, for inference on `device`.
 
     Raises:
-        OtherContent: if this node has other source code or another file of weights, or the network other tensors.
+        OtherContent: if the source code, the file of weights or the network's tensors differ from the driver's.
         CustomCodeError: if the function does not return a network. Calling the network can raise it too, see `checked`.
     """
     name = network.callable
@@ -78,8 +78,9 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
     network = for_inference(made, name, "cpu")
     output = _try(network, name, x, t)
     source = source_of([name.partition(":")[0]])
-    known = identity_of_code(source, state, weights)
-    found = CustomNetwork(callable=name, weights=weights, image_shape=image_shape, summary=_summary(made), **known)
+    identity = identity_of_code(source, state, weights)
+    summary = _summary(made)
+    description = CustomNetwork(callable=name, weights=weights, image_shape=image_shape, summary=summary, **identity)
     del made, network  # two large networks may not fit into memory
     again = make(name, weights)
     same_tensors = tensors_sha256(tensors(again)) == state
@@ -87,10 +88,10 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
         same_output = _is_close(for_inference(again, name, "cpu")(x, t), output)
     if not (same_tensors and same_output):
         raise CustomCodeError(
-            f"{name} returned two different networks when it was called twice, so each worker would get another one: "
+            f"{name} returned two different networks when it was called twice, so workers would get different ones: "
             "have it load its weights, or call torch.manual_seed first"
         )
-    return found
+    return description
 
 
 @torch.no_grad()  # as the sampler does
@@ -116,8 +117,8 @@ def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor) -> Tensor:
                 "taugrid calls eval() only on an nn.Module that the function returns"
             )
         raise CustomCodeError(
-            f"the network of {name} predicts something different for an image alone than in a batch with an image at "
-            "another time: is batch norm in training mode, or one t used for all images?"
+            f"the network of {name} predicts something different for an image alone than in a batch with an image at a "
+            "different time: is batch norm in training mode, or one t used for all images?"
         )
     return output
 
@@ -155,11 +156,11 @@ def tensors(network: Any) -> dict[str, Any]:
     if inspect.isfunction(network) or inspect.ismethod(network):
         named = inspect.getclosurevars(network)
         reached |= {**named.nonlocals, **named.globals}
-    found: dict[str, Any] = {name: value for name, value in reached.items() if isinstance(value, Tensor)}
+    tensors_by_name: dict[str, Any] = {name: value for name, value in reached.items() if isinstance(value, Tensor)}
     for name, value in reached.items():
         if isinstance(value, nn.Module):
-            found |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
-    return found
+            tensors_by_name |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
+    return tensors_by_name
 
 
 def for_inference(made: Any, name: str, device: str, compiled: bool = False) -> BatchedDenoiser:
@@ -191,7 +192,7 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
     mistake. Under autocast (`sample.precision`), the type of autocast is what was asked for.
 
     Raises:
-        CustomCodeError: if it is not a tensor, or has another shape, dtype or device.
+        CustomCodeError: if it is not a tensor, or its shape, dtype or device is wrong.
     """
     if not isinstance(output, Tensor):
         hint = (

@@ -26,10 +26,10 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
     arguments = {"name": name, "weights": path and str(path), "image_shape": image_shape, "timesteps": timesteps}
     trial = "be loaded and to predict a few images on a CPU"
     try:
-        found = ask("taugrid.workers.network.custom:describe", arguments, f"model.callable: {name}", trial)
+        fields = ask("taugrid.workers.network.custom:describe", arguments, f"model.callable: {name}", trial)
     except CustomCodeError as error:
         raise UserError(str(error)) from None
-    return restored(found, image_shape)
+    return restored(fields, image_shape)
 
 
 def restored(fields: Mapping[str, Any], image_shape: tuple[int, int, int]) -> CustomNetwork:

@@ -104,14 +104,16 @@ def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
     if betas is None:
         return validate(Diffusion, {"timesteps": 1000} | _given(values | by_name), where)
     listed = validate(Diffusion, _given(values) | {"trained_betas": betas}, where)
-    found = listed.model_copy(update={"timesteps": listed.timesteps or len(betas)})
-    if found.timesteps != len(betas):
-        raise UserError(f"{where}: num_train_timesteps is {found.timesteps}, but there are {len(betas)} trained_betas")
+    resolved = listed.model_copy(update={"timesteps": listed.timesteps or len(betas)})
+    if resolved.timesteps != len(betas):
+        raise UserError(
+            f"{where}: num_train_timesteps is {resolved.timesteps}, but there are {len(betas)} trained_betas"
+        )
     beside = validate(Diffusion, _given(by_name), where)
     if (named := _named_schedule(betas, beside)) is None:
-        return found
+        return resolved
     by_name = beside.model_dump(include=set(by_name)) | {"schedule": named}
-    return found.model_copy(update=by_name | {"trained_betas": None})
+    return resolved.model_copy(update=by_name | {"trained_betas": None})
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -123,8 +125,8 @@ def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
     if beside.beta_start is None or beside.beta_end is None:
         return None
     for name in schedule.SCHEDULES:
-        ours = schedule.betas(name, len(betas), beside.beta_start, beside.beta_end)
-        if np.array_equal(ours, betas):
+        named = schedule.betas(name, len(betas), beside.beta_start, beside.beta_end)
+        if np.array_equal(named, betas):
             return name
     return None
 

@@ -105,10 +105,10 @@ def _config(file: Path, sha256: str, storage: Storage) -> bytes:
     """The bytes of a config.json that says what the driver read; OtherContent if it does not."""
     try:
         data = storage.read(file)
-        found = config_sha256(json.loads(data))
+        actual = config_sha256(json.loads(data))
     except (FileNotFoundError, ValueError, AttributeError):  # missing, no JSON, or no object
-        found = "no config"
-    require_same(file, found, sha256)
+        actual = "no config"
+    require_same(file, actual, sha256)
     return data
 
 
@@ -119,7 +119,7 @@ def _from_folder(private: Path, folder: Path) -> UNet2DModel:
     if is_pickled:
         _require_tensors(private / file.name, file)
     try:
-        unet, found = UNet2DModel.from_pretrained(
+        unet, info = UNet2DModel.from_pretrained(
             private,
             torch_dtype=torch.float32,
             use_safetensors=not is_pickled,
@@ -130,8 +130,8 @@ def _from_folder(private: Path, folder: Path) -> UNet2DModel:
         )
     except ValueError as error:
         raise WrongWeights(f"{folder}/config.json is not a UNet2DModel's: {joined_lines(error)}") from error
-    shapes = [f"{name} {list(theirs)}, not {list(ours)}" for name, theirs, ours in found["mismatched_keys"]]
-    wrong = {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "of another shape": shapes}
+    shapes = [f"{name} {list(theirs)}, not {list(ours)}" for name, theirs, ours in info["mismatched_keys"]]
+    wrong = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": shapes}
     faults = [f"{fault}: {listed(sorted(names), MOST_NAMED)}" for fault, names in wrong.items() if names]
     if faults:
         raise WrongWeights(f"{file} does not fit the config.json next to it ({'; '.join(faults)})")

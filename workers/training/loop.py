@@ -157,8 +157,8 @@ def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, r
         if world_size > 1:
             distributed.all_reduce(loss)
         record = Record(state.step, loss.item(), rate, gradient_norm.item(), world_size, state.seconds)
-        if (found := not_finite(record, state if due or last else None)) is not None:
-            raise Hopeless(_diverged(spec, found, checkpointed))
+        if (fault := not_finite(record, state if due or last else None)) is not None:
+            raise Hopeless(_diverged(spec, fault, checkpointed))
         if logged and log is not None:
             log.write(record)
         if due:
@@ -181,8 +181,8 @@ def _step(
     share = loss_of(_output(settings, network, batch), batch).sum() / settings.batch_size
     state.optimizer.zero_grad()
     torch.autograd.backward(share * world_size)  # DDP averages over ranks, but the shares must be summed
-    most = math.inf if settings.gradient_clip is None else settings.gradient_clip
-    gradient_norm = torch.nn.utils.clip_grad_norm_(state.unet.parameters(), most)
+    max_norm = math.inf if settings.gradient_clip is None else settings.gradient_clip
+    gradient_norm = torch.nn.utils.clip_grad_norm_(state.unet.parameters(), max_norm)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
