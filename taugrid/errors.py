@@ -90,6 +90,10 @@ class NotFinite(ValueError):
     """A network returned NaN or infinity. The same job gives the same again, so its cell fails without retries."""
 
 
+class SamplerFault(ValueError):
+    """A sampler did not do what it promised. The same job gives the same again, so its cell fails without retries."""
+
+
 class Stopped(Exception):
     """Raised in a job that must end now, with what it can keep, because the driver ends."""
 

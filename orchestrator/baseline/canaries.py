@@ -1,4 +1,4 @@
-"""The canaries of a comparison: whether today's code still samples and scores as the baseline's did.
+"""The canaries of a comparison: they check that today's code still samples and scores as the baseline's did.
 
 New weights change every image and every score, so a broken sampler could hide behind them. The canary of the sampler is
 the baseline's own network, sampled with today's code: its first batch must have the baseline's pixels. The canary of
@@ -14,9 +14,9 @@ from taugrid.orchestrator.baseline.snapshot import Setup, Snapshot, SnapshotCell
 from taugrid.orchestrator.work.scorer import changes
 from taugrid.words import counted
 
-BEYOND = 2.0
-"""Images of another device or software may be up to this many times as far from the baseline's as those of the accepted
-night with the same pair were."""
+MAX_DISTANCE_RATIO = 2.0
+"""On a different device or software, images may differ from the baseline's by up to this many times the distance that
+was accepted for the same pair of setups."""
 
 CheckResult = Literal["clean", "changed", "unknown"]
 
@@ -25,9 +25,9 @@ class Check(NamedTuple):
     result: CheckResult
     reason: str = ""
     distance: float | None = None
-    """Grey levels between today's images and the baseline's, on average; of other software or devices only."""
+    """The mean difference between today's images and the baseline's in grey levels; None on the same setup."""
     pair: str | None = None
-    """The name of the two setups that this distance is of."""
+    """The key of the two setups (`pair_key`) that `distance` is between."""
 
 
 UNCHECKED = Check("unknown", "it was not checked")
@@ -38,17 +38,17 @@ class Sampled(NamedTuple):
 
     digests: Digests
     images: ImageBatch | None
-    """The first of them."""
+    """The first images of the batch."""
     setup: Setup
 
 
 def batch_of(cell: SnapshotCell) -> int:
-    """The number of images of its canary: one batch, so that the network sees batches of the shape that it saw."""
+    """The number of images of a cell's canary: one batch, so that batches have the shape that the baseline's had."""
     return min(int(cell.settings["batch_size"]), cell.num_samples)
 
 
 def sampled_again(cell: SnapshotCell) -> Sampled | None:
-    """A cell's own first batch, where it has the baseline's weights; None if its images are gone."""
+    """The first batch of a cell that has the baseline's weights; None if its images are gone."""
     digests = cell.find_digests()
     return None if digests is None else Sampled(digests[: batch_of(cell)], cell.find_first(), cell.first_setup)
 
@@ -64,18 +64,18 @@ def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
         return Check("clean")
     first = old.find_first()
     apart = None if first is None or again.images is None else grey_levels_apart(again.images, first)
-    how_far = "" if apart is None else f", by {apart:.2g} grey levels on average"
-    told = f"{differing} of the first {counted(count, 'image')} of the baseline's network differ{how_far}"
-    other = again.setup.differences(old.first_setup)
-    if not other:
-        return Check("changed", f"{told}, on the same device and software")
+    by = "" if apart is None else f", by {apart:.2g} grey levels on average"
+    message = f"{differing} of the first {counted(count, 'image')} of the baseline's network differ{by}"
+    setup_differences = again.setup.differences(old.first_setup)
+    if not setup_differences:
+        return Check("changed", f"{message}, on the same device and software")
     pair = pair_key(again.setup, old.first_setup)
-    known = old.distances.get(pair)
-    if known is None or apart is None:
-        return Check("unknown", f"other software or device ({', '.join(other)})", apart, pair)
-    if apart > BEYOND * known:
-        return Check("changed", f"{told}; {known:.2g} were accepted for this software and device", apart, pair)
-    return Check("clean", f"{told}, no more than was accepted for this software and device", apart, pair)
+    accepted = old.distances.get(pair)
+    if accepted is None or apart is None:
+        return Check("unknown", f"other software or device ({', '.join(setup_differences)})", apart, pair)
+    if apart > MAX_DISTANCE_RATIO * accepted:
+        return Check("changed", f"{message}; {accepted:.2g} were accepted for this software and device", apart, pair)
+    return Check("clean", f"{message}, no more than was accepted for this software and device", apart, pair)
 
 
 def check_scorer(new: Snapshot, baseline: Snapshot) -> Check:
@@ -89,19 +89,19 @@ def check_scorer(new: Snapshot, baseline: Snapshot) -> Check:
         return Check("unknown", "the canaries of the scorer are of other references or extractors")
     if before.mixed:
         return Check("unknown", f"the baseline's scorer changed between its sessions: {'; '.join(before.mixed)}")
-    found = [*(f"between sessions, {how}" for how in now.mixed), *changes(now, before)]
-    return Check("changed", "; ".join(found)) if found else Check("clean")
+    differences = [*(f"between sessions, {difference}" for difference in now.mixed), *changes(now, before)]
+    return Check("changed", "; ".join(differences)) if differences else Check("clean")
 
 
 def worst_check(checks: Iterable[Check]) -> Check:
     """The worst of the checks of all cells; clean if there are none."""
     order: tuple[CheckResult, ...] = ("changed", "unknown", "clean")
-    found = min(checks, key=lambda check: order.index(check.result), default=Check("clean"))
-    return found._replace(distance=None, pair=None)
+    worst = min(checks, key=lambda check: order.index(check.result), default=Check("clean"))
+    return worst._replace(distance=None, pair=None)
 
 
 def place_of(cell: SnapshotCell, **other: object) -> str:
-    """A key that tells sampled cells apart, by network and settings, with `other` settings in place of some."""
+    """The key of a sampled cell, from its network and its settings, some of which `other` replaces."""
     return place(cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **other})
 
 

@@ -1,14 +1,17 @@
-"""The result of a comparison with a baseline, and how a command ends with it."""
+"""The result of comparing a run with a baseline, and the exit code that follows.
+
+A *second look* samples both networks of a cell once more: with a fresh seed (`fresh`), or with a fresh seed and more
+samples (`grown`). Its numbers then replace those of the usual seeds.
+"""
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from taugrid.errors import Exit
-from taugrid.eval.gate.power import DetectionPower
+from taugrid.eval.gate.power import POWER, DetectionPower
 from taugrid.eval.gate.rule import ALPHA, MARGIN
 from taugrid.eval.gate.verdict import Verdict, exit_of
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, worst_check
@@ -19,8 +22,8 @@ Situation = Literal["same weights and setup", "same weights, other setup", "new 
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One cell beside the baseline's. Numbers are None where there is no standard error, or nothing to judge."""
+class CellComparison:
+    """One cell compared with the baseline's. Numbers are None where there is no standard error, or nothing to judge."""
 
     cell: str
     name: str
@@ -31,64 +34,93 @@ class Compared:
     """None: the cell can't be scored."""
     baseline_fid: float
     difference: float | None
+    """The judged FID minus the baseline's, positive for a regression."""
     margin: float
+    """The FID regression that is accepted."""
     se: float | None = None
+    """The paired standard error of `difference`."""
     t: float | None = None
+    """The test statistic T = (difference - margin) / se."""
     upper: float | None = None
-    """The upper end of the interval of the difference."""
+    """The upper end of the confidence interval of `difference`."""
     detectable: float | None = None
-    """The smallest change that would have been called worse with a probability of 80 %."""
+    """The smallest FID regression that the test calls worse with probability `POWER`."""
     reach: DetectionPower | None = None
-    """From which `detectable` is computed."""
+    """The detection power that `detectable` is computed from."""
     num_samples: int = 0
     judged_fids: tuple[float, float] | None = None
-    """The new FID and the baseline's with the seeds of a second look, whose difference is `difference`."""
+    """The new FID and the baseline's in a second look, whose difference is `difference`. None: there was none."""
     seeds: str = "usual"
-    """Which samples the difference is of: `usual`, or those of a second look, `fresh` or `grown`."""
+    """The samples that were judged: `usual`, or those of a second look, `fresh` or `grown`."""
     pixels: PixelDistance | None = None
-    """Where the weights are the same."""
+    """The difference between the images of both sides, if their weights are the same."""
     note: str = ""
     others: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     """Metrics without a standard error: the new value, and the baseline's."""
     label: str = ""
-    """Its settings, as the history has them (`labels`)."""
-    sampler: Check = UNCHECKED
+    """The cell's settings, as the history shows them (`labels`)."""
+    sampler_check: Check = UNCHECKED
     """Whether the baseline's network still makes the baseline's images."""
-    missing: str = ""
-    """What the comparison lacks that can still be computed; empty: nothing."""
+    missing_inputs: str = ""
+    """The files that the comparison needs and that can still be computed, as a message; empty: it has all."""
 
     @property
     def is_judged(self) -> bool:
-        """Whether the rule judges it, or has."""
-        return self.result in (Verdict.UNDECIDED, Verdict.WORSE, Verdict.NOT_WORSE) and not self.missing
+        """Whether its verdict is the statistical test's, or will be."""
+        return self.result in (Verdict.UNDECIDED, Verdict.WORSE, Verdict.NOT_WORSE) and not self.missing_inputs
+
+    def as_dict(self) -> dict[str, Any]:
+        pixels = self.pixels and self.pixels._asdict()
+        return _renamed(asdict(self)) | {"pixels": pixels, "sampler": self.sampler_check._asdict()}
+
+
+JSON_KEYS = {
+    "sampler_check": "sampler",
+    "missing_inputs": "missing",
+    "environment_differences": "marks",
+    "regression": "loss",
+}
+"""The JSON keys of fields that have other names here. The keys can't change: users' scripts read them."""
+
+
+def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {JSON_KEYS.get(name, name): value for name, value in fields.items()}
 
 
 class GateSettings(NamedTuple):
     margin: float = MARGIN
     """As a share of the baseline's FID."""
     alpha: float = ALPHA
-    """Of the whole night."""
+    """The probability of a false alarm in a whole night."""
     allow_missing: bool = False
     """Cells of the baseline may be missing."""
     sharpness: float | None = None
-    """The loss, as a share of the baseline's FID, that must be seen in half of the cells."""
+    """The FID regression, as a share of the baseline's FID, that must be detectable in half of the cells."""
 
 
-DEFAULTS = GateSettings()
+DEFAULT_GATE = GateSettings()
 
 
 class Sharpness(NamedTuple):
-    """The smallest loss that would be called worse in 4 of 5 nights, as a share of the baseline's FID."""
+    """The smallest FID regression, as a share of the baseline's FID, that is detected with probability `POWER`.
 
-    loss: float
-    """In half of the judged cells."""
+    Smaller regressions may go undetected.
+    """
+
+    regression: float
+    """The median over the judged cells."""
     cells: int
-    """How many cells were judged."""
+    """The number of judged cells."""
 
     @property
-    def in_words(self) -> str:
-        where = f" (the median of {self.cells:,} cells)" if self.cells > 1 else ""
-        return f"would miss losses below {100 * self.loss:.2g} %{where}"
+    def message(self) -> str:
+        median = f" (the median of {self.cells:,} cells)" if self.cells > 1 else ""
+        share = f"{100 * self.regression:.2g} %"
+        return f"detects regressions of {share} with {100 * POWER:g} % probability{median}"
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Sharpness":
+        return cls(value["loss"], value["cells"])
 
 
 @dataclass(frozen=True)
@@ -96,86 +128,88 @@ class BaselineComparison:
     directory: str
     baseline: str
     result: Verdict
-    """The worst of its cells'."""
-    cells: tuple[Compared, ...]
+    """The worst verdict of the cells."""
+    cells: tuple[CellComparison, ...]
     only_new: tuple[str, ...]
     only_baseline: tuple[str, ...]
-    marks: tuple[str, ...]
-    """Versions and devices that differ."""
+    environment_differences: tuple[str, ...]
+    """Versions and devices that differ between the two sides."""
     notes: tuple[str, ...]
     alpha: float
     margin: float
     """As a share of the baseline's FID."""
     critical: float | None
-    """The value that T had to exceed in the last look; None if no cell was judged."""
+    """The value that T had to exceed in the last test; None if no cell was judged."""
     rule: str
-    """In words, with the value of each look."""
+    """The decision rule that was applied, with the critical value of each test."""
     usual_critical: float | None = None
-    """The value that T had to exceed with the usual seeds."""
+    """The value that T had to exceed in the test of the usual seeds."""
     unmatched: Mapping[str, str] = field(default_factory=dict)
-    """Name -> label of the cells that only one side has, as far as they are scored."""
-    scorer: Check = UNCHECKED
-    gate: GateSettings = DEFAULTS
+    """Name -> label of the scored cells that only one side has."""
+    scorer_check: Check = UNCHECKED
+    """Whether today's scorer gives the same scores as the baseline's."""
+    gate: GateSettings = DEFAULT_GATE
 
     @property
-    def sampler(self) -> Check:
-        return worst_check(cell.sampler for cell in self.cells)
+    def sampler_check(self) -> Check:
+        return worst_check(cell.sampler_check for cell in self.cells)
 
     @property
     def sharpness(self) -> Sharpness | None:
-        """The smallest loss that it would have seen; None if the rule judged no cell."""
-        judged = [(cell.detectable, cell.baseline_fid) for cell in self.cells if cell.is_judged]
-        losses = [found / base for found, base in judged if found is not None]
-        return Sharpness(float(np.median(losses)), len(losses)) if losses else None
+        """None if the statistical test judged no cell."""
+        shares = [
+            cell.detectable / cell.baseline_fid for cell in self.cells if cell.is_judged and cell.detectable is not None
+        ]
+        return Sharpness(float(statistics.median(shares)), len(shares)) if shares else None
 
     @property
-    def compared(self) -> tuple[int, int]:
-        """How many cells of the baseline were compared, and how many it has."""
+    def coverage(self) -> tuple[int, int]:
+        """The number of the baseline's cells that were compared, and the number of all of them."""
         return len(self.cells), len(self.cells) + len(self.only_baseline)
 
     @property
-    def missing(self) -> dict[str, str]:
-        """Name -> what its comparison lacks that can still be computed."""
-        return {cell.name: cell.missing for cell in self.cells if cell.missing}
+    def missing_inputs(self) -> dict[str, str]:
+        """Cell name -> the files that its comparison needs and that can still be computed."""
+        return {cell.name: cell.missing_inputs for cell in self.cells if cell.missing_inputs}
 
     @property
     def not_judged(self) -> list[str]:
-        """Why this is no verdict on everything that was asked for, in sentences."""
-        unjudged = sum(cell.result is Verdict.NOT_JUDGED and not cell.missing for cell in self.cells)
-        said = [f"{counted(unjudged, 'cell')} can't be judged"] if unjudged else []
+        """Reasons why the verdict is incomplete."""
+        unjudged = sum(cell.result is Verdict.NOT_JUDGED and not cell.missing_inputs for cell in self.cells)
+        reasons = [f"{counted(unjudged, 'cell')} can't be judged"] if unjudged else []
         if self.only_baseline and not self.gate.allow_missing:
-            said.append("cells of the baseline are missing (--allow-missing permits it)")
-        wanted, sharp = self.gate.sharpness, self.sharpness
-        if wanted is not None and sharp is not None and sharp.loss > wanted:
-            n = self._samples_needed(wanted)
-            way_out = "no N sees that, within the margin" if n is None else f"N = {n:,} would do"
-            said.append(f"--sharpness {wanted:g}: it {sharp.in_words}; {way_out}")
-        return said
+            reasons.append("cells of the baseline are missing (--allow-missing permits it)")
+        required, sharpness = self.gate.sharpness, self.sharpness
+        if required is not None and sharpness is not None and sharpness.regression > required:
+            n = self._samples_needed(required)
+            fix = "no N detects that, within the margin" if n is None else f"N = {n:,} would do"
+            reasons.append(f"--sharpness {required:g}: it {sharpness.message}; {fix}")
+        return reasons
 
-    def _samples_needed(self, loss: float) -> int | None:
-        """The N at which half of the judged cells would see a loss, a share of FID; None: no N would do."""
-        judged = [(cell.reach, cell.num_samples, loss * cell.baseline_fid) for cell in self.cells if cell.is_judged]
-        needed = [reach.samples_needed(n, fid) or math.inf for reach, n, fid in judged if reach is not None]
-        found = sorted(needed)[(len(needed) - 1) // 2] if needed else math.inf
-        return None if math.isinf(found) else int(found)
+    def _samples_needed(self, regression: float) -> int | None:
+        """The N at which `sharpness` would be `regression`, a share of FID; None: no N would do."""
+        needed = [
+            cell.reach.samples_needed(cell.num_samples, regression * cell.baseline_fid) or math.inf
+            for cell in self.cells
+            if cell.is_judged and cell.reach is not None
+        ]
+        # The upper median: of an even number of cells, both in the middle must detect it, for their mean to be enough.
+        n = statistics.median_high(needed) if needed else math.inf
+        return None if math.isinf(n) else int(n)
 
     @property
     def exit(self) -> Exit:
-        return exit_of(self.result, self.missing, self.not_judged)
+        return exit_of(self.result, self.missing_inputs, self.not_judged)
 
     def as_dict(self) -> dict[str, Any]:
-        sharp, plain = self.sharpness, asdict(self)
-        del plain["scorer"]  # it is among the checks
-        return plain | {
-            "cells": [_compared_dict(cell) for cell in self.cells],
-            "compared": list(self.compared),
-            "checks": {"sampler": self.sampler._asdict(), "scorer": self.scorer._asdict()},
-            "sharpness": None if sharp is None else sharp._asdict(),
+        fields = _renamed(asdict(self))
+        del fields["scorer_check"]  # it is among the checks
+        return fields | {
+            "cells": [cell.as_dict() for cell in self.cells],
+            "compared": list(self.coverage),
+            "checks": {"sampler": self.sampler_check._asdict(), "scorer": self.scorer_check._asdict()},
+            "sharpness": None if self.sharpness is None else _renamed(self.sharpness._asdict()),
             "not_judged": self.not_judged,
-            "missing": self.missing,
+            "missing": self.missing_inputs,
             "gate": self.gate._asdict(),
         }
-
-
-def _compared_dict(cell: Compared) -> dict[str, Any]:
-    return asdict(cell) | {"pixels": cell.pixels and cell.pixels._asdict(), "sampler": cell.sampler._asdict()}

@@ -1,8 +1,8 @@
-"""A run against a baseline: the situation of each cell, and the verdict on all of them.
+"""Compares a run with a baseline: the situation of each cell, and the verdict on all of them.
 
-Three situations are told apart. *Same weights and setup*: every image must be the same, pixel by pixel. *Same weights,
+There are three situations. *Same weights and setup*: every image must be the same, pixel by pixel. *Same weights,
 other software or device*: images may be off by a little, and the FID's paired difference is judged. *New weights*: the
-paired difference is judged, and the sampler and the scorer are checked apart from it (`canaries`).
+paired difference is judged, and the sampler and the scorer are checked separately (`canaries`).
 """
 
 import math
@@ -18,7 +18,13 @@ from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.entries import ROUNDING
 from taugrid.orchestrator.baseline.canaries import Check, Sampled, check_sampler, check_scorer, sampled_again
-from taugrid.orchestrator.baseline.compared import DEFAULTS, BaselineComparison, Compared, GateSettings, Situation
+from taugrid.orchestrator.baseline.compared import (
+    DEFAULT_GATE,
+    BaselineComparison,
+    CellComparison,
+    GateSettings,
+    Situation,
+)
 from taugrid.orchestrator.baseline.matching import changed_versions, labels, matched
 from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
@@ -38,7 +44,7 @@ NO_MARGIN = (
 )
 
 Canaries = Callable[[SnapshotCell], Sampled | Check]
-"""The first batch of a cell of the baseline, sampled with today's code, or why there is none."""
+"""Called with a cell of the baseline: its first batch, sampled with today's code, or why there is none."""
 
 
 def not_sampled(cell: SnapshotCell) -> Check:
@@ -47,19 +53,19 @@ def not_sampled(cell: SnapshotCell) -> Check:
 
 
 def compare_snapshots(
-    new: Snapshot, baseline: Snapshot, gate: GateSettings = DEFAULTS, canaries: Canaries = not_sampled
+    new: Snapshot, baseline: Snapshot, gate: GateSettings = DEFAULT_GATE, canaries: Canaries = not_sampled
 ) -> BaselineComparison:
-    """Judge the cells of `new` that `baseline` has too by the one-stage rule, and check sampler and scorer.
+    """Judge the cells that both sides have by one test of the usual seeds, and check sampler and scorer.
 
-    `canaries` are called for cells with new weights. Raises `UserError` as `matched` does.
+    `canaries` is called for cells with new weights. Raises `UserError` as `matched` does.
     """
     pairs, only_new, only_baseline = matched(new, baseline)
     scorer = check_scorer(new, baseline)
     label_of = labels(new.cells)
-    looked = [replace(_look(*pair, gate.margin), label=label_of[pair[0].cell]) for pair in pairs]
-    judged = [pair for pair, found in zip(pairs, looked, strict=True) if found.is_judged]
+    cells = [replace(_compare_cell(*pair, gate.margin), label=label_of[pair[0].cell]) for pair in pairs]
+    judged = [pair for pair, cell in zip(pairs, cells, strict=True) if cell.is_judged]
     judgement = judge([change_of(*pair, gate.margin) for pair in judged], gate.alpha)
-    cells = with_judgement(looked, judgement)
+    cells = with_judgement(cells, judgement)
     cells = [_checked(cell, *pair, scorer, canaries) for cell, pair in zip(cells, pairs, strict=True)]
     if scorer.result == "unknown" and all(_scores_agree(*pair) for pair in pairs):
         scorer = Check("clean")
@@ -72,14 +78,17 @@ def compare_snapshots(
         only_new=tuple(only_new),
         only_baseline=tuple(only_baseline),
         unmatched=_labels_by_name(baseline.cells, only_baseline) | _labels_by_name(new.cells, only_new),
-        marks=(*dict.fromkeys(mark for pair in pairs for mark in _marks(*pair)), *changed_versions(pairs)),
+        environment_differences=(
+            *dict.fromkeys(difference for pair in pairs for difference in _environment_differences(*pair)),
+            *changed_versions(pairs),
+        ),
         notes=(NO_MARGIN,) if gate.margin == 0 else (),
         alpha=gate.alpha,
         margin=gate.margin,
         critical=critical,
         usual_critical=critical,
         rule=_rule(judgement, gate.alpha),
-        scorer=scorer,
+        scorer_check=scorer,
         gate=gate,
     )
 
@@ -91,7 +100,7 @@ def _labels_by_name(cells: Sequence[SnapshotCell], names: Collection[str]) -> di
 
 def _rule(judgement: NightJudgement, alpha: float) -> str:
     if not judgement.cells:
-        return f"one stage at alpha = {alpha:g}: no cell is left to judge"
+        return f"one stage at alpha = {alpha:g}: there is no cell to judge"
     judged = counted(len(judgement.cells), "cell")
     return f"one stage: the usual seeds at alpha = {alpha:g} over {judged} ({threshold(judgement.critical)})"
 
@@ -101,7 +110,7 @@ def threshold(critical: float) -> str:
 
 
 def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:
-    """The rule's view of a pair that has influences on both sides."""
+    """The change of a pair with influences on both sides, as the statistical test needs it."""
     assert new.influence is not None
     assert old.influence is not None
     trainings = [Scored(float(old.metrics["fid"]), old.influence), *old.trainings]
@@ -109,43 +118,47 @@ def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:
     return Change.between(new.name, tonight, trainings, margin * old.fid, new.block)
 
 
-def with_judgement(cells: Sequence[Compared], judgement: NightJudgement, seeds: str = "usual") -> list[Compared]:
+def with_judgement(
+    cells: Sequence[CellComparison], judgement: NightJudgement, seeds: str = "usual"
+) -> list[CellComparison]:
     """The cells with the verdicts of `judgement`, by name; the others stay as they are."""
-    by_name = {found.name: found for found in judgement.cells}
-    return [_judged(cell, by_name[cell.name], seeds) if cell.name in by_name else cell for cell in cells]
+    judged = {cell.name: cell for cell in judgement.cells}
+    return [_with_judgement(cell, judged[cell.name], seeds) if cell.name in judged else cell for cell in cells]
 
 
-def _judged(cell: Compared, found: CellJudgement, seeds: str) -> Compared:
+def _with_judgement(cell: CellComparison, judged: CellJudgement, seeds: str) -> CellComparison:
     return replace(
         cell,
-        difference=found.difference,
-        se=found.se,
-        t=found.t,
-        upper=found.upper,
-        detectable=found.detectable,
-        reach=found.reach,
+        difference=judged.difference,
+        se=judged.se,
+        t=judged.t,
+        upper=judged.upper,
+        detectable=judged.detectable,
+        reach=judged.reach,
         seeds=seeds,
-        result=found.verdict,
+        result=judged.verdict,
     )
 
 
-def _checked(cell: Compared, new: SnapshotCell, old: SnapshotCell, scorer: Check, canaries: Canaries) -> Compared:
+def _checked(
+    cell: CellComparison, new: SnapshotCell, old: SnapshotCell, scorer: Check, canaries: Canaries
+) -> CellComparison:
     """The cell with its check of the sampler, and with the verdict that follows from both checks."""
     again = canaries(old) if cell.situation == "new weights" else sampled_again(new)
     check = again if isinstance(again, Check) else check_sampler(old, again)
     if cell.result is Verdict.CHANGED_PIXELS:
-        return replace(cell, sampler=Check("changed", "its images changed"))
-    found, note = {cell.result}, [cell.note]
+        return replace(cell, sampler_check=Check("changed", "its images changed"))
+    verdicts, notes = {cell.result}, [cell.note]
     if check.result == "changed":
-        found.add(Verdict.CHANGED_SAMPLER)
-        note.append(check.reason)
+        verdicts.add(Verdict.CHANGED_SAMPLER)
+        notes.append(check.reason)
     if scorer.result == "changed":
-        found.add(Verdict.CHANGED_SCORER)
-    return replace(cell, sampler=check, result=worst(found), note="; ".join(filter(None, note)))
+        verdicts.add(Verdict.CHANGED_SCORER)
+    return replace(cell, sampler_check=check, result=worst(verdicts), note="; ".join(filter(None, notes)))
 
 
-def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
-    """A pair before the rule has judged it: cells that it will judge are undecided."""
+def _compare_cell(new: SnapshotCell, old: SnapshotCell, margin: float) -> CellComparison:
+    """Compare a pair before the statistical test: the cells that it will judge are undecided."""
     if "fid" not in old.metrics or ("fid" not in new.metrics and new.failed is None):
         raise UserError(f"{new.name} has no FID on both sides; evaluate.metrics must name fid")
     situation, base = _situation(new, old), old.fid
@@ -153,8 +166,8 @@ def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
     result, note = _before_judgement(new, old, situation, pixels)
     fid = None if new.failed else float(new.metrics["fid"])
     sides = (("this run", new), ("the baseline", old))
-    gone = [f"{whose} lacks images that it was scored on" for whose, side in sides if side.lacks_images]
-    return Compared(
+    gone = [f"{name} lacks images that it was scored on" for name, side in sides if side.lacks_images]
+    return CellComparison(
         cell=new.cell,
         name=new.name,
         baseline_cell=old.cell,
@@ -169,7 +182,7 @@ def _look(new: SnapshotCell, old: SnapshotCell, margin: float) -> Compared:
         note="; ".join(filter(None, [note, *gone])),
         num_samples=new.num_samples,
         others=other_metrics(new.metrics, old.metrics),
-        missing=_lacking(new, old) if result is Verdict.NOT_JUDGED else "",
+        missing_inputs=_missing_influences(new, old) if result is Verdict.NOT_JUDGED else "",
     )
 
 
@@ -180,42 +193,42 @@ def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
     return "same weights and setup" if same else "same weights, other setup"
 
 
-def _marks(new: SnapshotCell, old: SnapshotCell) -> list[str]:
+def _environment_differences(new: SnapshotCell, old: SnapshotCell) -> list[str]:
     if new.failed is not None and not new.setup.versions:
         return []  # it has no images
-    marks = [f"sampled with {text}" for text in new.setup.differences(old.setup)]
+    differences = [f"sampled with {difference}" for difference in new.setup.differences(old.setup)]
     if new.network.is_same(old.network) and new.network.source_sha256 != old.network.source_sha256:
-        marks.append("the custom network's code differs")
-    return marks
+        differences.append("the custom network's code differs")
+    return differences
 
 
 def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
-    mine, theirs = new.find_digests(), old.find_digests()
-    if mine is None or theirs is None or len(mine) != len(theirs):
+    after, before = new.find_digests(), old.find_digests()
+    if after is None or before is None or len(after) != len(before):
         return None
-    differing = np.flatnonzero(mine != theirs)
+    differing = np.flatnonzero(after != before)
     images = (new.find_images(), old.find_images()) if len(differing) else (None, None)
-    return distance(differing, len(mine), *images)
+    return distance(differing, len(after), *images)
 
 
-def _lacking(new: SnapshotCell, old: SnapshotCell) -> str:
-    """Whose influences are missing or damaged, so that the cell can't be judged until they are made again."""
-    sides = [whose for whose, side in (("its", new), ("the baseline's", old)) if side.lacks_influence]
+def _missing_influences(new: SnapshotCell, old: SnapshotCell) -> str:
+    """A message that names the sides whose influences must be computed again; empty if there are none."""
+    sides = [name for name, side in (("its", new), ("the baseline's", old)) if side.lacks_influence]
     return f"{' and '.join(sides)} influences are missing or damaged; `taugrid evaluate` computes them" if sides else ""
 
 
 def _before_judgement(
     new: SnapshotCell, old: SnapshotCell, situation: Situation, pixels: PixelDistance | None
 ) -> tuple[Verdict, str]:
-    """The verdict before the rule, and a note on it."""
+    """The verdict before the statistical test, and a note on it."""
     if new.failed is not None:
         return Verdict.COLLAPSED, new.failed
     if pixels is not None and pixels.differing == 0:
         return _same_samples(new, old, "")
     if situation == "same weights and setup" and pixels is not None:
         return Verdict.CHANGED_PIXELS, "same weights, software, device and threads, but other images"
-    if new.influence is None and old.influence is not None and (how := _collapse(new, old)) is not None:
-        return Verdict.COLLAPSED, how
+    if new.influence is None and old.influence is not None and (reason := _collapse(new, old)) is not None:
+        return Verdict.COLLAPSED, reason
     for side in (new, old):
         if side.influence is None:
             return Verdict.NOT_JUDGED, side.reason or "no influences are known"
@@ -228,36 +241,36 @@ def _before_judgement(
         return _same_samples(new, old, "both have the same features")
     shares = _distinct(new.influence), _distinct(old.influence)
     if shares[0] < REPEATS * shares[1]:
-        return Verdict.COLLAPSED, f"images repeat; {_told(*shares)}"
+        return Verdict.COLLAPSED, f"images repeat; {_distinct_images(*shares)}"
     unknown = situation != "new weights" and pixels is None
     return Verdict.UNDECIDED, "the images could not be compared: those of one side are gone" if unknown else ""
 
 
 def _same_samples(new: SnapshotCell, old: SnapshotCell, note: str) -> tuple[Verdict, str]:
     """The verdict on the same samples, which must have the same scores."""
-    if other := _other_scores(new, old):
-        told = (f"{name} {old.metrics[name]:.6g} -> {new.metrics[name]:.6g}" for name in other)
-        return Verdict.CHANGED_SCORER, f"the same images have other scores: {', '.join(told)}"
+    if metrics := _differing_metrics(new, old):
+        changes = (f"{name} {old.metrics[name]:.6g} -> {new.metrics[name]:.6g}" for name in metrics)
+        return Verdict.CHANGED_SCORER, f"the same images have other scores: {', '.join(changes)}"
     return Verdict.IDENTICAL, note
 
 
 def _scores_agree(new: SnapshotCell, old: SnapshotCell) -> bool:
     """Whether the same pixels have the same scores, which checks the scorer as well as a canary does."""
-    mine, theirs = new.find_digests(), old.find_digests()
-    same = mine is not None and theirs is not None and np.array_equal(mine, theirs)
-    return same and not _other_scores(new, old)
+    after, before = new.find_digests(), old.find_digests()
+    same = after is not None and before is not None and np.array_equal(after, before)
+    return same and not _differing_metrics(new, old)
 
 
-def _other_scores(new: SnapshotCell, old: SnapshotCell) -> list[str]:
-    """The metrics, of the same images, that differ by more than rounding."""
+def _differing_metrics(new: SnapshotCell, old: SnapshotCell) -> list[str]:
+    """The names of the metrics whose values for the same images differ by more than rounding."""
     allowed = tolerance(new.scored_with, old.scored_with)
-    alike = all(new.protocol.get(key) == old.protocol.get(key) for key in METRIC_SETTINGS)
-    names = new.metrics.keys() & old.metrics.keys() if alike else {"fid"}
+    same_settings = all(new.protocol.get(key) == old.protocol.get(key) for key in METRIC_SETTINGS)
+    names = new.metrics.keys() & old.metrics.keys() if same_settings else {"fid"}
     return sorted(name for name in names if differs(new.metrics[name], old.metrics[name], allowed))
 
 
 def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
-    """How the images vary less than the baseline's, if that is why FID has no standard error any more.
+    """The way in which the images vary less than the baseline's, if that is why FID has no standard error; else None.
 
     Both have the same N. So either no feature varies any more, or more do than before, which is no collapse unless
     images repeat.
@@ -265,18 +278,18 @@ def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
     if new.lacks_influence:
         return None
     digests = (side.find_digests() for side in (new, old))
-    shares = [None if found is None else len(np.unique(found)) / len(found) for found in digests]
+    shares = [None if hashes is None else len(np.unique(hashes)) / len(hashes) for hashes in digests]
     repeats = shares[0] is not None and shares[1] is not None and shares[0] < shares[1]
     if new.reason != NOTHING_VARIES and not repeats:
         return None
-    return f"{new.reason}; {_told(*shares)}"
+    return f"{new.reason}; {_distinct_images(*shares)}"
 
 
-def _told(share: float | None, before: float | None) -> str:
-    told = "unknown" if share is None else f"{100 * share:.3g} %"
-    return f"distinct images: {told}" + ("" if before is None else f" (the baseline: {100 * before:.3g} %)")
+def _distinct_images(share: float | None, before: float | None) -> str:
+    percent = "unknown" if share is None else f"{100 * share:.3g} %"
+    return f"distinct images: {percent}" + ("" if before is None else f" (the baseline: {100 * before:.3g} %)")
 
 
 def _distinct(influence: Array) -> float:
-    """The share of samples whose influence, to a millionth of its spread, no earlier sample has: images that differ."""
+    """The share of distinct images, by their influences, which are compared to a millionth of their spread."""
     return len(np.unique(np.round(influence / influence.std(), 6))) / len(influence)

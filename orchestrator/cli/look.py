@@ -1,4 +1,4 @@
-"""Commands that look and start nothing: plan, status, verify, export, compare of runs, config of configs."""
+"""Read-only commands: plan, status, verify, export, compare and config."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def plan(
 ) -> None:
     """Show what a run would do, what is done, and what is missing. Starts and downloads nothing.
 
-    With --baseline, what a night would refuse is refused.
+    With --baseline, fail wherever a night would refuse to begin.
     """
     from taugrid.orchestrator.cli.text import plan_text
     from taugrid.orchestrator.opened import open_to_plan
@@ -56,15 +56,15 @@ def plan(
         described["night"] = price(described, run.plan, history)
         texts.append(lambda shown: price_text(shown["night"]))
     if baseline is not None:
-        from taugrid.orchestrator.nightly.before import compared, compared_text
+        from taugrid.orchestrator.nightly.before import coverage_text, expected_coverage
 
-        described["baseline"] = compared(run, baseline)
+        described["baseline"] = expected_coverage(run, baseline)
         if count := len(described["baseline"]["only_baseline"]):
-            lacking = f"{counted(count, 'cell')} of the baseline"
+            cells = f"{counted(count, 'cell')} of the baseline"
             described["remarks"].append(
-                f"{lacking} would be missing: a night ends with 5 unless --allow-missing is given"
+                f"{cells} would be missing: a night exits with 5 unless --allow-missing is given"
             )
-        texts.append(lambda shown: compared_text(shown["baseline"]))
+        texts.append(lambda shown: coverage_text(shown["baseline"]))
     print_value(described, as_json, lambda shown: "\n".join(text(shown) for text in texts))
     if strict and (remarks := described["remarks"]):
         click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
@@ -76,7 +76,7 @@ def plan(
 @click.option("--watch", "watches", is_flag=True, help="Keep showing progress while a driver is running.")
 @json_option
 def status(directory: str, watches: bool, as_json: bool) -> None:
-    """Show how far a run is, from its directory alone: DIR, or the one that CONFIG's runs have without --out.
+    """Show the progress of a run, from its directory alone: DIR, or the one that CONFIG's runs have without --out.
 
     Of a history of nights, show a line for each night: id, time, verdict, cells, checkpoint.
 
@@ -121,7 +121,7 @@ def verify(directory: str, as_json: bool) -> None:
     from taugrid.orchestrator.view.verify import verify as verify_files
 
     run = open_existing(directory)
-    run.rundir.downloads = False  # to look at a run fetches nothing
+    run.rundir.downloads = False  # verification downloads nothing
     total = sum(cell.settings.num_samples for cell in run.plan.cells)
     with Progress() as progress:
         progress.begin("verifying", total, "images")
@@ -173,9 +173,9 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
 
         click.echo(f"{export_reference(run, Path(target))} in {target}")
         return
-    found = find_cell(run.plan, cell)
-    count = export_images(found, run.rundir, Path(target))
-    click.echo(f"{counted(count, 'image')} of {found.label} in {target}")
+    selected = find_cell(run.plan, cell)
+    count = export_images(selected, run.rundir, Path(target))
+    click.echo(f"{counted(count, 'image')} of {selected.label} in {target}")
 
 
 @click.command(cls=Command)
@@ -185,17 +185,17 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
 @click.option(
     "--margin",
     type=Finite(0),
-    help="Baseline: the loss that is accepted, as a share of its FID.  [default: 0.02]",
+    help="Baseline: the accepted regression, as a share of its FID.  [default: 0.02]",
 )
 @click.option(
     "--alpha",
     type=Finite(0, 0.5, min_open=True),
-    help="Baseline: the share of nights without a loss that may be called worse.  [default: 0.01]",
+    help="Baseline: the share of nights without a regression that may be called worse.  [default: 0.01]",
 )
 @click.option("--allow-missing", is_flag=True, help="Baseline: cells of it may be missing in DIR.")
-@click.option("--sharpness", type=SHARE, help="Baseline: the loss / FID that must be seen in half of the cells.")
+@click.option("--sharpness", type=SHARE, help="Baseline: the regression / FID that half of the cells must detect.")
 @json_option
-def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, **judged: Any) -> None:
+def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, **gate: Any) -> None:
     """Compare a run with a baseline, or two cells of a run.
 
     BASELINE is a run directory, or a file of `taugrid baseline accept`. Cells are matched by their settings. Exits with
@@ -206,7 +206,7 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
     settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the first
     characters are enough if they fit no other.
     """
-    requested = {key: value for key, value in judged.items() if value is not None and value is not False}
+    requested = {key: value for key, value in gate.items() if value is not None and value is not False}
     _require_runs(directory, *others[: len(others) == 1])  # a cell may have the name of a folder
     if len(others) == 1:
         from taugrid.orchestrator.cli.nightly import compare_with_baseline
@@ -251,7 +251,7 @@ def _compared_text(row: dict[str, Any]) -> str:
 
 @click.group(cls=Group)
 def config() -> None:
-    """Look at a config."""
+    """Show or check a config."""
 
 
 @config.command()

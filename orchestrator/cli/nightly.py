@@ -29,17 +29,19 @@ from taugrid.words import with_urls
 @click.option("--baseline", metavar="FILE", help="A baseline file or run.  [default: HISTORY/baseline.json, if there]")
 @click.option("--id", "night", metavar="NAME", help="The night's name.  [default: an unfinished night's, or the date]")
 @click.option("--keep-images", type=click.IntRange(0), metavar="N", help="Remove the images of all but N nights.")
-@click.option("--margin", type=Finite(0), default=0.02, show_default=True, help="Accepted loss / FID.")
+@click.option("--margin", type=Finite(0), default=0.02, show_default=True, help="Accepted regression / FID.")
 @click.option(
     "--alpha",
     type=Finite(0, 0.5, min_open=True),
     default=0.01,
     show_default=True,
-    help="The share of nights without a loss that may be called worse.",
+    help="The share of nights without a regression that may be called worse.",
 )
 @click.option("--grow-to", type=click.IntRange(1), metavar="N", help="Sample undecided cells again, with N images.")
 @click.option("--allow-missing", is_flag=True, help="Cells of the baseline may be missing tonight.")
-@click.option("--sharpness", type=SHARE, help="The loss / FID that must be seen in half of the cells, or exit with 5.")
+@click.option(
+    "--sharpness", type=SHARE, help="The regression / FID that half of the cells must detect, or exit with 5."
+)
 @cluster_options
 @trust_option
 def nightly(**given: Any) -> None:
@@ -56,17 +58,17 @@ def nightly(**given: Any) -> None:
     from taugrid.orchestrator.progress import Progress
 
     names = ("history", "baseline", "night", "keep_images", "grow_to", *GateSettings._fields)
-    own = {name: given.pop(name) for name in names}
+    values = {name: given.pop(name) for name in names}
     requested = RunOptions(**given)
-    gate = GateSettings(**{name: own.pop(name) for name in GateSettings._fields})
+    gate = GateSettings(**{name: values.pop(name) for name in GateSettings._fields})
     request = NightRequest(
         config=requested.config,
         assignments=requested.overrides,
-        terms=Terms(gate, own.pop("grow_to")),
+        terms=Terms(gate, values.pop("grow_to")),
         address=requested.address,
         break_lock=requested.break_lock,
         trust_code=requested.trust_code,
-        **own,
+        **values,
     )
     with Progress() as progress:
         outcome = run_night(request, progress)
@@ -78,7 +80,7 @@ def nightly(**given: Any) -> None:
 
 
 def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str, Any], as_json: bool) -> None:
-    """Print the comparison of a run with a baseline, and exit as it says; `requested` has fields of `GateSettings`."""
+    """Print the comparison of a run with a baseline, and exit with its code; `requested` holds `GateSettings`."""
     from taugrid.orchestrator.baseline.compared import GateSettings
     from taugrid.orchestrator.baseline.comparison import compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
@@ -90,10 +92,10 @@ def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str,
     run = open_existing(directory)
     new = require_scores(snapshot_of_opened(run))
     canaries = canaries_beside(run, new)
-    found = compare_snapshots(new, snapshot_of(baseline), GateSettings(**requested), canaries)
-    print_value(found.as_dict(), as_json, comparison_text)
-    if found.exit is not Exit.DONE:
-        sys.exit(found.exit)
+    comparison = compare_snapshots(new, snapshot_of(baseline), GateSettings(**requested), canaries)
+    print_value(comparison.as_dict(), as_json, comparison_text)
+    if comparison.exit is not Exit.DONE:
+        sys.exit(comparison.exit)
 
 
 @click.group(cls=Group)

@@ -1,4 +1,4 @@
-"""Before a night begins: its preconditions, its price, and the cells that it would compare."""
+"""Before a night begins: its preconditions, its cost, and the cells that it would compare."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from taugrid.errors import NotHere, UserError
+from taugrid.eval.gate.power import POWER
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.matching import labels, matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
-from taugrid.orchestrator.baseline.text import MOST_LISTED, unmatched
+from taugrid.orchestrator.baseline.text import MAX_LISTED, unmatched
 from taugrid.orchestrator.nightly.places import Night, open_history
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import foreseen, too_few_samples
@@ -21,38 +22,38 @@ from taugrid.words import counted, duration, quantity
 
 
 def check_standard_error(run: Run) -> None:
-    """Raise `UserError` if a cell's N gives FID no standard error: then nothing could be said about it, ever."""
+    """Raise `UserError` if a cell's N gives FID no standard error, without which no cell can be judged."""
     spec = run.rundir.extractor(run.config)
     if (problem := _standard_error_problem(run, spec.name, spec.dimensions)) is not None:
         raise UserError(problem)
 
 
 def expected_standard_error_problem(run: Run) -> str | None:
-    """Why a night would have nothing to judge by, as far as it is known without the extractor's weights."""
-    found = foreseen(run.config, run.rundir.extractor)
-    return _standard_error_problem(run, found.name, found.dimensions or 0)
+    """The reason why FID would have no standard error, as far as it is known without the extractor's weights."""
+    extractor = foreseen(run.config, run.rundir.extractor)
+    return _standard_error_problem(run, extractor.name, extractor.dimensions or 0)
 
 
 def _standard_error_problem(run: Run, extractor: str, dimensions: int) -> str | None:
     if "fid" not in run.config.evaluate.metrics:
         return "evaluate.metrics lacks fid, which is what a night is judged by; add it"
-    small, least = too_few_samples(run.plan, dimensions)
+    small, minimum = too_few_samples(run.plan, dimensions)
     if not small:
         return None
     return (
         f"sample.num_samples: {small[0]} gives FID no standard error with {extractor}, whose features have "
-        f"{dimensions} dimensions; a night needs at least {least}"
+        f"{dimensions} dimensions; a night needs at least {minimum}"
     )
 
 
 def check_growth(grow_to: int | None, run: Run) -> None:
-    least = min(cell.settings.num_samples for cell in run.plan.cells)
-    if grow_to is not None and grow_to <= least:
-        raise UserError(f"--grow-to {grow_to}: every cell has N = {least} or more already; give more than that")
+    smallest = min(cell.settings.num_samples for cell in run.plan.cells)
+    if grow_to is not None and grow_to <= smallest:
+        raise UserError(f"--grow-to {grow_to}: every cell has N = {smallest} or more already; give more than that")
 
 
 def check_same_night(run: Run, night: Night, verdict: Mapping[str, Any]) -> None:
-    """Raise `UserError` if a complete night lacks a cell, or has another N for it: its verdict is of another model."""
+    """Raise `UserError` if a complete night lacks a cell of the plan, or has a different N for it."""
     judged = {score["cell"]: score["settings"]["num_samples"] for score in verdict["scores"]}
     new = [cell.label for cell in run.plan.cells if cell.id not in judged]
     if new:
@@ -74,33 +75,36 @@ def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, A
     nights = open_history(history).complete_nights()
     rate = evaluations_per_second(read_events(RunDir(nights[-1].run, nights[-1].storage))) if nights else None
     evaluations = described["network_evaluations"]
-    canary = sum(min(cell.settings.batch_size, cell.settings.num_samples) * cell.evaluations for cell in plan.cells)
+    canary_evaluations = sum(
+        min(cell.settings.batch_size, cell.settings.num_samples) * cell.evaluations for cell in plan.cells
+    )
     seconds = None if rate is None else round(evaluations / rate, 1)
     return {
         "measured_in": nights[-1].id if nights else None,
         "worker_seconds": seconds,
-        "worker_seconds_of_the_canary_at_most": None if rate is None else round(canary / rate, 1),
-        "network_evaluations_of_the_canary_at_most": canary,
-        "smallest_loss_seen": expected_loss(nights, plan),
+        "worker_seconds_of_the_canary_at_most": None if rate is None else round(canary_evaluations / rate, 1),
+        "network_evaluations_of_the_canary_at_most": canary_evaluations,
+        "smallest_loss_seen": expected_sharpness(nights, plan),
         "worker_seconds_of_a_second_look_at_most": None if seconds is None else round(2 * seconds, 1),
         "bytes_at_most": described["bytes_at_most"],
         "bytes_of_a_second_look_at_most": 2 * described["bytes_at_most"],
     }
 
 
-def expected_loss(nights: Sequence[Night], plan: Plan) -> float | None:
-    """The smallest loss, as a share of FID, that a night of `plan` will see in half of its cells; None if unknown.
+def expected_sharpness(nights: Sequence[Night], plan: Plan) -> float | None:
+    """The smallest FID regression, as a share of FID, that half of the cells of a night of `plan` will detect.
 
-    It is that of the last night that judged any cell. What exceeds the margin shrinks with the root of N.
+    It is extrapolated from the last night that judged a cell: the part beyond the margin shrinks with the root of N.
+    None if there was no such night.
     """
     for night in reversed(nights):
         verdict = night.verdict or {}
-        compared = verdict.get("comparison") or {}
-        if (sharp := compared.get("sharpness")) is not None:
-            before = np.median([score["settings"]["num_samples"] for score in verdict["scores"]])
-            now = np.median([cell.settings.num_samples for cell in plan.cells])
-            margin = float(compared["margin"])
-            return float(margin + (sharp["loss"] - margin) * np.sqrt(before / now))
+        comparison = verdict.get("comparison") or {}
+        if (sharpness := comparison.get("sharpness")) is not None:
+            n_before = np.median([score["settings"]["num_samples"] for score in verdict["scores"]])
+            n_now = np.median([cell.settings.num_samples for cell in plan.cells])
+            margin = float(comparison["margin"])
+            return float(margin + (sharpness["loss"] - margin) * np.sqrt(n_before / n_now))
     return None
 
 
@@ -117,43 +121,51 @@ def price_text(night: Mapping[str, Any]) -> str:
         )
     canary = quantity(night["network_evaluations_of_the_canary_at_most"])
     lines = [f"a night: {cost}", f"canaries of new weights: at most {canary} network evaluations more"]
-    if (loss := night["smallest_loss_seen"]) is not None:
-        lines.append(f"judged by the last night, it would miss losses below {100 * loss:.2g} % in half of its cells")
+    if (regression := night["smallest_loss_seen"]) is not None:
+        lines.append(
+            f"judged by the last night, half of its cells detect regressions of {100 * regression:.2g} % "
+            f"with {100 * POWER:g} % probability"
+        )
     return "\n".join(lines)
 
 
-def compared(run: Run, file: str) -> dict[str, Any]:
-    """Which cells of a plan and of the baseline `file`, a file or a run, a night would compare, as plain data.
+def expected_coverage(run: Run, file: str) -> dict[str, Any]:
+    """The cells of the plan that a night would compare with the baseline `file`, a file or a run, as plain data.
 
-    It stays unknown while a checkpoint, the reference or an extractor's weights are missing: a plan downloads nothing.
-    Raises `UserError` if it is no baseline, or a night would refuse to begin.
+    Unknown while a checkpoint, the reference or the extractor's weights are missing: a plan downloads nothing.
+    Raises `UserError` if `file` is no baseline, or a night would refuse to begin.
     """
     if (problem := expected_standard_error_problem(run)) is not None:
         raise UserError(problem)
     baseline = snapshot_of(file)
-    found: dict[str, Any] = {"place": baseline.place, "cells": len(baseline.cells), "compared": None, "unknown": None}
-    found |= {"only_new": [], "only_baseline": []}
+    coverage: dict[str, Any] = {
+        "place": baseline.place,
+        "cells": len(baseline.cells),
+        "compared": None,
+        "unknown": None,
+    }
+    coverage |= {"only_new": [], "only_baseline": []}
     if run.plan.pending:
-        return found | {"unknown": "a model is not here yet"}
+        return coverage | {"unknown": "a model is not here yet"}
     try:
         new = planned_snapshot(run, downloads=False)
     except NotHere as error:
-        return found | {"unknown": str(error)}
+        return coverage | {"unknown": str(error)}
     pairs, only_new, only_baseline = matched(new, baseline)
     lists = {"only_new": _labelled(new, only_new), "only_baseline": _labelled(baseline, only_baseline)}
-    return found | lists | {"compared": len(pairs)}
+    return coverage | lists | {"compared": len(pairs)}
 
 
 def _labelled(snapshot: Snapshot, names: Sequence[str]) -> list[str]:
     label_of = labels(snapshot.cells)
-    found = {cell.name: label_of[cell.cell] for cell in snapshot.cells} | dict(snapshot.unscored)
-    return [found[name] for name in names]
+    by_name = {cell.name: label_of[cell.cell] for cell in snapshot.cells} | dict(snapshot.unscored)
+    return [by_name[name] for name in names]
 
 
-def compared_text(found: Mapping[str, Any]) -> str:
-    if found["compared"] is None:
-        return f"against {found['place']}: which cells can be compared is unknown ({found['unknown']})"
-    cells = counted(found["cells"], "cell")
-    lines = [f"against {found['place']}: {found['compared']} of its {cells} would be compared"]
-    lines += [f"{title}, so not compared: {names}" for title, names in unmatched(found, MOST_LISTED).items()]
+def coverage_text(coverage: Mapping[str, Any]) -> str:
+    if coverage["compared"] is None:
+        return f"against {coverage['place']}: which cells can be compared is unknown ({coverage['unknown']})"
+    cells = counted(coverage["cells"], "cell")
+    lines = [f"against {coverage['place']}: {coverage['compared']} of its {cells} would be compared"]
+    lines += [f"{title}, so not compared: {names}" for title, names in unmatched(coverage, MAX_LISTED).items()]
     return "\n".join(lines)

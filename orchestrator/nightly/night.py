@@ -1,6 +1,6 @@
 """One night, from its run to its verdict. Called again, it continues where it stopped; a complete night stays.
 
-A night is: check, run, judge (with canaries, and second looks where the usual seeds single cells out), write.
+A night has four steps: check, run, judge (with canaries, and a second look at cells with suspicious scores), write.
 """
 
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ class NightRequest:
     baseline: str | None
     """A baseline file or run directory; None: baseline.json in the history, if there is one."""
     night: str | None
-    """Its id; None: an unfinished night's, or the date."""
+    """The id of the night; None: that of an unfinished night, or the date."""
     keep_images: int | None
-    """The images of this many nights are kept; None: of all."""
+    """The number of nights whose images are kept; None: all."""
     terms: Terms
     address: str
     break_lock: bool
@@ -51,8 +51,8 @@ class NightRequest:
 class NightOutcome(NamedTuple):
     night: Night
     verdict: dict[str, Any]
-    again: bool
-    """It was complete before: nothing was done."""
+    was_complete: bool
+    """Whether the night was complete before, so that nothing was done."""
 
     @property
     def exit(self) -> Exit:
@@ -75,7 +75,7 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
             progress.say(f"night {night.id} is complete; nothing to do")
             if not is_current(history):  # a kill came after the verdict
                 write_history(history)
-            return NightOutcome(night, verdict, again=True)
+            return NightOutcome(night, verdict, was_complete=True)
         _require_extension(run, night)
         check_standard_error(run)
         check_growth(request.terms.grow_to, run)
@@ -89,7 +89,7 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
             write_sealed(night.verdict_file, verdict, night.storage)
             write_history(history)
             remove_old_images(history, request.keep_images, progress.say)
-        return NightOutcome(night, verdict, again=False)
+        return NightOutcome(night, verdict, was_complete=False)
 
 
 def _open_night(request: NightRequest, history: History, progress: Progress) -> tuple[Run, Night]:
@@ -133,8 +133,10 @@ def _is_same_night(run: Run) -> bool:
 
 def _require_extension(run: Run, night: Night) -> None:
     """Raise `UserError` if the night has images of cells that are not in the plan."""
-    if (said := orphans_in_words(run.config, run.plan, run.rundir)) is not None:
-        raise UserError(f"night {night.id} is not finished, and {said}; undo that, or give --id NAME for another night")
+    if (orphans := orphans_in_words(run.config, run.plan, run.rundir)) is not None:
+        raise UserError(
+            f"night {night.id} is not finished, and {orphans}; undo that, or give --id NAME for another night"
+        )
 
 
 def _baseline(request: NightRequest, history: History) -> Snapshot | None:
@@ -156,10 +158,10 @@ def _judge(
     failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.lasting}
     missing = {name: reason for name, reason in outcome.missing.items() if name not in failed}
     tonight = snapshot_of_opened(run, failed)
-    found = None
+    comparison = None
     if tonight.cells and baseline is not None:
         again = Again(run.config, night, request.address, request.trust_code, progress, missing)
         canaries = again.canaries(tonight, baseline)
-        found = judge_night(tonight, baseline, request.terms, SecondLook(again, tonight), canaries)
-        missing |= found.missing
-    return as_verdict(night, run, tonight, baseline, found, missing)
+        comparison = judge_night(tonight, baseline, request.terms, SecondLook(again, tonight), canaries)
+        missing |= comparison.missing_inputs
+    return as_verdict(night, run, tonight, baseline, comparison, missing)

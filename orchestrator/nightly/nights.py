@@ -1,6 +1,6 @@
-"""A history of nights as people see it: its nights in lines, and the history as Python holds it.
+"""A history of nights as text lines, and as a Python object. A night is one run of `taugrid nightly`.
 
-Verdicts of earlier versions lack some of the fields.
+Verdicts of earlier versions lack some fields.
 """
 
 from collections import Counter
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from taugrid.orchestrator.view.run import RunView
 
-MOST_CHECKPOINTS = 2
-"""Checkpoints that a line names. The rest are counted."""
-MOST_NAMED = 5
+MAX_CHECKPOINTS = 2
+"""The number of checkpoints that a line names. The rest are counted."""
+
+MAX_NIGHTS_NAMED = 5
+"""The number of nights that an error message names."""
 
 
 def nights_of(history: History) -> list[NightLine]:
@@ -36,52 +38,53 @@ def unfinished(history: History) -> list[NightLine]:
 
 
 def night_line(verdict: Mapping[str, Any]) -> NightLine:
-    """A night with a verdict, which is the content of verdict.json."""
-    compared, result = verdict["comparison"] or {}, _known(verdict)
-    found = Counter(Verdict(cell["result"]) for cell in compared.get("cells", ()))
+    """The line of a night with `verdict`, the content of verdict.json."""
+    comparison, result = verdict["comparison"] or {}, _result(verdict)
+    counts = Counter(Verdict(cell["result"]) for cell in comparison.get("cells", ()))
     return NightLine(
         id=verdict["night"],
         time=verdict["time"],
         verdict=verdict["result"] if result is None else str(result),
-        light=_light(verdict, result),
-        counts={str(each): found[each] for each in Verdict if found[each]},
-        compared=_how_many(compared) if compared else None,
-        remarks=tuple(_remarks(verdict, compared)),
+        light=_traffic_light(verdict, result),
+        counts={str(result): counts[result] for result in Verdict if counts[result]},
+        compared=_coverage(comparison) if comparison else None,
+        remarks=tuple(_remarks(verdict, comparison)),
         models=tuple(_models(verdict)),
         commit=verdict["software"].get("git_commit"),
         is_dirty=bool(verdict["software"].get("git_dirty")),
     )
 
 
-def _known(verdict: Mapping[str, Any]) -> Verdict | None:
+def _result(verdict: Mapping[str, Any]) -> Verdict | None:
+    """The verdict; None if there was no baseline, or no cell was scored."""
     return None if verdict["result"] in (NO_BASELINE, INCOMPLETE) else Verdict(verdict["result"])
 
 
-def _light(verdict: Mapping[str, Any], result: Verdict | None) -> Light:
-    """As the first line of the night's summary; grey if that may still change, or there was nothing to compare with."""
+def _traffic_light(verdict: Mapping[str, Any], result: Verdict | None) -> Light:
+    """The colour of the night's headline; grey if the verdict may still change, or there was no baseline."""
     if result is not None and result.is_regression:
         return "red"
-    compared = verdict["comparison"]
-    return "green" if compared is not None and sign(compared) == GOOD and not verdict["missing"] else "grey"
+    comparison = verdict["comparison"]
+    return "green" if comparison is not None and sign(comparison) == GOOD and not verdict["missing"] else "grey"
 
 
-def _remarks(verdict: Mapping[str, Any], compared: Mapping[str, Any]) -> list[str]:
-    """How many cells are missing, what was not judged, and checks that are not clean."""
+def _remarks(verdict: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
+    """The number of missing cells, what was not judged, and the checks that are not clean."""
     missing = [f"{counted(len(verdict['missing']), 'cell')} missing"] if verdict["missing"] else []
-    unchecked = ["sampler and scorer not checked"] if compared else []
-    checks = check_lines(compared) if "checks" in compared else unchecked
+    unchecked = ["sampler and scorer not checked"] if comparison else []
+    checks = check_lines(comparison) if "checks" in comparison else unchecked
     return [*missing, *verdict.get("not_judged", ()), *checks]
 
 
-def _how_many(compared: Mapping[str, Any]) -> tuple[int, int]:
-    """Cells that were compared, and cells of the baseline."""
-    mine = len(compared["cells"])
-    known, of_baseline = compared.get("compared") or (mine, mine + len(compared["only_baseline"]))
-    return known, of_baseline
+def _coverage(comparison: Mapping[str, Any]) -> tuple[int, int]:
+    """The number of cells that were compared, and the number of the baseline's cells."""
+    count = len(comparison["cells"])
+    compared, total = comparison.get("compared") or (count, count + len(comparison["only_baseline"]))
+    return compared, total
 
 
 def _models(verdict: Mapping[str, Any]) -> list[NightModel]:
-    """The networks; earlier verdicts know the hashes alone, of the cells that have a score."""
+    """The networks; verdicts of earlier versions hold only the hashes, of the scored cells."""
     if verdict.get("model"):
         return [NightModel(model.get("checkpoint"), model.get("weights_sha256")) for model in verdict["model"]]
     hashes = dict.fromkeys(score["weights_sha256"] for score in verdict["scores"])
@@ -89,23 +92,23 @@ def _models(verdict: Mapping[str, Any]) -> list[NightModel]:
 
 
 def history_as_dict(history: History, nights: Sequence[NightLine]) -> dict[str, Any]:
-    """The history as `taugrid status --json` prints it."""
+    """The history as plain data, which `taugrid status --json` prints."""
     return {"dir": history.shown, "nights": [night.as_dict() for night in nights]}
 
 
 def nights_text(nights: Sequence[NightLine]) -> str:
     """A line for each night, in columns: id, time, verdict, and then cells, checkpoints and remarks."""
-    return "\n".join(in_columns((night.id, night.time, night.verdict, "  ".join(_more(night))) for night in nights))
+    return "\n".join(in_columns((night.id, night.time, night.verdict, "  ".join(_details(night))) for night in nights))
 
 
-def _more(night: NightLine) -> list[str]:
-    checkpoints = listed([short_path(name) for name in night.checkpoints], MOST_CHECKPOINTS)
+def _details(night: NightLine) -> list[str]:
+    checkpoints = listed([short_path(name) for name in night.checkpoints], MAX_CHECKPOINTS)
     remarks = f"({'; '.join(night.remarks)})" if night.remarks else ""
     return [part for part in (night.cells, checkpoints, remarks) if part]
 
 
 class HistoryView:
-    """One history. Looking at it starts nothing, runs no code and writes nothing."""
+    """One history, read only: no method starts a run, runs code that a config names, or writes a file."""
 
     def __init__(self, history: History) -> None:
         self._history = history
@@ -117,12 +120,12 @@ class HistoryView:
 
     @property
     def directory(self) -> str:
-        """Its path or URL."""
+        """The path or URL of the history."""
         return self._history.shown
 
     @cached_property
     def nights(self) -> Sequence[NightLine]:
-        """The nights with their `id`, `verdict`, cells and checkpoints: oldest first, and then unfinished ones."""
+        """The complete nights, oldest first, and then the unfinished ones."""
         return tuple(nights_of(self._history))
 
     @property
@@ -133,23 +136,24 @@ class HistoryView:
 
         try:
             data = self._history.storage.read(self._history.parquet)
-            found: pd.DataFrame = pq.read_table(pa.BufferReader(data)).to_pandas()
+            table: pd.DataFrame = pq.read_table(pa.BufferReader(data)).to_pandas()
         except FileNotFoundError:
             raise UserError(
                 f"{self.directory} has no history.parquet yet; `taugrid report {self.directory}` writes it"
             ) from None
         except pa.ArrowException:
-            said = f"history.parquet of {self.directory} is damaged; `taugrid report {self.directory}` writes it again"
-            raise UserError(said) from None
-        return found
+            raise UserError(
+                f"history.parquet of {self.directory} is damaged; `taugrid report {self.directory}` writes it again"
+            ) from None
+        return table
 
     def open(self, night: str) -> "RunView":
         """The run of a night, by the night's id; `UserError` if there is no such night."""
         from taugrid.orchestrator.opened import open_existing
         from taugrid.orchestrator.view.run import RunView
 
-        known = [line.id for line in self.nights]
-        if night not in known:
-            newest = ", ".join(known[-MOST_NAMED:])
+        ids = [line.id for line in self.nights]
+        if night not in ids:
+            newest = ", ".join(ids[-MAX_NIGHTS_NAMED:])
             raise UserError(f"{self.directory} has no night {night!r}; its newest are {newest}")
         return RunView(open_existing(self._history.night(night).run_name))

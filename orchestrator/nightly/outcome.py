@@ -1,6 +1,6 @@
-"""The verdict of a night as plain data: the content of verdict.json, which summary.md and junit.xml are made of.
+"""The verdict of a night as plain data: the content of verdict.json, from which summary.md and junit.xml are made.
 
-Pictures of the worst cells are written too: the baseline's images, and below them tonight's of the same noise.
+Pictures of the worst cells show the baseline's images above tonight's of the same noise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,11 @@ from taugrid.orchestrator.plan.cells import name_of
 from taugrid.orchestrator.run import Run
 from taugrid.storage import Storage
 
-MOST_STRIPS = 4
+MAX_STRIPS = 4
+"""The number of cells that have a picture."""
+
 IMAGES = 8
-"""In a strip, of each side."""
+"""The number of images in a row of a picture."""
 
 
 def as_verdict(
@@ -30,39 +32,39 @@ def as_verdict(
     run: Run,
     tonight: Snapshot,
     baseline: Snapshot | None,
-    found: BaselineComparison | None,
+    comparison: BaselineComparison | None,
     missing: Mapping[str, str],
 ) -> dict[str, Any]:
     """The verdict; pictures of the worst cells are written too."""
-    named = labels(tonight.cells)
-    failed = {named[cell.cell]: cell.failed for cell in tonight.cells if cell.failed}
+    label_of = labels(tonight.cells)
+    failed = {label_of[cell.cell]: cell.failed for cell in tonight.cells if cell.failed}
     verdict: dict[str, Any] = {
         "night": night.id,
         "name": run.config.name,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "result": _result(found, baseline, bool(failed)),
+        "result": _result(comparison, baseline, bool(failed)),
         "missing": dict(missing),
         "failed": failed,
-        "not_judged": [] if found is None or missing else found.not_judged,
+        "not_judged": [] if comparison is None or missing else comparison.not_judged,
         "baseline": None if baseline is None else _baseline_dict(baseline),
         "model": _networks(tonight),
-        "scores": [_score(cell, named[cell.cell]) for cell in tonight.cells],
-        "comparison": None if found is None else found.as_dict(),
+        "scores": [_score(cell, label_of[cell.cell]) for cell in tonight.cells],
+        "comparison": None if comparison is None else comparison.as_dict(),
         "software": dict(tonight.software),
     }
     if baseline is None and not failed and not missing:
         verdict["next"] = _acceptance(night, "FILE")
-    if baseline is not None and found is not None:
+    if baseline is not None and comparison is not None:
         verdict["strips"] = _strips_of_the_worst(night, run, baseline, verdict["comparison"])
         verdict["next"] = _next(night, baseline, verdict)
     return verdict
 
 
-def _result(found: BaselineComparison | None, baseline: Snapshot | None, has_failed: bool) -> str:
-    """The worst of the compared cells', or `COLLAPSED` if a cell failed that the baseline does not have."""
-    known = [] if found is None else [found.result]
-    if known or has_failed:
-        return worst([*known, *([Verdict.COLLAPSED] if has_failed else [])])
+def _result(comparison: BaselineComparison | None, baseline: Snapshot | None, has_failed: bool) -> str:
+    """The worst verdict of all cells; a cell that failed has collapsed, also if the baseline does not have it."""
+    results = [] if comparison is None else [comparison.result]
+    if results or has_failed:
+        return worst([*results, *([Verdict.COLLAPSED] if has_failed else [])])
     return NO_BASELINE if baseline is None else INCOMPLETE
 
 
@@ -90,12 +92,12 @@ def _baseline_dict(baseline: Snapshot) -> dict[str, Any]:
 
 
 def _networks(snapshot: Snapshot) -> list[dict[str, str | None]]:
-    """The networks of a run, each once: where its weights are or were, and their SHA-256."""
-    found: dict[str | None, dict[str, str | None]] = {}
+    """The distinct networks of a run: where their weights are or were, and their SHA-256."""
+    networks: dict[str | None, dict[str, str | None]] = {}
     for network in (cell.network for cell in snapshot.cells):
         place = network.folder or network.weights_file or network.callable
-        found[network.weights_sha256] = {"checkpoint": place, "weights_sha256": network.weights_sha256}
-    return list(found.values())
+        networks[network.weights_sha256] = {"checkpoint": place, "weights_sha256": network.weights_sha256}
+    return list(networks.values())
 
 
 def _next(night: Night, baseline: Snapshot, verdict: Mapping[str, Any]) -> str:
@@ -120,22 +122,22 @@ def worst_first(cell: Mapping[str, Any]) -> tuple[int, float]:
 
 
 class BeforeAndAfter(NamedTuple):
-    """A cell of the night with images 0 to n - 1 of both sides; None where they are gone."""
+    """A cell of the night with its images 0 to n - 1 on both sides; None where they are gone."""
 
     label: str
     baseline: ImageBatch | None
     tonight: ImageBatch | None
 
 
-def _strips_of_the_worst(night: Night, run: Run, baseline: Snapshot, compared: Mapping[str, Any]) -> dict[str, str]:
-    """Label -> file, seen from the summary: pictures of the worst cells that are undecided, or worse than that."""
+def _strips_of_the_worst(night: Night, run: Run, baseline: Snapshot, comparison: Mapping[str, Any]) -> dict[str, str]:
+    """Label -> path from the summary, of the pictures of the worst cells that are undecided or worse."""
     before = {cell.cell: cell for cell in baseline.cells}
     now = {cell.id: cell for cell in run.plan.cells}
     pairs = [
         BeforeAndAfter(
             cell["label"], before[cell["baseline_cell"]].find_first(), first_images(run.rundir, now[cell["cell"]])
         )
-        for cell in sorted(compared["cells"], key=worst_first)[:MOST_STRIPS]
+        for cell in sorted(comparison["cells"], key=worst_first)[:MAX_STRIPS]
         if Verdict(cell["result"]).rank <= Verdict.UNDECIDED.rank and cell["fid"] is not None
     ]
     files = strips(pairs, night.strips, night.storage)
@@ -143,13 +145,13 @@ def _strips_of_the_worst(night: Night, run: Run, baseline: Snapshot, compared: M
 
 
 def strips(pairs: Sequence[BeforeAndAfter], folder: Path, storage: Storage) -> dict[str, Path]:
-    """Write a PNG for each of the first `MOST_STRIPS` cells that have images, and remove all others from the folder.
+    """Write a PNG for each of the first `MAX_STRIPS` cells that have images, and remove all others from the folder.
 
     A picture has two rows: the first `IMAGES` images of the baseline, and tonight's of the same indices. If one side
     lacks them, its row says so. Returns the cell's label -> the file.
     """
     sides = {pair.label: (_pixels(pair.baseline), _pixels(pair.tonight)) for pair in pairs}
-    shown = [(label, both) for label, both in sides.items() if any(side is not None for side in both)][:MOST_STRIPS]
+    shown = [(label, both) for label, both in sides.items() if any(side is not None for side in both)][:MAX_STRIPS]
     written: dict[str, Path] = {}
     if shown:
         with storage.local_folder(folder) as local:
@@ -164,12 +166,12 @@ def strips(pairs: Sequence[BeforeAndAfter], folder: Path, storage: Storage) -> d
 
 
 def _pixels(images: ImageBatch | None) -> ImageBatch | None:
-    """(n, C, H, W) as (n, H, W, C), as pictures take them."""
+    """The first `IMAGES` images, (n, C, H, W), as (n, H, W, C) for the picture."""
     return None if images is None or not len(images) else images[:IMAGES].transpose(0, 2, 3, 1)
 
 
 def _file_name(label: str) -> str:
-    """The label as a file's name. A label that a name can't hold gets a hash, so that two of them stay apart."""
+    """The label as a file name. If characters had to be replaced, a hash is added to keep names distinct."""
     plain = label.replace(" ", "-")
     name = name_of([plain])
     return name if name == plain else f"{name}-{identity({'label': label})}"

@@ -1,7 +1,4 @@
-"""summary.md and junit.xml of a night, made for a CI's job summary and its test pages, from verdict.json's content.
-
-The summary says the verdict first, then what changed, then the rest.
-"""
+"""summary.md and junit.xml of a night, for a CI's job summary and its test report, from the content of verdict.json."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,108 +12,108 @@ from taugrid.orchestrator.baseline import text
 from taugrid.orchestrator.nightly.outcome import worst_first
 from taugrid.words import counted, listed, markdown_table
 
-MOST_ROWS = 200
-"""Rows of the table; GitHub takes 1 MB."""
-MOST_LISTED = 20
-MOST_NETWORKS = 4
+MAX_ROWS = 200
+"""Rows of a table: GitHub accepts summaries of 1 MB."""
+MAX_LISTED = 20
+MAX_NETWORKS = 4
 
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that no XML may hold, such as the colours in an error's text from Ray."""
 
 
 def summary(verdict: Mapping[str, Any]) -> str:
-    compared, named = verdict["comparison"], {score["cell"]: score["label"] for score in verdict["scores"]}
-    told = {cell["label"] for cell in (compared or {"cells": []})["cells"]}
+    comparison, labels = verdict["comparison"], {score["cell"]: score["label"] for score in verdict["scores"]}
+    compared = {cell["label"] for cell in (comparison or {"cells": []})["cells"]}
     page: dict[str, Any] = {
         "verdict": verdict,
-        "compared": compared,
+        "compared": comparison,
         "headline": _headline(verdict),
-        "failed": {name: reason for name, reason in verdict.get("failed", {}).items() if name not in told},
-        "missing": list(verdict["missing"].items())[:MOST_ROWS],
-        "scores": _scores(verdict["scores"][:MOST_ROWS]),
+        "failed": {name: reason for name, reason in verdict.get("failed", {}).items() if name not in compared},
+        "missing": list(verdict["missing"].items())[:MAX_ROWS],
+        "scores": _scores(verdict["scores"][:MAX_ROWS]),
     }
-    if compared is not None:
-        cells = sorted(compared["cells"], key=worst_first)
+    if comparison is not None:
+        cells = sorted(comparison["cells"], key=worst_first)
         page |= {
-            "counts": text.counts(compared),
-            "check_lines": text.check_lines(compared),
-            "cells": _cells(cells[:MOST_ROWS], named),
-            "cells_left_out": counted(len(cells) - MOST_ROWS, "more cell") if len(cells) > MOST_ROWS else "",
-            "margin": f"{100 * compared['margin']:g}",
+            "counts": text.counts(comparison),
+            "check_lines": text.check_lines(comparison),
+            "cells": _cells(cells[:MAX_ROWS], labels),
+            "cells_left_out": counted(len(cells) - MAX_ROWS, "more cell") if len(cells) > MAX_ROWS else "",
+            "margin": f"{100 * comparison['margin']:g}",
             "sides": _sides(verdict),
-            "others": _others(compared["cells"], named),
+            "others": _others(comparison["cells"], labels),
             "not_judged": text.NOT_JUDGED,
-            "unmatched": text.unmatched(compared, MOST_LISTED),
-            "frozen": _frozen(verdict, compared),
+            "unmatched": text.unmatched(comparison, MAX_LISTED),
+            "frozen": _frozen(verdict, comparison),
         }
-    found = environment().overlay(autoescape=False).get_template("night.md").render(page)
-    return re.sub(r"\n{3,}", "\n\n", found).strip() + "\n"
+    rendered = environment().overlay(autoescape=False).get_template("night.md").render(page)
+    return re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n"
 
 
 def _headline(verdict: Mapping[str, Any]) -> str:
     """The first line without the night's name."""
-    compared = verdict["comparison"]
+    comparison = verdict["comparison"]
     if verdict["result"] == Verdict.COLLAPSED:
-        said = text.in_words(Verdict.COLLAPSED)
-        told = f"{text.BAD} {'; '.join([said, *(text.facts(compared) if compared else [])])}"
-    elif compared is not None:
-        told = text.headline(compared)
+        facts = text.facts(comparison) if comparison else []
+        headline = f"{text.BAD} {'; '.join([text.explained(Verdict.COLLAPSED), *facts])}"
+    elif comparison is not None:
+        headline = text.headline(comparison)
     else:
-        told = "no baseline yet" if verdict["result"] == NO_BASELINE else "⚠️ incomplete"
+        headline = "no baseline yet" if verdict["result"] == NO_BASELINE else "⚠️ incomplete"
     if verdict["missing"]:
-        return f"⚠️ incomplete: {len(verdict['missing'])} missing; so far: {told}"
-    return told
+        return f"⚠️ incomplete: {len(verdict['missing'])} missing; so far: {headline}"
+    return headline
 
 
-def _cells(cells: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> str:
+def _cells(cells: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
     rows = []
     for cell in cells:
         result, (fid, base) = Verdict(cell["result"]), text.judged_fids(cell)
         shown = f"**{result}**" if result.is_regression else result
         t = "" if cell["t"] is None else format(cell["t"], "+.1f")
         numbers = (text.number(base), text.number(fid), text.change(cell), t)
-        rows.append((named[cell["cell"]], shown, *numbers, "; ".join(text.remarks(cell))))
+        rows.append((labels[cell["cell"]], shown, *numbers, "; ".join(text.remarks(cell))))
     return markdown_table(("cell", "verdict", "baseline FID", "FID", "change", "T", ""), "llrrrrl", rows)
 
 
 def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
-    metrics = [(score["label"], score["metrics"]) for score in scores]
-    rows = [(label, text.number(found.get("fid"), found.get("fid_se"))) for label, found in metrics]
+    scored = [(score["label"], score["metrics"]) for score in scores]
+    rows = [(label, text.number(metrics.get("fid"), metrics.get("fid_se"))) for label, metrics in scored]
     return markdown_table(("cell", "FID"), "lr", rows)
 
 
-def _others(cells: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> str:
-    """The metrics beside FID; empty if there are none."""
+def _others(cells: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
+    """A table of the metrics other than FID; empty if there are none."""
     columns = text.columns_in(cells)
     if not columns:
         return ""
-    changes = ([text.other_change(cell, column, "→") for column in columns] for cell in cells[:MOST_ROWS])
-    rows = [(named[cell["cell"]], *told) for cell, told in zip(cells, changes, strict=False)]
+    changes = ([text.other_change(cell, column, "→") for column in columns] for cell in cells[:MAX_ROWS])
+    rows = [(labels[cell["cell"]], *values) for cell, values in zip(cells, changes, strict=False)]
     return markdown_table(("cell", *(column.title for column in columns)), "l" + "r" * len(columns), rows)
 
 
 def _sides(verdict: Mapping[str, Any]) -> dict[str, str]:
     """The networks and the code of the baseline and of tonight, as far as the verdict knows them."""
     baseline, software = verdict["baseline"], verdict.get("software", {})
-    known = {"baseline": (baseline.get("model"), baseline.get("git_commit")),
-             "tonight": (verdict.get("model"), software.get("git_commit"))}  # fmt: skip
+    recorded = {"baseline": (baseline.get("model"), baseline.get("git_commit")),
+                "tonight": (verdict.get("model"), software.get("git_commit"))}  # fmt: skip
     sides = {}
-    for side, (networks, commit) in known.items():
+    for side, (networks, commit) in recorded.items():
         names = [f"`{net['checkpoint'] or 'no file'}` ({(net['weights_sha256'] or 'unknown')[:10]})"
                  for net in networks or ()]  # fmt: skip
         if names:
-            sides[side] = listed(names, MOST_NETWORKS) + (f", commit {commit[:10]}" if commit else "")
+            sides[side] = listed(names, MAX_NETWORKS) + (f", commit {commit[:10]}" if commit else "")
     return sides
 
 
-def _frozen(verdict: Mapping[str, Any], compared: Mapping[str, Any]) -> str:
+def _frozen(verdict: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     """The remark on changes that the usual seeds may hide, where a cell is undecided."""
-    undecided = any(cell["result"] == Verdict.UNDECIDED for cell in compared["cells"])
-    if not undecided or compared["usual_critical"] is None:
+    undecided = any(cell["result"] == Verdict.UNDECIDED for cell in comparison["cells"])
+    if not undecided or comparison["usual_critical"] is None:
         return ""
     n = min(score["settings"]["num_samples"] for score in verdict["scores"])
-    said = frozen_seeds_remark(compared["usual_critical"], n)
-    return f"{said[0].upper()}{said[1:]}."
+    remark = frozen_seeds_remark(comparison["usual_critical"], n)
+    return f"{remark[0].upper()}{remark[1:]}."
 
 
 def junit_xml(verdict: Mapping[str, Any]) -> str:
@@ -132,10 +129,10 @@ def junit_xml(verdict: Mapping[str, Any]) -> str:
         elif cell["result"] in REGRESSIONS:
             _add_case(suite, label, "failure", cell["result"], text.reason(cell))
         else:
-            open_ = Verdict(cell["result"]) in (Verdict.UNDECIDED, Verdict.NOT_JUDGED)
-            _add_case(suite, label, "skipped" if open_ else "", text.reason(cell))
-    for said in verdict.get("not_judged", ()):  # the command ends with 5, so its page must not be green
-        _add_case(suite, "the whole night", "failure", Verdict.NOT_JUDGED, said)
+            is_open = Verdict(cell["result"]) in (Verdict.UNDECIDED, Verdict.NOT_JUDGED)
+            _add_case(suite, label, "skipped" if is_open else "", text.reason(cell))
+    for reason in verdict.get("not_judged", ()):  # the command exits with 5, so its page must not be green
+        _add_case(suite, "the whole night", "failure", Verdict.NOT_JUDGED, reason)
     for name, reason in verdict["missing"].items():
         _add_case(suite, name, "error", "missing", reason)
     counts = {"tests": "testcase", "failures": "*/failure", "errors": "*/error", "skipped": "*/skipped"}
@@ -143,8 +140,8 @@ def junit_xml(verdict: Mapping[str, Any]) -> str:
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
-    found = NOT_XML.sub("\ufffd", ElementTree.tostring(root, encoding="unicode"))
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{found}\n'
+    xml = NOT_XML.sub("\ufffd", ElementTree.tostring(root, encoding="unicode"))
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{xml}\n'
 
 
 def _add_case(suite: ElementTree.Element, name: str, kind: str, message: str, why: str | None = None) -> None:

@@ -129,7 +129,7 @@ def test_a_fault_that_no_canary_shows_is_red_because_the_second_stage_denies_it(
 def test_a_fresh_seed_denies_the_usual_ones_only_beyond_chance(usual, fresh, denied):
     sides = (SimpleNamespace(cells=[SimpleNamespace(difference=found[0], se=found[1], seeds=seeds, note="", label="a")])
              for found, seeds in ((usual, "usual"), (fresh, "fresh")))  # fmt: skip
-    assert (judging._contradicted(*sides) is not None) == denied
+    assert (judging._contradiction(*sides) is not None) == denied
 
 
 def test_images_that_repeat_are_collapsed_although_fid_hardly_moves(begun, history, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_healthy_night_of_a_nearby_network_is_green(healthy):
     checks = found["comparison"]["checks"]
     assert {check["result"] for check in checks.values()} == {"clean"}
     line = (history / "nights/2/summary.md").read_text().splitlines()[0]
-    assert line.startswith("# night, night 2: ✅ not worse; 4 of 4 baseline cells compared; would miss losses below ")
+    assert line.startswith("# night, night 2: ✅ not worse; 4 of 4 baseline cells compared; detects regressions of ")
     assert "not checked" not in line
 
 
@@ -221,7 +221,7 @@ def test_a_blunt_night_says_so_and_can_be_refused(begun, history, healthy):
     expected = 200 * ((loss - 0.02) / (0.9 * loss - 0.02)) ** 2
     assert 0.8 * expected < named < 1.2 * expected
     none = json.loads(taugrid(*again, 0.02, code=5)[0])
-    assert "no N sees that, within the margin" in none["not_judged"][0]
+    assert "no N detects that, within the margin" in none["not_judged"][0]
     assert "Not judged: --sharpness" in (history / "nights/4/summary.md").read_text()
 
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from taugrid.eval.gate.verdict import worst
-from taugrid.orchestrator.baseline.compared import BaselineComparison, Compared
+from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison
 from taugrid.orchestrator.baseline.text import comparison_text
 from taugrid.orchestrator.nightly.summary import junit_xml, summary
 
@@ -14,12 +14,12 @@ def cell(number, result, **more):
     numbers = {"fid": 12.5, "baseline_fid": 10.0, "difference": 2.5, "margin": 0.2, "se": 0.5, "t": 4.6, "upper": 4.0}
     name = f"S0010-eta0.{number}-{number:010x}"
     found = {"cell": f"{number:010x}", "name": name, "baseline_cell": name, "situation": "new weights", **numbers}
-    return Compared(**{**found, "result": result, "detectable": 1.9, **more})
+    return CellComparison(**{**found, "result": result, "detectable": 1.9, **more})
 
 
 def compared(cells):
     result = worst([one.result for one in cells])
-    sides = {"only_new": (), "only_baseline": (), "marks": (), "notes": ()}
+    sides = {"only_new": (), "only_baseline": (), "environment_differences": (), "notes": ()}
     return BaselineComparison(
         "run", "b.json", result, tuple(cells), **sides, alpha=0.01, margin=0.02, critical=3.1, rule="R"
     )
@@ -46,8 +46,8 @@ def test_a_summary_of_thousands_of_cells_is_under_1_megabyte_and_begins_with_the
     text = summary(large)
     assert 100_000 < len(text.encode()) < 1_000_000
     assert text.splitlines()[0] == (
-        "# big, night n: ⚠️ incomplete: 1000 missing; so far: ❌ worse; 5,000 of 5,000 baseline cells compared; would "
-        "miss losses below 19 % (the median of 5,000 cells); sampler and scorer not checked"
+        "# big, night n: ⚠️ incomplete: 1000 missing; so far: ❌ worse; 5,000 of 5,000 baseline cells compared; "
+        "detects regressions of 19 % with 80 % probability (the median of 5,000 cells); sampler and scorer not checked"
     )
     table = [line for line in text.splitlines() if line.startswith("| S0010")]
     assert "**worse**" in table[0], "the worse cells come first"
