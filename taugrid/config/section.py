@@ -22,11 +22,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     later_keys: ClassVar[Mapping[str, Any]] = {}
-    """Keys that files of earlier versions lack, with the defaults that mean the same."""
+    """Key -> default, of the keys added in later versions. Files and hashes of earlier versions lack them."""
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The section as files record it: without its `later_keys` while they have their defaults."""
+        """The section for files and hashes: without `later_keys` at their defaults, so that old hashes stay valid."""
         values: dict[str, Any] = self.model_dump(mode="json")
         later = self.later_keys
         return {key: value for key, value in values.items() if key not in later or value != later[key]}
