@@ -167,7 +167,8 @@ def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED, path:
 
 
 def _shown(text: str | None) -> str:
-    return "not set" if text is None else shortened(text.strip('"'))
+    """As recorded now: the build of torch for CPUs is the one that is not named."""
+    return "not set" if text is None else shortened(text.strip('"').removesuffix("+cpu"))
 
 
 def shortened(text: str) -> str:

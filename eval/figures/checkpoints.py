@@ -20,7 +20,7 @@ from taugrid.eval.figures.drawing import (
     draw_line,
     fid_figure,
     ordered_styles,
-    shifts,
+    x_offsets,
 )
 from taugrid.eval.tables.differences import BestCheckpoint
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
@@ -33,7 +33,7 @@ NAME_WIDTH = 26
 CHARACTER_HEIGHT = 0.036
 """Height in inches that a character of such a name takes, at its angle."""
 
-MOST_ALIKE = 4
+MAX_ALIKE = 4
 """Checkpoints that a panel's title names beside the best."""
 
 
@@ -60,7 +60,7 @@ def checkpoints_figure(
     """
     tables = _over_checkpoints(frame, order, pivot_tables(frame, FID, protocols), best)
     lengths = sorted({steps for table in tables for steps in table.values.index})
-    styles = ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths}, shifts(len(lengths)))
+    styles = ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths}, x_offsets(len(lengths)))
     figure = fid_figure(tables, _draw, styles, "linear")
     # Names of checkpoints are long, and below a panel they would take its height.
     longest = max(map(len, short_names(order)), default=0)
@@ -81,8 +81,8 @@ def _best_in_words(best: BestCheckpoint, order: Sequence[str]) -> str:
     steps = training_steps(order)
     shown = dict(zip(order, map(str, steps) if steps else short_names(order), strict=True))
     alike = [shown[name] for name in best.alike if name in shown]
-    more = f" and {len(alike) - MOST_ALIKE} more" if len(alike) > MOST_ALIKE else ""
-    told = f" (≈ {', '.join(alike[-MOST_ALIKE:])}{more})" if alike else ""
+    more = f" and {len(alike) - MAX_ALIKE} more" if len(alike) > MAX_ALIKE else ""
+    told = f" (≈ {', '.join(alike[-MAX_ALIKE:])}{more})" if alike else ""
     return f"S = {best.steps}: best {shown.get(best.checkpoint, best.checkpoint)}{told}"
 
 
@@ -130,7 +130,7 @@ def _draw(panel: Axes, table: Ablation, styles: Styles) -> None:
         if (value > 0).any():
             # Leave a gap for a missing value: a line would suggest that one checkpoint leads to the next.
             shown = value.where(value > 0).to_numpy()
-            draw_line(panel, places + look.shift * width, shown, table.errors.loc[steps].to_numpy(), look)
+            draw_line(panel, places + look.x_offset * width, shown, table.errors.loc[steps].to_numpy(), look)
     title = [textwrap.fill(line, TITLE_WIDTH) for line in (table.heading, *table.best)]
     panel.set_title("\n".join(title), parse_math=False)
     if numbers:

@@ -31,15 +31,15 @@ MARKERS = "osD^vP<>phd*"
 PANELS_ACROSS = 3
 DODGE = 0.024
 """Points of one S are spread over this share of the axis, in the order of eta, so that no bar hides another."""
-FEWEST_TICKS = 5
-LEAST_SPAN = 1.1
+MIN_TICKS = 5
+MIN_SPAN = 1.1
 """The value axis ends at no less than this many times its start; otherwise nearly equal values would look far apart."""
 TITLE_WIDTH = 52
 """Characters that fit above or below a panel."""
 LEGEND_LINE = 0.19
 """Inches that a line of a legend below the panel takes."""
 
-LONGEST_SIDE = 2**15
+MAX_SIDE = 2**15
 """Pixels. A larger picture gets fewer per inch: matplotlib refuses 2^16, and viewers much less; its SVG stays sharp."""
 
 Values = NDArray[np.float64]
@@ -50,7 +50,7 @@ class LineStyle(NamedTuple):
     """How one eta or setting is drawn, the same in every panel."""
 
     name: str
-    shift: float
+    x_offset: float
     colour: str | tuple[float, ...]
     marker: str
     dashes: str
@@ -65,7 +65,7 @@ def save(figure: Figure, path_stem: Path) -> None:
     """Write `path_stem` + .png and .svg, each whole or not at all; equal figures give equal bytes."""
     number_ids(figure)
     with plain_style():
-        dpi = min(STYLE["savefig.dpi"], LONGEST_SIDE / max(figure.get_size_inches()))
+        dpi = min(STYLE["savefig.dpi"], MAX_SIDE / max(figure.get_size_inches()))
         for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
             with replacing(path_stem.with_name(f"{path_stem.name}.{kind}")) as temporary:
                 figure.savefig(temporary, format=kind, metadata=metadata, dpi=dpi)
@@ -122,16 +122,16 @@ def fid_figure(
     return figure
 
 
-def ordered_styles(names: Mapping[str, str], shifts: Sequence[float]) -> dict[str, LineStyle]:
+def ordered_styles(names: Mapping[str, str], x_offsets: Sequence[float]) -> dict[str, LineStyle]:
     """Viridis from dark to light in the order of `names`, which maps labels to their names in the legend."""
     shades = colormaps["viridis"](np.linspace(0.0, 0.82, max(2, len(names))))
     return {
-        label: LineStyle(name, shifts[i], tuple(shades[i]), MARKERS[i % len(MARKERS)], "-", f"line-{i}")
+        label: LineStyle(name, x_offsets[i], tuple(shades[i]), MARKERS[i % len(MARKERS)], "-", f"line-{i}")
         for i, (label, name) in enumerate(names.items())
     }
 
 
-def shifts(count: int) -> list[float]:
+def x_offsets(count: int) -> list[float]:
     """Offsets for `count` points of one S, as shares of the axis, so that none hides another."""
     return list(DODGE * np.linspace(-0.5, 0.5, count)) if count > 1 else [0.0] * count
 
@@ -163,15 +163,15 @@ def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, lo
 def mark_values(panel: Axes) -> None:
     """Put ticks at round numbers, even over a narrow range, where a logarithmic axis often has none.
 
-    If the values are nearly equal, the range is widened to `LEAST_SPAN`.
+    If the values are nearly equal, the range is widened to `MIN_SPAN`.
     """
     low, high = panel.get_ylim()
-    widening = math.sqrt(max(1.0, LEAST_SPAN * low / high))
+    widening = math.sqrt(max(1.0, MIN_SPAN * low / high))
     low, high = low / widening, high * widening
     choices = [LogLocator(subs=subs, numticks=50) for subs in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))]
     for locator in [*choices, MaxNLocator(7, steps=[1, 2, 5, 10])]:
         ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
-        if len(ticks) >= FEWEST_TICKS:
+        if len(ticks) >= MIN_TICKS:
             break
     panel.yaxis.set_major_locator(FixedLocator(ticks))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))

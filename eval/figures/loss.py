@@ -17,7 +17,7 @@ from taugrid.eval.figures.drawing import (
     name_parts,
     ordered_styles,
     plain_style,
-    shifts,
+    x_offsets,
 )
 
 SMOOTHING = 1.25
@@ -30,7 +30,7 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         curves: the columns `step` and `loss` of log.jsonl, by the model's name in the legend.
     """
-    styles = ordered_styles({name: legend_name(name) for name in curves}, shifts(len(curves)))
+    styles = ordered_styles({name: legend_name(name) for name in curves}, x_offsets(len(curves)))
     with plain_style():
         figure, (panel,) = make_panels(1, 1)
         for name, log in curves.items():

@@ -26,7 +26,7 @@ from taugrid.eval.figures.drawing import (
     ordered_styles,
     plain_style,
     say_if_empty,
-    shifts,
+    x_offsets,
 )
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot, pivot_tables
@@ -49,7 +49,7 @@ def draw_over_steps(panel: Axes, table: Pivot, styles: Styles, published: Mappin
         shown = value[value > 0]
         if shown.empty:
             continue
-        positions = shown.index.to_numpy() * math.exp(span * look.shift)
+        positions = shown.index.to_numpy() * math.exp(span * look.x_offset)
         draw_line(panel, positions, shown.to_numpy(), error[shown.index].to_numpy(), look)
         cells = table.cells.iloc[place] if published else ()
         if beside := [(s, published[cell]) for s, cell in zip(steps, cells, strict=False) if cell in published]:
@@ -94,7 +94,7 @@ def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
     """Colours from dark to light in the order of eta, so that they read as a scale; sigma_hat is dashed in another."""
     given = set(labels)
     numbers = sorted(given - {SIGMA_HAT}, key=float)
-    places = shifts(len(given))
+    places = x_offsets(len(given))
     styles = ordered_styles({label: rf"$\eta$ = {label}" for label in numbers}, places)
     if SIGMA_HAT in given:
         styles[SIGMA_HAT] = LineStyle(r"$\hat{\sigma}$", places[-1], SIGMA_HAT_COLOUR, "X", "--", "line-hat")
@@ -105,7 +105,7 @@ def reconstruction_figure(frame: pd.DataFrame) -> Figure:
     """The error of `reconstruction_frame` against S, both logarithmic: a line for each setting, bars of ±1 se."""
     table = reconstruction_pivot(frame)
     labels = [str(label) for label in table.values.index]
-    styles = ordered_styles({label: legend_name(label) for label in labels}, shifts(len(labels)))
+    styles = ordered_styles({label: legend_name(label) for label in labels}, x_offsets(len(labels)))
     with plain_style():
         figure, (panel,) = make_panels(1, 1)
         if labels:

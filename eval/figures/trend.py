@@ -17,13 +17,13 @@ from taugrid.eval.figures.drawing import (
     fid_figure,
     name_parts,
     ordered_styles,
-    shifts,
+    x_offsets,
 )
 from taugrid.eval.nights import Light
 
-MOST_NIGHTS = 60
+MAX_NIGHTS = 60
 """The newest nights; older ones are in history.parquet."""
-MOST_TICKS = 8
+MAX_TICKS = 8
 
 LIGHTS: Mapping[Light, tuple[str, str]] = {"red": ("X", "#c0392b"), "green": ("o", "#2e8b57"), "grey": ("s", "#8a8f95")}
 """Marker and colour of a night's verdict."""
@@ -52,12 +52,12 @@ def trend_figure(history: pd.DataFrame, lights: Mapping[str, Light], links: Mapp
     horizontal axis are the verdicts on the nights, and lead to `links` in an SVG. `history` has the columns of
     history.parquet, `lights` all nights in their order.
     """
-    nights = dict(list(lights.items())[-MOST_NIGHTS:])
+    nights = dict(list(lights.items())[-MAX_NIGHTS:])
     shown = history[history["night"].isin(nights)].copy()
     shown["line"] = shown["label"].str.replace(r"^S\d+-", "", regex=True)
     panels = [TrendPanel(f"S = {steps}", rows, nights, links) for steps, rows in shown.groupby("steps")]
     lines = list(dict.fromkeys(shown["line"]))
-    styles = ordered_styles({line: line for line in lines}, shifts(len(lines)))
+    styles = ordered_styles({line: line for line in lines}, x_offsets(len(lines)))
     return fid_figure(panels, _draw_trend, styles, "linear")
 
 
@@ -71,7 +71,7 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
         errors: Values = np.full(len(places), np.nan)
         values[x.astype(int)] = rows["fid"].where(rows["fid"] > 0)
         errors[x.astype(int)] = rows["fid_se"]
-        draw_line(panel, along + look.shift * len(places), values, errors, look)
+        draw_line(panel, along + look.x_offset * len(places), values, errors, look)
         _draw_band(panel, x, rows, look)
     baselines = table.rows.groupby("night", sort=False)["baseline"].first().reindex(list(places)).ffill()
     for place, (before, now) in enumerate(pairwise(baselines), start=1):
@@ -86,7 +86,7 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
     panel.set_title(table.heading)
     panel.set_xlabel(EXPLAINED)
     panel.set_xlim(-0.5, len(places) - 0.5)
-    every = max(1, -(-len(places) // MOST_TICKS))
+    every = max(1, -(-len(places) // MAX_TICKS))
     ticks = list(range(0, len(places), every))
     panel.set_xticks(ticks, [list(places)[i] for i in ticks], rotation=30, ha="right", rotation_mode="anchor")
 

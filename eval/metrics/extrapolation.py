@@ -27,7 +27,7 @@ FID's with 2 samples per dimension, and up to -41 % with 1: too few samples have
 bends the line.
 """
 
-LEAST_SPAN = 2
+MIN_SPAN = 2
 """Least ratio of N to the smallest subset: over a shorter range, noise determines the slope."""
 
 
@@ -48,7 +48,7 @@ def compute_fid_infinity(inputs: MetricInputs) -> MetricResult:
 
 def no_extrapolation(num_samples: int, dimensions: int) -> str | None:
     """Why these samples are too few to extrapolate; None if they are enough."""
-    least = LEAST_SPAN * max(SAMPLES_PER_DIMENSION * dimensions, POINTS)
+    least = MIN_SPAN * max(SAMPLES_PER_DIMENSION * dimensions, POINTS)
     if num_samples >= least:
         return None
     return f"{num_samples} samples of {dimensions} features: FID extrapolated to infinite N needs at least {least}"

@@ -11,7 +11,7 @@ from taugrid.eval.tables.quality import QualityTable
 from taugrid.protocol import kind
 from taugrid.words import counted
 
-MOST_NAMED = 3
+MAX_NAMED = 3
 """Rows, or kinds of cells, that a sentence names. More are counted."""
 
 
@@ -49,7 +49,7 @@ def measured(quality: QualityTable) -> list[Measured]:
                 if entry.cell and entry.number == entry.number:
                     row = by_cell[entry.cell]
                     of = kinds.get(row["protocol"], "unknown")
-                    found.append(Measured(row_name(pivot.heads, labels), pivot, row["steps"], entry, of))
+                    found.append(Measured(row_name(pivot.row_keys, labels), pivot, row["steps"], entry, of))
     return found
 
 
@@ -75,9 +75,9 @@ def answer(cells: Sequence[Measured], planned: int) -> list[str]:
         return [f"None of {counted(planned, 'cell')} has an FID yet."]
     groups = by_kind(cells)
     if len(groups) > 1:
-        bests = [_lowest(group) for group in groups[:MOST_NAMED]]
+        bests = [_lowest(group) for group in groups[:MAX_NAMED]]
         found = "; ".join(f"{best.entry.shown} at {best.place}" for best in bests)
-        more = f", and {counted(len(groups) - MOST_NAMED, 'other')}" if len(groups) > MOST_NAMED else ""
+        more = f", and {counted(len(groups) - MAX_NAMED, 'other')}" if len(groups) > MAX_NAMED else ""
         return [
             f"The cells were measured under {len(groups)} protocols, whose numbers can't be compared.",
             f"The lowest FID under each: {found}{more}.",
@@ -119,7 +119,7 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
     alike = [cell.row for cell in column if INDISTINGUISHABLE in cell.entry.mark]
     if not alike:
         return ""
-    if len(alike) > MOST_NAMED:
+    if len(alike) > MAX_NAMED:
         named = counted(len(alike), "other row")
     else:
         named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))

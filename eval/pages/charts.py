@@ -28,9 +28,9 @@ from taugrid.eval.tables.ablation.cost import Cost, costs_table
 from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.eval.tables.quality import QualityTable
 
-MOST_POINTS = 60
+MAX_POINTS = 60
 """Rows of a model's losses. The log of a training may have thousands."""
-MOST_MODELS = 12
+MAX_MODELS = 12
 ABOUT_COSTS = (
     f"{CAPTION} Measured FIDs decide, so near ties are not told apart. Seconds depend on the machines and on what else "
     "they did."
@@ -89,8 +89,8 @@ def cost_chart(found: Sequence[Cost]) -> Chart:
 
 
 def loss_chart(logs: Mapping[str, pd.DataFrame]) -> Chart:
-    """The losses of the first `MOST_MODELS` models, from the columns `step` and `loss` of their logs, by name."""
-    shown = dict(list(logs.items())[:MOST_MODELS])
+    """The losses of the first `MAX_MODELS` models, from the columns `step` and `loss` of their logs, by name."""
+    shown = dict(list(logs.items())[:MAX_MODELS])
     rows = [row for name, log in shown.items() for row in _losses(name, log)]
     said = "training loss against the step"
     return chart(losses_figure(shown), "loss", said, ("model", "step", "loss (running mean)"), rows)
@@ -100,7 +100,7 @@ def _losses(name: str, log: pd.DataFrame) -> list[tuple[str, str, str]]:
     """The running mean at steps that are equally far apart on a logarithmic scale."""
     step, loss = log["step"].to_numpy(), log["loss"].to_numpy()
     mean = running_mean(step, loss)
-    wanted = np.geomspace(max(1, step[0]), step[-1], MOST_POINTS) if len(step) else step
+    wanted = np.geomspace(max(1, step[0]), step[-1], MAX_POINTS) if len(step) else step
     places = sorted({min(int(np.searchsorted(step, value)), len(step) - 1) for value in wanted})
     return [(name, f"{step[i]:,}", f"{mean[i]:.4g}") for i in places]
 

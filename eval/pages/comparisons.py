@@ -13,24 +13,24 @@ from taugrid.protocol import ProtocolFields, shortened
 from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricColumn
 
-MOST_DIFFERENCES = 400
+MAX_DIFFERENCES = 400
 """Rows of the table of differences. The rest are in tables/differences.csv."""
-MOST_EFFECTS = 100
+MAX_EFFECTS = 100
 """Rows of a table of effects. The rest are in tables/effects.csv."""
-MOST_VALUES = 4
+MAX_VALUES = 4
 """Values of a protocol's field that its row names. The rest are counted; quality.json has all of them."""
-LONGEST_LIST = 4
+MAX_LIST_LENGTH = 4
 """Numbers of a list that are written out."""
 
 
 def differences(rows: Sequence[Row]) -> dict[str, Any]:
     """The differences by direction, as people read them; `rows` are those of differences.csv."""
     groups: dict[str, list[SaidDifference]] = {}
-    for row in with_short_keys(rows[:MOST_DIFFERENCES]):
+    for row in with_short_keys(rows[:MAX_DIFFERENCES]):
         along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
         heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
         groups.setdefault(heading, []).append(said_difference(row))
-    return {"groups": groups, "left_out": max(0, len(rows) - MOST_DIFFERENCES), "notes": notes_of(rows)}
+    return {"groups": groups, "left_out": max(0, len(rows) - MAX_DIFFERENCES), "notes": notes_of(rows)}
 
 
 def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:
@@ -41,9 +41,9 @@ def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, A
     tables = [
         {
             "heading": f"{metric.heading}: {table.title}",
-            "left_out": max(0, len(table.rows) - MOST_EFFECTS),
+            "left_out": max(0, len(table.rows) - MAX_EFFECTS),
             **table._asdict(),
-            "rows": table.rows[:MOST_EFFECTS],
+            "rows": table.rows[:MAX_EFFECTS],
         }
         for metric in found.by_metric
         for table in effect_tables(found, metric)
@@ -70,8 +70,8 @@ def protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, tu
 
 
 def _cut(values: tuple[str, ...]) -> tuple[str, ...]:
-    more = len(values) - MOST_VALUES
-    return values if more <= 0 else (*values[:MOST_VALUES], f"{more} more")
+    more = len(values) - MAX_VALUES
+    return values if more <= 0 else (*values[:MAX_VALUES], f"{more} more")
 
 
 def _flat(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -83,7 +83,7 @@ def _flat(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list) and len(value) > LONGEST_LIST:
+    if isinstance(value, list) and len(value) > MAX_LIST_LENGTH:
         return f"{value[0]}, {value[1]}, …, {value[-1]} ({len(value)} values)"
     if isinstance(value, list):
         return ", ".join(map(str, value))

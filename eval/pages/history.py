@@ -8,14 +8,14 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from taugrid.eval.figures.trend import MOST_NIGHTS, trend_figure
+from taugrid.eval.figures.trend import MAX_NIGHTS, trend_figure
 from taugrid.eval.nights import UNFINISHED, Light, NightLine
 from taugrid.eval.pages.charts import Chart, chart
 from taugrid.eval.pages.environment import rendered
 from taugrid.eval.tables.entries import write_number
 from taugrid.words import counted
 
-MOST_ROWS = 1000
+MAX_ROWS = 1000
 """Nights in the table. All are in history.parquet."""
 SHAPES: Mapping[Light, str] = {
     "red": "M-4.5,-4.5L4.5,4.5M4.5,-4.5L-4.5,4.5",
@@ -49,9 +49,9 @@ def history_html(
         newest=complete[-1] if complete else None,
         answer=_answer(complete, len(nights) - len(complete)),
         trend=_trend(rows, complete, leads_to),
-        most_nights=MOST_NIGHTS,
-        nights=nights[::-1][:MOST_ROWS],
-        left_out=max(0, len(nights) - MOST_ROWS),
+        max_nights=MAX_NIGHTS,
+        nights=nights[::-1][:MAX_ROWS],
+        left_out=max(0, len(nights) - MAX_ROWS),
         files=links,
         leads_to=leads_to,
         shapes=SHAPES,
@@ -69,7 +69,7 @@ def _answer(nights: Sequence[NightLine], unfinished: int) -> list[str]:
 
 
 def _trend(rows: Sequence[Mapping[str, Any]], nights: Sequence[NightLine], leads_to: Mapping[str, str]) -> Chart | None:
-    lights = {night.id: night.light for night in nights[-MOST_NIGHTS:]}
+    lights = {night.id: night.light for night in nights[-MAX_NIGHTS:]}
     shown = [row for row in rows if row["night"] in lights and row["fid"] is not None and row["fid"] > 0]
     if not shown:
         return None

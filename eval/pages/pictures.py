@@ -18,7 +18,7 @@ SIDES = (96, 64, 32, 16)
 """Pixels of the longer side that images are brought to, the first that fits the budget."""
 PIXELATED = 32
 """Images up to this side are enlarged, each pixel to a square: who shows or prints a page would blur them."""
-MOST_ACROSS = 8
+MAX_ACROSS = 8
 DETERMINISTIC = "η = 0"
 TAG_BYTES = 120
 """What the page spends on an image besides its data."""
@@ -38,7 +38,7 @@ class ImageGrid(NamedTuple):
     @property
     def across(self) -> int:
         """Images side by side in a cell: 8 are 2 rows of 4."""
-        return min(MOST_ACROSS, math.ceil(self.per_cell / max(1, math.isqrt(self.per_cell))))
+        return min(MAX_ACROSS, math.ceil(self.per_cell / max(1, math.isqrt(self.per_cell))))
 
     @property
     def same_noise(self) -> tuple[tuple[str, tuple[Markup, ...]], ...]:

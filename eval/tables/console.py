@@ -20,9 +20,9 @@ from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruct
 CONSOLE_WIDTH = 80
 """Characters that tables take at most. rich assumes as many if there is no terminal; a narrower one gets narrower
 tables."""
-MOST_ROWS = 60
+MAX_ROWS = 60
 """Of the tables of further metrics together. More would push what matters off the screen."""
-LEAST_LABEL = 10
+MIN_LABEL_WIDTH = 10
 """Characters that a label gets at least, however many there are in a row; longer ones are folded."""
 BEST = "*"
 """The mark of the best of a column where nothing can be bold."""
@@ -54,7 +54,7 @@ def to_console(table: QualityTable) -> Drawn:
             yield from _console_tables(pivot, bold, width)
             yield from map(Text, pivot.notes)
         yield from map(Text, filter(None, [first.caption, *_star(first.tables, bold), *first.legend]))
-        if sum(len(pivot.values) for section in others for pivot in section.tables) > MOST_ROWS:
+        if sum(len(pivot.values) for section in others for pivot in section.tables) > MAX_ROWS:
             yield Text(f"{' and '.join(section.metric.title for section in others)}: see tables/quality.md")
         elif others:
             yield from (part for section in others for part in _below(section, bold, width))
@@ -98,7 +98,7 @@ def _console_tables(pivot: Pivot, bold: bool, room: int) -> Iterator[Table]:
     if not bold:
         rows = [[entry._replace(mark=BEST * entry.best + entry.mark) for entry in row] for row in rows]
     gap = 2  # a space of padding, and one where the box has its divider
-    labels_of = list(zip(pivot.corner, *pivot.labels, strict=True))
+    labels_of = list(zip(pivot.row_headings, *pivot.labels, strict=True))
     label_widths = _fitted([max(map(len, column)) for column in labels_of], room // 2)
     for_labels = sum(label_widths) + gap * (len(label_widths) - 1)
     for separator in (" ", "\n"):
@@ -113,7 +113,7 @@ def _console_tables(pivot: Pivot, bold: bool, room: int) -> Iterator[Table]:
         parts[-1].append(i)
     for part in parts:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for head, label_width in zip(pivot.corner, label_widths, strict=True):
+        for head, label_width in zip(pivot.row_headings, label_widths, strict=True):
             table.add_column(Text(head), width=label_width, overflow="fold")
         for i in part:
             table.add_column(Text(columns[i][0]))
@@ -124,9 +124,9 @@ def _console_tables(pivot: Pivot, bold: bool, room: int) -> Iterator[Table]:
 
 
 def _fitted(lengths: Sequence[int], room: int) -> list[int]:
-    """Widths of labels that fit into `room`: the longest are folded, but none below `LEAST_LABEL`."""
+    """Widths of labels that fit into `room`: the longest are folded, but none below `MIN_LABEL_WIDTH`."""
     widths = list(lengths)
-    while sum(widths) > room and max(widths) > LEAST_LABEL:
+    while sum(widths) > room and max(widths) > MIN_LABEL_WIDTH:
         widths[widths.index(max(widths))] -= 1
     return widths
 

@@ -21,8 +21,8 @@ def _tex(text: str) -> str:
 
 def latex_table(pivot: Pivot, caption: Sequence[str]) -> str:
     """A `table` environment; the sentences of the caption that are not empty get full stops."""
-    heads, columns = [_tex(head) for head in pivot.heads], [_tex(column) for column in pivot.columns]
-    across = "$S$" if pivot.across == "S" else _tex(pivot.across)
+    heads, columns = [_tex(head) for head in pivot.row_keys], [_tex(column) for column in pivot.columns]
+    across = "$S$" if pivot.column_key == "S" else _tex(pivot.column_key)
     # Labels before the last are cells of a label's text: pandas writes an index of several levels in two lines.
     index = [" & ".join(map(_tex, label)) for label in pivot.labels]
     texts = pd.DataFrame(

@@ -32,7 +32,7 @@ OTHERS = ("sampler", "spacing", "clip")
 
 
 class Layout(NamedTuple):
-    """The columns of quality.csv that a table's rows and columns are. What is in neither makes separate tables."""
+    """The columns of quality.csv in a table's rows and columns. Those in neither make separate tables."""
 
     rows: tuple[str, ...] = ()
     """Empty: everything that varies, and eta at the end."""
@@ -45,29 +45,29 @@ USUAL = Layout()
 
 @dataclass(frozen=True)
 class Pivot:
-    """A table of one metric: labels as index, which has several levels if rows are of several settings."""
+    """A table of one metric. The index has the row labels, with a level for each setting."""
 
     metric: MetricColumn
     settings: Mapping[str, str]
-    """What distinguishes this table from the others; checkpoints by their short names. Empty if it is the only one."""
+    """The settings that distinguish this table from others, checkpoints by short names. Empty if it is the only one."""
     values: pd.DataFrame
     """float64 with NaN where a value is missing."""
     errors: pd.DataFrame
     """Shaped like `values`."""
     notes: tuple[str, ...]
-    """What else differs between rows."""
+    """Lines on other differences between rows."""
     cells: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Ids, with NaN where there is no cell."""
+    """The ids of cells, NaN where there is none; shaped like `values`."""
     marks: Mapping[str, str] = field(default_factory=dict)
-    """Cell -> the mark after its value."""
-    heads: tuple[str, ...] = ("η",)
-    """What each level of the index is."""
-    across: str = "S"
-    """What the columns are."""
+    """Cell id -> the mark after its value."""
+    row_keys: tuple[str, ...] = ("η",)
+    """The short names of the settings in the levels of the index."""
+    column_key: str = "S"
+    """The short name of the setting in the columns."""
     spreads: pd.DataFrame | None = None
-    """Standard deviations between replicates, shaped like `values`; None where cells are no means."""
+    """Standard deviations between replicates, shaped like `values`; None without replicates."""
     fewer: Mapping[str, int] = field(default_factory=dict)
-    """Cell -> its number of replicates, where that is smaller than others'."""
+    """Cell id -> its number of replicates, for cells that have fewer than others."""
 
     @cached_property
     def labels(self) -> list[tuple[str, ...]]:
@@ -79,13 +79,14 @@ class Pivot:
         return [str(column) for column in self.values.columns]
 
     @property
-    def corner(self) -> list[str]:
-        """The heads of the columns of labels, the last with what the columns are: "η \\ S"."""
-        return [*self.heads[:-1], f"{self.heads[-1]} \\ {self.across}" if self.heads[-1] else self.across]
+    def row_headings(self) -> list[str]:
+        """The headings of the columns of row labels; the last also has the columns' key: "η \\ S"."""
+        *others, last = self.row_keys
+        return [*others, f"{last} \\ {self.column_key}" if last else self.column_key]
 
     @cached_property
     def entries(self) -> list[list[Entry]]:
-        """Each row as people read it. The best of a column is marked only if the column has more than one value."""
+        """Each row as text. The best of a column is marked only if the column has more than one value."""
         scale, empty = self.metric.scale, self.values * math.nan
         values, errors = self.values * scale, self.errors * scale
         spreads = empty if self.spreads is None else self.spreads * scale
@@ -116,8 +117,8 @@ class Pivot:
             [*labels, *(f"{f'**{e.shown}**' if e.best else e.shown} {e.mark}".rstrip() for e in row)]
             for labels, row in zip(self.labels, self.entries, strict=True)
         ]
-        columns = "l" * len(self.heads) + "r" * len(self.columns)
-        return markdown_table([*self.corner, *self.columns], columns, lines)
+        columns = "l" * len(self.row_keys) + "r" * len(self.columns)
+        return markdown_table([*self.row_headings, *self.columns], columns, lines)
 
     @property
     def label(self) -> str:
@@ -148,9 +149,9 @@ class Pivot:
 
 
 class Arranged:
-    """Where each cell stands in the tables of a layout: one, unless N, protocols or the layout keep cells apart.
+    """The place of each cell in the tables of a layout: one, unless N, protocols or the layout keep cells apart.
 
-    Values of grid keys stand in the order in which the frame first has them, S and eta ascending. A setting that
+    Values of grid keys are in the order in which the frame first has them, S and eta ascending. A setting that
     follows from eta gets a note instead of a place in the rows.
     """
 
@@ -159,7 +160,7 @@ class Arranged:
         self.ready = prepared(means.frame, protocols)
         self.by_row, self.apart = _following_eta(self.ready), _incomparable(self.ready)
         self.settings = [name for name in _varying(self.ready) if name not in (*self.by_row, *self.apart)]
-        """The settings that the rows of the usual table show, besides eta."""
+        """The settings in the rows of the usual table, besides eta."""
         self._kind_notes = kind_notes(means.frame, protocols)
 
     def tables(self, metric: MetricColumn) -> list[Pivot]:
@@ -207,7 +208,7 @@ def pivot_tables(
     """
     if frame.empty:
         return []
-    told = kind_notes(frame, protocols)
+    notes_by_kind = kind_notes(frame, protocols)
     ready = prepared(frame, protocols)
     apart, by_row = _separate(ready)
     return [
@@ -217,7 +218,7 @@ def pivot_tables(
             None,
             (["eta"], "steps"),
             settings={column: as_text(group[column].iloc[0]) for column in apart},
-            notes=(*(row_note(group, column) for column in by_row), *told.get(group["protocol"].iloc[0], [])),
+            notes=(*(row_note(group, column) for column in by_row), *notes_by_kind.get(group["protocol"].iloc[0], [])),
         )
         for group in _groups(ready, apart)
     ]
@@ -235,18 +236,20 @@ def _pivot(
     settings: Mapping[str, str],
     notes: tuple[str, ...],
 ) -> Pivot:
-    """The table of a group of cells, whose rows and columns are the columns `place` of the frame."""
-    rows, across = place
-    labels = pd.DataFrame({name: labelled(group, name).map(str) for name in rows} | {across: labelled(group, across)})
-    places = [tuple(its) for its in labels[[*rows, across]].itertuples(index=False)]
-    if twice := next((its for its in places if places.count(its) > 1), None):
-        first, second, *_ = (str(cell) for cell, its in zip(group["cell"], places, strict=True) if its == twice)
-        at = ", ".join(f"{SHOWN.get(name, name)} {value}" for name, value in zip([*rows, across], twice, strict=True))
+    """The table of a group of cells, with the frame's columns `place` as its rows and columns."""
+    rows, column_key = place
+    keys = [*rows, column_key]
+    labels = pd.DataFrame({name: labelled(group, name).map(str) for name in rows})
+    labels[column_key] = labelled(group, column_key)
+    places = [tuple(values) for values in labels[keys].itertuples(index=False)]
+    if twice := next((values for values in places if places.count(values) > 1), None):
+        first, second, *_ = (str(cell) for cell, values in zip(group["cell"], places, strict=True) if values == twice)
+        at = ", ".join(f"{SHOWN.get(name, name)} {value}" for name, value in zip(keys, twice, strict=True))
         raise ValueError(f"cells {first} and {second} are both at {at} of one table")
     errors, spreads = list(group[metric.error]) if metric.error else [math.nan] * len(group), None
     if means is not None and means.over:
         errors, spreads = (list(part[metric.name].loc[group["cell"]]) for part in (means.errors, means.spreads))
-    index, header = _ordered(group, labels, rows), [its[0] for its in _ordered(group, labels, [across])]
+    index, header = _ordered(group, labels, rows), [label for (label,) in _ordered(group, labels, [column_key])]
     flat = [row[0] for row in index] if len(rows) == 1 else pd.MultiIndex.from_tuples(index)
 
     def grid(values: Iterable[Any], dtype: type = float) -> pd.DataFrame:
@@ -262,20 +265,20 @@ def _pivot(
         cells=grid(group["cell"], object),
         spreads=None if spreads is None else grid(spreads),
         notes=notes,
-        heads=tuple(short_columns(rows).values()),
-        across=short_columns([across])[across],
+        row_keys=tuple(short_columns(rows).values()),
+        column_key=short_columns([column_key])[column_key],
         fewer={} if means is None else means.fewer,
     )
 
 
 def _ordered(group: pd.DataFrame, labels: pd.DataFrame, names: Sequence[str]) -> list[tuple[Any, ...]]:
-    """The different labels of some columns, in the order of tables."""
+    """The distinct labels of some columns, in the order of tables."""
     ranks = pd.DataFrame({name: _ranks(group, name) for name in names}).sort_values(list(names), kind="stable")
     return list(dict.fromkeys(tuple(row) for row in labels.loc[ranks.index, list(names)].itertuples(index=False)))
 
 
 def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":
-    """Where a column's values stand: numbers of the paper ascending, sigma_hat last, others as they first appear."""
+    """The ranks of a column's values: numbers of the paper ascending, sigma_hat last, others as they first appear."""
     if name == "eta":
         keys: list[Any] = [(sigma != "eta", eta) for sigma, eta in zip(group["sigma"], group["eta"], strict=True)]
     elif name in SYMBOLS:
@@ -315,14 +318,14 @@ def kind_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> 
     for _, group in frame.groupby("num_samples"):
         kinds = {kind(protocols[name]): protocols[name] for name in group["protocol"].unique() if name in protocols}
         for name, by_value in disagreements(kinds).items():
-            for value, having in by_value.items():
-                for each in having:
-                    particular[each].append(f"{name} {value}")
-    return {each: [f"protocol: {', '.join(fields)}"] for each, fields in particular.items()}
+            for value, kinds_with_value in by_value.items():
+                for key in kinds_with_value:
+                    particular[key].append(f"{name} {value}")
+    return {key: [f"protocol: {', '.join(fields)}"] for key, fields in particular.items()}
 
 
 def labelled(frame: pd.DataFrame, name: str) -> "pd.Series[Any]":
-    """A column as tables write its values: eta as 0.0 or σ̂, S as a number, other settings as in a config."""
+    """A column's values as in tables: eta as 0.0 or σ̂, S as a number, other settings as in a config."""
     if name == "eta":
         numbers = frame["eta"].map(lambda eta: str(float(eta)))
         return numbers.where(frame["sigma"] != "sigma_hat", SIGMA_HAT)
@@ -334,7 +337,7 @@ def shown(value: object) -> str:
 
 
 def row_note(group: pd.DataFrame, column: str) -> str:
-    """Which rows have which value of `column`, such as "clip: none (0.0, 0.2), x0_and_eps (σ̂)"."""
+    """The rows with each value of `column`, such as "clip: none (0.0, 0.2), x0_and_eps (σ̂)"."""
     ordered = group.assign(row=labelled(group, "eta"), value=group[column].map(as_text)).sort_values(["sigma", "eta"])
     rows = {str(value): ", ".join(part.unique()) for value, part in ordered.groupby("value", sort=False)["row"]}
     return f"{column}: " + ", ".join(f"{v} ({labels})" if len(rows) > 1 else v for v, labels in rows.items())
@@ -351,8 +354,8 @@ def _follows(frame: pd.DataFrame, column: str, given: Sequence[str]) -> bool:
 
 def _separate(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Columns that need separate tables, and columns that differ but follow from a table and its row."""
-    given = list(frame.columns)
-    others = sorted(axes(given), key=given.index)
+    columns = list(frame.columns)
+    others = sorted(axes(columns), key=columns.index)
     apart = [axis for axis in [*others, "num_samples"]
              if ("." in axis or axis in COLUMNS) and not _follows(frame, axis, [])]  # fmt: skip
     if not _follows(frame, "model", apart):
@@ -369,11 +372,11 @@ def _separate(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def _varying(frame: pd.DataFrame) -> list[str]:
-    """The columns that make cells different, besides eta, S and N."""
-    given = list(frame.columns)
-    keys = sorted(axes(given), key=given.index)
-    found = [name for name in [*keys, *OTHERS] if not _follows(frame, name, [])]
-    return found if _follows(frame, "model", found) else [*found, "model"]
+    """The settings that vary, besides eta, S and N."""
+    columns = list(frame.columns)
+    keys = sorted(axes(columns), key=columns.index)
+    varying = [name for name in [*keys, *OTHERS] if not _follows(frame, name, [])]
+    return varying if _follows(frame, "model", varying) else [*varying, "model"]
 
 
 def _following_eta(frame: pd.DataFrame) -> list[str]:
@@ -383,15 +386,15 @@ def _following_eta(frame: pd.DataFrame) -> list[str]:
 
 
 def _incomparable(frame: pd.DataFrame) -> list[str]:
-    """The columns that keep cells apart that can't be compared."""
-    found = [] if _follows(frame, "num_samples", []) else ["num_samples"]
-    if _follows(frame, "protocol", found):
-        return found
-    # A setting that has one value for each kind of protocol, such as a precision, says more than a hash.
-    pairs = _kinds_of(frame, [*found, "protocol"])
+    """The columns whose values separate cells that can't be compared."""
+    apart = [] if _follows(frame, "num_samples", []) else ["num_samples"]
+    if _follows(frame, "protocol", apart):
+        return apart
+    # A setting with one value for each kind of protocol, such as a precision, means more to a reader than a hash.
+    pairs = _kinds_of(frame, [*apart, "protocol"])
     same = (
         name
         for name in _varying(frame)
-        if _kinds_of(frame, [*found, "protocol", name]) == _kinds_of(frame, [*found, name]) == pairs
+        if _kinds_of(frame, [*apart, "protocol", name]) == _kinds_of(frame, [*apart, name]) == pairs
     )
-    return [*found, next(same, "protocol")]
+    return [*apart, next(same, "protocol")]

@@ -73,7 +73,7 @@ def reconstruction_pivot(frame: pd.DataFrame) -> Pivot:
     )
     common = [column for column in settings if column not in apart]
     shared = tuple(filter(None, [_named(common, record) for record in records[:1]]))
-    return Pivot(RECONSTRUCTION_ERROR, {}, values, errors, shared, heads=("",))
+    return Pivot(RECONSTRUCTION_ERROR, {}, values, errors, shared, row_keys=("",))
 
 
 def _named(columns: Sequence[str], record: Mapping[Hashable, object]) -> str:

@@ -125,9 +125,9 @@ def _write_effects(run: Run, scored: QualityTable) -> None:
         write_effects(effects, tables)
     if found := effects.by_metric.get(FID):
         from taugrid.eval.figures.ablation.forest import effects_figure
-        from taugrid.eval.figures.ablation.panels import heat_maps, panels_figures
+        from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
 
-        by_key = dict([*panels_figures(scored, found), *heat_maps(scored, found)])
+        by_key = dict([*per_key_figures(scored, found), *heat_maps(scored, found)])
         _save(rundir, {"effects": effects_figure(found)} | by_key)
 
 

@@ -13,7 +13,7 @@ from test_one_table import RATE, SCHEDULE, TRAINING, ablation
 from test_tables import table
 
 from taugrid.eval.figures.ablation.forest import effects_figure
-from taugrid.eval.figures.ablation.panels import heat_maps, panels_figures
+from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
 from taugrid.eval.tables.ablation.effects import EACH_CELL, EVERYWHERE, Effect, Effects, effects
 from taugrid.eval.tables.ablation.effects_files import effects_markdown, enough, verdicts, write_effects
 from taugrid.eval.tables.ablation.seeds import mean_over_seeds
@@ -236,7 +236,7 @@ def test_files_hold_every_effect_and_both_values_of_p(tmp_path):
 def test_figures_have_a_panel_for_each_value_a_row_for_each_effect_and_a_square_for_each_pair_of_numbers():
     rows = trained(rates=(0.02, 0.01))
     found = effects(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows}))
-    panels = dict(panels_figures(table(rows), found))
+    panels = dict(per_key_figures(table(rows), found))
     assert list(panels) == ["by-schedule", "by-learning_rate"]
     assert [panel.get_title() for panel in panels["by-schedule"].axes] == ["schedule=linear", "schedule=cosine"]
     assert len({panel.get_ylim() for panel in panels["by-schedule"].axes}) == 1

@@ -9,7 +9,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from taugrid.eval.figures.drawing import LEAST_SPAN, LONGEST_SIDE, save
+from taugrid.eval.figures.drawing import MAX_SIDE, MIN_SPAN, save
 from taugrid.eval.figures.over_steps import quality_figure, reconstruction_figure
 from taugrid.eval.tables.long_form import COLUMNS, long_form
 from taugrid.eval.tables.reconstruction import reconstruction_frame
@@ -145,7 +145,7 @@ def test_nearly_equal_values_do_not_look_far_apart():
     values = {10: 78.524, 20: 78.536}
     (panel,) = draw(grid(etas=(0.0,), steps=(10, 20), score=lambda s, _: values[s], error=1e-5)).axes
     low, high = panel.get_ylim()
-    assert high / low == pytest.approx(LEAST_SPAN)
+    assert high / low == pytest.approx(MIN_SPAN)
     assert low < 78.524 < 78.536 < high
     assert math.sqrt(low * high) == pytest.approx(78.53, abs=0.01)
     assert len(tick_labels(panel.yaxis)) >= 4
@@ -288,5 +288,5 @@ def test_a_figure_of_a_huge_grid_is_saved_at_fewer_pixels_per_inch(tmp_path):
     save(Figure(figsize=(2, 400)), tmp_path / "high")
     save(Figure(figsize=(2, 100)), tmp_path / "usual")
     with Image.open(tmp_path / "high.png") as high, Image.open(tmp_path / "usual.png") as usual:
-        assert (high.size, usual.size) == ((163, LONGEST_SIDE), (400, 20_000))
+        assert (high.size, usual.size) == ((163, MAX_SIDE), (400, 20_000))
     assert 'height="28800pt"' in (tmp_path / "high.svg").read_text()

@@ -51,7 +51,7 @@ def test_other_rows_and_columns_on_request_and_separate_tables_for_what_is_in_ne
         ((s, r) for s in ("linear", "cosine") for r in (0.01, 0.001)), (4.0, 3.0, 2.0, 1.0), strict=True)}  # fmt: skip
     rows = ablation(values)
     [one] = tables(rows, layout=Layout((RATE, "eta"), SCHEDULE))
-    assert (one.heads, one.across) == (("learning_rate", "η"), "schedule")
+    assert (one.row_keys, one.column_key) == (("learning_rate", "η"), "schedule")
     assert one.values.to_numpy().tolist() == [[4.0, 2.0], [3.0, 1.0]]
     found = tables(rows, layout=Layout(("eta",), RATE))
     assert [each.label for each in found] == ["schedule=linear", "schedule=cosine"]
@@ -64,7 +64,7 @@ def test_other_rows_and_columns_on_request_and_separate_tables_for_what_is_in_ne
 def test_a_clip_that_follows_from_eta_is_noted_below_and_one_that_does_not_is_a_row():
     rows = [cell(f"{eta}", 10, eta, 5.0) for eta in (0.0, "sigma_hat")]
     [one] = tables(rows)
-    assert (one.heads, one.notes) == (("η",), ("clip: none (0.0), x0_and_eps (σ̂)",))
+    assert (one.row_keys, one.notes) == (("η",), ("clip: none (0.0), x0_and_eps (σ̂)",))
     rows.append(cell("clipped", 10, 0.0, 4.0, clip="x0"))
     [one] = tables(rows)
     assert one.labels == [("none", "0.0"), ("x0_and_eps", "σ̂"), ("x0", "0.0")]

@@ -30,33 +30,33 @@ CAPTION = (
     "Bars: ± one standard error. Left: equal numbers of evaluations are spread sideways. Right: numbers are S."
 )
 CAPTION_WIDTH = 110
-"""Characters."""
-APART = 0.6
-"""Settings with equal numbers of evaluations are spread over this share of the way to the next number, ..."""
-WIDEST = math.log(2)
-"""... but not over more than a factor of two."""
+"""Characters in a line of the caption."""
+SPREAD = 0.6
+"""Settings with equal numbers of evaluations are spread over this share of the distance to the next number."""
+MAX_SPREAD = math.log(2)
+"""They are spread over a factor of two at most."""
 GREY = "#999999"
 
 
-def costs_figure(found: Sequence[Cost]) -> Figure:
+def costs_figure(costs: Sequence[Cost]) -> Figure:
     """A panel for each cost, both axes logarithmic; filled points are Pareto-optimal, and a line joins them."""
-    labels = dict.fromkeys(map(_setting, found))
-    heads = [name for cost in found[:1] for name in cost.settings if name != "S"]
-    names = {label: legend_name(name_of(label, heads, labels)) for label in labels}
-    given = {" ".join(label): name for label, name in names.items()}
-    spread = _spread(cost.evaluations for cost in found) if len(labels) > 1 else 0.0
+    labels = dict.fromkeys(map(_setting, costs))
+    row_keys = [name for cost in costs[:1] for name in cost.settings if name != "S"]
+    names = {label: legend_name(name_of(label, row_keys, labels)) for label in labels}
+    name_by_setting = {" ".join(label): name for label, name in names.items()}
+    spread = _spread(cost.evaluations for cost in costs) if len(labels) > 1 else 0.0
     with plain_style():
         figure, (left, right) = make_panels(1, 2)
-        styles = ordered_styles(given, list(np.linspace(-spread / 2, spread / 2, len(labels))))
-        _draw(left, found, lambda cost: cost.evaluations, lambda cost: cost.best_for_evaluations, styles)
-        exact = ordered_styles(given, [0.0] * len(labels))
-        _draw(right, found, lambda cost: cost.seconds, lambda cost: cost.best_for_seconds, exact)
-        _write_steps(right, found, exact)
+        styles = ordered_styles(name_by_setting, list(np.linspace(-spread / 2, spread / 2, len(labels))))
+        _draw(left, costs, lambda cost: cost.evaluations, lambda cost: cost.best_for_evaluations, styles)
+        exact = ordered_styles(name_by_setting, [0.0] * len(labels))
+        _draw(right, costs, lambda cost: cost.seconds, lambda cost: cost.best_for_seconds, exact)
+        _write_steps(right, costs, exact)
         left.set_xlabel("network evaluations per image")
         right.set_xlabel(f"device seconds per {IMAGES:,} images")
         left.set_ylabel(FID.heading)
         mark_values(left)
-        left.xaxis.set_major_locator(FixedLocator(sorted({cost.evaluations for cost in found})))
+        left.xaxis.set_major_locator(FixedLocator(sorted({cost.evaluations for cost in costs})))
         right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         for panel in (left, right):
             panel.xaxis.set_major_formatter("{x:g}")
@@ -69,14 +69,14 @@ def costs_figure(found: Sequence[Cost]) -> Figure:
 
 
 def _spread(counts: Iterable[int]) -> float:
-    """Over which part of a logarithmic axis markers of one number are spread."""
+    """The width of the part of a logarithmic axis over which markers with one number are spread."""
     logs = sorted({math.log(count) for count in counts})
-    return min([WIDEST, *(APART * (right - left) for left, right in pairwise(logs))])
+    return min([MAX_SPREAD, *(SPREAD * (right - left) for left, right in pairwise(logs))])
 
 
-def _write_steps(panel: Axes, found: Sequence[Cost], styles: Styles) -> None:
+def _write_steps(panel: Axes, costs: Sequence[Cost], styles: Styles) -> None:
     """Write S beside each marker: above and below in turn from left to right, as neighbours may be close."""
-    shown = [(cost.seconds, cost) for cost in found if cost.seconds is not None and cost.fid > 0]
+    shown = [(cost.seconds, cost) for cost in costs if cost.seconds is not None and cost.fid > 0]
     for place, (seconds, cost) in enumerate(sorted(shown, key=lambda pair: pair[0])):
         look = styles[" ".join(_setting(cost))]
         text = panel.annotate(
@@ -91,7 +91,7 @@ def _write_steps(panel: Axes, found: Sequence[Cost], styles: Styles) -> None:
 
 
 def _legend(figure: Figure, styles: Styles) -> None:
-    """Every setting with an empty marker, since filled ones are of single cells, and what filled markers are."""
+    """Add a legend: every setting with an empty marker, and the meaning of filled markers."""
     handles = [
         Line2D([], [], color=look.colour, marker=look.marker, markersize=6, markerfacecolor="white", linestyle="")
         for look in styles.values()
@@ -102,19 +102,19 @@ def _legend(figure: Figure, styles: Styles) -> None:
 
 
 def _setting(cost: Cost) -> tuple[str, ...]:
-    """Everything but S."""
+    """The values of all settings but S."""
     return tuple(value for name, value in cost.settings.items() if name != "S")
 
 
 def _draw(
     panel: Axes,
-    found: Sequence[Cost],
+    costs: Sequence[Cost],
     price: Callable[[Cost], float | None],
     is_best: Callable[[Cost], bool],
     styles: Styles,
 ) -> None:
-    shown = [cost for cost in found if price(cost) is not None and cost.fid > 0]
-    places = {cost.cell: (price(cost) or 0) * math.exp(styles[" ".join(_setting(cost))].shift) for cost in shown}
+    shown = [cost for cost in costs if price(cost) is not None and cost.fid > 0]
+    places = {cost.cell: (price(cost) or 0) * math.exp(styles[" ".join(_setting(cost))].x_offset) for cost in shown}
     for cost in shown:
         look, error = styles[" ".join(_setting(cost))], 0.0 if math.isnan(cost.fid_se) else cost.fid_se
         drawn = panel.errorbar(
@@ -130,7 +130,7 @@ def _draw(
             capsize=2.0,
         )
         name_parts(look, drawn.get_children())
-    for apart in dict.fromkeys(cost.apart for cost in shown):
-        best = sorted((places[cost.cell], cost.fid) for cost in shown if cost.apart == apart and is_best(cost))
+    for group in dict.fromkeys(cost.comparable_by for cost in shown):
+        best = sorted((places[cost.cell], cost.fid) for cost in shown if cost.comparable_by == group and is_best(cost))
         if best:
             panel.plot(*np.array(best).T, color=GREY, linewidth=1.0, zorder=0)

@@ -1,4 +1,4 @@
-"""A forest plot of effects: each with its 95 % interval, beside the line of no effect."""
+"""A forest plot: each effect with its 95 % interval, beside the line of no effect."""
 
 import math
 import textwrap
@@ -10,49 +10,49 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from taugrid.eval.figures.drawing import plain_style, say_if_empty
-from taugrid.eval.tables.ablation.effects import EACH_CELL, EACH_S, EVERYWHERE, Effect, short_keys_of
+from taugrid.eval.tables.ablation.effects import EACH_CELL, EACH_S, EVERYWHERE, Effect, short_key_names
 from taugrid.eval.tables.ablation.effects_files import GIVEN_NOISE
 from taugrid.eval.tables.ablation.seeds import LEVEL
 
-MOST_ROWS = 36
-"""If there are more effects, those of single cells are left to effects.md."""
+MAX_ROWS = 36
+"""With more effects than this, those of single cells are only in effects.md."""
 ROW_HEIGHT = 0.22
 """Inches."""
 CAPTION_WIDTH = 100
 """Characters."""
-SPAN = 5.0
-"""The axis is logarithmic where some row reaches this many times as far from 0 as the median row: on a linear axis, one
-such row would hide the others."""
-TICKS_APART = 3.0
-"""Times one tick of a logarithmic axis at which the next may stand; more where the axis is longer."""
-MOST_TICKS = 5
-"""On a side, beyond the linear part: labels have room for these."""
-CERTAIN, OPEN = "#0072b2", "#888888"
-"""Blue of the Okabe-Ito palette, and grey."""
+MAX_LINEAR_RATIO = 5.0
+"""If a row reaches more than this many times as far from 0 as the median row, the axis is partly logarithmic: on a
+linear axis, this row would squeeze the others."""
+MIN_TICK_RATIO = 3.0
+"""The least ratio of two neighbouring ticks in the logarithmic part; longer axes have a larger one."""
+MAX_TICKS = 5
+"""Ticks on each side of the linear part: more labels would overlap."""
+SIGNIFICANT, NOT_SIGNIFICANT = "#0072b2", "#888888"
+"""Colours: blue of the Okabe-Ito palette, and grey."""
 
 
-def effects_figure(found: Sequence[Effect]) -> Figure:
+def effects_figure(effects: Sequence[Effect]) -> Figure:
     """A panel for each value of a key, a row for each effect: filled and blue where p (Holm) is below `LEVEL`.
 
     Single cells come first: an average over them can hide that they differ in sign.
     """
-    scopes = (EACH_CELL, EACH_S, EVERYWHERE) if len(found) <= MOST_ROWS else (EACH_S, EVERYWHERE)
-    rows = [effect for scope in scopes for effect in found if effect.scope == scope]
-    names = short_keys_of(found)
-    values = dict.fromkeys((effect.key, effect.value) for effect in found)
-    panels_of = [[effect for effect in rows if (effect.key, effect.value) == value] for value in values]
-    heights = [len(its) + 2.4 for its in panels_of]
+    scopes = (EACH_CELL, EACH_S, EVERYWHERE) if len(effects) <= MAX_ROWS else (EACH_S, EVERYWHERE)
+    rows = [effect for scope in scopes for effect in effects if effect.scope == scope]
+    names = short_key_names(effects)
+    values = dict.fromkeys((effect.key, effect.value) for effect in effects)
+    groups = [[effect for effect in rows if (effect.key, effect.value) == value] for value in values]
+    heights = [len(group) + 2.4 for group in groups]
     with plain_style():
         figure = Figure(figsize=(7.2, 0.8 + ROW_HEIGHT * sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.05))
-        panels = figure.subplots(len(panels_of), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-        for panel, its in zip(panels, panels_of, strict=True):
-            _draw(panel, its, f"{names[its[0].key]}: {its[0].value} minus {its[0].base}")
-        beyond = _linear_reach(rows)
+        panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for panel, group in zip(panels, groups, strict=True):
+            _draw(panel, group, f"{names[group[0].key]}: {group[0].value} minus {group[0].base}")
+        threshold = _linear_threshold(rows)
         for panel in panels:
             panel.tick_params(labelbottom=True)
-            if beyond is not None:
-                _bend(panel, beyond, rows)
-        figure.supxlabel(textwrap.fill(_caption(rows, beyond), CAPTION_WIDTH), fontsize=9)
+            if threshold is not None:
+                _use_symlog(panel, threshold, rows)
+        figure.supxlabel(textwrap.fill(_caption(rows, threshold), CAPTION_WIDTH), fontsize=9)
         say_if_empty(figure, "no effect has an interval")
     return figure
 
@@ -62,17 +62,17 @@ def _draw(panel: Axes, rows: Sequence[Effect], title: str) -> None:
     panel.axvline(0, color="#555555", linewidth=0.8)
     panel.grid(visible=False, axis="y")
     for place, effect in enumerate(rows):
-        certain = effect.p_holm is not None and effect.p_holm < LEVEL
-        colour = CERTAIN if certain else OPEN
-        reach = None if effect.low is None else [[effect.effect - effect.low]] * 2
+        is_significant = effect.p_holm is not None and effect.p_holm < LEVEL
+        colour = SIGNIFICANT if is_significant else NOT_SIGNIFICANT
+        half_width = None if effect.low is None else effect.effect - effect.low
         panel.errorbar(
             [effect.effect],
             [place],
-            xerr=reach,
+            xerr=half_width,
             fmt="o" if effect.scope == EACH_CELL else "D",
             markersize=5,
             color=colour,
-            markerfacecolor=colour if certain else "white",
+            markerfacecolor=colour if is_significant else "white",
             capsize=2.5,
         )
     cells = sum(effect.scope == EACH_CELL for effect in rows)
@@ -85,47 +85,53 @@ def _draw(panel: Axes, rows: Sequence[Effect], title: str) -> None:
 def _row_label(effect: Effect) -> str:
     if effect.scope == EACH_CELL:
         return effect.settings or "its only cell"
-    return " ".join(filter(None, ["average", f"at {effect.settings}" if effect.settings else "over all cells"]))
+    return f"average at {effect.settings}" if effect.settings else "average over all cells"
 
 
-def _linear_reach(rows: Sequence[Effect]) -> float | None:
-    """How far from 0 the axis is linear: the median reach, to one digit; None if all of it is linear.
+def _linear_threshold(rows: Sequence[Effect]) -> float | None:
+    """The distance from 0 up to which the axis is linear: the rows' median, to one digit; None if all of it is linear.
 
-    The median is of single cells where `rows` has them, because averages contain the outlier, and is the lower one of
-    an even number: of two rows, either may be the outlier. Rows at 0 have no size to compare with.
+    The median is over single cells if `rows` has any, because averages contain the outlier. Of an even number it is the
+    lower one: of two rows, either may be the outlier. Rows at 0 have no size to compare with.
     """
-    reaches = sorted(reach for row in rows if row.scope == rows[0].scope and (reach := _reach(row)))
-    middle = reaches[(len(reaches) - 1) // 2] if reaches else math.inf
-    return float(f"{middle:.1g}") if max(map(_reach, rows)) > SPAN * middle else None
+    distances = sorted(_largest([row]) for row in rows if row.scope == rows[0].scope and any(_ends(row)))
+    median = distances[(len(distances) - 1) // 2] if distances else math.inf
+    return float(f"{median:.1g}") if _largest(rows) > MAX_LINEAR_RATIO * median else None
 
 
-def _reach(row: Effect) -> float:
-    """The largest distance from 0 of the effect and of its interval's ends."""
-    return max(abs(end) for end in (row.effect, row.low, row.high) if end is not None)
+def _ends(row: Effect) -> list[float]:
+    """The effect, and the ends of its interval."""
+    return [end for end in (row.effect, row.low, row.high) if end is not None]
 
 
-def _bend(panel: Axes, beyond: float, rows: Sequence[Effect]) -> None:
-    """Make the axis logarithmic from +-`beyond` on, with a tick and a dotted line there."""
-    panel.set_xscale("symlog", linthresh=beyond)
-    largest = max(map(_reach, rows))
-    apart = max(TICKS_APART, (largest / beyond) ** (1 / MOST_TICKS))
-    decades = range(math.floor(math.log10(beyond)), math.floor(math.log10(largest)) + 1)
-    sizes = [beyond / 2, beyond]
+def _largest(rows: Sequence[Effect]) -> float:
+    """The largest distance from 0 of any effect or end of an interval."""
+    return max(abs(end) for row in rows for end in _ends(row))
+
+
+def _use_symlog(panel: Axes, threshold: float, rows: Sequence[Effect]) -> None:
+    """Make the axis logarithmic beyond +-`threshold`, with a tick and a dotted line there."""
+    panel.set_xscale("symlog", linthresh=threshold)
+    largest = _largest(rows)
+    ratio = max(MIN_TICK_RATIO, (largest / threshold) ** (1 / MAX_TICKS))
+    decades = range(math.floor(math.log10(threshold)), math.floor(math.log10(largest)) + 1)
+    sizes = [threshold / 2, threshold]
     for size in (step * 10.0**decade for decade in decades for step in (1, 2, 5)):
-        sizes += [size] if apart * sizes[-1] <= size <= largest else []
-    ends = [end for row in rows for end in (row.effect, row.low, row.high) if end is not None]
-    low, high = min(-beyond, *ends), max(beyond, *ends)
+        if ratio * sizes[-1] <= size <= largest:
+            sizes.append(size)
+    ends = [end for row in rows for end in _ends(row)]
+    low, high = min(-threshold, *ends), max(threshold, *ends)
     panel.set_xticks([x for x in (*(-size for size in reversed(sizes)), 0.0, *sizes) if low <= x <= high])
     panel.autoscale(axis="x")  # margins that were made for a linear axis are wide on this one
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_locator(NullLocator())
-    for place in (-beyond, beyond):
+    for place in (-threshold, threshold):
         panel.axvline(place, color="#777777", linewidth=1.2, linestyle=":", zorder=1)
 
 
-def _caption(rows: Sequence[Effect], beyond: float | None) -> str:
+def _caption(rows: Sequence[Effect], threshold: float | None) -> str:
     over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
-    scale = "" if beyond is None else " The axis is linear between the dotted lines and logarithmic outside them."
+    scale = "" if threshold is None else " The axis is linear between the dotted lines and logarithmic outside them."
     over += GIVEN_NOISE if any(effect.given_noise for effect in rows) else ""
     cells = "a cell each, and averages over cells (diamonds)" if rows[0].scope == EACH_CELL else "averages over cells"
     return (

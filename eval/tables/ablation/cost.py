@@ -1,7 +1,7 @@
 """Cost beside quality: what a cell's images and its training took, and which cells are Pareto-optimal.
 
 A cell is Pareto-optimal if no cell that can be compared with it has a lower FID at no more cost, or an equal one at
-less. Measured FIDs decide: near ties are not told apart.
+less. Measured FIDs decide, without regard to their errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from taugrid.eval.tables.rows import as_csv, write_files
 from taugrid.words import markdown_table
 
 IMAGES = 1_000
-"""Seconds of sampling are for this number of images."""
+"""The number of images that seconds of sampling are for."""
 OPTIMAL = "●"
 ABOUT = (
     f"{OPTIMAL} marks Pareto-optimal cells: none that can be compared has a lower FID at no more cost. Measured FIDs "
@@ -36,21 +36,21 @@ class Cost:
     """A row of cost.csv: a cell, or the mean over its replicates."""
 
     cell: str
-    """The id, of the first replicate."""
+    """The id; that of the first replicate for a mean."""
     settings: Mapping[str, str]
-    """All settings that vary, S and eta, by their names for people."""
-    apart: tuple[object, ...]
-    """N and kind of protocol: cells that differ in it can't be compared."""
+    """All settings that vary, S and eta, by short names."""
+    comparable_by: tuple[object, ...]
+    """N and kind of protocol: only cells with equal values can be compared."""
     fid: float
     fid_se: float
     evaluations: int
-    """Network evaluations for an image."""
+    """Network evaluations per image."""
     seconds: float | None
-    """On devices, for `IMAGES` images. Measured, so outside any promise of equality."""
+    """Measured device seconds for `IMAGES` images, which differ between equal runs."""
     train_seconds: float | None
-    """On devices, for the training of its model; None if it was not trained here."""
+    """Device seconds for the training of its model; None if it was not trained here."""
     over: str = ""
-    """What its numbers are means over and `fid_se` is the error of, such as "training"; empty without replicates."""
+    """The kind of replicates that its numbers are means over, such as "training"; empty without replicates."""
     best_for_evaluations: bool = False
     best_for_seconds: bool = False
 
@@ -72,13 +72,13 @@ def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]
     labels = pd.DataFrame({name: labelled(ready, name).map(str) for name in names})
     labels.columns = pd.Index([short_columns(names)[name] for name in names])
     seconds = dict(zip(frame["cell"], frame["seconds"] / frame["num_samples"] * IMAGES, strict=True))
-    found = []
+    rows = []
     for row, settings in zip(ready.to_dict("records"), labels.to_dict("records"), strict=True):
         members = [member.cell for member in means.members[row["cell"]]]
         cost = Cost(
             cell=row["cell"],
             settings={str(name): value for name, value in settings.items()},
-            apart=(row["num_samples"], row["protocol"]),
+            comparable_by=(row["num_samples"], row["protocol"]),
             fid=float(row["fid"]),
             fid_se=float(row["fid_se"]),
             evaluations=int(row["network_evaluations"]),
@@ -86,10 +86,10 @@ def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]
             train_seconds=_mean_of_known(train_seconds, members),
             over=UNITS[means.over] if means.over else "",
         )
-        found.append(cost)
-    by_evaluations = pareto([(cost.apart, cost.evaluations, cost.fid) for cost in found])
-    by_seconds = pareto([(cost.apart, cost.seconds, cost.fid) for cost in found])
-    marks = zip(found, by_evaluations, by_seconds, strict=True)
+        rows.append(cost)
+    by_evaluations = pareto([(cost.comparable_by, cost.evaluations, cost.fid) for cost in rows])
+    by_seconds = pareto([(cost.comparable_by, cost.seconds, cost.fid) for cost in rows])
+    marks = zip(rows, by_evaluations, by_seconds, strict=True)
     return [replace(cost, best_for_evaluations=a, best_for_seconds=b) for cost, a, b in marks]
 
 
@@ -110,7 +110,7 @@ def pareto(points: Sequence[tuple[object, float | None, float]]) -> list[bool]:
     return [point[1] is not None and not any(beats(other, point) for other in points) for point in points]
 
 
-def write_costs(found: Sequence[Cost], folder: Path) -> None:
+def write_costs(costs: Sequence[Cost], folder: Path) -> None:
     """Write cost.{csv,md} into `folder`."""
     rows: list[dict[str, Any]] = [
         {
@@ -124,22 +124,22 @@ def write_costs(found: Sequence[Cost], folder: Path) -> None:
             "pareto_evaluations": cost.best_for_evaluations,
             "pareto_seconds": cost.best_for_seconds,
         }
-        for cost in found
+        for cost in costs
     ]
-    write_files(folder, "cost", csv=as_csv(pd.DataFrame(rows)), md=costs_markdown(found))
+    write_files(folder, "cost", csv=as_csv(pd.DataFrame(rows)), md=costs_markdown(costs))
 
 
-def costs_table(found: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
-    """The heads of the columns, and a row for each cell, in the order of the grid."""
-    heads = [*found[0].settings, "FID", "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
-    return heads, [_line(cost) for cost in found]
+def costs_table(costs: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
+    """The column headings, and a row for each cell, in the order of the grid."""
+    headings = [*costs[0].settings, "FID", "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
+    return headings, [_line(cost) for cost in costs]
 
 
-def costs_markdown(found: Sequence[Cost]) -> str:
-    heads, rows = costs_table(found)
-    listed = markdown_table(heads, "l" * len(found[0].settings) + "rrrrcc", rows)
-    over = found[0].over
-    return f"# Cost beside quality\n\n{ABOUT} {OF_MEANS.format(over=over) if over else OF_CELLS}\n\n{listed}\n"
+def costs_markdown(costs: Sequence[Cost]) -> str:
+    headings, rows = costs_table(costs)
+    body = markdown_table(headings, "l" * len(costs[0].settings) + "rrrrcc", rows)
+    over = costs[0].over
+    return f"# Cost beside quality\n\n{ABOUT} {OF_MEANS.format(over=over) if over else OF_CELLS}\n\n{body}\n"
 
 
 def _line(cost: Cost) -> list[str]:

@@ -40,7 +40,7 @@ class Effect:
 
     scope: str = EVERYWHERE
     key: str = ""
-    """The key that differs, as quality.csv has it; keys that always change together are joined by `TOGETHER`."""
+    """The key that differs, as quality.csv has it; keys that always change together are joined by `KEY_SEPARATOR`."""
     base: str = ""
     value: str = ""
     settings: str = ""
@@ -75,7 +75,7 @@ class Effect:
         return self.replicates > 1 and self.se_shared is None
 
 
-TOGETHER = " & "
+KEY_SEPARATOR = " & "
 """Between keys, or values, that always change together."""
 
 
@@ -143,7 +143,7 @@ class Effects:
     @cached_property
     def names(self) -> dict[str, str]:
         """What people call the keys."""
-        return short_keys_of(self.every)
+        return short_key_names(self.every)
 
     @property
     def notes(self) -> list[str]:
@@ -151,10 +151,10 @@ class Effects:
         return list(dict.fromkeys(told))
 
 
-def short_keys_of(found: Sequence[Effect]) -> dict[str, str]:
+def short_key_names(found: Sequence[Effect]) -> dict[str, str]:
     """What people call the keys of effects."""
-    short = short_columns(dict.fromkeys(key for effect in found for key in effect.key.split(TOGETHER)))
-    return {effect.key: TOGETHER.join(short[key] for key in effect.key.split(TOGETHER)) for effect in found}
+    short = short_columns(dict.fromkeys(key for effect in found for key in effect.key.split(KEY_SEPARATOR)))
+    return {effect.key: KEY_SEPARATOR.join(short[key] for key in effect.key.split(KEY_SEPARATOR)) for effect in found}
 
 
 def effects(
@@ -180,7 +180,7 @@ def effects(
                 for scope, settings, part in _scopes(pairs, grid, keys):
                     lone = {seed for pair in part for seed in alone[pair.block]}
                     effect = _effect(part, grid.seeds, lone, evidence, metric)
-                    named = replace(effect, scope=scope, key=TOGETHER.join(keys), base=chosen, value=value)
+                    named = replace(effect, scope=scope, key=KEY_SEPARATOR.join(keys), base=chosen, value=value)
                     by_scope[scope].append(replace(named, settings=settings))
     return [effect for scope in SCOPES for effect in _corrected(by_scope[scope])]
 
@@ -212,7 +212,7 @@ def ablated(labels: pd.DataFrame, base: Collection[str]) -> list[tuple[str, ...]
 
 
 def _joined(labels: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    return [TOGETHER.join(values) for values in labels[list(keys)].itertuples(index=False)]
+    return [KEY_SEPARATOR.join(values) for values in labels[list(keys)].itertuples(index=False)]
 
 
 def _base_label(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: Mapping[str, Any]) -> str:

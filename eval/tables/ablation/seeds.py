@@ -27,7 +27,7 @@ DRAWS = 40_000
 DRAWS_AT_ONCE = 2_000
 SEED = 20_600
 """Fixed, so that the same column gets the same limit again."""
-MOST_SIMULATED = 60
+MAX_SIMULATED = 60
 """Cells of a column above which Bonferroni's bound over their pairs is the limit, which is safe but less sharp."""
 
 
@@ -132,7 +132,7 @@ def critical_range(covariance: Array) -> float:
     """
     k = len(covariance)
     bound = float(-special.ndtri(LEVEL / max(k * (k - 1), 2)))
-    if k <= 2 or k > MOST_SIMULATED:
+    if k <= 2 or k > MAX_SIMULATED:
         return bound
     variances = np.diag(covariance)
     squares = variances[:, None] + variances - 2 * covariance
@@ -158,7 +158,7 @@ def level_against_best(settings: int, seeds: int) -> float:
     it less often, heavily skewed ones more often (docs/decisions.md).
     """
     bound = LEVEL / max(settings * (settings - 1) / 2, 1)
-    if settings <= 2 or settings > MOST_SIMULATED:
+    if settings <= 2 or settings > MAX_SIMULATED:
         return bound
     random = np.random.default_rng(SEED)
     least = np.empty(DRAWS)
