@@ -133,7 +133,7 @@ def _sampled(network: "Denoiser", recipe: Settings, wanted: Sequence[int], devic
     for start in range(0, len(wanted), recipe.settings.batch_size):
         batch = wanted[start : start + recipe.settings.batch_size]
         x0 = sample_batch(watched, torch.tensor(batch, device=device), recipe)
-        watched.require_finite(start, start + len(batch))
+        watched.require_finite(start, start + len(batch), recipe.settings)
         found.append(to_uint8(recipe.decoder(x0).cpu().numpy()))
     return to_pictures(np.concatenate(found))
 

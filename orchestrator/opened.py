@@ -64,7 +64,7 @@ def open_config(
         recorded = checkpoints_in(begun.get("grid", []) if isinstance(begun, dict) else [])
     config, notes = resolve_patterns(config, recorded, same_checkpoints, dry)
     made = plan(config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, dry)
-    run = Run(config, replace(made, notes=notes), rundir)
+    run = Run(config, replace(made, notes=(*made.notes, *notes)), rundir)
     requested.check(config, run.plan)
     if is_own:
         trust(custom_code(config))

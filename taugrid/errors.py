@@ -90,6 +90,10 @@ class NotFinite(ValueError):
     """A network returned NaN or infinity. The same job gives the same again, so its cell fails without retries."""
 
 
+class SamplerFault(ValueError):
+    """A sampler did not do what it promised. The same job gives the same again, so its cell fails without retries."""
+
+
 class Stopped(Exception):
     """The driver ends, and a job is to end with what it can keep."""
 

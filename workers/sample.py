@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import DamagedFile, NotFinite, Stopped
+from taugrid.errors import DamagedFile, NotFinite, SamplerFault, Stopped
 from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
@@ -21,8 +21,8 @@ from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import denoising
-from taugrid.workers.diffusion.process import path
-from taugrid.workers.finite import Watched, not_finite
+from taugrid.workers.diffusion.process import Point, Prediction, path
+from taugrid.workers.finite import Watched, blame, not_finite
 from taugrid.workers.samplers.sampler import find, require_code
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def sample_shard(
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
+        SamplerFault: as `sample_batch`.
         Stopped: if it is to stop before a batch is done.
     """
     from taugrid.workers.accelerator.transfer import Clock, completed
@@ -153,9 +154,9 @@ def _transfers(
 
 def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
     if not batch.network_was_finite:
-        raise not_finite(batch.start, batch.start + len(batch.images), job.settings.precision)
+        raise not_finite(batch.start, batch.start + len(batch.images), job.settings)
     if not batch.images_are_finite:
-        raise NotFinite(NOT_FINITE)
+        raise NotFinite(NOT_FINITE + blame(job.settings.sampler))
 
 
 def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
@@ -175,15 +176,49 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
 
 
 def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
-    """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n."""
+    """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
+
+    Raises:
+        SamplerFault: if the sampler returns something else, or does not call the network as often as it says.
+    """
     from taugrid.workers.diffusion import noise
 
-    settings = job.settings
+    settings, process = job.settings, schedules.process(job.diffusion)
     assert settings.seed is not None
     normals = partial(noise.normal, settings.seed, indices, shape=job.decoder.network_shape)
     denoise = denoising(model, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
-    points = path(schedules.process(job.diffusion), job.tau)
-    return find(settings.sampler).sample(normals(0), points, denoise, normals, settings)
+    sampler, calls = find(settings.sampler), 0
+
+    def counted(x: "Tensor", at: Point) -> Prediction:
+        nonlocal calls
+        calls += 1
+        return denoise(x, at)
+
+    x_T = normals(0)
+    x0 = sampler.sample(x_T, path(process, job.tau), counted, normals, settings)
+    _require_images(x0, x_T, settings.sampler)
+    if calls != (promised := sampler.evaluations(settings, process)):
+        raise SamplerFault(
+            f"the sampler {settings.sampler} calls the network {calls} times for a batch, but its `evaluations` "
+            f"returns {promised}; make them agree"
+        )
+    return x0
+
+
+def _require_images(x0: object, x_T: "Tensor", sampler: str) -> None:
+    """Raise `SamplerFault` unless a sampler returned a tensor like `x_T`."""
+    import torch
+
+    if not isinstance(x0, torch.Tensor):
+        found = type(x0).__name__
+    elif (x0.shape, x0.dtype) != (x_T.shape, x_T.dtype):
+        found = f"{tuple(x0.shape)} {x0.dtype}"
+    else:
+        return
+    raise SamplerFault(
+        f"`sample` of the sampler {sampler} returns {found}, but must return images like its x: "
+        f"{tuple(x_T.shape)} {x_T.dtype}"
+    )
 
 
 def _columns(job: SampleJob) -> dict[str, object]:

@@ -16,6 +16,7 @@ from taugrid.errors import (
     NotCommitted,
     NotFinite,
     RunFailed,
+    SamplerFault,
     UserError,
     WorkerRefusal,
     in_one_line,
@@ -47,7 +48,7 @@ stopped; no heartbeat is heard meanwhile, and workers must not be killed for it.
 KEEP_SECONDS = 2.5
 """How long an interrupted driver waits for its workers to commit; it must end within the grace period of `cli.main`."""
 
-FINAL = NotFinite | DoesNotFit
+FINAL = NotFinite | SamplerFault | DoesNotFit
 """Errors that the same job would give again, and so would the others of its cell."""
 
 
@@ -270,10 +271,10 @@ class Loop:
         self._manager.cools_down(charge.cooldown, reason)
 
     def _lasts(self, cause: BaseException, key: str) -> bool:
-        """Whether the same command would meet the same failure: of the network's numbers, or of a metric."""
+        """Whether the same command would meet the same failure: of the network's numbers, a sampler or a metric."""
         is_metrics = self._kinds[self._tasks[key].kind].name == ScoreWork.name
         of_a_metric = is_metrics and not isinstance(cause, OSError | DamagedFile | DoesNotFit)
-        return isinstance(cause, NotFinite) or (of_a_metric and _fault(cause) is Fault.TASK)
+        return isinstance(cause, NotFinite | SamplerFault) or (of_a_metric and _fault(cause) is Fault.TASK)
 
     def _lost(self, event: Lost, culprit: str | None = None) -> None:
         """A worker that had a task is gone. `culprit`: the key of the task that is known to be the reason."""

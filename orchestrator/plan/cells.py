@@ -198,13 +198,13 @@ class Plan:
     @property
     def remarks(self) -> list[str]:
         """What the user should know about how the config was read, and about the lists tau that it leads to."""
-        lists = {(cell.settings.spacing_name, cell.settings.steps, cell.tau): cell for cell in self.cells}
-        settings = [(cell.settings.spacing, cell.settings.steps, cell.tau) for cell in lists.values()]
+        lists = {(c.settings.spacing_name, c.settings.steps, c.tau, c.evaluations): c for c in self.cells}
+        settings = [(c.settings.spacing, c.settings.steps, c.tau, c.evaluations) for c in lists.values()]
         return [
             *self.notes,
             *(f"{model.lacks}; until it is here, the ids of its cells are {PENDING}" for model in self.pending),
             *filter(None, (model.source.warning(model.diffusion) for model in self.models)),
-            *(remark for spacing, steps, times in settings for remark in remarks(spacing, steps, times)),
+            *(remark for its in settings for remark in remarks(*its)),
         ]
 
     @cached_property

@@ -22,6 +22,7 @@ from taugrid.config import (
     Train,
     validate,
 )
+from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.config.section import not_yet
 from taugrid.errors import NotHere, UserError
 from taugrid.grids.names import Naming
@@ -42,9 +43,12 @@ from taugrid.orchestrator.plan.sections import (
     times,
 )
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
+from taugrid.registry.samplers import DEFAULT
+from taugrid.workers import schedules
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
+from taugrid.workers.samplers.sampler import evaluations_of
 
 TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 """Grid keys that every quality table has a column for."""
@@ -123,13 +127,29 @@ def plan(
         if cell.id in cells:
             raise _twice(point, settings, len(mappings))
         cells[cell.id] = cell
-    return Plan(tuple(models.values()), tuple(cells.values()))
+    return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(config.sample, planned)))
+
+
+def _ignored(sample: Sample, planned: Iterable[Planned]) -> Iterable[str]:
+    """A line for each key that `sample` sets and a sampler of the plan ignores."""
+    found = {settings.sampler: settings for _, _, settings, _ in planned}
+    for name, settings in found.items():
+        for key in SAMPLER_KEYS:
+            value = getattr(sample, key)
+            if key in idle_keys(settings) and value not in (None, getattr(SAMPLE_DEFAULTS, key)):
+                yield f"{name} ignores {key} = {value}"
 
 
 def _twice(point: Mapping[str, Any], settings: Sample, grids: int) -> UserError:
     idle, ignored = sorted(NOT_CELLS & set(point)), sorted(idle_keys(settings) & set(point))
+    if ignored:
+        name, keys = settings.sampler, " and ".join(ignored)
+        return UserError(
+            f"grid: {name} has no {keys}, so the grid over {keys} makes the same cell twice ({_describe(point)}): give "
+            f"{name} an entry of its own in the list, grid: [{{sampler: [{DEFAULT}], {ignored[0]}: [...], ...}}, "
+            f"{{sampler: [{name}], ...}}]"
+        )
     hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
-    hint += f" (sampler {settings.sampler} ignores {' and '.join(ignored)})" if ignored else ""
     if grids > 1:
         hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
     return UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
@@ -177,6 +197,7 @@ def _planned(config: Config, point: Mapping[str, Any], keys: Iterable[str], look
     model = _model(sections, lookups)
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
     times(settings, model.diffusion)  # refuse a bad tau here, not when the first worker needs it
+    evaluations_of(settings.sampler, settings, schedules.process(model.diffusion))
     resolved = sections._replace(sample=settings, diffusion=model.diffusion)
     return Planned(point, model, settings, {key: _value_at(resolved, key) for key in keys})
 

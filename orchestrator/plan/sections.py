@@ -12,7 +12,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, S
 from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
 from taugrid.workers import schedules
-from taugrid.workers.samplers.sampler import code_hash, find
+from taugrid.workers.samplers.sampler import code_hash, find, times_of
 
 SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
 """`sample` as it is resolved if a config sets nothing."""
@@ -97,7 +97,7 @@ def idle_keys(settings: Sample) -> set[str]:
 def times(settings: Sample, diffusion: Diffusion) -> tuple[int, ...]:
     """tau, increasing times in 1..T; `UserError` if `steps` and `spacing` do not give one."""
     try:
-        return find(settings.sampler).tau(settings, schedules.process(diffusion))
+        return times_of(settings.sampler, settings, schedules.process(diffusion))
     except ValueError as error:
         raise UserError(f"sample.steps, sample.spacing: {error}") from None
 

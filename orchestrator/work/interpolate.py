@@ -8,7 +8,7 @@ from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan, part_name
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind
-from taugrid.orchestrator.work.reconstruct import ignore_damage, ode_cells
+from taugrid.orchestrator.work.reconstruct import ignore_damage, left_out, ode_cells, require_ode_cells
 from taugrid.parquet import first_pictures
 from taugrid.words import counted
 from taugrid.workers.interpolate import InterpolateJob
@@ -28,6 +28,14 @@ class InterpolateWork(WorkKind):
     unit = NETWORK_EVALUATIONS
     activity = "interpolating"
     task_in_words = ("cell", "to interpolate")
+
+    def check(self) -> None:
+        """Raise `UserError` if no cell is of DDIM."""
+        require_ode_cells(self.plan, self.stage)
+
+    def announcement(self, cost: float) -> str | None:
+        """That other samplers' cells are left out."""
+        return left_out(self.plan, self.stage).removeprefix("; ") or None
 
     def tasks(self) -> Iterator[Task]:
         for cell in self._cells():

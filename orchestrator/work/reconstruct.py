@@ -8,6 +8,7 @@ import numpy as np
 
 from taugrid import parquet
 from taugrid.config import Data
+from taugrid.errors import UserError
 from taugrid.hashing import identity
 from taugrid.images import to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard, name_of
@@ -18,7 +19,8 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind, shard_key
 from taugrid.parquet import first_pictures
-from taugrid.words import some_of
+from taugrid.registry.samplers import DEFAULT
+from taugrid.words import listed, some_of
 from taugrid.workers.data import load as data
 from taugrid.workers.reconstruct import ReconstructJob
 
@@ -33,9 +35,28 @@ OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float
 
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
-    """The plan's cells with the settings of the ODE and `changes`. Cells that differ in nothing else are one."""
-    cells = (with_settings(cell, OF_THE_ODE | changes) for cell in plan.cells)
+    """The plan's cells of DDIM with the settings of the ODE and `changes`. Cells that become equal are one."""
+    cells = (with_settings(cell, OF_THE_ODE | changes) for cell in plan.cells if cell.settings.sampler == DEFAULT)
     return list({cell.id: cell for cell in cells}.values())
+
+
+def others(plan: Plan) -> str:
+    """The samplers other than DDIM, by name."""
+    return listed(list(dict.fromkeys(s for cell in plan.cells if (s := cell.settings.sampler) != DEFAULT)), 3)
+
+
+def require_ode_cells(plan: Plan, stage: str) -> None:
+    """Raise `UserError` if no cell is of DDIM."""
+    if not ode_cells(plan):
+        raise UserError(
+            f"{stage} needs cells of ddim, whose ODE (eta = 0) it follows; all cells are of {others(plan)}: add "
+            "sampler: ddim to the grid"
+        )
+
+
+def left_out(plan: Plan, stage: str) -> str:
+    """That cells of other samplers are left out, as the end of a sentence."""
+    return f"; {stage} leaves out the cells of {named}" if (named := others(plan)) else ""
 
 
 def ignore_damage(damage: Damage) -> None:
@@ -61,7 +82,8 @@ class ReconstructWork(WorkKind):
     task_in_words = ("shard", "to reconstruct")
 
     def check(self) -> None:
-        """Raise `UserError` if a model's images differ in shape from its data set's, or the data set is missing."""
+        """Raise `UserError` if no cell is of DDIM, shapes of images and data differ, or the data set is missing."""
+        require_ode_cells(self.plan, self.stage)
         check_shapes(self.plan)
         for model in self.plan.models:
             data.load_images(model.data.held_out)
@@ -69,10 +91,11 @@ class ReconstructWork(WorkKind):
     def announcement(self, cost: float) -> str:
         """How many images and evaluations it is, and the key that makes it fewer."""
         images = " or ".join(f"{n:,}" for n in sorted({cell.settings.num_samples for cell in self._cells()}))
-        return (
+        said = (
             f"reconstructing {images} held-out images for each S: {round(cost):,} network evaluations to do; for "
             "fewer, set report.reconstructed_images (--set report.reconstructed_images=100)"
         )
+        return said + left_out(self.plan, self.stage)
 
     def tasks(self) -> Iterator[Task]:
         for place in self._places(self._cells()):

@@ -26,9 +26,15 @@ def entry(name: str) -> EntryPoint:
     Raises:
         ValueError: if there is none of that name.
     """
+    installed = list[EntryPoint](entry_points(group=GROUP, name=name))
+    if name in SAMPLERS and installed:
+        raise ValueError(
+            f"an installed package gives {installed[0].value} the name {name}, which is one of taugrid's own samplers "
+            f"(entry-point group {GROUP}); give it another name"
+        )
     if name in SAMPLERS:
         return EntryPoint(name, SAMPLERS[name], GROUP)
-    for found in entry_points(group=GROUP, name=name):
+    for found in installed:
         return found
     raise ValueError(
         f"must be one of {', '.join(names())}, or a sampler of an installed package (entry-point group {GROUP})"

@@ -5,6 +5,7 @@ Both are seen in plan, run, table, figure and gate. Jobs run in this process; th
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,14 +25,16 @@ from mutants import copy_tree
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
-from taugrid.errors import OtherContent, UserError
+from taugrid.errors import NotFinite, OtherContent, SamplerFault, UserError
 from taugrid.images import to_uint8
 from taugrid.jobs import OracleNetwork
 from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.work.reconstruct import left_out, ode_cells
 from taugrid.registry import samplers
 from taugrid.storage import LOCAL, read_json
 from taugrid.workers import schedules
@@ -44,6 +47,7 @@ from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
 from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers import sampler
+from taugrid.workers.samplers.sampler import Sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -164,8 +168,15 @@ def test_keys_that_it_does_not_honour_make_no_cells(package):
     plain = planned(sampler="twice")
     assert planned(sampler="twice", eta=0.5, clip="x0").cells[0].id == plain.cells[0].id != planned().cells[0].id
     assert planned(sampler="twice", spacing="quadratic").cells[0].id != plain.cells[0].id
-    with pytest.raises(UserError, match=r"^grid: .*appears twice \(sampler twice ignores eta\); remove one of them$"):
-        planned(sampler="twice", grid={"eta": [0.0, 1.0]})
+    assert planned(sampler="twice", eta=0.5).remarks == ["twice ignores eta = 0.5"]
+    assert plain.remarks == []
+    with pytest.raises(UserError) as found:
+        planned(grid={"sampler": ["ddim", "twice"], "eta": [0.0, 1.0]})
+    assert str(found.value) == (
+        "grid: twice has no eta, so the grid over eta makes the same cell twice (sampler=twice, eta=1.0): give twice "
+        "an entry of its own in the list, grid: [{sampler: [ddim], eta: [...], ...}, {sampler: [twice], ...}]"
+    )
+    assert len(planned(grid=[{"sampler": ["ddim"], "eta": [0.0, 1.0]}, {"sampler": ["twice"]}]).cells) == 3
 
 
 def test_other_code_makes_other_cells_and_is_refused_by_a_worker(package):
@@ -189,10 +200,166 @@ def test_other_code_makes_other_cells_and_is_refused_by_a_worker(package):
 
 def test_a_sampler_that_is_not_here_is_one_line(package):
     with pytest.raises(
-        UserError, match=r"sampler: must be one of ddim, twice, or a sampler of .*, not 'dpm'$"
+        UserError, match=r"sampler: must be one of ddim, .*twice, or a sampler of .*, not 'dpm'$"
     ) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)
+
+
+class Honest(Sampler):
+    """As the page says; `sampler_of` makes others of it."""
+
+    def sample(self, x, path, denoise, noise, settings):
+        for point in path[:-1]:
+            x = denoise(x, point).x0
+        return x
+
+
+@pytest.fixture
+def sampler_of(monkeypatch):
+    """Registers `Honest` with other attributes under the name "other"."""
+
+    def register(**attributes):
+        monkeypatch.setattr(sys.modules[__name__], "Other", type("Other", (Honest,), attributes), raising=False)
+        forget()
+
+    monkeypatch.setitem(samplers.SAMPLERS, "other", f"{__name__}:Other")
+    yield register
+    forget()
+
+
+def shard(folder, **sample):
+    """The file of three images of one cell."""
+    [cell] = planned(sampler="other", **{"steps": 2} | sample).cells
+    network = oracle.gaussian_eps(gaussian.gaussian((1, 4, 4)), schedules.alpha_bar(cell.model.diffusion), "cpu")
+    file, spec, about = folder / "part.parquet", OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
+    spec = OracleNetwork(cell.model.data)
+    job = SampleJob(str(file), 0, 3, spec, cell.model.decoder, cell.settings, cell.model.diffusion, cell.tau, about)
+    sample_shard(job, network, "cpu")
+    return file
+
+
+def returning(change):
+    return lambda self, x, *rest: change(Honest.sample(self, x, *rest))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda x: x[:, :, :-1], r"\(3, 1, 3, 4\) torch.float32"),
+        (lambda x: x[:-1], r"\(2, 1, 4, 4\) torch.float32"),
+        (lambda x: x.repeat(1, 3, 1, 1), r"\(3, 3, 4, 4\) torch.float32"),
+        (lambda x: x.double(), r"\(3, 1, 4, 4\) torch.float64"),
+        (lambda x: x.numpy(), "ndarray"),
+        (lambda x: None, "NoneType"),
+    ],
+)
+def test_what_a_sampler_returns_is_checked_before_it_is_committed(sampler_of, tmp_path, change, found):
+    sampler_of(sample=returning(change))
+    expected = rf"^`sample` of the sampler other returns {found}, but .* x: \(3, 1, 4, 4\) torch.float32$"
+    with pytest.raises(SamplerFault, match=expected):
+        shard(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sampler_that_breaks_its_word_fails_its_cells_once(sampler_of, tmp_path):
+    sampler_of(sample=returning(lambda x: x[:-1]))
+    with small_run(tmp_path, GRID.replace("twice", "other")) as opened:
+        outcome, printed = drive(opened, tmp_path / "run", LOCAL)
+    assert [name.rsplit("-", 1)[0] for name in outcome.missing] == ["S0002-other", "S0004-other"]
+    assert printed.count("returns (9, 1, 4, 4)") == 2, "no retries"
+    assert not list((tmp_path / "run/samples").glob("*other*/part*"))
+
+
+@pytest.mark.parametrize("spacing", ["linear", "ermongroup-quad"])
+def test_network_calls_are_counted(sampler_of, tmp_path, spacing):
+    """Times that repeat count each time: ermongroup-quad visits 100 times at S = 100, and not as many different."""
+    sampler_of(keys=frozenset({"spacing"}))
+    assert shard(tmp_path, steps=100, spacing=spacing).exists()
+    sampler_of(keys=frozenset({"spacing"}), evaluations=lambda *given: 99)
+    with pytest.raises(SamplerFault, match=r"sampler other calls the network 100 times .* `evaluations` returns 99"):
+        shard(tmp_path, steps=100, spacing=spacing)
+    sampler_of(sample=lambda self, x, *rest: x)
+    with pytest.raises(SamplerFault, match=r"sampler other calls the network 0 times .* `evaluations` returns 2"):
+        shard(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"evaluations": lambda *given: 0}, "`evaluations` of other must return a positive integer, not 0"),
+        ({"evaluations": lambda *given: 2.0}, "`evaluations` of other must return a positive integer, not 2.0"),
+        ({"tau": lambda *given: (3, 2)}, "`tau` of other must return increasing integers in 1..1000, not (3, 2)"),
+        ({"tau": lambda *given: (0, 2)}, "`tau` of other must return increasing integers in 1..1000, not (0, 2)"),
+        ({"tau": lambda *given: [1, 1001]}, "`tau` of other must return increasing integers in 1..1000, not (1, 1001)"),
+        ({"tau": lambda *given: ()}, "`tau` of other must return increasing integers in 1..1000, not ()"),
+        ({"tau": lambda *given: (1.5,)}, "`tau` of other must return increasing integers in 1..1000, not (1.5,)"),
+        (
+            {"keys": {"eta", "spacings"}},
+            "the keys of other have spacings; they can be eta, spacing, steps_offset, clip, clip_range",
+        ),
+    ],
+)
+def test_what_a_sampler_says_of_itself_is_checked_when_it_is_planned(sampler_of, attributes, said):
+    sampler_of(**attributes)
+    with pytest.raises(UserError) as found:
+        planned(sampler="other")
+    assert str(found.value) == f"sample.sampler: {said}"
+
+
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+def test_the_network_is_never_asked_at_time_0(set_alpha_to_one):
+    process = schedules.process(DIFFUSION_DEFAULTS.model_copy(update={"set_alpha_to_one": set_alpha_to_one}))
+    denoise = denoising(lambda x, *where: x)
+    first, last = path(process, (1,))
+    assert denoise(torch.ones(1, 1, 2, 2), first).eps.shape == (1, 1, 2, 2)
+    with pytest.raises(SamplerFault, match=r"^the sampler calls the network at path\[-1\], which is time 0: .*; stop"):
+        denoise(torch.ones(1, 1, 2, 2), last)
+
+
+def test_nan_of_a_samplers_own_arithmetic_names_it(sampler_of, tmp_path):
+    sampler_of(sample=lambda self, x, path, denoise, *rest: Honest.sample(self, x * math.nan, path, denoise, *rest))
+    with pytest.raises(NotFinite, match=r"network returned nan .* arithmetic of the sampler other"):
+        shard(tmp_path)
+    sampler_of(sample=returning(lambda x: x * math.nan))
+    with pytest.raises(NotFinite, match=r"images hold nan .* arithmetic of the sampler other"):
+        shard(tmp_path)
+
+
+def test_warnings_ask_the_sampler_for_its_evaluations(sampler_of):
+    sampler_of(keys=frozenset({"spacing"}), evaluations=lambda self, settings, process: 2 * settings.steps + 1)
+    grid = {"sampler": ["ddim", "other"]}
+    assert planned(steps=30, spacing="ermongroup-uniform", grid=grid).remarks == [
+        "spacing ermongroup-uniform gives 31 time steps for steps 30: 31 network evaluations for each image, not 30",
+        "spacing ermongroup-uniform gives 31 time steps for steps 30: 61 network evaluations for each image",
+    ]
+
+
+def test_a_package_that_takes_one_of_our_names_is_refused(package):
+    entries = package / "twice_sampler-0.1.dist-info/entry_points.txt"
+    before = entries.read_text()
+    try:
+        entries.write_text(before.replace("twice =", "ddim ="))
+        forget()
+        with pytest.raises(UserError, match=r"sampler: .* twice_sampler:Twice the name ddim, .*; give it another"):
+            planned()
+    finally:
+        entries.write_text(before)
+        forget()
+
+
+@pytest.mark.parametrize("stage", ["reconstruct", "interpolate"])
+def test_the_ode_is_that_of_ddim_alone(told, tmp_path, stage):
+    folder, _ = told
+    opened = open_existing(str(folder / "run"))
+    assert {cell.settings.sampler for cell in ode_cells(opened.plan)} == {"ddim"}
+    assert len(ode_cells(opened.plan)) == 2
+    assert left_out(opened.plan, stage) == f"; {stage} leaves out the cells of twice"
+    with (
+        small_run(tmp_path, GRID.replace("[ddim, twice]", "[twice]")) as none,
+        pytest.raises(UserError, match=rf"^{stage} needs cells of ddim, .*; all cells are of twice: add "),
+    ):
+        Session(replace(none, rundir=RunDir(tmp_path / "run")), "local", Progress.silent()).do((stage,))
 
 
 def test_wrappers_pass_points_and_conditions_on():

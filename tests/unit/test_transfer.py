@@ -10,6 +10,7 @@ from denoisers import at
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taugrid import parquet
+from taugrid.config import Sample
 from taugrid.errors import NotFinite
 from taugrid.images import to_uint8
 from taugrid.parquet import samples
@@ -67,8 +68,8 @@ def test_a_flag_says_what_8_bits_can_not(value):
 
 
 def test_a_network_that_is_not_finite_says_what_to_change():
-    assert "sample.precision: bf16 or float32" in str(not_finite(0, 64, "fp16"))
-    assert "sample.precision: float32" in str(not_finite(0, 64, "bf16"))
+    assert "sample.precision: bf16 or float32" in str(not_finite(0, 64, Sample(precision="fp16")))
+    assert "sample.precision: float32" in str(not_finite(0, 64, Sample(precision="bf16")))
     assert "precision" not in str(not_finite(0, 64))
     assert "weights" in str(not_finite(0, 64))
 

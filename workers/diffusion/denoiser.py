@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from taugrid.errors import SamplerFault
 from taugrid.workers.diffusion.process import Point, Prediction, PredictionType, clipped, predicted
 
 if TYPE_CHECKING:
@@ -58,11 +59,19 @@ def denoising(
     clip_range: float = 1.0,
     condition: "Tensor | None" = None,
 ) -> Denoise:
-    """The `Denoise` of a network that predicts `prediction`, for one batch; `clip` and `clip_range` as in `clipped`."""
+    """The `Denoise` of a network that predicts `prediction`, for one batch; `clip` and `clip_range` as in `clipped`.
+
+    It raises `SamplerFault` at the path's last point.
+    """
     import torch
 
     @torch.no_grad()
     def denoise(x: "Tensor", at: Point) -> Prediction:
+        if at.time < 0:
+            raise SamplerFault(
+                "the sampler calls the network at path[-1], which is time 0: networks are trained at times 1 to T; "
+                "stop at path[-1]"
+            )
         return clipped(predicted(network(x, at, condition), x, at, prediction), x, at, clip, clip_range)
 
     return denoise

@@ -47,19 +47,23 @@ def tau(spacing: str | Sequence[int], steps: int, timesteps: int, steps_offset: 
     raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}, or a list of times")
 
 
-def remarks(spacing: str | Sequence[int], steps: int, tau: Sequence[int]) -> list[str]:
-    """Surprises in the `tau` chosen for `steps` steps that the user should know about, one line each."""
-    lines = []
+def remarks(spacing: str | Sequence[int], steps: int, tau: Sequence[int], evaluations: int | None = None) -> list[str]:
+    """Surprises in the `tau` chosen for `steps` steps that the user should know about, one line each.
+
+    `evaluations` are those of an image; None: one for each time.
+    """
+    calls = len(tau) if evaluations is None else evaluations
+    lines, ends = [], f", not {steps}" if calls == len(tau) else ""
     if len(tau) != steps:
         lines.append(
             f"spacing {spacing} gives {len(tau)} time steps for steps {steps}: "
-            f"{len(tau)} network evaluations for each image, not {steps}"
+            f"{calls} network evaluations for each image{ends}"
         )
     different = len(set(tau))
     if different != len(tau):
         lines.append(
             f"spacing {spacing} repeats times for steps {steps}: "
-            f"{len(tau)} network evaluations for each image, at {different} different times"
+            f"{calls} network evaluations for each image, at {different} different times"
         )
     return lines
 

@@ -1,11 +1,13 @@
 """The interface of samplers. The driver calls them too, so torch is imported only in `Sampler.sample`."""
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from taugrid.config import Sample
+from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import CustomCodeError, UserError, last_line
 from taugrid.hashing import json_sha256
 from taugrid.registry import samplers
@@ -77,7 +79,34 @@ def find(name: str) -> Sampler:
         raise UserError(f"sample.sampler: {name}: {last_line(error)}") from error
     if not isinstance(sampler, Sampler):
         raise UserError(f"sample.sampler: {name} is {type(sampler).__name__}, not a taugrid.workers.samplers Sampler")
+    if unknown := sorted(map(str, set(sampler.keys) - set(SAMPLER_KEYS))):
+        raise UserError(
+            f"sample.sampler: the keys of {name} have {', '.join(unknown)}; they can be {', '.join(SAMPLER_KEYS)}"
+        )
     return sampler
+
+
+def times_of(name: str, settings: Sample, process: Process) -> tuple[int, ...]:
+    """The sampler's tau. Times may repeat.
+
+    Raises:
+        ValueError: if the settings allow none.
+        UserError: if it is not what the interface says.
+    """
+    found, T = tuple(find(name).tau(settings, process)), process.timesteps
+    integers = set(map(type, found)) == {int}  # none at all are no tau either
+    if not integers or list(found) != sorted(found) or found[0] < 1 or found[-1] > T:
+        said = f"`tau` of {name} must return increasing integers in 1..{T}, not {reprlib.repr(found)}"
+        raise UserError(f"sample.sampler: {said}")
+    return found
+
+
+def evaluations_of(name: str, settings: Sample, process: Process) -> int:
+    """The sampler's network evaluations per image; `UserError` unless they are a positive integer."""
+    found = find(name).evaluations(settings, process)
+    if type(found) is not int or found < 1:
+        raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {found!r}")
+    return found
 
 
 @cache
