@@ -21,7 +21,7 @@ MAX_SUPERSEDED = 1_000
 """The number of superseded lines above which the ledger is rewritten."""
 
 
-class Entry(NamedTuple):
+class LedgerEntry(NamedTuple):
     """A file that was found intact."""
 
     version: str
@@ -35,7 +35,7 @@ class Ledger:
     def __init__(self, root: Path, storage: Storage) -> None:
         self._root, self._storage = root, storage
         self._path = root / "ledger.jsonl"
-        self._entries: dict[str, Entry] | None = None
+        self._entries: dict[str, LedgerEntry] | None = None
         self._new: list[str] | None = None
         self._to_rewrite = False
         self._texts: dict[str, dict[str, str]] = {}  # metadata that many files share
@@ -86,7 +86,7 @@ class Ledger:
         """Add a file that was found intact; `version` is from before it was read. `flush` writes it down."""
         texts = {key: value for key, value in part.metadata.items() if isinstance(value, str)}
         texts = self._texts.setdefault(repr(texts), texts)
-        name, entry = self._name(path), Entry(version, part._replace(metadata=texts))
+        name, entry = self._name(path), LedgerEntry(version, part._replace(metadata=texts))
         self._load()[name] = entry
         if self._new is not None:
             self._new.append(_line(name, entry))
@@ -99,7 +99,7 @@ class Ledger:
     def _name(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
 
-    def _load(self) -> dict[str, Entry]:
+    def _load(self) -> dict[str, LedgerEntry]:
         with self._loading:
             if self._entries is None:
                 data = self._data()
@@ -112,20 +112,20 @@ class Ledger:
             return self._entries
 
 
-def _line(name: str, entry: Entry) -> str:
+def _line(name: str, entry: LedgerEntry) -> str:
     start, stop, metadata = entry.part
     value = {"file": name, "version": entry.version, "start": start, "stop": stop, "metadata": metadata}
     return json.dumps({**value, "check": _check(value)}) + "\n"
 
 
-def _read(line: str) -> tuple[str, Entry] | None:
+def _read(line: str) -> tuple[str, LedgerEntry] | None:
     """The name and the entry in a line; None if the line is damaged."""
     try:
         value = json.loads(line)
         if value.pop("check") != _check(value):
             return None
         part = Part(value["start"], value["stop"], value["metadata"])
-        return value["file"], Entry(value["version"], part)
+        return value["file"], LedgerEntry(value["version"], part)
     except (ValueError, KeyError, AttributeError, TypeError):
         return None
 
