@@ -224,7 +224,7 @@ class Simulated:
         self._at(2.0, Joined(worker, WorkerInfo(node, "none", {}, node)))
         return worker
 
-    def give(self, worker: str, job: Job, key: str) -> None:
+    def submit(self, worker: str, job: Job, key: str) -> None:
         self._free[worker] = max(self.now, self._free.get(worker, 0.0)) + 10.0 + int(worker.split("-")[1]) / 512
         self._at(self._free[worker] - self.now, Done(worker, self._committer.commit(job), key))
 

@@ -23,15 +23,15 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-class _Told(Exception):
-    """An error whose text is for people: names of objects are URLs in it."""
+class _Message(Exception):
+    """An error whose text is shown to the user, with objects in a store as URLs."""
 
     def __str__(self) -> str:
         return with_urls(super().__str__())
 
 
-class UserError(_Told):
-    """Wrong usage, config or input: one line with the fault, the value and the ways out. No traceback, exit 2."""
+class UserError(_Message):
+    """Wrong usage, config or input: one line with the fault, the value and what to do. No traceback, exit 2."""
 
 
 class NotHere(UserError):
@@ -44,7 +44,7 @@ class OtherWeights(UserError):
     def __init__(self, what: str, fix: str = "") -> None:
         super().__init__("; ".join(filter(None, [what, fix])))
         self.fix = fix
-        """What to do about it."""
+        """How to fix it."""
 
 
 class WorkerRefusal(UserError):
@@ -59,7 +59,7 @@ class RunDirectoryNotSeen(WorkerRefusal):
 
 
 class NotCommitted(WorkerRefusal):
-    """A worker says that it committed a file that the driver does not see: its node has another folder there."""
+    """A worker committed a file that the driver does not find: the worker's node has a different folder at the path."""
 
 
 class WrongWeights(WorkerRefusal):
@@ -82,7 +82,7 @@ class CustomCodeError(ValueError):
     """A user's network or extractor can't be used: one line that says why and what to change."""
 
 
-class OtherBytes(_Told):
+class OtherBytes(_Message):
     """A file that only one content can have was made twice, and differs."""
 
 
@@ -95,40 +95,40 @@ class SamplerFault(ValueError):
 
 
 class Stopped(Exception):
-    """The driver ends, and a job is to end with what it can keep."""
+    """Raised in a job that must end now, with what it can keep, because the driver ends."""
 
 
-class DoesNotFit(_Told):
-    """A job does not fit into its worker's memory, even with nothing else there; the message says what would."""
+class DoesNotFit(_Message):
+    """A job does not fit into its worker's memory, even with empty caches; the message says what would fit."""
 
 
 class BrokenAccelerator(RuntimeError):
     """A process has met an error after which it can't use its accelerator any more: it must be replaced."""
 
 
-class RunFailed(_Told):
+class RunFailed(_Message):
     """A stage could not go on, and not because of a bug in the driver: one line, exit 1; `logs/` has the details."""
 
 
-class DamagedFile(_Told):
-    """A file whose content is not what it should be; the message says why."""
+class DamagedFile(_Message):
+    """A file with wrong content; the message says why."""
 
 
-# What the numbers of `OSError` mean
+# Classes of errno
 
 TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 """This process, or the machine, has as many files open as it may."""
 
 TRANSIENT = TOO_MANY_FILES | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN}
-"""What a network file system, or a process with many files open, may get over within seconds."""
+"""Errors that may pass within seconds, of network file systems or of a process with many open files."""
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-"""What stays as it is until the user changes it: the same command would meet it again."""
+"""Errors that the same command would meet again, until the user changes something."""
 
 NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
-"""Why a folder can't be made or written to, where another one could."""
+"""Errors of making or writing to one folder, which a different folder may not have."""
 
 UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
 """A path that can't exist, whatever is on the disk: a name is too long, or links go in a circle."""
@@ -151,7 +151,7 @@ ENVIRONMENT = TRANSIENT | FULL | FORBIDDEN | _CONNECTION
 
 
 class StoreError(OSError):
-    """What an object store answered. Its text says in words what is wrong and what to do; its file is a URL."""
+    """A failed request to an object store. Its text says what is wrong and what to do; its file is a URL."""
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def is_of_content(error: OSError) -> bool:
 
 
 def in_one_line(error: OSError) -> str:
-    """What failed, where, and what to do."""
+    """One line with the failure, the file and what to do."""
     place = error.filename or "a file"
     if isinstance(error, FileNotFoundError):
         return f"there is no {place} any more; put it back, then run the same command again"
@@ -192,13 +192,15 @@ def user_errors() -> Iterator[None]:
     So is a named file that is not found: commands look for what they need when they begin, so it has vanished since.
 
     Raises:
-        UserError: for a path that must be another one.
+        UserError: for a path that can't exist.
     """
     try:
         yield
     except OSError as error:
         if error.errno in UNUSABLE:
-            raise UserError(f"{error.filename or 'a path'} can't be used: {error.strerror}; give another one") from None
+            raise UserError(
+                f"{error.filename or 'a path'} can't be used: {error.strerror}; give a different one"
+            ) from None
         vanished = isinstance(error, FileNotFoundError) and error.filename is not None
         if error.errno is None or not (vanished or is_environment_error(error)):
             raise
@@ -216,11 +218,11 @@ _ACCELERATOR = re.compile(
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|_ALLOC(ATION)?_FAILED|OutOfMemory|can't allocate memory|bad_alloc", re.IGNORECASE
 )
-"""cuBLAS says `_ALLOC_FAILED`, cuDNN since its version 9 `_DEVICE_ALLOCATION_FAILED`."""
+"""cuBLAS writes `_ALLOC_FAILED`, cuDNN since its version 9 `_DEVICE_ALLOCATION_FAILED`."""
 
 
 def is_environment_error(error: BaseException) -> bool:
-    """Whether a worker's error tells of its node (disk, mount, network, accelerator) and not of the task that met it.
+    """Whether a worker's error is its node's fault (disk, mount, network, accelerator) and not the task's.
 
     A `WorkerRefusal` is one: the node lacks what the driver has. Running out of memory is none: tasks differ in size.
     """
@@ -237,8 +239,8 @@ def is_environment_error(error: BaseException) -> bool:
 def is_accelerator_error(error: BaseException) -> bool:
     """Whether an error is an accelerator's, other than out of memory: its process can't use the accelerator any more.
 
-    torch is not imported here, so its errors are known by the names of their types and by their texts. Nor is the error
-    that this one came from looked at, because Ray does not pass it on: see `accelerator_error_in`.
+    torch is not imported here, so its errors are recognised by the names of their types and by their texts. Causes are
+    not checked, because Ray does not pass them on: see `accelerator_error_in`.
     """
     if isinstance(error, BrokenAccelerator):
         return True
@@ -259,7 +261,7 @@ def accelerator_error_in(error: BaseException) -> BaseException | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up, an accelerator's or the machine's."""
+    """Whether an error means that an accelerator's or the machine's memory is used up."""
     name = type(error).__name__
     return isinstance(error, MemoryError) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))
 

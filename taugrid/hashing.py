@@ -15,9 +15,9 @@ IDENTITY_DIGITS = 10
 class SourceFile(NamedTuple):
     module: str
     path: str
-    """On the machine where it was read. Not part of any id."""
+    """Its path on the machine that read it. Not part of any id."""
     sha256: str
-    """Of its syntax tree, without comments and docstrings (`workers.custom.syntax`)."""
+    """Hash of its syntax tree, without comments and docstrings (`workers.custom.syntax`)."""
 
 
 def file_sha256(path: Path) -> str:

@@ -26,7 +26,7 @@ class Job:
     """
 
     path: str
-    """Of the file that the job commits."""
+    """The file that the job commits."""
     storage: Storage = field(default=LOCAL, kw_only=True)
     """Where that file, and all others of the run directory, are read and written."""
     run: RunId | None = field(default=None, kw_only=True)
@@ -37,7 +37,10 @@ class Job:
     file takes its place. None: there is none. Any other file that is found there is kept."""
 
     def remedy(self, device: Any) -> str:
-        """What to change if the job does not fit into memory, in words; `device` is its `workers.device.Device`."""
+        """A sentence that says what to change if the job does not fit into memory.
+
+        `device` is its `workers.device.Device`.
+        """
         return "give workers more memory, or start fewer on a node (cluster.cpus_per_worker)"
 
     def check_run(self) -> None:
@@ -53,7 +56,7 @@ class SavedUnet:
     folder: str
     weights_sha256: str
     config_sha256: str
-    """Of what config.json says (`workers.network.checkpoint.config_sha256`)."""
+    """Hash of the settings in config.json (`workers.network.checkpoint.config_sha256`)."""
     storage: Storage = LOCAL
 
 
@@ -66,37 +69,38 @@ class OracleNetwork:
 
 @dataclass(frozen=True)
 class CustomNetwork:
-    """A user's function that returns a network (`model.callable`), and what was found when it was called."""
+    """A user's function that returns a network (`model.callable`), and the identity of the network that it returned."""
 
     callable: str
     """`package.module:function`."""
     weights: str | None
     """The file whose path is passed to the function. None: the function takes no argument."""
     weights_sha256: str
-    """Of that file. Without one: of everything that was loaded, including tensors that the function loaded itself."""
+    """Hash of that file. Without one: of everything that was loaded, including tensors that the function loaded itself.
+    """
     source_sha256: str
-    """Of the source files of the function's module and of what it imports (`workers.custom.source.SourceCode`)."""
+    """Hash of the source files of the function's module and its imports (`workers.custom.source.SourceCode`)."""
     tensors_sha256: str
-    """Of the network's state (`workers.network.custom.tensors`)."""
+    """Hash of the network's state (`workers.network.custom.tensors`)."""
     image_shape: tuple[int, int, int]
     """(channels, height, width) of the images that it was tested on."""
     summary: str
-    """What the function returned, in a few words."""
+    """A few words about the network, for messages: its class and size."""
     unusable: str | None = None
     """Why it can't be run now. Set if this was read from a run directory because the code or weights are gone."""
     files: tuple[SourceFile, ...] = ()
-    """What `source_sha256` is a hash of. Empty in records of older versions."""
+    """The files that `source_sha256` covers. Empty in records of older versions."""
     by_bytes: tuple[str, str] | None = None
     """`source_sha256` and `weights_sha256` as they were made before comments were cut out of the source."""
 
 
 NetworkSpec = SavedUnet | OracleNetwork | CustomNetwork
-"""What tells a worker which network to load."""
+"""Specifies the network that a worker loads."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a worker reports about a job that it did."""
+    """A worker's report about a finished job."""
 
     seconds: float
     """Time on the device."""
@@ -105,18 +109,18 @@ class Result:
     """False if the file already existed."""
     _: KW_ONLY
     size: int | None = None
-    """Of the job's file in bytes, as its worker sees it; the driver must see the same."""
+    """Bytes of the job's file on the worker's node; the driver must find the same size."""
     part: Optional["Part"] = None
-    """What its worker wrote into a Parquet file, so that the driver need not read it. None: not known."""
+    """Content of the Parquet file that was written, so that the driver need not read it. None: not known."""
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
     node: str
-    """Its address."""
+    """The node's address."""
     device: str
     versions: dict[str, str]
     node_id: str = ""
-    """Ray's; several nodes may share an address."""
+    """Ray's id of the node; several nodes may share an address."""
     threads: int | None = None
     """CPU threads that torch uses; None: not known."""

@@ -31,14 +31,14 @@ class ReferenceIdentity:
     num_images: int | None
     """None if only a mean and a covariance are known."""
     preprocessing: str | None
-    """How its images reach the extractor."""
+    """The steps by which its images reach the extractor."""
     sha256: str
-    """Of its images, or of its file of mean and covariance."""
+    """Hash of its images, or of its file of mean and covariance."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a score measures, and how. Fields that describe sampling are None for external images."""
+    """The definition of a score. Fields that describe sampling are None for external images."""
 
     reference: ReferenceIdentity
     num_samples: int
@@ -47,14 +47,14 @@ class Protocol:
     tau: tuple[int, ...] | None
     clip: str | None
     precision: str | None
-    """How the network computed."""
+    """The precision in which the network computed."""
     rounding: str | None
     extractor: Mapping[str, str | None]
     """Its name, the hashes of its weights and source, the layers used, and its precision if that is not float32."""
     metrics: MetricSettings
     versions: Mapping[str, str]
     compile: str | None = None
-    """How the network was compiled; None: it was not."""
+    """The setting with which the network was compiled; None: it was not."""
     sampler: Mapping[str, Any] | None = None
     """Name and options of the sampler; None: it is ddim."""
     conditions: Mapping[str, Any] | None = None
@@ -97,10 +97,10 @@ def on_devices(protocol: ProtocolFields, kinds: Mapping[str, Collection[str]] | 
 
 
 def canonical(protocol: ProtocolFields) -> dict[str, Any]:
-    """The fields as hashes and comparisons take them.
+    """The fields in the form that is hashed and compared.
 
-    A protocol without `scoring` is taken exactly as it was recorded. One with it is spelled as taugrid 0.1.0 spelled it
-    where nothing has changed since: scoring 1 is left out, and without `devices` torch is the build for CPUs.
+    A protocol without `scoring` stays exactly as it was recorded. One with it gets the form that taugrid 0.1.0 gave to
+    equal protocols: scoring 1 is left out, and without `devices` torch is the build for CPUs.
     """
     if "scoring" not in protocol:
         return dict(protocol)
@@ -122,7 +122,7 @@ LABELS = frozenset({"reference.dataset", "reference.split"})
 
 
 def extractor_in_words(extractor: Mapping[str, Any]) -> str:
-    """A protocol's extractor as people name it, with its precision unless that is float32."""
+    """The name of a protocol's extractor, with its precision unless that is float32."""
     return f"{extractor['name']} in {extractor['precision']}" if "precision" in extractor else str(extractor["name"])
 
 

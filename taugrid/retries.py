@@ -11,16 +11,17 @@ DISK_PAUSES = (0.1, 0.4, 1.6)
 """The mean pauses in seconds before a call of the file system is tried again."""
 
 STORE_PAUSES = (0.1, 0.3, 1.0, 3.0, 9.0, 9.0)
-"""Those before a request to an object store is. At seven attempts, one request in 10^9 fails if 5 % fail."""
+"""The mean pauses before a request to an object store is tried again. With seven attempts, one request in 10^9 fails if
+5 % of the attempts do."""
 
 
 def retried(call: Callable[[], T]) -> T:
-    """What `call` returns. A transient error of the disk is tried again, so `call` must be safe to repeat."""
+    """The value of `call`, which is repeated after a transient error of the disk and so must be safe to repeat."""
     return try_again(call, DISK_PAUSES, lambda error: isinstance(error, OSError) and error.errno in TRANSIENT)
 
 
 def try_again(call: Callable[[], T], pauses: Sequence[float], may_pass: Callable[[BaseException], bool]) -> T:
-    """What `call` returns, at one attempt more than there are `pauses`; then its last error is raised.
+    """The value of `call`, from at most one attempt more than there are `pauses`; then its last error is raised.
 
     Each pause is between half and 1.5 times the given one: processes that failed together must not come back together.
 

@@ -18,7 +18,7 @@ FILE = "run.json"
 
 @dataclass(frozen=True)
 class RunId:
-    """A run directory: where it is, and the id that tells it from all others."""
+    """A run directory: where it is, and its unique id."""
 
     root: str
     id: str
@@ -38,10 +38,10 @@ def claim(root: Path, storage: Storage) -> RunId:
 
 
 def check_run(run: RunId, storage: Storage) -> None:
-    """Raise `RunDirectoryNotSeen` unless this machine sees that run directory. OSError if it can't be read."""
+    """Raise `RunDirectoryNotSeen` unless this machine has that run directory. OSError if it can't be read."""
     actual = _read(Path(run.root), storage)
     if actual != run.id:
-        fault = "no run directory is there" if actual is None else f"another one is there (run {actual[:8]})"
+        fault = "no run directory is there" if actual is None else f"a different one is there (run {actual[:8]})"
         raise RunDirectoryNotSeen(
             f"node {this_node()} does not see the run directory {run.root}: {fault}; every worker must see it at "
             "the same path"

@@ -1,4 +1,4 @@
-"""Versions of software, to be recorded with its results, and what the installed torch is built for."""
+"""Versions of software, to be recorded with its results, and whether the installed torch is built for GPUs."""
 
 import runpy
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Numbers and this machine, as messages name them."""
+"""Text for messages: counts, durations, paths, tables, and the name of this machine."""
 
 import io
 import platform
@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 _node = platform.node()
 
-LONGEST_PATH = 40
-"""Characters of a path that a message has room for."""
+MAX_PATH_LENGTH = 40
+"""A longer path is shortened in messages."""
 
 _URL_AS_PATH = re.compile(r"(?<![\w/])(s3|gs|az):/(?=[^/\s])")
 
@@ -68,7 +68,7 @@ def in_columns(rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> li
 def short_path(path: str) -> str:
     """A path as messages name it where the user knows it: the last two parts of a long one."""
     parts = path.rstrip("/").split("/")
-    return path if len(path) <= LONGEST_PATH or len(parts) < 3 else "/".join(["…", *parts[-2:]])
+    return path if len(path) <= MAX_PATH_LENGTH or len(parts) < 3 else "/".join(["…", *parts[-2:]])
 
 
 def quantity(value: float) -> str:

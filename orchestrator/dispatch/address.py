@@ -1,7 +1,7 @@
-"""Which Ray clusters may be joined: this machine's, or those that demand the token that is here.
+"""Which Ray clusters may be joined: this machine's, or those that demand this machine's token.
 
 Anyone who reaches an open Ray cluster can run commands as its user (CVE-2023-48022). Each refusal is one line, within
-seconds: Ray itself would try for minutes, and say why in C++.
+seconds: Ray itself would try for minutes, and report errors of its C++ code.
 """
 
 import ipaddress
@@ -34,7 +34,7 @@ def check_form(address: str) -> None:
 
 
 def is_on_loopback(address: str) -> bool:
-    """Whether HOST:PORT is sure to be this machine: a literal loopback address, or localhost. Other names may lie."""
+    """Whether HOST:PORT is certainly this machine: a literal loopback address, or localhost. Other names may lie."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -47,11 +47,11 @@ class Token(NamedTuple):
 
     value: str
     origin: str
-    """Where it was found, for messages."""
+    """The variable or file that holds it, for messages."""
 
     @property
     def header(self) -> tuple[str, str]:
-        """How it is sent: the name and the value of a header."""
+        """The name and the value of the header that carries it."""
         return "authorization", f"Bearer {self.value}"
 
 
@@ -78,7 +78,7 @@ def use_token() -> Token | None:
 
 
 def require_token(address: str) -> None:
-    """Refuse a cluster that may be beyond this machine if there is no token for it here; use a token that is here."""
+    """Refuse a cluster that may be beyond this machine if this machine has no token; otherwise use the token."""
     if use_token() is None and not is_on_loopback(address):
         raise UserError(
             f"--address {address}: a cluster beyond this machine must have a token, because anyone who reaches an open "
@@ -93,23 +93,23 @@ def find_head(address: str) -> str:
     """
     if address != "auto":
         return address
-    found = os.environ.get("RAY_ADDRESS") or ray_compat.recorded_address()
-    if not found:
+    head = os.environ.get("RAY_ADDRESS") or ray_compat.recorded_address()
+    if not head:
         running = sorted(ray_compat.running_heads())
         if len(running) > 1:
             raise UserError(f"--address auto: several Ray clusters run here, {', '.join(running)}; give one of them")
-        found = running[0] if running else None
-    if not found:
+        head = running[0] if running else None
+    if not head:
         raise UserError(
             "--address auto: there is no Ray cluster on this machine; start one with `ray start --head`, give "
             "HOST:PORT, or leave out --address to use this machine alone"
         )
-    check_form(found)
-    return str(found)
+    check_form(head)
+    return str(head)
 
 
-def require_answer(address: str, head: str) -> None:
-    """Fail at once if nothing answers at `head` (HOST:PORT), which `address` means."""
+def require_reachable(address: str, head: str) -> None:
+    """Raise `UserError` at once if nothing listens at `head` (HOST:PORT), the head that `address` means."""
     host, _, port = head.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
@@ -118,14 +118,14 @@ def require_answer(address: str, head: str) -> None:
         raise UserError(f"no Ray cluster at --address {address}{at}: {error.strerror or error}") from None
 
 
-def require_welcome(address: str, is_here: bool, answers: Callable[[Token | None], bool]) -> None:
-    """Refuse a cluster that may be beyond this machine and is open, or that does not accept the token that is here.
+def require_token_accepted(address: str, is_here: bool, accepts: Callable[[Token | None], bool]) -> None:
+    """Refuse a cluster that may be beyond this machine and is open, or that does not accept this machine's token.
 
     The token is sent only once it is known that the cluster demands one.
 
-    `address` is as the user gave it. `answers` tells whether the cluster answers to a token, or without one.
+    `address` is as the user gave it. `accepts` is called with a token, or None for a request without one.
     """
-    if answers(None):
+    if accepts(None):
         if not is_here:
             raise UserError(
                 f"--address {address}: the cluster there is open although there is a token here, so anyone who reaches "
@@ -140,31 +140,35 @@ def require_welcome(address: str, is_here: bool, answers: Callable[[Token | None
             f"--address {address}: the cluster there demands a token, and {missing}; set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN to what its head was started with"
         )
-    if not answers(token):
+    if not accepts(token):
         raise UserError(
             f"--address {address}: the cluster there does not accept the token in {token.origin}; set it to the one "
             "that its head was started with"
         )
 
 
-def answers(head: str, token: Token | None) -> bool:
-    """Whether the head at HOST:PORT answers to this token, or without one; `UserError` if it does not answer at all."""
+def accepts_token(head: str, token: Token | None) -> bool:
+    """Whether the head at HOST:PORT accepts this token, or a request without one if it is None.
+
+    Raises:
+        UserError: if there is no answer at all.
+    """
     try:
         return ray_compat.accepts_token(head, token and token.header)
     except ray_compat.NoAnswer as error:
         raise UserError(f"--address {head}: no Ray head answers there ({error})") from None
 
 
-def require_node(address: str, head: str) -> None:
+def require_local_node(address: str, head: str) -> None:
     """Refuse a machine that is not a node of the cluster with this head: the driver must run on one."""
     token = use_token()
     end = time.monotonic() + NODE_SECONDS
     while True:
         try:
-            known = ray_compat.nodes_of(head, token and token.header)
+            node_ids = ray_compat.nodes_of(head, token and token.header)
         except ray_compat.NoAnswer as error:
             raise UserError(f"--address {head}: no Ray head answers there ({error})") from None
-        if known & ray_compat.node_ids_here():
+        if node_ids & ray_compat.node_ids_here():
             return
         if time.monotonic() > end:
             raise UserError(

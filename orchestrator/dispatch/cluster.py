@@ -4,7 +4,6 @@ Ray reads most of its environment variables when it is imported, so this module 
 Ray. docs/cluster-reference.md says how taugrid uses Ray.
 """
 
-import errno
 import json
 import math
 import os
@@ -21,18 +20,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from taugrid.config import Cluster
-from taugrid.errors import RunFailed, UserError
+from taugrid.errors import TOO_MANY_FILES, RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch.address import (
-    answers,
+    accepts_token,
     check_form,
     find_head,
     is_on_loopback,
-    require_answer,
-    require_node,
+    require_local_node,
+    require_reachable,
     require_token,
-    require_welcome,
+    require_token_accepted,
     use_token,
 )
 from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
@@ -47,31 +46,28 @@ COMMON_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor without GPUs must not see any
 }
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""At 0, every server of an embedded cluster listens only on 127.0.0.1; with it, Ray could not join a remote cluster."""
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""At 0, every server of an embedded cluster listens only on 127.0.0.1. Ray can't join a remote cluster at 0."""
 
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""The variable in which Ray tells a job's driver its runtime environment, as JSON."""
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""The variable in which Ray gives a job's driver its runtime environment, as JSON."""
 
 TOKEN = secrets.token_hex(32)
 """For this process's embedded clusters. Kept only in memory: without a token, Ray writes one to a file."""
 
-HEAD_LOOK_SECONDS = 1.0
-"""How often the driver connects to the head. The head's kernel accepts, so that a busy head does so as well."""
+HEAD_POLL_SECONDS = 1.0
+"""How often the driver connects to the head. The OS accepts the connection, so even a busy head passes."""
 
-MOST_HEAD_FAILURES = 30
-"""How often in a row the head may be out of reach: a head that is started again has half of Ray's own minute for it."""
-
-OWN_ERRORS = frozenset({errno.EMFILE, errno.ENFILE})
-"""What a driver that can't open a connection says; it tells nothing of the head."""
+MAX_HEAD_FAILURES = 30
+"""How often in a row the connection may fail. A head that restarts has 30 s, half of the minute that Ray waits."""
 
 
 def prepare_embedded() -> None:
     """Set the environment for embedded clusters. Call it before `import ray`."""
     os.environ.update(COMMON_ENVIRONMENT)
-    for name in ("RAY_ADDRESS", JOB):  # if the driver is a job of another cluster
+    for name in ("RAY_ADDRESS", JOB_CONFIG_VARIABLE):  # set if the driver is a job of a different cluster
         os.environ.pop(name, None)
-    os.environ.update({LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
+    os.environ.update({LOOPBACK_VARIABLE: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
 
 
 @contextmanager
@@ -84,21 +80,21 @@ def connected(
     the files themselves.
 
     Raises:
-        UserError: if the address can't be reached, its cluster has no token, or does not accept the one that is here.
+        UserError: if the address can't be reached, or its cluster has no token or does not accept this machine's.
             Also outside of the main thread, which is interrupted when the run must end.
         RunFailed: if the head of a running cluster dies within the block.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise UserError("a run that needs workers must be called in the main thread, where Ctrl-C is heard")
+        raise UserError("a run that needs workers must be called in the main thread, which receives Ctrl-C")
     options = _embedded(cluster, trainers) if address == "local" else {"address": join(address)}
     import ray
 
-    is_ours = not ray.is_initialized()
+    started_here = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _init(address, options, modules)
     except BaseException:
-        if is_ours:  # what has started of it would live as long as this process, which may be a notebook's
+        if started_here:  # Ray's processes would live as long as this one, which may be a notebook's
             ray.shutdown()
         raise
     finally:
@@ -123,7 +119,7 @@ def _embedded(cluster: Cluster, trainers: int) -> dict[str, Any]:
 
 
 def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFile]) -> None:
-    """Call `ray.init` with the arguments `options`. Ray's errors become ours, in one line; see `connected`."""
+    """Call `ray.init` with the arguments `options`. Ray's errors become `RunFailed` or `UserError`, in one line."""
     import ray
 
     try:
@@ -135,8 +131,8 @@ def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFi
                 runtime_env=runtime_env,
                 **options,
             )
-    except SystemExit as heard:  # by the handler of SIGTERM that Ray sets in init
-        raise KeyboardInterrupt from heard
+    except SystemExit as received:  # from the handler of SIGTERM that Ray sets in init
+        raise KeyboardInterrupt from received
     except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" ...") or "no answer"
         if address == "local":
@@ -154,19 +150,19 @@ def join(address: str) -> str:
     use_token()
     head = find_head(address)
     require_token(address)
-    require_answer(address, head)
-    require_welcome(address, is_on_loopback(address), lambda token: answers(head, token))
-    require_node(address, head)
+    require_reachable(address, head)
+    require_token_accepted(address, is_on_loopback(address), lambda token: accepts_token(head, token))
+    require_local_node(address, head)
     return head
 
 
 @contextmanager
 def _shipped(modules: Collection[SourceFile]) -> Iterator[dict[str, Any] | None]:
-    """The runtime environment with which workers import the user's modules: a folder of nothing else, which Ray copies.
+    """The runtime environment with which workers import the user's modules: a folder of only these, which Ray copies.
 
-    None if there are no modules, or if the driver is a Ray job with a working directory: then workers have that one.
+    None if there are no modules, or if the driver is a Ray job with a working directory, which workers have too.
     """
-    job = json.loads(os.environ.get(JOB, "{}"))
+    job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE, "{}"))
     if not modules or "working_dir" in job.get("runtime_env", {}):
         yield None
         return
@@ -184,15 +180,15 @@ def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
 @contextmanager
 def head_watched(address: str) -> Iterator[None]:
     """End the block with `RunFailed` if the head at HOST:PORT has died: Ray itself waits for a minute."""
-    over, dead = threading.Event(), threading.Event()
+    finished, dead = threading.Event(), threading.Event()
     failure = f"the head of the Ray cluster at {address} has died; run the same command again once it is back"
 
     def watch() -> None:
-        failures, next_look = 0, time.monotonic()
-        while not over.wait(max(0.0, next_look - time.monotonic())):
-            next_look = time.monotonic() + HEAD_LOOK_SECONDS
+        failures, next_poll = 0, time.monotonic()
+        while not finished.wait(max(0.0, next_poll - time.monotonic())):
+            next_poll = time.monotonic() + HEAD_POLL_SECONDS
             failures = 0 if _head_accepts(address) else failures + 1
-            if failures == MOST_HEAD_FAILURES:
+            if failures == MAX_HEAD_FAILURES:
                 dead.set()
                 ending.stop(failure)
                 return
@@ -205,13 +201,14 @@ def head_watched(address: str) -> Iterator[None]:
             raise
         raise RunFailed(failure) from None
     finally:
-        over.set()
+        finished.set()
 
 
 def _head_accepts(address: str) -> bool:
+    """Whether the head accepts a connection. A driver that may open no more files can't know, and assumes it does."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_LOOK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_POLL_SECONDS).close()
     except OSError as error:
-        return error.errno in OWN_ERRORS
+        return error.errno in TOO_MANY_FILES
     return True

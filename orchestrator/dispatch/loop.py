@@ -166,7 +166,7 @@ class Loop:
             self._events.note("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
         self._write_down()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
-            self._pool.give(worker, self._job(task.key), task.key)
+            self._pool.submit(worker, self._job(task.key), task.key)
         self._progress.tick()
 
     def _write_down(self) -> None:

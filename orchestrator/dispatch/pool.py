@@ -1,4 +1,4 @@
-"""The workers as Ray actors: starts them, gives them jobs, listens to them and reports. Decides nothing."""
+"""The workers as Ray actors: starts them, submits jobs, and turns answers into events. Decides nothing."""
 
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
@@ -15,8 +15,8 @@ from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.capacity import Node, Size, nodes
 from taugrid.workers.actor import CONCURRENCY_GROUPS, LastHeartbeat
 
-BEATS_A_SECOND = 100
-"""How many heartbeats of all workers together the driver listens to: each costs it about half a millisecond."""
+MAX_HEARTBEATS_PER_SECOND = 100
+"""Heartbeats of all workers together that the driver receives: each costs it about half a millisecond."""
 
 NODE_DEATHS = ("node has died", "node has crashed", "node died", "was drained", "is drained")
 """Parts of Ray's message when an actor died with its node. There is no type for it: `ActorDiedError` keeps only the
@@ -31,23 +31,23 @@ class Located(NamedTuple):
 
     worker: str
     node: str
-    """Its address."""
+    """The node's address."""
     node_id: str
 
 
 class Joined(NamedTuple):
-    """A worker has passed a health check: it is ready, perhaps again."""
+    """A worker has passed a health check, its first or a later one: it is ready."""
 
     worker: str
     info: WorkerInfo
 
 
 class Alive(NamedTuple):
-    """A worker's job goes on: `done` of `of` is done."""
+    """A heartbeat: `done` of `of` of a worker's job is done."""
 
     worker: str
     key: str
-    """Of the job's task."""
+    """The job's task."""
     done: float
     of: float
 
@@ -56,7 +56,7 @@ class Done(NamedTuple):
     worker: str
     result: Result
     key: str
-    """Of its task."""
+    """The job's task."""
 
 
 class Failed(NamedTuple):
@@ -68,7 +68,7 @@ class Failed(NamedTuple):
     traceback: str
     """The whole traceback, as text."""
     key: str | None = None
-    """Of the job's task; None: it was a health check."""
+    """The job's task; None: it was a health check."""
 
     @property
     def summary(self) -> str:
@@ -81,17 +81,17 @@ class Failed(NamedTuple):
 class Lost(NamedTuple):
     worker: str
     reason: str
-    """In plain words."""
+    """For messages."""
     with_its_node: bool
     details: str = ""
-    """What Ray said of it, for the logs."""
+    """Ray's error, for the logs."""
 
 
 PoolEvent = Located | Joined | Alive | Done | Failed | Lost
 
 
 def why_lost(error: RayError, with_its_node: bool) -> str:
-    """Why a worker is gone, in plain words: Ray lists all that may kill a process, and its own names for them."""
+    """Why a worker is gone, in a phrase. Ray's own text lists everything that may kill a process."""
     if with_its_node:
         return "its node died or was taken away"
     if is_out_of_memory(error):
@@ -102,7 +102,7 @@ def why_lost(error: RayError, with_its_node: bool) -> str:
 
 
 class CpuOnly(NamedTuple):
-    """What a worker without a GPU takes, beside others with one."""
+    """Actor arguments and CPUs of CPU-only workers, in a pool whose other workers have a GPU."""
 
     arguments: tuple[Any, ...]
     cpus: float
@@ -112,19 +112,19 @@ class _Call(NamedTuple):
     """A call of a worker that has not been answered."""
 
     worker: str
-    watches: bool = False
-    """It is of `locate` or `next_heartbeat`; otherwise of `check_health` or `perform`."""
+    is_heartbeat_call: bool = False
+    """Whether it is a call of `locate` or `next_heartbeat`; otherwise it is one of `check_health` or `perform`."""
     key: str | None = None
-    """Of the job's task, if it is of `perform`."""
+    """The job's task, for a call of `perform`."""
 
 
 class Pool:
     """Actors of one class, a `workers.actor.HeartbeatActor` with a method `check_health(probe)`.
 
     Actors have `max_restarts=0` and `max_task_retries=0`: the dispatcher does the retrying, and each result comes once.
-    `label_selector` says on which nodes they may be. With `cpu_only`, there may also be workers without a GPU.
+    `label_selector` restricts the nodes of workers. With `cpu_only`, there may also be workers without a GPU.
 
-    Answers put themselves into a queue as they come, so an event costs the same with two workers and with a thousand.
+    Each answer puts itself into a queue, so an event costs the same with two workers and with a thousand.
     """
 
     def __init__(
@@ -152,14 +152,14 @@ class Pool:
         self._arguments, self._probe = arguments, probe
         self._handles: dict[str, Any] = {}
         self._calls: dict[Future[Any], _Call] = {}
-        self._answers: SimpleQueue[Future[Any]] = SimpleQueue()  # those that have come
-        self._heartbeats: dict[str, int] = {}  # worker -> the number of its last one
+        self._answers: SimpleQueue[Future[Any]] = SimpleQueue()  # completed calls
+        self._heartbeats: dict[str, int] = {}  # worker -> the number of its last heartbeat, -1 before the first answer
         self._started = 0
 
     def start(self, avoid: Collection[str] = ()) -> str:
         """Start one more worker, not on the nodes `avoid` (ids); `Located` follows, then `Joined`, `Failed` or `Lost`.
 
-        Returns its name. It waits until a node has room; meanwhile Ray counts it as demand, for an autoscaler to see.
+        Returns its name. It waits until a node has room; meanwhile Ray's autoscaler counts it as demand.
         """
         remote = self._remote
         if avoid:
@@ -170,15 +170,15 @@ class Pool:
     def start_cpu_only(self, node: str) -> str:
         """Start one more worker without a GPU, on the node with this id, as `start` does."""
         assert self.cpu_only is not None
-        here = {"ray.io/node-id": node}
-        remote = self._remote.options(num_cpus=self.cpu_only.cpus, num_gpus=0, label_selector=here)
+        on_node = {"ray.io/node-id": node}  # replaces `selector`: the caller has chosen the node by it
+        remote = self._remote.options(num_cpus=self.cpu_only.cpus, num_gpus=0, label_selector=on_node)
         return self._add(remote.remote(*self.cpu_only.arguments))
 
     def _add(self, handle: Any) -> str:
         worker = f"worker-{self._started}"
         self._started += 1
         self._handles[worker] = handle
-        self._call(handle.locate.remote(), _Call(worker, watches=True))
+        self._call(handle.locate.remote(), _Call(worker, is_heartbeat_call=True))
         return worker
 
     def _call(self, ref: Any, call: _Call) -> None:
@@ -190,10 +190,10 @@ class Pool:
         """Check the health of `worker`, perhaps again; a `Joined`, `Failed` or `Lost` follows."""
         self._call(self._handles[worker].check_health.remote(self._probe), _Call(worker))
 
-    def give(self, worker: str, job: Job, key: str) -> None:
-        """Have `worker` do `job`, of the task `key`; perhaps `Alive`s follow, and a `Done`, `Failed` or `Lost`.
+    def submit(self, worker: str, job: Job, key: str) -> None:
+        """Submit `job`, of the task `key`, to `worker`; perhaps `Alive`s follow, then a `Done`, `Failed` or `Lost`.
 
-        Up to `workers.actor.MAX_IN_FLIGHT` jobs may be given before one is done: they begin in turn.
+        Up to `workers.actor.MAX_IN_FLIGHT` jobs may be submitted before one is done: they run in order.
         """
         self._call(self._handles[worker].perform.remote(job, key), _Call(worker, key=key))
 
@@ -202,9 +202,9 @@ class Pool:
         ray.kill(self._forget(worker))
 
     def stop(self) -> list[str]:
-        """Have all workers end their jobs soon, with what they can keep.
+        """Ask all workers to end their jobs soon, with what they can keep.
 
-        Returns the keys of the tasks that they have; a `Done`, `Failed` or `Lost` follows for each.
+        Returns the keys of their tasks; a `Done`, `Failed` or `Lost` follows for each.
         """
         for handle in self._handles.values():
             handle.stop.remote()
@@ -215,36 +215,38 @@ class Pool:
         return nodes(self.selector)
 
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
-        """What has happened since, waiting up to `timeout_seconds` for a first event."""
+        """The events since the last call, waiting up to `timeout_seconds` for a first one."""
         try:
             ready = [self._answers.get(timeout=timeout_seconds)]
         except Empty:
             return
         ready += [self._answers.get() for _ in range(self._answers.qsize())]
-        watching = [answer for answer in ready if answer in self._calls and self._calls[answer].watches]
-        for answer in dict.fromkeys([*watching, *ready]):  # a heartbeat comes before the result
+        heartbeats = [answer for answer in ready if answer in self._calls and self._calls[answer].is_heartbeat_call]
+        for answer in dict.fromkeys([*heartbeats, *ready]):  # heartbeats first: they came before the results
             if (call := self._calls.pop(answer, None)) is not None:  # else its worker is gone
-                event = self._watched(call.worker, answer) if call.watches else self._outcome(call, answer)
+                event = self._heartbeat(call.worker, answer) if call.is_heartbeat_call else self._outcome(call, answer)
                 if event is not None:
                     yield event
 
-    def _watched(self, worker: str, future: Future[Any]) -> PoolEvent | None:
-        """What the answer to `locate` or `next_heartbeat` tells, if it is news; asks again."""
+    def _heartbeat(self, worker: str, future: Future[Any]) -> PoolEvent | None:
+        """The event of an answer to `locate` or `next_heartbeat`, if there is one; calls `next_heartbeat` again."""
         try:
             answer = future.result()
         except RayError as error:
-            has_call = any(call.worker == worker for call in self._calls.values())  # which tells as much
+            has_call = any(call.worker == worker for call in self._calls.values())  # it will report the loss
             return None if has_call else self._lost(worker, error)
         before = self._heartbeats.get(worker)
         is_located = not isinstance(answer, LastHeartbeat)
         number = self._heartbeats[worker] = -1 if is_located else answer.number
-        pause = len(self._handles) / BEATS_A_SECOND
-        self._call(self._handles[worker].next_heartbeat.remote(number, pause), _Call(worker, watches=True))
+        pause = len(self._handles) / MAX_HEARTBEATS_PER_SECOND
+        self._call(self._handles[worker].next_heartbeat.remote(number, pause), _Call(worker, is_heartbeat_call=True))
         if is_located:
             self.check_health(worker)
             return Located(worker, *answer)
-        first_or_old = before in (-1, number)
-        return None if first_or_old else Alive(worker, answer.key, answer.done, answer.of)
+        # The first answer after `locate` returns at once, with whatever heartbeat was the last; an equal number means
+        # that the wait timed out.
+        is_new = before not in (-1, number)
+        return Alive(worker, answer.key, answer.done, answer.of) if is_new else None
 
     def _outcome(self, call: _Call, answer: Future[Any]) -> PoolEvent:
         try:
@@ -258,7 +260,7 @@ class Pool:
     def _lost(self, worker: str, error: RayError) -> Lost:
         handle = self._forget(worker)
         if not isinstance(error, ActorDiedError):
-            ray.kill(handle)  # it may or may not have done the job: the commit decides, and it must not linger
+            ray.kill(handle)  # it may be alive and must not go on; whether its job is done, the commit shows
         preempted = isinstance(error, ActorDiedError) and error.preempted
         with_its_node = preempted or any(words in str(error) for words in NODE_DEATHS)
         return Lost(worker, why_lost(error, with_its_node), with_its_node, str(error))

@@ -1,6 +1,6 @@
 """How many workers there should be, on which nodes, and what is said while no node has room for one.
 
-On an embedded cluster their number is given. A cluster that the run joined is looked at again and again.
+On an embedded cluster their number is given. A cluster that the run joined is polled for nodes.
 """
 
 import time
@@ -13,80 +13,86 @@ from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Pool
 from taugrid.words import counted, duration
 
-LOOK_SECONDS = 5.0
-"""How often Ray is asked which nodes there are: a node that joins gets work soon, one that drains no more of it."""
+POLL_SECONDS = 5.0
+"""How often Ray is polled for nodes: a node that joins gets work soon, and one that drains gets no more."""
 
-TELL_SECONDS = 60.0
-"""How often the user is told that there is no worker that is fit, and what is waited for."""
+MESSAGE_SECONDS = 60.0
+"""How often a message says that no worker is usable, and why."""
 
 
 class Counts(NamedTuple):
     """Numbers of workers."""
 
-    full: int
-    """Those that do all kinds of tasks."""
+    general: int
+    """Workers that do all kinds of tasks."""
     cpu_only: int
-    """Those without a GPU beside others with one, which do only some kinds."""
+    """Workers without a GPU, in a pool whose other workers have one; they do only some kinds."""
 
 
 def demand(openings: Mapping[str, int], cpu_kinds: Collection[str], busy: Counts, capacity: Counts) -> Counts:
     """How many workers the tasks want: those that are `busy`, and one for each task that could start.
 
-    `openings` is kind -> tasks that could start; `capacity` is how many workers fit on the nodes that are there. Tasks
-    of `cpu_kinds` go to workers without a GPU, as far as they fit. The rest of them employ full workers that fit too,
-    but ask for no node with a GPU, unless no worker without one fits at all.
+    Tasks of `cpu_kinds` use CPU-only workers first. Leftover CPU tasks use free GPU workers, but do not trigger
+    autoscaling unless no CPU-only worker fits on any node.
+
+    Args:
+        openings: kind -> number of tasks that could start.
+        cpu_kinds: the kinds that need no GPU.
+        busy: workers that have a task.
+        capacity: workers that fit on the present nodes.
     """
-    light = sum(number for kind, number in openings.items() if kind in cpu_kinds)
-    full = busy.full + sum(openings.values()) - light
-    cpu_only = min(light, max(0, capacity.cpu_only - busy.cpu_only))
-    left = light - cpu_only
+    cpu_tasks = sum(number for kind, number in openings.items() if kind in cpu_kinds)
+    general = busy.general + sum(openings.values()) - cpu_tasks
+    cpu_only = min(cpu_tasks, max(0, capacity.cpu_only - busy.cpu_only))
+    overflow = cpu_tasks - cpu_only
     if capacity.cpu_only:
-        left = min(left, max(0, capacity.full - full))
-    return Counts(full + left, busy.cpu_only + cpu_only)
+        overflow = min(overflow, max(0, capacity.general - general))
+    return Counts(general + overflow, busy.cpu_only + cpu_only)
 
 
 class Scaling:
-    """The nodes of a cluster as the worker manager sees them.
+    """The nodes of a cluster, and how many workers there should be on them.
 
-    Without `most`, there are as many workers as fit on the nodes, at least one. If the cluster is not `elastic`, there
-    are `most` from beginning to end. Workers without a GPU do only `cpu_kinds`, on nodes without one.
+    `elastic` means that the run joined a running cluster, whose nodes may come and go. Without `max_workers`, there are
+    then as many workers as fit on the nodes, at least one. An embedded cluster has `max_workers` from beginning to end.
+    Workers without a GPU do only `cpu_kinds`, on nodes without one.
     """
 
     def __init__(
         self,
         pool: Pool,
         dispatcher: Dispatcher,
-        most: int | None,
+        max_workers: int | None,
         elastic: bool,
         cpu_kinds: Set[str],
         max_wait_seconds: float,
     ) -> None:
         self._pool = pool
         self._dispatcher = dispatcher
-        self._most = most
+        self._max_workers = max_workers
         self.elastic = elastic
         self.cpu_kinds = cpu_kinds
         self._max_wait_seconds = max_wait_seconds
         self._nodes: dict[str, Node] = {}  # by id
-        self._looked = float("-inf")
-        self._some_since = self._told = time.monotonic()  # when there was last a worker, or word of it
-        self._was_some = False  # whether there ever was one
+        self._polled_at = float("-inf")
+        self._last_worker_at = self._last_message_at = time.monotonic()
+        self._had_worker = False
 
-    def look(self, now: float, at_once: bool = False) -> list[str]:
-        """Ask Ray which nodes there are. Returns the ids of those that have begun to drain."""
-        if not self.elastic or (now - self._looked < LOOK_SECONDS and not at_once):
+    def poll_nodes(self, now: float, at_once: bool = False) -> list[str]:
+        """Get the cluster's nodes from Ray. Returns the ids of those that have begun to drain."""
+        if not self.elastic or (now - self._polled_at < POLL_SECONDS and not at_once):
             return []
-        first, before = self._looked == float("-inf"), self.draining
-        self._looked = now
+        is_first, before = self._polled_at == float("-inf"), self.draining
+        self._polled_at = now
         self._nodes = {node.id: node for node in self._pool.nodes()}
-        if first and not self._fit:
-            self._told = now - TELL_SECONDS  # what is waited for is told at once
-        self._dispatcher.health.draining(self.draining)
+        if is_first and not self._usable:
+            self._last_message_at = now - MESSAGE_SECONDS  # so that the first message comes at once
+        self._dispatcher.health.set_draining(self.draining)
         return sorted(self.draining - before)
 
     @property
     def draining(self) -> set[str]:
-        """The ids of nodes."""
+        """The ids of the nodes that drain."""
         return {node.id for node in self._nodes.values() if node.draining}
 
     @property
@@ -95,62 +101,67 @@ class Scaling:
         return self._dispatcher.health.unfit().keys() | self.draining if self.elastic else set()
 
     @property
-    def _fit(self) -> list[Node]:
+    def _usable(self) -> list[Node]:
         """The nodes on which workers may be started."""
         avoided = self.avoided
         return [node for node in self._nodes.values() if node.id not in avoided]
 
     @property
     def large(self) -> list[Node]:
-        """Those of them that are large enough for a worker."""
-        return [node for node in self._fit if node.capacity(self._pool.size)]
+        """The usable nodes that are large enough for a worker."""
+        return [node for node in self._usable if node.capacity(self._pool.size)]
 
     def keeps(self, node: str) -> bool:
-        """Whether a node was there at the last look, and will stay."""
+        """Whether a node was present at the last poll and does not drain."""
         return not self.elastic or (node in self._nodes and not self._nodes[node].draining)
 
     def wanted(self, now: float, busy: Counts) -> Counts:
-        """How many workers there should be on nodes that are fit, where `busy` work."""
+        """How many workers there should be on usable nodes, on which `busy` workers have tasks."""
         if not self.elastic:
-            return Counts(self._most or 1, 0)
-        full = sum(node.capacity(self._pool.size) for node in self.large)
-        capacity = Counts(full, sum(self.cpu_only_capacity.values()))
-        found = demand(self._dispatcher.openings(now), self.cpu_kinds, busy, capacity)
-        return found._replace(full=min(self._most or max(1, full), found.full))
+            return Counts(self._max_workers or 1, 0)
+        general = sum(node.capacity(self._pool.size) for node in self.large)
+        capacity = Counts(general, sum(self.cpu_only_capacity.values()))
+        counts = demand(self._dispatcher.openings(now), self.cpu_kinds, busy, capacity)
+        return counts._replace(general=min(self._max_workers or max(1, general), counts.general))
 
     @property
     def cpu_only_capacity(self) -> dict[str, int]:
-        """Node id -> how many workers without a GPU fit there; nodes that are fit and have no GPU."""
+        """Node id -> how many CPU-only workers fit there, for usable nodes without a GPU."""
         if not self.elastic or self._pool.cpu_only is None:
             return {}
         size = Size(self._pool.cpu_only.cpus, 0)
-        return {node.id: node.capacity(size) for node in self._fit if not node.gpus}
+        return {node.id: node.capacity(size) for node in self._usable if not node.gpus}
 
-    def wait(self, now: float, none_there: bool, unfit: bool) -> str | None:
-        """What to tell the user while no worker is there for a task that could start, or all are on `unfit` nodes.
+    def waiting_message(self, now: float, no_worker: bool, all_unfit: bool) -> str | None:
+        """A message for the user, every `MESSAGE_SECONDS` while the run waits for a worker; else None.
+
+        Args:
+            now: the time.
+            no_worker: there is no worker for any task that could start.
+            all_unfit: there are workers, but all of them are on unfit nodes.
 
         Raises:
-            UserError: if none came in time, and no node was ever large enough.
-            RunFailed: if none came in time, and all such nodes are full or gone.
+            UserError: if no worker started in time, and no node was ever large enough.
+            RunFailed: if no worker started in time, and all nodes that are large enough are full or gone.
         """
-        self._was_some = self._was_some or not none_there
-        if not none_there and not unfit:
-            self._some_since = self._told = now
+        self._had_worker = self._had_worker or not no_worker
+        if not no_worker and not all_unfit:
+            self._last_worker_at = self._last_message_at = now
             return None
-        if self.elastic and none_there and now - self._some_since >= self._max_wait_seconds:
-            raise self._too_long()
-        if now - self._told < TELL_SECONDS:
+        if self.elastic and no_worker and now - self._last_worker_at >= self._max_wait_seconds:
+            raise self._waited_too_long()
+        if now - self._last_message_at < MESSAGE_SECONDS:
             return None
-        self._told = now
+        self._last_message_at = now
         if not self.elastic:
-            return f"no worker for {TELL_SECONDS:.0f} s: starting one is slow"
-        large, fit = len(self.large), " that is fit" if unfit else ""
+            return f"no worker for {MESSAGE_SECONDS:.0f} s: starting one is slow"
+        large, fit = len(self.large), " that is fit" if all_unfit else ""
         full = f"{counted(large, 'node')}{fit} and large enough {'is' if large == 1 else 'are'} full"
         why = full if large else f"no node{fit} is large enough"
         limit = duration(self._max_wait_seconds)
         return f"waiting for room for a worker of {self._pool.size}: {why}; at most {limit} (cluster.max_wait_seconds)"
 
-    def _too_long(self) -> Exception:
+    def _waited_too_long(self) -> Exception:
         size, large = self._pool.size, len(self.large)
         waited = f"in {duration(self._max_wait_seconds)} (cluster.max_wait_seconds)"
         if large:
@@ -158,7 +169,7 @@ class Scaling:
                 f"no room for a worker of {size} {waited}: the cluster's {counted(large, 'node')} of that size "
                 f"{'is' if large == 1 else 'are'} full; run the same command again when there is room"
             )
-        if self._was_some:
+        if self._had_worker:
             return RunFailed(
                 f"no worker fits on the cluster any more: each takes {size}, no node has as much, and none has joined "
                 f"{waited}; run the same command again when one is there"

@@ -229,10 +229,10 @@ class WorkerManager:
             self._end_silent(now)
             self._resize(now)
         cpus_will_do = self._dispatcher.startable <= self._scaling.cpu_kinds
-        there = (worker for worker in self._workers.values() if worker.node is not None)
-        none_there = not any(cpus_will_do or not worker.is_cpu_only for worker in there)
-        if (said := self._scaling.wait(now, none_there, bool(unfit))) is not None:
-            self._say(said)
+        placed = (worker for worker in self._workers.values() if worker.node is not None)
+        no_worker = not any(cpus_will_do or not worker.is_cpu_only for worker in placed)
+        if (message := self._scaling.waiting_message(now, no_worker, bool(unfit))) is not None:
+            self._say(message)
         if not unfit:
             self._unfit_since = None
             return
@@ -251,7 +251,7 @@ class WorkerManager:
             self.lost(Lost(name, f"it has not answered its health check for {duration(self._hang_seconds)}", False))
 
     def _look(self, now: float, at_once: bool = False) -> None:
-        for node in self._scaling.look(now, at_once):
+        for node in self._scaling.poll_nodes(now, at_once):
             name = self._name(node)
             self._outputs.events.note("draining", node=name)
             if any(worker.node == node for worker in self._workers.values()):
@@ -277,7 +277,7 @@ class WorkerManager:
         there = self._count(fit)
         self._largest = max(self._largest, sum(wanted))
         self._pauses = [until for until in self._pauses if until > now]
-        for _ in range(wanted.full - there.full - len(self._pauses)):
+        for _ in range(wanted.general - there.general - len(self._pauses)):
             self._start(self._pool.start(avoided))
         taken = Counter(worker.for_node for worker in self._workers.values())
         free = [node for node, capacity in places.items() for _ in range(capacity - taken[node])]
@@ -303,7 +303,7 @@ class WorkerManager:
         idle.sort(key=lambda name: -1 if (node := self._workers[name].node) is None else busy[node])
         full = [name for name in idle if not self._workers[name].is_cpu_only]
         cpu_only = [name for name in idle if self._workers[name].is_cpu_only]
-        beyond = max(0, there.full - wanted.full), max(0, there.cpu_only - wanted.cpu_only)
+        beyond = max(0, there.general - wanted.general), max(0, there.cpu_only - wanted.cpu_only)
         return full[: beyond[0]] + cpu_only[: beyond[1]]
 
     def _start(self, name: str, for_node: str | None = None) -> None:

@@ -25,7 +25,7 @@ from taugrid.orchestrator.dispatch.address import (
     Token,
     is_on_loopback,
     require_token,
-    require_welcome,
+    require_token_accepted,
 )
 from taugrid.orchestrator.dispatch.cluster import COMMON_ENVIRONMENT
 from taugrid.orchestrator.jobs.package import entrypoint, pack_job
@@ -191,7 +191,7 @@ def _require_welcome(address: str) -> None:
     is_local = is_on_loopback(f"{urlsplit(address).hostname}:0")
     if not is_local:
         require_token(address)
-    require_welcome(address, is_local, lambda token: _accepts(address, token))
+    require_token_accepted(address, is_local, lambda token: _accepts(address, token))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -53,7 +53,7 @@ class Data(Section):
 
     @property
     def dataset(self) -> Dataset:
-        """What is known of the data set that `name` names."""
+        """The registered properties of the data set that `name` names."""
         return DATASETS[self.name]
 
     @property
@@ -123,7 +123,7 @@ class Data(Section):
 
 
 def _default_name(keys: Sequence[str]) -> str:
-    """That `name` has a default, and which data sets take the keys that it refuses."""
+    """A hint that `name` has a default, with the data sets that take the keys that it refuses."""
     able = [name for name, dataset in DATASETS.items() if dataset.keys.issuperset(keys)]
     return f"data.name is digits unless you set it; {', '.join(able)} take {' and '.join(keys)}"
 

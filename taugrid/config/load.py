@@ -18,8 +18,8 @@ from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
 from taugrid.storage import is_url, open_place
 
-OF_THE_USER = "x-"
-"""How the top-level keys of a YAML config begin that taugrid ignores, as in Docker Compose: they hold anchors."""
+USER_PREFIX = "x-"
+"""Prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors."""
 
 CONFIG_NAME = "config.json"
 """The name of a run directory's config. A file of this name is the directory's, not the user's own."""
@@ -72,10 +72,10 @@ def _is_yaml(name: str) -> bool:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file, without the `OF_THE_USER` keys; `UserError` if it can't be read as one."""
+    """The mapping in a YAML or JSON file, without keys that begin with `USER_PREFIX`; `UserError` if it is none."""
     try:
         text = _bytes(path).decode("utf-8")
-        values = json.loads(text, object_pairs_hook=_without_twins) if path.suffix == ".json" else _from_yaml(text)
+        values = json.loads(text, object_pairs_hook=_without_duplicates) if path.suffix == ".json" else _from_yaml(text)
     except (yaml.YAMLError, ValueError, OSError) as error:
         reason = joined_lines(error).replace('in "<unicode string>", line', "in line")
         if isinstance(error, UnicodeDecodeError):
@@ -87,7 +87,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
-    own = {key: value for key, value in values.items() if not _is_of_the_user(key, path)}
+    own = {key: value for key, value in values.items() if not _is_ignored(key, path)}
     return _without_gone_keys(own) if path.name == CONFIG_NAME else own
 
 
@@ -100,11 +100,11 @@ def _without_gone_keys(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_of_the_user(key: Any, path: Path) -> bool:
-    return _is_yaml(path.name) and isinstance(key, str) and key.startswith(OF_THE_USER)
+def _is_ignored(key: Any, path: Path) -> bool:
+    return _is_yaml(path.name) and isinstance(key, str) and key.startswith(USER_PREFIX)
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object in JSON. A key that it has twice is refused, because Python would silently use the last."""
     keys = [key for key, _ in pairs]
     for key in keys:
@@ -159,7 +159,7 @@ def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[st
 
 
 def _whole_list(parent: str, mappings: list[Any], key: str, value: Any) -> str:
-    """How to set a key in each mapping of a list: the whole list, as --set takes it."""
+    """The --set that sets a key in each mapping of a list: it must give the whole list."""
     changed = [mapping | {key: deepcopy(value)} for mapping in mappings if isinstance(mapping, dict)]
     text = yaml.safe_dump(changed, default_flow_style=True, sort_keys=False, width=10**6).strip()
     where = "its mapping" if len(changed) == 1 else f"each of its {len(changed)} mappings"
@@ -233,7 +233,7 @@ def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[Override]
 
 
 def _refuse_second_source(merged: Mapping[str, Any], assignments: Sequence[Override]) -> None:
-    """Raise `UserError` for a --set that gives a model with a source another one, saying how to replace the section."""
+    """Raise `UserError` for a --set that gives a model a second source; the message says how to replace the section."""
     model = merged.get("model")
     given = [name for name in SOURCES if isinstance(model, Mapping) and model.get(name) is not None]
     for key, value in map(_key_and_value, assignments):
@@ -255,7 +255,7 @@ def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
 
 
 def _with_references_root(config: Config) -> Config:
-    """The reference's root is that of `data` if both are the same data set, and only one says where its files are."""
+    """Give the reference the root of `data` if both are the same data set and only `data` has a root."""
     data, reference = config.data, config.evaluate.reference
     if not isinstance(reference, Data) or reference.name != data.name or reference.root is not None:
         return config

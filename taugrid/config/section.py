@@ -22,7 +22,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     later_keys: ClassVar[Mapping[str, Any]] = {}
-    """Key -> default, of the keys added in later versions. Files and hashes of earlier versions lack them."""
+    """Keys that were added after the first version. Their defaults mean what files without them mean."""
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ TEXTS_MEAN = {
     "data": "{{name: folder, root: {}, shape: [CHANNELS, HEIGHT, WIDTH]}}, or {{name: NAME}} for a known data set",
     "model": "{{checkpoint: {}}}",
 }
-"""Sections that people give as a folder, and how to write them."""
+"""Sections that users write as a folder or a name by mistake, and how to write them."""
 
 NOT_YET = {
     "guided models": ("guidance", "guidance_scale", "cfg", "cfg_scale", "classifier_free_guidance"),
@@ -61,7 +61,7 @@ NOT_YET = {
     "adapters": ("lora", "controlnet", "adapter", "adapters"),
     "experiment trackers": ("wandb", "mlflow", "comet", "neptune", "tracker", "trackers"),
 }
-"""What people look for and this version lacks, and the keys by which they look for it. docs/limits.md has the list."""
+"""Features that this version lacks, and the keys with which users ask for them. docs/limits.md has the list."""
 
 GONE = {
     "cluster.cuda_graphs": "taugrid no longer makes CUDA graphs; remove the key, or use sample.compile, which makes "
@@ -69,8 +69,8 @@ GONE = {
 }
 """Keys of earlier versions, and what to do about them. The config of a run directory may still have them."""
 
-LONGEST_LIST = 8
-"""Of a longer list a message shows only the first wrong item."""
+MAX_SHOWN_LIST = 8
+"""A message shows only the first wrong item of a longer list."""
 
 
 def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, Any]) -> str:
@@ -84,7 +84,7 @@ def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, A
             messages[keys] = _unknown(".".join(keys), list(_section(node, schema)))
         elif mistake["type"] == "missing" and mistake["loc"][-1] == keys[-1]:
             messages[keys] = f"{'.'.join(keys)} is missing"
-        elif mistake["type"] == "value_error":  # from one of our validators, which wrote a sentence
+        elif mistake["type"] == "value_error":  # from one of taugrid's validators, which wrote a sentence
             text = mistake["msg"].removeprefix("Value error, ")
             given = f", not {_shown(mistake['input'], mistake)}" if text.startswith("must be ") else ""
             messages[keys] = ": ".join(filter(None, (".".join(keys), f"{text}{given}")))
@@ -104,7 +104,7 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def not_yet(key: str) -> str | None:
-    """What to say of a dotted key of a feature that taugrid lacks; None: it is of no such feature."""
+    """The message for a dotted key of a feature that taugrid lacks; None for any other key."""
     for feature, keys in NOT_YET.items():
         if key.rpartition(".")[2].lower() in keys:
             return f"{key!r}: {feature} are not supported yet; remove the key (docs/limits.md lists what is missing)"
@@ -152,7 +152,7 @@ def _at(values: Any, keys: Keys) -> Any:
 
 
 def _shown(value: Any, mistake: Mapping[str, Any]) -> str:
-    if isinstance(value, list) and len(value) > LONGEST_LIST:
+    if isinstance(value, list) and len(value) > MAX_SHOWN_LIST:
         value = mistake["input"]
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]  # as YAML writes them
@@ -160,7 +160,7 @@ def _shown(value: Any, mistake: Mapping[str, Any]) -> str:
 
 
 def _expected(node: Schema) -> str:
-    """What a key may be: a number from 0 to 1, or sigma_hat."""
+    """The expected value of a key, as a phrase such as "a number from 0 to 1, or sigma_hat"."""
     branches = node.get("anyOf", [node])
     words = [word for branch in branches for word in _words(branch)]
     phrases = [_phrase(branch) for branch in branches if not _words(branch)]

@@ -13,8 +13,8 @@ SHOWN = {"steps": "S", "num_samples": "N"}
 """Keys that names write as the paper does."""
 BETWEEN = " · "
 """Between the settings of a model and those of a cell."""
-LONGEST_VALUE = 40
-"""Most characters of a value. A longer one is cut and gets digits of its hash: tau may have a thousand times."""
+MAX_VALUE_LENGTH = 40
+"""A longer value is cut and gets digits of its hash: tau may have a thousand times."""
 _PLAIN = re.compile(r"[^\s,=\"'\[\]{}·]+")
 """Text that needs no quotes, in a name as in a selector."""
 
@@ -59,7 +59,7 @@ class Naming:
 
 
 def _telling(points: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The keys that vary, without those whose texts are at all points those of an earlier one: they tell nothing."""
+    """The keys that vary, without those whose texts equal an earlier key's at all points: they add no information."""
     keys: dict[tuple[Any, ...], str] = {}
     for key in varying(points):
         values = tuple(point.get(key) for point in points)
@@ -95,7 +95,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 def value_text(value: Any) -> str:
     """A value in a name: numbers without a trailing ".0"; what has spaces, commas or brackets is quoted."""
     text = plain_text(value)
-    if len(text) > LONGEST_VALUE:
+    if len(text) > MAX_VALUE_LENGTH:
         ends = f"{text[:12]}…{text[-12:]}"
         text = f"{ends} {hashlib.sha256(text.encode()).hexdigest()[:6]}"
     quote = "'" if '"' in text else '"'

@@ -32,12 +32,12 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
     """Check a sample or feature file: its seal (unless `every_byte` is off), its footer, and that indices are in order.
 
     Raises:
-        DamagedFile: saying what is wrong.
+        DamagedFile: if a check fails; the message says which.
         FileNotFoundError, NotADirectoryError: if there is no such file.
-        OSError: if it can't be read, which says nothing about its content.
+        OSError: if it can't be read; its content may be whole.
     """
 
-    def look() -> tuple[bytes | None, list[NDArray[np.int64]]]:
+    def read() -> tuple[bytes | None, list[NDArray[np.int64]]]:
         with storage.local_path(path) if every_byte else storage.readable(path) as source:
             if isinstance(source, Path) and every_byte:
                 check_seal(source)
@@ -46,8 +46,8 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
                 groups = range(file.metadata.num_row_groups)
                 return blob, [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
 
-    with _damage_told(path, ""):
-        blob, indices = retried(look)
+    with _as_damaged_file(path, ""):
+        blob, indices = retried(read)
         metadata = json.loads(blob) if blob else {}
     index = np.concatenate(indices) if indices else np.zeros(0, np.int64)
     if len(index) == 0 or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
@@ -114,7 +114,7 @@ def read_numbers(
 
 
 def _read(path: Path, column: str, storage: Storage) -> Iterator[tuple[NDArray[np.int64], pa.ChunkedArray]]:
-    with storage.readable(path) as source, _damage_told(path, f"{path}: "), ExitStack() as stack:
+    with storage.readable(path) as source, _as_damaged_file(path, f"{path}: "), ExitStack() as stack:
         file = stack.enter_context(retried(lambda: _parquet_file(source)))
         for group in range(file.metadata.num_row_groups):
             table = retried(partial(file.read_row_group, group, columns=["index", column]))
@@ -127,7 +127,7 @@ def _parquet_file(source: Path | IO[bytes]) -> pq.ParquetFile:
 
 
 @contextmanager
-def _damage_told(path: Path, prefix: str) -> Iterator[None]:
+def _as_damaged_file(path: Path, prefix: str) -> Iterator[None]:
     """Turn errors of the content into `DamagedFile`; errors of reading stay, with the file's name."""
     try:
         with naming(path):

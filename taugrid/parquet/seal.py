@@ -35,11 +35,11 @@ def write_seal(path: Path) -> None:
 
 
 class FileEnd(NamedTuple):
-    """What the end of a file tells."""
+    """The facts that can be read from a file's end."""
 
     size: int
     footer: int
-    """Where Parquet's footer starts; before the file if this is no whole Parquet file."""
+    """The offset of Parquet's footer; negative if this is no whole Parquet file."""
     sealed: bool
     """Whether a seal stands before the footer. The seal itself is not checked."""
 
@@ -56,14 +56,14 @@ def read_end(file: IO[bytes]) -> FileEnd:
 
 
 def file_end(path: Path, storage: Storage) -> FileEnd:
-    """What the end of a file tells. Nothing else of it is read."""
+    """The facts in the end of a file, of which nothing else is read."""
 
-    def look() -> FileEnd:
+    def read() -> FileEnd:
         with storage.readable(path) as source, source.open("rb") if isinstance(source, Path) else source as file:
             return read_end(file)
 
     with naming(path):
-        return retried(look)
+        return retried(read)
 
 
 def check_seal(path: Path) -> None:

@@ -50,7 +50,7 @@ def picture_schema(metadata: Mapping[str, Any], numbers: Sequence[str] = ()) -> 
 
 
 def _schema_with_pictures(metadata: Mapping[str, Any], columns: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
-    """Schema metadata under the key `huggingface` tells `datasets` that the first column holds pictures."""
+    """The metadata under the key `huggingface` declares the first column as images to the library `datasets`."""
     image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
     fields = [("image", image), ("index", pa.int64()), *columns]
     features: dict[str, Any] = {"image": {"_type": "Image"}}
@@ -108,7 +108,7 @@ class PartWriter:
 
     @property
     def content(self) -> Part | None:
-        """What `inspect` would find in the file, known without reading it; None if it would find damage."""
+        """The result that `inspect` of the file would have, without reading it; None if the file is not in order."""
         if self._rows is None or not self._in_order:
             return None
         return Part(*self._rows, json.loads((self._schema.metadata or {}).get(b"taugrid", b"{}")))
@@ -131,7 +131,7 @@ class PartWriter:
         """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False.
 
         Raises:
-            OtherBytes: if the storage sees that it was made elsewhere, with other bytes.
+            OtherBytes: if an object store holds the file already, with different bytes.
         """
         self._writer.close()
         write_seal(self._temporary)
@@ -155,8 +155,8 @@ class PartWriter:
     def _shorter(self) -> str | None:
         """The version of the file in place if it is a whole one that has fewer of the same rows.
 
-        It may be the one to replace although it has another version: a copy or `touch` changed its time, or the file
-        system gives its files other numbers on each machine that mounts it.
+        It may be the one to replace although its version differs: a copy or `touch` changed its time, or the file
+        system numbers its files differently on each machine that mounts it.
         """
         if (content := self.content) is None:
             return None

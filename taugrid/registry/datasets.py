@@ -1,4 +1,4 @@
-"""The data sets that `data.name` can name: what is known about each before any file is opened.
+"""The data sets that `data.name` can name, with all that is known before any file is opened.
 
 A new data set is a file in workers/data/ with a function `read`, and an entry in `DATASETS`.
 """
@@ -28,8 +28,8 @@ class Dataset:
     description: str
     """One line for the config's schema: what it is, and what its splits are if that is not obvious."""
     reader: str
-    """Import string, module:function: takes a `taugrid.config.Data` and returns all images of its split, as (N, H, W)
-    or (N, C, H, W) uint8, or as a `workers.data.decoding.EncodedDataset` that is decoded once and cached."""
+    """Import string, module:function. Called with a `taugrid.config.Data`; returns all images of its split, as
+    (N, H, W) or (N, C, H, W) uint8, or as a `workers.data.decoding.EncodedDataset` that is decoded once and cached."""
     shape: Shape | None = None
     """The shape of its images, or the default if `shape` is among `keys`. None: `shape` is required."""
     splits: tuple[str, ...] = ("all", "train", "test")

@@ -29,7 +29,7 @@ class PublishedWeights:
 
     url: str
     file_name: str
-    """There; it contains the start of its SHA-256."""
+    """Its name in that folder; it contains the start of its SHA-256."""
     is_pickle: bool = False
     """torch-fidelity opens it with `weights_only=False`, which runs whatever code a file holds."""
     is_program: bool = False
@@ -67,11 +67,11 @@ class KnownExtractor:
     image_side: int | None = None
     """Height and width of the only images that it takes; None: any size."""
     takes_grey: bool = False
-    """It sees one grey channel as such. For others it is repeated to three, as reading a grey PNG as RGB does."""
+    """Whether it gets grey images with one channel. Others get that channel three times, as PIL's RGB of a grey PNG."""
     on_host: bool = False
-    """It is computed on the CPU, whatever the device."""
+    """Whether it is computed on the CPU, whatever the device."""
     at_once_on_cpu: int | None = None
-    """The most images that it gets at once on a CPU; None: a whole batch."""
+    """Maximum number of images that it gets at once on a CPU; None: a whole batch."""
 
 
 # The layers are torch-fidelity's defaults. Its default `isc` layer of vgg16, CLIP and DINOv2 holds features, not the
@@ -167,14 +167,14 @@ EXTRACTORS = {
 
 @dataclass(frozen=True)
 class ExtractorSpec:
-    """What determines a feature: the extractor, the content of its weights, and the layers that are read."""
+    """Everything that determines a feature: the extractor, the content of its weights, and the layers that are read."""
 
     name: str
     weights_path: str | None
     """None: the weights that ship with taugrid, wherever it is installed, or none at all."""
     weights_sha256: str
-    """Of the file of weights. Without one: of everything that a custom class loaded, including weights that it found by
-    itself (`workers.custom.source.content_sha256`), or of nothing (pixels)."""
+    """Hash of the file of weights. Without one: of everything that a custom class loaded, including weights that it
+    found by itself (`workers.custom.source.content_sha256`), or of nothing (pixels)."""
     feature_layer: str
     logits_layer: str | None
     """None: no logits, so no Inception Score."""
@@ -183,12 +183,12 @@ class ExtractorSpec:
     classes: int | None
     """Width of the logits; None where there are none."""
     source_sha256: str | None = None
-    """Of the source files of a custom class, its bases and what they import, see `eval.features.load`; None for
-    all others."""
+    """Hash of the source files of a custom class, its bases and their imports, see `eval.features.load`; None for
+    built-in extractors."""
     tensors_sha256: str | None = None
-    """Of the state of a new instance of a custom class, for workers to check. It is part of no identity."""
+    """Hash of the state of a new instance of a custom class, for workers to check. It is part of no identity."""
     files: tuple[SourceFile, ...] = ()
-    """What `source_sha256` is a hash of."""
+    """The files that `source_sha256` covers."""
     by_bytes: tuple[str, str] | None = None
     """`source_sha256` and `weights_sha256` as they were made before comments were cut out of the source."""
     precision: FeaturePrecision = "float32"
@@ -199,7 +199,7 @@ class ExtractorSpec:
         return {} if self.precision == "float32" else {"precision": self.precision}
 
     def describe(self) -> dict[str, str | None]:
-        """What protocols and provenance say of it."""
+        """The fields that protocols and provenance record."""
         fields = {
             "name": self.name,
             "weights_sha256": self.weights_sha256,

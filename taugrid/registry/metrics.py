@@ -22,7 +22,7 @@ class MetricColumn:
     error: str | None = None
     """The column with its error or spread; None: it has none."""
     error_means: str = ""
-    """What the number after ± is."""
+    """The meaning of the number after ±."""
     higher_is_better: bool = False
     scale: float = 1.0
     """The factor that tables multiply it by."""
@@ -47,10 +47,10 @@ class Metric:
     about: str
     columns: tuple[MetricColumn, ...]
     compute: str
-    """Takes `eval.metrics.score.MetricInputs`, returns `eval.metrics.score.MetricResult`."""
+    """Called with `eval.metrics.score.MetricInputs`, returns `eval.metrics.score.MetricResult`."""
     limits: str | None = None
-    """Takes `MetricSettings` and `Sizes`, returns `Limits`; None: only the fields below limit it. The driver calls it,
-    so its module must not import torch."""
+    """Called with `MetricSettings` and `Sizes`, returns `Limits`; None: only the fields below limit it. The driver
+    calls it, so its module must not import torch."""
     settings: tuple[str, ...] = ()
     """The fields of `MetricSettings` that it uses besides `seed`."""
     needs_logits: bool = False
@@ -60,9 +60,9 @@ class Metric:
     needs_reference_features: bool = False
     """Whether it needs more of the reference than mean and covariance."""
     sample_columns: tuple[str, ...] = ()
-    """Those of `SAMPLE_COLUMNS` that it reads, a number for each sample."""
+    """The columns of `SAMPLE_COLUMNS` that it reads, a number for each sample."""
     least_images: int = 1
-    """The least number of images on each side."""
+    """The minimum number of samples, and of reference images."""
 
 
 class Sizes(NamedTuple):
@@ -88,7 +88,7 @@ class Limits(NamedTuple):
     changes: Mapping[str, Any] = {}
     """The changed fields of `MetricSettings`."""
     remark: str | None = None
-    """What the user is told about the changes."""
+    """A message to the user about the changes."""
 
 
 METRICS = {

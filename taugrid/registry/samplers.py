@@ -1,13 +1,13 @@
-"""The samplers that a config can name: ours, and those of installed packages (the entry-point group `GROUP`).
+"""The samplers that a config can name: built-ins, and those of installed packages (the entry-point group `GROUP`).
 
-A new sampler is one file, in workers/samplers/ or in another package, and its registration here or there.
+A new sampler is one file in workers/samplers/ with a line in `SAMPLERS`, or a package with an entry point.
 """
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 GROUP = "taugrid.samplers"
-"""Its entries are named as in `sample.sampler`; each is a subclass of `taugrid.workers.samplers.sampler.Sampler`."""
+"""An entry's name is the value of `sample.sampler`; it is a subclass of `taugrid.workers.samplers.sampler.Sampler`."""
 
 SAMPLERS = {"ddim": "taugrid.workers.samplers.ddim:DDIM"}
 
@@ -16,12 +16,12 @@ DEFAULT = "ddim"
 
 def names() -> list[str]:
     """All samplers that can be used here."""
-    return [*SAMPLERS, *sorted({found.name for found in entry_points(group=GROUP)} - SAMPLERS.keys())]
+    return [*SAMPLERS, *sorted({point.name for point in entry_points(group=GROUP)} - SAMPLERS.keys())]
 
 
-@cache  # looking through all packages takes milliseconds, and a grid has thousands of points
+@cache  # a search through all packages takes milliseconds, and a grid has thousands of points
 def entry(name: str) -> EntryPoint:
-    """Where a sampler's class is.
+    """The entry point of a sampler's class.
 
     Raises:
         ValueError: if there is none of that name.
@@ -34,8 +34,8 @@ def entry(name: str) -> EntryPoint:
         )
     if name in SAMPLERS:
         return EntryPoint(name, SAMPLERS[name], GROUP)
-    for found in installed:
-        return found
+    if installed:
+        return installed[0]
     raise ValueError(
         f"must be one of {', '.join(names())}, or a sampler of an installed package (entry-point group {GROUP})"
     )

@@ -13,7 +13,7 @@ from ray_head import free_port, started_head
 from shared import taugrid
 
 from taugrid.orchestrator.dispatch import address
-from taugrid.orchestrator.dispatch.address import answers
+from taugrid.orchestrator.dispatch.address import accepts_token
 from taugrid.workers import ray_compat
 
 
@@ -34,7 +34,7 @@ def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finish
 
 
 def test_a_cluster_that_demands_a_token_is_known_to_be_closed(cluster):
-    assert not answers(cluster, None)
+    assert not accepts_token(cluster, None)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_an_error_arrives_as_what_was_raised(started, tmp_path, error):
 
     pool, first = started(Raising, (), tmp_path)
     assert isinstance(first, Joined)
-    pool.give("worker-0", Job("unused"), "task")
+    pool.submit("worker-0", Job("unused"), "task")
     failure = next_event(pool)
     assert isinstance(failure, Failed)
     assert type(failure.cause) is type(error)
@@ -88,7 +88,7 @@ def beating():
 
 def test_heartbeats_are_heard_while_a_job_runs(started):
     pool, _ = started(beating(), (), None)
-    pool.give("worker-0", Job("20"), "task")
+    pool.submit("worker-0", Job("20"), "task")
     heard = []
     while not heard or isinstance(heard[-1], Alive):
         heard.append(next_event(pool, Alive | Done))
@@ -121,9 +121,9 @@ def writing():
 @pytest.mark.parametrize(("path", "least", "most"), [("free", 0.2, 0.6), ("kept", 0.6, math.inf)])
 def test_a_second_job_begins_once_the_first_only_writes(started, path, least, most):
     pool, _ = started(writing(), (), None)
-    pool.give("worker-0", Job(path), "first")
+    pool.submit("worker-0", Job(path), "first")
     time.sleep(0.1)
-    pool.give("worker-0", Job(path), "second")
+    pool.submit("worker-0", Job(path), "second")
     first, second = next_event(pool), next_event(pool)
     assert (first.key, second.key) == ("first", "second")
     assert least <= second.result.seconds - first.result.seconds < most
@@ -131,12 +131,12 @@ def test_a_second_job_begins_once_the_first_only_writes(started, path, least, mo
 
 def test_a_first_job_that_fails_lets_the_second_begin_and_a_death_ends_both(started):
     pool, _ = started(writing(), (), None)
-    pool.give("worker-0", Job("fail"), "first")
-    pool.give("worker-0", Job("kept"), "second")
+    pool.submit("worker-0", Job("fail"), "first")
+    pool.submit("worker-0", Job("kept"), "second")
     failed, done = next_event(pool), next_event(pool)
     assert (type(failed), failed.key, type(done), done.key) == (Failed, "first", Done, "second")
-    pool.give("worker-0", Job("kept"), "third")
-    pool.give("worker-0", Job("kept"), "fourth")
+    pool.submit("worker-0", Job("kept"), "third")
+    pool.submit("worker-0", Job("kept"), "fourth")
     time.sleep(0.1)
     os.kill(done.result.images, signal.SIGKILL)
     assert isinstance(next_event(pool), Lost)
@@ -145,7 +145,7 @@ def test_a_first_job_that_fails_lets_the_second_begin_and_a_death_ends_both(star
 
 def test_the_death_of_an_idle_worker_is_heard_at_once(started):
     pool, _ = started(beating(), (), None)
-    pool.give("worker-0", Job("0"), "task")
+    pool.submit("worker-0", Job("0"), "task")
     process = next_event(pool).result.images
     list(pool.events(0.1))
     os.kill(process, signal.SIGKILL)
@@ -201,7 +201,7 @@ def test_jobs_have_the_threads_that_the_worker_was_given(started, tmp_path):
     probe.touch()
     pool, first = started(Counting, (3,), Probe(str(probe)))
     assert isinstance(first, Joined)
-    pool.give("worker-0", Job("unused"), "task")
+    pool.submit("worker-0", Job("unused"), "task")
     assert next_event(pool).result.images == 3
     assert list(tmp_path.iterdir()) == [probe], "a health check leaves nothing behind"
 

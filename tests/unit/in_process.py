@@ -74,7 +74,7 @@ class PoolHere:
     def check_health(self, worker):
         self._answer(worker, lambda: Joined(worker, self._worker.check_health(self._probe)))
 
-    def give(self, worker, job, key):
+    def submit(self, worker, job, key):
         self._answer(worker, lambda: Done(worker, self._worker.do(job), key), key)
 
     def _answer(self, worker, call, key=None):

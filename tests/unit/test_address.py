@@ -12,14 +12,14 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.address import (
     Token,
-    answers,
+    accepts_token,
     check_form,
     find_head,
     find_token,
     is_on_loopback,
-    require_answer,
+    require_reachable,
     require_token,
-    require_welcome,
+    require_token_accepted,
 )
 from taugrid.orchestrator.opened import open_to_run
 from taugrid.workers import ray_compat
@@ -71,7 +71,7 @@ class Head(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer):
 
 
 def welcome(address, gcs):
-    require_welcome(address, is_on_loopback(address), lambda token: answers(gcs, token))
+    require_token_accepted(address, is_on_loopback(address), lambda token: accepts_token(gcs, token))
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_an_open_cluster_is_refused_although_there_is_a_token_here(head, no_toke
     welcome(gcs, gcs)
     welcome("192.0.2.1:6379", head(token="here"))
     with pytest.raises(UserError, match=r"127.0.0.1:9: no Ray head answers there \(UNAVAILABLE\)"):
-        answers("127.0.0.1:9", None)  # a head that is slow to answer may be open
+        accepts_token("127.0.0.1:9", None)  # a head that is slow to answer may be open
 
 
 def test_a_head_that_demands_another_token_says_which_one_is_wrong(head, no_token, monkeypatch, tmp_path):
@@ -136,7 +136,7 @@ def test_auto_is_the_cluster_of_this_machine_or_says_that_there_is_none(no_ray, 
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")  # as `ray start` does
     assert find_head("auto") == "127.0.0.1:9"
     with pytest.raises(UserError, match=r"auto, which was last known at 127.0.0.1:9: Connection refused"):
-        require_answer("auto", find_head("auto"))
+        require_reachable("auto", find_head("auto"))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as a Ray job does
     assert find_head("auto") == "10.0.0.1:6379"
     assert find_head("host:1") == "host:1"

@@ -28,7 +28,7 @@ def test_each_task_counts_for_one_sort_of_worker(paint, score, busy, room, wante
 
 @given(st.integers(0, 20), st.integers(0, 20), COUNTS, COUNTS)
 def test_no_more_workers_are_wanted_than_tasks_and_none_that_works_is_unwanted(paint, score, busy, room):
-    full, cpu_only = demand({"paint": paint, "score": score}, {"score"}, busy, room)
-    assert full + cpu_only <= sum(busy) + paint + score
-    assert full >= busy.full + paint
+    general, cpu_only = demand({"paint": paint, "score": score}, {"score"}, busy, room)
+    assert general + cpu_only <= sum(busy) + paint + score
+    assert general >= busy.general + paint
     assert busy.cpu_only <= cpu_only <= max(busy.cpu_only, room.cpu_only)

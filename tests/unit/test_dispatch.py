@@ -288,10 +288,10 @@ def test_a_task_that_may_be_poison_waits_for_a_worker_that_takes_its_kind():
 def test_the_workers_of_a_draining_node_end_their_tasks_and_get_no_others():
     d = with_workers([shard(i) for i in range(3)], "a", "b")
     assert assigned(d) == {"a": "sample/0", "b": "sample/1"}
-    d.health.draining({"a"})
+    d.health.set_draining({"a"})
     assert d.succeeded("a", 1)
     assert assigned(d, 1) == {}
-    d.health.draining(set())
+    d.health.set_draining(set())
     assert assigned(d, 1) == {"a": "sample/2"}
 
 

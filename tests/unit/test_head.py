@@ -11,7 +11,7 @@ from taugrid.orchestrator.dispatch import cluster
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(cluster, "HEAD_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "HEAD_POLL_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening
 
@@ -30,27 +30,27 @@ def test_a_head_that_dies_ends_the_driver(server):
     where, began = address(server), time.monotonic()
     with pytest.raises(RunFailed, match=f"{where} has died"):
         wait_for_death(server)
-    assert time.monotonic() - began >= (cluster.MOST_HEAD_FAILURES - 1) * cluster.HEAD_LOOK_SECONDS
+    assert time.monotonic() - began >= (cluster.MAX_HEAD_FAILURES - 1) * cluster.HEAD_POLL_SECONDS
 
 
 def test_a_head_that_is_out_of_reach_for_a_moment_does_not(server):
     port = server.getsockname()[1]
     with cluster.head_watched(address(server)):
         server.close()
-        time.sleep(5 * cluster.HEAD_LOOK_SECONDS)
+        time.sleep(5 * cluster.HEAD_POLL_SECONDS)
         with socket.create_server(("127.0.0.1", port)):
-            time.sleep(2 * cluster.MOST_HEAD_FAILURES * cluster.HEAD_LOOK_SECONDS)
+            time.sleep(2 * cluster.MAX_HEAD_FAILURES * cluster.HEAD_POLL_SECONDS)
 
 
 def test_only_failures_in_a_row_count(server, monkeypatch):
-    monkeypatch.setattr(cluster, "MOST_HEAD_FAILURES", 8)
+    monkeypatch.setattr(cluster, "MAX_HEAD_FAILURES", 8)
     port = server.getsockname()[1]
     with cluster.head_watched(address(server)):
         server.close()
         for _ in range(2):
-            time.sleep(5 * cluster.HEAD_LOOK_SECONDS)
+            time.sleep(5 * cluster.HEAD_POLL_SECONDS)
             with socket.create_server(("127.0.0.1", port)):
-                time.sleep(5 * cluster.HEAD_LOOK_SECONDS)
+                time.sleep(5 * cluster.HEAD_POLL_SECONDS)
 
 
 def test_ctrl_c_is_no_death(server):

@@ -44,7 +44,7 @@ def made(tmp_path_factory):
     night(history, folder / "alike.yaml", "4", "--set", "grid={steps: [2, 3], eta: [0.0]}", code=None)
     night(history, folder / "worse.yaml", "5", code=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PoolHere, "give", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(PoolHere, "submit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             night(history, folder / "old.yaml", "6")
     write_history(open_history(str(history)))

@@ -166,7 +166,7 @@ def test_another_run_directory_in_the_same_place_is_refused(tmp_path):
     job = claimed(tmp_path / "run").tasks("sample")[0].job
     (tmp_path / "run").rename(tmp_path / "aside")
     claimed(tmp_path / "run")
-    with pytest.raises(RunDirectoryNotSeen, match="another one is there"):
+    with pytest.raises(RunDirectoryNotSeen, match="a different one is there"):
         do(job)
     assert not list((tmp_path / "run").glob("samples/*/*"))
 

@@ -27,11 +27,11 @@ class Interrupted(PoolHere):
 
     batches = 0
 
-    def give(self, worker, job, key):
+    def submit(self, worker, job, key):
         if key.startswith("sample/"):
             self.job, self.worker_of_job, self.key = job, worker, key
         else:
-            super().give(worker, job, key)
+            super().submit(worker, job, key)
 
     def events(self, timeout_seconds):
         if getattr(self, "job", None) is not None and not self._events:
@@ -52,7 +52,7 @@ class Interrupted(PoolHere):
             patch.setattr(parquet.Encoding, "append", stopping)
             if not self.batches:
                 self._worker.stop()
-            super().give(self.worker_of_job, self.job, self.key)
+            super().submit(self.worker_of_job, self.job, self.key)
             self.job = None
         return [self.key]
 

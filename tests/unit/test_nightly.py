@@ -194,7 +194,7 @@ def test_a_kill_between_verdict_and_history_is_mended_by_the_same_command(begun,
 
 def test_a_night_killed_ten_times_is_one_complete_night(begun, started, judged, monkeypatch):
     """Ctrl-C at a random job of the night, or in the second look; then the command is given once more."""
-    draw, give = random.Random(5), PoolHere.give
+    draw, submit = random.Random(5), PoolHere.submit
     left = 0
 
     def interrupted(pool, worker, job, key):
@@ -202,9 +202,9 @@ def test_a_night_killed_ten_times_is_one_complete_night(begun, started, judged, 
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
-        give(pool, worker, job, key)
+        submit(pool, worker, job, key)
 
-    monkeypatch.setattr(PoolHere, "give", interrupted)
+    monkeypatch.setattr(PoolHere, "submit", interrupted)
     kills = 0
     for _ in range(10):
         left = draw.randrange(6)
@@ -214,7 +214,7 @@ def test_a_night_killed_ten_times_is_one_complete_night(begun, started, judged, 
             kills += 1
             assert not (started / "nights/2/verdict.json").exists()
     assert kills >= 5
-    monkeypatch.setattr(PoolHere, "give", give)
+    monkeypatch.setattr(PoolHere, "submit", submit)
     found = night(started, begun / "worse.yaml", "2", code=3)
     assert pd.read_parquet(started / "history.parquet").groupby("night").size()["2"] == CELLS
     names = ("fid", "judged_fids", "difference", "t")
@@ -227,7 +227,7 @@ def test_an_unfinished_night_is_continued_by_the_next_call(begun, started, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(PoolHere, "give", dies)
+        patch.setattr(PoolHere, "submit", dies)
         with pytest.raises(KeyboardInterrupt):
             night(started, begun / "old.yaml", "yesterday")
     out, told = taugrid("nightly", begun / "old.yaml", "--history", started, "--json")
@@ -239,17 +239,17 @@ def test_an_unfinished_night_is_continued_by_the_next_call(begun, started, monke
 def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, tmp_path, monkeypatch, jobs):
     network = checkpoint(tmp_path / "latest")
     config = write_config(tmp_path / "latest.yaml", network)
-    give, left = PoolHere.give, jobs
+    submit, left = PoolHere.submit, jobs
 
     def dies(pool, worker, job, key):
         nonlocal left
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
-        give(pool, worker, job, key)
+        submit(pool, worker, job, key)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PoolHere, "give", dies)
+        patch.setattr(PoolHere, "submit", dies)
         with pytest.raises(KeyboardInterrupt):
             night(started, config, "yesterday")
     checkpoint(network, 1e-4)
@@ -283,12 +283,12 @@ def test_a_night_of_the_newest_checkpoint_is_continued_with_the_one_it_began_wit
 
 def failing(monkeypatch, fails):
     """Jobs of samples for which `fails(job)` holds are ones that no worker can do."""
-    give = PoolHere.give
+    submit = PoolHere.submit
 
     def given(pool, worker, job, key):
-        give(pool, worker, None if type(job).__name__ == "SampleJob" and fails(job) else job, key)
+        submit(pool, worker, None if type(job).__name__ == "SampleJob" and fails(job) else job, key)
 
-    monkeypatch.setattr(PoolHere, "give", given)
+    monkeypatch.setattr(PoolHere, "submit", given)
 
 
 def test_a_night_with_quarantined_cells_says_so_and_exits_with_4(begun, started, monkeypatch):
@@ -406,14 +406,14 @@ def test_history_is_documented_and_read_by_pandas_and_duckdb(after_worse, render
 
 def test_two_at_once_do_not_corrupt_a_history(begun, started, monkeypatch):
     """The second is refused while the first is running, and nothing of the first is lost."""
-    give, refusals = PoolHere.give, []
+    submit, refusals = PoolHere.submit, []
 
     def with_a_rival(pool, worker, job, key):
         if not refusals:
             refusals.append(taugrid("nightly", begun / "old.yaml", "--history", started, "--id", "3", code=2)[1])
-        give(pool, worker, job, key)
+        submit(pool, worker, job, key)
 
-    monkeypatch.setattr(PoolHere, "give", with_a_rival)
+    monkeypatch.setattr(PoolHere, "submit", with_a_rival)
     night(started, begun / "old.yaml", "2")
     assert "is running" in refusals[0]
     assert sorted(set(pd.read_parquet(started / "history.parquet").night)) == ["1", "2"]

@@ -73,16 +73,16 @@ def test_a_data_set_that_is_trained_on_or_reconstructed(tmp_path, monkeypatch):
     root = pictures(tmp_path / "data")
     data = {"name": "folder", "root": str(root), "shape": [1, 4, 4]}
     config = write_config(tmp_path / "night.yaml", checkpoint(tmp_path / "old"), **SMALL, data=data)
-    give = PoolHere.give
+    submit = PoolHere.submit
 
     def given(self, worker, job, key):
         remove(root) if root.exists() else None
         from taugrid.workers.data import load
 
         load._load.cache_clear()  # as a worker that has not read it yet
-        give(self, worker, job, key)
+        submit(self, worker, job, key)
 
-    monkeypatch.setattr(PoolHere, "give", given)
+    monkeypatch.setattr(PoolHere, "submit", given)
     told = taugrid("reconstruct", config, "--out", tmp_path / "run", code=2)[1].splitlines()[-1]
     assert f"there is no folder {root}" in told
 

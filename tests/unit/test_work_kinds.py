@@ -127,7 +127,7 @@ class PoolHere:
     def places(self):
         return set()
 
-    def give(self, worker, job, key):
+    def submit(self, worker, job, key):
         try:
             self._events.append(Done(worker, self._worker.do(job), key))
         except Exception as error:

@@ -121,7 +121,7 @@ class ScriptedPool:
         elif ill != "mute":
             self._at(0.1, Joined(worker, WorkerInfo(node, "cpu", {}, node)))
 
-    def give(self, worker, job, key):
+    def submit(self, worker, job, key):
         self.given.append((self.now, self.where[worker]))
         wait = max(0.0, self.free.get(worker, 0.0) - self.now)
         seconds = 0.1
@@ -455,7 +455,7 @@ def test_a_node_that_drains_gets_no_more_work_and_its_place_is_taken(scripted):
     run.pool.then(60.0, lambda: run.pool.join("n2", 2))
     d = run.run()
     assert len(d.done) == 30
-    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + scaling.LOOK_SECONDS
+    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + scaling.POLL_SECONDS
     assert {node for when, node in run.pool.given if when > 80.0} == {"n1", "n2"}
     assert run.said("node n0 will be taken away: it gets no more work") == 1
     assert not [event for event in run.events if event["event"] in ("failed", "lost")]

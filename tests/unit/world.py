@@ -150,7 +150,7 @@ class World:
     def drain(self, node):
         """A node will be gone."""
         self.draining.add(node)
-        self.dispatcher.health.draining(self.draining)
+        self.dispatcher.health.set_draining(self.draining)
 
     def lose_node(self, node):
         """A node is gone with all its workers, which is heard of one after the other; another takes its place."""

@@ -108,8 +108,8 @@ class Health:
         else:
             node.left = now
 
-    def draining(self, nodes: Collection[str]) -> None:
-        """`nodes`, and no others, will soon be gone: their workers get no new task."""
+    def set_draining(self, nodes: Collection[str]) -> None:
+        """Set the nodes that will soon be gone: their workers get no new task."""
         self._draining = frozenset(nodes)
 
     def succeeded(self, worker: str) -> None:
