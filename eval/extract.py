@@ -92,7 +92,7 @@ def _begun(job: ExtractJob, extracted: "InBatches", groups: "deque[NDArray[np.in
 
 
 def _whole(extractions: "Iterable[Extraction]", groups: "deque[NDArray[np.int64]]") -> "Iterator[list[Extraction]]":
-    """The extractions of one row group after another; the next to be whole is always `groups[0]`."""
+    """The extractions of each row group in turn; the next to be complete is always `groups[0]`."""
     held: list[Extraction] = []
     rows = 0
     for extraction in extractions:
@@ -104,9 +104,9 @@ def _whole(extractions: "Iterable[Extraction]", groups: "deque[NDArray[np.int64]
 
 
 class InBatches:
-    """An extractor that takes images in batches, smaller ones once a batch did not fit into memory.
+    """An extractor that works in batches, and in smaller ones after a batch did not fit into memory.
 
-    Each image's features are its own, so another batch changes them by rounding only (docs/decisions.md has how much).
+    An image's features do not depend on its batch, except for rounding (docs/decisions.md has how much).
     """
 
     def __init__(
@@ -123,13 +123,13 @@ class InBatches:
         while start < len(images):
             self._device.heartbeat(self._done, self._of)
             batch = images[start : start + _even(len(images) - start, self._size)]
-            if (found := self._try(batch)) is not None:
+            if (extraction := self._try(batch)) is not None:
                 start += len(batch)
                 self._done += len(batch)
-                yield found
+                yield extraction
 
     def _try(self, batch: "Tensor") -> "Extraction | None":
-        """The extraction of a batch, or None if it did not fit: then the next one is to be half as large."""
+        """The extraction of a batch; None if it did not fit into memory, and the next one is half as large."""
         try:
             return self._extractor(batch)
         except Exception as error:
@@ -152,17 +152,17 @@ def _load(spec: ExtractorSpec, device: str) -> "Callable[[Tensor], Extraction]":
 
 
 def _number_of_images(job: ExtractJob) -> int:
-    """How many images a job has.
+    """The number of images of a job.
 
     Raises:
-        DamagedFile: if its file has those of another cell.
+        DamagedFile: if its file has those of a different cell.
     """
     if not isinstance(job.images, str):
         return job.stop - job.start
     part = parquet.inspect(Path(job.images), every_byte=False, storage=job.storage)
-    found = part.metadata.get("cell")
-    if found != job.metadata["cell"]:
-        raise DamagedFile(f"{job.images}: these are images of cell {found}, not of {job.metadata['cell']}")
+    cell = part.metadata.get("cell")
+    if cell != job.metadata["cell"]:
+        raise DamagedFile(f"{job.images}: these are images of cell {cell}, not of {job.metadata['cell']}")
     return part.stop - part.start
 
 
@@ -173,7 +173,7 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
     elif isinstance(job.images, Source):
         try:
             yield from batches(job.images, parquet.ROWS_PER_GROUP, job.start, job.stop, job.images_sha256)
-        except SourceError as error:  # the driver read the same images and found nothing wrong
+        except SourceError as error:  # the driver read these images without an error
             raise OtherContent(f"node {this_node()}: {error}") from error
     else:
         assert job.images_sha256 is not None

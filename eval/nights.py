@@ -1,4 +1,4 @@
-"""One night of a history in a line: what its page, `taugrid status` and `taugrid.open` say of it."""
+"""A summary of one night of a history, for its page, `taugrid status` and `taugrid.open`."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -6,52 +6,52 @@ from typing import Any, Literal, NamedTuple
 from taugrid.words import counted
 
 Light = Literal["red", "green", "grey"]
-"""The colour of a verdict: red for a regression, green for nothing worse, grey where that can't be told."""
+"""The colour of a verdict: red for a regression, green for nothing worse, grey for undecided."""
 
 UNFINISHED = "unfinished"
 DIGITS = 10
-"""Of a hash."""
+"""Digits of a hash that are shown."""
 
 
 class NightModel(NamedTuple):
-    """The network of a night; None is what its verdict does not say."""
+    """The network of a night; None for what its verdict does not record."""
 
     checkpoint: str | None
     weights_sha256: str | None
 
 
 class NightLine(NamedTuple):
-    """A night, or the beginning of one."""
+    """A night, finished or not."""
 
     id: str
     time: str
     """When its verdict was reached, UTC, ISO 8601; empty if there is none."""
     verdict: str
-    """The worst of its cells', "no baseline", or "unfinished"."""
+    """The worst verdict of its cells, "no baseline", or "unfinished"."""
     light: Light
     counts: Mapping[str, int] = {}
-    """Cells by their verdict, worst first."""
+    """Verdict -> number of cells, worst first."""
     compared: tuple[int, int] | None = None
-    """How many cells were compared, of how many that the baseline has."""
+    """The number of compared cells, and of the baseline's cells."""
     remarks: tuple[str, ...] = ()
     """Cells and checks that were not judged, and why."""
     models: tuple[NightModel, ...] = ()
     commit: str | None = None
-    """Of taugrid's repository."""
+    """The commit of taugrid's repository."""
     is_dirty: bool = False
-    """There were changes on top of it."""
+    """Whether there were uncommitted changes."""
 
     @property
     def cells(self) -> str:
-        """How many cells have which verdict, in words."""
-        told = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
+        """The number of cells with each verdict, in words."""
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
         if self.compared is None or self.compared[0] == self.compared[1]:
-            return told
-        return f"{told}; {self.compared[0]} of {counted(self.compared[1], 'baseline cell')} compared"
+            return counts
+        return f"{counts}; {self.compared[0]} of {counted(self.compared[1], 'baseline cell')} compared"
 
     @property
     def checkpoints(self) -> list[str]:
-        """The names of its checkpoints, as far as they are known."""
+        """The known names of its checkpoints."""
         return list(dict.fromkeys(model.checkpoint for model in self.models if model.checkpoint))
 
     @property

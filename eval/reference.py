@@ -26,14 +26,14 @@ class Reference:
 
     given: Data | Source | MomentsFile
     num_images: int | None
-    """None: unknown, because only a mean and a covariance are given."""
+    """The number of images; None if only a mean and a covariance are given."""
     sha256: str
     shape: tuple[int, int, int] | None
-    """(channels, height, width) of its images; None: unknown."""
+    """(channels, height, width) of its images; None if unknown."""
 
     @property
     def preprocessing(self) -> str | None:
-        """How its images reach the extractor; None: unknown."""
+        """The format in which its images reach the extractor; None if unknown."""
         return None if self.shape is None else f"8 bits, {'x'.join(str(side) for side in self.shape)}"
 
     def identity(self) -> ReferenceIdentity:
@@ -50,7 +50,7 @@ class Reference:
         return cache_key(self.sha256, extractor, self.preprocessing or "moments")
 
     def require_same_features(self, extractor: str, dimensions: int | None, precision: FeaturePrecision) -> None:
-        """Raise ValueError if a mean and covariance have another number or precision of features than an extractor.
+        """Raise ValueError if a mean and covariance have a different number or precision of features than an extractor.
 
         `extractor` is its name; without its weights or code, its `dimensions` may be unknown.
         """

@@ -21,15 +21,15 @@ class ResolvedReference(NamedTuple):
     given: Data | str
     """A data set, or a path as `eval.sources.open_source` takes it."""
     extractor: str | None
-    """A name for `eval.features.resolve.resolve`, of custom code too; None: no reason to take a particular one."""
+    """A name for `eval.features.resolve.resolve`, which may be of custom code; None if any extractor will do."""
     weights: str | None = None
     """A file of weights of that extractor."""
     precision: FeaturePrecision = "float32"
-    """How its network computes."""
+    """The precision of the extractor's network."""
 
 
 def resolve_reference(text: str) -> ResolvedReference:
-    """What a text means as a reference, in this order:
+    """The reference that a text names, tried in this order:
 
     - a run directory, by path or URL: what the run is scored against, with its extractor;
     - a folder with Fashion-MNIST's IDX files, or such a folder and a split of them: `data/fashion-mnist/train`;
@@ -49,29 +49,31 @@ def _resolved(text: str, through: tuple[str, ...]) -> ResolvedReference:
         if text in through:
             raise UserError(f"{text} is a run directory whose evaluate.reference leads back to itself")
         return _of_run(text if is_url(text) else str(path), (*through, text))
-    found = _idx_folder(path) if path.exists() else _idx_folder(path.parent, path.name) or _data_set(text)
-    return ResolvedReference(text, None) if found is None else ResolvedReference(found, found.dataset.extractor)
+    data = _idx_folder(path) if path.exists() else _idx_folder(path.parent, path.name) or _data_set(text)
+    return ResolvedReference(text, None) if data is None else ResolvedReference(data, data.dataset.extractor)
 
 
 def _of_run(directory: str, through: tuple[str, ...]) -> ResolvedReference:
     config = load(directory)
-    given = config.data if config.evaluate.reference is None else config.evaluate.reference
-    extractor, scored = config.evaluate.extractor or config.data.dataset.extractor, config.evaluate
-    reference = _resolved(given, through).given if isinstance(given, str) else given
-    return ResolvedReference(reference, extractor, scored.weights, scored.precision)
+    evaluate = config.evaluate
+    reference = config.data if evaluate.reference is None else evaluate.reference
+    if isinstance(reference, str):
+        reference = _resolved(reference, through).given
+    extractor = evaluate.extractor or config.data.dataset.extractor
+    return ResolvedReference(reference, extractor, evaluate.weights, evaluate.precision)
 
 
 def _idx_folder(folder: Path, split: str | None = None) -> Data | None:
     """The IDX files in a folder as a data set; None if it has none, or there is no such split."""
-    there = [
+    splits = [
         name for name, file in IDX_FILES.items() if any((folder / f"{file}{end}").is_file() for end in ("", ".gz"))
     ]
-    if not there or split not in (None, *IDX_FILES):
+    if not splits or split not in (None, *IDX_FILES):
         return None
-    if split is None and len(there) > 1:
-        ways = " or ".join(str(folder / name) for name in there)
-        raise UserError(f"{folder} has IDX files of {' and '.join(there)}; give {ways}")
-    return validate(Data, {"name": "fashion-mnist", "root": str(folder), "split": split or there[0]}, str(folder))
+    if split is None and len(splits) > 1:
+        choices = " or ".join(str(folder / name) for name in splits)
+        raise UserError(f"{folder} has IDX files of {' and '.join(splits)}; give {choices}")
+    return validate(Data, {"name": "fashion-mnist", "root": str(folder), "split": split or splits[0]}, str(folder))
 
 
 def _data_set(text: str) -> Data | None:

@@ -23,16 +23,16 @@ from taugrid.workers.device import Device
 
 @dataclass(frozen=True)
 class ReferenceFiles:
-    """Where a worker finds the reference."""
+    """The reference's files, as a worker reads them."""
 
     features: tuple[str, ...] | MomentsFile
     """Feature files in the order of the images, or only a mean and a covariance."""
     num_images: int | None
-    """None: unknown."""
+    """The number of images; None if unknown."""
     cache: str
-    """Folder for its statistics."""
+    """The folder that caches its statistics."""
     key: str
-    """Their name there."""
+    """The name of the statistics in `cache`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ScoreJob(Job):
 
     influence_path: str
     feature_paths: tuple[str, ...]
-    """In the order of sample indices."""
+    """The cell's feature files in the order of sample indices."""
     num_samples: int
     reference: ReferenceFiles
     settings: MetricSettings
@@ -59,7 +59,7 @@ def run(job: ScoreJob, device: Device) -> Result:
     """Compute the job's metrics and write them, with its header, to its file.
 
     Raises:
-        DamagedFile: if a file holds the features of another cell, or can't be read.
+        DamagedFile: if a file holds the features of a different cell, or can't be read.
         ValueError: if there are fewer features than `num_samples`, or some are not finite.
     """
     began = time.perf_counter()
@@ -108,7 +108,7 @@ def _column(job: ScoreJob, name: str) -> NDArray[np.float64]:
 
 
 def _require_own(job: ScoreJob, path: Path) -> None:
-    """Raise `DamagedFile` if a file is not of this cell: its indices alone would not tell."""
+    """Raise `DamagedFile` if a file is not of this cell, which its indices alone would not show."""
     found = parquet.inspect(path, every_byte=False, storage=job.storage).metadata.get("cell")
     if found != job.header["cell"]:
         raise DamagedFile(f"{path}: it is of cell {found}, not of {job.header['cell']}")

@@ -43,7 +43,7 @@ class CellSettings:
     alpha_bar: Array
     """(T + 1,) with `alpha_bar[0] == 1`."""
     tau: Sequence[int]
-    """Increasing times in 1..T."""
+    """The times of the sampler, increasing, in 1..T."""
     eta: float | Literal["sigma_hat"]
     clip: str
     seed: int
@@ -73,7 +73,7 @@ class CellFindings:
     fid: Comparison | None
     """The table's FID, and its expectation at this N."""
     problems: tuple[str, ...]
-    """One line for each problem."""
+    """A line for each problem."""
 
 
 def judge(
@@ -108,14 +108,14 @@ def judge(
         raise ValueError("judging a Gaussian cell needs the table's FID and the reference's images")
     problems += equal_images(images, index)
     exact = rounded(sampled(cell.data, cell.alpha_bar, cell.tau, cell.eta))
-    found, known = _Moments.of(images), _Moments.of(reference)
-    mean, covariance = _compare_mean(found, exact), _compare_covariance(found, exact)
-    expected = expected_fid(exact, rounded(cell.data), found.n, known.n)
+    moments, reference_moments = _Moments.of(images), _Moments.of(reference)
+    mean, covariance = _compare_mean(moments, exact), _compare_covariance(moments, exact)
+    expected = expected_fid(exact, rounded(cell.data), moments.n, reference_moments.n)
     compared = Comparison(fid, expected.mean, (fid - expected.mean) / expected.sd)
     problems += _beyond_limit({"mean": mean, "covariance": covariance, "FID": compared})
-    again = _frechet_distance(found, known)
-    if not abs(fid - again) <= FID_TOLERANCE * again:
-        problems.append(f"the table's FID is {fid:.8g}, that of the images on disk {again:.8g}")
+    recomputed_fid = _frechet_distance(moments, reference_moments)
+    if not abs(fid - recomputed_fid) <= FID_TOLERANCE * recomputed_fid:
+        problems.append(f"the table's FID is {fid:.8g}, that of the images on disk {recomputed_fid:.8g}")
     return CellFindings(share, largest, mean, covariance, compared, tuple(problems))
 
 
@@ -131,8 +131,8 @@ def _pixel_problems(difference: NDArray[np.int64], share: float, largest: int) -
 
 def reference_problems(reference: NDArray[np.uint8], data: Gaussian) -> list[str]:
     """A line for each moment of the reference's images, (M, C, H, W), that does not match `data`."""
-    found, exact = _Moments.of(reference), rounded(data)
-    comparisons = {"mean": _compare_mean(found, exact), "covariance": _compare_covariance(found, exact)}
+    moments, exact = _Moments.of(reference), rounded(data)
+    comparisons = {"mean": _compare_mean(moments, exact), "covariance": _compare_covariance(moments, exact)}
     return [f"reference: {line}" for line in _beyond_limit(comparisons)]
 
 
@@ -145,7 +145,7 @@ def _beyond_limit(comparisons: Mapping[str, Comparison]) -> list[str]:
 
 
 def index_problems(index: NDArray[np.int64], num_samples: int) -> list[str]:
-    """Lines that say which of 0..N-1 are missing or repeated, and which indices are out of range."""
+    """Lines with the indices of 0..N-1 that are missing or repeated, and with those out of range."""
     counts = Counter(index.tolist())
     kinds = {
         "missing": sorted(set(range(num_samples)) - set(counts)),
@@ -249,24 +249,24 @@ class _Moments(NamedTuple):
         return cls(len(pixels), pixels.mean(axis=0), np.cov(pixels, rowvar=False))
 
 
-def _compare_mean(found: _Moments, exact: Gaussian) -> Comparison:
+def _compare_mean(moments: _Moments, exact: Gaussian) -> Comparison:
     """N |Sigma^(-1/2) (m - mean)|^2 follows chi-square with d degrees, whose cube root is nearly normal (Wilson &
     Hilferty 1931)."""
-    error = exact.eigenvectors.T @ (found.mean - exact.mean)
+    error = exact.eigenvectors.T @ (moments.mean - exact.mean)
     d = len(error)
-    square = found.n * float((np.square(error) / exact.eigenvalues).sum())
+    square = moments.n * float((np.square(error) / exact.eigenvalues).sum())
     z = ((square / d) ** (1 / 3) - (1 - 2 / (9 * d))) / np.sqrt(2 / (9 * d))
     return Comparison(square, d, float(z))
 
 
-def _compare_covariance(found: _Moments, exact: Gaussian) -> Comparison:
+def _compare_covariance(moments: _Moments, exact: Gaussian) -> Comparison:
     """(N - 1) / 2 tr (Sigma^(-1/2) S Sigma^(-1/2) - I)^2 has mean d (d + 1) / 2 and, N and d growing together, variance
     d^2 (1 + 2 d / N) (Ledoit & Wolf 2002)."""
     root = exact.eigenvectors / np.sqrt(exact.eigenvalues)
     d = len(exact.mean)
-    square = (found.n - 1) / 2 * float(np.square(root.T @ found.covariance @ root - np.eye(d)).sum())
+    square = (moments.n - 1) / 2 * float(np.square(root.T @ moments.covariance @ root - np.eye(d)).sum())
     mean = d * (d + 1) / 2
-    return Comparison(square, mean, (square - mean) / (d * np.sqrt(1 + 2 * d / found.n)))
+    return Comparison(square, mean, (square - mean) / (d * np.sqrt(1 + 2 * d / moments.n)))
 
 
 def _frechet_distance(a: _Moments, b: _Moments) -> float:

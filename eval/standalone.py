@@ -48,12 +48,12 @@ def _no_progress(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """How images are scored, apart from the metrics."""
+    """Settings of scoring besides the metrics."""
 
     versions: Mapping[str, str]
-    """Of the software, for the protocol."""
+    """The software's versions, for the protocol."""
     device: str = "cpu"
-    """Where the extractor runs, in torch's notation."""
+    """The extractor's device, in torch's notation."""
     batch_size: int = 250
     """Images that the extractor gets at once."""
     cache: Path | None = None
@@ -86,8 +86,8 @@ def evaluate(
     """
     left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images, columns=())
     if not left.metrics:
-        told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
-        raise ValueError(f"none of the metrics can be given ({told})")
+        details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
+        raise ValueError(f"none of the metrics can be given ({details})")
     _require_fit(samples, reference, extractor)
     _make_folder(options.cache)
     set_up()
@@ -126,13 +126,13 @@ def _make_folder(folder: Path | None) -> None:
 
 @dataclass(frozen=True)
 class _Extracting:
-    """How images become features: while a GPU works on a batch, the next one is read and sent to it."""
+    """Extracts features of images: while a GPU works on a batch, the next one is read and sent to it."""
 
     extract: Callable[[torch.Tensor], Extraction]
     options: Options
 
     def __call__(self, images: Source | Data, count: int, what: str) -> Iterator[Extraction]:
-        """The extractions of all `count` images, a batch at a time; `what` names them for people."""
+        """The extractions of all `count` images, a batch at a time; progress is reported as that of `what`."""
         done = 0
         batches = one_ahead(image_batches(images, self.options.batch_size))
         begun = (self.extract(torch.from_numpy(batch)) for batch in batches)
@@ -213,18 +213,18 @@ def _extracted(
 
 def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) -> list[str]:
     """Threats to a fair comparison, one line each."""
-    found = [f"samples: {warning}" for warning in samples.warnings]
+    lines = [f"samples: {warning}" for warning in samples.warnings]
     if isinstance(reference.given, Source):
-        found += [f"reference: {warning}" for warning in reference.given.warnings]
+        lines += [f"reference: {warning}" for warning in reference.given.warnings]
     if not isinstance(reference.given, MomentsFile):
-        found += _warnings_of_both(samples, reference)
+        lines += _warnings_of_both(samples, reference)
     elif samples.num_images != PUBLISHED_SAMPLES:
-        found.append(f"{samples.num_images} samples, but most published FIDs use {PUBLISHED_SAMPLES}: FID depends on N")
+        lines.append(f"{samples.num_images} samples, but most published FIDs use {PUBLISHED_SAMPLES}: FID depends on N")
     counts = {"samples": samples.num_images, "references": reference.num_images}
     for side, count in counts.items():
-        if count is not None and (said := singular(count, side, extractor.dimensions)) is not None:
-            found.append(said)
-    return found
+        if count is not None and (warning := singular(count, side, extractor.dimensions)) is not None:
+            lines.append(warning)
+    return lines
 
 
 def _warnings_of_both(samples: Source, reference: Reference) -> list[str]:
@@ -269,7 +269,7 @@ def _protocol(
     settings: MetricSettings,
     versions: Mapping[str, str],
 ) -> Protocol:
-    """How external images are scored. How they were sampled is unknown."""
+    """The protocol of external images, without the settings of their sampling, which are unknown."""
     return Protocol(
         reference=reference.identity(),
         num_samples=samples.num_images,

@@ -44,7 +44,7 @@ class Ablation(NamedTuple):
     values: pd.DataFrame
     errors: pd.DataFrame
     best: tuple[str, ...] = ()
-    """A line for each S: which checkpoint is the best."""
+    """A line for each S, which names the best checkpoint."""
 
 
 def checkpoints_figure(
@@ -55,8 +55,8 @@ def checkpoints_figure(
 ) -> Figure:
     """FID over checkpoints, from left to right in `order`: a line for each S, a panel for each eta of each pivot.
 
-    Bars are ±1 standard error. A panel's title names the `best`, and those that can't be told apart from them. If the
-    names of the checkpoints differ in a number at their end alone, it is the training step of the axis.
+    Bars are ±1 standard error. A panel's title names the `best`, and checkpoints that can't be distinguished from them.
+    If the names of the checkpoints differ only in a number at their end, it is the training step of the axis.
     """
     tables = _over_checkpoints(frame, order, pivot_tables(frame, FID, protocols), best)
     lengths = sorted({steps for table in tables for steps in table.values.index})
@@ -71,25 +71,25 @@ def checkpoints_figure(
 
 def training_steps(order: Sequence[str]) -> list[int] | None:
     """The numbers at the end of the checkpoints' names, if the names differ in nothing else."""
-    found = [match for name in order if (match := re.fullmatch(r"(.*?)(\d+)/*", name, re.DOTALL)) is not None]
-    is_one_training = len(found) == len(order) and len({match[1] for match in found}) == 1
-    return [int(match[2]) for match in found] if is_one_training else None
+    matches = [match for name in order if (match := re.fullmatch(r"(.*?)(\d+)/*", name, re.DOTALL)) is not None]
+    is_one_training = len(matches) == len(order) and len({match[1] for match in matches}) == 1
+    return [int(match[2]) for match in matches] if is_one_training else None
 
 
 def _best_in_words(best: BestCheckpoint, order: Sequence[str]) -> str:
-    """Such as "S = 10: best 1500 (≈ 1400, 1450)"."""
+    """The best checkpoint in words, such as "S = 10: best 1500 (≈ 1400, 1450)"."""
     steps = training_steps(order)
     shown = dict(zip(order, map(str, steps) if steps else short_names(order), strict=True))
     alike = [shown[name] for name in best.alike if name in shown]
     more = f" and {len(alike) - MAX_ALIKE} more" if len(alike) > MAX_ALIKE else ""
-    told = f" (≈ {', '.join(alike[-MAX_ALIKE:])}{more})" if alike else ""
-    return f"S = {best.steps}: best {shown.get(best.checkpoint, best.checkpoint)}{told}"
+    others = f" (≈ {', '.join(alike[-MAX_ALIKE:])}{more})" if alike else ""
+    return f"S = {best.steps}: best {shown.get(best.checkpoint, best.checkpoint)}{others}"
 
 
 def _over_checkpoints(
     frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Pivot], best: Sequence[BestCheckpoint] = ()
 ) -> list[Ablation]:
-    """One for each eta, over tables that differ in nothing but the checkpoint."""
+    """An `Ablation` for each eta, over tables that differ only in the checkpoint."""
     shown = frame[frame[CHECKPOINT].isin(order)]
     checkpoint_of = dict(zip(shown["cell"], shown[CHECKPOINT], strict=True))
     points: list[dict[str, Any]] = []
@@ -104,13 +104,13 @@ def _over_checkpoints(
                 )
     if not points:
         return []
-    told = {found.cell: _best_in_words(found, order) for found in best}
+    texts = {checkpoint.cell: _best_in_words(checkpoint, order) for checkpoint in best}
     return [
         Ablation(
             str(heading),
             _by_steps(part, "fid").reindex(columns=list(order)),
             _by_steps(part, "error").reindex(columns=list(order)),
-            tuple(told[cell] for cell in part.sort_values("steps")["cell"] if cell in told),
+            tuple(texts[cell] for cell in part.sort_values("steps")["cell"] if cell in texts),
         )
         for heading, part in pd.DataFrame(points).groupby("heading", sort=False)
     ]

@@ -47,7 +47,7 @@ TableOfFigure = TypeVar("TableOfFigure")
 
 
 class LineStyle(NamedTuple):
-    """How one eta or setting is drawn, the same in every panel."""
+    """The style of one eta or setting, the same in every panel."""
 
     name: str
     x_offset: float
@@ -55,7 +55,7 @@ class LineStyle(NamedTuple):
     marker: str
     dashes: str
     key: str
-    """The id in an SVG of all that belongs to the line begins with it, so that a page can hide them together."""
+    """The ids of the line's elements in an SVG begin with this, so that a page can hide them together."""
 
 
 Styles = Mapping[str, LineStyle]
@@ -132,7 +132,7 @@ def ordered_styles(names: Mapping[str, str], x_offsets: Sequence[float]) -> dict
 
 
 def x_offsets(count: int) -> list[float]:
-    """Offsets for `count` points of one S, as shares of the axis, so that none hides another."""
+    """Offsets for `count` points of one S, as shares of the axis, so that no point hides another."""
     return list(DODGE * np.linspace(-0.5, 0.5, count)) if count > 1 else [0.0] * count
 
 

@@ -74,7 +74,7 @@ def _mark_steps(panel: Axes, steps: Sequence[int]) -> float:
 
 
 SIGMA_HAT_COLOUR = "#d55e00"
-"""Vermilion of the Okabe-Ito palette, which every common kind of colour vision can tell from viridis."""
+"""Vermilion of the Okabe-Ito palette, distinct from viridis in every common kind of colour vision."""
 
 
 def quality_figure(
@@ -91,13 +91,13 @@ def quality_figure(
 
 
 def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
-    """Colours from dark to light in the order of eta, so that they read as a scale; sigma_hat is dashed in another."""
-    given = set(labels)
-    numbers = sorted(given - {SIGMA_HAT}, key=float)
-    places = x_offsets(len(given))
-    styles = ordered_styles({label: rf"$\eta$ = {label}" for label in numbers}, places)
-    if SIGMA_HAT in given:
-        styles[SIGMA_HAT] = LineStyle(r"$\hat{\sigma}$", places[-1], SIGMA_HAT_COLOUR, "X", "--", "line-hat")
+    """Colours from dark to light in the order of eta, like a scale; sigma_hat is dashed in a colour of its own."""
+    distinct = set(labels)
+    numbers = sorted(distinct - {SIGMA_HAT}, key=float)
+    offsets = x_offsets(len(distinct))
+    styles = ordered_styles({label: rf"$\eta$ = {label}" for label in numbers}, offsets)
+    if SIGMA_HAT in distinct:
+        styles[SIGMA_HAT] = LineStyle(r"$\hat{\sigma}$", offsets[-1], SIGMA_HAT_COLOUR, "X", "--", "line-hat")
     return styles
 
 

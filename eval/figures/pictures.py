@@ -37,7 +37,7 @@ GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
 
 
 class Tiles(NamedTuple):
-    """A grid of tiles of one size, in pixels, and what is written beside them."""
+    """A grid of tiles of one size, in pixels, and its labels."""
 
     width: int
     height: int
@@ -46,15 +46,15 @@ class Tiles(NamedTuple):
     ys: list[int]
     """The top of each row."""
     titles: list[str]
-    """What stands above the columns."""
+    """The texts above the columns."""
     labels: list[str]
-    """What stands beside the rows."""
+    """The texts beside the rows."""
     corner: str
-    """What the titles count; empty if they say it themselves."""
+    """The unit of the titles, such as "sample"; empty if they name it themselves."""
 
     @property
     def text(self) -> PngInfo:
-        """The layout as `PIL.Image.save` takes it (`pnginfo`)."""
+        """The layout as metadata for `PIL.Image.save` (`pnginfo`)."""
         info = PngInfo()
         info.add_text(KEY, json.dumps(self._asdict()))
         return info
@@ -130,10 +130,10 @@ def interpolation_grid(images: ImageArray, path: Path) -> None:
 
 
 def before_and_after(before: ImageArray | None, after: ImageArray | None, path: Path) -> None:
-    """The baseline's images, and below them tonight's of the same indices. A row that is None is said to be gone."""
-    given = {label: images for label, images in zip(SIDES, (before, after), strict=True) if images is not None}
-    count = min(map(len, given.values()), default=0)
-    shown = {label: images[:count] for label, images in given.items()}
+    """The baseline's images, and below them tonight's of the same indices. A row that is None is labelled as gone."""
+    existing = {label: images for label, images in zip(SIDES, (before, after), strict=True) if images is not None}
+    count = min(map(len, existing.values()), default=0)
+    shown = {label: images[:count] for label, images in existing.items()}
     _check_sizes(shown.values())
     blank = np.full_like(next(iter(shown.values())), 255)
     picture = _rows([shown.get(label, blank) for label in SIDES], SIDES, _indices([blank]), corner="sample")
@@ -163,10 +163,10 @@ def _fractions(count: int) -> list[str]:
 def _check_sizes(arrays: Iterable[ImageArray]) -> None:
     sizes = {array.shape[:3] for array in arrays}
     if len(sizes) != 1 or 0 in next(iter(sizes)):
-        found = " and ".join(" x ".join(map(str, size)) for size in sorted(sizes)) or "none"
+        actual = " and ".join(" x ".join(map(str, size)) for size in sorted(sizes)) or "none"
         raise ValueError(
             "every cell or row must have the same number of images, at least one, and all of the same size; "
-            f"found (images x height x width) {found}"
+            f"found (images x height x width) {actual}"
         )
 
 
@@ -179,7 +179,7 @@ def _grid(
 ) -> Tiled:
     """Blocks of one size at their (row, column), with row labels on the left, column titles above, and `gap` between.
 
-    A column is as wide as its block or the widest title, whichever is wider. `corner` says what the titles count.
+    A column is as wide as its block or the widest title, whichever is wider. `corner` is the unit of the titles.
     """
     font = _font()
     width, height = next(iter(blocks.values())).size

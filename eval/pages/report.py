@@ -31,28 +31,28 @@ FEW_SAMPLES = 10_000
 class PageFacts:
     name: str
     planned: int
-    """Cells of the grid; replicates are one."""
+    """The number of cells in the grid; replicates count as one."""
     quality: QualityTable
-    """Without rows if none is written."""
+    """The quality table, without rows if none is written."""
     differences: Sequence[Mapping[str, Any]]
-    """Rows of differences.csv, with None where there is nothing."""
+    """Rows of differences.csv, with None for empty fields."""
     effects: Sequence[Mapping[str, Any]]
-    """Rows of effects.csv, likewise."""
+    """Rows of effects.csv, with None for empty fields."""
     published: Sequence[Mapping[str, Any]]
     """Rows of published.csv."""
     costs: Sequence[Cost]
-    """Of the scored cells; a single one is not shown."""
+    """The costs of the scored cells; a single one is not shown."""
     reconstruction: Mapping[str, Any]
     """reconstruction.json; empty if there is none."""
     losses: Mapping[str, pd.DataFrame]
-    """Logs of trainings, by what the model is called."""
+    """Logs of trainings, by the name of the model."""
     samples: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]]
-    """Groups of cells with the same images of each, by title."""
+    """Title -> a group of cells with images of the same indices."""
     pictures: Sequence[tuple[PagePicture, bytes]]
     """Figures without their data, and their PNG files."""
     provenance: Mapping[str, Any]
     config: str
-    """As YAML, from which the run can be made again."""
+    """The config as YAML, from which the run can be repeated."""
     warnings: Sequence[str]
 
 
@@ -74,7 +74,7 @@ def report_html(found: PageFacts) -> str:
 
 
 def run_html(name: str, directory: str, state: str, quality: QualityTable) -> str:
-    """The FID tables of a run as a piece of HTML; `state` says in words how far it is."""
+    """The FID tables of a run as a piece of HTML; `state` is its progress in words."""
     section = quality.section(FID) if quality.rows else None
     return (
         environment()

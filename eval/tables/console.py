@@ -1,6 +1,6 @@
-"""The tables for a terminal: of every metric, and of reconstruction errors.
+"""Tables for a terminal: of every metric, and of reconstruction errors.
 
-The best of a column is bold or, in a log, a pipe and a terminal without colours, marked with a star.
+The best of a column is bold, or marked with a star in a log, a pipe and a terminal without colours.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,30 +18,30 @@ from taugrid.eval.tables.quality import MetricTables, QualityTable
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
 
 CONSOLE_WIDTH = 80
-"""Characters that tables take at most. rich assumes as many if there is no terminal; a narrower one gets narrower
-tables."""
+"""The largest width of tables, in characters, which rich also assumes if there is no terminal. A narrower terminal gets
+narrower tables."""
 MAX_ROWS = 60
-"""Of the tables of further metrics together. More would push what matters off the screen."""
+"""Rows in all tables of further metrics. With more, they are left out, or the first would scroll off the screen."""
 MIN_LABEL_WIDTH = 10
-"""Characters that a label gets at least, however many there are in a row; longer ones are folded."""
+"""Characters to which a label may be folded."""
 BEST = "*"
 """The mark of the best of a column where nothing can be bold."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What `rich` prints. It is made as it is printed: only then is it known whether the console shows bold."""
+class LazyRenderable:
+    """Text and tables that are made when `rich` prints them: only then it is known whether the console shows bold."""
 
     parts: Callable[[bool, int], Iterator[RenderableType]]
-    """Takes whether it does, and how many characters there are."""
+    """Called with (shows_bold, width), the width in characters."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shows_bold = console.color_system is not None and not console.no_color
         yield from self.parts(shows_bold, min(CONSOLE_WIDTH, options.max_width))
 
 
-def to_console(table: QualityTable) -> Drawn:
-    """The tables of every metric, for `rich` to print; notes and the star's meaning stand below the first.
+def to_console(table: QualityTable) -> LazyRenderable:
+    """The tables of every metric, for `rich` to print; notes and the star's meaning are below the first.
 
     A table wider than 80 characters, or than the terminal, gets its errors below the values; if it is still too wide,
     it is split by its columns.
@@ -57,14 +57,14 @@ def to_console(table: QualityTable) -> Drawn:
         if sum(len(pivot.values) for section in others for pivot in section.tables) > MAX_ROWS:
             yield Text(f"{' and '.join(section.metric.title for section in others)}: see tables/quality.md")
         elif others:
-            yield from (part for section in others for part in _below(section, bold, width))
+            yield from (part for section in others for part in _further_tables(section, bold, width))
             yield Text()
 
-    return Drawn(parts)
+    return LazyRenderable(parts)
 
 
-def _below(section: MetricTables, bold: bool, width: int) -> Iterator[RenderableType]:
-    """The tables of a further metric."""
+def _further_tables(section: MetricTables, bold: bool, width: int) -> Iterator[RenderableType]:
+    """The tables of a metric that is not the first."""
     metric = section.metric
     heading = f"{metric.heading}; ± is {metric.error_means}" if metric.error_means else metric.heading
     for pivot in section.tables:
@@ -73,8 +73,8 @@ def _below(section: MetricTables, bold: bool, width: int) -> Iterator[Renderable
     yield from map(Text, section.legend)
 
 
-def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[str] = ()) -> Drawn:
-    """The table of reconstruction errors, with `about` and `notes` below it, as `write_reconstruction` takes them."""
+def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[str] = ()) -> LazyRenderable:
+    """The table of reconstruction errors, with `about` and `notes` of `write_reconstruction` below it."""
     table, metric = reconstruction_pivot(frame), RECONSTRUCTION_ERROR
     with_errors = table.errors.notna().any(axis=None)
 
@@ -84,31 +84,31 @@ def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[s
         error_means = [f"± is {metric.error_means}."] if with_errors else []
         yield from map(Text, [*_star([table], bold), about, *table.notes, *error_means, *notes])
 
-    return Drawn(parts)
+    return LazyRenderable(parts)
 
 
 def _star(tables: Sequence[Pivot], bold: bool) -> list[str]:
-    """The line that says what the star means, if there is one."""
+    """The line that explains the star, if there is one."""
     return [f"{BEST} the best of its column."] if not bold and any(table.has_best for table in tables) else []
 
 
-def _console_tables(pivot: Pivot, bold: bool, room: int) -> Iterator[Table]:
-    """The parts of a table that fit side by side into `room` characters."""
+def _console_tables(pivot: Pivot, bold: bool, width: int) -> Iterator[Table]:
+    """The table, split by its columns into tables that are not wider than `width` characters."""
     rows = pivot.entries
     if not bold:
-        rows = [[entry._replace(mark=BEST * entry.best + entry.mark) for entry in row] for row in rows]
+        rows = [[entry._replace(mark=(BEST if entry.best else "") + entry.mark) for entry in row] for row in rows]
     gap = 2  # a space of padding, and one where the box has its divider
-    labels_of = list(zip(pivot.row_headings, *pivot.labels, strict=True))
-    label_widths = _fitted([max(map(len, column)) for column in labels_of], room // 2)
-    for_labels = sum(label_widths) + gap * (len(label_widths) - 1)
-    for separator in (" ", "\n"):
+    label_columns = zip(pivot.row_headings, *pivot.labels, strict=True)
+    label_widths = _fit_widths([max(map(len, column)) for column in label_columns], width // 2)
+    label_width_total = sum(label_widths) + gap * (len(label_widths) - 1)
+    for separator in (" ", "\n"):  # errors beside the values; below them if the table would be too wide
         columns = [_aligned(head, column, separator) for head, *column in zip(pivot.columns, *rows, strict=True)]
         widths = [gap + len(column[0]) for column in columns]
-        if for_labels + sum(widths) <= room:
+        if label_width_total + sum(widths) <= width:
             break
     parts: list[list[int]] = [[]]
-    for i, width in enumerate(widths):
-        if parts[-1] and for_labels + sum(widths[j] for j in parts[-1]) + width > room:
+    for i, column_width in enumerate(widths):
+        if parts[-1] and label_width_total + sum(widths[j] for j in parts[-1]) + column_width > width:
             parts.append([])
         parts[-1].append(i)
     for part in parts:
@@ -118,25 +118,25 @@ def _console_tables(pivot: Pivot, bold: bool, room: int) -> Iterator[Table]:
         for i in part:
             table.add_column(Text(columns[i][0]))
         for k, label in enumerate(pivot.labels):
-            entered = (Text(columns[i][k + 1], "bold" if bold and rows[k][i].best else "") for i in part)
-            table.add_row(*map(Text, label), *entered)
+            texts = (Text(columns[i][k + 1], "bold" if bold and rows[k][i].best else "") for i in part)
+            table.add_row(*map(Text, label), *texts)
         yield table
 
 
-def _fitted(lengths: Sequence[int], room: int) -> list[int]:
-    """Widths of labels that fit into `room`: the longest are folded, but none below `MIN_LABEL_WIDTH`."""
+def _fit_widths(lengths: Sequence[int], total: int) -> list[int]:
+    """Widths of labels whose sum is at most `total`: the longest are folded, but none below `MIN_LABEL_WIDTH`."""
     widths = list(lengths)
-    while sum(widths) > room and max(widths) > MIN_LABEL_WIDTH:
+    while sum(widths) > total and max(widths) > MIN_LABEL_WIDTH:
         widths[widths.index(max(widths))] -= 1
     return widths
 
 
 def _aligned(head: str, column: Sequence[Entry], separator: str) -> list[str]:
-    """The head and the entries of a column, padded to one width, with aligned digits and marks after them."""
-    room = max(len(entry.mark) for entry in column)
-    blocks = [(head, ""), *((entry.joined(separator), entry.mark) for entry in column)]
-    width = max(len(line) for text, _ in blocks for line in text.split("\n"))
+    """The heading and the entries of a column, padded to one width, with aligned digits and marks after them."""
+    mark_width = max(len(entry.mark) for entry in column)
+    cells = [(head, ""), *((entry.joined(separator), entry.mark) for entry in column)]
+    width = max(len(line) for text, _ in cells for line in text.split("\n"))
     return [
-        "\n".join(line.rjust(width) for line in text.split("\n")) + (f" {mark.ljust(room)}" if room else "")
-        for text, mark in blocks
+        "\n".join(line.rjust(width) for line in text.split("\n")) + (f" {mark.ljust(mark_width)}" if mark_width else "")
+        for text, mark in cells
     ]

@@ -15,7 +15,7 @@ from test_tables import table
 from taugrid.eval.figures.ablation.forest import effects_figure
 from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
 from taugrid.eval.tables.ablation.effects import EACH_CELL, EVERYWHERE, Effect, Effects, effects
-from taugrid.eval.tables.ablation.effects_files import effects_markdown, enough, verdicts, write_effects
+from taugrid.eval.tables.ablation.effects_files import effects_markdown, replicates_needed, verdicts, write_effects
 from taugrid.eval.tables.ablation.seeds import mean_over_seeds
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable
@@ -72,9 +72,9 @@ def test_an_interval_over_trainings_includes_the_sampling_noise_that_they_share(
         assert fid.se_shared == pytest.approx(shared)
         assert fid.high - fid.effect == pytest.approx(math.hypot(stats.t.isf(0.025, 2) * se, 1.96 * shared), rel=1e-4)
         assert isc.high - isc.effect == pytest.approx(stats.t.isf(0.025, 2) * se), "it has no influences"
-        assert (fid.given_noise, isc.given_noise) == (False, not own_seeds)
+        assert (fid.is_conditional_on_seed, isc.is_conditional_on_seed) == (False, not own_seeds)
         assert effects_markdown(found).count("| 95 % interval, given this sampling seed |") == (not own_seeds)
-    assert effects(rows, evidence(rows, {}))[0].given_noise, "FID without influences, too"
+    assert effects(rows, evidence(rows, {}))[0].is_conditional_on_seed, "FID without influences, too"
 
 
 def test_trainings_whose_sampling_seeds_differ_all_count():
@@ -82,7 +82,7 @@ def test_trainings_whose_sampling_seeds_differ_all_count():
     rows = [row | {"seed": 7 + row[TRAINING]} for row in trained()]
     found = effects(rows, evidence(rows, {}, pairings={row["cell"]: row["seed"] for row in rows}))
     alone = effects(trained(), evidence(rows, {}))
-    assert [(e.replicates, e.over, e.note, e.given_noise) for e in found] == 3 * [(3, "training", "", False)]
+    assert [(e.replicates, e.over, e.note, e.is_conditional_on_seed) for e in found] == 3 * [(3, "training", "", False)]
     assert [e.effect for e in found] == pytest.approx([e.effect for e in alone])
 
 
@@ -115,7 +115,7 @@ def test_the_number_of_trainings_that_a_verdict_names_decides_in_4_of_5_ablation
         half = math.hypot(stats.t.isf(0.025, 2) / math.sqrt(3), 1.96 * shared)
         known = Effect(mean_base=0, mean_value=true, effect=true, se_sampling=None, replicates=3, over="training",
                        low=true - half, high=true + half, p=0.2, p_holm=0.2, pairs=3, se_shared=shared)  # fmt: skip
-        n = enough(known, comparisons=1)
+        n = replicates_needed(known, comparisons=1)
         draws = true + rng.normal(0, 1, (20_000, n)) + rng.normal(0, shared, (20_000, 1))
         found = mean_over_seeds(draws, shared)
         assert 0.75 <= np.mean(np.abs(found.mean) > found.half_width) <= 0.92
@@ -136,8 +136,8 @@ def test_effects_of_earlier_reports_are_read_and_said_to_miss_the_noise_that_tra
     numbers = {"effect", "low", "high", "p", "p_holm", "replicates", "mean_base", "mean_value"}
     given = [{k: float(v) if k in numbers else v or None for k, v in row.items()} for row in listed]
     earlier = Effects.read([{k: v for k, v in row.items() if k != "se_shared"} for row in given], [FID])
-    assert [effect.given_noise for effect in earlier.every] == [True] * len(given)
-    assert not any(effect.given_noise for effect in Effects.read(given, [FID]).every)
+    assert [effect.is_conditional_on_seed for effect in earlier.every] == [True] * len(given)
+    assert not any(effect.is_conditional_on_seed for effect in Effects.read(given, [FID]).every)
 
 
 def test_other_metrics_have_an_interval_over_trainings_and_without_replicates_no_effects(tmp_path):

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from taugrid.eval.figures.drawing import plain_style, say_if_empty
 from taugrid.eval.tables.ablation.effects import EACH_CELL, EACH_S, EVERYWHERE, Effect, short_key_names
-from taugrid.eval.tables.ablation.effects_files import GIVEN_NOISE
+from taugrid.eval.tables.ablation.effects_files import CONDITIONAL_ON_SEED
 from taugrid.eval.tables.ablation.seeds import LEVEL
 
 MAX_ROWS = 36
@@ -132,7 +132,7 @@ def _use_symlog(panel: Axes, threshold: float, rows: Sequence[Effect]) -> None:
 def _caption(rows: Sequence[Effect], threshold: float | None) -> str:
     over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
     scale = "" if threshold is None else " The axis is linear between the dotted lines and logarithmic outside them."
-    over += GIVEN_NOISE if any(effect.given_noise for effect in rows) else ""
+    over += CONDITIONAL_ON_SEED if any(effect.is_conditional_on_seed for effect in rows) else ""
     cells = "a cell each, and averages over cells (diamonds)" if rows[0].scope == EACH_CELL else "averages over cells"
     return (
         f"Differences of FID, all else equal (below 0 is better): {cells}, with 95 % intervals over {over}. Filled: p "

@@ -1,10 +1,10 @@
-"""Effects: by how much a metric changes if one key of the grid has another value than its base, all else equal.
+"""Effects: by how much a metric changes if one key of the grid has a different value than its base, all else equal.
 
-Each effect averages paired differences: cells that agree in every other key, in S, eta and seeds. It is given over all
-of them, for each S, and cell by cell. With replicates, an interval over trainings comes from Student's t over their
+Each effect is a mean of paired differences between cells that agree in every other key, in S, eta and seeds: over all
+cells, for each S, and cell by cell. With replicates, an interval over trainings comes from Student's t over their
 seeds, for every metric. Trainings that are sampled with one seed share its noise, which their spread misses: FID's
-intervals include it, those of other metrics are given this sampling seed. The error over sampling comes from the
-samples' influences (alike.py); only FID has it.
+intervals include it, those of other metrics are conditional on this sampling seed. The error over sampling comes from
+the samples' influences (alike.py); only FID has it.
 """
 
 import math
@@ -31,7 +31,7 @@ from taugrid.registry.metrics import MetricColumn
 
 EVERYWHERE, EACH_S, EACH_CELL = "all", "S", "cell"
 SCOPES = {EVERYWHERE: "averaged over all cells", EACH_S: "averaged at each S", EACH_CELL: "cell by cell"}
-"""What an effect is about. A metric's comparisons in a scope are a family: Holm's correction counts them together."""
+"""Scope -> its title. A metric's comparisons in a scope are one family of Holm's correction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,48 +40,48 @@ class Effect:
 
     scope: str = EVERYWHERE
     key: str = ""
-    """The key that differs, as quality.csv has it; keys that always change together are joined by `KEY_SEPARATOR`."""
+    """The ablated key, as in quality.csv; keys that always change together are joined by `KEY_SEPARATOR`."""
     base: str = ""
     value: str = ""
     settings: str = ""
-    """What else the cells have; empty if averaged over all."""
+    """The other settings of the cells; empty if averaged over all."""
     mean_base: float
-    """Of the metric, in cells with `base`."""
+    """The mean of the metric in cells with `base`."""
     mean_value: float
     effect: float
     """mean_value - mean_base."""
     se_sampling: float | None
-    """Over sampling alone: of drawing these samples of these networks. None for metrics other than FID."""
+    """The standard error of drawing these samples of these networks. None for metrics other than FID."""
     replicates: int
-    """Trainings, or sampling seeds, that the interval is over; 1: over sampling alone."""
+    """The number of trainings, or sampling seeds, that the interval is over; 1: over sampling alone."""
     over: str
-    """`training`, `sampling seed` or `sampling`: what `low`, `high` and `p` are about."""
+    """The source of variation of `low`, `high` and `p`: `training`, `sampling seed` or `sampling`."""
     low: float | None
-    """95 % interval."""
+    """The lower end of the 95 % interval."""
     high: float | None
     p: float | None
     p_holm: float | None = None
     """`p`, corrected for the number of comparisons of the scope."""
     pairs: int
-    """Paired differences that were averaged."""
+    """The number of paired differences that were averaged."""
     note: str = ""
     se_shared: float | None = None
     """The standard error of the sampling noise that all replicates share, which the interval includes. 0 if each has
     noise of its own; None if it is unknown, as for metrics other than FID, or without replicates."""
 
     @property
-    def given_noise(self) -> bool:
-        """Whether its interval misses the noise that the replicates share: it is about this sampling seed alone."""
+    def is_conditional_on_seed(self) -> bool:
+        """Whether the interval leaves out noise that the replicates share: it holds for this sampling seed only."""
         return self.replicates > 1 and self.se_shared is None
 
 
 KEY_SEPARATOR = " & "
-"""Between keys, or values, that always change together."""
+"""Joins keys, or values, that always change together."""
 
 
 class _Pair(NamedTuple):
     block: tuple[str, ...]
-    """All settings besides the key and the seeds."""
+    """All settings besides the ablated key and the seeds."""
     seeds: tuple[Hashable, ...]
     base: Row
     other: Row
@@ -97,73 +97,74 @@ class _Grid(NamedTuple):
     """A row for each of `rows`: all settings, eta as 0.0 or σ̂."""
     seeds: Sequence[str]
     """The seeds that vary."""
-    by_seed: Sequence[tuple[Hashable, ...]]
-    """Each row's values of them."""
+    seed_values: Sequence[tuple[Hashable, ...]]
+    """For each of `rows`, its values of `seeds`."""
     varying: Sequence[str]
     """The settings that vary, in the grid's order."""
 
 
 COMPARABLE = ("num_samples", "protocol")
-"""What must agree for a comparison to mean anything."""
+"""Cells that differ in one of these can't be compared."""
 ON_REQUEST = ("steps", "eta")
 
 
 @dataclass(frozen=True)
 class Effects:
-    """The effects on every metric of which they are known with an interval, and those on FID."""
+    """The effects on FID, and on every metric for which they have intervals."""
 
     by_metric: Mapping[MetricColumn, Sequence[Effect]]
 
     @classmethod
     def of(cls, table: QualityTable, base: Mapping[str, Any] = {}) -> "Effects":
-        """The effects in a table without rows for what has no scores; `base` as for `effects`."""
+        """The effects in a table whose rows all have scores; `base` as for `effects`."""
         metrics = [metric for metric in table.metrics if metric.name != EXACT] if table.rows else []
-        found = {metric: effects(table.rows, table.evidence, base, metric) for metric in metrics}
+        by_metric = {metric: effects(table.rows, table.evidence, base, metric) for metric in metrics}
         return cls({
-            metric: its
-            for metric, its in found.items()
-            if its and (metric == FID or any(effect.low is not None for effect in its))
+            metric: of_metric
+            for metric, of_metric in by_metric.items()
+            if of_metric and (metric == FID or any(effect.low is not None for effect in of_metric))
         })  # fmt: skip
 
     @classmethod
     def read(cls, rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> "Effects":
-        """The effects on `metrics` in rows of effects.csv with None for what is empty."""
-        found: dict[str, list[Effect]] = defaultdict(list)
+        """The effects on `metrics` in rows of effects.csv, which have None for empty fields."""
+        by_name: dict[str, list[Effect]] = defaultdict(list)
         for row in rows:
             if "metric" in row:  # earlier files have FID alone, in other columns
                 texts = {key: str(row[key]) for key in ("base", "value")}
-                its: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Effect)}  # some came later
-                found[row["metric"]].append(Effect(**its | texts))
-        return cls({metric: found[metric.name] for metric in metrics if metric.name in found})
+                values: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Effect)}  # some are newer
+                by_name[row["metric"]].append(Effect(**values | texts))
+        return cls({metric: by_name[metric.name] for metric in metrics if metric.name in by_name})
 
     @cached_property
     def every(self) -> list[Effect]:
-        return [effect for its in self.by_metric.values() for effect in its]
+        return [effect for of_metric in self.by_metric.values() for effect in of_metric]
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """What people call the keys."""
+        """The short names of the keys."""
         return short_key_names(self.every)
 
     @property
     def notes(self) -> list[str]:
-        told = (f"{self.names[e.key]}={e.value} {e.settings}".rstrip() + f": {e.note}" for e in self.every if e.note)
-        return list(dict.fromkeys(told))
+        notes = (f"{self.names[e.key]}={e.value} {e.settings}".rstrip() + f": {e.note}" for e in self.every if e.note)
+        return list(dict.fromkeys(notes))
 
 
-def short_key_names(found: Sequence[Effect]) -> dict[str, str]:
-    """What people call the keys of effects."""
-    short = short_columns(dict.fromkeys(key for effect in found for key in effect.key.split(KEY_SEPARATOR)))
-    return {effect.key: KEY_SEPARATOR.join(short[key] for key in effect.key.split(KEY_SEPARATOR)) for effect in found}
+def short_key_names(effects: Sequence[Effect]) -> dict[str, str]:
+    """The key of each effect -> its short name."""
+    keys = dict.fromkeys(effect.key for effect in effects)
+    short = short_columns(dict.fromkeys(part for key in keys for part in key.split(KEY_SEPARATOR)))
+    return {key: KEY_SEPARATOR.join(short[part] for part in key.split(KEY_SEPARATOR)) for key in keys}
 
 
 def effects(
     rows: Sequence[Row], evidence: Evidence, base: Mapping[str, Any] = {}, metric: MetricColumn = FID
 ) -> list[Effect]:
-    """The effects of every key that is ablated, in the grid's order; keys and values without a pair are left out.
+    """The effects of every ablated key, in the grid's order; keys and values without a pair are left out.
 
-    `base` has the base value of grid keys. Keys that it lacks have the first value of the grid. S and eta are ablated
-    only if they are in it.
+    `base` has the base value of grid keys; for other keys it is the first value of the grid. S and eta are ablated only
+    if they are in `base`.
     """
     scored = [row for row in rows if row.get(metric.name) is not None]
     if not scored:
@@ -173,42 +174,42 @@ def effects(
     for keys in ablated(grid.labels[list(grid.varying)], base):
         labels = _joined(grid.labels, keys)
         values = list(dict.fromkeys(labels))
-        chosen = _base_label(grid, keys, labels, base)
+        base_label = _base_label(grid, keys, labels, base)
         for value in values:
-            if value != chosen:
-                pairs, alone = _pairs(grid, keys, labels, chosen, value)
+            if value != base_label:
+                pairs, unpaired = _pairs(grid, keys, labels, base_label, value)
                 for scope, settings, part in _scopes(pairs, grid, keys):
-                    lone = {seed for pair in part for seed in alone[pair.block]}
-                    effect = _effect(part, grid.seeds, lone, evidence, metric)
-                    named = replace(effect, scope=scope, key=KEY_SEPARATOR.join(keys), base=chosen, value=value)
+                    unpaired_seeds = {seed for pair in part for seed in unpaired[pair.block]}
+                    effect = _effect(part, grid.seeds, unpaired_seeds, evidence, metric)
+                    named = replace(effect, scope=scope, key=KEY_SEPARATOR.join(keys), base=base_label, value=value)
                     by_scope[scope].append(replace(named, settings=settings))
     return [effect for scope in SCOPES for effect in _corrected(by_scope[scope])]
 
 
 def _grid(rows: Sequence[Row], evidence: Evidence) -> _Grid:
     frame = prepared(in_grid_order(rows), evidence.protocols)
-    given = list(frame.columns)
-    keys = sorted(set(axes(given)) - set(SEEDS), key=given.index)
+    columns = list(frame.columns)
+    keys = sorted(set(axes(columns)) - set(SEEDS), key=columns.index)
     names = (*keys, *OTHERS, *ON_REQUEST, *COMPARABLE)
     labels = pd.DataFrame({name: labelled(frame, name).map(str) for name in names})
     seeds = varying_seeds(frame)
-    by_seed = [tuple(its) for its in frame[seeds].itertuples(index=False)]
-    return _Grid(rows, labels, seeds, by_seed, [name for name in names[:-2] if labels[name].nunique() > 1])
+    seed_values = [tuple(values) for values in frame[seeds].itertuples(index=False)]
+    return _Grid(rows, labels, seeds, seed_values, [name for name in names[:-2] if labels[name].nunique() > 1])
 
 
 def ablated(labels: pd.DataFrame, base: Collection[str]) -> list[tuple[str, ...]]:
-    """The settings whose effects are asked for; those that always change together, as zipped keys do, are one."""
-    found: list[tuple[str, ...]] = []
+    """The ablated settings, in groups that always change together, as zipped keys do."""
+    groups: list[tuple[str, ...]] = []
     for name in map(str, labels):
         if name in ON_REQUEST and name not in base:
             continue
-        for place, keys in enumerate(found):
+        for place, keys in enumerate(groups):
             if len(labels.drop_duplicates([name, keys[0]])) == labels[name].nunique() == labels[keys[0]].nunique():
-                found[place] = (*keys, name)
+                groups[place] = (*keys, name)
                 break
         else:
-            found.append((name,))
-    return found
+            groups.append((name,))
+    return groups
 
 
 def _joined(labels: pd.DataFrame, keys: Sequence[str]) -> list[str]:
@@ -216,7 +217,7 @@ def _joined(labels: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 
 
 def _base_label(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: Mapping[str, Any]) -> str:
-    """The value that others are compared with: the first that has what `base` asks for."""
+    """The value that others are compared with: the first that agrees with `base`."""
     for label, row in zip(labels, grid.rows, strict=True):
         values = {**row, **({"eta": "sigma_hat"} if row["sigma"] == "sigma_hat" else {})}
         if all(key not in base or values[key] == base[key] for key in keys):
@@ -227,21 +228,21 @@ def _base_label(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: M
 def _pairs(
     grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: str, value: str
 ) -> tuple[list[_Pair], dict[tuple[str, ...], set[Hashable]]]:
-    """Cells with `value` and `base` that agree in everything else; and by block, the seeds of those left over."""
+    """Pairs of cells with `base` and `value` that agree in all else; and by block, the seeds of unpaired cells."""
     blocks = [tuple(block) for block in grid.labels.drop(columns=list(keys)).itertuples(index=False)]
-    cells = list(zip(blocks, grid.by_seed, labels, grid.rows, strict=True))
+    cells = list(zip(blocks, grid.seed_values, labels, grid.rows, strict=True))
     bases, others = (
         {(block, seeds): row for block, seeds, label, row in cells if label == which} for which in (base, value)
     )
-    alone: dict[tuple[str, ...], set[Hashable]] = defaultdict(set)
+    unpaired: dict[tuple[str, ...], set[Hashable]] = defaultdict(set)
     for block, seeds in bases.keys() ^ others.keys():
-        alone[block] |= set(seeds[:1])
+        unpaired[block] |= set(seeds[:1])
     pairs = [_Pair(*place, bases[place], row) for place, row in others.items() if place in bases]
-    return pairs, alone
+    return pairs, unpaired
 
 
 def _scopes(pairs: Sequence[_Pair], grid: _Grid, keys: Sequence[str]) -> Iterator[tuple[str, str, list[_Pair]]]:
-    """Scope, settings and pairs of each effect. A scope that would repeat the one before is left out."""
+    """The scope, settings and pairs of each effect. A scope that would repeat the one before is left out."""
     lengths = sorted({pair.base["steps"] for pair in pairs}) if "steps" not in keys else []
     blocks = list(dict.fromkeys(pair.block for pair in pairs))
     if pairs:
@@ -254,38 +255,41 @@ def _scopes(pairs: Sequence[_Pair], grid: _Grid, keys: Sequence[str]) -> Iterato
         others = [name for name in grid.varying if name not in keys]
         names = {**short_columns(others), "eta": "eta"}
         for block in blocks:
-            its = dict(zip(columns, block, strict=True))
-            settings = " ".join(f"{names[name]}={its[name]}" for name in others)
+            values = dict(zip(columns, block, strict=True))
+            settings = " ".join(f"{names[name]}={values[name]}" for name in others)
             yield EACH_CELL, settings, [pair for pair in pairs if pair.block == block]
 
 
 def _effect(
-    pairs: Sequence[_Pair], seeds: Sequence[str], alone: Set[Hashable], evidence: Evidence, metric: MetricColumn
+    pairs: Sequence[_Pair], seeds: Sequence[str], unpaired: Set[Hashable], evidence: Evidence, metric: MetricColumn
 ) -> Effect:
-    """The mean difference of some pairs with its errors; `seeds` vary, and `alone` are those with unpaired cells."""
-    kept, note = _balanced(pairs, seeds, alone)
+    """The mean difference of some pairs with its errors.
+
+    `seeds` are the seeds that vary, `unpaired` those values of the first of them that have unpaired cells.
+    """
+    kept, note = _balanced(pairs, seeds, unpaired)
     by_seed: dict[Hashable, list[_Pair]] = defaultdict(list)
     for pair in kept:
         by_seed[pair.seeds[0] if seeds else None].append(pair)
-    each = np.array([np.mean([pair.other[metric.name] - pair.base[metric.name] for pair in part])
-                     for part in by_seed.values()])  # fmt: skip
+    differences = np.array([np.mean([pair.other[metric.name] - pair.base[metric.name] for pair in part])
+                            for part in by_seed.values()])  # fmt: skip
     error = sampling_error([pair.cells for pair in kept], evidence) if metric == FID else None
     shared = None
-    if len(each) > 1:
+    if len(differences) > 1:
         parts = [[pair.cells for pair in part] for part in by_seed.values()]
         shared = shared_sampling_error(parts, evidence) if metric == FID or not share_noise(parts, evidence) else None
-    found = mean_over_seeds(each, shared or 0.0)
-    mean = float(found.mean)
+    over_seeds = mean_over_seeds(differences, shared or 0.0)
+    mean = float(over_seeds.mean)
     over, half, p = "sampling", error and Z_95 * error, two_sided(mean / error) if error else None
-    if len(each) > 1:
-        over, half, p = UNITS[seeds[0]], float(found.half_width), _finite(found.p)
+    if len(differences) > 1:
+        over, half, p = UNITS[seeds[0]], float(over_seeds.half_width), _finite(over_seeds.p)
     return Effect(
         mean_base=float(np.mean([pair.base[metric.name] for pair in kept])),
         mean_value=float(np.mean([pair.other[metric.name] for pair in kept])),
         effect=mean,
         se_sampling=error,
         se_shared=shared,
-        replicates=len(each),
+        replicates=len(differences),
         over=over,
         low=None if half is None else mean - half,
         high=None if half is None else mean + half,
@@ -299,25 +303,25 @@ def _finite(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
 
 
-def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str], alone: Set[Hashable]) -> tuple[list[_Pair], str]:
-    """The pairs of the seeds that have all settings, so that each seed's mean is over the same; and a note if fewer."""
+def _balanced(pairs: Sequence[_Pair], seeds: Sequence[str], unpaired: Set[Hashable]) -> tuple[list[_Pair], str]:
+    """The pairs of the seeds that have all settings, so that all means are over the same; and a note on other seeds."""
     if not seeds:
         return list(pairs), ""
     counts: dict[Hashable, Counter[tuple[str, ...]]] = defaultdict(Counter)
     for pair in pairs:
         counts[pair.seeds[0]][pair.block] += 1  # samplings of this training
     fullest: Counter[tuple[str, ...]] = reduce(or_, counts.values(), Counter())
-    most = max(its.total() for its in counts.values())
-    whole = [seed for seed, its in counts.items() if its == fullest] or [
-        next(seed for seed, its in counts.items() if its.total() == most)
+    most = max(count.total() for count in counts.values())
+    whole = [seed for seed, count in counts.items() if count == fullest] or [
+        next(seed for seed, count in counts.items() if count.total() == most)
     ]
-    texts = {str(seed) for seed in (*counts, *alone) if seed not in whole}
+    texts = {str(seed) for seed in (*counts, *unpaired) if seed not in whole}
     left_out = sorted(texts, key=lambda seed: (len(seed), seed))  # by number: 2 before 10
     note = f"without {seeds[0]} {', '.join(left_out)}: not all its cells are scored" if left_out else ""
     return [pair for pair in pairs if pair.seeds[0] in whole], note
 
 
-def _corrected(found: Sequence[Effect]) -> list[Effect]:
+def _corrected(effects: Sequence[Effect]) -> list[Effect]:
     """The effects of one scope with Holm's correction."""
-    p = np.array([math.nan if effect.p is None else effect.p for effect in found])
-    return [replace(effect, p_holm=_finite(value)) for effect, value in zip(found, holm(p), strict=True)]
+    p = np.array([math.nan if effect.p is None else effect.p for effect in effects])
+    return [replace(effect, p_holm=_finite(value)) for effect, value in zip(effects, holm(p), strict=True)]

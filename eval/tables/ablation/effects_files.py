@@ -1,4 +1,4 @@
-"""The effects of a grid's keys as people read them: effects.csv and .md, with a verdict for each value of a key."""
+"""The effects of a grid's keys as text: effects.csv and .md, with a verdict on each value of a key."""
 
 import math
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ ABOUT = (
     "paired differences between cells that agree in every other key, in S, eta and seeds. p is two-sided; p (Holm) is "
     f"corrected for all comparisons of its table, and an effect is bold if that is below {LEVEL}."
 )
-OVER = {
+INTERVAL_EXPLANATION = {
     "training": "The interval is of 95 % over trainings, by Student's t over their n seeds: it says what other "
     "trainings would give. Trainings that are sampled with one seed share its noise, which their spread misses: FID's "
     "interval includes it where ± is known. ±, which only FID at a large enough N has, is one standard error of "
@@ -36,98 +36,121 @@ OVER = {
     "interval to metrics other than FID too.",
 }
 POWER = 0.80
-"""The share of ablations in which the number of replicates that a verdict names would decide the effect as it is."""
-GIVEN_NOISE = ", given this sampling seed"
-"""Follows what is said of trainings whose shared noise is unknown."""
-MOST = 100
-"""Replicates up to which a verdict names how many would decide."""
+"""With the number of replicates that a verdict names, this share of ablations would reach significance if the effect is
+as measured."""
+CONDITIONAL_ON_SEED = ", given this sampling seed"
+"""The suffix for results over trainings with one sampling seed, whose shared noise is unknown."""
+MAX_REPLICATES_SUGGESTED = 100
+"""If significance needs more replicates than this, a verdict gives no number."""
 
 
-def write_effects(found: Effects, folder: Path) -> None:
+def write_effects(effects: Effects, folder: Path) -> None:
     """Write effects.{csv,md} into `folder`. Numbers in effects.csv are not scaled."""
-    rows = [{"metric": metric.name} | asdict(effect) for metric, its in found.by_metric.items() for effect in its]
+    rows = [
+        {"metric": metric.name} | asdict(effect)
+        for metric, of_metric in effects.by_metric.items()
+        for effect in of_metric
+    ]
     names = ["metric", *(field.name for field in fields(Effect))]
     frame = pd.DataFrame({name: series([row[name] for row in rows], name in FLOATS) for name in names})
-    write_files(folder, "effects", csv=as_csv(frame), md=effects_markdown(found))
+    write_files(folder, "effects", csv=as_csv(frame), md=effects_markdown(effects))
 
 
-def about(found: Effects) -> list[str]:
-    """What the numbers are."""
-    return [ABOUT, *(OVER[over] for over in dict.fromkeys(effect.over for effect in found.every))]
+def about(effects: Effects) -> list[str]:
+    """Explains effects, p and intervals."""
+    return [ABOUT, *(INTERVAL_EXPLANATION[over] for over in dict.fromkeys(effect.over for effect in effects.every))]
 
 
-def effects_markdown(found: Effects) -> str:
+def effects_markdown(effects: Effects) -> str:
     """A section for each metric, and a table for each scope with the number of its comparisons."""
-    blocks = ["# Effects", *about(found)]
-    for metric in found.by_metric:
-        blocks += [f"## {metric.heading}", "\n".join(f"- {line}" for line in verdicts(found, metric))]
-        for table in effect_tables(found, metric):
+    blocks = ["# Effects", *about(effects)]
+    for metric in effects.by_metric:
+        blocks += [f"## {metric.heading}", "\n".join(f"- {line}" for line in verdicts(effects, metric))]
+        for table in effect_tables(effects, metric):
             blocks += [f"### {table.title[0].upper()}{table.title[1:]}", _markdown(table)]
-    return with_notes("\n\n".join(blocks) + "\n", sorted(found.notes))
+    return with_notes("\n\n".join(blocks) + "\n", sorted(effects.notes))
 
 
-class SaidEffect(NamedTuple):
-    """An effect as people read it."""
+class EffectRow(NamedTuple):
+    """A row of a table of effects, as text."""
 
     key: str
     value: str
     base: str
     settings: str
     effect: str
-    """With its sign and its error of sampling."""
+    """The effect with its sign, and its error of sampling."""
     interval: str
     replicates: str
     p: str
     p_holm: str
-    is_certain: bool
-    """Whether it is there by the corrected p."""
+    is_significant: bool
+    """Whether the corrected p is below `LEVEL`."""
 
 
 class EffectTable(NamedTuple):
-    """The effects on a metric in one scope, as people read them."""
+    """The effects on a metric in one scope, as text."""
 
     title: str
     """The scope, and the number of comparisons."""
     interval: str
-    """The heading of the intervals, which says what they miss."""
+    """The heading of the column of intervals."""
     has_settings: bool
-    rows: list[SaidEffect]
+    rows: list[EffectRow]
 
 
-def effect_tables(found: Effects, metric: MetricColumn) -> Iterator[EffectTable]:
+def effect_tables(effects: Effects, metric: MetricColumn) -> Iterator[EffectTable]:
     for scope, title in SCOPES.items():
-        if its := [effect for effect in found.by_metric.get(metric, ()) if effect.scope == scope]:
-            said = [said_effect(effect, found.names[effect.key], metric.scale) for effect in its]
-            has_settings = any(effect.settings for effect in its)
-            interval = f"95 % interval{GIVEN_NOISE if any(effect.given_noise for effect in its) else ''}"
-            yield EffectTable(f"{title} ({counted(len(its), 'comparison')})", interval, has_settings, said)
+        if in_scope := [effect for effect in effects.by_metric.get(metric, ()) if effect.scope == scope]:
+            rows = [format_effect(effect, effects.names[effect.key], metric.scale) for effect in in_scope]
+            has_settings = any(effect.settings for effect in in_scope)
+            is_conditional = any(effect.is_conditional_on_seed for effect in in_scope)
+            interval = f"95 % interval{CONDITIONAL_ON_SEED if is_conditional else ''}"
+            yield EffectTable(f"{title} ({counted(len(in_scope), 'comparison')})", interval, has_settings, rows)
 
 
 def _markdown(table: EffectTable) -> str:
     labels = ["key", "value", "base", *(["where"] if table.has_settings else [])]
-    heads = [*labels, "effect", table.interval, "n", "p", "p (Holm)"]
+    headings = [*labels, "effect", table.interval, "n", "p", "p (Holm)"]
     lines = []
     for row in table.rows:
         settings = [row.settings] if table.has_settings else []
-        effect = f"**{row.effect}**" if row.is_certain else row.effect
-        lines.append([row.key, row.value, row.base, *settings, effect, *row[5:-1]])
-    return markdown_table(heads, "l" * len(labels) + "rrrrr", lines)
+        effect = f"**{row.effect}**" if row.is_significant else row.effect
+        numbers = [effect, row.interval, row.replicates, row.p, row.p_holm]
+        lines.append([row.key, row.value, row.base, *settings, *numbers])
+    return markdown_table(headings, "l" * len(labels) + "rrrrr", lines)
 
 
-def said_effect(row: Effect, name: str, scale: float) -> SaidEffect:
-    """The parts of a line of effects.md. `name` is what people call its key, `scale` is the metric's."""
-    is_certain = row.p_holm is not None and row.p_holm < LEVEL
-    interval, width = MISSING, math.nan
-    if row.low is not None and row.high is not None:
-        ends, width = (scale * row.low, scale * row.high), scale * (row.high - row.low)
-        interval = " to ".join(write_number(end, width / 4)[0] for end in ends)
-    if row.se_sampling is None:
-        value, error = write_number(scale * row.effect, width / 4)[0], ""
+def format_effect(effect: Effect, name: str, scale: float) -> EffectRow:
+    """A row of effects.md. `name` is the short name of the effect's key, `scale` is the metric's."""
+    interval, error = MISSING, _error(effect, scale)
+    if effect.low is not None and effect.high is not None:
+        interval = " to ".join(write_number(scale * end, error)[0] for end in (effect.low, effect.high))
+    if effect.se_sampling is None:
+        value, plus_minus = write_number(scale * effect.effect, error)[0], ""
     else:
-        value, error = write_number(scale * row.effect, scale * row.se_sampling)
-    effect = f"{'+' if row.effect > 0 else ''}{value} {error}".rstrip()
-    numbers = (effect, interval, str(row.replicates), _p(row.p), _p(row.p_holm))
-    return SaidEffect(name, row.value, row.base, row.settings, *numbers, is_certain)
+        value, plus_minus = write_number(scale * effect.effect, scale * effect.se_sampling)
+    return EffectRow(
+        key=name,
+        value=effect.value,
+        base=effect.base,
+        settings=effect.settings,
+        effect=f"{'+' if effect.effect > 0 else ''}{value} {plus_minus}".rstrip(),
+        interval=interval,
+        replicates=str(effect.replicates),
+        p=_p(effect.p),
+        p_holm=_p(effect.p_holm),
+        is_significant=_is_significant(effect),
+    )
+
+
+def _error(effect: Effect, scale: float) -> float:
+    """About one standard error, which decides on digits: an interval of 95 % is four wide. NaN without an interval."""
+    return math.nan if effect.low is None or effect.high is None else scale * (effect.high - effect.low) / 4
+
+
+def _is_significant(effect: Effect) -> bool:
+    return effect.p_holm is not None and effect.p_holm < LEVEL
 
 
 def _p(value: float | None) -> str:
@@ -137,12 +160,12 @@ def _p(value: float | None) -> str:
 
 
 def verdicts(effects: Effects, metric: MetricColumn) -> Iterator[str]:
-    """A sentence for each value of a key: what its replicates decide, or how many of them would."""
-    found = effects.by_metric.get(metric, ())
-    averages = [effect for effect in found if effect.scope == EVERYWHERE]
+    """A sentence for each value of a key: a significant result, or the number of replicates that would give one."""
+    of_metric = effects.by_metric.get(metric, ())
+    averages = [effect for effect in of_metric if effect.scope == EVERYWHERE]
     comparisons = sum(effect.p is not None for effect in averages)
     for effect in averages:
-        cells = [e for e in found if e.scope == EACH_CELL and (e.key, e.value) == (effect.key, effect.value)]
+        cells = [e for e in of_metric if e.scope == EACH_CELL and (e.key, e.value) == (effect.key, effect.value)]
         signs = {e.low > 0 for e in cells if e.low is not None and e.high is not None and e.low * e.high > 0}
         mixed = "; its sign differs between cells" if len(signs) == 2 else ""
         yield f"{effects.names[effect.key]}: {_verdict(effect, comparisons, metric)}{mixed}."
@@ -151,41 +174,45 @@ def verdicts(effects: Effects, metric: MetricColumn) -> Iterator[str]:
 def _verdict(effect: Effect, comparisons: int, metric: MetricColumn) -> str:
     pair = f"{effect.value} from {effect.base}"
     if effect.p is None or effect.low is None or effect.high is None:
-        return f"nothing can tell {pair}, because the effect has no error"
+        return f"{effect.value} and {effect.base} are not distinguishable, because the effect has no error"
     better = "better" if (effect.effect > 0) == metric.higher_is_better else "worse"
-    size = write_number(metric.scale * abs(effect.effect), metric.scale * (effect.high - effect.low) / 4)[0]
+    size = write_number(metric.scale * abs(effect.effect), _error(effect, metric.scale))[0]
     finding = f"{effect.value} is {better} than {effect.base}, by {size} on average"
-    is_certain = effect.p_holm is not None and effect.p_holm < LEVEL
+    is_significant = _is_significant(effect)
     if effect.replicates == 1:
         alone = "one training of each can't decide for others"
-        return f"{finding}, with these networks; {alone}" if is_certain else f"sampling can't tell {pair}; {alone}"
+        return f"{finding}, with these networks; {alone}" if is_significant else f"sampling can't tell {pair}; {alone}"
     replicates = counted(effect.replicates, effect.over)
-    if is_certain:
-        return f"{finding}; {replicates} decide it{GIVEN_NOISE * effect.given_noise}"
-    return f"{replicates} can't tell {pair}; {_what_would(effect, comparisons)}"
-
-
-def _what_would(effect: Effect, comparisons: int) -> str:
-    needed = enough(effect, comparisons)
+    if is_significant:
+        condition = CONDITIONAL_ON_SEED if effect.is_conditional_on_seed else ""
+        return f"{finding}; {replicates} decide it{condition}"
+    needed = replicates_needed(effect, comparisons)
     if needed is not None:
-        return f"about {needed} would"
-    if effect.se_shared and not _decides(effect, comparisons, math.inf):
-        return "no number would while they share a sampling seed: a larger N, or a seed for each, is needed"
-    return f"more than {MOST} would be needed"
+        return f"{replicates} can't tell {pair}; about {needed} would"
+    if effect.se_shared and not _reaches_power(effect, comparisons, math.inf):
+        advice = "no number would while they share a sampling seed: a larger N, or a seed for each, is needed"
+    else:
+        advice = f"more than {MAX_REPLICATES_SUGGESTED} would be needed"
+    return f"{replicates} can't tell {pair}; {advice}"
 
 
-def enough(effect: Effect, comparisons: int) -> int | None:
-    """How many replicates would decide the effect in `POWER` of ablations; None if more than `MOST`, or none would.
+def replicates_needed(effect: Effect, comparisons: int) -> int | None:
+    """The number of replicates with which the effect is significant with probability `POWER`, if it is as measured.
 
-    The effect, the spread between replicates and the noise that they share are taken as they were measured, so the
-    number is rough. `comparisons` are those of its family: the smallest of their p-values must be below LEVEL over it.
+    The spread between replicates and the noise that they share are also taken as measured, so the number is rough. It
+    is None if `MAX_REPLICATES_SUGGESTED` are too few. `comparisons` is the size of the effect's family.
     """
-    return next((n for n in range(effect.replicates + 1, MOST + 1) if _decides(effect, comparisons, n)), None)
+    numbers = range(effect.replicates + 1, MAX_REPLICATES_SUGGESTED + 1)
+    return next((n for n in numbers if _reaches_power(effect, comparisons, n)), None)
 
 
-def _decides(effect: Effect, comparisons: int, n: float) -> bool:
-    """Whether `n` replicates would have an interval that leaves out 0 with the probability `POWER`."""
+def _reaches_power(effect: Effect, comparisons: int, n: float) -> bool:
+    """Whether the interval over `n` replicates excludes 0 with probability `POWER`.
+
+    Its level is LEVEL / comparisons: the first step of Holm's procedure, which the smallest p-value must pass.
+    """
     half, shared = ((effect.high or 0.0) - (effect.low or 0.0)) / 2, effect.se_shared or 0.0
+    # half^2 = (t se)^2 + (z shared)^2, see `mean_over_seeds`; z^2 is the same for either tail.
     own = math.sqrt(max(half**2 - (special.ndtri(LEVEL / 2) * shared) ** 2, 0.0))
     se = own / half_width(LEVEL, effect.replicates - 1, 1.0, 0.0) * math.sqrt(effect.replicates / n)
     width = half_width(LEVEL / comparisons, n - 1, se, shared)
