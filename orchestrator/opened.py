@@ -123,9 +123,9 @@ def open_existing(directory: str, dry: bool = False) -> Run:
                 f"{directory} is a history of nights; give the run of one, {directory.rstrip('/')}/nights/ID/run"
             )
         lost = f", or write a lost config.json again with `taugrid report CONFIG --out {directory}`"
-        way_out = lost if _has_run_files(root, storage) else ""
+        hint = lost if _has_run_files(root, storage) else ""
         raise UserError(
-            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made{way_out}"
+            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made{hint}"
         )
     return _as_recorded(directory, (), None) or open_config(directory, (), None, dry=dry)
 

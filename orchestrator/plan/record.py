@@ -1,4 +1,8 @@
-"""plan.json: the plan of a run as its last session recorded it, so that looking at the run plans nothing."""
+"""plan.json: the plan of a run as its last session recorded it, so that read-only commands need not plan again.
+
+Settings and diffusion are written without keys at the defaults that later versions added (`Section.recorded`), as in
+hashes and in the metadata of sample files. The other sections are written in full (`model_dump`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,7 +20,7 @@ from taugrid.workers.network.checkpoint import Checkpoint
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """A plan whose models are all here, as plain data: what its config, checkpoints, code and data gave."""
+    """A plan as plain data, with what was read from its checkpoints, code and data. No model may be pending."""
     return {
         "models": [
             {
@@ -44,9 +48,10 @@ def from_json(value: Mapping[str, Any]) -> Plan:
     """The plan that `to_json` recorded. Custom code can't be run from it.
 
     Raises:
-        KeyError, TypeError, ValueError, UserError: for what `to_json` of this version does not write.
+        KeyError, TypeError, ValueError, UserError: if `to_json` of this version would not write such a value.
     """
     names = Naming.of([cell["values"] for cell in value["cells"]], Sample.model_fields)
+    # Reversed, since the last entry of a key wins: a model's label is that of its first cell.
     labels = {cell["model"]: names.model(cell["values"]) for cell in reversed(value["cells"])}
     models = {
         model["id"]: Model(
@@ -90,7 +95,7 @@ def _source_to_json(source: ModelSource) -> dict[str, Any]:
         case Oracle(distribution, data):
             return {"kind": "oracle", "distribution": distribution, "data": data.model_dump(mode="json")}
         case _:
-            raise TypeError(f"a plan with {source} is not recorded")
+            raise TypeError(f"a plan with {source} cannot be recorded")
 
 
 def _source_from_json(value: Mapping[str, Any]) -> ModelSource:
