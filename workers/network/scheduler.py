@@ -121,7 +121,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
-    """The name of a schedule with these betas, if any: `scheduler_config` lists betas that diffusers has no name for."""
+    """A schedule with these betas, if any: `scheduler_config` lists betas that diffusers has no name for."""
     if beside.beta_start is None or beside.beta_end is None:
         return None
     for name in schedule.SCHEDULES:
