@@ -9,7 +9,7 @@ from typing import Any
 from taugrid.config import Sample
 from taugrid.errors import UserError
 from taugrid.grids.names import short_keys
-from taugrid.grids.selectors import MOST_NAMED, chosen, is_selector
+from taugrid.grids.selectors import MAX_NAMED, chosen, is_selector
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.words import counted
 
@@ -95,4 +95,4 @@ def _values(cell: Cell) -> Mapping[str, Any]:
 
 def _labels(cells: Iterable[Cell]) -> str:
     labels = [cell.label for cell in cells]
-    return "; ".join(labels[:MOST_NAMED]) + ("; ..." if len(labels) > MOST_NAMED else "")
+    return "; ".join(labels[:MAX_NAMED]) + ("; ..." if len(labels) > MAX_NAMED else "")

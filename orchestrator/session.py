@@ -24,7 +24,7 @@ from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.report.write import no_effects, write_cells, write_losses
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
-from taugrid.orchestrator.rundir.commits import require_here
+from taugrid.orchestrator.rundir.commits import require_in_place
 from taugrid.orchestrator.rundir.directory import Damage
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
@@ -122,7 +122,7 @@ class Session:
             except BaseException as error:
                 observers.session_failed(error)
                 if isinstance(error, FileNotFoundError):
-                    require_here(self.rundir.run, self.rundir.storage)
+                    require_in_place(self.rundir.run, self.rundir.storage)
                 raise
             observers.session_finished(outcome.rows, outcome.missing)
             return outcome

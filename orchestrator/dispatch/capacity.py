@@ -1,6 +1,6 @@
-"""The nodes of the connected cluster, what a worker takes of one, and how many workers fit.
+"""The nodes of the connected cluster, a worker's size, and how many workers fit.
 
-Counting is exact. Ray counts in ten-thousandths, and so do we, rounding down: a third is 0.3333, of which three fit.
+Counting is exact. As Ray does, it counts in ten-thousandths, rounding down: a third is 0.3333, of which three fit.
 """
 
 import os
@@ -21,10 +21,10 @@ RAYS_UNITS = 10_000
 """The number of parts into which Ray divides a CPU or a GPU."""
 
 ASK_SECONDS = 60.0
-"""How long nodes may take to say whether their torch can use their GPUs. After that the workers' health check tells."""
+"""How long nodes may take to report whether their torch can use their GPUs; later, workers' health checks find out."""
 
-MOST_OF_A_SHARED_GPU = 0.5
-"""The largest part of a GPU of which two fit on one."""
+MAX_SHARED_GPU = 0.5
+"""The largest fraction of a GPU of which two fit on one."""
 
 
 class Size(NamedTuple):
@@ -37,21 +37,21 @@ class Size(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A node that is alive, and what all of it amounts to."""
+    """A node that is alive, and its total resources."""
 
     id: str
     cpus: float
     gpus: float
     draining: bool = False
-    """It will be taken away: Ray places nothing more on it."""
+    """Whether it will be taken away: Ray places nothing more on it."""
     taken: Size = Size(0, 0)
-    """What something takes of it, where that was asked."""
+    """Resources in use; only `free` sets it."""
 
     def capacity(self, size: Size) -> int:
-        """How many workers fit on it beside what is `taken`. A part of a GPU can't span two GPUs.
+        """How many workers fit on it beside what is `taken`. A fraction of a GPU can't span two GPUs.
 
-        Ray does not tell how much of which GPU is taken. It counts as taken by workers of this size, as it is by
-        trainings side by side.
+        Ray does not report which GPU is in use. It is counted as used by workers of this size, as it is by trainings
+        side by side.
         """
         cpus, gpus = map(exact, size)
         fits = []
@@ -98,7 +98,7 @@ def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 
 
 def free(selector: Mapping[str, str]) -> list[Node]:
-    """The nodes that stay and have these labels, with what is taken of them now. Ray knows it a moment late."""
+    """The nodes that do not drain and have these labels, with `taken` set. Ray's numbers are a moment old."""
 
     def taken(total: float, left: float) -> float:  # in Ray's units: floats would make 0.6000001 of 1 - 0.4
         return round((total - left) * RAYS_UNITS) / RAYS_UNITS
@@ -117,7 +117,7 @@ def _staying(cluster: Cluster) -> list[Node]:
 
 
 def worker_size(cluster: Cluster) -> Size:
-    """What one worker takes. Without `cluster.gpus_per_worker`: a GPU, if any node has one that torch there can use."""
+    """The size of one worker. Without `cluster.gpus_per_worker`: a GPU, if any node has one that its torch can use."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if _torch_uses_gpus(frozenset(node.id for node in _staying(cluster) if node.gpus >= 1)) else 0.0
@@ -159,9 +159,9 @@ def total_capacity(size: Size, cluster: Cluster) -> int:
 def embedded_workers(cluster: Cluster) -> int:
     """The number of workers to start on an embedded cluster: as many as configured, or else as fit."""
     size = worker_size(cluster)
-    if (found := total_capacity(size, cluster)) < 1:
+    if (capacity := total_capacity(size, cluster)) < 1:
         raise no_capacity(size, cluster.label_selector)
-    return min(cluster.workers, found) if cluster.workers else found
+    return min(cluster.workers, capacity) if cluster.workers else capacity
 
 
 def no_capacity(size: Size, selector: Mapping[str, str], then: str = "") -> UserError:
@@ -178,7 +178,7 @@ class Trainers(NamedTuple):
     """How a model is trained on the connected cluster."""
 
     workers: int | tuple[int, int]
-    """How many, or the least and the most."""
+    """Their number, or the minimum and the maximum."""
     cpus: float
     """CPUs of each worker."""
     gpus: float
@@ -192,42 +192,42 @@ class Trainers(NamedTuple):
 def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = False) -> Trainers:
     """The training workers that the cluster has room for, up to `workers`. Fewer change nothing but rounding.
 
-    Without GPUs, each takes its full share of the CPUs. With [least, most], Ray Train decides how many there are, now
-    and later; each takes what `cluster` says, so that one fits wherever that much is free. On a cluster that
-    `may_grow`, Ray Train waits for the least, and a number that does not fit yet becomes [1, number]: it begins with
-    what fits, and Ray's autoscaler hears of the rest.
+    Without GPUs, each takes its full share of the CPUs. With [minimum, maximum], Ray Train decides how many there are,
+    now and later; each has the size that `cluster` sets, so that one fits wherever that much is free. On a cluster that
+    `may_grow`, Ray Train waits for the minimum, and a number that does not fit yet becomes [1, number]: training begins
+    with the workers that fit, and Ray's autoscaler gets a request for the others.
 
-    Ray Train knows neither labels nor that a part of a GPU can't span two when it counts how many fit, and would start
-    workers that find no place. There the number is fixed: what fits now, or all if none does.
+    When Ray Train counts how many workers fit, it ignores labels, and that a fraction of a GPU can't span two GPUs. It
+    would start workers that can't be placed. There the number is fixed: as many as fit now, or all if none fits.
 
     Raises:
-        UserError: if not even one fits, or fewer than the least, and the cluster can't grow; or if two could share a
+        UserError: if not even one fits, or fewer than the minimum, and the cluster can't grow; or if two could share a
             GPU, which NCCL refuses.
     """
     own = {name: value for name, value in cluster.train if value is not None}
     cluster = cluster.model_copy(update=own)
     size = worker_size(cluster)
-    most = workers if isinstance(workers, int) else workers[1]
-    if most > 1 and 0 < size.gpus <= MOST_OF_A_SHARED_GPU:
+    max_workers = workers if isinstance(workers, int) else workers[1]
+    if max_workers > 1 and 0 < size.gpus <= MAX_SHARED_GPU:
         raise UserError(
-            f"cluster.gpus_per_worker: with {size.gpus:g}, two of {most} training workers could share a GPU, which "
-            "NCCL refuses (Duplicate GPU detected); set cluster.train.gpus_per_worker: 1, or train.workers: 1"
+            f"cluster.gpus_per_worker: with {size.gpus:g}, two of {max_workers} training workers could share a GPU, "
+            "which NCCL refuses (Duplicate GPU detected); set cluster.train.gpus_per_worker: 1, or train.workers: 1"
         )
-    found = total_capacity(size, cluster)
-    if found < 1 and not may_grow:
+    capacity = total_capacity(size, cluster)
+    if capacity < 1 and not may_grow:
         raise no_capacity(size, cluster.label_selector)
     if not isinstance(workers, int):
-        if found < workers[0] and not may_grow:
+        if capacity < workers[0] and not may_grow:
             raise UserError(
                 f"train.workers: {list(workers)} needs room for {counted(workers[0], 'worker')} of {size}, "
-                f"but the cluster fits {found}; lower it or cluster.cpus_per_worker, or add nodes"
+                f"but the cluster fits {capacity}; lower it or cluster.cpus_per_worker, or add nodes"
             )
         return Trainers(workers, *size)
-    if may_grow and found < workers and workers > 1 and not 0 < size.gpus < 1 and not cluster.label_selector:
+    if may_grow and capacity < workers and workers > 1 and not 0 < size.gpus < 1 and not cluster.label_selector:
         return Trainers((1, workers), *size)
-    workers = min(workers, found or workers)
+    workers = min(workers, capacity or workers)
     cpus = size.cpus
-    if not size.gpus and found and "cpus_per_worker" not in own:
+    if not size.gpus and capacity and "cpus_per_worker" not in own:
         shares = range(int(max(node.cpus for node in _staying(cluster))), int(cpus), -1)
         cpus = next((float(c) for c in shares if total_capacity(Size(c, 0), cluster) >= workers), cpus)
     return Trainers(workers, cpus, size.gpus)

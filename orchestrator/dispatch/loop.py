@@ -1,4 +1,4 @@
-"""The loop between pool and dispatcher: passes on events and assignments, and tells what happens."""
+"""The loop between pool and dispatcher: passes on events and assignments, and reports them to the user."""
 
 import time
 from collections import Counter
@@ -30,7 +30,7 @@ from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, 
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
-from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
+from taugrid.orchestrator.rundir.commits import Committed, confirm, require_in_place
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
@@ -42,20 +42,21 @@ POLL_SECONDS = 0.5
 """How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and cooldowns that end."""
 
 AWAY_SECONDS = 30.0
-"""A turn takes a second or so. One that takes so long was held up, by a disk that hangs or because the driver was
-stopped; no heartbeat is heard meanwhile, and workers must not be killed for it."""
+"""A turn takes about a second. One that takes this long was held up, by a disk that hangs or because the driver was
+stopped. The driver received no heartbeats during it, and must not kill workers for that."""
 
 KEEP_SECONDS = 2.5
 """How long an interrupted driver waits for its workers to commit; it must end within the grace period of `cli.main`."""
 
 FINAL = NotFinite | SamplerFault | DoesNotFit
-"""Errors that the same job would give again, and so would the others of its cell."""
+"""Errors that the same job, and all others of its cell, would raise again."""
 
 
 class Loop:
     """Runs `tasks` on `pool` until everything that can be done is done.
 
-    An `embedded` cluster has `workers` from beginning to end; on another they are the most, and None is as many as fit.
+    An `embedded` cluster has `workers` from beginning to end. On a cluster that the run joined they are the maximum;
+    None: as many as fit.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Loop:
         cpu_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
         scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, limits.max_wait_seconds)
         self._manager = WorkerManager(pool, self._dispatcher, scaling, limits, outputs)
-        self._new: list[Committed] = []  # `committed` is still to be told
+        self._new: list[Committed] = []  # not yet passed to `committed`
         self._reasons: dict[str, str] = {}
         self._fractions: dict[str, float] = {}  # worker -> how much of the task that it runs is done
         self._long_shards = LongShards()
@@ -155,8 +156,8 @@ class Loop:
         for worker in self._dispatcher.overdue(now):
             self._pool.kill(worker)
             silent = duration(self._limits.hang_seconds)
-            said = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
-            self._lost(Lost(worker, said, False), self._dispatcher.in_flight.running[worker].key)
+            reason = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
+            self._lost(Lost(worker, reason, False), self._dispatcher.in_flight.running[worker].key)
         self._manager.tend(now)
         assignments = self._dispatcher.assign(now)
         for worker, task, speculative in assignments:
@@ -224,11 +225,11 @@ class Loop:
             return  # of its second task, which computes while the first is written
         fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
         self._progress.heard(worker, fraction)
-        if (said := self._long_shards.heard(worker, self._job(event.key), fraction, now)) is not None:
-            self._progress.say(said)
+        if (message := self._long_shards.heard(worker, self._job(event.key), fraction, now)) is not None:
+            self._progress.say(message)
 
     def _unseen(self, key: str, result: Result) -> NotCommitted | None:
-        """Why the driver does not believe that a task is done; of a task that is done, a copy may be gone."""
+        """The fault if the driver does not find the file of a task. A copy of a task that is done may be missing."""
         if key not in self._dispatcher.done:
             try:
                 confirm(self._job(key), result)
@@ -253,7 +254,7 @@ class Loop:
         if _fills(cause, self._job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
-            require_here(self._job(doing).run, self._job(doing).storage)
+            require_in_place(self._job(doing).run, self._job(doing).storage)
         path = self._log(doing, failure.traceback)
         self._manager.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
@@ -277,7 +278,7 @@ class Loop:
         return isinstance(cause, NotFinite | SamplerFault) or (of_a_metric and _fault(cause) is Fault.TASK)
 
     def _lost(self, event: Lost, culprit: str | None = None) -> None:
-        """A worker that had a task is gone. `culprit`: the key of the task that is known to be the reason."""
+        """A worker that had a task is gone. `culprit`: the task that certainly caused it, if any."""
         worker, reason = event.worker, event.reason
         self._fractions.pop(worker, None)
         path = self._log(worker, event.details or reason)
@@ -293,7 +294,7 @@ class Loop:
         self._events.note("failed", task=key, worker=worker, reason=reason, quarantined=charge.quarantined)
         self._reasons[key] = reason
         if key in self._dispatcher.done:
-            then = "another copy of it is already done"
+            then = "a different copy of it is already done"
         else:
             then = "given up, the rest goes on" if charge.quarantined else "will be retried"
         cell = self._tasks[key].cell
@@ -303,11 +304,11 @@ class Loop:
     @cached_property
     def _of_cells(self) -> dict[tuple[str, str], list[str]]:
         """Kind and cell -> its tasks. Made once it is needed: a cell of NaN may fail on every worker at a time."""
-        found: dict[tuple[str, str], list[str]] = {}
+        keys: dict[tuple[str, str], list[str]] = {}
         for key, task in self._tasks.items():
             if task.cell is not None:
-                found.setdefault((task.kind, task.cell.id), []).append(key)
-        return found
+                keys.setdefault((task.kind, task.cell.id), []).append(key)
+        return keys
 
     def _abandon_cell_of(self, key: str) -> None:
         """Give up the tasks of the same kind and cell that wait: the cell can't be finished without `key`."""

@@ -33,11 +33,11 @@ FRUITLESS_DEATHS = 40
 """How many workers, beyond their number, may die of their tasks while no task at all is done: more than the costliest
 cell has bad shards, as a rule, but far fewer than a queue of which every task kills has tasks."""
 
-LONGEST_PAUSE_SECONDS = 60.0
-"""Between two attempts to start a worker; it begins at 0 and doubles from 1 s while none succeeds."""
+MAX_PAUSE_SECONDS = 60.0
+"""Maximum pause between two attempts to start a worker. It begins at 0 and doubles from 1 s while none succeeds."""
 
 RESIZE_SECONDS = 0.5
-"""How often it is asked whether there are too few workers or too many: with hundreds, not after every event."""
+"""How often the number of workers is adjusted: with hundreds, not after every event."""
 
 RELEASE_SECONDS = 30.0
 """How long there may be more workers than work for them, before the superfluous ones are released. The next stage of a
@@ -45,28 +45,28 @@ cell may come a moment later, and another start of torch takes seconds; an autos
 
 
 class Outputs(NamedTuple):
-    """Where a run tells what happens."""
+    """The outputs by which a run reports."""
 
     progress: Progress
     events: Events
     log: Callable[[str, str], Path]
-    """Writes a text into a file in logs/, of a worker or a task."""
+    """Called with the name of a worker or task and a text; writes the text to a file in logs/ and returns its path."""
     committed: Callable[[Sequence[Committed]], None] = lambda files: None
-    """Hears of files that are in place."""
+    """Called with files that were committed."""
 
 
 @dataclass
 class _ManagedWorker:
     for_node: str | None
-    """The id of the node that a worker without a GPU was started for; None: it is of the usual kind."""
+    """The id of the node that a CPU-only worker was started for; None: it is not CPU-only."""
     node: str | None = None
-    """The id of its node, once it is there."""
+    """The id of its node; None until its process has started."""
     info: WorkerInfo | None = None
-    """Once it has passed a health check."""
+    """None until it has passed a health check."""
     is_starting: bool = True
-    """Its first health check is not over."""
+    """Whether its first health check is not over."""
     checked_since: float | None = None
-    """Since when its health is being checked."""
+    """When its current health check began; None if there is none."""
 
     @property
     def is_cpu_only(self) -> bool:
@@ -104,7 +104,7 @@ class WorkerManager:
         return len(self._workers)
 
     def info(self, worker: str) -> WorkerInfo:
-        """Of a worker that has passed a health check."""
+        """The info of a worker that has passed a health check."""
         info = self._workers[worker].info
         assert info is not None
         return info
@@ -139,23 +139,23 @@ class WorkerManager:
         self._causes[worker.node] = event.cause
         if worker.is_starting:
             self._enlist(name)
-        said = str(event.cause) if isinstance(event.cause, UserError) else event.summary
+        reason = str(event.cause) if isinstance(event.cause, UserError) else event.summary
         if is_accelerator_error(event.cause):  # a new process may be better
-            self._say(f"{self._name(worker.node)}: {said}; starting another worker (details: {path})")
+            self._say(f"{self._name(worker.node)}: {reason}; starting another worker (details: {path})")
             self._pool.kill(name)
-            self._outputs.events.note("lost", worker=name, reason=said)
-            self._dispatcher.worker_lost(name, now, said)
+            self._outputs.events.note("lost", worker=name, reason=reason)
+            self._dispatcher.worker_lost(name, now, reason)
             del self._workers[name]
-            self._restart(said)
+            self._restart(reason)
         else:
-            self.cools_down(self._dispatcher.health.unhealthy(name, now, said), said)
+            self.cools_down(self._dispatcher.health.unhealthy(name, now, reason), reason)
 
     def failed(self, event: Failed) -> None:
-        """A worker failed a task: remember why, in case its node is unfit."""
+        """A worker failed a task: record the error, in case its node is unfit."""
         self._causes[self._workers[event.worker].node or event.worker] = event.cause
 
     def cools_down(self, cooldown: Cooldown | None, reason: str) -> None:
-        """Tell of a worker or node that is not used for a time."""
+        """Report a worker or node that is not used for a time."""
         if cooldown is None:
             return
         node, seconds = self._name(cooldown.node), cooldown.seconds
@@ -195,7 +195,7 @@ class WorkerManager:
             raise RunFailed(f"{died} died of their tasks, and no task was done; the last: {reason}")
 
     def grant_grace(self, seconds: float) -> None:
-        """For this time the driver could hear no answer to a health check."""
+        """Ignore this time, in which the driver received nothing, when the duration of health checks is measured."""
         for worker in self._workers.values():
             if worker.checked_since is not None:
                 worker.checked_since += seconds
@@ -320,7 +320,7 @@ class WorkerManager:
                 self._dispatcher.worker_released(name, now)
 
     def _restart(self, reason: str) -> None:
-        """Have another worker started, later each time, after one that did nothing."""
+        """Start a worker in place of one that did nothing, with a longer pause each time."""
         self._fruitless += 1
         if self._fruitless > self._largest + FRUITLESS_RESTARTS and not self._dispatcher.in_flight.running:
             raise RunFailed(
@@ -329,7 +329,7 @@ class WorkerManager:
         self._not_started += 1
         beyond = self._not_started - self._largest
         if beyond > 0:
-            self._pauses.append(time.monotonic() + min(LONGEST_PAUSE_SECONDS, 2.0 ** min(beyond - 1, 16)))
+            self._pauses.append(time.monotonic() + min(MAX_PAUSE_SECONDS, 2.0 ** min(beyond - 1, 16)))
 
     def _name(self, node: str) -> str:
         return self._names.get(node, node)
@@ -338,7 +338,7 @@ class WorkerManager:
         self._outputs.progress.say(text)
 
     def _no_fit_node(self, unfit: dict[str, str]) -> Exception:
-        """What ends a run without a fit node. Where all nodes say the same, it is said once."""
+        """The error that ends a run without a fit node. A reason that all nodes share is given once."""
         causes = [self._causes.get(node) for node in unfit]
         if len(set(unfit.values())) == 1:
             text = next(iter(unfit.values()))

@@ -25,10 +25,10 @@ from taugrid.workers.training.log import TrainingProgress, training_progress
 from taugrid.workers.training.spec import TrainingSpec
 
 CAPACITY_SECONDS = 5.0
-"""How often a training that waits for its workers looks whether nodes have joined."""
+"""How often a training that waits for its workers checks whether nodes have joined."""
 
 STANDSTILL_SECONDS = 120.0
-"""Time without a logged step after which the user is told what a training may be waiting for."""
+"""Time without a logged step after which a message says what a training may be waiting for."""
 
 
 class TrainingFailed(RunFailed):
@@ -37,7 +37,7 @@ class TrainingFailed(RunFailed):
     def __init__(self, called: str, reason: str, log: Path | str, fails_again: bool = False) -> None:
         super().__init__(f"training of model {called} failed: {reason} (details: {log})")
         self.briefly = f"training of model {called} failed: {reason.partition('; ')[0]} (details: {log})"
-        """Without what can be done about it, for a line that the whole one follows."""
+        """The message without what to do, for a line that precedes the whole message."""
         self.fails_again = fails_again
         """Whether the same command would fail in the same way."""
 
@@ -67,7 +67,7 @@ class Training:
         self._told: set[str] = set()
         self._error: BaseException | None = None
         self.at = self._now()
-        """How far it is, by its log; None before the first step."""
+        """Progress by its log; None before the first step."""
         self.has_begun = False
         """Whether it has logged a step since `begin`."""
 
@@ -96,19 +96,19 @@ class Training:
             has_checkpoint = any(self._spec.running.glob("checkpoint_*"))
             place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
             how = "failed" if model.id in failed_trainings(self._rundir) else "was interrupted"
-            said = f"training of {model.called} {how} at step {self.at.step}; it continues from {place}"
-            self._say_once("interrupted", said)
+            message = f"training of {model.called} {how} at step {self.at.step}; it continues from {place}"
+            self._say_once("interrupted", message)
         self._began = self._changed = self._looked_at = self._fitted_at = time.monotonic()
-        # A watching command sees by the step whether the log has grown since.
+        # With this step a watching command detects whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
         threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
 
     def put_back(self) -> None:
-        """Say in the events that it waits for `begin`, having found no room."""
+        """Record an event: it found no room and waits for `begin`."""
         self._events.add("training waits", model=self.model.id)
 
     def look(self) -> None:
-        """Read the log, and tell the user once if nothing happens.
+        """Read the log, and say once if no step is logged for long.
 
         Raises:
             UserError: if nodes large enough did not join in time. The thread goes on waiting, as Ray Train knows no
@@ -142,7 +142,7 @@ class Training:
             raise capacity.no_capacity(size, self._cluster.label_selector, then)
 
     def end(self, log: Callable[[str, str], Path]) -> None:
-        """Put the model in place, and say how it went. `log` writes a file in logs/.
+        """Put the model in place, and report the outcome. `log` writes a file in logs/.
 
         Raises:
             UserError: if something must be changed first.
@@ -202,8 +202,8 @@ class Training:
         if self._may_grow and wanted.workers != asked:
             grows = "it begins with as many as fit, at least one, and takes more as nodes join"
             then = f"it trains with {wanted.workers}" if isinstance(wanted.workers, int) else grows
-            said = f"training {self.model.called}: the cluster does not fit {asked} workers now; {then}"
-            self._say_once("workers", said)
+            message = f"training {self.model.called}: the cluster does not fit {asked} workers now; {then}"
+            self._say_once("workers", message)
         return TrainingSpec(
             data=source.data,
             data_sha256=content_fingerprint(source.data),

@@ -20,15 +20,15 @@ from taugrid.workers.ray_compat import memory_here
 POLL_SECONDS = 0.5
 """How often the driver checks the logs and Ctrl-C."""
 
-LOOK_SECONDS = 2.0
-"""How often it looks whether another training has room."""
+ROOM_POLL_SECONDS = 2.0
+"""How often the driver checks whether one more training has room."""
 
 HELPERS_BYTES = 500 * 2**20
-"""What Ray Train's controller and its three helpers of one training take of the driver's memory. Each imports ray.train
-and pandas; 470 MB were measured (docs/decisions.md)."""
+"""Memory of the driver's machine for Ray Train's controller of one training and its three helpers. Each imports
+ray.train and pandas; 470 MB were measured (docs/decisions.md)."""
 
 HELPERS_SHARE = 0.5
-"""The most of the driver's memory that they take together, unless `cluster.trainings` says how many there are."""
+"""The share of the machine's memory for the helpers of all trainings, unless `cluster.trainings` sets their number."""
 
 
 class UnderWay(NamedTuple):
@@ -39,7 +39,7 @@ class UnderWay(NamedTuple):
 
 
 def most_at_once(cluster: Cluster) -> int:
-    """The most trainings at a time, however much room there is for their workers."""
+    """The maximum number of trainings at a time, however much room there is for their workers."""
     return cluster.trainings or max(1, int(memory_here() * HELPERS_SHARE) // HELPERS_BYTES)
 
 
@@ -48,7 +48,7 @@ def another_fits(wanted: Trainers, under_way: UnderWay, cluster: Cluster, may_gr
 
     It takes what it would take alone: fewer CPUs would be fewer threads, and other last digits of weights. An elastic
     training counts with all its workers. With `cluster.trainings` on a cluster that `may_grow`, it begins without room,
-    because Ray's autoscaler hears only of workers that wait.
+    because Ray's autoscaler counts only workers that wait.
     """
     if not under_way.all or (cluster.trainings is not None and may_grow):
         return True
@@ -131,7 +131,7 @@ class Trainings:
     def _begin(self) -> None:
         """Begin those that wait, in their order, as long as the next one has room."""
         now = time.monotonic()
-        if self._under_way and now - self._looked_at < LOOK_SECONDS:
+        if self._under_way and now - self._looked_at < ROOM_POLL_SECONDS:
             return
         self._looked_at = now
         while self._waiting and not self._are_enough() and self._fits(self._waiting[0]):
@@ -186,10 +186,10 @@ class Trainings:
 
     def _show(self) -> None:
         running = {training.model.called: training.at for training in self._under_way if training.has_begun}
-        known = {called: at for called, at in running.items() if at is not None}
-        if known:
+        progress = {called: at for called, at in running.items() if at is not None}
+        if progress:
             done = sum(training.done for training in self._all)
             self._progress.started(done)
-            workers = sum(at.workers for at in known.values())
-            note = note_of_trainings(known, len(self._all), self._trained)
+            workers = sum(at.workers for at in progress.values())
+            note = note_of_trainings(progress, len(self._all), self._trained)
             self._progress.update(done, workers=workers, note=note)

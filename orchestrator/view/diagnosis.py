@@ -84,8 +84,8 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
     path = damage.path
     if path == rundir.samples:
         return NextStep(None, "use a config that has these cells, or remove their folders")
-    if damage.way_out:
-        return NextStep(None, damage.way_out)
+    if damage.fix:
+        return NextStep(None, damage.fix)
     folder = path.relative_to(rundir.root).parts[0]
     if folder == rundir.samples.name and not is_planned:
         return NextStep(None, "remove it: it belongs to no cell of the config")

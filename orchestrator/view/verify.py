@@ -11,7 +11,7 @@ from taugrid import parquet
 from taugrid.errors import DamagedFile, NotHere, OtherWeights
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.directory import READERS, Damage, RunDir
+from taugrid.orchestrator.rundir.directory import READER_THREADS, Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events, unreadable_lines
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.work import work_kinds
@@ -149,7 +149,7 @@ def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int
     except (NotHere, OtherWeights) as error:  # the images can be read without them
         path = rundir.weights_file(cell.model, cell.settings.weights)
         if isinstance(error, OtherWeights):
-            found.append(Damage(path, str(error), error.way_out))
+            found.append(Damage(path, str(error), error.fix))
         else:
             found.append(Damage(path, f"missing; {PUT_BACK}", PUT_BACK))
         done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
@@ -185,7 +185,7 @@ class _Read(NamedTuple):
 
 def _read_all(paths: Sequence[Path], look: Callable[[Path], _Read], tick: Callable[[int], None]) -> Iterator[Damage]:
     """The damages that `look` finds in the files, in their order."""
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READER_THREADS) as pool:
         for damages, images in pool.map(look, paths):
             tick(images)
             yield from damages

@@ -27,7 +27,7 @@ from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import OURS, REFERENCE, scorers
+from taugrid.orchestrator.rundir.origins import REFERENCE, TAUGRID, scorers
 from taugrid.protocol import SOFTWARE, canonical
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import Storage, read_sealed, write_sealed
@@ -64,7 +64,7 @@ class ScoredWith:
     def of(cls, places: Iterable[str], protocol: Mapping[str, Any]) -> "ScoredWith":
         """From the places and the protocol of a score."""
         versions = canonical(protocol).get("versions") or {}
-        return cls(tuple(sorted(places)), {name: value for name, value in versions.items() if name != OURS})
+        return cls(tuple(sorted(places)), {name: value for name, value in versions.items() if name != TAUGRID})
 
     @classmethod
     def read(cls, value: Mapping[str, Any] | None) -> "ScoredWith | None":

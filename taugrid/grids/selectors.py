@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from taugrid.errors import UserError
 from taugrid.grids.names import SHOWN, plain_text, value_text
 
-MOST_NAMED = 6
+MAX_NAMED = 6
 """How many values or names a message lists."""
 
 _CONDITION = re.compile(
@@ -103,7 +103,7 @@ def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, s
 
 def _listed(names: Iterable[str]) -> str:
     listed = list(names)
-    return ", ".join(listed[:MOST_NAMED]) + (", ..." if len(listed) > MOST_NAMED else "")
+    return ", ".join(listed[:MAX_NAMED]) + (", ..." if len(listed) > MAX_NAMED else "")
 
 
 def _unquoted(text: str) -> str:

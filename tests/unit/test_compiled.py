@@ -88,7 +88,7 @@ def test_a_worker_compiles_more_than_eight_architectures():
 
 
 def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(compiled, "MOST_COMPILED", 2)
+    monkeypatch.setattr(compiled, "MAX_COMPILATIONS", 2)
     outputs = outputs_of(range(1, 4))
     next(outputs)
     next(outputs)

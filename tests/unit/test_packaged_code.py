@@ -68,7 +68,7 @@ def test_what_is_installed_or_gone_stays_behind(modules, tmp_path):
 
 def test_too_much_is_refused(modules, tmp_path, monkeypatch):
     (modules / "lonely.py").write_text("#" * 1000)
-    monkeypatch.setattr(source, "MOST_PACKED_BYTES", 900)
+    monkeypatch.setattr(source, "MAX_PACKED_BYTES", 900)
     with pytest.raises(UserError, match=r"take 1,0\d\d bytes, most of them .*lonely.py, but only 900 are sent"):
         pack(find_source("network").files, tmp_path / "packed")
 

@@ -120,7 +120,7 @@ def opened(tmp_path, monkeypatch, cluster_of):
     cluster_of(Node("a", 3, 0))
     monkeypatch.setattr(one.Training, "wanted", lambda self: Trainers(1, 1, 0))
     monkeypatch.setattr(several, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(several, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(several, "ROOM_POLL_SECONDS", 0.0)
     with small_run(tmp_path, CONFIG) as opened:
         yield opened
 

@@ -30,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 CHOICES_BY_TIMING = {"shape_padding": False, "deterministic": True}
 """Options of torch's compiler, of which older versions lack some."""
 
-MOST_COMPILED = 256
+MAX_COMPILATIONS = 256
 """How often torch may compile the same code, for other shapes of weights or batches and other precisions. Its own limit
 is 8 in a process. Beyond it torch silently computes as if nothing were compiled, so the bits of an image would depend
 on what its worker did before."""
@@ -53,15 +53,15 @@ def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
         whole = torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
         try:
             with dynamo.patch(
-                recompile_limit=MOST_COMPILED,
-                accumulated_recompile_limit=MOST_COMPILED,
+                recompile_limit=MAX_COMPILATIONS,
+                accumulated_recompile_limit=MAX_COMPILATIONS,
                 fail_on_recompile_limit_hit=True,
             ):
                 return call(whole)[: len(x)]
         except FailOnRecompileLimitHit as error:
             raise DeviceUnusable(
                 f"node {this_node()}: sample.compile: default failed: torch compiled a network's code "
-                f"{MOST_COMPILED} times in one process; set sample.compile: none"
+                f"{MAX_COMPILATIONS} times in one process; set sample.compile: none"
             ) from error
         except (TorchDynamoException, InductorError, InvalidCxxCompiler) as error:
             if is_out_of_memory(error):

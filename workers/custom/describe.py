@@ -24,7 +24,7 @@ ANSWER = "taugrid's answer: "
 TIMEOUT_SECONDS = 600.0
 """Enough to download some weights, load a network twice and try it on a few images on a CPU."""
 
-LONGEST_REASON = 200
+MAX_REASON_LENGTH = 200
 """How many characters of an exception's text are shown."""
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         text = joined_lines(error)
-        sys.exit(text if isinstance(error, CustomCodeError) else f"{type(error).__name__}: {text[:LONGEST_REASON]}")
+        sys.exit(text if isinstance(error, CustomCodeError) else f"{type(error).__name__}: {text[:MAX_REASON_LENGTH]}")
     print(f"\n{ANSWER}{json.dumps(fields)}")
 
 

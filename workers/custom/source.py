@@ -35,7 +35,7 @@ NOT_USER_FOLDERS = [
 ]
 """Where such packages are, so that they are recognised under any module name."""
 
-MOST_PACKED_BYTES = 50 * 10**6
+MAX_PACKED_BYTES = 50 * 10**6
 """Source code has less. Every node keeps a copy, and Ray's head keeps one in memory."""
 
 
@@ -230,16 +230,16 @@ def pack(files: Iterable[SourceFile], folder: Path) -> None:
     it will say so.
 
     Raises:
-        UserError: if they are larger than `MOST_PACKED_BYTES` together.
+        UserError: if they are larger than `MAX_PACKED_BYTES` together.
     """
     paths = {file.module: Path(file.path) for file in files}
     own = {module: path for module, path in paths.items() if is_user_file(path) and path.is_file()}
     sizes = {path: path.stat().st_size for path in own.values()}
-    if sum(sizes.values()) > MOST_PACKED_BYTES:
+    if sum(sizes.values()) > MAX_PACKED_BYTES:
         largest = max(sizes, key=lambda path: sizes[path])
         raise UserError(
             f"the modules that your config names take {quantity(sum(sizes.values()))} bytes, most of them {largest}, "
-            f"but only {quantity(MOST_PACKED_BYTES)} are sent to a cluster; install them on every node instead"
+            f"but only {quantity(MAX_PACKED_BYTES)} are sent to a cluster; install them on every node instead"
         )
     for module, path in own.items():
         *packages, name = module.split(".")

@@ -24,7 +24,7 @@ PICKLED_WEIGHTS_FILE = "diffusion_pytorch_model.bin"
 FOLDERS = ("", "unet/", "unet_raw/", "scheduler/")
 """Where a repository may hold the files of a network or a pipeline."""
 
-MOST_NAMED = 3
+MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,9 @@ def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
     except (FileNotFoundError, NotADirectoryError):
         suffixes = {".safetensors", ".bin", ".ckpt", ".pt", ".pth"}
         others = [other.name for other in storage.list(path.parent, "*") if other.suffix in suffixes]
-        there = f", only {listed(others, MOST_NAMED)}" if others else ""
+        hint = f", only {listed(others, MAX_NAMED)}" if others else ""
         raise NotHere(
-            f"there is no {path}{there}; a model's weights must be in this one file, as diffusers' save_pretrained "
+            f"there is no {path}{hint}; a model's weights must be in this one file, as diffusers' save_pretrained "
             "writes it without a variant"
         ) from None
     return _sha256(path, storage, version)

@@ -25,7 +25,7 @@ from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 from taugrid.workers.importing import imported_on_use, uncollected
 from taugrid.workers.network.checkpoint import (
     CONFIG_FILE,
-    MOST_NAMED,
+    MAX_NAMED,
     WEIGHTS_FILE,
     config_sha256,
     weights_file,
@@ -132,7 +132,7 @@ def _from_folder(private: Path, folder: Path) -> UNet2DModel:
         raise WrongWeights(f"{folder}/config.json is not a UNet2DModel's: {joined_lines(error)}") from error
     shapes = [f"{name} {list(theirs)}, not {list(ours)}" for name, theirs, ours in info["mismatched_keys"]]
     wrong = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": shapes}
-    faults = [f"{fault}: {listed(sorted(names), MOST_NAMED)}" for fault, names in wrong.items() if names]
+    faults = [f"{fault}: {listed(sorted(names), MAX_NAMED)}" for fault, names in wrong.items() if names]
     if faults:
         raise WrongWeights(f"{file} does not fit the config.json next to it ({'; '.join(faults)})")
     return unet

@@ -1,7 +1,7 @@
-"""The tasks of a run: what is ready, in which order, and what came of them. Pure.
+"""The tasks of a run: which are ready, in which order they are assigned, and which are done or given up. Pure.
 
-Ready tasks go out in the order of their kinds, the costliest of a kind first. A task that has failed goes behind all
-that have not, so that a few hopeless ones can't keep the rest waiting.
+Ready tasks are assigned in the order of their kinds, the costliest of a kind first. A task that has failed goes behind
+all that have not, so that a few hopeless ones can't delay the others.
 
 A run may have a million tasks, so each is one number here: its place in that order.
 """
@@ -16,7 +16,7 @@ from taugrid.orchestrator.task import Task
 class Backlog:
     """All tasks of a run.
 
-    `kinds` are the names of the kinds of tasks, in the order in which they go out.
+    `kinds` are the names of the kinds of tasks, in the order in which they are assigned.
 
     Raises:
         ValueError: if two tasks share a key, a kind is unknown, or a task requires one that isn't given.
@@ -106,7 +106,7 @@ class Backlog:
         return None
 
     def complete(self, key: str) -> None:
-        """`key` is done; what waited for it alone is ready."""
+        """`key` is done; tasks that required nothing else are ready."""
         self.done.add(key)
         for dependent in self._dependents.pop(self._ranks[key], ()):
             self._missing[dependent] -= 1
@@ -131,14 +131,14 @@ class Backlog:
 
 
 Places = frozenset[str]
-"""Nodes and workers."""
+"""Names of nodes and workers."""
 
 
 class Retries:
-    """The tasks of one kind that have failed and are to be tried again, found by where they have not failed yet.
+    """The tasks of one kind that have failed and wait for a retry, searched by the places where they have not failed.
 
-    A task is its place in the order in which tasks go out. Tasks that failed at the same places share a queue, and a
-    search passes over whole queues: ten thousand tasks that one bad node failed cost it one look, not ten thousand.
+    A task is its number in the order of assignment. Tasks that failed at the same places share a queue, and a search
+    skips whole queues: ten thousand tasks that one bad node failed cost one step, not ten thousand.
     """
 
     def __init__(self) -> None:
@@ -170,8 +170,8 @@ class Retries:
         """Remove and return the first task that has not failed at `place` (None: wherever it failed); or None."""
         if place is not None and self._met[place] == len(self):
             return None
-        passed_over, found = [], None
-        while self._heads and found is None:
+        passed_over, taken = [], None
+        while self._heads and taken is None:
             task, places = heapq.heappop(self._heads)
             queue = self._queues.get(places)
             if queue is None or queue[0] != task:
@@ -185,7 +185,7 @@ class Retries:
             else:
                 del self._queues[places]
             if self.remove(task):
-                found = task
+                taken = task
         for head in passed_over:
             heapq.heappush(self._heads, head)
-        return found
+        return taken

@@ -1,4 +1,4 @@
-"""What failed where, when that suffices to give a task up, and which tasks may kill their workers. Pure."""
+"""Where each task failed, when that is enough to give it up, and which tasks may kill their workers. Pure."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Set
@@ -20,7 +20,7 @@ class TaskHistory:
     losses_in_a_row: int = 0
     """With no other worker lost in between: where workers die all the time, a death says little about the task."""
     met: set[str] = field(default_factory=set)
-    """Nodes and workers where it did not go well, whatever the reason: it goes elsewhere if it can."""
+    """Nodes and workers where it failed, for whatever reason: it goes elsewhere if it can."""
 
     @property
     def attempts(self) -> int:

@@ -36,8 +36,9 @@ from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health
 from taugrid.orchestrator.dispatch.policy.in_flight import InFlight, Throughput
 from taugrid.orchestrator.task import Task
 
-MOST_COPIES = 3
-"""Of one task at a time. A second copy may hang as the first does; a task that hangs everywhere must not take all."""
+MAX_COPIES = 3
+"""Copies of one task at a time. A second may hang as the first does; a task that hangs everywhere must not take all
+workers."""
 
 LOSSES_OF_POISON = 2
 """One worker's death is an accident. After a second with the same task, the task may be poison."""
@@ -64,7 +65,7 @@ class Assignment(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What follows from a failure."""
+    """The consequences of a failure."""
 
     key: str | None
     """The task that the worker had, if any."""
@@ -138,7 +139,7 @@ class Dispatcher:
             self.in_flight.running[worker].heartbeat = now
 
     def grant_grace(self, seconds: float) -> None:
-        """For this time the driver could hear no heartbeat: that is no silence of the tasks that run."""
+        """Ignore this time, in which the driver received no heartbeats, when the silence of tasks is measured."""
         for running in self.in_flight.running.values():
             running.heartbeat += seconds
 
@@ -260,12 +261,12 @@ class Dispatcher:
     def openings(self, now: float) -> Counter[str]:
         """Kind -> how many more workers could run tasks of it: one for each that is ready, or that may be copied."""
         ready = self.backlog.ready
-        found = Counter(ready)
-        found.update(self._kind(key) for key in self._only_queued())
-        found.update(kind for key in self._late(now) if (kind := self._kind(key)) not in ready)
+        openings = Counter(ready)
+        openings.update(self._kind(key) for key in self._only_queued())
+        openings.update(kind for key in self._late(now) if (kind := self._kind(key)) not in ready)
         if (key := self._next_trial) is not None:
-            found[self._kind(key)] += 1
-        return found
+            openings[self._kind(key)] += 1
+        return openings
 
     @property
     def startable(self) -> set[str]:
@@ -365,7 +366,7 @@ class Dispatcher:
             return False
         copies = self.in_flight.copies(key).values()
         heard = sum(not copy.is_silent(now) for copy in copies) + self.in_flight.is_queued(key)
-        return heard <= 1 and len(copies) < MOST_COPIES and self.attempts(key) < self._max_attempts
+        return heard <= 1 and len(copies) < MAX_COPIES and self.attempts(key) < self._max_attempts
 
     def _queue_seconds(self, now: float) -> Iterator[Assignment]:
         """Workers that run a task, each with a second one of the same kind."""

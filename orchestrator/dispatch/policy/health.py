@@ -20,8 +20,8 @@ FAILURES_IN_A_ROW = 3
 FIRST_COOLDOWN_SECONDS = 1.0
 """Long enough for a mount to be back after a blip; it is doubled each time."""
 
-LONGEST_COOLDOWN_SECONDS = 60.0
-"""A node whose mount is back after an hour should not wait for another."""
+MAX_COOLDOWN_SECONDS = 60.0
+"""A node whose mount is back after an hour should not wait for a second hour."""
 
 COOLDOWNS_UNTIL_UNFIT = 3
 """After this many in a row on strong evidence, the run no longer counts on a node: it ends if no other is fit. While
@@ -37,7 +37,7 @@ class Cooldown(NamedTuple):
     node: str
     seconds: float
     whole_node: bool
-    """No worker of the node may work now."""
+    """Whether no worker of the node may work now."""
 
 
 @dataclass(slots=True)
@@ -51,8 +51,8 @@ class _Worker:
     """When its cooldown ends; None: it has none."""
     strong: bool = False
     reason: str = ""
-    asked: bool = False
-    """Its health is being checked."""
+    is_checked: bool = False
+    """Whether its health is being checked."""
 
     @property
     def is_unfit(self) -> bool:
@@ -77,7 +77,7 @@ class _Node:
 
 
 class Health:
-    """What is known of every worker and node. Times are seconds on the dispatcher's clock."""
+    """The records of all workers and nodes. Times are seconds on the dispatcher's clock."""
 
     def __init__(self) -> None:
         self._workers: dict[str, _Worker] = {}
@@ -87,16 +87,16 @@ class Health:
 
     def joined(self, worker: str, node: str, now: float, takes: frozenset[str]) -> None:
         """`worker` is ready on `node`; on a node whose workers keep dying it begins with a cooldown."""
-        found = self._nodes.setdefault(node, _Node())
+        node_record = self._nodes.setdefault(node, _Node())
         record = self._workers[worker] = _Worker(node, takes)
-        found.workers[worker] = None
-        found.taken |= takes
-        if now < found.until:
-            self._cool(worker, found.until)
+        node_record.workers[worker] = None
+        node_record.taken |= takes
+        if now < node_record.until:
+            self._cool(worker, node_record.until)
             record.reason = "workers of this node keep dying"
 
     def left(self, worker: str, now: float, with_its_node: bool = False) -> None:
-        """`worker` is gone. The loss of its node's other workers may be heard later."""
+        """`worker` is gone. The loss of its node's other workers may be reported later."""
         name = self._workers.pop(worker).node
         node = self._nodes[name]
         self._cooling.pop(worker, None)
@@ -165,7 +165,7 @@ class Health:
         seconds = _seconds(record.cooldowns)
         self._cool(worker, now + seconds)
         record.cooldowns += 1
-        record.failures, record.asked = 0, False
+        record.failures, record.is_checked = 0, False
         node = self._nodes[record.node]
         whole_node = all(other in self._cooling for other in node.workers)
         node.proven = node.proven and not whole_node
@@ -174,7 +174,7 @@ class Health:
     def readmitted(self, worker: str) -> None:
         """`worker` passed its health check."""
         record = self._workers[worker]
-        record.until, record.asked = None, False
+        record.until, record.is_checked = None, False
         self._cooling.pop(worker, None)
 
     def node(self, worker: str) -> str:
@@ -213,8 +213,8 @@ class Health:
         for worker in self._cooling:
             record = self._workers[worker]
             is_over = record.until is not None and (record.until <= now or (at_once and not record.strong))
-            if is_over and not record.asked and worker not in busy:
-                record.asked = True
+            if is_over and not record.is_checked and worker not in busy:
+                record.is_checked = True
                 due.append(worker)
         return due
 
@@ -252,4 +252,4 @@ class Health:
 
 
 def _seconds(cooldowns: int) -> float:
-    return min(LONGEST_COOLDOWN_SECONDS, FIRST_COOLDOWN_SECONDS * 2.0 ** min(cooldowns, 16))
+    return min(MAX_COOLDOWN_SECONDS, FIRST_COOLDOWN_SECONDS * 2.0 ** min(cooldowns, 16))

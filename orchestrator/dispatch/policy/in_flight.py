@@ -1,6 +1,6 @@
-"""What is in flight: which workers have which tasks, since when, and which of them are late. Pure.
+"""The tasks in flight: which workers have them, since when, and which of them are late. Pure.
 
-It keeps count and decides nothing. Everything is found by worker or by key, so no event costs a search.
+It keeps records and decides nothing. They are stored by worker and by key, so no event costs a search.
 """
 
 import heapq
@@ -64,8 +64,8 @@ class InFlight:
 
     def keys(self, worker: str) -> list[str]:
         """The keys of the tasks of `worker`, first of the one that it runs."""
-        found = [self.running[worker].key] if worker in self.running else []
-        return [*found, self.queued[worker].key] if worker in self.queued else found
+        running = [self.running[worker].key] if worker in self.running else []
+        return [*running, self.queued[worker].key] if worker in self.queued else running
 
     def copies(self, key: str) -> dict[str, Running]:
         """The workers that run the task `key`, in the order in which they began."""
@@ -156,7 +156,7 @@ class Median:
 
     @property
     def value(self) -> float | None:
-        """None: of no number."""
+        """The median; None before the first number."""
         if not self._lower:
             return None
         lower = -self._lower[0]
