@@ -20,6 +20,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import FILES
 from taugrid.orchestrator.rundir.extension import check_extends
 from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.registry.samplers import unchecked
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, is_url, open_place, read_json, write_json
 
@@ -141,6 +142,11 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     """
     if out is not None or not _is_run_directory(name):
         return None
+    with unchecked():
+        return _read(name, assignments, out)
+
+
+def _read(name: Given, assignments: Sequence[Override], out: str | None) -> Run | None:
     config = load(name, assignments)
     rundir = _run_directory(name, out, config.name)
     rundir.runs_code = False

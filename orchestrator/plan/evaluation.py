@@ -17,7 +17,6 @@ from taugrid.protocol import SOFTWARE, Protocol
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec
 from taugrid.versions import versions
 from taugrid.workers.data.places import MissingImages
-from taugrid.workers.samplers.sampler import code_hash
 
 
 def extractor(config: Config, download: bool = True) -> ExtractorSpec:
@@ -104,7 +103,7 @@ class Evaluation:
         return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 
     def protocol(self, cell: Cell) -> Protocol:
-        foreign = code_hash(cell.settings.sampler)
+        foreign = cell.from_sampler.code
         return Protocol(
             reference=self.reference.identity(),
             num_samples=cell.settings.num_samples,

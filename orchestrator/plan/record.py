@@ -10,10 +10,11 @@ from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Section, Train, Unet
 from taugrid.grids.names import Naming
-from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.cells import Cell, FromSampler, Model, Plan
 from taugrid.orchestrator.plan.grid import axes
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
+from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 
@@ -36,6 +37,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "model": cell.model.id,
                 "settings": cell.settings.recorded,
                 "values": dict(cell.values),
+                **({} if cell.settings.sampler in SAMPLERS else {"sampler": cell.from_sampler._asdict()}),
             }
             for cell in plan.cells
         ],
@@ -69,10 +71,15 @@ def from_json(value: Mapping[str, Any]) -> Plan:
             axes(cell["values"]),
             cell["values"],
             names,
+            None if cell["settings"].get("sampler", DEFAULT) in SAMPLERS else _from_sampler(cell["sampler"]),
         )
         for cell in value["cells"]
     ]
     return Plan(tuple(models.values()), tuple(cells))
+
+
+def _from_sampler(value: Mapping[str, Any]) -> FromSampler:
+    return FromSampler(**{**value, "tau": tuple(value["tau"])})
 
 
 def _source_to_json(source: ModelSource) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,19 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     if not differences:
         records = rundir.model_records()
         changed = (file for model in plan.models for record in records for file in changed_files(model.source, record))
-        differences = list(dict.fromkeys(changed))
+        differences = list(dict.fromkeys([*changed, *_changed_samplers(plan, rundir)]))
     shown = listed(differences, MAX_DIFFERENCES, between="; ") or CHANGED_FILES
     return f"{rundir.root} holds {named}, which this config does not have (changed: {shown})"
+
+
+def _changed_samplers(plan: Plan, rundir: RunDir) -> Iterator[str]:
+    """A phrase for each custom sampler whose code is not what the recorded plan says."""
+    recorded = read_json(rundir.plan, rundir.storage)
+    cells = recorded.get("cells", ()) if isinstance(recorded, dict) else ()
+    codes = {(cell.get("sampler") or {}).get("code") for cell in cells}
+    for name, code in {cell.settings.sampler: cell.from_sampler.code for cell in plan.cells}.items():
+        if code not in (None, *codes):
+            yield f"the package of the sampler {name} differs"
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
