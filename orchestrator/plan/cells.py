@@ -159,12 +159,12 @@ class Cell:
 
     @property
     def eta(self) -> float | str | None:
-        """eta; None if the sampler has none."""
+        """The value of eta; None if the sampler has none."""
         return self.settings.eta if self.from_sampler.has_eta else None
 
     @property
     def eta_number(self) -> float | None:
-        """eta as tables record it; None if the sampler has none."""
+        """The number eta as tables record it; None if the sampler has none."""
         return self.settings.eta_number if self.from_sampler.has_eta else None
 
     @property
