@@ -9,7 +9,10 @@ from taugrid.orchestrator.rundir.directory import RunDir
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run, as every command and the Python API pass it on. `opened.py` makes it."""
+    """A config with its plan and its run directory, made by `opened.py`.
+
+    `RunDir` is the directory alone; `RunView` (view/run.py) is the read-only view of a run in the Python API.
+    """
 
     config: Config
     plan: Plan

@@ -1,4 +1,4 @@
-"""A task: one work item, from the plan to the progress display."""
+"""A task: one work item, such as sampling a shard."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What the dispatcher hands to a worker, and the display counts."""
+    """A work item that the dispatcher assigns to a worker and the progress display counts."""
 
     key: str
     kind: str
     cost: float
-    """In any unit proportional to time within its kind."""
+    """The relative cost within its kind: proportional to time, in any unit."""
     requires: frozenset[str] = frozenset()
-    """Keys of the tasks that must be done before."""
+    """The keys of the tasks that must finish first."""
     cell: "Cell | None" = field(default=None, compare=False)
-    """None: it is for the reference, which all cells need."""
+    """The cell that it belongs to; None: it computes the reference statistics, which all cells need."""
     job: "Job | None" = field(default=None, compare=False)
-    """What the worker does; None where it is only counted, as in a view of another driver's session."""
+    """The arguments of the work; None if the task is only counted, as when this process watches another driver."""

@@ -41,9 +41,9 @@ class NotHere(UserError):
 class OtherWeights(UserError):
     """A file of weights is not the one that a plan, or a cell's images, were made with."""
 
-    def __init__(self, what: str, way_out: str = "") -> None:
-        super().__init__("; ".join(filter(None, [what, way_out])))
-        self.way_out = way_out
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__("; ".join(filter(None, [what, fix])))
+        self.fix = fix
         """How to fix it."""
 
 

@@ -18,17 +18,17 @@ from taugrid.storage import read_sealed
 from taugrid.words import counted
 
 VERDICT = "verdict.json"
-"""The file that a night leaves beside its run once it is complete."""
+"""The file beside the run of a complete night."""
 
 
 def accept(directories: Sequence[str], file: str, reason: str, force: bool = False) -> dict[str, Any]:
-    """Write a run as the baseline file `file`, a path or a URL, and return what that says.
+    """Write a run as the baseline file `file`, a path or a URL, and return the content of its JSON.
 
-    Several runs are trainings of one recipe, that differ in nothing but `train.seed`: later nights are compared with
-    their mean. The first one's images and network are those of the canaries.
+    Several runs are trainings of one recipe, which differ only in `train.seed`: later nights are compared with their
+    mean. The canaries use the images and the network of the first.
 
-    A baseline that is there is replaced; if the run is worse than it, or can't be compared with it, the file says so.
-    `force` accepts a night's run that was judged worse, or changed; the file says that too.
+    An existing baseline is replaced; if the run is worse than it, or can't be compared with it, the file has a remark.
+    `force` accepts the run of a night that was judged a regression, with a remark too.
 
     Raises:
         UserError: if one is no run directory, has unscored cells, was judged worse, or is no training of the same
@@ -36,42 +36,44 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
     """
     path, storage = open_baseline(file, "--to")
     if 1 < len(directories) < MIN_TRAININGS:
-        raise UserError(f"give one DIR, or at least {MIN_TRAININGS}: two trainings say too little of a recipe's spread")
+        raise UserError(
+            f"give one DIR, or at least {MIN_TRAININGS}: two trainings are too few to estimate a recipe's spread"
+        )
     runs = [open_existing(directory) for directory in directories]
     complete = [_complete(run, force) for run in runs]
-    snapshot, remarks = complete[0][0], [remark for _, said in complete for remark in said]
+    snapshot, remarks = complete[0][0], [remark for _, remarks in complete for remark in remarks]
     if len(runs) > 1:
         _require_one_recipe(runs)
-        snapshot = _recipe([one for one, _ in complete])
+        snapshot = _recipe([training for training, _ in complete])
     replaces = None
     if storage.exists(path):
         before = read_baseline(path, storage)
         assert before.accepted is not None
         replaces = str(before.accepted["parquet_sha256"])
         try:
-            found = compare_snapshots(snapshot, before)
+            comparison = compare_snapshots(snapshot, before)
         except UserError as error:
             remarks.append(f"it could not be compared with the baseline that it replaces: {error}")
         else:
             snapshot = _with_distances(snapshot, before)
-            bad = [cell.label for cell in found.cells if cell.result in REGRESSIONS]
-            if bad:
-                remarks.append(f"accepted although worse than the baseline that it replaces: {', '.join(bad)}")
+            worse = [cell.label for cell in comparison.cells if cell.result in REGRESSIONS]
+            if worse:
+                remarks.append(f"accepted although worse than the baseline that it replaces: {', '.join(worse)}")
     elif storage.exists(parquet_beside(path)):
         beside = parquet_beside(path).name
-        raise UserError(f"--to {file}: {beside} is there without it; remove that, or give another --to")
+        raise UserError(f"--to {file}: {beside} exists without it; remove that, or give another --to")
     return write_baseline(snapshot, path, reason, remarks, replaces, storage)
 
 
 def _with_distances(snapshot: Snapshot, before: Snapshot) -> Snapshot:
-    """The snapshot with the distances between setups that were accepted with the baseline before."""
-    known = {new.cell: old.distances for new, old in matched(snapshot, before).pairs}
-    cells = (replace(cell, distances={**known.get(cell.cell, {}), **cell.distances}) for cell in snapshot.cells)
+    """The snapshot with the distances between setups that the previous baseline had accepted."""
+    accepted = {new.cell: old.distances for new, old in matched(snapshot, before).pairs}
+    cells = (replace(cell, distances={**accepted.get(cell.cell, {}), **cell.distances}) for cell in snapshot.cells)
     return replace(snapshot, cells=tuple(cells))
 
 
 def _require_one_recipe(runs: Sequence[Run]) -> None:
-    """Raise `UserError` if runs differ in more of their training than its seed, as far as their configs say it."""
+    """Raise `UserError` if the configs of the runs differ in their training by more than its seed."""
     for run in runs[1:]:
         if _training_of(run) != _training_of(runs[0]):
             raise UserError(
@@ -81,7 +83,7 @@ def _require_one_recipe(runs: Sequence[Run]) -> None:
 
 
 def _training_of(run: Run) -> dict[str, Any]:
-    """A run's training without its seed, from its config; of a loaded network, its diffusion alone."""
+    """The config of a run's training without its seed; of a loaded network, only its diffusion."""
     config = run.config.model_dump(mode="json")
     config["train"].pop("seed", None)
     sections = ("model", "train", "data") if run.plan.trained_here else ()
@@ -90,7 +92,7 @@ def _training_of(run: Run) -> dict[str, Any]:
 
 
 def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
-    """The snapshot of a run whose cells are all scored, with remarks."""
+    """The snapshot of a run and remarks; `UserError` unless all its cells are scored."""
     directory = run.rundir.shown
     snapshot, remarks = _after_its_night(require_scores(snapshot_of_opened(run)), run, force)
     if snapshot.unscored:
@@ -103,14 +105,14 @@ def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
 
 
 def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
-    """The snapshot of the first training, whose cells have the scores of the others beside their own."""
+    """The snapshot of the first training, with the scores of the others in its cells' `trainings`."""
     first, cells = trainings[0], []
     others = [_same_cells(training, first) for training in trainings[1:]]
     hashes = [cell.network.weights_sha256 for training in trainings for cell in training.cells[:1]]
     if len(set(hashes)) < len(hashes):
-        raise UserError("two DIRs have the same weights; a recipe is measured by trainings with seeds of their own")
+        raise UserError("two DIRs have the same weights; a recipe's trainings need different seeds")
     for cell in first.cells:
-        same = [found[cell.cell] for found in others]
+        same = [cells_of[cell.cell] for cells_of in others]
         for other in (cell, *same):
             if other.influence is None or other.block != cell.block:
                 raise UserError(
@@ -123,17 +125,19 @@ def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
 
 
 def _same_cells(training: Snapshot, first: Snapshot) -> dict[str, SnapshotCell]:
-    """Cell id of the first training -> the same cell of another one."""
+    """Cell id of the first training -> the same cell of `training`."""
     pairs, only_new, only_first = matched(training, first)
     if only_new or only_first:
-        raise UserError(f"{training.place} has other cells than {first.place}; a recipe's trainings have the same grid")
+        raise UserError(
+            f"{training.place} and {first.place} have different cells; a recipe's trainings have the same grid"
+        )
     return {old.cell: new for new, old in pairs}
 
 
 def _after_its_night(snapshot: Snapshot, run: Run, force: bool) -> tuple[Snapshot, list[str]]:
-    """The snapshot of a night's run with what its canaries measured, and remarks on the night's verdict.
+    """The snapshot of a night's run with the distances that its canaries measured, and remarks on its verdict.
 
-    How far images of other software or devices were from the baseline's is accepted with the night.
+    Accepting the night accepts these distances between images of different software or devices.
     """
     folder, storage = run.rundir.root.parent, run.rundir.storage
     verdict = read_sealed(folder / VERDICT, storage)
@@ -148,14 +152,13 @@ def _after_its_night(snapshot: Snapshot, run: Run, force: bool) -> tuple[Snapsho
     if verdict["result"] in REGRESSIONS:
         if not force:
             raise UserError(
-                f"night {verdict['night']} was judged {verdict['result']}; if it is meant to be the measure of later "
+                f"night {verdict['night']} was judged {verdict['result']}; if it shall be the baseline of later "
                 "nights, add --force"
             )
         remarks.append(f"accepted although night {verdict['night']} was judged {verdict['result']}")
     judged = {cell["cell"]: cell for cell in (verdict["comparison"] or {"cells": []})["cells"]}
     measured = {name: _distances(cell) for name, cell in judged.items()}
-    known = {name for distances in measured.values() for name in distances}
-    if known:
+    if any(measured.values()):
         largest = max(distance for distances in measured.values() for distance in distances.values())
         remarks.append(
             f"its software or device was new: images up to {largest:.2g} grey levels from the last baseline's, on "

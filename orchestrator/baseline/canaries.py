@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, grey_levels_apart
+from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, mean_grey_level_distance
 from taugrid.orchestrator.baseline.snapshot import Setup, Snapshot, SnapshotCell, pair_key
 from taugrid.orchestrator.work.scorer import changes
 from taugrid.words import counted
@@ -63,19 +63,19 @@ def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
     if not differing:
         return Check("clean")
     first = old.find_first()
-    apart = None if first is None or again.images is None else grey_levels_apart(again.images, first)
-    by = "" if apart is None else f", by {apart:.2g} grey levels on average"
+    distance = None if first is None or again.images is None else mean_grey_level_distance(again.images, first)
+    by = "" if distance is None else f", by {distance:.2g} grey levels on average"
     message = f"{differing} of the first {counted(count, 'image')} of the baseline's network differ{by}"
     setup_differences = again.setup.differences(old.first_setup)
     if not setup_differences:
         return Check("changed", f"{message}, on the same device and software")
     pair = pair_key(again.setup, old.first_setup)
     accepted = old.distances.get(pair)
-    if accepted is None or apart is None:
-        return Check("unknown", f"other software or device ({', '.join(setup_differences)})", apart, pair)
-    if apart > MAX_DISTANCE_RATIO * accepted:
-        return Check("changed", f"{message}; {accepted:.2g} were accepted for this software and device", apart, pair)
-    return Check("clean", f"{message}, no more than was accepted for this software and device", apart, pair)
+    if accepted is None or distance is None:
+        return Check("unknown", f"other software or device ({', '.join(setup_differences)})", distance, pair)
+    if distance > MAX_DISTANCE_RATIO * accepted:
+        return Check("changed", f"{message}; {accepted:.2g} were accepted for this software and device", distance, pair)
+    return Check("clean", f"{message}, no more than was accepted for this software and device", distance, pair)
 
 
 def check_scorer(new: Snapshot, baseline: Snapshot) -> Check:

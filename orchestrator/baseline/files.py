@@ -4,8 +4,7 @@ The JSON holds scores, protocols, settings, versions, why it was accepted, and t
 Parquet file has a row for each image of each cell: `cell`, `index`, `influence` (how far the image moves FID; null
 where FID has no standard error), `pixels` (8 bytes of the SHA-256 of the decoded image) and, for the first images of a
 cell, `image` (their bytes, C x H x W). The other trainings of a recipe have rows as well, for `<cell>/1` and so on.
-Its schema's metadata hold the canary of the scorer. Files of earlier versions
-have neither images nor that canary.
+The schema's metadata hold the canary of the scorer. Files of earlier versions have neither images nor that canary.
 """
 
 import hashlib
@@ -69,8 +68,9 @@ def is_baseline_file(name: str) -> bool:
 def open_baseline(name: str, named: str) -> tuple[Path, Storage]:
     """The path of a baseline file and its storage; `named` is the option or argument that names it."""
     if not is_baseline_file(name):
-        beside = f"; give {name.removesuffix('.parquet')}.json, which it belongs to" * name.endswith(".parquet")
-        raise UserError(f"{named} {name}: a baseline file ends in .json{beside}")
+        stem = name.removesuffix(".parquet")
+        hint = f"; give {stem}.json, which it belongs to" if stem != name else ""
+        raise UserError(f"{named} {name}: a baseline file ends in .json{hint}")
     if not is_url(name):
         return Path(name), LOCAL
     root, storage = open_place(name, named)
@@ -87,7 +87,7 @@ def write_baseline(
 ) -> dict[str, Any]:
     """Write a run's snapshot as a baseline file and return the content of its JSON.
 
-    `replaces` is the SHA-256 of the Parquet file of the baseline that was there.
+    `replaces` is the SHA-256 of the Parquet file of the baseline that it replaces.
     """
     value = {
         "format": FORMAT,
@@ -146,7 +146,7 @@ def _training(cell: str, number: int) -> str:
 
 
 def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
-    """The snapshot in a baseline file; `UserError` if it is none, or it or its Parquet file has changed."""
+    """The snapshot in a baseline file; `UserError` if it is no baseline file, or one of its two files has changed."""
     value = read_json_of_baseline(path, storage)
     beside = parquet_beside(path)
     try:
@@ -159,11 +159,11 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
         raise UserError(f"{_shown(beside)} is not the file that {path.name} was written with; restore both from git")
     table = pq.read_table(pa.BufferReader(data))
     cells = tuple(_read_cell(cell, table, value["run"]) for cell in value["cells"])
-    kept = (table.schema.metadata or {}).get(SCORER)
+    recorded = (table.schema.metadata or {}).get(SCORER)
     unknown = value.get("scorer") or "the baseline was written by a version that did not record it"
 
     def scorer() -> ScorerRecord | str:
-        return unknown if kept is None else ScorerRecord.read(json.loads(kept))
+        return unknown if recorded is None else ScorerRecord.read(json.loads(recorded))
 
     return Snapshot(
         _shown(path),
@@ -177,7 +177,7 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
 
 
 def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:
-    """The content of a baseline file's JSON; `UserError` if it is none, or has changed."""
+    """The content of a baseline file's JSON; `UserError` if it is no baseline file, or has changed."""
     value = read_sealed(path, storage)
     if value is None:
         if storage.exists(path):
@@ -202,8 +202,8 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
     shape = tuple(value["image_shape"])
 
     def first_images() -> NDArray[np.uint8] | None:
-        kept = rows["image"].drop_null().to_pylist() if "image" in rows.column_names else []
-        return np.frombuffer(b"".join(kept), np.uint8).reshape(len(kept), *shape) if kept else None
+        images = rows["image"].drop_null().to_pylist() if "image" in rows.column_names else []
+        return np.frombuffer(b"".join(images), np.uint8).reshape(len(images), *shape) if images else None
 
     return SnapshotCell(
         cell=value["cell"],

@@ -1,6 +1,6 @@
-"""Which cells of two runs are the same cell, by settings and grid values, and the labels that they have every night.
+"""Matches the cells of two runs by settings and grid values, and gives them labels that are the same every night.
 
-Ids and folders' names change with every new network.
+Ids and folder names change with every new network.
 """
 
 import json
@@ -34,7 +34,8 @@ MUST_AGREE = (
 """Fields of a protocol without which two FIDs are not comparable. Versions may differ: an upgrade is what a night is
 for. Settings of metrics other than FID do not change FID."""
 
-MOST_NAMED = 4
+MAX_DIFFERENCES_NAMED = 4
+"""The number of differences between protocols that an error message names."""
 
 
 class Matched(NamedTuple):
@@ -48,27 +49,27 @@ class Matched(NamedTuple):
 
 
 def matched(new: Snapshot, baseline: Snapshot) -> Matched:
-    """The cells of both, matched; `UserError` if none does, or those that match were measured in different ways."""
+    """The cells of both, matched; `UserError` if no cells match, or matching ones were measured in different ways."""
     shared = _shared_keys(new.cells, baseline.cells)
-    theirs = {_key(cell, shared): cell for cell in baseline.cells}
-    pairs = [(cell, theirs[key]) for cell in new.cells if (key := _key(cell, shared)) in theirs]
+    by_key = {_key(cell, shared): cell for cell in baseline.cells}
+    pairs = [(cell, by_key[key]) for cell in new.cells if (key := _key(cell, shared)) in by_key]
     if not pairs:
         raise UserError(
             f"no cell of {new.place} has the settings of one of {baseline.place} "
             f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"
         )
     _require_comparable(pairs, new.place if new.cells[0].metrics else "DIR")
-    used = {old.cell for _, old in pairs}
-    found = {cell.cell for cell, _ in pairs}
+    matched_old = {old.cell for _, old in pairs}
+    matched_new = {cell.cell for cell, _ in pairs}
     return Matched(
         pairs,
-        [*(cell.name for cell in new.cells if cell.cell not in found), *new.unscored],
-        [*(cell.name for cell in baseline.cells if cell.cell not in used), *baseline.unscored],
+        [*(cell.name for cell in new.cells if cell.cell not in matched_new), *new.unscored],
+        [*(cell.name for cell in baseline.cells if cell.cell not in matched_old), *baseline.unscored],
     )
 
 
 def _shared_keys(new: Iterable[SnapshotCell], old: Iterable[SnapshotCell]) -> tuple[str, ...]:
-    """Keys that tell cells apart only where a grid has several values of them: N, and the places of models."""
+    """The keys that identify a cell only if a grid has several values of them: N, and the places of models."""
     sides = (list(new), list(old))
     optional = ("num_samples", *sorted(MODEL_FILES))
     return tuple(name for name in optional if any(len({_value(cell, name) for cell in side}) > 1 for side in sides))
@@ -80,8 +81,8 @@ def _value(cell: SnapshotCell, name: str) -> str:
 
 def _key(cell: SnapshotCell, shared: Iterable[str]) -> str:
     settings = {key: value for key, value in cell.settings.items() if key not in NOT_MATCHED}
-    said = MODEL_FILES | cell.settings.keys() | set(COLUMN_NAMES.values())
-    axes = {key: value for key, value in cell.axes.items() if key not in said}
+    known_otherwise = MODEL_FILES | cell.settings.keys() | set(COLUMN_NAMES.values())
+    axes = {key: value for key, value in cell.axes.items() if key not in known_otherwise}
     return json.dumps([settings, axes, [_value(cell, name) for name in shared]], sort_keys=True)
 
 
@@ -94,19 +95,19 @@ def _first_difference(new: SnapshotCell, old: SnapshotCell) -> str:
 
 
 def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], place: str) -> None:
-    """Raise `UserError` if a pair differs in a field of `MUST_AGREE`, and say how `place` is accepted instead."""
-    told: dict[str, set[str]] = {}
+    """Raise `UserError` if a pair differs in a field of `MUST_AGREE`; the message says how to accept `place`."""
+    differences: dict[str, set[str]] = {}
     for new, old in pairs:
-        sides = {name: _fields(cell.protocol) for name, cell in (("here", new), ("baseline", old))}
+        sides = {name: _fields(cell.protocol) for name, cell in (("new", new), ("baseline", old))}
         for name, values in disagreements(sides, may_differ=frozenset()).items():
-            by_side = {side: value for value, who in values.items() for side in who}
+            by_side = {side: value for value, having in values.items() for side in having}
             if name.startswith("reference."):
                 by_side, name = {side: _reference(fields) for side, fields in sides.items()}, "reference"
-            text = f"{name} is {by_side['here']}, in the baseline {by_side['baseline']}"
-            told.setdefault(text, set()).add(new.name)
-    if told:
-        counts = Counter({text: len(names) for text, names in told.items()})
-        shown = "; ".join(text for text, _ in counts.most_common(MOST_NAMED))
+            difference = f"{name} is {by_side['new']}, in the baseline {by_side['baseline']}"
+            differences.setdefault(difference, set()).add(new.name)
+    if differences:
+        counts = Counter({difference: len(names) for difference, names in differences.items()})
+        shown = "; ".join(difference for difference, _ in counts.most_common(MAX_DIFFERENCES_NAMED))
         raise UserError(
             f"the runs were measured in different ways: {shown}; score both alike, or accept a run that is scored "
             f"as this one: {ACCEPT.replace('DIR', place)}"
@@ -118,21 +119,21 @@ def _fields(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reference(fields: Mapping[str, Any]) -> str:
-    """The reference in a protocol, with all that tells it from another of the same name."""
+    """The reference in a protocol, with its preprocessing and hash: a name alone may stand for several."""
     reference = fields["reference"]
     kind = f"{reference.get('preprocessing')}, " if reference.get("preprocessing") else ""
     return f"{images_in_words(reference)} ({kind}SHA-256 {reference['sha256'][:8]})"
 
 
 def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list[str]:
-    """How the versions that scored the cells differ, such as "scored with torch 2.9.1 -> 2.10.0"."""
-    found: dict[str, None] = {}
+    """The differences between the versions that scored the cells, such as "scored with torch 2.9.1 -> 2.10.0"."""
+    changes: dict[str, None] = {}
     for new, old in pairs:
         sides = [_versions(canonical(cell.protocol)) for cell in (old, new)]
         for name in sorted({*sides[0], *sides[1]}):
             if sides[0].get(name) != sides[1].get(name):
-                found[f"scored with {name} {sides[0].get(name, 'unknown')} -> {sides[1].get(name, 'unknown')}"] = None
-    return list(found)
+                changes[f"scored with {name} {sides[0].get(name, 'unknown')} -> {sides[1].get(name, 'unknown')}"] = None
+    return list(changes)
 
 
 def _versions(protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,15 +150,15 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     places = {key: short_checkpoints(values.get(key) for values in cells.values()) for key in MODEL_FILES}
     given = {cell: _in_text(values, places) for cell, values in cells.items()}
     differing = varying(list(given.values()))
-    found = {}
+    labels = {}
     for cell, values in given.items():
         base = settings_name(cells[cell])
-        found[cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
-    return found
+        labels[cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
+    return labels
 
 
 def _in_text(values: Mapping[str, Any], places: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The values besides S and eta, as text; places of models by their short names."""
+    """The values other than S and eta, as text; places of models by their short names."""
     left_out = {"steps", "eta", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
     given = {key: value for key, value in values.items() if key not in left_out}
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}

@@ -1,4 +1,4 @@
-"""The decoded images of a cell: their hashes, and how far two sets of images are apart."""
+"""The decoded images of a cell: their hashes, and the distance between two sets of images."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ ImageBatch = NDArray[np.uint8]
 """(n, C, H, W)."""
 
 FIRST_IMAGES = 16
-"""Images of each cell that a baseline keeps: they say by how much the images of a later night differ."""
+"""The number of images of each cell that a baseline keeps, to measure by how much those of a later night differ."""
 
 GONE = (FileNotFoundError, NotADirectoryError, DamagedFile)
 
@@ -39,18 +39,18 @@ def digests_of(batch: ImageBatch) -> Digests:
 
 
 def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:
-    """Of all images of a cell: read and decoded or, if they were removed, as recorded. None if some are missing."""
+    """The hashes of all images of a cell; if the images were removed, as recorded. None if some are missing."""
     removed = rundir.removed_digests(cell)
     if removed is not None:
         return removed[: cell.settings.num_samples]
-    found = []
+    hashes = []
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         try:
-            found += [digests_of(batch) for _, batch in parquet.read_images(path, shard.stop, rundir.storage)]
+            hashes += [digests_of(batch) for _, batch in parquet.read_images(path, shard.stop, rundir.storage)]
         except GONE:
             return None
-    digests = np.concatenate(found)
+    digests = np.concatenate(hashes)
     return digests if len(digests) == cell.settings.num_samples else None
 
 
@@ -59,26 +59,26 @@ def first_images(rundir: RunDir, cell: Cell) -> ImageBatch | None:
     first = cell.shards[0]
     path, count = rundir.sample_part(cell, first), min(first.stop, FIRST_IMAGES)
     try:
-        found = [batch for _, batch in parquet.read_images(path, count, rundir.storage)]
+        batches = [batch for _, batch in parquet.read_images(path, count, rundir.storage)]
     except GONE:
         return None
-    return np.concatenate(found) if found else None
+    return np.concatenate(batches) if batches else None
 
 
 def all_images(rundir: RunDir, cell: Cell) -> Mapping[int, NDArray[np.uint8]] | None:
     """The images of a cell by index; None if files are gone."""
-    found: dict[int, NDArray[np.uint8]] = {}
+    images: dict[int, NDArray[np.uint8]] = {}
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         if not rundir.storage.exists(path):
             return None
         for index, batch in parquet.read_images(path, shard.stop, rundir.storage):
-            found |= dict(zip(index.tolist(), batch, strict=True))
-    return found
+            images |= dict(zip(index.tolist(), batch, strict=True))
+    return images
 
 
-def grey_levels_apart(one: ImageBatch, other: ImageBatch) -> float:
-    """The mean distance in grey levels of two sets of images, of as many as both have."""
+def mean_grey_level_distance(one: ImageBatch, other: ImageBatch) -> float:
+    """The mean distance in grey levels between the images that both sets have."""
     n = min(len(one), len(other))
     return float(np.abs(one[:n].astype(np.int16) - other[:n].astype(np.int16)).mean())
 
@@ -94,6 +94,6 @@ def distance(
         return PixelDistance(images, 0, 0, 0.0)
     if new is None or old is None:
         return PixelDistance(images, len(differing), None, None)
-    apart = [np.abs(new[int(i)].astype(np.int16) - old[int(i)].astype(np.int16)) for i in differing]
-    largest = int(max(a.max() for a in apart))
-    return PixelDistance(images, len(differing), largest, float(np.mean([a.mean() for a in apart])))
+    distances = [np.abs(new[int(i)].astype(np.int16) - old[int(i)].astype(np.int16)) for i in differing]
+    largest = int(max(image.max() for image in distances))
+    return PixelDistance(images, len(differing), largest, float(np.mean([image.mean() for image in distances])))

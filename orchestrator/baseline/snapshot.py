@@ -23,8 +23,8 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import (
-    OURS,
     REFERENCE,
+    TAUGRID,
     Origin,
     codes,
     device_kinds,
@@ -70,12 +70,12 @@ class Setup:
     @property
     def key(self) -> str:
         """A hash of everything that counts."""
-        versions = {name: version for name, version in self.versions.items() if name != OURS}
+        versions = {name: version for name, version in self.versions.items() if name != TAUGRID}
         return json_sha256([self.devices, versions, self.threads, self.batch_size])[:16]
 
     def differences(self, before: "Setup") -> list[str]:
         """The changes since `before`, such as "torch 2.9.1 -> 2.10.0"; unknown and mixed values differ."""
-        names = sorted({*self.versions, *before.versions} - {OURS})
+        names = sorted({*self.versions, *before.versions} - {TAUGRID})
         pairs = [(name, before.versions.get(name, "unknown"), self.versions.get(name, "unknown")) for name in names]
         pairs.append(("device", AND.join(before.devices) or "unknown", AND.join(self.devices) or "unknown"))
         pairs.append(("threads", before.threads, self.threads))

@@ -86,7 +86,7 @@ def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str,
     from taugrid.orchestrator.baseline.files import snapshot_of
     from taugrid.orchestrator.baseline.snapshot import require_scores, snapshot_of_opened
     from taugrid.orchestrator.baseline.text import comparison_text
-    from taugrid.orchestrator.nightly.again import canaries_beside
+    from taugrid.orchestrator.nightly.resampling import canaries_beside
     from taugrid.orchestrator.opened import open_existing
 
     run = open_existing(directory)

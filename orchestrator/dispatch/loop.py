@@ -30,7 +30,7 @@ from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, 
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
-from taugrid.orchestrator.rundir.commits import Committed, confirm, require_here
+from taugrid.orchestrator.rundir.commits import Committed, confirm, require_in_place
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
@@ -254,7 +254,7 @@ class Loop:
         if _fills(cause, self._job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
-            require_here(self._job(doing).run, self._job(doing).storage)
+            require_in_place(self._job(doing).run, self._job(doing).storage)
         path = self._log(doing, failure.traceback)
         self._manager.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary

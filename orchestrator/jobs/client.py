@@ -1,6 +1,6 @@
-"""The jobs of a Ray cluster elsewhere, through the job server on its head (Ray's dashboard, port 8265).
+"""The jobs of a remote Ray cluster, through the job server on its head (Ray's dashboard, port 8265).
 
-Errors are one line: Ray's own have many, and it has no time limits.
+Requests have time limits and errors are one line, unlike those of Ray's own client.
 """
 
 import http.client
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 ANSWER_SECONDS = 60.0
-"""Time that the job server has for an answer once it is connected."""
+"""Time limit for an answer of the job server once it is connected."""
 
-SAME = "taugrid"
-"""The key in a job's metadata that says that taugrid submitted it, and which version."""
+VERSION_KEY = "taugrid"
+"""The key in a job's metadata whose value is the version of taugrid that submitted it."""
 
 
 class Submission(NamedTuple):
@@ -49,13 +49,13 @@ class Submission(NamedTuple):
     status: str
     """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     exit_code: int | None
-    """Of the run; None while it has not ended, or if it could not be started or was stopped."""
+    """The run's exit code; None while it has not ended, or if it could not be started or was stopped."""
     started: float | None
     """Unix time."""
     ended: float | None
     """Unix time; None while it has not ended."""
     message: str
-    """What Ray says of it, perhaps of many lines."""
+    """Ray's message on the status, perhaps several lines."""
 
     @property
     def has_ended(self) -> bool:
@@ -69,8 +69,8 @@ class Jobs:
         """Connect to the job server at `address`, http://HOST:PORT.
 
         Raises:
-            UserError: if the address is not valid, nothing answers there, or the cluster is open or refuses the token
-                that is here.
+            UserError: if the address is not valid, nothing answers there, or the cluster is open or refuses this
+                machine's token.
         """
         self.address = address.rstrip("/")
         os.environ.update(COMMON_ENVIRONMENT)
@@ -85,14 +85,14 @@ class Jobs:
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # they would tell of each package that they send
+            logging.getLogger(name).setLevel(logging.ERROR)  # they would log each package that they send
         # Ray's client prefers these variables to its argument, and inside a job RAY_ADDRESS names another cluster.
         with self._one_line_errors(), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             self.client = Client(self.address)
 
     @contextmanager
     def _one_line_errors(self, job: str = "") -> Iterator[None]:
-        """Turns what Ray's client raises into one line; `job` is the id that the block asks for."""
+        """Turn errors of Ray's client into one line; `job` is the id that the block requests."""
         import requests
         from ray.exceptions import RayError
 
@@ -123,11 +123,11 @@ class Jobs:
                             entrypoint=shlex.join(entrypoint(config, out, break_lock, only)),
                             submission_id=job,
                             runtime_env={"working_dir": name},
-                            metadata={SAME: __version__, "run": config.name, "out": out},
+                            metadata={VERSION_KEY: __version__, "run": config.name, "out": out},
                         )
                     return submitted
                 except RunFailed as error:
-                    if "already exists" not in str(error):  # someone else was faster
+                    if "already exists" not in str(error):  # another user was faster
                         raise
 
     def _next_id(self, run: str) -> str:
@@ -140,8 +140,8 @@ class Jobs:
     def all(self) -> list[Submission]:
         """Every job that taugrid submitted to the cluster since its head started, the latest first."""
         with self._one_line_errors():
-            found = [_job(details) for details in self.client.list_jobs() if SAME in (details.metadata or {})]
-        return sorted(found, key=lambda job: job.started or 0, reverse=True)
+            jobs = [_job(details) for details in self.client.list_jobs() if VERSION_KEY in (details.metadata or {})]
+        return sorted(jobs, key=lambda job: job.started or 0, reverse=True)
 
     def one(self, job: str) -> Submission:
         """The job of this id, also if taugrid did not submit it."""
@@ -182,16 +182,16 @@ def _check_form(address: str) -> None:
 
 
 def _shown(address: str) -> str:
-    """An address for a message: without a user and a password."""
+    """An address for a message, without user and password."""
     return address.rpartition("@")[2]
 
 
 def _require_welcome(address: str) -> None:
-    """Refuse a job server beyond this machine that is open, and one that does not accept the token that is here."""
-    is_here = is_on_loopback(f"{urlsplit(address).hostname}:0")
-    if not is_here:
+    """Refuse a job server that does not accept this machine's token, and one of another machine that is open."""
+    is_local = is_on_loopback(f"{urlsplit(address).hostname}:0")
+    if not is_local:
         require_token(address)
-    require_token_accepted(address, is_here, lambda token: _answers(address, token))
+    require_token_accepted(address, is_local, lambda token: _accepts(address, token))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -201,16 +201,16 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """Refuse."""
 
 
-def _answers(address: str, token: Token | None) -> bool:
-    """Whether a job server answers to this token, or without one; `UserError` if it neither answers nor refuses.
+def _accepts(address: str, token: Token | None) -> bool:
+    """Whether a job server accepts this token, or no token; `UserError` if it neither accepts nor refuses.
 
-    It is asked directly, as always: a proxy of the environment's would see the token, and could answer in its place.
+    The request bypasses the environment's proxy, which would see the token and could answer in the server's place.
     """
     request = urllib.request.Request(f"{address}/api/version", headers=dict([token.header] if token else ()))
     opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=CONNECT_SECONDS) as answer:
-            is_rays = "ray_version" in json.load(answer)
+            is_ray = "ray_version" in json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return False
@@ -222,15 +222,15 @@ def _answers(address: str, token: Token | None) -> bool:
             "address of the head's dashboard, port 8265 by default"
         ) from None
     except (ValueError, http.client.HTTPException):  # no JSON, or not even HTTP
-        is_rays = False
-    if not is_rays:
+        is_ray = False
+    if not is_ray:
         raise UserError(f"--address {address}: that is not a Ray job server")
     return True
 
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """These environment variables are unset within the block."""
+    """Unset these environment variables within the block."""
     values = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
@@ -239,6 +239,6 @@ def _without(*names: str) -> Iterator[None]:
 
 
 def _last_line(error: BaseException) -> str:
-    """The job server answers with tracebacks of tracebacks, whose ends are full stops on lines of their own."""
+    """The last line with text: the job server answers with nested tracebacks that end with lines of full stops."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next((line for line in reversed(lines) if line.strip(".")), type(error).__name__)

@@ -1,7 +1,7 @@
-"""Follows a job: prints what it prints, and tells how it ended.
+"""Follows a job: prints its log, and returns its status when it has ended.
 
-Ray's tail of a log can end while the job runs (ray#57002), or hang when the head is gone. So the job's status alone
-tells of its end, the tail is begun again when it breaks off, and what is missing in the end is read at once.
+Ray's tail of a log can end while the job runs (ray#57002), or hang when the head is gone. So only the job's status
+shows that it has ended; a tail that breaks off is restarted, and the rest of the log is read at the end.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from typing import Any
 from taugrid.errors import Exit, RunFailed
 from taugrid.orchestrator.jobs.client import Jobs, Submission
 
-LOOK_SECONDS = 1.0
-"""How often the job's status is asked for."""
+POLL_SECONDS = 1.0
+"""Time between two polls of the job's status."""
 
 LOST_SECONDS = 60.0
-"""Time without an answer after which a head is given up. Nothing is known of its job then."""
+"""Time without an answer after which the head counts as gone. The job may still run then."""
 
 
 class Tail:
@@ -31,20 +31,20 @@ class Tail:
         self._printed = 0
 
     async def until_it_breaks_off(self) -> None:
-        """Print what comes, from the log's start, until Ray's tail ends. Why it does is no matter: the status tells."""
+        """Print the log from its start until Ray's tail ends, for whatever reason."""
         import aiohttp
 
-        seen, texts = 0, self._jobs.client.tail_job_logs(self._job)
+        position, texts = 0, self._jobs.client.tail_job_logs(self._job)
         while True:
             try:
                 text = await anext(texts)
             except (StopAsyncIteration, aiohttp.ClientError, RuntimeError, OSError):
                 return
-            self._print(seen, text)
-            seen += len(text)
+            self._print(position, text)
+            position += len(text)
 
     def finish(self) -> None:
-        """Print what is still missing."""
+        """Print the rest of the log."""
         self._print(0, self._jobs.log(self._job))
 
     def _print(self, start: int, text: str) -> None:
@@ -56,7 +56,7 @@ class Tail:
 
 
 def follow(jobs: Jobs, job: str, write: Callable[[str], Any]) -> Submission:
-    """Print a job's log until it has ended; the job as it was then.
+    """Print a job's log until the job has ended; return its final state.
 
     Raises:
         UserError: if there is no such job.
@@ -74,16 +74,16 @@ async def _follow(jobs: Jobs, job: str, tail: Tail) -> Submission:
     try:
         while True:
             try:
-                found = await _aside(jobs.one, job)
+                submission = await _in_thread(jobs.one, job)
                 answered = time.monotonic()
-                if found.has_ended:
-                    return found
+                if submission.has_ended:
+                    return submission
             except RunFailed as error:
                 if time.monotonic() - answered > LOST_SECONDS:
                     raise RunFailed(f"{error}; the job may still run: `{again(jobs, job)}` follows it") from error
             if reading is None:
                 reading = asyncio.create_task(tail.until_it_breaks_off())
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             if reading.done():
                 reading.result()  # raises what printing raised
                 reading = None
@@ -92,14 +92,14 @@ async def _follow(jobs: Jobs, job: str, tail: Tail) -> Submission:
             reading.cancel()
 
 
-def _aside(ask: Callable[[str], Submission], job: str) -> asyncio.Future[Submission]:
+def _in_thread(request: Callable[[str], Submission], job: str) -> asyncio.Future[Submission]:
     """As `asyncio.to_thread`, but does not wait for the thread at exit: a head that hangs must not hold up Ctrl-C."""
     answer: Future[Submission] = Future()
-    answer.set_running_or_notify_cancel()  # it can't be cancelled then, only forgotten
+    answer.set_running_or_notify_cancel()  # it can no longer be cancelled, only abandoned
 
     def run() -> None:
         try:
-            answer.set_result(ask(job))
+            answer.set_result(request(job))
         except Exception as error:
             answer.set_exception(error)
 
@@ -112,10 +112,10 @@ def again(jobs: Jobs, job: str) -> str:
 
 
 def exit_code(job: Submission) -> Exit:
-    """The exit code of a job's run, as the run itself would have given it; of a stopped job 130.
+    """The exit code of a job's run; 130 for a stopped job.
 
     Raises:
-        RunFailed: if the run gave none: it could not be started, or was killed.
+        RunFailed: if there is none: the run could not be started, or was killed.
     """
     if job.status == "STOPPED":
         return Exit.INTERRUPTED
@@ -125,14 +125,14 @@ def exit_code(job: Submission) -> Exit:
         return Exit(job.exit_code)
     if job.exit_code is not None:
         number = -job.exit_code if job.exit_code < 0 else job.exit_code - 128
-        how = f"was killed by signal {number}" if number > 0 else f"ended with the exit code {job.exit_code}"
-        raise RunFailed(f"the driver of job {job.id} {how}; submit it again to continue")
+        end = f"was killed by signal {number}" if number > 0 else f"ended with the exit code {job.exit_code}"
+        raise RunFailed(f"the driver of job {job.id} {end}; submit it again to continue")
     lines = [line.strip() for line in job.message.splitlines() if line.strip()]
     raise RunFailed(f"job {job.id} could not be run: {lines[0] if lines else 'Ray does not say why'}")
 
 
 def until_ended(jobs: Jobs, job: str) -> Submission:
-    """Wait for the end of a job that was told to stop; Ray kills it after some seconds. The job as it is then."""
-    while not (found := jobs.one(job)).has_ended:
-        time.sleep(LOOK_SECONDS)
-    return found
+    """Wait for the end of a job that was asked to stop, and return its final state. Ray kills it after some seconds."""
+    while not (submission := jobs.one(job)).has_ended:
+        time.sleep(POLL_SECONDS)
+    return submission

@@ -1,7 +1,7 @@
-"""The first thing that a job runs on the cluster: checks the taugrid there, and hands over to it.
+"""The entry point of a job on the cluster: checks the installed taugrid and runs its command.
 
-`orchestrator.jobs.package` sends this file by itself, and the cluster may have another taugrid or none: so it uses
-nothing but the standard library before it has checked.
+`orchestrator.jobs.package` sends this file alone, and the cluster may have a different taugrid or none. So the check
+uses only the standard library.
 
     python3 on_the_head.py VERSION run CONFIG ...
 """
@@ -16,34 +16,34 @@ LIBRARIES = (
     *("pyarrow", "pydantic", "ray", "rich", "safetensors", "scipy", "sklearn", "tenacity", "threadpoolctl"),
     *("torch", "torch_fidelity", "torchvision", "yaml"),
 )
-"""What taugrid imports, by the names that Python knows. A taugrid that was sent along comes without them."""
-
-
-INSTALL = "install that on every node, or submit with --ship to send it along"
+"""The import names of the libraries that taugrid needs. `submit --ship` sends taugrid without them."""
 
 
 def main(expected: str, arguments: list[str]) -> NoReturn:
-    """Run a command of taugrid, if the version here is `expected`; else exit with 2 and one line that says so."""
-    try:
-        from taugrid import __version__ as found
-    except ModuleNotFoundError:
-        found = "none"
-    if found != expected:
-        sys.exit(_refusal(f"{_has(found)}, but the job was submitted by {expected}; {INSTALL}"))
-    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
-        sys.exit(_refusal(f"lacks what taugrid needs: {', '.join(missing)}; install taugrid there, on every node"))
+    """Run a taugrid command; exit with 2 and a message if taugrid is not version `expected`, or lacks libraries."""
+    if (problem := _problem(expected)) is not None:
+        print(f"taugrid: the Python that this cluster runs jobs with, {sys.executable}, {problem}", file=sys.stderr)
+        sys.exit(2)
     sys.argv = ["taugrid", *arguments]
     runpy.run_module("taugrid", run_name="__main__")
     sys.exit()
 
 
-def _has(found: str) -> str:
-    return "has no taugrid" if found == "none" else f"has taugrid {found}"
-
-
-def _refusal(what: str) -> int:
-    print(f"taugrid: the Python that this cluster runs jobs with, {sys.executable}, {what}", file=sys.stderr)
-    return 2
+def _problem(expected: str) -> str | None:
+    """The reason why taugrid can't run here; None if it can."""
+    try:
+        from taugrid import __version__ as installed
+    except ModuleNotFoundError:
+        installed = ""
+    if installed != expected:
+        has = f"has taugrid {installed}" if installed else "has no taugrid"
+        return (
+            f"{has}, but the job was submitted with taugrid {expected}; install taugrid {expected} on every node, or "
+            "submit with --ship to send it along"
+        )
+    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+        return f"lacks what taugrid needs: {', '.join(missing)}; install taugrid there, on every node"
+    return None
 
 
 if __name__ == "__main__":

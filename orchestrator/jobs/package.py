@@ -1,7 +1,7 @@
-"""What a job takes along: a small folder with the config, the user's own modules and, if asked, taugrid itself.
+"""The files that are sent with a job: the config, the user's own modules and, with `--ship`, taugrid itself.
 
-Ray copies the folder to every node, as the job's working directory, where Python imports from it first. Nothing else of
-the machine that submits goes along: no folder of the user's, no environment variable, no token.
+Ray copies the folder to every node as the job's working directory, from which Python imports first. Nothing else of the
+submitting machine is sent: no other folder, no environment variable, no token.
 """
 
 import shutil
@@ -19,13 +19,13 @@ from taugrid.workers.custom.describe import ask
 from taugrid.workers.custom.source import pack
 
 ENTRY = "on_the_head.py"
-"""The file beside this one that a job begins with."""
+"""The job's entry point, a file beside this one."""
 
 NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def pack_job(config: Config, folder: Path, ships: bool) -> None:
-    """Fill `folder`, which is empty, with what a job of `config` needs; `ships` adds this taugrid.
+    """Fill the empty `folder` with the files that a job of `config` needs; `ships` adds this taugrid.
 
     Raises:
         UserError: if a module that the config names can't be found, or the modules are too large.
@@ -36,16 +36,16 @@ def pack_job(config: Config, folder: Path, ships: bool) -> None:
     files: dict[str, SourceFile] = {}
     for code in custom_code(config):
         module = code.name.partition(":")[0]
-        found = ask("taugrid.workers.custom.source:find_source", {"module": module}, code.name, "be found")
-        if found["sha256"] is None:
+        source = ask("taugrid.workers.custom.source:find_source", {"module": module}, code.name, "be found")
+        if source["sha256"] is None:
             raise UserError(
                 f"{code.key}: there is no module {module!r}, neither in the current folder {Path.cwd()} nor on "
                 "Python's path"
             )
-        files |= {file[0]: SourceFile(*file) for file in found["files"]}
+        files |= {file[0]: SourceFile(*file) for file in source["files"]}
     pack(files.values(), folder)
-    if ships:
-        _pack_taugrid(folder)
+    if ships:  # as a wheel would lay it out
+        shutil.copytree(Path(taugrid.__file__).parent, folder / "taugrid", ignore=NOT_CODE)
 
 
 def config_file(config: Config) -> str:
@@ -53,13 +53,8 @@ def config_file(config: Config) -> str:
     return f"{config.name}.yaml"
 
 
-def _pack_taugrid(folder: Path) -> None:
-    """Copy the taugrid that runs here, as a wheel would lay it out."""
-    shutil.copytree(Path(taugrid.__file__).parent, folder / "taugrid", ignore=NOT_CODE)
-
-
 def entrypoint(config: Config, out: str, break_lock: bool, only: Sequence[str] = ()) -> list[str]:
-    """The words of the command that runs the job on the cluster, in the folder."""
+    """The command line that runs the job on the cluster, in the folder."""
     lock = ["--break-lock"] if break_lock else []
     part = [word for selector in only for word in ("--only", selector)]
     run = ["run", config_file(config), "--address", "auto", "--out", out, *part, *lock]

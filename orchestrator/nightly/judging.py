@@ -16,7 +16,7 @@ from taugrid.orchestrator.baseline.compared import BaselineComparison, CellCompa
 from taugrid.orchestrator.baseline.comparison import Canaries, change_of, compare_snapshots, threshold, with_judgement
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot
-from taugrid.orchestrator.nightly.again import Pair, why_not
+from taugrid.orchestrator.nightly.resampling import Pair, why_no_second_look
 from taugrid.orchestrator.nightly.second_look import Look, Resampled, SecondLook
 from taugrid.words import counted
 
@@ -48,7 +48,7 @@ def judge_night(
     judged = {cell.name: pairs[cell.name] for cell in comparison.cells if cell.t is not None}
     if not judged:
         return comparison
-    reason = _why_one_stage(comparison, list(judged.values()), second.again.trust_code)
+    reason = _why_one_stage(comparison, list(judged.values()), second.resampler.trust_code)
     if reason is not None:
         grow = "; --grow-to has no effect for the same reason" if terms.grow_to else ""
         return replace(comparison, rule=f"{comparison.rule}; no second stage, because {reason}{grow}")
@@ -71,7 +71,7 @@ def _why_one_stage(comparison: BaselineComparison, judged: Sequence[Pair], trust
         if check.result != "clean":
             state = "has changed" if check.result == "changed" else "could not be checked"
             return f"the {name} {state} ({check.reason})"
-    return OF_A_RECIPE if any(old.trainings for _, old in judged) else why_not(judged, trust_code)
+    return OF_A_RECIPE if any(old.trainings for _, old in judged) else why_no_second_look(judged, trust_code)
 
 
 def _screened(

@@ -13,11 +13,11 @@ from taugrid.eval.gate.verdict import exit_of
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
-from taugrid.orchestrator.nightly.again import Again
 from taugrid.orchestrator.nightly.before import check_growth, check_same_night, check_standard_error
 from taugrid.orchestrator.nightly.judging import Terms, judge_night
 from taugrid.orchestrator.nightly.outcome import as_verdict
 from taugrid.orchestrator.nightly.places import History, Night, open_history
+from taugrid.orchestrator.nightly.resampling import Resampler
 from taugrid.orchestrator.nightly.second_look import SecondLook
 from taugrid.orchestrator.nightly.write import is_current, remove_old_images, write_history, write_night
 from taugrid.orchestrator.opened import open_to_run
@@ -160,8 +160,8 @@ def _judge(
     tonight = snapshot_of_opened(run, failed)
     comparison = None
     if tonight.cells and baseline is not None:
-        again = Again(run.config, night, request.address, request.trust_code, progress, missing)
-        canaries = again.canaries(tonight, baseline)
-        comparison = judge_night(tonight, baseline, request.terms, SecondLook(again, tonight), canaries)
+        resampler = Resampler(run.config, night, request.address, request.trust_code, progress, missing)
+        canaries = resampler.canaries(tonight, baseline)
+        comparison = judge_night(tonight, baseline, request.terms, SecondLook(resampler, tonight), canaries)
         missing |= comparison.missing_inputs
     return as_verdict(night, run, tonight, baseline, comparison, missing)

@@ -1,4 +1,4 @@
-"""The names of the files of a history of nights.
+"""The files of a history of nights. A night is one run of `taugrid nightly`.
 
 HISTORY/nights/<id>/run/        tonight's run directory
 HISTORY/nights/<id>/canary-*/   the first batch of each cell, from the baseline's network
@@ -6,7 +6,7 @@ HISTORY/nights/<id>/fresh/      both networks, sampled with a fresh seed (`grown
 HISTORY/nights/<id>/verdict.json   sealed; its presence makes the night complete
 HISTORY/nights/<id>/summary.md, junit.xml
 HISTORY/nights/<id>/strips/     pictures of the worst cells beside the baseline's
-HISTORY/history.parquet, trend.png, trend.svg, index.html   written again from all verdicts
+HISTORY/history.parquet, trend.png, trend.svg, index.html   rewritten from all verdicts
 """
 
 import re
@@ -20,7 +20,7 @@ from taugrid.storage import Storage, is_url, open_place, read_sealed
 from taugrid.words import with_urls
 
 CANARY = "canary"
-"""The beginning of the name of the folder of a night's canaries, beside its run."""
+"""The prefix of the folders of a night's canaries, beside its run."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -39,24 +39,24 @@ class Night:
 
     @property
     def run_name(self) -> str:
-        """Its run directory as commands take it: a path or a URL."""
+        """The path or URL of its run directory, as commands accept it."""
         return with_urls(str(self.run))
 
     @property
     def run_directories(self) -> list[Path]:
-        """Its run, canaries and second looks, as far as they are there."""
+        """The existing run directories of its run, canaries and second looks."""
         canaries = [path.parent for path in self.storage.list(self.folder, f"{CANARY}-*/config.json")]
         folders = (self.run, *canaries, self.fresh, self.grown)
         return [path for path in folders if self.storage.exists(path / "config.json")]
 
     @property
     def verdict(self) -> dict[str, Any] | None:
-        """The sealed verdict of a complete night."""
+        """The verdict of a complete night; None if the night is unfinished or the file was changed."""
         return read_sealed(self.verdict_file, self.storage)
 
 
 class History(Paths):
-    """A history of nights. Only the holder of its lock writes there."""
+    """A history of nights. Only the holder of its lock writes to it."""
 
     option = "--history"
 
@@ -81,7 +81,7 @@ class History(Paths):
         return [night for _, _, night in sorted(dated, key=lambda item: item[:2])]
 
     def unfinished_nights(self) -> Sequence[Night]:
-        """The nights that began and have no verdict, in the order of their ids."""
+        """The nights that have begun and have no verdict, in the order of their ids."""
         files = self.storage.list(self.nights, "*/run/config.json")
         nights = [Night(path.parent.parent, self.storage) for path in files]
         return [night for night in nights if night.verdict is None]
@@ -97,18 +97,18 @@ def open_history(text: str) -> History:
     storage = history.storage
     if storage.exists(history.config):
         raise UserError(f"--history {text} is a run directory; give the folder that holds all nights, or a new one")
-    held = sorted(path.name for path in storage.list(history.root, "*") if not path.name.startswith("."))
-    if "nights" not in held and set(held) - {history.lease.name, "baseline.json", "baseline.parquet"}:
-        more = ", ..." if len(held) > 3 else ""
+    names = sorted(path.name for path in storage.list(history.root, "*") if not path.name.startswith("."))
+    if "nights" not in names and set(names) - {history.lease.name, "baseline.json", "baseline.parquet"}:
+        more = ", ..." if len(names) > 3 else ""
         raise UserError(
-            f"--history {text} is not empty and no history of nights (it holds {', '.join(held[:3])}{more}); give a "
+            f"--history {text} is not empty and no history of nights (it holds {', '.join(names[:3])}{more}); give a "
             "new folder"
         )
     return history
 
 
 def find_history(text: str) -> History | None:
-    """The history that a command or `taugrid.open` is given in place of a run directory, if it is one.
+    """The history at a place that may also be a run directory; None if there is none.
 
     A history has at least one night, complete or not.
     """

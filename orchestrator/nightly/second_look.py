@@ -1,6 +1,6 @@
 """The second look of a night: both networks of some cells are sampled with a fresh seed.
 
-The usual seeds are the same every night, so an unlucky block of noise would raise the same false alarm every night. The
+The usual seeds are the same every night, so an unlucky seed set would raise the same false alarm every night. The
 fresh seed follows from the night's id: it differs from night to night, and a resumed night has the same.
 """
 
@@ -13,31 +13,31 @@ from taugrid.eval.gate.rule import BEYOND_CHANCE, Change, Scored
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import check_scorer, place_of
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, snapshot_of_opened
-from taugrid.orchestrator.nightly.again import Again, Pair, point_of
+from taugrid.orchestrator.nightly.resampling import Pair, Resampler, point_of
 from taugrid.words import counted
 
 WITHOUT_TRAINING = ("sample", "evaluate", "report")
 
 
 class Resampled(NamedTuple):
-    """A cell with other samples than the usual ones."""
+    """A cell with fresh samples in place of the usual ones."""
 
     name: str
-    """The night's."""
+    """The name of tonight's cell."""
     change: Change | None
-    """None: tonight's network fails with these samples."""
+    """The change of FID, as the statistical test needs it; None if tonight's network fails with these samples."""
     fids: tuple[float, float] | None = None
-    """Tonight's network's FID, and the baseline's."""
+    """The FIDs of tonight's network and the baseline's."""
     num_samples: int = 0
     failed: str = ""
-    """How tonight's network fails."""
+    """The failure of tonight's network."""
 
 
 class Look(NamedTuple):
     name: str
     """`fresh` or `grown`: the name of its run directory, on which the fresh seed depends."""
     num_samples: int | None
-    """None: as tonight."""
+    """None: as many as tonight."""
 
 
 def fresh_seed(night: str, look: str, seed: int) -> int:
@@ -47,39 +47,38 @@ def fresh_seed(night: str, look: str, seed: int) -> int:
 
 @dataclass(frozen=True)
 class SecondLook:
-    again: Again
+    resampler: Resampler
     tonight: Snapshot
 
     def changes(self, pairs: Sequence[Pair], look: Look, margin: float) -> list[Resampled] | str | None:
-        """The changes by fresh samples of both networks, as the rule needs them; None if they are unfinished.
+        """The changes with fresh samples of both networks; None if they are unfinished.
 
-        A text says why this look does not count: the baseline's network fails, or taugrid has changed since tonight's
-        cells were sampled and scored.
-        `margin` is a share of the baseline's recorded FID.
+        Returns the reason if this look does not count: the baseline's network fails, or taugrid has changed since
+        tonight's cells were sampled and scored. `margin` is a share of the baseline's recorded FID.
         """
         points = [point_of(cell, **self._fresh(cell, look)) for pair in pairs for cell in pair]
         cells = counted(len({json_sha256(point) for point in points}) // 2, "cell")
-        self.again.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
-        ran = self.again.run(look.name, points, self.again.night.folder / look.name, WITHOUT_TRAINING)
-        if not ran.is_complete:
+        self.resampler.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
+        resampling = self.resampler.run(look.name, points, self.resampler.night.folder / look.name, WITHOUT_TRAINING)
+        if not resampling.is_complete:
             return None
-        snapshot = snapshot_of_opened(ran.run, ran.failed)
-        if (changed := _other_code(self.tonight, snapshot)) is not None:
-            return changed
+        snapshot = snapshot_of_opened(resampling.run, resampling.failed)
+        if (reason := _code_change(self.tonight, snapshot)) is not None:
+            return reason
         scored = {place_of(cell): cell for cell in snapshot.cells}
-        found = []
+        changes = []
         for pair in pairs:
             new, old = (scored[place_of(cell, **self._fresh(cell, look))] for cell in pair)
             if old.influence is None:
                 return f"the baseline's network has no FID with an error for these samples ({old.failed or old.reason})"
-            if (denied := _denied(old, pair[1])) is not None:
-                return denied
-            found.append(_resampled(pair, new, Scored(float(old.metrics["fid"]), old.influence), margin))
-        return found
+            if (reason := _contradiction(old, pair[1])) is not None:
+                return reason
+            changes.append(_resampled(pair, new, Scored(float(old.metrics["fid"]), old.influence), margin))
+        return changes
 
     def _fresh(self, cell: SnapshotCell, look: Look) -> dict[str, Any]:
-        """The settings in which a cell's second look differs from the cell."""
-        seed = fresh_seed(self.again.night.id, look.name, cell.settings["seed"])
+        """The seed and the N of a cell in this look."""
+        seed = fresh_seed(self.resampler.night.id, look.name, cell.settings["seed"])
         return {"seed": seed, "num_samples": look.num_samples or cell.num_samples}
 
 
@@ -93,10 +92,10 @@ def _resampled(pair: Pair, new: SnapshotCell, old: Scored, margin: float) -> Res
     return Resampled(name, change, (tonight.fid, old.fid), new.num_samples)
 
 
-def _denied(again: SnapshotCell, recorded: SnapshotCell) -> str | None:
-    """How the baseline's network, sampled and scored today, differs from its record; None if by no more than chance.
+def _contradiction(again: SnapshotCell, recorded: SnapshotCell) -> str | None:
+    """How the baseline's network, sampled and scored today, differs from its record beyond chance; else None.
 
-    The samples differ, so each FID has an error of its own. At another N, their biases differ as well.
+    The samples differ, so the FIDs have independent errors. At a different N, their biases differ too: None then.
     """
     fids = [float(cell.metrics["fid"]) for cell in (again, recorded)]
     error = math.hypot(*(float(cell.metrics["fid_se"]) for cell in (again, recorded)))
@@ -108,8 +107,8 @@ def _denied(again: SnapshotCell, recorded: SnapshotCell) -> str | None:
     )
 
 
-def _other_code(tonight: Snapshot, again: Snapshot) -> str | None:
-    """How the code of `again` is not that of tonight's run, as of an interrupted night; None if it is, or unknown."""
+def _code_change(tonight: Snapshot, again: Snapshot) -> str | None:
+    """How taugrid's code has changed since tonight's run, as an interrupted night's may; None if it has not."""
     if len(tonight.codes | again.codes) > 1:
         return "taugrid's code has changed since tonight's cells were sampled"
     if (check := check_scorer(again, tonight)).result == "changed":

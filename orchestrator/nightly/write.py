@@ -1,4 +1,4 @@
-"""The files of a night and of the history of all nights; images of old nights are removed.
+"""Writes the files of a night and of the history, and removes images of old nights.
 
 history.parquet has a row for each cell of each complete night. pandas and duckdb read it.
 """
@@ -51,8 +51,8 @@ COLUMNS_ABOUT = (
 
 SCHEMA = pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) for name, kind, about in COLUMNS_ABOUT])
 
-OF_A_SCORE = ("label", "cell", "weights_sha256")
-OF_A_COMPARISON = ("baseline_fid", "situation", "result", "difference", "margin", "t", "upper", "detectable", "seeds")
+SCORE_KEYS = ("label", "cell", "weights_sha256")
+COMPARISON_KEYS = ("baseline_fid", "situation", "result", "difference", "margin", "t", "upper", "detectable", "seeds")
 
 
 def write_night(night: Night, verdict: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ def write_history(history: History) -> None:
 
 
 def is_current(history: History) -> bool:
-    """Whether history.parquet has the nights that are complete, and the trend figure and the page are there."""
+    """Whether history.parquet has all complete nights, and the trend figure and the page exist."""
     try:
         table = pq.read_table(pa.BufferReader(history.storage.read(history.parquet)), columns=["night"])
     except (FileNotFoundError, pa.ArrowException):
@@ -101,12 +101,12 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     baseline = verdict["baseline"] or {}
     rows = []
     for score in verdict["scores"]:
-        found, settings, metrics = compared.get(score["cell"], {}), score["settings"], score["metrics"]
+        comparison, settings, metrics = compared.get(score["cell"], {}), score["settings"], score["metrics"]
         eta = settings["eta"]
         rows.append(
             {name: metrics.get(name) for name in ("fid", "fid_se", *(column.name for column in OTHER_COLUMNS))}
-            | {name: found.get(name) for name in OF_A_COMPARISON}
-            | {name: score[name] for name in OF_A_SCORE}
+            | {name: comparison.get(name) for name in COMPARISON_KEYS}
+            | {name: score[name] for name in SCORE_KEYS}
             | {
                 "night": verdict["night"],
                 "time": verdict["time"],
@@ -116,20 +116,20 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "num_samples": settings["num_samples"],
                 "settings": json.dumps(settings, sort_keys=True),
                 "baseline": baseline.get("id") or baseline.get("place"),
-                "difference_se": found.get("se"),
+                "difference_se": comparison.get("se"),
             }
         )
     return rows
 
 
 def _files(history: History) -> dict[str, dict[str, str]]:
-    """Night -> its report and summary, as far as they are there, as seen from the history."""
-    found: dict[str, dict[str, str]] = {}
-    for what, pattern in (("report", "*/run/report.html"), ("summary", "*/summary.md")):
+    """Night -> the paths of its existing report and summary, relative to the history."""
+    files: dict[str, dict[str, str]] = {}
+    for kind, pattern in (("report", "*/run/report.html"), ("summary", "*/summary.md")):
         for path in history.storage.list(history.nights, pattern):
             night = path.relative_to(history.nights).parts[0]
-            found.setdefault(night, {})[what] = history.relative(path)
-    return found
+            files.setdefault(night, {})[kind] = history.relative(path)
+    return files
 
 
 def remove_old_images(history: History, keep: int | None, say: Callable[[str], None]) -> None:
@@ -153,16 +153,16 @@ def _remove(directory: Path) -> int:
     with rundir.lock():
         for cell in run.plan.cells:
             parts = [rundir.sample_part(cell, shard) for shard in cell.shards]
-            there = [path for path in parts if rundir.storage.exists(path)]
-            if not there:
+            existing = [path for path in parts if rundir.storage.exists(path)]
+            if not existing:
                 continue
             if rundir.removed_images(cell) is not None:  # a kill came between the record and the last file
-                for path in there:
+                for path in existing:
                     rundir.storage.delete(path)
                 continue
             digests = pixel_digests(rundir, cell)
             if digests is None:
-                continue  # damaged or incomplete: `run` has more to say about it
+                continue  # damaged or incomplete: `taugrid run` reports it
             first = parquet.inspect(parts[0], every_byte=False, storage=rundir.storage).metadata
             shards = [{"file": shard.name, "start": shard.start, "stop": shard.stop} for shard in cell.shards]
             rundir.remove_images(cell, {**first, "shards": shards}, digests)

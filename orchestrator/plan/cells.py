@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from taugrid.config import Data, Diffusion, Sample
+from taugrid.errors import UserError
 from taugrid.grids.names import BETWEEN, Naming
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.sections import times
@@ -16,22 +17,31 @@ from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
-from taugrid.workers.samplers.sampler import Sampler, find
+from taugrid.workers.samplers.sampler import code_hash, find
 
-LONGEST_NAME = 100
-"""Most characters of a file name that may come from settings: file systems allow 255, and a list of times is long."""
+MAX_NAME_LENGTH = 100
+"""The maximum number of characters of a file name that come from settings: file systems allow 255, and a list of times
+is long."""
 
 
 def settings_name(settings: Mapping[str, Any]) -> str:
-    """The beginning of a cell's folder name and label: S0010-eta0.2, S0010-sigma_hat, or S0010-<another sampler>."""
-    label = find(settings.get("sampler", DEFAULT)).label(settings)
-    return f"S{settings['steps']:04d}-{re.sub(r'[^A-Za-z0-9.+_-]', '_', label)}"
+    """The beginning of a cell's folder name and label: S0010-eta0.2, S0010-sigma_hat, or S0010-<sampler>."""
+    name = settings.get("sampler", DEFAULT)
+    try:
+        label = find(name).label(settings)
+    except UserError:  # its package is not installed here
+        label = name
+    return _settings_name(settings["steps"], label)
+
+
+def _settings_name(steps: int, label: str) -> str:
+    return f"S{steps:04d}-{re.sub(r'[^A-Za-z0-9.+_-]', '_', label)}"
 
 
 def name_of(parts: Iterable[Any]) -> str:
     """`parts` as part of a file name, or a hash of them if that would be too long."""
     text = "-".join(map(str, parts))
-    if len(text) > LONGEST_NAME:
+    if len(text) > MAX_NAME_LENGTH:
         return identity({"parts": text})
     return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
 
@@ -46,18 +56,18 @@ class Model:
     """Resolved: no key is null."""
     source: ModelSource
     label: str = field(default="", compare=False)
-    """Its values of the grid's dotted keys, such as "schedule=cosine"; empty for the only model of a plan."""
+    """The model's values of the grid's dotted keys, such as "schedule=cosine"; empty for the only model of a plan."""
     lacks: str | None = field(default=None, compare=False)
-    """What its id needs and is not here: then `id` only tells it from the plan's other models."""
+    """A message on the missing files that its id depends on: `id` is then provisional, unique within the plan."""
 
     @property
     def shown_id(self) -> str:
-        """Its id, or `pending` while it has none."""
+        """The id, or `pending` while it is provisional."""
         return self.id if self.lacks is None else PENDING
 
     @property
     def called(self) -> str:
-        """What messages call it: its label or, if it is the only one, its id."""
+        """The name in messages: the label or, for the only model of a plan, the id."""
         return self.label or self.shown_id
 
     @property
@@ -101,6 +111,17 @@ class Shard:
         return self.stop - self.start
 
 
+class FromSampler(NamedTuple):
+    """What a cell's sampler says of it."""
+
+    label: str
+    has_eta: bool
+    tau: tuple[int, ...]
+    evaluations: int
+    code: str | None
+    """Identifies the code of a custom sampler; None for built-ins."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A model sampled with one set of settings."""
@@ -113,36 +134,53 @@ class Cell:
     values: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Values of all keys of the grid, in the config's order."""
     naming: Naming = field(default=Naming(), compare=False, repr=False)
+    recorded: FromSampler | None = field(default=None, compare=False, repr=False)
+    """Of a recorded plan: its sampler may have changed, or may not be installed here."""
 
     @cached_property
     def label(self) -> str:
-        """What messages, tables and figures call it, such as "schedule=cosine · S=50 eta=0"."""
+        """The name in messages, tables and figures, such as "schedule=cosine · S=50 eta=0"."""
         own = self.naming.cell(self.values, self.settings.steps, self.eta)
         return BETWEEN.join(filter(None, [self.model.label, own]))
 
-    @property
-    def sampler(self) -> Sampler:
-        return find(self.settings.sampler)
+    @cached_property
+    def from_sampler(self) -> FromSampler:
+        """As recorded, or else as its sampler says now."""
+        if self.recorded is not None:
+            return self.recorded
+        settings, sampler = self.settings, find(self.settings.sampler)
+        return FromSampler(
+            sampler.label(vars(settings)),
+            "eta" in sampler.keys,
+            times(settings, self.model.diffusion),
+            sampler.evaluations(settings, schedules.process(self.model.diffusion)),
+            code_hash(settings.sampler),
+        )
 
     @property
     def eta(self) -> float | str | None:
-        """None if its sampler has none."""
-        return self.settings.eta if "eta" in self.sampler.keys else None
+        """The value of eta; None if the sampler has none."""
+        return self.settings.eta if self.from_sampler.has_eta else None
 
-    @cached_property
+    @property
+    def eta_number(self) -> float | None:
+        """The number eta as tables record it; None if the sampler has none."""
+        return self.settings.eta_number if self.from_sampler.has_eta else None
+
+    @property
     def tau(self) -> tuple[int, ...]:
         """The time steps, increasing, in 1..T."""
-        return times(self.settings, self.model.diffusion)
+        return self.from_sampler.tau
 
-    @cached_property
+    @property
     def evaluations(self) -> int:
         """Network evaluations of an image."""
-        return self.sampler.evaluations(self.settings, schedules.process(self.model.diffusion))
+        return self.from_sampler.evaluations
 
     @property
     def name(self) -> str:
-        """Folder name: S0010-eta0.2-<id>, S0010-sigma_hat-<id>, or S0010-<another sampler>-<id>."""
-        return f"{settings_name(vars(self.settings))}-{self.id}"
+        """Folder name: S0010-eta0.2-<id>, S0010-sigma_hat-<id>, or S0010-<sampler>-<id>."""
+        return f"{_settings_name(self.settings.steps, self.from_sampler.label)}-{self.id}"
 
     @property
     def shown_id(self) -> str:
@@ -173,16 +211,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a config asks for."""
+    """The models and cells of a config."""
 
     models: tuple[Model, ...]
     cells: tuple[Cell, ...]
     notes: tuple[str, ...] = ()
-    """What the user should know about how the config was read."""
+    """Remarks on how the config was read."""
 
     @property
     def pending(self) -> list[Model]:
-        """The models whose ids, and so those of their cells, are not known."""
+        """The models whose ids, and so their cells' ids, are unknown yet."""
         return [model for model in self.models if model.lacks is not None]
 
     @property
@@ -197,7 +235,7 @@ class Plan:
 
     @property
     def remarks(self) -> list[str]:
-        """What the user should know about how the config was read, and about the lists tau that it leads to."""
+        """Remarks on how the config was read, on its models, and on the resulting lists tau."""
         lists = {(c.settings.spacing_name, c.settings.steps, c.tau, c.evaluations): c for c in self.cells}
         settings = [(c.settings.spacing, c.settings.steps, c.tau, c.evaluations) for c in lists.values()]
         return [

@@ -1,4 +1,8 @@
-"""plan.json: the plan of a run as its last session recorded it, so that looking at the run plans nothing."""
+"""plan.json: the plan of a run as its last session recorded it, so that read-only commands need not plan again.
+
+Settings and diffusion are written without keys at the defaults that later versions added (`Section.recorded`), as in
+hashes and in the metadata of sample files. The other sections are written in full (`model_dump`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -6,16 +10,17 @@ from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Section, Train, Unet
 from taugrid.grids.names import Naming
-from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.cells import Cell, FromSampler, Model, Plan
 from taugrid.orchestrator.plan.grid import axes
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
+from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """A plan whose models are all here, as plain data: what its config, checkpoints, code and data gave."""
+    """A plan as plain data, with what was read from its checkpoints, code and data. No model may be pending."""
     return {
         "models": [
             {
@@ -32,6 +37,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "model": cell.model.id,
                 "settings": cell.settings.recorded,
                 "values": dict(cell.values),
+                **({} if cell.settings.sampler in SAMPLERS else {"sampler": cell.from_sampler._asdict()}),
             }
             for cell in plan.cells
         ],
@@ -42,9 +48,10 @@ def from_json(value: Mapping[str, Any]) -> Plan:
     """The plan that `to_json` recorded. Custom code can't be run from it.
 
     Raises:
-        KeyError, TypeError, ValueError, UserError: for what `to_json` of this version does not write.
+        KeyError, TypeError, ValueError, UserError: if `to_json` of this version would not write such a value.
     """
     names = Naming.of([cell["values"] for cell in value["cells"]], Sample.model_fields)
+    # Reversed, since the last entry of a key wins: a model's label is that of its first cell.
     labels = {cell["model"]: names.model(cell["values"]) for cell in reversed(value["cells"])}
     models = {
         model["id"]: Model(
@@ -64,10 +71,15 @@ def from_json(value: Mapping[str, Any]) -> Plan:
             axes(cell["values"]),
             cell["values"],
             names,
+            None if cell["settings"].get("sampler", DEFAULT) in SAMPLERS else _from_sampler(cell["sampler"]),
         )
         for cell in value["cells"]
     ]
     return Plan(tuple(models.values()), tuple(cells))
+
+
+def _from_sampler(value: Mapping[str, Any]) -> FromSampler:
+    return FromSampler(**{**value, "tau": tuple(value["tau"])})
 
 
 def _source_to_json(source: ModelSource) -> dict[str, Any]:
@@ -83,7 +95,7 @@ def _source_to_json(source: ModelSource) -> dict[str, Any]:
         case Oracle(distribution, data):
             return {"kind": "oracle", "distribution": distribution, "data": data.model_dump(mode="json")}
         case _:
-            raise TypeError(f"a plan with {source} is not recorded")
+            raise TypeError(f"a plan with {source} cannot be recorded")
 
 
 def _source_from_json(value: Mapping[str, Any]) -> ModelSource:

@@ -1,4 +1,4 @@
-"""Whether the driver sees what a worker says that it committed."""
+"""Checks that the driver sees the files that workers have committed."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,35 +12,35 @@ from taugrid.storage import Storage
 
 
 class Committed(NamedTuple):
-    """A file that a worker has committed, and that the driver sees as its worker left it."""
+    """A file that a worker has committed, and that the driver sees unchanged."""
 
     path: Path
     part: Part | None
-    """What its worker wrote into it; None if the file is another's, or no Parquet file."""
+    """The contents that its worker wrote; None if the file existed before, or is no Parquet file."""
 
 
 def confirm(job: Job, result: Result) -> None:
-    """Return if the driver sees the job's file as its worker left it: by name, size and the place of its seal.
+    """Return if the driver sees the job's file unchanged: by name, size and the place of its seal.
 
     Raises:
-        NotCommitted: if not: the worker's node has another folder in that place.
+        NotCommitted: if not: the worker's node has a different folder at that path.
         RunFailed: if the driver itself no longer sees the run directory.
     """
     path = Path(job.path)
 
-    def look() -> None:
+    def check() -> None:
         if _fault(path, job, result) is None:
             return
-        require_here(job.run, job.storage)
+        require_in_place(job.run, job.storage)
         job.storage.list(path.parent, "*")  # a network file system answers from its cache until the folder is listed
         if (fault := _fault(path, job, result)) is not None:
             raise NotCommitted(f"its worker committed {job.path}, but here {fault}; is the folder mounted on its node?")
 
-    try_again(look, DISK_PAUSES, lambda error: isinstance(error, NotCommitted))
+    try_again(check, DISK_PAUSES, lambda error: isinstance(error, NotCommitted))
 
 
-def require_here(run: RunId | None, storage: Storage) -> None:
-    """Raise `RunFailed` unless the run directory is still in its place. None: it is not claimed yet."""
+def require_in_place(run: RunId | None, storage: Storage) -> None:
+    """Raise `RunFailed` unless the run directory is still in its place. `run` is None before it is claimed."""
     if run is None:
         return
     try:

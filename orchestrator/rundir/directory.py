@@ -1,4 +1,4 @@
-"""The run directory as a whole: which of its files are whole, and what depends on damaged ones; its models and lock.
+"""The run directory: finds complete and damaged files, and removes what was computed from damaged ones.
 
 All state is on disk: a shard is done when its file is in place and intact.
 """
@@ -28,8 +28,8 @@ from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.run_id import claim
 from taugrid.storage import read_sealed
 
-READERS = 8
-"""Number of files read at a time."""
+READER_THREADS = 8
+"""The number of files that are read at a time."""
 
 SAMPLE_IDENTITY = ("cell", "model", "weights_sha256")
 """The metadata that a sample file must agree on. A cell's id covers its settings, so the blob may gain keys later."""
@@ -38,8 +38,8 @@ SAMPLE_IDENTITY = ("cell", "model", "weights_sha256")
 class Damage(NamedTuple):
     path: Path
     reason: str
-    way_out: str = ""
-    """What the user must do about it, where no command can."""
+    fix: str = ""
+    """What the user must do to repair it, if no command can."""
 
 
 OnDamage = Callable[[Damage], None]
@@ -48,15 +48,15 @@ OnDamage = Callable[[Damage], None]
 class RemovedImages(Paths):
     """Sealed records of images that were removed to save space: they count as done, and their scores stay.
 
-    removed/<cell's folder>.parquet holds the hash of each decoded image, and in its metadata what the sample files
-    said: cell, model, weights. It is in place before the first image is deleted.
+    removed/<cell's folder>.parquet holds the hash of each decoded image, and the metadata of the sample files: cell,
+    model, weights. It is in place before the first image is deleted.
     """
 
     def removal_record(self, cell: Cell) -> Path:
         return self.root / "removed" / f"{cell.name}.parquet"
 
     def removed_images(self, cell: Cell) -> parquet.Part | None:
-        """What the record of a cell says; None if there is none. One that is damaged does not count."""
+        """The record of a cell; None if there is none or it is damaged."""
         try:
             return parquet.inspect(self.removal_record(cell), storage=self.storage)
         except (FileNotFoundError, NotADirectoryError, DamagedFile):
@@ -70,22 +70,22 @@ class RemovedImages(Paths):
         if self.removed_images(cell) is None:
             return None
         with self.storage.local_path(self.removal_record(cell)) as local:
-            found: NDArray[np.int64] = pq.read_table(local, columns=["pixels"]).column("pixels").to_numpy()
-        return found
+            digests: NDArray[np.int64] = pq.read_table(local, columns=["pixels"]).column("pixels").to_numpy()
+        return digests
 
     def lacks_images(self, cell: Cell) -> bool:
         """Whether files of the cell's images are gone, and no record says that they were removed on purpose."""
-        there = self.storage.stats(self.samples / cell.name, "part-*.parquet")
-        is_lacking = any(self.sample_part(cell, shard) not in there for shard in cell.shards)
+        existing = self.storage.stats(self.samples / cell.name, "part-*.parquet")
+        is_lacking = any(self.sample_part(cell, shard) not in existing for shard in cell.shards)
         return is_lacking and not self.has_removed_images(cell)
 
     def remove_images(self, cell: Cell, metadata: Mapping[str, Any], digests: NDArray[np.int64]) -> None:
         """Write the record of a cell whose images are complete, and delete them.
 
         Args:
-            cell: all its images were read.
-            metadata: the cell's `sample_metadata`, and the shards with their hashes.
-            digests: (N,), of its decoded images.
+            cell: the cell, all of whose images were read.
+            metadata: the cell's `sample_metadata`, and its shards.
+            digests: (N,), the hashes of its decoded images.
         """
         fields = [("index", pa.int64()), ("pixels", pa.int64())]
         schema = pa.schema(fields, metadata={b"taugrid": canonical_json(metadata).encode()})
@@ -97,9 +97,9 @@ class RemovedImages(Paths):
 
 
 class RunDir(RemovedImages, ModelRecords):
-    """One run's folder. Everything in it is read and written through its `storage`.
+    """One run's directory. All of its files are read and written through `storage`.
 
-    A file is checked only if the ledger does not know it, or its size, inode or time has changed since it was read.
+    A file is checked only if it is not in the ledger, or its size, inode or time has changed since it was read.
     """
 
     def lock(
@@ -108,7 +108,7 @@ class RunDir(RemovedImages, ModelRecords):
         return sole_driver(self, break_lock, say)
 
     def claim(self) -> None:
-        """Give the directory its id, if it has none, so that jobs can tell it from others. Call it under the lock."""
+        """Give the directory an id, if it has none, by which jobs recognise it. Call it under the lock."""
         self.run = claim(self.root, self.storage)
 
     @cached_property
@@ -116,23 +116,23 @@ class RunDir(RemovedImages, ModelRecords):
         return Ledger(self.root, self.storage)
 
     def committed(self, files: Iterable[Committed]) -> None:
-        """Note that workers have just committed files, sealed, and the driver sees them: they need not be read.
+        """Add files to the ledger that workers have just committed: they need not be read.
 
-        Of a file that was there already, at least the index is read.
+        Of a file that existed before, at least the Parquet footer is read.
         """
         for path, part in files:
             if path.suffix == ".parquet":
-                with suppress(FileNotFoundError, DamagedFile):  # the next survey says so
+                with suppress(FileNotFoundError, DamagedFile):  # the next survey reports it
                     version = self.storage.stat(path).version
-                    found = part or parquet.inspect(path, every_byte=False, storage=self.storage)
-                    self.ledger.add(path, version, found)
+                    contents = part or parquet.inspect(path, every_byte=False, storage=self.storage)
+                    self.ledger.add(path, version, contents)
         self.ledger.flush()
 
     def sampled(self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: OnDamage) -> set[int]:
-        """Numbers of the cell's shards whose files are complete. Damaged files are reported.
+        """Numbers of the cell's shards whose files are complete. Damaged files are reported to `on_damage`.
 
-        `metadata` is what the files' blobs must say (None: anything). `OtherWeights` for a file made with others,
-        because images of two networks would end up in one cell.
+        `metadata` must agree with that in the files (None: any). Raises `OtherWeights` for a file made with different
+        weights, because the cell would get images of two networks.
         """
         done = set()
         paths = [self.sample_part(cell, shard) for shard in cell.shards]
@@ -155,14 +155,14 @@ class RunDir(RemovedImages, ModelRecords):
             elif part.stop >= shard.stop:
                 done.add(shard.number)
         if len(done) < len(cell.shards) and (removed := self.removed_images(cell)) is not None:
-            # Images of other weights are not these: then the cell is sampled again.
+            # If the removed images had different weights, the cell is sampled again.
             keys = SAMPLE_IDENTITY if metadata is not None else ()
             if all(removed.metadata.get(key) == metadata[key] for key in keys if metadata is not None):
                 done |= {shard.number for shard in cell.shards if shard.stop <= removed.stop}
         return done
 
     def extracted(self, extractor: str, cell: Cell, every_byte: bool, on_damage: OnDamage) -> set[int]:
-        """Numbers of the cell's shards whose features are complete. Those of another cell count as damaged."""
+        """Numbers of the cell's shards whose features are complete. Features of a different cell count as damaged."""
         paths = [self.feature_part(extractor, cell, shard) for shard in cell.shards]
         parts = self._inspect_all(cell, paths, every_byte, on_damage)
         expected = {"cell": cell.id, "extractor": extractor}
@@ -177,7 +177,7 @@ class RunDir(RemovedImages, ModelRecords):
     ) -> bool:
         """Whether there is an intact file with rows `start` to `stop` - 1 and `expected` in its metadata.
 
-        A damaged one is reported, and so is one with other metadata.
+        A file that is damaged or has different metadata is reported to `on_damage`.
         """
         version = self.version(path)
         part = None if version is None else self._inspect(path, version, start, True, on_damage)
@@ -185,7 +185,7 @@ class RunDir(RemovedImages, ModelRecords):
         return part is not None and _is_of(path, part, expected or {}, on_damage) and part.stop >= stop
 
     def version(self, path: Path) -> str | None:
-        """What a job that replaces this file must find (`Stat.version`); None if there is no file."""
+        """The version of a file (`Stat.version`), which a job that replaces it must find; None if there is no file."""
         try:
             return self.storage.stat(path).version
         except (FileNotFoundError, NotADirectoryError):
@@ -204,15 +204,15 @@ class RunDir(RemovedImages, ModelRecords):
         return self.storage.list(self.scores, self.score(cell, "*").name)
 
     def set_aside(self, damage: Damage) -> Path:
-        """Move a damaged file to `damaged/`, under a unique name that says where it was."""
+        """Move a damaged file to `damaged/`, under a unique name made of its old path."""
         name = self.relative(damage.path).replace(os.sep, "__")
-        there = {path.name for path in self.storage.list(self.damaged, f"*-{name}")}
-        target = next(self.damaged / free for i in range(10**6) if (free := f"{i:04d}-{name}") not in there)
+        taken = {path.name for path in self.storage.list(self.damaged, f"*-{name}")}
+        target = next(self.damaged / free for i in range(10**6) if (free := f"{i:04d}-{name}") not in taken)
         self.storage.move(damage.path, target)
         return target
 
     def forget_derived(self, cell: Cell, shards: Collection[Shard]) -> None:
-        """Remove what was computed from missing shards: their features, and the scores that they were part of."""
+        """Remove what was computed from missing shards: their features, and scores of N that include them."""
         first, names = min(shard.start for shard in shards), {shard.name for shard in shards}
         scores = []
         for path in self.scores_of(cell):
@@ -220,7 +220,7 @@ class RunDir(RemovedImages, ModelRecords):
             if score is None or score["protocol"]["num_samples"] > first:
                 scores += [path, path.with_suffix(".parquet")]
         features = [path for path in self.storage.list(self.features, f"*/{cell.name}/*") if path.name in names]
-        self._remove([*scores, *features])  # if a kill comes in between, the scores are found missing
+        self._remove([*scores, *features])  # scores first: after a kill, the scores are missing and are computed again
 
     def remove_features(self, extractor: str, cell: Cell) -> None:
         self.storage.delete_folder(self.features / extractor / cell.name)
@@ -238,9 +238,9 @@ class RunDir(RemovedImages, ModelRecords):
             self.storage.delete(path)
 
     def remove_temporaries(self, folders: Iterable[str], before: float) -> None:
-        """Remove what killed writers left in the folders that match these patterns, and in the run directory itself.
+        """Remove temporary files of killed writers from the folders that match these patterns, and the run directory.
 
-        What was written since `before` (`Lease.began`) stays: it is not of a dead driver. In a bucket, only the run
+        Files written since `before` (`Lease.began`) stay: they are not a dead driver's. In a bucket, only the run
         directory itself can hold any: the probes beside config.json.
         """
         for folder in (".", *folders) if self.storage.on_disk else ["."]:
@@ -261,7 +261,7 @@ class RunDir(RemovedImages, ModelRecords):
                 return None
             return self._inspect(path, version, shard.start, every_byte, damages.append)
 
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(READER_THREADS) as pool:
             parts = list(pool.map(inspect, paths, cell.shards))
         self.ledger.flush()
         for damage in sorted(damages):
@@ -272,7 +272,7 @@ class RunDir(RemovedImages, ModelRecords):
         self, path: Path, version: str, start: int, every_byte: bool, on_damage: OnDamage
     ) -> parquet.Part | None:
         try:
-            part = self._look(path, version, every_byte)
+            part = self._contents(path, version, every_byte)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except DamagedFile as error:
@@ -283,7 +283,7 @@ class RunDir(RemovedImages, ModelRecords):
             return None
         return part
 
-    def _look(self, path: Path, version: str, every_byte: bool) -> parquet.Part:
+    def _contents(self, path: Path, version: str, every_byte: bool) -> parquet.Part:
         part = self.ledger.find(path, version)
         if part is None:
             part = parquet.inspect(path, every_byte, self.storage)
@@ -293,8 +293,8 @@ class RunDir(RemovedImages, ModelRecords):
 
 
 def _is_of(path: Path, part: parquet.Part, expected: Mapping[str, Any], on_damage: OnDamage) -> bool:
-    """Whether a file's metadata are the expected ones; others are reported."""
-    other = [key for key, value in expected.items() if part.metadata.get(key) != value]
-    if other:
-        on_damage(Damage(path, f"it is of another {' and '.join(other)}"))
-    return not other
+    """Whether a file's metadata are the expected ones; otherwise it is reported."""
+    differing = [key for key, value in expected.items() if part.metadata.get(key) != value]
+    if differing:
+        on_damage(Damage(path, f"it is of another {' and '.join(differing)}"))
+    return not differing

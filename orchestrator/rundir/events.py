@@ -15,7 +15,7 @@ from taugrid.words import with_urls
 
 FILES = "[0-9]*.jsonl*"
 _FILE = re.compile(r"(\d+)\.jsonl(\.\d{6})?")
-"""NNNN.jsonl; in an object store also NNNN.jsonl.000001 and so on, by which a session's file goes on."""
+"""NNNN.jsonl; in an object store, a session's file is continued in NNNN.jsonl.000001 and so on."""
 
 
 class EventsFile(Observer):
@@ -25,7 +25,7 @@ class EventsFile(Observer):
         self._storage = run.storage
         last = max(map(_session, _files(run)), default=0)
         self._lines: list[str] = []
-        self.path = next(path for n in count(last + 1) if _start(path := run.events / f"{n:04d}.jsonl", run.storage))
+        self.path = next(path for n in count(last + 1) if _reserve(path := run.events / f"{n:04d}.jsonl", run.storage))
 
     def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
         self._lines.append(with_urls(json.dumps(event)) + "\n")
@@ -37,7 +37,7 @@ class EventsFile(Observer):
 
 
 class Events:
-    """Tells the observers of a session what happens. The first is the run's own record, which must not fail."""
+    """Writes the events of a session to its file, and reports them to its observers."""
 
     def __init__(self, run: Paths, others: Observer | None = None) -> None:
         self.file = EventsFile(run)
@@ -52,7 +52,7 @@ class Events:
         self.flush()
 
     def note(self, event: str, **values: Any) -> None:
-        """Tell of one event; its line is written with the next `flush` or `add`."""
+        """Report one event; its line is written with the next `flush` or `add`."""
         now = datetime.now(UTC)
         record = {"time": now.isoformat(timespec="milliseconds"), "event": event, **values}
         self.file.happened(now, record)
@@ -62,8 +62,8 @@ class Events:
         self.file.flush()
 
 
-def _start(path: Path, storage: Storage) -> bool:
-    """Take a file's name for this session; False if another has it."""
+def _reserve(path: Path, storage: Storage) -> bool:
+    """Create an empty file, which reserves its name for this session; False if a different session has it."""
     with storage.temporary(path) as temporary:
         write_text(temporary, "")
         return storage.commit(path, temporary)
@@ -80,13 +80,13 @@ def read_events(run: Paths) -> Iterator[dict[str, Any]]:
 
 
 def unreadable_lines(run: Paths) -> dict[Path, int]:
-    """File -> how many of its lines are no events, but for a last one that a kill cut short."""
-    found = {}
+    """File -> the number of its damaged lines, except a last one that a kill cut short."""
+    unreadable = {}
     for path in _files(run):
         whole = run.storage.read(path).rpartition(b"\n")[0].decode(errors="replace").splitlines()
         if lines := sum(_event(line) is None for line in whole):
-            found[path] = lines
-    return found
+            unreadable[path] = lines
+    return unreadable
 
 
 def _parsed(lines: bytes) -> Iterator[dict[str, Any]]:
@@ -94,7 +94,7 @@ def _parsed(lines: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _event(line: str) -> dict[str, Any] | None:
-    """The event in a line; None if it is not as it was written."""
+    """The event in a line; None if the line is damaged."""
     try:
         event = json.loads(line)
     except json.JSONDecodeError:
@@ -103,16 +103,16 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 class LastSession:
-    """The events of a run's last session, as they come in."""
+    """Follows the events of a run's last session."""
 
     def __init__(self, run: Paths) -> None:
         self._run = run
         self._read: dict[Path, int] = {}  # file -> bytes of it that were read
         self.number = 0
-        """The session's; 0: there is none yet."""
+        """The number of the session; 0: there is none yet."""
 
     def new(self) -> list[dict[str, Any]]:
-        """The events since the last call; all of the last session's if that is another one now."""
+        """The events since the last call; all events of the last session if a new one has begun."""
         files = _files(self._run)
         last = max(map(_session, files), default=0)
         if last != self.number:
@@ -121,7 +121,7 @@ class LastSession:
 
     def _new_in(self, path: Path) -> Iterator[dict[str, Any]]:
         if path in self._read and path != max(self._read):
-            return  # it goes on in another file
+            return  # it is continued in a later file
         start, storage = self._read.get(path, 0), self._run.storage
         data = storage.read(path, start)
         whole = data[: data.rfind(b"\n") + 1]

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,17 @@ from taugrid.storage import read_json
 from taugrid.words import listed
 from taugrid.workers.custom.source import differences
 
-WHAT_NO_KEY_SAYS = "the files of its checkpoint, custom network or data, or taugrid itself"
-"""What has changed if a cell is gone although no key has changed."""
+CHANGED_FILES = "the files of its checkpoint, custom network or data, or taugrid itself"
+"""The explanation if a cell is not in the plan although no key has changed."""
 
-MOST_DIFFERENCES = 4
-"""How many differing keys are named. With more, it is another experiment, and a list would not help."""
+MAX_DIFFERENCES = 4
+"""The number of differing keys that are named. With more, it is a different experiment, and a list would not help."""
 
 
 def check_is_run_directory(rundir: RunDir) -> None:
-    """Raise `UserError` if a folder holds something else, or a config that can't be read: it would be overwritten.
+    """Raise `UserError` if a folder holds other files, or a damaged config: they would be overwritten.
 
-    A folder with nothing but `models` is a new run with trained models from another.
+    A folder with nothing but `models` is a new run with trained models from an earlier one.
     """
     visible = sorted(path.name for path in rundir.storage.list(rundir.root, "*") if not path.name.startswith("."))
     if rundir.storage.exists(rundir.config):
@@ -45,16 +45,16 @@ def check_is_run_directory(rundir: RunDir) -> None:
 
 
 def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
-    """Raise `UserError` if a cell with images in the directory is not in the plan, saying what differs."""
-    if (said := orphans_in_words(config, plan, rundir)) is not None:
+    """Raise `UserError`, with the difference, if a cell with images in the directory is not in the plan."""
+    if (orphans := orphans_in_words(config, plan, rundir)) is not None:
         raise UserError(
-            f"{said}; undo that, give another --out, go on with the directory's own config (`taugrid run "
+            f"{orphans}; undo that, give another --out, go on with the directory's own config (`taugrid run "
             f"{rundir.shown}`), or remove those folders under {rundir.samples}"
         )
 
 
 def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
-    """Which cells have images in the directory but are not in the plan, and why; None if there are none."""
+    """A message on cells that have images in the directory but are not in the plan; None if there are none."""
     planned = {cell.id for cell in plan.cells}
     orphans = [name for cell, name in rundir.committed_cells().items() if cell not in planned]
     if not orphans:
@@ -73,9 +73,19 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     if not differences:
         records = rundir.model_records()
         changed = (file for model in plan.models for record in records for file in changed_files(model.source, record))
-        differences = list(dict.fromkeys(changed))
-    shown = listed(differences, MOST_DIFFERENCES, between="; ") or WHAT_NO_KEY_SAYS
+        differences = list(dict.fromkeys([*changed, *_changed_samplers(plan, rundir)]))
+    shown = listed(differences, MAX_DIFFERENCES, between="; ") or CHANGED_FILES
     return f"{rundir.root} holds {named}, which this config does not have (changed: {shown})"
+
+
+def _changed_samplers(plan: Plan, rundir: RunDir) -> Iterator[str]:
+    """A phrase for each custom sampler whose code is not what the recorded plan says."""
+    recorded = read_json(rundir.plan, rundir.storage)
+    cells = recorded.get("cells", ()) if isinstance(recorded, dict) else ()
+    codes = {(cell.get("sampler") or {}).get("code") for cell in cells}
+    for name, code in {cell.settings.sampler: cell.from_sampler.code for cell in plan.cells}.items():
+        if code not in (None, *codes):
+            yield f"the package of the sampler {name} differs"
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -99,7 +109,7 @@ def labels_begun(rundir: RunDir) -> dict[str, str]:
 
 
 def _with_defaults(config: Any) -> Any:
-    """A config as written, with the defaults of keys that came later: they have not changed."""
+    """A recorded config, with the defaults of the keys that later versions added."""
     if not isinstance(config, dict):
         return config
     later = {kind.__name__.lower(): kind.later_keys for kind in (Data, Diffusion, Sample, Train)}
@@ -108,7 +118,7 @@ def _with_defaults(config: Any) -> Any:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if prefix == "grid." and isinstance(value, list):  # of mappings: nearly always one
-        parts = [_flat(each, "grid." if len(value) == 1 else f"grid[{n}].") for n, each in enumerate(value)]
+        parts = [_flat(part, "grid." if len(value) == 1 else f"grid[{n}].") for n, part in enumerate(value)]
         return {key: inner for part in parts for key, inner in part.items()}
     if isinstance(value, dict):
         return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
@@ -116,7 +126,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def changed_files(source: ModelSource, record: Mapping[str, Any]) -> list[str]:
-    """What differs between a model and the record of one with the same name, a phrase for each file."""
+    """The differences between the files of a model and those in its record, a phrase for each."""
     if isinstance(source, Loaded) and record.get("path") == source.checkpoint.path:
         return _of_checkpoint(source, record)
     if isinstance(source, Custom) and record.get("callable") == source.spec.callable:
@@ -134,12 +144,12 @@ def _of_checkpoint(source: Loaded, record: Mapping[str, Any]) -> list[str]:
 
 
 def _of_code(source: Custom, record: Mapping[str, Any]) -> list[str]:
-    spec, found = source.spec, []
+    spec, changes = source.spec, []
     if spec.source_sha256 != record.get("source_sha256"):
         before = [SourceFile(*file) for file in record.get("files", ())]
-        found += differences(before, spec.files) or [f"the source of {spec.callable} differs"]
+        changes += differences(before, spec.files) or [f"the source of {spec.callable} differs"]
     if spec.weights is not None and spec.weights_sha256 != record.get("weights_sha256"):
-        found.append(f"{spec.weights} differs")
-    elif not found and spec.tensors_sha256 != record.get("tensors_sha256"):
-        found.append(f"the weights that {spec.callable} returns differ")
-    return found
+        changes.append(f"{spec.weights} differs")
+    elif not changes and spec.tensors_sha256 != record.get("tensors_sha256"):
+        changes.append(f"the weights that {spec.callable} returns differ")
+    return changes

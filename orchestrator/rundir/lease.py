@@ -1,8 +1,7 @@
-"""lease.json: the driver of a run directory, on a disk or in a bucket. It keeps a second driver out.
+"""lease.json: the lock of a run directory, on a disk or in a bucket. It keeps a second driver out.
 
-A driver writes it again every `BEAT_SECONDS`. It does so from a thread: reading a large directory or drawing figures
-takes the main thread minutes, and that must not look like death. A thread that beats through a hung mount is no danger
-here, because its beats go to the same mount.
+The driver refreshes it every `HEARTBEAT_SECONDS`, from a thread: reading a large directory or drawing figures keeps the
+main thread busy for minutes. If the mount hangs, the heartbeats stop too, because they go to the same mount.
 """
 
 import json
@@ -25,12 +24,12 @@ from taugrid.run_id import FILE as RUN_ID
 from taugrid.storage import ANY, Storage, end_session, read_json, write_text
 from taugrid.words import duration
 
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
-"""A lease that was not refreshed for that long is that of a dead driver, or of one cut off from the directory."""
+"""A lease that was not refreshed for this long belongs to a driver that is dead or cut off from the directory."""
 
-WATCHED_BEATS = 2
-"""Number of beats for which a lease of another host is watched at least: clocks differ."""
+MIN_WATCHED_HEARTBEATS = 2
+"""The minimum number of heartbeats for which a lease of a different host is watched, since clocks differ."""
 
 POLL_SECONDS = 0.2
 
@@ -39,20 +38,20 @@ class Holder(NamedTuple):
     host: str
     process: int
     boot: str
-    """Id of the host's boot and of the namespace of its process ids: where both are equal, ids mean the same."""
+    """The ids of the host's boot and of its process namespace: process ids are comparable only if both are equal."""
     run: str | None
     session: str
     heartbeat: str
-    """When it was last seen, in UTC by its own clock."""
+    """The time of its last heartbeat, in UTC by its own clock."""
 
     @property
     def age_seconds(self) -> float:
-        """Time since it was last seen, if the clocks of both hosts agree."""
+        """Time since its last heartbeat, if the clocks of both hosts agree."""
         return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(self.heartbeat)).total_seconds())
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether its process still runs. None if that can't be told from here: then only its heartbeat tells."""
+        """Whether its process still runs. None if it can't be checked from this host: then only heartbeats show it."""
         if (self.host, self.boot) != (socket.gethostname(), _boot()):
             return None
         if self.process == os.getpid():  # a container's first process always has the same id
@@ -65,7 +64,7 @@ class Holder(NamedTuple):
             pass
         if self.age_seconds < EXPIRY_SECONDS:
             return True
-        began = _began(self.process)  # it is stopped, or another process has its id by now
+        began = _began(self.process)  # it is suspended, or a new process has its id
         return None if began is None else began <= datetime.fromisoformat(self.heartbeat).timestamp()
 
     def __str__(self) -> str:
@@ -84,38 +83,38 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, daemon=True, name="lease")
         self.loss: str | None = None
-        """What the user is told once another driver has taken it. The main thread is then interrupted."""
+        """The error message once a different driver has taken the lease. The main thread is then interrupted."""
         self.began: float | None = None
-        """When it was taken, by the storage's clock: what was written before is of dead drivers. None: it was taken by
-        force, and its last holder may still write."""
+        """When it was taken, by the storage's clock: older files are those of dead drivers. None: it was taken by
+        force, and the last holder may still write."""
 
     def holder(self) -> Holder | None:
-        """Who holds the lease now; None if there is no lease, or none that makes sense."""
+        """The current holder of the lease; None if there is no valid lease."""
         return _holder(read_json(self._path, self._storage))
 
     def live_holder(self) -> Holder | None:
-        """The driver that runs; None: there is none, as far as can be told from here."""
-        if (found := self.holder()) is None:
+        """The running driver; None if there seems to be none."""
+        if (holder := self.holder()) is None:
             return None
-        alive = found.is_alive
-        return found if alive or (alive is None and found.age_seconds < EXPIRY_SECONDS) else None
+        alive = holder.is_alive
+        return holder if alive or (alive is None and holder.age_seconds < EXPIRY_SECONDS) else None
 
     def take(self, by_force: bool, say: Callable[[str], None]) -> None:
         """Take the lease, and refresh it from now on.
 
-        A dead driver's is taken at once. Where only heartbeats tell, it is watched until it is refreshed or expired.
+        A dead driver's lease is taken at once. One of a different host is watched until it is refreshed or expired.
 
         Raises:
             UserError: if another driver runs and the lease is not taken `by_force`.
         """
-        seen, before = self._version(), self.holder()
+        version, before = self._version(), self.holder()
         if before is not None and not by_force:
             self._watch(before, say)
-        if not self._put(ANY if by_force else seen):
+        if not self._put(ANY if by_force else version):
             raise self._refusal(self.holder())
         if before is not None:
-            time.sleep(POLL_SECONDS)  # on a disk, of two that take it over in one moment, the later one has it
-            if not self._is_ours():
+            time.sleep(POLL_SECONDS)  # if two drivers take it over at once on a disk, the later one gets it
+            if not self._is_held():
                 raise self._refusal(self.holder())
             say(f"took the run directory over from {before}")
         self.began = None if by_force and before is not None else self._storage.stat(self._path).modified
@@ -123,22 +122,22 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Give the lease up, if it was taken and is still ours."""
+        """Release the lease, if it is still held."""
         if self._session in _held:
             self._ended.set()
-            self._thread.join(BEAT_SECONDS)
+            self._thread.join(HEARTBEAT_SECONDS)
             _held.discard(self._session)
-            with suppress(OSError):  # what stays there expires
-                if self._is_ours():
+            with suppress(OSError):  # a lease that can't be deleted expires
+                if self._is_held():
                     self._storage.delete(self._path)
 
     def _watch(self, before: Holder, say: Callable[[str], None]) -> None:
-        """Return once its holder is dead, or the lease has expired; `UserError` once it is certain that it lives."""
+        """Return once the holder is dead or the lease has expired; `UserError` once the holder is known to live."""
         alive = before.is_alive
         if alive:
             raise self._refusal(before)
         if alive is None:
-            seconds = max(EXPIRY_SECONDS - before.age_seconds, WATCHED_BEATS * BEAT_SECONDS)
+            seconds = max(EXPIRY_SECONDS - before.age_seconds, MIN_WATCHED_HEARTBEATS * HEARTBEAT_SECONDS)
             say(f"{before} holds this run directory; waiting {duration(seconds)} to see whether it still runs")
             end = time.monotonic() + seconds
             while time.monotonic() < end:
@@ -148,18 +147,18 @@ class Lease:
                     raise self._refusal(now)
 
     def _refresh(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            with suppress(OSError):  # the main thread meets the same disk, and says so
-                seen = self._version()
-                if self._is_ours():
-                    self._put(seen)
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):  # the main thread gets the same error from the disk, and reports it
+                version = self._version()
+                if self._is_held():
+                    self._put(version)
                     continue
                 winner = self.holder() or "another driver"
                 self.loss = f"{self.root} was taken over by {winner}; what was committed is kept, and it goes on there"
                 ending.stop(self.loss)
                 return
 
-    def _is_ours(self) -> bool:
+    def _is_held(self) -> bool:
         now = self.holder()
         return now is None or now.session == self._session
 
@@ -170,13 +169,13 @@ class Lease:
             return None
 
     def _put(self, if_version: str | None) -> bool:
-        """Write the lease as `Storage.commit` does; False if another is there."""
+        """Write the lease as `Storage.commit` does; False if a different driver's was there first."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = read_json(self._path.with_name(RUN_ID), self._storage)
         run = record.get("run") if isinstance(record, dict) else None
-        ours = Holder(socket.gethostname(), os.getpid(), _boot(), run, self._session, now)
+        holder = Holder(socket.gethostname(), os.getpid(), _boot(), run, self._session, now)
         with self._storage.temporary(self._path) as temporary:
-            write_text(temporary, json.dumps(ours._asdict(), indent=2) + "\n")
+            write_text(temporary, json.dumps(holder._asdict(), indent=2) + "\n")
             return self._storage.commit(self._path, temporary, if_version)
 
     def _refusal(self, holder: Holder | None) -> UserError:
@@ -193,8 +192,8 @@ def sole_driver(
 ) -> Iterator[Lease]:
     """Keep a second driver out of the run directory while this process is alive.
 
-    `break_lock` takes the directory from its driver, which stops when it sees that. `say` tells the user whom the
-    directory was taken from, and of waiting for an old lease to expire.
+    `break_lock` takes the directory from its driver, which stops when it detects that. `say` is called with messages
+    for the user: from which driver the directory was taken, and the wait for an old lease to expire.
 
     Raises:
         UserError: if another driver runs, or the folder can't be written to.
@@ -222,29 +221,29 @@ def sole_driver(
 
 
 def _not_writable(run: Paths, error: OSError) -> UserError:
-    """What the user is told of a folder that may not be written to: the same command would fail again."""
-    ways_out = f"give another {run.option}"
+    """The error for a folder that may not be written to. It is no `RunFailed`: the same command would fail again."""
+    fix = f"give another {run.option}"
     with suppress(OSError):
         if run.storage.exists(run.config):
-            ways_out = (
+            fix = (
                 "make the folder and what is in it writable, or copy it and give the copy; "
                 f"`taugrid status {run.shown}` and `taugrid verify {run.shown}` only read"
             )
-    return UserError(f"can't write to {run.shown}: {error.strerror}; {ways_out}")
+    return UserError(f"can't write to {run.shown}: {error.strerror}; {fix}")
 
 
 def _holder(value: Any) -> Holder | None:
     try:
-        found = Holder(**{name: value[name] for name in Holder._fields})
-        datetime.fromisoformat(found.heartbeat)
+        holder = Holder(**{name: value[name] for name in Holder._fields})
+        datetime.fromisoformat(holder.heartbeat)
     except (TypeError, KeyError, ValueError):
         return None
-    return found if isinstance(found.process, int) and found.process > 0 else None
+    return holder if isinstance(holder.process, int) and holder.process > 0 else None
 
 
 @cache
 def _boot() -> str:
-    """What makes process ids comparable. Where the system does not tell, the host's name must do."""
+    """The host's boot and process namespace (`Holder.boot`); empty if the system does not report them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -253,7 +252,7 @@ def _boot() -> str:
 
 
 def _began(process: int) -> float | None:
-    """When a process of this host began, in seconds since the epoch; None where the system does not tell."""
+    """When a process of this host began, in seconds since the epoch; None if the system does not report it."""
     try:
         ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""The networks and extractors of a run: where their weights are, and records of those that may be gone later."""
+"""The networks and extractors of a run: where their weights are, and records in case their files are removed later."""
 
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -24,38 +24,40 @@ class ModelRecords(Paths):
     """models/: trained networks, and the records of loaded and custom ones. extractors/: those of custom extractors."""
 
     runs_code = True
-    """Whether the custom code that a config names may be run. If not, records say what it is."""
+    """Whether the custom code that a config names may be run. If not, its description comes from the records."""
 
     downloads = True
-    """Whether what a config names may be downloaded. If not, only earlier downloads and records are used."""
+    """Whether files that a config names may be downloaded. If not, earlier downloads and records are used."""
 
     def weights_file(self, model: Model, weights: str) -> Path:
         """The file of a model's weights, or the record that stands for it."""
         return model.source.weights_file(self.model_folder(model), weights)
 
     def network(self, model: Model, weights: str) -> NetworkSpec:
-        """What a worker loads to run a model; `UserError` if a custom network is gone."""
+        """The network that a worker loads; `UserError` if a custom network no longer exists."""
         return model.source.network(self.model_folder(model), weights, self.storage)
 
     def record_model(self, model: Model) -> None:
-        """Write models/<id>/model.json: what a loaded or custom model is, in case its files are gone later."""
+        """Write models/<id>/model.json: the description of a loaded or custom model, in case its files are removed."""
         record = model.source.record()
         if record is not None:
             write_json(self.model_record(model.id), record, self.storage)
 
     def model_records(self) -> list[dict[str, Any]]:
-        """The records of all loaded and custom models, those that the last session sampled first."""
+        """The records of all loaded and custom models; those of the last session come first."""
         files = self.storage.list(self.models, str(self.model_record("*").relative_to(self.models)))
         last = (read_json(self.provenance, self.storage) or {}).get("models") or {}
-        found = [read_json(file, self.storage) for file in sorted(files, key=lambda file: file.parent.name not in last)]
-        return [record for record in found if isinstance(record, dict)]
+        records = [
+            read_json(file, self.storage) for file in sorted(files, key=lambda file: file.parent.name not in last)
+        ]
+        return [record for record in records if isinstance(record, dict)]
 
     def describe_network(
         self, name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int
     ) -> CustomNetwork:
         """The description of a custom network (`custom_process.describe`), or the recorded one if it can't be used.
 
-        A record whose hashes are those of the files' bytes, as they were once made, keeps them while the bytes match.
+        If a record has hashes of the files' bytes, as earlier versions made them, and they still match, they are kept.
         """
         path = custom_process.weights_path(weights)
         wanted = {"callable": name, "weights": path and str(path), "image_shape": list(image_shape)}
@@ -63,15 +65,15 @@ class ModelRecords(Paths):
         try:
             if not self.runs_code:
                 raise UserError(WITHOUT_CODE)
-            found = custom_process.describe(name, weights, image_shape, timesteps)
+            network = custom_process.describe(name, weights, image_shape, timesteps)
         except UserError as error:
             if records:
                 return replace(custom_process.restored(records[0], image_shape), unusable=str(error))
             if self.runs_code:
                 raise
             raise UserError(f"model.callable: {self.root} has no record of {name}, and {WITHOUT_CODE}") from None
-        old = found.by_bytes in [(record["source_sha256"], record["weights_sha256"]) for record in records]
-        return _by_bytes(found) if old else found
+        is_old = network.by_bytes in [(record["source_sha256"], record["weights_sha256"]) for record in records]
+        return _by_bytes(network) if is_old else network
 
     def extractor(self, config: Config) -> ExtractorSpec:
         """The feature extractor that a config means; a custom one as recorded if its code may not be run.
@@ -82,15 +84,15 @@ class ModelRecords(Paths):
         recorded = (read_json(self.provenance, self.storage) or {}).get("extractor")
         name = config.evaluate.extractor
         if self.runs_code or name is None or ":" not in name:
-            found = extractor(config, self.downloads)
-            is_old = found.by_bytes is not None and _by_bytes(found).is_described_by(recorded)
-            return _by_bytes(found) if is_old else found
+            spec = extractor(config, self.downloads)
+            is_old = spec.by_bytes is not None and _by_bytes(spec).is_described_by(recorded)
+            return _by_bytes(spec) if is_old else spec
         shape = list(config.data.image_shape)
         for file in self.storage.list(self.extractors, "*.json"):
             record = read_json(file, self.storage)
             if not isinstance(record, dict) or record.pop("image_shape", None) != shape:
                 continue
-            with suppress(KeyError, TypeError):  # keys are missing or unknown: another program wrote it
+            with suppress(KeyError, TypeError):  # keys are missing or unknown: not written by taugrid
                 if (spec := restored(record)).is_described_by(recorded):
                     return replace(spec, precision=config.evaluate.precision)
         raise UserError(
@@ -99,15 +101,15 @@ class ModelRecords(Paths):
         )
 
     def record_extractor(self, spec: ExtractorSpec, image_shape: tuple[int, int, int]) -> None:
-        """Write what a custom extractor gives for images of a shape (C, H, W), for commands that don't run its code."""
+        """Write the description of a custom extractor for images (C, H, W), for commands that don't run its code."""
         if spec.source_sha256 is not None:
             path = self.extractors / f"{self.extractor_folder(replace(spec, precision='float32'))}.json"
             record = asdict(spec) | {"image_shape": image_shape}
-            del record["precision"]  # the config says it
+            del record["precision"]  # it comes from the config
             write_json(path, record, self.storage)
 
     def fingerprint(self, data: Data) -> str:
-        """SHA-256 of a data set's images or, if they are gone, the one recorded when a model was trained on them."""
+        """SHA-256 of a data set's images; if they are gone, as recorded when a model was trained on them."""
         try:
             return content_fingerprint(data if self.downloads else data.model_copy(update={"download": False}))
         except UserError:
@@ -118,7 +120,7 @@ class ModelRecords(Paths):
             raise
 
     def read_checkpoint(self, path: str) -> Checkpoint:
-        """A loaded model's files or, if they are gone, their content when it was sampled.
+        """The files of a loaded model; if they are gone, as recorded when it was sampled.
 
         For a repository on the hub, the commit stays the one that was sampled first.
         """
@@ -141,7 +143,7 @@ class ModelRecords(Paths):
         return model.source.is_ready(self.model_folder(model), self.storage)
 
     def weights_sha256(self, model: Model, weights: str) -> str:
-        """SHA-256 of a model's weights, or its substitute; `UserError` if there is no such file."""
+        """SHA-256 of a model's weights, or of the record in their place; `UserError` if there is no such file."""
         return model.source.weights_sha256(self.model_folder(model), weights, self.storage)
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
@@ -160,7 +162,7 @@ Spec = TypeVar("Spec", CustomNetwork, ExtractorSpec)
 
 
 def _by_bytes(spec: Spec) -> Spec:
-    """A description with its hashes as they were made before comments were cut out of the source."""
+    """A description with hashes as earlier versions made them, before comments were removed from the source."""
     assert spec.by_bytes is not None, "what was described has both"
     source, weights = spec.by_bytes
     return replace(spec, source_sha256=source, weights_sha256=weights)

@@ -1,7 +1,7 @@
-"""What made a cell's images, by the events: kinds of device, versions of software, seconds.
+"""The devices, software versions and seconds that made a cell's images, from the events.
 
-A shard's event is written after its commit. If the driver is killed in between, the file is there without it: then
-each worker that had the shard assigned may have made it, and all of them are listed.
+A shard's event is written after its commit. If the driver is killed in between, the file has no event: then all workers
+to which the shard was assigned are listed, since each may have made it.
 """
 
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")
 
 
 class Maker(NamedTuple):
-    """A kind of device, the versions of `PACKAGES` on it, and the number of CPU threads."""
+    """A kind of worker: its device, the versions of `PACKAGES` on it, and the number of CPU threads."""
 
     device: str
     versions: tuple[tuple[str, str], ...]
@@ -31,21 +31,21 @@ class Origin:
 
     @property
     def mixtures(self) -> list[str]:
-        """What differs between the makers, a phrase for each kind of difference; empty if there is nothing."""
+        """The differences between the makers, a phrase for each kind."""
         devices = sorted({maker.device for maker in self.makers})
-        found = [f"mixed: sampled on {', '.join(devices)}"] if len(devices) > 1 else []
+        mixtures = [f"mixed: sampled on {', '.join(devices)}"] if len(devices) > 1 else []
         for name in PACKAGES:
             versions = sorted({version for maker in self.makers for key, version in maker.versions if key == name})
             if len(versions) > 1:
-                found.append(f"mixed: sampled with {name} {', '.join(versions)}")
-        return found
+                mixtures.append(f"mixed: sampled with {name} {', '.join(versions)}")
+        return mixtures
 
 
 @dataclass
 class _Shard(Origin):
     images: int = 0
     assigned: list[Maker] = field(default_factory=list)
-    """Who may have made the file since the last event that tells who did."""
+    """The workers that may have made the file since its last `shard` event."""
 
     @property
     def all_makers(self) -> set[Maker]:
@@ -53,22 +53,23 @@ class _Shard(Origin):
 
 
 def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
-    """Cell id -> what made its images."""
-    found: dict[str, Origin] = defaultdict(Origin)
+    """Cell id -> the origin of its images."""
+    by_cell: dict[str, Origin] = defaultdict(Origin)
     for (cell, _), shard in _shards(events).items():
-        found[cell].seconds += shard.seconds
-        found[cell].makers |= shard.all_makers
-    return found
+        by_cell[cell].seconds += shard.seconds
+        by_cell[cell].makers |= shard.all_makers
+    return by_cell
 
 
 def first_origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
-    """Cell id -> what made the images of its first shard."""
+    """Cell id -> the origin of its first shard."""
     shards = _shards(events).items()
     return {cell: Origin(shard.seconds, shard.all_makers) for (cell, name), shard in shards if name == part_name(0)}
 
 
-OURS = "taugrid"
-"""Its own version never counts as other software: a night looks for upgrades that change images or scores."""
+TAUGRID = "taugrid"
+"""A different version of taugrid alone does not count as different software: a night checks that upgrades of it change
+neither images nor scores."""
 
 REFERENCE = "reference"
 """The key of the reference in `scorers`."""
@@ -76,7 +77,7 @@ REFERENCE = "reference"
 
 def scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
     """Cell id, or `REFERENCE` -> the devices, with their threads, that extracted its features and scored it."""
-    found: dict[str, set[str]] = defaultdict(set)
+    devices: dict[str, set[str]] = defaultdict(set)
     threads: dict[str, Any] = {}
     for event in events:
         match event["event"]:
@@ -87,20 +88,20 @@ def scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
             case "extract" | "score":
                 kind, _, rest = event["task"].partition("/")
                 key = REFERENCE if kind == REFERENCE else rest.partition("/")[0]
-                found[key].add(f"{event['device']}, threads: {threads.get(event['worker']) or 'unknown'}")
-    return found
+                devices[key].add(f"{event['device']}, threads: {threads.get(event['worker']) or 'unknown'}")
+    return devices
 
 
 def device_kinds(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, set[str]]]:
     """Cell id -> `sampled` and `scored` -> the kinds of device that did so, `cpu` or `cuda`."""
-    told = list(events)
-    found: dict[str, dict[str, set[str]]] = defaultdict(dict)
-    for cell, origin in origins(told).items():
-        found[cell]["sampled"] = {_kind(maker.device) for maker in origin.makers}
-    places = scorers(told)
-    for cell in places.keys() - {REFERENCE}:
-        found[cell]["scored"] = {_kind(place) for place in places[cell] | places.get(REFERENCE, set())}
-    return found
+    events = list(events)
+    kinds: dict[str, dict[str, set[str]]] = defaultdict(dict)
+    for cell, origin in origins(events).items():
+        kinds[cell]["sampled"] = {_kind(maker.device) for maker in origin.makers}
+    devices = scorers(events)
+    for cell in devices.keys() - {REFERENCE}:
+        kinds[cell]["scored"] = {_kind(device) for device in devices[cell] | devices.get(REFERENCE, set())}
+    return kinds
 
 
 def _kind(device: str) -> str:
@@ -115,16 +116,16 @@ def codes(events: Iterable[Mapping[str, Any]], stage: str) -> set[str]:
 
 
 def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard]:
-    """(cell id, file name) -> what made the shard."""
+    """(cell id, file name) -> the origin of the shard."""
     shards: dict[tuple[str, str], _Shard] = defaultdict(_Shard)
     workers: dict[str, Maker] = {}
     for event in events:
         match event["event"]:
             case "session":
-                workers = {}  # another session's workers have the same names
+                workers = {}  # each session uses the same worker names
             case "worker":
-                known = event.get("versions") or {}
-                software = tuple((name, known[name]) for name in PACKAGES if known.get(name))
+                versions = event.get("versions") or {}
+                software = tuple((name, versions[name]) for name in PACKAGES if versions.get(name))
                 workers[event["worker"]] = Maker(event["device"], software, event.get("threads"))
             case "assigned" if event["task"].startswith("sample/"):
                 _, cell, number = event["task"].split("/")
@@ -139,12 +140,12 @@ def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard
 
 
 def _maker(event: Mapping[str, Any], workers: Mapping[str, Maker]) -> Maker:
-    """Who an event of a shard is about; events of the first version do not introduce the worker."""
+    """The worker of a shard's event; the first version of taugrid wrote no `worker` events."""
     return workers.get(event["worker"], Maker("", ()))._replace(device=event["device"])
 
 
 def _committed(shard: _Shard, event: Mapping[str, Any], maker: Maker) -> None:
-    """Take note of a file that is in place. Events of earlier versions have neither `own` nor `copied`."""
+    """Record that a file was committed. Events of earlier versions have neither `own` nor `copied`."""
     copied = event.get("copied", 0)
     others = Counter(shard.assigned) - Counter([maker])
     if not event.get("own", True) and (others or shard.makers):

@@ -14,9 +14,9 @@ from taugrid.workers.training.log import LOG
 
 
 class Paths:
-    """The places of a run's files: a storage, and names below `root`. Nothing is read or written here.
+    """The paths of a run's files: a storage, and names below `root`. This class reads and writes nothing.
 
-    Some names are made where they belong:
+    Some names are defined elsewhere:
 
     - of a cell's folder and of a shard's file: `plan.cells`, since messages and tasks use them too;
     - in a model's folder: `plan.sources`; of a training that still runs: `workers.training.spec`;
@@ -25,13 +25,13 @@ class Paths:
     """
 
     option = "--out"
-    """The option that names the root, for messages."""
+    """The option that sets the root, for messages."""
 
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
         self.root = root.absolute() if storage is None or storage.on_disk else root
         self.storage = storage or LocalStorage(self.root)
         self.run: RunId | None = None
-        """Known once the driver has claimed the directory."""
+        """Set once the driver has claimed the directory."""
         self.config = self.root / "config.json"
         self.plan = self.root / "plan.json"
         self.lease = self.root / "lease.json"
@@ -54,23 +54,23 @@ class Paths:
         return with_urls(str(self.root))
 
     def relative(self, path: Path) -> str:
-        """`path` as seen from the run directory, for messages."""
+        """`path` relative to the run directory, for messages."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else with_urls(str(path))
 
     def model_folder(self, model: Model) -> Path:
         return self.models / model.id
 
     def model_record(self, model_id: str) -> Path:
-        """The record of what a loaded or custom model was when it was sampled; `*` gives the pattern of all records."""
+        """The description of a loaded or custom model when it was sampled; `*` gives the pattern of all records."""
         return self.models / model_id / RECORD
 
     def training_log(self, model: Model) -> Path:
         return self.models / model.id / "train" / LOG
 
     def training_folder(self, scratch: str | None) -> Path:
-        """A folder on a disk for what trainings keep while they run: models/ of a run on a disk.
+        """The folder for files of trainings while they run, on a disk: models/ if the run is on a disk.
 
-        Of a run in an object store it is below `cluster.scratch`, or else in this user's cache on this machine.
+        For a run in an object store it is below `cluster.scratch`, or else in this user's cache on this machine.
         """
         if self.storage.on_disk:
             return self.models
@@ -98,7 +98,7 @@ class Paths:
         return self.scores / f"{cell.id}-{evaluation}.json"
 
     def influence(self, cell: Cell, evaluation: str) -> Path:
-        """The file that says how far each sample moves the FID of that score."""
+        """The file of the influences of that score: how far each sample moves its FID."""
         return self.score(cell, evaluation).with_suffix(".parquet")
 
     def task_log(self, session: str, task: str) -> Path:
@@ -106,5 +106,5 @@ class Paths:
         return self.logs / f"{session}-{task.replace('/', '-')}.txt"
 
     def new_probe(self) -> Path:
-        """A new name for the file that shows a worker that it sees the run directory."""
+        """A new name for a file by which a worker checks that it sees the run directory."""
         return self.root / f".probe.{uuid.uuid4().hex[:12]}.tmp"

@@ -30,13 +30,13 @@ PACKAGES = ("taugrid", "ray", "torch", "diffusers", "torch-fidelity", "pyarrow",
 
 def software() -> dict[str, Any]:
     """Versions, the commit of the checkout that taugrid runs from (None if it is not a checkout), its code's hash."""
-    found = {"python": sys.version.split()[0], "versions": versions(PACKAGES), **_checkout()}
-    return found | {"code_sha256": code_sha256()}
+    software = {"python": sys.version.split()[0], "versions": versions(PACKAGES), **_checkout()}
+    return software | {"code_sha256": code_sha256()}
 
 
 @cache
 def code_sha256() -> str:
-    """SHA-256 of taugrid's modules as they are now: a night that was interrupted may go on with others."""
+    """SHA-256 of taugrid's source files, which may change between the sessions of an interrupted night."""
     digest = hashlib.sha256()
     walk = os.walk(PACKAGE, followlinks=True)  # a checkout has links to the rooms
     files = [Path(folder, name) for folder, _, names in walk for name in names if name.endswith(".py")]
@@ -48,7 +48,7 @@ def code_sha256() -> str:
 
 @cache
 def _checkout() -> dict[str, Any]:
-    """The commit that this process runs, as git first tells it: what is loaded does not change with the files."""
+    """The commit that this process runs. Cached, since loaded modules do not change with the files."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
 
@@ -65,14 +65,14 @@ def _git(*arguments: str) -> str | None:
 
 
 def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
-    """Write what is known now, keeping what earlier sessions recorded about data and extractor."""
+    """Write provenance.json. Data and extractor stay as earlier sessions recorded them, if they are unknown now."""
     before = read_json(rundir.provenance, rundir.storage) or {}
     value: dict[str, Any] = {
         **software(),
         "models": {
-            model.id: found
+            model.id: weights
             for model in plan.models
-            if rundir.is_ready(model) and (found := _weights(rundir, plan, model, before))
+            if rundir.is_ready(model) and (weights := _weights(rundir, plan, model, before))
         },
         "dataset": _dataset(rundir, plan, evaluation, before),
         "reference": before.get("reference"),
@@ -89,14 +89,14 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
 def _dataset(
     rundir: RunDir, plan: Plan, evaluation: Evaluation | None, before: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    """The config's data set, if a model was trained on it or samples are compared with it; else it need not exist."""
+    """The config's data set, if a model was trained on it or samples are scored against it; else as recorded."""
     if evaluation is not None and evaluation.reference.given == evaluation.config.data:
         with suppress(UserError):  # a report of earlier scores needs no images
             return _describe(evaluation.config.data)
     recorded: Mapping[str, Any] | None = before.get("dataset")
-    known = before.get("models") or {}
+    recorded_models = before.get("models") or {}
     for model in plan.models:
-        if isinstance(model.source, Trained) and rundir.is_ready(model) and model.id not in known:
+        if isinstance(model.source, Trained) and rundir.is_ready(model) and model.id not in recorded_models:
             try:
                 return _describe(model.data)
             except UserError:
@@ -105,8 +105,8 @@ def _dataset(
 
 
 def _describe(data: Data) -> dict[str, Any]:
-    found = {"num_images": len(load_images(data)), "sha256": content_fingerprint(data)}
-    return data.model_dump(mode="json", exclude={"download"}) | found
+    content = {"num_images": len(load_images(data)), "sha256": content_fingerprint(data)}
+    return data.model_dump(mode="json", exclude={"download"}) | content
 
 
 def _weights(rundir: RunDir, plan: Plan, model: Model, before: Mapping[str, Any]) -> Mapping[str, str]:
@@ -120,7 +120,7 @@ def _weights(rundir: RunDir, plan: Plan, model: Model, before: Mapping[str, Any]
 
 
 def machines(rundir: RunDir) -> list[dict[str, str]]:
-    """Nodes and devices that workers of any session ran on."""
+    """The nodes and devices of the workers of all sessions."""
     joined = (event for event in read_events(rundir) if event["event"] == "worker")
     places = sorted({(event["node"], event["device"]) for event in joined})
     return [{"node": node, "device": device} for node, device in places]

@@ -1,4 +1,4 @@
-"""A run directory as Python holds it: tables as DataFrames, cells, figures, and a page of HTML for notebooks."""
+"""A run directory as a Python object: tables as DataFrames, cells, figures, and an HTML page for notebooks."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RunView:
-    """One run directory. Looking at it starts nothing and runs no code that its config names."""
+    """A run directory, read only: no method starts a run or runs code that the config names."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -30,26 +30,26 @@ class RunView:
 
     @classmethod
     def of(cls, directory: str) -> "RunView":
-        """The run in a directory that `taugrid run` made; `UserError` if there is none."""
+        """The run in `directory`, which `taugrid run` has made; `UserError` if there is none."""
         return cls(open_existing(directory))
 
     def __repr__(self) -> str:
-        return f"<run {self.name} in {self._place}: {counted(len(self.cells), 'cell')}>"
+        return f"<run {self.name} in {self._short_directory}: {counted(len(self.cells), 'cell')}>"
 
     @property
-    def _place(self) -> str:
-        """The directory as seen from the working directory, if it is below it."""
-        root, here = self._run.rundir.root, Path.cwd()
-        return str(root.relative_to(here)) if root.is_relative_to(here) else self.directory
+    def _short_directory(self) -> str:
+        """`directory` relative to the working directory, if it is inside that."""
+        root, working = self._run.rundir.root, Path.cwd()
+        return str(root.relative_to(working)) if root.is_relative_to(working) else self.directory
 
     @property
     def name(self) -> str:
-        """The name that its config gives it."""
+        """The `name` in the config."""
         return self._run.config.name
 
     @property
     def directory(self) -> str:
-        """Its path or URL."""
+        """The path or URL of the run directory."""
         return self._run.rundir.shown
 
     @property
@@ -58,7 +58,7 @@ class RunView:
         return self._run.config.model_dump(mode="json")
 
     def status(self) -> dict[str, Any]:
-        """How far it is, as `taugrid status --json` prints it."""
+        """The progress of the run, as `taugrid status --json` prints it."""
         return describe_status(self._run)
 
     @property
@@ -73,7 +73,7 @@ class RunView:
 
     @property
     def tables(self) -> list[str]:
-        """The names that `table` takes."""
+        """The names of the tables, for `table`."""
         return self._tables.names
 
     def table(self, name: str = "quality") -> pd.DataFrame:
@@ -91,14 +91,15 @@ class RunView:
         return tuple(CellView(cell, self._run.rundir) for cell in self._run.plan.cells)
 
     def cell(self, name: str) -> CellView:
-        """A cell by its settings (steps=50,eta=0), id, label or folder's name; `UserError` unless exactly one fits."""
+        """A cell by settings (steps=50,eta=0), id, label or folder name; `UserError` unless exactly one matches."""
         return CellView(find_cell(self._run.plan, name), self._run.rundir)
 
     def figure(self, name: str = "quality") -> "Figure":
-        """A figure as matplotlib's.
+        """A matplotlib figure.
 
         Args:
-            name: quality, loss or reconstruction, which are drawn; else a picture in figures/, such as samples.
+            name: quality, loss or reconstruction, drawn from the data; or the name of a picture in figures/, such as
+                samples.
 
         Raises:
             UserError: if there is no such figure, or not yet.
@@ -110,4 +111,4 @@ class RunView:
     def _repr_html_(self) -> str:
         scored = len(self._tables.document().get("rows", []))
         state = f"{scored} of {counted(len(self.cells), 'cell')} in its table"
-        return run_html(self.name, self._place, state, QualityTable.read(self._tables.document()))
+        return run_html(self.name, self._short_directory, state, QualityTable.read(self._tables.document()))

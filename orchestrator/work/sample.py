@@ -12,7 +12,6 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key
 from taugrid.words import some_of
 from taugrid.workers.sample import SampleJob
-from taugrid.workers.samplers.sampler import code_hash
 
 
 class SampleWork(WorkKind):
@@ -52,7 +51,7 @@ class SampleWork(WorkKind):
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
-                    sampler_code=code_hash(cell.settings.sampler),
+                    sampler_code=cell.from_sampler.code,
                     metadata=metadata,
                     kept=kept,
                 )

@@ -17,7 +17,7 @@ SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")
 
 
 def _known(name: str) -> str:
-    samplers.entry(name)
+    samplers.check(name)
     return name
 
 

@@ -26,7 +26,7 @@ class Section(BaseModel):
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The section as files record it: without its `later_keys` while they have their defaults."""
+        """The section for files and hashes: without `later_keys` at their defaults, so that old hashes stay valid."""
         values: dict[str, Any] = self.model_dump(mode="json")
         later = self.later_keys
         return {key: value for key, value in values.items() if key not in later or value != later[key]}

@@ -3,6 +3,9 @@
 A new sampler is one file in workers/samplers/ with a line in `SAMPLERS`, or a package with an entry point.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
@@ -17,6 +20,25 @@ DEFAULT = "ddim"
 def names() -> list[str]:
     """All samplers that can be used here."""
     return [*SAMPLERS, *sorted({point.name for point in entry_points(group=GROUP)} - SAMPLERS.keys())]
+
+
+_unchecked = ContextVar("unchecked", default=False)
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Within the block, configs may name samplers that are not installed: a recorded plan needs none."""
+    token = _unchecked.set(True)
+    try:
+        yield
+    finally:
+        _unchecked.reset(token)
+
+
+def check(name: str) -> None:
+    """Raise `ValueError` if there is no sampler of that name."""
+    if not _unchecked.get():
+        entry(name)
 
 
 @cache  # a search through all packages takes milliseconds, and a grid has thousands of points
@@ -37,5 +59,5 @@ def entry(name: str) -> EntryPoint:
     if installed:
         return installed[0]
     raise ValueError(
-        f"must be one of {', '.join(names())}, or a sampler of an installed package (entry-point group {GROUP})"
+        f"must be one of {', '.join(names())}, or one of a package (entry-point group {GROUP}) that every node has"
     )

@@ -154,7 +154,10 @@ def test_a_run_that_the_cluster_can_not_do_is_2(at, mine):
 def test_another_taugrid_on_the_cluster_is_2(at, mine, monkeypatch):
     monkeypatch.setattr(package, "__version__", "99.0")
     done = taugrid("submit", "gaussian", "--out", mine / "run", *at, code=2)
-    assert "but the job was submitted by 99.0; install that on every node, or submit with --ship" in done.stdout
+    assert (
+        "but the job was submitted with taugrid 99.0; install taugrid 99.0 on every node, or submit with --ship"
+        in done.stdout
+    )
 
 
 def test_any_exit_code_of_a_command_comes_back(head, at):

@@ -29,7 +29,7 @@ from taugrid.errors import NotFinite, OtherContent, SamplerFault, UserError
 from taugrid.images import to_uint8
 from taugrid.jobs import OracleNetwork
 from taugrid.orchestrator.cli.main import cli
-from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.opened import open_existing, open_to_plan
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -198,9 +198,41 @@ def test_other_code_makes_other_cells_and_is_refused_by_a_worker(package):
         sampler.require_code("elsewhere", before)
 
 
+@pytest.fixture
+def other_package(package):
+    """The package with other code or, with `remove`, without its entry point."""
+    file, entries = package / "twice_sampler.py", package / "twice_sampler-0.1.dist-info/entry_points.txt"
+    before = entries.read_text()
+
+    def change(remove):
+        entries.write_text("" if remove else before)
+        file.write_text(SAMPLER.replace("2 * len", "len"))
+        forget()
+
+    yield change
+    entries.write_text(before)
+    file.write_text(SAMPLER)
+    forget()
+
+
+@pytest.mark.parametrize("remove", [False, True], ids=["changed", "removed"])
+def test_a_finished_run_is_looked_at_without_its_samplers_package(told, other_package, remove):
+    folder, _ = told
+    before = taugrid("status", folder / "run"), (folder / "run/tables/quality.csv").read_text()
+    other_package(remove)
+    assert taugrid("status", folder / "run") == before[0]
+    assert taugrid("report", folder / "run")
+    assert (folder / "run/tables/quality.csv").read_text() == before[1]
+    assert taugrid("compare", folder / "run", folder / "again")["result"] == "identical"
+    with pytest.raises(UserError) as said:
+        open_to_plan(str(folder / "small.yaml"), (), str(folder / "run"))
+    expected = "must be one of ddim, or one of a package" if remove else "the package of the sampler twice differs"
+    assert expected in str(said.value)
+
+
 def test_a_sampler_that_is_not_here_is_one_line(package):
     with pytest.raises(
-        UserError, match=r"sampler: must be one of ddim, .*twice, or a sampler of .*, not 'dpm'$"
+        UserError, match=r"sampler: must be one of ddim, .*twice, or one of a package .*, not 'dpm'$"
     ) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)

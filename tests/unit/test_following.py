@@ -48,7 +48,7 @@ def submission(status, code=None, message=""):
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr(follow, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(follow, "LOST_SECONDS", 0.2)
 
 

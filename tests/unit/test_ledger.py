@@ -9,7 +9,7 @@ from in_process import Faulty, drive, results, small_run
 
 from taugrid import parquet
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.ledger import MOST_SUPERSEDED, Ledger
+from taugrid.orchestrator.rundir.ledger import MAX_SUPERSEDED, Ledger
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LOCAL
@@ -173,13 +173,13 @@ def test_lines_without_effect_do_not_gather(tmp_path):
     kept = Ledger(tmp_path, LOCAL)
     kept.keep()
     kept.add(tmp_path / "gone", "0", part)
-    for n in range(MOST_SUPERSEDED + 2):
+    for n in range(MAX_SUPERSEDED + 2):
         kept.add(path, str(n), part)
     kept.flush()
     again = Ledger(tmp_path, LOCAL)
     again.keep()
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
-    assert again.find(path, str(MOST_SUPERSEDED + 1)) == parquet.Part(0, 3, {"cell": "c"})
+    assert again.find(path, str(MAX_SUPERSEDED + 1)) == parquet.Part(0, 3, {"cell": "c"})
     assert again.find(path, "0") is None
 
 

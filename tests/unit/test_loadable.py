@@ -8,7 +8,7 @@ import torch
 from nights import checkpoint
 
 from taugrid.orchestrator.baseline.snapshot import Network
-from taugrid.orchestrator.nightly.again import why_not
+from taugrid.orchestrator.nightly.resampling import why_no_second_look
 from taugrid.workers.network.checkpoint import weights_file, weights_sha256
 
 
@@ -26,22 +26,22 @@ def both(tmp_path):
 
 
 def test_two_folders_with_the_weights_they_had_can_be_sampled(both):
-    assert why_not([pair(*both)], trust_code=False) is None
+    assert why_no_second_look([pair(*both)], trust_code=False) is None
 
 
 def test_the_same_weights_are_not_compared_with_themselves(both):
-    assert "with themselves" in why_not([pair(both[1], both[1])], trust_code=False)
+    assert "with themselves" in why_no_second_look([pair(both[1], both[1])], trust_code=False)
 
 
 def test_what_is_gone_or_replaced_is_named(both, tmp_path):
     checkpoint(tmp_path / "old", 0.5)
     assert (
-        why_not([pair(*both)], False)
-        == f"the baseline's weights can't be sampled: {tmp_path}/old holds other weights now"
+        why_no_second_look([pair(*both)], False)
+        == f"the baseline's weights can't be sampled: {tmp_path}/old holds different weights now"
     )
     shutil.rmtree(tmp_path / "old")
-    assert "no folder" in why_not([pair(*both)], False)
-    assert "on a disk" in why_not([pair(both[0], Network("abc", {}, None, None))], False)
+    assert "no folder" in why_no_second_look([pair(*both)], False)
+    assert "on a disk" in why_no_second_look([pair(both[0], Network("abc", {}, None, None))], False)
 
 
 def custom(place, source="s", digest=None, function="mine:network"):
@@ -58,16 +58,16 @@ def files(tmp_path):
 
 def test_a_custom_network_needs_its_code_and_its_file(files):
     new, old = map(custom, files)
-    assert why_not([pair(new, old)], trust_code=True) is None
-    assert "code has changed" in why_not([pair(new, custom(files[1], source="other"))], True)
-    assert "code has changed" in why_not([pair(new, custom(files[1], function="mine:other"))], True)
-    assert "model.weights" in why_not([pair(new, custom(None, digest="all that it loads"))], True)
+    assert why_no_second_look([pair(new, old)], trust_code=True) is None
+    assert "code has changed" in why_no_second_look([pair(new, custom(files[1], source="other"))], True)
+    assert "code has changed" in why_no_second_look([pair(new, custom(files[1], function="mine:other"))], True)
+    assert "model.weights" in why_no_second_look([pair(new, custom(None, digest="all that it loads"))], True)
     shutil.copy(files[0], files[1])
-    assert "old.pt holds other weights now" in why_not([pair(new, old)], True)
+    assert "old.pt holds different weights now" in why_no_second_look([pair(new, old)], True)
     files[1].unlink()
-    assert "there is no file" in why_not([pair(new, old)], True)
+    assert "there is no file" in why_no_second_look([pair(new, old)], True)
 
 
 def test_a_file_that_a_baseline_names_is_given_to_no_code_unless_the_user_trusts_it(files):
     """A baseline file may come from somebody else, and the file of weights may be a pickle."""
-    assert "--trust-code" in why_not([pair(*map(custom, files))], trust_code=False)
+    assert "--trust-code" in why_no_second_look([pair(*map(custom, files))], trust_code=False)

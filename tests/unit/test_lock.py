@@ -26,7 +26,7 @@ from pathlib import Path
 from taugrid.orchestrator.cli import main
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
-lease.BEAT_SECONDS = 0.1
+lease.HEARTBEAT_SECONDS = 0.1
 
 def hold():
     with RunDir(Path(sys.argv[1])).lock():
@@ -62,7 +62,7 @@ def held(root, *how):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.4)
     monkeypatch.setattr(lease, "POLL_SECONDS", 0.01)
 
@@ -296,7 +296,7 @@ def test_a_lease_that_was_deleted_is_written_again_and_ends_nobody(tmp_path, qui
         while not rundir.lease.exists():
             assert time.monotonic() < end
             time.sleep(0.02)
-        time.sleep(3 * lease.BEAT_SECONDS)
+        time.sleep(3 * lease.HEARTBEAT_SECONDS)
         assert json.loads(rundir.lease.read_text())["process"] == os.getpid()
     assert not rundir.lease.exists()
 

@@ -18,7 +18,7 @@ from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
-from taugrid.orchestrator.rundir.ledger import MOST_SUPERSEDED, Ledger
+from taugrid.orchestrator.rundir.ledger import MAX_SUPERSEDED, Ledger
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
@@ -128,7 +128,7 @@ def test_to_write_a_ledger_anew_asks_for_no_file(bucket, s3):
     old = Ledger(root, storage)
     old.keep()
     names = [root / f"samples/S0002/part-{number:06d}.parquet" for number in range(50)]
-    for number in range(MOST_SUPERSEDED + 2):
+    for number in range(MAX_SUPERSEDED + 2):
         old.add(names[0], str(number), parquet.Part(0, 3, {"cell": "c"}))
     for name in names[1:]:
         old.add(name, "1", parquet.Part(0, 3, {"cell": "c"}))
@@ -138,9 +138,7 @@ def test_to_write_a_ledger_anew_asks_for_no_file(bucket, s3):
     assert (s3.requests - before).total() < 10
     again = Ledger(root, storage)
     assert (
-        again.find(names[0], str(MOST_SUPERSEDED + 1))
-        == again.find(names[-1], "1")
-        == parquet.Part(0, 3, {"cell": "c"})
+        again.find(names[0], str(MAX_SUPERSEDED + 1)) == again.find(names[-1], "1") == parquet.Part(0, 3, {"cell": "c"})
     )
     assert storage.read(root / "ledger.jsonl").count(b"\n") == len(names)
 

@@ -558,7 +558,7 @@ ALLOWED = [
         {"copyfile": 1, "copytree": 1, "write_text": 1},
         "a temporary folder of what is sent to a job server",
     ),
-    Exceptions("orchestrator/nightly/again.py", {"write_text": 1}, "a config in a temporary folder"),
+    Exceptions("orchestrator/nightly/resampling.py", {"write_text": 1}, "a config in a temporary folder"),
     Exceptions("orchestrator/nightly/nights.py", {"read_table": 1}, "of bytes that its storage read"),
     Exceptions("orchestrator/nightly/places.py", {"exists": 1, "is_dir": 2}, "what --history or an argument is"),
     Exceptions(

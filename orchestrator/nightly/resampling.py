@@ -1,8 +1,8 @@
-"""Cells of earlier runs, sampled again: whether their networks are still what they were, and how that is done.
+"""Samples cells of earlier runs again, for canaries and second looks, if their networks still exist unchanged.
 
 The canary of the sampler is the first batch of each cell of the baseline, from its network and with today's code. It is
 a run directory of its own, beside tonight's, with one shard for each cell and without scores. Second looks sample both
-networks (`second_look`). The baseline's files may have gone or been replaced.
+networks (`second_look`). The files of the baseline's networks may have been removed or replaced.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,69 +40,69 @@ Pair = tuple[SnapshotCell, SnapshotCell]
 OTHER_CODE = "the custom network's code has changed, and the baseline's is gone"
 
 
-class Ran(NamedTuple):
+class ResamplingRun(NamedTuple):
     """A run of cells that were sampled again."""
 
     run: Run
     failed: Mapping[str, str]
-    """Name -> why the cell can never be sampled or scored."""
+    """Cell name -> the reason why it can never be sampled or scored."""
     is_complete: bool
-    """Whether no cell is left that could still be finished."""
+    """Whether all other cells are sampled and scored."""
 
 
 @dataclass(frozen=True)
-class Again:
+class Resampler:
     """Samples cells again in a night, for canaries and second looks."""
 
     config: Config
-    """Tonight's."""
+    """Tonight's config."""
     night: Night
     address: str
     trust_code: bool
-    """A custom network may be given a file of weights that no config of the user's has named."""
+    """Whether a custom network may load weights that only the baseline names, not the user's config."""
     progress: Progress
     missing: dict[str, str]
-    """Cells that could not be finished, and still can, are added to it."""
+    """Cells that could not be finished this time are added to it: name -> reason."""
 
-    def run(self, name: str, points: Sequence[Mapping[str, Any]], folder: Path, stages: Sequence[str]) -> Ran:
+    def run(self, name: str, points: Sequence[Mapping[str, Any]], folder: Path, stages: Sequence[str]) -> ResamplingRun:
         """Run tonight's config with `points` as its grid, in a folder of its own."""
         run = _opened(config_of(self.config, name, points), folder, self.address)
         outcome = Session(run, self.address, self.progress).do(stages)
-        failed = {name: why for name, why in outcome.missing.items() if name in outcome.lasting}
-        lacking = sorted(outcome.missing.keys() - failed.keys())
-        self.missing.update({f"{folder.name}/{name}": outcome.missing[name] for name in lacking})
-        return Ran(run, failed, not lacking)
+        failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.lasting}
+        unfinished = sorted(outcome.missing.keys() - failed.keys())
+        self.missing.update({f"{folder.name}/{name}": outcome.missing[name] for name in unfinished})
+        return ResamplingRun(run, failed, not unfinished)
 
     def canaries(self, tonight: Snapshot, baseline: Snapshot) -> Canaries:
         """The first batch of each cell of the baseline that tonight has with new weights."""
         pairs = [pair for pair in matched(tonight, baseline).pairs if not pair[0].network.is_same(pair[1].network)]
-        gone = self._impossible(pairs)
-        cells = [old for _, old in pairs if old.cell not in gone]
+        unavailable = self._unavailable(pairs)
+        cells = [old for _, old in pairs if old.cell not in unavailable]
         if not cells:
-            return lambda old: gone.get(old.cell, not_sampled(old))
+            return lambda old: unavailable.get(old.cell, not_sampled(old))
         self.progress.say(f"canary: one batch of {counted(len(cells), 'cell')}, of the baseline's network")
         grid = [point_of(cell, num_samples=batch_of(cell)) for cell in cells]
         # A folder of its own for each grid, since a baseline may be replaced meanwhile.
         folder = self.night.folder / f"{CANARY}-{json_sha256(grid)[:8]}"
-        ran = self.run(CANARY, grid, folder, ("sample",))
-        sampled = _canaries_in(ran.run, tonight, ran.failed)
-        return lambda old: gone[old.cell] if old.cell in gone else sampled(old)
+        canary = self.run(CANARY, grid, folder, ("sample",))
+        sampled = _canaries_in(canary.run, tonight, canary.failed)
+        return lambda old: unavailable[old.cell] if old.cell in unavailable else sampled(old)
 
-    def _impossible(self, pairs: Sequence[Pair]) -> dict[str, Check]:
-        """Cell id of the baseline -> why its network can't be sampled again, for the cells of which that is so."""
-        known: dict[str, str | None] = {}
-        found = {}
+    def _unavailable(self, pairs: Sequence[Pair]) -> dict[str, Check]:
+        """Cell id of the baseline -> a check with the reason, for the cells whose network can't be sampled again."""
+        reasons: dict[str, str | None] = {}
+        checks = {}
         for new, old in pairs:
             key = _key(old.network, old)
-            if key not in known:
-                known[key] = _reason(old.network, old, self.trust_code) if _same_code(new, old) else OTHER_CODE
-            if (reason := known[key]) is not None:
-                found[old.cell] = Check("unknown", f"the baseline's network can't be sampled: {reason}")
-        return found
+            if key not in reasons:
+                reasons[key] = _reason(old.network, old, self.trust_code) if _same_code(new, old) else OTHER_CODE
+            if (reason := reasons[key]) is not None:
+                checks[old.cell] = Check("unknown", f"the baseline's network can't be sampled: {reason}")
+        return checks
 
 
 def _opened(config: Config, folder: Path, address: str) -> Run:
-    """Its custom code is tonight's, which ran already, with files of weights that are trusted."""
+    """Open a run of `config`. Its custom code is trusted: tonight's run has loaded it already."""
     with TemporaryDirectory() as place:
         path = Path(place) / CONFIG_NAME
         path.write_text(dumps(config.model_dump(mode="json")))
@@ -116,7 +116,7 @@ def point_of(cell: SnapshotCell, **other: Any) -> dict[str, Any]:
 
 
 def config_of(config: Config, name: str, points: Sequence[Mapping[str, Any]]) -> Config:
-    """Tonight's config with `points` as its grid, each once; `name` is appended to its name."""
+    """Tonight's config with the distinct `points` as its grid; `name` is appended to its name."""
     values = config.model_dump(mode="json")
     unique = {json_sha256(point): {key: [value] for key, value in point.items()} for point in points}
     values |= {"name": f"{config.name}-{name}", "model": {}, "grid": list(unique.values())}
@@ -124,57 +124,58 @@ def config_of(config: Config, name: str, points: Sequence[Mapping[str, Any]]) ->
 
 
 def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) -> Canaries:
-    """The canaries in a run of them, which check the sampler of `tonight`; `failed` are as in `Ran`."""
+    """The canaries in a run directory, which check the sampler of `tonight`; `failed` is as in `ResamplingRun`."""
     rundir = run.rundir
     events = list(read_events(rundir))
-    made, other = origins(events), len(tonight.codes | codes(events, "sample")) > 1
+    made_by, code_changed = origins(events), len(tonight.codes | codes(events, "sample")) > 1
     weights = (read_json(rundir.provenance, rundir.storage) or {}).get("models") or {}
-    found: dict[str, Sampled | Check] = {}
+    canaries: dict[str, Sampled | Check] = {}
     for cell in run.plan.cells:
-        known = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        at = place(known, cell.model.diffusion.recorded, cell.settings.recorded)
-        if other:
-            found[at] = Check("unknown", "taugrid's code changed between the sessions of this night")
+        weights_sha256 = weights.get(cell.model.id, {}).get(cell.settings.weights)
+        key = place(weights_sha256, cell.model.diffusion.recorded, cell.settings.recorded)
+        if code_changed:
+            canaries[key] = Check("unknown", "taugrid's code changed between the sessions of this night")
         elif cell.name in failed:
-            found[at] = Check("changed", f"the baseline's network fails with today's code: {failed[cell.name]}")
+            canaries[key] = Check("changed", f"the baseline's network fails with today's code: {failed[cell.name]}")
         elif (digests := pixel_digests(rundir, cell)) is not None:
-            setup = setup_of(made.get(cell.id, Origin()), 1, cell.settings.batch_size)
-            found[at] = Sampled(digests, first_images(rundir, cell), setup)
+            setup = setup_of(made_by.get(cell.id, Origin()), 1, cell.settings.batch_size)
+            canaries[key] = Sampled(digests, first_images(rundir, cell), setup)
 
     def canary(old: SnapshotCell) -> Sampled | Check:
-        lacking = Check("unknown", "the canary's images are missing")
-        return found.get(place_of(old, num_samples=batch_of(old)), lacking)
+        missing = Check("unknown", "the canary's images are missing")
+        return canaries.get(place_of(old, num_samples=batch_of(old)), missing)
 
     return canary
 
 
 def canaries_beside(run: Run, tonight: Snapshot) -> Canaries:
-    """The canaries that a night left beside its run; other runs have none."""
+    """The canaries in the folders that a night left beside its run; other runs have none."""
     folder, storage = run.rundir.root.parent, run.rundir.storage
     files = storage.list(folder, f"{CANARY}-*/config.json")
-    found = [_canaries_in(open_existing(with_urls(str(path.parent))), tonight) for path in files]
+    sources = [_canaries_in(open_existing(with_urls(str(path.parent))), tonight) for path in files]
 
     def canary(old: SnapshotCell) -> Sampled | Check:
-        seen = [one(old) for one in found]
-        return next((one for one in seen if isinstance(one, Sampled)), seen[0] if seen else not_sampled(old))
+        canaries = [canary_of(old) for canary_of in sources]
+        sampled = (canary for canary in canaries if isinstance(canary, Sampled))
+        return next(sampled, canaries[0] if canaries else not_sampled(old))
 
     return canary
 
 
-def why_not(pairs: Sequence[Pair], trust_code: bool) -> str | None:
-    """Why a second look is impossible; None if both networks of every pair can still be sampled."""
+def why_no_second_look(pairs: Sequence[Pair], trust_code: bool) -> str | None:
+    """The reason why a second look is impossible; None if both networks of every pair can still be sampled."""
     for new, old in pairs:
         if new.network.is_same(old.network):
             return "the weights are the baseline's, so a fresh seed would compare them with themselves"
         if not _same_code(new, old):
             return OTHER_CODE
-    seen: set[str] = set()
+    checked: set[str] = set()
     for new, old in pairs:
         for side, cell in (("tonight's", new), ("the baseline's", old)):
             key = _key(cell.network, new)
-            if key not in seen and (reason := _reason(cell.network, new, trust_code)) is not None:
+            if key not in checked and (reason := _reason(cell.network, new, trust_code)) is not None:
                 return f"{side} weights can't be sampled: {reason}"
-            seen.add(key)
+            checked.add(key)
     return None
 
 
@@ -188,25 +189,25 @@ def _key(network: Network, cell: SnapshotCell) -> str:
 
 
 def _reason(network: Network, cell: SnapshotCell, trust_code: bool) -> str | None:
-    """Why a network can't be loaded with the weights, `ema` or `raw`, that a cell asks for; None if it can."""
+    """The reason why a network can't be loaded with a cell's kind of weights, `ema` or `raw`; None if it can."""
     try:
         if network.callable is not None:
-            return _not_callable(network, network.callable, trust_code)
+            return _custom_reason(network, network.callable, trust_code)
         if network.folder is None:
             return "they are in no folder on a disk that diffusers reads"
-        found = read_checkpoint(network.folder)
+        checkpoint = read_checkpoint(network.folder)
     except UserError as error:
         return str(error)
-    folder = found.unet_folder if cell.settings["weights"] == "ema" else found.raw_folder
+    folder = checkpoint.unet_folder if cell.settings["weights"] == "ema" else checkpoint.raw_folder
     digest = None if folder is None else weights_sha256(weights_file(Path(folder)))
-    return None if digest == network.weights_sha256 else f"{network.folder} holds other weights now"
+    return None if digest == network.weights_sha256 else f"{network.folder} holds different weights now"
 
 
-def _not_callable(network: Network, function: str, trust_code: bool) -> str | None:
+def _custom_reason(network: Network, function: str, trust_code: bool) -> str | None:
     if network.weights_file is None:
-        return "the function of the custom network is given no file (model.weights), so there is nothing to tell apart"
+        return "the custom network has no file (model.weights), so its weights can't be identified"
     if custom_process.weights_sha256(Path(network.weights_file)) != network.weights_sha256:
-        return f"{network.weights_file} holds other weights now"
+        return f"{network.weights_file} holds different weights now"
     if not trust_code:  # a baseline file may come from others, and a file of weights may be a pickle
         require_trusted([Code("model.callable", function, network.weights_file)], Path(network.weights_file))
     return None
