@@ -1,4 +1,4 @@
-"""What a run found, in two sentences that say nothing beyond its numbers and their errors."""
+"""The result of a run in two sentences, which claim nothing beyond its numbers and their errors."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MAX_NAMED = 3
 
 
 class Measured(NamedTuple):
-    """A cell with an FID, as a point of charts."""
+    """A cell with an FID, for charts and the answer."""
 
     row: str
     """The row of its table, such as "η = 0.5"."""
@@ -24,7 +24,7 @@ class Measured(NamedTuple):
     steps: int
     entry: Entry
     kind: str
-    """Cells of one kind can be compared."""
+    """The kind of protocol: cells of one kind can be compared."""
 
     @property
     def line(self) -> str:
@@ -41,22 +41,21 @@ def measured(quality: QualityTable) -> list[Measured]:
     if not by_cell:
         return []
     kinds = {name: "" if quality.joined else kind(protocol) for name, protocol in quality.protocols.items()}
-
-    table, found = quality.by_steps, []
-    for pivot in table.section(FID).tables:
+    cells = []
+    for pivot in quality.by_steps.section(FID).tables:
         for labels, entries in zip(pivot.labels, pivot.entries, strict=True):
             for entry in entries:
                 if entry.cell and entry.number == entry.number:
                     row = by_cell[entry.cell]
-                    of = kinds.get(row["protocol"], "unknown")
-                    found.append(Measured(row_name(pivot.row_keys, labels), pivot, row["steps"], entry, of))
-    return found
+                    name, cell_kind = row_name(pivot.row_keys, labels), kinds.get(row["protocol"], "unknown")
+                    cells.append(Measured(name, pivot, row["steps"], entry, cell_kind))
+    return cells
 
 
-def row_name(heads: Sequence[str], labels: Sequence[str]) -> str:
-    """A row as people name it, such as "schedule = cosine, η = 0.5"."""
-    pairs = zip(heads, labels, strict=True)
-    return ", ".join(label if label == SIGMA_HAT else f"{head} = {label}" for head, label in pairs)
+def row_name(row_keys: Sequence[str], labels: Sequence[str]) -> str:
+    """The name of a row, such as "schedule = cosine, η = 0.5"."""
+    pairs = zip(row_keys, labels, strict=True)
+    return ", ".join(label if label == SIGMA_HAT else f"{key} = {label}" for key, label in pairs)
 
 
 def by_kind(cells: Sequence[Measured]) -> list[list[Measured]]:
@@ -67,7 +66,7 @@ def by_kind(cells: Sequence[Measured]) -> list[list[Measured]]:
 
 
 def answer(cells: Sequence[Measured], planned: int) -> list[str]:
-    """Where FID is lowest, and which setting is best at the other end of the steps.
+    """Sentences on the cell with the lowest FID, and on the best setting at the other end of the steps.
 
     `planned` is the number of cells in the grid, means over replicates counted once.
     """
@@ -76,11 +75,11 @@ def answer(cells: Sequence[Measured], planned: int) -> list[str]:
     groups = by_kind(cells)
     if len(groups) > 1:
         bests = [_lowest(group) for group in groups[:MAX_NAMED]]
-        found = "; ".join(f"{best.entry.shown} at {best.place}" for best in bests)
+        named = "; ".join(f"{best.entry.shown} at {best.place}" for best in bests)
         more = f", and {counted(len(groups) - MAX_NAMED, 'other')}" if len(groups) > MAX_NAMED else ""
         return [
             f"The cells were measured under {len(groups)} protocols, whose numbers can't be compared.",
-            f"The lowest FID under each: {found}{more}.",
+            f"The lowest FID under each: {named}{more}.",
         ]
     best = _lowest(cells)
     among = counted(len(cells), "cell") if len(cells) >= planned else counted(len(cells), "scored cell")
@@ -95,22 +94,23 @@ def _lowest(cells: Sequence[Measured]) -> Measured:
 
 
 def _other_end(cells: Sequence[Measured], best: Measured) -> str:
-    """What is best with the fewest steps; if the best of all has these, with the most."""
+    """A sentence on the best cell with the fewest steps, or with the most if the best of all has the fewest."""
     counts = {cell.steps for cell in cells}
     fewest = min(counts) < best.steps
     steps = min(counts) if fewest else max(counts)
     if steps == best.steps:
         return ""
     column = [cell for cell in cells if cell.steps == steps]
-    there = _lowest(column)
+    lowest_there = _lowest(column)
     end = "the fewest steps" if fewest else "the most steps"
     lowest = "it is" if len(column) == 1 else "it is lowest with"
-    value = f"{there.entry.shown} ({there.line})" if len(column) == 1 else f"{there.line}: {there.entry.shown}"
-    return f"At S = {steps}, {end}, {lowest} {value}{_beside(there, column)}."
+    line, number = lowest_there.line, lowest_there.entry.shown
+    value = f"{number} ({line})" if len(column) == 1 else f"{line}: {number}"
+    return f"At S = {steps}, {end}, {lowest} {value}{_beside(lowest_there, column)}."
 
 
 def _beside(best: Measured, cells: Sequence[Measured]) -> str:
-    """Which cells of the same S and table can't be told apart from the best."""
+    """A clause on the cells of the same S and table that can't be distinguished from the best."""
     column = [cell for cell in cells if cell.steps == best.steps and cell.table is best.table]
     if len(column) < 2:
         return ""

@@ -42,11 +42,11 @@ SPECIAL = "line-hat"
 NEUTRAL = {"#ffffff": "var(--back)", STYLE["grid.color"]: "var(--rule)"}
 """Colours that mean the same wherever they are."""
 PIXELS = 1.5
-"""Of a point, where there is room."""
+"""Pixels for a point of the figure, unless the page is narrower."""
 SETTINGS = {"svg.fonttype": "none", "path.simplify_threshold": 0.4}
 """Texts stay texts, and points less than this many pixels off their line are left out."""
 MATHEMATICS = {r"$\eta$": "η", r"$\hat{\sigma}$": SIGMA_HAT, "$S$": "S", r"\$": "$"}
-"""What figures write with TeX, and how a page does."""
+"""TeX in figures -> text in a page."""
 
 
 class Button(NamedTuple):
@@ -65,7 +65,7 @@ class Chart(NamedTuple):
     across: int
     """Panels side by side."""
     legend: list[Button]
-    said: str
+    alt_text: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
@@ -83,33 +83,33 @@ def quality_chart(quality: QualityTable, cells: Sequence[Measured], published: S
     return chart(figure, "steps", "FID against sampling steps S", ("row", "S", "FID"), rows)
 
 
-def cost_chart(found: Sequence[Cost]) -> Chart:
-    said = "FID against network evaluations and device seconds"
-    return chart(costs_figure(found), "cost", said, *costs_table(found))
+def cost_chart(costs: Sequence[Cost]) -> Chart:
+    alt_text = "FID against network evaluations and device seconds"
+    return chart(costs_figure(costs), "cost", alt_text, *costs_table(costs))
 
 
 def loss_chart(logs: Mapping[str, pd.DataFrame]) -> Chart:
     """The losses of the first `MAX_MODELS` models, from the columns `step` and `loss` of their logs, by name."""
     shown = dict(list(logs.items())[:MAX_MODELS])
     rows = [row for name, log in shown.items() for row in _losses(name, log)]
-    said = "training loss against the step"
-    return chart(losses_figure(shown), "loss", said, ("model", "step", "loss (running mean)"), rows)
+    alt_text = "training loss against the step"
+    return chart(losses_figure(shown), "loss", alt_text, ("model", "step", "loss (running mean)"), rows)
 
 
 def _losses(name: str, log: pd.DataFrame) -> list[tuple[str, str, str]]:
     """The running mean at steps that are equally far apart on a logarithmic scale."""
     step, loss = log["step"].to_numpy(), log["loss"].to_numpy()
     mean = running_mean(step, loss)
-    wanted = np.geomspace(max(1, step[0]), step[-1], MAX_POINTS) if len(step) else step
-    places = sorted({min(int(np.searchsorted(step, value)), len(step) - 1) for value in wanted})
+    targets = np.geomspace(max(1, step[0]), step[-1], MAX_POINTS) if len(step) else step
+    places = sorted({min(int(np.searchsorted(step, target)), len(step) - 1) for target in targets})
     return [(name, f"{step[i]:,}", f"{mean[i]:.4g}") for i in places]
 
 
-def chart(figure: Figure, name: str, said: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Chart:
+def chart(figure: Figure, name: str, alt_text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Chart:
     """A figure, which is not drawn again, as part of a page, with a table of its numbers.
 
     Its legend and the texts below its panels are left to the page. `name` begins all ids, and is unique within the
-    page. A screen reader says `said` instead of the drawing.
+    page. `alt_text` is for screen readers.
     """
     lines = _lines(figure)
     across = _without_surroundings(figure)
@@ -119,9 +119,9 @@ def chart(figure: Figure, name: str, said: str, columns: Sequence[str], rows: Se
     legend = [Button(label, key, colours[key], _marker(ids, artist)) for key, (label, artist) in lines.items()]
     _adapt(root, name, colours)
     width, height = (float(number) for number in root.get("viewBox", "").split()[2:])
-    root.attrib |= {"role": "img", "aria-label": f"{said}; the numbers are in the table below"}
+    root.attrib |= {"role": "img", "aria-label": f"{alt_text}; the numbers are in the table below"}
     root.attrib |= {"width": f"{PIXELS * width:.0f}", "height": f"{PIXELS * height:.0f}"}
-    return Chart(Markup(ElementTree.tostring(root, "unicode")), across, legend, said, columns, rows)
+    return Chart(Markup(ElementTree.tostring(root, "unicode")), across, legend, alt_text, columns, rows)
 
 
 def _lines(figure: Figure) -> dict[str, tuple[str, Artist]]:
@@ -142,7 +142,7 @@ def _colours(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _without_surroundings(figure: Figure) -> int:
-    """Leave the panels alone in a figure of their size, and return how many of them are side by side."""
+    """Remove all but the panels, fit the figure to them, and return the number of panels side by side."""
     for artist in (*figure.legends, *figure.texts):
         artist.remove()
     for text in figure.findobj(Text):
@@ -200,7 +200,7 @@ def _adapt(element: ElementTree.Element, name: str, colours: dict[str, str], own
 
 
 def _attributes(element: ElementTree.Element, name: str, own: str) -> Iterator[tuple[str, str]]:
-    """What an element keeps, with `own` as its colour."""
+    """The attributes that an element keeps, with `own` as its colour."""
     for key, value in element.items():
         if key == "style":
             for part in value.split(";"):
@@ -224,5 +224,5 @@ def _attributes(element: ElementTree.Element, name: str, own: str) -> Iterator[t
 
 def _rounded(numbers: str) -> str:
     """Numbers in a text to two digits: a hundredth of a point is invisible."""
-    short = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), numbers)
+    short = re.sub(r"-?\d+\.\d+", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), numbers)
     return re.sub(r"\s+", " ", short).strip()

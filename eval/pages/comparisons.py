@@ -1,4 +1,4 @@
-"""What a page says of cells compared with each other: differences of FID, effects of the grid's keys, protocols."""
+"""Comparisons of cells for a page: differences of FID, effects of the grid's keys, protocols."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from taugrid.eval.tables.ablation.effects import Effects
 from taugrid.eval.tables.ablation.effects_files import about, effect_tables, verdicts
-from taugrid.eval.tables.differences_files import SaidDifference, notes_of, said_difference, with_short_keys
+from taugrid.eval.tables.differences_files import DifferenceRow, format_difference, notes_of, with_short_keys
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import Row
 from taugrid.protocol import ProtocolFields, shortened
@@ -24,17 +24,17 @@ MAX_LIST_LENGTH = 4
 
 
 def differences(rows: Sequence[Row]) -> dict[str, Any]:
-    """The differences by direction, as people read them; `rows` are those of differences.csv."""
-    groups: dict[str, list[SaidDifference]] = {}
+    """The differences by direction, as text; `rows` are those of differences.csv."""
+    groups: dict[str, list[DifferenceRow]] = {}
     for row in with_short_keys(rows[:MAX_DIFFERENCES]):
         along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
         heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
-        groups.setdefault(heading, []).append(said_difference(row))
+        groups.setdefault(heading, []).append(format_difference(row))
     return {"groups": groups, "left_out": max(0, len(rows) - MAX_DIFFERENCES), "notes": notes_of(rows)}
 
 
 def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:
-    """The effects on each metric, as people read them, and what they mean; None without `rows`, of effects.csv."""
+    """The effects on each metric as text, with an explanation; None without `rows`, those of effects.csv."""
     found = Effects.read(rows, metrics)
     if not found.every:
         return None
@@ -48,12 +48,12 @@ def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, A
         for metric in found.by_metric
         for table in effect_tables(found, metric)
     ]
-    told = {metric.title: list(verdicts(found, metric)) for metric in found.by_metric}
-    return {"verdicts": told, "tables": tables, "about": about(found), "notes": found.notes}
+    by_title = {metric.title: list(verdicts(found, metric)) for metric in found.by_metric}
+    return {"verdicts": by_title, "tables": tables, "about": about(found), "notes": found.notes}
 
 
 def protocol_line(quality: QualityTable) -> str:
-    """N, the reference and the extractor, and that published FIDs have another extractor if they do."""
+    """N, the reference and the extractor, and whether published FIDs have a different extractor."""
     spelled = (quality.protocols.get(name, {}) for name in quality.frame["protocol"])
     names = {protocol["extractor"]["name"] for protocol in spelled if "extractor" in protocol}
     is_other = bool(names) and INCEPTION not in names
@@ -61,12 +61,12 @@ def protocol_line(quality: QualityTable) -> str:
 
 
 def protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, tuple[str, ...]]]:
-    """Each field in dotted form and its different values, such as ("versions.torch", ("2.9.1",))."""
+    """Each field in dotted form and its distinct values, such as ("versions.torch", ("2.9.1",))."""
     values: dict[str, dict[str, None]] = {}
     for protocol in protocols.values():
         for name, value in _flat(protocol):
             values.setdefault(name, {})[_shown(value)] = None
-    return [(name, _cut(tuple(found))) for name, found in values.items()]
+    return [(name, _cut(tuple(distinct))) for name, distinct in values.items()]
 
 
 def _cut(values: tuple[str, ...]) -> tuple[str, ...]:

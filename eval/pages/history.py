@@ -22,7 +22,7 @@ SHAPES: Mapping[Light, str] = {
     "green": "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0Z",
     "grey": "M-4,-4h8v8h-8Z",
 }
-"""Outlines around (0, 0), so that verdicts can be told apart without colours."""
+"""Outlines around (0, 0), which distinguish verdicts without colours."""
 
 
 def history_html(
@@ -34,14 +34,14 @@ def history_html(
     """The page of a history.
 
     Args:
-        name: of the history.
-        nights: the complete ones, oldest first, and after them the unfinished ones.
-        rows: those of history.parquet, with None where there is nothing.
-        files: night -> "report" or "summary" -> the file's path, as seen from the page.
+        name: the name of the history.
+        nights: the complete nights, oldest first, and after them the unfinished ones.
+        rows: the rows of history.parquet, with None for empty fields.
+        files: night -> "report" or "summary" -> the file's path relative to the page.
     """
     complete = [night for night in nights if night.verdict != UNFINISHED]
-    links = {night: {what: quote(path) for what, path in its.items()} for night, its in files.items()}
-    leads_to = {night: next(iter(its.values())) for night, its in links.items()}
+    links = {night: {kind: quote(path) for kind, path in paths.items()} for night, paths in files.items()}
+    leads_to = {night: next(iter(paths.values())) for night, paths in links.items()}
     return rendered(
         "history.html",
         ("tables.css", "report.css", "history.css"),
@@ -61,9 +61,9 @@ def history_html(
 def _answer(nights: Sequence[NightLine], unfinished: int) -> list[str]:
     if not nights:
         return ["No night has a verdict yet."]
-    newest, found = nights[-1], Counter(night.light for night in nights)
+    newest, counts = nights[-1], Counter(night.light for night in nights)
     cells = f" ({newest.cells})" if newest.cells else ""
-    lights = ", ".join(f"{found[light]} {light}" for light in SHAPES if found[light])
+    lights = ", ".join(f"{counts[light]} {light}" for light in SHAPES if counts[light])
     more = f"; {counted(unfinished, 'night')} unfinished" if unfinished else ""
     return [f"Newest night, {newest.id}: {newest.verdict}{cells}.", f"{counted(len(nights), 'night')}: {lights}{more}."]
 

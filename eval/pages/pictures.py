@@ -32,24 +32,24 @@ class ImageGrid(NamedTuple):
     rows: tuple[tuple[str, tuple[tuple[Markup, ...], ...]], ...]
     """Labels of eta, and the images of each S; none where the cell has no images."""
     per_cell: int
-    """Images of a cell."""
+    """Images for each cell."""
     is_small: bool
 
     @property
     def across(self) -> int:
-        """Images side by side in a cell: 8 are 2 rows of 4."""
+        """Images side by side in a cell: 4 of 8, which make 2 rows."""
         return min(MAX_ACROSS, math.ceil(self.per_cell / max(1, math.isqrt(self.per_cell))))
 
     @property
     def same_noise(self) -> tuple[tuple[str, tuple[Markup, ...]], ...]:
         """The images of eta = 0, by S: image n of each comes from one x_T (figure 5 of the paper). None for one S."""
         rows = (cells for label, cells in self.rows if label == DETERMINISTIC)
-        found = tuple((f"S = {s}", images) for s, images in zip(self.steps, next(rows, ()), strict=False) if images)
-        return found if len(found) > 1 else ()
+        by_steps = tuple((f"S = {s}", images) for s, images in zip(self.steps, next(rows, ()), strict=False) if images)
+        return by_steps if len(by_steps) > 1 else ()
 
 
 class TileTable(NamedTuple):
-    """A picture of tiles as a table, so that its words are words."""
+    """A picture of tiles as a table, whose labels are text."""
 
     corner: str
     titles: list[str]
@@ -63,8 +63,8 @@ class PagePicture(NamedTuple):
     title: str
     of: str
     """The cell or group of cells that it shows; empty if there is one such figure."""
-    said: str
-    """What a screen reader says instead."""
+    alt_text: str
+    """The text for screen readers."""
     data: Markup = Markup()
     """The whole picture; empty if it is a table, or does not fit into the page."""
     table: TileTable | None = None
@@ -75,7 +75,7 @@ class PagePicture(NamedTuple):
         return sum(len(uri) + TAG_BYTES for uri in filter(None, [self.data, *tiles]))
 
     def with_images(self, png: bytes) -> "PagePicture":
-        """The picture with the content of its file: as a table if the file says where its tiles are."""
+        """The picture with the content of its file: as a table if the file has the positions of its tiles."""
         table = _tile_table(png)
         return self._replace(table=table, data=Markup() if table else data_uri(png))
 
@@ -153,12 +153,12 @@ def _encoded(picture: Image.Image) -> bytes:
 
 
 def _tile_table(png: bytes) -> TileTable | None:
-    """The tiles of a picture; None if its file does not say where they are, or is damaged."""
+    """The tiles of a picture; None if its file lacks their positions, or is damaged."""
     try:
         with Image.open(io.BytesIO(png)) as whole:
-            if (found := tiles_of(whole)) is None:
+            if (tiles := tiles_of(whole)) is None:
                 return None
-            rows = [[data_uri(_encoded(tile)) for tile in row] for row in found.rows(whole)]
+            rows = [[data_uri(_encoded(tile)) for tile in row] for row in tiles.rows(whole)]
     except (OSError, SyntaxError):
         return None  # a browser shows what is left of it
-    return TileTable(found.corner, found.titles, list(zip(found.labels, rows, strict=True)))
+    return TileTable(tiles.corner, tiles.titles, list(zip(tiles.labels, rows, strict=True)))

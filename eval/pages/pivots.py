@@ -22,19 +22,19 @@ class ShadedTable(NamedTuple):
 
 
 def shaded_tables(quality: QualityTable, section: MetricTables) -> list[ShadedTable]:
-    """The tables of a metric with shades that mean the same in all of them."""
+    """The tables of a metric, with one scale of shades."""
     metric = section.metric
     values = quality.frame[metric.name].to_numpy(dtype=np.float64) * metric.scale
     scale = _Scale.of(values, metric.higher_is_better)
-    found = []
+    tables = []
     for pivot in section.tables:
         shaded = [[(entry, scale.shade(entry.number)) for entry in row] for row in pivot.entries]
-        found.append(ShadedTable(pivot, list(zip(pivot.labels, shaded, strict=True))))
-    return found
+        tables.append(ShadedTable(pivot, list(zip(pivot.labels, shaded, strict=True))))
+    return tables
 
 
 class _Scale(NamedTuple):
-    """From a value to its shade: logarithmic if all values are positive, since FIDs span decades."""
+    """Maps values to shades: logarithmic if all values are positive, since FIDs span decades."""
 
     low: float
     high: float
@@ -50,7 +50,7 @@ class _Scale(NamedTuple):
         return cls(low, high, is_log, higher_is_better)
 
     def shade(self, value: float) -> str:
-        """The shade of a value; none if it is missing or there is nothing to tell apart."""
+        """The shade of a value; `NO_SHADE` if it is missing or all values are equal."""
         if not math.isfinite(value) or self.high <= self.low:
             return NO_SHADE
         share = ((math.log(value) if self.is_log else value) - self.low) / (self.high - self.low)

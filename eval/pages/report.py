@@ -1,4 +1,4 @@
-"""report.html: what a run found, in one file that opens anywhere and loads nothing; and its tables for notebooks."""
+"""report.html: a run's results in one file that opens anywhere and loads nothing; and its tables for notebooks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,14 +62,14 @@ class ShadedMetric(NamedTuple):
     legend: list[str]
 
 
-def report_html(found: PageFacts) -> str:
+def report_html(facts: PageFacts) -> str:
     """The page, below `LARGEST` bytes: images that would make it larger are reduced or left out."""
-    page = _content(found)
+    page = _content(facts)
     room = LARGEST - len(_rendered(page).encode())
-    pictures = list(_fitting(found.pictures, room // 2))
+    pictures = list(_fitting(facts.pictures, room // 2))
     room -= sum(picture.size for picture in pictures)
-    shown = grids(found.samples, room)
-    in_pictures = _in_pictures(found, shown)
+    shown = grids(facts.samples, room)
+    in_pictures = _in_pictures(facts, shown)
     return _rendered(page | {"pictures": _by_title(pictures), "grids": shown, "in_pictures": in_pictures})
 
 
@@ -95,16 +95,16 @@ def _rendered(page: Mapping[str, Any]) -> str:
     return rendered("report.html", ("tables.css", "report.css"), **page)
 
 
-def _in_pictures(found: PageFacts, shown: Sequence[ImageGrid]) -> str:
-    """What the section of pictures has, such as "Consistency, interpolation"; empty if there is nothing."""
+def _in_pictures(facts: PageFacts, shown: Sequence[ImageGrid]) -> str:
+    """The contents of the section of pictures, such as "Consistency, interpolation"; empty without any."""
     parts = {
         "consistency": any(grid.same_noise for grid in shown),
-        "reconstruction": bool(found.reconstruction.get("rows")),
+        "reconstruction": bool(facts.reconstruction.get("rows")),
         "interpolation": False,
     }
-    files = [picture.file for picture, _ in found.pictures]
-    has = (part for part, is_there in parts.items() if is_there or any(file.startswith(part) for file in files))
-    return ", ".join(has).capitalize()
+    files = [picture.file for picture, _ in facts.pictures]
+    shown_parts = (part for part, is_shown in parts.items() if is_shown or any(file.startswith(part) for file in files))
+    return ", ".join(shown_parts).capitalize()
 
 
 def _by_title(pictures: Sequence[PagePicture]) -> dict[str, list[PagePicture]]:
@@ -122,41 +122,41 @@ def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iter
         yield filled if fits else picture
 
 
-def _content(found: PageFacts) -> dict[str, Any]:
-    quality = found.quality
+def _content(facts: PageFacts) -> dict[str, Any]:
+    quality = facts.quality
     cells = measured(quality)
     no_grids: list[ImageGrid] = []
     return {
-        "name": found.name,
-        "answer": answer(cells, found.planned),
+        "name": facts.name,
+        "answer": answer(cells, facts.planned),
         "measured_as": protocol_line(quality) if quality.rows else "",
         "metrics": list(_tables(quality)) if quality.rows else [],
-        **_charts(found, cells),
-        "published": found.published,
-        "differences": differences(found.differences),
+        **_charts(facts, cells),
+        "published": facts.published,
+        "differences": differences(facts.differences),
         "about_differences": ABOUT,
-        "effects": effects(found.effects, quality.metrics) if quality.rows else None,
-        "reconstruction": _reconstruction(found.reconstruction),
+        "effects": effects(facts.effects, quality.metrics) if quality.rows else None,
+        "reconstruction": _reconstruction(facts.reconstruction),
         "protocol": protocol_rows(quality.protocols),
-        "provenance": found.provenance,
-        "config": found.config,
-        "warnings": warnings(found),
-        "pictures": _by_title([picture for picture, _ in found.pictures]),
+        "provenance": facts.provenance,
+        "config": facts.config,
+        "warnings": warnings(facts),
+        "pictures": _by_title([picture for picture, _ in facts.pictures]),
         "grids": no_grids,
-        "in_pictures": _in_pictures(found, no_grids),
+        "in_pictures": _in_pictures(facts, no_grids),
     }
 
 
-def _charts(found: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
-    if not cells and not found.losses:
+def _charts(facts: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
+    if not cells and not facts.losses:
         return dict.fromkeys(("over_steps", "costs", "losses"))
     from taugrid.eval.pages import charts  # matplotlib, which a run without scores does not need
 
     return {
-        "over_steps": charts.quality_chart(found.quality, cells, found.published) if cells else None,
-        "costs": charts.cost_chart(found.costs) if len(found.costs) > 1 else None,
+        "over_steps": charts.quality_chart(facts.quality, cells, facts.published) if cells else None,
+        "costs": charts.cost_chart(facts.costs) if len(facts.costs) > 1 else None,
         "about_costs": charts.ABOUT_COSTS,
-        "losses": charts.loss_chart(found.losses) if found.losses else None,
+        "losses": charts.loss_chart(facts.losses) if facts.losses else None,
     }
 
 
@@ -168,7 +168,7 @@ def _tables(quality: QualityTable) -> Iterator[ShadedMetric]:
 
 
 def _meaning(has_best: bool, tables: Sequence[ShadedTable]) -> str:
-    """What bold numbers and shades mean, as far as there are any."""
+    """Explains bold numbers and shades, if there are any."""
     bold = "The best of a column is bold." if has_best else ""
     shades = "Shades go from the best value (blue) to the worst (orange)."
     is_shaded = any(shade != NO_SHADE for table in tables for _, row in table.rows for _, shade in row)
@@ -187,12 +187,10 @@ def _reconstruction(document: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def warnings(found: PageFacts) -> list[str]:
+def warnings(facts: PageFacts) -> list[str]:
     """The warnings of the page: those of the run, and that FIDs of few samples are biased."""
-    least = min((row["num_samples"] for row in found.quality.rows if row["fid"] is not None), default=None)
-    if least is None or least >= FEW_SAMPLES:
-        return [*found.warnings]
-    about_few = (
-        f"N = {least:,}: FID is biased upwards at a small N, so compare these numbers only with others of that N"
-    )
-    return [*found.warnings, about_few]
+    n = min((row["num_samples"] for row in facts.quality.rows if row["fid"] is not None), default=None)
+    if n is None or n >= FEW_SAMPLES:
+        return [*facts.warnings]
+    about_few = f"N = {n:,}: FID is biased upwards at a small N, so compare these numbers only with others of that N"
+    return [*facts.warnings, about_few]

@@ -42,7 +42,7 @@ SETTINGS = frozenset({"model", "sampler", "spacing", "clip", "num_samples"})
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about cells besides their rows: by cell or, for protocols, by the short hash in the rows."""
+    """Facts for comparisons that rows lack: by cell or, for protocols, by the short hash in the rows."""
 
     influences: Mapping[str, Array]
     """phi (N,) of each cell's samples in the order of their indices. A cell without standard error has none."""
@@ -50,7 +50,7 @@ class Evidence:
     """Equal for cells whose samples start from the same x_T, that is, with the same seed and image shape."""
     protocols: Mapping[str, ProtocolFields]
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Why a cell has no influences."""
+    """Cell -> why it has no influences."""
 
 
 class Paired(NamedTuple):
@@ -168,11 +168,10 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
 def _obstacles(row_a: Row, row_b: Row, evidence: Evidence) -> list[str]:
     """Reasons not to compare the two, such as "versions.torch is 2.9.1 and 2.10.0"."""
     protocols = {"a": evidence.protocols[row_a["protocol"]], "b": evidence.protocols[row_b["protocol"]]}
-    named = disagreements(protocols).items()
-    found = [f"{name} is {' and '.join(values)}" for name, values in named]
+    reasons = [f"{name} is {' and '.join(values)}" for name, values in disagreements(protocols).items()]
     if evidence.pairings[row_a["cell"]] != evidence.pairings[row_b["cell"]]:
-        found.append("they share no noise (their seeds or shapes of images differ)")
-    return found
+        reasons.append("they share no noise (their seeds or shapes of images differ)")
+    return reasons
 
 
 def paired_error(difference: float, row_a: Row, row_b: Row, evidence: Evidence) -> Paired:
@@ -202,8 +201,8 @@ def paired_error(difference: float, row_a: Row, row_b: Row, evidence: Evidence) 
 
 def _others(row_a: Row, row_b: Row) -> str:
     """The differing settings besides S and eta, such as "clip: none -> x0_and_eps"; a model by its keys, if any."""
-    given = {*row_a, *row_b}
-    keys = sorted((given & SETTINGS) | set(axes(given)))
+    columns = {*row_a, *row_b}
+    keys = sorted((columns & SETTINGS) | set(axes(columns)))
     differing = [key for key in keys if as_text(row_a.get(key)) != as_text(row_b.get(key))]
     if any("." in key for key in differing):
         differing.remove("model")
@@ -211,7 +210,7 @@ def _others(row_a: Row, row_b: Row) -> str:
 
 
 class BestCheckpoint(NamedTuple):
-    """Of cells that differ in nothing but the checkpoint."""
+    """The best of cells that differ only in the checkpoint."""
 
     steps: int
     cell: str
@@ -221,7 +220,7 @@ class BestCheckpoint(NamedTuple):
 
 
 def best_checkpoints(rows: Sequence[Row], evidence: Evidence) -> list[BestCheckpoint]:
-    """One for each group of at least two scored cells that differ in nothing but the checkpoint."""
+    """The best of each group of at least two scored cells that differ only in the checkpoint."""
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.get(CHECKPOINT) is not None and row["fid"] is not None:
@@ -238,7 +237,7 @@ def _best(group: Sequence[Row], evidence: Evidence) -> BestCheckpoint:
 
 def _is_alike(best: Row, row: Row, evidence: Evidence) -> bool:
     try:
-        found = pair(best, row, evidence)
-    except ValueError:  # another protocol or other noise
+        difference = pair(best, row, evidence)
+    except ValueError:  # a different protocol or different noise
         return False
-    return found["se"] is not None and (found["z"] is None or abs(found["z"]) < Z_95)
+    return difference["se"] is not None and (difference["z"] is None or abs(difference["z"]) < Z_95)

@@ -63,7 +63,7 @@ def with_short_keys(rows: Sequence[Row]) -> list[Row]:
     texts = dict.fromkeys(row[name] or "" for row in rows for name in IN_WORDS)
     short = short_columns(dict.fromkeys(key for text in texts for key in _KEY.findall(text) if "." in key))
     return [
-        {**row, **{name: _KEY.sub(lambda found: short.get(found[0], found[0]), row[name] or "") for name in IN_WORDS}}
+        {**row, **{name: _KEY.sub(lambda match: short.get(match[0], match[0]), row[name] or "") for name in IN_WORDS}}
         for row in rows
     ]
 
@@ -73,13 +73,13 @@ def write_differences(rows: Sequence[Row], folder: Path) -> None:
     write_files(folder, "differences", csv=as_csv(differences_frame(rows)), md=differences_markdown(rows))
 
 
-class SaidDifference(NamedTuple):
-    """A difference as people read it."""
+class DifferenceRow(NamedTuple):
+    """A difference as text."""
 
     where: str
-    """Such as "S 10 -> 20 at eta 0"."""
+    """The change of settings, such as "S 10 -> 20 at eta 0"."""
     value: str
-    """With its sign and its error."""
+    """The difference with its sign and its error."""
     z: str
     """Empty if there is none."""
     mark: str
@@ -88,12 +88,12 @@ class SaidDifference(NamedTuple):
 def difference_line(row: Row) -> str:
     """A difference in a line, such as "S 10 -> 20 at eta 0: -5.43 ± 0.80, z = -6.8"."""
     [shown] = with_short_keys([row])
-    said = said_difference(shown)
-    parts = [said.value, *([f"z = {said.z}"] if said.z else [])]
-    return f"{said.where}: {', '.join(parts)} {said.mark}".rstrip()
+    texts = format_difference(shown)
+    value = f"{texts.value}, z = {texts.z}" if texts.z else texts.value
+    return f"{texts.where}: {value} {texts.mark}".rstrip()
 
 
-def said_difference(row: Row) -> SaidDifference:
+def format_difference(row: Row) -> DifferenceRow:
     """The parts of `difference_line`."""
     value, error = write_number(row["difference"], math.nan if row["se"] is None else row["se"])
     signed = f"+{value}" if row["difference"] > 0 else value
@@ -101,7 +101,7 @@ def said_difference(row: Row) -> SaidDifference:
     is_alike = row["z"] is not None and abs(row["z"]) < Z_95
     marks = [INDISTINGUISHABLE if is_alike else "", JOINED if row["joined"] else ""]
     where = ", ".join(filter(None, [_place(row), row["others"]]))
-    return SaidDifference(where, f"{signed} {error}".rstrip(), z, " ".join(filter(None, marks)))
+    return DifferenceRow(where, f"{signed} {error}".rstrip(), z, " ".join(filter(None, marks)))
 
 
 def _place(row: Row) -> str:
