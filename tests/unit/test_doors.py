@@ -52,7 +52,8 @@ from taugrid.workers.samplers.sampler import Sampler
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 PAGE = (Path(__file__).parents[2] / "docs/custom-sampler.md").read_text()
-SAMPLER, ENTRY_POINTS = (PAGE.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "toml"))
+SAMPLER, RECIPE = (part.split("```")[0] for part in PAGE.split("```python\n")[1:])
+ENTRY_POINTS = PAGE.split("```toml\n")[1].split("```")[0]
 """The example of the page, which promises that it works."""
 GRID = CONFIG.replace("grid: {steps: [2], eta: [0.0, 1.0]}", "grid: {steps: [2, 4], sampler: [ddim, twice]}")
 
@@ -135,6 +136,15 @@ def test_its_images_are_what_its_code_makes_of_the_network_and_the_noise(told):
     [cell] = (folder / "run/samples").glob("S0004-twice-*")
     images = np.concatenate([images for part in sorted(cell.iterdir()) for _, images in parquet.read_images(part)])
     assert np.abs(images.astype(int) - to_uint8(x.numpy())).max() <= 1
+
+
+def test_the_recipe_of_the_page_calls_it_outside_a_run(package):
+    torch.manual_seed(0)
+    names = {}
+    exec(RECIPE, names)  # the page's own
+    assert names["x0"].shape == (1000, 1, 8, 8)
+    away = names["x0"].flatten(1).mean(0).double() - torch.tensor(names["data"].mean)
+    assert away.abs().max() < 0.1, "its mean is the data's"
 
 
 def test_it_stands_in_tables_protocols_and_figures(told):
