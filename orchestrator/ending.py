@@ -1,4 +1,4 @@
-"""How another thread ends the driver, even if the main thread is held by Ray's C++, where Python hears no signal."""
+"""Ends the driver from any thread, even while the main thread runs Ray's C++ code, where Python handles no signal."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ _hurries = True
 
 
 def begin() -> None:
-    """Nothing has ended the driver yet."""
+    """Reset the state at the start of a command."""
     global _failure, _lost
     _failure, _lost = None, ""
 
 
 def lose(text: str) -> None:
-    """Set the text that says what is lost if the driver is interrupted now."""
+    """Set the message on what is lost if the driver is interrupted now."""
     global _lost
     _lost = text
 
@@ -39,7 +39,7 @@ def fails() -> bool:
 
 @contextmanager
 def unhurried() -> Iterator[None]:
-    """Within the block, Ctrl-C and SIGTERM end nothing by themselves: the block decides what they mean."""
+    """Within the block, Ctrl-C and SIGTERM do not end the process by themselves: the block handles them."""
     global _hurries
     _hurries = False
     try:
@@ -54,9 +54,9 @@ def hurries() -> bool:
 
 
 def stop(failure: str) -> None:
-    """Interrupt the main thread as Ctrl-C does; the caller's block there turns that into a `RunFailed`.
+    """Interrupt the main thread as Ctrl-C does; a block of the caller turns that into a `RunFailed` there.
 
-    If the main thread does not end in time, `leave` says `failure`.
+    If the main thread does not end in time, `leave` prints `failure`.
     """
     global _failure
     _failure = failure
@@ -66,7 +66,7 @@ def stop(failure: str) -> None:
 
 
 def leave() -> NoReturn:
-    """End the process now, and say why.
+    """Print the reason and end the process now.
 
     It writes past `sys.stderr`, which is rich's while a live view is shown: the main thread may hold its lock.
     """

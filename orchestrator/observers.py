@@ -1,4 +1,4 @@
-"""The door for everything that follows a session: the events file, the progress display, trackers of experiments."""
+"""The interface of everything that follows a session: the events file, the progress display, experiment trackers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -13,7 +13,7 @@ GROUP = "taugrid.observers"
 
 
 class Observer:
-    """Hears of one session. A subclass overrides the methods that it has a use for."""
+    """Receives the events of one session. A subclass overrides the methods that it needs."""
 
     def session_started(self, config: Config, directory: str, stages: Sequence[str]) -> None:
         """A driver has the lock of the run directory (a path or a URL) and begins with `stages`."""
@@ -22,7 +22,7 @@ class Observer:
         """An event, as the run directory's events/NNNN.jsonl records it: `event` has its name, and fields."""
 
     def session_finished(self, rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> None:
-        """Every stage has ended. `rows` are those of the table that they lead to, `missing` cell name -> reason."""
+        """Every stage has ended. `rows` are the rows of the resulting table, `missing` is cell name -> reason."""
 
     def session_failed(self, error: BaseException) -> None:
         """An error or Ctrl-C ended the session."""
@@ -36,16 +36,16 @@ class Observers(Observer):
         self._say = say
 
     def session_started(self, config: Config, directory: str, stages: Sequence[str]) -> None:
-        self._tell(lambda observer: observer.session_started(config, directory, stages))
+        self._notify(lambda observer: observer.session_started(config, directory, stages))
 
     def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
-        self._tell(lambda observer: observer.happened(time, event))
+        self._notify(lambda observer: observer.happened(time, event))
 
     def session_finished(self, rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> None:
-        self._tell(lambda observer: observer.session_finished(rows, missing))
+        self._notify(lambda observer: observer.session_finished(rows, missing))
 
     def session_failed(self, error: BaseException) -> None:
-        self._tell(lambda observer: observer.session_failed(error))
+        self._notify(lambda observer: observer.session_failed(error))
 
     def add_installed(self) -> None:
         """Add the observers of installed packages."""
@@ -55,7 +55,7 @@ class Observers(Observer):
             except Exception as error:
                 self._say(f"warning: the observer {entry.name} ({entry.value}) can't be used: {last_line(error)}")
 
-    def _tell(self, call: Callable[[Observer], None]) -> None:
+    def _notify(self, call: Callable[[Observer], None]) -> None:
         for observer in list(self._observers):
             try:
                 call(observer)

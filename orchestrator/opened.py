@@ -36,16 +36,16 @@ def open_config(
 ) -> Run:
     """Read a config and plan its run.
 
-    Custom code that a config file of the user's own names is run, to describe it, and is trusted from then on. What the
-    config.json of a directory names is not run unless `runs_code` is set, and then only if it is trusted.
+    Custom code that the user's own config file names is run, to describe it, and is trusted from then on. Code that the
+    config.json of a directory names is run only if `runs_code` is set and the code is trusted.
 
     Args:
         name: a file, the name of a shipped config, a run directory, or a config's content.
-        assignments: as `config.load.load` takes them.
+        assignments: as for `config.load.load`.
         out: the run directory; None: runs/<name>, or `name` where that is one.
         runs_code: the command does work, so it needs the code that the config of a directory names.
-        trust_code: that code may run although it is not in the user's trust file.
-        same_checkpoints: a pattern of checkpoints means those that the directory was begun with, not newer ones.
+        trust_code: run that code even if it is not in the user's trust file.
+        same_checkpoints: a pattern of checkpoints matches those that the directory was begun with, not newer ones.
         dry: nothing is downloaded, and models whose files are not here are planned too.
 
     Raises:
@@ -64,8 +64,8 @@ def open_config(
         begun = read_json(rundir.config, rundir.storage)
         recorded = checkpoints_in(begun.get("grid", []) if isinstance(begun, dict) else [])
     config, notes = resolve_patterns(config, recorded, same_checkpoints, dry)
-    made = plan(config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, dry)
-    run = Run(config, replace(made, notes=(*made.notes, *notes)), rundir)
+    planned = plan(config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, dry)
+    run = Run(config, replace(planned, notes=(*planned.notes, *notes)), rundir)
     requested.check(config, run.plan)
     if is_own:
         trust(custom_code(config))
@@ -75,7 +75,7 @@ def open_config(
 def _check_code(config: Config, rundir: RunDir, name: str, file: Path, trust_code: bool) -> None:
     """Raise `UserError` if the command needs code that `file`, a run directory's config, names, and may not run it.
 
-    A command that only looks needs it where no record of the directory describes what it is.
+    A read-only command needs it only if no record of the directory describes it.
     """
     if rundir.runs_code and not trust_code:
         named = custom_code(load(name))
@@ -136,7 +136,7 @@ def record_plan(run: Run) -> None:
 
 
 def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) -> Run | None:
-    """The run in its own directory, with the plan that its last session recorded: nothing is planned.
+    """The run in a directory, with the plan that its last session recorded, so that nothing is planned.
 
     None if there is no such record, config.json has changed since, or `assignments` change the plan.
     """
@@ -158,7 +158,7 @@ def _read(name: Given, assignments: Sequence[Override], out: str | None) -> Run 
             return None
         run = Run(config, from_json(recorded), rundir)
     except (KeyError, TypeError, ValueError, AttributeError, UserError):
-        return None  # another version of taugrid wrote it, or a user
+        return None  # written by a different version of taugrid, or edited
     requested.check(config, run.plan)
     return run
 
@@ -168,7 +168,7 @@ def _planned_sections(config: Config) -> dict[str, Any]:
 
 
 def is_other_folder(name: str) -> bool:
-    """Whether there is a local folder of that name that holds nothing of a run."""
+    """Whether this is a local folder without files of a run."""
     if is_url(name) or not Path(name).is_dir():
         return False
     root, storage = open_place(name, "DIR")
@@ -176,10 +176,10 @@ def is_other_folder(name: str) -> bool:
 
 
 def directory_of(given: str) -> str:
-    """The run directory that is meant: `given` or, if that is a config file, the one that its runs have without --out.
+    """The run directory: `given` or, if that is a config file, the directory of its runs without --out.
 
     Raises:
-        UserError: for a file that is no config.
+        UserError: if it is a file that is no config.
     """
     if is_url(given) or not Path(given).is_file():
         return given
@@ -193,7 +193,7 @@ def _has_run_files(root: Path, storage: Storage) -> bool:
 
 
 def _directory_meant(file: str) -> str:
-    """The run directory that belongs to a file given in its place, as far as that can be told."""
+    """A hint at the run directory that belongs to a file which was given in its place."""
     try:
         return f"a run directory, and that config's is {directory_of(file)}"
     except UserError:
@@ -201,13 +201,13 @@ def _directory_meant(file: str) -> str:
 
 
 def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) -> Run:
-    """Open a config that is to be looked at before it is run. What is missing is no error, and nothing is downloaded.
+    """Open a config for `taugrid plan`. Missing files are no error, and nothing is downloaded.
 
     Raises:
         UserError: if the config is wrong or would orphan images.
     """
     run = open_config(name, assignments, out, dry=True)
-    if not run.plan.pending:  # else whose the images are can't be known
+    if not run.plan.pending:  # else the cells' ids are unknown
         check_extends(run.config, run.plan, run.rundir)
     return run
 
@@ -221,7 +221,7 @@ def open_to_run(
     trust_code: bool = False,
     same_checkpoints: bool = False,
 ) -> Run:
-    """Open a config that is to be run on the Ray cluster at `address`. The other arguments are as for `open_config`.
+    """Open a config for work on the Ray cluster at `address`. The other arguments are as for `open_config`.
 
     Raises:
         UserError: if the config is wrong, or a cluster is joined and the run directory is named by a relative path.

@@ -1,4 +1,4 @@
-"""How fast work goes, in earlier sessions and in this one, and how long the rest takes. Pure."""
+"""The rate of work, in earlier sessions and in this one, and the time that the rest takes. Pure."""
 
 import heapq
 from collections import defaultdict, deque
@@ -10,11 +10,11 @@ from taugrid.orchestrator.plan.cells import Cell
 SAME_RATE = {"reference": "extract", "shard": "sample"}
 """Kinds of work, and events, that take as long as another kind at equal cost."""
 
-LEAST_SECONDS = 2.0
-"""A rate is known after this many seconds of work, or a first task. Before that, a single heartbeat would decide it."""
+MIN_SECONDS = 2.0
+"""A rate is known after this many seconds of work, or a finished task: one heartbeat alone would be too noisy."""
 
 TASKS_KEPT = 64
-"""A rate is the average over this many of the last tasks, so that a new node or another load soon shows."""
+"""A rate is the average over this many of the last tasks, so that it soon follows a new node or a different load."""
 
 SCHEDULED_TASKS = 2000
 """Up to this many tasks are scheduled one by one. With more, the last ones hardly matter."""
@@ -48,7 +48,7 @@ def earlier_rates(events: Iterable[Mapping[str, Any]], cells: Sequence[Cell]) ->
 def _by_key_and_device(
     events: Iterable[Mapping[str, Any]], models: Mapping[str, str]
 ) -> Iterator[tuple[tuple[str, str], Span]]:
-    """Each finished task of a known cost. `models` (cell -> model) serves events from before they named the model."""
+    """The finished tasks of a known cost. `models` (cell -> model) is for events of earlier versions."""
     for event in events:
         cost, device = event.get("evaluations", event.get("images")), event.get("device")
         if device is None or not cost or "seconds" not in event:
@@ -59,9 +59,9 @@ def _by_key_and_device(
         yield (rate_key(event["event"], model), device), Span(event["seconds"], cost)
 
 
-def _totals(found: Iterable[tuple[Key, Span]]) -> dict[Key, Span]:
+def _totals(spans: Iterable[tuple[Key, Span]]) -> dict[Key, Span]:
     totals: dict[Key, Span] = defaultdict(lambda: Span(0.0, 0.0))
-    for key, (seconds, cost) in found:
+    for key, (seconds, cost) in spans:
         totals[key] = Span(totals[key].seconds + seconds, totals[key].cost + cost)
     return totals
 
@@ -84,9 +84,9 @@ class Rates:
             (self._cold if is_cold else self._warm)[key].append(span)
 
     def seconds(self, key: str, running: Iterable[Span] = ()) -> float | None:
-        """Seconds per unit of cost; `running` is the work done in unfinished tasks. None: nothing is known yet."""
+        """Seconds per unit of cost; `running` is the work done in unfinished tasks. None: unknown yet."""
         warm, running = self._warm.get(key, ()), list(running)
-        if warm or sum(span.seconds for span in running) >= LEAST_SECONDS:
+        if warm or sum(span.seconds for span in running) >= MIN_SECONDS:
             return _average([*warm, *running])
         return self._earlier.get(key) or _average(self._cold.get(key, ()))
 
@@ -101,13 +101,13 @@ class Waiting(NamedTuple):
 
     number: int
     seconds: float
-    """The time of each."""
+    """The time that each takes."""
 
 
 def seconds_left(running: Sequence[float], waiting: Sequence[Waiting], workers: int) -> float:
     """Time until `workers` have done everything, longest tasks first; `running` has the seconds left of running tasks.
 
-    It ignores that tasks wait for others, so the time is too short where scores wait for a last shard.
+    Dependencies between tasks are ignored, so the time is too short where scores wait for a last shard.
     """
     total = sum(running) + sum(group.number * group.seconds for group in waiting)
     if sum(group.number for group in waiting) > SCHEDULED_TASKS:

@@ -1,5 +1,5 @@
-"""Which cells of a plan a user means: by id, folder name, label, or settings such as `steps=50,schedule=cosine`.
-And which images: by whole numbers."""
+"""Selects the cells of a plan that a user names: by id, folder name, label, or settings (`steps=50,schedule=cosine`).
+And checks the indices of images."""
 
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,10 +15,10 @@ from taugrid.words import counted
 
 
 def find_cell(plan: Plan, name: str) -> Cell:
-    """The cell that `name` means: its id, its folder's name, the beginning of either, its label, or its settings.
+    """The cell with this id, folder name, beginning of either, label, or settings.
 
     Raises:
-        UserError: if none or several fit.
+        UserError: if none or several match.
     """
     if is_selector(name):
         fitting = _fitting(plan, name)
@@ -35,10 +35,10 @@ def find_cell(plan: Plan, name: str) -> Cell:
 
 
 def whole_numbers(indices: Any) -> list[int]:
-    """Indices of images as given.
+    """Indices of images as a list.
 
     Raises:
-        UserError: for what is not a whole number. A mask would be taken for the images 0 and 1.
+        UserError: if one is not a whole number. A mask would be read as the images 0 and 1.
     """
     try:
         given = list(indices)
@@ -50,10 +50,10 @@ def whole_numbers(indices: Any) -> list[int]:
 
 
 def select(plan: Plan, selectors: Sequence[str]) -> Plan:
-    """The part of a plan that any of `selectors` fits, with its models; all of it if there are none.
+    """The cells that match any of `selectors`, with their models; the whole plan if there are none.
 
     Raises:
-        UserError: if one of them fits nothing.
+        UserError: if a selector matches no cell.
     """
     if not selectors:
         return plan
@@ -77,7 +77,7 @@ def _part(plan: Plan, cells: tuple[Cell, ...]) -> Plan:
 
 
 def _fitting(plan: Plan, text: str) -> list[Cell]:
-    """The cells that a selector, or a name that `find_cell` takes, fits; `UserError` if there is none."""
+    """The cells that match a selector, or a name for `find_cell`; `UserError` if there are none."""
     if not is_selector(text):
         return [find_cell(plan, text)]
     values = [_values(cell) for cell in plan.cells]

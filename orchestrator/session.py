@@ -1,7 +1,7 @@
 """The stages of a run: train, then sample and evaluate (or reconstruct, or interpolate), then report.
 
-Each does only what is missing on disk. If nothing is missing, no cluster is started. `work/` says what is missing and
-`dispatch/` who does it; this module connects them and reports to the user.
+Each does only what is missing on disk. If nothing is missing, no cluster is started. `work/` finds what is missing and
+`dispatch/` assigns it to workers; this module connects them and reports to the user.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -53,21 +53,21 @@ class Outcome(NamedTuple):
     missing: dict[str, str]
     """Name -> reason, for every cell without a score (or, if only images were requested, without all its images)."""
     rows: list[dict[str, Any]]
-    """The rows of the table that the stages lead to."""
+    """The rows of the table that the stages result in."""
     table: str
-    """Its name (`work.kind.Conclusion`); empty if there is none."""
+    """The name of that table (`work.kind.Conclusion`); empty if there is none."""
     quality: "QualityTable | None" = None
-    """Of `rows`, if it is the quality table."""
+    """The quality table, if `rows` are its rows."""
     text: "RenderableType" = ""
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
     """Name -> label of the cells that were worked on."""
     lasting: Collection[str] = ()
-    """Names in `missing` whose reasons would come again with the same command."""
+    """Names in `missing` that would fail again with the same command."""
     warnings: Sequence[str] = ()
     """The warnings of report.html."""
     warned: Collection[str] = ()
-    """The warnings that the session has said."""
+    """The warnings that the session has printed."""
 
 
 class Session:
@@ -76,7 +76,7 @@ class Session:
     def __init__(self, run: Run, address: str, progress: Progress, part: Plan | None = None) -> None:
         """A session that works on the Ray cluster at `address`.
 
-        `part` is the part of the run's plan that is to be done; None: all. Tables show all of the plan.
+        `part` is the part of the run's plan to work on; None: all. Tables show the whole plan.
         """
         self.run = run
         self.config, self.plan, self.rundir = run.config, run.plan, run.rundir
@@ -95,7 +95,7 @@ class Session:
     def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:
         """Do `stages`, some of train, sample, reconstruct, interpolate, evaluate and report, in that order.
 
-        `break_lock` takes the run directory from a driver that seems to be at work there.
+        `break_lock` takes the run directory from a driver that seems to be running.
 
         Raises:
             UserError: if something must be changed first; nothing is lost.
@@ -176,7 +176,7 @@ class Session:
         )
 
     def _check_trainings(self) -> None:
-        """Raise `UserError` for what would keep a model from being trained: here, not once workers need it."""
+        """Raise `UserError` for failures of trainings that can be foreseen, before any worker starts."""
         for model, source in self.part.trained_here:
             if not self.rundir.is_ready(model):
                 self._require_scratch()
@@ -184,7 +184,7 @@ class Session:
                 load_images(source.data)
 
     def _record_run(self) -> None:
-        """Take the directory, and write what this session's config asks for."""
+        """Claim the directory, and write the config, the plan and the list of cells."""
         self.rundir.ledger.keep()
         check_extends(self.config, self.plan, self.rundir)
         self.rundir.claim()
@@ -193,7 +193,7 @@ class Session:
         write_cells(self.plan, self.rundir)
 
     def _record_inputs(self) -> None:
-        """Write down the models and the extractor that are used."""
+        """Record the models and the extractor that are used."""
         for model in self.part.models:
             self.rundir.record_model(model)
         if self._scoring is not None:
@@ -204,7 +204,7 @@ class Session:
                     self._warn(warning)
 
     def _announce(self) -> None:
-        """Say what is remarkable about the plan, its models and its images."""
+        """Print remarks on the plan, its models and its images."""
         for remark in self.plan.remarks:
             self._warn(remark)
         if self.part is not self.plan:
@@ -217,7 +217,7 @@ class Session:
             self._progress.say(f"images removed: {counted(removed, 'cell')}; scores and influences stay")
 
     def _warn_of_tables(self, last: Conclusion) -> None:
-        """Say that tables stay as they are, or what the quality table can't show."""
+        """Print that tables are unchanged, or warnings on what the quality table can't show."""
         if "evaluate" in self._stages and "report" not in self._stages:
             self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
         if "report" in self._stages and last.table == "quality":
@@ -231,7 +231,7 @@ class Session:
         self._progress.say(f"warning: {text}")
 
     def _kinds(self, part: Plan) -> tuple[list[WorkKind], list[WorkKind]]:
-        """The kinds of work on `part` whose results are reported, and those of them that are done."""
+        """The kinds of work on `part` whose results are reported, and those of them that this session does."""
         survey = Survey(self.run, self._scoring, self._stages, self._set_aside, part)
         reported = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.reported_by} & self._stages]
         return reported, [work for work in reported if work.stage in self._stages]
@@ -272,7 +272,7 @@ class Session:
         return failed
 
     def _trainings(self) -> Iterator[Training]:
-        """What must be trained. Puts right what killed drivers left."""
+        """The trainings that are missing. Cleans up after killed drivers."""
         limits, may_grow = self.config.cluster, self._address != "local"
         for model, source in self.part.trained_here:
             if self.rundir.is_ready(model):
@@ -286,16 +286,16 @@ class Session:
             yield Training(model, source, self.rundir, limits, self._progress.say, self._events, may_grow)
 
     def _untrained(self, failed: Mapping[str, TrainingFailed], lacking: Collection[str]) -> dict[str, TrainingFailed]:
-        """Cell name -> why its model is not trained; failures of earlier sessions count for cells in `lacking`."""
+        """Cell name -> the failure of its model's training; those of earlier sessions count for cells in `lacking`."""
         earlier = failed_trainings(self.rundir)
-        found: dict[str, TrainingFailed] = {}
+        untrained: dict[str, TrainingFailed] = {}
         for cell in self.part.cells:
             model = cell.model
             if model.id in failed:
-                found[cell.name] = failed[model.id]
+                untrained[cell.name] = failed[model.id]
             elif cell.name in lacking and model.id in earlier and not self.rundir.is_ready(model):
-                found[cell.name] = TrainingFailed(model.called, **earlier[model.id])
-        return found
+                untrained[cell.name] = TrainingFailed(model.called, **earlier[model.id])
+        return untrained
 
     def _work(self, works: Sequence[WorkKind]) -> dict[str, str]:
         """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""
@@ -308,8 +308,8 @@ class Session:
             self._events.add("to do", work=summary.to_do)
             for work in works:
                 costs = [task.cost for task in tasks.values() if task.kind == work.name]
-                if costs and (said := work.announcement(sum(costs))) is not None:
-                    self._progress.say(said)
+                if costs and (message := work.announcement(sum(costs))) is not None:
+                    self._progress.say(message)
             self._connect()
             problems = self._dispatch(tasks)
         if not problems and self._began is not None:
@@ -319,7 +319,7 @@ class Session:
         return problems
 
     def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:
-        """Have workers do `tasks`. Returns cell name -> reason for what could not be done."""
+        """Run `tasks` on workers. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
         from taugrid.orchestrator.dispatch.worker_manager import Outputs
 
@@ -328,9 +328,9 @@ class Session:
         workers = min(room, len(tasks)) if embedded and room else room
         samples = any(isinstance(task.job, SampleJob) for task in tasks.values())
         if samples and room:
-            said = too_few_shards(self.part, room, bool(self.rundir.committed_cells()))
-            if said is not None:
-                self._progress.say(said)
+            warning = too_few_shards(self.part, room, bool(self.rundir.committed_cells()))
+            if warning is not None:
+                self._progress.say(warning)
         probe = self.rundir.new_probe()
         with replacing(probe, self.rundir.storage) as temporary:
             write_text(temporary, "")
@@ -343,7 +343,7 @@ class Session:
             return problems
         finally:
             pool.close()
-            with suppress(OSError):  # what is more important is said; `remove_temporaries` removes what stays
+            with suppress(OSError):  # an earlier error matters more; `remove_temporaries` removes the probe later
                 self.rundir.storage.delete(probe)
 
     def _pool(self, probe: Path) -> "Pool":

@@ -1,4 +1,4 @@
-"""Whether a plan's shards fit its workers: enough of them for all, none so long that a loss is costly. Pure."""
+"""Checks the sizes of a plan's shards: enough for all workers, and none so long that losing it is costly. Pure."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,17 @@ LONG_SECONDS = 300.0
 """A shard is done again as a whole if its worker is lost, and the last one keeps the others waiting."""
 
 PREDICTED_LONG_SECONDS = 0.5 * LONG_SECONDS
-"""A plan speaks of shards as long as this, because it can still be helped, and the rest of a grid may be slower than
+"""`taugrid plan` warns of shards as long as this: they can still be changed, and the rest of a grid may be slower than
 the part that was measured: on two busy cores, 32,000 evaluations took 330 s where the rate of 6,400 predicted 220 s."""
 
 GOOD_SECONDS = 60.0
-"""How long a shard should take: long against the milliseconds that it costs the driver, short against a cell."""
+"""The recommended time of a shard: long compared to the milliseconds it costs the driver, short compared to a cell."""
 
-HEARD_SECONDS = 10.0
-"""Time between two heartbeats of a job from which its time is predicted."""
+PREDICTION_SECONDS = 10.0
+"""The minimum time between the two heartbeats of a job from which its total time is predicted."""
 
 SHARDS_A_WORKER = 4
-"""With this many, a slow worker can do fewer."""
+"""The recommended number, so that a slow worker can do fewer than a fast one."""
 
 
 def require_no_tf32(plan: Plan) -> None:
@@ -35,7 +35,7 @@ def require_no_tf32(plan: Plan) -> None:
 
 
 def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
-    """What to say if the plan has fewer shards than there are workers; None if it has enough.
+    """A warning if the plan has fewer shards than there are workers; else None.
 
     `has_samples` is as for `smaller_shards`.
     """
@@ -49,9 +49,9 @@ def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
     return f"{counted(shards, 'shard')} to sample for {workers} workers: {idle} will have nothing to sample; {advice}"
 
 
-def too_long(settings: Sample, steps: int, evaluations: int, seconds: float, most: float = LONG_SECONDS) -> str | None:
-    """A warning if a shard of `evaluations` takes `seconds`; None if that is not more than `most`."""
-    if seconds <= most:
+def too_long(settings: Sample, steps: int, evaluations: int, seconds: float, limit: float = LONG_SECONDS) -> str | None:
+    """A warning if a shard of `evaluations` takes `seconds`; None if that is not more than `limit`."""
+    if seconds <= limit:
         return None
     advice = smaller_shards(settings, steps, evaluations * GOOD_SECONDS / seconds, has_samples=True)
     return f"a shard takes about {duration(seconds)}, which a lost worker has to do again; {advice}"
@@ -68,7 +68,7 @@ def longest_shard(plan: Plan, rate: float | None) -> str | None:
 
 
 class Heartbeat(NamedTuple):
-    """The first of a job."""
+    """The first heartbeat of a job."""
 
     job: SampleJob
     time: float
@@ -79,7 +79,7 @@ class LongShards:
     """Predicts from heartbeats how long a run's shards take, and warns once if that is too long."""
 
     def __init__(self) -> None:
-        self._first: dict[str, Heartbeat] = {}  # worker -> of its job
+        self._first: dict[str, Heartbeat] = {}  # by worker
         self._has_warned = False
 
     def heard(self, worker: str, job: object, fraction: float, now: float) -> str | None:
@@ -90,19 +90,19 @@ class LongShards:
         if first is None or first.job is not job:
             self._first[worker] = Heartbeat(job, now, fraction)
             return None
-        if now - first.time < HEARD_SECONDS or fraction <= first.fraction:
+        if now - first.time < PREDICTION_SECONDS or fraction <= first.fraction:
             return None
         steps, seconds = job.evaluations, (now - first.time) / (fraction - first.fraction)
-        said = too_long(job.settings, steps, (job.stop - job.start - job.kept) * steps, seconds)
-        self._has_warned = said is not None
-        return said
+        warning = too_long(job.settings, steps, (job.stop - job.start - job.kept) * steps, seconds)
+        self._has_warned = warning is not None
+        return warning
 
 
 def smaller_shards(settings: Sample, steps: int, evaluations: float, has_samples: bool) -> str:
-    """What to set for shards of about that many `evaluations`.
+    """The advice on settings for shards of about this many `evaluations`.
 
-    A batch is never split, so a shard that must be smaller than a batch needs both keys. `has_samples` tells whether
-    the run directory holds images, which other keys would orphan.
+    A batch is never split, so a shard that must be smaller than a batch needs both keys. `has_samples` is
+    whether the run directory holds images, which different settings would orphan.
     """
     smaller = _rounded(max(1, int(evaluations)))
     if evaluations >= settings.batch_size * steps:

@@ -1,6 +1,6 @@
-"""Options that several commands have, that none is given twice, and how commands print a value.
+"""Options of several commands, the check that none is given twice, and the printing of values.
 
-Everything heavy is imported when a command is called: `--help` must answer at once.
+Slow modules are imported when a command is called, so that `--help` is fast.
 """
 
 import json
@@ -23,7 +23,7 @@ class Command(click.Command):
         Raises:
             UserError: if an option that takes one value is given twice.
         """
-        if not ctx.resilient_parsing:  # a shell completes words whatever stands before them
+        if not ctx.resilient_parsing:  # for completions in a shell, any words may precede
             *_, given = self.make_parser(ctx).parse_args(list(args))
             for option in given:
                 if isinstance(option, click.Option) and not option.multiple and given.count(option) > 1:
@@ -84,10 +84,10 @@ class Finite(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number; a usage error if it is none, or out of the range."""
-        found = super().convert(value, param, ctx)
-        if not math.isfinite(found):
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
             self.fail(f"{value} is no number that can be compared", param, ctx)
-        return found
+        return number
 
 
 def given_once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ config_options = options(
     click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]"),
     set_option,
 )
-"""Of every command that takes a config."""
+"""The options of every command with a config."""
 
 break_lock_option = click.option(
     "--break-lock", is_flag=True, help="Take the run directory from a driver that seems to be running."
@@ -149,7 +149,7 @@ cluster_options = options(
     json_option,
     break_lock_option,
 )
-"""Of every command that does work."""
+"""The options of every command that does work."""
 
 pivot_options = options(
     click.option("--rows", metavar="KEY,...", help="The keys of a table's rows, as report.rows: schedule,eta."),

@@ -94,7 +94,7 @@ def _expected(plan: dict[str, Any]) -> str:
         some = any(cell["shards_done"] for cell in plan["cells"])
         return f"unknown (no {'shard of this run has been sampled' if not some else 'driver has timed a shard'} yet)"
     time = duration(seconds) if seconds >= 1 else "less than 1 s"
-    workers = plan.get("workers_at_a_time") or 1  # `status` does not foretell how many there are
+    workers = plan.get("workers_at_a_time") or 1  # `status` does not know the number of workers
     on_all = f", {duration(plan['seconds_remaining'])} on {workers}" if workers > 1 and seconds >= workers else ""
     return f"{time} on one worker{on_all}, at {quantity(rate)} network evaluations/s as measured here"
 
@@ -147,15 +147,15 @@ def selfcheck_table(findings: "Findings") -> RenderableType:
 
 def print_selfcheck(findings: "Findings") -> None:
     """Print the table on stdout, and the problems and the meaning of the columns on stderr."""
-    people = Console(stderr=True, highlight=False, soft_wrap=True)
-    to_read = Console(highlight=False)
-    to_read.print(selfcheck_table(findings), width=max(SELFCHECK_WIDTH, to_read.width))
-    people.print(
+    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    stdout = Console(highlight=False)
+    stdout.print(selfcheck_table(findings), width=max(SELFCHECK_WIDTH, stdout.width))
+    stderr.print(
         "off: pixels per million that differ from a float64 loop (by one grey level if all is well); exact: the FID to "
         "expect at this N, in closed form; z: deviation from the closed form in standard errors"
     )
     for problem in findings.problems:
-        people.print(f"wrong: {problem}", markup=False)
+        stderr.print(f"wrong: {problem}", markup=False)
 
 
 def scores_text(scores: dict[str, Any]) -> str:
@@ -191,17 +191,17 @@ def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
 
 
 def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> list[str]:
-    """Why FIDs have no ±: a line for each reason in `reasons` (cell -> reason), with the number of cells."""
+    """A line for each reason why FIDs have no ±, with the number of cells; `reasons` is cell -> reason."""
     scored = [row for row in rows if row["fid"] is not None]
-    found = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
+    counts = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
     return [
         f"no sampling error for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
-        for reason, count in found.items()
+        for reason, count in counts.items()
     ]
 
 
-MOST_REASONS, MOST_CELLS = 10, 4
-"""How many reasons or warnings are printed, and how many cells a line names. The rest are counted."""
+MAX_REASONS, MAX_CELLS = 10, 4
+"""The number of reasons or warnings that are printed, and of cells that a line names. The rest are counted."""
 
 
 def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list[str]:
@@ -210,15 +210,14 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
     for cell, reason in missing.items():
         by_reason[reason].append(labels.get(cell, cell))
     lines = [
-        with_urls(f"missing: {listed(cells, MOST_CELLS, 'cell', '; ')}: {reason}")
-        for reason, cells in by_reason.items()
-    ][:MOST_REASONS]
-    others = sum(len(cells) for cells in list(by_reason.values())[MOST_REASONS:])
+        with_urls(f"missing: {listed(cells, MAX_CELLS, 'cell', '; ')}: {reason}") for reason, cells in by_reason.items()
+    ][:MAX_REASONS]
+    others = sum(len(cells) for cells in list(by_reason.values())[MAX_REASONS:])
     return [*lines, f"... and {counted(others, 'more cell')}"] if others else lines
 
 
 def _advice(outcome: "Outcome", again: str) -> str:
-    """What to do about what is missing; `again` is the command that makes it."""
+    """Advice on missing cells; `again` is the command that completes them."""
     lasting = set(outcome.missing) & set(outcome.lasting)
     if not lasting:
         return f"{again} to finish what is missing" if outcome.missing else ""
@@ -228,17 +227,17 @@ def _advice(outcome: "Outcome", again: str) -> str:
 
 
 def _other_warnings(outcome: "Outcome") -> list[str]:
-    """The warnings of report.html that the session has not said, and that no other line tells, a line for each."""
+    """A line for each warning of report.html that was not printed before."""
     no_errors = outcome.quality.evidence.reasons.values() if outcome.rows and outcome.quality is not None else ()
     printed = {*outcome.warned, *outcome.missing.values(), *no_errors}
-    lines = [f"warning: {text}" for text in outcome.warnings if not any(known in text for known in printed)]
-    if (more := len(lines) - MOST_REASONS) <= 0:
+    lines = [f"warning: {text}" for text in outcome.warnings if not any(line in text for line in printed)]
+    if (more := len(lines) - MAX_REASONS) <= 0:
         return lines
-    return [*lines[:MOST_REASONS], f"... and {counted(more, 'more warning')}"]
+    return [*lines[:MAX_REASONS], f"... and {counted(more, 'more warning')}"]
 
 
 def _print_quality(quality: "QualityTable") -> None:
-    """Print the tables of all metrics on stdout, and what they are of; and on stderr why FIDs have no ±."""
+    """Print the tables of all metrics with their protocol on stdout, and on stderr why FIDs have no ±."""
     from taugrid.eval.tables.console import to_console
 
     console = Console(highlight=False)
@@ -249,22 +248,22 @@ def _print_quality(quality: "QualityTable") -> None:
 
 
 def print_outcome(rundir: RunDir, outcome: "Outcome", again: str = "run the same command again") -> None:
-    """Print the table on stdout, and on stderr what is missing and where the results are.
+    """Print the table on stdout, and on stderr missing cells and the places of the results.
 
-    `again` says which command makes what is missing.
+    `again` is the command that completes missing cells.
     """
-    people = Console(stderr=True, highlight=False, soft_wrap=True)
+    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.quality is not None:
         _print_quality(outcome.quality)
     elif outcome.rows and outcome.text:
         is_text = isinstance(outcome.text, str)
         Console(highlight=False, soft_wrap=is_text).print(outcome.text, markup=False)
     for line in missing_lines(outcome.missing, outcome.labels):
-        people.print(line, markup=False)
+        stderr.print(line, markup=False)
     if advice := _advice(outcome, again):
-        people.print(advice, markup=False)
+        stderr.print(advice, markup=False)
     for line in _other_warnings(outcome):
-        people.print(with_urls(line), markup=False)
+        stderr.print(with_urls(line), markup=False)
     for name, path in (
         ("report", rundir.report),
         ("models", rundir.models),
@@ -275,4 +274,4 @@ def print_outcome(rundir: RunDir, outcome: "Outcome", again: str = "run the same
         if rundir.storage.exists(path):
             warned = f" ({counted(len(outcome.warnings), 'warning')} at its end)" if outcome.warnings else ""
             line = f"{name + ':':9}{path}{warned if path == rundir.report else ''}"
-            people.print(with_urls(line), markup=False)
+            stderr.print(with_urls(line), markup=False)

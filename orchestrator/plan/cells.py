@@ -19,12 +19,13 @@ from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.sampler import code_hash, find
 
-LONGEST_NAME = 100
-"""Most characters of a file name that may come from settings: file systems allow 255, and a list of times is long."""
+MAX_NAME_LENGTH = 100
+"""The maximum number of characters of a file name that come from settings: file systems allow 255, and a list of times
+is long."""
 
 
 def settings_name(settings: Mapping[str, Any]) -> str:
-    """The beginning of a cell's folder name and label: S0010-eta0.2, S0010-sigma_hat, or S0010-<another sampler>."""
+    """The beginning of a cell's folder name and label: S0010-eta0.2, S0010-sigma_hat, or S0010-<sampler>."""
     name = settings.get("sampler", DEFAULT)
     try:
         label = find(name).label(settings)
@@ -40,7 +41,7 @@ def _settings_name(steps: int, label: str) -> str:
 def name_of(parts: Iterable[Any]) -> str:
     """`parts` as part of a file name, or a hash of them if that would be too long."""
     text = "-".join(map(str, parts))
-    if len(text) > LONGEST_NAME:
+    if len(text) > MAX_NAME_LENGTH:
         return identity({"parts": text})
     return "".join(character if character.isalnum() or character in "=.-_" else "_" for character in text)
 
@@ -55,18 +56,18 @@ class Model:
     """Resolved: no key is null."""
     source: ModelSource
     label: str = field(default="", compare=False)
-    """Its values of the grid's dotted keys, such as "schedule=cosine"; empty for the only model of a plan."""
+    """The model's values of the grid's dotted keys, such as "schedule=cosine"; empty for the only model of a plan."""
     lacks: str | None = field(default=None, compare=False)
-    """What its id needs and is not here: then `id` only tells it from the plan's other models."""
+    """A message on the missing files that its id depends on: `id` is then provisional, unique within the plan."""
 
     @property
     def shown_id(self) -> str:
-        """Its id, or `pending` while it has none."""
+        """The id, or `pending` while it is provisional."""
         return self.id if self.lacks is None else PENDING
 
     @property
     def called(self) -> str:
-        """What messages call it: its label or, if it is the only one, its id."""
+        """The name in messages: the label or, for the only model of a plan, the id."""
         return self.label or self.shown_id
 
     @property
@@ -138,7 +139,7 @@ class Cell:
 
     @cached_property
     def label(self) -> str:
-        """What messages, tables and figures call it, such as "schedule=cosine · S=50 eta=0"."""
+        """The name in messages, tables and figures, such as "schedule=cosine · S=50 eta=0"."""
         own = self.naming.cell(self.values, self.settings.steps, self.eta)
         return BETWEEN.join(filter(None, [self.model.label, own]))
 
@@ -158,12 +159,12 @@ class Cell:
 
     @property
     def eta(self) -> float | str | None:
-        """None if its sampler has none."""
+        """The value of eta; None if the sampler has none."""
         return self.settings.eta if self.from_sampler.has_eta else None
 
     @property
     def eta_number(self) -> float | None:
-        """As tables record it; None if its sampler has none."""
+        """The number eta as tables record it; None if the sampler has none."""
         return self.settings.eta_number if self.from_sampler.has_eta else None
 
     @property
@@ -178,7 +179,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Folder name: S0010-eta0.2-<id>, S0010-sigma_hat-<id>, or S0010-<another sampler>-<id>."""
+        """Folder name: S0010-eta0.2-<id>, S0010-sigma_hat-<id>, or S0010-<sampler>-<id>."""
         return f"{_settings_name(self.settings.steps, self.from_sampler.label)}-{self.id}"
 
     @property
@@ -210,16 +211,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a config asks for."""
+    """The models and cells of a config."""
 
     models: tuple[Model, ...]
     cells: tuple[Cell, ...]
     notes: tuple[str, ...] = ()
-    """What the user should know about how the config was read."""
+    """Remarks on how the config was read."""
 
     @property
     def pending(self) -> list[Model]:
-        """The models whose ids, and so those of their cells, are not known."""
+        """The models whose ids, and so their cells' ids, are unknown yet."""
         return [model for model in self.models if model.lacks is not None]
 
     @property
@@ -234,7 +235,7 @@ class Plan:
 
     @property
     def remarks(self) -> list[str]:
-        """What the user should know about how the config was read, and about the lists tau that it leads to."""
+        """Remarks on how the config was read, on its models, and on the resulting lists tau."""
         lists = {(c.settings.spacing_name, c.settings.steps, c.tau, c.evaluations): c for c in self.cells}
         settings = [(c.settings.spacing, c.settings.steps, c.tau, c.evaluations) for c in lists.values()]
         return [

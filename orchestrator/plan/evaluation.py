@@ -1,4 +1,4 @@
-"""How the cells of a run are scored: against which reference, with which extractor and metrics."""
+"""The evaluation of a run's cells: reference, extractor and metrics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ def extractor(config: Config, download: bool = True) -> ExtractorSpec:
 
 
 def _with_key(error: ValueError) -> str:
-    said = str(error)
-    return said if said.startswith("evaluate.") else f"evaluate: {said}"
+    message = str(error)
+    return message if message.startswith("evaluate.") else f"evaluate: {message}"
 
 
 def name_and_dimensions(config: Config) -> tuple[str, int | None]:
@@ -56,11 +56,11 @@ class Foreseen(NamedTuple):
     dimensions: int | None
     """The width of its features."""
     lacks: str | None
-    """What must be fetched first, in a line; None if everything is here."""
+    """A message on what must be downloaded first; None if everything exists on this machine."""
 
 
 def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foreseen:
-    """The extractor that a config means and `find` returns, or what is known of it if its weights are missing.
+    """The extractor of a config, by `find`, or what is known of it while its weights are missing.
 
     Raises:
         UserError: if there is none by that name, or it can't be used.
@@ -72,13 +72,13 @@ def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foresee
         return Foreseen(name, dimensions, str(error))
 
 
-MANY = 10**9
+MANY_SAMPLES = 10**9
 """A number of samples that is enough for any metric."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How the cells of a run are scored."""
+    """The evaluation of a run's cells: how they are scored."""
 
     config: Config
     extractor: ExtractorSpec
@@ -93,12 +93,12 @@ class Evaluation:
         return feasible(self.config.evaluate.metric_settings, self.extractor, num_samples, self.reference.num_images)
 
     def id(self, cell: Cell) -> str:
-        """Name of a cell's score file, from what was measured against what. Without versions: upgrades keep scores."""
+        """A hash of what is measured, which names the score file. Without versions: upgrades keep scores."""
         n = cell.settings.num_samples
-        found = self.extractor
-        extractor = {"name": found.name, "weights": found.weights_sha256, **found.other_precision}
-        if found.source_sha256 is not None:
-            extractor["source"] = found.source_sha256
+        spec = self.extractor
+        extractor = {"name": spec.name, "weights": spec.weights_sha256, **spec.other_precision}
+        if spec.source_sha256 is not None:
+            extractor["source"] = spec.source_sha256
         settings = self.feasible(n).settings.as_dict()
         return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 
@@ -130,15 +130,15 @@ class TooFew(NamedTuple):
     """Numbers of samples that give FID no standard error if all features vary."""
 
     found: list[int]
-    """Those of a plan's cells, each once, ascending."""
-    least: int
-    """The fewest that give one."""
+    """The distinct numbers of a plan's cells, ascending."""
+    minimum: int
+    """The smallest number that gives one."""
 
 
 def too_few_samples(plan: Plan, dimensions: int) -> TooFew:
     """The cells' N that are too few for a standard error of FID with this number of features."""
-    least = SAMPLES_PER_DIMENSION * dimensions
-    return TooFew(sorted({n for cell in plan.cells if (n := cell.settings.num_samples) < least}), least)
+    minimum = SAMPLES_PER_DIMENSION * dimensions
+    return TooFew(sorted({n for cell in plan.cells if (n := cell.settings.num_samples) < minimum}), minimum)
 
 
 def check_shapes(plan: Plan) -> None:
@@ -152,12 +152,12 @@ def check_shapes(plan: Plan) -> None:
 
 
 def without_downloads(config: Config) -> Config:
-    """The config with references that are taken only from this machine."""
-    here, reference = {"download": False}, config.evaluate.reference
+    """The config with data and reference that are not downloaded."""
+    no_download, reference = {"download": False}, config.evaluate.reference
     if isinstance(reference, Data):
-        reference = reference.model_copy(update=here)
+        reference = reference.model_copy(update=no_download)
     evaluate = config.evaluate.model_copy(update={"reference": reference})
-    return config.model_copy(update={"data": config.data.model_copy(update=here), "evaluate": evaluate})
+    return config.model_copy(update={"data": config.data.model_copy(update=no_download), "evaluate": evaluate})
 
 
 def evaluation(
@@ -166,13 +166,13 @@ def evaluation(
     find_extractor: Callable[[Config], ExtractorSpec] = extractor,
     find_reference: Callable[[Data | str], Reference] = open_reference,
 ) -> Evaluation:
-    """How `config` scores the cells of `plan`, with the extractor and the reference that these functions find.
+    """The evaluation of `plan` by `config`, with the extractor and the reference that these functions find.
 
     Opens the reference and the extractor's weights, so that mistakes are found before any accelerator time is spent.
 
     Raises:
         NotHere: if the reference or the extractor's weights are missing.
-        UserError: unknown extractor, a reference that can't be read, or images of another shape.
+        UserError: unknown extractor, a reference that can't be read, or images of a different shape.
     """
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
     try:
@@ -192,10 +192,12 @@ def evaluation(
         reference.require_same_features(spec.name, spec.dimensions, spec.precision)
     except ValueError as error:
         raise UserError(f"evaluate.reference: {error}") from None
-    found = Evaluation(config, spec, reference)
-    left, reasons, _ = found.feasible(MANY)
+    scoring = Evaluation(config, spec, reference)
+    left, reasons, _ = scoring.feasible(MANY_SAMPLES)
     if not left.metrics:
-        told = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
-        reason = f"none of them can be computed at any N ({told})" if told else "it is empty; name at least one metric"
+        details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
+        reason = (
+            f"none of them can be computed at any N ({details})" if details else "it is empty; name at least one metric"
+        )
         raise UserError(f"evaluate.metrics: {reason}")
-    return found
+    return scoring

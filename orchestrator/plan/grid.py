@@ -85,11 +85,11 @@ class Sections(NamedTuple):
 
 class Planned(NamedTuple):
     point: Mapping[str, Any]
-    """As the config has it."""
+    """The point of the grid, as in the config."""
     model: Model
     settings: Sample
     values: dict[str, Any]
-    """Of all keys of the grid, resolved."""
+    """The resolved values of all keys of the grid."""
 
 
 def plan(
@@ -196,14 +196,14 @@ def _planned(config: Config, point: Mapping[str, Any], keys: Iterable[str], look
     sections = _sections_at(config, point)
     model = _model(sections, lookups)
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
-    times(settings, model.diffusion)  # refuse a bad tau here, not when the first worker needs it
+    times(settings, model.diffusion)  # refuse a bad tau before any worker starts
     evaluations_of(settings.sampler, settings, schedules.process(model.diffusion))
     resolved = sections._replace(sample=settings, diffusion=model.diffusion)
     return Planned(point, model, settings, {key: _value_at(resolved, key) for key in keys})
 
 
 def _unusual(sample: Sample) -> list[str]:
-    """How networks compute, where it is not the usual way: tables say so without a grid over it too."""
+    """The keys of how networks compute that differ from their defaults. Tables show them even without a grid."""
     return [key for key in ("precision", "compile") if getattr(sample, key) != getattr(SAMPLE_DEFAULTS, key)]
 
 
@@ -228,7 +228,7 @@ def _sections_at(config: Config, point: Mapping[str, Any]) -> Sections:
 
 
 def _locate(key: str) -> tuple[str, list[str]]:
-    """(section, path in it) that a grid key means."""
+    """The section and the path in it of a grid key."""
     head, *rest = key.split(".")
     if rest and head in GRID_SECTIONS:
         return head, rest
@@ -253,26 +253,26 @@ def _model(sections: Sections, lookups: Lookups) -> Model:
 
 
 def _absent(sections: Sections, reason: str, most_times: int) -> Model:
-    """A model whose files are not here. Its id only tells it from others."""
-    data, model, theirs = sections.data, sections.model, DIFFUSION_DEFAULTS
+    """A model whose files are missing. Its id is provisional."""
+    data, model, defaults = sections.data, sections.model, DIFFUSION_DEFAULTS
     if model.unet is not None:
         diffusion = diffusion_section(sections.diffusion)
         trained = Trained(data, {"absent": data.model_dump(mode="json")}, model.unet, sections.train)
         return Model(identity(trained.content(diffusion)), data, diffusion, trained, lacks=reason)
     if model.checkpoint is not None:
-        theirs = theirs.model_copy(update={"timesteps": most_times})
-    diffusion = diffusion_section(sections.diffusion, theirs)
+        defaults = defaults.model_copy(update={"timesteps": most_times})
+    diffusion = diffusion_section(sections.diffusion, defaults)
     absent = Absent(str(model.checkpoint or model.weights), data)
     return Model(identity(absent.content(diffusion)), data, diffusion, absent, lacks=reason)
 
 
 def _present(sections: Sections, lookups: Lookups) -> Model:
-    path, source = sections.model.checkpoint, None
+    path, loaded = sections.model.checkpoint, None
     if path is not None:  # read first, because its files fill in `diffusion`
-        source = Loaded(lookups.read_checkpoint(path))
-    diffusion = diffusion_section(sections.diffusion, *([source.checkpoint.diffusion] if source else []))
-    found = source or _source(sections, diffusion, lookups)
-    return Model(identity(found.content(diffusion)), sections.data, diffusion, found)
+        loaded = Loaded(lookups.read_checkpoint(path))
+    diffusion = diffusion_section(sections.diffusion, *([loaded.checkpoint.diffusion] if loaded else []))
+    source = loaded or _source(sections, diffusion, lookups)
+    return Model(identity(source.content(diffusion)), sections.data, diffusion, source)
 
 
 def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> ModelSource:

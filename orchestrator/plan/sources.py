@@ -187,13 +187,13 @@ class Loaded(ModelSource):
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         """The settings taken from the checkpoint's files, and those that the config overrides."""
         loaded = self.checkpoint
-        theirs = {key: value for key, value in loaded.diffusion.model_dump().items() if value is not None}
-        changed = [key for key, value in theirs.items() if getattr(diffusion, key) != value]
+        trained = {key: value for key, value in loaded.diffusion.model_dump().items() if value is not None}
+        changed = [key for key, value in trained.items() if getattr(diffusion, key) != value]
         sample = Sample(**loaded.sample)
         clip = (None if sample.clip == "none" else sample.clip_in_words) or "none"
         offsets = [str(cell.steps_offset) for cell in settings if cell.spacing == "leading"]  # others ignore it
         offset = str(sample.steps_offset or 0)
-        said = [
+        phrases = [
             diffusion.in_words,
             "predicts epsilon" if diffusion.prediction == "epsilon" else "",
             f"diffusion.{', '.join(changed)} by the config" if changed else "",
@@ -202,23 +202,23 @@ class Loaded(ModelSource):
         ]
         origin = "its scheduler" if loaded.sample else "no scheduler, so defaults"
         at = f" at commit {loaded.commit[:10]}" if loaded.commit else ""
-        return f"loaded {short_path(loaded.path)}{at} ({origin}: {', '.join(filter(None, said))})"
+        return f"loaded {short_path(loaded.path)}{at} ({origin}: {', '.join(filter(None, phrases))})"
 
     def warning(self, diffusion: Diffusion) -> str | None:
-        """That T is another than in training: the network then gets other noise levels at the same times."""
-        theirs = self.checkpoint.diffusion.timesteps
-        if theirs is None or diffusion.timesteps == theirs:
+        """A warning if T differs from training: the same times then have different noise levels."""
+        timesteps = self.checkpoint.diffusion.timesteps
+        if timesteps is None or diffusion.timesteps == timesteps:
             return None
         return (
-            f"diffusion.timesteps is {diffusion.timesteps}, but {self.checkpoint.path} was trained with {theirs}; "
+            f"diffusion.timesteps is {diffusion.timesteps}, but {self.checkpoint.path} was trained with {timesteps}; "
             "remove the key unless you mean that"
         )
 
 
-def _unless_overridden(theirs: str, ours: Iterable[str | None]) -> str:
-    """A setting of a loaded pipeline, followed by the cells' settings if any cell has another."""
-    used = [value for value in dict.fromkeys(ours) if value is not None]
-    return theirs if set(used) <= {theirs} else f"{theirs} ({', '.join(used)} by the config)"
+def _unless_overridden(loaded: str, configured: Iterable[str | None]) -> str:
+    """A setting of a loaded pipeline, followed by the cells' settings if any cell has a different one."""
+    used = [value for value in dict.fromkeys(configured) if value is not None]
+    return loaded if set(used) <= {loaded} else f"{loaded} ({', '.join(used)} by the config)"
 
 
 @dataclass(frozen=True)

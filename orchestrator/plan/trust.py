@@ -1,8 +1,8 @@
-"""Which custom code may run: what a config file of the user's own has named, or what --trust-code allows.
+"""Decides which custom code may run: code that the user's own config files have named, or all with --trust-code.
 
-A run directory may come from another user, and its config.json names code. It is run only if a config file of the user
-has named the same code before: the same function or class, with the same source and the same file of weights (which
-may be a pickle). Its hash is then in the user's trust file.
+A run directory may come from a different user, and its config.json names code. It runs only if one of the user's own
+config files has named the same code before: the same function or class, with the same source and the same file of
+weights (which may be a pickle). Its hash is then in the user's trust file.
 """
 
 import os
@@ -17,7 +17,7 @@ from taugrid.hashing import file_sha256, json_sha256
 from taugrid.storage import read_json, write_json
 from taugrid.workers.custom.describe import ask
 
-WITHOUT_CODE = "commands that only look at a directory run none of its code"
+WITHOUT_CODE = "read-only commands run none of a directory's code"
 
 
 class Code(NamedTuple):
@@ -26,7 +26,7 @@ class Code(NamedTuple):
     name: str
     """`package.module:attribute`."""
     weights: str | None
-    """The path of the file that the code is given."""
+    """The path of the weights file that the code is called with."""
 
     @property
     def sha256(self) -> str | None:
@@ -42,33 +42,33 @@ class Code(NamedTuple):
 
 def custom_code(config: Config) -> list[Code]:
     """The custom code that a config names, each with every file of weights that it may be given."""
-    found = []
+    codes = []
     for values in map(values_by_key, config.grid or [{}]):
         names = values.get("model.callable", [config.model.callable])
         weights = values.get("model.weights", [config.model.weights])
-        found += [Code("model.callable", name, file) for name in names if name is not None for file in weights]
+        codes += [Code("model.callable", name, file) for name in names if name is not None for file in weights]
     extractor = config.evaluate.extractor
     if extractor is not None and ":" in extractor:
-        found.append(Code("evaluate.extractor", extractor, config.evaluate.weights))
-    return list(dict.fromkeys(found))
+        codes.append(Code("evaluate.extractor", extractor, config.evaluate.weights))
+    return list(dict.fromkeys(codes))
 
 
 def trust(codes: Iterable[Code]) -> None:
     """Write code that the user's own config named to the user's trust file. Does nothing where it can't be written."""
-    known = _trusted()
-    new = {digest: code.name for code in codes if (digest := code.sha256) is not None and digest not in known}
+    trusted = _trusted()
+    new = {digest: code.name for code in codes if (digest := code.sha256) is not None and digest not in trusted}
     if new:
         try:
-            write_json(trust_file(), known | new)
+            write_json(trust_file(), trusted | new)
         except OSError:
             return  # a later run of a directory that names it will ask for --trust-code
 
 
 def require_trusted(codes: Sequence[Code], place: Path) -> None:
     """Raise `UserError` unless all code that the config in `place` names is in the user's trust file."""
-    known = _trusted() if codes else {}
+    trusted = _trusted() if codes else {}
     for code in codes:
-        if code.sha256 not in known:
+        if code.sha256 not in trusted:
             raise UserError(
                 f"{code.key}: {place} names the code {code.name}, which no config file of yours has named as it is "
                 "now, and a directory from another user could run anything as you; read it and add --trust-code, or "
@@ -83,5 +83,5 @@ def trust_file() -> Path:
 
 def _trusted() -> dict[str, str]:
     """SHA-256 -> the name of the code."""
-    known = read_json(trust_file())
-    return known if isinstance(known, dict) else {}
+    trusted = read_json(trust_file())
+    return trusted if isinstance(trusted, dict) else {}

@@ -1,4 +1,4 @@
-"""Bars, and what they say in words: one for each kind of work of a session, or one for a stage such as a training."""
+"""Progress bars and their text: one for each kind of work of a session, or one for a stage such as a training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -21,10 +21,10 @@ class ProgressSnapshot(NamedTuple):
     total: float
     unit: str
     rate: float | None = None
-    """Units a second."""
+    """Units per second."""
     images_rate: float | None = None
     left: str = ""
-    """The remaining time in words; empty: not known."""
+    """The remaining time as text; empty: unknown."""
     workers: int = 0
     note: str = ""
 
@@ -64,7 +64,7 @@ class Stage:
         self._bar = self.bars.add_task(name, start=False, total=total)
         self._unit, self._workers, self._note = unit, 0, ""
         self.since = clock()
-        """When it began."""
+        """The time when it began."""
 
     @property
     def has_begun(self) -> bool:

@@ -1,4 +1,4 @@
-"""How far a session is, from its tasks, its events and its heartbeats alone: no clock, no files, no terminal."""
+"""The progress of a session, from its tasks, events and heartbeats alone: no clock, no files, no terminal."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.words import duration
 
 REFRESH_SECONDS = 1.0
-"""The least time between two readings of the bars: each looks at all workers, and events come by the hundred."""
+"""The minimum time between two updates of the bars: each visits all workers, and there are hundreds of events."""
 
 
 @dataclass
@@ -23,16 +23,16 @@ class GridCell:
     row: str
     column: str
     total: float
-    """Network evaluations in all."""
+    """The total of network evaluations."""
     done: float = 0.0
     value: float | None = None
-    """Its score."""
+    """The score."""
     note: str = ""
-    """What is shown if there will be no score."""
+    """The text that is shown if there will be no score."""
 
 
 class LiveState:
-    """A driver session. `observe` takes the lines of its events file, `heard` its heartbeats; times are in seconds."""
+    """A session, fed with the lines of its events file (`observe`) and heartbeats (`heard`). Times are in seconds."""
 
     def __init__(self, kinds: Mapping[str, type[WorkKind]]) -> None:
         """`kinds` are by name, in the order of their priorities."""
@@ -54,7 +54,7 @@ class LiveState:
         self._earlier: Mapping[tuple[str, str], float] = {}
 
     def expect(self, tasks: Mapping[str, Task], earlier: Mapping[tuple[str, str], float]) -> None:
-        """Take the tasks by key, and the seconds per unit of cost in earlier sessions, by rate key and device."""
+        """Set the tasks by key, and the seconds per unit of cost in earlier sessions, by rate key and device."""
         self.todo.tasks, self._earlier = tasks, earlier
 
     def show_cells(self, cells: Mapping[str, GridCell], metric: str) -> None:
@@ -62,7 +62,7 @@ class LiveState:
         self.cells, self.metric = dict(cells), metric
 
     def observe(self, at: float, event: Mapping[str, Any]) -> None:
-        """Take a line of the events file."""
+        """Process a line of the events file."""
         name, worker = event["event"], event.get("worker", "")
         if name == "session":
             self.stages = event["stages"]
@@ -111,7 +111,7 @@ class LiveState:
         self.workers.release(at, name)
 
     def _measure(self, at: float, worker: WorkerState, task: Task, event: Mapping[str, Any]) -> None:
-        """Learn from a finished task how long such tasks take."""
+        """Update the rate of such tasks with a finished one."""
         key = self.todo.rate_key(task)
         if worker.first is not None:
             self.todo.rates.add(key, Span(at - worker.first.at, (1 - worker.first.fraction) * task.cost))
@@ -132,7 +132,7 @@ class LiveState:
             self.refresh(at)
 
     def refresh(self, at: float) -> None:
-        """Bring the bars up to date."""
+        """Update the bars."""
         self._now = at
         under_way = list(self._under_way)
         for name, bar in self._bars.items():
@@ -159,11 +159,11 @@ class LiveState:
     @property
     def begun(self) -> Counter[str]:
         """Cell -> network evaluations that are done in unfinished tasks."""
-        found = Counter[str]()
+        evaluations = Counter[str]()
         for task, share in self._under_way:
             if task.cell is not None and self.is_evaluations(task.kind):
-                found[task.cell.id] += int(task.cost * share)
-        return found
+                evaluations[task.cell.id] += int(task.cost * share)
+        return evaluations
 
     @property
     def main(self) -> str | None:
@@ -174,7 +174,7 @@ class LiveState:
         return next(iter([*begun, *still_open]), None)
 
     def _amounts(self, kind: str, under_way: Sequence[tuple[Task, float]]) -> tuple[float, float]:
-        """How much of a kind of work is done, and how much there is, in its unit.
+        """The done and the total amount of a kind of work, in its unit.
 
         Network evaluations are counted over the cells, as in the table: with what earlier sessions did.
         """
@@ -193,7 +193,7 @@ class LiveState:
         return sum(cell.total for cell in self.cells.values())
 
     def finished(self, kind: str) -> tuple[int, int]:
-        """How many cells are scored, and how many there are: all that the table shows if it shows scores."""
+        """The number of finished tasks of a kind, and their total; of cells, if the table shows scores."""
         scored = [cell.value is not None for cell in self.cells.values()]
         if any(scored):
             return sum(scored), len(scored)
@@ -201,7 +201,7 @@ class LiveState:
 
     @property
     def _finished_in_words(self) -> str:
-        """How many tasks are done of the kinds that are always counted."""
+        """The numbers of finished tasks of the kinds that are always counted."""
         names = [name for name, kind in self.kinds.items() if kind.finished and name in self.todo.all]
         return ", ".join("{} of {} {}".format(*self.finished(name), self.kinds[name].finished) for name in names)
 
@@ -218,7 +218,7 @@ class LiveState:
         return ProgressSnapshot(*of, bar.speed, images, left, workers, self._finished_in_words)
 
     def left(self, at: float) -> str:
-        """The remaining time in words, and the work that it leaves out; empty if too little is known yet."""
+        """The remaining time and the work that it does not include, as text; empty if unknown yet."""
         known = {key: worker for key, worker in self.running.items() if key in self.todo.tasks}
         seconds, unknown = self.todo.left(known, self.workers.usable, at)
         if seconds is None or any(map(self.is_evaluations, unknown)):
@@ -229,7 +229,7 @@ class LiveState:
 
 
 def _abandoned(event: Mapping[str, Any]) -> Sequence[str]:
-    """The tasks that an event says will not be done."""
+    """The tasks that will not be done, according to an event."""
     if event["event"] == "given up":
         return list(event["tasks"])
     return [event["task"]] if event["event"] == "failed" and event["quarantined"] else []

@@ -27,11 +27,11 @@ class SessionSummary:
     part: Plan
     scoring: Evaluation | None
     tasks: Mapping[str, Task]
-    """By key."""
+    """The tasks by key."""
 
     @property
     def to_do(self) -> list[dict[str, Any]]:
-        """The tasks as the event "to do" has them: their number and cost by kind and rate key."""
+        """The tasks for the event "to do": their number and cost by kind and rate key."""
         kinds, tasks, costs = kinds_by_name(), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         for task in self.tasks.values():
             group = task.kind, kinds[task.kind].rate_key(task)
@@ -49,7 +49,7 @@ class SessionSummary:
 
     @property
     def metric_title(self) -> str:
-        """The heading of the cells' scores; empty if none are asked for."""
+        """The heading of the cells' scores; empty if none are requested."""
         return "" if self.scoring is None else shown_metric(self.run.config.evaluate.metrics).title
 
     def cells(self, with_scores: bool) -> dict[str, GridCell]:
@@ -79,13 +79,13 @@ class SessionSummary:
 
     @property
     def _is_of_samples(self) -> bool:
-        """Whether no network runs but for samples."""
+        """Whether networks run only for samples."""
         kinds = (kinds_by_name()[task.kind] for task in self.tasks.values())
         return all(kind.counts_images or kind.unit != NETWORK_EVALUATIONS for kind in kinds)
 
     @cached_property
     def _cells(self) -> dict[str, Cell]:
-        """The plan's cells by id or, if other work than samples and scores is done, those that it is done on."""
+        """The plan's cells by id; if there is work other than samples and scores, only the cells of that work."""
         worked = {task.cell.id: task.cell for task in self.tasks.values() if task.cell is not None}
         return {cell.id: cell for cell in self.part.cells} if self._is_of_samples else worked
 
@@ -99,21 +99,23 @@ def grid_cells(
 ) -> dict[str, GridCell]:
     """Cells by id, in a table whose columns are the grid key `across`.
 
-    `left` has each one's network evaluations to do: of sampling, part of what its samples take, else all that is shown.
+    `left` has the network evaluations to do: for sampling, a part of those of all samples; else all that are shown.
     """
-    found = {}
+    by_id = {}
     for cell in cells:
         to_do = left.get(cell.id, 0.0)
         total = max(to_do, cell.network_evaluations) if of_samples else to_do
         row, column = place(cell, across)
-        found[cell.id] = GridCell(row, column, total, total - to_do, score(cell))
-    return found
+        by_id[cell.id] = GridCell(row, column, total, total - to_do, score(cell))
+    return by_id
 
 
 def place(cell: Cell, across: str) -> tuple[str, str]:
     """A cell's row and column, in the words of its label; `across` is a grid key, perhaps its short form."""
     naming = cell.naming
     values = {"steps": cell.settings.steps, "eta": cell.settings.eta, **cell.values}
+    if cell.eta is None:
+        del values["eta"]
     key = next((key for key in values if across in (key, naming.short.get(key))), "steps")
     column = naming.part(key, values[key])
     of_model = [name for name in naming.keys if "." in name]

@@ -1,6 +1,6 @@
 """`status --watch`: the live view of a run from its directory alone, wherever its driver is.
 
-It knows what the events file has. Heartbeats are not written down, so a shard counts once it is done.
+It reads the events file. Heartbeats are not recorded, so a shard counts once it is done.
 """
 
 import time
@@ -28,25 +28,25 @@ from taugrid.orchestrator.work.kind import shard_key
 from taugrid.words import counted
 from taugrid.workers.training.log import TrainingProgress
 
-LOOK_SECONDS = 2.0
-"""How often the directory is looked at."""
+POLL_SECONDS = 2.0
+"""Time between two polls of the directory."""
 
 
 def watch(run: Run) -> str:
-    """Show a run's progress on stdout until its driver ends, or Ctrl-C. Returns how far it is then."""
+    """Show a run's progress on stdout until its driver ends, or Ctrl-C. Returns its progress in a line."""
     with Progress(Console(highlight=False)) as progress, suppress(KeyboardInterrupt):
         watched = Watching(run, progress)
         try:
-            while watched.look():
-                time.sleep(LOOK_SECONDS)
+            while watched.poll():
+                time.sleep(POLL_SECONDS)
         finally:
             progress.keep_table()
     scored, cells = sum(watched.score(cell) is not None for cell in run.plan.cells), len(run.plan.cells)
-    said = f"{scored} of {counted(cells, 'cell')} scored"
+    status = f"{scored} of {counted(cells, 'cell')} scored"
     if watched.has_driver:
-        return said
+        return status
     continues = "" if scored == cells else f"; `taugrid run {run.rundir.shown}` continues"
-    return f"{said}; no driver is running here{continues}"
+    return f"{status}; no driver is running here{continues}"
 
 
 class Watching:
@@ -55,14 +55,16 @@ class Watching:
         self._events = LastSession(run.rundir)
         self._session: int | None = None
         self._trainings: list[Model] = []
-        self._waits_at: dict[str, int] = {}  # model id -> the step in its log as it began, until another is there
+        self._waits_at: dict[
+            str, int
+        ] = {}  # model id -> the step in its log when it began, until the log has a later one
         self._metric = shown_metric(run.config.evaluate.metrics)
         self._requested = RequestedScores(run.config, run.rundir)
         self._by_id = {cell.id: cell for cell in run.plan.cells}
         self.has_driver = False
 
-    def look(self) -> bool:
-        """Show what is new. Returns whether a driver is running there."""
+    def poll(self) -> bool:
+        """Show new events. Returns whether a driver is running."""
         self.has_driver = Lease(self._rundir.lease, self._rundir.storage).live_holder() is not None
         events = self._events.new()
         if self._events.number != self._session:
@@ -80,11 +82,11 @@ class Watching:
         return score_on_disk(self._rundir, cell, self._metric, self._requested)
 
     def _score(self, cell: str) -> float | None:
-        """A cell's score, by its id. A driver may have begun with a larger grid than the one that was read here."""
+        """A cell's score, by its id. A driver may have started with a larger grid than the one that was read."""
         return self.score(self._by_id[cell]) if cell in self._by_id else None
 
     def _state(self, events: Iterable[Mapping[str, Any]]) -> LiveState:
-        """The state before the last session, which hears of its `events` later."""
+        """The state before the last session; its `events` are added later."""
         state = LiveState(kinds_by_name())
         made_since = {(event["cell"], event["path"]) for event in events if event["event"] == "shard"}
         left = {}

@@ -1,4 +1,4 @@
-"""The workers of a session, what each is doing, and what there is left to do. Pure: fed with events and heartbeats."""
+"""The workers of a session with their tasks, and the remaining work. Pure: fed with events and heartbeats."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,25 +18,25 @@ class TaskProgress(NamedTuple):
 @dataclass
 class WorkerState:
     since: float
-    """When it was started or got its task."""
+    """The time when the worker was started or got its task."""
     joined: bool = False
     cooling_down: bool = False
     node: str = ""
     task: str | None = None
     next_task: str | None = None
-    """The task that it goes on with, if it has one already."""
+    """The task that is queued behind the current one, if any."""
     first: TaskProgress | None = None
-    """The first heartbeat that reported some of its task as done: loading and warming up come before."""
+    """The first heartbeat with progress on the task, after loading and warming up."""
     last: TaskProgress | None = None
     warm: set[str] = field(default_factory=set)
-    """The rate keys of the tasks that it has done: what such tasks need is loaded."""
+    """The rate keys of finished tasks, whose networks are loaded."""
 
     def begin(self, at: float, task: str | None) -> None:
         self.task, self.since, self.first, self.last = task, at, None, None
 
     @property
     def fraction(self) -> float:
-        """How much of its task is done, by its last heartbeat."""
+        """The fraction of its task that is done, by its last heartbeat."""
         return self.last.fraction if self.last else 0.0
 
 
@@ -47,7 +47,7 @@ class Workers:
     nodes_cooling_down: set[str] = field(default_factory=set)
 
     def observe(self, at: float, event: Mapping[str, Any]) -> None:
-        """Take a line of the events file. Those that are not about workers are ignored."""
+        """Process a line of the events file. Events that are not about workers are ignored."""
         name, worker = event["event"], event.get("worker", "")
         if name == "starting":
             self.by_name[worker] = WorkerState(at)
@@ -80,7 +80,7 @@ class Workers:
             state.first = state.first or state.last
 
     def release(self, at: float, worker: str, task: str | None = None) -> None:
-        """A worker's task has ended: `task`, or the one that it was doing."""
+        """Record that a worker's task has ended: `task`, or else the current one."""
         state = self.by_name.get(worker)
         if state is not None and task is not None and task == state.next_task:
             state.next_task = None
@@ -98,22 +98,22 @@ class Workers:
 
     @property
     def usable(self) -> int:
-        """How many have joined and get tasks."""
+        """The number of workers that have joined and get tasks."""
         return sum(state.joined and not self.is_cooling_down(state) for state in self.by_name.values())
 
     @property
     def starting(self) -> list[WorkerState]:
-        """Those that have not joined yet."""
+        """The workers that have not joined yet."""
         return [state for state in self.by_name.values() if not state.joined]
 
     @property
     def running(self) -> dict[str, WorkerState]:
-        """Task -> the worker that is farthest with it."""
-        found: dict[str, WorkerState] = {}
+        """Task -> the worker with the most progress on it."""
+        running: dict[str, WorkerState] = {}
         for state in self.by_name.values():
-            if state.task is not None and (state.task not in found or found[state.task].fraction < state.fraction):
-                found[state.task] = state
-        return found
+            if state.task is not None and (state.task not in running or running[state.task].fraction < state.fraction):
+                running[state.task] = state
+        return running
 
     def _worker(self, at: float, worker: str) -> WorkerState:
         return self.by_name.setdefault(worker, WorkerState(at))
@@ -131,27 +131,27 @@ class Amount:
 
 class Left(NamedTuple):
     seconds: float | None
-    """None: nothing is known yet."""
+    """None: unknown yet."""
     unknown: tuple[str, ...] = ()
-    """The kinds of work that it does not include, because none of it was measured."""
+    """The kinds of work that `seconds` does not include, because their rates are unknown."""
 
 
 @dataclass
 class Todo:
-    """What is to be done and what is done, by kind of work, and how long the rest takes."""
+    """The work that is to be done and done, by kind, and the remaining time."""
 
     kinds: Mapping[str, type[WorkKind]]
     tasks: Mapping[str, Task] = field(default_factory=dict)
-    """By key. Not all are known if the session is watched from its directory."""
+    """The tasks by key. Some are unknown if the session is watched from its directory."""
     all: dict[str, Amount] = field(default_factory=dict)
-    """Kind -> what there is to do."""
+    """Kind -> the total amount of work."""
     done: dict[str, Amount] = field(default_factory=dict)
     rates: Rates = field(default_factory=Rates)
     _open: dict[tuple[str, str], Amount] = field(default_factory=dict)  # kind and rate key -> what is not done
     _closed: set[str] = field(default_factory=set)
 
     def begin(self, work: Iterable[Mapping[str, Any]]) -> None:
-        """Take the field `work` of an event "to do", which calls a rate key the `pace`."""
+        """Add the field `work` of an event "to do", where a rate key is called `pace`."""
         for entry in work:
             amount = entry["tasks"], entry["cost"]
             self.all.setdefault(entry["kind"], Amount()).add(*amount)
@@ -180,7 +180,7 @@ class Todo:
         return True
 
     def abandon(self, key: str) -> Task | None:
-        """Count a task as one that will not be done, and return it; None if it is not known, or no longer open."""
+        """Count a task as one that will not be done, and return it; None if it is unknown, or no longer open."""
         if (task := self.tasks.get(key)) is None or key in self._closed:
             return None
         self._close(task)
@@ -200,7 +200,7 @@ class Todo:
             amount.add(-1, -task.cost)
 
     def left(self, running: Mapping[str, WorkerState], workers: int, at: float) -> Left:
-        """How long `workers` need for the rest; `running` are the known tasks that they are doing."""
+        """The time that `workers` need for the rest; `running` are the known tasks that they are doing."""
         in_flight = [(self.tasks[key], worker) for key, worker in running.items()]
         rates = self._rates(in_flight)
         begun, taken = [], Counter[tuple[str, str]]()
@@ -208,24 +208,24 @@ class Todo:
             key = self.rate_key(task)
             taken[task.kind, key] += 1
             if (rate := rates.get(key)) is not None:
-                seen = worker.last.at if worker.last else worker.since
-                begun.append(max(0.0, (1 - worker.fraction) * task.cost * rate - max(0.0, at - seen)))
+                last_seen = worker.last.at if worker.last else worker.since
+                begun.append(max(0.0, (1 - worker.fraction) * task.cost * rate - max(0.0, at - last_seen)))
         waiting, unknown = [], []
         for (kind, key), amount in self._open.items():
-            known = rates[key]
-            if amount.tasks > 0 and known is None:
+            seconds = rates[key]
+            if amount.tasks > 0 and seconds is None:
                 unknown.append(kind)
-            elif amount.tasks > taken[kind, key] and known is not None:
-                waiting.append(Waiting(amount.tasks - taken[kind, key], amount.cost / amount.tasks * known))
+            elif amount.tasks > taken[kind, key] and seconds is not None:
+                waiting.append(Waiting(amount.tasks - taken[kind, key], amount.cost / amount.tasks * seconds))
         if not workers or not (begun or waiting):
             return Left(None, tuple(unknown))
         return Left(seconds_left(begun, waiting, max(workers, len(begun))), tuple(unknown))
 
     def _rates(self, running: Iterable[tuple[Task, WorkerState]]) -> dict[str, float | None]:
         """Seconds per unit of cost by rate key, with what heartbeats report."""
-        heard: dict[str, list[Span]] = {}
+        measured: dict[str, list[Span]] = {}
         for task, worker in running:
             if worker.first and worker.last:
                 done = (worker.last.fraction - worker.first.fraction) * task.cost
-                heard.setdefault(self.rate_key(task), []).append(Span(worker.last.at - worker.first.at, done))
-        return {key: self.rates.seconds(key, heard.get(key, ())) for _, key in self._open}
+                measured.setdefault(self.rate_key(task), []).append(Span(worker.last.at - worker.first.at, done))
+        return {key: self.rates.seconds(key, measured.get(key, ())) for _, key in self._open}

@@ -26,6 +26,7 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import device_kinds, origins
 from taugrid.protocol import ProtocolFields, kind, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
+from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import read_sealed
 from taugrid.words import listed
 from taugrid.workers import schedules
@@ -35,6 +36,9 @@ NO_INFLUENCE = "its samples' influences are missing or incomplete; `taugrid eval
 
 NO_IMAGES = "images that it was scored on are gone, so nothing can check the score; `taugrid run` makes both again"
 """The note on a cell whose images were not removed by a command that records this."""
+
+NO_CLOSED_FORM = "no FID in closed form: that is known for the steps of ddim (eq. 12) alone"
+"""Of a cell of another sampler beside cells that have one."""
 
 LARGEST_SHARE_BEYOND_1 = 1e-6
 """The largest share of a Gaussian's pixels that 8 bits may clip: the closed form ignores clipping."""
@@ -85,7 +89,10 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
             reasons[cell.id] = next(recorded, NO_INFLUENCE)
         for mixture in made[cell.id].mixtures if cell.id in made else ():
             cells_of[mixture].append(cell.label)
-    notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items()]
+    if any(EXACT in row for row in rows):
+        foreign = {row["cell"] for row in rows if row["sampler"] != DEFAULT}
+        cells_of[NO_CLOSED_FORM] += [cell.label for cell in plan.cells if cell.id in foreign]
+    notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items() if names]
     return Rows(rows, [*plan.remarks, *notes], Evidence(influences, pairings, protocols, reasons))
 
 
@@ -108,7 +115,7 @@ def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: flo
         "model": cell.model.id,
         "sampler": settings.sampler,
         "steps": settings.steps,
-        "eta": settings.eta_number,
+        "eta": cell.eta_number,
         "sigma": settings.sigma,
         "spacing": settings.spacing_name,
         "clip": settings.clip,

@@ -88,8 +88,8 @@ def _write_consistency(shown: Mapping[EtaAndSteps, NDArray[np.uint8]], path: Pat
 
 
 def _place(cell: Cell) -> EtaAndSteps:
-    eta = cell.settings.eta
-    return ("sigma_hat" if eta == "sigma_hat" else f"{eta:g}", cell.settings.steps)
+    eta = cell.settings.sampler if cell.eta is None else cell.eta
+    return (eta if isinstance(eta, str) else f"{eta:g}", cell.settings.steps)
 
 
 def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> str:

@@ -201,7 +201,7 @@ def write_cells(plan: Plan, rundir: RunDir) -> None:
     """Write tables/cells.{csv,parquet}: what each cell's id stands for, to join samples and scores with grid keys."""
     rows = [_row(cell) for cell in plan.cells]
     columns = {key: [row[key] for row in rows] for key in rows[0]}
-    table = pa.table({key: _typed(values) for key, values in columns.items()})
+    table = pa.table({key: _typed(values, key == "eta") for key, values in columns.items()})
     frame = pd.DataFrame({key: _in_text(values) for key, values in columns.items()}, dtype=object)
     with rundir.storage.local_folder(rundir.tables) as tables:
         with replacing(tables / "cells.parquet") as temporary:
@@ -213,18 +213,18 @@ def _row(cell: Cell) -> dict[str, Any]:
     settings = cell.settings
     own = [
         cell.id, cell.name, cell.label, cell.model.id, cell.model.label, settings.sampler, settings.steps,
-        settings.eta_number, settings.sigma, settings.spacing_name, settings.clip, settings.seed, settings.weights,
+        cell.eta_number, settings.sigma, settings.spacing_name, settings.clip, settings.seed, settings.weights,
         settings.num_samples,
     ]  # fmt: skip
     return {**dict(zip(FIRST, own, strict=True)), **{k: v for k, v in cell.values.items() if k not in FIRST}}
 
 
-def _typed(values: Sequence[Any]) -> pa.Array:
+def _typed(values: Sequence[Any], floats: bool = False) -> pa.Array:
     """A column of the values' own type: integers, floats, text, booleans or lists; values of several kinds as JSON."""
     if any(isinstance(value, dict) for value in values):
         return pa.array(_in_text(values))
     try:
-        return pa.array(values)
+        return pa.array(values, pa.float64() if floats else None)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.array([None if value is None else json.dumps(value) for value in values])
 

@@ -1,4 +1,4 @@
-"""What `verify` says: each problem with what to do about it, and the verdict."""
+"""The output of `taugrid verify`: the problems with their fixes, and the verdict."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ from taugrid.storage import read_json
 from taugrid.words import counted
 
 RUN = "run"
-"""The command that makes again what no other command makes."""
+"""The command that repairs files for which there is no other command."""
 
 
 class NextStep(NamedTuple):
-    """A command that repairs some damage or, in words, what the user must decide."""
+    """A command that repairs some damage or, in `words`, what the user must decide."""
 
     command: str | None
     words: str
 
 
 UNUSED = "the present config does not use it; delete it"
-"""What to do about a damaged file of another protocol, or of a cell that the config lacks: no run would look at it."""
+"""The fix for a damaged file of a different protocol, or of a cell that the config lacks: no run reads it."""
 
 
 def next_steps(damages: Sequence[Damage], run: Run) -> list[NextStep]:
@@ -49,11 +49,11 @@ def next_steps(damages: Sequence[Damage], run: Run) -> list[NextStep]:
 
 
 def _unused(damages: Sequence[Damage], run: Run) -> set[Path]:
-    """The damaged scores and features that the config's evaluation does not use; none if it can't be told now."""
+    """The damaged scores and features that the config's evaluation does not use; none if that is unknown now."""
     plan, rundir = run.plan, run.rundir
     inside = [damage.path for damage in damages if {rundir.scores, rundir.features} & set(damage.path.parents)]
-    there = {path for path in inside if rundir.storage.exists(path)}
-    if not there:
+    existing = {path for path in inside if rundir.storage.exists(path)}
+    if not existing:
         return set()
     try:
         scoring = evaluation(without_downloads(run.config), plan, rundir.extractor)
@@ -66,18 +66,18 @@ def _unused(damages: Sequence[Damage], run: Run) -> set[Path]:
         key = scoring.id(cell)
         used |= {rundir.score(cell, key), rundir.influence(cell, key)}
         used |= {rundir.feature_part(folder, cell, shard) for shard in cell.shards}
-    return there - used
+    return existing - used
 
 
 def _of_other_cells(damages: Sequence[Damage], plan: Plan, rundir: RunDir) -> set[Path]:
     """The damaged reconstructions and interpolations of cells that the plan does not have."""
-    found: set[Path] = set()
+    unused: set[Path] = set()
     for kind in work_kinds():
         if kind.stage not in ("sample", "evaluate"):
             folder, names = rundir.root / kind.folder, tuple(f"{cell.name}-" for cell in kind.cells_of(plan))
             inside = (damage.path for damage in damages if folder in damage.path.parents)
-            found |= {path for path in inside if not path.parent.name.startswith(names)}
-    return found
+            unused |= {path for path in inside if not path.parent.name.startswith(names)}
+    return unused
 
 
 def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: bool) -> NextStep:
@@ -95,57 +95,57 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
 
 
 def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[str]:
-    """A line that counts what was never made; none if nothing is lacking."""
+    """A line with the numbers of files that were never made; none if nothing is missing."""
     counts = Counter(lack.reason for lack in unfinished)
     nouns = {NOT_TRAINED: "model", NOT_SAMPLED: "shard", NOT_SCORED: "cell"}
-    said = [f"{counted(counts[reason], noun)} {reason}" for reason, noun in nouns.items() if counts[reason]]
-    if not said:
+    phrases = [f"{counted(counts[reason], noun)} {reason}" for reason, noun in nouns.items() if counts[reason]]
+    if not phrases:
         return []
     holder = Lease(rundir.lease, rundir.storage).live_holder()
     continues = (
         f"`taugrid {RUN} {rundir.shown}` continues" if holder is None else f"a driver is running here ({holder})"
     )
-    return [f"{', '.join(said)}; {continues}"]
+    return [f"{', '.join(phrases)}; {continues}"]
 
 
 def remarks(rundir: RunDir) -> list[str]:
-    """What is no damage, but worth knowing: what any `report` makes again, and lines that the ledger does without."""
-    found = []
+    """Remarks on missing pages and unreadable lines of the ledger, which are no damage."""
+    remarks = []
     if lines := rundir.ledger.unreadable_lines():
-        found.append(f"ledger.jsonl: {counted(lines, 'line')} can't be read; the next run reads those files again")
+        remarks.append(f"ledger.jsonl: {counted(lines, 'line')} can't be read; the next run reads those files again")
     if lacking := _lacking_pages(rundir):
-        found.append(f"{', '.join(lacking)}: not there; `taugrid report {rundir.shown}` makes them")
-    return found
+        remarks.append(f"{', '.join(lacking)}: not there; `taugrid report {rundir.shown}` makes them")
+    return remarks
 
 
 def _lacking_pages(rundir: RunDir) -> list[str]:
-    """What a report would write and is missing; none while a driver is running, which may write it."""
+    """The missing files that a report would write; none while a driver is running, which may write them."""
     storage = rundir.storage
     if not storage.list(rundir.scores, "*.json") or Lease(rundir.lease, storage).live_holder() is not None:
         return []
     table = read_json(rundir.tables / "quality.json", storage)
     is_empty = isinstance(table, dict) and not table.get("rows")  # then there is nothing to draw
-    there = {
+    exists = {
         "tables/": storage.exists(rundir.tables / "quality.csv"),
         "figures/": is_empty or storage.exists(rundir.figures / "quality.png"),
         rundir.report.name: storage.exists(rundir.report),
     }
-    return [name for name, is_there in there.items() if not is_there]
+    return [name for name, is_there in exists.items() if not is_there]
 
 
 def in_words(steps: Sequence[NextStep]) -> list[str]:
-    """A line for each command, with how many of the problems it solves."""
+    """A line for each command, with the number of problems that it solves."""
     commands = [step.command for step in steps if step.command is not None]
     if len(set(commands)) == 1 and len(commands) == len(steps):
         return [f"`{commands[0]}` solves {'all of them' if len(steps) > 1 else 'it'}"]
-    return [f"`{each}` solves {commands.count(each):,} of them" for each in dict.fromkeys(commands)]
+    return [f"`{command}` solves {commands.count(command):,} of them" for command in dict.fromkeys(commands)]
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     run: Run
     images: int
-    """How many were decoded."""
+    """The number of decoded images."""
     verified: Verified
 
     @cached_property
@@ -154,7 +154,7 @@ class Diagnosis:
 
     @cached_property
     def damaged(self) -> list[dict[str, Any]]:
-        """Each problem: the file, the cell that it is of, what is wrong, and what to do."""
+        """The problems: file, cell or other owner, reason and fix."""
         return [
             {
                 "path": (shown := self.run.rundir.relative(damage.path)),
@@ -182,7 +182,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """How much was looked at, and whether all is well."""
+        """The number of decoded images, and whether there are problems."""
         intact = "what is there is intact" if self.verified.unfinished else "everything is intact"
         verdict = f"{counted(len(self.damaged), 'problem')} found" if self.damaged else intact
         removed = sum(self.run.rundir.has_removed_images(cell) for cell in self.run.plan.cells)
@@ -191,6 +191,6 @@ class Diagnosis:
 
     @property
     def advice(self) -> list[str]:
-        """The commands that solve the problems, what is left to make, and what else is worth knowing."""
+        """The commands that solve the problems, the unfinished work, and remarks."""
         rundir = self.run.rundir
         return [*in_words(self._steps), *unfinished_in_words(self.verified.unfinished, rundir), *remarks(rundir)]

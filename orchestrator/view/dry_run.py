@@ -1,4 +1,4 @@
-"""What `taugrid plan` says: what a run would do, lack and replace. Nothing is started or downloaded."""
+"""The output of `taugrid plan`: what a run would do, lack and replace. It starts and downloads nothing."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -33,7 +33,7 @@ from taugrid.workers.data.places import MissingImages
 
 
 def describe_plan(run: Run) -> dict[str, Any]:
-    """What `describe` says, with remarks on what a run would lack, leave without error bars, or replace.
+    """The description by `describe`, with remarks on missing files, missing error bars and replaced tables.
 
     Raises:
         UserError: if there is no such extractor.
@@ -41,12 +41,12 @@ def describe_plan(run: Run) -> dict[str, Any]:
     config, plan, rundir = run.config, run.plan, run.rundir
     described = describe(run)
     described |= _on_workers(config, plan, described)
-    told, extractor = described["remarks"], foreseen(config, rundir.extractor)
+    remarks, extractor = described["remarks"], foreseen(config, rundir.extractor)
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
     return described | {
         "remarks": [
-            *told,
-            *(line for line in missing_images(config, untrained) if not any(line in said for said in told)),
+            *remarks,
+            *(line for line in missing_images(config, untrained) if not any(line in remark for remark in remarks)),
             *_about_extractor(config, plan, extractor),
             *_other_shapes(config, plan),
             *other_features(config, extractor),
@@ -58,24 +58,24 @@ def describe_plan(run: Run) -> dict[str, Any]:
 
 
 def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> list[str]:
-    """That its weights are missing, and that N is too small for error bars with as many features."""
+    """Remarks if its weights are missing, or N is too small for error bars with this many features."""
     name, dimensions, lacks = extractor
-    said = [] if lacks is None else [lacks]
+    remarks = [] if lacks is None else [lacks]
     if dimensions is None or "fid" not in config.evaluate.metrics:
-        return said
-    said += singular_samples(plan, dimensions)
-    small, least = too_few_samples(plan, dimensions)
+        return remarks
+    remarks += singular_samples(plan, dimensions)
+    small, minimum = too_few_samples(plan, dimensions)
     if small:
         more = f" (and {len(small) - 1} larger)" if len(small) > 1 else ""
-        said.append(
-            f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {least} if "
+        remarks.append(
+            f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {minimum} if "
             f"all {dimensions} features of {name} vary"
         )
-    return said
+    return remarks
 
 
 def _other_shapes(config: Config, plan: Plan) -> list[str]:
-    """That a model makes images of another shape than the reference's, so that they could not be scored."""
+    """Remarks on models whose images have a different shape than the reference's, so that they can't be scored."""
     reference = config.data if config.evaluate.reference is None else config.evaluate.reference
     if not isinstance(reference, Data):
         return []
@@ -88,20 +88,20 @@ def _other_shapes(config: Config, plan: Plan) -> list[str]:
 
 
 def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:
-    """How a plan's shards fit its workers, as far as that is known without a cluster."""
+    """Warnings of shards that are too long or too few for the workers, as far as known without a cluster."""
     plan, workers = run.plan, _workers(run.config)
     cells = zip(plan.cells, described["cells"], strict=True)
     left = replace(plan, cells=tuple(cell for cell, about in cells if about["shards_done"] < about["shards"]))
-    told = [longest_shard(left, described["evaluations_per_second_and_worker"])]
+    warnings = [longest_shard(left, described["evaluations_per_second_and_worker"])]
     if workers is not None:
-        told.append(too_few_shards(plan, workers, bool(run.rundir.committed_cells())))
-    return [said for said in told if said is not None]
+        warnings.append(too_few_shards(plan, workers, bool(run.rundir.committed_cells())))
+    return [warning for warning in warnings if warning is not None]
 
 
 def _workers(config: Config) -> int | None:
-    """How many workers a run has, as far as that is known without Ray: those configured, or else as many as fit here.
+    """The number of workers, as far as known without Ray: as configured, else as many as fit this machine.
 
-    None: it has a worker for each GPU, and how many torch can use is not known here.
+    None: one for each GPU, and the number of usable GPUs is unknown without torch.
     """
     if config.cluster.workers or Path("/proc/driver/nvidia").exists():
         return config.cluster.workers
@@ -109,7 +109,7 @@ def _workers(config: Config) -> int | None:
 
 
 def _on_workers(config: Config, plan: Plan, described: Mapping[str, Any]) -> dict[str, Any]:
-    """How many workers would sample at a time, and the time that they would need; None if that is not known."""
+    """The number of workers that would sample at a time, and the time they would need; None if unknown."""
     rate, workers = described["evaluations_per_second_and_worker"], _workers(config)
     waiting = list(_waiting(plan, described["cells"], rate)) if rate else []
     busy = min(workers or 0, sum(group.number for group in waiting))
@@ -120,7 +120,7 @@ def _on_workers(config: Config, plan: Plan, described: Mapping[str, Any]) -> dic
 
 
 def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Iterator[Waiting]:
-    """The shards that are left; of a cell that is done in part, they count as equally long."""
+    """The shards that are left; those of a cell that is partly done count as equally long."""
     for cell, about in zip(plan.cells, cells, strict=True):
         left, done = about["shards"] - about["shards_done"], about["network_evaluations_done"]
         if not done:
@@ -130,22 +130,22 @@ def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Ite
 
 
 def _about_replicates(plan: Plan, described: Mapping[str, Any]) -> list[str]:
-    """That settings were trained once, or have unequal numbers of replicates."""
-    said = unequal(plan.cells)
+    """Remarks if settings were trained once, or have unequal numbers of replicates."""
+    remarks = unequal(plan.cells)
     if models := compared_trainings(plan):
         ids = {model.id for model in models}
         evaluations = sum(cell.network_evaluations for cell in plan.cells if cell.model.id in ids)
         rate = described["evaluations_per_second_and_worker"]
-        said.append(suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate))
-    return said
+        remarks.append(suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate))
+    return remarks
 
 
 def missing_images(config: Config, untrained: list[Model]) -> list[str]:
-    """One line for each data set or reference that is not there. Nothing is downloaded or decoded.
+    """One line for each missing data set or reference. Nothing is downloaded or decoded.
 
     Args:
-        config: its reference is looked for.
-        untrained: models that the run would train, on data that are looked for.
+        config: its reference is checked.
+        untrained: the models that the run would train, whose data are checked.
     """
     reference = config.data if config.evaluate.reference is None else config.evaluate.reference
     if isinstance(reference, str):
@@ -156,10 +156,10 @@ def missing_images(config: Config, untrained: list[Model]) -> list[str]:
     sections = dict.fromkeys((model.data for model in untrained), "data")
     if isinstance(reference, Data):
         sections.setdefault(reference, "data" if reference == config.data else "evaluate.reference")
-    found = [_missing_data(data, section) for data, section in sections.items()]
+    lines = [_missing_data(data, section) for data, section in sections.items()]
     if isinstance(reference, str) and reference not in FIDELITY_NAMES and not Path(reference).exists():
-        found.append(f"evaluate.reference: {nothing_there(reference)}")
-    return [line for line in found if line is not None]
+        lines.append(f"evaluate.reference: {nothing_there(reference)}")
+    return [line for line in lines if line is not None]
 
 
 def _missing_data(data: Data, section: str) -> str | None:
@@ -178,7 +178,7 @@ def other_features(config: Config, extractor: Foreseen) -> list[str]:
     try:
         given = resolve_reference(given).given if isinstance(given, str) else None
     except UserError:
-        return []  # `missing_images` says it
+        return []  # `missing_images` reports it
     if not isinstance(given, str):
         return []
     try:
@@ -190,7 +190,7 @@ def other_features(config: Config, extractor: Foreseen) -> list[str]:
 
 
 NOT_CONTENT = {"root", "download"}
-"""Keys of `data` that say where images are, not which."""
+"""Keys of `data` that do not identify its images."""
 
 
 def replaced_tables(run: Run) -> list[str]:
@@ -203,13 +203,13 @@ def replaced_tables(run: Run) -> list[str]:
     if not isinstance(tables, dict) or not tables.get("protocols") or not isinstance(before, dict):
         return []
     *_, protocol = tables["protocols"].values()
-    told = [
+    lines = [
         _reference(config, before, protocol["reference"]),
         _extractor(config, protocol["extractor"]["name"]),
         _num_samples(run.plan, tables["rows"]),
         _metrics(RequestedScores(config, rundir), protocol),
     ]
-    return [line for line in told if line is not None]
+    return [line for line in lines if line is not None]
 
 
 def _reference(config: Config, before: Mapping[str, Any], scored_against: Mapping[str, Any]) -> str | None:
@@ -225,7 +225,7 @@ def _reference(config: Config, before: Mapping[str, Any], scored_against: Mappin
 
 
 def _changed(section: str, old: Any, now: Any) -> list[str]:
-    """What differs between two references, as "key: old -> new"."""
+    """The differences between two references, as "key: old -> new"."""
     if not isinstance(old, Mapping) or not isinstance(now, Mapping):
         return [] if old == now else [f"{section}: {_called(old)} -> {_called(now)}"]
     keys = [key for key in now if key not in NOT_CONTENT and old.get(key) != now[key]]
@@ -233,7 +233,7 @@ def _changed(section: str, old: Any, now: Any) -> list[str]:
 
 
 def _called(reference: Any) -> str:
-    """A reference in short: a data set and its split, or what the config has."""
+    """A short name of a reference: a data set and its split, or the value in the config."""
     return f"{reference.get('name')}/{reference.get('split')}" if isinstance(reference, Mapping) else in_yaml(reference)
 
 
@@ -248,8 +248,8 @@ def _metrics(asked: RequestedScores, protocol: Mapping[str, Any]) -> str | None:
     changed = asked.changed_metrics(protocol, protocol["num_samples"])
     if not changed:
         return None
-    said = ", ".join(f"evaluate.{key}: {in_yaml(old)} -> {in_yaml(now)}" for key, (old, now) in changed.items())
-    return f"{said}: this replaces the scores in the tables; images are kept"
+    changes = ", ".join(f"evaluate.{key}: {in_yaml(old)} -> {in_yaml(now)}" for key, (old, now) in changed.items())
+    return f"{changes}: this replaces the scores in the tables; images are kept"
 
 
 def _num_samples(plan: Plan, rows: list[Mapping[str, Any]]) -> str | None:

@@ -20,25 +20,25 @@ from taugrid.storage import Storage, read_json, read_sealed
 from taugrid.words import counted
 
 PUT_BACK = "put it back before you sample more (images, features and scores do not need it)"
-"""What to do about a network's weights that are gone."""
+"""The fix for missing weights of a network."""
 
-OF_EVENTS = "remove what can't be read from it (what it told, such as times and devices, is lost; no image or score is)"
-"""What to do about a file of events that has changed."""
+EVENTS_FIX = "remove the lines that can't be read (their times and devices are lost; no image or score is)"
+"""The fix for a damaged file of events."""
 
 NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = "not trained yet", "not sampled yet", "not scored yet"
-"""What of an unfinished run is not damage."""
+"""The reasons for files that an unfinished run lacks, which are no damage."""
 
 
 class Verified(NamedTuple):
-    """What is wrong with a run directory, and what was only never made."""
+    """The damaged files of a run directory, and those that were never made."""
 
     damages: list[Damage]
     unfinished: list[Damage]
-    """Work that a run has not done yet: the file that it would make, and what is lacking."""
+    """The files that the run has not made yet."""
 
 
 class _Made(NamedTuple):
-    """What a run's events say was made. It is kept apart from what was not begun: only its loss is damage."""
+    """The files that were made, by the run's events. If one of them is missing, that is damage."""
 
     shards: set[tuple[str, str]]
     """Cell id and file name."""
@@ -63,42 +63,40 @@ def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
 def verify(run: Run, tick: Callable[[int], None]) -> Verified:
     """Re-read every file of a run and decode every image, calling `tick(n)` after n images.
 
-    Features are needed only to score, and may be deleted: their absence is no damage.
-
-    It changes nothing, but if something is wrong it removes the ledger, so that the next run does not believe it.
-
-    Several files are read at a time: reading, hashing and decoding release Python's lock.
+    Missing features are no damage: they are needed only to score, and may be deleted. If there is damage, the ledger is
+    removed, so that the next run reads all files; nothing else is changed. Several files are read at a time, since
+    reading, hashing and decoding release Python's lock.
     """
     plan, rundir = run.plan, run.rundir
-    found: list[Damage] = []
+    problems: list[Damage] = []
     unfinished: list[Damage] = []
     made = _made(read_events(rundir))
     rundir.ledger.distrust()
-    if (said := orphans_in_words(run.config, plan, rundir)) is not None:
-        found.append(Damage(rundir.samples, said))
-    found += _verify_orphans(plan, rundir, tick)
+    if (orphans := orphans_in_words(run.config, plan, rundir)) is not None:
+        problems.append(Damage(rundir.samples, orphans))
+    problems += _verify_orphans(plan, rundir, tick)
     for cell in plan.cells:
         damages, lacking = _verify_samples(cell, rundir, made, tick)
-        found += damages
+        problems += damages
         unfinished += lacking
-    found += _verify_derived(rundir, tick)
+    problems += _verify_derived(rundir, tick)
     damages, lacking = _verify_scores(plan, rundir, made)
-    found += damages
+    problems += damages
     unfinished += lacking
-    found += _verify_documents(rundir)
-    if found:
+    problems += _verify_documents(rundir)
+    if problems:
         with suppress(OSError):  # of a directory that may only be read
             rundir.ledger.forget()
-    return Verified(list(dict.fromkeys(found)), list(dict.fromkeys(unfinished)))
+    return Verified(list(dict.fromkeys(problems)), list(dict.fromkeys(unfinished)))
 
 
 def _verify_orphans(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
     """The images of cells that the plan does not have."""
-    look = partial(_verify_images, shape=None, storage=rundir.storage)
+    check = partial(_verify_images, shape=None, storage=rundir.storage)
     planned = {cell.id for cell in plan.cells}
     for cell_id, name in rundir.committed_cells().items():
         if cell_id not in planned:
-            yield from _read_all(rundir.storage.list(rundir.samples / name, "part-*.parquet"), look, tick)
+            yield from _read_all(rundir.storage.list(rundir.samples / name, "part-*.parquet"), check, tick)
 
 
 def _verify_derived(rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
@@ -118,7 +116,7 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
     if rundir.committed_cells() and not storage.exists(rundir.provenance):
         yield Damage(rundir.provenance, "missing")
     for path, lines in unreadable_lines(rundir).items():
-        yield Damage(path, f"{counted(lines, 'line')} can't be read", OF_EVENTS)
+        yield Damage(path, f"{counted(lines, 'line')} can't be read", EVENTS_FIX)
 
 
 def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Verified:
@@ -140,53 +138,53 @@ def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Verified:
 def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int], None]) -> Verified:
     if not rundir.is_ready(cell.model):
         return Verified([], [Damage(rundir.models / cell.model.id, NOT_TRAINED)])
-    found: list[Damage] = []
+    damages: list[Damage] = []
     unfinished: list[Damage] = []
     metadata: dict[str, Any] | None = None
     try:
         metadata = rundir.sample_metadata(cell)
-        done = rundir.sampled(cell, metadata, every_byte=False, on_damage=found.append)
+        done = rundir.sampled(cell, metadata, every_byte=False, on_damage=damages.append)
     except (NotHere, OtherWeights) as error:  # the images can be read without them
         path = rundir.weights_file(cell.model, cell.settings.weights)
         if isinstance(error, OtherWeights):
-            found.append(Damage(path, str(error), error.fix))
+            damages.append(Damage(path, str(error), error.fix))
         else:
-            found.append(Damage(path, f"missing; {PUT_BACK}", PUT_BACK))
-        done = rundir.sampled(cell, None, every_byte=False, on_damage=found.append)
+            damages.append(Damage(path, f"missing; {PUT_BACK}", PUT_BACK))
+        done = rundir.sampled(cell, None, every_byte=False, on_damage=damages.append)
     parts = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
-    there = rundir.versions(rundir.samples / cell.name)
-    whole = [path for path in parts if path in there]  # others were removed: their record is whole
-    look = partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage)
-    found += _read_all(whole, look, tick)
+    existing = rundir.versions(rundir.samples / cell.name)
+    whole = [path for path in parts if path in existing]  # others were removed: their record is whole
+    check = partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage)
+    damages += _read_all(whole, check, tick)
     planned = {rundir.sample_part(cell, shard) for shard in cell.shards}
     beyond = [path for path in rundir.storage.list(rundir.samples / cell.name, "part-*.parquet") if path not in planned]
-    found += _read_all(beyond, look, tick)
+    damages += _read_all(beyond, check, tick)
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         if shard.number in done:
             continue
         if rundir.storage.exists(path):
-            if all(damage.path != path for damage in found):
+            if all(damage.path != path for damage in damages):
                 unfinished.append(Damage(path, NOT_SAMPLED))  # whole, but it holds fewer images than it should
         elif (cell.id, path.name) in made.shards:
-            found.append(Damage(path, "missing"))
+            damages.append(Damage(path, "missing"))
         else:
             unfinished.append(Damage(path, NOT_SAMPLED))
-    return Verified(found, unfinished)
+    return Verified(damages, unfinished)
 
 
 class _Read(NamedTuple):
-    """What was found in a file that was read to its end."""
+    """The result of reading a whole file."""
 
     damages: list[Damage]
     images: int
-    """How many were decoded."""
+    """The number of decoded images."""
 
 
-def _read_all(paths: Sequence[Path], look: Callable[[Path], _Read], tick: Callable[[int], None]) -> Iterator[Damage]:
-    """The damages that `look` finds in the files, in their order."""
+def _read_all(paths: Sequence[Path], check: Callable[[Path], _Read], tick: Callable[[int], None]) -> Iterator[Damage]:
+    """The damages that `check` finds in the files, in their order."""
     with ThreadPoolExecutor(READER_THREADS) as pool:
-        for damages, images in pool.map(look, paths):
+        for damages, images in pool.map(check, paths):
             tick(images)
             yield from damages
 

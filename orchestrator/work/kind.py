@@ -36,7 +36,7 @@ class Conclusion(NamedTuple):
     text: "RenderableType" = ""
     """The table as printed on stdout. Empty: the command prints the rows as the quality table."""
     quality: "QualityTable | None" = None
-    """Of `rows`, if it is the quality table."""
+    """The quality table, if `rows` are its rows."""
 
 
 class WorkKind(ABC):
@@ -58,14 +58,14 @@ class WorkKind(ABC):
     unit: ClassVar[str]
     """The unit of a task's cost, in the plural."""
     activity: ClassVar[str]
-    """Its name in the progress line."""
+    """The name of the work in the progress line."""
     task_in_words: ClassVar[tuple[str, str]]
     """Such as ("shard", "to sample"). A run's announcement makes the first agree with the number."""
     counts_images: ClassVar[bool] = False
     """Whether the progress line also shows images per second."""
     needs_network: ClassVar[bool] = True
-    """Whether its jobs run a network. Those of a kind that does not may be done by workers without a GPU beside others
-    with one, and give the same."""
+    """Whether its jobs run a network. If not, workers without a GPU may do them beside others with one, with the
+    same results."""
     finished: ClassVar[str | None] = None
     """The words for finished tasks, if the progress line always counts them, whatever the workers are doing."""
 
@@ -94,12 +94,12 @@ class WorkKind(ABC):
         return
 
     def announcement(self, cost: float) -> str | None:
-        """A message before work of this cost begins, which says how to have less of it; None: there is none."""
+        """A message before work of this cost begins, with advice on how to reduce it; None: there is none."""
         return None
 
     @abstractmethod
     def tasks(self) -> Iterator[Task]:
-        """What is missing on disk. Damaged files are reported and count as missing. Models must exist."""
+        """The tasks for files that are missing. Damaged files are reported and count as missing. Models must exist."""
 
     def clean_up(self) -> None:
         """Remove what is not needed once the work is done."""
@@ -110,7 +110,7 @@ class WorkKind(ABC):
         return {}
 
     def labels(self) -> dict[str, str]:
-        """Name -> label of the cells that `missing` speaks of."""
+        """Name -> label of the cells in `missing`."""
         return self.plan.labels
 
     def conclude(self) -> Conclusion | None:
@@ -125,7 +125,7 @@ class WorkKind(ABC):
 
     @classmethod
     def images(cls, task: Task) -> float:
-        """How many images a task makes, if the progress line counts them."""
+        """The number of images that a task makes, if the progress line counts them."""
         cell = task.cell
         return task.cost / cell.evaluations if cell is not None and cls.counts_images else 0.0
 
@@ -133,7 +133,7 @@ class WorkKind(ABC):
     def event(cls, task: Task, result: Result, first: bool) -> Event:
         """The line in the events file for a finished task; `first`: no other copy was finished before.
 
-        It names the model whose network was evaluated, and how often: from these, later sessions know their pace.
+        It names the model and the number of network evaluations: later sessions estimate their rate from these.
         """
         fields: dict[str, Any] = {"task": task.key, "images": result.images, "seconds": round(result.seconds, 4)}
         if task.cell is not None and cls.unit == NETWORK_EVALUATIONS:

@@ -1,4 +1,4 @@
-"""The canary of the scorer: what it gives for the reference itself, which no new network can change.
+"""The canary of the scorer: its scores of the reference itself, which no new network can change.
 
 It is the features of the first reference images, and the scores of even images against odd ones, of the reference's
 first part (`eval.sources.part_bounds`): a few thousand images, which takes seconds. Each session that scores cells
@@ -36,29 +36,29 @@ from taugrid.versions import versions
 FILE = "scorer.json"
 
 FEATURES = 64
-"""Reference images whose features are kept."""
+"""The number of reference images whose features are recorded."""
 
-EQUAL = 1e-9
+SAME_SETUP_TOLERANCE = 1e-9
 """Relative tolerance for the same versions, devices and threads: rounding differs by far less."""
 
-IN_THE_DRIVER = ("fid", "isc", "kid")
-"""Metrics that need no torch."""
+DRIVER_METRICS = ("fid", "isc", "kid")
+"""Metrics that need no torch, so that the driver computes them."""
 
-SUBSETS = 10
-"""Subsets of KID: a fault of its formula shows in one."""
+KID_SUBSETS = 10
+"""The number of subsets of KID: enough, since a fault of its formula shows in one."""
 
-ALIKE = 1e-3
-"""Relative tolerance for others: kernels and libraries differ by far less, and a fault of 1 % by far more."""
+TOLERANCE = 1e-3
+"""Relative tolerance for different ones: kernels and libraries differ by far less, and a fault of 1 % by far more."""
 
 
 @dataclass(frozen=True)
 class ScoredWith:
-    """What a score depends on besides images, reference and settings."""
+    """The devices and software that a score depends on, besides images, reference and settings."""
 
     places: tuple[str, ...]
-    """Devices and threads that extracted and scored."""
+    """The devices and threads that extracted features and scored."""
     versions: Mapping[str, str]
-    """Of the software, without taugrid: its own version never counts as other software."""
+    """The versions of the software without taugrid, whose own version does not count."""
 
     @classmethod
     def of(cls, places: Iterable[str], protocol: Mapping[str, Any]) -> "ScoredWith":
@@ -68,35 +68,35 @@ class ScoredWith:
 
     @classmethod
     def read(cls, value: Mapping[str, Any] | None) -> "ScoredWith | None":
-        """From JSON; None stays None."""
+        """Read it from JSON; None stays None."""
         return None if value is None else cls(tuple(value["places"]), value["versions"])
 
 
 def tolerance(one: ScoredWith | None, other: ScoredWith | None) -> float:
-    """How far two scores of the same features may be apart, relatively."""
+    """The relative tolerance for two scores of the same features."""
     known = one is not None and len(one.places) == 1 and "unknown" not in one.places[0]
-    return EQUAL if known and one == other else ALIKE
+    return SAME_SETUP_TOLERANCE if known and one == other else TOLERANCE
 
 
 @dataclass(frozen=True, eq=False)
 class ScorerRecord:
-    """What a scorer gave for a reference."""
+    """The features and scores that a scorer gave for a reference."""
 
     reference: str
     """SHA-256 of the reference."""
     extractor: Mapping[str, Any]
     settings: Mapping[str, Any]
-    """Of the metrics."""
+    """The settings of the metrics."""
     made_with: ScoredWith
     features: NDArray[np.float32]
-    """(n, d), of its first images."""
+    """(n, d), the features of the first images."""
     scores: Mapping[str, float]
-    """Of its even images against its odd ones, and of what the cells are scored against."""
+    """The scores of its even images against its odd ones, and three numbers of the reference statistics."""
     mixed: tuple[str, ...] = ()
-    """How the scorer changed between the sessions that scored the cells."""
+    """The changes of the scorer between the sessions that scored the cells."""
 
     def is_comparable(self, other: "ScorerRecord") -> bool:
-        """Whether both are of one reference and extractor."""
+        """Whether both have the same reference and extractor."""
         return (self.reference, self.extractor) == (other.reference, other.extractor)
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class ScorerRecord:
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> "ScorerRecord":
-        """What `as_dict` gave."""
+        """The record from `as_dict`."""
         features = np.frombuffer(base64.b64decode(value["features"]), "<f4").reshape(value["shape"])
         made_with = ScoredWith.read(value["made_with"])
         assert made_with is not None
@@ -117,45 +117,49 @@ class ScorerRecord:
 
 
 def changes(new: ScorerRecord, old: ScorerRecord) -> list[str]:
-    """How the scorer of `new` differs from that of `old`, beyond rounding; empty if it does not.
+    """The differences between the scorers of `new` and `old` beyond rounding, as phrases.
 
-    Both must be of the same reference and extractor.
+    Both must have the same reference and extractor.
     """
-    allowed, found = tolerance(new.made_with, old.made_with), []
+    allowed, differences = tolerance(new.made_with, old.made_with), []
     scale = float(np.abs(old.features).max())
     if new.features.shape != old.features.shape:
-        return ["the features of the reference have another shape"]
-    apart = float(np.abs(new.features.astype(np.float64) - old.features).max())
-    if not apart <= allowed * scale:  # nan is no agreement
-        found.append(f"the features of the first {len(old.features)} reference images differ by up to {apart:.3g}")
+        return ["the features of the reference have a different shape"]
+    distance = float(np.abs(new.features.astype(np.float64) - old.features).max())
+    if not distance <= allowed * scale:  # nan is no agreement
+        differences.append(
+            f"the features of the first {len(old.features)} reference images differ by up to {distance:.3g}"
+        )
     names = old.scores.keys() & new.scores.keys()
     if new.settings != old.settings:
         names = {name for name in names if not name.startswith("kid")}
     for name in sorted(names):
         if differs(new.scores[name], old.scores[name], allowed):
-            found.append(f"{name} of the reference's halves is {new.scores[name]:.6g}, it was {old.scores[name]:.6g}")
-    return found
+            differences.append(
+                f"{name} of the reference's halves is {new.scores[name]:.6g}, it was {old.scores[name]:.6g}"
+            )
+    return differences
 
 
 def differs(new: float, old: float, allowed: float) -> bool:
     """Whether two scores are further apart than `allowed`, relatively to the larger one."""
-    return not abs(new - old) <= allowed * max(abs(new), abs(old), ALIKE)  # nan is no agreement
+    return not abs(new - old) <= allowed * max(abs(new), abs(old), TOLERANCE)  # nan is no agreement
 
 
 def kept_record(rundir: RunDir) -> ScorerRecord | str:
-    """The record that the last session with scores wrote; a text says why there is none."""
-    found = read_sealed(rundir.root / FILE, rundir.storage)
-    if found is None and rundir.storage.exists(rundir.root / FILE):
+    """The record that the last session with scores wrote, or the reason why there is none."""
+    value = read_sealed(rundir.root / FILE, rundir.storage)
+    if value is None and rundir.storage.exists(rundir.root / FILE):
         return f"{FILE} was changed or is damaged"
-    if found is None:
+    if value is None:
         return "none was recorded; a run that is scored by this version has one"
-    return ScorerRecord.read(found) if "features" in found else str(found["reason"])
+    return ScorerRecord.read(value) if "features" in value else str(value["reason"])
 
 
 def keep_record(config: Config, rundir: RunDir, evaluation: Evaluation) -> None:
-    """Write what the scorer gives for the reference now, at the end of a session that has scored cells.
+    """Write the record of the scorer, at the end of a session that has scored cells.
 
-    If an earlier session of the same evaluation had a scorer that gave something else, the record says so.
+    If the scorer has changed since an earlier session of the same evaluation, the record has the changes (`mixed`).
     """
     record = _record(config, rundir, evaluation)
     before = kept_record(rundir)
@@ -172,20 +176,20 @@ def _record(config: Config, rundir: RunDir, evaluation: Evaluation) -> ScorerRec
     parts = range(len(part_bounds(reference.num_images)))
     paths = [rundir.reference_part(folder, reference.sha256, number) for number in parts]
     wanted = config.evaluate.metric_settings
-    metrics = tuple(metric.name for metric in wanted.chosen if metric.name in IN_THE_DRIVER)
-    few = replace(wanted, metrics=metrics, kid_subsets=min(wanted.kid_subsets, SUBSETS))
+    metrics = tuple(metric.name for metric in wanted.chosen if metric.name in DRIVER_METRICS)
+    few = replace(wanted, metrics=metrics, kid_subsets=min(wanted.kid_subsets, KID_SUBSETS))
     try:
         features = np.concatenate(list(read_all(paths[:1], rundir.storage)))
         logits = _logits(paths[0], rundir.storage) if few.need("logits") else None
         half = len(features) // 2
         settings = feasible(few, evaluation.extractor, half, half).settings
-        with threadpool_limits(1):  # so that a machine with other cores gives the same
-            known = of_feature_files(
+        with threadpool_limits(1):  # so that the result does not depend on the number of cores
+            statistics = of_feature_files(
                 paths, reference.num_images, paths[0].parent, evaluation.reference_key, rundir.storage
             )
-            scores = _halves(features, logits, settings) | _narrow(features) | _totals(known)
+            scores = _halves(features, logits, settings) | _narrow(features) | _totals(statistics)
     except (FileNotFoundError, DamagedFile) as error:
-        return f"the features of the reference are not at hand ({error})"
+        return f"the features of the reference are missing ({error})"
     except (ValueError, ArithmeticError) as error:
         return f"a metric fails for the halves of the reference ({error})"
     places = scorers(read_events(rundir)).get(REFERENCE, set())
@@ -211,23 +215,23 @@ def _halves(
 
 
 def _narrow(features: NDArray[np.float32]) -> dict[str, float]:
-    """FID of the halves over so few features that it has a standard error: the influences are checked with it."""
+    """FID of the halves over few enough features that it has a standard error, which checks the influences too."""
     width = max(1, min(features.shape[1], len(features) // 2 // SAMPLES_PER_DIMENSION))
     scores = _halves(np.ascontiguousarray(features[:, :width]), None, MetricSettings(metrics=("fid",)))
     return {f"{name} of {width} features": value for name, value in scores.items()}
 
 
-def _totals(known: ReferenceStatistics) -> dict[str, float]:
-    """What the cells are scored against, in three numbers."""
-    covariance = known.moments.covariance
+def _totals(statistics: ReferenceStatistics) -> dict[str, float]:
+    """Three numbers of the reference statistics."""
+    covariance = statistics.moments.covariance
     return {
-        "length of the reference's mean": float(np.linalg.norm(known.moments.mean)),
+        "length of the reference's mean": float(np.linalg.norm(statistics.moments.mean)),
         "trace of the reference's covariance": float(np.trace(covariance)),
-        "trace of its root": float(np.trace(known.root)),
+        "trace of its root": float(np.trace(statistics.root)),
     }
 
 
 def _cpu() -> str:
-    """The kind of processor for which NumPy's linear algebra chose its code: another rounds differently."""
-    kinds = {str(found["architecture"]) for found in threadpool_info() if "architecture" in found}
+    """The kind of processor for which NumPy's linear algebra chose its code: different ones round differently."""
+    kinds = {str(pool["architecture"]) for pool in threadpool_info() if "architecture" in pool}
     return " ".join((platform.machine(), *sorted(kinds)))

@@ -18,7 +18,7 @@ from taugrid.orchestrator.progress import Progress, display
 from taugrid.orchestrator.progress.bars import Stage
 from taugrid.orchestrator.progress.draw import frame
 from taugrid.orchestrator.progress.state import GridCell, LiveState
-from taugrid.orchestrator.rates import LEAST_SECONDS, Rates, Span, Waiting, seconds_left
+from taugrid.orchestrator.rates import MIN_SECONDS, Rates, Span, Waiting, seconds_left
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import quantity, short_path, some_of
@@ -143,7 +143,7 @@ def test_there_is_no_remaining_time_before_a_rate_is_known():
     session.beat("w0", 0.0, after=5)  # loading
     session.beat("w0", 0.1)
     assert session.left == "", "one heartbeat is no rate"
-    session.beat("w0", 0.2, after=LEAST_SECONDS)
+    session.beat("w0", 0.2, after=MIN_SECONDS)
     assert session.left.startswith("1 min 16 s left"), "0.05 a second, and 3.8 shards to do"
     assert session.left.endswith("then extracting features and scoring"), "of which nothing is known"
 

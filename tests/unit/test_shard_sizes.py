@@ -11,7 +11,7 @@ from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.shard_sizes import HEARD_SECONDS, LongShards, longest_shard, too_few_shards
+from taugrid.orchestrator.shard_sizes import PREDICTION_SECONDS, LongShards, longest_shard, too_few_shards
 from taugrid.orchestrator.view.dry_run import describe_plan
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
@@ -115,28 +115,28 @@ def test_heartbeats_foretell_a_long_shard_once(tmp_path, fraction, tells):
     job = job_of(configured(num_samples=1024, batch_size=64), tmp_path)
     listening = LongShards()
     assert listening.heard("a", job, 0.0, 100.0) is None
-    assert listening.heard("a", job, fraction / 2, 100.0 + HEARD_SECONDS / 2) is None, "too early"
-    said = listening.heard("a", job, fraction, 100.0 + HEARD_SECONDS)
+    assert listening.heard("a", job, fraction / 2, 100.0 + PREDICTION_SECONDS / 2) is None, "too early"
+    said = listening.heard("a", job, fraction, 100.0 + PREDICTION_SECONDS)
     assert (said is not None) == tells
     if tells:
         assert "16 min 40 s" in said
-        assert listening.heard("a", job, 2 * fraction, 100.0 + 2 * HEARD_SECONDS) is None, "once"
+        assert listening.heard("a", job, 2 * fraction, 100.0 + 2 * PREDICTION_SECONDS) is None, "once"
 
 
 def test_a_new_job_begins_anew(tmp_path):
     job = job_of(configured(num_samples=1024, batch_size=64), tmp_path)
     listening = LongShards()
     listening.heard("a", job, 0.0, 100.0)
-    assert listening.heard("a", replace(job), 0.01, 100.0 + HEARD_SECONDS) is None, "its first heartbeat"
+    assert listening.heard("a", replace(job), 0.01, 100.0 + PREDICTION_SECONDS) is None, "its first heartbeat"
 
 
 def test_images_that_are_only_copied_take_no_time(tmp_path):
     job = replace(job_of(configured(num_samples=1024, batch_size=64), tmp_path), kept=512)
     listening = LongShards()
     listening.heard("a", job, 0.0, 100.0)
-    copied = listening.heard("a", job, 0.01, 100.0 + HEARD_SECONDS)
+    copied = listening.heard("a", job, 0.01, 100.0 + PREDICTION_SECONDS)
     listening = LongShards()
     job = replace(job, kept=0)
     listening.heard("a", job, 0.0, 100.0)
-    assert copied != listening.heard("a", job, 0.01, 100.0 + HEARD_SECONDS)
+    assert copied != listening.heard("a", job, 0.01, 100.0 + PREDICTION_SECONDS)
     assert advised(copied)["batch_size"] < 64

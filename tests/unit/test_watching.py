@@ -65,7 +65,7 @@ def test_a_session_fills_in_the_table_as_it_goes(done):
 
 def test_the_directory_tells_the_same(done):
     watched, progress = watching(done)
-    assert watched.look() is False, "no driver is running there"
+    assert watched.poll() is False, "no driver is running there"
     mine, theirs = progress.state, done[2].state
     assert mine.cells == theirs.cells
     assert mine.todo.done == theirs.todo.done
@@ -77,10 +77,10 @@ def test_what_comes_in_is_shown_and_counted_once(done, events):
     first = next(i for i, line in enumerate(lines) if json.loads(line)["event"] == "shard") + 1
     events.write_text("".join(lines[:first]) + lines[first][:10])
     watched, progress = watching(done)
-    watched.look()
+    watched.poll()
     assert sum(cell.done for cell in progress.state.cells.values()) == 80, "the disk has more than the events so far"
     events.write_text("".join(lines))
-    watched.look()
+    watched.poll()
     assert not progress.state.todo.open_kinds
     assert all(cell.done >= cell.total for cell in progress.state.cells.values())
 
@@ -103,14 +103,14 @@ def test_another_session_begins_anew(done, events):
 
 def test_a_driver_with_a_larger_grid_than_the_watcher_has_read_is_watched_all_the_same(done):
     watched, progress = watching(done)
-    watched.look()
+    watched.poll()
     later = Events(done[1])
     try:
         later.add("session", stages=["evaluate"])
         later.add("worker", worker="w0", node="n", device="cpu")
         later.add("assigned", task="score/0123456789", worker="w0")
         later.add("score", task="score/0123456789", images=40, seconds=1.0, worker="w0", committed=True)
-        watched.look()
+        watched.poll()
         assert progress.state.todo.done["score"].tasks == 1
     finally:
         later.path.unlink()
@@ -240,16 +240,16 @@ def test_trainings_side_by_side_are_one_bar(tmp_path):
         session.add("train", model=second.id)
         log(rundir, first, 40)
         log(rundir, second, 20)
-        watched.look()
+        watched.poll()
         said = "60 of 200 steps, 4 workers, 2 at a time, loss 0.0250 to 0.0500"
         assert progress._stage.snapshot().line == f"training 2 models: {said}"
         session.add("training failed", model=first.id, reason="nan", log="logs/x.txt", fails_again=True)
-        watched.look()
+        watched.poll()
         only = progress._stage.snapshot().line
         assert only == "training train.seed=1: 20 of 100 steps, 2 workers, loss 0.0500"
         assert progress.state.trainings == {second.id}
         session.add("trained", model=second.id, seconds=1.0)
-        watched.look()
+        watched.poll()
         assert (progress._stage, progress.state.trainings) == (None, set())
 
 
@@ -263,7 +263,7 @@ def test_a_training_that_waits_is_not_at_work(tmp_path):
         watched, progress = watching((opened, rundir))
 
         def shown():
-            watched.look()
+            watched.poll()
             return progress._stage.snapshot().line
 
         session.add("train", model=first.id, step=40)

@@ -94,10 +94,12 @@ def quality_counterparts(
     """
     counterparts = []
     for row in rows:
+        if row["sampler"] != "ddim":
+            continue
         protocol = protocols[row["protocol"]]
         place = {"sigma": row["sigma"], "eta": str(float(row["eta"])), "steps": str(row["steps"])}
         number = _published("fid", place | {"dataset": protocol["reference"]["dataset"]})
-        if number is not None and row["sampler"] == "ddim" and row["fid"] is not None and math.isfinite(row["fid"]):
+        if number is not None and row["fid"] is not None and math.isfinite(row["fid"]):
             differs = _cell_differs(row, protocol, number, networks[row["model"]])
             counterparts.append(_counterpart("fid", number, row, differs))
     return counterparts
