@@ -19,9 +19,9 @@ PLAIN = Sample()
 
 
 class Watched(Wrapped):
-    """A network that remembers whether all its outputs were finite.
+    """A network that records whether all its outputs were finite.
 
-    The answer stays on the device until it is asked for, so watching makes no step wait.
+    The record stays on the device until it is read, so it makes no step wait.
     """
 
     def __init__(self, network: "Denoiser") -> None:

@@ -27,7 +27,7 @@ def snapshot(
         download: if False, only the cache is searched, and it may lack some of the files.
 
     Raises:
-        NotHere: if the files are not available, saying why.
+        NotHere: if the files are not available; the message says why.
     """
     from huggingface_hub import snapshot_download
 

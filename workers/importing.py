@@ -27,8 +27,8 @@ class _StandIn(ModuleType):
 def imported_on_use(*names: str) -> Iterator[None]:
     """Within the block, `import` of these modules loads nothing.
 
-    Whoever imported one there gets the real module with its first attribute. `importlib.util.LazyLoader` would not do:
-    its modules load with any attribute, `__file__` and `__spec__` too, for which Python itself asks.
+    Code that imported one gets the real module when it first uses an attribute. `importlib.util.LazyLoader` does not
+    work here: its modules load with any attribute, also `__file__` and `__spec__`, which Python itself reads.
     """
     stand_ins = [_StandIn(name) for name in names if name not in sys.modules]
     sys.modules.update({stand_in.__name__: stand_in for stand_in in stand_ins})

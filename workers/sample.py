@@ -47,20 +47,20 @@ class SampleJob(Job):
     tau: tuple[int, ...]
     metadata: dict[str, Any]
     kept: int = 0
-    """How many images are copied from the file that it replaces, if that is whole: whole batches from its start, so
-    that all others are sampled in the batches in which they would have been from the beginning."""
+    """Number of images that are copied from the file that it replaces, if that is whole. They are whole batches from
+    its start, so all others are sampled in the same batches as in an uninterrupted run."""
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
 
     @property
     def evaluations(self) -> int:
-        """How often an image's network is called."""
+        """Network evaluations per image."""
         return find(self.settings.sampler).evaluations(self.settings, schedules.process(self.diffusion))
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """How its network is computed."""
+        """The arithmetic of its network."""
         return Arithmetic.of(self.settings)
 
     def remedy(self, device: Device) -> str:
@@ -73,7 +73,7 @@ class Recipe(Protocol):
 
     @property
     def decoder(self) -> Decoder:
-        """What makes pictures of samples."""
+        """The decoder from samples to pictures."""
 
     @property
     def settings(self) -> Sample:
@@ -103,13 +103,13 @@ def sample_shard(
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
-    It calls `computed` when only the last batch is to be encoded and the file to be written. If a heartbeat says that
-    it is to stop, it commits the batches so far: a shorter file, which the next job for this shard goes on from.
+    It calls `computed` when only the last batch must be encoded and the file written. If a heartbeat raises `Stopped`,
+    it commits the batches so far: a shorter file, from which the next job for this shard continues.
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
         SamplerFault: as `sample_batch`.
-        Stopped: if it is to stop before a batch is done.
+        Stopped: if it is stopped before a batch is done.
     """
     from taugrid.workers.accelerator.transfer import Clock, completed
 

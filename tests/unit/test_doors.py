@@ -150,8 +150,13 @@ def test_it_stands_in_tables_protocols_and_figures(told):
     protocols = read_json(folder / "run/tables/quality.json")["protocols"]
     blocks = {row.sampler: protocols[row.protocol].get("sampler") for row in frame.itertuples()}
     assert blocks == {"ddim": None, "twice": {"name": "twice", "code": sampler.code_hash("twice")}}
-    assert "twice" in (folder / "run/tables/quality.md").read_text()
-    assert "twice" in (folder / "run/figures/quality.svg").read_text()
+    assert frame["eta"].isna().tolist() == (frame["sampler"] == "twice").tolist()
+    told = (folder / "run/tables/quality.md").read_text()
+    assert told.count("| ddim | 0.0 |") == told.count("| twice | twice |") == 2
+    assert "| twice | twice | – | – |\n\n## Notes" in told, "no closed form, and so no best"
+    assert "- S=2 sampler=twice, S=4 sampler=twice: no FID in closed form" in told
+    drawn = (folder / "run/figures/quality.svg").read_text()
+    assert "twice" in drawn
     assert len(list((folder / "run/figures").glob("samples-*twice*.png"))) == 1
     assert len(pd.read_csv(folder / "run/tables/differences.csv").query("along == 'sampler'")) == 2
 

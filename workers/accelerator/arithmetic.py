@@ -100,7 +100,7 @@ def restored() -> Iterator[None]:
         place.fp32_precision = "ieee"
     try:
         convolutions = bool(cudnn.allow_tf32)
-    except RuntimeError:  # the new ones say no, so the old one says yes
+    except RuntimeError:  # the new switches are off, so the old one must be on
         convolutions = True
     matrices = torch.get_float32_matmul_precision()
     try:
@@ -117,7 +117,7 @@ def restored() -> Iterator[None]:
 
 
 def _reduced_sums(matmul: Any, half: str) -> tuple[str, Any]:
-    """The switch for sums of products in `half`, and its value, which in newer versions also tells of split sums."""
+    """The switch for sums of products in `half`, and its value, which in newer versions covers split sums too."""
     name = f"allow_{half}_reduced_precision_reduction"
     split = getattr(matmul, f"{name}_split_k", None)
     return name, getattr(matmul, name) if split is None else (getattr(matmul, name), split)
@@ -156,7 +156,7 @@ def prepare(precision: Precision, device: str, hardware: str) -> None:
 
 
 def computed(network: "Denoiser", how: Arithmetic, device: str) -> "Denoiser":
-    """`network`, computed as `how` says; it is compiled already if it should be."""
+    """`network` with the precision and batch size of `how`; if `how` asks for compilation, it is compiled already."""
     if how.precision in HALF:
         network = under_autocast(network, HALF[how.precision], device)
     if how.compile != "none" and how.batch_size is not None:

@@ -31,9 +31,9 @@ CHOICES_BY_TIMING = {"shape_padding": False, "deterministic": True}
 """Options of torch's compiler, of which older versions lack some."""
 
 MAX_COMPILATIONS = 256
-"""How often torch may compile the same code, for other shapes of weights or batches and other precisions. Its own limit
-is 8 in a process. Beyond it torch silently computes as if nothing were compiled, so the bits of an image would depend
-on what its worker did before."""
+"""How often torch may compile the same code, for different shapes of weights or batches and different precisions.
+torch's own limit is 8 in a process. Beyond it torch silently runs the code uncompiled, so the bits of an image would
+depend on what its worker did before."""
 
 
 def by_torch(function: F) -> F:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 IN_FLIGHT = 2
-"""Batches whose work a GPU has been given and which are not on the host yet."""
+"""Batches that were submitted to a GPU and are not on the host yet."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Transfer:
     """Tensors on their way to the host. Read them once `wait` has returned."""
 
     copied: Any = field(default=None, repr=False, kw_only=True)
-    """The CUDA event after the copies. None: they are there."""
+    """The CUDA event after the copies. None: the tensors are on the host."""
 
     @property
     def is_done(self) -> bool:
@@ -43,7 +43,7 @@ class ImageTransfer(Transfer):
     start: int
     """The index of the first image."""
     began: float
-    """When its work was begun, in seconds of `time.perf_counter`."""
+    """The time at which its computation began, in seconds of `time.perf_counter`."""
     pixels: Tensor
     """(B, C, H, W) uint8, on the host."""
     flags: Tensor
@@ -89,12 +89,12 @@ def to_host(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
 
 
 def _copy_begun(tensor: Tensor) -> Tensor:
-    """A copy in pinned memory, which is filled when the device gets there; torch keeps such memory for the next."""
+    """A copy in pinned memory, filled when the device reaches the copy in its queue; torch reuses such memory."""
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def to_device(tensor: Tensor, device: str) -> Tensor:
-    """A tensor of the host on `device`. A GPU reads it from pinned memory on its own, once it gets there."""
+    """A tensor of the host on `device`. A GPU copies it from pinned memory when it reaches the copy in its queue."""
     if torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -117,10 +117,10 @@ def completed(transfers: Iterable[T]) -> Iterator[T]:
 
 
 class Clock:
-    """Seconds in which at least one batch was under way: its work was begun, and its transfer was not done.
+    """Seconds in which at least one batch was in flight, from the start of its computation to the end of its transfer.
 
-    On a GPU the next batch is begun before one is handed on, so what its receiver waits for then, such as threads that
-    encode, counts too.
+    On a GPU the next batch is begun before one is yielded, so time that the consumer then spends, for example waiting
+    for threads that encode, counts too.
     """
 
     def __init__(self) -> None:

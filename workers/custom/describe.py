@@ -25,7 +25,7 @@ TIMEOUT_SECONDS = 600.0
 """Enough to download some weights, load a network twice and try it on a few images on a CPU."""
 
 MAX_REASON_LENGTH = 200
-"""How many characters of an exception's text are shown."""
+"""Characters of an exception's text that are shown."""
 
 
 def find_module(name: str) -> ModuleType:
@@ -41,7 +41,7 @@ def find_module(name: str) -> ModuleType:
 
 
 def find(name: str) -> Any:
-    """What `package.module:attribute` names; CustomCodeError if there is no such module or attribute."""
+    """The object that `package.module:attribute` names; CustomCodeError if there is no such module or attribute."""
     module_name, _, attribute = name.partition(":")
     module = find_module(module_name)
     if not hasattr(module, attribute):
@@ -84,7 +84,7 @@ def ask(function: str, arguments: Mapping[str, Any], subject: str, trial: str) -
 
 
 def main() -> None:
-    """In the other process: print the fields as JSON or, on stderr, a traceback followed by the error in one line."""
+    """The main function of the other process: print the fields as JSON or, on stderr, a traceback and the error."""
     function, arguments = sys.argv[1:]
     sys.path.append(str(Path.cwd()))  # Ray's workers also import from the folder in which the driver was started
     try:

@@ -36,7 +36,7 @@ NOT_USER_FOLDERS = [
 """Where such packages are, so that they are recognised under any module name."""
 
 MAX_PACKED_BYTES = 50 * 10**6
-"""Source code has less. Every node keeps a copy, and Ray's head keeps one in memory."""
+"""Source code is smaller. Every node keeps a copy, and Ray's head keeps one in memory."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def source_of(modules: Iterable[str]) -> SourceCode:
 
     Import statements are followed wherever they stand in a file, so that every process finds the same ones. They are
     followed into user code, but not into Python's modules, installed packages or taugrid. An import by a computed name
-    is not seen.
+    is not detected.
 
     Raises:
         CustomCodeError: if one of `modules` can't be found, or has no file.
@@ -181,7 +181,7 @@ def _user_file(name: str) -> Path | None:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """Where Python would import a module from; None if there is no such module. Imports nothing."""
+    """The spec from which Python would import a module; None if there is no such module. Imports nothing."""
     top, *parts = name.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -195,7 +195,7 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def differences(before: Iterable[SourceFile], now: Iterable[SourceFile]) -> list[str]:
-    """What differs between two lists of source files, a phrase for each; empty if one of them is not known."""
+    """The differences between two lists of source files, a phrase for each; empty if one of the lists is empty."""
     old, new = {file.module: file for file in before}, {file.module: file for file in now}
     if not old or not new:
         return []
@@ -210,7 +210,7 @@ class Found:
     sha256: str | None
     """`SourceCode.sha256`; None if there is no such module, or it has no file."""
     files: tuple[SourceFile, ...] = ()
-    """What it is a hash of."""
+    """The files that `sha256` covers."""
 
 
 def find_source(module: str) -> Found:

@@ -1,4 +1,4 @@
-"""Python source as what it does: without comments, docstrings and layout. Equal on Python 3.11 to 3.13.
+"""Python source as its syntax tree: without comments, docstrings and layout. Equal on Python 3.11 to 3.13.
 
 The result is hashed into ids, so it must never change. `ast.dump` would not do: its text differs between versions.
 """
@@ -51,7 +51,7 @@ class _Text(str):
 
 
 def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
-    """The fields of a node that say something. A later Python adds fields, which are empty for older source."""
+    """The fields of a node that are not empty. A later Python adds fields, which are empty for older source."""
     for name, value in ast.iter_fields(node):
         if isinstance(value, list):
             value = [item for item in value if not _is_only_a_string(item)]

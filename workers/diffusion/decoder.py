@@ -1,4 +1,4 @@
-"""From what a network samples to pictures. The driver asks for both shapes, so this file imports no torch."""
+"""Decoders, from a network's samples to pictures. The driver needs their shapes, so this file imports no torch."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol

@@ -1,4 +1,7 @@
-"""A network as samplers ask it: at a point of a path, for a batch's condition. The driver loads this without torch."""
+"""The interface by which samplers call a network: at a point of a path, for a batch's condition.
+
+The driver loads this without torch.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -11,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Denoiser(Protocol):
-    """What a network predicts (eps, x0 or v, in the shape of x) for a batch.
+    """A network that predicts eps, x0 or v for a batch.
 
-    Takes x, (B, C, H, W), the point where x is, and the batch's condition: a tensor with an entry for each image, such
-    as its label, or None.
+    Called with x, (B, C, H, W), the point of the path at which x is, and the batch's condition: a tensor with an entry
+    for each image, such as its label, or None.
     """
 
     def __call__(self, x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
@@ -22,14 +25,14 @@ class Denoiser(Protocol):
 
 
 Denoise = Callable[["Tensor", Point], Prediction]
-"""What a sampler gets: the x0 and eps in x at a point of its path, as a network sees them."""
+"""Called with x and a point of the path; returns the x0 and eps that a network predicts."""
 
 
 class Wrapped:
-    """A Denoiser around another one.
+    """A Denoiser that wraps another one.
 
-    `around(call, x)` returns the output for x; `call` asks the network within. It sees x and the output alone: points
-    and conditions pass it by.
+    `around` is called with (`call`, x) and returns the output for x; `call(x)` is the wrapped network's output. Points
+    and conditions are passed to the network unchanged.
     """
 
     def __init__(

@@ -37,8 +37,8 @@ BEYOND = (1.5, 1.2)
 SPREAD, DECAY = 0.3, -0.8
 """The points of `two_points` differ by SPREAD * DECAY^k in pixel k > 0: by many grey levels in the first few pixels,
 but by a distance of only 0.5 in all, so that at times near 50 and 100 of 1000 the noise hides which point an image
-comes from. Clipping the first pixel then moves the others: of 512 images of 10 and of 20 steps, another clip mode moved
-between 22 % and 91 % by more than a grey level. At 5 steps the two modes that clip look alike."""
+comes from. Clipping the first pixel then moves the others: of 512 images of 10 and of 20 steps, a different clip mode
+moved between 22 % and 91 % by more than a grey level. At 5 steps the two modes that clip give similar images."""
 
 
 @dataclass(frozen=True, eq=False)

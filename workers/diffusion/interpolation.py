@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 PARALLEL = 1e-7
-"""Below this sin(theta), float64's cosine can't tell two directions apart."""
+"""Below this sin(theta), float64's cosine can't distinguish two directions."""
 
 
 def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
     """Spherical interpolation, eq. 67: sin((1 - u) theta) / sin(theta) a + sin(u theta) / sin(theta) b.
 
     theta is the angle between a and b. Points between two standard normals then have a norm like theirs, unlike the
-    middle of a straight line, and the network has seen no other norms at T.
+    middle of a straight line, and the network was trained on no other norms at T.
 
     Args:
         a: (*shape) floating point. If it is parallel to b there is no arc, and the straight line is used.

@@ -45,7 +45,7 @@ def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain
         indices: (B,) int64 >= 0.
         time: t in 1..T, or 0 for x_T; in training, the step. Below 2^32.
         shape: the shape of one sample.
-        domain: names the purpose; each domain is another stream.
+        domain: names the purpose; each domain is a separate stream.
 
     Returns:
         (B, *shape) float32 on the device of `indices`.

@@ -1,6 +1,6 @@
 """Forward processes x_t = alpha x_0 + sigma eps: their points, and the x0 and eps that a network's output implies.
 
-The driver asks a process for points too, so this file imports no torch.
+The driver needs points too, so this file imports no torch.
 """
 
 import math
@@ -26,11 +26,11 @@ class Point(NamedTuple):
     alpha: float
     sigma: float
     alpha_bar: float
-    """alpha^2 / (alpha^2 + sigma^2): the paper's alpha_t, of which eq. 16 is made."""
+    """alpha^2 / (alpha^2 + sigma^2): the paper's alpha_t, which eq. 16 uses."""
     time: int
-    """What the network is told."""
+    """The time index that is passed to the network."""
     key: int
-    """Names the noise that is drawn here, from 1 on; x_T has 0."""
+    """The integer that names the noise drawn at this point, at least 1; the key of x_T is 0."""
 
 
 class Process(Protocol):

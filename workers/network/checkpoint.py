@@ -1,4 +1,4 @@
-"""What a diffusers folder says about the model in it: shapes, scheduler, SHA-256 of the weights. Imports no torch."""
+"""Reads the model in a diffusers folder: shapes, scheduler, SHA-256 of the weights. Imports no torch."""
 
 import json
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ MAX_NAMED = 3
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model: where its network is, and what its files say."""
+    """A loaded model: where its network is, and the settings in its files."""
 
     path: str
-    """As the config has it: a folder or an id on the hub."""
+    """The value in the config: a folder or an id on the hub."""
     unet_folder: str
     unet_config: dict[str, Any]
     weights_sha256: str
@@ -126,7 +126,7 @@ def saved_unet(folder: Path, storage: Storage = LOCAL) -> SavedUnet:
 
 
 def config_sha256(config: dict[str, Any]) -> str:
-    """SHA-256 of what a network's config.json says; who wrote it (`_diffusers_version`) does not count."""
+    """SHA-256 of the settings in a network's config.json, without `_diffusers_version` and `_class_name`."""
     return json_sha256(_settings(config))
 
 

@@ -1,4 +1,4 @@
-"""diffusers' scheduler configs: reads the settings of diffusion and sampling, and writes ours. Imports no torch."""
+"""Reads and writes diffusers' scheduler configs, with the settings of diffusion and sampling. Imports no torch."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from taugrid.errors import UserError
 from taugrid.workers.diffusion import schedule
 
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
-"""diffusers' `beta_schedule` -> ours."""
+"""diffusers' `beta_schedule` -> taugrid's name."""
 
 CLIPS = {"clip_sample": True}
 BETAS_OF_STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
@@ -55,7 +55,7 @@ SCHEDULER_DEFAULTS: dict[str, Any] = {
 """The values of absent keys, as in configs that were written before diffusers had them."""
 
 BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs != "sigmoid"}
-"""DDIMScheduler's names for our schedules; only DDPMScheduler has `sigmoid`."""
+"""taugrid's schedules -> DDIMScheduler's names; only DDPMScheduler has `sigmoid`."""
 
 
 def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
@@ -121,7 +121,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
-    """The name of our schedule that has these betas: `scheduler_config` lists betas that diffusers has no name for."""
+    """A schedule with these betas, if any: `scheduler_config` lists betas that diffusers has no name for."""
     if beside.beta_start is None or beside.beta_end is None:
         return None
     for name in schedule.SCHEDULES:
@@ -142,10 +142,10 @@ def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
-    """Arguments of diffusers' DDIMScheduler for a resolved `diffusion` section and our sampler's settings.
+    """Arguments of diffusers' DDIMScheduler for a resolved `diffusion` section and the settings of taugrid's DDIM.
 
-    Nothing is clipped. `trailing` is our linear tau if S divides T. A schedule that diffusers has no name for is given
-    by its betas.
+    Nothing is clipped. `trailing` is taugrid's linear tau if S divides T. A schedule that diffusers has no name for is
+    given by its betas.
     """
     assert diffusion.timesteps is not None
     betas: dict[str, Any] = {"beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end}

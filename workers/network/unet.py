@@ -102,7 +102,7 @@ def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser
 
 
 def _config(file: Path, sha256: str, storage: Storage) -> bytes:
-    """The bytes of a config.json that says what the driver read; OtherContent if it does not."""
+    """The bytes of a config.json with the settings that the driver read; OtherContent if they differ."""
     try:
         data = storage.read(file)
         actual = config_sha256(json.loads(data))

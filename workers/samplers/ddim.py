@@ -35,7 +35,7 @@ class DDIM(Sampler):
         noise: Callable[[int], "Tensor"],
         settings: Sample,
     ) -> "Tensor":
-        """As the function below."""
+        """`ddim.sample` with `settings.eta`."""
         return sample(x, path, denoise, noise, settings.eta)
 
 
@@ -75,7 +75,7 @@ def sample(
 ) -> "Tensor":
     """x_0, (B, C, H, W), from x_T by one step from each point of `path` to the next.
 
-    `noise(key)` is asked only for steps that add noise. A repeated point is a step that does not move (except with clip
+    `noise(key)` is called only for steps that add noise. A step to an equal point does not change x (except with clip
     `x0`, where x0 and eps no longer add up to x).
     """
     for t, prev in pairwise(path):

@@ -62,7 +62,7 @@ def _optimizer(settings: Train, unet: UNet2DModel) -> torch.optim.Optimizer:
 
 
 def not_finite(record: Record, to_be_kept: State | None) -> str | None:
-    """What contains NaN or infinity, if anything does. A step's loss can be finite while its weights are not."""
+    """A phrase that names what contains NaN or infinity; None if nothing does. Weights may while the loss is finite."""
     if not math.isfinite(record.loss):
         return f"the loss of step {record.step} is"
     if not math.isfinite(record.gradient_norm):

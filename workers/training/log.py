@@ -51,7 +51,7 @@ class Log:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         temporary.replace(path)
         self._file = path.open("a", buffering=1)  # a line is one write
-        self._events = _events(folder) if tensorboard else None
+        self._events = _new_event_writer(folder) if tensorboard else None
         for record in kept:
             self._show(record)
 
@@ -67,7 +67,7 @@ class Log:
             self._events.flush()  # a kill must not lose steps that a checkpoint covers
 
 
-def _events(folder: Path) -> Any:
+def _new_event_writer(folder: Path) -> Any:
     """A writer of new event files. Old ones are removed: they lack steps if TensorBoard was switched on later."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -78,7 +78,7 @@ def _events(folder: Path) -> Any:
 
 
 def events_folder(folder: Path) -> Path:
-    """Where TensorBoard's event files are while training runs in `folder`."""
+    """The folder of TensorBoard's event files while training runs in `folder`."""
     return folder / "tensorboard"
 
 

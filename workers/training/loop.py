@@ -107,7 +107,7 @@ def stay_on_loopback() -> None:
 def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
     """The `Batches` of one rank. Made before the process group, which would not wait for slow decoding.
 
-    Before that, the rank checks that it sees the run directory.
+    Before that, the rank checks that its node has the run directory.
     """
     try:
         if spec.run is not None:
@@ -233,7 +233,7 @@ def _device(spec: TrainingSpec) -> str:
     """The worker's device, set up with a thread for each of its CPUs.
 
     Raises:
-        DeviceUnusable: if Ray gave it a GPU that torch can't use. Ray Train starts it again, perhaps on another node.
+        DeviceUnusable: if Ray gave it a GPU that torch can't use. Ray Train restarts it, perhaps on a different node.
     """
     set_up(threads=max(1, int(spec.cpus_per_worker)))
     if not spec.gpus_per_worker:

@@ -34,7 +34,7 @@ class TrainingSpec:
 
     @property
     def final(self) -> Path:
-        """Where the trained model is committed, whole or not at all."""
+        """The folder in which the trained model is committed, whole or not at all."""
         return Path(self.models_dir) / self.model_id
 
     @property
@@ -44,5 +44,5 @@ class TrainingSpec:
 
 
 def running_folder(models_dir: str | Path, model_id: str) -> Path:
-    """Where an unfinished training keeps its checkpoints and its log."""
+    """The folder of an unfinished training's checkpoints and log."""
     return Path(models_dir) / f".training-{model_id}"
