@@ -39,7 +39,7 @@ class Shown(NamedTuple):
     name: str
     """Part of a file's name. Empty for the only group."""
     title: str
-    """What people call the group, such as "schedule=cosine train.seed=0". Empty for the only one."""
+    """The group's name, such as "schedule=cosine train.seed=0". Empty for the only one."""
     images: dict[EtaAndSteps, NDArray[np.uint8]]
     """Each (n, H, W) or (n, H, W, 3), with the same n."""
 
