@@ -24,7 +24,7 @@ from taugrid.eval.figures.drawing import (
 )
 from taugrid.eval.tables.differences import BestCheckpoint
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
-from taugrid.eval.tables.pivots import Pivot, pivot_tables
+from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot, is_number, pivot_tables
 from taugrid.grids.names import short_names
 from taugrid.protocol import ProtocolFields
 
@@ -97,7 +97,8 @@ def _over_checkpoints(
         shared = table.heading_without(CHECKPOINT)
         for label, steps in product(table.cells.index, table.cells.columns):
             if (cell := table.cells.at[label, steps]) in checkpoint_of:
-                heading = ", ".join(filter(None, [f"η = {label}", shared]))
+                row = f"η = {label}" if is_number(label) or label == SIGMA_HAT else label
+                heading = ", ".join(filter(None, [row, shared]))
                 number: dict[str, Any] = {"fid": table.values.at[label, steps], "error": table.errors.at[label, steps]}
                 points.append(
                     {"heading": heading, "steps": steps, "checkpoint": checkpoint_of[cell], "cell": cell, **number}

@@ -29,7 +29,7 @@ from taugrid.eval.figures.drawing import (
     x_offsets,
 )
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot, pivot_tables
+from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot, is_number, pivot_tables
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
 from taugrid.protocol import ProtocolFields
 
@@ -93,9 +93,11 @@ def quality_figure(
 def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
     """Colours from dark to light in the order of eta, like a scale; sigma_hat is dashed in a colour of its own."""
     distinct = set(labels)
-    numbers = sorted(distinct - {SIGMA_HAT}, key=float)
+    numbers = sorted(filter(is_number, distinct), key=float)
+    others = sorted(distinct - {*numbers, SIGMA_HAT})  # samplers without eta
     offsets = x_offsets(len(distinct))
-    styles = ordered_styles({label: rf"$\eta$ = {label}" for label in numbers}, offsets)
+    names = {label: rf"$\eta$ = {label}" for label in numbers} | {label: legend_name(label) for label in others}
+    styles = ordered_styles(names, offsets)
     if SIGMA_HAT in distinct:
         styles[SIGMA_HAT] = LineStyle(r"$\hat{\sigma}$", offsets[-1], SIGMA_HAT_COLOUR, "X", "--", "line-hat")
     return styles

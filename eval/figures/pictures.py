@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from taugrid.eval.tables.pivots import SIGMA_HAT
+from taugrid.eval.tables.pivots import eta_in_words, is_number
 from taugrid.storage import replacing
 
 ImageArray = NDArray[np.uint8]
@@ -83,10 +83,10 @@ def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path) -> None:
     n, H and W are the same in every cell, and image i of each cell has the same sample index.
     """
     _check_sizes(images.values())
-    etas = sorted({eta for eta, _ in images}, key=lambda eta: math.inf if eta == "sigma_hat" else float(eta))
+    etas = sorted({eta for eta, _ in images}, key=lambda eta: float(eta) if is_number(eta) else math.inf)
     steps = sorted({steps for _, steps in images})
     blocks = {(etas.index(eta), steps.index(s)): _block(array) for (eta, s), array in images.items()}
-    labels = [SIGMA_HAT if eta == "sigma_hat" else f"η = {eta}" for eta in etas]
+    labels = list(map(eta_in_words, etas))
     _save(_grid(blocks, labels, [f"S = {s}" for s in steps], BLOCK_GAP), path)
 
 

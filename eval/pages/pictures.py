@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from taugrid.eval.figures.pictures import EtaAndSteps, tiles_of
-from taugrid.eval.tables.pivots import SIGMA_HAT
+from taugrid.eval.tables.pivots import eta_in_words, is_number
 
 SIDES = (96, 64, 32, 16)
 """Pixels of the longer side that images are brought to, the first that fits the budget."""
@@ -124,11 +124,11 @@ def _grid(
     count: int,
     images: Mapping[EtaAndSteps, NDArray[np.uint8]],
 ) -> ImageGrid:
-    etas = sorted({eta for eta, _ in cells}, key=lambda eta: math.inf if eta == "sigma_hat" else float(eta))
+    etas = sorted({eta for eta, _ in cells}, key=lambda eta: float(eta) if is_number(eta) else math.inf)
     steps = tuple(sorted({steps for _, steps in cells}))
     rows = tuple(
         (
-            SIGMA_HAT if eta == "sigma_hat" else f"η = {eta}",
+            eta_in_words(eta),
             tuple(tuple(map(data_uri, cells.get((eta, s), ())[:count])) for s in steps),
         )
         for eta in etas

@@ -105,7 +105,10 @@ def format_difference(row: Row) -> DifferenceRow:
 
 
 def _place(row: Row) -> str:
-    steps, etas = (row["steps_a"], row["steps_b"]), (_eta(row, "a"), _eta(row, "b"))
+    steps = (row["steps_a"], row["steps_b"])
+    if any(row[eta] is None or math.isnan(row[eta]) for eta in ("eta_a", "eta_b")):  # of a sampler without
+        return f"S {' -> '.join(map(str, dict.fromkeys(steps)))}"
+    etas = (_eta(row, "a"), _eta(row, "b"))
     if etas[0] == etas[1]:
         return f"S {' -> '.join(map(str, dict.fromkeys(steps)))} at eta {etas[0]}"
     if steps[0] == steps[1]:

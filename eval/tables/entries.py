@@ -1,4 +1,4 @@
-"""The values of a table as people read them: decimals, errors, marks.
+"""The values of a table as text: decimals, errors, marks.
 
 With an error, value and error get as many decimals as show two significant digits of the error, but are never rounded
 left of the point (14.21 ± 0.32, 367 ± 12, 4.160 ± 0.012). Without one, a value has two decimals, or three significant
@@ -16,8 +16,8 @@ ROUNDING = 1e-9
 """A spread or a standard error below this share of what it belongs to is rounding: it occurs if every subset is the
 whole set, or if two cells have the same samples, as any eta at S = 1."""
 Z_95 = 1.96
-"""|z| from which a single difference counts: chance alone reaches it 1 time in 20. For the best of a column and all
-others, ablation/seeds.py has the limit."""
+"""|z| from which on a single difference is significant: chance alone reaches it 1 time in 20. For the best of a column
+and all others, ablation/seeds.py has the limit."""
 INDISTINGUISHABLE = "≈"
 JOINED = "‡"
 MEANINGS = {
@@ -30,11 +30,11 @@ AMONG_REPLICATES = (
     "not distinguishable from the best of its column by Student's t for differences paired by seed, 95 % jointly for "
     "all cells of the column (values without ± are not tested)"
 )
-"""What `INDISTINGUISHABLE` means where values are means over replicates."""
+"""The explanation of `INDISTINGUISHABLE` for means over replicates."""
 
 
 class Entry(NamedTuple):
-    """A cell of a table as people read it; texts are empty where there is nothing."""
+    """A cell of a table as text; missing parts are empty."""
 
     value: str
     error: str
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     number: float
     """The value itself; NaN if it is missing."""
     cell: str
-    """Its id."""
+    """The cell's id."""
 
     @property
     def shown(self) -> str:
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
 
 
 def write_mean(value: float, error: float, spread: float, fewer: int | None) -> tuple[str, str]:
-    """As `write_number`, with the spread between replicates, and their number `fewer` if others have more."""
+    """The texts of `write_number`, with the spread between replicates, and their number `fewer` if others have more."""
     shown, behind = write_number(value, error)
     if behind and math.isfinite(spread):
         behind += f" ({spread:.{_decimals(error, digits=2)}f})"

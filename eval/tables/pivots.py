@@ -280,7 +280,8 @@ def _ordered(group: pd.DataFrame, labels: pd.DataFrame, names: Sequence[str]) ->
 def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":
     """The ranks of a column's values: numbers of the paper ascending, sigma_hat last, others as they first appear."""
     if name == "eta":
-        keys: list[Any] = [(sigma != "eta", eta) for sigma, eta in zip(group["sigma"], group["eta"], strict=True)]
+        numbers = group["eta"].fillna(math.inf)  # samplers without eta come behind the others
+        keys: list[Any] = [(sigma != "eta", eta) for sigma, eta in zip(group["sigma"], numbers, strict=True)]
     elif name in SYMBOLS:
         keys = list(group[name])
     else:
@@ -324,11 +325,27 @@ def kind_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> 
     return {key: [f"protocol: {', '.join(fields)}"] for key, fields in particular.items()}
 
 
+def is_number(label: object) -> bool:
+    """Whether a label of eta is a number; else it is sigma_hat's, or the name of a sampler without eta."""
+    try:
+        float(str(label))
+    except ValueError:
+        return False
+    return True
+
+
+def eta_in_words(eta: str) -> str:
+    """Such as "η = 0.2", from eta as in a config, or the name of a sampler without eta."""
+    if eta == "sigma_hat":
+        return SIGMA_HAT
+    return f"η = {eta}" if is_number(eta) else eta
+
+
 def labelled(frame: pd.DataFrame, name: str) -> "pd.Series[Any]":
-    """A column's values as in tables: eta as 0.0 or σ̂, S as a number, other settings as in a config."""
+    """A column's values in tables: eta as 0.0, σ̂ or a sampler that has none, S as a number, others as in a config."""
     if name == "eta":
         numbers = frame["eta"].map(lambda eta: str(float(eta)))
-        return numbers.where(frame["sigma"] != "sigma_hat", SIGMA_HAT)
+        return numbers.where(frame["sigma"] != "sigma_hat", SIGMA_HAT).where(frame["eta"].notna(), frame["sampler"])
     return frame[name] if name == "steps" else frame[name].map(shown)
 
 
@@ -364,7 +381,8 @@ def _separate(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     # Clip comes last: it may follow from the row only within another setting, which already has separate tables then.
     for column in [*(axis for axis in others if "." not in axis), *OTHERS]:
         if not _follows(frame, column, []):
-            (by_row if _follows(frame, column, [*apart, "sigma", "eta"]) else apart).append(column)
+            follows = column != "sampler" and _follows(frame, column, [*apart, "sigma", "eta"])
+            (by_row if follows else apart).append(column)
     # The protocol comes at the very end: N and settings such as a precision explain its kind better than a hash.
     if not _follows(frame, "protocol", apart):
         apart.append("protocol")
@@ -381,7 +399,7 @@ def _varying(frame: pd.DataFrame) -> list[str]:
 
 def _following_eta(frame: pd.DataFrame) -> list[str]:
     """The settings that vary, and only with eta: in the paper, only sigma_hat clips."""
-    names = [name for name in (*axes(frame.columns), *OTHERS) if "." not in name]
+    names = [name for name in (*axes(frame.columns), *OTHERS) if "." not in name and name != "sampler"]
     return [n for n in names if not _follows(frame, n, []) and _follows(frame, n, ["sigma", "eta"])]
 
 

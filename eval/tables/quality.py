@@ -29,7 +29,7 @@ class QualityTable:
     """The quality table of a grid. What is computed of it is computed once, when it is first asked for."""
 
     rows: Sequence[Row]
-    """Of quality.csv, in the order of the grid."""
+    """The rows of quality.csv, in the order of the grid."""
     evidence: Evidence
     """Covers the cells and protocols of all rows."""
     notes: Sequence[str] = ()
@@ -41,7 +41,7 @@ class QualityTable:
     shown: Sequence[Row] = ()
     """`rows`, and in between rows without scores for the settings that have none; empty: `rows` alone."""
     recorded: Set[str] | None = None
-    """What `alike` was when the table was written; None: the influences decide."""
+    """The value of `alike` when the table was written; None: the influences decide."""
 
     @classmethod
     def read(cls, document: Mapping[str, Any], layout: Layout = USUAL, shown: Sequence[Row] = ()) -> "QualityTable":
@@ -94,7 +94,7 @@ class QualityTable:
 
     @cached_property
     def alike(self) -> Set[str]:
-        """Cells whose FID can't be told from the best of their column (ablation/alike.py)."""
+        """Cells whose FID can't be distinguished from the best of their column (ablation/alike.py)."""
         if self.recorded is not None:
             return self.recorded
         by_cell = {row["cell"]: row for row in self.rows}
@@ -110,8 +110,8 @@ class QualityTable:
         alike = self.alike if metric.name == FID.name else self._alike_over_seeds(tables, metric)
         marks: dict[str, str] = dict.fromkeys(alike, INDISTINGUISHABLE)
         if self.joined:
-            members = self.means.members.items()
-            mixed = [cell for cell, its in members if any(each.cell in self.joined for each in its)]
+            groups = self.means.members.items()
+            mixed = [cell for cell, members in groups if any(member.cell in self.joined for member in members)]
             marks |= {cell: marks.get(cell, "") + JOINED for cell in mixed}
         has_error = metric.error is not None and bool(self.frame[metric.error].notna().any())
         error_means = f"± is {metric.error_means}." if has_error else ""
@@ -182,13 +182,13 @@ class MetricTables:
     metric: MetricColumn
     tables: Sequence[Pivot]
     caption: str
-    """What values are, if they are means over replicates; else empty."""
+    """Explains the values if they are means over replicates; else empty."""
     error_means: str
-    """What ± is; empty if there is none."""
+    """Explains ±; empty if there is none."""
 
     @property
     def means(self) -> str:
-        """What the numbers are, as far as the heading leaves it open."""
+        """Explains the numbers beyond the heading."""
         return self.caption or self.error_means
 
     @cached_property
@@ -197,7 +197,7 @@ class MetricTables:
 
     @property
     def legend(self) -> list[str]:
-        """What the marks in its tables mean."""
+        """Explains the marks in its tables."""
         return legend(self.tables)
 
 

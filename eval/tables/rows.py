@@ -72,7 +72,7 @@ def with_notes(text: str, notes: Sequence[str]) -> str:
 
 
 CELLS_NAMED = 3
-"""How many cells a message names for each value; the rest are counted."""
+"""Cells that a message names for each value; the rest are counted."""
 
 
 class JoinedRows(NamedTuple):
@@ -93,7 +93,7 @@ def check_joinable(
     Args:
         rows: rows of quality.csv, of which `cell`, `num_samples` and `protocol` are read.
         protocols: the protocols by the rows' `protocol`.
-        override: join rows that can't be compared, and say so.
+        override: join rows that can't be compared, with a note.
 
     Raises:
         ValueError: if protocols differ in fields that must agree, naming fields, values and cells.
@@ -106,18 +106,18 @@ def check_joinable(
         differing = disagreements(spelled)
         if not differing:
             continue
-        told = "; ".join(f"{field} is {_values(by_value)}" for field, by_value in differing.items())
+        details = "; ".join(f"{field} is {_values(by_value)}" for field, by_value in differing.items())
         if not override:
-            raise ValueError(f"rows of different protocols can't be joined: {told}")
-        notes.append(f"joined although protocols differ: {told}")
+            raise ValueError(f"rows of different protocols can't be joined: {details}")
+        notes.append(f"joined although protocols differ: {details}")
         kinds = {cell: kind(protocol) for cell, protocol in spelled.items()}
         usual = Counter(kinds.values()).most_common(1)[0][0]
-        cells |= {cell for cell, its in kinds.items() if its != usual}
+        cells |= {cell for cell, of_cell in kinds.items() if of_cell != usual}
     return JoinedRows(notes, frozenset(cells))
 
 
 def _values(by_value: Mapping[str, Sequence[str]]) -> str:
-    """Such as "2.9.1 (cells a, b), 2.10.0 (cell c)"."""
+    """Values with their cells, such as "2.9.1 (cells a, b), 2.10.0 (cell c)"."""
     named = {value: f"cell{'s' if len(cells) > 1 else ''} {listed(cells, CELLS_NAMED)}"
              for value, cells in by_value.items()}  # fmt: skip
     return ", ".join(f"{value} ({cells})" for value, cells in named.items())

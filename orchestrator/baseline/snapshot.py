@@ -51,13 +51,13 @@ AND = " and "
 class Setup:
     """The software and hardware on which the bytes of a cell's images depend, as the workers recorded it.
 
-    A cell that several kinds of worker made has all their values. Which of them made which image is left open, so it is
-    the same setup as no other cell.
+    A cell that several kinds of worker made has all their values. Which of them made which image is unknown, so its
+    setup equals that of no other cell.
     """
 
     devices: tuple[str, ...]
     versions: Mapping[str, str]
-    """Of the software. Values of a mixed cell are joined by `AND`."""
+    """The versions of the software. Values of a mixed cell are joined by `AND`."""
     threads: str
     """A number, or several joined by `AND`."""
     batch_size: int
@@ -69,7 +69,7 @@ class Setup:
 
     @property
     def key(self) -> str:
-        """A hash of everything that counts."""
+        """A hash of the setup without the version of taugrid."""
         versions = {name: version for name, version in self.versions.items() if name != TAUGRID}
         return json_sha256([self.devices, versions, self.threads, self.batch_size])[:16]
 
@@ -87,23 +87,23 @@ class Setup:
 
 @dataclass(frozen=True)
 class Network:
-    """Which network made a cell, and where it may still be found."""
+    """The network that made a cell, and the places where it may still exist."""
 
     weights_sha256: str | None
     diffusion: Mapping[str, Any]
-    """Resolved."""
+    """The resolved section."""
     source_sha256: str | None
-    """Of the code of a custom network."""
+    """SHA-256 of the code of a custom network."""
     folder: str | None
-    """A diffusers folder, or an id on the hub, that `model.checkpoint` can name; None: it can't be loaded so."""
+    """A diffusers folder, or an id on the hub, for `model.checkpoint`; None: it can't be loaded that way."""
     callable: str | None = None
-    """Of a custom network: `model.callable`."""
+    """`model.callable` of a custom network."""
     weights_file: str | None = None
-    """Of a custom network: `model.weights`, if the function is given one."""
+    """`model.weights` of a custom network, if it has any."""
 
     @property
     def keys(self) -> dict[str, str | None]:
-        """The keys of a config that load it again."""
+        """The keys of a config that load the network."""
         if self.callable is not None:
             return {"model.callable": self.callable, "model.weights": self.weights_file}
         return {"model.checkpoint": self.folder}
@@ -130,9 +130,9 @@ class SnapshotCell:
     influence: Array | None
     """(N,): how far each sample moves FID; None: no standard error."""
     reason: str | None
-    """Why there are no influences."""
+    """The reason why there are no influences."""
     find_digests: Callable[[], Digests | None] = field(repr=False)
-    """The hashes of the decoded images, which takes reading them; None if they are unknown."""
+    """Called without arguments: reads and hashes the decoded images; None if they are gone."""
     lacks_images: bool = False
     """Whether files of its images are gone, although no record says that they were removed."""
     find_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
@@ -142,13 +142,13 @@ class SnapshotCell:
     find_first: Callable[[], NDArray[np.uint8] | None] = field(repr=False, default=lambda: None)
     """The first images (n, C, H, W), at most `pixels.FIRST_IMAGES`; None if they are gone."""
     distances: Mapping[str, float] = field(default_factory=dict)
-    """Pair of setups (`pair_key`) -> grey levels between their images that a night accepted as a baseline had."""
+    """Pair of setups (`pair_key`) -> the accepted distance between their images in grey levels."""
     scored_with: ScoredWith | None = None
     """None: unknown, in a baseline of an earlier version."""
     trainings: tuple[Scored, ...] = ()
-    """Of the baseline of a recipe: the same cell of its other trainings. `metrics` are the first training's."""
+    """The same cell of the other trainings of a recipe; `metrics` are those of the first."""
     failed: str | None = None
-    """Why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics then."""
+    """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
 
     @property
     def num_samples(self) -> int:
@@ -182,20 +182,20 @@ class Snapshot:
     place: str
     """The run directory or the baseline file."""
     name: str
-    """The run's."""
+    """The name of the run."""
     software: Mapping[str, Any]
-    """As provenance.json has it."""
+    """The software, as in provenance.json."""
     cells: tuple[SnapshotCell, ...]
     unscored: Mapping[str, str] = field(default_factory=dict)
     """Name -> label of cells without a complete score."""
     trainings: tuple[str, ...] = ()
     """The runs of a recipe, the first one included; empty: one run."""
     accepted: Mapping[str, Any] | None = None
-    """Of a baseline file: when and why it was accepted."""
+    """The content of a baseline file's JSON, such as the date and reason of acceptance; None for a run."""
     codes: frozenset[str] = frozenset()
     """The hashes of taugrid's code in the sessions that sampled it."""
     find_scorer: Callable[[], ScorerRecord | str] = field(repr=False, default=lambda: "none was recorded")
-    """The scores of the reference by its scorer; a text says why they are unknown."""
+    """Called without arguments: the canary of the scorer, or the reason why there is none."""
 
 
 def snapshot_of_run(directory: str) -> Snapshot:
@@ -211,9 +211,9 @@ def require_scores(snapshot: Snapshot) -> Snapshot:
 
 
 def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
-    """As `snapshot_of_run`, perhaps without any cell.
+    """The snapshot of an opened run, possibly without cells.
 
-    `failed` is name -> reason of cells that can never be scored. They are among the cells, without metrics.
+    `failed` is cell name -> reason, of cells that can never be scored. The snapshot has them, without metrics.
     """
     rundir = run.rundir
     events = list(read_events(rundir))
@@ -255,9 +255,9 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
 
 
 def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
-    """The cells of a run that has not begun: what they are and how they will be measured, without any score.
+    """The cells of a run that has not begun, with their protocols but without scores.
 
-    `NotHere` without `downloads` if the reference or the extractor's weights are missing.
+    Raises `NotHere` if `downloads` is not set and the reference or the extractor's weights are missing.
     """
     rundir = run.rundir
     config = run.config if downloads else without_downloads(run.config)
@@ -291,7 +291,7 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) ->
 
 
 def _score(run: Run, cell: Cell) -> dict[str, Any] | None:
-    """The score of the config's evaluation. The reference is opened only if the directory has scores of several."""
+    """The score by the config's evaluation. The reference is opened only if the directory has several scores."""
     rundir, n = run.rundir, cell.settings.num_samples
     found = [score for path in rundir.scores_of(cell) if (score := read_sealed(path, rundir.storage)) is not None]
     found = [score for score in found if score["protocol"]["num_samples"] == n]
@@ -308,9 +308,9 @@ def _with_score(found: SnapshotCell, rundir: RunDir, cell: Cell, score: Mapping[
     if "fid_se" in score["metrics"] and rundir.is_whole(path, n, lambda damage: None, expected={"cell": cell.id}):
         values = [values for _, values in parquet.read_numbers(path, "influence", rundir.storage)]
         influence = np.concatenate(values)[:n]
-    told = [note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR)]
+    reasons = [note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR)]
     missing = "its influences are missing or damaged; `taugrid evaluate` computes them"
-    reason = None if influence is not None else next(iter(told), missing)
+    reason = None if influence is not None else next(iter(reasons), missing)
     return replace(found, metrics=score["metrics"], protocol=score["protocol"], influence=influence, reason=reason)
 
 
@@ -319,7 +319,7 @@ def pair_key(one: Setup, other: Setup) -> str:
 
 
 def images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Mapping[int, NDArray[np.uint8]] | None:
-    """The images of a cell in a run directory by index, if it is still there and they are the ones with `digests`."""
+    """The images of a cell in a run directory by index; None if they are gone, or their hashes are not `digests`."""
     try:
         run = open_existing(directory)
     except UserError:
@@ -346,7 +346,7 @@ def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Networ
 
 
 def setup_of(origin: Origin, planned_threads: int, batch_size: int) -> Setup:
-    """The setup that the events record; threads that they do not record are those that the config asks for."""
+    """The setup that the events record; threads that they do not record are taken from the config."""
     versions: dict[str, set[str]] = {}
     for maker in origin.makers:
         for name, version in maker.versions:

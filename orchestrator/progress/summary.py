@@ -114,6 +114,8 @@ def place(cell: Cell, across: str) -> tuple[str, str]:
     """A cell's row and column, in the words of its label; `across` is a grid key, perhaps its short form."""
     naming = cell.naming
     values = {"steps": cell.settings.steps, "eta": cell.settings.eta, **cell.values}
+    if cell.eta is None:
+        del values["eta"]
     key = next((key for key in values if across in (key, naming.short.get(key))), "steps")
     column = naming.part(key, values[key])
     of_model = [name for name in naming.keys if "." in name]

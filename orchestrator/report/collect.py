@@ -1,6 +1,6 @@
-"""Collects the rows of the quality table, and what comparisons need, from scores and events on disk.
+"""Collects the rows of the quality table, and the evidence for comparisons, from scores and events on disk.
 
-Tables have places for what has no score: names in a table come from the grid, not from what is done.
+Tables also have places for cells without a score: names in a table come from the grid.
 """
 
 from collections import defaultdict
@@ -26,6 +26,7 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import device_kinds, origins
 from taugrid.protocol import ProtocolFields, kind, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
+from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import read_sealed
 from taugrid.words import listed
 from taugrid.workers import schedules
@@ -34,17 +35,20 @@ from taugrid.workers.diffusion import gaussian
 NO_INFLUENCE = "its samples' influences are missing or incomplete; `taugrid evaluate` computes them"
 
 NO_IMAGES = "images that it was scored on are gone, so nothing can check the score; `taugrid run` makes both again"
-"""Of a cell whose images were not removed by a command that keeps a record of them."""
+"""The note on a cell whose images were not removed by a command that records this."""
+
+NO_CLOSED_FORM = "no FID in closed form: that is known for the steps of ddim (eq. 12) alone"
+"""Of a cell of another sampler beside cells that have one."""
 
 LARGEST_SHARE_BEYOND_1 = 1e-6
 """The largest share of a Gaussian's pixels that 8 bits may clip: the closed form ignores clipping."""
 
 NAMED_CELLS = 4
-"""How many cells a note below the table names. The rest are counted."""
+"""Cells that a note below the table names; the rest are counted."""
 
 
 class Rows(NamedTuple):
-    """The rows of quality.csv, the notes below the table, and what comparisons need."""
+    """The rows of quality.csv, the notes below the table, and the evidence for comparisons."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
@@ -73,18 +77,22 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
         rows.append(row_of(cell, score["metrics"], short, made[cell.id].seconds if cell.id in made else None) | exact)
         n, dimensions = cell.settings.num_samples, evaluation.extractor.dimensions
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
-        for note in (*score["notes"], *filter(None, [about]), *[NO_IMAGES] * rundir.lacks_images(cell)):
+        no_images = NO_IMAGES if rundir.lacks_images(cell) else None
+        for note in (*score["notes"], *filter(None, [about, no_images])):
             cells_of[note].append(cell.label)
         pairings[cell.id] = (cell.settings.seed, cell.model.decoder.network_shape)
         influence = _influence(rundir, rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)
         if influence is not None:
             influences[cell.id] = influence
         else:
-            said = (note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR))
-            reasons[cell.id] = next(said, NO_INFLUENCE)
+            recorded = (note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR))
+            reasons[cell.id] = next(recorded, NO_INFLUENCE)
         for mixture in made[cell.id].mixtures if cell.id in made else ():
             cells_of[mixture].append(cell.label)
-    notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items()]
+    if any(EXACT in row for row in rows):
+        foreign = {row["cell"] for row in rows if row["sampler"] != DEFAULT}
+        cells_of[NO_CLOSED_FORM] += [cell.label for cell in plan.cells if cell.id in foreign]
+    notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items() if names]
     return Rows(rows, [*plan.remarks, *notes], Evidence(influences, pairings, protocols, reasons))
 
 
@@ -92,8 +100,8 @@ def _influence(rundir: RunDir, path: Path, num_samples: int) -> NDArray[np.float
     """How far each sample moves FID, (N,); None if the file is missing or damaged."""
     if not rundir.is_whole(path, num_samples, lambda damage: None):
         return None
-    found = np.concatenate([values for _, values in parquet.read_numbers(path, "influence", rundir.storage)])
-    return found if len(found) == num_samples else None
+    influence = np.concatenate([values for _, values in parquet.read_numbers(path, "influence", rundir.storage)])
+    return influence if len(influence) == num_samples else None
 
 
 def _listed(names: list[str], cells: int) -> str:
@@ -107,7 +115,7 @@ def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: flo
         "model": cell.model.id,
         "sampler": settings.sampler,
         "steps": settings.steps,
-        "eta": settings.eta_number,
+        "eta": cell.eta_number,
         "sigma": settings.sigma,
         "spacing": settings.spacing_name,
         "clip": settings.clip,
@@ -143,22 +151,22 @@ def with_unscored(
 ) -> list[dict[str, Any]]:
     """`rows` of scored cells, and a row without scores for each setting that none of them has, in the grid's order.
 
-    Such a row has the protocol of the others of its N. Without one, because none or several kinds of protocol are
-    there, the table it belongs in is not known, and it is left out.
+    Such a row has the protocol of the other rows with its N. If these have none or several kinds of protocol, the table
+    of the row is unknown, and it is left out.
     """
     scored = {row["cell"]: row for row in rows}
-    told = {label_without_seeds(cell) for cell in plan.cells if cell.id in scored}
+    included = {label_without_seeds(cell) for cell in plan.cells if cell.id in scored}
     usual = _usual_protocols(rows, protocols)
-    found: list[dict[str, Any]] = []
+    all_rows: list[dict[str, Any]] = []
     for cell in plan.cells:
         label = label_without_seeds(cell)
         if cell.id in scored:
-            found.append(scored[cell.id])
-        elif label not in told and cell.settings.num_samples in usual:
-            told.add(label)
-            seeds = {seed: rows[0][seed] for seed in SEEDS if seed in rows[0]}  # it is no replicate of anything
-            found.append(row_of(cell, {}, usual[cell.settings.num_samples], None) | seeds)
-    return found
+            all_rows.append(scored[cell.id])
+        elif label not in included and cell.settings.num_samples in usual:
+            included.add(label)
+            seeds = {seed: rows[0][seed] for seed in SEEDS if seed in rows[0]}  # it is not a replicate
+            all_rows.append(row_of(cell, {}, usual[cell.settings.num_samples], None) | seeds)
+    return all_rows
 
 
 def _usual_protocols(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Which cells of a plan differ in nothing but a seed, and whether they are enough to tell settings apart."""
+"""Finds cells of a plan that differ only in a seed, and whether they are enough to distinguish settings."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,11 +13,11 @@ from taugrid.words import counted, duration, listed
 NAMED = 4
 """Settings that a line names. The rest are counted."""
 SUGGESTED = 3
-"""Trainings of each setting that `plan` suggests: the fewest whose spread says something."""
+"""Trainings of each setting that `plan` suggests: the fewest with a useful estimate of their spread."""
 
 
 def label_without_seeds(cell: Cell) -> str:
-    """What a cell and its replicates have in common, such as "schedule=cosine · S=50 eta=0"."""
+    """The label that a cell and its replicates share, such as "schedule=cosine · S=50 eta=0"."""
     naming = replace(cell.naming, keys=tuple(key for key in cell.naming.keys if key not in SEEDS))
     own = naming.cell(cell.values, cell.settings.steps, cell.eta)
     return BETWEEN.join(filter(None, [naming.model(cell.values), own]))
@@ -73,5 +73,5 @@ def suggestion(models: Sequence[Model], seconds_a_step: float | None, evaluation
 
 
 def took(count: int, seconds_each: float | None) -> str:
-    """Such as " (12 min 30 s as measured here)"; empty if the rate is unknown."""
+    """The time in brackets, such as " (12 min 30 s as measured here)"; empty if the rate is unknown."""
     return "" if seconds_each is None else f" ({duration(count * seconds_each)} as measured here)"

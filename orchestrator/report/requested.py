@@ -37,17 +37,17 @@ def layout(config: Config, plan: Plan) -> Layout:
 
 def base(config: Config, plan: Plan) -> dict[str, Any]:
     """The values that effects are differences to, by the columns of quality.csv."""
-    found: dict[str, Any] = {}
-    for name, wanted in config.report.base.items():
+    base_values: dict[str, Any] = {}
+    for name, requested in config.report.base.items():
         key = _key("report.base", name, plan)
         values = _values(plan, key)
-        fitting = [value for value in values if fits(value, wanted)]
+        fitting = [value for value in values if fits(value, requested)]
         if len(fitting) != 1:
             listed = ", ".join(map(plain_text, values))
             problem = "is not in the grid" if not fitting else "fits several values"
-            raise UserError(f"report.base: {name}: {plain_text(wanted)} {problem}; choose one of {listed}")
-        found[column(key)] = fitting[0]
-    return found
+            raise UserError(f"report.base: {name}: {plain_text(requested)} {problem}; choose one of {listed}")
+        base_values[column(key)] = fitting[0]
+    return base_values
 
 
 def _values(plan: Plan, key: str) -> Sequence[Any]:

@@ -39,7 +39,7 @@ class Shown(NamedTuple):
     name: str
     """Part of a file's name. Empty for the only group."""
     title: str
-    """What people call the group, such as "schedule=cosine train.seed=0". Empty for the only one."""
+    """The group's name, such as "schedule=cosine train.seed=0". Empty for the only one."""
     images: dict[EtaAndSteps, NDArray[np.uint8]]
     """Each (n, H, W) or (n, H, W, 3), with the same n."""
 
@@ -88,8 +88,8 @@ def _write_consistency(shown: Mapping[EtaAndSteps, NDArray[np.uint8]], path: Pat
 
 
 def _place(cell: Cell) -> EtaAndSteps:
-    eta = cell.settings.eta
-    return ("sigma_hat" if eta == "sigma_hat" else f"{eta:g}", cell.settings.steps)
+    eta = cell.settings.sampler if cell.eta is None else cell.eta
+    return (eta if isinstance(eta, str) else f"{eta:g}", cell.settings.steps)
 
 
 def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> str:

@@ -69,7 +69,7 @@ def _describe(model: Model, source: str, rundir: RunDir, scratch: str | None) ->
 
 
 def training_price(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is left to train and how long it takes, at the rate of the trainings here; None before the first."""
+    """The remaining training and its time at the rate of this run's trainings; None before the first."""
     remaining = sum(model["train_steps"] - model["train_steps_done"] for model in models)
     timed = [model for model in models if model["train_worker_seconds"] and model["train_steps_done"]]
     steps = sum(model["train_steps_done"] for model in timed)

@@ -74,7 +74,7 @@ class RequestedScores:
         return {key: (protocol[key], now) for key, now in requested.items() if protocol.get(key, now) != now}
 
     def reference(self, given: Data | str) -> Reference:
-        """What cells were scored against, as the last session recorded it; opened where nothing says what it is."""
+        """The reference of the scores as the last session recorded it; opened if it has no record."""
         recorded = (read_json(self.rundir.provenance, self.rundir.storage) or {}).get("reference")
         if isinstance(given, Data) and isinstance(recorded, dict) and self._is_its_reference(recorded):
             return Reference(given, recorded["num_images"], recorded["sha256"], given.image_shape)

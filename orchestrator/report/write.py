@@ -51,20 +51,21 @@ def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> Quali
     joining = config.report.join_protocols
     joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
     shown = with_unscored(plan, rows, evidence.protocols)
-    told = [*map(plan.with_labels, joined.notes), *collected.notes, *_about_grid(config, plan, rows), *notes]
-    return QualityTable(rows, evidence, told, joined.cells, requested.layout(config, plan), shown)
+    notes = [*map(plan.with_labels, joined.notes), *collected.notes, *_about_grid(config, plan, rows), *notes]
+    return QualityTable(rows, evidence, notes, joined.cells, requested.layout(config, plan), shown)
 
 
 def write_report(run: Run, collected: Rows) -> QualityTable:
     """Write tables/ and figures/ from the scores that exist, and return the quality table."""
     plan, rundir = run.plan, run.rundir
     rows, evidence = collected.rows, collected.evidence
-    beside = quality_counterparts(rows, evidence.protocols, {model.id: network_origin(model) for model in plan.models})
-    if not beside:
+    origins = {model.id: network_origin(model) for model in plan.models}
+    counterparts = quality_counterparts(rows, evidence.protocols, origins)
+    if not counterparts:
         rundir.remove_tables("published.*")
-    quality = quality_table(run, collected, pointer(beside, "published"))
+    quality = quality_table(run, collected, pointer(counterparts, "published"))
     with rundir.storage.local_folder(rundir.tables) as tables:
-        write_published(beside, tables, "published")
+        write_published(counterparts, tables, "published")
         write_quality(quality, tables)
         write_differences(differences(rows, evidence) if rows else [], tables)
     if rows:
@@ -74,7 +75,7 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     _write_effects(run, quality.scored)
     _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)
-    if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # else those of before stay
+    if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # otherwise earlier figures stay
         write_sample_figures(run)
     write_losses(plan, rundir)
     return quality
@@ -89,7 +90,7 @@ def _save(rundir: RunDir, figures: "Mapping[str, Figure]") -> None:
 
 
 def _about_grid(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Notes below the tables: that each setting was trained once, lacks replicates, is not there, or has no effect."""
+    """Notes below the tables on settings that were trained once, lack replicates, have no score or no effect."""
     scored = {row["cell"] for row in rows}
     cells = [cell for cell in plan.cells if cell.id in scored]
     several = len({cell.model.id for cell in cells} & {model.id for model in compared_trainings(plan)}) > 1
@@ -99,7 +100,7 @@ def _about_grid(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -
 
 
 def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each key of which no effect is known, because only one of its values has scores."""
+    """A line for each key without a known effect, because only one of its values has scores."""
     scored = {row["cell"] for row in rows if row["fid"] is not None}
     cells = [cell for cell in plan.cells if cell.id in scored]
     if not cells:
@@ -114,7 +115,7 @@ def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) ->
 
 
 def _write_effects(run: Run, scored: QualityTable) -> None:
-    """Write tables/effects.* and figures/effects, by-<key> and heat-map; remove earlier ones that have no ground."""
+    """Write tables/effects.* and figures/effects, by-<key> and heat-map; remove earlier ones without data."""
     effects, rundir = Effects.of(scored, requested.base(run.config, run.plan)), run.rundir
     for pattern in ("effects.*", "by-*", "heat-map*"):
         rundir.remove_figures(pattern)
@@ -123,35 +124,35 @@ def _write_effects(run: Run, scored: QualityTable) -> None:
         return
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_effects(effects, tables)
-    if found := effects.by_metric.get(FID):
+    if on_fid := effects.by_metric.get(FID):
         from taugrid.eval.figures.ablation.forest import effects_figure
         from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
 
-        by_key = dict([*per_key_figures(scored, found), *heat_maps(scored, found)])
-        _save(rundir, {"effects": effects_figure(found)} | by_key)
+        by_key = dict([*per_key_figures(scored, on_fid), *heat_maps(scored, on_fid)])
+        _save(rundir, {"effects": effects_figure(on_fid)} | by_key)
 
 
 def _write_cost(run: Run, quality: QualityTable) -> None:
     """Write tables/cost.* and figures/cost, if there are several cells to choose from."""
     rundir = run.rundir
     rundir.remove_figures("cost.*")
-    found = costs(quality, train_seconds(run))
-    if len(found) < 2:
+    cell_costs = costs(quality, train_seconds(run))
+    if len(cell_costs) < 2:
         rundir.remove_tables("cost.*")
         return
     with rundir.storage.local_folder(rundir.tables) as tables:
-        write_costs(found, tables)
+        write_costs(cell_costs, tables)
     from taugrid.eval.figures.ablation.cost import costs_figure
 
-    _save(rundir, {"cost": costs_figure(found)})
+    _save(rundir, {"cost": costs_figure(cell_costs)})
 
 
 def train_seconds(run: Run) -> dict[str, float]:
-    """Cell -> what the training of its model took, of models that were trained here."""
+    """Cell -> the seconds that the training of its model took, for models that were trained here."""
     scratch = run.config.cluster.scratch
     by_model = {model.id: worker_seconds(progress_of(model, run.rundir, scratch)) for model, _ in run.plan.trained_here}
-    took = {cell.id: by_model.get(cell.model.id) for cell in run.plan.cells}
-    return {cell: seconds for cell, seconds in took.items() if seconds is not None}
+    by_cell = {cell.id: by_model.get(cell.model.id) for cell in run.plan.cells}
+    return {cell: seconds for cell, seconds in by_cell.items() if seconds is not None}
 
 
 def write_losses(plan: Plan, rundir: RunDir) -> None:
@@ -165,7 +166,7 @@ def write_losses(plan: Plan, rundir: RunDir) -> None:
 
 
 def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
-    """The logs of the models that were trained here, by what they are called."""
+    """The logs of the models that were trained here, by their names."""
     curves: dict[str, pd.DataFrame] = {}
     for model in plan.models:
         log = rundir.training_log(model)
@@ -176,7 +177,7 @@ def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
 
 
 def network_origin(model: Model) -> NetworkOrigin:
-    """Where a model's network comes from, for comparisons with published numbers."""
+    """The origin of a model's network, for comparisons with published numbers."""
     ours, theirs = schedules.alpha_bar(model.diffusion), schedules.alpha_bar(DIFFUSION_DEFAULTS)
     same_alpha = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
     is_the_papers = same_alpha and model.diffusion.prediction == DIFFUSION_DEFAULTS.prediction
@@ -200,7 +201,7 @@ def write_cells(plan: Plan, rundir: RunDir) -> None:
     """Write tables/cells.{csv,parquet}: what each cell's id stands for, to join samples and scores with grid keys."""
     rows = [_row(cell) for cell in plan.cells]
     columns = {key: [row[key] for row in rows] for key in rows[0]}
-    table = pa.table({key: _typed(values) for key, values in columns.items()})
+    table = pa.table({key: _typed(values, key == "eta") for key, values in columns.items()})
     frame = pd.DataFrame({key: _in_text(values) for key, values in columns.items()}, dtype=object)
     with rundir.storage.local_folder(rundir.tables) as tables:
         with replacing(tables / "cells.parquet") as temporary:
@@ -212,18 +213,18 @@ def _row(cell: Cell) -> dict[str, Any]:
     settings = cell.settings
     own = [
         cell.id, cell.name, cell.label, cell.model.id, cell.model.label, settings.sampler, settings.steps,
-        settings.eta_number, settings.sigma, settings.spacing_name, settings.clip, settings.seed, settings.weights,
+        cell.eta_number, settings.sigma, settings.spacing_name, settings.clip, settings.seed, settings.weights,
         settings.num_samples,
     ]  # fmt: skip
     return {**dict(zip(FIRST, own, strict=True)), **{k: v for k, v in cell.values.items() if k not in FIRST}}
 
 
-def _typed(values: Sequence[Any]) -> pa.Array:
+def _typed(values: Sequence[Any], floats: bool = False) -> pa.Array:
     """A column of the values' own type: integers, floats, text, booleans or lists; values of several kinds as JSON."""
     if any(isinstance(value, dict) for value in values):
         return pa.array(_in_text(values))
     try:
-        return pa.array(values)
+        return pa.array(values, pa.float64() if floats else None)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.array([None if value is None else json.dumps(value) for value in values])
 

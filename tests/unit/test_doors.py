@@ -52,7 +52,8 @@ from taugrid.workers.samplers.sampler import Sampler
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 PAGE = (Path(__file__).parents[2] / "docs/custom-sampler.md").read_text()
-SAMPLER, ENTRY_POINTS = (PAGE.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "toml"))
+SAMPLER, RECIPE = (part.split("```")[0] for part in PAGE.split("```python\n")[1:])
+ENTRY_POINTS = PAGE.split("```toml\n")[1].split("```")[0]
 """The example of the page, which promises that it works."""
 GRID = CONFIG.replace("grid: {steps: [2], eta: [0.0, 1.0]}", "grid: {steps: [2, 4], sampler: [ddim, twice]}")
 
@@ -137,6 +138,15 @@ def test_its_images_are_what_its_code_makes_of_the_network_and_the_noise(told):
     assert np.abs(images.astype(int) - to_uint8(x.numpy())).max() <= 1
 
 
+def test_the_recipe_of_the_page_calls_it_outside_a_run(package):
+    torch.manual_seed(0)
+    names = {}
+    exec(RECIPE, names)  # the page's own
+    assert names["x0"].shape == (1000, 1, 8, 8)
+    away = names["x0"].flatten(1).mean(0).double() - torch.tensor(names["data"].mean)
+    assert away.abs().max() < 0.1, "its mean is the data's"
+
+
 def test_it_stands_in_tables_protocols_and_figures(told):
     folder, _ = told
     frame = pd.read_csv(folder / "run/tables/quality.csv")
@@ -150,8 +160,13 @@ def test_it_stands_in_tables_protocols_and_figures(told):
     protocols = read_json(folder / "run/tables/quality.json")["protocols"]
     blocks = {row.sampler: protocols[row.protocol].get("sampler") for row in frame.itertuples()}
     assert blocks == {"ddim": None, "twice": {"name": "twice", "code": sampler.code_hash("twice")}}
-    assert "twice" in (folder / "run/tables/quality.md").read_text()
-    assert "twice" in (folder / "run/figures/quality.svg").read_text()
+    assert frame["eta"].isna().tolist() == (frame["sampler"] == "twice").tolist()
+    told = (folder / "run/tables/quality.md").read_text()
+    assert told.count("| ddim | 0.0 |") == told.count("| twice | twice |") == 2
+    assert "| twice | twice | – | – |\n\n## Notes" in told, "no closed form, and so no best"
+    assert "- S=2 sampler=twice, S=4 sampler=twice: no FID in closed form" in told
+    drawn = (folder / "run/figures/quality.svg").read_text()
+    assert "twice" in drawn
     assert len(list((folder / "run/figures").glob("samples-*twice*.png"))) == 1
     assert len(pd.read_csv(folder / "run/tables/differences.csv").query("along == 'sampler'")) == 2
 

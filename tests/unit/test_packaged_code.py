@@ -134,7 +134,7 @@ def test_a_shipped_taugrid_is_whole_and_is_used_before_an_installed_one(tmp_path
     assert (ours.returncode, ours.stdout) == (0, f"taugrid, version {taugrid.__version__}\n")
     other = subprocess.run([*version, "0.0", "--version"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert other.returncode == 2
-    assert f"has taugrid {taugrid.__version__}, but the job was submitted by 0.0" in other.stderr
+    assert f"has taugrid {taugrid.__version__}, but the job was submitted with taugrid 0.0" in other.stderr
     none = subprocess.run(
         [sys.executable, "-S", "-P", "on_the_head.py", "0.0"],
         cwd=tmp_path, capture_output=True, text=True, check=False,

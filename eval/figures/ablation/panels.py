@@ -86,8 +86,8 @@ def heat_maps(table: QualityTable, effects: Sequence[Effect]) -> Iterator[tuple[
 
 
 def _is_numeric(frame: pd.DataFrame, key: str) -> bool:
-    if key == "eta" and (frame["sigma"] != "eta").any():
-        return False  # sigma_hat is a row of its own
+    if key == "eta" and ((frame["sigma"] != "eta") | frame["eta"].isna()).any():
+        return False  # sigma_hat is a row of its own, and so is a sampler without eta
     return key in frame and all(isinstance(value, Real) and not isinstance(value, bool) for value in frame[key])
 
 

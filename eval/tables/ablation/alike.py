@@ -1,4 +1,4 @@
-"""Which cells have an FID that can't be told from the best of their column, by the influences of the samples."""
+"""Finds cells whose FID can't be distinguished from the best of their column, by the influences of the samples."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -44,8 +44,8 @@ def indistinguishable(
 
 def _alike(best: Row, others: Sequence[Row], evidence: Evidence) -> set[str]:
     """The cells of a column whose difference from `best` chance among the samples explains."""
-    found = {row["cell"]: paired_error(row["fid"] - best["fid"], best, row, evidence) for row in others}
-    tested = {cell: paired for cell, paired in found.items() if paired.se is not None}
+    errors = {row["cell"]: paired_error(row["fid"] - best["fid"], best, row, evidence) for row in others}
+    tested = {cell: paired for cell, paired in errors.items() if paired.se is not None}
     if not tested:
         return set()
     influences = np.stack([evidence.influences[cell] for cell in (best["cell"], *tested)])
@@ -82,7 +82,7 @@ def share_noise(parts: Sequence[Sequence[Cells]], evidence: Evidence) -> bool:
 def shared_sampling_error(parts: Sequence[Sequence[Cells]], evidence: Evidence) -> float | None:
     """The standard error of the sampling noise that replicates share, see `shared_error`; None if it is unknown.
 
-    `parts` are the pairs of each replicate, as many for each, so that all count alike in their mean.
+    `parts` are the pairs of each replicate, equally many for each, so that all have the same weight in the mean.
     """
     if not share_noise(parts, evidence):
         return 0.0

@@ -188,6 +188,7 @@ def effects(
 
 def _grid(rows: Sequence[Row], evidence: Evidence) -> _Grid:
     frame = prepared(in_grid_order(rows), evidence.protocols)
+    frame = frame.assign(eta=frame["eta"].fillna(0.0))  # a sampler without eta is compared with DDIM
     columns = list(frame.columns)
     keys = sorted(set(axes(columns)) - set(SEEDS), key=columns.index)
     names = (*keys, *OTHERS, *ON_REQUEST, *COMPARABLE)

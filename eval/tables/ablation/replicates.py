@@ -1,4 +1,4 @@
-"""Replicates: cells that differ in nothing but a seed. Tables show their mean, and the spread between them.
+"""Replicates: cells that differ only in a seed. Tables show their mean, and the spread between them.
 
 `train.seed` makes trainings, `seed` makes samplings of one training. If both vary, a training counts with the mean of
 its samplings, and the spread is that between trainings.
@@ -18,23 +18,23 @@ from taugrid.protocol import ProtocolFields, kind
 
 TRAINING, SAMPLING = "train.seed", "seed"
 SEEDS = (TRAINING, SAMPLING)
-"""The grid keys that are no settings to tabulate."""
+"""The grid keys that make replicates and not settings."""
 UNITS = {TRAINING: "training", SAMPLING: "sampling seed"}
-"""What the values of each make."""
+"""Key -> the name of a replicate."""
 
 
 class Replicate(NamedTuple):
     cell: str
     seeds: tuple[Hashable, ...]
-    """Its values of the seeds that vary."""
+    """The values of the seeds that vary."""
 
 
 class Averaged(NamedTuple):
     """A table in long form without seeds: a row for each group of replicates, under the id of the first."""
 
     frame: pd.DataFrame
-    """In columns of scores, means over replicates. Their errors are standard errors of these means where there are
-    replicates, and as they were otherwise."""
+    """Columns of scores have means over replicates, and their errors are standard errors of these means. Without
+    replicates, both are unchanged."""
     errors: pd.DataFrame
     """Standard errors of the means: a row for each id, a column for each score. Empty without replicates."""
     spreads: pd.DataFrame
@@ -42,31 +42,33 @@ class Averaged(NamedTuple):
     members: Mapping[str, tuple[Replicate, ...]]
     """Id -> its replicates; none of a setting without scores."""
     over: str
-    """The seed that `errors` are about; empty without replicates."""
+    """The seed key that `errors` are over; empty without replicates."""
 
     @property
     def most(self) -> int:
-        """How many different values of `over` the fullest group has."""
+        """The largest number of distinct values of `over` in a group."""
         return max(map(self.count, self.members), default=0)
 
     def count(self, cell: str) -> int:
-        """How many different values of `over` the group of `cell` has."""
+        """The number of distinct values of `over` in the group of `cell`."""
         return len({member.seeds[0] for member in self.members[cell]})
 
     @property
     def fewer(self) -> dict[str, int]:
-        """Id -> its count, of the groups that have fewer than the fullest."""
+        """Id -> its count, for groups with fewer replicates than the largest."""
         counts = {cell: self.count(cell) for cell in self.members} if self.over else {}
         return {cell: count for cell, count in counts.items() if 0 < count < self.most}
 
     @property
     def shares_noise(self) -> bool:
         """Whether trainings of some group were sampled with the same seed, so that their noise is not independent."""
-        used = [{member.seeds for member in its} for its in self.members.values()] if self.over == TRAINING else []
-        return any(len({seeds[1:] for seeds in its}) < len(its) for its in used)
+        if self.over != TRAINING:
+            return False
+        groups = [{member.seeds for member in members} for members in self.members.values()]
+        return any(len({seeds[1:] for seeds in group}) < len(group) for group in groups)
 
     def caption(self) -> str:
-        """What a value and the numbers behind it are; empty without replicates."""
+        """Explains a value and the numbers after it; empty without replicates."""
         if not self.over:
             return ""
         unit = UNITS[self.over]
@@ -92,26 +94,26 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
     seeds = varying_seeds(frame)
     plain = frame.drop(columns=[seed for seed in SEEDS if seed in frame])
     if not seeds:
-        alone = {cell: (Replicate(cell, ()),) for cell in frame["cell"]}
-        return Averaged(plain, pd.DataFrame(), pd.DataFrame(), alone, "")
+        single = {cell: (Replicate(cell, ()),) for cell in frame["cell"]}
+        return Averaged(plain, pd.DataFrame(), pd.DataFrame(), single, "")
     groups = _groups(frame, protocols)
     scores = [column for column in score_columns() if column.name in frame]
     firsts, errors, spreads, members = [], {}, {}, {}
     for place in groups:
         group = frame.loc[place]
         cell = group["cell"].iloc[0]
-        given = group[group[[column.name for column in scores]].notna().any(axis=1)]
+        scored = group[group[[column.name for column in scores]].notna().any(axis=1)]
         members[cell] = tuple(
-            Replicate(str(row["cell"]), tuple(row[seed] for seed in seeds)) for _, row in given.iterrows()
+            Replicate(str(row["cell"]), tuple(row[seed] for seed in seeds)) for _, row in scored.iterrows()
         )
         first = plain.loc[place[0]].copy()
-        found = {column.name: mean_over_seeds(_values(group, column.name, seeds)) for column in scores}
+        by_score = {column.name: mean_over_seeds(_values(group, column.name, seeds)) for column in scores}
         for column in scores:
-            first[column.name] = found[column.name].mean
+            first[column.name] = by_score[column.name].mean
             if column.error is not None:
-                first[column.error] = found[column.name].se
-        errors[cell] = {name: value.se for name, value in found.items()}
-        spreads[cell] = {name: value.sd for name, value in found.items()}
+                first[column.error] = by_score[column.name].se
+        errors[cell] = {name: value.se for name, value in by_score.items()}
+        spreads[cell] = {name: value.sd for name, value in by_score.items()}
         firsts.append(first)
     means = pd.DataFrame(firsts).reset_index(drop=True).astype(plain.dtypes.to_dict())
     return Averaged(
@@ -128,20 +130,20 @@ def alike_over_seeds(
     """The settings, of `others`, whose difference from the best of their column chance among the seeds explains.
 
     The test is Student's t paired by seed, 95 % jointly for all settings that are as good as the best. `values` are the
-    scores by cell; `shared` takes the pairs of cells of each seed and returns the standard error of the noise that all
-    seeds share.
+    scores by cell; `shared`, called with the pairs of cells of each seed, returns the standard error of the noise that
+    all seeds share.
     """
     parts = {name: _by_first_seed(best, members, values) for name, members in others.items()}
     tested = {name: pairs for name, pairs in parts.items() if len(pairs) > 1}
     if not tested:
         return set()
     level = level_against_best(len(tested) + 1, max(map(len, tested.values())))
-    found = set()
+    alike = set()
     for name, pairs in tested.items():
-        each = np.array([np.mean([float(values[b] or 0) - float(values[a] or 0) for a, b in its]) for its in pairs])
-        if mean_over_seeds(each, shared(pairs)).p >= level:
-            found.add(name)
-    return found
+        differences = [np.mean([float(values[b] or 0) - float(values[a] or 0) for a, b in part]) for part in pairs]
+        if mean_over_seeds(np.array(differences), shared(pairs)).p >= level:
+            alike.add(name)
+    return alike
 
 
 def _by_first_seed(
@@ -149,13 +151,13 @@ def _by_first_seed(
 ) -> list[list[tuple[str, str]]]:
     """The pairs of scored cells with the same seeds, for each value of their first seed."""
     cells = {member.seeds: member.cell for member in first}
-    found: dict[Hashable, list[tuple[str, str]]] = defaultdict(list)
+    pairs: dict[Hashable, list[tuple[str, str]]] = defaultdict(list)
     for member in second:
         pair = (cells.get(member.seeds, ""), member.cell)
         scores = [values.get(cell) for cell in pair]
         if all(score is not None and math.isfinite(score) for score in scores):
-            found[member.seeds[0]].append(pair)
-    return list(found.values())
+            pairs[member.seeds[0]].append(pair)
+    return list(pairs.values())
 
 
 def _groups(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> list[list[int]]:

@@ -17,32 +17,32 @@ from scipy import special
 from taugrid.eval.metrics.statistics import Array
 
 LEVEL = 0.05
-"""A p-value from which on a difference may be chance; intervals have the coverage 1 - LEVEL."""
+"""The significance level; intervals have the coverage 1 - LEVEL."""
 
 HALVINGS = 40
-"""Of the bracket of a p-value's logarithm: a bracket of 1,000 leaves 1e-9."""
+"""Halvings of the bracket of a p-value's logarithm: from 1,000 they lead to 1e-9."""
 
 DRAWS = 40_000
-"""Simulated columns: they tell 5 % to 0.1 %."""
+"""Simulated columns, which give a level of 5 % to 0.1 %."""
 DRAWS_AT_ONCE = 2_000
 SEED = 20_600
-"""Fixed, so that the same column gets the same limit again."""
+"""Fixed, so that the same column always gets the same limit."""
 MAX_SIMULATED = 60
-"""Cells of a column above which Bonferroni's bound over their pairs is the limit, which is safe but less sharp."""
+"""For columns with more cells, the limit is Bonferroni's bound over their pairs, which is safe but less sharp."""
 
 
 class MeanOverSeeds(NamedTuple):
-    """The mean of differences over seeds, and what chance among the seeds does to it: arrays, or float64 scalars."""
+    """The mean of differences over seeds, with its interval over seeds: arrays, or float64 scalars."""
 
     mean: Any
     sd: Any
-    """Between seeds; NaN for one seed."""
+    """The standard deviation between seeds; NaN for one seed."""
     se: Any
     """sd / sqrt(n)."""
     half_width: Any
-    """Of the interval of 95 %."""
+    """Half the width of the 95 % interval."""
     p: Any
-    """Two-sided, of the same interval; NaN where nothing varies."""
+    """The two-sided p-value; NaN where nothing varies."""
 
 
 def mean_over_seeds(differences: Array, shared: Array | float = 0.0) -> MeanOverSeeds:
@@ -86,7 +86,7 @@ def _p(mean: Array, degrees: int, se: Array, shared: Array | float) -> Any:
 
 
 def shared_error(of_mean: Array | float, of_each: Array) -> Any:
-    """The standard error (...) of the sampling noise that all seeds share, from what influences say of the mean.
+    """The standard error (...) of the sampling noise that all seeds share, from errors by influences.
 
     With errors e_i of the seeds' own values, which covary by c on average, the variance of their mean is
     (mean(var e_i) + (n - 1) c) / n. The spread between seeds misses c, which is returned as its root.
@@ -125,7 +125,7 @@ def two_sided(z: float) -> float:
 
 
 def critical_range(covariance: Array) -> float:
-    """C with P(max |Z_i - Z_j| / se_ij > c) = 5 % over all pairs, for Z ~ N(0, covariance (k, k)), by simulation.
+    """The c with P(max |Z_i - Z_j| / se_ij > c) = 5 % over all pairs, for Z ~ N(0, covariance (k, k)), by simulation.
 
     The covariance is that of the cells' errors, and se_ij^2 = v_i + v_j - 2 c_ij. Pairs of cells with the same samples,
     whose se is 0 but for rounding, don't count. c is 1.96 for two cells.

@@ -35,7 +35,7 @@ SOURCE_TIME = (
 
 
 class NetworkOrigin(NamedTuple):
-    """Where the network that made the samples comes from."""
+    """The origin of the network that made the samples."""
 
     source: str
     """A loaded checkpoint's id on the hub or folder; otherwise words such as "trained here"."""
@@ -60,15 +60,15 @@ class Counterpart(NamedTuple):
     eta: float
     steps: int
     published: str
-    """As printed."""
+    """The published number as printed."""
     ours: float
     standard_error: float
     """NaN if there is none."""
     differs: tuple[str, ...]
     note: str
-    """What else is known about the published number."""
+    """Further facts about the published number."""
     cell: str
-    """Empty for a reconstruction."""
+    """The id of our cell; empty for a reconstruction."""
     model: str
 
     @property
@@ -90,29 +90,31 @@ def quality_counterparts(
     """The rows of quality.csv that have a counterpart in table 1 or 3, in their order.
 
     A counterpart has the reference's data set, S, and eta or sigma_hat; what else differs is listed, not refused. Rows
-    without an FID, or of another sampler, have none. `networks` are by the rows' `model`.
+    without an FID, or of a different sampler, have none. `networks` are by the rows' `model`.
     """
-    found = []
+    counterparts = []
     for row in rows:
+        if row["sampler"] != "ddim":
+            continue
         protocol = protocols[row["protocol"]]
         place = {"sigma": row["sigma"], "eta": str(float(row["eta"])), "steps": str(row["steps"])}
         number = _published("fid", place | {"dataset": protocol["reference"]["dataset"]})
-        if number is not None and row["sampler"] == "ddim" and row["fid"] is not None and math.isfinite(row["fid"]):
+        if number is not None and row["fid"] is not None and math.isfinite(row["fid"]):
             differs = _cell_differs(row, protocol, number, networks[row["model"]])
-            found.append(_counterpart("fid", number, row, differs))
-    return found
+            counterparts.append(_counterpart("fid", number, row, differs))
+    return counterparts
 
 
 def reconstruction_counterparts(rows: Iterable[Row], encoded: Iterable[EncodedImages]) -> list[Counterpart]:
     """The rows of reconstruction.csv that have a counterpart in table 2; `encoded` are in the order of `rows`."""
-    found = []
+    counterparts = []
     for row, images in zip(rows, encoded, strict=True):
         place = {"dataset": images.dataset, "split": images.split, "steps": str(row["steps"])}
         if (number := _published("reconstruction", place)) is not None:
             note = "the table names neither its spacing nor how many images it took"
             unknown = {"sigma": "eta", "eta": "0.0", "note": note}
-            found.append(_counterpart("mse", number | unknown, row, _encoding_differs(row, images, number)))
-    return found
+            counterparts.append(_counterpart("mse", number | unknown, row, _encoding_differs(row, images, number)))
+    return counterparts
 
 
 def _counterpart(metric: str, number: Mapping[str, str], row: Row, differs: Iterable[str]) -> Counterpart:
@@ -210,34 +212,36 @@ def dataset_facts(name: str) -> dict[str, str]:
     return next(line for line in _lines("datasets") if line["dataset"] == name)
 
 
-def write_published(found: Sequence[Counterpart], folder: Path, stem: str) -> None:
-    """Write `stem`.{csv,md} into `folder`, each whole or not at all. If `found` is empty, earlier files are removed."""
-    if not found:
+def write_published(counterparts: Sequence[Counterpart], folder: Path, stem: str) -> None:
+    """Write `stem`.{csv,md} into `folder`, each whole or not at all. Without `counterparts`, remove earlier files."""
+    if not counterparts:
         for suffix in ("csv", "md"):
             (folder / f"{stem}.{suffix}").unlink(missing_ok=True)
         return
-    write_files(folder, stem, csv=as_csv(published_frame(found)), md=published_markdown(found))
+    write_files(folder, stem, csv=as_csv(published_frame(counterparts)), md=published_markdown(counterparts))
 
 
-def pointer(found: Sequence[Counterpart], stem: str) -> list[str]:
-    """A note that points from the table of our numbers to this one; none if nothing was found."""
-    return [f"the paper's numbers stand beside {len(found)} of these in {stem}.md"] if found else []
+def pointer(counterparts: Sequence[Counterpart], stem: str) -> list[str]:
+    """A note that points from the table of a run's numbers to this one; none without counterparts."""
+    return [f"the paper's numbers stand beside {len(counterparts)} of these in {stem}.md"] if counterparts else []
 
 
-def published_frame(found: Sequence[Counterpart]) -> pd.DataFrame:
-    """A row for each counterpart. `difference` is ours minus the published; `differs` is joined by semicolons."""
+def published_frame(counterparts: Sequence[Counterpart]) -> pd.DataFrame:
+    """A row for each counterpart. `difference` is the run's number minus the published one."""
     columns = list(Counterpart._fields)
     columns.insert(columns.index("differs"), "difference")
-    numbers = ({"published": float(one.published), "difference": one.difference} for one in found)
-    rows = [one._asdict() | its | {"differs": "; ".join(one.differs)} for one, its in zip(found, numbers, strict=True)]
+    rows = []
+    for one in counterparts:
+        changed = {"published": float(one.published), "difference": one.difference, "differs": "; ".join(one.differs)}
+        rows.append(one._asdict() | changed)
     return pd.DataFrame(rows, columns=columns)
 
 
-def published_markdown(found: Sequence[Counterpart]) -> str:
+def published_markdown(counterparts: Sequence[Counterpart]) -> str:
     """A table in GitHub's Markdown for each data set. Differences common to all of its rows are listed above it."""
     blocks = [f"## Published numbers\n\n{PAPER}. Difference is ours minus the paper's."]
-    for table, dataset in dict.fromkeys((one.table, one.dataset) for one in found):
-        members = [one for one in found if (one.table, one.dataset) == (table, dataset)]
+    for table, dataset in dict.fromkeys((one.table, one.dataset) for one in counterparts):
+        members = [one for one in counterparts if (one.table, one.dataset) == (table, dataset)]
         shared = [text for text in members[0].differs if all(text in one.differs for one in members)]
         blocks.append(
             f"### Table {table}, {dataset}: {'FID' if members[0].metric == 'fid' else 'reconstruction error'}"
