@@ -56,7 +56,7 @@ class KeptPool(pool.Pool):
 
     def close(self) -> None:
         """Keep the workers, those too that are at the copy of a task that another has done meanwhile."""
-        waiting = {answer: call.worker for answer, call in self._calls.items() if not call.watches}
+        waiting = {answer: call.worker for answer, call in self._calls.items() if not call.is_heartbeat_call}
         unfinished = futures.wait(waiting, timeout=20).not_done
         gone = {worker for answer, worker in waiting.items() if answer in unfinished or _has_died(answer)}
         keep = [self._handles.pop(worker) for worker in list(self._handles) if worker not in gone]
