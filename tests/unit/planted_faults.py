@@ -23,7 +23,14 @@ def _with_job(monkeypatch, change):
 
 
 def drop_last_step(monkeypatch):
-    _with_job(monkeypatch, lambda indices, job: (indices, replace(job, tau=job.tau[1:])))
+    """The network is still called as often as before: another number is refused."""
+    whole = ddim.sample
+
+    def dropped(x, path, denoise, *given):
+        denoise(x, path[0])
+        return whole(x, (*path[:-2], path[-1]), denoise, *given)
+
+    monkeypatch.setattr(ddim, "sample", dropped)
 
 
 def darken_later_batches(monkeypatch):
