@@ -87,11 +87,11 @@ def _stream(job: ScoreJob, column: str) -> Stream:
         for path in job.feature_paths:
             _require_own(job, Path(path))
             for index, values in parquet.read_features(Path(path), column, job.storage):
+                kept = min(len(index), job.num_samples - expected)
+                if kept <= 0:  # N was lowered: no later row group counts
+                    return
                 if not np.array_equal(index, np.arange(expected, expected + len(index))):
                     raise ValueError(f"{path}: its indices must continue from {expected}")
-                kept = min(len(index), job.num_samples - expected)
-                if kept <= 0:
-                    return
                 expected += kept
                 yield values[:kept]
 

@@ -15,7 +15,7 @@ from denoisers import of_time
 from taugrid import parquet
 from taugrid.config import Config, Data, validate
 from taugrid.errors import DamagedFile, NotCommitted, NotFinite, OtherContent, RunDirectoryNotSeen, RunFailed
-from taugrid.eval import sources
+from taugrid.eval import score_cell, sources
 from taugrid.eval.metrics.reference_statistics import read_all
 from taugrid.images import encode_png
 from taugrid.jobs import Result
@@ -99,6 +99,16 @@ def test_features_of_another_cell_are_not_scored(tmp_path):
     do(task.job)
     assert features[0].read_bytes() == own
     again.do("score")
+
+
+def test_fewer_samples_are_scored_though_whole_row_groups_follow_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr("taugrid.parquet.writer.ROWS_PER_GROUP", 2)
+    run = Here(tmp_path / "run")
+    run.do("reference", "sample", "extract")
+    job = run.tasks("score")[0].job
+    for wanted in (1, 3, 4):
+        stream = score_cell._stream(replace(job, num_samples=wanted), "features")
+        assert sum(map(len, stream())) == wanted
 
 
 def test_images_of_another_cell_are_not_extracted(tmp_path):
