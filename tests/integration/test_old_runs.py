@@ -21,18 +21,23 @@ def oracle(tmp_path):
     return shutil.copytree(OLD / "oracle", tmp_path / "oracle")
 
 
-def test_an_old_run_is_finished(oracle):
-    before, scored = sample_files(oracle), scores(oracle)
-    done = taugrid("run", oracle, "--json")
+def run_with_nothing_to_do(root, original, ids):
+    """Run a copy of `original`: nothing is made again. Returns its quality table as it was and as it is."""
+    before, scored = sample_files(root), scores(root)
+    done = taugrid("run", root, "--json")
     assert "Ray" not in done.stderr
-    assert {cell["cell"] for cell in json.loads(done.stdout)["cells"]} == IDS
-    assert (sample_files(oracle), scores(oracle)) == (before, scored)
-    old, new = (pd.read_csv(root / "tables" / "quality.csv", index_col="cell") for root in (OLD / "oracle", oracle))
-    exact = "fid_exact"  # computed anew for each table: its last digits are those of the machine's linear algebra
+    assert {cell["cell"] for cell in json.loads(done.stdout)["cells"]} == ids
+    assert (sample_files(root), scores(root)) == (before, scored)
+    assert not (root / "damaged").exists()
+    taugrid("verify", root)
+    return (pd.read_csv(each / "tables" / "quality.csv", index_col="cell") for each in (original, root))
+
+
+def test_an_old_run_is_finished(oracle):
+    old, new = run_with_nothing_to_do(oracle, OLD / "oracle", IDS)
+    exact = "fid_exact"  # computed again for each table: its last digits are those of the machine's linear algebra
     pd.testing.assert_series_equal(new.pop(exact), old.pop(exact), rtol=1e-9)
     pd.testing.assert_frame_equal(old, new, check_exact=True)
-    assert not (oracle / "damaged").exists()
-    taugrid("verify", oracle)
 
 
 def test_an_old_run_grows(oracle):
@@ -78,14 +83,8 @@ def trained(tmp_path):
 
 
 def test_a_trained_run_has_nothing_left_to_do(trained):
-    before, scored = sample_files(trained), scores(trained)
-    done = taugrid("run", trained, "--json")
-    assert "Ray" not in done.stderr
-    assert {cell["cell"] for cell in json.loads(done.stdout)["cells"]} == TRAINED_IDS
-    assert (sample_files(trained), scores(trained)) == (before, scored)
-    old, new = (pd.read_csv(root / "tables" / "quality.csv", index_col="cell") for root in (RELEASED / "run", trained))
+    old, new = run_with_nothing_to_do(trained, RELEASED / "run", TRAINED_IDS)
     pd.testing.assert_frame_equal(old, new[old.columns], rtol=1e-9)
-    taugrid("verify", trained)
 
 
 def test_a_trained_run_makes_again_what_it_lost_and_is_compared(trained):
