@@ -15,9 +15,8 @@ from rich.live import Live
 
 from taugrid.config import Config
 from taugrid.orchestrator.observers import Observer
-from taugrid.orchestrator.progress.bars import ProgressSnapshot, Stage
 from taugrid.orchestrator.progress.draw import frame, grid
-from taugrid.orchestrator.progress.state import LiveState
+from taugrid.orchestrator.progress.state import LiveState, ProgressSnapshot, Stage
 from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import with_urls
@@ -141,16 +140,10 @@ class Progress(Observer):
         with self._shown():
             pass
 
-    def begin(self, stage: str, total: float, unit: str) -> None:
-        """Begin a stage of `total` units of work. Its clock starts with the first `started`."""
+    def begin(self, stage: str, total: float, unit: str, waits: bool = False) -> None:
+        """Begin a stage of `total` units of work; if it `waits`, its clock starts with the first `update`."""
         with self._shown():
-            self._stage, self._last_plain = Stage(stage, total, unit, self._clock), self._clock()
-
-    def started(self, done: float = 0.0) -> None:
-        """Work continues from `done`. Anything before (starting workers, an earlier session) is not in the rate."""
-        with self._lock:
-            if self._stage is not None:
-                self._stage.started(done)
+            self._stage, self._last_plain = Stage(stage, total, unit, self._clock, waits), self._clock()
 
     def update(self, done: float, workers: int = 0, note: str = "") -> None:
         with self._shown():

@@ -190,7 +190,7 @@ class ObjectStorage:
 
     def append(self, path: Path, data: bytes) -> None:
         """Rewrites the last piece of the file, or begins a new one (`storage.appended`)."""
-        appended.append(self, path, data)
+        appended.append(self, path, data, self.rewrite_seconds)
 
     def move(self, path: Path, target: Path) -> None:
         for old in list(self._below(path)) or [path]:

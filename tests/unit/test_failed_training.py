@@ -12,7 +12,7 @@ from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.training.one import TrainingFailed
+from taugrid.orchestrator.training import TrainingFailed
 from taugrid.orchestrator.view.inspection import describe
 
 pytestmark = pytest.mark.usefixtures("sketched")

@@ -24,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from taugrid import config
 from taugrid.errors import DeviceUnusable, UserError
+from taugrid.orchestrator import training as driver
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.dispatch.capacity import Node
 from taugrid.orchestrator.plan.grid import plan
@@ -33,7 +34,6 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.training import one as driver
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
