@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, last_line
+from taugrid.jobs import TrainingSpec
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
@@ -31,7 +32,6 @@ from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.ray_compat import memory_here
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import TrainingProgress, training_progress
-from taugrid.workers.training.spec import TrainingSpec
 
 POLL_SECONDS = 0.5
 """How often the driver checks the logs and Ctrl-C."""

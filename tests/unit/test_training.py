@@ -24,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from taugrid import config
 from taugrid.errors import DeviceUnusable, UserError
+from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.orchestrator import training as driver
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.dispatch.capacity import Node
@@ -45,7 +46,6 @@ from taugrid.workers.training import checkpoints, fit, loop
 from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import SCALARS, Log, Record, is_logged, training_progress
-from taugrid.workers.training.spec import Hopeless, TrainingSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
