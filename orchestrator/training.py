@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, last_line
@@ -241,31 +240,25 @@ class Training:
         )
 
 
-class UnderWay(NamedTuple):
-    all: int
-    """Trainings that have begun and not ended."""
-    starting: int
-    """Of these, those whose workers may not have their places yet."""
-
-
 def most_at_once(cluster: Cluster) -> int:
     """The maximum number of trainings at a time, however much room there is for their workers."""
     return cluster.trainings or max(1, int(memory_here() * HELPERS_SHARE) // HELPERS_BYTES)
 
 
-def another_fits(wanted: capacity.Trainers, under_way: UnderWay, cluster: Cluster, may_grow: bool) -> bool:
+def another_fits(wanted: capacity.Trainers, under_way: int, starting: int, cluster: Cluster, may_grow: bool) -> bool:
     """Whether a training that wants so much begins now. If there is no other, it does, and waits for room itself.
+
+    Others are `under_way`; of these, `starting` may not have their workers' places yet.
 
     It takes what it would take alone: fewer CPUs would be fewer threads, and other last digits of weights. An elastic
     training counts with all its workers. With `cluster.trainings` on a cluster that `may_grow`, it begins without room,
     because Ray's autoscaler counts only workers that wait.
     """
-    if not under_way.all or (cluster.trainings is not None and may_grow):
+    if not under_way or (cluster.trainings is not None and may_grow):
         return True
     size = capacity.Size(wanted.cpus, wanted.gpus)
-    return sum(node.capacity(size) for node in capacity.free(cluster.label_selector)) >= wanted.most * (
-        under_way.starting + 1
-    )
+    room = sum(node.capacity(size) for node in capacity.free(cluster.label_selector))
+    return room >= wanted.most * (starting + 1)
 
 
 class Trainings:
@@ -366,8 +359,7 @@ class Trainings:
 
     def _fits(self, training: Training) -> bool:
         starting = sum(not other.has_begun for other in self._under_way)
-        under_way = UnderWay(len(self._under_way), starting)
-        return another_fits(training.wanted(), under_way, self._cluster, self._may_grow)
+        return another_fits(training.wanted(), len(self._under_way), starting, self._cluster, self._may_grow)
 
     def _end(self, training: Training) -> None:
         self._under_way.remove(training)

@@ -43,8 +43,10 @@ class Progress(Observer):
         self, console: Console | None = None, live: bool | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         """`live` None: show a live view if `console` is a terminal that can redraw lines."""
-        self._console = console or Console(stderr=True, highlight=False)
-        self._is_live = _can_redraw(self._console) if live is None else live
+        self._console = shown = console or Console(stderr=True, highlight=False)
+        # A log file for which FORCE_COLOR is set is a terminal to rich.
+        can_redraw = shown.is_terminal and not shown.is_dumb_terminal and shown.file.isatty()
+        self._is_live = can_redraw if live is None else live
         self._clock = clock
         self._lock = threading.Lock()
         self._view = Live(
@@ -178,8 +180,3 @@ class Progress(Observer):
             return None
         snapshot = self.state.snapshot(self._clock())
         return snapshot if snapshot.line else None
-
-
-def _can_redraw(console: Console) -> bool:
-    """Whether lines can be redrawn: in a terminal, but not in a log file for which FORCE_COLOR is set."""
-    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()

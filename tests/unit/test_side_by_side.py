@@ -21,7 +21,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import note_of_trainings
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.training import HELPERS_BYTES, UnderWay, another_fits, most_at_once
+from taugrid.orchestrator.training import HELPERS_BYTES, another_fits, most_at_once
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import Log, Record, TrainingProgress
 
@@ -68,7 +68,7 @@ GPU, EIGHT_OF_TWO = Trainers(1, 4, 1), Trainers(8, 4, 2)
 )
 def test_as_many_begin_as_what_is_free_holds(cluster_of, wanted, under_way, begins):
     cluster_of(Node("a", 64, 8), Node("b", 64, 6))
-    assert another_fits(wanted, UnderWay(*under_way), Cluster(), may_grow=True) is begins
+    assert another_fits(wanted, *under_way, Cluster(), may_grow=True) is begins
 
 
 @pytest.mark.parametrize(
@@ -86,25 +86,25 @@ def test_as_many_begin_as_what_is_free_holds(cluster_of, wanted, under_way, begi
 )
 def test_a_part_of_a_gpu_is_sought_on_one_gpu(cluster_of, gpus, taken, each, begins):
     cluster_of(Node("a", 64, gpus, taken=Size(4, taken)))
-    assert another_fits(Trainers(1, 2, each), UnderWay(1, 0), Cluster(), may_grow=False) is begins
+    assert another_fits(Trainers(1, 2, each), 1, 0, Cluster(), may_grow=False) is begins
 
 
 def test_cpus_that_are_taken_are_not_free(cluster_of):
     cluster_of(Node("a", 4, 0, taken=Size(1.5, 0)))
-    fit = [another_fits(Trainers(1, cpus, 0), UnderWay(1, 0), Cluster(), may_grow=False) for cpus in (2.5, 3)]
+    fit = [another_fits(Trainers(1, cpus, 0), 1, 0, Cluster(), may_grow=False) for cpus in (2.5, 3)]
     assert fit == [True, False]
 
 
 def test_the_first_begins_without_room_and_waits_for_it(cluster_of):
     cluster_of()
-    assert another_fits(GPU, UnderWay(0, 0), Cluster(), may_grow=True)
-    assert not another_fits(GPU, UnderWay(1, 0), Cluster(), may_grow=True)
+    assert another_fits(GPU, 0, 0, Cluster(), may_grow=True)
+    assert not another_fits(GPU, 1, 0, Cluster(), may_grow=True)
 
 
 def test_a_number_asks_for_so_many_on_a_cluster_that_grows(cluster_of):
     cluster_of()
-    assert another_fits(GPU, UnderWay(1, 1), Cluster(trainings=2), may_grow=True)
-    assert not another_fits(GPU, UnderWay(1, 1), Cluster(trainings=2), may_grow=False), "this machine does not grow"
+    assert another_fits(GPU, 1, 1, Cluster(trainings=2), may_grow=True)
+    assert not another_fits(GPU, 1, 1, Cluster(trainings=2), may_grow=False), "this machine does not grow"
 
 
 def test_the_drivers_memory_limits_them_unless_a_number_is_given(cluster_of):
