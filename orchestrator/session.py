@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taugrid.errors import UserError, user_errors
 from taugrid.eval.reference import open_reference
 from taugrid.orchestrator.dispatch import capacity, cluster
+from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Trainings
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
@@ -30,7 +31,6 @@ from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_di
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.training import Training, TrainingFailed, Trainings
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, WorkKind
 from taugrid.orchestrator.work.survey import Survey

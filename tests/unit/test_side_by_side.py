@@ -15,13 +15,13 @@ from test_reconstruct_work import save_network
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
-from taugrid.orchestrator import training as stage
+from taugrid.orchestrator.dispatch import training as stage
 from taugrid.orchestrator.dispatch.capacity import Node, Size, Trainers
+from taugrid.orchestrator.dispatch.training import HELPERS_BYTES, another_fits, most_at_once
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import note_of_trainings
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.training import HELPERS_BYTES, another_fits, most_at_once
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import Log, Record, TrainingProgress
 

@@ -25,8 +25,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from taugrid import config
 from taugrid.errors import DeviceUnusable, UserError
 from taugrid.jobs import Hopeless, TrainingSpec
-from taugrid.orchestrator import training as driver
 from taugrid.orchestrator.dispatch import capacity
+from taugrid.orchestrator.dispatch import training as driver
 from taugrid.orchestrator.dispatch.capacity import Node
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
