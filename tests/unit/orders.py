@@ -6,8 +6,7 @@ tolerance of 1e-13 (DOP853) gives the solution. docs/mathematics.md holds what t
 """
 
 from functools import cache
-from itertools import pairwise
-from math import exp, log, log2, sqrt
+from math import exp, log, sqrt
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from taugrid.config import DIFFUSION_DEFAULTS, Sample
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.gaussian import gaussian, two_points
-from taugrid.workers.diffusion.process import Point, predict_eps
+from taugrid.workers.diffusion.process import Point, path, predict_eps
+from taugrid.workers.diffusion.timesteps import times
 from taugrid.workers.samplers.sampler import find
 
 CLAIMED = {"ddim": 1, "heun": 2, "dpm++2m": 2, "dpm++3m": 3, "unipc": 4}
@@ -45,16 +45,16 @@ def lam(at):
     return log(at.alpha / at.sigma)
 
 
-def from_T(steps):
-    """The points of `logsnr` without the last step, which leads to sigma = 0."""
-    return find("dpm++2m").path(Sample(steps=steps + 1, spacing="logsnr"), PROCESS)[:-1]
+def from_start(steps):
+    """The points of `logsnr`, the last one at time 1: its step onto sigma = 0 is left out."""
+    return path(PROCESS, times("logsnr", steps, PROCESS))[:-1]
 
 
 def from_later(steps, first=None):
     """Points from `LATER` on; with `first`, after a step of that length."""
     end = lam(PROCESS.at(1))
     if first is None:
-        return [point(each) for each in np.linspace(LATER, end, steps + 1).tolist()]
+        return [point(each) for each in np.linspace(LATER, end, steps).tolist()]
     return [point(each) for each in (LATER, *np.linspace(LATER + first, end, steps).tolist())]
 
 
@@ -112,8 +112,8 @@ class Pair:
 ORACLES = {"Gaussian": Normal(), "two points": Pair()}
 
 
-def solved(name, path, oracle):
-    """The sampler's x at the last point of `path`, from `X` at its first."""
+def solved(name, path, oracle, x=X):
+    """The sampler's x at the last point of `path`, from `x` at its first."""
 
     def eps(x, at, condition=None):
         x0 = torch.from_numpy(oracle.x0(x.numpy(), at.alpha, at.sigma))
@@ -122,23 +122,18 @@ def solved(name, path, oracle):
     def no_noise(*_):
         raise AssertionError("a solver draws no noise")
 
-    return find(name).sample(X, path, Denoise(eps, PROCESS), no_noise, Sample()).numpy()
+    return find(name).sample(x, path, Denoise(eps, PROCESS), no_noise, Sample()).numpy()
 
 
 def error(name, path, oracle):
     return float(np.abs(solved(name, path, oracle) - oracle.solution(X.numpy(), path[0], path[-1])).max())
 
 
-def order(errors):
-    """The order between the last two S of which both errors are above `FLOOR`."""
-    above = [each for each in errors if each > FLOOR]
-    return log2(above[-2] / above[-1])
-
-
 def measured(name, paths, oracle):
-    """The error at the last of `STEPS`, and the order."""
-    errors = [error(name, paths(steps), oracle) for steps in STEPS]
-    return errors[-1], order(errors)
+    """The error at the largest of `STEPS` where it is above `FLOOR`, and the order between it and the S before."""
+    errors = {steps: error(name, paths(steps), oracle) for steps in STEPS}
+    *_, before, last = [steps for steps, size in errors.items() if size > FLOOR]
+    return errors[last], log(errors[before] / errors[last]) / log((last - 1) / (before - 1))
 
 
 def shortened(steps):
@@ -147,8 +142,8 @@ def shortened(steps):
 
 
 COLUMNS = {
-    "Gaussian": (from_T, "Gaussian"),
-    "two points": (from_T, "two points"),
+    "Gaussian": (from_start, "Gaussian"),
+    "two points": (from_start, "two points"),
     "Gaussian from λ = -1": (from_later, "Gaussian"),
     "the same after a step of h²": (shortened, "Gaussian"),
 }
@@ -165,4 +160,4 @@ def table():
 
 if __name__ == "__main__":
     for line in table():
-        print(line)  # noqa: T201
+        print(line)

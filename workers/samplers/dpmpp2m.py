@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M): Lu et al. 2022, "DPM-Solver++: fast solver for guided sampling of diffusion models", algorithm 2."""
+"""DPM-Solver++(2M): Lu, Zhou, Bao, Chen, Li & Zhu 2022, "DPM-Solver++" (arXiv 2211.01095), algorithm 2."""
 
 from collections.abc import Sequence
 from math import expm1

@@ -1,12 +1,13 @@
 """Heun's method for the probability-flow ODE: Karras et al. 2022, algorithm 1, for x = alpha x0 + sigma eps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from taugrid.config import Sample
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import Point, Process, predict_eps
+from taugrid.workers.diffusion.process import Point, Process, path, predict_eps
+from taugrid.workers.samplers.sampler import Noise
 from taugrid.workers.samplers.solver import Solver, first_order
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ class Heun(Solver):
 
     def times(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """Of each step the time where it begins and, if it has a second evaluation, the time where it ends."""
-        steps = pairwise(self.path(settings, process))
+        steps = pairwise(path(process, self.tau(settings, process)))
         return tuple(at.time for a, b in steps for at in ((a, b) if has_slope(a, b) else (a,)))
 
     def sample(
@@ -26,7 +27,7 @@ class Heun(Solver):
         x: "Tensor",
         path: Sequence[Point],
         denoise: Denoise,
-        noise: Callable[..., "Tensor"],
+        noise: Noise,
         settings: Sample,
     ) -> "Tensor":
         """x_0, (B, C, H, W), from x_T: y = x / alpha solves dy / dr = eps in r = sigma / alpha, eq. 14 of DDIM."""

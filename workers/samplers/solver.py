@@ -14,14 +14,14 @@ clip `x0_and_eps`: an ODE has no other eps.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from taugrid.config import Sample
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import Point, Process, predict_eps
-from taugrid.workers.samplers.sampler import Sampler
+from taugrid.workers.diffusion.process import Point, Process, path, predict_eps
+from taugrid.workers.samplers.sampler import Noise, Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,22 +39,25 @@ class Solver(Sampler):
 
     keys = frozenset({"spacing", "steps_offset", "clip", "clip_range"})
 
-    def path(self, settings: Sample, process: Process) -> tuple[Point, ...]:
-        """The points of the spacing.
+    def tau(self, settings: Sample, process: Process) -> tuple[float, ...]:
+        """The times of the spacing.
 
         Raises:
-            ValueError: if two points in a row are the same, with the S nearest below at which none are.
+            ValueError: if two points in a row are equal, with the nearest S below, above 1, at which none are.
         """
-        points = super().path(settings, process)
-        stays = next((a for a, b in pairwise(points) if a.ratio == b.ratio), None)
+        found = super().tau(settings, process)
+        stays = _where_it_stays(process, found)
         if stays is None:
-            return points
-        fewer = (settings.model_copy(update={"steps": steps}) for steps in range(settings.steps - 1, 0, -1))
-        works = next((each.steps for each in fewer if _moves(super(Solver, self).path(each, process))), None)
-        remedy = "set diffusion.set_alpha_to_one: true" if works is None else f"set steps to {works}, or less"
+            return found
+        remedy = "set diffusion.set_alpha_to_one: true"
+        for steps in range(settings.steps - 1, 1, -1) if isinstance(settings.spacing, str) else ():
+            fewer = super().tau(settings.model_copy(update={"steps": steps}), process)
+            if _where_it_stays(process, fewer) is None:
+                remedy = f"set steps to {steps}"
+                break
         raise ValueError(
-            f"steps {settings.steps} of spacing {settings.spacing_name} has a step of length 0 at time "
-            f"{stays.time + 1}, and {settings.sampler} divides by the length of a step: {remedy}"
+            f"{settings.steps} steps of spacing {settings.spacing_name} have one of length 0 at time {stays:g}, which "
+            f"{settings.sampler} can't take; {remedy}, or choose another spacing"
         )
 
 
@@ -69,7 +72,7 @@ class Multistep(Solver):
         x: "Tensor",
         path: Sequence[Point],
         denoise: Denoise,
-        noise: Callable[..., "Tensor"],
+        noise: Noise,
         settings: Sample,
     ) -> "Tensor":
         """x_0, (B, C, H, W), from x_T."""
@@ -103,5 +106,7 @@ def first_order(x: "Tensor", x0: "Tensor", a: Point, b: Point) -> "Tensor":
     return b.alpha * x0 + b.sigma * predict_eps(x, x0, a)
 
 
-def _moves(path: Sequence[Point]) -> bool:
-    return all(a.ratio != b.ratio for a, b in pairwise(path))
+def _where_it_stays(process: Process, tau: Sequence[float]) -> float | None:
+    """The time of the first step that leads to an equal point; None if all steps lead somewhere."""
+    steps = zip(reversed(tau), pairwise(path(process, tau)), strict=True)
+    return next((t for t, (a, b) in steps if (a.alpha, a.sigma) == (b.alpha, b.sigma)), None)

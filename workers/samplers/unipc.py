@@ -1,11 +1,11 @@
 """UniPC-3: Zhao et al. 2023, "UniPC: a unified predictor-corrector framework for fast sampling of diffusion models".
 
-Predictor UniP-3 and corrector UniC-3, multistep, for a network's x0. The paper's a_p solves R_p(h) a_p = phi_p(h) / B(h)
-and is multiplied by B(h), so that B(h) cancels: `weights` solves the same conditions without it. (The released code takes
-a_1 = 1/2 for UniP-2 and UniC-1 instead, where B(h) = h and B(h) = e^h - 1 then differ.)
+UniP-3 predicts and UniC-3 corrects, multistep, from predicted x0. The paper solves R_p(h) a_p = phi_p(h) / B(h)
+and multiplies a_p by B(h), which cancels: `weights` solves the same conditions without it. (The released code takes 1/2
+for a_1 of UniP-2 and UniC-1 instead, so that B(h) = h and B(h) = e^h - 1 differ there.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import expm1
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ import numpy as np
 from taugrid.config import Sample
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point
+from taugrid.workers.samplers.sampler import Noise
 from taugrid.workers.samplers.solver import Evaluated, Solver, first_order, is_infinite, length
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class UniPC(Solver):
         x: "Tensor",
         path: Sequence[Point],
         denoise: Denoise,
-        noise: Callable[..., "Tensor"],
+        noise: Noise,
         settings: Sample,
     ) -> "Tensor":
         """x_0, (B, C, H, W), from x_T."""
