@@ -41,13 +41,12 @@ class UniPC(Solver):
         source = x  # x at the newest point, corrected
         for a, b in pairwise(path):
             new = Evaluated(a, denoise(x, a).x0)
-            if history:
-                x = integrated(source, history[0].at, a, [new, *history])  # UniC
             if is_infinite(a, b):
                 x = first_order(x, new.x0, a, b)
                 continue
+            source = integrated(source, history[0].at, a, [new, *history]) if history else x  # UniC
             history = [new, *history][:ORDER]
-            source, x = x, integrated(x, a, b, history)  # UniP
+            x = integrated(source, a, b, history)  # UniP
         return x
 
 
