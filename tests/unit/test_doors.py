@@ -347,6 +347,27 @@ def test_a_sampler_that_breaks_its_word_fails_its_cells_once(sampler_of, tmp_pat
     assert not list((tmp_path / "run/samples").glob("*other*/part*"))
 
 
+def test_a_cell_is_not_continued_with_other_arguments(sampler_of, tmp_path):
+    """As if a library had changed a default: the cell that is whole stays, the other one gets nothing."""
+    sampler_of(options={"order": 2})
+    with small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as opened:
+        assert not drive(opened, tmp_path / "run", LOCAL)[0].missing
+    whole, broken = sorted((tmp_path / "run/samples").glob("*/part-000001.parquet"))
+    broken.unlink()
+    sampler_of(options={"order": 3})
+    with (
+        small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as again,
+        pytest.raises(UserError, match=r"^S=4: its samples were made with order = 2, but other has 3 now; set it in"),
+    ):
+        drive(again, tmp_path / "run", LOCAL)
+    assert whole.exists()
+    assert not broken.exists()
+    sampler_of(options={"order": 2})
+    with small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as again:
+        assert not drive(again, tmp_path / "run", LOCAL)[0].missing
+    assert broken.exists()
+
+
 @pytest.mark.parametrize("spacing", ["linear", "ermongroup-quad"])
 def test_network_calls_are_counted(sampler_of, tmp_path, spacing):
     """Times that repeat count each time: ermongroup-quad visits 100 times at S = 100, and not as many different."""
