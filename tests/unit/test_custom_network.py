@@ -490,8 +490,8 @@ def test_times_between_whole_ones_are_tried(folder, name, takes):
         if takes
         else pytest.raises(
             UserError,
-            match=rf"^model.callable: the network of mine:{name} takes whole time indices only, but spacing logsnr calls "
-            r"it at [\d.]+; choose another spacing or sampler",
+            match=rf"^model.callable: the network of mine:{name} takes whole time indices only, but spacing logsnr "
+            r"calls it at [\d.]+; choose another spacing or sampler",
         )
     ):
         planned(**sections, sample=settings | {"spacing": "logsnr"})
