@@ -22,12 +22,12 @@ from taugrid import __version__
 from taugrid.config import Config
 from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator.dispatch.address import (
+    COMMON_ENVIRONMENT,
     CONNECT_SECONDS,
     is_on_loopback,
     require_token,
     require_token_accepted,
 )
-from taugrid.orchestrator.dispatch.cluster import COMMON_ENVIRONMENT
 from taugrid.orchestrator.jobs.package import entrypoint, pack_job
 from taugrid.workers.ray_compat import Header
 
