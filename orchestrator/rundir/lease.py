@@ -90,7 +90,7 @@ class Lease:
 
     def holder(self) -> Holder | None:
         """The current holder of the lease; None if there is no valid lease."""
-        value = read_json(self._path, self._storage)
+        value: Any = read_json(self._path, self._storage)
         try:
             holder = Holder(**{name: value[name] for name in Holder._fields})
             datetime.fromisoformat(holder.heartbeat)
