@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taugrid.errors import NOT_WRITABLE, RunFailed, UserError
 from taugrid.orchestrator import ending
