@@ -92,6 +92,8 @@ class CustomNetwork:
     """The files that `source_sha256` covers. Empty in records of older versions."""
     by_bytes: tuple[str, str] | None = None
     """`source_sha256` and `weights_sha256` as they were made before comments were cut out of the source."""
+    takes_fractions: bool = True
+    """Whether it can be called at times between whole ones, as some samplers and spacings do. True if unknown."""
 
 
 NetworkSpec = SavedUnet | OracleNetwork | CustomNetwork
