@@ -56,6 +56,9 @@ class Process(Protocol):
     def at(self, t: float) -> Point:
         """The point at the paper's time t in 0..T."""
 
+    def __hash__(self) -> int:
+        """What is known of a process is cached by its identity."""
+
 
 class DiscreteVP:
     """The process of DDPM: alpha^2 + sigma^2 = 1, times 0..T."""

@@ -148,8 +148,7 @@ class Diffusers(Sampler):
         options = canonical_json(settings.sampler_options)
         scheduler = _instance(self.scheduler, options, settings.steps, process, process.prediction)
         scheduler.set_timesteps(settings.steps)
-        ratio = _levels(scheduler, process)[1][-1]
-        return ratio / math.hypot(1, ratio)
+        return _levels(scheduler, process)[1][-1]
 
     def sample(
         self,
@@ -290,29 +289,24 @@ def _times(scheduler: Any) -> list[float]:
 
 
 def _levels(scheduler: Any, process: Process) -> tuple[list[float], list[float]]:
-    """The network's time in the first call of each step, and sigma / alpha of x there and, last, of the result."""
+    """The network's time in the first call of each step, and the sigma of x there and, last, of the result."""
     name, times = type(scheduler).__name__, _times(scheduler)
     if hasattr(scheduler, "sigmas"):
         two_calls = scheduler.order == 2
-        sigmas = scheduler.sigmas.tolist()
+        ratios = scheduler.sigmas.tolist()  # of sigma to alpha
         starts = times[::2] if two_calls else times
-        return starts, ([sigmas[0], *sigmas[1::2]] if two_calls else sigmas)[: len(starts) + 1]
+        visited = ([ratios[0], *ratios[1::2]] if two_calls else ratios)[: len(starts) + 1]
+        return starts, [ratio / math.hypot(1, ratio) for ratio in visited]
     if name in ("DDIMScheduler", "PNDMScheduler"):
         if name == "PNDMScheduler":
             skips = scheduler.config.skip_prk_steps
             times = [times[0], *times[2:]] if skips else [*times[:12:4], *times[12:]]
         stride = process.timesteps // scheduler.num_inference_steps
-        end = float(scheduler.final_alpha_cumprod)
-        reached = [_ratio(process, t - stride) if t >= stride else math.sqrt(1 / end - 1) for t in times]
-        return times, [_ratio(process, times[0]), *reached]
-    last = _ratio(process, 0) if name == "TCDScheduler" else 0.0
-    return times, [*(_ratio(process, t) for t in times), last]
-
-
-def _ratio(process: Process, time: float) -> float:
-    """Sigma / alpha at a time of the network."""
-    at = process.at(time + 1)
-    return at.ratio if at.alpha else math.inf
+        end = math.sqrt(1 - float(scheduler.final_alpha_cumprod))
+        reached = [process.at(t - stride + 1).sigma if t >= stride else end for t in times]
+        return times, [process.at(times[0] + 1).sigma, *reached]
+    end = process.at(1).sigma if name == "TCDScheduler" else 0.0
+    return times, [*(process.at(t + 1).sigma for t in times), end]
 
 
 @lru_cache(maxsize=1024)
@@ -334,7 +328,7 @@ def _objection(name: str, options: str, steps: int, process: Process) -> str | N
                 f"in a trial with {many} steps, a Gaussian with mean {MEAN} and standard deviation {DEVIATION} came "
                 f"out with {mean:.3g} and {deviation:.3g}; set other sampler_options"
             )
-    if not math.isfinite(sum(_trial(name, options, steps, process))):
+    if not all(map(math.isfinite, _trial(name, options, steps, process))):
         return "returns nan or infinity for a Gaussian"
     return None
 
@@ -360,7 +354,7 @@ def _wrong_schedule(name: str, options: str, steps: int, process: Process) -> st
         moves = levels[step + 1] < levels[step] or step == len(starts) - 1  # some end at the noise of their last call
         if not moves or [t] == starts[step - 1 : step]:
             return f"has a step of length 0 at time {t:g}"
-        off = levels[step] / _ratio(process, t) if step else 1.0
+        off = levels[step] / process.at(t + 1).sigma if step else 1.0
         if not 1 / OFF_BY <= off <= OFF_BY:
             return f"calls the network at time {t:g} for an x with {off:.2g} times the noise of that time"
     return None
