@@ -147,8 +147,8 @@ def evaluations_of(name: str, settings: Sample, process: Process) -> int:
 
 @cache
 def code_hash(name: str) -> str | None:
-    """SHA-256 of a custom sampler's package name, package version and module source. None for built-ins."""
-    if name in samplers.SAMPLERS:
+    """SHA-256 of a custom sampler's package name, package version and module source. None for taugrid's own."""
+    if not samplers.is_custom(name):
         return None
     try:
         entry = samplers.entry(name)
