@@ -46,7 +46,7 @@ class Training:
     """One model's training in a driver session; Ray must be connected.
 
     Only Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back. The
-    caller does the rest: it calls `begin`, then `look` now and then, and `end` once the thread has ended.
+    caller does the rest: it calls `begin`, then `check_log` now and then, and `end` once the thread has ended.
     """
 
     def __init__(
@@ -73,7 +73,23 @@ class Training:
 
     @property
     def done(self) -> int:
-        return self.at.step if self.at is not None else 0
+        """Steps done; before it has begun, those of its last checkpoint."""
+        if self.at is None:
+            return 0
+        return self.at.step if self.has_begun else self.at.checkpoint
+
+    @property
+    def at_stake(self) -> str:
+        """What an interruption loses, as a phrase; empty: nothing."""
+        if self.at is None or not self.has_begun or self.at.step <= self.at.checkpoint:
+            return ""
+        lost = counted(self.at.step - self.at.checkpoint, "step")
+        since = (
+            f"since its checkpoint of step {self.at.checkpoint:,}"
+            if self.at.checkpoint
+            else "before its first checkpoint"
+        )
+        return f"training of {self.model.called}: {lost} {since} lost"
 
     @property
     def found_no_room(self) -> bool:
@@ -93,12 +109,13 @@ class Training:
         model, self._spec = self.model, self._specified(self.wanted())
         self.at, self.has_begun, self._error = self._now(), False, None
         if self.at is not None:
-            has_checkpoint = any(self._spec.running.glob("checkpoint_*"))
-            place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
+            has_checkpoint, step = any(self._spec.running.glob("checkpoint_*")), self.at.checkpoint
+            last = f"continues from its last checkpoint{f', of step {step}' if step else ''}"
+            then = last if has_checkpoint else "begins again, because it has no checkpoint"
             how = "failed" if model.id in failed_trainings(self._rundir) else "was interrupted"
-            message = f"training of {model.called} {how} at step {self.at.step}; it continues from {place}"
+            message = f"training of {model.called} {how} at step {self.at.step}; it {then}"
             self._say_once("interrupted", message)
-        self._began = self._changed = self._looked_at = self._fitted_at = time.monotonic()
+        self._began = self._changed = self._checked_at = self._fitted_at = time.monotonic()
         # With this step a watching command detects whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
         threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
@@ -107,7 +124,7 @@ class Training:
         """Record an event: it found no room and waits for `begin`."""
         self._events.add("training waits", model=self.model.id)
 
-    def look(self) -> None:
+    def check_log(self) -> None:
         """Read the log, and say once if no step is logged for long.
 
         Raises:
@@ -131,9 +148,9 @@ class Training:
     def _require_capacity(self) -> None:
         """Raise `UserError` if nodes for the fewest workers have been missing for `cluster.max_wait_seconds`."""
         now, limit = time.monotonic(), self._cluster.max_wait_seconds
-        if now - self._looked_at < CAPACITY_SECONDS:
+        if now - self._checked_at < CAPACITY_SECONDS:
             return
-        self._looked_at = now
+        self._checked_at = now
         size = capacity.Size(self._spec.cpus_per_worker, self._spec.gpus_per_worker)
         if capacity.total_capacity(size, self._cluster) >= self._spec.train.fewest_workers:
             self._fitted_at = now

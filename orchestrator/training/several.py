@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch.capacity import Size, Trainers, free
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.bars import name_of_trainings, note_of_trainings
 from taugrid.orchestrator.training.one import Training, TrainingFailed
-from taugrid.words import counted
+from taugrid.words import counted, listed
 from taugrid.workers.ray_compat import memory_here
 
 POLL_SECONDS = 0.5
@@ -79,7 +80,7 @@ class Trainings:
         self._to_change: UserError | None = None  # ends the stage once no training runs
         self._most, self._told = most_at_once(cluster), False
         self._trained = 0
-        self._looked_at = float("-inf")
+        self._checked_at = float("-inf")
 
     def run(self) -> dict[str, TrainingFailed]:
         """Train them all. Returns model id -> error for those that failed.
@@ -92,11 +93,12 @@ class Trainings:
         while self._waiting or self._goes_on():
             with self._others_go_on():
                 self._begin()
-            self._look()
+            self._check_logs()
             self._show()
             with suppress(Empty), self._others_go_on():
                 self._end(self._ended.get(timeout=POLL_SECONDS))
         self._progress.end()
+        ending.lose("")
         if self._to_change is not None:
             raise self._to_change
         return self._failed
@@ -120,10 +122,10 @@ class Trainings:
             if is_first:
                 self._progress.say(f"{error}; no other training begins, and those that run go on to their end")
 
-    def _look(self) -> None:
+    def _check_logs(self) -> None:
         for training in self._under_way:
             with self._others_go_on():
-                training.look()
+                training.check_log()
         for running in self._under_way:
             if running.has_begun:
                 self._beside_work.update(other for other in self._under_way if other is not running)
@@ -131,9 +133,9 @@ class Trainings:
     def _begin(self) -> None:
         """Begin those that wait, in their order, as long as the next one has room."""
         now = time.monotonic()
-        if self._under_way and now - self._looked_at < ROOM_POLL_SECONDS:
+        if self._under_way and now - self._checked_at < ROOM_POLL_SECONDS:
             return
-        self._looked_at = now
+        self._checked_at = now
         while self._waiting and not self._are_enough() and self._fits(self._waiting[0]):
             training = self._waiting.popleft()
             self._beside_work.discard(training)
@@ -185,6 +187,7 @@ class Trainings:
             self._progress.begin(name, sum(training.steps for training in self._all), "steps")
 
     def _show(self) -> None:
+        ending.lose(listed([lost for training in self._under_way if (lost := training.at_stake)], 3, "training", "; "))
         running = {training.model.called: training.at for training in self._under_way if training.has_begun}
         progress = {called: at for called, at in running.items() if at is not None}
         if progress:
