@@ -40,7 +40,6 @@ def judge_run(run: Run, progress: Progress) -> Findings:
     rows = {row["cell"]: row for row in collect(plan, rundir, evaluation(config, plan)).rows}
     reference, judgements = data.load_images(config.data), []
     progress.begin("judging", len(plan.cells), "cells")
-    progress.started()
     for count, cell in enumerate(plan.cells):
         judgements.append(Judgement(cell, _judge(cell, rundir, rows[cell.id]["fid"], reference)))
         progress.update(count + 1)
@@ -61,7 +60,7 @@ def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8])
     settings = CellSettings(
         data=distribution(cell.model.data),
         alpha_bar=schedules.alpha_bar(cell.model.diffusion),
-        tau=cell.tau,
+        tau=[int(t) for t in cell.tau],  # its grid has no log-SNR spacings
         eta=cell.settings.eta,
         clip=cell.settings.clip or "none",
         seed=cell.settings.seed,

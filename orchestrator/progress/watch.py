@@ -14,8 +14,7 @@ from rich.console import Console
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.bars import name_of_trainings, note_of_trainings
-from taugrid.orchestrator.progress.state import LiveState
+from taugrid.orchestrator.progress.state import LiveState, name_of_trainings, note_of_trainings
 from taugrid.orchestrator.progress.summary import grid_cells, shown_metric
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.report.up_to_date import RequestedScores, score_on_disk
@@ -65,7 +64,7 @@ class Watching:
 
     def poll(self) -> bool:
         """Show new events. Returns whether a driver is running."""
-        self.has_driver = Lease(self._rundir.lease, self._rundir.storage).live_holder() is not None
+        self.has_driver = Lease(self._rundir).live_holder() is not None
         events = self._events.new()
         if self._events.number != self._session:
             self._session, self._trainings, self._waits_at = self._events.number, [], {}
@@ -118,7 +117,8 @@ class Watching:
             self._waits_at[event["model"]] = event["step"]
         steps = [model.source.train.steps for model in self._trainings if isinstance(model.source, Trained)]
         if steps:
-            self._progress.begin(name_of_trainings([model.called for model in self._trainings]), sum(steps), "steps")
+            called = [model.called for model in self._trainings]
+            self._progress.begin(name_of_trainings(called), sum(steps), "steps", waits=True)
 
     def _show_trainings(self) -> None:
         scratch = self._config.cluster.scratch
@@ -132,5 +132,4 @@ class Watching:
                     running[model.called] = at
         if running:
             workers = sum(at.workers for at in running.values())
-            self._progress.started(done)
             self._progress.update(done, workers, note_of_trainings(running, len(self._trainings), 0))

@@ -1,4 +1,4 @@
-"""The samplers that a config can name: built-ins, and those of installed packages (the entry-point group `GROUP`).
+"""The samplers that a config can name: built-ins, diffusers' schedulers, those of packages (entry-point group `GROUP`).
 
 A new sampler is one file in workers/samplers/ with a line in `SAMPLERS`, or a package with an entry point.
 """
@@ -12,7 +12,16 @@ from importlib.metadata import EntryPoint, entry_points
 GROUP = "taugrid.samplers"
 """An entry's name is the value of `sample.sampler`; it is a subclass of `taugrid.workers.samplers.sampler.Sampler`."""
 
-SAMPLERS = {"ddim": "taugrid.workers.samplers.ddim:DDIM"}
+SAMPLERS = {
+    "ddim": "taugrid.workers.samplers.ddim:DDIM",
+    "dpm++2m": "taugrid.workers.samplers.dpmpp2m:DPMpp2M",
+    "dpm++3m": "taugrid.workers.samplers.dpmpp3m:DPMpp3M",
+    "heun": "taugrid.workers.samplers.heun:Heun",
+    "unipc": "taugrid.workers.samplers.unipc:UniPC",
+}
+
+DIFFUSERS = "diffusers:"
+"""What names of diffusers' schedulers begin with."""
 
 DEFAULT = "ddim"
 
@@ -41,6 +50,11 @@ def check(name: str) -> None:
         entry(name)
 
 
+def is_custom(name: str) -> bool:
+    """Whether its code is not taugrid's: a name that an installed package brings."""
+    return name not in SAMPLERS and not name.startswith(DIFFUSERS)
+
+
 @cache  # a search through all packages takes milliseconds, and a grid has thousands of points
 def entry(name: str) -> EntryPoint:
     """The entry point of a sampler's class.
@@ -48,6 +62,8 @@ def entry(name: str) -> EntryPoint:
     Raises:
         ValueError: if there is none of that name.
     """
+    if name.startswith(DIFFUSERS):  # whether there is one is found out when it is loaded
+        return EntryPoint(name, f"taugrid.workers.samplers.diffusers:{name.removeprefix(DIFFUSERS)}", GROUP)
     installed = list[EntryPoint](entry_points(group=GROUP, name=name))
     if name in SAMPLERS and installed:
         raise ValueError(

@@ -42,7 +42,7 @@ from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.device import ignore_heartbeat, with_heartbeats
 from taugrid.workers.diffusion import gaussian, noise, oracle
-from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
 from taugrid.workers.sample import SampleJob, sample_shard
@@ -127,7 +127,7 @@ def test_its_images_are_what_its_code_makes_of_the_network_and_the_noise(told):
     folder, _ = told
     settings = planned(steps=4).cells[0].model
     process, data = schedules.process(settings.diffusion), gaussian.gaussian((1, 4, 4))
-    denoise = denoising(oracle.gaussian_eps(data, schedules.alpha_bar(settings.diffusion), "cpu"))
+    denoise = Denoise(oracle.gaussian_eps(data, process.alpha_bar, "cpu"), process)
     z = partial(noise.normal, 0, torch.arange(20), shape=(1, 4, 4))
     x = z(0)
     for a, b in pairwise(path(process, (250, 500, 750, 1000))):
@@ -158,12 +158,16 @@ def test_it_stands_in_tables_protocols_and_figures(told):
         "ddim": True, "twice": False,
     }  # fmt: skip
     protocols = read_json(folder / "run/tables/quality.json")["protocols"]
-    blocks = {row.sampler: protocols[row.protocol].get("sampler") for row in frame.itertuples()}
-    assert blocks == {"ddim": None, "twice": {"name": "twice", "code": sampler.code_hash("twice")}}
+    blocks = {(row.sampler, row.steps): protocols[row.protocol].get("sampler") for row in frame.itertuples()}
+    assert blocks["ddim", 2] is blocks["ddim", 4] is None
+    assert blocks["twice", 2] == {
+        "name": "twice", "options": {}, "times": [999, 499], "last_sigma": 0.0, "clip": None,
+        "code": sampler.code_hash("twice"),
+    }  # fmt: skip
     assert frame["eta"].isna().tolist() == (frame["sampler"] == "twice").tolist()
     told = (folder / "run/tables/quality.md").read_text()
     assert told.count("| ddim | 0.0 |") == told.count("| twice | twice |") == 2
-    assert "| twice | twice | – | – |\n\n## Notes" in told, "no closed form, and so no best"
+    assert "| twice | twice | – | – |\n" in told, "no closed form, and so no best"
     assert "- S=2 sampler=twice, S=4 sampler=twice: no FID in closed form" in told
     drawn = (folder / "run/figures/quality.svg").read_text()
     assert "twice" in drawn
@@ -181,17 +185,41 @@ def test_the_gate_compares_it_with_a_baseline(told):
 
 def test_keys_that_it_does_not_honour_make_no_cells(package):
     plain = planned(sampler="twice")
-    assert planned(sampler="twice", eta=0.5, clip="x0").cells[0].id == plain.cells[0].id != planned().cells[0].id
-    assert planned(sampler="twice", spacing="quadratic").cells[0].id != plain.cells[0].id
-    assert planned(sampler="twice", eta=0.5).remarks == ["twice ignores eta = 0.5"]
+    assert planned(sampler="twice", spacing="quadratic").cells[0].id != plain.cells[0].id != planned().cells[0].id
     assert plain.remarks == []
-    with pytest.raises(UserError) as found:
-        planned(grid={"sampler": ["ddim", "twice"], "eta": [0.0, 1.0]})
-    assert str(found.value) == (
-        "grid: twice has no eta, so the grid over eta makes the same cell twice (sampler=twice, eta=1.0): give twice "
-        "an entry of its own in the list, grid: [{sampler: [ddim], eta: [...], ...}, {sampler: [twice], ...}]"
-    )
+    both = planned(grid={"sampler": ["ddim", "twice"], "eta": [0.0, 1.0], "clip": ["none", "x0"]})
+    assert [cell.label for cell in both.cells] == [
+        "S=50 eta=0 sampler=ddim clip=none", "S=50 eta=0 sampler=ddim clip=x0",
+        "S=50 eta=1 sampler=ddim clip=none", "S=50 eta=1 sampler=ddim clip=x0", "S=50 sampler=twice",
+    ]  # fmt: skip
+    assert both.cells[-1].id == plain.cells[0].id
+    assert both.remarks == ["twice ignores clip and eta: 4 points of the grid, 1 cell"]
     assert len(planned(grid=[{"sampler": ["ddim"], "eta": [0.0, 1.0]}, {"sampler": ["twice"]}]).cells) == 3
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (
+            {"sampler": "twice", "eta": 0.5},
+            "sample.eta: 0.5 has no effect with the sampler twice; remove it or, for other samplers of the grid, write "
+            "it there: grid: [{sampler: [ddim], eta: [0.5]}, {sampler: [twice]}]",
+        ),
+        (
+            {"sampler": "twice", "sampler_options": {"order": 2}},
+            "sample.sampler_options of twice: it has no options; remove order",
+        ),
+        (
+            {"grid": [{"sampler": ["ddim", "twice"], "eta": [0.0, 1.0]}, {"sampler": ["twice"]}]},
+            "grid: the point sampler=twice appears twice (each entry of the list is a grid of its own; to combine "
+            "keys, write them in one entry); remove one of them",
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(package, sample, message):
+    with pytest.raises(UserError) as found:
+        planned(**sample)
+    assert str(found.value) == message
 
 
 def test_other_code_makes_other_cells_and_is_refused_by_a_worker(package):
@@ -241,7 +269,8 @@ def test_a_finished_run_is_looked_at_without_its_samplers_package(told, other_pa
     assert taugrid("compare", folder / "run", folder / "again")["result"] == "identical"
     with pytest.raises(UserError) as said:
         open_to_plan(str(folder / "small.yaml"), (), str(folder / "run"))
-    expected = "must be one of ddim, or one of a package" if remove else "the package of the sampler twice differs"
+    known = ", ".join(samplers.SAMPLERS)
+    expected = f"must be one of {known}, or one of a package" if remove else "the package of the sampler twice differs"
     assert expected in str(said.value)
 
 
@@ -280,8 +309,8 @@ def shard(folder, **sample):
     [cell] = planned(sampler="other", **{"steps": 2} | sample).cells
     network = oracle.gaussian_eps(gaussian.gaussian((1, 4, 4)), schedules.alpha_bar(cell.model.diffusion), "cpu")
     file, spec, about = folder / "part.parquet", OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
-    spec = OracleNetwork(cell.model.data)
-    job = SampleJob(str(file), 0, 3, spec, cell.model.decoder, cell.settings, cell.model.diffusion, cell.tau, about)
+    settings, diffusion, says = cell.settings, cell.model.diffusion, (cell.tau, cell.evaluations)
+    job = SampleJob(str(file), 0, 3, spec, cell.model.decoder, settings, diffusion, *says, about)
     sample_shard(job, network, "cpu")
     return file
 
@@ -318,6 +347,27 @@ def test_a_sampler_that_breaks_its_word_fails_its_cells_once(sampler_of, tmp_pat
     assert not list((tmp_path / "run/samples").glob("*other*/part*"))
 
 
+def test_a_cell_is_not_continued_with_other_arguments(sampler_of, tmp_path):
+    """As if a library had changed a default: the cell that is whole stays, the other one gets nothing."""
+    sampler_of(options={"order": 2})
+    with small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as opened:
+        assert not drive(opened, tmp_path / "run", LOCAL)[0].missing
+    whole, broken = sorted((tmp_path / "run/samples").glob("*/part-000001.parquet"))
+    broken.unlink()
+    sampler_of(options={"order": 3})
+    with (
+        small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as again,
+        pytest.raises(UserError, match=r"^S=4: its samples were made with order = 2, but other has 3 now; set it in"),
+    ):
+        drive(again, tmp_path / "run", LOCAL)
+    assert whole.exists()
+    assert not broken.exists()
+    sampler_of(options={"order": 2})
+    with small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as again:
+        assert not drive(again, tmp_path / "run", LOCAL)[0].missing
+    assert broken.exists()
+
+
 @pytest.mark.parametrize("spacing", ["linear", "ermongroup-quad"])
 def test_network_calls_are_counted(sampler_of, tmp_path, spacing):
     """Times that repeat count each time: ermongroup-quad visits 100 times at S = 100, and not as many different."""
@@ -336,11 +386,11 @@ def test_network_calls_are_counted(sampler_of, tmp_path, spacing):
     [
         ({"evaluations": lambda *given: 0}, "`evaluations` of other must return a positive integer, not 0"),
         ({"evaluations": lambda *given: 2.0}, "`evaluations` of other must return a positive integer, not 2.0"),
-        ({"tau": lambda *given: (3, 2)}, "`tau` of other must return increasing integers in 1..1000, not (3, 2)"),
-        ({"tau": lambda *given: (0, 2)}, "`tau` of other must return increasing integers in 1..1000, not (0, 2)"),
-        ({"tau": lambda *given: [1, 1001]}, "`tau` of other must return increasing integers in 1..1000, not (1, 1001)"),
-        ({"tau": lambda *given: ()}, "`tau` of other must return increasing integers in 1..1000, not ()"),
-        ({"tau": lambda *given: (1.5,)}, "`tau` of other must return increasing integers in 1..1000, not (1.5,)"),
+        ({"tau": lambda *given: (3, 2)}, "`tau` of other must return increasing numbers in 1..1000, not (3, 2)"),
+        ({"tau": lambda *given: (0, 2)}, "`tau` of other must return increasing numbers in 1..1000, not (0, 2)"),
+        ({"tau": lambda *given: [1, 1001]}, "`tau` of other must return increasing numbers in 1..1000, not (1, 1001)"),
+        ({"tau": lambda *given: ()}, "`tau` of other must return increasing numbers in 1..1000, not ()"),
+        ({"tau": lambda *given: (True,)}, "`tau` of other must return increasing numbers in 1..1000, not (True,)"),
         (
             {"keys": {"eta", "spacings"}},
             "the keys of other have spacings; they can be eta, spacing, steps_offset, clip, clip_range",
@@ -357,7 +407,7 @@ def test_what_a_sampler_says_of_itself_is_checked_when_it_is_planned(sampler_of,
 @pytest.mark.parametrize("set_alpha_to_one", [True, False])
 def test_the_network_is_never_asked_at_time_0(set_alpha_to_one):
     process = schedules.process(DIFFUSION_DEFAULTS.model_copy(update={"set_alpha_to_one": set_alpha_to_one}))
-    denoise = denoising(lambda x, *where: x)
+    denoise = Denoise(lambda x, *where: x, process)
     first, last = path(process, (1,))
     assert denoise(torch.ones(1, 1, 2, 2), first).eps.shape == (1, 1, 2, 2)
     with pytest.raises(SamplerFault, match=r"^the sampler calls the network at path\[-1\], which is time 0: .*; stop"):
@@ -419,8 +469,9 @@ def test_wrappers_pass_points_and_conditions_on():
 
     computed = arithmetic.computed(network, Arithmetic("bf16", "default", 4), "cpu")
     wrapped = Watched(with_heartbeats(computed, ignore_heartbeat, 1))
-    point, labels = path(schedules.process(DIFFUSION_DEFAULTS), (7,))[0], torch.tensor([3, 1, 4, 1])
-    found = denoising(wrapped, condition=labels)(torch.ones(4, 1, 2, 2), point)
+    process, labels = schedules.process(DIFFUSION_DEFAULTS), torch.tensor([3, 1, 4, 1])
+    point = process.at(7)
+    found = Denoise(wrapped, process, condition=labels)(torch.ones(4, 1, 2, 2), point)
     assert torch.equal(found.eps, torch.full((4, 1, 2, 2), 0.5))
     [(at, condition)] = seen
     assert at is point
@@ -445,7 +496,8 @@ def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
     for decoder in (cell.model.decoder, Enlarged()):
         file = tmp_path / f"{type(decoder).__name__}.parquet"
         spec, about = OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
-        job = SampleJob(str(file), 0, 3, spec, decoder, cell.settings, cell.model.diffusion, cell.tau, about)
+        given = (cell.settings, cell.model.diffusion, cell.tau, cell.evaluations)
+        job = SampleJob(str(file), 0, 3, spec, decoder, *given, about)
         sample_shard(job, network, "cpu")
         [(_, images)] = parquet.read_images(file)
         pictures.append(images)
