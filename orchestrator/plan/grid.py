@@ -32,13 +32,10 @@ from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sections import (
     NOT_CELLS,
-    SAMPLE_DEFAULTS,
     Fingerprint,
-    calls,
     check_loss_weights,
     data_identity,
     diffusion_section,
-    idle_keys,
     sample_identity,
     sample_section,
 )
@@ -47,6 +44,16 @@ from taugrid.registry.samplers import DEFAULT
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
+from taugrid.workers.samplers.said import (
+    SAMPLE_DEFAULTS,
+    Case,
+    FromSampler,
+    TrySampler,
+    ask_samplers,
+    from_sampler,
+    honoured,
+    try_sampler,
+)
 
 TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 """Grid keys that every quality table has a column for."""
@@ -81,13 +88,21 @@ class Sections(NamedTuple):
     sample: Sample
 
 
-class Planned(NamedTuple):
+class Placed(NamedTuple):
     point: Mapping[str, Any]
     """The point of the grid, as in the config."""
+    model: Model
+    sections: Sections
+    """Resolved, but for keys of `sample` that the sampler ignores."""
+
+
+class Planned(NamedTuple):
+    point: Mapping[str, Any]
     model: Model
     settings: Sample
     values: dict[str, Any]
     """The resolved values of all keys of the grid."""
+    said: FromSampler
 
 
 def plan(
@@ -95,6 +110,7 @@ def plan(
     read_checkpoint: ReadCheckpoint = read_checkpoint,
     describe_network: DescribeNetwork = custom_process.describe,
     fingerprint: Fingerprint = content_fingerprint,
+    try_sampler: TrySampler = try_sampler,
     dry: bool = False,
 ) -> Plan:
     """The models and cells of `config`, in the order of its grid.
@@ -104,6 +120,7 @@ def plan(
         read_checkpoint: reads what `model.checkpoint` names.
         describe_network: describes what `model.callable` names.
         fingerprint: identifies training images that no published name does.
+        try_sampler: asks the custom samplers that `sample.sampler` names.
         dry: models whose files are not here are planned too (`Model.lacks`).
 
     Raises:
@@ -115,33 +132,37 @@ def plan(
     mappings = config.grid or [{}]
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
-    planned = [_planned(config, point, dict.fromkeys(keys), lookups) for point in every]
-    names = Naming.of([values for _, _, _, values in planned], Sample.model_fields)
+    placed = [_placed(config, point, lookups) for point in every]
+    asked = ask_samplers([Case(at.sections.sample, at.model.diffusion) for at in placed], try_sampler)
+    planned = [_planned(at, dict.fromkeys(keys), said) for at, said in zip(placed, asked.said, strict=True)]
+    names = Naming.of([at.values for at in planned], Sample.model_fields)
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
-    for point, model, settings, values in planned:
+    for point, model, settings, values, said in planned:
         model = models.setdefault(model.id, replace(model, label=names.model(values)))
-        cell = Cell(_cell_id(model, settings), model, settings, axes(values), values, names)
+        cell = Cell(_cell_id(model, settings, said.code), model, settings, axes(values), values, names, said)
         if cell.id in cells:
-            raise _twice(point, settings, len(mappings))
+            raise _twice(point, cell, len(mappings))
         cells[cell.id] = cell
-    return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(config.sample, planned)))
+    notes = tuple(_ignored(config.sample, cells.values()))
+    return Plan(tuple(models.values()), tuple(cells.values()), notes, asked.modules)
 
 
-def _ignored(sample: Sample, planned: Iterable[Planned]) -> Iterable[str]:
+def _ignored(sample: Sample, cells: Iterable[Cell]) -> Iterable[str]:
     """A line for each key that `sample` sets and a sampler of the plan ignores."""
-    found = {settings.sampler: settings for _, _, settings, _ in planned}
-    for name, settings in found.items():
+    found = {cell.settings.sampler: cell for cell in cells}
+    for name, cell in found.items():
         for key in SAMPLER_KEYS:
             value = getattr(sample, key)
-            if key in idle_keys(settings) and value not in (None, getattr(SAMPLE_DEFAULTS, key)):
+            if not cell.honours(key) and value not in (None, getattr(SAMPLE_DEFAULTS, key)):
                 yield f"{name} ignores {key} = {value}"
 
 
-def _twice(point: Mapping[str, Any], settings: Sample, grids: int) -> UserError:
-    idle, ignored = sorted(NOT_CELLS & set(point)), sorted(idle_keys(settings) & set(point))
+def _twice(point: Mapping[str, Any], cell: Cell, grids: int) -> UserError:
+    idle = sorted(NOT_CELLS & set(point))
+    ignored = sorted(key for key in SAMPLER_KEYS if key in point and not cell.honours(key))
     if ignored:
-        name, keys = settings.sampler, " and ".join(ignored)
+        name, keys = cell.settings.sampler, " and ".join(ignored)
         return UserError(
             f"grid: {name} has no {keys}, so the grid over {keys} makes the same cell twice ({_describe(point)}): give "
             f"{name} an entry of its own in the list, grid: [{{sampler: [{DEFAULT}], {ignored[0]}: [...], ...}}, "
@@ -190,13 +211,16 @@ def column(key: str) -> str:
     return COLUMN_NAMES.get(key, key)
 
 
-def _planned(config: Config, point: Mapping[str, Any], keys: Iterable[str], lookups: Lookups) -> Planned:
+def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Placed:
     sections = _sections_at(config, point)
     model = _model(sections, lookups)
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
-    calls(settings, model.diffusion)  # refuse settings that the sampler can't use before any worker starts
-    resolved = sections._replace(sample=settings, diffusion=model.diffusion)
-    return Planned(point, model, settings, {key: _value_at(resolved, key) for key in keys})
+    return Placed(point, model, sections._replace(sample=settings, diffusion=model.diffusion))
+
+
+def _planned(at: Placed, keys: Iterable[str], said: FromSampler) -> Planned:
+    resolved = at.sections._replace(sample=honoured(at.sections.sample, said.keys))
+    return Planned(at.point, at.model, resolved.sample, {key: _value_at(resolved, key) for key in keys}, said)
 
 
 def _unusual(sample: Sample) -> list[str]:
@@ -303,12 +327,15 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     """The cell of the same model with some settings changed. The changed settings are no longer among its axes."""
     changed = cell.settings.model_copy(update=dict(changes))
     settings = sample_section(changed, cell.model.source.sample_keys(changed))
+    said = from_sampler(settings, cell.model.diffusion)
+    settings = honoured(settings, said.keys)
     values = {key: value for key, value in cell.values.items() if key not in changes}
-    return Cell(_cell_id(cell.model, settings), cell.model, settings, axes(values), values, cell.naming)
+    cell_id = _cell_id(cell.model, settings, said.code)
+    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, said)
 
 
-def _cell_id(model: Model, settings: Sample) -> str:
-    return identity({"model": model.id, "sample": sample_identity(settings)})
+def _cell_id(model: Model, settings: Sample, code: str | None) -> str:
+    return identity({"model": model.id, "sample": sample_identity(settings, code)})
 
 
 def _value_at(sections: Sections, key: str) -> Any:
