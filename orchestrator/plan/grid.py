@@ -5,9 +5,10 @@ key orphans no old run. Reads no clock, and from disk only the checkpoints, code
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from taugrid.config import (
@@ -22,10 +23,9 @@ from taugrid.config import (
     Train,
     validate,
 )
-from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.config.section import not_yet
 from taugrid.errors import NotHere, UserError
-from taugrid.grids.names import Naming
+from taugrid.grids.names import Naming, plain_text
 from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
@@ -36,11 +36,13 @@ from taugrid.orchestrator.plan.sections import (
     check_loss_weights,
     data_identity,
     diffusion_section,
+    require_whole_times,
     sample_identity,
     sample_section,
 )
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.registry.samplers import DEFAULT
+from taugrid.words import counted
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
@@ -93,7 +95,9 @@ class Placed(NamedTuple):
     """The point of the grid, as in the config."""
     model: Model
     sections: Sections
-    """Resolved, but for keys of `sample` that the sampler ignores."""
+    """As in the config, but for `diffusion`, which is resolved."""
+    settings: Sample
+    """Resolved, but for the keys that the sampler ignores."""
 
 
 class Planned(NamedTuple):
@@ -101,7 +105,9 @@ class Planned(NamedTuple):
     model: Model
     settings: Sample
     values: dict[str, Any]
-    """The resolved values of all keys of the grid."""
+    """The resolved values of all keys of the grid; None for those that the sampler ignores."""
+    ignored: dict[str, Any]
+    """The values of the keys of `sample` that the sampler ignores."""
     said: FromSampler
 
 
@@ -133,41 +139,44 @@ def plan(
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
-    asked = ask_samplers([Case(at.sections.sample, at.model.diffusion) for at in placed], try_sampler)
-    planned = [_planned(at, dict.fromkeys(keys), said) for at, said in zip(placed, asked.said, strict=True)]
-    names = Naming.of([at.values for at in planned], Sample.model_fields)
+    asked = ask_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
+    planned = [_planned(config, at, dict.fromkeys(keys), said) for at, said in zip(placed, asked.said, strict=True)]
+    names = Naming.of([each.values for each in planned], Sample.model_fields)
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
-    for point, model, settings, values, said in planned:
-        model = models.setdefault(model.id, replace(model, label=names.model(values)))
-        cell = Cell(_cell_id(model, settings, said.code), model, settings, axes(values), values, names, said)
-        if cell.id in cells:
-            raise _twice(point, cell, len(mappings))
-        cells[cell.id] = cell
-    notes = tuple(_ignored(config.sample, cells.values()))
-    return Plan(tuple(models.values()), tuple(cells.values()), notes, asked.modules)
+    seen: set[tuple[str, str]] = set()
+    for each in planned:
+        model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
+        found = _cell_id(model, each.settings, each.said.code)
+        cell = Cell(found, model, each.settings, axes(each.values), each.values, names, each.said)
+        if (place := (cell.id, plain_text(each.ignored))) in seen:
+            raise _twice(each.point, len(mappings))
+        seen.add(place)
+        cells.setdefault(cell.id, cell)
+    return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(planned)), asked.modules)
 
 
-def _ignored(sample: Sample, cells: Iterable[Cell]) -> Iterable[str]:
-    """A line for each key that `sample` sets and a sampler of the plan ignores."""
-    found = {cell.settings.sampler: cell for cell in cells}
-    for name, cell in found.items():
-        for key in SAMPLER_KEYS:
-            value = getattr(sample, key)
-            if not cell.honours(key) and value not in (None, getattr(SAMPLE_DEFAULTS, key)):
-                yield f"{name} ignores {key} = {value}"
+def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
+    """A line for each sampler that ignores a key of the grid, or what a loaded pipeline sets."""
+    for name, group in groupby(sorted(planned, key=_sampler), key=_sampler):
+        every = list(group)
+        keys = sorted({key for each in every for key in each.ignored if key in each.point})
+        number = len({_cell_id(each.model, each.settings, each.said.code) for each in every})
+        if keys and number < len(every):
+            numbers = f"{counted(len(every), 'point')} of the grid, {counted(number, 'cell')}"
+            yield f"{name} ignores {' and '.join(keys)}: {numbers}"
+        theirs = {key: value for each in every for key, value in each.model.source.sample_keys(each.settings).items()}
+        for key in sorted(theirs.keys() & every[0].said.idle):
+            if theirs[key] not in (None, getattr(SAMPLE_DEFAULTS, key)):
+                yield f"{name} ignores the loaded pipeline's {key}: {plain_text(theirs[key])}"
 
 
-def _twice(point: Mapping[str, Any], cell: Cell, grids: int) -> UserError:
+def _sampler(planned: Planned) -> str:
+    return planned.settings.sampler
+
+
+def _twice(point: Mapping[str, Any], grids: int) -> UserError:
     idle = sorted(NOT_CELLS & set(point))
-    ignored = sorted(key for key in SAMPLER_KEYS if key in point and not cell.honours(key))
-    if ignored:
-        name, keys = cell.settings.sampler, " and ".join(ignored)
-        return UserError(
-            f"grid: {name} has no {keys}, so the grid over {keys} makes the same cell twice ({_describe(point)}): give "
-            f"{name} an entry of its own in the list, grid: [{{sampler: [{DEFAULT}], {ignored[0]}: [...], ...}}, "
-            f"{{sampler: [{name}], ...}}]"
-        )
     hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
     if grids > 1:
         hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
@@ -215,12 +224,30 @@ def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Place
     sections = _sections_at(config, point)
     model = _model(sections, lookups)
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
-    return Placed(point, model, sections._replace(sample=settings, diffusion=model.diffusion))
+    return Placed(point, model, sections._replace(diffusion=model.diffusion), settings)
 
 
-def _planned(at: Placed, keys: Iterable[str], said: FromSampler) -> Planned:
-    resolved = at.sections._replace(sample=honoured(at.sections.sample, said.keys))
-    return Planned(at.point, at.model, resolved.sample, {key: _value_at(resolved, key) for key in keys}, said)
+def _planned(config: Config, at: Placed, keys: Iterable[str], said: FromSampler) -> Planned:
+    settings, source = honoured(at.settings, said.keys), at.model.source
+    if isinstance(source, Custom) and not source.spec.takes_fractions:
+        require_whole_times(settings, said.times, source.name)
+    ignored = {key: getattr(at.sections.sample, key) for key in said.idle}
+    _require_used(config.sample, settings.sampler, said.idle - at.point.keys())
+    resolved = at.sections._replace(sample=settings)
+    values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
+    return Planned(at.point, at.model, settings, values, ignored, said)
+
+
+def _require_used(sample: Sample, name: str, idle: Iterable[str]) -> None:
+    """Raise `UserError` if `sample` itself sets one of the keys that the sampler `name` ignores."""
+    for key in sorted(idle):
+        value = getattr(sample, key)
+        if value not in (None, getattr(SAMPLE_DEFAULTS, key)):
+            raise UserError(
+                f"sample.{key}: {plain_text(value)} has no effect with the sampler {name}; remove it or, for other "
+                f"samplers of the grid, write it there: grid: [{{sampler: [{DEFAULT}], {key}: [{plain_text(value)}]}}, "
+                f"{{sampler: [{name}]}}]"
+            )
 
 
 def _unusual(sample: Sample) -> list[str]:

@@ -3,13 +3,14 @@
 What enters ids must never change: tests/unit/test_grid.py pins some.
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
 
 from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, Sample, Section, Train, Unet
 from taugrid.errors import UserError
+from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
 from taugrid.workers.samplers.said import SAMPLE_DEFAULTS
 
@@ -76,6 +77,16 @@ def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
     missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
     return settings.model_copy(update=missing | given)
+
+
+def require_whole_times(settings: Sample, times: Iterable[float], name: str) -> None:
+    """Raise `UserError` if the sampler's `times` call a network that takes whole times only, `name`, between them."""
+    if fraction := next((time for time in times if time != int(time)), None):
+        by = f"spacing {settings.spacing_name}" if settings.sampler == DEFAULT else f"the sampler {settings.sampler}"
+        raise UserError(
+            f"model.callable: the network of {name} takes whole time indices only, but {by} calls it at {fraction:g}; "
+            "choose another spacing or sampler, or have the network embed times as numbers"
+        )
 
 
 NOT_IDENTITY = {

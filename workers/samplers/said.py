@@ -43,6 +43,11 @@ class FromSampler(NamedTuple):
     code: str | None
     """Identifies the code of a custom sampler; None for built-ins."""
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """Those that it ignores."""
+        return frozenset(SAMPLER_KEYS) - set(self.keys)
+
     @classmethod
     def restored(cls, fields: Mapping[str, Any]) -> "FromSampler":
         """From JSON, where tuples are lists.
