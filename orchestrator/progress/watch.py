@@ -64,7 +64,7 @@ class Watching:
 
     def poll(self) -> bool:
         """Show new events. Returns whether a driver is running."""
-        self.has_driver = Lease(self._rundir.lease, self._rundir.storage).live_holder() is not None
+        self.has_driver = Lease(self._rundir).live_holder() is not None
         events = self._events.new()
         if self._events.number != self._session:
             self._session, self._trainings, self._waits_at = self._events.number, [], {}

@@ -101,7 +101,7 @@ def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[st
     phrases = [f"{counted(counts[reason], noun)} {reason}" for reason, noun in nouns.items() if counts[reason]]
     if not phrases:
         return []
-    holder = Lease(rundir.lease, rundir.storage).live_holder()
+    holder = Lease(rundir).live_holder()
     continues = (
         f"`taugrid {RUN} {rundir.shown}` continues" if holder is None else f"a driver is running here ({holder})"
     )
@@ -121,7 +121,7 @@ def remarks(rundir: RunDir) -> list[str]:
 def _lacking_pages(rundir: RunDir) -> list[str]:
     """The missing files that a report would write; none while a driver is running, which may write them."""
     storage = rundir.storage
-    if not storage.list(rundir.scores, "*.json") or Lease(rundir.lease, storage).live_holder() is not None:
+    if not storage.list(rundir.scores, "*.json") or Lease(rundir).live_holder() is not None:
         return []
     table = read_json(rundir.tables / "quality.json", storage)
     is_empty = isinstance(table, dict) and not table.get("rows")  # then there is nothing to draw

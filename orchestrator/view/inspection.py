@@ -24,7 +24,7 @@ PNG_OVERHEAD_BYTES = 200
 
 def describe_status(run: Run) -> dict[str, Any]:
     """What `status` shows: what `describe` says, and the driver that is running there (None: no driver is)."""
-    holder = Lease(run.rundir.lease, run.rundir.storage).live_holder()
+    holder = Lease(run.rundir).live_holder()
     driver = None if holder is None else {"host": holder.host, "process": holder.process, "last_seen": holder.heartbeat}
     return describe(run) | {"driver": driver}
 

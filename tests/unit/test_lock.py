@@ -196,7 +196,7 @@ def test_a_driver_elsewhere_whose_lease_has_expired_is_not_at_work(tmp_path):
     rundir = RunDir(tmp_path)
     for heartbeat, is_at_work in (("2020-01-01T00:00:00+00:00", False), ("2100-01-01T00:00:00+00:00", True)):
         leave_lease(rundir, **ELSEWHERE, heartbeat=heartbeat)
-        assert (lease.Lease(rundir.lease, rundir.storage).live_holder() is not None) == is_at_work
+        assert (lease.Lease(rundir).live_holder() is not None) == is_at_work
         rundir.lease.unlink()
 
 
@@ -205,7 +205,7 @@ def test_a_stopped_driver_keeps_its_directory_and_a_later_process_of_its_number_
     with held(tmp_path) as holder:
         holder.send_signal(signal.SIGSTOP)
         time.sleep(2 * lease.EXPIRY_SECONDS)
-        assert lease.Lease(rundir.lease, rundir.storage).live_holder().process == holder.pid
+        assert lease.Lease(rundir).live_holder().process == holder.pid
         with pytest.raises(UserError, match=f"process {holder.pid} on "), rundir.lock():
             raise AssertionError
         left = json.loads(rundir.lease.read_text())

@@ -15,7 +15,7 @@ from taugrid.config.load import load
 from taugrid.errors import Exit
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress, display
-from taugrid.orchestrator.progress.draw import frame
+from taugrid.orchestrator.progress.display import frame
 from taugrid.orchestrator.progress.state import GridCell, LiveState, Stage
 from taugrid.orchestrator.rates import MIN_SECONDS, Rates, Span, Waiting, seconds_left
 from taugrid.orchestrator.task import Task
