@@ -14,7 +14,7 @@ from in_process import drive, small_run
 from taugrid.config import Config, validate
 from taugrid.errors import OtherContent, UserError
 from taugrid.orchestrator.cli.main import cli
-from taugrid.orchestrator.jobs.package import pack_job
+from taugrid.orchestrator.jobs.client import pack_job
 from taugrid.orchestrator.opened import open_to_plan
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
