@@ -1,4 +1,4 @@
-"""The samplers that a config can name: built-ins, `module:function`, and those of packages (entry-point group `GROUP`).
+"""The samplers that a config can name: built-ins, diffusers' schedulers, the user's own, those of packages.
 
 A new sampler is one file in workers/samplers/ with a line in `SAMPLERS`, or a package with an entry point.
 """
@@ -20,6 +20,9 @@ SAMPLERS = {
     "heun": "taugrid.workers.samplers.heun:Heun",
     "unipc": "taugrid.workers.samplers.unipc:UniPC",
 }
+
+DIFFUSERS = "diffusers:"
+"""What names of diffusers' schedulers begin with."""
 
 DEFAULT = "ddim"
 
@@ -50,7 +53,7 @@ def check(name: str) -> None:
 
 def is_custom(name: str) -> bool:
     """Whether its code is not taugrid's: a `module:function`, or a name that an installed package brings."""
-    return name not in SAMPLERS and not name.startswith("diffusers:")
+    return name not in SAMPLERS and not name.startswith(DIFFUSERS)
 
 
 @cache  # a search through all packages takes milliseconds, and a grid has thousands of points
@@ -60,6 +63,8 @@ def entry(name: str) -> EntryPoint:
     Raises:
         ValueError: if there is none of that name.
     """
+    if name.startswith(DIFFUSERS):  # whether there is one is found out when it is loaded
+        return EntryPoint(name, f"taugrid.workers.samplers.diffusers:{name.removeprefix(DIFFUSERS)}", GROUP)
     if ":" in name:
         module, _, attribute = name.partition(":")
         if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):

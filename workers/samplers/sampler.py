@@ -1,7 +1,6 @@
 """The interface of samplers. The driver asks taugrid's own too, so they import torch only in `Sampler.sample`."""
 
 import difflib
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from taugrid.config import Sample
 from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import CustomCodeError, UserError, last_line
-from taugrid.hashing import canonical_json, json_sha256
+from taugrid.hashing import json_sha256
 from taugrid.registry import samplers
 from taugrid.workers.content import require_same
 from taugrid.workers.custom.describe import find as find_object
@@ -21,9 +20,6 @@ from taugrid.workers.diffusion.timesteps import times
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ARGUMENTS = ("x", "path", "denoise", "noise", "settings")
-"""Of `Sampler.sample`."""
 
 KEYS_OF_A_FUNCTION = frozenset({"spacing", "steps_offset"})
 """The `Sampler.keys` of a function that has no attribute `keys`."""
@@ -124,16 +120,6 @@ def find(name: str) -> Sampler:
     sampler = found() if isinstance(found, type) else _of_function(found, name)
     if not isinstance(sampler, Sampler):
         raise UserError(f"sample.sampler: {name} is {type(sampler).__name__}, not a taugrid.workers.samplers Sampler")
-    try:
-        inspect.signature(sampler.sample).bind(*ARGUMENTS)
-    except TypeError as error:
-        raise UserError(f"sample.sampler: {name} is called as sample({', '.join(ARGUMENTS)}), but: {error}") from None
-    try:
-        canonical_json(dict(sampler.options))
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"sample.sampler: the options of {name} must be a dict from names to defaults that JSON can hold: {error}"
-        ) from None
     if unknown := sorted(map(str, set(sampler.keys) - set(SAMPLER_KEYS))):
         raise UserError(
             f"sample.sampler: the keys of {name} have {', '.join(unknown)}; they can be {', '.join(SAMPLER_KEYS)}"
@@ -151,7 +137,9 @@ def _of_function(function: Any, name: str) -> Any:
 
 
 def with_defaults(settings: Sample, sampler: Sampler) -> Sample:
-    """`settings` as a sampler gets them: its options that they leave open have their defaults."""
+    """`settings` as a custom sampler gets them: its options that they leave open have their defaults."""
+    if not samplers.is_custom(settings.sampler):
+        return settings
     return settings.model_copy(update={"sampler_options": {**sampler.options, **settings.sampler_options}})
 
 

@@ -4,6 +4,7 @@ A process of its own does this (`workers.custom.describe`): the code may be anyt
 the exact prediction for independent pixels from one Gaussian, so each of its outputs depends on one pixel alone.
 """
 
+import inspect
 import pickle
 import random
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,19 @@ from torch import Tensor
 
 from taugrid.config import DIFFUSION_DEFAULTS, Diffusion, Sample
 from taugrid.errors import SamplerFault, UserError
+from taugrid.hashing import canonical_json
 from taugrid.registry import samplers
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.decoder import Decoder, Identity
 from taugrid.workers.diffusion.process import Point, predict_eps
 from taugrid.workers.samplers.batch import sample_batch
 from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, FromSampler, Tried, from_sampler, honoured
+from taugrid.workers.samplers.sampler import find
 
 SHAPE = (1, 4, 4)
+ARGUMENTS = ("x", "path", "denoise", "noise", "settings")
+"""Of `Sampler.sample`."""
+
 MEAN, VARIANCE = 0.1, 0.25
 """Of every pixel."""
 
@@ -44,6 +50,7 @@ def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tr
     """
     said = []
     try:
+        _check_interface(name)
         for point in points:
             settings = Sample.model_validate({**SAMPLE_DEFAULTS.model_dump(), **point["sample"], "sampler": name})
             diffusion = Diffusion.model_validate({**DIFFUSION_DEFAULTS.model_dump(), **point["diffusion"]})
@@ -55,6 +62,20 @@ def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tr
     except UserError as error:
         return Tried((), refusal=str(error))
     return Tried(said, source_of([samplers.entry(name).module]).files)
+
+
+def _check_interface(name: str) -> None:
+    sampler = find(name)
+    try:
+        inspect.signature(sampler.sample).bind(*ARGUMENTS)
+    except TypeError as error:
+        raise UserError(f"sample.sampler: {name} is called as sample({', '.join(ARGUMENTS)}), but: {error}") from None
+    try:
+        canonical_json(dict(sampler.options))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"sample.sampler: the options of {name} must be a dict from names to defaults that JSON can hold: {error}"
+        ) from None
 
 
 def _times_called(settings: Sample, diffusion: Diffusion, promised: FromSampler) -> tuple[float, ...]:
