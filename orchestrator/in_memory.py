@@ -21,7 +21,7 @@ from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.device import Device, set_up
+from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Decoder, Identity
 from taugrid.workers.finite import Watched
 from taugrid.workers.samplers.batch import sample_batch
@@ -81,14 +81,14 @@ def _sample(
 ) -> NDArray[np.uint8]:
     if isinstance(model, str | Mapping):
         spec, planned = _planned(model, shape, diffusion, settings)
-        place = device or _usual_device()
+        place = device or usual_device()
         network = Device(place).network(spec, planned.diffusion, Arithmetic.of(planned.settings))
         return _sampled(network, planned, wanted, place)
     from taugrid.workers.network.load import device_of, network_in_memory, shape_of
 
     found = _settings(shape or shape_of(model), diffusion, settings)
     with network_in_memory(model) as network:
-        place = device or device_of(model) or _usual_device()
+        place = device or device_of(model) or usual_device()
         return _sampled(_computed(network, found.settings, place), found, wanted, place)
 
 
@@ -149,9 +149,3 @@ def _require_device(place: str) -> None:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {place} can't be used: {last_line(error)}") from None
-
-
-def _usual_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
