@@ -85,7 +85,7 @@ def _changed_samplers(plan: Plan, rundir: RunDir) -> Iterator[str]:
     codes = {(cell.get("sampler") or {}).get("code") for cell in cells}
     for name, code in {cell.settings.sampler: cell.from_sampler.code for cell in plan.cells}.items():
         if code not in (None, *codes):
-            yield f"the package of the sampler {name} differs"
+            yield f"the code of the sampler {name} differs"
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
