@@ -23,6 +23,7 @@ from taugrid.registry.extractors import FeaturePrecision
 from taugrid.versions import versions
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.data.load import MissingImages, default_root
+from taugrid.workers.device import usual_device
 
 VALUE_RANGE = "value_range"
 """The argument of `taugrid.evaluate` that says which values black and white have in floats."""
@@ -95,7 +96,7 @@ def _scores(samples: str, reference: str, section: Evaluate, progress: Progress,
             section.metric_settings,
             standalone.Options(
                 versions=versions(SOFTWARE),
-                device=_device(),
+                device=usual_device(),
                 batch_size=section.batch_size,
                 cache=default_cache(),
                 progress=_as_stages(progress),
@@ -134,12 +135,6 @@ def _precision(section: Evaluate, resolved: ResolvedReference) -> FeaturePrecisi
     """The precision that is asked for, or else that of the reference's run, if its extractor is used."""
     given = section.extractor is not None or "precision" in section.model_fields_set
     return section.precision if given else resolved.precision
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _as_stages(progress: Progress) -> Callable[[str, int, int], None]:

@@ -87,7 +87,8 @@ class Session:
         self._scoring: Evaluation | None = None
         self._lasting: set[str] = set()
         self._warned: list[str] = []
-        self._modules = {file for model in self.plan.models for file in model.source.modules}
+        self._modules = set(self.plan.sampler_modules)
+        self._modules |= {file for model in self.plan.models for file in model.source.modules}
 
     @user_errors()
     def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:

@@ -181,7 +181,11 @@ class Training:
             raise TrainingFailed(model.called, reason, path, again)
         seconds = time.monotonic() - self._began
         self.at = self._now()
-        self._upload()
+        storage, spec = self._rundir.storage, self._spec
+        if not storage.on_disk:
+            upload_folder(self._rundir.model_folder(model), spec.final, TRAINED_WEIGHTS, storage)
+            LOCAL.delete_folder(spec.final)
+            LOCAL.delete_folder(spec.running)
         self._events.add("trained", model=model.id, seconds=round(seconds, 3))
         assert self.at is not None, "the last step is always logged"
         steps = counted(self.at.step, "step")
@@ -204,14 +208,6 @@ class Training:
         """How far the training is, by the log in the folder where it runs."""
         storage = self._rundir.storage if self._rundir.storage.on_disk else LOCAL
         return training_progress(self._rundir.training_folder(self._cluster.scratch), self.model.id, storage)
-
-    def _upload(self) -> None:
-        """Put the trained model into the run directory, if it was trained elsewhere, and remove what is left there."""
-        storage, spec = self._rundir.storage, self._spec
-        if not storage.on_disk:
-            upload_folder(self._rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS, storage)
-            LOCAL.delete_folder(spec.final)
-            LOCAL.delete_folder(spec.running)
 
     def _specified(self, wanted: capacity.Trainers) -> TrainingSpec:
         source = self._source

@@ -72,7 +72,7 @@ def test_a_spacing_is_a_name_or_times(spacing):
     message = refusal({"sample": {"spacing": spacing}})
     assert message.count("must be") == 1
     assert "a list of one or more positive whole numbers, or linear, quadratic, " in message
-    assert message.endswith(f"or ermongroup-quad, not {spacing!r}")
+    assert message.endswith(f"or logsnr-int, not {spacing!r}")
 
 
 def test_of_a_long_list_the_wrong_item_is_shown():

@@ -18,13 +18,13 @@ from test_imports import command, modules_after
 
 from taugrid.config import DIFFUSION_DEFAULTS, Sample
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.sections import calls
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise as philox
 from taugrid.workers.diffusion.denoiser import Denoise, from_times
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.samplers import diffusers as adapter
+from taugrid.workers.samplers.said import from_sampler
 from taugrid.workers.samplers.sampler import find
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,7 +146,7 @@ def theirs(name, steps, options, draws, network=None, schedule="linear", predict
 def refusal(name, steps=10, options=None, **process):
     """What `plan` says before anything else, if it refuses."""
     try:
-        calls(settings_of(name, steps, options), diffusion(**process))
+        from_sampler(settings_of(name, steps, options), diffusion(**process))
     except UserError as error:
         return str(error)
 
@@ -364,10 +364,10 @@ def test_zero_snr_betas():
     ):
         settings = settings_of(name, 10, {} if name == "HeunDiscreteScheduler" else {"timestep_spacing": "trailing"})
         if works:
-            assert calls(settings, zero).evaluations == 10
+            assert from_sampler(settings, zero).evaluations == 10
         else:
             with pytest.raises(UserError, match=name):
-                calls(settings, zero)
+                from_sampler(settings, zero)
 
 
 MULTISTEP, ANCESTRAL = "DPMSolverMultistepScheduler", "KDPM2AncestralDiscreteScheduler"

@@ -261,9 +261,9 @@ def _built(name: str, options: str, process: Process, prediction: PredictionType
     from diffusers import schedulers
 
     scheduler_class = getattr(schedulers, name)
-    levels = np.array([1, *process.alpha_bar[1:]])
+    levels, defaults = np.array([1, *process.alpha_bar[1:]]), _options(name).model_fields
     given = {
-        **json.loads(options),
+        **{key: value for key, value in json.loads(options).items() if value != defaults[key].default},
         "num_train_timesteps": process.timesteps,
         "trained_betas": (1 - levels[1:] / levels[:-1]).tolist(),
         "prediction_type": prediction,
