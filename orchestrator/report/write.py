@@ -71,7 +71,8 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     if rows:
         from taugrid.eval.figures.over_steps import quality_figure
 
-        _save(rundir, {"quality": quality_figure(quality.scored.means.frame, quality.used_protocols)})
+        shown = quality_figure(quality.scored.means.frame, quality.used_protocols, x=quality.layout.x)
+        _save(rundir, {"quality": shown})
     _write_effects(run, quality.scored)
     _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)
@@ -96,7 +97,8 @@ def _about_grid(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -
     several = len({cell.model.id for cell in cells} & {model.id for model in compared_trainings(plan)}) > 1
     lacking = [cell for cell in plan.cells if cell.id not in scored] if scored else []
     once = [ONE_TRAINING] if several else []
-    return [*once, *unequal(cells, "scored "), *unscored(lacking), *no_effects(config, plan, rows)]
+    counts = requested.evaluations(plan) if cells else []
+    return [*once, *counts, *unequal(cells, "scored "), *unscored(lacking), *no_effects(config, plan, rows)]
 
 
 def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
