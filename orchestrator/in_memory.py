@@ -16,7 +16,7 @@ from taugrid.errors import CustomCodeError, DeviceUnusable, UserError, last_line
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.plan.sections import diffusion_section, sample_section, times
+from taugrid.orchestrator.plan.sections import calls, diffusion_section, sample_section
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers.accelerator import arithmetic
@@ -39,7 +39,8 @@ class Settings(NamedTuple):
     decoder: Decoder
     diffusion: Diffusion
     settings: Sample
-    tau: tuple[int, ...]
+    tau: tuple[float, ...]
+    evaluations: int
 
 
 def sample_in_memory(
@@ -103,7 +104,7 @@ def _planned(
     config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": settings})
     [cell] = plan(config).cells
     network = cell.model.source.network(Path(), cell.settings.weights)  # such a source needs no run directory
-    return network, Settings(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau)
+    return network, Settings(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.evaluations)
 
 
 def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> Settings:
@@ -112,7 +113,7 @@ def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mappi
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
-    return Settings(Identity(shape), process, resolved, times(resolved, process))
+    return Settings(Identity(shape), process, resolved, *calls(resolved, process))
 
 
 def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":

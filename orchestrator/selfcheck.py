@@ -61,7 +61,7 @@ def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8])
     settings = CellSettings(
         data=distribution(cell.model.data),
         alpha_bar=schedules.alpha_bar(cell.model.diffusion),
-        tau=cell.tau,
+        tau=[int(t) for t in cell.tau],  # its grid has no log-SNR spacings
         eta=cell.settings.eta,
         clip=cell.settings.clip or "none",
         seed=cell.settings.seed,

@@ -44,7 +44,8 @@ class Protocol:
     num_samples: int
     weights: str | None
     """`ema` or `raw`."""
-    tau: tuple[int, ...] | None
+    tau: tuple[float, ...] | None
+    """Of ddim; None for other samplers, whose block has their times."""
     clip: str | None
     precision: str | None
     """The precision in which the network computed."""

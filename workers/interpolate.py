@@ -17,7 +17,7 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
-from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
 from taugrid.workers.samplers import ddim
@@ -42,7 +42,7 @@ class InterpolateJob(Job):
     seed: int
     batch_size: int
     diffusion: Diffusion
-    tau: tuple[int, ...]
+    tau: tuple[float, ...]
     metadata: dict[str, Any]
 
     def remedy(self, device: Device) -> str:
@@ -65,10 +65,11 @@ def interpolate_cell(
     """
     import torch
 
-    x_T, visited = points(job, device), path(schedules.process(job.diffusion), job.tau)
+    x_T, process = points(job, device), schedules.process(job.diffusion)
+    visited = path(process, job.tau)
     batches = torch.split(x_T, job.batch_size)
     watched = Watched(with_heartbeats(model, heartbeat, len(batches) * len(job.tau)))
-    denoise = denoising(watched, job.diffusion.predicts)
+    denoise = Denoise(watched, process, job.diffusion.predicts)
     seconds, first_row = 0.0, 0
     job.check_run()
     with parquet.PartWriter(Path(job.path), parquet.picture_schema(job.metadata), job.storage) as part:

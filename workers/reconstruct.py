@@ -19,7 +19,7 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, with_heartbeats
-from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
 from taugrid.workers.samplers import ddim
@@ -42,7 +42,7 @@ class ReconstructJob(Job):
     """SHA-256 of these images on the driver (`workers.data.load.fingerprint`)."""
     batch_size: int
     diffusion: Diffusion
-    tau: tuple[int, ...]
+    tau: tuple[float, ...]
     metadata: dict[str, Any]
 
     def remedy(self, device: Device) -> str:
@@ -69,10 +69,11 @@ def reconstruct_shard(
     import torch
 
     originals = data.load_known_rows(job.data, job.start, job.stop, job.data_sha256)
-    points = path(schedules.process(job.diffusion), job.tau)
+    process = schedules.process(job.diffusion)
+    points = path(process, job.tau)
     starts = range(0, len(originals), job.batch_size)
     watched = Watched(with_heartbeats(model, heartbeat, 2 * len(starts) * len(job.tau)))
-    denoise = denoising(watched, job.diffusion.predicts)
+    denoise = Denoise(watched, process, job.diffusion.predicts)
     seconds, first_row = 0.0, job.start
     schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))
     job.check_run()

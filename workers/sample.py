@@ -20,8 +20,8 @@ from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
-from taugrid.workers.diffusion.denoiser import denoising
-from taugrid.workers.diffusion.process import Point, Prediction, path
+from taugrid.workers.diffusion.denoiser import Denoise
+from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched, blame, not_finite
 from taugrid.workers.samplers.sampler import find, require_code
 
@@ -44,7 +44,9 @@ class SampleJob(Job):
     decoder: Decoder
     settings: Sample
     diffusion: Diffusion
-    tau: tuple[int, ...]
+    tau: tuple[float, ...]
+    evaluations: int
+    """Network evaluations per image."""
     metadata: dict[str, Any]
     kept: int = 0
     """Number of images that are copied from the file that it replaces, if that is whole. They are whole batches from
@@ -52,11 +54,6 @@ class SampleJob(Job):
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations per image."""
-        return find(self.settings.sampler).evaluations(self.settings, schedules.process(self.diffusion))
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -84,8 +81,12 @@ class Recipe(Protocol):
         """Resolved."""
 
     @property
-    def tau(self) -> tuple[int, ...]:
+    def tau(self) -> tuple[float, ...]:
         """Increasing times in 1..T."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image, as the sampler promises."""
 
 
 def run(job: SampleJob, device: Device) -> Result:
@@ -181,26 +182,23 @@ def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
     Raises:
         SamplerFault: if the sampler returns something else, or does not call the network as often as it says.
     """
-    from taugrid.workers.diffusion import noise
+    from taugrid.workers.diffusion.noise import normal
 
-    settings, process = job.settings, schedules.process(job.diffusion)
-    assert settings.seed is not None
-    normals = partial(noise.normal, settings.seed, indices, shape=job.decoder.network_shape)
-    denoise = denoising(model, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
-    sampler, calls = find(settings.sampler), 0
+    settings, process, shape = job.settings, schedules.process(job.diffusion), job.decoder.network_shape
+    seed = settings.seed
+    assert seed is not None
 
-    def counted(x: "Tensor", at: Point) -> Prediction:
-        nonlocal calls
-        calls += 1
-        return denoise(x, at)
+    def noise(key: int, draw: int = 0) -> "Tensor":
+        return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
 
-    x_T = normals(0)
-    x0 = sampler.sample(x_T, path(process, job.tau), counted, normals, settings)
+    denoise = Denoise(model, process, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
+    x_T = noise(0)
+    x0 = find(settings.sampler).sample(x_T, path(process, job.tau), denoise, noise, settings)
     _require_images(x0, x_T, settings.sampler)
-    if calls != (promised := sampler.evaluations(settings, process)):
+    if denoise.calls != job.evaluations:
         raise SamplerFault(
-            f"the sampler {settings.sampler} calls the network {calls} times for a batch, but its `evaluations` "
-            f"returns {promised}; make them agree"
+            f"the sampler {settings.sampler} calls the network {denoise.calls} times for a batch, but its "
+            f"`evaluations` returns {job.evaluations}; make them agree"
         )
     return x0
 

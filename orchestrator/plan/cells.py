@@ -11,9 +11,10 @@ from taugrid.config import Data, Diffusion, Sample
 from taugrid.errors import UserError
 from taugrid.grids.names import BETWEEN, Naming
 from taugrid.hashing import identity
-from taugrid.orchestrator.plan.sections import times
+from taugrid.orchestrator.plan.sections import calls
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT
+from taugrid.versions import versions
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
@@ -115,9 +116,18 @@ class FromSampler(NamedTuple):
     """What a cell's sampler says of it."""
 
     label: str
-    has_eta: bool
-    tau: tuple[int, ...]
+    keys: tuple[str, ...]
+    """Those of `SAMPLER_KEYS` that it honours."""
+    tau: tuple[float, ...]
+    times: tuple[float, ...]
+    """The network's times in the order of the calls."""
     evaluations: int
+    last_sigma: float
+    """The noise level at which its result is."""
+    arguments: Mapping[str, Any]
+    """All its options with their values."""
+    versions: Mapping[str, str]
+    """Of the libraries that compute its steps."""
     code: str | None
     """Identifies the code of a custom sampler; None for built-ins."""
 
@@ -149,26 +159,52 @@ class Cell:
         if self.recorded is not None:
             return self.recorded
         settings, sampler = self.settings, find(self.settings.sampler)
+        process = schedules.process(self.model.diffusion)
+        tau, evaluations = calls(settings, self.model.diffusion)
         return FromSampler(
-            sampler.label(vars(settings)),
-            "eta" in sampler.keys,
-            times(settings, self.model.diffusion),
-            sampler.evaluations(settings, schedules.process(self.model.diffusion)),
-            code_hash(settings.sampler),
+            label=sampler.label(vars(settings)),
+            keys=tuple(sorted(sampler.keys)),
+            tau=tau,
+            times=tuple(sampler.times(settings, process)),
+            evaluations=evaluations,
+            last_sigma=sampler.last_sigma(settings, process),
+            arguments=sampler.arguments(settings),
+            versions=versions(sampler.libraries),
+            code=code_hash(settings.sampler),
         )
+
+    @property
+    def sampler_block(self) -> dict[str, Any] | None:
+        """What protocols say of the sampler: None for ddim, which tau and clip describe."""
+        settings, said = self.settings, self.from_sampler
+        if settings.sampler == DEFAULT:
+            return None
+        return {
+            "name": settings.sampler,
+            "options": settings.sampler_options,
+            "times": list(said.times),
+            "last_sigma": said.last_sigma,
+            "clip": settings.clip_in_words if self.honours("clip") else None,
+            **said.versions,
+            **({} if said.code is None else {"code": said.code}),
+        }
+
+    def honours(self, key: str) -> bool:
+        """Whether its sampler honours one of `SAMPLER_KEYS`."""
+        return key in self.from_sampler.keys
 
     @property
     def eta(self) -> float | str | None:
         """The value of eta; None if the sampler has none."""
-        return self.settings.eta if self.from_sampler.has_eta else None
+        return self.settings.eta if self.honours("eta") else None
 
     @property
     def eta_number(self) -> float | None:
         """The number eta as tables record it; None if the sampler has none."""
-        return self.settings.eta_number if self.from_sampler.has_eta else None
+        return self.settings.eta_number if self.honours("eta") else None
 
     @property
-    def tau(self) -> tuple[int, ...]:
+    def tau(self) -> tuple[float, ...]:
         """The time steps, increasing, in 1..T."""
         return self.from_sampler.tau
 

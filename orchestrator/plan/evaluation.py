@@ -103,12 +103,11 @@ class Evaluation:
         return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 
     def protocol(self, cell: Cell) -> Protocol:
-        foreign = cell.from_sampler.code
         return Protocol(
             reference=self.reference.identity(),
             num_samples=cell.settings.num_samples,
             weights=cell.settings.weights,
-            tau=cell.tau,
+            tau=cell.tau if cell.sampler_block is None else None,
             clip=cell.settings.clip_in_words,
             precision=cell.settings.precision_in_words,
             rounding="8 bits, to nearest",
@@ -116,7 +115,7 @@ class Evaluation:
             metrics=self.feasible(cell.settings.num_samples).settings,
             versions=versions(SOFTWARE),
             compile=None if cell.settings.compile == "none" else cell.settings.compile,
-            sampler=None if foreign is None else {"name": cell.settings.sampler, "code": foreign},
+            sampler=cell.sampler_block,
         )
 
 

@@ -34,21 +34,19 @@ from taugrid.orchestrator.plan.sections import (
     NOT_CELLS,
     SAMPLE_DEFAULTS,
     Fingerprint,
+    calls,
     check_loss_weights,
     data_identity,
     diffusion_section,
     idle_keys,
     sample_identity,
     sample_section,
-    times,
 )
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.registry.samplers import DEFAULT
-from taugrid.workers import schedules
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
-from taugrid.workers.samplers.sampler import evaluations_of
 
 TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 """Grid keys that every quality table has a column for."""
@@ -196,8 +194,7 @@ def _planned(config: Config, point: Mapping[str, Any], keys: Iterable[str], look
     sections = _sections_at(config, point)
     model = _model(sections, lookups)
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
-    times(settings, model.diffusion)  # refuse a bad tau before any worker starts
-    evaluations_of(settings.sampler, settings, schedules.process(model.diffusion))
+    calls(settings, model.diffusion)  # refuse settings that the sampler can't use before any worker starts
     resolved = sections._replace(sample=settings, diffusion=model.diffusion)
     return Planned(point, model, settings, {key: _value_at(resolved, key) for key in keys})
 

@@ -79,7 +79,7 @@ def from_json(value: Mapping[str, Any]) -> Plan:
 
 
 def _from_sampler(value: Mapping[str, Any]) -> FromSampler:
-    return FromSampler(**{**value, "tau": tuple(value["tau"])})
+    return FromSampler(**{**value, **{name: tuple(value[name]) for name in ("keys", "tau", "times")}})
 
 
 def _source_to_json(source: ModelSource) -> dict[str, Any]:

@@ -4,7 +4,7 @@ What enters ids must never change: tests/unit/test_grid.py pins some.
 """
 
 from collections.abc import Callable, Mapping, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, S
 from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
 from taugrid.workers import schedules
-from taugrid.workers.samplers.sampler import code_hash, find, times_of
+from taugrid.workers.samplers.sampler import code_hash, evaluations_of, find, tau_of
 
 SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
 """`sample` as it is resolved if a config sets nothing."""
@@ -94,12 +94,27 @@ def idle_keys(settings: Sample) -> set[str]:
     return set(SAMPLER_KEYS) - find(settings.sampler).keys
 
 
-def times(settings: Sample, diffusion: Diffusion) -> tuple[int, ...]:
-    """tau, increasing times in 1..T; `UserError` if `steps` and `spacing` do not give one."""
+class Calls(NamedTuple):
+    """What a sampler does with one set of settings."""
+
+    tau: tuple[float, ...]
+    """Increasing times in 1..T."""
+    evaluations: int
+    """Network evaluations per image."""
+
+
+def calls(settings: Sample, diffusion: Diffusion) -> Calls:
+    """What the sampler of resolved settings does; `UserError` if the settings allow nothing."""
+    name, process = settings.sampler, schedules.process(diffusion)
     try:
-        return times_of(settings.sampler, settings, schedules.process(diffusion))
+        find(name).check_options(settings.sampler_options)
     except ValueError as error:
-        raise UserError(f"sample.steps, sample.spacing: {error}") from None
+        raise UserError(f"sample.sampler_options of {name}: {error}") from None
+    try:
+        return Calls(tau_of(name, settings, process), evaluations_of(name, settings, process))
+    except ValueError as error:
+        keys = [f"sample.{key}" for key in ("steps", "spacing") if key == "steps" or key in find(name).keys]
+        raise UserError(f"{', '.join(keys)}: {error}") from None
 
 
 NOT_IDENTITY = {

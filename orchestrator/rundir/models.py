@@ -148,12 +148,14 @@ class ModelRecords(Paths):
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
         """The JSON blob in every sample file of a cell. It does not depend on the number of samples."""
+        said = cell.from_sampler
         return {
             "cell": cell.id,
             "model": cell.model.id,
             "settings": {key: value for key, value in cell.settings.recorded.items() if key != "num_samples"},
             "diffusion": cell.model.diffusion.recorded,
             "tau": list(cell.tau),
+            **({} if (block := cell.sampler_block) is None else {"sampler": block | {"arguments": said.arguments}}),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }
 

@@ -51,6 +51,7 @@ class SampleWork(WorkKind):
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
+                    evaluations=cell.evaluations,
                     sampler_code=cell.from_sampler.code,
                     metadata=metadata,
                     kept=kept,

@@ -7,7 +7,10 @@ from pydantic import AfterValidator, Field
 from taugrid.config.section import Positive, Section, Seed
 from taugrid.registry import samplers
 
-Spacing = Literal["linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad"]
+Spacing = Literal[
+    "linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad",
+    "logsnr", "logsnr-int",
+]  # fmt: skip
 Precision = Literal["float32", "tf32", "bf16", "fp16"]
 Compilation = Literal["none", "default"]
 Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_length=1)]
@@ -27,7 +30,7 @@ def _names(schema: dict[str, Any]) -> None:
     schema |= {"const": names[0]} if len(names) == 1 else {"enum": names}
 
 
-LATER_KEYS = {"compile": "none"}
+LATER_KEYS = {"compile": "none", "sampler_options": {}}
 """Keys that files of earlier versions lack, with the defaults that mean the same."""
 
 
@@ -65,6 +68,8 @@ class Sample(Section):
     """Number of network evaluations that one shard should take."""
     compile: Compilation = "none"
     """`default`: the network is compiled by torch (torch.compile), for full batches."""
+    sampler_options: dict[str, Any] = {}
+    """Options of the sampler, by name; the others keep the sampler's own defaults."""
 
     @property
     def precision_in_words(self) -> str:

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import DiscreteVP, path
 from taugrid.workers.diffusion.schedule import alpha_bar as levels
 from taugrid.workers.samplers import ddim
@@ -19,12 +19,14 @@ def of_time(function):
 
 
 def sample(network, noise, alpha_bar, tau, eta, clip, prediction="epsilon", clip_range=1.0):
-    denoise = denoising(network, prediction, clip, clip_range)
-    return ddim.sample(noise(0), path(DiscreteVP(alpha_bar), tau), denoise, noise, eta)
+    process = DiscreteVP(alpha_bar)
+    denoise = Denoise(network, process, prediction, clip, clip_range)
+    return ddim.sample(noise(0), path(process, tau), denoise, noise, eta)
 
 
 def _along(function, network, x, alpha_bar, tau, prediction="epsilon"):
-    return function(x, path(DiscreteVP(alpha_bar), tau), denoising(network, prediction))
+    process = DiscreteVP(alpha_bar)
+    return function(x, path(process, tau), Denoise(network, process, prediction))
 
 
 decode, encode = partial(_along, ddim.decode), partial(_along, ddim.encode)

@@ -184,6 +184,6 @@ def test_what_a_run_holds_for_each_shard_has_no_dictionary_of_its_own():
     config = validate(Config, {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}}, "test")
     [cell] = plan(config).cells
     network, decoder = OracleNetwork(cell.model.data), cell.model.decoder
-    job = SampleJob("p", 0, 1, network, decoder, cell.settings, cell.model.diffusion, (1,), {})
+    job = SampleJob("p", 0, 1, network, decoder, cell.settings, cell.model.diffusion, (1,), 1, {})
     for thing in (cell.shards[0], Task("sample/0", "sample", 1.0), job):
         assert not hasattr(thing, "__dict__"), type(thing)

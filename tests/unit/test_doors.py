@@ -42,7 +42,7 @@ from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.device import ignore_heartbeat, with_heartbeats
 from taugrid.workers.diffusion import gaussian, noise, oracle
-from taugrid.workers.diffusion.denoiser import denoising
+from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
 from taugrid.workers.sample import SampleJob, sample_shard
@@ -127,7 +127,7 @@ def test_its_images_are_what_its_code_makes_of_the_network_and_the_noise(told):
     folder, _ = told
     settings = planned(steps=4).cells[0].model
     process, data = schedules.process(settings.diffusion), gaussian.gaussian((1, 4, 4))
-    denoise = denoising(oracle.gaussian_eps(data, schedules.alpha_bar(settings.diffusion), "cpu"))
+    denoise = Denoise(oracle.gaussian_eps(data, process.alpha_bar, "cpu"), process)
     z = partial(noise.normal, 0, torch.arange(20), shape=(1, 4, 4))
     x = z(0)
     for a, b in pairwise(path(process, (250, 500, 750, 1000))):
@@ -158,8 +158,12 @@ def test_it_stands_in_tables_protocols_and_figures(told):
         "ddim": True, "twice": False,
     }  # fmt: skip
     protocols = read_json(folder / "run/tables/quality.json")["protocols"]
-    blocks = {row.sampler: protocols[row.protocol].get("sampler") for row in frame.itertuples()}
-    assert blocks == {"ddim": None, "twice": {"name": "twice", "code": sampler.code_hash("twice")}}
+    blocks = {(row.sampler, row.steps): protocols[row.protocol].get("sampler") for row in frame.itertuples()}
+    assert blocks["ddim", 2] is blocks["ddim", 4] is None
+    assert blocks["twice", 2] == {
+        "name": "twice", "options": {}, "times": [999, 499], "last_sigma": 0.0, "clip": None,
+        "code": sampler.code_hash("twice"),
+    }  # fmt: skip
     assert frame["eta"].isna().tolist() == (frame["sampler"] == "twice").tolist()
     told = (folder / "run/tables/quality.md").read_text()
     assert told.count("| ddim | 0.0 |") == told.count("| twice | twice |") == 2
@@ -280,8 +284,8 @@ def shard(folder, **sample):
     [cell] = planned(sampler="other", **{"steps": 2} | sample).cells
     network = oracle.gaussian_eps(gaussian.gaussian((1, 4, 4)), schedules.alpha_bar(cell.model.diffusion), "cpu")
     file, spec, about = folder / "part.parquet", OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
-    spec = OracleNetwork(cell.model.data)
-    job = SampleJob(str(file), 0, 3, spec, cell.model.decoder, cell.settings, cell.model.diffusion, cell.tau, about)
+    settings, diffusion, says = cell.settings, cell.model.diffusion, (cell.tau, cell.evaluations)
+    job = SampleJob(str(file), 0, 3, spec, cell.model.decoder, settings, diffusion, *says, about)
     sample_shard(job, network, "cpu")
     return file
 
@@ -336,11 +340,11 @@ def test_network_calls_are_counted(sampler_of, tmp_path, spacing):
     [
         ({"evaluations": lambda *given: 0}, "`evaluations` of other must return a positive integer, not 0"),
         ({"evaluations": lambda *given: 2.0}, "`evaluations` of other must return a positive integer, not 2.0"),
-        ({"tau": lambda *given: (3, 2)}, "`tau` of other must return increasing integers in 1..1000, not (3, 2)"),
-        ({"tau": lambda *given: (0, 2)}, "`tau` of other must return increasing integers in 1..1000, not (0, 2)"),
-        ({"tau": lambda *given: [1, 1001]}, "`tau` of other must return increasing integers in 1..1000, not (1, 1001)"),
-        ({"tau": lambda *given: ()}, "`tau` of other must return increasing integers in 1..1000, not ()"),
-        ({"tau": lambda *given: (1.5,)}, "`tau` of other must return increasing integers in 1..1000, not (1.5,)"),
+        ({"tau": lambda *given: (3, 2)}, "`tau` of other must return increasing numbers in 1..1000, not (3, 2)"),
+        ({"tau": lambda *given: (0, 2)}, "`tau` of other must return increasing numbers in 1..1000, not (0, 2)"),
+        ({"tau": lambda *given: [1, 1001]}, "`tau` of other must return increasing numbers in 1..1000, not (1, 1001)"),
+        ({"tau": lambda *given: ()}, "`tau` of other must return increasing numbers in 1..1000, not ()"),
+        ({"tau": lambda *given: (True,)}, "`tau` of other must return increasing numbers in 1..1000, not (True,)"),
         (
             {"keys": {"eta", "spacings"}},
             "the keys of other have spacings; they can be eta, spacing, steps_offset, clip, clip_range",
@@ -357,7 +361,7 @@ def test_what_a_sampler_says_of_itself_is_checked_when_it_is_planned(sampler_of,
 @pytest.mark.parametrize("set_alpha_to_one", [True, False])
 def test_the_network_is_never_asked_at_time_0(set_alpha_to_one):
     process = schedules.process(DIFFUSION_DEFAULTS.model_copy(update={"set_alpha_to_one": set_alpha_to_one}))
-    denoise = denoising(lambda x, *where: x)
+    denoise = Denoise(lambda x, *where: x, process)
     first, last = path(process, (1,))
     assert denoise(torch.ones(1, 1, 2, 2), first).eps.shape == (1, 1, 2, 2)
     with pytest.raises(SamplerFault, match=r"^the sampler calls the network at path\[-1\], which is time 0: .*; stop"):
@@ -419,8 +423,9 @@ def test_wrappers_pass_points_and_conditions_on():
 
     computed = arithmetic.computed(network, Arithmetic("bf16", "default", 4), "cpu")
     wrapped = Watched(with_heartbeats(computed, ignore_heartbeat, 1))
-    point, labels = path(schedules.process(DIFFUSION_DEFAULTS), (7,))[0], torch.tensor([3, 1, 4, 1])
-    found = denoising(wrapped, condition=labels)(torch.ones(4, 1, 2, 2), point)
+    process, labels = schedules.process(DIFFUSION_DEFAULTS), torch.tensor([3, 1, 4, 1])
+    point = process.at(7)
+    found = Denoise(wrapped, process, condition=labels)(torch.ones(4, 1, 2, 2), point)
     assert torch.equal(found.eps, torch.full((4, 1, 2, 2), 0.5))
     [(at, condition)] = seen
     assert at is point
@@ -445,7 +450,8 @@ def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
     for decoder in (cell.model.decoder, Enlarged()):
         file = tmp_path / f"{type(decoder).__name__}.parquet"
         spec, about = OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
-        job = SampleJob(str(file), 0, 3, spec, decoder, cell.settings, cell.model.diffusion, cell.tau, about)
+        given = (cell.settings, cell.model.diffusion, cell.tau, cell.evaluations)
+        job = SampleJob(str(file), 0, 3, spec, decoder, *given, about)
         sample_shard(job, network, "cpu")
         [(_, images)] = parquet.read_images(file)
         pictures.append(images)

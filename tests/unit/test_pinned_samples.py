@@ -11,7 +11,7 @@ import torch
 
 from taugrid.config import Diffusion, Sample
 from taugrid.orchestrator.in_memory import Settings
-from taugrid.orchestrator.plan.sections import diffusion_section, sample_section, times
+from taugrid.orchestrator.plan.sections import calls, diffusion_section, sample_section
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.sample import sample_batch
@@ -35,7 +35,7 @@ def digest(tensors):
 def recipe(diffusion, **settings):
     process = diffusion_section(Diffusion(**diffusion))
     resolved = sample_section(Sample(seed=3, **settings), {})
-    return Settings(Identity(SHAPE), process, resolved, times(resolved, process))
+    return Settings(Identity(SHAPE), process, resolved, *calls(resolved, process))
 
 
 def sampled(diffusion, **settings):

@@ -1,13 +1,17 @@
 """Properties of tau, its values where they are easy to check by hand, and diffusers' time steps for every S and T."""
 
+import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from taugrid.workers.diffusion.timesteps import SPACINGS, remarks, tau
+from taugrid.workers.diffusion.process import DiscreteVP
+from taugrid.workers.diffusion.schedule import alpha_bar
+from taugrid.workers.diffusion.timesteps import SPACINGS, remarks, tau, times
 
 PAPER = ["linear", "quadratic"]
 DIFFUSERS = ["leading", "trailing", "linspace"]
@@ -166,3 +170,34 @@ def test_unknown_spacing_is_named():
 
 def test_every_name_is_known():
     assert len({tau(spacing, 30, 1000) for spacing in SPACINGS}) == len(SPACINGS)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_log_snr_spacings_divide_it_equally(schedule):
+    process = DiscreteVP(alpha_bar(schedule, 1000, 1e-4, 2e-2))
+    found = times("logsnr", 20, process)
+    levels = np.log([1 / process.at(t).ratio for t in found])
+    assert (found[0], found[-1], len(found)) == (1, 1000, 20)
+    np.testing.assert_allclose(np.diff(levels), (levels[-1] - levels[0]) / 19, rtol=1e-9)
+    assert times("logsnr-int", 20, process) == tuple(round(t) for t in found)
+    assert times("logsnr", 1, process) == (1000,)
+    assert times("quadratic", 20, process) == tau("quadratic", 20, 1000)
+
+
+def test_log_snr_needs_signal_at_the_last_time():
+    process = DiscreteVP(alpha_bar("jsd", 1000, 0, 0))
+    with pytest.raises(ValueError, match="needs signal at T, but alpha_T is 0 here"):
+        times("logsnr", 10, process)
+    with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000"):
+        times("logsnr", 1001, process)
+
+
+def test_between_two_times_log_alpha_is_linear():
+    process = DiscreteVP(alpha_bar("linear", 1000, 1e-4, 2e-2))
+    before, between, after = (process.at(t) for t in (500, 500.25, 501))
+    assert math.log(between.alpha) == pytest.approx(0.75 * math.log(before.alpha) + 0.25 * math.log(after.alpha))
+    assert between.alpha**2 + between.sigma**2 == pytest.approx(1)
+    assert between.alpha_bar == pytest.approx(between.alpha**2)
+    assert (between.time, between.key) == (499.25, 500)
+    assert [process.at(t).key for t in (500.5, 501.5, 500.75)] == [501, 501, 501], "halves go to the even time index"
+    assert process.at(500.0) == before

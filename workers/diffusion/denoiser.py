@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from taugrid.errors import SamplerFault
-from taugrid.workers.diffusion.process import Point, Prediction, PredictionType, clipped, predicted
+from taugrid.workers.diffusion.process import Point, Prediction, PredictionType, Process, clipped, predicted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +22,6 @@ class Denoiser(Protocol):
 
     def __call__(self, x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
         """The prediction, shaped like x."""
-
-
-Denoise = Callable[["Tensor", Point], Prediction]
-"""Called with x and a point of the path; returns the x0 and eps that a network predicts."""
 
 
 class Wrapped:
@@ -46,7 +42,10 @@ class Wrapped:
 
 
 def from_times(network: Callable[["Tensor", "Tensor"], "Tensor"]) -> Denoiser:
-    """A Denoiser from an unconditional network of x and the index 0..T-1 of each image's time, (B,) int64."""
+    """A Denoiser from an unconditional network of x and the index of each image's time in 0..T-1, (B,).
+
+    Indices are int64 where they are whole numbers, as on DDIM's paths, else float32.
+    """
     import torch
 
     def denoiser(x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
@@ -55,26 +54,40 @@ def from_times(network: Callable[["Tensor", "Tensor"], "Tensor"]) -> Denoiser:
     return denoiser
 
 
-def denoising(
-    network: Denoiser,
-    prediction: PredictionType = "epsilon",
-    clip: str = "none",
-    clip_range: float = 1.0,
-    condition: "Tensor | None" = None,
-) -> Denoise:
-    """The `Denoise` of a network that predicts `prediction`, for one batch; `clip` and `clip_range` as in `clipped`.
+class Denoise:
+    """What a sampler calls with x and a point: the x0 and eps that a network predicts for one batch, without gradients.
 
-    It raises `SamplerFault` at the path's last point.
+    It knows the process, what the network predicts, and the batch's condition; it clips as `process.clipped` says, and
+    counts its calls.
     """
-    import torch
 
-    @torch.no_grad()
-    def denoise(x: "Tensor", at: Point) -> Prediction:
+    def __init__(
+        self,
+        network: Denoiser,
+        process: Process,
+        prediction: PredictionType = "epsilon",
+        clip: str = "none",
+        clip_range: float = 1.0,
+        condition: "Tensor | None" = None,
+    ) -> None:
+        self.process, self.prediction, self.calls = process, prediction, 0
+        self._network, self._condition = network, condition
+        self._clip, self._clip_range = clip, clip_range
+
+    def __call__(self, x: "Tensor", at: Point) -> Prediction:
+        """The prediction for x, (B, C, H, W), at a point.
+
+        Raises:
+            SamplerFault: at the path's last point.
+        """
+        import torch
+
         if at.time < 0:
             raise SamplerFault(
                 "the sampler calls the network at path[-1], which is time 0: networks are trained at times 1 to T; "
                 "stop at path[-1]"
             )
-        return clipped(predicted(network(x, at, condition), x, at, prediction), x, at, clip, clip_range)
-
-    return denoise
+        self.calls += 1
+        with torch.no_grad():
+            output = self._network(x, at, self._condition)
+            return clipped(predicted(output, x, at, self.prediction), x, at, self._clip, self._clip_range)

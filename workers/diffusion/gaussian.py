@@ -9,10 +9,13 @@ torch.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from taugrid.workers.diffusion.process import DiscreteVP, path
 
 Float64Array = NDArray[np.float64]
 
@@ -134,7 +137,9 @@ def share_beyond_1(pixels: Gaussian) -> float:
     ))  # fmt: skip
 
 
-def sampled(data: Gaussian, alpha_bar: Float64Array, tau: Sequence[int], eta: float | Literal["sigma_hat"]) -> Gaussian:
+def sampled(
+    data: Gaussian, alpha_bar: Float64Array, tau: Sequence[float], eta: float | Literal["sigma_hat"]
+) -> Gaussian:
     """The distribution of x_0 under eqs. 9, 12 and 16 with the optimal eps for `data` and x_T from N(0, I).
 
     That eps is sqrt(1 - a) (a Sigma + (1 - a) I)^-1 (x - sqrt(a) m). In the basis of Sigma's eigenvectors, each step is
@@ -148,8 +153,8 @@ def sampled(data: Gaussian, alpha_bar: Float64Array, tau: Sequence[int], eta: fl
     """
     m = data.eigenvectors.T @ data.mean
     mean, variance = np.zeros_like(m), np.ones_like(m)
-    for i in reversed(range(len(tau))):
-        a, a_prev = alpha_bar[tau[i]], alpha_bar[tau[i - 1] if i > 0 else 0]
+    levels = [point.alpha_bar for point in path(DiscreteVP(alpha_bar), tau)]
+    for i, (a, a_prev) in zip(reversed(range(len(tau))), pairwise(levels), strict=True):
         sigma = np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev)) * (1.0 if eta == "sigma_hat" else eta)
         noise = sigma if eta != "sigma_hat" else np.sqrt(1 - a / a_prev) if i > 0 else 0.0
         slope = np.sqrt(1 - a) / (a * data.eigenvalues + 1 - a)  # of eps in x

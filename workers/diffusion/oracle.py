@@ -26,14 +26,17 @@ def gaussian_eps(
     Returns:
         A Denoiser for the points of the process with these `alpha_bar`.
     """
-    a = alpha_bar[1:, None]
     vectors = torch.tensor(data.eigenvectors, dtype=dtype, device=device)
-    slopes = torch.tensor(np.sqrt(1 - a) / (a * data.eigenvalues + 1 - a), dtype=dtype, device=device)
-    means = torch.tensor(np.sqrt(a) * data.mean, dtype=dtype, device=device)
+
+    def line(a: NDArray[np.float64] | float) -> tuple[Tensor, Tensor]:
+        slopes, means = np.sqrt(1 - a) / (a * data.eigenvalues + 1 - a), np.sqrt(a) * data.mean
+        return torch.tensor(slopes, dtype=dtype, device=device), torch.tensor(means, dtype=dtype, device=device)
+
+    every = line(alpha_bar[1:, None])
 
     def eps(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
-        t = at.time
-        return (((x.flatten(1) - means[t]) @ vectors * slopes[t]) @ vectors.T).reshape(x.shape)
+        slopes, means = (of[at.time] for of in every) if isinstance(at.time, int) else line(at.alpha_bar)
+        return (((x.flatten(1) - means) @ vectors * slopes) @ vectors.T).reshape(x.shape)
 
     return eps
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-Time = TypeVar("Time", int, "Tensor")
+Time = TypeVar("Time", int, float, "Tensor")
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 """What a network predicts: the noise, the image x0, or v = sqrt(alpha_t) eps - sqrt(1 - alpha_t) x0 (Salimans & Ho
@@ -27,10 +27,15 @@ class Point(NamedTuple):
     sigma: float
     alpha_bar: float
     """alpha^2 / (alpha^2 + sigma^2): the paper's alpha_t, which eq. 16 uses."""
-    time: int
-    """The time index that is passed to the network."""
+    time: float
+    """The time index that is passed to the network; an int if it is a whole number."""
     key: int
     """The integer that names the noise drawn at this point, at least 1; the key of x_T is 0."""
+
+    @property
+    def ratio(self) -> float:
+        """Sigma / alpha, the noise level of the process in which alpha is 1."""
+        return self.sigma / self.alpha
 
 
 class Process(Protocol):
@@ -40,7 +45,11 @@ class Process(Protocol):
     def timesteps(self) -> int:
         """T, the last time."""
 
-    def at(self, t: int) -> Point:
+    @property
+    def alpha_bar(self) -> NDArray[np.float64]:
+        """(T + 1,) float64: alpha^2 / (alpha^2 + sigma^2) at the times 0..T."""
+
+    def at(self, t: float) -> Point:
         """The point at the paper's time t in 0..T."""
 
 
@@ -49,20 +58,32 @@ class DiscreteVP:
 
     def __init__(self, alpha_bar: NDArray[np.float64]) -> None:
         """`alpha_bar`, (T + 1,), begins with 1, or with `alpha_bar[1]`, which makes a last step end at time 1."""
-        self._alpha_bar = alpha_bar.tolist()
+        self.alpha_bar = alpha_bar
+        self._levels = alpha_bar.tolist()
 
     @property
     def timesteps(self) -> int:
         """T, the last time."""
-        return len(self._alpha_bar) - 1
+        return len(self._levels) - 1
 
-    def at(self, t: int) -> Point:
-        """The point at the paper's time t in 0..T."""
-        alpha_t = self._alpha_bar[t]
-        return Point(math.sqrt(alpha_t), math.sqrt(1 - alpha_t), alpha_t, network_time(t), key=t)
+    def at(self, t: float) -> Point:
+        """The point at the paper's time t in 0..T; between two integers log alpha is linear in t, as in DPM-Solver."""
+        before = int(t)
+        if t == before:
+            alpha_t = self._levels[before]
+            return Point(math.sqrt(alpha_t), math.sqrt(1 - alpha_t), alpha_t, network_time(before), key=before)
+        low, high = (math.log(self._levels[time]) for time in (before, before + 1))
+        log_alpha_t = low + (t - before) * (high - low)
+        alpha_t, time = math.exp(log_alpha_t), network_time(t)
+        return Point(math.exp(log_alpha_t / 2), math.sqrt(-math.expm1(log_alpha_t)), alpha_t, time, key=noise_key(time))
 
 
-def path(process: Process, tau: Iterable[int]) -> tuple[Point, ...]:
+def noise_key(time: float) -> int:
+    """The key of the noise drawn at a time index of the network: round-half-even(time) + 1."""
+    return round(time) + 1
+
+
+def path(process: Process, tau: Iterable[float]) -> tuple[Point, ...]:
     """The points that a sampler visits: those of `tau`, increasing times in 1..T, from the last down, and that of 0."""
     return tuple(process.at(t) for t in reversed([0, *tau]))
 

@@ -1,12 +1,44 @@
-"""The sub-sequences tau of 1..T that a sampler visits: the paper's, diffusers', ermongroup's, or a custom list."""
+"""The times tau in 1..T that a sampler visits: the paper's, diffusers', ermongroup's, DPM-Solver's, or a list."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from taugrid.workers.diffusion.process import Process
+
 SPACINGS = ("linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad")
 """The names that `tau` knows."""
+
+LOG_SNR = ("logsnr", "logsnr-int")
+"""Spacings that also depend on the process; `times` knows them."""
+
+
+def times(
+    spacing: str | Sequence[int], steps: int, process: Process, steps_offset: int = 0
+) -> tuple[int, ...] | tuple[float, ...]:
+    """The S = `steps` times of a process to visit, increasing, in 1..T.
+
+    - `logsnr`: uniform in log(alpha / sigma) from 1 to T, as in DPM-Solver (Lu et al. 2022, section 3.3), unrounded. T
+      alone for S = 1.
+    - `logsnr-int`: those rounded to integers, halves to even. Some can be equal if S is large.
+    - all others are `tau`.
+
+    Raises:
+        ValueError: as `tau`; for log-SNR spacings if alpha is 0 at T.
+    """
+    T = process.timesteps
+    if spacing not in LOG_SNR or not 1 <= steps <= T:
+        return tau(spacing, steps, T, steps_offset)
+    levels = process.alpha_bar[1:]
+    if levels[-1] == 0:
+        raise ValueError(f"spacing {spacing} needs signal at T, but alpha_T is 0 here; choose another spacing")
+    log_snr = np.log(levels / (1 - levels)) / 2
+    wanted = np.linspace(log_snr[-1], log_snr[0], steps)[1:-1]
+    log_alpha = -np.log1p(np.exp(-2 * wanted)) / 2  # linear in t between two integers
+    inner = np.interp(-log_alpha, -np.log(levels) / 2, np.arange(1, T + 1)).tolist()
+    every = [1, *sorted(inner), T] if steps > 1 else [T]
+    return tuple(map(round, every)) if spacing == "logsnr-int" else tuple(every)
 
 
 def tau(spacing: str | Sequence[int], steps: int, timesteps: int, steps_offset: int = 0) -> tuple[int, ...]:
@@ -47,7 +79,9 @@ def tau(spacing: str | Sequence[int], steps: int, timesteps: int, steps_offset: 
     raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}, or a list of times")
 
 
-def remarks(spacing: str | Sequence[int], steps: int, tau: Sequence[int], evaluations: int | None = None) -> list[str]:
+def remarks(
+    spacing: str | Sequence[int], steps: int, tau: Sequence[float], evaluations: int | None = None
+) -> list[str]:
     """Surprises in the `tau` chosen for `steps` steps that the user should know about, one line each.
 
     `evaluations` are those of an image; None: one for each time.

@@ -1,7 +1,7 @@
 """The sampler of the DDIM paper: one update, eq. 12, which samples, decodes and encodes along a path."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -9,7 +9,7 @@ from taugrid.config import Sample
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.forward import sigma, sigma_hat
 from taugrid.workers.diffusion.process import Point, Prediction, predict_x0
-from taugrid.workers.samplers.sampler import Sampler
+from taugrid.workers.samplers.sampler import Noise, Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ class DDIM(Sampler):
         x: "Tensor",
         path: Sequence[Point],
         denoise: Denoise,
-        noise: Callable[[int], "Tensor"],
+        noise: Noise,
         settings: Sample,
     ) -> "Tensor":
         """`ddim.sample` with `settings.eta`."""
@@ -70,9 +70,7 @@ def step(at: Prediction, z: "Tensor | None", c: Coefficients) -> "Tensor":
     return x_next if z is None else x_next + c.noise * z
 
 
-def sample(
-    x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Callable[[int], "Tensor"], eta: Eta
-) -> "Tensor":
+def sample(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, eta: Eta) -> "Tensor":
     """x_0, (B, C, H, W), from x_T by one step from each point of `path` to the next.
 
     `noise(key)` is called only for steps that add noise. A step to an equal point does not change x (except with clip
@@ -86,7 +84,7 @@ def sample(
 
 def decode(x_T: "Tensor", path: Sequence[Point], denoise: Denoise) -> "Tensor":
     """x_0 for a given x_T, along the ODE of eq. 14 downwards: `sample` with eta = 0."""
-    return sample(x_T, path, denoise, lambda key: x_T, 0.0)
+    return sample(x_T, path, denoise, lambda key, draw=0: x_T, 0.0)
 
 
 def encode(x0: "Tensor", path: Sequence[Point], denoise: Denoise) -> "Tensor":

@@ -1,10 +1,11 @@
 """The interface of samplers. The driver calls them too, so torch is imported only in `Sampler.sample`."""
 
+import difflib
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from taugrid.config import Sample
 from taugrid.config.sample import SAMPLER_KEYS
@@ -14,11 +15,18 @@ from taugrid.registry import samplers
 from taugrid.workers.content import require_same
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import Point, Process
-from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.diffusion.process import Point, Process, network_time
+from taugrid.workers.diffusion.timesteps import times
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Noise(Protocol):
+    """The noise of one batch, a function of (seed, index of the image, key, draw)."""
+
+    def __call__(self, key: int, draw: int = 0) -> "Tensor":
+        """Standard normals like x for a point's `key`; each `draw` at one key is independent of the others."""
 
 
 class Sampler(ABC):
@@ -27,17 +35,45 @@ class Sampler(ABC):
     keys: ClassVar[frozenset[str]] = frozenset()
     """The keys of `config.sample.SAMPLER_KEYS` that it honours. The others keep their defaults in its cells."""
 
-    def tau(self, settings: Sample, process: Process) -> tuple[int, ...]:
+    options: ClassVar[Mapping[str, Any]] = {}
+    """The names that `sample.sampler_options` may have, with their defaults."""
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """The distributions that compute its steps: their versions belong to the protocol."""
+
+    def tau(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """The times in 1..T that it visits, in increasing order. The last one need not be T.
 
         Raises:
             ValueError: if `settings` allow no such times.
         """
-        return tau(settings.spacing, settings.steps, process.timesteps, settings.steps_offset or 0)
+        return times(settings.spacing, settings.steps, process, settings.steps_offset or 0)
+
+    def times(self, settings: Sample, process: Process) -> tuple[float, ...]:
+        """The network's times in the order of its calls: by default one call at each time of tau, from the last."""
+        return tuple(network_time(t) for t in reversed(self.tau(settings, process)))
 
     def evaluations(self, settings: Sample, process: Process) -> int:
         """Network evaluations per image."""
-        return len(self.tau(settings, process))
+        return len(self.times(settings, process))
+
+    def last_sigma(self, settings: Sample, process: Process) -> float:
+        """The noise level at which its result is."""
+        return process.at(0).sigma
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if `sample.sampler_options` can't be used."""
+        if not (unknown := sorted(options.keys() - self.options.keys())):
+            return
+        if not self.options:
+            raise ValueError(f"it has no options; remove {', '.join(unknown)}")
+        near = difflib.get_close_matches(unknown[0], self.options, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self.options)}"
+        raise ValueError(f"it has no option {unknown[0]} ({hint})")
+
+    def arguments(self, settings: Sample) -> dict[str, Any]:
+        """All options with their values, those left open included: what a cell's files record."""
+        return {**self.options, **settings.sampler_options}
 
     def label(self, settings: Mapping[str, Any]) -> str:
         """How cells' names show it, given the keys of `sample`: by default the sampler's name; for DDIM eta."""
@@ -49,7 +85,7 @@ class Sampler(ABC):
         x: "Tensor",
         path: Sequence[Point],
         denoise: Denoise,
-        noise: Callable[[int], "Tensor"],
+        noise: Noise,
         settings: Sample,
     ) -> "Tensor":
         """x_0, (B, C, H, W).
@@ -60,8 +96,8 @@ class Sampler(ABC):
                 The alpha of time 0 is 1 if `diffusion.set_alpha_to_one` is true, else it is the alpha of time 1.
             denoise: called with x and a point, returns the network's x0 and eps, clipped as `settings` say, without
                 gradients.
-            noise: called with `key`, the integer that names a point's noise, returns standard normals shaped like x.
-                It is the only source of randomness.
+            noise: called with `key`, the integer that names a point's noise, returns standard normals shaped like x,
+                and with `draw` = 1, 2, ... further ones at this point. It is the only source of randomness.
             settings: the resolved section `sample`; no key is null.
         """
 
@@ -86,27 +122,27 @@ def find(name: str) -> Sampler:
     return sampler
 
 
-def times_of(name: str, settings: Sample, process: Process) -> tuple[int, ...]:
+def tau_of(name: str, settings: Sample, process: Process) -> tuple[float, ...]:
     """The sampler's tau. Times may repeat.
 
     Raises:
         ValueError: if the settings allow none.
         UserError: if it is not what the interface says.
     """
-    found, T = tuple(find(name).tau(settings, process)), process.timesteps
-    integers = set(map(type, found)) == {int}  # none at all are no tau either
-    if not integers or list(found) != sorted(found) or found[0] < 1 or found[-1] > T:
-        said = f"`tau` of {name} must return increasing integers in 1..{T}, not {reprlib.repr(found)}"
+    tau, T = tuple(find(name).tau(settings, process)), process.timesteps
+    numbers = set(map(type, tau)) <= {int, float}
+    if not tau or not numbers or list(tau) != sorted(tau) or not 1 <= tau[0] <= tau[-1] <= T:
+        said = f"`tau` of {name} must return increasing numbers in 1..{T}, not {reprlib.repr(tau)}"
         raise UserError(f"sample.sampler: {said}")
-    return found
+    return tau
 
 
 def evaluations_of(name: str, settings: Sample, process: Process) -> int:
     """The sampler's network evaluations per image; `UserError` unless they are a positive integer."""
-    found = find(name).evaluations(settings, process)
-    if type(found) is not int or found < 1:
-        raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {found!r}")
-    return found
+    evaluations = find(name).evaluations(settings, process)
+    if type(evaluations) is not int or evaluations < 1:
+        raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {evaluations!r}")
+    return evaluations
 
 
 @cache

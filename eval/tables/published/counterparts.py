@@ -48,7 +48,7 @@ class EncodedImages(NamedTuple):
 
     dataset: str
     split: str
-    tau: tuple[int, ...]
+    tau: tuple[float, ...]
     network: NetworkOrigin
 
 
@@ -159,7 +159,7 @@ def _encoding_differs(row: Row, encoded: EncodedImages, number: Mapping[str, str
     yield from _network_differs(encoded.network, dataset_facts(number["dataset"]), row["weights"])
 
 
-def _times_differ(spacing: str, ours: Sequence[int], theirs: str, steps: int) -> list[str]:
+def _times_differ(spacing: str, ours: Sequence[float], theirs: str, steps: int) -> list[str]:
     published = tau(theirs, steps, TIMESTEPS)
     if tuple(ours) == published:
         return []
