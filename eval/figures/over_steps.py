@@ -5,7 +5,7 @@ Both axes are logarithmic.
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -76,7 +76,6 @@ def draw_over_steps(
 
     `published` has others' values by cell: they are dotted.
     """
-    steps = [int(steps) for steps in table.values.columns]
     lines = [textwrap.fill(line, TITLE_WIDTH) for line in (table.label, *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
     panel.set_xlabel(axis.label)

@@ -125,4 +125,5 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
         named = counted(len(alike), "other row")
     else:
         named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))
-    return f"; at this {'S' if best.table.column_key == 'S' else 'number of evaluations'}, {named} can't be told apart from it"
+    there = "this S" if best.table.column_key == "S" else "this number of evaluations"
+    return f"; at {there}, {named} can't be told apart from it"

@@ -25,7 +25,7 @@ from taugrid.eval.figures.over_steps import Along, draw_over_steps
 from taugrid.eval.tables.ablation.effects import KEY_SEPARATOR, Effect, short_key_names
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import Layout, Pivot
+from taugrid.eval.tables.pivots import SIGMA_HAT, Layout, Pivot, is_number
 from taugrid.eval.tables.quality import QualityTable
 
 MAX_PANELS = 12
@@ -33,10 +33,20 @@ MAX_PANELS = 12
 
 
 def name_of(label: Sequence[str], row_keys: Sequence[str], all_labels: Collection[Sequence[str]]) -> str:
-    """A row's name in a legend, such as "schedule=cosine", without settings that all rows share; "all" without any."""
+    """A row's name in a legend, such as "schedule=cosine", without settings that all rows share; "all" without any.
+
+    A sampler's name that stands in the place of eta has no key.
+    """
     varies = [len(set(texts)) > 1 for texts in zip(*all_labels, strict=True)]
     parts = zip(row_keys, label, varies, strict=True)
-    return " ".join(f"{key}={text}" for key, text, differs in parts if differs and text) or "all"
+    shown = [(key, text) for key, text, differs in parts if differs and text]
+    return (
+        " ".join(
+            text if key == "η" and not (is_number(text) or text == SIGMA_HAT) else f"{key}={text}"
+            for key, text in shown
+        )
+        or "all"
+    )
 
 
 def per_key_figures(table: QualityTable, effects: Sequence[Effect]) -> Iterator[tuple[str, Figure]]:
