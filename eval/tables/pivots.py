@@ -424,11 +424,19 @@ def _separate(frame: pd.DataFrame, rows: Sequence[str]) -> tuple[list[str], list
     return apart, by_row
 
 
+def settings_in(columns: Sequence[str]) -> list[str]:
+    """The settings among the columns of quality.csv besides eta, S and N: keys of the grid in its order, then others.
+
+    The options of a sampler follow it.
+    """
+    keys = sorted(axes(columns), key=columns.index)
+    options = [key for key in keys if key == OPTIONS]
+    return [*(key for key in keys if key != OPTIONS), OTHERS[0], *options, *OTHERS[1:]]
+
+
 def _varying(frame: pd.DataFrame) -> list[str]:
     """The settings that vary, besides eta, S and N."""
-    columns = list(frame.columns)
-    keys = sorted(axes(columns), key=columns.index)
-    varying = [name for name in [*keys, *OTHERS] if not _follows(frame, name, [])]
+    varying = [name for name in settings_in(list(frame.columns)) if not _follows(frame, name, [])]
     return varying if _follows(frame, "model", varying) else [*varying, "model"]
 
 

@@ -26,7 +26,7 @@ from taugrid.eval.tables.ablation.replicates import SEEDS, UNITS, varying_seeds
 from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import Z_95
-from taugrid.eval.tables.long_form import EXACT, FID, axes, in_grid_order
+from taugrid.eval.tables.long_form import EXACT, FID, in_grid_order
 from taugrid.eval.tables.pivots import (
     EVALUATIONS,
     IGNORABLE,
@@ -35,6 +35,7 @@ from taugrid.eval.tables.pivots import (
     SYMBOLS,
     labelled,
     prepared,
+    settings_in,
     short_columns,
 )
 from taugrid.eval.tables.quality import QualityTable
@@ -215,9 +216,7 @@ def effects(
 
 def _grid(rows: Sequence[Row], evidence: Evidence) -> _Grid:
     frame = prepared(in_grid_order(rows), evidence.protocols)
-    columns = list(frame.columns)
-    keys = sorted(set(axes(columns)) - set(SEEDS), key=columns.index)
-    names = (*keys, *OTHERS, *ON_REQUEST, *COMPARABLE)
+    names = [name for name in settings_in(list(frame.columns)) if name not in SEEDS] + [*ON_REQUEST, *COMPARABLE]
     labels = pd.DataFrame({name: labelled(frame, name, beside=OTHERS).map(str) for name in names})
     seeds = varying_seeds(frame)
     seed_values = [tuple(values) for values in frame[seeds].itertuples(index=False)]
