@@ -5,9 +5,10 @@ key orphans no old run. Reads no clock, and from disk only the checkpoints, code
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from taugrid.config import (
@@ -22,10 +23,9 @@ from taugrid.config import (
     Train,
     validate,
 )
-from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.config.section import not_yet
 from taugrid.errors import NotHere, UserError
-from taugrid.grids.names import Naming
+from taugrid.grids.names import Naming, plain_text
 from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
@@ -44,6 +44,7 @@ from taugrid.orchestrator.plan.sections import (
 )
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.registry.samplers import DEFAULT
+from taugrid.words import counted
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
@@ -87,7 +88,9 @@ class Planned(NamedTuple):
     model: Model
     settings: Sample
     values: dict[str, Any]
-    """The resolved values of all keys of the grid."""
+    """The resolved values of all keys of the grid; None for those that the sampler ignores."""
+    ignored: dict[str, Any]
+    """The values of the keys of `sample` that the sampler ignores."""
 
 
 def plan(
@@ -116,37 +119,41 @@ def plan(
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     planned = [_planned(config, point, dict.fromkeys(keys), lookups) for point in every]
-    names = Naming.of([values for _, _, _, values in planned], Sample.model_fields)
+    names = Naming.of([each.values for each in planned], Sample.model_fields)
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
-    for point, model, settings, values in planned:
-        model = models.setdefault(model.id, replace(model, label=names.model(values)))
-        cell = Cell(_cell_id(model, settings), model, settings, axes(values), values, names)
-        if cell.id in cells:
-            raise _twice(point, settings, len(mappings))
-        cells[cell.id] = cell
-    return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(config.sample, planned)))
+    seen: set[tuple[str, str]] = set()
+    for each in planned:
+        model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
+        cell = Cell(_cell_id(model, each.settings), model, each.settings, axes(each.values), each.values, names)
+        if (place := (cell.id, plain_text(each.ignored))) in seen:
+            raise _twice(each.point, len(mappings))
+        seen.add(place)
+        cells.setdefault(cell.id, cell)
+    return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(planned)))
 
 
-def _ignored(sample: Sample, planned: Iterable[Planned]) -> Iterable[str]:
-    """A line for each key that `sample` sets and a sampler of the plan ignores."""
-    found = {settings.sampler: settings for _, _, settings, _ in planned}
-    for name, settings in found.items():
-        for key in SAMPLER_KEYS:
-            value = getattr(sample, key)
-            if key in idle_keys(settings) and value not in (None, getattr(SAMPLE_DEFAULTS, key)):
-                yield f"{name} ignores {key} = {value}"
+def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
+    """A line for each sampler that ignores a key of the grid, or what a loaded pipeline sets."""
+    for name, group in groupby(sorted(planned, key=_sampler), key=_sampler):
+        every = list(group)
+        keys = sorted({key for each in every for key in each.ignored if key in each.point})
+        number = len({_cell_id(each.model, each.settings) for each in every})
+        if keys and number < len(every):
+            numbers = f"{counted(len(every), 'point')} of the grid, {counted(number, 'cell')}"
+            yield f"{name} ignores {' and '.join(keys)}: {numbers}"
+        theirs = {key: value for each in every for key, value in each.model.source.sample_keys(each.settings).items()}
+        for key in sorted(theirs.keys() & idle_keys(every[0].settings)):
+            if theirs[key] not in (None, getattr(SAMPLE_DEFAULTS, key)):
+                yield f"{name} ignores the loaded pipeline's {key}: {plain_text(theirs[key])}"
 
 
-def _twice(point: Mapping[str, Any], settings: Sample, grids: int) -> UserError:
-    idle, ignored = sorted(NOT_CELLS & set(point)), sorted(idle_keys(settings) & set(point))
-    if ignored:
-        name, keys = settings.sampler, " and ".join(ignored)
-        return UserError(
-            f"grid: {name} has no {keys}, so the grid over {keys} makes the same cell twice ({_describe(point)}): give "
-            f"{name} an entry of its own in the list, grid: [{{sampler: [{DEFAULT}], {ignored[0]}: [...], ...}}, "
-            f"{{sampler: [{name}], ...}}]"
-        )
+def _sampler(planned: Planned) -> str:
+    return planned.settings.sampler
+
+
+def _twice(point: Mapping[str, Any], grids: int) -> UserError:
+    idle = sorted(NOT_CELLS & set(point))
     hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
     if grids > 1:
         hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
@@ -196,7 +203,22 @@ def _planned(config: Config, point: Mapping[str, Any], keys: Iterable[str], look
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
     calls(settings, model.diffusion)  # refuse settings that the sampler can't use before any worker starts
     resolved = sections._replace(sample=settings, diffusion=model.diffusion)
-    return Planned(point, model, settings, {key: _value_at(resolved, key) for key in keys})
+    ignored = {key: getattr(sections.sample, key) for key in idle_keys(settings)}
+    _require_used(config.sample, settings, point)
+    values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
+    return Planned(point, model, settings, values, ignored)
+
+
+def _require_used(sample: Sample, settings: Sample, point: Mapping[str, Any]) -> None:
+    """Raise `UserError` if `sample` itself sets a key that a point's sampler ignores."""
+    for key in sorted(idle_keys(settings) - point.keys()):
+        value, name = getattr(sample, key), settings.sampler
+        if value not in (None, getattr(SAMPLE_DEFAULTS, key)):
+            raise UserError(
+                f"sample.{key}: {plain_text(value)} has no effect with the sampler {name}; remove it or, for other "
+                f"samplers of the grid, write it there: grid: [{{sampler: [{DEFAULT}], {key}: [{plain_text(value)}]}}, "
+                f"{{sampler: [{name}]}}]"
+            )
 
 
 def _unusual(sample: Sample) -> list[str]:

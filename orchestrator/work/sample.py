@@ -1,10 +1,12 @@
 """Sampling: a task for each shard of a cell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile
+from taugrid.errors import DamagedFile, UserError
+from taugrid.grids.names import plain_text
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -12,6 +14,7 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key
 from taugrid.words import some_of
 from taugrid.workers.sample import SampleJob
+from taugrid.workers.samplers.sampler import find
 
 
 class SampleWork(WorkKind):
@@ -34,6 +37,7 @@ class SampleWork(WorkKind):
             metadata = self.rundir.sample_metadata(cell)
             network = self.rundir.network(cell.model, cell.settings.weights)
             there = self.rundir.versions(self.rundir.samples / cell.name)
+            require_same_sampler(cell, metadata, there, self.rundir)
             for shard in cell.shards:
                 if shard.number in sampled:
                     continue
@@ -80,6 +84,32 @@ class SampleWork(WorkKind):
             "own": result.first,
         }
         return Event("shard", fields)
+
+
+def require_same_sampler(cell: Cell, metadata: Mapping[str, Any], files: Iterable[Path], rundir: RunDir) -> None:
+    """Raise `UserError` if a cell's sample files were made with other arguments or times than it would get now.
+
+    A library's defaults can change with its version. ddim has none.
+    """
+    for path in files:
+        try:
+            before = parquet.inspect(path, every_byte=False, storage=rundir.storage).metadata.get("sampler")
+        except (DamagedFile, FileNotFoundError):
+            continue
+        now = metadata.get("sampler")
+        if before is None or now is None:
+            return
+        old, new = ({**block["arguments"], "times": block["times"]} for block in (before, now))
+        if differing := [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]:
+            name, (was, is_now) = differing[0], (plain_text(values.get(differing[0])) for values in (old, new))
+            versions = "".join(
+                f"; {library} was {before.get(library)}" for library in find(cell.settings.sampler).libraries
+            )
+            raise UserError(
+                f"{cell.label}: its samples were made with {name} = {was}, but {cell.settings.sampler} has {is_now} "
+                f"now{versions}; set it in sample.sampler_options in another directory, or go on with the old software"
+            )
+        return
 
 
 def images_to_keep(rundir: RunDir, cell: Cell, shard: Shard) -> int:

@@ -43,8 +43,12 @@ class Naming:
         return " ".join(self.part(key, values[key]) for key in self.keys if "." in key)
 
     def cell(self, values: Mapping[str, Any], steps: int, eta: float | str | None) -> str:
-        """The name of a cell within its model. S is always shown, and so is eta, unless its sampler has none."""
-        others = [key for key in self.keys if "." not in key and key not in ("steps", "eta") and key in values]
+        """The name of a cell within its model. S is always shown, and so is eta, unless its sampler has none.
+
+        A value None means that the cell's sampler ignores the key.
+        """
+        own = [key for key in self.keys if "." not in key and key not in ("steps", "eta")]
+        others = [key for key in own if values.get(key) is not None]
         first = {"steps": steps} | ({} if eta is None else {"eta": eta})
         return " ".join(
             [*(self.part(key, value) for key, value in first.items()), *(self.part(k, values[k]) for k in others)]

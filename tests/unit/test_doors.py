@@ -167,7 +167,7 @@ def test_it_stands_in_tables_protocols_and_figures(told):
     assert frame["eta"].isna().tolist() == (frame["sampler"] == "twice").tolist()
     told = (folder / "run/tables/quality.md").read_text()
     assert told.count("| ddim | 0.0 |") == told.count("| twice | twice |") == 2
-    assert "| twice | twice | – | – |\n\n## Notes" in told, "no closed form, and so no best"
+    assert "| twice | twice | – | – |\n" in told, "no closed form, and so no best"
     assert "- S=2 sampler=twice, S=4 sampler=twice: no FID in closed form" in told
     drawn = (folder / "run/figures/quality.svg").read_text()
     assert "twice" in drawn
@@ -185,17 +185,41 @@ def test_the_gate_compares_it_with_a_baseline(told):
 
 def test_keys_that_it_does_not_honour_make_no_cells(package):
     plain = planned(sampler="twice")
-    assert planned(sampler="twice", eta=0.5, clip="x0").cells[0].id == plain.cells[0].id != planned().cells[0].id
-    assert planned(sampler="twice", spacing="quadratic").cells[0].id != plain.cells[0].id
-    assert planned(sampler="twice", eta=0.5).remarks == ["twice ignores eta = 0.5"]
+    assert planned(sampler="twice", spacing="quadratic").cells[0].id != plain.cells[0].id != planned().cells[0].id
     assert plain.remarks == []
-    with pytest.raises(UserError) as found:
-        planned(grid={"sampler": ["ddim", "twice"], "eta": [0.0, 1.0]})
-    assert str(found.value) == (
-        "grid: twice has no eta, so the grid over eta makes the same cell twice (sampler=twice, eta=1.0): give twice "
-        "an entry of its own in the list, grid: [{sampler: [ddim], eta: [...], ...}, {sampler: [twice], ...}]"
-    )
+    both = planned(grid={"sampler": ["ddim", "twice"], "eta": [0.0, 1.0], "clip": ["none", "x0"]})
+    assert [cell.label for cell in both.cells] == [
+        "S=50 eta=0 sampler=ddim clip=none", "S=50 eta=0 sampler=ddim clip=x0",
+        "S=50 eta=1 sampler=ddim clip=none", "S=50 eta=1 sampler=ddim clip=x0", "S=50 sampler=twice",
+    ]  # fmt: skip
+    assert both.cells[-1].id == plain.cells[0].id
+    assert both.remarks == ["twice ignores clip and eta: 4 points of the grid, 1 cell"]
     assert len(planned(grid=[{"sampler": ["ddim"], "eta": [0.0, 1.0]}, {"sampler": ["twice"]}]).cells) == 3
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (
+            {"sampler": "twice", "eta": 0.5},
+            "sample.eta: 0.5 has no effect with the sampler twice; remove it or, for other samplers of the grid, write "
+            "it there: grid: [{sampler: [ddim], eta: [0.5]}, {sampler: [twice]}]",
+        ),
+        (
+            {"sampler": "twice", "sampler_options": {"order": 2}},
+            "sample.sampler_options of twice: it has no options; remove order",
+        ),
+        (
+            {"grid": [{"sampler": ["ddim", "twice"], "eta": [0.0, 1.0]}, {"sampler": ["twice"]}]},
+            "grid: the point sampler=twice appears twice (each entry of the list is a grid of its own; to combine "
+            "keys, write them in one entry); remove one of them",
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(package, sample, message):
+    with pytest.raises(UserError) as found:
+        planned(**sample)
+    assert str(found.value) == message
 
 
 def test_other_code_makes_other_cells_and_is_refused_by_a_worker(package):
@@ -320,6 +344,27 @@ def test_a_sampler_that_breaks_its_word_fails_its_cells_once(sampler_of, tmp_pat
     assert [name.rsplit("-", 1)[0] for name in outcome.missing] == ["S0002-other", "S0004-other"]
     assert printed.count("returns (9, 1, 4, 4)") == 2, "no retries"
     assert not list((tmp_path / "run/samples").glob("*other*/part*"))
+
+
+def test_a_cell_is_not_continued_with_other_arguments(sampler_of, tmp_path):
+    """As if a library had changed a default: the cell that is whole stays, the other one gets nothing."""
+    sampler_of(options={"order": 2})
+    with small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as opened:
+        assert not drive(opened, tmp_path / "run", LOCAL)[0].missing
+    whole, broken = sorted((tmp_path / "run/samples").glob("*/part-000001.parquet"))
+    broken.unlink()
+    sampler_of(options={"order": 3})
+    with (
+        small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as again,
+        pytest.raises(UserError, match=r"^S=4: its samples were made with order = 2, but other has 3 now; set it in"),
+    ):
+        drive(again, tmp_path / "run", LOCAL)
+    assert whole.exists()
+    assert not broken.exists()
+    sampler_of(options={"order": 2})
+    with small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as again:
+        assert not drive(again, tmp_path / "run", LOCAL)[0].missing
+    assert broken.exists()
 
 
 @pytest.mark.parametrize("spacing", ["linear", "ermongroup-quad"])
