@@ -20,6 +20,7 @@ from taugrid.eval.figures.drawing import (
     TITLE_WIDTH,
     LineStyle,
     Styles,
+    Values,
     draw_line,
     fid_figure,
     legend,
@@ -55,9 +56,15 @@ class Along(NamedTuple):
         if x == "evaluations":
             return cls(LABELS[x], dict(zip(frame["cell"], frame[EVALUATIONS], strict=True)))
         if x == "seconds":
-            seconds = frame.set_index("cell").eval("seconds / num_samples") * IMAGES
-            return cls(LABELS[x], seconds[seconds > 0].to_dict(), is_measured=True)
+            measured = zip(frame["cell"], frame["seconds"] / frame["num_samples"] * IMAGES, strict=True)
+            return cls(LABELS[x], {cell: seconds for cell, seconds in measured if seconds > 0}, is_measured=True)
         return cls(LABELS[x])
+
+    def at(self, table: Pivot, row: int) -> Values:
+        """The place of each value of a row, NaN without one."""
+        if self.places is None:
+            return table.values.columns.to_numpy(dtype=np.float64)
+        return np.array([self.places.get(cell, math.nan) for cell in table.cells.iloc[row]])
 
 
 LABELS = {
@@ -82,13 +89,13 @@ def draw_over_steps(
     span = _mark(panel, table, axis)
     for place, label in enumerate(table.labels):
         look, value, error = styles[" ".join(label)], table.values.iloc[place], table.errors.iloc[place]
-        cells = table.cells.iloc[place] if len(table.cells) else ()
-        at = value.index.to_series() if axis.places is None else cells.map(axis.places)
-        shown = value[(value > 0) & at.notna()]
-        if shown.empty:
+        at = axis.at(table, place)
+        shown = (value.to_numpy() > 0) & np.isfinite(at)
+        if not shown.any():
             continue
-        positions = at[shown.index].to_numpy(dtype=np.float64) * math.exp(span * look.x_offset)
-        draw_line(panel, positions, shown.to_numpy(), error[shown.index].to_numpy(), look)
+        positions = at[shown] * math.exp(span * look.x_offset)
+        draw_line(panel, positions, value.to_numpy()[shown], error.to_numpy()[shown], look)
+        cells = table.cells.iloc[place] if published else ()
         if beside := [(x, published[cell]) for x, cell in zip(at, cells, strict=False) if cell in published]:
             (line,) = panel.plot(*np.array(beside).T, ":", color=look.colour, marker=look.marker, markersize=5)
             line.set_markerfacecolor("white")
@@ -97,10 +104,8 @@ def draw_over_steps(
 
 def _mark(panel: Axes, table: Pivot, axis: Along) -> float:
     """Put a tick at every place, without a number if the next is too near. Returns log(right / left)."""
-    places = axis.places
-    cells = [] if places is None else [cell for cell in table.cells.to_numpy().flat if cell in places]
-    at = [int(steps) for steps in table.values.columns] if places is None else sorted({places[cell] for cell in cells})
-    at = at or [1]
+    every = np.concatenate([axis.at(table, row) for row in range(len(table.values))])
+    at = np.unique(every[np.isfinite(every)]).tolist() or [1.0]
     extent = math.log(at[-1] / at[0])
     written = {at[-1]}
     for candidate in reversed(at):

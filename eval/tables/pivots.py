@@ -236,7 +236,7 @@ def pivot_tables(
     ]
 
 
-def _setting(value: object, column: str) -> str:
+def _setting(value: Any, column: str) -> str:
     return MISSING if column in IGNORABLE and pd.isna(value) else as_text(value)
 
 

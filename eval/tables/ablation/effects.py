@@ -222,8 +222,11 @@ def _grid(rows: Sequence[Row], evidence: Evidence) -> _Grid:
     seed_values = [tuple(values) for values in frame[seeds].itertuples(index=False)]
     if OPTIONS in labels and labels["sampler"].nunique() == 1:
         labels[OPTIONS] = labels[OPTIONS].replace("", "defaults")
-    used = labels.replace({name: {"": None} for name in IGNORED})
-    return _Grid(rows, labels, seeds, seed_values, [name for name in names[:-2] if used[name].nunique() > 1])
+    return _Grid(rows, labels, seeds, seed_values, [name for name in names[:-2] if _varies(labels, name)])
+
+
+def _varies(labels: pd.DataFrame, name: str) -> bool:
+    return len(set(labels[name]) - ({""} if name in IGNORED else set())) > 1
 
 
 def ablated(labels: pd.DataFrame, base: Collection[str]) -> list[tuple[str, ...]]:
