@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWER := build/lower-bounds
 
-.PHONY: demo test pytest lint types chaos mutants bench lower-bounds clean
+.PHONY: demo test pytest lint types chaos proofs mutants bench lower-bounds clean
 
 demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
 	$(BIN)/taugrid run configs/digits.yaml
@@ -27,6 +27,9 @@ types: $(STAMP)
 
 chaos: $(STAMP)           ## the long forms of the tests that kill things; SEED=... repeats what one run killed
 	$(BIN)/pytest -m chaos --long $(if $(SEED),--seed $(SEED))
+
+proofs: $(STAMP)          ## what is claimed of samplers: orders, closed forms, agreement with other implementations
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m proof --long
 
 mutants: $(STAMP)         ## plant each mistake of tools/mutants.txt; a tenth of them may escape tests/unit
 	$(BIN)/python tools/mutants.py

@@ -46,8 +46,7 @@ from taugrid.orchestrator.plan.cells import Plan, Shard
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.commits import Committed
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.directory import Committed, RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds

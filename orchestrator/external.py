@@ -22,7 +22,7 @@ from taugrid.protocol import SOFTWARE
 from taugrid.registry.extractors import FeaturePrecision
 from taugrid.versions import versions
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.data.places import MissingImages, default_root
+from taugrid.workers.data.load import MissingImages, default_root
 
 VALUE_RANGE = "value_range"
 """The argument of `taugrid.evaluate` that says which values black and white have in floats."""
@@ -151,7 +151,6 @@ def _as_stages(progress: Progress) -> Callable[[str, int, int], None]:
         if what != stage:
             stage = what
             progress.begin(what, total, "images")
-            progress.started()
         progress.update(done)
 
     return tell

@@ -1,4 +1,4 @@
-"""The interface of everything that follows a session: the events file, the progress display, experiment trackers."""
+"""The interface of everything that follows a session beside its events file: progress display, experiment trackers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime

@@ -135,6 +135,7 @@ def record_plan(run: Run) -> None:
     write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.plan)}, run.rundir.storage)
 
 
+@unchecked()
 def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) -> Run | None:
     """The run in a directory, with the plan that its last session recorded, so that nothing is planned.
 
@@ -142,11 +143,6 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     """
     if out is not None or not _is_run_directory(name):
         return None
-    with unchecked():
-        return _read(name, assignments, out)
-
-
-def _read(name: Given, assignments: Sequence[Override], out: str | None) -> Run | None:
     config = load(name, assignments)
     rundir = _run_directory(name, out, config.name)
     rundir.runs_code = False

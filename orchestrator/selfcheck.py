@@ -40,7 +40,6 @@ def judge_run(run: Run, progress: Progress) -> Findings:
     rows = {row["cell"]: row for row in collect(plan, rundir, evaluation(config, plan)).rows}
     reference, judgements = data.load_images(config.data), []
     progress.begin("judging", len(plan.cells), "cells")
-    progress.started()
     for count, cell in enumerate(plan.cells):
         judgements.append(Judgement(cell, _judge(cell, rundir, rows[cell.id]["fid"], reference)))
         progress.update(count + 1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taugrid.errors import UserError, user_errors
 from taugrid.eval.reference import open_reference
 from taugrid.orchestrator.dispatch import capacity, cluster
+from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Trainings
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
@@ -24,15 +25,12 @@ from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.report.write import no_effects, write_cells, write_losses
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
-from taugrid.orchestrator.rundir.commits import require_in_place
-from taugrid.orchestrator.rundir.directory import Damage
+from taugrid.orchestrator.rundir.directory import Damage, require_in_place
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.training.one import Training, TrainingFailed
-from taugrid.orchestrator.training.several import Trainings
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.kind import Conclusion, WorkKind
 from taugrid.orchestrator.work.survey import Survey

@@ -8,15 +8,13 @@ its environment must be set before.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from taugrid.errors import UserError
+
 HEAD_SECONDS = 10.0
 """How long a head may take to answer a request."""
 
 Header = tuple[str, str]
 """The name and the value of the header that carries a token."""
-
-
-class NoAnswer(Exception):
-    """A head did not answer; the message is gRPC's name of the status."""
 
 
 def recorded_address() -> str | None:
@@ -57,7 +55,7 @@ def accepts_token(head: str, token: Header | None) -> bool:
     Ray's own client retries for minutes, and sends the token before it is known that the cluster demands one.
 
     Raises:
-        NoAnswer: if there is no answer at all.
+        UserError: if there is no answer at all.
     """
     from ray.core.generated import gcs_service_pb2
 
@@ -86,7 +84,7 @@ def _call_head(head: str, token: Header | None, method: str, request: Any) -> An
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
                 return None
-            raise NoAnswer(error.code().name) from None
+            raise UserError(f"--address {head}: no Ray head answers there ({error.code().name})") from None
 
 
 def available_resources() -> Mapping[str, Mapping[str, float]]:

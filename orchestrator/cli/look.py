@@ -125,7 +125,6 @@ def verify(directory: str, as_json: bool) -> None:
     total = sum(cell.settings.num_samples for cell in run.plan.cells)
     with Progress() as progress:
         progress.begin("verifying", total, "images")
-        progress.started()
         seen = 0
 
         def tick(count: int) -> None:

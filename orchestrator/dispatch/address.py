@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from taugrid.errors import UserError
 from taugrid.workers import ray_compat
+from taugrid.workers.ray_compat import Header
 
 CONNECT_SECONDS = 10.0
 
@@ -50,7 +51,7 @@ class Token(NamedTuple):
     """The variable or file that holds it, for messages."""
 
     @property
-    def header(self) -> tuple[str, str]:
+    def header(self) -> Header:
         """The name and the value of the header that carries it."""
         return "authorization", f"Bearer {self.value}"
 
@@ -118,12 +119,12 @@ def require_reachable(address: str, head: str) -> None:
         raise UserError(f"no Ray cluster at --address {address}{at}: {error.strerror or error}") from None
 
 
-def require_token_accepted(address: str, is_here: bool, accepts: Callable[[Token | None], bool]) -> None:
+def require_token_accepted(address: str, is_here: bool, accepts: Callable[[Header | None], bool]) -> None:
     """Refuse a cluster that may be beyond this machine and is open, or that does not accept this machine's token.
 
     The token is sent only once it is known that the cluster demands one.
 
-    `address` is as the user gave it. `accepts` is called with a token, or None for a request without one.
+    `address` is as the user gave it. `accepts` is called with a token's header, or None for a request without one.
     """
     if accepts(None):
         if not is_here:
@@ -140,23 +141,11 @@ def require_token_accepted(address: str, is_here: bool, accepts: Callable[[Token
             f"--address {address}: the cluster there demands a token, and {missing}; set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN to what its head was started with"
         )
-    if not accepts(token):
+    if not accepts(token.header):
         raise UserError(
             f"--address {address}: the cluster there does not accept the token in {token.origin}; set it to the one "
             "that its head was started with"
         )
-
-
-def accepts_token(head: str, token: Token | None) -> bool:
-    """Whether the head at HOST:PORT accepts this token, or a request without one if it is None.
-
-    Raises:
-        UserError: if there is no answer at all.
-    """
-    try:
-        return ray_compat.accepts_token(head, token and token.header)
-    except ray_compat.NoAnswer as error:
-        raise UserError(f"--address {head}: no Ray head answers there ({error})") from None
 
 
 def require_local_node(address: str, head: str) -> None:
@@ -164,11 +153,7 @@ def require_local_node(address: str, head: str) -> None:
     token = use_token()
     end = time.monotonic() + NODE_SECONDS
     while True:
-        try:
-            node_ids = ray_compat.nodes_of(head, token and token.header)
-        except ray_compat.NoAnswer as error:
-            raise UserError(f"--address {head}: no Ray head answers there ({error})") from None
-        if node_ids & ray_compat.node_ids_here():
+        if ray_compat.nodes_of(head, token and token.header) & ray_compat.node_ids_here():
             return
         if time.monotonic() > end:
             raise UserError(

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +25,6 @@ from taugrid.errors import TOO_MANY_FILES, RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch.address import (
-    accepts_token,
     check_form,
     find_head,
     is_on_loopback,
@@ -35,6 +35,7 @@ from taugrid.orchestrator.dispatch.address import (
     use_token,
 )
 from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
+from taugrid.workers import ray_compat
 from taugrid.workers.custom.source import pack
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -151,7 +152,7 @@ def join(address: str) -> str:
     head = find_head(address)
     require_token(address)
     require_reachable(address, head)
-    require_token_accepted(address, is_on_loopback(address), lambda token: accepts_token(head, token))
+    require_token_accepted(address, is_on_loopback(address), partial(ray_compat.accepts_token, head))
     require_local_node(address, head)
     return head
 

@@ -2,11 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from taugrid.config import Cluster
 from taugrid.errors import (
@@ -25,17 +25,16 @@ from taugrid.errors import (
 )
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.interruption import InProgress, in_words
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
-from taugrid.orchestrator.rundir.commits import Committed, confirm, require_in_place
+from taugrid.orchestrator.rundir.directory import Committed, confirm, require_in_place
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.orchestrator.work.score import ScoreWork
-from taugrid.words import counted, duration, quantity
+from taugrid.words import counted, duration, listed, quantity
 from taugrid.workers.sample import SampleJob
 
 POLL_SECONDS = 0.5
@@ -50,6 +49,30 @@ KEEP_SECONDS = 2.5
 
 FINAL = NotFinite | SamplerFault | DoesNotFit
 """Errors that the same job, and all others of its cell, would raise again."""
+
+
+MAX_NAMED = 2
+"""Cells that are named; the rest are counted."""
+
+
+class InProgress(NamedTuple):
+    """A shard that was in progress when the run was interrupted."""
+
+    cell: str
+    """The label of its cell."""
+    images: float
+    """Images done at the last heartbeat; an image in progress counts as a fraction."""
+    seconds: float
+    """Time since the shard was begun."""
+    kept: int = 0
+    """Images in whole batches that were committed."""
+
+    @property
+    def seconds_lost(self) -> float:
+        """The share of its time that was spent on images that are not kept; all of it if none is."""
+        if not self.kept:
+            return self.seconds
+        return self.seconds * max(0.0, 1 - self.kept / self.images) if self.images else 0.0
 
 
 class Loop:
@@ -120,7 +143,7 @@ class Loop:
         """Have workers commit the whole batches of their shards; `ending` tells what is lost."""
         now = time.monotonic()
         shards = dict(self._in_progress(now))
-        ending.lose(in_words(shards.values()))
+        ending.lose(interruption(shards.values()))
         waited_for = shards.keys() & set(self._pool.stop()) if shards else set()
         while waited_for and (left := now + KEEP_SECONDS - time.monotonic()) > 0:
             for event in self._pool.events(left):
@@ -131,7 +154,7 @@ class Loop:
                     if isinstance(event, Done) and self._unseen(event.key, event.result) is None:
                         shards[event.key] = shards[event.key]._replace(kept=event.result.images)
                         self._record(event.worker, event.result, event.key)
-        ending.lose(in_words(shards.values()))
+        ending.lose(interruption(shards.values()))
 
     def _in_progress(self, now: float) -> Iterator[tuple[str, InProgress]]:
         """The shards in flight, by key; of a queued one it is not known whether it has begun."""
@@ -182,11 +205,11 @@ class Loop:
         costs = (task.cost for task in todo if self._kinds[task.kind].unit == NETWORK_EVALUATIONS)
         tasks, evaluations = Counter(task.kind for task in todo), sum(costs)
         counts = [(tasks[kind.name], *kind.task_in_words) for kind in kinds]
-        listed = ", ".join(f"{counted(number, noun)} {purpose}" for number, noun, purpose in counts if number)
+        work = ", ".join(f"{counted(number, noun)} {purpose}" for number, noun, purpose in counts if number)
         total = self._progress.state.evaluations if self._progress.state is not None else 0
         of = f" of {quantity(total)}" if total > evaluations else ""
         cost = f" ({quantity(evaluations)}{of} network evaluations)" if evaluations else ""
-        self._progress.say(f"to do: {listed}{cost}; starting {counted(workers, 'worker')}")
+        self._progress.say(f"to do: {work}{cost}; starting {counted(workers, 'worker')}")
 
     def _handle(self, event: PoolEvent) -> None:
         match event:
@@ -326,6 +349,21 @@ class Loop:
             names = [cell.name] if cell else [task.cell.name for task in self._tasks.values() if task.cell]
             problems |= dict.fromkeys(names, f"{key}: {self._reasons[key]}")
         return problems
+
+
+def interruption(shards: Iterable[InProgress]) -> str:
+    """A phrase that says how much is kept and lost; empty if no shard was in progress."""
+    begun = [shard for shard in shards if shard.seconds or shard.kept]
+    if not begun:
+        return ""
+    cells = list(dict.fromkeys(shard.cell for shard in begun))
+    kept, seconds = sum(shard.kept for shard in begun), sum(shard.seconds_lost for shard in begun)
+    lost = sum(max(0.0, shard.images - shard.kept) for shard in begun)
+    at_work = f"{counted(len(begun), 'shard')} in progress ({listed(cells, MAX_NAMED, 'cell')})"
+    of_work = f"{duration(seconds)} of work (about {counted(round(lost), 'image')})"
+    if kept and round(lost) == 0:  # no heartbeat was newer than what is kept
+        of_work = "less than a batch"
+    return f"{at_work}: {counted(kept, 'image')} kept, {of_work} lost"
 
 
 def _fault(cause: BaseException) -> Fault:

@@ -20,7 +20,7 @@ from taugrid.orchestrator.dispatch.policy.health import Cooldown
 from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
 from taugrid.orchestrator.dispatch.scaling import Counts, Scaling
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.commits import Committed
+from taugrid.orchestrator.rundir.directory import Committed
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.words import counted, duration
 

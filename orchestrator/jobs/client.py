@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -22,13 +23,13 @@ from taugrid.config import Config
 from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator.dispatch.address import (
     CONNECT_SECONDS,
-    Token,
     is_on_loopback,
     require_token,
     require_token_accepted,
 )
 from taugrid.orchestrator.dispatch.cluster import COMMON_ENVIRONMENT
 from taugrid.orchestrator.jobs.package import entrypoint, pack_job
+from taugrid.workers.ray_compat import Header
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -191,7 +192,7 @@ def _require_welcome(address: str) -> None:
     is_local = is_on_loopback(f"{urlsplit(address).hostname}:0")
     if not is_local:
         require_token(address)
-    require_token_accepted(address, is_local, lambda token: _accepts(address, token))
+    require_token_accepted(address, is_local, partial(_accepts, address))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -201,12 +202,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """Refuse."""
 
 
-def _accepts(address: str, token: Token | None) -> bool:
-    """Whether a job server accepts this token, or no token; `UserError` if it neither accepts nor refuses.
+def _accepts(address: str, header: Header | None) -> bool:
+    """Whether a job server accepts this token's header, or none; `UserError` if it neither accepts nor refuses.
 
     The request bypasses the environment's proxy, which would see the token and could answer in the server's place.
     """
-    request = urllib.request.Request(f"{address}/api/version", headers=dict([token.header] if token else ()))
+    request = urllib.request.Request(f"{address}/api/version", headers=dict([header] if header else ()))
     opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=CONNECT_SECONDS) as answer:

@@ -282,7 +282,8 @@ class Plan:
     @property
     def remarks(self) -> list[str]:
         """Remarks on how the config was read, on its models, and on the resulting lists tau."""
-        lists = {(c.settings.spacing_name, c.settings.steps, c.tau, c.evaluations): c for c in self.cells}
+        spaced = [cell for cell in self.cells if cell.honours("spacing")]
+        lists = {(c.settings.spacing_name, c.settings.steps, c.tau, c.evaluations): c for c in spaced}
         settings = [(c.settings.spacing, c.settings.steps, c.tau, c.evaluations) for c in lists.values()]
         return [
             *self.notes,

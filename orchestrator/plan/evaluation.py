@@ -16,7 +16,7 @@ from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.protocol import SOFTWARE, Protocol
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec
 from taugrid.versions import versions
-from taugrid.workers.data.places import MissingImages
+from taugrid.workers.data.load import MissingImages
 
 
 def extractor(config: Config, download: bool = True) -> ExtractorSpec:

@@ -39,6 +39,7 @@ from taugrid.orchestrator.plan.sections import (
     data_identity,
     diffusion_section,
     idle_keys,
+    require_whole_times,
     sample_identity,
     sample_section,
 )
@@ -202,6 +203,8 @@ def _planned(config: Config, point: Mapping[str, Any], keys: Iterable[str], look
     model = _model(sections, lookups)
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
     calls(settings, model.diffusion)  # refuse settings that the sampler can't use before any worker starts
+    if isinstance(model.source, Custom) and not model.source.spec.takes_fractions:
+        require_whole_times(settings, model.diffusion, model.source.name)
     resolved = sections._replace(sample=settings, diffusion=model.diffusion)
     ignored = {key: getattr(sections.sample, key) for key in idle_keys(settings)}
     _require_used(config.sample, settings, point)

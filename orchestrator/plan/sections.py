@@ -11,6 +11,7 @@ import numpy as np
 from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, Sample, Section, Train, Unet
 from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
+from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
 from taugrid.workers.samplers.sampler import code_hash, evaluations_of, find, tau_of
 
@@ -101,6 +102,17 @@ class Calls(NamedTuple):
     """Increasing times in 1..T."""
     evaluations: int
     """Network evaluations per image."""
+
+
+def require_whole_times(settings: Sample, diffusion: Diffusion, name: str) -> None:
+    """Raise `UserError` if the sampler calls a network that takes whole times only, `name`, between them."""
+    times = find(settings.sampler).times(settings, schedules.process(diffusion))
+    if fraction := next((time for time in times if time != int(time)), None):
+        by = f"spacing {settings.spacing_name}" if settings.sampler == DEFAULT else f"the sampler {settings.sampler}"
+        raise UserError(
+            f"model.callable: the network of {name} takes whole time indices only, but {by} calls it at {fraction:g}; "
+            "choose another spacing or sampler, or have the network embed times as numbers"
+        )
 
 
 def calls(settings: Sample, diffusion: Diffusion) -> Calls:

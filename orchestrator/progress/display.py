@@ -15,9 +15,8 @@ from rich.live import Live
 
 from taugrid.config import Config
 from taugrid.orchestrator.observers import Observer
-from taugrid.orchestrator.progress.bars import ProgressSnapshot, Stage
 from taugrid.orchestrator.progress.draw import frame, grid
-from taugrid.orchestrator.progress.state import LiveState
+from taugrid.orchestrator.progress.state import LiveState, ProgressSnapshot, Stage
 from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import with_urls
@@ -44,8 +43,10 @@ class Progress(Observer):
         self, console: Console | None = None, live: bool | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         """`live` None: show a live view if `console` is a terminal that can redraw lines."""
-        self._console = console or Console(stderr=True, highlight=False)
-        self._is_live = _can_redraw(self._console) if live is None else live
+        self._console = shown = console or Console(stderr=True, highlight=False)
+        # A log file for which FORCE_COLOR is set is a terminal to rich.
+        can_redraw = shown.is_terminal and not shown.is_dumb_terminal and shown.file.isatty()
+        self._is_live = can_redraw if live is None else live
         self._clock = clock
         self._lock = threading.Lock()
         self._view = Live(
@@ -141,16 +142,10 @@ class Progress(Observer):
         with self._shown():
             pass
 
-    def begin(self, stage: str, total: float, unit: str) -> None:
-        """Begin a stage of `total` units of work. Its clock starts with the first `started`."""
+    def begin(self, stage: str, total: float, unit: str, waits: bool = False) -> None:
+        """Begin a stage of `total` units of work; if it `waits`, its clock starts with the first `update`."""
         with self._shown():
-            self._stage, self._last_plain = Stage(stage, total, unit, self._clock), self._clock()
-
-    def started(self, done: float = 0.0) -> None:
-        """Work continues from `done`. Anything before (starting workers, an earlier session) is not in the rate."""
-        with self._lock:
-            if self._stage is not None:
-                self._stage.started(done)
+            self._stage, self._last_plain = Stage(stage, total, unit, self._clock, waits), self._clock()
 
     def update(self, done: float, workers: int = 0, note: str = "") -> None:
         with self._shown():
@@ -185,8 +180,3 @@ class Progress(Observer):
             return None
         snapshot = self.state.snapshot(self._clock())
         return snapshot if snapshot.line else None
-
-
-def _can_redraw(console: Console) -> bool:
-    """Whether lines can be redrawn: in a terminal, but not in a log file for which FORCE_COLOR is set."""
-    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()

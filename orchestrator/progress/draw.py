@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taugrid.api import STAGES
-from taugrid.orchestrator.progress.bars import Stage, percent
-from taugrid.orchestrator.progress.state import GridCell, LiveState
+from taugrid.orchestrator.progress.state import GridCell, LiveState, Stage, percent
 from taugrid.words import counted, duration
 
 WIDEST_BARS = 100

@@ -14,8 +14,7 @@ from rich.console import Console
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.bars import name_of_trainings, note_of_trainings
-from taugrid.orchestrator.progress.state import LiveState
+from taugrid.orchestrator.progress.state import LiveState, name_of_trainings, note_of_trainings
 from taugrid.orchestrator.progress.summary import grid_cells, shown_metric
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.report.up_to_date import RequestedScores, score_on_disk
@@ -118,7 +117,8 @@ class Watching:
             self._waits_at[event["model"]] = event["step"]
         steps = [model.source.train.steps for model in self._trainings if isinstance(model.source, Trained)]
         if steps:
-            self._progress.begin(name_of_trainings([model.called for model in self._trainings]), sum(steps), "steps")
+            called = [model.called for model in self._trainings]
+            self._progress.begin(name_of_trainings(called), sum(steps), "steps", waits=True)
 
     def _show_trainings(self) -> None:
         scratch = self._config.cluster.scratch
@@ -131,5 +131,4 @@ class Watching:
                     running[model.called] = at
         if running:
             workers = sum(at.workers for at in running.values())
-            self._progress.started(done)
             self._progress.update(done, workers, note_of_trainings(running, len(self._trainings), 0))

@@ -1,4 +1,4 @@
-"""The run directory: finds complete and damaged files, and removes what was computed from damaged ones.
+"""The run directory: finds complete and damaged files, removes what was computed from damaged ones, confirms new ones.
 
 All state is on disk: a shard is done when its file is in place and intact.
 """
@@ -17,16 +17,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile, OtherWeights
+from taugrid.errors import DamagedFile, NotCommitted, OtherWeights, RunDirectoryNotSeen, RunFailed
 from taugrid.hashing import canonical_json
+from taugrid.jobs import Job, Result
 from taugrid.orchestrator.plan.cells import Cell, Shard
-from taugrid.orchestrator.rundir.commits import Committed
 from taugrid.orchestrator.rundir.lease import Lease, sole_driver
 from taugrid.orchestrator.rundir.ledger import Ledger
 from taugrid.orchestrator.rundir.models import ModelRecords
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.run_id import claim
-from taugrid.storage import read_sealed
+from taugrid.retries import DISK_PAUSES, try_again
+from taugrid.run_id import RunId, check_run, claim
+from taugrid.storage import Storage, read_sealed
 
 READER_THREADS = 8
 """The number of files that are read at a time."""
@@ -43,6 +44,14 @@ class Damage(NamedTuple):
 
 
 OnDamage = Callable[[Damage], None]
+
+
+class Committed(NamedTuple):
+    """A file that a worker has committed, and that the driver sees unchanged."""
+
+    path: Path
+    part: parquet.Part | None
+    """The contents that its worker wrote; None if the file existed before, or is no Parquet file."""
 
 
 class RemovedImages(Paths):
@@ -272,7 +281,11 @@ class RunDir(RemovedImages, ModelRecords):
         self, path: Path, version: str, start: int, every_byte: bool, on_damage: OnDamage
     ) -> parquet.Part | None:
         try:
-            part = self._contents(path, version, every_byte)
+            part = self.ledger.find(path, version)
+            if part is None:
+                part = parquet.inspect(path, every_byte, self.storage)
+                if every_byte:
+                    self.ledger.add(path, version, part)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except DamagedFile as error:
@@ -283,14 +296,6 @@ class RunDir(RemovedImages, ModelRecords):
             return None
         return part
 
-    def _contents(self, path: Path, version: str, every_byte: bool) -> parquet.Part:
-        part = self.ledger.find(path, version)
-        if part is None:
-            part = parquet.inspect(path, every_byte, self.storage)
-            if every_byte:
-                self.ledger.add(path, version, part)
-        return part
-
 
 def _is_of(path: Path, part: parquet.Part, expected: Mapping[str, Any], on_damage: OnDamage) -> bool:
     """Whether a file's metadata are the expected ones; otherwise it is reported."""
@@ -298,3 +303,46 @@ def _is_of(path: Path, part: parquet.Part, expected: Mapping[str, Any], on_damag
     if differing:
         on_damage(Damage(path, f"it is of another {' and '.join(differing)}"))
     return not differing
+
+
+def confirm(job: Job, result: Result) -> None:
+    """Return if the driver sees the job's file unchanged: by name, size and the place of its seal.
+
+    Raises:
+        NotCommitted: if not: the worker's node has a different folder at that path.
+        RunFailed: if the driver itself no longer sees the run directory.
+    """
+    path = Path(job.path)
+
+    def check() -> None:
+        if _fault(path, job, result) is None:
+            return
+        require_in_place(job.run, job.storage)
+        job.storage.list(path.parent, "*")  # a network file system answers from its cache until the folder is listed
+        if (fault := _fault(path, job, result)) is not None:
+            raise NotCommitted(f"its worker committed {job.path}, but here {fault}; is the folder mounted on its node?")
+
+    try_again(check, DISK_PAUSES, lambda error: isinstance(error, NotCommitted))
+
+
+def require_in_place(run: RunId | None, storage: Storage) -> None:
+    """Raise `RunFailed` unless the run directory is still in its place. `run` is None before it is claimed."""
+    if run is None:
+        return
+    try:
+        check_run(run, storage)
+    except RunDirectoryNotSeen:
+        raise RunFailed(
+            f"{run.root} was moved or removed while the run went on; put it back, or give its new name, and run the "
+            "same command again"
+        ) from None
+
+
+def _fault(path: Path, job: Job, result: Result) -> str | None:
+    try:
+        end = parquet.file_end(path, job.storage)
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file"
+    if result.size is not None and end.size != result.size:
+        return f"it has {end.size} bytes, not {result.size}"
+    return "its seal is not in its place" if path.suffix == ".parquet" and not end.sealed else None

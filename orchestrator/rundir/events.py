@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -18,34 +18,14 @@ _FILE = re.compile(r"(\d+)\.jsonl(\.\d{6})?")
 """NNNN.jsonl; in an object store, a session's file is continued in NNNN.jsonl.000001 and so on."""
 
 
-class EventsFile(Observer):
-    """The file of a new session. `flush` writes its lines: each write costs a request in an object store."""
+class Events:
+    """Writes the events of a new session to its file, and reports them to an observer."""
 
-    def __init__(self, run: Paths) -> None:
-        self._storage = run.storage
+    def __init__(self, run: Paths, observer: Observer | None = None) -> None:
+        self._storage, self._observer = run.storage, observer or Observer()
         last = max(map(_session, _files(run)), default=0)
         self._lines: list[str] = []
         self.path = next(path for n in count(last + 1) if _reserve(path := run.events / f"{n:04d}.jsonl", run.storage))
-
-    def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
-        self._lines.append(with_urls(json.dumps(event)) + "\n")
-
-    def flush(self) -> None:
-        if self._lines:
-            lines, self._lines = self._lines, []
-            self._storage.append(self.path, "".join(lines).encode())
-
-
-class Events:
-    """Writes the events of a session to its file, and reports them to its observers."""
-
-    def __init__(self, run: Paths, others: Observer | None = None) -> None:
-        self.file = EventsFile(run)
-        self._others = others or Observer()
-
-    @property
-    def path(self) -> Path:
-        return self.file.path
 
     def add(self, event: str, **values: Any) -> None:
         self.note(event, **values)
@@ -55,11 +35,14 @@ class Events:
         """Report one event; its line is written with the next `flush` or `add`."""
         now = datetime.now(UTC)
         record = {"time": now.isoformat(timespec="milliseconds"), "event": event, **values}
-        self.file.happened(now, record)
-        self._others.happened(now, record)
+        self._lines.append(with_urls(json.dumps(record)) + "\n")
+        self._observer.happened(now, record)
 
     def flush(self) -> None:
-        self.file.flush()
+        """Write the lines: each write costs a request in an object store."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._storage.append(self.path, "".join(lines).encode())
 
 
 def _reserve(path: Path, storage: Storage) -> bool:

@@ -124,19 +124,16 @@ class ModelRecords(Paths):
 
         For a repository on the hub, the commit stays the one that was sampled first.
         """
-        recorded = self._recorded_checkpoint(path)
+        record = next((record for record in self.model_records() if record.get("path") == path), None)
+        recorded = None
+        if record is not None:
+            recorded = Checkpoint(**record | {"diffusion": Diffusion.model_validate(record["diffusion"])})
         try:
             return read_checkpoint(path, recorded.commit if recorded else None, self.downloads)
         except UserError:
             if recorded is None:
                 raise
             return recorded
-
-    def _recorded_checkpoint(self, path: str) -> Checkpoint | None:
-        for recorded in self.model_records():
-            if recorded.get("path") == path:
-                return Checkpoint(**recorded | {"diffusion": Diffusion.model_validate(recorded["diffusion"])})
-        return None
 
     def is_ready(self, model: Model) -> bool:
         """Whether the model can be sampled: it is trained, or needs no training."""

@@ -19,7 +19,7 @@ class Paths:
     Some names are defined elsewhere:
 
     - of a cell's folder and of a shard's file: `plan.cells`, since messages and tasks use them too;
-    - in a model's folder: `plan.sources`; of a training that still runs: `workers.training.spec`;
+    - in a model's folder: `plan.sources`; of a training that still runs: `taugrid.jobs`;
     - in the folders of reconstructions and interpolations, which hash what they were made from: those kinds of `work`;
     - of tables and figures: the functions of `report`, `work`, `eval.tables` and `eval.figures` that write them.
     """

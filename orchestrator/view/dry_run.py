@@ -28,8 +28,7 @@ from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.storage import read_json
 from taugrid.workers.data.cifar import FIDELITY_NAMES
-from taugrid.workers.data.load import require_files
-from taugrid.workers.data.places import MissingImages
+from taugrid.workers.data.load import MissingImages, require_files
 
 
 def describe_plan(run: Run) -> dict[str, Any]:

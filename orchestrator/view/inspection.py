@@ -6,7 +6,7 @@ from typing import Any
 
 from taugrid import parquet
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.cells import Cell, Shard
+from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.report.trainings import describe_models, training_price
 from taugrid.orchestrator.report.up_to_date import RequestedScores
@@ -127,7 +127,11 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
             f"{cell.label} has missing or damaged shards ({lacking} of {len(cell.shards)}); `taugrid run` makes them"
         )
     make_new_folder(folder)
-    return sum(_export_part(rundir, cell, shard, folder) for shard in cell.shards)
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        for index, png in parquet.read_png(path, range(shard.start, shard.stop), rundir.storage).items():
+            (folder / f"{index:07d}.png").write_bytes(png)
+    return cell.settings.num_samples
 
 
 def require_new_folder(folder: Path) -> None:
@@ -142,10 +146,3 @@ def make_new_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
-
-
-def _export_part(rundir: RunDir, cell: Cell, shard: Shard, folder: Path) -> int:
-    pngs = parquet.read_png(rundir.sample_part(cell, shard), range(shard.start, shard.stop), rundir.storage)
-    for index, png in pngs.items():
-        (folder / f"{index:07d}.png").write_bytes(png)
-    return len(pngs)

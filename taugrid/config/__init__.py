@@ -14,24 +14,3 @@ from taugrid.config.model import ModelSection, Unet
 from taugrid.config.sample import Sample
 from taugrid.config.section import S, Section, validate
 from taugrid.config.train import LossWeights, Train
-
-__all__ = [
-    "DIFFUSION_DEFAULTS",
-    "GRID_SECTIONS",
-    "SCHEDULE_KEYS",
-    "Cluster",
-    "Config",
-    "Data",
-    "Diffusion",
-    "Evaluate",
-    "LossWeights",
-    "ModelSection",
-    "Report",
-    "S",
-    "Sample",
-    "Section",
-    "Train",
-    "Unet",
-    "schema",
-    "validate",
-]

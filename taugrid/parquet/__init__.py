@@ -20,25 +20,3 @@ from taugrid.parquet.writer import (
     picture_schema,
     sample_schema,
 )
-
-__all__ = [
-    "ROWS_PER_GROUP",
-    "Encoding",
-    "Part",
-    "PartWriter",
-    "SampleWriter",
-    "check_seal",
-    "feature_schema",
-    "file_end",
-    "first_pictures",
-    "inspect",
-    "number_schema",
-    "picture_schema",
-    "pictures",
-    "read_encoded",
-    "read_features",
-    "read_images",
-    "read_numbers",
-    "read_png",
-    "sample_schema",
-]

@@ -12,7 +12,13 @@ from importlib.metadata import EntryPoint, entry_points
 GROUP = "taugrid.samplers"
 """An entry's name is the value of `sample.sampler`; it is a subclass of `taugrid.workers.samplers.sampler.Sampler`."""
 
-SAMPLERS = {"ddim": "taugrid.workers.samplers.ddim:DDIM"}
+SAMPLERS = {
+    "ddim": "taugrid.workers.samplers.ddim:DDIM",
+    "dpm++2m": "taugrid.workers.samplers.dpmpp2m:DPMpp2M",
+    "dpm++3m": "taugrid.workers.samplers.dpmpp3m:DPMpp3M",
+    "heun": "taugrid.workers.samplers.heun:Heun",
+    "unipc": "taugrid.workers.samplers.unipc:UniPC",
+}
 
 DEFAULT = "ddim"
 

@@ -5,24 +5,3 @@ from taugrid.storage.files import is_same, read_json, read_sealed, replacing, up
 from taugrid.storage.local import LOCAL, LocalStorage, user_cache, write_text
 from taugrid.storage.place import is_url, open_place
 from taugrid.storage.protocol import ANY, Stat, Storage
-
-__all__ = [
-    "ANY",
-    "LOCAL",
-    "LocalStorage",
-    "Stat",
-    "Storage",
-    "end_session",
-    "is_same",
-    "is_url",
-    "open_place",
-    "pieces",
-    "read_json",
-    "read_sealed",
-    "replacing",
-    "upload_folder",
-    "user_cache",
-    "write_json",
-    "write_sealed",
-    "write_text",
-]

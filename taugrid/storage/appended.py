@@ -12,19 +12,10 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
 
 from taugrid.storage.protocol import ANY, Storage
 
 PIECE_BYTES = 2**16
-
-
-class Rewritable(Storage, Protocol):
-    """A storage that appends by rewriting whole objects."""
-
-    @property
-    def rewrite_seconds(self) -> float:
-        """Minimum seconds between two writes to the same object."""
 
 
 @dataclass
@@ -38,13 +29,14 @@ _pieces: dict[tuple[Storage, Path], _Piece] = {}
 _lock = Lock()
 
 
-def append(storage: Rewritable, path: Path, data: bytes) -> None:
+def append(storage: Storage, path: Path, data: bytes, pause: float) -> None:
+    """Append to a file; `pause` is the minimum of seconds between two writes to the same object."""
     with _lock:
         piece = _pieces.get((storage, path))
         if piece is None or len(piece.data) >= PIECE_BYTES:
-            _pieces[storage, path] = _new_piece(storage, path, data)
+            _pieces[storage, path] = _new_piece(storage, path, data, pause)
             return
-        time.sleep(max(0.0, piece.written + storage.rewrite_seconds - time.monotonic()))
+        time.sleep(max(0.0, piece.written + pause - time.monotonic()))
         _write(storage, piece.path, piece.data + data, ANY)
         piece.data += data
         piece.written = time.monotonic()
@@ -71,11 +63,11 @@ def _number(path: Path, name: Path) -> int | None:
     return int(digits) if digits.isdigit() and digits != name.name else None
 
 
-def _new_piece(storage: Rewritable, path: Path, data: bytes) -> _Piece:
+def _new_piece(storage: Storage, path: Path, data: bytes, pause: float) -> _Piece:
     existing = pieces(storage, path)
     if existing == [path] and storage.stat(path).size == 0:
         # An empty file is a reservation: this session has just created it to have the name for itself.
-        time.sleep(storage.rewrite_seconds)
+        time.sleep(pause)
         _write(storage, path, data, ANY)
         return _Piece(path, data, time.monotonic())
     last = _number(path, existing[-1]) if existing else None

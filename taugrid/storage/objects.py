@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended
@@ -38,15 +38,6 @@ MAX_PUT_BYTES = 2**32
 """S3 takes up to 5 GB in one request. Larger files are uploaded in parts, which can't have a condition."""
 
 
-class FetchedEnd(NamedTuple):
-    """The last bytes of an object, its size and its ETag."""
-
-    data: bytes
-    start: int
-    size: int
-    e_tag: str | None
-
-
 class RangeFile(io.RawIOBase):
     """An object, read by ranges; all of them are of one version of it.
 
@@ -54,9 +45,9 @@ class RangeFile(io.RawIOBase):
     no other request.
     """
 
-    def __init__(self, end: FetchedEnd, fetch: Callable[[int, int], bytes]) -> None:
-        """A file whose end was fetched; `fetch(start, stop)` returns other bytes of the same version."""
-        self._end, self._fetch, self._at = end, fetch, 0
+    def __init__(self, end: bytes, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        """A file of `size` bytes whose `end` was fetched; `fetch(start, stop)` returns others of the same version."""
+        self._end, self._start, self._size, self._fetch, self._at = end, size - len(end), size, fetch, 0
 
     def readable(self) -> bool:
         return True
@@ -68,7 +59,7 @@ class RangeFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._end.size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         self._at = base + offset
         return self._at
 
@@ -79,15 +70,15 @@ class RangeFile(io.RawIOBase):
         return len(data)
 
     def read(self, size: int = -1) -> bytes:
-        start = min(self._at, self._end.size)
-        stop = self._end.size if size is None or size < 0 else min(start + size, self._end.size)
+        start = min(self._at, self._size)
+        stop = self._size if size is None or size < 0 else min(start + size, self._size)
         self._at = stop
         if stop <= start:
             return b""
-        if start >= self._end.start:
-            return self._end.data[start - self._end.start : stop - self._end.start]
-        fetched = self._fetch(start, min(stop, self._end.start))
-        return fetched if stop <= self._end.start else fetched + self._end.data[: stop - self._end.start]
+        if start >= self._start:
+            return self._end[start - self._start : stop - self._start]
+        fetched = self._fetch(start, min(stop, self._start))
+        return fetched if stop <= self._start else fetched + self._end[: stop - self._start]
 
 
 @dataclass(frozen=True)
@@ -190,7 +181,7 @@ class ObjectStorage:
 
     def append(self, path: Path, data: bytes) -> None:
         """Rewrites the last piece of the file, or begins a new one (`storage.appended`)."""
-        appended.append(self, path, data)
+        appended.append(self, path, data, self.rewrite_seconds)
 
     def move(self, path: Path, target: Path) -> None:
         for old in list(self._below(path)) or [path]:
@@ -224,13 +215,13 @@ class ObjectStorage:
     @contextmanager
     def readable(self, path: Path) -> Iterator[IO[bytes]]:
         """A file that changes while it is read is an error (ESTALE), not a mixture."""
-        end = self._ask(path, lambda: self._end(path))
+        end, meta = self._ask(path, lambda: self._end(path))
 
         def fetch(start: int, stop: int) -> bytes:
-            options: Any = {"range": (start, stop), "if_match": end.e_tag}
+            options: Any = {"range": (start, stop), "if_match": meta["e_tag"]}
             return self._ask(path, lambda: bytes(self._store.get(key(path), options=options).bytes()))
 
-        yield cast(IO[bytes], RangeFile(end, fetch))
+        yield cast(IO[bytes], RangeFile(end, meta["size"], fetch))
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
@@ -258,7 +249,8 @@ class ObjectStorage:
     def _head(self, path: Path) -> "ObjectMeta":
         return self._ask(path, lambda: self._store.head(key(path)))
 
-    def _end(self, path: Path) -> FetchedEnd:
+    def _end(self, path: Path) -> "tuple[bytes, ObjectMeta]":
+        """The last bytes of an object, and what the store says of it."""
         from obstore.exceptions import BaseError
 
         options: Any = {"range": {"suffix": END_BYTES}}
@@ -273,8 +265,7 @@ class ObjectStorage:
             if refusal.is_transient or refusal.status not in (None, 416) or self._store.head(key(path))["size"]:
                 raise
             got = self._store.get(key(path))
-        meta, data = got.meta, bytes(got.bytes())
-        return FetchedEnd(data, meta["size"] - len(data), meta["size"], meta["e_tag"])
+        return bytes(got.bytes()), got.meta
 
     def _delete(self, paths: Sequence[Path]) -> None:
         if paths:

@@ -78,6 +78,18 @@ class Bucket(NamedTuple):
     region: str | None
     account: str | None
 
+    @property
+    def options(self) -> dict[str, str]:
+        """What obstore must be given to reach it."""
+        address = "base_url" if self.scheme == "gs" else "endpoint"
+        named = {address: self.endpoint, "region": self.region, "account_name": self.account}
+        return {name: value for name, value in named.items() if value}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is reached by HTTP, without encryption."""
+        return (self.endpoint or "").startswith("http://")
+
 
 def bucket_here(scheme: str, name: str) -> Bucket:
     """A bucket as this process's environment reaches it. Workers get the same, but their credentials are their own."""
@@ -101,35 +113,23 @@ def connected(bucket: Bucket) -> "ObjectStore":
 
     shared: dict[str, Any] = {
         "client_options": {
-            "allow_http": _is_plain(bucket),
+            "allow_http": bucket.is_plain,
             "timeout": f"{REQUEST_SECONDS}s",
             "connect_timeout": f"{CONNECT_SECONDS}s",
         },
         "retry_config": {"max_retries": 0},
     }
-    if bucket.scheme == "s3":
-        return S3Store(bucket.name, **_given(endpoint=bucket.endpoint, region=bucket.region), **shared)
-    if bucket.scheme == "gs":
-        return GCSStore(bucket.name, **_given(base_url=bucket.endpoint), **shared)
-    return AzureStore(bucket.name, **_given(account_name=bucket.account, endpoint=bucket.endpoint), **shared)
+    store: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[bucket.scheme]
+    opened: ObjectStore = store(bucket.name, **bucket.options, **shared)
+    return opened
 
 
 def file_system(bucket: Bucket) -> Any:
     """The store of a bucket as an fsspec file system, for libraries that read one: a name begins with the bucket's."""
     from obstore.fsspec import FsspecStore
 
-    named = {"s3": {"endpoint": bucket.endpoint, "region": bucket.region}, "gs": {"base_url": bucket.endpoint}}
-    options = named.get(bucket.scheme, {"account_name": bucket.account, "endpoint": bucket.endpoint})
     create: Any = FsspecStore  # its overloads want the scheme as a literal
-    return create(bucket.scheme, **_given(**options), client_options={"allow_http": _is_plain(bucket)})
-
-
-def _is_plain(bucket: Bucket) -> bool:
-    return (bucket.endpoint or "").startswith("http://")
-
-
-def _given(**options: str | None) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value}
+    return create(bucket.scheme, **bucket.options, client_options={"allow_http": bucket.is_plain})
 
 
 class Refusal(NamedTuple):

@@ -18,6 +18,9 @@ DECK = {"worker": 70, "node": 14, "driver": 14, "head": 3}
 """What is killed, and how often."""
 PAUSE = (0.5, 2.5)
 """Seconds between two kills. A shard takes 0.2, so that the same one is hardly ever hit three times."""
+KILLS_WITHOUT_WORK = 4
+"""Kills in a row with no work done in between; then the storm waits for some. On a busy machine, workers take longer to
+start than the storm pauses, and taugrid gives up after ten that die without work."""
 IDLE_ROUNDS = 5
 """Each kills all workers that have nothing to do: two. They are not replaced, since there is no work for others."""
 
@@ -30,14 +33,23 @@ class Storm:
         self.random = random.Random(tally.seed)
         self._deck = [what for what, count in DECK.items() for _ in range(count)]
         self.random.shuffle(self._deck)
+        self._work, self._kills = -1, 0
 
     @property
     def over(self):
         return not self._deck
 
+    def waits(self, root) -> bool:
+        """Whether work must be done before the next kill."""
+        work = sum(event["event"] in ("shard", "extract", "score") for event in events(root))
+        if work != self._work:
+            self._work, self._kills = work, 0
+        return self._kills >= KILLS_WITHOUT_WORK
+
     def hit(self, driver: Started) -> bool:
         """Kill one thing; False if the driver can't go on."""
         what = self._deck.pop(0)
+        self._kills += 1
         cluster = self._lab.cluster
         if what == "worker":
             found = [(node, pid) for node in cluster.names for pid in cluster.workers(node)]
@@ -76,7 +88,7 @@ def finish(lab, storm, root):
             going = True
             while going and not storm.over and driver.process.poll() is None:
                 time.sleep(storm.random.uniform(*PAUSE))
-                if driver.process.poll() is None:
+                if driver.process.poll() is None and not storm.waits(root):
                     going = storm.hit(driver)
             if going:
                 driver.wait(0)

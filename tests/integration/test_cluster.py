@@ -13,8 +13,8 @@ from ray_head import free_port, started_head
 from shared import taugrid
 
 from taugrid.orchestrator.dispatch import address
-from taugrid.orchestrator.dispatch.address import accepts_token
 from taugrid.workers import ray_compat
+from taugrid.workers.ray_compat import accepts_token
 
 
 @pytest.fixture(scope="module")

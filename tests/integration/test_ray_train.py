@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from taugrid import config
 from taugrid.config.load import load
 from taugrid.errors import UserError
+from taugrid.jobs import TrainingSpec
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -32,7 +33,6 @@ from taugrid.workers.training import fit as training
 from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import Log
-from taugrid.workers.training.spec import TrainingSpec
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

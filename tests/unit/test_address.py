@@ -2,6 +2,7 @@
 
 import secrets
 from concurrent import futures
+from functools import partial
 
 import grpc
 import pytest
@@ -12,7 +13,6 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.address import (
     Token,
-    accepts_token,
     check_form,
     find_head,
     find_token,
@@ -23,6 +23,7 @@ from taugrid.orchestrator.dispatch.address import (
 )
 from taugrid.orchestrator.opened import open_to_run
 from taugrid.workers import ray_compat
+from taugrid.workers.ray_compat import accepts_token
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:6379", "127.8.0.1:1", "[::1]:6379", "localhost:6379"])
@@ -71,7 +72,7 @@ class Head(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer):
 
 
 def welcome(address, gcs):
-    require_token_accepted(address, is_on_loopback(address), lambda token: accepts_token(gcs, token))
+    require_token_accepted(address, is_on_loopback(address), partial(accepts_token, gcs))
 
 
 @pytest.fixture

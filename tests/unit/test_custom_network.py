@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -120,6 +121,13 @@ def random_buffer():
 def few_times():
     times = nn.Embedding(100, 1)
     return lambda x, t: x + times(t)[..., None, None]
+
+def embedding():
+    torch.manual_seed(0)
+    return few_times()
+
+def truncating():
+    return lambda x, t: x + t.long()[:, None, None, None]
 
 MODULE = Scaled()
 NUMBER = 3
@@ -468,6 +476,25 @@ def sample(p, rundir, settings=None):
     )  # fmt: skip
     sample_shard(job, load_network(network, cell.model.diffusion, "cpu"), "cpu")
     return path
+
+
+@pytest.mark.parametrize(("name", "takes"), [("scaled", True), ("embedding", False), ("truncating", False)])
+def test_times_between_whole_ones_are_tried(folder, name, takes):
+    """An embedding of integers fails there, and a network that rounds would sample something else in silence."""
+    sections = {"model": {"callable": f"mine:{name}"}, "diffusion": {"timesteps": 100}}
+    settings = {"num_samples": 4, "seed": 0, "steps": 5}
+    assert described(f"mine:{name}", timesteps=100).takes_fractions is takes
+    assert planned(**sections, sample=settings | {"spacing": "logsnr-int"})
+    with (
+        nullcontext()
+        if takes
+        else pytest.raises(
+            UserError,
+            match=rf"^model.callable: the network of mine:{name} takes whole time indices only, but spacing logsnr "
+            r"calls it at [\d.]+; choose another spacing or sampler",
+        )
+    ):
+        planned(**sections, sample=settings | {"spacing": "logsnr"})
 
 
 def test_weights_that_were_replaced_after_sampling_are_refused(folder):

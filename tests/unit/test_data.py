@@ -16,7 +16,7 @@ from taugrid.errors import UserError
 from taugrid.eval import extract as extraction
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference
-from taugrid.jobs import SavedUnet
+from taugrid.jobs import Hopeless, SavedUnet, TrainingSpec
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -34,7 +34,6 @@ from taugrid.workers.data.builtin import distribution
 from taugrid.workers.device import Device
 from taugrid.workers.training import batches, loop
 from taugrid.workers.training.batches import Batches
-from taugrid.workers.training.spec import Hopeless, TrainingSpec
 
 CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "fashion-ddpm-28"
 

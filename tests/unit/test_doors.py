@@ -269,7 +269,8 @@ def test_a_finished_run_is_looked_at_without_its_samplers_package(told, other_pa
     assert taugrid("compare", folder / "run", folder / "again")["result"] == "identical"
     with pytest.raises(UserError) as said:
         open_to_plan(str(folder / "small.yaml"), (), str(folder / "run"))
-    expected = "must be one of ddim, or one of a package" if remove else "the package of the sampler twice differs"
+    known = ", ".join(samplers.SAMPLERS)
+    expected = f"must be one of {known}, or one of a package" if remove else "the package of the sampler twice differs"
     assert expected in str(said.value)
 
 

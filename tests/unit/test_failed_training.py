@@ -7,12 +7,12 @@ from test_reconstruct_work import save_network
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_outcome
 from taugrid.orchestrator.dispatch.capacity import Trainers
+from taugrid.orchestrator.dispatch.training import TrainingFailed
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.training.one import TrainingFailed
 from taugrid.orchestrator.view.inspection import describe
 
 pytestmark = pytest.mark.usefixtures("sketched")

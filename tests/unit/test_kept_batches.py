@@ -10,7 +10,7 @@ from in_process import CONFIG, PoolHere, drive, results, small_run
 from taugrid import parquet
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import pool
-from taugrid.orchestrator.dispatch.interruption import InProgress, in_words
+from taugrid.orchestrator.dispatch.loop import InProgress, interruption
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import LocalStorage
 
@@ -144,8 +144,8 @@ def test_a_driver_that_lost_its_directory_keeps_nothing(interrupted, tmp_path, m
         ([InProgress("S=5", 70.0, 90.0, 80)], "1 shard in progress (S=5): 80 images kept, less than a batch lost"),
     ],
 )
-def test_what_is_lost_in_words(shards, said):
-    assert in_words(shards) == said
+def test_what_is_lost_is_said_in_words(shards, said):
+    assert interruption(shards) == said
 
 
 def test_a_longer_file_takes_the_place_of_a_shorter_one_that_nobody_expected(tmp_path):

@@ -15,9 +15,8 @@ from taugrid.config.load import load
 from taugrid.errors import Exit
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress, display
-from taugrid.orchestrator.progress.bars import Stage
 from taugrid.orchestrator.progress.draw import frame
-from taugrid.orchestrator.progress.state import GridCell, LiveState
+from taugrid.orchestrator.progress.state import GridCell, LiveState, Stage
 from taugrid.orchestrator.rates import MIN_SECONDS, Rates, Span, Waiting, seconds_left
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
@@ -375,26 +374,24 @@ def test_a_table_that_is_too_high_shows_where_the_work_is():
 def test_the_rate_of_a_stage_leaves_out_what_an_earlier_session_did():
     shown, clock, printed = a_progress()
     with shown:
-        shown.begin("training", 1000, "steps")
-        shown.update(400, workers=2)
+        shown.begin("training", 1000, "steps", waits=True)
         clock.now += 100  # workers start
-        shown.started(400)
-        for done in (410, 420, 430):
+        shown.update(400, workers=2)
+        for done in (410, 420):
             clock.now += 5
             shown.update(done, workers=2, note="loss 0.5")
     lines = printed.getvalue().splitlines()
-    assert lines[0].startswith("training: 410 of 1,000 steps")
-    assert lines[-1] == "training: 430 of 1,000 steps, 2/s, 4 min 45 s left, 2 workers, loss 0.5"
+    assert lines[0].startswith("training: 400 of 1,000 steps")
+    assert lines[-1] == "training: 420 of 1,000 steps, 2/s, 4 min 50 s left, 2 workers, loss 0.5"
 
 
 def test_plain_lines_come_seldom_and_not_before_work_starts():
     shown, clock, printed = a_progress()
-    shown.begin("scoring", 10, "images")
+    shown.begin("scoring", 10, "images", waits=True)
     for _ in range(5):
         clock.now += display.PLAIN_INTERVAL_SECONDS
-        shown.update(0, workers=1)
+        shown.tick()
     assert printed.getvalue() == ""
-    shown.started()
     for done in range(1, 9):
         clock.now += display.PLAIN_INTERVAL_SECONDS / 4
         shown.update(done, workers=1)
@@ -435,7 +432,6 @@ def test_a_terminal_has_a_view_that_goes_away_and_messages_that_stay():
     shown, _, printed = a_progress(live=True, width=40)
     with shown:
         shown.begin("judging [2]", 4, "cells")
-        shown.started()
         shown.say("x" * 100)
         shown.update(3)
     said = printed.getvalue()
@@ -451,7 +447,6 @@ def test_what_was_last_known_stays_after_a_failure():
     def work():
         with shown:
             shown.begin("judging", 4, "cells")
-            shown.started()
             shown.update(3)
             raise RuntimeError
 
@@ -473,13 +468,12 @@ def test_colours_in_a_log_make_no_live_view(monkeypatch):
     printed = io.StringIO()
     with Progress(Console(file=printed)) as shown:
         shown.begin("judging", 4, "cells")
-        shown.started()
         shown.update(3)
     assert "\x1b" not in printed.getvalue(), "a live view hides the cursor"
 
 
 def test_a_stage_that_has_not_begun_says_so():
-    lines = drawn(None, Stage("training", 100, "steps", lambda: 0.0), 12.0)
+    lines = drawn(None, Stage("training", 100, "steps", lambda: 0.0, waits=True), 12.0)
     assert "starting, 12 s" in lines[-1]
 
 

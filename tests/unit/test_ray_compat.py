@@ -9,6 +9,7 @@ from architecture import files
 from ray.train import ControllerError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
+from taugrid.errors import UserError
 from taugrid.workers import ray_compat
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def test_the_recorded_address_is_what_ray_start_wrote(monkeypatch, tmp_path):
 
 
 def test_a_head_that_is_not_there_does_not_answer():
-    with pytest.raises(ray_compat.NoAnswer, match="UNAVAILABLE"):
+    with pytest.raises(UserError, match="UNAVAILABLE"):
         ray_compat.nodes_of("127.0.0.1:9", None)
 
 

@@ -14,7 +14,7 @@ from taugrid.orchestrator.plan.sources import Loaded
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.view.inspection import describe
-from taugrid.workers.data.places import decoded_folder
+from taugrid.workers.data.load import decoded_folder
 from taugrid.workers.network.checkpoint import Checkpoint
 
 NAMES = sorted(p.name for p in importlib.resources.files("taugrid.configs").iterdir() if p.name.endswith(".yaml"))

@@ -15,13 +15,13 @@ from test_reconstruct_work import save_network
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
+from taugrid.orchestrator.dispatch import training as stage
 from taugrid.orchestrator.dispatch.capacity import Node, Size, Trainers
+from taugrid.orchestrator.dispatch.training import HELPERS_BYTES, another_fits, most_at_once
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.bars import note_of_trainings
+from taugrid.orchestrator.progress.state import note_of_trainings
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.training import one, several
-from taugrid.orchestrator.training.several import HELPERS_BYTES, UnderWay, another_fits, most_at_once
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import Log, Record, TrainingProgress
 
@@ -43,8 +43,8 @@ def cluster_of(monkeypatch):
     """Says what is free on which nodes, and what memory the driver has."""
 
     def give(*nodes, memory=100 * HELPERS_BYTES):
-        monkeypatch.setattr(several, "free", lambda selector: list(nodes))
-        monkeypatch.setattr(several, "memory_here", lambda: memory)
+        monkeypatch.setattr(stage.capacity, "free", lambda selector: list(nodes))
+        monkeypatch.setattr(stage, "memory_here", lambda: memory)
 
     return give
 
@@ -68,7 +68,7 @@ GPU, EIGHT_OF_TWO = Trainers(1, 4, 1), Trainers(8, 4, 2)
 )
 def test_as_many_begin_as_what_is_free_holds(cluster_of, wanted, under_way, begins):
     cluster_of(Node("a", 64, 8), Node("b", 64, 6))
-    assert another_fits(wanted, UnderWay(*under_way), Cluster(), may_grow=True) is begins
+    assert another_fits(wanted, *under_way, Cluster(), may_grow=True) is begins
 
 
 @pytest.mark.parametrize(
@@ -86,25 +86,25 @@ def test_as_many_begin_as_what_is_free_holds(cluster_of, wanted, under_way, begi
 )
 def test_a_part_of_a_gpu_is_sought_on_one_gpu(cluster_of, gpus, taken, each, begins):
     cluster_of(Node("a", 64, gpus, taken=Size(4, taken)))
-    assert another_fits(Trainers(1, 2, each), UnderWay(1, 0), Cluster(), may_grow=False) is begins
+    assert another_fits(Trainers(1, 2, each), 1, 0, Cluster(), may_grow=False) is begins
 
 
 def test_cpus_that_are_taken_are_not_free(cluster_of):
     cluster_of(Node("a", 4, 0, taken=Size(1.5, 0)))
-    fit = [another_fits(Trainers(1, cpus, 0), UnderWay(1, 0), Cluster(), may_grow=False) for cpus in (2.5, 3)]
+    fit = [another_fits(Trainers(1, cpus, 0), 1, 0, Cluster(), may_grow=False) for cpus in (2.5, 3)]
     assert fit == [True, False]
 
 
 def test_the_first_begins_without_room_and_waits_for_it(cluster_of):
     cluster_of()
-    assert another_fits(GPU, UnderWay(0, 0), Cluster(), may_grow=True)
-    assert not another_fits(GPU, UnderWay(1, 0), Cluster(), may_grow=True)
+    assert another_fits(GPU, 0, 0, Cluster(), may_grow=True)
+    assert not another_fits(GPU, 1, 0, Cluster(), may_grow=True)
 
 
 def test_a_number_asks_for_so_many_on_a_cluster_that_grows(cluster_of):
     cluster_of()
-    assert another_fits(GPU, UnderWay(1, 1), Cluster(trainings=2), may_grow=True)
-    assert not another_fits(GPU, UnderWay(1, 1), Cluster(trainings=2), may_grow=False), "this machine does not grow"
+    assert another_fits(GPU, 1, 1, Cluster(trainings=2), may_grow=True)
+    assert not another_fits(GPU, 1, 1, Cluster(trainings=2), may_grow=False), "this machine does not grow"
 
 
 def test_the_drivers_memory_limits_them_unless_a_number_is_given(cluster_of):
@@ -118,9 +118,9 @@ def test_the_drivers_memory_limits_them_unless_a_number_is_given(cluster_of):
 def opened(tmp_path, monkeypatch, cluster_of):
     """A run of three models on a machine that holds three trainings."""
     cluster_of(Node("a", 3, 0))
-    monkeypatch.setattr(one.Training, "wanted", lambda self: Trainers(1, 1, 0))
-    monkeypatch.setattr(several, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(several, "ROOM_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(stage.Training, "wanted", lambda self: Trainers(1, 1, 0))
+    monkeypatch.setattr(stage, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stage, "ROOM_POLL_SECONDS", 0.0)
     with small_run(tmp_path, CONFIG) as opened:
         yield opened
 
@@ -189,7 +189,7 @@ def test_one_that_fails_leaves_those_beside_it(opened, monkeypatch):
 
 def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkeypatch):
     late, tries, at_work, again = opened.plan.models[2].id, [], threading.Event(), threading.Event()
-    show = several.Trainings._show
+    show = stage.Trainings._show
 
     def shown(self):
         show(self)
@@ -208,7 +208,7 @@ def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkey
         again.set()
         trained(spec)
 
-    monkeypatch.setattr(several.Trainings, "_show", shown)
+    monkeypatch.setattr(stage.Trainings, "_show", shown)
     outcome, printed = do(opened, monkeypatch, train)
     assert (tries.count(late), outcome.missing) == (4, {})
     assert printed.count("train.seed=2 was interrupted at step 2") == 1
@@ -222,7 +222,7 @@ def test_one_that_found_no_room_while_another_worked_begins_again(opened, monkey
     """The first has ended when the second gives up, and the third, in its room, has logged no step yet."""
     first, second, _ = (model.id for model in opened.plan.models)
     others, tries, refused = threading.Semaphore(0), [], threading.Event()
-    end, put_back = one.Training.end, several.Trainings._end
+    end, put_back = stage.Training.end, stage.Trainings._end
 
     def ended(self, log):
         end(self, log)
@@ -244,8 +244,8 @@ def test_one_that_found_no_room_while_another_worked_begins_again(opened, monkey
             assert refused.wait(MINUTE)
         trained(spec)
 
-    monkeypatch.setattr(one.Training, "end", ended)
-    monkeypatch.setattr(several.Trainings, "_end", handled)
+    monkeypatch.setattr(stage.Training, "end", ended)
+    monkeypatch.setattr(stage.Trainings, "_end", handled)
     outcome, _ = do(opened, monkeypatch, train)
     assert (tries.count(second), outcome.missing) == (2, {})
     assert "training waits" in events(opened)
@@ -255,14 +255,14 @@ def test_if_none_finds_room_they_have_failed(opened, monkeypatch):
     def train(spec):
         raise fit.NoRoom("no room")
 
-    with pytest.raises(one.TrainingFailed, match="no room"):
+    with pytest.raises(stage.TrainingFailed, match="no room"):
         do(opened, monkeypatch, train)
 
 
 def test_a_setting_to_change_is_told_at_once_and_those_at_work_end_first(opened, monkeypatch):
     first, second, third = (model.id for model in opened.plan.models)
     works, told, stay = threading.Event(), threading.Event(), threading.Event()
-    look, say = one.Training.look, Progress.say
+    look, say = stage.Training.look, Progress.say
 
     def too_long(self):
         if self.model.id == second and works.is_set():
@@ -284,7 +284,7 @@ def test_a_setting_to_change_is_told_at_once_and_those_at_work_end_first(opened,
         else:
             stay.wait(MINUTE)
 
-    monkeypatch.setattr(one.Training, "look", too_long)
+    monkeypatch.setattr(stage.Training, "look", too_long)
     monkeypatch.setattr(Progress, "say", said)
     with pytest.raises(UserError, match="no worker fits"):
         do(opened, monkeypatch, train, trainings=2)
@@ -306,7 +306,7 @@ def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(several.Trainings, "_show", interrupted)
+        patched.setattr(stage.Trainings, "_show", interrupted)
         with pytest.raises(KeyboardInterrupt):
             do(opened, patched, train)
     stay.set()
@@ -328,7 +328,7 @@ def test_a_training_that_failed_was_not_interrupted(opened, monkeypatch):
         step(spec, 4)
         raise fit.FailsAgain("the loss is nan")
 
-    with pytest.raises(one.TrainingFailed, match="nan"):
+    with pytest.raises(stage.TrainingFailed, match="nan"):
         do(opened, monkeypatch, train)
     _, printed = do(opened, monkeypatch, trained)
     assert printed.count("failed at step 4; it continues from the start") == 3

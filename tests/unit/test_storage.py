@@ -588,7 +588,7 @@ ALLOWED = [
         "taugrid's own code and checkout",
     ),
     Exceptions("orchestrator/session.py", {"write_text": 1}, "of what `replacing` gives"),
-    Exceptions("orchestrator/training/one.py", {"glob": 1}, RAY_TRAIN),
+    Exceptions("orchestrator/dispatch/training.py", {"glob": 1}, RAY_TRAIN),
     Exceptions("orchestrator/work/interpolate.py", {"to_csv": 1, "write_text": 1}, "a text, to what `replacing` gives"),
     Exceptions(
         "taugrid/config/load.py",

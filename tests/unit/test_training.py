@@ -24,7 +24,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from taugrid import config
 from taugrid.errors import DeviceUnusable, UserError
+from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.orchestrator.dispatch import capacity
+from taugrid.orchestrator.dispatch import training as driver
 from taugrid.orchestrator.dispatch.capacity import Node
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -33,7 +35,6 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.training import one as driver
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
@@ -45,7 +46,6 @@ from taugrid.workers.training import checkpoints, fit, loop
 from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import SCALARS, Log, Record, is_logged, training_progress
-from taugrid.workers.training.spec import Hopeless, TrainingSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from in_process import SMALL_UNET, drive, small_run
 from rich.console import Console
 
+from taugrid.jobs import running_folder
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.progress import Progress
@@ -23,7 +24,6 @@ from taugrid.orchestrator.session import Session
 from taugrid.registry.metrics import METRICS
 from taugrid.storage import LocalStorage, write_sealed
 from taugrid.workers.training.log import Log, Record
-from taugrid.workers.training.spec import running_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

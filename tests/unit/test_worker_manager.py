@@ -542,7 +542,7 @@ def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_run(scripted
     store = Faulty(run.rundir.root, fails_at=0, for_good=True)
 
     def end():
-        run.loop._events.file._storage = store
+        run.loop._events._storage = store
         run.loop._events.note("ended")
         raise cause
 

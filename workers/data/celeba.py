@@ -7,8 +7,8 @@ from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.folder import decode_file
+from taugrid.workers.data.load import MissingImages, download, root_of
 from taugrid.workers.data.picture import DecodedImage, Reader, SourceError
-from taugrid.workers.data.places import MissingImages, download, root_of
 
 SIZE = (218, 178)
 """(height, width) of an aligned image."""

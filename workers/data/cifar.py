@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
+from taugrid.workers.data.load import MissingImages, download, root_of
 from taugrid.workers.data.picture import DecodedImage, Reader, SourceError
-from taugrid.workers.data.places import MissingImages, download, root_of
 
 FIDELITY_NAMES = ("cifar10-train", "cifar10-val", "cifar100-train", "cifar100-val", "stl10-train", "stl10-test",
                   "stl10-unlabeled")  # fmt: skip

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from taugrid.config import Data
 from taugrid.errors import UserError
-from taugrid.workers.data.places import MissingImages, download, root_of
+from taugrid.workers.data.load import MissingImages, download, root_of
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""

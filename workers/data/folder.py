@@ -10,8 +10,8 @@ from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.registry.datasets import DATASETS
 from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.load import root_of
 from taugrid.workers.data.picture import DecodedImage, EncodedImage, Reader, decode_image
-from taugrid.workers.data.places import root_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 """The endings that torch-fidelity reads. `files` also uses its order: files directly in the folder, by real path."""

@@ -12,8 +12,8 @@ from PIL import Image
 from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError, joined_lines
 from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.load import MissingImages, root_of
 from taugrid.workers.data.picture import DecodedImage, EncodedImage, Reader
-from taugrid.workers.data.places import MissingImages, root_of
 
 
 def read(data: Data) -> EncodedDataset:

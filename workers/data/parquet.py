@@ -21,8 +21,8 @@ from taugrid.errors import DamagedFile, NotHere, UserError, joined_lines
 from taugrid.workers import hub
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.folder import below, files, fits
+from taugrid.workers.data.load import root_of
 from taugrid.workers.data.picture import IMAGES_AT_ONCE, EncodedImage, Reader, SourceError, decode_image
-from taugrid.workers.data.places import root_of
 
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*")
 """How Hugging Face names the files of a split. A hash may follow."""

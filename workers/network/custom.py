@@ -80,7 +80,10 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
     source = source_of([name.partition(":")[0]])
     identity = identity_of_code(source, state, weights)
     summary = _summary(made)
-    description = CustomNetwork(callable=name, weights=weights, image_shape=image_shape, summary=summary, **identity)
+    fractions = timesteps < 2 or _takes_fractions(network, x, timesteps)
+    description = CustomNetwork(
+        callable=name, weights=weights, image_shape=image_shape, summary=summary, takes_fractions=fractions, **identity
+    )
     del made, network  # two large networks may not fit into memory
     again = make(name, weights)
     same_tensors = tensors_sha256(tensors(again)) == state
@@ -121,6 +124,18 @@ def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor) -> Tensor:
             "different time: is batch norm in training mode, or one t used for all images?"
         )
     return output
+
+
+@torch.no_grad()
+def _takes_fractions(network: BatchedDenoiser, x: Tensor, timesteps: int) -> bool:
+    """Whether a network works between whole times, and rounds none of them to a neighbour."""
+    before = torch.tensor([0, timesteps - 2])
+    try:
+        between = network(x, before + 0.5)
+    except Exception:  # user code, and an embedding of integers fails in many ways
+        return False
+    low, high = network(x, before), network(x, before + 1)
+    return torch.equal(low, high) or not (torch.equal(between, low) or torch.equal(between, high))
 
 
 def _inputs(image_shape: tuple[int, int, int], timesteps: int) -> tuple[Tensor, Tensor]:

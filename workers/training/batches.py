@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from taugrid import config
+from taugrid.jobs import TrainingSpec
 from taugrid.workers import schedules
 from taugrid.workers.data.load import load_known_images
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.objective import l_gamma, mean_square
 from taugrid.workers.diffusion.process import diffuse, predicted, velocity
-from taugrid.workers.training.spec import TrainingSpec
 
 
 class TrainingBatch(NamedTuple):

@@ -14,12 +14,12 @@ from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor
 
 from taugrid.config import Train
+from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.storage.local import commit_folder
 from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, save_pipeline
 from taugrid.workers.training.log import LOG, Record, events_folder
-from taugrid.workers.training.spec import Hopeless, TrainingSpec
 
 
 @dataclass

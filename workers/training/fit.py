@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from taugrid.config import Train
 from taugrid.errors import RunFailed, UserError, last_line
+from taugrid.jobs import Hopeless, TrainingSpec, running_folder
 from taugrid.workers import ray_compat
 from taugrid.workers.importing import uncollected
-from taugrid.workers.training.spec import Hopeless, TrainingSpec, running_folder
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taugrid.jobs import Hopeless, running_folder
 from taugrid.storage import LOCAL, Storage
-from taugrid.workers.training.spec import Hopeless, running_folder
 
 LOG = "log.jsonl"
 """Its name, in Ray Train's folder and in the folder of a trained model."""

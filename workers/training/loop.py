@@ -24,6 +24,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from taugrid.config import Train
 from taugrid.errors import DeviceUnusable, UserError
+from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.words import this_node
@@ -35,7 +36,6 @@ from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import State, new_state, not_finite
 from taugrid.workers.training.log import Log, Record, is_logged
-from taugrid.workers.training.spec import Hopeless, TrainingSpec
 
 
 def run(spec: TrainingSpec) -> None:

@@ -350,7 +350,8 @@ class Dispatcher:
 
     def _only_queued(self) -> dict[str, str]:
         """Key -> worker, of the tasks that are queued behind another, and that no worker runs or has done."""
-        return {key: worker for key, worker in self.in_flight.only_queued() if key not in self.done}
+        queued = {task.key: worker for worker, task in self.in_flight.queued.items()}
+        return {key: at for key, at in queued.items() if key not in self.done and not self.in_flight.copies(key)}
 
     def _late(self, now: float) -> dict[str, set[str]]:
         """The tasks that are late and may be copied, the oldest first, each with the nodes where it runs."""

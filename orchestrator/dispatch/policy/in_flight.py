@@ -76,10 +76,6 @@ class InFlight:
         """Whether the task is queued behind another."""
         return len(self._holders.get(key, ())) > len(self.copies(key))
 
-    def only_queued(self) -> list[tuple[str, str]]:
-        """Key and worker of the tasks that are queued and that no worker runs."""
-        return [(task.key, worker) for worker, task in self.queued.items() if not self.copies(task.key)]
-
     @property
     def oldest(self) -> float:
         """Since when the task runs that has run longest; infinity if none runs."""

@@ -1,0 +1,399 @@
+"""Our solvers: what they converge to and how fast, and float64 loops of their papers, which share no code with them."""
+
+import math
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import orders
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from orders import CLAIMED, ORACLES, PROCESS, measured
+
+from taugrid.config import DIFFUSION_DEFAULTS
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.sections import SAMPLE_DEFAULTS, calls
+from taugrid.workers import schedules
+from taugrid.workers.diffusion.denoiser import Denoise
+from taugrid.workers.diffusion.noise import normal
+from taugrid.workers.diffusion.process import path
+from taugrid.workers.diffusion.timesteps import times
+from taugrid.workers.samplers.dpmpp2m import DPMpp2M
+from taugrid.workers.samplers.dpmpp3m import DPMpp3M
+from taugrid.workers.samplers.sampler import find
+from taugrid.workers.samplers.solver import Evaluated
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SOLVERS = ["dpm++2m", "dpm++3m", "heun", "unipc"]
+DIFFUSIONS = {
+    "usual": DIFFUSION_DEFAULTS,
+    "jsd": DIFFUSION_DEFAULTS.model_copy(update={"schedule": "jsd"}),  # alpha_T is 0
+    "to alpha 1": DIFFUSION_DEFAULTS.model_copy(update={"set_alpha_to_one": False}),
+}
+X = normal(3, torch.arange(5), 0, (2, 3, 3))
+
+
+def proof(*values):
+    """A case of `make proofs` alone."""
+    return pytest.param(*values, marks=[pytest.mark.proof, pytest.mark.slow])
+
+
+def x0_of(x, at):
+    """For data N(0.3, 1.5^2), and not linear in x; wide enough that clipping to [-1, 1] acts on many pixels."""
+    tanh = torch.tanh if isinstance(x, torch.Tensor) else np.tanh
+    mean = 0.3 + at.alpha * 1.5**2 * (x - at.alpha * 0.3) / (at.alpha**2 * 1.5**2 + at.sigma**2)
+    return mean + 0.1 * at.alpha * math.sin(at.time / 100) * tanh(x)
+
+
+def v(x, at, condition=None):
+    """As a network with v_prediction says it, which is finite where alpha is 0."""
+    return (at.alpha * x - x0_of(x, at)) / at.sigma
+
+
+def settings(name, steps=10, **given):
+    return SAMPLE_DEFAULTS.model_copy(update={"sampler": name, "steps": steps, **given})
+
+
+def no_noise(*_):
+    raise AssertionError("a solver draws no noise")
+
+
+def sampled(name, x=X, process="usual", network=v, **given):
+    """What the solver makes of x, for settings that the plan accepts."""
+    cell, diffusion = settings(name, **given), DIFFUSIONS[process]
+    planned = calls(cell, diffusion)
+    denoise = Denoise(network, schedules.process(diffusion), "v_prediction", cell.clip, cell.clip_range)
+    found = find(name).sample(x, path(denoise.process, planned.tau), denoise, no_noise, cell)
+    assert denoise.calls == planned.evaluations
+    return found
+
+
+def LAMBDA(at):  # noqa: N802
+    return math.log(at.alpha / at.sigma)
+
+
+def integral(a, b, known):
+    """sigma_b int e^lambda P(lambda) d lambda from a to b, P through the (point, x0) of `known`: by Gauss's rule."""
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    half, middle = (LAMBDA(b) - LAMBDA(a)) / 2, (LAMBDA(b) + LAMBDA(a)) / 2
+    lam = middle + half * nodes
+    total = 0.0
+    for i, (at, x0) in enumerate(known):
+        others = [LAMBDA(other) for j, (other, _) in enumerate(known) if j != i]
+        lagrange = np.prod([(lam - other) / (LAMBDA(at) - other) for other in others], axis=0)
+        total = total + half * (weights * np.exp(lam) * lagrange).sum() * x0
+    return b.sigma * total
+
+
+def ddim_step(x, x0, a, b):
+    return b.alpha * x0 + b.sigma * (x - a.alpha * x0) / a.sigma
+
+
+def paper_2m(x, points, x0_at):
+    """Algorithm 2 of DPM-Solver++, in its letters."""
+    before = None
+    for a, b in pairwise(points):
+        x0 = x0_at(x, a)
+        if a.alpha == 0 or b.sigma == 0:
+            x = ddim_step(x, x0, a, b)
+            continue
+        h, D = LAMBDA(b) - LAMBDA(a), x0
+        if before is not None:
+            r = (LAMBDA(a) - LAMBDA(before[0])) / h
+            D = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before[1]
+        x, before = b.sigma / a.sigma * x - b.alpha * (math.exp(-h) - 1) * D, (a, x0)
+    return x
+
+
+def paper_3m(x, points, x0_at):
+    """Two points as 2M, three by their parabola."""
+    known = []
+    for a, b in pairwise(points):
+        x0 = x0_at(x, a)
+        if a.alpha == 0 or b.sigma == 0:
+            x = ddim_step(x, x0, a, b)
+            continue
+        known = [(a, x0), *known][:3]
+        if len(known) == 3:
+            x = b.sigma / a.sigma * x + integral(a, b, known)
+        elif len(known) == 2:
+            [(_, m0), (c, m1)], h = known, LAMBDA(b) - LAMBDA(a)
+            D = m0 + h / (2 * (LAMBDA(a) - LAMBDA(c))) * (m0 - m1)
+            x = b.sigma / a.sigma * x - b.alpha * (math.exp(-h) - 1) * D
+        else:
+            x = ddim_step(x, x0, a, b)
+    return x
+
+
+def paper_unipc(x, points, x0_at):
+    """Each step is predicted, and corrected once x0 at its end is known."""
+    known, source = [], None
+    for a, b in pairwise(points):
+        x0 = x0_at(x, a)
+        if known:
+            x = a.sigma / known[0][0].sigma * source + integral(known[0][0], a, [(a, x0), *known])
+        if a.alpha == 0 or b.sigma == 0:
+            x = ddim_step(x, x0, a, b)
+            continue
+        known = [(a, x0), *known][:3]
+        source, x = x, b.sigma / a.sigma * x + integral(a, b, known)
+    return x
+
+
+def paper_heun(x, points, x0_at):
+    """Algorithm 1 of EDM, for y = x / alpha and its sigma, which is our sigma / alpha."""
+    for a, b in pairwise(points):
+        if a.alpha == 0 or b is points[-1]:
+            x = ddim_step(x, x0_at(x, a), a, b)
+            continue
+        y, s, s_next = x / a.alpha, a.sigma / a.alpha, b.sigma / b.alpha
+        d = (y - x0_at(x, a)) / s
+        y_next = y + (s_next - s) * d
+        d_next = (y_next - x0_at(b.alpha * y_next, b)) / s_next
+        x = b.alpha * (y + (s_next - s) * (d / 2 + d_next / 2))
+    return x
+
+
+PAPERS = {"dpm++2m": paper_2m, "dpm++3m": paper_3m, "unipc": paper_unipc, "heun": paper_heun}
+
+
+def by_the_paper(name, process="usual", **given):
+    cell, process = settings(name, **given), schedules.process(DIFFUSIONS[process])
+    points = path(process, times(cell.spacing, cell.steps, process, cell.steps_offset))
+
+    def x0_at(x, at):
+        x0 = x0_of(x, at)
+        return x0 if cell.clip == "none" else np.clip(x0, -cell.clip_range, cell.clip_range)
+
+    return PAPERS[name](X.double().numpy(), points, x0_at)
+
+
+CASES = [
+    {"spacing": "linear"},
+    {"spacing": "quadratic", "steps": 30},  # diffusers lowers the order of last steps below S = 15 alone
+    {"spacing": "logsnr", "steps": 7},
+    {"spacing": "leading", "steps_offset": 1},
+    {"spacing": [1, 3, 250, 999], "steps": 4},
+    {"spacing": "logsnr-int", "clip": "x0"},
+    {"spacing": "trailing", "clip": "x0_and_eps", "clip_range": 0.5},
+    {"steps": 1},
+    {"steps": 2},
+    {"process": "jsd", "spacing": "linear"},
+    {"process": "jsd", "steps": 1},
+    {"process": "to alpha 1", "spacing": "linear"},
+]
+
+
+def case_id(case):
+    return "-".join(f"{key}={value}" for key, value in case.items())
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_agrees_with_a_float64_loop_of_its_paper(name, case):
+    expected = by_the_paper(name, **case)
+    exact, found = sampled(name, X.double(), **case), sampled(name, **case)
+    assert exact.dtype == torch.float64
+    np.testing.assert_allclose(exact.numpy(), expected, rtol=0, atol=1e-11 * np.abs(expected).max())
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "oracle"),
+    [
+        ("dpm++2m", "two points"),
+        ("dpm++3m", "Gaussian"),
+        ("heun", "Gaussian"),
+        ("unipc", "Gaussian"),
+        proof("ddim", "Gaussian"),
+        proof("ddim", "two points"),
+        proof("dpm++2m", "Gaussian"),
+        proof("dpm++3m", "two points"),
+        proof("heun", "two points"),
+        proof("unipc", "two points"),
+    ],
+)
+def test_a_solver_has_its_order(name, oracle):
+    """From T to time 1, uniform in log-SNR, unrounded times."""
+    _, order = measured(name, orders.from_start, ORACLES[oracle])
+    assert order == pytest.approx(CLAIMED[name], abs=0.15)
+
+
+def test_the_start_alone_limits_the_order_of_3m():
+    """A first step is first-order. From T that can't be seen, as x0 does not depend on x there; from lambda = -1 it
+    leaves an error of h^2, which goes if the first step is as short as h^2."""
+    _, from_later = measured("dpm++3m", orders.from_later, ORACLES["Gaussian"])
+    _, shortened = measured("dpm++3m", orders.shortened, ORACLES["Gaussian"])
+    assert from_later == pytest.approx(2, abs=0.15)
+    assert shortened == pytest.approx(3, abs=0.15)
+
+
+@pytest.mark.proof
+@pytest.mark.slow
+def test_the_page_shows_what_is_measured():
+    page = (Path(__file__).parents[2] / "docs" / "mathematics.md").read_text()
+    rows = [
+        line for line in page.splitlines() if line.startswith(("| Solver |", *(f"| `{name}` |" for name in CLAIMED)))
+    ]
+    numbers = re.compile(r"[\d.]+(?:e[-+]\d+)?")
+    for shown, found in zip(rows, (line for line in orders.table() if not line.startswith("| :")), strict=True):
+        assert numbers.sub("#", shown) == numbers.sub("#", found)
+        assert [*map(float, numbers.findall(shown))] == pytest.approx([*map(float, numbers.findall(found))], rel=0.02)
+
+
+def halved(self, x, history, b):
+    """DPM-Solver++(3M) as diffusers computes it: D2 is half of x0'' h^2."""
+    if len(history) < 3:
+        return DPMpp2M.step(self, x, history, b)
+    (a, m0), (c, m1), (d, m2) = history
+    h, h_0, h_1 = LAMBDA(b) - LAMBDA(a), LAMBDA(a) - LAMBDA(c), LAMBDA(c) - LAMBDA(d)
+    D1_0, D1_1 = h / h_0 * (m0 - m1), h / h_1 * (m1 - m2)
+    D1, D2 = D1_0 + h_0 / (h_0 + h_1) * (D1_0 - D1_1), h / (h_0 + h_1) * (D1_0 - D1_1)
+    e = math.exp(-h) - 1
+    return b.sigma / a.sigma * x - b.alpha * (e * m0 - (e / h + 1) * D1 + ((e + h) / h**2 - 0.5) * D2)
+
+
+def test_diffusers_third_order_is_of_order_2(monkeypatch):
+    """Its own function gives what `halved` does, and that has order 2."""
+    theirs = DPMSolverMultistepScheduler(solver_order=3, final_sigmas_type="sigma_min", lower_order_final=False)
+    theirs.set_timesteps(20)
+    points = [orders.point(-math.log(s)) for s in theirs.sigmas.double().tolist()[4:8]]
+    m = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theirs._step_index = 6
+    expected = theirs.multistep_dpm_solver_third_order_update(list(m), sample=m[0])
+    history = [Evaluated(*each) for each in zip(points[2::-1], reversed(m), strict=True)]
+    torch.testing.assert_close(halved(find("dpm++3m"), m[0], history, points[3]), expected, rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(DPMpp3M, "step", halved)
+    _, order = measured("dpm++3m", orders.from_start, ORACLES["Gaussian"])
+    assert order == pytest.approx(2, abs=0.15)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_2m_is_diffusers_2m_where_the_times_agree(steps):
+    """Below 15 steps too: it is their `lower_order_final` that makes a kink there, and a step onto 0 is not."""
+    theirs = DPMSolverMultistepScheduler(
+        trained_betas=1 - PROCESS.alpha_bar[1:] / PROCESS.alpha_bar[:-1], timestep_spacing="trailing",
+        prediction_type="v_prediction", lower_order_final=False,
+    )  # fmt: skip
+    theirs.set_timesteps(steps)
+    x = X
+    for t in theirs.timesteps:
+        x = theirs.step(v(x, PROCESS.at(int(t) + 1)), t, x).prev_sample
+    np.testing.assert_allclose(sampled("dpm++2m", steps=steps, spacing="trailing"), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_moments_at_many_steps_are_those_of_the_closed_form(name):
+    """Of the ODE from N(0, I) at T to time 1, and of x0 as it is predicted there. The sampler is affine in x."""
+    d = math.prod(orders.SHAPE)
+    x_T = torch.cat([torch.zeros(1, d), torch.eye(d)]).double().reshape(-1, *orders.SHAPE)
+    oracle, points = ORACLES["Gaussian"], path(PROCESS, times("logsnr", 400, PROCESS))
+    found = orders.solved(name, points, oracle, x_T).reshape(-1, d)
+    at_1 = oracle.solution(x_T.numpy(), points[0], points[-2])
+    exact = oracle.x0(at_1, points[-2].alpha, points[-2].sigma).reshape(-1, d)
+    np.testing.assert_allclose(found[0], exact[0], rtol=0, atol=1e-4 * 0.1)
+    covariances = [(each[1:] - each[0]).T @ (each[1:] - each[0]) for each in (found, exact)]
+    np.testing.assert_allclose(*covariances, rtol=0, atol=1e-3 * 0.1**2)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_one_step_is_the_prediction_at_the_last_time(name):
+    """Whatever the spacing says: never a prediction at time 0, whose deviation would be 0.01."""
+    for spacing in ("linear", "trailing", "logsnr", "logsnr-int"):
+        assert torch.equal(sampled(name, steps=1, spacing=spacing), sampled("dpm++2m", steps=1))
+    np.testing.assert_allclose(sampled(name, X.double(), steps=1), x0_of(X.double(), PROCESS.at(1000)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("process", "expected"), [("usual", 2 * 10 - 1), ("jsd", 2 * 10 - 2), ("to alpha 1", 2 * 10 - 1)]
+)
+def test_heun_evaluates_twice_where_a_step_is_second_order(process, expected):
+    asked = []
+
+    def network(x, at, condition=None):
+        asked.append(at.time)
+        return v(x, at)
+
+    sampled("heun", process=process, network=network)
+    assert asked == list(find("heun").times(settings("heun"), schedules.process(DIFFUSIONS[process])))
+    assert len(asked) == expected
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_clipping(name):
+    """The two modes that clip are one: the ODE's eps is the one that leads from x0 to x."""
+    clipped, both, free = (sampled(name, clip=clip) for clip in ("x0", "x0_and_eps", "none"))
+    assert torch.equal(clipped, both)
+    assert clipped.abs().max() == 1
+    assert (clipped - free).abs().max() > 0.1
+    assert sampled(name, clip="x0", clip_range=0.5).abs().max() == 0.5
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_an_image_is_a_function_of_its_noise_alone(name):
+    state = torch.get_rng_state()
+    whole = sampled(name, steps=20)
+    assert torch.equal(whole[2:3], sampled(name, X[2:3], steps=20))
+    assert torch.equal(whole, sampled(name, steps=20))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+SET_ALPHA = "diffusion.set_alpha_to_one: true"
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    ("spacing", "steps", "process", "time", "remedy"),
+    [
+        ("logsnr-int", 100, "usual", 4, "steps to 37"),
+        ("ermongroup-quad", 100, "usual", 3, "steps to 29"),
+        ("linear", 1000, "to alpha 1", 1, "steps to 500"),
+        ("logsnr", 10, "to alpha 1", 1, SET_ALPHA),
+        ([1, 500], 2, "to alpha 1", 1, SET_ALPHA),
+    ],
+)
+def test_a_step_of_length_0_is_refused_with_the_steps_that_work(name, spacing, steps, process, time, remedy):
+    with pytest.raises(UserError) as refused:
+        sampled(name, spacing=spacing, steps=steps, process=process)
+    shown = spacing if isinstance(spacing, str) else "1,500"
+    assert str(refused.value) == (
+        f"sample.steps, sample.spacing: {steps} steps of spacing {shown} have one of length 0 at time {time}, which "
+        f"{name} can't take; set {remedy}, or choose another spacing"
+    )
+    if remedy == SET_ALPHA:
+        assert sampled(name, spacing=spacing, steps=steps).isfinite().all()
+        return
+    works = int(remedy.removeprefix("steps to "))
+    assert sampled(name, spacing=spacing, steps=works, process=process).isfinite().all()
+    with pytest.raises(UserError, match="of length 0"):
+        sampled(name, spacing=spacing, steps=works + 1, process=process)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("process", DIFFUSIONS)
+@pytest.mark.parametrize("spacing", ["linear", "quadratic", "leading", "trailing", "linspace", "logsnr", "logsnr-int"])
+def test_what_the_plan_accepts_gives_images(name, process, spacing):
+    accepted = 0
+    for steps in (1, 2, 3, 5, 15, 100):
+        try:
+            found = sampled(name, X[:1].double(), process, spacing=spacing, steps=steps)
+        except UserError:
+            continue
+        accepted += 1
+        assert found.isfinite().all()
+        # Where a step begins near T, the second slope of Heun's method means little: steps that long need S > 5.
+        assert found.abs().max() < (10 if name != "heun" or steps > 5 else 200)
+    nowhere = {("jsd", "logsnr"), ("jsd", "logsnr-int"), ("to alpha 1", "leading"), ("to alpha 1", "linspace")}
+    assert (accepted == 0) == ((process, spacing) in nowhere)
+
+
+def test_logsnr_needs_signal_at_the_last_time():
+    with pytest.raises(
+        UserError, match=r"^sample.steps, sample.spacing: spacing logsnr needs signal at T, .*; choose"
+    ) as said:
+        sampled("dpm++2m", process="jsd", spacing="logsnr")
+    assert "\n" not in str(said.value)
