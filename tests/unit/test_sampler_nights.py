@@ -7,10 +7,7 @@ import pandas as pd
 import pytest
 from nights import checkpoint, taugrid, write_config
 
-import taugrid as package
-from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell
-from taugrid.orchestrator.work.reconstruct import left_out, ode_cells
 from taugrid.storage import LOCAL, read_sealed, write_sealed
 from taugrid.workers.samplers import dpmpp2m, solver
 
@@ -113,20 +110,3 @@ def test_an_altered_block_of_a_recorded_score_is_seen(begun, history):
     write_sealed(scores[0], score, LOCAL)
     _, said = taugrid("compare", run, history / "baseline.json", code=2)
     assert "sampler.last_sigma is 0.5, in the baseline 0.0" in said
-
-
-def test_samplers_are_selected_shown_and_read_as_any_other_key(begun, history):
-    place = str(history / "nights/1/run")
-    run = package.open(place)
-    frame = run.quality
-    assert frame[frame["sampler"] == "heun"]["network_evaluations"].tolist() == [3, 5]
-    assert "heun" in run._repr_html_()
-    assert "evaluations" in run._repr_html_(), "ddim and dpm++2m have cells of 3 evaluations too"
-    assert run.figure("quality").axes[0].get_xlabel() == "network evaluations per image"
-    assert run.cell("S0003-dpm++2m").images([0]).shape == (1, 4, 4)
-    for a in ("sampler=dpm++2m,steps=3", "S0003-dpm++2m", "sampler=dpm++2m · S=3"):
-        found = json.loads(taugrid("compare", place, a, "S=3 sampler=heun", "--json")[0])
-        assert found["others"] == "sampler: dpm++2m -> heun, network_evaluations: 3 -> 5"
-        assert found["se"] > 0
-    assert {cell.settings.sampler for cell in ode_cells(open_existing(place).plan)} == {"ddim"}
-    assert left_out(open_existing(place).plan, "reconstruct").endswith("leaves out the cells of dpm++2m, heun")

@@ -1,13 +1,19 @@
 """Tables, figures and effects of grids over samplers: what S costs, what a sampler ignores, and what is compared."""
 
 import csv
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from in_process import CONFIG, drive, small_run
 from test_differences import N, protocol, spread
 from test_differences import cell as row_of
 
+import taugrid
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.tables.ablation.effects import Effects, effects
 from taugrid.eval.tables.ablation.effects_files import effects_markdown
@@ -18,6 +24,17 @@ from taugrid.eval.tables.pivots import EVALUATIONS, Layout
 from taugrid.eval.tables.published.counterparts import FOLDER
 from taugrid.eval.tables.published.solvers import concerns, solvers_markdown
 from taugrid.eval.tables.quality import QualityTable, to_markdown
+from taugrid.grids.names import value_text
+from taugrid.grids.selectors import fits, parse
+from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.work.reconstruct import left_out, ode_cells
+from taugrid.storage import LOCAL
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 SHARED = Path(__file__).parents[3] / "shared" / "tables"
 FIDS = {("ddim", 0.0): 30.0, ("ddim", 1.0): 40.0, ("dpm++2m", None): 20.0, ("heun", None): 16.0}
@@ -200,3 +217,68 @@ def test_the_published_numbers_of_solvers_are_another_networks():
             folder / name for folder, name in ((SHARED, "solvers_cifar10_edm.csv"), (FOLDER, "solvers_edm.csv"))
         )
         assert list(csv.DictReader(theirs.open())) == list(csv.DictReader(ours.open()))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of an oracle with three samplers, its jobs in this process; its folder."""
+    folder = tmp_path_factory.mktemp("samplers")
+    text = CONFIG.replace("eta: [0.0, 1.0]}", "sampler: [ddim, dpm++2m, heun]}").replace("[2]", "[2, 3]")
+    with small_run(folder, text.replace("num_samples: 20", "num_samples: 200")) as opened:
+        outcome, _ = drive(opened, folder / "run", LOCAL)
+        assert not outcome.missing
+        Session(replace(opened, rundir=RunDir(folder / "run")), "local", Progress.silent()).do(("report",))
+    return folder / "run"
+
+
+def test_a_run_of_samplers_is_read_as_any_other(run):
+    shown = taugrid.open(str(run))
+    frame = shown.quality
+    assert frame[frame["sampler"] == "heun"][["steps", EVALUATIONS]].to_numpy().tolist() == [[2, 3], [3, 5]]
+    assert '<th scope="col">η \\ evaluations</th><th scope="col">2</th>' in shown._repr_html_()
+    assert shown.figure("quality").axes[0].get_xlabel() == "network evaluations per image"
+    assert shown.cell("S0003-dpm++2m").images([0]).shape == (1, 4, 4)
+    assert "heun: S = 2, 3 takes 3, 5 network evaluations" in (run / "tables/quality.md").read_text()
+    page = (run / "report.html").read_text()
+    assert '<h2 id="steps-title">FID against network evaluations</h2>' in page
+    assert "FID is lowest at evaluations = " in page
+
+
+def test_report_x_is_what_was_asked_for(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "run"), "--x", "steps"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "| sampler | η \\ S | 2 | 3 |" in (tmp_path / "run/tables/quality.md").read_text()
+    assert "sampling steps" in (tmp_path / "run/figures/quality.svg").read_text()
+    assert "report.x: must be" in str(CliRunner().invoke(cli, ["plan", str(run), "--set", "report.x=nfe"]).exception)
+
+
+@pytest.mark.parametrize("name", ["sampler=dpm++2m,steps=3", "S0003-dpm++2m", "sampler=dpm++2m · S=3"])
+def test_compare_takes_the_names_of_samplers(run, name):
+    found = CliRunner().invoke(cli, ["compare", str(run), name, "S=3 sampler=heun", "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    row = json.loads(found.stdout)
+    assert row["others"] == "sampler: dpm++2m -> heun, network_evaluations: 3 -> 5"
+    assert row["se"] > 0
+
+
+@pytest.mark.parametrize("value", ["diffusers:DEISMultistepScheduler", "my.module:Sampler", "dpm++2m"])
+def test_names_of_samplers_need_no_quotes(value):
+    assert value_text(value) == value
+    assert parse(f"sampler={value},S=3") == [("sampler", value), ("S", "3")]
+    options = {"solver_order": 3, "final_sigmas_type": "zero"}
+    [condition] = parse(f"sampler_options={value_text(options)}")
+    assert fits(options, condition.value)
+
+
+@pytest.mark.parametrize("stage", ["reconstruct", "interpolate"])
+def test_the_ode_stays_that_of_ddim(run, stage):
+    plan = open_existing(str(run)).plan
+    assert {cell.settings.sampler for cell in ode_cells(plan)} == {"ddim"}
+    assert left_out(plan, stage) == f"; {stage} leaves out the cells of dpm++2m, heun"
+
+
+def test_python_samples_with_a_sampler_without_a_run(run):
+    images = taugrid.sample({"oracle": "gaussian"}, 4, steps=3, sampler="heun")
+    assert images.shape[0] == 4
+    assert not np.array_equal(images, taugrid.sample({"oracle": "gaussian"}, 4, steps=3))
