@@ -241,7 +241,7 @@ def test_a_run_of_samplers_is_read_as_any_other(run):
     assert "heun: S = 2, 3 takes 3, 5 network evaluations" in (run / "tables/quality.md").read_text()
     page = (run / "report.html").read_text()
     assert '<h2 id="steps-title">FID against network evaluations</h2>' in page
-    assert "FID is lowest at evaluations = " in page
+    assert "FID is lowest at evaluations\N{NO-BREAK SPACE}=" in page
 
 
 def test_report_x_is_what_was_asked_for(run, tmp_path):
