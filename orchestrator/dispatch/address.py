@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +17,34 @@ from taugrid.errors import UserError
 from taugrid.workers import ray_compat
 from taugrid.workers.ray_compat import Header
 
+COMMON_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # silences the (raylet) lines that would break --json
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor without GPUs must not see any
+}
+
 CONNECT_SECONDS = 10.0
 
 NODE_SECONDS = 5.0
 """How long a node that is just starting on this machine is waited for."""
+
+
+def join(address: str) -> str:
+    """Set the environment for the running cluster at `address`, before `import ray`; HOST:PORT of its head.
+
+    Raises:
+        UserError: if it can't be reached, must not be joined, or this machine is none of its nodes.
+    """
+    os.environ.update(COMMON_ENVIRONMENT)
+    check_form(address)
+    use_token()
+    head = find_head(address)
+    require_token(address)
+    require_reachable(address, head)
+    require_token_accepted(address, is_on_loopback(address), partial(ray_compat.accepts_token, head))
+    require_local_node(address, head)
+    return head
 
 
 def check_form(address: str) -> None:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,29 +23,13 @@ from taugrid.config import Cluster
 from taugrid.errors import TOO_MANY_FILES, RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.address import (
-    check_form,
-    find_head,
-    is_on_loopback,
-    require_local_node,
-    require_reachable,
-    require_token,
-    require_token_accepted,
-    use_token,
-)
+from taugrid.orchestrator.dispatch.address import COMMON_ENVIRONMENT, join
 from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
-from taugrid.workers import ray_compat
 from taugrid.workers.custom.source import pack
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Jobs and results are small, and images go to files. Ray's default would be 30 % of the machine's memory."""
 
-COMMON_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # silences the (raylet) lines that would break --json
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor without GPUs must not see any
-}
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0, every server of an embedded cluster listens only on 127.0.0.1. Ray can't join a remote cluster at 0."""
 
@@ -139,22 +122,6 @@ def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFi
         if address == "local":
             raise RunFailed(f"Ray could not start here: {reason}") from error
         raise UserError(f"--address {address}: the cluster there can't be joined: {reason}") from error
-
-
-def join(address: str) -> str:
-    """Set the environment for the running cluster at `address`, before `import ray`; HOST:PORT of its head.
-
-    Refuses what must not be joined: see `dispatch.address`.
-    """
-    os.environ.update(COMMON_ENVIRONMENT)
-    check_form(address)
-    use_token()
-    head = find_head(address)
-    require_token(address)
-    require_reachable(address, head)
-    require_token_accepted(address, is_on_loopback(address), partial(ray_compat.accepts_token, head))
-    require_local_node(address, head)
-    return head
 
 
 @contextmanager

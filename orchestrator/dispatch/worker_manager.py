@@ -224,7 +224,7 @@ class WorkerManager:
         for worker in self._dispatcher.due(now):
             self._workers[worker].checked_since = now
             self._pool.check_health(worker)
-        unfit = self._dispatcher.unfit()
+        unfit = self._dispatcher.broken_nodes()
         if unfit or now - self._resized >= RESIZE_SECONDS:
             self._end_silent(now)
             self._resize(now)
@@ -243,10 +243,9 @@ class WorkerManager:
 
     def _end_silent(self, now: float) -> None:
         """End the workers whose health check hangs."""
-        checked = {name: worker.checked_since for name, worker in self._workers.items()}
-        for name in [
-            name for name, since in checked.items() if since is not None and now - since >= self._hang_seconds
-        ]:
+        began = {name: worker.checked_since for name, worker in self._workers.items()}
+        silent = [name for name, at in began.items() if at is not None and now - at >= self._hang_seconds]
+        for name in silent:
             self._pool.kill(name)
             self.lost(Lost(name, f"it has not answered its health check for {duration(self._hang_seconds)}", False))
 

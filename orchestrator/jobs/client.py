@@ -1,6 +1,9 @@
 """The jobs of a remote Ray cluster, through the job server on its head (Ray's dashboard, port 8265).
 
-Requests have time limits and errors are one line, unlike those of Ray's own client.
+Requests have time limits and errors are one line, unlike those of Ray's own client. With a job go the config, the
+user's own modules and, with `--ship`, taugrid itself; nothing else of this machine is sent: no other folder, no
+environment variable, no token. Ray copies them to every node as the job's working directory, from which Python imports
+first.
 """
 
 import http.client
@@ -8,6 +11,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import tempfile
 import urllib.error
 import urllib.request
@@ -18,17 +22,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from taugrid import __version__
+import yaml
+
+import taugrid
 from taugrid.config import Config
 from taugrid.errors import RunFailed, UserError
+from taugrid.hashing import SourceFile
 from taugrid.orchestrator.dispatch.address import (
+    COMMON_ENVIRONMENT,
     CONNECT_SECONDS,
     is_on_loopback,
     require_token,
     require_token_accepted,
 )
-from taugrid.orchestrator.dispatch.cluster import COMMON_ENVIRONMENT
-from taugrid.orchestrator.jobs.package import entrypoint, pack_job
+from taugrid.orchestrator.plan.trust import custom_code
+from taugrid.workers.custom.describe import ask
+from taugrid.workers.custom.source import pack
 from taugrid.workers.ray_compat import Header
 
 if TYPE_CHECKING:
@@ -39,6 +48,11 @@ ANSWER_SECONDS = 60.0
 
 VERSION_KEY = "taugrid"
 """The key in a job's metadata whose value is the version of taugrid that submitted it."""
+
+ENTRY = "on_the_head.py"
+"""The job's entry point, a file beside this one."""
+
+NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 class Submission(NamedTuple):
@@ -76,7 +90,10 @@ class Jobs:
         self.address = address.rstrip("/")
         os.environ.update(COMMON_ENVIRONMENT)
         _check_form(self.address)
-        _require_welcome(self.address)
+        is_local = is_on_loopback(f"{urlsplit(self.address).hostname}:0")
+        if not is_local:
+            require_token(self.address)
+        require_token_accepted(self.address, is_local, partial(_accepts, self.address))
         from ray.dashboard.modules.job.sdk import JobSubmissionClient
 
         class Client(JobSubmissionClient):  # type: ignore[misc]
@@ -124,7 +141,7 @@ class Jobs:
                             entrypoint=shlex.join(entrypoint(config, out, break_lock, only)),
                             submission_id=job,
                             runtime_env={"working_dir": name},
-                            metadata={VERSION_KEY: __version__, "run": config.name, "out": out},
+                            metadata={VERSION_KEY: taugrid.__version__, "run": config.name, "out": out},
                         )
                     return submitted
                 except RunFailed as error:
@@ -160,6 +177,38 @@ class Jobs:
             return bool(self.client.stop_job(job))
 
 
+def pack_job(config: Config, folder: Path, ships: bool) -> None:
+    """Fill the empty `folder` with the files that a job of `config` needs; `ships` adds this taugrid.
+
+    Raises:
+        UserError: if a module that the config names can't be found, or the modules are too large.
+    """
+    values = config.model_dump(mode="json")
+    (folder / f"{config.name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name(ENTRY), folder / ENTRY)
+    files: dict[str, SourceFile] = {}
+    for code in custom_code(config):
+        module = code.name.partition(":")[0]
+        source = ask("taugrid.workers.custom.source:find_source", {"module": module}, code.name, "be found")
+        if source["sha256"] is None:
+            raise UserError(
+                f"{code.key}: there is no module {module!r}, neither in the current folder {Path.cwd()} nor on "
+                "Python's path"
+            )
+        files |= {file[0]: SourceFile(*file) for file in source["files"]}
+    pack(files.values(), folder)
+    if ships:  # as a wheel would lay it out
+        shutil.copytree(Path(taugrid.__file__).parent, folder / "taugrid", ignore=NOT_CODE)
+
+
+def entrypoint(config: Config, out: str, break_lock: bool, only: Sequence[str] = ()) -> list[str]:
+    """The command line that runs the job on the cluster, in the folder."""
+    lock = ["--break-lock"] if break_lock else []
+    part = [word for selector in only for word in ("--only", selector)]
+    run = ["run", f"{config.name}.yaml", "--address", "auto", "--out", out, *part, *lock]
+    return ["python3", ENTRY, taugrid.__version__, *run]
+
+
 def _job(details: "JobDetails") -> Submission:
     metadata = details.metadata or {}
     started, ended = (None if at is None else at / 1000 for at in (details.start_time, details.end_time))
@@ -177,22 +226,8 @@ def _check_form(address: str) -> None:
     except ValueError:
         is_one = False
     if not is_one:
-        raise UserError(
-            f"--address must be http://HOST:8265, where the head's dashboard listens, not {_shown(address)!r}"
-        )
-
-
-def _shown(address: str) -> str:
-    """An address for a message, without user and password."""
-    return address.rpartition("@")[2]
-
-
-def _require_welcome(address: str) -> None:
-    """Refuse a job server that does not accept this machine's token, and one of another machine that is open."""
-    is_local = is_on_loopback(f"{urlsplit(address).hostname}:0")
-    if not is_local:
-        require_token(address)
-    require_token_accepted(address, is_local, partial(_accepts, address))
+        shown = address.rpartition("@")[2]  # without user and password
+        raise UserError(f"--address must be http://HOST:8265, where the head's dashboard listens, not {shown!r}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -1,6 +1,6 @@
 """The entry point of a job on the cluster: checks the installed taugrid and runs its command.
 
-`orchestrator.jobs.package` sends this file alone, and the cluster may have a different taugrid or none. So the check
+`orchestrator.jobs.client` sends this file alone, and the cluster may have a different taugrid or none. So the check
 uses only the standard library.
 
     python3 on_the_head.py VERSION run CONFIG ...

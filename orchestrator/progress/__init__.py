@@ -1,7 +1,7 @@
-"""What people see while taugrid works: `state.py` tracks a session, `draw.py` draws it, `display.py` shows it.
+"""What people see while taugrid works: `state.py` tracks a session, `display.py` shows it.
 
-`state.py` and `remaining.py` are pure: they take events with their times. `status --watch` feeds the same state from
-the events on disk (`watch.py`).
+`state.py` and `workers.py` are pure: they take events with their times. `status --watch` feeds the same state from the
+events on disk (`watch.py`).
 """
 
 from taugrid.orchestrator.progress.display import Progress

@@ -64,7 +64,7 @@ class Watching:
 
     def poll(self) -> bool:
         """Show new events. Returns whether a driver is running."""
-        self.has_driver = Lease(self._rundir.lease, self._rundir.storage).live_holder() is not None
+        self.has_driver = Lease(self._rundir).live_holder() is not None
         events = self._events.new()
         if self._events.number != self._session:
             self._session, self._trainings, self._waits_at = self._events.number, [], {}
@@ -125,8 +125,9 @@ class Watching:
         done, running = 0, dict[str, TrainingProgress]()
         for model in self._trainings:
             if (at := progress_of(model, self._rundir, scratch)) is not None:
-                done += at.step
-                if at.step != self._waits_at.get(model.id):
+                waits = at.step == self._waits_at.get(model.id)
+                done += at.checkpoint if waits else at.step
+                if not waits:
                     self._waits_at.pop(model.id, None)
                     running[model.called] = at
         if running:

@@ -21,7 +21,7 @@ from taugrid.errors import NOT_WRITABLE, RunFailed, UserError
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.run_id import FILE as RUN_ID
-from taugrid.storage import ANY, Storage, end_session, read_json, write_text
+from taugrid.storage import ANY, end_session, read_json, write_text
 from taugrid.words import duration
 
 HEARTBEAT_SECONDS = 5.0
@@ -76,9 +76,9 @@ _held: set[str] = set()
 
 
 class Lease:
-    def __init__(self, path: Path, storage: Storage) -> None:
-        self.root = path.parent
-        self._path, self._storage = path, storage
+    def __init__(self, run: Paths) -> None:
+        self.root = run.root
+        self._path, self._storage = run.lease, run.storage
         self._session = uuid.uuid4().hex
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, daemon=True, name="lease")
@@ -90,7 +90,13 @@ class Lease:
 
     def holder(self) -> Holder | None:
         """The current holder of the lease; None if there is no valid lease."""
-        return _holder(read_json(self._path, self._storage))
+        value: Any = read_json(self._path, self._storage)
+        try:
+            holder = Holder(**{name: value[name] for name in Holder._fields})
+            datetime.fromisoformat(holder.heartbeat)
+        except (TypeError, KeyError, ValueError):
+            return None
+        return holder if isinstance(holder.process, int) and holder.process > 0 else None
 
     def live_holder(self) -> Holder | None:
         """The running driver; None if there seems to be none."""
@@ -199,7 +205,7 @@ def sole_driver(
         UserError: if another driver runs, or the folder can't be written to.
         RunFailed: if another driver took the directory over.
     """
-    lease = Lease(run.lease, run.storage)
+    lease = Lease(run)
     try:
         try:
             if run.storage.on_disk:
@@ -230,15 +236,6 @@ def _not_writable(run: Paths, error: OSError) -> UserError:
                 f"`taugrid status {run.shown}` and `taugrid verify {run.shown}` only read"
             )
     return UserError(f"can't write to {run.shown}: {error.strerror}; {fix}")
-
-
-def _holder(value: Any) -> Holder | None:
-    try:
-        holder = Holder(**{name: value[name] for name in Holder._fields})
-        datetime.fromisoformat(holder.heartbeat)
-    except (TypeError, KeyError, ValueError):
-        return None
-    return holder if isinstance(holder.process, int) and holder.process > 0 else None
 
 
 @cache

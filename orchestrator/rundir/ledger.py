@@ -50,15 +50,13 @@ class Ledger:
         self._load()
         if self._to_rewrite:
             later = [piece for piece in pieces(self._storage, self._path) if piece != self._path]
+            # An object store is not asked which files are gone: 100,000 requests would take an hour.
+            stays = self._storage.exists if self._storage.on_disk else lambda path: True
+            entries = [(name, entry) for name, entry in self._load().items() if stays(self._root / name)]
             with replacing(self._path, self._storage) as temporary:
-                entries = self._load().items()
-                write_text(temporary, "".join(_line(name, entry) for name, entry in entries if self._stays(name)))
+                write_text(temporary, "".join(_line(name, entry) for name, entry in entries))
             for piece in later:
                 self._storage.delete(piece)
-
-    def _stays(self, name: str) -> bool:
-        """Whether a file's line is kept. An object store is not asked: 100,000 requests would take an hour."""
-        return not self._storage.on_disk or self._storage.exists(self._root / name)
 
     def distrust(self) -> None:
         """Forget all entries, in this process only, so that all files are read."""

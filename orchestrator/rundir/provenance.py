@@ -67,6 +67,8 @@ def _git(*arguments: str) -> str | None:
 def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
     """Write provenance.json. Data and extractor stay as earlier sessions recorded them, if they are unknown now."""
     before = read_json(rundir.provenance, rundir.storage) or {}
+    joined = (event for event in read_events(rundir) if event["event"] == "worker")
+    machines = sorted({(event["node"], event["device"]) for event in joined})
     value: dict[str, Any] = {
         **software(),
         "models": {
@@ -77,7 +79,7 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
         "dataset": _dataset(rundir, plan, evaluation, before),
         "reference": before.get("reference"),
         "extractor": before.get("extractor"),
-        "machines": machines(rundir),
+        "machines": [{"node": node, "device": device} for node, device in machines],
     }
     if evaluation is not None:
         reference, extractor = evaluation.reference, evaluation.extractor
@@ -117,10 +119,3 @@ def _weights(rundir: RunDir, plan: Plan, model: Model, before: Mapping[str, Any]
     except UserError:
         recorded: Mapping[str, str] = (before.get("models") or {}).get(model.id) or {}
         return recorded
-
-
-def machines(rundir: RunDir) -> list[dict[str, str]]:
-    """The nodes and devices of the workers of all sessions."""
-    joined = (event for event in read_events(rundir) if event["event"] == "worker")
-    places = sorted({(event["node"], event["device"]) for event in joined})
-    return [{"node": node, "device": device} for node, device in places]

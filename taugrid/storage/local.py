@@ -48,7 +48,16 @@ class LocalStorage:
         return is_there(path)
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
-        return sorted(matching(folder, pattern))
+        """`Path.glob` would pass over folders that it cannot read, so that files would count as missing."""
+        paths = [folder]
+        for part in pattern.split("/"):
+            if part == ".":
+                continue
+            if "*" in part or "[" in part:
+                paths = [place / name for place in paths for name in _names(place) if fnmatchcase(name, part)]
+            else:
+                paths = [path for place in paths if is_there(path := place / part)]
+        return sorted(paths)
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         def read() -> bytes:
@@ -229,22 +238,6 @@ def commit_folder(finished: Path, folder: Path) -> None:
         sync_folder(Path(place))
     rename(finished, folder)
     sync_folder(folder.parent)
-
-
-def matching(folder: Path, pattern: str) -> list[Path]:
-    """The paths below `folder` that match a glob pattern; `*` stands for no slash.
-
-    `Path.glob` passes over folders that it cannot read, so that files would count as missing.
-    """
-    paths = [folder]
-    for part in pattern.split("/"):
-        if part == ".":
-            continue
-        if "*" in part or "[" in part:
-            paths = [place / name for place in paths for name in _names(place) if fnmatchcase(name, part)]
-        else:
-            paths = [path for place in paths if is_there(path := place / part)]
-    return paths
 
 
 def _names(folder: Path) -> list[str]:

@@ -110,6 +110,7 @@ def test_status_says_who_is_at_work(tmp_path):
 
     assert "driver: none is running here" in said().splitlines()
     assert said("--json")["driver"] is None
+    assert said().splitlines()[1].startswith("driver: "), "below the name of the run"
     with held(root) as holder:
         assert f"driver: process {holder.pid} on {socket.gethostname()} is running" in said().splitlines()
         at_work = said("--json")
@@ -117,6 +118,7 @@ def test_status_says_who_is_at_work(tmp_path):
         assert (at_work["driver"]["host"], at_work["driver"]["process"]) == (socket.gethostname(), holder.pid)
         assert taugrid.open(root).status()["driver"].keys() == {"host", "process", "last_seen"}
         assert "driver" not in taugrid.plan("gaussian", root)
+    assert f"driver: none is running here; the last one was killed (process {holder.pid} on " in said()
     assert said("--json")["driver"] is None
 
 
@@ -196,7 +198,7 @@ def test_a_driver_elsewhere_whose_lease_has_expired_is_not_at_work(tmp_path):
     rundir = RunDir(tmp_path)
     for heartbeat, is_at_work in (("2020-01-01T00:00:00+00:00", False), ("2100-01-01T00:00:00+00:00", True)):
         leave_lease(rundir, **ELSEWHERE, heartbeat=heartbeat)
-        assert (lease.Lease(rundir.lease, rundir.storage).live_holder() is not None) == is_at_work
+        assert (lease.Lease(rundir).live_holder() is not None) == is_at_work
         rundir.lease.unlink()
 
 
@@ -205,7 +207,7 @@ def test_a_stopped_driver_keeps_its_directory_and_a_later_process_of_its_number_
     with held(tmp_path) as holder:
         holder.send_signal(signal.SIGSTOP)
         time.sleep(2 * lease.EXPIRY_SECONDS)
-        assert lease.Lease(rundir.lease, rundir.storage).live_holder().process == holder.pid
+        assert lease.Lease(rundir).live_holder().process == holder.pid
         with pytest.raises(UserError, match=f"process {holder.pid} on "), rundir.lock():
             raise AssertionError
         left = json.loads(rundir.lease.read_text())

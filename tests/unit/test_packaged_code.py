@@ -18,7 +18,7 @@ from taugrid.errors import UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.jobs import on_the_head
-from taugrid.orchestrator.jobs.package import entrypoint, pack_job
+from taugrid.orchestrator.jobs.client import entrypoint, pack_job
 from taugrid.workers.custom import source
 from taugrid.workers.custom.source import find_source, pack
 
