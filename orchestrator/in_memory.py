@@ -86,10 +86,10 @@ def _sample(
         return _sampled(network, planned, wanted, place)
     from taugrid.workers.network.load import device_of, network_in_memory, shape_of
 
-    found = _settings(shape or shape_of(model), diffusion, settings)
+    recipe = _settings(shape or shape_of(model), diffusion, settings)
     with network_in_memory(model) as network:
         place = device or device_of(model) or usual_device()
-        return _sampled(_computed(network, found.settings, place), found, wanted, place)
+        return _sampled(_computed(network, recipe.settings, place), recipe, wanted, place)
 
 
 def _planned(
@@ -132,13 +132,13 @@ def _sampled(network: "Denoiser", recipe: Settings, wanted: Sequence[int], devic
     import torch
 
     watched = Watched(network)
-    found = []
+    batches = []
     for start in range(0, len(wanted), recipe.settings.batch_size):
         batch = wanted[start : start + recipe.settings.batch_size]
         x0 = sample_batch(watched, torch.tensor(batch, device=device), recipe)
         watched.require_finite(start, start + len(batch), recipe.settings)
-        found.append(to_uint8(recipe.decoder(x0).cpu().numpy()))
-    return to_pictures(np.concatenate(found))
+        batches.append(to_uint8(recipe.decoder(x0).cpu().numpy()))
+    return to_pictures(np.concatenate(batches))
 
 
 def _require_device(place: str) -> None:

@@ -174,14 +174,17 @@ def is_other_folder(name: str) -> bool:
 
 
 def directory_of(given: str) -> str:
-    """The run directory: `given` or, if that is a config file, the directory of its runs without --out.
+    """The run directory: `given` or, if that is a config, the directory of its runs without --out.
 
     Raises:
         UserError: if it is a file that is no config.
     """
-    if is_url(given) or not Path(given).is_file():
+    if is_url(given) or Path(given).is_dir():
         return given
-    file = Path(given)
+    try:
+        file = find(given)
+    except UserError:
+        return given
     return str(file.parent) if file.name == CONFIG_NAME else run_folder(given, None, load(given).name)
 
 

@@ -248,7 +248,7 @@ class Loop:
             return  # of its second task, which computes while the first is written
         fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
         self._progress.heard(worker, fraction)
-        if (message := self._long_shards.heard(worker, self._job(event.key), fraction, now)) is not None:
+        if (message := self._long_shards.warning(worker, self._job(event.key), fraction, now)) is not None:
             self._progress.say(message)
 
     def _unseen(self, key: str, result: Result) -> NotCommitted | None:

@@ -314,7 +314,7 @@ class LiveState:
         """The remaining time and the work that it does not include, as text; empty if unknown yet."""
         known = {key: worker for key, worker in self.running.items() if key in self.todo.tasks}
         seconds, unknown = self.todo.left(known, self.workers.usable, at)
-        if seconds is None or any(map(self.is_evaluations, unknown)):
+        if seconds is None or self.main in unknown or any(map(self.is_evaluations, unknown)):
             return ""
         others = dict.fromkeys(self.kinds[name].activity for name in unknown if name in self.kinds)
         time = duration(seconds) if seconds >= 1 else "less than 1 s"

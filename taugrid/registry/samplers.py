@@ -64,7 +64,9 @@ def entry(name: str) -> EntryPoint:
         ValueError: if there is none of that name.
     """
     if name.startswith(DIFFUSERS):  # whether there is one is found out when it is loaded
-        return EntryPoint(name, f"taugrid.workers.samplers.diffusers:{name.removeprefix(DIFFUSERS)}", GROUP)
+        if not (scheduler := name.removeprefix(DIFFUSERS)).isidentifier():
+            raise ValueError(f"must name a scheduler, as in {DIFFUSERS}DPMSolverMultistepScheduler")
+        return EntryPoint(name, f"taugrid.workers.samplers.diffusers:{scheduler}", GROUP)
     if ":" in name:
         module, _, attribute = name.partition(":")
         if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):

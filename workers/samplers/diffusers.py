@@ -261,9 +261,9 @@ def _built(name: str, options: str, process: Process, prediction: PredictionType
     from diffusers import schedulers
 
     scheduler_class = getattr(schedulers, name)
-    levels = np.array([1, *process.alpha_bar[1:]])
+    levels, defaults = np.array([1, *process.alpha_bar[1:]]), _options(name).model_fields
     given = {
-        **json.loads(options),
+        **{key: value for key, value in json.loads(options).items() if value != defaults[key].default},
         "num_train_timesteps": process.timesteps,
         "trained_betas": (1 - levels[1:] / levels[:-1]).tolist(),
         "prediction_type": prediction,
@@ -369,23 +369,28 @@ def _trial(name: str, options: str, steps: int, process: Process) -> tuple[float
     """
     import torch
 
+    scheduler, before = _instance(name, options, steps, process, process.prediction), torch.get_rng_state()
     generator, shape = torch.Generator().manual_seed(0), (128, 4, 1, 1)
+    scale = scheduler.config.get("clip_sample_range", 1.0)  # clipping should cut off little
+    mean, deviation = scale * MEAN, scale * DEVIATION
 
     def noise(key: int, draw: int = 0) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
     def output(x: torch.Tensor, time: float) -> torch.Tensor:
         at = process.at(time + 1)
-        apart = (x - at.alpha * MEAN) / ((at.alpha * DEVIATION) ** 2 + at.sigma**2)
-        best = Prediction(MEAN + at.alpha * DEVIATION**2 * apart, at.sigma * apart)
+        apart = (x - at.alpha * mean) / ((at.alpha * deviation) ** 2 + at.sigma**2)
+        best = Prediction(mean + at.alpha * deviation**2 * apart, at.sigma * apart)
         return _output(best, at, process.prediction)
 
-    scheduler, before = _instance(name, options, steps, process, process.prediction), torch.get_rng_state()
     try:
         x0 = run(scheduler, steps, noise(0), output, noise)
     except Exception as error:
-        raise UserError(f"sample.sampler: diffusers:{name} fails with {steps} steps: {last_line(error)}") from error
+        raise UserError(
+            f"sample.sampler: diffusers:{name} with these sampler_options and this `diffusion` fails in a trial with "
+            f"{steps} steps: {last_line(error)}"
+        ) from error
     if not torch.equal(before, torch.get_rng_state()):
         torch.set_rng_state(before)
         raise UserError(f"sample.sampler: diffusers:{name} draws noise from torch's global generator; use another")
-    return float(x0.mean()), float(x0.std())
+    return float(x0.mean()) / scale, float(x0.std()) / scale
