@@ -192,39 +192,39 @@ NOT_CONTENT = {"root", "download"}
 """Keys of `data` that do not identify its images."""
 
 
-def replaced_tables(run: Run) -> list[str]:
-    """A line for each reason why tables/ would be replaced; empty if there are none yet, or nothing changes.
+def replaced_tables(run: Run) -> Iterator[str]:
+    """A line for each reason why tables/ would be replaced; none if there are none yet, or nothing changes.
 
     A reference whose files have changed is not noticed: that would mean reading them.
     """
     config, rundir = run.config, run.rundir
     tables, before = (read_json(path, rundir.storage) for path in (rundir.tables / "quality.json", rundir.config))
     if not isinstance(tables, dict) or not tables.get("protocols") or not isinstance(before, dict):
-        return []
+        return
     *_, protocol = tables["protocols"].values()
-    lines = [
-        _reference(config, before, protocol["reference"]),
-        _extractor(config, protocol["extractor"]["name"]),
-        _num_samples(run.plan, tables["rows"]),
-        _metrics(RequestedScores(config, rundir), protocol),
-    ]
-    return [line for line in lines if line is not None]
+    if changed := _changed_reference(config, before):
+        against = images_in_words(protocol["reference"])
+        yield f"{', '.join(changed)}: this replaces tables scored against {against}"
+    name, used = name_and_dimensions(config)[0], protocol["extractor"]["name"]
+    if name != used:
+        yield f"evaluate.extractor: this replaces tables scored with {used}; the new ones use {name}"
+    scored = {row["cell"]: row["num_samples"] for row in tables["rows"]}
+    sizes = {(scored[cell.id], cell.settings.num_samples) for cell in run.plan.cells if cell.id in scored}
+    if sizes := {(old, now) for old, now in sizes if old != now}:
+        old, now = (", ".join(f"{n:,}" for n in sorted(set(side))) for side in zip(*sizes, strict=True))
+        yield f"sample.num_samples: this replaces tables of N = {old} with tables of N = {now}; images are kept"
+    metrics = RequestedScores(config, rundir).changed_metrics(protocol, protocol["num_samples"])
+    if changes := [f"evaluate.{key}: {in_yaml(old)} -> {in_yaml(now)}" for key, (old, now) in metrics.items()]:
+        yield f"{', '.join(changes)}: this replaces the scores in the tables; images are kept"
 
 
-def _reference(config: Config, before: Mapping[str, Any], scored_against: Mapping[str, Any]) -> str | None:
+def _changed_reference(config: Config, before: Mapping[str, Any]) -> list[str]:
+    """The differences between the reference and that of an earlier config, as "key: old -> new"."""
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
     evaluate = before.get("evaluate") or {}
     old = evaluate.get("reference") or before.get("data")
     now = given.model_dump(mode="json") if isinstance(given, Data) else given
     section = "data" if config.evaluate.reference is None and not evaluate.get("reference") else "evaluate.reference"
-    changed = _changed(section, old, now)
-    if not changed:
-        return None
-    return f"{', '.join(changed)}: this replaces tables scored against {images_in_words(scored_against)}"
-
-
-def _changed(section: str, old: Any, now: Any) -> list[str]:
-    """The differences between two references, as "key: old -> new"."""
     if not isinstance(old, Mapping) or not isinstance(now, Mapping):
         return [] if old == now else [f"{section}: {_called(old)} -> {_called(now)}"]
     keys = [key for key in now if key not in NOT_CONTENT and old.get(key) != now[key]]
@@ -234,29 +234,3 @@ def _changed(section: str, old: Any, now: Any) -> list[str]:
 def _called(reference: Any) -> str:
     """A short name of a reference: a data set and its split, or the value in the config."""
     return f"{reference.get('name')}/{reference.get('split')}" if isinstance(reference, Mapping) else in_yaml(reference)
-
-
-def _extractor(config: Config, before: str) -> str | None:
-    name, _ = name_and_dimensions(config)
-    if name == before:
-        return None
-    return f"evaluate.extractor: this replaces tables scored with {before}; the new ones use {name}"
-
-
-def _metrics(asked: RequestedScores, protocol: Mapping[str, Any]) -> str | None:
-    changed = asked.changed_metrics(protocol, protocol["num_samples"])
-    if not changed:
-        return None
-    changes = ", ".join(f"evaluate.{key}: {in_yaml(old)} -> {in_yaml(now)}" for key, (old, now) in changed.items())
-    return f"{changes}: this replaces the scores in the tables; images are kept"
-
-
-def _num_samples(plan: Plan, rows: list[Mapping[str, Any]]) -> str | None:
-    scored = {row["cell"]: row["num_samples"] for row in rows}
-    pairs = [(scored[cell.id], cell.settings.num_samples) for cell in plan.cells if cell.id in scored]
-    changed = sorted({before for before, now in pairs if before != now})
-    if not changed:
-        return None
-    now = ", ".join(f"{n:,}" for n in sorted({now for before, now in pairs if before != now}))
-    before = ", ".join(f"{n:,}" for n in changed)
-    return f"sample.num_samples: this replaces tables of N = {before} with tables of N = {now}; images are kept"
