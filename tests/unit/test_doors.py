@@ -277,7 +277,7 @@ def test_a_finished_run_is_looked_at_without_its_samplers_package(told, other_pa
 def test_a_sampler_that_is_not_here_is_one_line(package):
     with pytest.raises(
         UserError,
-        match=r"sampler: must be one of ddim, .*twice, module:function of your own, or one of a package .*, not 'dpm'$",
+        match=r"sampler: must be one of ddim, .*twice \(did you mean dpm\+\+3m\?\), diff.* a package .*, not 'dpm'$",
     ) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)
