@@ -164,8 +164,10 @@ def test_it_stands_in_tables_protocols_and_figures(told):
     }  # fmt: skip
     assert frame["eta"].isna().tolist() == (frame["sampler"] == "twice").tolist()
     told = (folder / "run/tables/quality.md").read_text()
-    assert told.count("| ddim | 0.0 |") == told.count("| twice | twice |") == 2
-    assert "| twice | twice | – | – |\n" in told, "no closed form, and so no best"
+    assert told.count("| sampler | η \\ evaluations | 2 | 4 | 8 |") == 2, "both have a cell of 4"
+    assert told.count("| ddim | 0.0 |") == told.count("| twice |  |") == 2
+    assert "| twice |  | – | – | – |\n" in told, "no closed form, and so no best"
+    assert "- twice: S = 2, 4 takes 4, 8 network evaluations" in told
     assert "- S=2 sampler=twice, S=4 sampler=twice: no FID in closed form" in told
     drawn = (folder / "run/figures/quality.svg").read_text()
     assert "twice" in drawn
