@@ -272,7 +272,7 @@ def test_a_finished_run_is_looked_at_without_its_samplers_package(told, other_pa
     with pytest.raises(UserError) as said:
         open_to_plan(str(folder / "small.yaml"), (), str(folder / "run"))
     known = ", ".join(samplers.SAMPLERS)
-    expected = f"must be one of {known}, module:function" if remove else "the code of the sampler twice differs"
+    expected = f"must be one of {known}, diffusers:" if remove else "the code of the sampler twice differs"
     assert expected in str(said.value)
 
 
