@@ -18,7 +18,7 @@ from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Sna
 from taugrid.orchestrator.plan.cells import settings_name
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
 from taugrid.protocol import canonical, disagreements
-from taugrid.registry.samplers import DEFAULT
+from taugrid.registry.samplers import DEFAULT, is_custom
 from taugrid.workers.samplers.sampler import find
 
 MUST_AGREE = (
@@ -168,11 +168,9 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def ignored(settings: Mapping[str, Any]) -> set[str]:
-    """The keys that the sampler of a cell's settings ignores; none if its package is not here."""
-    try:
-        return set(SAMPLER_KEYS) - find(settings.get("sampler", DEFAULT)).keys
-    except UserError:
-        return set()
+    """The keys that the sampler of a cell's settings ignores; none for custom code, which looking does not run."""
+    name = settings.get("sampler", DEFAULT)
+    return set() if is_custom(name) else set(SAMPLER_KEYS) - find(name).keys
 
 
 def _in_text(values: Mapping[str, Any], places: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
