@@ -107,16 +107,40 @@ def judge(
     if fid is None or reference is None:
         raise ValueError("judging a Gaussian cell needs the table's FID and the reference's images")
     problems += equal_images(images, index)
-    exact = rounded(sampled(cell.data, cell.alpha_bar, cell.tau, cell.eta))
-    moments, reference_moments = _Moments.of(images), _Moments.of(reference)
+    moments = compared(images, sampled(cell.data, cell.alpha_bar, cell.tau, cell.eta), cell.data, fid, reference)
+    return CellFindings(share, largest, *moments.comparisons, (*problems, *moments.problems))
+
+
+class Compared(NamedTuple):
+    """The moments and the FID of a cell of Gaussian data beside their closed forms."""
+
+    comparisons: tuple[Comparison | None, Comparison | None, Comparison | None]
+    """Of the means, the covariances and the FID, as in `CellFindings`."""
+    problems: list[str]
+
+
+def compared(
+    images: NDArray[np.uint8],
+    samples: Gaussian,
+    data: Gaussian,
+    fid: float,
+    reference: NDArray[np.uint8],
+    judge_moments: bool = True,
+) -> Compared:
+    """Compare images (n, C, H, W), `reference` (M, C, H, W) and the FID in the table with `samples` and `data`.
+
+    `samples` is the distribution that the images should have, before rounding. Without `judge_moments` only the table's
+    FID is compared, with that of the images.
+    """
+    exact, moments, reference_moments = rounded(samples), _Moments.of(images), _Moments.of(reference)
     mean, covariance = _compare_mean(moments, exact), _compare_covariance(moments, exact)
-    expected = expected_fid(exact, rounded(cell.data), moments.n, reference_moments.n)
-    compared = Comparison(fid, expected.mean, (fid - expected.mean) / expected.sd)
-    problems += _beyond_limit({"mean": mean, "covariance": covariance, "FID": compared})
+    expected = expected_fid(exact, rounded(data), moments.n, reference_moments.n)
+    of_fid = Comparison(fid, expected.mean, (fid - expected.mean) / expected.sd)
+    problems = _beyond_limit({"mean": mean, "covariance": covariance, "FID": of_fid}) if judge_moments else []
     recomputed_fid = _frechet_distance(moments, reference_moments)
     if not abs(fid - recomputed_fid) <= FID_TOLERANCE * recomputed_fid:
         problems.append(f"the table's FID is {fid:.8g}, that of the images on disk {recomputed_fid:.8g}")
-    return CellFindings(share, largest, mean, covariance, compared, tuple(problems))
+    return Compared((mean, covariance, of_fid) if judge_moments else (None, None, None), problems)
 
 
 def _pixel_problems(difference: NDArray[np.int64], share: float, largest: int) -> list[str]:
