@@ -23,6 +23,7 @@ from taugrid.registry.extractors import FeaturePrecision
 from taugrid.versions import versions
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.data.load import MissingImages, default_root
+from taugrid.workers.device import usual_device
 
 VALUE_RANGE = "value_range"
 """The argument of `taugrid.evaluate` that says which values black and white have in floats."""
@@ -78,24 +79,24 @@ def score_images(
 
 
 def _scores(samples: str, reference: str, section: Evaluate, progress: Progress, names: Names) -> dict[str, Any]:
-    found = _open(names("samples"), open_source, samples)
+    images = _open(names("samples"), open_source, samples)
     resolved = _open(names("reference"), resolve_reference, reference)
     try:
         compared = _open(names("reference"), open_reference, resolved.given)
     except MissingImages as error:
         raise UserError(f"{names('reference')}: {_ways_to(error, resolved.given, names)}") from None
-    spec = resolve(*_extractor(section, resolved, names), found.shape, precision=_precision(section, resolved))
+    spec = resolve(*_extractor(section, resolved, names), images.shape, precision=_precision(section, resolved))
     from taugrid.eval import standalone  # loads torch, which no error above should wait for
 
     with arithmetic.restored():
         return standalone.evaluate(
-            found,
+            images,
             compared,
             spec,
             section.metric_settings,
             standalone.Options(
                 versions=versions(SOFTWARE),
-                device=_device(),
+                device=usual_device(),
                 batch_size=section.batch_size,
                 cache=default_cache(),
                 progress=_as_stages(progress),
@@ -134,12 +135,6 @@ def _precision(section: Evaluate, resolved: ResolvedReference) -> FeaturePrecisi
     """The precision that is asked for, or else that of the reference's run, if its extractor is used."""
     given = section.extractor is not None or "precision" in section.model_fields_set
     return section.precision if given else resolved.precision
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _as_stages(progress: Progress) -> Callable[[str, int, int], None]:
@@ -198,7 +193,7 @@ def _given(names: Names, name: str, value: str) -> str:
 
 def _with_names(text: str, given: Iterable[str], names: Names) -> str:
     """An error's text with the arguments that the user gave in place of the config's keys."""
-    for key in given if names is flag else Evaluate.model_fields:  # in Python every key is an argument
+    for key in {*given, "weights"} if names is flag else Evaluate.model_fields:  # in Python every key is an argument
         text = text.replace(f"evaluate.{key}", names(key)).replace(f"evaluate: {key}", names(key))
     return text
 

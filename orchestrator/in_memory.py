@@ -16,15 +16,16 @@ from taugrid.errors import CustomCodeError, DeviceUnusable, UserError, last_line
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.plan.sections import calls, diffusion_section, sample_section
+from taugrid.orchestrator.plan.sections import diffusion_section, sample_section
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.device import Device, set_up
+from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Decoder, Identity
 from taugrid.workers.finite import Watched
-from taugrid.workers.sample import sample_batch
+from taugrid.workers.samplers.batch import sample_batch
+from taugrid.workers.samplers.said import Case, ask_samplers, honoured
 
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.denoiser import Denoiser
@@ -34,7 +35,7 @@ FOR_A_RUN = ("num_samples", "shard_evaluations")
 
 
 class Settings(NamedTuple):
-    """Everything besides the network that determines an image, resolved: a `workers.sample.Recipe`."""
+    """Everything besides the network that determines an image, resolved: a `workers.samplers.batch.Recipe`."""
 
     decoder: Decoder
     diffusion: Diffusion
@@ -80,15 +81,15 @@ def _sample(
 ) -> NDArray[np.uint8]:
     if isinstance(model, str | Mapping):
         spec, planned = _planned(model, shape, diffusion, settings)
-        place = device or _usual_device()
+        place = device or usual_device()
         network = Device(place).network(spec, planned.diffusion, Arithmetic.of(planned.settings))
         return _sampled(network, planned, wanted, place)
     from taugrid.workers.network.load import device_of, network_in_memory, shape_of
 
-    found = _settings(shape or shape_of(model), diffusion, settings)
+    recipe = _settings(shape or shape_of(model), diffusion, settings)
     with network_in_memory(model) as network:
-        place = device or device_of(model) or _usual_device()
-        return _sampled(_computed(network, found.settings, place), found, wanted, place)
+        place = device or device_of(model) or usual_device()
+        return _sampled(_computed(network, recipe.settings, place), recipe, wanted, place)
 
 
 def _planned(
@@ -113,7 +114,8 @@ def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mappi
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
-    return Settings(Identity(shape), process, resolved, *calls(resolved, process))
+    [said] = ask_samplers([Case(resolved, process)]).said
+    return Settings(Identity(shape), process, honoured(resolved, said.keys), said.tau, said.evaluations)
 
 
 def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
@@ -130,13 +132,13 @@ def _sampled(network: "Denoiser", recipe: Settings, wanted: Sequence[int], devic
     import torch
 
     watched = Watched(network)
-    found = []
+    batches = []
     for start in range(0, len(wanted), recipe.settings.batch_size):
         batch = wanted[start : start + recipe.settings.batch_size]
         x0 = sample_batch(watched, torch.tensor(batch, device=device), recipe)
         watched.require_finite(start, start + len(batch), recipe.settings)
-        found.append(to_uint8(recipe.decoder(x0).cpu().numpy()))
-    return to_pictures(np.concatenate(found))
+        batches.append(to_uint8(recipe.decoder(x0).cpu().numpy()))
+    return to_pictures(np.concatenate(batches))
 
 
 def _require_device(place: str) -> None:
@@ -147,9 +149,3 @@ def _require_device(place: str) -> None:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {place} can't be used: {last_line(error)}") from None
-
-
-def _usual_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -51,20 +51,22 @@ def open_config(
     Raises:
         UserError: if the config is wrong, or names code that is not trusted.
     """
-    config = load(name, assignments)
-    rundir = _run_directory(name, out, config.name)
-    rundir.downloads = not dry
     file = None if isinstance(name, Mapping) else find(name)
     is_own = file is None or file.name != CONFIG_NAME
-    if file is not None and not is_own:
-        rundir.runs_code = runs_code
-        _check_code(config, rundir, str(name), file, trust_code)
-    recorded = [str(record["path"]) for record in rundir.model_records() if "path" in record]
-    if same_checkpoints:
-        begun = read_json(rundir.config, rundir.storage)
-        recorded = checkpoints_in(begun.get("grid", []) if isinstance(begun, dict) else [])
-    config, notes = resolve_patterns(config, recorded, same_checkpoints, dry)
-    planned = plan(config, rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, dry)
+    with unchecked(not is_own and not runs_code):
+        config = load(name, assignments)
+        rundir = _run_directory(name, out, config.name)
+        rundir.downloads = not dry
+        if file is not None and not is_own:
+            rundir.runs_code = runs_code
+            _check_code(config, rundir, str(name), file, trust_code)
+        recorded = [str(record["path"]) for record in rundir.model_records() if "path" in record]
+        if same_checkpoints:
+            begun = read_json(rundir.config, rundir.storage)
+            recorded = checkpoints_in(begun.get("grid", []) if isinstance(begun, dict) else [])
+        config, notes = resolve_patterns(config, recorded, same_checkpoints, dry)
+        lookups = (rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, rundir.try_sampler)
+        planned = plan(config, *lookups, dry)
     run = Run(config, replace(planned, notes=(*planned.notes, *notes)), rundir)
     requested.check(config, run.plan)
     if is_own:
@@ -172,14 +174,17 @@ def is_other_folder(name: str) -> bool:
 
 
 def directory_of(given: str) -> str:
-    """The run directory: `given` or, if that is a config file, the directory of its runs without --out.
+    """The run directory: `given` or, if that is a config, the directory of its runs without --out.
 
     Raises:
         UserError: if it is a file that is no config.
     """
-    if is_url(given) or not Path(given).is_file():
+    if is_url(given) or Path(given).is_dir():
         return given
-    file = Path(given)
+    try:
+        file = find(given)
+    except UserError:
+        return given
     return str(file.parent) if file.name == CONFIG_NAME else run_folder(given, None, load(given).name)
 
 

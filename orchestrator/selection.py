@@ -2,7 +2,7 @@
 And checks the indices of images."""
 
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,17 +80,13 @@ def _fitting(plan: Plan, text: str) -> list[Cell]:
     """The cells that match a selector, or a name for `find_cell`; `UserError` if there are none."""
     if not is_selector(text):
         return [find_cell(plan, text)]
-    values = [_values(cell) for cell in plan.cells]
+    values = [{**cell.settings.model_dump(mode="json"), **cell.values} for cell in plan.cells]
     return [plan.cells[place] for place in chosen(text, values, _short(plan))]
 
 
 def _short(plan: Plan) -> dict[str, str]:
     """Key -> its short form, for every key that a selector can name."""
     return short_keys(dict.fromkeys([*plan.cells[0].values, *Sample.model_fields]), Sample.model_fields)
-
-
-def _values(cell: Cell) -> Mapping[str, Any]:
-    return {**cell.settings.model_dump(mode="json"), **cell.values}
 
 
 def _labels(cells: Iterable[Cell]) -> str:

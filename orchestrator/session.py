@@ -6,6 +6,7 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
+from taugrid.orchestrator.report import reported as report_record
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.report.up_to_date import RequestedScores
@@ -85,9 +87,11 @@ class Session:
         self._connected = False
         self._stages: frozenset[str] = frozenset()
         self._scoring: Evaluation | None = None
+        self._reported = report_record.Reported()
         self._lasting: set[str] = set()
         self._warned: list[str] = []
-        self._modules = {file for model in self.plan.models for file in model.source.modules}
+        self._modules = set(self.plan.sampler_modules)
+        self._modules |= {file for model in self.plan.models for file in model.source.modules}
 
     @user_errors()
     def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:
@@ -152,15 +156,23 @@ class Session:
         untrained = self._untrained(failed, unfinished)
         self._lasting |= {name for name, error in untrained.items() if error.fails_again}
         missing = {**unfinished, **problems, **{name: str(error) for name, error in untrained.items()}}
+        provenance.write(self.rundir, self.plan, self._scoring)
+        asked = "report" in self._stages
+        is_current = asked and self._stages != {"report"} and self._reported.is_current(self.rundir, missing)
+        if is_current:  # the table is printed, and no figure is drawn again
+            survey = replace(reported[0].survey, stages=self._stages - {"report"})
+            reported = [type(work)(survey) for work in reported]
         conclusions = [conclusion for work in reported if (conclusion := work.conclude()) is not None]
         last = conclusions[-1] if conclusions else Conclusion("", [])
         self._warn_of_tables(last)
-        provenance.write(self.rundir, self.plan, self._scoring)
-        warnings: list[str] = []
-        if conclusions and ("report" in self._stages or "evaluate" not in self._stages):
+        warnings: Sequence[str] = self._reported.warnings if is_current else ()
+        if conclusions and not is_current and (asked or "evaluate" not in self._stages):
             from taugrid.orchestrator.view.page import write_page
 
             warnings = write_page(self.run, missing)
+            made_from = report_record.sources(self.rundir, missing) if asked else self._reported.sources
+            self._reported = report_record.Reported(made_from, warnings)
+        report_record.keep(self.rundir, self._reported)
         return Outcome(
             missing=missing,
             rows=last.rows,
@@ -186,6 +198,7 @@ class Session:
         self.rundir.ledger.keep()
         check_extends(self.config, self.plan, self.rundir)
         self.rundir.claim()
+        self._reported = report_record.take(self.rundir)
         write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
         record_plan(self.run)
         write_cells(self.plan, self.rundir)
@@ -257,12 +270,14 @@ class Session:
             TrainingFailed: if there is no other model to go on with.
         """
         failed = {}
-        if trainings := list(self._trainings()):
+        trainings = list(self._trainings())
+        if trainings:
             self._connect()
             may_grow, others = self._address != "local", len(self.part.models) > 1
             outputs = self._progress, self._log
             failed = Trainings(trainings, self.config.cluster, may_grow, *outputs, others).run()
-        write_losses(self.plan, self.rundir)
+        if trainings or "report" not in self._stages:
+            write_losses(self.plan, self.rundir)
         if failed and len(failed) == len(self.part.models):
             raise next(iter(failed.values()))
         if self._stages == {"train"} and not failed:

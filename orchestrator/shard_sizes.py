@@ -82,7 +82,7 @@ class LongShards:
         self._first: dict[str, Heartbeat] = {}  # by worker
         self._has_warned = False
 
-    def heard(self, worker: str, job: object, fraction: float, now: float) -> str | None:
+    def warning(self, worker: str, job: object, fraction: float, now: float) -> str | None:
         """A warning, now that a worker's job is done to `fraction`; None if there is none, or not yet."""
         if self._has_warned or not isinstance(job, SampleJob):
             return None

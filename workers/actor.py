@@ -198,18 +198,14 @@ class Worker(HeartbeatActor):
                 set_up(self._threads)
             self._thread.is_set_up = True
         if self._device is None:
-            self._device = self._make_device()
+            import torch
+
+            self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
+            on_gpu = torch.cuda.is_available() and self._given_gpu
+            self._device = Device("cuda" if on_gpu else "cpu", self.beat, self._compute_lock)
+            cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+            self._device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
         return self._device
-
-    def _make_device(self) -> Device:
-        import torch
-
-        self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
-        on_gpu = torch.cuda.is_available() and self._given_gpu
-        device = Device("cuda" if on_gpu else "cpu", self.beat, self._compute_lock)
-        cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-        device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
-        return device
 
 
 def run_in_memory(job: Job, device: Device) -> Result:

@@ -54,6 +54,13 @@ def set_up(threads: int | None = None) -> None:
     arithmetic.configure()
 
 
+def usual_device() -> str:
+    """`cuda` if torch can use a GPU, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -> "Denoiser":
     """`network`, with a heartbeat before each call: it will be called `calls` times."""
     done = 0

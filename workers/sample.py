@@ -8,26 +8,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import DamagedFile, NotFinite, SamplerFault, Stopped
+from taugrid.errors import DamagedFile, NotFinite, Stopped
 from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result
-from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
-from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched, blame, not_finite
-from taugrid.workers.samplers.sampler import find, require_code
+from taugrid.workers.samplers.batch import sample_batch
+from taugrid.workers.samplers.sampler import require_code
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from taugrid.workers.accelerator.transfer import ImageTransfer
     from taugrid.workers.diffusion.denoiser import Denoiser
 
@@ -63,30 +59,6 @@ class SampleJob(Job):
     def remedy(self, device: Device) -> str:
         load = partial(device.network, self.network, self.diffusion, self.arithmetic._replace(compile="none"))
         return smaller_batch(load, self.decoder.network_shape, self.settings.batch_size, device.name)
-
-
-class Recipe(Protocol):
-    """Everything besides the network, the seed included, that determines an image. A job has it."""
-
-    @property
-    def decoder(self) -> Decoder:
-        """The decoder from samples to pictures."""
-
-    @property
-    def settings(self) -> Sample:
-        """Resolved: no key is null."""
-
-    @property
-    def diffusion(self) -> Diffusion:
-        """Resolved."""
-
-    @property
-    def tau(self) -> tuple[float, ...]:
-        """Increasing times in 1..T."""
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations per image, as the sampler promises."""
 
 
 def run(job: SampleJob, device: Device) -> Result:
@@ -174,49 +146,6 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
     for pngs in parquet.read_encoded(Path(job.path), job.start + job.kept, job.storage):
         writer.append_encoded(pngs)
     return job.kept
-
-
-def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
-    """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
-
-    Raises:
-        SamplerFault: if the sampler returns something else, or does not call the network as often as it says.
-    """
-    from taugrid.workers.diffusion.noise import normal
-
-    settings, process, shape = job.settings, schedules.process(job.diffusion), job.decoder.network_shape
-    seed = settings.seed
-    assert seed is not None
-
-    def noise(key: int, draw: int = 0) -> "Tensor":
-        return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
-
-    denoise = Denoise(model, process, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
-    x_T = noise(0)
-    x0 = find(settings.sampler).sample(x_T, path(process, job.tau), denoise, noise, settings)
-    _require_images(x0, x_T, settings.sampler)
-    if denoise.calls != job.evaluations:
-        raise SamplerFault(
-            f"the sampler {settings.sampler} calls the network {denoise.calls} times for a batch, but its "
-            f"`evaluations` returns {job.evaluations}; make them agree"
-        )
-    return x0
-
-
-def _require_images(x0: object, x_T: "Tensor", sampler: str) -> None:
-    """Raise `SamplerFault` unless a sampler returned a tensor like `x_T`."""
-    import torch
-
-    if not isinstance(x0, torch.Tensor):
-        found = type(x0).__name__
-    elif (x0.shape, x0.dtype) != (x_T.shape, x_T.dtype):
-        found = f"{tuple(x0.shape)} {x0.dtype}"
-    else:
-        return
-    raise SamplerFault(
-        f"`sample` of the sampler {sampler} returns {found}, but must return images like its x: "
-        f"{tuple(x_T.shape)} {x_T.dtype}"
-    )
 
 
 def _columns(job: SampleJob) -> dict[str, object]:

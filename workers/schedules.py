@@ -19,7 +19,7 @@ from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weigh
 @lru_cache(maxsize=16)
 def process(diffusion: Diffusion) -> Process:
     """The forward process of a resolved section (no key is null)."""
-    return DiscreteVP(alpha_bar(diffusion))
+    return DiscreteVP(alpha_bar(diffusion), diffusion.predicts)
 
 
 def alpha_bar(diffusion: Diffusion) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from taugrid.images import to_uint8
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.noise import normal, words
-from taugrid.workers.sample import sample_batch
+from taugrid.workers.samplers.batch import sample_batch
 from taugrid.workers.schedules import alpha_bar
 
 SEED = 20

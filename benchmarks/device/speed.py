@@ -25,7 +25,8 @@ from taugrid.workers.accelerator.transfer import completed
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.timesteps import tau
-from taugrid.workers.sample import SampleJob, sample_batch, sample_shard
+from taugrid.workers.sample import SampleJob, sample_shard
+from taugrid.workers.samplers.batch import sample_batch
 from taugrid.workers.schedules import process
 
 STEPS = 10

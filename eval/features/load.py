@@ -70,8 +70,8 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
         chunks = [batch] if at_once is None else batch.tensor_split(math.ceil(len(batch) / at_once))
         with torch.autocast(kind, torch.bfloat16, enabled=spec.precision == "bf16"):
             outputs = zip(*(module(chunk) for chunk in chunks), strict=True)
-        found, copied = to_host([torch.cat(parts).float() for parts in outputs])
-        by_layer = dict(zip(layers, found, strict=True))
+        arrays, copied = to_host([torch.cat(parts).float() for parts in outputs])
+        by_layer = dict(zip(layers, arrays, strict=True))
         logits = by_layer[spec.logits_layer] if spec.logits_layer else None
         return Extraction(by_layer[spec.feature_layer], logits, copied=copied)
 
@@ -177,10 +177,10 @@ def layers_read(feature_layer: str, logits_layer: str | None) -> list[str]:
 
 def find_class(name: str) -> Any:
     """The class that `package.module:Class` names; CustomCodeError if it is not a `FeatureExtractorBase`."""
-    found = find(name)
-    if not (isinstance(found, type) and issubclass(found, torch_fidelity.FeatureExtractorBase)):
+    extractor = find(name)
+    if not (isinstance(extractor, type) and issubclass(extractor, torch_fidelity.FeatureExtractorBase)):
         raise CustomCodeError(f"{name} must be a subclass of torch_fidelity.FeatureExtractorBase")
-    return found
+    return extractor
 
 
 def class_source(extractor_class: type) -> SourceCode:

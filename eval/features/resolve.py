@@ -171,15 +171,15 @@ def _download(name: str, url: str, path: Path) -> None:
         reason = joined_lines(error)[:200]
         raise MissingWeights(
             f"the weights of {name} are missing and can't be downloaded ({reason}): "
-            f"get {url} on another machine and put it at {path}, or give a file with evaluate.weights: PATH"
+            f"get {url} on another machine and put it at {path}, or give a file with evaluate.weights"
         ) from None
 
 
 def _announced(file_name: str) -> str:
     """The start of the SHA-256 in a file's name, as in torch's hub: weights-6726825d.pth."""
-    found = re.search(r"-([0-9a-f]{8,64})\.", file_name)
-    assert found is not None, file_name
-    return found[1]
+    digits = re.search(r"-([0-9a-f]{8,64})\.", file_name)
+    assert digits is not None, file_name
+    return digits[1]
 
 
 def require_published(extractor: KnownExtractor, path: Path, digest: str) -> None:

@@ -191,9 +191,9 @@ def load_or_compute(
     A damaged file is replaced. Without a folder nothing is kept.
     """
     path = None if folder is None else folder / f"{key}.npz"
-    found = None if path is None else _read(path, storage)
-    if found is not None:
-        return found
+    cached = None if path is None else _read(path, storage)
+    if cached is not None:
+        return cached
     known = compute()
     computed = Statistics(known, symmetric_root(known.covariance))
     if path is not None:

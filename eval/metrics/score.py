@@ -86,12 +86,12 @@ def feasible(
     settings, reasons, remarks = wanted, {}, []
     for metric in wanted.chosen:
         lacking = [column for column in metric.sample_columns if column not in columns]
-        found = _lacks(lacking) if lacking else _limits(metric, wanted, extractor, sizes)
-        if found.reason is not None:
-            reasons[metric.name] = found.reason
+        limit = _lacks(lacking) if lacking else _limits(metric, wanted, extractor, sizes)
+        if limit.reason is not None:
+            reasons[metric.name] = limit.reason
             continue
-        settings = replace(settings, **found.changes)
-        remarks += [found.remark] if found.remark else []
+        settings = replace(settings, **limit.changes)
+        remarks += [limit.remark] if limit.remark else []
     left = tuple(metric.name for metric in wanted.chosen if metric.name not in reasons)
     return Feasible(replace(settings, metrics=left), reasons, remarks)
 

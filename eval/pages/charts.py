@@ -28,7 +28,7 @@ from taugrid.eval.tables.ablation.cost import Cost, costs_table
 from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.eval.tables.quality import QualityTable
 
-MAX_POINTS = 60
+MAX_POINTS = 20
 """Rows of a model's losses. The log of a training may have thousands."""
 MAX_MODELS = 12
 ABOUT_COSTS = (

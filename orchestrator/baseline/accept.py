@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from taugrid.errors import UserError
+from taugrid.errors import NOT_WRITABLE, UserError
 from taugrid.eval.gate.rule import MIN_TRAININGS, Scored
 from taugrid.eval.gate.verdict import REGRESSIONS
 from taugrid.hashing import json_sha256
@@ -14,6 +14,7 @@ from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, require_scores, snapshot_of_opened
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.work.scorer import FILE, is_damaged
 from taugrid.storage import read_sealed
 from taugrid.words import counted
 
@@ -62,7 +63,12 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
     elif storage.exists(parquet_beside(path)):
         beside = parquet_beside(path).name
         raise UserError(f"--to {file}: {beside} exists without it; remove that, or give another --to")
-    return write_baseline(snapshot, path, reason, remarks, replaces, storage)
+    try:
+        return write_baseline(snapshot, path, reason, remarks, replaces, storage)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise UserError(f"--to {file}: can't write to {path.parent} ({error.strerror}); give another folder") from None
 
 
 def _with_distances(snapshot: Snapshot, before: Snapshot) -> Snapshot:
@@ -98,9 +104,14 @@ def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
     if snapshot.unscored:
         count, first = counted(len(snapshot.unscored), "cell"), next(iter(snapshot.unscored.values()))
         raise UserError(f"{directory} has {count} without a score ({first}); `taugrid run` completes it")
+    if is_damaged(run.rundir):
+        raise UserError(f"{directory}: {FILE} was changed or is damaged; `taugrid run {directory}` makes it again")
     for cell in snapshot.cells:
         if cell.lacks_influence:
             raise UserError(f"{directory}: {cell.name}: {cell.reason}")
+    if all(cell.influence is None for cell in snapshot.cells):
+        reason = snapshot.cells[0].reason
+        remarks.append(f"FID has no standard error in any cell ({reason}), so nothing can be judged against it")
     return snapshot, remarks
 
 

@@ -108,6 +108,9 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], plac
     if differences:
         counts = Counter({difference: len(names) for difference, names in differences.items()})
         shown = "; ".join(difference for difference, _ in counts.most_common(MAX_DIFFERENCES_NAMED))
+        datasets = {cell.protocol["reference"].get("dataset") for pair in pairs for cell in pair}
+        if len(datasets) > 1:
+            raise UserError(f"the runs are of different data: {shown}; give a run or a baseline of the same data")
         raise UserError(
             f"the runs were measured in different ways: {shown}; score both alike, or accept a run that is scored "
             f"as this one: {ACCEPT.replace('DIR', place)}"

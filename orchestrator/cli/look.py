@@ -17,6 +17,7 @@ from taugrid.orchestrator.cli.options import (
     config_options,
     json_option,
     print_value,
+    reader_may_leave,
     set_option,
 )
 from taugrid.words import counted
@@ -134,14 +135,15 @@ def verify(directory: str, as_json: bool) -> None:
 
         verified = verify_files(run, tick)
     diagnosis = Diagnosis(run, seen, verified)
-    if as_json:
-        click.echo(json.dumps(diagnosis.document, indent=2))
-    else:
-        for line in diagnosis.problems:
-            click.echo(line)
-        click.echo(diagnosis.verdict, err=bool(verified.damages))
-        for line in diagnosis.advice:
-            click.echo(line, err=True)
+    with reader_may_leave():
+        if as_json:
+            click.echo(json.dumps(diagnosis.document, indent=2))
+        else:
+            for line in diagnosis.problems:
+                click.echo(line)
+            click.echo(diagnosis.verdict, err=bool(verified.damages))
+            for line in diagnosis.advice:
+                click.echo(line, err=True)
     if verified.damages or verified.unfinished:
         sys.exit(Exit.FAILED if verified.damages else Exit.INCOMPLETE)
 

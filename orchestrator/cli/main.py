@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import os
 import signal
 import socket
 import sys
@@ -127,6 +128,9 @@ def main() -> NoReturn:
     except RunFailed as error:
         click.echo(f"taugrid: {error}", err=True)
         sys.exit(Exit.FAILED)
+    except BrokenPipeError:  # of what goes on for ever, such as `logs --follow`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.DONE)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"taugrid: {ending.interrupted()}", err=True)
         sys.exit(Exit.INTERRUPTED)

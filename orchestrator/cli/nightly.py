@@ -13,6 +13,7 @@ from taugrid.orchestrator.cli.options import (
     Finite,
     Group,
     RunOptions,
+    Whole,
     cluster_options,
     json_option,
     print_value,
@@ -28,7 +29,7 @@ from taugrid.words import with_urls
 @click.option("--history", required=True, metavar="DIR", help="Where all nights are kept.")
 @click.option("--baseline", metavar="FILE", help="A baseline file or run.  [default: HISTORY/baseline.json, if there]")
 @click.option("--id", "night", metavar="NAME", help="The night's name.  [default: an unfinished night's, or the date]")
-@click.option("--keep-images", type=click.IntRange(0), metavar="N", help="Remove the images of all but N nights.")
+@click.option("--keep-images", type=Whole(0), metavar="N", help="Remove the images of all but N nights.")
 @click.option("--margin", type=Finite(0), default=0.02, show_default=True, help="Accepted regression / FID.")
 @click.option(
     "--alpha",
@@ -37,7 +38,7 @@ from taugrid.words import with_urls
     show_default=True,
     help="The share of nights without a regression that may be called worse.",
 )
-@click.option("--grow-to", type=click.IntRange(1), metavar="N", help="Sample undecided cells again, with N images.")
+@click.option("--grow-to", type=Whole(1), metavar="N", help="Sample undecided cells again, with N images.")
 @click.option("--allow-missing", is_flag=True, help="Cells of the baseline may be missing tonight.")
 @click.option(
     "--sharpness", type=SHARE, help="The regression / FID that half of the cells must detect, or exit with 5."

@@ -5,7 +5,10 @@ Slow modules are imported when a command is called, so that `--help` is fast.
 
 import json
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +82,16 @@ def options(*parts: Decorator) -> Decorator:
     return add
 
 
+class Whole(click.IntRange):
+    """A range of whole numbers, which messages and help call so."""
+
+    name = "whole number"
+
+
 class Finite(click.FloatRange):
     """A range of numbers without nan and infinity."""
+
+    name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number; a usage error if it is none, or out of the range."""
@@ -139,7 +150,7 @@ break_lock_option = click.option(
     "--break-lock", is_flag=True, help="Take the run directory from a driver that seems to be running."
 )
 
-workers_option = click.option("--workers", type=click.IntRange(1), help="Sets cluster.workers.")
+workers_option = click.option("--workers", type=Whole(1), help="Sets cluster.workers.")
 
 cluster_options = options(
     click.option(
@@ -160,4 +171,18 @@ pivot_options = options(
 
 def print_value(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print `value` as one JSON document, or as the lines that `text` makes of it."""
-    click.echo(json.dumps(value, indent=2, allow_nan=False) if as_json else text(value))
+    with reader_may_leave():
+        click.echo(json.dumps(value, indent=2, allow_nan=False) if as_json else text(value))
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Print something whose reader may end first, as `head` does: then the work is done all the same.
+
+    rich catches the error itself, and exits with 1.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,6 +18,7 @@ from taugrid.orchestrator.cli.options import (
     options,
     pivot_options,
     print_value,
+    reader_may_leave,
     trust_option,
 )
 
@@ -78,12 +79,13 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     part = select(run.plan, requested.only)
     with Progress() as progress:
         outcome = Session(run, address, progress, part).do(stages, requested.break_lock)
-    if requested.as_json:
-        click.echo(json.dumps(outcome_json(run.rundir, outcome), indent=2, allow_nan=False))
-    else:
-        makes_images = "sample" in stages or "train" in stages
-        again = "run the same command again" if makes_images else f"run `taugrid run {run.rundir.shown}`"
-        print_outcome(run.rundir, outcome, again)
+    with reader_may_leave():
+        if requested.as_json:
+            click.echo(json.dumps(outcome_json(run.rundir, outcome), indent=2, allow_nan=False))
+        else:
+            makes_images = "sample" in stages or "train" in stages
+            again = "run the same command again" if makes_images else f"run `taugrid run {run.rundir.shown}`"
+            print_outcome(run.rundir, outcome, again)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def plan_text(plan: dict[str, Any]) -> str:
     """A plan or a status, from `inspection.describe`, as lines."""
-    lines = [f"{plan['name']} in {plan['dir']}", ""]
+    lines = [f"{plan['name']} in {plan['dir']}", *_driver(plan), ""]
     for model in plan["models"]:
         state = _training_state(model) if model["train_steps"] else model["source"]
         called = f"{model['label']} ({model['id']})" if model["label"] else model["id"]
@@ -42,7 +42,6 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"scores: {len(plan['cells']):,}, {plan['cells_to_score']:,} of them still to do",
         *_training(plan),
         f"expected sampling time: {_expected(plan)}",
-        *_driver(plan),
         *_longest_shard(plan),
         *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
@@ -63,10 +62,11 @@ def _cell_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 def _training_state(model: dict[str, Any]) -> str:
     if model["ready"]:
         return "trained"
-    steps, done = model["train_steps"], model["train_steps_done"]
+    steps, done, reached = model["train_steps"], model["train_steps_done"], model["train_steps_reached"]
     if (failure := model["train_failed"]) is not None:
-        return f"training failed at {done:,} of {steps:,} steps: {failure['reason']} (details: {failure['log']})"
-    return f"to be trained for {steps:,} steps" + (f" ({done:,} done)" if done else "")
+        return f"training failed at {reached:,} of {steps:,} steps: {failure['reason']} (details: {failure['log']})"
+    since = f", and {reached - done:,} since its last checkpoint" if reached > done else ""
+    return f"to be trained for {steps:,} steps" + (f" ({done:,} done{since})" if reached else "")
 
 
 def _sums(model: dict[str, Any]) -> str:
@@ -105,6 +105,8 @@ def _driver(plan: dict[str, Any]) -> list[str]:
         return []
     driver = plan["driver"]
     who = "none is running here" if driver is None else "process {process} on {host} is running".format(**driver)
+    if (killed := plan["killed_driver"]) is not None:
+        who += f"; the last one was killed ({killed})"
     return [f"driver: {who}"]
 
 

@@ -248,7 +248,7 @@ class Loop:
             return  # of its second task, which computes while the first is written
         fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
         self._progress.heard(worker, fraction)
-        if (message := self._long_shards.heard(worker, self._job(event.key), fraction, now)) is not None:
+        if (message := self._long_shards.warning(worker, self._job(event.key), fraction, now)) is not None:
             self._progress.say(message)
 
     def _unseen(self, key: str, result: Result) -> NotCommitted | None:
@@ -287,11 +287,12 @@ class Loop:
             return
         charge = self._dispatcher.failed(worker, time.monotonic(), _fault(cause), reason, doing)
         self._charge(worker, charge, f"{reason} (details: {path})")
-        if isinstance(cause, FINAL) and charge.quarantined:
-            self._abandon_cell_of(doing)
         cell = self._tasks[doing].cell
-        if charge.quarantined and cell is not None and self._lasts(cause, doing):
-            self.lasting.add(cell.name)
+        if charge.quarantined and cell is not None:
+            if isinstance(cause, FINAL):
+                self._abandon(self._of_cells[self._tasks[doing].kind, cell.id], doing)
+            if self._lasts(cause, doing):
+                self.lasting.add(cell.name)
         self._manager.cools_down(charge.cooldown, reason)
 
     def _lasts(self, cause: BaseException, key: str) -> bool:
@@ -333,11 +334,9 @@ class Loop:
                 keys.setdefault((task.kind, task.cell.id), []).append(key)
         return keys
 
-    def _abandon_cell_of(self, key: str) -> None:
-        """Give up the tasks of the same kind and cell that wait: the cell can't be finished without `key`."""
-        task = self._tasks[key]
-        same = [] if task.cell is None else self._of_cells[task.kind, task.cell.id]
-        if given_up := self._dispatcher.abandon(same):
+    def _abandon(self, keys: Sequence[str], key: str) -> None:
+        """Give up those of `keys` that wait: their cell can't be finished without `key`."""
+        if given_up := self._dispatcher.abandon(keys):
             self._events.note("given up", tasks=sorted(given_up), because=key)
             self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
 

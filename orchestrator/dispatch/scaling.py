@@ -98,7 +98,7 @@ class Scaling:
     @property
     def avoided(self) -> set[str]:
         """The ids of the nodes on which no further worker should be started."""
-        return self._dispatcher.health.unfit().keys() | self.draining if self.elastic else set()
+        return self._dispatcher.health.broken_nodes().keys() | self.draining if self.elastic else set()
 
     @property
     def _usable(self) -> list[Node]:

@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, last_line
 from taugrid.jobs import TrainingSpec
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
@@ -26,7 +27,7 @@ from taugrid.orchestrator.rundir.events import Events
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
-from taugrid.words import counted, duration, with_urls
+from taugrid.words import counted, duration, listed, with_urls
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.ray_compat import memory_here
 from taugrid.workers.training import fit
@@ -67,7 +68,7 @@ class Training:
     """One model's training in a driver session; Ray must be connected.
 
     Only Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back. The
-    caller does the rest: it calls `begin`, then `look` now and then, and `end` once the thread has ended.
+    caller does the rest: it calls `begin`, then `check_log` now and then, and `end` once the thread has ended.
     """
 
     def __init__(
@@ -94,7 +95,19 @@ class Training:
 
     @property
     def done(self) -> int:
-        return self.at.step if self.at is not None else 0
+        """Steps done; before it has begun, those of its last checkpoint."""
+        if self.at is None:
+            return 0
+        return self.at.step if self.has_begun else self.at.checkpoint
+
+    @property
+    def at_stake(self) -> str:
+        """What an interruption loses, as a phrase; empty: nothing."""
+        if self.at is None or not self.has_begun or self.at.step <= self.at.checkpoint:
+            return ""
+        lost, last = counted(self.at.step - self.at.checkpoint, "step"), self.at.checkpoint
+        since = f"since its checkpoint of step {last:,}" if last else "before its first checkpoint"
+        return f"training of {self.model.called}: {lost} {since} lost"
 
     @property
     def found_no_room(self) -> bool:
@@ -114,12 +127,13 @@ class Training:
         model, self._spec = self.model, self._specified(self.wanted())
         self.at, self.has_begun, self._error = self._now(), False, None
         if self.at is not None:
-            has_checkpoint = any(self._spec.running.glob("checkpoint_*"))
-            place = "its last checkpoint" if has_checkpoint else "the start, because it has no checkpoint"
+            has_checkpoint, step = any(self._spec.running.glob("checkpoint_*")), self.at.checkpoint
+            last = f"continues from its last checkpoint{f', of step {step}' if step else ''}"
+            then = last if has_checkpoint else "begins again, because it has no checkpoint"
             how = "failed" if model.id in failed_trainings(self._rundir) else "was interrupted"
-            message = f"training of {model.called} {how} at step {self.at.step}; it continues from {place}"
+            message = f"training of {model.called} {how} at step {self.at.step}; it {then}"
             self._say_once("interrupted", message)
-        self._began = self._changed = self._looked_at = self._fitted_at = time.monotonic()
+        self._began = self._changed = self._checked_at = self._fitted_at = time.monotonic()
         # With this step a watching command detects whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
         threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
@@ -128,7 +142,7 @@ class Training:
         """Record an event: it found no room and waits for `begin`."""
         self._events.add("training waits", model=self.model.id)
 
-    def look(self) -> None:
+    def check_log(self) -> None:
         """Read the log, and say once if no step is logged for long.
 
         Raises:
@@ -152,9 +166,9 @@ class Training:
     def _require_capacity(self) -> None:
         """Raise `UserError` if nodes for the fewest workers have been missing for `cluster.max_wait_seconds`."""
         now, limit = time.monotonic(), self._cluster.max_wait_seconds
-        if now - self._looked_at < CAPACITY_SECONDS:
+        if now - self._checked_at < CAPACITY_SECONDS:
             return
-        self._looked_at = now
+        self._checked_at = now
         size = capacity.Size(self._spec.cpus_per_worker, self._spec.gpus_per_worker)
         if capacity.total_capacity(size, self._cluster) >= self._spec.train.fewest_workers:
             self._fitted_at = now
@@ -181,7 +195,11 @@ class Training:
             raise TrainingFailed(model.called, reason, path, again)
         seconds = time.monotonic() - self._began
         self.at = self._now()
-        self._upload()
+        storage, spec = self._rundir.storage, self._spec
+        if not storage.on_disk:
+            upload_folder(self._rundir.model_folder(model), spec.final, TRAINED_WEIGHTS, storage)
+            LOCAL.delete_folder(spec.final)
+            LOCAL.delete_folder(spec.running)
         self._events.add("trained", model=model.id, seconds=round(seconds, 3))
         assert self.at is not None, "the last step is always logged"
         steps = counted(self.at.step, "step")
@@ -204,14 +222,6 @@ class Training:
         """How far the training is, by the log in the folder where it runs."""
         storage = self._rundir.storage if self._rundir.storage.on_disk else LOCAL
         return training_progress(self._rundir.training_folder(self._cluster.scratch), self.model.id, storage)
-
-    def _upload(self) -> None:
-        """Put the trained model into the run directory, if it was trained elsewhere, and remove what is left there."""
-        storage, spec = self._rundir.storage, self._spec
-        if not storage.on_disk:
-            upload_folder(self._rundir.model_folder(self.model), spec.final, TRAINED_WEIGHTS, storage)
-            LOCAL.delete_folder(spec.final)
-            LOCAL.delete_folder(spec.running)
 
     def _specified(self, wanted: capacity.Trainers) -> TrainingSpec:
         source = self._source
@@ -284,7 +294,7 @@ class Trainings:
         self._to_change: UserError | None = None  # ends the stage once no training runs
         self._most, self._told = most_at_once(cluster), False
         self._trained = 0
-        self._looked_at = float("-inf")
+        self._checked_at = float("-inf")
 
     def run(self) -> dict[str, TrainingFailed]:
         """Train them all. Returns model id -> error for those that failed.
@@ -297,11 +307,12 @@ class Trainings:
         while self._waiting or self._goes_on():
             with self._others_go_on():
                 self._begin()
-            self._look()
+            self._check_logs()
             self._show()
             with suppress(Empty), self._others_go_on():
                 self._end(self._ended.get(timeout=POLL_SECONDS))
         self._progress.end()
+        ending.lose("")
         if self._to_change is not None:
             raise self._to_change
         return self._failed
@@ -325,10 +336,10 @@ class Trainings:
             if is_first:
                 self._progress.say(f"{error}; no other training begins, and those that run go on to their end")
 
-    def _look(self) -> None:
+    def _check_logs(self) -> None:
         for training in self._under_way:
             with self._others_go_on():
-                training.look()
+                training.check_log()
         for running in self._under_way:
             if running.has_begun:
                 self._beside_work.update(other for other in self._under_way if other is not running)
@@ -336,9 +347,9 @@ class Trainings:
     def _begin(self) -> None:
         """Begin those that wait, in their order, as long as the next one has room."""
         now = time.monotonic()
-        if self._under_way and now - self._looked_at < ROOM_POLL_SECONDS:
+        if self._under_way and now - self._checked_at < ROOM_POLL_SECONDS:
             return
-        self._looked_at = now
+        self._checked_at = now
         while self._waiting and not self._are_enough() and self._fits(self._waiting[0]):
             training = self._waiting.popleft()
             self._beside_work.discard(training)
@@ -389,6 +400,7 @@ class Trainings:
             self._progress.begin(name, sum(training.steps for training in self._all), "steps", waits=True)
 
     def _show(self) -> None:
+        ending.lose(listed([lost for training in self._under_way if (lost := training.at_stake)], 3, "training", "; "))
         running = {training.model.called: training.at for training in self._under_way if training.has_begun}
         progress = {called: at for called, at in running.items() if at is not None}
         if progress:

@@ -224,7 +224,7 @@ class WorkerManager:
         for worker in self._dispatcher.due(now):
             self._workers[worker].checked_since = now
             self._pool.check_health(worker)
-        unfit = self._dispatcher.unfit()
+        unfit = self._dispatcher.broken_nodes()
         if unfit or now - self._resized >= RESIZE_SECONDS:
             self._end_silent(now)
             self._resize(now)

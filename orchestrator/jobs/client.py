@@ -90,7 +90,10 @@ class Jobs:
         self.address = address.rstrip("/")
         os.environ.update(COMMON_ENVIRONMENT)
         _check_form(self.address)
-        _require_welcome(self.address)
+        is_local = is_on_loopback(f"{urlsplit(self.address).hostname}:0")
+        if not is_local:
+            require_token(self.address)
+        require_token_accepted(self.address, is_local, partial(_accepts, self.address))
         from ray.dashboard.modules.job.sdk import JobSubmissionClient
 
         class Client(JobSubmissionClient):  # type: ignore[misc]
@@ -225,14 +228,6 @@ def _check_form(address: str) -> None:
     if not is_one:
         shown = address.rpartition("@")[2]  # without user and password
         raise UserError(f"--address must be http://HOST:8265, where the head's dashboard listens, not {shown!r}")
-
-
-def _require_welcome(address: str) -> None:
-    """Refuse a job server that does not accept this machine's token, and one of another machine that is open."""
-    is_local = is_on_loopback(f"{urlsplit(address).hostname}:0")
-    if not is_local:
-        require_token(address)
-    require_token_accepted(address, is_local, partial(_accepts, address))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

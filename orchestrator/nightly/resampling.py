@@ -194,7 +194,7 @@ def _reason(network: Network, cell: SnapshotCell, trust_code: bool) -> str | Non
         if network.callable is not None:
             return _custom_reason(network, network.callable, trust_code)
         if network.folder is None:
-            return "they are in no folder on a disk that diffusers reads"
+            return "only a folder on a disk or a hub id can be loaded again, not an oracle or a run in a bucket"
         checkpoint = read_checkpoint(network.folder)
     except UserError as error:
         return str(error)

@@ -99,8 +99,10 @@ def _sides(verdict: Mapping[str, Any]) -> dict[str, str]:
                 "tonight": (verdict.get("model"), software.get("git_commit"))}  # fmt: skip
     sides = {}
     for side, (networks, commit) in recorded.items():
-        names = [f"`{net['checkpoint'] or 'no file'}` ({(net['weights_sha256'] or 'unknown')[:10]})"
-                 for net in networks or ()]  # fmt: skip
+        names = []
+        for network in networks or ():
+            place = f"`{network['checkpoint']}`" if network["checkpoint"] else "an oracle, or a run in a bucket"
+            names.append(f"{place} ({(network['weights_sha256'] or 'unknown')[:10]})")
         if names:
             sides[side] = listed(names, MAX_NETWORKS) + (f", commit {commit[:10]}" if commit else "")
     return sides

@@ -5,20 +5,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample
-from taugrid.errors import UserError
 from taugrid.grids.names import BETWEEN, Naming
-from taugrid.hashing import identity
-from taugrid.orchestrator.plan.sections import calls
+from taugrid.hashing import SourceFile, identity
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
-from taugrid.registry.samplers import DEFAULT
-from taugrid.versions import versions
-from taugrid.workers import schedules
+from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
-from taugrid.workers.samplers.sampler import code_hash, find
+from taugrid.workers.samplers.said import FromSampler, from_sampler
+from taugrid.workers.samplers.sampler import find
 
 MAX_NAME_LENGTH = 100
 """The maximum number of characters of a file name that come from settings: file systems allow 255, and a list of times
@@ -28,11 +25,7 @@ is long."""
 def settings_name(settings: Mapping[str, Any]) -> str:
     """The beginning of a cell's folder name and label: S0010-eta0.2, S0010-sigma_hat, or S0010-<sampler>."""
     name = settings.get("sampler", DEFAULT)
-    try:
-        label = find(name).label(settings)
-    except UserError:  # its package is not installed here
-        label = name
-    return _settings_name(settings["steps"], label)
+    return _settings_name(settings["steps"], find(name).label(settings) if name in SAMPLERS else name)
 
 
 def _settings_name(steps: int, label: str) -> str:
@@ -112,26 +105,6 @@ class Shard:
         return self.stop - self.start
 
 
-class FromSampler(NamedTuple):
-    """What a cell's sampler says of it."""
-
-    label: str
-    keys: tuple[str, ...]
-    """Those of `SAMPLER_KEYS` that it honours."""
-    tau: tuple[float, ...]
-    times: tuple[float, ...]
-    """The network's times in the order of the calls."""
-    evaluations: int
-    last_sigma: float
-    """The noise level at which its result is."""
-    arguments: Mapping[str, Any]
-    """All its options with their values."""
-    versions: Mapping[str, str]
-    """Of the libraries that compute its steps."""
-    code: str | None
-    """Identifies the code of a custom sampler; None for built-ins."""
-
-
 @dataclass(frozen=True)
 class Cell:
     """A model sampled with one set of settings."""
@@ -144,8 +117,8 @@ class Cell:
     values: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Values of all keys of the grid, in the config's order."""
     naming: Naming = field(default=Naming(), compare=False, repr=False)
-    recorded: FromSampler | None = field(default=None, compare=False, repr=False)
-    """Of a recorded plan: its sampler may have changed, or may not be installed here."""
+    said: FromSampler | None = field(default=None, compare=False, repr=False)
+    """As its sampler said when it was planned. None: ask it now, which only taugrid's own can be."""
 
     @cached_property
     def label(self) -> str:
@@ -155,23 +128,8 @@ class Cell:
 
     @cached_property
     def from_sampler(self) -> FromSampler:
-        """As recorded, or else as its sampler says now."""
-        if self.recorded is not None:
-            return self.recorded
-        settings, sampler = self.settings, find(self.settings.sampler)
-        process = schedules.process(self.model.diffusion)
-        tau, evaluations = calls(settings, self.model.diffusion)
-        return FromSampler(
-            label=sampler.label(vars(settings)),
-            keys=tuple(sorted(sampler.keys)),
-            tau=tau,
-            times=tuple(sampler.times(settings, process)),
-            evaluations=evaluations,
-            last_sigma=sampler.last_sigma(settings, process),
-            arguments=sampler.arguments(settings),
-            versions=versions(sampler.libraries),
-            code=code_hash(settings.sampler),
-        )
+        """What its sampler says of it."""
+        return self.said or from_sampler(self.settings, self.model.diffusion)
 
     @property
     def sampler_block(self) -> dict[str, Any] | None:
@@ -253,6 +211,8 @@ class Plan:
     cells: tuple[Cell, ...]
     notes: tuple[str, ...] = ()
     """Remarks on how the config was read."""
+    sampler_modules: frozenset[SourceFile] = frozenset()
+    """The user's source files that workers import to sample, besides those of the models."""
 
     @property
     def pending(self) -> list[Model]:

@@ -32,13 +32,10 @@ from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sections import (
     NOT_CELLS,
-    SAMPLE_DEFAULTS,
     Fingerprint,
-    calls,
     check_loss_weights,
     data_identity,
     diffusion_section,
-    idle_keys,
     require_whole_times,
     sample_identity,
     sample_section,
@@ -49,6 +46,16 @@ from taugrid.words import counted
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
+from taugrid.workers.samplers.said import (
+    SAMPLE_DEFAULTS,
+    Case,
+    FromSampler,
+    TrySampler,
+    ask_samplers,
+    from_sampler,
+    honoured,
+    try_sampler,
+)
 
 TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 """Grid keys that every quality table has a column for."""
@@ -83,15 +90,25 @@ class Sections(NamedTuple):
     sample: Sample
 
 
-class Planned(NamedTuple):
+class Placed(NamedTuple):
     point: Mapping[str, Any]
     """The point of the grid, as in the config."""
+    model: Model
+    sections: Sections
+    """As in the config, but for `diffusion`, which is resolved."""
+    settings: Sample
+    """Resolved, but for the keys that the sampler ignores."""
+
+
+class Planned(NamedTuple):
+    point: Mapping[str, Any]
     model: Model
     settings: Sample
     values: dict[str, Any]
     """The resolved values of all keys of the grid; None for those that the sampler ignores."""
     ignored: dict[str, Any]
     """The values of the keys of `sample` that the sampler ignores."""
+    said: FromSampler
 
 
 def plan(
@@ -99,6 +116,7 @@ def plan(
     read_checkpoint: ReadCheckpoint = read_checkpoint,
     describe_network: DescribeNetwork = custom_process.describe,
     fingerprint: Fingerprint = content_fingerprint,
+    try_sampler: TrySampler = try_sampler,
     dry: bool = False,
 ) -> Plan:
     """The models and cells of `config`, in the order of its grid.
@@ -108,6 +126,7 @@ def plan(
         read_checkpoint: reads what `model.checkpoint` names.
         describe_network: describes what `model.callable` names.
         fingerprint: identifies training images that no published name does.
+        try_sampler: asks the custom samplers that `sample.sampler` names.
         dry: models whose files are not here are planned too (`Model.lacks`).
 
     Raises:
@@ -119,19 +138,22 @@ def plan(
     mappings = config.grid or [{}]
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
-    planned = [_planned(config, point, dict.fromkeys(keys), lookups) for point in every]
+    placed = [_placed(config, point, lookups) for point in every]
+    asked = ask_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
+    planned = [_planned(config, at, dict.fromkeys(keys), said) for at, said in zip(placed, asked.said, strict=True)]
     names = Naming.of([each.values for each in planned], Sample.model_fields)
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
     seen: set[tuple[str, str]] = set()
     for each in planned:
         model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
-        cell = Cell(_cell_id(model, each.settings), model, each.settings, axes(each.values), each.values, names)
+        found = _cell_id(model, each.settings, each.said.code)
+        cell = Cell(found, model, each.settings, axes(each.values), each.values, names, each.said)
         if (place := (cell.id, plain_text(each.ignored))) in seen:
             raise _twice(each.point, len(mappings))
         seen.add(place)
         cells.setdefault(cell.id, cell)
-    return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(planned)))
+    return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(planned)), asked.modules)
 
 
 def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
@@ -139,12 +161,12 @@ def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
     for name, group in groupby(sorted(planned, key=_sampler), key=_sampler):
         every = list(group)
         keys = sorted({key for each in every for key in each.ignored if key in each.point})
-        number = len({_cell_id(each.model, each.settings) for each in every})
+        number = len({_cell_id(each.model, each.settings, each.said.code) for each in every})
         if keys and number < len(every):
             numbers = f"{counted(len(every), 'point')} of the grid, {counted(number, 'cell')}"
             yield f"{name} ignores {' and '.join(keys)}: {numbers}"
         theirs = {key: value for each in every for key, value in each.model.source.sample_keys(each.settings).items()}
-        for key in sorted(theirs.keys() & idle_keys(every[0].settings)):
+        for key in sorted(theirs.keys() & every[0].said.idle):
             if theirs[key] not in (None, getattr(SAMPLE_DEFAULTS, key)):
                 yield f"{name} ignores the loaded pipeline's {key}: {plain_text(theirs[key])}"
 
@@ -198,24 +220,28 @@ def column(key: str) -> str:
     return COLUMN_NAMES.get(key, key)
 
 
-def _planned(config: Config, point: Mapping[str, Any], keys: Iterable[str], lookups: Lookups) -> Planned:
+def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Placed:
     sections = _sections_at(config, point)
     model = _model(sections, lookups)
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
-    calls(settings, model.diffusion)  # refuse settings that the sampler can't use before any worker starts
-    if isinstance(model.source, Custom) and not model.source.spec.takes_fractions:
-        require_whole_times(settings, model.diffusion, model.source.name)
-    resolved = sections._replace(sample=settings, diffusion=model.diffusion)
-    ignored = {key: getattr(sections.sample, key) for key in idle_keys(settings)}
-    _require_used(config.sample, settings, point)
+    return Placed(point, model, sections._replace(diffusion=model.diffusion), settings)
+
+
+def _planned(config: Config, at: Placed, keys: Iterable[str], said: FromSampler) -> Planned:
+    settings, source = honoured(at.settings, said.keys), at.model.source
+    if isinstance(source, Custom) and not source.spec.takes_fractions:
+        require_whole_times(settings, said.times, source.name)
+    ignored = {key: getattr(at.sections.sample, key) for key in said.idle}
+    _require_used(config.sample, settings.sampler, said.idle - at.point.keys())
+    resolved = at.sections._replace(sample=settings)
     values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
-    return Planned(point, model, settings, values, ignored)
+    return Planned(at.point, at.model, settings, values, ignored, said)
 
 
-def _require_used(sample: Sample, settings: Sample, point: Mapping[str, Any]) -> None:
-    """Raise `UserError` if `sample` itself sets a key that a point's sampler ignores."""
-    for key in sorted(idle_keys(settings) - point.keys()):
-        value, name = getattr(sample, key), settings.sampler
+def _require_used(sample: Sample, name: str, idle: Iterable[str]) -> None:
+    """Raise `UserError` if `sample` itself sets one of the keys that the sampler `name` ignores."""
+    for key in sorted(idle):
+        value = getattr(sample, key)
         if value not in (None, getattr(SAMPLE_DEFAULTS, key)):
             raise UserError(
                 f"sample.{key}: {plain_text(value)} has no effect with the sampler {name}; remove it or, for other "
@@ -328,12 +354,15 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     """The cell of the same model with some settings changed. The changed settings are no longer among its axes."""
     changed = cell.settings.model_copy(update=dict(changes))
     settings = sample_section(changed, cell.model.source.sample_keys(changed))
+    said = from_sampler(settings, cell.model.diffusion)
+    settings = honoured(settings, said.keys)
     values = {key: value for key, value in cell.values.items() if key not in changes}
-    return Cell(_cell_id(cell.model, settings), cell.model, settings, axes(values), values, cell.naming)
+    cell_id = _cell_id(cell.model, settings, said.code)
+    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, said)
 
 
-def _cell_id(model: Model, settings: Sample) -> str:
-    return identity({"model": model.id, "sample": sample_identity(settings)})
+def _cell_id(model: Model, settings: Sample, code: str | None) -> str:
+    return identity({"model": model.id, "sample": sample_identity(settings, code)})
 
 
 def _value_at(sections: Sections, key: str) -> Any:

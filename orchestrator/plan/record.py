@@ -10,13 +10,14 @@ from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Section, Train, Unet
 from taugrid.grids.names import Naming
-from taugrid.orchestrator.plan.cells import Cell, FromSampler, Model, Plan
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.grid import axes
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
+from taugrid.workers.samplers.said import FromSampler
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -71,15 +72,11 @@ def from_json(value: Mapping[str, Any]) -> Plan:
             axes(cell["values"]),
             cell["values"],
             names,
-            None if cell["settings"].get("sampler", DEFAULT) in SAMPLERS else _from_sampler(cell["sampler"]),
+            None if cell["settings"].get("sampler", DEFAULT) in SAMPLERS else FromSampler.restored(cell["sampler"]),
         )
         for cell in value["cells"]
     ]
     return Plan(tuple(models.values()), tuple(cells))
-
-
-def _from_sampler(value: Mapping[str, Any]) -> FromSampler:
-    return FromSampler(**{**value, **{name: tuple(value[name]) for name in ("keys", "tau", "times")}})
 
 
 def _source_to_json(source: ModelSource) -> dict[str, Any]:

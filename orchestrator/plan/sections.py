@@ -3,20 +3,16 @@
 What enters ids must never change: tests/unit/test_grid.py pins some.
 """
 
-from collections.abc import Callable, Mapping, Set
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any
 
 import numpy as np
 
 from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, Sample, Section, Train, Unet
-from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
 from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
-from taugrid.workers.samplers.sampler import code_hash, evaluations_of, find, tau_of
-
-SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
-"""`sample` as it is resolved if a config sets nothing."""
+from taugrid.workers.samplers.said import SAMPLE_DEFAULTS
 
 
 def diffusion_section(section: Diffusion, theirs: Diffusion = DIFFUSION_DEFAULTS) -> Diffusion:
@@ -76,57 +72,21 @@ def check_loss_weights(train: Train, diffusion: Diffusion) -> None:
 
 
 def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
-    """`settings` with no key left null. A key without effect gets its default, so that it can't make another cell.
-
-    `theirs` are the keys that a loaded pipeline sets.
-    """
+    """`settings` with no key left null; `theirs` are the keys that a loaded pipeline sets."""
     given = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
     missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
-    found = settings.model_copy(update=missing | given)
-    found = found.model_copy(update={key: getattr(SAMPLE_DEFAULTS, key) for key in idle_keys(found)})
-    idle = {"clip_range": 1.0} if found.clip == "none" else {}
-    idle |= {} if found.spacing == "leading" else {"steps_offset": 0}
-    return found.model_copy(update=idle)
+    return settings.model_copy(update=missing | given)
 
 
-def idle_keys(settings: Sample) -> set[str]:
-    """The keys of `sample` that its sampler does not honour."""
-    return set(SAMPLER_KEYS) - find(settings.sampler).keys
-
-
-class Calls(NamedTuple):
-    """What a sampler does with one set of settings."""
-
-    tau: tuple[float, ...]
-    """Increasing times in 1..T."""
-    evaluations: int
-    """Network evaluations per image."""
-
-
-def require_whole_times(settings: Sample, diffusion: Diffusion, name: str) -> None:
-    """Raise `UserError` if the sampler calls a network that takes whole times only, `name`, between them."""
-    times = find(settings.sampler).times(settings, schedules.process(diffusion))
+def require_whole_times(settings: Sample, times: Iterable[float], name: str) -> None:
+    """Raise `UserError` if the sampler's `times` call a network that takes whole times only, `name`, between them."""
     if fraction := next((time for time in times if time != int(time)), None):
         by = f"spacing {settings.spacing_name}" if settings.sampler == DEFAULT else f"the sampler {settings.sampler}"
         raise UserError(
             f"model.callable: the network of {name} takes whole time indices only, but {by} calls it at {fraction:g}; "
             "choose another spacing or sampler, or have the network embed times as numbers"
         )
-
-
-def calls(settings: Sample, diffusion: Diffusion) -> Calls:
-    """What the sampler of resolved settings does; `UserError` if the settings allow nothing."""
-    name, process = settings.sampler, schedules.process(diffusion)
-    try:
-        find(name).check_options(settings.sampler_options)
-    except ValueError as error:
-        raise UserError(f"sample.sampler_options of {name}: {error}") from None
-    try:
-        return Calls(tau_of(name, settings, process), evaluations_of(name, settings, process))
-    except ValueError as error:
-        keys = [f"sample.{key}" for key in ("steps", "spacing") if key == "steps" or key in find(name).keys]
-        raise UserError(f"{', '.join(keys)}: {error}") from None
 
 
 NOT_IDENTITY = {
@@ -157,11 +117,10 @@ def train_identity(train: Train) -> dict[str, Any]:
     return _differing(train, TRAIN_DEFAULTS, NOT_IDENTITY["train"])
 
 
-def sample_identity(settings: Sample) -> dict[str, Any]:
-    """The keys of a resolved `sample` that differ from the defaults and change images, and a foreign sampler's code."""
-    foreign = code_hash(settings.sampler)
+def sample_identity(settings: Sample, code: str | None) -> dict[str, Any]:
+    """The keys of a resolved `sample` that differ from the defaults and change images, and a custom sampler's code."""
     differing = _differing(settings, SAMPLE_DEFAULTS, NOT_IDENTITY["sample"])
-    return differing if foreign is None else differing | {"sampler_code": foreign}
+    return differing if code is None else differing | {"sampler_code": code}
 
 
 def data_identity(data: Data, fingerprint: Fingerprint) -> dict[str, Any]:

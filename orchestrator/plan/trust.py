@@ -14,6 +14,7 @@ from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.grids.points import values_by_key
 from taugrid.hashing import file_sha256, json_sha256
+from taugrid.registry.samplers import is_custom
 from taugrid.storage import read_json, write_json
 from taugrid.workers.custom.describe import ask
 
@@ -22,7 +23,7 @@ WITHOUT_CODE = "read-only commands run none of a directory's code"
 
 class Code(NamedTuple):
     key: str
-    """The config's key: `model.callable` or `evaluate.extractor`."""
+    """The config's key: `model.callable`, `sample.sampler` or `evaluate.extractor`."""
     name: str
     """`package.module:attribute`."""
     weights: str | None
@@ -47,6 +48,8 @@ def custom_code(config: Config) -> list[Code]:
         names = values.get("model.callable", [config.model.callable])
         weights = values.get("model.weights", [config.model.weights])
         codes += [Code("model.callable", name, file) for name in names if name is not None for file in weights]
+        named = values.get("sampler", [config.sample.sampler])
+        codes += [Code("sample.sampler", name, None) for name in named if ":" in name and is_custom(name)]
     extractor = config.evaluate.extractor
     if extractor is not None and ":" in extractor:
         codes.append(Code("evaluate.extractor", extractor, config.evaluate.weights))

@@ -182,14 +182,11 @@ class Progress(Observer):
         """Change what is shown within the block; then show it, or say it if it is time to."""
         with self._lock:
             yield
-        if not self._is_live:
-            self._say_now_and_then()
-        elif self._entered and not self._view.is_started:
-            self._view.start()
-
-    def _say_now_and_then(self) -> None:
         now = self._clock()
-        if now - self._last_plain >= PLAIN_INTERVAL_SECONDS and (snapshot := self._snapshot()) is not None:
+        if self._is_live:
+            if self._entered and not self._view.is_started:
+                self._view.start()
+        elif now - self._last_plain >= PLAIN_INTERVAL_SECONDS and (snapshot := self._snapshot()) is not None:
             self._last_plain = now
             self.say(snapshot.line)
 
@@ -218,7 +215,10 @@ def frame(
 
 def _below(state: LiveState | None, stage: Stage | None, at: float) -> Iterator[RenderableType]:
     if state is not None and state.stages:
-        yield Text("  ").join(_stage(state, name) for name in _stages(state))
+        shown = [name for name in state.stages if name != "train" or state.trainings is not None]
+        # Reconstruction and interpolation, the others, are the last of theirs.
+        shown.sort(key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
+        yield Text("  ").join(_stage(state, name) for name in shown)
     if stage is not None:
         yield Constrain(stage.bars.get_renderable(), WIDEST_BARS)
         yield Text(stage.snapshot().line)
@@ -229,12 +229,6 @@ def _below(state: LiveState | None, stage: Stage | None, at: float) -> Iterator[
         yield Constrain(state.bars.get_renderable(), WIDEST_BARS)
         yield Text(snapshot._replace(workers=0).line)
         yield from _workers(state, at)
-
-
-def _stages(state: LiveState) -> list[str]:
-    """The stages of the session in their order; reconstruction and interpolation are the last of theirs."""
-    shown = [name for name in state.stages if name != "train" or state.trainings is not None]
-    return sorted(shown, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
 
 
 def _stage(state: LiveState, name: str) -> Text:
@@ -292,7 +286,8 @@ def grid(state: LiveState, width: int, height: int) -> list[RenderableType]:
         return []
     by_place = {(cell.row, cell.column): (name, cell) for name, cell in state.cells.items()}
     done = [all(by_place[r, c][1].value is not None for c in columns if (r, c) in by_place) for r in rows]
-    first = _first_row(done, space)
+    first = (done.index(False) if False in done else len(done)) - 1  # the row before the first that is not done
+    first = max(0, min(first, len(done) - space))
     label = min(max(map(cell_len, [state.metric, *rows])), width // 2)
     shown = columns[: _fitting(columns, width - label)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -307,12 +302,6 @@ def grid(state: LiveState, width: int, height: int) -> list[RenderableType]:
         table.add_row(Text(row), *(_entry(place[1], begun[place[0]]) if place else "" for place in places))
     hidden = len(rows) - space
     return [table, *([Text(f"and {counted(hidden, 'more row')}", style="dim")] if hidden > 0 else []), Text()]
-
-
-def _first_row(done: Sequence[bool], space: int) -> int:
-    """The row that the table begins with, if not all fit: the one before the first that is not done."""
-    first = done.index(False) if False in done else len(done)
-    return max(0, min(first - 1, len(done) - space))
 
 
 def _fitting(columns: Sequence[str], space: int) -> int:

@@ -1,4 +1,4 @@
-"""How far a session is, from its tasks, events and heartbeats alone; or a stage of it that has no tasks, as a training.
+"""How far a session is, from its tasks, events and heartbeats alone; or a stage without tasks, such as a training.
 
 No clock, no files, no terminal.
 """
@@ -166,7 +166,9 @@ class LiveState:
             before = self.trainings or set()
             self.trainings = before | {event["model"]} if name == "train" else before - {event["model"]}
         elif name == "to do":
-            self._begin(event["work"])
+            self.todo.begin(event["work"])
+            for kind in (kind for kind in self.kinds if kind in self.todo.all and kind not in self._bars):
+                self._bars[kind] = self.bars.add_task(self.kinds[kind].activity, total=None)
         elif name == "worker":
             for (key, device), seconds in self._earlier.items():
                 if device == event["device"]:
@@ -188,11 +190,6 @@ class LiveState:
     def score(self, cell: str, value: float | None) -> None:
         if cell in self.cells:
             self.cells[cell].value = value
-
-    def _begin(self, work: Sequence[Mapping[str, Any]]) -> None:
-        self.todo.begin(work)
-        for name in (name for name in self.kinds if name in self.todo.all and name not in self._bars):
-            self._bars[name] = self.bars.add_task(self.kinds[name].activity, total=None)
 
     def _did(self, at: float, name: str, event: Mapping[str, Any]) -> None:
         worker = self.workers.by_name[name]
@@ -317,7 +314,7 @@ class LiveState:
         """The remaining time and the work that it does not include, as text; empty if unknown yet."""
         known = {key: worker for key, worker in self.running.items() if key in self.todo.tasks}
         seconds, unknown = self.todo.left(known, self.workers.usable, at)
-        if seconds is None or any(map(self.is_evaluations, unknown)):
+        if seconds is None or self.main in unknown or any(map(self.is_evaluations, unknown)):
             return ""
         others = dict.fromkeys(self.kinds[name].activity for name in unknown if name in self.kinds)
         time = duration(seconds) if seconds >= 1 else "less than 1 s"

@@ -125,8 +125,9 @@ class Watching:
         done, running = 0, dict[str, TrainingProgress]()
         for model in self._trainings:
             if (at := progress_of(model, self._rundir, scratch)) is not None:
-                done += at.step
-                if at.step != self._waits_at.get(model.id):
+                waits = at.step == self._waits_at.get(model.id)
+                done += at.checkpoint if waits else at.step
+                if not waits:
                     self._waits_at.pop(model.id, None)
                     running[model.called] = at
         if running:

@@ -25,7 +25,10 @@ def worker_seconds(at: TrainingProgress | None) -> float | None:
 def describe_models(
     plan: Plan, cells: Sequence[Mapping[str, Any]], rundir: RunDir, scratch: str | None
 ) -> list[dict[str, Any]]:
-    """Each model's state, with the sums over its cells: `cells` are the plan's as `inspection.describe` has them."""
+    """Each model's state, with the sums over its cells: `cells` are the plan's as `inspection.describe` has them.
+
+    `train_steps_done` is up to the last checkpoint, and `train_steps_reached` up to the last line of the log.
+    """
     found, failures = [], failed_trainings(rundir)
     for model in plan.models:
         own = [its for cell, its in zip(plan.cells, cells, strict=True) if cell.model.id == model.id]
@@ -60,19 +63,20 @@ def _describe(model: Model, source: str, rundir: RunDir, scratch: str | None) ->
     described = {"id": model.shown_id, "label": model.label, "source": source}
     ready = rundir.is_ready(model)
     if not isinstance(model.source, Trained):
-        return described | {"train_steps": 0, "train_steps_done": 0, "ready": ready, "train_worker_seconds": None}
+        no_steps = dict.fromkeys(("train_steps", "train_steps_done", "train_steps_reached"), 0)
+        return described | no_steps | {"ready": ready, "train_worker_seconds": None}
     steps = model.source.train.steps
     at = progress_of(model, rundir, scratch)
-    done = steps if ready else at.step if at else 0
-    state = {"train_steps": steps, "train_steps_done": done, "ready": ready}
+    done, reached = (steps, steps) if ready else (at.checkpoint, at.step) if at else (0, 0)
+    state = {"train_steps": steps, "train_steps_done": done, "train_steps_reached": reached, "ready": ready}
     return described | state | {"train_worker_seconds": worker_seconds(at)}
 
 
 def training_price(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The remaining training and its time at the rate of this run's trainings; None before the first."""
     remaining = sum(model["train_steps"] - model["train_steps_done"] for model in models)
-    timed = [model for model in models if model["train_worker_seconds"] and model["train_steps_done"]]
-    steps = sum(model["train_steps_done"] for model in timed)
+    timed = [model for model in models if model["train_worker_seconds"] and model["train_steps_reached"]]
+    steps = sum(model["train_steps_reached"] for model in timed)
     each = sum(model["train_worker_seconds"] for model in timed) / steps if timed else None
     return {
         "train_steps_remaining": remaining,

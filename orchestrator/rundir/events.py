@@ -18,6 +18,21 @@ _FILE = re.compile(r"(\d+)\.jsonl(\.\d{6})?")
 """NNNN.jsonl; in an object store, a session's file is continued in NNNN.jsonl.000001 and so on."""
 
 
+_DONE = {"task", "worker", "device"}
+_KEYS = {
+    "session": {"stages"},
+    "worker": {"worker", "node", "device"},
+    "assigned": _DONE,
+    "shard": {"cell", "path", "worker", "device", "images", "seconds", "evaluations", "committed"},
+    "extract": _DONE,
+    "score": _DONE,
+    "damaged": {"path"},
+    "train": {"model"},
+    "training failed": {"model"},
+}
+"""Event -> the keys that its readers need, and that all versions have written. A line without them is damaged."""
+
+
 class Events:
     """Writes the events of a new session to its file, and reports them to an observer."""
 
@@ -82,7 +97,7 @@ def _event(line: str) -> dict[str, Any] | None:
         event = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return event if isinstance(event, dict) and "event" in event else None
+    return event if isinstance(event, dict) and _KEYS.get(str(event.get("event")), {"event"}) <= event.keys() else None
 
 
 class LastSession:

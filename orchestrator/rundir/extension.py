@@ -85,7 +85,7 @@ def _changed_samplers(plan: Plan, rundir: RunDir) -> Iterator[str]:
     codes = {(cell.get("sampler") or {}).get("code") for cell in cells}
     for name, code in {cell.settings.sampler: cell.from_sampler.code for cell in plan.cells}.items():
         if code not in (None, *codes):
-            yield f"the package of the sampler {name} differs"
+            yield f"the code of the sampler {name} differs"
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -128,19 +128,15 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def changed_files(source: ModelSource, record: Mapping[str, Any]) -> list[str]:
     """The differences between the files of a model and those in its record, a phrase for each."""
     if isinstance(source, Loaded) and record.get("path") == source.checkpoint.path:
-        return _of_checkpoint(source, record)
+        folder, loaded = Path(source.checkpoint.unet_folder), source.checkpoint
+        files = {
+            source.weights_file(folder, "ema"): record.get("weights_sha256") == loaded.weights_sha256,
+            folder / "config.json": record.get("unet_config") == loaded.unet_config,
+        }
+        return [f"{file} differs" for file, is_same in files.items() if not is_same]
     if isinstance(source, Custom) and record.get("callable") == source.spec.callable:
         return _of_code(source, record)
     return []
-
-
-def _of_checkpoint(source: Loaded, record: Mapping[str, Any]) -> list[str]:
-    folder, loaded = Path(source.checkpoint.unet_folder), source.checkpoint
-    files = {
-        source.weights_file(folder, "ema"): record.get("weights_sha256") == loaded.weights_sha256,
-        folder / "config.json": record.get("unet_config") == loaded.unet_config,
-    }
-    return [f"{file} differs" for file, is_same in files.items() if not is_same]
 
 
 def _of_code(source: Custom, record: Mapping[str, Any]) -> list[str]:

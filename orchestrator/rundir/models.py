@@ -1,5 +1,6 @@
 """The networks and extractors of a run: where their weights are, and records in case their files are removed later."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 from taugrid.config import Config, Data, Diffusion
 from taugrid.errors import UserError
 from taugrid.eval.features.resolve import restored
+from taugrid.hashing import canonical_json
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.evaluation import extractor
@@ -18,6 +20,7 @@ from taugrid.storage import read_json, write_json
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
+from taugrid.workers.samplers.said import Case, Tried, honoured, try_sampler
 
 
 class ModelRecords(Paths):
@@ -74,6 +77,23 @@ class ModelRecords(Paths):
             raise UserError(f"model.callable: {self.root} has no record of {name}, and {WITHOUT_CODE}") from None
         is_old = network.by_bytes in [(record["source_sha256"], record["weights_sha256"]) for record in records]
         return _by_bytes(network) if is_old else network
+
+    def try_sampler(self, name: str, cases: Sequence[Case]) -> Tried:
+        """As `samplers.said.try_sampler`, or what plan.json records of these cases if no code may be run."""
+        if self.runs_code:
+            return try_sampler(name, cases)
+        recorded, keys = {}, set[str]()
+        with suppress(KeyError, TypeError, AttributeError):  # there is no plan, or taugrid did not write it
+            plan: Any = read_json(self.plan, self.storage)
+            diffusions = {model["id"]: model["diffusion"] for model in plan["models"]}
+            for cell in plan["cells"]:
+                if cell["settings"].get("sampler") == name:
+                    keys |= set(cell["sampler"]["keys"])
+                    recorded[_case(cell["settings"], diffusions[cell["model"]])] = cell["sampler"]
+        wanted = [_case(honoured(case.settings, keys).recorded, case.diffusion.recorded) for case in cases]
+        if not recorded.keys() >= set(wanted):
+            raise UserError(f"sample.sampler: {self.plan} does not have all cells of {name}, and {WITHOUT_CODE}")
+        return Tried([recorded[case] for case in wanted])
 
     def extractor(self, config: Config) -> ExtractorSpec:
         """The feature extractor that a config means; a custom one as recorded if its code may not be run.
@@ -155,6 +175,11 @@ class ModelRecords(Paths):
             **({} if (block := cell.sampler_block) is None else {"sampler": block | {"arguments": said.arguments}}),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }
+
+
+def _case(settings: Mapping[str, Any], diffusion: Mapping[str, Any]) -> str:
+    """What a sampler's answer depends on, as plan.json has it."""
+    return canonical_json([{key: value for key, value in settings.items() if key != "num_samples"}, diffusion])
 
 
 Spec = TypeVar("Spec", CustomNetwork, ExtractorSpec)

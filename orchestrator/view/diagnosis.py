@@ -12,11 +12,13 @@ from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
 from taugrid.orchestrator.plan.sources import RECORD
+from taugrid.orchestrator.report.reported import FILE as REPORTED
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.view.verify import NOT_SAMPLED, NOT_SCORED, NOT_TRAINED, Verified
 from taugrid.orchestrator.work import work_kinds
+from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import read_json
 from taugrid.words import counted
 
@@ -89,7 +91,14 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
     folder = path.relative_to(rundir.root).parts[0]
     if folder == rundir.samples.name and not is_planned:
         return NextStep(None, "remove it: it belongs to no cell of the config")
-    of_report = (rundir.provenance, rundir.tables / path.name, rundir.model_record(path.parent.name))
+    of_report = (
+        rundir.provenance,
+        rundir.plan,
+        rundir.report,
+        rundir.root / REPORTED,
+        *(folder / path.name for folder in (rundir.tables, rundir.figures)),
+        rundir.model_record(path.parent.name),
+    )
     command = "report" if path in of_report else own.get(folder, RUN)
     return NextStep(f"taugrid {command} {rundir.shown}", "")
 
@@ -111,6 +120,8 @@ def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[st
 def remarks(rundir: RunDir) -> list[str]:
     """Remarks on missing pages and unreadable lines of the ledger, which are no damage."""
     remarks = []
+    if rundir.committed_cells() and not rundir.storage.exists(rundir.root / RUN_FILE):
+        remarks.append(f"{RUN_FILE}: not there; the next run gives the directory a new id")
     if lines := rundir.ledger.unreadable_lines():
         remarks.append(f"ledger.jsonl: {counted(lines, 'line')} can't be read; the next run reads those files again")
     if lacking := _lacking_pages(rundir):
@@ -183,7 +194,10 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         """The number of decoded images, and whether there are problems."""
-        intact = "what is there is intact" if self.verified.unfinished else "everything is intact"
+        lacking = [*self.verified.unfinished, *remarks(self.run.rundir)]
+        scored = self.run.rundir.storage.list(self.run.rundir.scores, "*.json")
+        intact = "everything is intact" if scored and not lacking else "what is there is intact"
+        intact += "" if scored else "; no cell is scored"
         verdict = f"{counted(len(self.damaged), 'problem')} found" if self.damaged else intact
         removed = sum(self.run.rundir.has_removed_images(cell) for cell in self.run.plan.cells)
         of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""

@@ -23,10 +23,12 @@ PNG_OVERHEAD_BYTES = 200
 
 
 def describe_status(run: Run) -> dict[str, Any]:
-    """What `status` shows: what `describe` says, and the driver that is running there (None: no driver is)."""
-    holder = Lease(run.rundir).live_holder()
+    """What `status` shows: what `describe` says, the driver that is running there (None: no driver is), and a dead
+    one that left its lease."""
+    lease = Lease(run.rundir)
+    holder, last = lease.live_holder(), lease.holder()
     driver = None if holder is None else {"host": holder.host, "process": holder.process, "last_seen": holder.heartbeat}
-    return describe(run) | {"driver": driver}
+    return describe(run) | {"killed_driver": str(last) if last and holder is None else None, "driver": driver}
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 from taugrid import parquet
 from taugrid.errors import DamagedFile, NotHere, OtherWeights
 from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.orchestrator.report.reported import changed_files
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import READER_THREADS, Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events, unreadable_lines
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work.scorer import FILE as SCORER
+from taugrid.orchestrator.work.scorer import is_damaged
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, read_json, read_sealed
 from taugrid.words import counted
@@ -24,6 +27,8 @@ PUT_BACK = "put it back before you sample more (images, features and scores do n
 
 EVENTS_FIX = "remove the lines that can't be read (their times and devices are lost; no image or score is)"
 """The fix for a damaged file of events."""
+
+CHANGED = "it has changed since it was written"
 
 NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = "not trained yet", "not sampled yet", "not scored yet"
 """The reasons for files that an unfinished run lacks, which are no damage."""
@@ -44,14 +49,18 @@ class _Made(NamedTuple):
     """Cell id and file name."""
     scores: set[str]
     """Cell ids."""
+    stages: set[str]
+    """The stages of all sessions."""
 
 
 def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
-    made = _Made(set(), set())
+    made = _Made(set(), set(), set())
     for event in events:
         match event["event"]:
             case "shard":
                 made.shards.add((event["cell"], event["path"]))
+            case "session":
+                made.stages.update(event["stages"])
             case "score":
                 made.scores.add(event["task"].partition("/")[2])
             case "damaged" if event["path"].startswith("samples/"):  # it was moved away, to be sampled again
@@ -107,11 +116,15 @@ def _verify_derived(rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Dam
 
 
 def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
-    """The JSON files of a run but scores, and its events."""
+    """The JSON files of a run but scores, its tables, figures and page, and its events."""
     storage = rundir.storage
     records = storage.list(rundir.models, str(rundir.model_record("*").relative_to(rundir.models)))
-    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.root / RUN_FILE, *records):
-        if storage.exists(path) and not isinstance(read_json(path, storage), dict):
+    changed = changed_files(rundir)
+    yield from (Damage(path, CHANGED) for path in changed)
+    if is_damaged(rundir):
+        yield Damage(rundir.root / SCORER, CHANGED)
+    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.plan, rundir.root / RUN_FILE, *records):
+        if path not in changed and storage.exists(path) and not isinstance(read_json(path, storage), dict):
             yield Damage(path, "it can't be read as a JSON object")
     if rundir.committed_cells() and not storage.exists(rundir.provenance):
         yield Damage(rundir.provenance, "missing")
@@ -120,16 +133,17 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
 
 
 def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Verified:
-    """Scores of any protocol. Cells without one are unfinished only where others have one: a run may only sample."""
+    """Scores of any protocol. Cells without one are unfinished only in a run that was to score: others only sample."""
     lacking = [cell for cell in plan.cells if not rundir.scores_of(cell)]
     lost = [cell for cell in lacking if cell.id in made.scores]
-    unscored = [] if len(lacking) == len(plan.cells) else [cell for cell in lacking if cell.id not in made.scores]
+    only_samples = len(lacking) == len(plan.cells) and "evaluate" not in made.stages
+    unscored = [] if only_samples else [cell for cell in lacking if cell.id not in made.scores]
     paths = rundir.storage.list(rundir.scores, "*.json")
     changed = [path for path in paths if read_sealed(path, rundir.storage) is None]
     return Verified(
         [
             *(Damage(rundir.score(cell, "*"), "missing") for cell in lost),
-            *(Damage(path, "it has changed since it was written") for path in changed),
+            *(Damage(path, CHANGED) for path in changed),
         ],
         [Damage(rundir.score(cell, "*"), NOT_SCORED) for cell in unscored],
     )

@@ -7,11 +7,12 @@ from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
 from taugrid.orchestrator.plan.evaluation import Evaluation
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import quality_table, write_report
+from taugrid.orchestrator.rundir.directory import Damage
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import ExtractWork, not_extracted, reference_keys
 from taugrid.orchestrator.work.kind import IMAGES, Conclusion, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import unsampled
-from taugrid.orchestrator.work.scorer import keep_record
+from taugrid.orchestrator.work.scorer import FILE, is_damaged, keep_record
 from taugrid.orchestrator.work.survey import CellState
 from taugrid.storage import read_sealed
 
@@ -79,7 +80,9 @@ class ScoreWork(WorkKind):
 
     def clean_up(self) -> None:
         """Record what the scorer gives for the reference; remove the features of scored cells that are not kept."""
-        if any(state.to_score for state in self.survey.found.cells):
+        if damaged := is_damaged(self.rundir):
+            self.survey.on_damage(Damage(self.rundir.root / FILE, "it has changed since it was written"))
+        if damaged or any(state.to_score for state in self.survey.found.cells):
             keep_record(self.config, self.rundir, self._evaluation)
         if not self.config.evaluate.keep_features:
             for cell in self.plan.cells:

@@ -146,10 +146,16 @@ def differs(new: float, old: float, allowed: float) -> bool:
     return not abs(new - old) <= allowed * max(abs(new), abs(old), TOLERANCE)  # nan is no agreement
 
 
+def is_damaged(rundir: RunDir) -> bool:
+    """Whether the record was changed after it was written."""
+    path = rundir.root / FILE
+    return rundir.storage.exists(path) and read_sealed(path, rundir.storage) is None
+
+
 def kept_record(rundir: RunDir) -> ScorerRecord | str:
     """The record that the last session with scores wrote, or the reason why there is none."""
     value = read_sealed(rundir.root / FILE, rundir.storage)
-    if value is None and rundir.storage.exists(rundir.root / FILE):
+    if is_damaged(rundir):
         return f"{FILE} was changed or is damaged"
     if value is None:
         return "none was recorded; a run that is scored by this version has one"

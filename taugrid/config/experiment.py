@@ -18,6 +18,9 @@ from taugrid.grids.points import normalised
 GRID_SECTIONS = ("data", "model", "diffusion", "train")
 
 
+NAME_FORM = "letters, digits, dots, hyphens and underscores that begins with a letter or a digit"
+
+
 def _or_one_mapping(schema: dict[str, Any]) -> None:
     """Have the schema say that a mapping alone is a grid too, with `zip` and `exclude` among its values."""
     mapping = {"type": "object"}
@@ -28,7 +31,7 @@ def _or_one_mapping(schema: dict[str, Any]) -> None:
 class Config(Section):
     """An experiment: everything that `taugrid run` needs."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", json_schema_extra={"form": NAME_FORM})]
     """The name of the experiment; without --out, its run directory is runs/<name>."""
     seed: Seed = 0
     """The default of `train.seed` and `sample.seed`."""

@@ -77,7 +77,9 @@ def read(path: Path) -> dict[str, Any]:
         text = _bytes(path).decode("utf-8")
         values = json.loads(text, object_pairs_hook=_without_duplicates) if path.suffix == ".json" else _from_yaml(text)
     except (yaml.YAMLError, ValueError, OSError) as error:
-        reason = joined_lines(error).replace('in "<unicode string>", line', "in line")
+        reason = joined_lines(error)
+        if isinstance(error, yaml.MarkedYAMLError):
+            reason = _place_and_problem(error, text)
         if isinstance(error, UnicodeDecodeError):
             reason = "it is not text, so no config"
         is_runs = path.name == CONFIG_NAME
@@ -89,6 +91,17 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
     own = {key: value for key, value in values.items() if not _is_ignored(key, path)}
     return _without_gone_keys(own) if path.name == CONFIG_NAME else own
+
+
+def _place_and_problem(error: yaml.MarkedYAMLError, text: str) -> str:
+    """The line and the column of a mistake in YAML, what that line is, and what is wrong."""
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return joined_lines(error)
+    line = text.splitlines()[mark.line : mark.line + 1]
+    at = f", at {line[0].strip()!r}" if line and line[0].strip() else ""
+    begun = f", {error.context} of line {error.context_mark.line + 1}" if error.context and error.context_mark else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}{at}: {error.problem}{begun}"
 
 
 def _without_gone_keys(values: dict[str, Any]) -> dict[str, Any]:

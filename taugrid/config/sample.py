@@ -25,9 +25,8 @@ def _known(name: str) -> str:
 
 
 def _names(schema: dict[str, Any]) -> None:
-    """Have the schema list the samplers that are installed, as it would list literals."""
-    names = samplers.names()
-    schema |= {"const": names[0]} if len(names) == 1 else {"enum": names}
+    """Have the schema list the samplers that are installed, and allow a function of the user's."""
+    schema |= {"anyOf": [{"enum": samplers.names()}, {"pattern": r"^[\w.]+:\w+$"}]}
 
 
 LATER_KEYS = {"compile": "none", "sampler_options": {}}
@@ -46,7 +45,7 @@ class Sample(Section):
     spacing: Spacing | Times = "linear"
     """How tau is chosen (workers/diffusion/timesteps.py), or tau itself: `steps` increasing times in 1..T."""
     sampler: Annotated[str, AfterValidator(_known), Field(json_schema_extra=_names)] = samplers.DEFAULT
-    """The update from one time to the next (eq. 12), or a sampler of an installed package."""
+    """The update from one time to the next (eq. 12): a name, or `package.module:function` of a custom sampler."""
     clip: Literal["none", "x0", "x0_and_eps"] | None = None
     """null: the loaded pipeline's setting, else `none`."""
     clip_range: Annotated[float, Field(gt=0)] | None = None

@@ -5,7 +5,8 @@ the section says what a key may be as a whole, so that its branches give one sen
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,9 +39,31 @@ S = TypeVar("S", bound=Section)
 def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     """`values` as a `cls`; `UserError` with one line that names every mistake."""
     try:
-        return cls.model_validate(values)
+        validated = cls.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error, cls, values)}") from None
+    for keys, value in _mistaken_for_numbers(values, validated):
+        _, node = _walk(keys, cls.model_json_schema())
+        raise UserError(f"{where}: {'.'.join(keys)}: must be {_expected(node)}, not {_shown(value, {})}")
+    return validated
+
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
+"""A number such as 2e-4, which is text in YAML 1.1."""
+
+
+def _mistaken_for_numbers(given: Any, made: Any, keys: "Keys" = ()) -> Iterator[tuple["Keys", Any]]:
+    """The keys and values of texts and booleans that pydantic made numbers of, or booleans of anything else."""
+    if isinstance(given, Mapping) and isinstance(made, Section):
+        for key, value in given.items():
+            yield from _mistaken_for_numbers(value, getattr(made, key, None), (*keys, key))
+    elif isinstance(given, list | tuple) and isinstance(made, list | tuple):
+        for value, one in zip(given, made, strict=False):
+            yield from _mistaken_for_numbers(value, one, keys)
+    elif isinstance(made, int | float):
+        is_text = isinstance(given, str) and not _EXPONENT.fullmatch(given)
+        if is_text or isinstance(given, bool) != isinstance(made, bool):
+            yield keys, given
 
 
 Schema = Mapping[str, Any]
@@ -188,7 +211,7 @@ def _phrase(branch: Schema, plural: bool = False) -> str:
         case "number":
             return _number(branch, "number", plural)
         case "string":
-            return f"text that matches {branch['pattern']}" if "pattern" in branch else "text"
+            return f"text of {branch['form']}" if "form" in branch else "text"
         case "array":
             item = branch.get("prefixItems", [branch.get("items")])[0]
             items = _listed(_words(item)) if _words(item) else _phrase(item, plural=True)
@@ -209,5 +232,7 @@ def _number(branch: Schema, noun: str, plural: bool) -> str:
     if low is not None and high is not None:
         return f"{nouns} from {low:g} to {high:g}"
     limits = {"at least": low, "greater than": above, "at most": high, "less than": below}
-    bounds = [f"{words} {limit:g}" for words, limit in limits.items() if limit is not None]
+    bounds = [
+        f"{words} {'2^63' if limit == 2**63 else f'{limit:g}'}" for words, limit in limits.items() if limit is not None
+    ]
     return f"{nouns} {'of ' if low is not None else ''}{' and '.join(bounds)}" if bounds else nouns

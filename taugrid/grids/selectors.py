@@ -14,6 +14,9 @@ from taugrid.grids.names import SHOWN, plain_text, value_text
 MAX_NAMED = 6
 """How many values or names a message lists."""
 
+AS_IN_TABLES = {"σ̂": "sigma_hat", "η": "eta"}
+"""How tables print a value and a key, and how a config writes it."""
+
 _CONDITION = re.compile(
     r"""(?P<key>[\w.]+)\s*=\s*(?P<value>"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s,·"'\[\]{}]+)(?:[\s,·]+|$)"""
 )
@@ -53,6 +56,7 @@ def key_of(name: str, short: Mapping[str, str]) -> str | None:
         name: as a user writes it.
         short: key -> its short form (`names.short_keys`), for every key that can be meant.
     """
+    name = AS_IN_TABLES.get(name, name)
     if name in short:
         return name
     by_short = {**{end: key for key, end in short.items()}, **{shown: key for key, shown in SHOWN.items()}}
@@ -65,7 +69,7 @@ def fits(value: Any, wanted: Any) -> bool:
     if not isinstance(wanted, str):
         return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
     if isinstance(value, str):
-        return value == wanted or ("/" in value and value.endswith(f"/{wanted}"))
+        return value in (wanted, AS_IN_TABLES.get(wanted)) or ("/" in value and value.endswith(f"/{wanted}"))
     if isinstance(value, bool) or value is None:
         return wanted.lower() == plain_text(value)
     if isinstance(value, int | float):

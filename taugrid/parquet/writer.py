@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from taugrid.errors import DamagedFile, OtherBytes
 from taugrid.hashing import canonical_json
@@ -115,17 +114,13 @@ class PartWriter:
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Append one row group; a column is a sequence, or a (B, d) array for a list of fixed size."""
-        self._count(np.asarray(columns["index"]))
+        if len(index := np.asarray(columns["index"])):
+            start, stop = int(index[0]), int(index[0]) + len(index)
+            follows = self._rows is None or self._rows[1] == start
+            self._in_order = self._in_order and follows and np.array_equal(index, np.arange(start, stop))
+            self._rows = (start if self._rows is None else self._rows[0], stop)
         arrays = [_array(columns[field.name], field.type) for field in self._schema]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=ROWS_PER_GROUP)
-
-    def _count(self, index: NDArray[np.int64]) -> None:
-        if len(index) == 0:
-            return
-        start, stop = int(index[0]), int(index[0]) + len(index)
-        follows = self._rows is None or self._rows[1] == start
-        self._in_order = self._in_order and follows and np.array_equal(index, np.arange(start, stop))
-        self._rows = (start if self._rows is None else self._rows[0], stop)
 
     def commit(self, replace: bool) -> bool:
         """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False.

@@ -1,4 +1,4 @@
-"""The samplers that a config can name: built-ins, and those of installed packages (the entry-point group `GROUP`).
+"""The samplers that a config can name: built-ins, diffusers' schedulers, the user's own, those of packages.
 
 A new sampler is one file in workers/samplers/ with a line in `SAMPLERS`, or a package with an entry point.
 """
@@ -10,7 +10,8 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 GROUP = "taugrid.samplers"
-"""An entry's name is the value of `sample.sampler`; it is a subclass of `taugrid.workers.samplers.sampler.Sampler`."""
+"""An entry's name is the value of `sample.sampler`; it is a subclass of `taugrid.workers.samplers.sampler.Sampler`, or
+a function like its `sample`."""
 
 SAMPLERS = {
     "ddim": "taugrid.workers.samplers.ddim:DDIM",
@@ -19,6 +20,9 @@ SAMPLERS = {
     "heun": "taugrid.workers.samplers.heun:Heun",
     "unipc": "taugrid.workers.samplers.unipc:UniPC",
 }
+
+DIFFUSERS = "diffusers:"
+"""What names of diffusers' schedulers begin with."""
 
 DEFAULT = "ddim"
 
@@ -32,9 +36,9 @@ _unchecked = ContextVar("unchecked", default=False)
 
 
 @contextmanager
-def unchecked() -> Iterator[None]:
-    """Within the block, configs may name samplers that are not installed: a recorded plan needs none."""
-    token = _unchecked.set(True)
+def unchecked(is_so: bool = True) -> Iterator[None]:
+    """Within the block, if `is_so`, configs may name samplers that are not installed: a recorded plan needs none."""
+    token = _unchecked.set(is_so)
     try:
         yield
     finally:
@@ -42,18 +46,32 @@ def unchecked() -> Iterator[None]:
 
 
 def check(name: str) -> None:
-    """Raise `ValueError` if there is no sampler of that name."""
+    """Raise `ValueError` if there is no sampler of that name. A module of the user's is not looked for."""
     if not _unchecked.get():
         entry(name)
 
 
+def is_custom(name: str) -> bool:
+    """Whether its code is not taugrid's: a `module:function`, or a name that an installed package brings."""
+    return name not in SAMPLERS and not name.startswith(DIFFUSERS)
+
+
 @cache  # a search through all packages takes milliseconds, and a grid has thousands of points
 def entry(name: str) -> EntryPoint:
-    """The entry point of a sampler's class.
+    """The entry point of a sampler's class or function; a `module:function` is its own.
 
     Raises:
         ValueError: if there is none of that name.
     """
+    if name.startswith(DIFFUSERS):  # whether there is one is found out when it is loaded
+        if not (scheduler := name.removeprefix(DIFFUSERS)).isidentifier():
+            raise ValueError(f"must name a scheduler, as in {DIFFUSERS}DPMSolverMultistepScheduler")
+        return EntryPoint(name, f"taugrid.workers.samplers.diffusers:{scheduler}", GROUP)
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError("must be module:function, as in my_sampler:sample")
+        return EntryPoint(name, name, GROUP)
     installed = list[EntryPoint](entry_points(group=GROUP, name=name))
     if name in SAMPLERS and installed:
         raise ValueError(
@@ -65,5 +83,6 @@ def entry(name: str) -> EntryPoint:
     if installed:
         return installed[0]
     raise ValueError(
-        f"must be one of {', '.join(names())}, or one of a package (entry-point group {GROUP}) that every node has"
+        f"must be one of {', '.join(names())}, module:function of your own, or one of a package (entry-point group "
+        f"{GROUP}) that every node has"
     )

@@ -1,13 +1,11 @@
-import importlib
-import json
 import sys
-from dataclasses import asdict
 from functools import cache
 from html import escape
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from asking import answer, forget_code_here, forget_samplers
 
 from taugrid.workers.custom.syntax import without_comments
 
@@ -107,14 +105,6 @@ def quick_hashes(monkeypatch):
     monkeypatch.setattr(source, "without_comments", WITHOUT_COMMENTS)
 
 
-def forget_code_here():
-    """Forget the modules of the current folder, which a test has made."""
-    assert not Path(__file__).is_relative_to(Path.cwd()), "the tests' own modules must stay"
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(f"{Path.cwd()}/"):
-            del sys.modules[name]
-
-
 @pytest.fixture
 def asked_here(monkeypatch, quick_hashes):
     """What another process is asked about a user's code, this one answers: it has torch. Then it forgets the code.
@@ -123,20 +113,19 @@ def asked_here(monkeypatch, quick_hashes):
     """
     from taugrid.eval.features import resolve
     from taugrid.orchestrator.plan import trust
-    from taugrid.workers.custom.describe import find
     from taugrid.workers.network import custom_process
+    from taugrid.workers.samplers import said
 
     def ask(function, arguments, *_):
         with monkeypatch.context() as other:
             other.setattr(sys, "path", [*sys.path, str(Path.cwd())])
-            importlib.invalidate_caches()
+            forget_samplers()
             try:
-                fields = asdict(find(function)(**json.loads(json.dumps(arguments))))
+                return answer(function, arguments)
             finally:
                 forget_code_here()
-        return json.loads(json.dumps(fields))
 
-    for module in (resolve, trust, custom_process):
+    for module in (resolve, trust, custom_process, said):
         monkeypatch.setattr(module, "ask", ask)
     yield
     forget_code_here()  # which work that is done here has loaded

@@ -171,8 +171,8 @@ EVENTS: dict[str, Callable[[Dispatcher, str, float], None]] = {
 QUESTIONS: dict[str, Callable[[Dispatcher, float], object]] = {
     "overdue": lambda d, now: d.overdue(now),
     "due": lambda d, now: d.due(now),
-    "unfit": lambda d, now: d.unfit(),
-    "avoided": lambda d, now: d.health.unfit(),
+    "unfit": lambda d, now: d.broken_nodes(),
+    "avoided": lambda d, now: d.health.broken_nodes(),
     "openings": lambda d, now: d.openings(now),
 }
 """What the worker manager asks after every event."""

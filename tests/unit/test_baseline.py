@@ -209,6 +209,26 @@ def test_a_baseline_file_holds_no_images_and_pandas_reads_it(base):
     assert "the first" in taugrid("baseline", "show", base / "baseline.json")[0]
 
 
+def test_a_baseline_that_can_judge_nothing_or_is_damaged_is_not_accepted_in_silence(base, tmp_path):
+    few = run(base, tmp_path, base / "old", sample={"num_samples": 50, "batch_size": 50})
+    shown, _ = taugrid("baseline", "accept", few, "--to", tmp_path / "few.json", "--reason", "too few")
+    assert "remark: FID has no standard error in any cell (" in shown
+    (tmp_path / "file").touch()
+    _, told = taugrid("baseline", "accept", few, "--to", tmp_path / "file/b.json", "--reason", "r", code=2)
+    assert f"--to {tmp_path}/file/b.json: can't write to {tmp_path}/file (" in told
+    (few / "scorer.json").write_text("{}")
+    _, told = taugrid("baseline", "accept", few, "--to", tmp_path / "few.json", "--reason", "r", code=2)
+    assert f"scorer.json was changed or is damaged; `taugrid run {few}` makes it again" in told
+
+
+def test_runs_of_different_data_are_not_to_be_scored_alike(base, tmp_path):
+    data = {"name": "two-points", "shape": [1, 4, 4]}
+    _, told = taugrid("compare", run(base, tmp_path, base / "old", data=data), base / "run", code=2)
+    assert "the runs are of different data: reference is " in told
+    assert "give a run or a baseline of the same data" in told
+    assert "accept" not in told
+
+
 def test_accepting_a_worse_run_says_so(base, tmp_path):
     for name in ("baseline.json", "baseline.parquet"):
         shutil.copy(base / name, tmp_path)

@@ -224,7 +224,7 @@ def test_a_key_that_a_file_has_twice_is_refused(tmp_path):
     """YAML would use the last one without a word."""
     path = tmp_path / "c.yaml"
     path.write_text("name: x\nsample: {steps: 5}\nsample:\n  eta: 1.0\n")
-    with pytest.raises(UserError, match=r"the key 'sample' appears twice.* line 2") as error:
+    with pytest.raises(UserError, match=r"line 2, column 1, at 'sample: .*the key 'sample' appears twice") as error:
         load(str(path))
     assert "\n" not in str(error.value)
     path.write_text("name: x\nsample: {steps: 5, eta: 0, steps: 6}\n")
@@ -237,7 +237,12 @@ def test_a_key_that_a_file_has_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "fact"), [(b"\x89PNG\r\n", "it is not text"), (b"a: 1\nb: [1\n", "in line 2, col")]
+    ("content", "fact"),
+    [
+        (b"\x89PNG\r\n", "it is not text"),
+        (b"a: 1\nb: [1\n", "line 3, column 1: "),
+        (b"a: 1\n b: 2\nc: 3", "line 2, column 3, at 'b: 2': mapping values"),
+    ],
 )
 def test_a_file_that_is_no_config_is_said_without_pythons_words(tmp_path, content, fact):
     (tmp_path / "c.yaml").write_bytes(content)

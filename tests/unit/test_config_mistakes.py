@@ -33,7 +33,13 @@ def refusal(values: dict, cls=Config) -> str:
         ({"sample": {"clip": "yes"}}, "sample.clip", "none, x0, x0_and_eps or null", "'yes'"),
         ({"sample": {"clip_range": 0}}, "sample.clip_range", "a positive number, or null", "0"),
         ({"sample": None}, "sample", "a mapping", "null"),
-        ({"name": "../x"}, "name", "text that matches ^[A-Za-z0-9]", "'../x'"),
+        ({"name": "../x"}, "name", "text of letters, digits, dots, hyphens and underscores", "'../x'"),
+        ({"sample": {"steps": True}}, "sample.steps", "a positive whole number", "true"),
+        ({"sample": {"steps": "10"}}, "sample.steps", "a positive whole number", "'10'"),
+        ({"sample": {"eta": "0.5"}}, "sample.eta", "a number from 0 to 1, or sigma_hat", "'0.5'"),
+        ({"sample": {"spacing": [1, True]}}, "sample.spacing", "a list of one or more positive whole", "[1, True]"),
+        ({"train": {"flip": 1}}, "train.flip", "true or false", "1"),
+        ({"seed": 2**63}, "seed", "a whole number of at least 0 and less than 2^63", str(2**63)),
         ({"seed": -1}, "seed", "a whole number of at least 0", "-1"),
         ({"data": {"shape": [1, 2]}}, "data.shape", "a list of 3 positive whole numbers, or null", "[1, 2]"),
         ({"data": {"shape": [1, 2, "a"]}}, "data.shape", "a list of 3 positive whole numbers", "[1, 2, 'a']"),
@@ -72,7 +78,13 @@ def test_a_spacing_is_a_name_or_times(spacing):
     message = refusal({"sample": {"spacing": spacing}})
     assert message.count("must be") == 1
     assert "a list of one or more positive whole numbers, or linear, quadratic, " in message
-    assert message.endswith(f"or ermongroup-quad, not {spacing!r}")
+    assert message.endswith(f"or logsnr-int, not {spacing!r}")
+
+
+def test_a_number_with_an_exponent_is_text_in_yaml_and_a_truth_in_a_grid_is_no_number():
+    assert validate(Train, {"learning_rate": "2e-4"}, "t").learning_rate == 2e-4
+    with pytest.raises(UserError, match="steps: must be a positive whole number, not true"):
+        plan(load({**MINIMAL, "grid": {"steps": [True]}}))
 
 
 def test_of_a_long_list_the_wrong_item_is_shown():

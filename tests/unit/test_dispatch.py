@@ -234,8 +234,8 @@ def test_a_node_without_workers_counts_as_fit_for_two_minutes():
     health = node("a")
     health.lost("a", 0.0, "killed")
     health.left("a", 0.0)
-    assert health.fit(119, "sample") == {"n"}
-    assert health.fit(121, "sample") == set()
+    assert health.usable_nodes(119, "sample") == {"n"}
+    assert health.usable_nodes(121, "sample") == set()
 
 
 @pytest.mark.parametrize(

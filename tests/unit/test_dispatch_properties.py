@@ -129,7 +129,7 @@ def test_it_ends_even_if_no_node_is_good(behaviours, tasks, data, max_attempts, 
     nodes = {f"n{i}": (behaviour, 2) for i, behaviour in enumerate(behaviours)}
     world = World(nodes, tasks, max_attempts, **seconds(tail))
     finished = world.run(disturbances(data, 5))
-    assert finished or set(world.dispatcher.unfit()) == set(world.where.values())
+    assert finished or set(world.dispatcher.broken_nodes()) == set(world.where.values())
 
 
 @pytest.mark.parametrize("behaviour", BAD_NODES)

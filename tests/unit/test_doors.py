@@ -3,7 +3,6 @@
 Both are seen in plan, run, table, figure and gate. Jobs run in this process; the files and commands are real.
 """
 
-import importlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from asking import answer, forget_samplers
 from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
 from mutants import copy_tree
@@ -46,15 +46,15 @@ from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
 from taugrid.workers.sample import SampleJob, sample_shard
-from taugrid.workers.samplers import sampler
+from taugrid.workers.samplers import said, sampler
 from taugrid.workers.samplers.sampler import Sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 PAGE = (Path(__file__).parents[2] / "docs/custom-sampler.md").read_text()
-SAMPLER, RECIPE = (part.split("```")[0] for part in PAGE.split("```python\n")[1:])
+_, SAMPLER, RECIPE = (part.split("```")[0] for part in PAGE.split("```python\n")[1:])
 ENTRY_POINTS = PAGE.split("```toml\n")[1].split("```")[0]
-"""The example of the page, which promises that it works."""
+"""The example of a package; test_custom_sampler.py has that of functions."""
 GRID = CONFIG.replace("grid: {steps: [2], eta: [0.0, 1.0]}", "grid: {steps: [2, 4], sampler: [ddim, twice]}")
 
 
@@ -82,11 +82,8 @@ def planned(**sample):
 
 
 def forget():
-    samplers.entry.cache_clear()
-    sampler.find.cache_clear()
-    sampler.code_hash.cache_clear()
     sys.modules.pop("twice_sampler", None)
-    importlib.invalidate_caches()
+    forget_samplers()
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +98,7 @@ def package(tmp_path_factory):
     (about / "entry_points.txt").write_text("\n".join([f"[{group}]", *map(" = ".join, entries.items())]))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
+        patch.setattr(said, "ask", answer)
         forget()
         yield site
     forget()
@@ -161,7 +159,7 @@ def test_it_stands_in_tables_protocols_and_figures(told):
     blocks = {(row.sampler, row.steps): protocols[row.protocol].get("sampler") for row in frame.itertuples()}
     assert blocks["ddim", 2] is blocks["ddim", 4] is None
     assert blocks["twice", 2] == {
-        "name": "twice", "options": {}, "times": [999, 499], "last_sigma": 0.0, "clip": None,
+        "name": "twice", "options": {}, "times": [999, 999, 499, 499], "last_sigma": 0.0, "clip": None,
         "code": sampler.code_hash("twice"),
     }  # fmt: skip
     assert frame["eta"].isna().tolist() == (frame["sampler"] == "twice").tolist()
@@ -249,7 +247,7 @@ def other_package(package):
 
     def change(remove):
         entries.write_text("" if remove else before)
-        file.write_text(SAMPLER.replace("2 * len", "len"))
+        file.write_text(SAMPLER.replace("b.sigma * found.eps", "b.sigma * noise(b.key)"))
         forget()
 
     yield change
@@ -261,22 +259,25 @@ def other_package(package):
 @pytest.mark.parametrize("remove", [False, True], ids=["changed", "removed"])
 def test_a_finished_run_is_looked_at_without_its_samplers_package(told, other_package, remove):
     folder, _ = told
-    before = taugrid("status", folder / "run"), (folder / "run/tables/quality.csv").read_text()
+    looks = [("status", folder / "run"), ("plan", folder / "run"), ("verify", folder / "run")]
+    before = [taugrid(*look) for look in looks], (folder / "run/tables/quality.csv").read_text()
     other_package(remove)
-    assert taugrid("status", folder / "run") == before[0]
+    assert [taugrid(*look) for look in looks] == before[0]
     assert taugrid("report", folder / "run")
     assert (folder / "run/tables/quality.csv").read_text() == before[1]
     assert taugrid("compare", folder / "run", folder / "again")["result"] == "identical"
+    assert "twice_sampler" not in sys.modules, "its code has not run"
     with pytest.raises(UserError) as said:
         open_to_plan(str(folder / "small.yaml"), (), str(folder / "run"))
     known = ", ".join(samplers.SAMPLERS)
-    expected = f"must be one of {known}, or one of a package" if remove else "the package of the sampler twice differs"
+    expected = f"must be one of {known}, module:function" if remove else "the code of the sampler twice differs"
     assert expected in str(said.value)
 
 
 def test_a_sampler_that_is_not_here_is_one_line(package):
     with pytest.raises(
-        UserError, match=r"sampler: must be one of ddim, .*twice, or one of a package .*, not 'dpm'$"
+        UserError,
+        match=r"sampler: must be one of ddim, .*twice, module:function of your own, or one of a package .*, not 'dpm'$",
     ) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)

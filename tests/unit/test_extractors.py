@@ -169,7 +169,7 @@ def test_weights_that_are_not_here_are_refused_with_the_ways_out(hub, tmp_path):
         resolve(None, "photographs", None, PHOTOGRAPH)
     message = str(error.value)
     place = hub / Path(URL_INCEPTION_V3).name
-    assert all(part in message for part in (URL_INCEPTION_V3, str(place), "evaluate.weights: PATH", "refused")), message
+    assert all(part in message for part in (URL_INCEPTION_V3, str(place), "evaluate.weights", "refused")), message
     assert "\n" not in message
     assert not list(hub.iterdir())
     with pytest.raises(ValueError, match=r"evaluate.weights: there is no file .*absent.pth"):

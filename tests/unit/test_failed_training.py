@@ -43,7 +43,7 @@ def failing(monkeypatch):
         def begin(self, ended):
             ended.put(self)
 
-        def look(self):
+        def check_log(self):
             pass
 
         def end(self, log):

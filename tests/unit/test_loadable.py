@@ -41,7 +41,9 @@ def test_what_is_gone_or_replaced_is_named(both, tmp_path):
     )
     shutil.rmtree(tmp_path / "old")
     assert "no folder" in why_no_second_look([pair(*both)], False)
-    assert "on a disk" in why_no_second_look([pair(both[0], Network("abc", {}, None, None))], False)
+    assert "not an oracle or a run in a bucket" in why_no_second_look(
+        [pair(both[0], Network("abc", {}, None, None))], False
+    )
 
 
 def custom(place, source="s", digest=None, function="mine:network"):

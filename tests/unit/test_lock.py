@@ -110,6 +110,7 @@ def test_status_says_who_is_at_work(tmp_path):
 
     assert "driver: none is running here" in said().splitlines()
     assert said("--json")["driver"] is None
+    assert said().splitlines()[1].startswith("driver: "), "below the name of the run"
     with held(root) as holder:
         assert f"driver: process {holder.pid} on {socket.gethostname()} is running" in said().splitlines()
         at_work = said("--json")
@@ -117,6 +118,7 @@ def test_status_says_who_is_at_work(tmp_path):
         assert (at_work["driver"]["host"], at_work["driver"]["process"]) == (socket.gethostname(), holder.pid)
         assert taugrid.open(root).status()["driver"].keys() == {"host", "process", "last_seen"}
         assert "driver" not in taugrid.plan("gaussian", root)
+    assert f"driver: none is running here; the last one was killed (process {holder.pid} on " in said()
     assert said("--json")["driver"] is None
 
 

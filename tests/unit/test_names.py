@@ -75,6 +75,12 @@ def test_long_lists_are_cut_but_stay_apart():
     assert len(value_text(one)) < 45
 
 
+@pytest.mark.parametrize("selector", ["eta=σ̂,S=2", "η=sigma_hat S=2"])
+def test_a_selector_may_be_written_as_in_a_table(selector):
+    plan = planned(grid={"steps": [1, 2], "eta": [0.0, "sigma_hat"]})
+    assert find_cell(plan, selector) is plan.cells[3]
+
+
 @pytest.mark.parametrize("selector", [
     "steps=50,schedule=cosine,learning_rate=2e-4", "S=50, train.learning_rate=0.0002, diffusion.schedule=cosine",
     "schedule=cosine learning_rate=0.0002 · S=50 eta=0",

@@ -1,5 +1,8 @@
 """No option counts twice in silence, in whatever command."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -57,6 +60,27 @@ def test_options_that_are_lists_may_be_repeated(words, tmp_path, monkeypatch):
         cli.main([*words, *given, *history], standalone_mode=False)
     assert "given twice" not in str(caught.value)
     assert "absent-config" in str(caught.value)
+
+
+def test_a_number_is_not_called_an_integer_range():
+    with pytest.raises(click.BadParameter, match="'two' is not a valid whole number"):
+        cli.main(["run", "digits", "--workers", "two"], standalone_mode=False)
+
+
+def test_status_takes_the_name_of_a_shipped_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^runs/digits-v2 is not a run directory"):
+        cli.main(["status", "digits"], standalone_mode=False)
+    with pytest.raises(UserError, match=r"^nothing is not a run directory"):
+        cli.main(["status", "nothing"], standalone_mode=False)
+
+
+def test_a_reader_that_has_gone_changes_no_exit_code():
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "taugrid", "config", "show", "digits"]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_two_values_for_one_key_are_refused():

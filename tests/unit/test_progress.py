@@ -177,6 +177,17 @@ def test_the_rate_of_the_reference_foretells_that_of_features():
     assert session.left == "10 s left then scoring"
 
 
+def test_what_is_under_way_is_not_named_as_what_comes_next():
+    earlier = {("sample/m", "cpu"): 0.01, ("score", "cpu"): 0.01}
+    session = Session(tasks(("a",), 1), earlier)
+    session.join("w0")
+    session.give("w0", "sample/a/0")
+    assert session.left.endswith("left then extracting features")
+    session.did("w0", "shard", after=10)
+    session.give("w0", "extract/a/0")
+    assert (session.state.main, session.left) == ("extract", ""), "the score alone would take 2 s"
+
+
 def test_the_rate_of_one_kind_of_work_is_not_shown_for_the_next():
     known = by_key(REFERENCE) | tasks(("a",), 1)
     session = Session(known)

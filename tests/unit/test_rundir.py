@@ -37,7 +37,7 @@ def test_each_session_has_its_own_events(tmp_path):
 def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path):
     rundir = RunDir(tmp_path)
     rundir.events.mkdir()
-    whole = json.dumps({"time": "t", "event": "session"})
+    whole = json.dumps({"time": "t", "event": "session", "stages": []})
     (rundir.events / "0007.jsonl").write_text(f'{whole}\n{{"time": "t", "ev')
     assert [event["event"] for event in read_events(rundir)] == ["session"]
     assert Events(rundir).path.name == "0008.jsonl"

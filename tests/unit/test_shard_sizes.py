@@ -69,7 +69,9 @@ def test_a_plan_foretells_the_time_of_all_workers_that_find_a_shard(tmp_path):
     """Three shards, of 4,480, 4,480 and 1,280 network evaluations."""
     rundir = RunDir(tmp_path)
     rundir.events.mkdir()
-    (rundir.events / "0001.jsonl").write_text(json.dumps({"event": "shard", "seconds": 10, "evaluations": 1000}) + "\n")
+    keys = dict.fromkeys(("cell", "path", "worker", "device", "images", "committed"), "")
+    event = {"event": "shard", "seconds": 10, "evaluations": 1000, **keys}
+    (rundir.events / "0001.jsonl").write_text(json.dumps(event) + "\n")
 
     def foretold(workers):
         config = configured(workers, num_samples=1024, batch_size=64, shard_evaluations=5000)
@@ -114,29 +116,29 @@ def job_of(config, root):
 def test_heartbeats_foretell_a_long_shard_once(tmp_path, fraction, tells):
     job = job_of(configured(num_samples=1024, batch_size=64), tmp_path)
     listening = LongShards()
-    assert listening.heard("a", job, 0.0, 100.0) is None
-    assert listening.heard("a", job, fraction / 2, 100.0 + PREDICTION_SECONDS / 2) is None, "too early"
-    said = listening.heard("a", job, fraction, 100.0 + PREDICTION_SECONDS)
+    assert listening.warning("a", job, 0.0, 100.0) is None
+    assert listening.warning("a", job, fraction / 2, 100.0 + PREDICTION_SECONDS / 2) is None, "too early"
+    said = listening.warning("a", job, fraction, 100.0 + PREDICTION_SECONDS)
     assert (said is not None) == tells
     if tells:
         assert "16 min 40 s" in said
-        assert listening.heard("a", job, 2 * fraction, 100.0 + 2 * PREDICTION_SECONDS) is None, "once"
+        assert listening.warning("a", job, 2 * fraction, 100.0 + 2 * PREDICTION_SECONDS) is None, "once"
 
 
 def test_a_new_job_begins_anew(tmp_path):
     job = job_of(configured(num_samples=1024, batch_size=64), tmp_path)
     listening = LongShards()
-    listening.heard("a", job, 0.0, 100.0)
-    assert listening.heard("a", replace(job), 0.01, 100.0 + PREDICTION_SECONDS) is None, "its first heartbeat"
+    listening.warning("a", job, 0.0, 100.0)
+    assert listening.warning("a", replace(job), 0.01, 100.0 + PREDICTION_SECONDS) is None, "its first heartbeat"
 
 
 def test_images_that_are_only_copied_take_no_time(tmp_path):
     job = replace(job_of(configured(num_samples=1024, batch_size=64), tmp_path), kept=512)
     listening = LongShards()
-    listening.heard("a", job, 0.0, 100.0)
-    copied = listening.heard("a", job, 0.01, 100.0 + PREDICTION_SECONDS)
+    listening.warning("a", job, 0.0, 100.0)
+    copied = listening.warning("a", job, 0.01, 100.0 + PREDICTION_SECONDS)
     listening = LongShards()
     job = replace(job, kept=0)
-    listening.heard("a", job, 0.0, 100.0)
-    assert copied != listening.heard("a", job, 0.01, 100.0 + PREDICTION_SECONDS)
+    listening.warning("a", job, 0.0, 100.0)
+    assert copied != listening.warning("a", job, 0.01, 100.0 + PREDICTION_SECONDS)
     assert advised(copied)["batch_size"] < 64

@@ -15,6 +15,7 @@ from test_reconstruct_work import save_network
 
 from taugrid.config import Cluster
 from taugrid.errors import UserError
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import training as stage
 from taugrid.orchestrator.dispatch.capacity import Node, Size, Trainers
 from taugrid.orchestrator.dispatch.training import HELPERS_BYTES, another_fits, most_at_once
@@ -262,7 +263,7 @@ def test_if_none_finds_room_they_have_failed(opened, monkeypatch):
 def test_a_setting_to_change_is_told_at_once_and_those_at_work_end_first(opened, monkeypatch):
     first, second, third = (model.id for model in opened.plan.models)
     works, told, stay = threading.Event(), threading.Event(), threading.Event()
-    look, say = stage.Training.look, Progress.say
+    look, say = stage.Training.check_log, Progress.say
 
     def too_long(self):
         if self.model.id == second and works.is_set():
@@ -284,7 +285,7 @@ def test_a_setting_to_change_is_told_at_once_and_those_at_work_end_first(opened,
         else:
             stay.wait(MINUTE)
 
-    monkeypatch.setattr(stage.Training, "look", too_long)
+    monkeypatch.setattr(stage.Training, "check_log", too_long)
     monkeypatch.setattr(Progress, "say", said)
     with pytest.raises(UserError, match="no worker fits"):
         do(opened, monkeypatch, train, trainings=2)
@@ -311,8 +312,29 @@ def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
             do(opened, patched, train)
     stay.set()
     _, printed = do(opened, monkeypatch, trained)
-    assert printed.count("was interrupted at step 4; it continues") == 3
+    assert printed.count("was interrupted at step 4; it begins again") == 3
     assert events(opened) == ["train"] * 6 + ["trained"] * 3
+
+
+def test_ctrl_c_tells_which_steps_are_lost_and_where_a_training_continues(opened, monkeypatch):
+    def train(spec):
+        log = Log(spec.running, 0, tensorboard=False)
+        log.write(Record(7, 0.5, 1e-3, 1.0, 1, 0.1))
+        log.checkpointed(5)
+        (spec.running / "checkpoint_1").mkdir()
+        threading.Event().wait(MINUTE)
+
+    def interrupted(progress, done, **_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            do(opened, patched, train, trainings=1)
+    assert "train.seed=0: 2 steps since its checkpoint of step 5 lost" in ending.interrupted()
+    _, printed = do(opened, monkeypatch, trained)
+    assert "was interrupted at step 7; it continues from its last checkpoint, of step 5" in printed
+    assert "lost" not in ending.interrupted()
 
 
 def test_a_bar_says_which_training_it_is_of_or_how_many():
@@ -331,5 +353,5 @@ def test_a_training_that_failed_was_not_interrupted(opened, monkeypatch):
     with pytest.raises(stage.TrainingFailed, match="nan"):
         do(opened, monkeypatch, train)
     _, printed = do(opened, monkeypatch, trained)
-    assert printed.count("failed at step 4; it continues from the start") == 3
+    assert printed.count("failed at step 4; it begins again, because it has no checkpoint") == 3
     assert "interrupted" not in printed

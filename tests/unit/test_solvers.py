@@ -14,7 +14,6 @@ from orders import CLAIMED, ORACLES, PROCESS, measured
 
 from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.sections import SAMPLE_DEFAULTS, calls
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.noise import normal
@@ -22,6 +21,7 @@ from taugrid.workers.diffusion.process import path
 from taugrid.workers.diffusion.timesteps import times
 from taugrid.workers.samplers.dpmpp2m import DPMpp2M
 from taugrid.workers.samplers.dpmpp3m import DPMpp3M
+from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, from_sampler
 from taugrid.workers.samplers.sampler import find
 from taugrid.workers.samplers.solver import Evaluated
 
@@ -64,7 +64,7 @@ def no_noise(*_):
 def sampled(name, x=X, process="usual", network=v, **given):
     """What the solver makes of x, for settings that the plan accepts."""
     cell, diffusion = settings(name, **given), DIFFUSIONS[process]
-    planned = calls(cell, diffusion)
+    planned = from_sampler(cell, diffusion)
     denoise = Denoise(network, schedules.process(diffusion), "v_prediction", cell.clip, cell.clip_range)
     found = find(name).sample(x, path(denoise.process, planned.tau), denoise, no_noise, cell)
     assert denoise.calls == planned.evaluations

@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from taugrid import config
 from taugrid.errors import DeviceUnusable, UserError
 from taugrid.jobs import Hopeless, TrainingSpec
+from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.dispatch import training as driver
 from taugrid.orchestrator.dispatch.capacity import Node
@@ -35,6 +36,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.view.inspection import describe
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
@@ -403,7 +405,11 @@ def test_log_is_cut_back_to_the_checkpoint_and_progress_reads_its_end(tmp_path):
     with path.open("ab") as torn:
         torn.write(b"\n" + bytes(40) + b"\n")  # and a power loss the end of a file
     assert training_progress(tmp_path, "m")[:3] == (300, 1 / 300, 2)
+    assert training_progress(tmp_path, "m").checkpoint == 0
+    log.checkpointed(200)
+    assert training_progress(tmp_path, "m").checkpoint == 200
     Log(spec.running, 120, tensorboard=False).write(Record(121, 0.5, 1e-3, 0.3, 1, 0.2))
+    assert training_progress(tmp_path, "m").checkpoint == 120
     assert [record["step"] for record in log_of(spec)] == list(range(1, 122))
     (tmp_path / "m" / "train").mkdir(parents=True)
     path.rename(tmp_path / "m" / "train" / "log.jsonl")
@@ -463,6 +469,17 @@ def test_what_a_driver_left_that_was_killed_after_the_commit_is_put_right(tmp_pa
     assert list(rundir.figures.iterdir()) == [], "a figure of models that are gone"
 
 
+def test_status_counts_as_done_what_a_checkpoint_holds(tmp_path):
+    session = a_run(tmp_path, steps=1000)
+    rundir, (model,) = session.rundir, session.plan.models
+    log = Log(rundir.models / f".training-{model.id}", 0, tensorboard=False)
+    log.write(Record(249, 0.5, 1e-3, 1.0, 1, 249.0))
+    log.checkpointed(200)
+    status = describe(session.run)
+    assert (status["train_steps_remaining"], status["train_worker_seconds_remaining"]) == (800, 800.0)
+    assert "to be trained for 1,000 steps (200 done, and 49 since its last checkpoint)" in plan_text(status)
+
+
 def watched(tmp_path, monkeypatch, may_grow=False, **train):
     """What is said of a training that does nothing for a while."""
     monkeypatch.setattr(driver.fit, "train", lambda spec: time.sleep(0.3))
@@ -470,7 +487,7 @@ def watched(tmp_path, monkeypatch, may_grow=False, **train):
     ended = SimpleQueue()
     training.begin(ended)
     while ended.empty():
-        training.look()
+        training.check_log()
         time.sleep(0.01)
     return said()
 

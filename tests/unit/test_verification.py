@@ -86,6 +86,13 @@ def spoil(path):
         ("run.json", spoil, "run"),
         ("tables/quality.json", spoil, "report"),
         ("provenance.json", delete, "report"),
+        ("scorer.json", spoil, "run"),
+        ("plan.json", spoil, "report"),
+        ("tables/quality.csv", flip, "report"),
+        ("tables/cells.parquet", flip, "report"),
+        ("figures/quality.png", flip, "report"),
+        ("report.html", flip, "report"),
+        ("report.json", spoil, "report"),
     ],
 )
 def test_the_next_step_mends_the_damage(pattern, harm, command, opened, copy):
@@ -95,7 +102,7 @@ def test_the_next_step_mends_the_damage(pattern, harm, command, opened, copy):
     [line] = in_words(steps)
     assert line.startswith(f"`taugrid {command} {copy}` solves {'all' if len(damages) > 1 else 'it'}")
     printed = do(opened, command, copy)
-    is_moved = harm is not delete and pattern.startswith(("samples", "features", "scores"))
+    is_moved = harm is not delete and pattern.startswith(("samples", "features", "scores", "scorer"))
     assert ("moved to damaged/" in printed) == is_moved
     assert said(opened, copy) == ([], [])
 
@@ -136,6 +143,31 @@ def test_what_was_never_made_is_not_damage(opened, tmp_path):
     [line] = unfinished_in_words(unfinished, rundir)
     assert line.startswith(f"{len(unfinished)} shards not sampled yet")
     assert f"taugrid run {root}" in line
+
+
+def test_a_verdict_does_not_call_intact_what_is_missing(opened, copy, tmp_path):
+    sampled = tmp_path / "sampled"
+    do(opened, "sample", sampled)
+    assert "what is there is intact; no cell is scored" in taugrid("verify", sampled)[0]
+    shutil.rmtree(copy / "scores")
+    (copy / "events/0001.jsonl").write_text('{"event": "session", "stages": ["sample", "evaluate"]}\n')
+    assert "2 cells not scored yet" in taugrid("verify", copy, code=4)[1]
+    (sampled / "run.json").unlink()
+    out, err = taugrid("verify", sampled)
+    assert "what is there is intact" in out
+    assert "run.json: not there" in err
+
+
+def test_a_run_without_news_draws_nothing_again(opened, copy):
+    """Drawing takes 13 s of a demo that has nothing to do."""
+    do(opened, "run", copy)  # the files of a copy are new
+    times = {path: path.stat().st_mtime_ns for path in (copy / "report.html", *copy.glob("figures/*"))}
+    do(opened, "run", copy)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    spoil(copy / "tables/quality.json")
+    do(opened, "run", copy)
+    assert said(opened, copy) == ([], [])
+    assert times[copy / "report.html"] < (copy / "report.html").stat().st_mtime_ns
 
 
 def test_a_run_that_is_damaged_and_unfinished_exits_as_damaged(opened, tmp_path):
@@ -246,12 +278,12 @@ def test_lines_that_are_not_as_written_are_told_but_for_a_last_one_that_a_kill_t
     assert said(opened, copy) == ([], [])
     assert remarks(RunDir(copy)) == []
     for path in (events, ledger):
-        path.write_bytes(b"junk\n" + path.read_bytes())
+        path.write_bytes(b"junk\n" + path.read_bytes().replace(b'"cell": "', b'"cdll": "', 1))
     [line] = remarks(RunDir(copy))
-    assert line.startswith("ledger.jsonl: 1 line")
+    assert line.startswith("ledger.jsonl: 2 lines")
     [damage], [step] = said(opened, copy)
     assert damage.path == events
-    assert "1 line " in damage.reason
+    assert "2 lines " in damage.reason
     assert "remove" in step.words
 
 

@@ -108,8 +108,8 @@ def test_a_driver_with_a_larger_grid_than_the_watcher_has_read_is_watched_all_th
     try:
         later.add("session", stages=["evaluate"])
         later.add("worker", worker="w0", node="n", device="cpu")
-        later.add("assigned", task="score/0123456789", worker="w0")
-        later.add("score", task="score/0123456789", images=40, seconds=1.0, worker="w0", committed=True)
+        later.add("assigned", task="score/0123456789", worker="w0", device="cpu")
+        later.add("score", task="score/0123456789", images=40, seconds=1.0, worker="w0", device="cpu", committed=True)
         watched.poll()
         assert progress.state.todo.done["score"].tasks == 1
     finally:
@@ -270,7 +270,7 @@ def test_a_training_that_waits_is_not_at_work(tmp_path):
         session.add("train", model=second.id, step=20)
         assert shown() == "training 2 models: 0 of 200 steps"
         log(rundir, first, 41)
-        assert shown() == "training 2 models: 61 of 200 steps, 2 workers, train.seed=0: loss 0.0244"
+        assert shown() == "training 2 models: 60 of 200 steps, 2 workers, train.seed=0: loss 0.0244"
         log(rundir, second, 15)  # from its last checkpoint
         assert "4 workers, 2 at a time" in shown()
         log(rundir, second, 20)

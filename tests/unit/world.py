@@ -56,7 +56,7 @@ class World:
             self._steps += 1
             disturb(self)
             self.give()
-            if self.dispatcher.unfit() and not any(what == "joins" for _, _, what, _, _ in self._events):
+            if self.dispatcher.broken_nodes() and not any(what == "joins" for _, _, what, _, _ in self._events):
                 return False
             self._wait()
         return True

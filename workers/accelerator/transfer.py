@@ -82,15 +82,14 @@ def to_host(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
     on_gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
     if on_gpu is None:
         return [tensor.cpu() for tensor in tensors], None
-    copies = [_copy_begun(tensor) if tensor.is_cuda else tensor for tensor in tensors]
+    # A copy in pinned memory is filled when the device reaches it in its queue; torch reuses such memory.
+    copies = [
+        torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True) if x.is_cuda else x
+        for x in tensors
+    ]
     copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting for it keeps no core busy
     copied.record(torch.cuda.current_stream(on_gpu))  # of that GPU, which need not be the current one
     return copies, copied
-
-
-def _copy_begun(tensor: Tensor) -> Tensor:
-    """A copy in pinned memory, filled when the device reaches the copy in its queue; torch reuses such memory."""
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def to_device(tensor: Tensor, device: str) -> Tensor:

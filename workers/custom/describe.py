@@ -1,6 +1,7 @@
 """Finds what a config names by an import string, and describes it in another process, which runs the code with torch.
 
-`python -P -m taugrid.workers.custom.describe FUNCTION ARGUMENTS` is that process.
+`python -P -m taugrid.workers.custom.describe FUNCTION ARGUMENTS` is that process. taugrid itself writes the arguments,
+which can be long, to its stdin.
 """
 
 import difflib
@@ -65,12 +66,13 @@ def ask(function: str, arguments: Mapping[str, Any], subject: str, trial: str) -
             the command that shows the whole traceback.
     """
     # -P: a user's file named like an installed package must not be imported in its place.
-    command = ["-P", "-m", "taugrid.workers.custom.describe", function, json.dumps(arguments)]
-    shown = shlex.join(["python", *command])
+    command, given = ["-P", "-m", "taugrid.workers.custom.describe", function], json.dumps(arguments)
+    shown = shlex.join(["python", *command, given])
     try:
         done = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS
-        )
+            [sys.executable, *command], input=given, capture_output=True, text=True, check=False,
+            timeout=TIMEOUT_SECONDS,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise CustomCodeError(
             f"{subject} took more than {TIMEOUT_SECONDS:.0f} seconds to {trial}; to watch it, run: {shown}"
@@ -85,10 +87,11 @@ def ask(function: str, arguments: Mapping[str, Any], subject: str, trial: str) -
 
 def main() -> None:
     """The main function of the other process: print the fields as JSON or, on stderr, a traceback and the error."""
-    function, arguments = sys.argv[1:]
+    function, *given = sys.argv[1:]
+    arguments = json.loads(given[0] if given else sys.stdin.read())
     sys.path.append(str(Path.cwd()))  # Ray's workers also import from the folder in which the driver was started
     try:
-        fields = asdict(find(function)(**json.loads(arguments)))
+        fields = asdict(find(function)(**arguments))
     except Exception as error:
         traceback.print_exc()
         text = joined_lines(error)

@@ -49,16 +49,23 @@ class Process(Protocol):
     def alpha_bar(self) -> NDArray[np.float64]:
         """(T + 1,) float64: alpha^2 / (alpha^2 + sigma^2) at the times 0..T."""
 
+    @property
+    def prediction(self) -> PredictionType:
+        """What its networks predict."""
+
     def at(self, t: float) -> Point:
         """The point at the paper's time t in 0..T."""
+
+    def __hash__(self) -> int:
+        """What is known of a process is cached by its identity."""
 
 
 class DiscreteVP:
     """The process of DDPM: alpha^2 + sigma^2 = 1, times 0..T."""
 
-    def __init__(self, alpha_bar: NDArray[np.float64]) -> None:
+    def __init__(self, alpha_bar: NDArray[np.float64], prediction: PredictionType = "epsilon") -> None:
         """`alpha_bar`, (T + 1,), begins with 1, or with `alpha_bar[1]`, which makes a last step end at time 1."""
-        self.alpha_bar = alpha_bar
+        self.alpha_bar, self.prediction = alpha_bar, prediction
         self._levels = alpha_bar.tolist()
 
     @property

@@ -1,7 +1,6 @@
-"""The interface of samplers. The driver calls them too, so torch is imported only in `Sampler.sample`."""
+"""The interface of samplers. The driver asks taugrid's own too, so they import torch only in `Sampler.sample`."""
 
 import difflib
-import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,6 +12,7 @@ from taugrid.errors import CustomCodeError, UserError, last_line
 from taugrid.hashing import json_sha256
 from taugrid.registry import samplers
 from taugrid.workers.content import require_same
+from taugrid.workers.custom.describe import find as find_object
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, Process, network_time
@@ -20,6 +20,9 @@ from taugrid.workers.diffusion.timesteps import times
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+KEYS_OF_A_FUNCTION = frozenset({"spacing", "steps_offset"})
+"""The `Sampler.keys` of a function that has no attribute `keys`."""
 
 
 class Noise(Protocol):
@@ -104,15 +107,17 @@ class Sampler(ABC):
 
 @cache
 def find(name: str) -> Sampler:
-    """The sampler of that name.
+    """The sampler of that name, imported; errors of a custom one's own code pass through.
 
     Raises:
-        UserError: if there is none, or its class can't be loaded.
+        UserError: if there is none, or it is no sampler.
     """
     try:
-        sampler = samplers.entry(name).load()()
-    except (ValueError, ImportError, AttributeError, TypeError) as error:
+        entry = samplers.entry(name)
+        found = find_object(f"{entry.module}:{entry.attr}")
+    except (ValueError, CustomCodeError) as error:
         raise UserError(f"sample.sampler: {name}: {last_line(error)}") from error
+    sampler = found() if isinstance(found, type) else _of_function(found, name)
     if not isinstance(sampler, Sampler):
         raise UserError(f"sample.sampler: {name} is {type(sampler).__name__}, not a taugrid.workers.samplers Sampler")
     if unknown := sorted(map(str, set(sampler.keys) - set(SAMPLER_KEYS))):
@@ -122,33 +127,26 @@ def find(name: str) -> Sampler:
     return sampler
 
 
-def tau_of(name: str, settings: Sample, process: Process) -> tuple[float, ...]:
-    """The sampler's tau. Times may repeat.
-
-    Raises:
-        ValueError: if the settings allow none.
-        UserError: if it is not what the interface says.
-    """
-    tau, T = tuple(find(name).tau(settings, process)), process.timesteps
-    numbers = set(map(type, tau)) <= {int, float}
-    if not tau or not numbers or list(tau) != sorted(tau) or not 1 <= tau[0] <= tau[-1] <= T:
-        said = f"`tau` of {name} must return increasing numbers in 1..{T}, not {reprlib.repr(tau)}"
-        raise UserError(f"sample.sampler: {said}")
-    return tau
+def _of_function(function: Any, name: str) -> Any:
+    """A `Sampler` whose `sample` is a function; its attributes `keys`, `options` and `evaluations` count."""
+    if not callable(function):
+        return function
+    said = {key: getattr(function, key) for key in ("keys", "options") if hasattr(function, key)}
+    said |= {"evaluations": staticmethod(function.evaluations)} if hasattr(function, "evaluations") else {}
+    return type(name, (Sampler,), {"keys": KEYS_OF_A_FUNCTION, "sample": staticmethod(function), **said})()
 
 
-def evaluations_of(name: str, settings: Sample, process: Process) -> int:
-    """The sampler's network evaluations per image; `UserError` unless they are a positive integer."""
-    evaluations = find(name).evaluations(settings, process)
-    if type(evaluations) is not int or evaluations < 1:
-        raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {evaluations!r}")
-    return evaluations
+def with_defaults(settings: Sample, sampler: Sampler) -> Sample:
+    """`settings` as a custom sampler gets them: its options that they leave open have their defaults."""
+    if not samplers.is_custom(settings.sampler):
+        return settings
+    return settings.model_copy(update={"sampler_options": {**sampler.options, **settings.sampler_options}})
 
 
 @cache
 def code_hash(name: str) -> str | None:
-    """SHA-256 of a custom sampler's package name, package version and module source. None for built-ins."""
-    if name in samplers.SAMPLERS:
+    """SHA-256 of a custom sampler's source and, in a package, its name and version. None for taugrid's own."""
+    if not samplers.is_custom(name):
         return None
     try:
         entry = samplers.entry(name)

@@ -11,6 +11,9 @@ from taugrid.storage import LOCAL, Storage
 LOG = "log.jsonl"
 """Its name, in Ray Train's folder and in the folder of a trained model."""
 
+CHECKPOINT = "last_checkpoint"
+"""The file in Ray Train's folder that holds the step of the last checkpoint: the folders' names do not say it."""
+
 BYTES_OF_THE_END = 4096
 """Enough of a log for its last whole line."""
 
@@ -47,9 +50,9 @@ class Log:
         path = folder / LOG
         kept = [record for record in whole_lines(path) if record["step"] <= done]
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(path)
+        _replace(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._checkpoint = folder / CHECKPOINT
+        self.checkpointed(done)
         self._file = path.open("a", buffering=1)  # a line is one write
         self._events = _new_event_writer(folder) if tensorboard else None
         for record in kept:
@@ -60,11 +63,21 @@ class Log:
         self._file.write(json.dumps(fields) + "\n")
         self._show(fields)
 
+    def checkpointed(self, step: int) -> None:
+        """Write down that a checkpoint of `step` is in place."""
+        _replace(self._checkpoint, str(step))
+
     def _show(self, record: dict[str, Any]) -> None:
         if self._events is not None:
             for name in record.keys() & SCALARS:  # not all were always logged
                 self._events.add_scalar(name, record[name], record["step"])
             self._events.flush()  # a kill must not lose steps that a checkpoint covers
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _new_event_writer(folder: Path) -> Any:
@@ -94,6 +107,8 @@ class TrainingProgress(NamedTuple):
     workers: int
     seconds: float = 0.0
     """Time spent on training so far, over all attempts."""
+    checkpoint: int = 0
+    """Steps that its last checkpoint has done, from which it would continue."""
 
 
 def training_progress(models_dir: str | Path, model_id: str, storage: Storage = LOCAL) -> TrainingProgress | None:
@@ -105,7 +120,11 @@ def training_progress(models_dir: str | Path, model_id: str, storage: Storage = 
         return None
     last = records[-1]
     workers, seconds = last.get("workers", 1), last.get("seconds", 0.0)  # older logs lack them
-    return TrainingProgress(last["step"], last["loss"], workers, seconds)
+    try:
+        checkpoint = int(storage.read(running.with_name(CHECKPOINT)))
+    except FileNotFoundError:
+        checkpoint = last["step"] if storage.exists(committed) else 0
+    return TrainingProgress(last["step"], last["loss"], workers, seconds, checkpoint)
 
 
 def _last_lines(log: Path, storage: Storage) -> list[dict[str, Any]]:

@@ -163,6 +163,8 @@ def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, r
             log.write(record)
         if due:
             checkpoints.report(state, rank)
+            if log is not None:
+                log.checkpointed(state.step)
             checkpointed = state.step
 
 

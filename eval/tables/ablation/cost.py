@@ -143,7 +143,7 @@ def costs_markdown(costs: Sequence[Cost]) -> str:
 
 
 def _line(cost: Cost) -> list[str]:
-    numbers = [" ".join(write_number(cost.fid, cost.fid_se)), str(cost.evaluations)]
+    numbers = [" ".join(write_number(cost.fid, cost.fid_se)).rstrip(), str(cost.evaluations)]
     times = [MISSING if time is None else write_number(time)[0] for time in (cost.seconds, cost.train_seconds)]
     marks = [OPTIMAL if best else "" for best in (cost.best_for_evaluations, cost.best_for_seconds)]
     return [*cost.settings.values(), *numbers, *times, *marks]

@@ -230,7 +230,7 @@ class Dispatcher:
         """Whether a task that failed is to blame; not as long as a copy of it runs."""
         if self.in_flight.copies(key):
             return False
-        fit = self.health.fit(now, self._kind(key))
+        fit = self.health.usable_nodes(now, self._kind(key))
         return suffices(self._histories[key].evidence, self._max_attempts, fit, self.health.proven())
 
     def _settle(self, key: str, to_blame: bool) -> bool:
@@ -280,9 +280,9 @@ class Dispatcher:
         at_once = not running and bool(wanted := self.startable) and not self.health.able(idle, wanted)
         return self.health.due(now, at_once, running)
 
-    def unfit(self) -> dict[str, str]:
+    def broken_nodes(self) -> dict[str, str]:
         """Node -> why, if no worker has a task and no node that has workers is fit for what is ready. Else empty."""
-        unfit = self.health.unfit()
+        unfit = self.health.broken_nodes()
         if not unfit or self.in_flight.running or not (wanted := self.startable):
             return {}
         return {} if self.health.may_yet(self.in_flight.idle, wanted) else unfit
@@ -323,7 +323,7 @@ class Dispatcher:
         if (key := self._next_trial) is None:
             return
         kind, failures = self._kind(key), self._histories[key].evidence
-        fewest = min((failures[node] for node in self.health.fit(now, kind)), default=0)
+        fewest = min((failures[node] for node in self.health.usable_nodes(now, kind)), default=0)
         for worker in self.health.able(self.in_flight.idle, {kind}):
             if failures[self.health.node(worker)] <= fewest:
                 self._poison.begin(key)

@@ -193,7 +193,7 @@ class Health:
 
     def may_yet(self, workers: Iterable[str], kinds: Set[str]) -> bool:
         """Whether any of `workers` may be given a task of `kinds`, now or once its cooldown is over."""
-        unfit = self.unfit()
+        unfit = self.broken_nodes()
         return any(self._workers[worker].node not in unfit and self._serves(worker, kinds) for worker in workers)
 
     def _serves(self, worker: str, kinds: Set[str]) -> bool:
@@ -218,7 +218,7 @@ class Health:
                 due.append(worker)
         return due
 
-    def fit(self, now: float, kind: str) -> set[str]:
+    def usable_nodes(self, now: float, kind: str) -> set[str]:
         """The nodes that do tasks of this kind and did not cool down on strong evidence since their last task.
 
         Nodes that drain are not among them; those just without workers are.
@@ -239,7 +239,7 @@ class Health:
         """The nodes that did a task and did not cool down since."""
         return {name for name, node in self._nodes.items() if node.proven}
 
-    def unfit(self) -> dict[str, str]:
+    def broken_nodes(self) -> dict[str, str]:
         """Node -> why the run no longer counts on it."""
         unfit = [worker for worker in self._cooling if self._workers[worker].is_unfit]
         numbers = Counter(self._workers[worker].node for worker in unfit)

@@ -1,0 +1,262 @@
+"""`sample.sampler: module:function`: what the page promises, what is refused before a run, and what a run keeps."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from asking import forget_code_here
+from click.testing import CliRunner
+from in_process import drive, small_run
+
+from taugrid.config import Config, validate
+from taugrid.errors import OtherContent, UserError
+from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.jobs.client import pack_job
+from taugrid.orchestrator.opened import open_to_plan
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Session
+from taugrid.storage import LOCAL, read_json
+from taugrid.workers.samplers import said, sampler
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
+PAGE = (Path(__file__).parents[2] / "docs/custom-sampler.md").read_text()
+SOURCE = PAGE.split("```python\n")[1].split("```")[0]
+"""my_sampler.py"""
+EXPERIMENT = PAGE.split("```yaml\n")[1].split("```")[0]
+
+BROKEN = """
+import random
+import numpy as np
+import torch
+
+def good(x, path, denoise, noise, settings):
+    for point in path[:-1]:
+        x = denoise(x, point).x0
+    return x
+
+def after(change):
+    return lambda x, path, denoise, noise, settings: change(good(x, path, denoise, noise, settings))
+
+def said(**attributes):
+    function = after(lambda x: x)
+    vars(function).update(attributes)
+    return function
+
+def at_time_0(x, path, denoise, noise, settings):
+    return denoise(x, path[-1]).x0
+
+def too_few_arguments(x, path, denoise, noise):
+    return x
+
+def fails(x, path, denoise, noise, settings):
+    return x + undefined
+
+calls = []
+
+randn = after(lambda x: x + torch.randn_like(x))
+numpys = after(lambda x: x + np.random.rand())
+pythons = after(lambda x: x + random.random())
+own_generator = after(lambda x: x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+entropy = after(lambda x: x + np.random.default_rng().random())
+shape = after(lambda x: x[:, :, 1:])
+dtype = after(lambda x: x.double())
+nothing = after(lambda x: None)
+nan = after(lambda x: x / 0 * 0)
+mean = after(lambda x: x - x.mean())
+keeps_state = after(lambda x: (calls.append(x), x + len(calls))[1])
+wrong_number = said(evaluations=lambda settings, process: 2 * settings.steps)
+no_number = said(evaluations=lambda settings, process: settings.steps / 1)
+wrong_keys = said(keys={"spacings"})
+wrong_options = said(options={"weight": float("nan")})
+with_options = said(options={"weight": 0.5})
+NUMBER = 3
+"""
+
+
+def planned(name="my_sampler:sample", grid=None, **settings):
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    sample = {"seed": 0, "steps": 4, "sampler": name} | settings
+    return plan(validate(Config, values | {"sample": sample, "grid": grid or {}}, "test"))
+
+
+def refused(name, **settings):
+    with pytest.raises(UserError) as error:
+        planned(name, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def taugrid(*arguments):
+    done = CliRunner().invoke(cli, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with the page's module and one of broken samplers."""
+    (tmp_path / "my_sampler.py").write_text(SOURCE)
+    (tmp_path / "mine.py").write_text(BROKEN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def here(folder, asked_here):
+    """As `folder`; this process tries the samplers, which another one takes seconds to do."""
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("randn", "draws from the global random numbers of torch, so its images would be a matter of chance; draw with "
+         "noise(key), and with noise(key, 1)"),
+        ("numpys", "draws from the global random numbers of numpy,"),
+        ("pythons", "draws from the global random numbers of random,"),
+        ("own_generator", "makes another image of the same x alone than in a batch"),
+        ("entropy", "returns two different results for the same x, so it keeps a state or draws random numbers"),
+        ("keeps_state", "returns two different results for the same x"),
+        ("mean", "makes another image of the same x alone than in a batch"),
+        ("shape", "returns (2, 1, 3, 4) torch.float32, but must return images like its x: (2, 1, 4, 4) torch.float32"),
+        ("dtype", "returns (2, 1, 4, 4) torch.float64, but must return images like its x"),
+        ("nothing", "returns NoneType, but must return images like its x"),
+        ("nan", "returns nan or infinity at steps 4: check its divisions"),
+        ("wrong_number", "calls the network 4 times for a batch, but its `evaluations` returns 8; state the number"),
+        ("no_number", "`evaluations` of mine:no_number must return a positive integer, not 4.0"),
+        ("at_time_0", "the sampler calls the network at path[-1], which is time 0"),
+        ("wrong_keys", "the keys of mine:wrong_keys have spacings; they can be eta, spacing,"),
+        ("wrong_options", "the options of mine:wrong_options must be a dict from names to defaults that JSON can hold"),
+        ("too_few_arguments", "is called as sample(x, path, denoise, noise, settings), but: too many positional"),
+        ("NUMBER", "mine:NUMBER is int, not a taugrid.workers.samplers Sampler"),
+        ("goood", "mine:goood: the module mine has no 'goood' (did you mean 'good'?)"),
+    ],
+)  # fmt: skip
+def test_a_sampler_that_breaks_the_rules_is_refused_before_it_runs(here, name, told):
+    assert told in refused(f"mine:{name}")
+    assert refused(f"mine:{name}").startswith("sample.sampler: ")
+
+
+def test_names_and_options_that_do_not_fit_are_refused(here):
+    assert "there is no module 'mien', neither in the current folder" in refused("mien:good")
+    assert "sampler: must be module:function, as in my_sampler:sample" in refused("mine:f(x)")
+    assert refused("mine:with_options", sampler_options={"wait": 1}) == (
+        "sample.sampler_options of mine:with_options: it has no option wait (did you mean weight?)"
+    )
+    assert "it has no options; remove weight" in refused("mine:good", sampler_options={"weight": 1})
+    assert "steps must be in 1..1000" in refused("mine:good", steps=1001)
+
+
+def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceback(folder):
+    """Looked up in the current folder; each cell with its settings."""
+    found = planned("my_sampler:renoised", grid={"steps": [2, 5], "sampler_options": [{}, {"passes": 3}]})
+    assert [cell.evaluations for cell in found.cells] == [4, 8, 10, 20]
+    assert not {"my_sampler", "mine"} & sys.modules.keys(), "the driver has not imported it"
+    told = refused("mine:fails")
+    assert told.startswith("sample.sampler: mine:fails can't be used: NameError: name 'undefined' is not defined (for")
+    assert "run: python -P -m taugrid.workers.custom.describe" in told
+    (folder / "mine.py").write_text("import no_such_library\n")
+    assert "can't be used: ModuleNotFoundError: No module named 'no_such_library'" in refused("mine:good")
+
+
+def test_a_cell_knows_the_calls_that_were_counted(here):
+    [cell] = planned("my_sampler:renoised", sampler_options={"passes": 2}).cells
+    assert cell.from_sampler.times == tuple(time for time in (999, 749, 499, 249) for _ in range(3))
+    assert cell.from_sampler.arguments == {"passes": 2}
+    assert cell.name == f"S0004-my_sampler_renoised-{cell.id}"
+    assert cell.from_sampler.keys == ("spacing", "steps_offset")
+
+
+def test_its_code_and_its_given_options_make_the_cell(here):
+    def cell_id(**settings):
+        return planned(**settings).cells[0].id
+
+    first, file = cell_id(), here / "my_sampler.py"
+    assert cell_id(sampler_options={"weight": 0.25}) != first
+    assert [cell.id for cell in planned(grid={"eta": [0.5, 1.0], "clip": ["x0", "none"]}).cells] == [first]
+    file.write_text(f"# a comment\n{SOURCE}")
+    assert cell_id() == first
+    file.write_text(f"from helper import W\n{SOURCE}")
+    (here / "helper.py").write_text("W = 1\n")
+    with_helper = cell_id()
+    (here / "helper.py").write_text("W = 2\n")
+    assert len({first, with_helper, cell_id()}) == 3
+
+
+def test_all_options_reach_it_with_their_defaults(here):
+    asks = "    assert settings.sampler_options == {'weight': 0.25, 'passes': 2}\n"
+    text = BROKEN.replace("settings):\n    for", f"settings):\n{asks}    for")
+    (here / "mine.py").write_text(f"{text}\ngood.options = {{'weight': 0.5, 'passes': 2}}\n")
+    [cell] = planned("mine:good", sampler_options={"weight": 0.25}).cells
+    assert cell.settings.sampler_options == {"weight": 0.25}
+    assert cell.from_sampler.arguments == {"weight": 0.25, "passes": 2}
+
+
+def test_its_modules_are_sent_to_workers_and_with_jobs(here, tmp_path_factory):
+    (here / "my_sampler.py").write_text(f"from helper import W\n{SOURCE}")
+    (here / "helper.py").write_text("W = 1\n")
+    assert {file.module for file in planned().sampler_modules} == {"my_sampler", "helper"}
+    package = tmp_path_factory.mktemp("package")
+    grid = {"sampler": ["ddim", "my_sampler:sample"]}
+    pack_job(validate(Config, {"name": "x", "model": {"oracle": "gaussian"}, "grid": grid}, "test"), package, False)
+    assert {"my_sampler.py", "helper.py"} <= {file.name for file in package.iterdir()}
+
+
+def test_a_worker_with_other_code_is_refused(here):
+    expected = planned().cells[0].from_sampler.code
+    sampler.require_code("my_sampler:sample", expected)
+    forget_code_here()
+    (here / "my_sampler.py").write_text(SOURCE.replace("0.5", "0.25"))
+    with pytest.raises(OtherContent, match="the code of the sampler my_sampler:sample has SHA-256"):
+        sampler.require_code("my_sampler:sample", expected)
+    forget_code_here()
+    (here / "my_sampler.py").unlink()
+    with pytest.raises(OtherContent, match="the code of the sampler my_sampler:sample has SHA-256 none there"):
+        sampler.require_code("my_sampler:sample", expected)
+
+
+def test_the_page_works_and_is_looked_at_without_its_module(here, monkeypatch):
+    with small_run(here, f"{EXPERIMENT}cluster: {{workers: 1}}\n") as opened:
+        told = taugrid("plan", here / "small.yaml")
+        for name in ("run", "again"):
+            assert not drive(opened, here / name, LOCAL)[0].missing
+        Session(replace(opened, rundir=RunDir(here / "run")), "local", Progress.silent()).do(("report",))
+    evaluations = [cell["network_evaluations"] // 1000 for cell in told["cells"]]
+    assert evaluations == [5, 10, 5, 10, 10, 20, 15, 30]
+    frame = pd.read_csv(here / "run/tables/quality.csv")
+    assert frame["fid"].nunique() == len(frame) == 8
+    assert set(frame["sampler"]) == {"ddim", "my_sampler:sample", "my_sampler:renoised"}
+    protocols = read_json(here / "run/tables/quality.json")["protocols"].values()
+    blocks = [block for each in protocols if (block := each.get("sampler")) and block["name"].endswith("renoised")]
+    assert {json.dumps(block["options"]) for block in blocks} == {'{"passes": 1}', '{"passes": 2}'}
+    assert {len(block["times"]) for block in blocks} == {10, 20, 15, 30}
+
+    looks = [(command, here / "run") for command in ("status", "plan", "verify")]
+    before = [taugrid(*look) for look in looks]
+    forget_code_here()
+    (here / "my_sampler.py").write_text("raise SystemExit('its code ran')\n")
+    monkeypatch.setattr(said, "ask", lambda *given: pytest.fail("looking runs no code"))
+    assert [taugrid(*look) for look in looks] == before
+    assert taugrid("report", here / "run")
+    assert taugrid("compare", here / "run", here / "again")["result"] == "identical"
+    assert "my_sampler" not in sys.modules
+    (here / "run/plan.json").unlink()
+    with pytest.raises(
+        UserError, match=r"sampler: .*plan.json does not have all cells of my_sampler:\w+, and read-only"
+    ):
+        open_to_plan(str(here / "run"), (), None)
+
+
+def test_a_run_whose_code_has_changed_is_not_continued(here):
+    with small_run(here, f"{EXPERIMENT}cluster: {{workers: 1}}\n") as opened:
+        drive(opened, here / "run", LOCAL)
+    (here / "my_sampler.py").write_text(SOURCE.replace("weight * (", "weight * 0.5 * ("))
+    with pytest.raises(UserError, match=r"changed: the code of the sampler my_sampler:sample differs"):
+        open_to_plan(str(here / "small.yaml"), (), str(here / "run"))

@@ -1,0 +1,513 @@
+"""`diffusers:<SchedulerClass>`: what a scheduler does here is what it does in diffusers' own loop, or it is refused."""
+
+import json
+import math
+import re
+import sys
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel, schedulers
+from in_process import CONFIG, drive, small_run
+from test_imports import command, modules_after
+
+from taugrid.config import DIFFUSION_DEFAULTS, Sample
+from taugrid.errors import UserError
+from taugrid.storage import LOCAL
+from taugrid.workers import schedules
+from taugrid.workers.diffusion import noise as philox
+from taugrid.workers.diffusion.denoiser import Denoise, from_times
+from taugrid.workers.diffusion.process import path
+from taugrid.workers.samplers import diffusers as adapter
+from taugrid.workers.samplers.said import from_sampler
+from taugrid.workers.samplers.sampler import find
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE = (1, 8, 8)
+MEAN, DEVIATION = 0.3, 0.6
+"""Of the oracle's data: some pixels lie outside [-1, 1]."""
+SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+"""taugrid's schedules and diffusers' names of them."""
+STEPS = (1, 2, 10, 15, 50)
+STOCHASTIC = {
+    "DDPMScheduler": {},
+    "DPMSolverMultistepScheduler": {"algorithm_type": "sde-dpmsolver++"},
+    "DPMSolverSinglestepScheduler": {"algorithm_type": "sde-dpmsolver++"},
+    "EulerAncestralDiscreteScheduler": {},
+    "KDPM2AncestralDiscreteScheduler": {},
+    "LCMScheduler": {},
+    "SASolverScheduler": {},
+    "TCDScheduler": {},
+}
+FORMS = [(name, {}) for name in adapter.ADAPTED] + [
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3, "use_lu_lambdas": True}),
+    ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+    ("UniPCMultistepScheduler", {"solver_order": 3, "disable_corrector": [0]}),
+    ("PNDMScheduler", {"skip_prk_steps": True}),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("HeunDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
+    ("DDIMScheduler", {"thresholding": True, "timestep_spacing": "trailing"}),
+]
+ids = [f"{name}-{'-'.join(map(str, options.values()))}" for name, options in FORMS]
+
+
+@cache
+def diffusion(schedule="linear", prediction="epsilon", timesteps=1000):
+    update = {"schedule": schedule, "prediction": prediction, "timesteps": timesteps}
+    return DIFFUSION_DEFAULTS.model_copy(update=update)
+
+
+def settings_of(name, steps, options=None):
+    return Sample(sampler=f"diffusers:{name}", steps=steps, sampler_options=options or {}, seed=0)
+
+
+def normals(indices=range(3)):
+    """Noise as `sample_batch` has it, and a list of the (key, draw) that were drawn."""
+    drawn = []
+
+    def noise(key, draw=0):
+        drawn.append((key, draw))
+        domain = f"sample/{draw}" if draw else "sample"
+        return philox.normal(0, torch.tensor(indices), key, SHAPE, domain)
+
+    return noise, drawn
+
+
+def oracle(schedule="linear", prediction="epsilon", timesteps=1000):
+    """The best prediction for data N(MEAN, DEVIATION^2), of x and the network's time, (B,), between whole ones too."""
+    levels = np.log(schedules.alpha_bar(diffusion(schedule, prediction, timesteps)))
+
+    def network(x, t):
+        a = np.exp(np.interp(t[0].item() + 1, np.arange(len(levels)), levels))
+        apart = (x - a**0.5 * MEAN) / (a * DEVIATION**2 + 1 - a)
+        eps, x0 = (1 - a) ** 0.5 * apart, MEAN + a**0.5 * DEVIATION**2 * apart
+        return {"epsilon": eps, "sample": x0, "v_prediction": a**0.5 * eps - (1 - a) ** 0.5 * x0}[prediction]
+
+    return network
+
+
+@cache
+def untrained():
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "norm_num_groups": 4}
+    unet = UNet2DModel(8, 1, 1, block_out_channels=[8, 8], layers_per_block=1, **blocks)
+    return lambda x, t: unet(x, t).sample
+
+
+def ours(name, steps, options=None, network=None, indices=range(3), **process):
+    """x_0, and the draws of noise."""
+    settings, (noise, drawn) = settings_of(name, steps, options), normals(indices)
+    section = diffusion(**process)
+    denoise = Denoise(from_times(network or oracle(**process)), schedules.process(section), section.predicts)
+    found = find(settings.sampler)
+    x0 = found.sample(noise(0), (), denoise, noise, settings)
+    assert denoise.calls == found.evaluations(settings, schedules.process(section))
+    return x0, drawn[1:]
+
+
+@contextmanager
+def stream(scheduler, draws, noise):
+    """Within the block the scheduler gets the noise `draws` in their order, whatever it asks for."""
+    rest = iter(draws)
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules[type(scheduler).__module__]
+        patch.setattr(module, "randn_tensor", lambda *_, **__: noise(*next(rest)), raising=False)
+        yield
+    assert not list(rest)
+
+
+def theirs(name, steps, options, draws, network=None, schedule="linear", prediction="epsilon"):
+    """x_0 by diffusers' own loop, with a scheduler that makes its betas itself, given the same noise."""
+    scheduler = getattr(schedulers, name)(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule=SCHEDULES[schedule],
+        prediction_type=prediction, **options,
+    )  # fmt: skip
+    network, (noise, _) = network or oracle(schedule, prediction), normals()
+    scheduler.set_timesteps(steps)
+    x = noise(0) * scheduler.init_noise_sigma
+    with torch.no_grad(), stream(scheduler, draws, noise):
+        for t in scheduler.timesteps:
+            output = network(scheduler.scale_model_input(x, t), t.expand(len(x)))
+            x = scheduler.step(output, t, x).prev_sample
+    return x
+
+
+def refusal(name, steps=10, options=None, **process):
+    """What `plan` says before anything else, if it refuses."""
+    try:
+        from_sampler(settings_of(name, steps, options), diffusion(**process))
+    except UserError as error:
+        return str(error)
+
+
+def compare(name, options, steps, network=None, **process):
+    """Assert that both loops agree to 1e-5 of the largest |x_0|, if `plan` accepts them."""
+    if refusal(name, steps, options, **process):
+        return False
+    x0, drawn = ours(name, steps, options, network, **process)
+    other = theirs(name, steps, options, drawn, network, **process)
+    assert (x0 - other).abs().max() < 1e-5 * other.abs().max(), (steps, process)
+    return True
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(("name", "options"), FORMS, ids=ids)
+def test_it_is_diffusers_own_loop(name, options):
+    assert compare(name, options, 10)
+
+
+@pytest.mark.proof
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("name", "options"), FORMS, ids=ids)
+def test_it_is_diffusers_own_loop_at_all_steps(name, options, schedule, prediction):
+    compared = [compare(name, options, steps, schedule=schedule, prediction=prediction) for steps in STEPS]
+    assert sum(compared) >= 2
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("name", adapter.ADAPTED)
+def test_a_real_network_gives_the_same(name):
+    assert compare(name, {}, 10, untrained(), prediction="v_prediction")
+
+
+def test_noise_is_a_function_of_the_image_and_the_time():
+    """As in ddim: z of a step is that of the time it leaves; times between whole ones round half to even."""
+    assert ours("DDPMScheduler", 10)[1] == [(t + 1, 0) for t in range(900, 0, -100)]
+    assert ours("EulerAncestralDiscreteScheduler", 3)[1] == [(1000, 0), (501, 0), (1, 0)]  # times 999, 499.5 and 0
+    crowded = ours("EulerAncestralDiscreteScheduler", 30, schedule="cosine", timesteps=20)[1]  # 30 times in 0..19
+    assert len(set(crowded)) == len(crowded) == 30
+    assert {key for key, _ in crowded} == set(range(1, 21))
+    assert {draw for _, draw in crowded} == {0, 1}
+
+
+def test_ddpm_scheduler_is_our_ddpm():
+    """The same noise in other code: eta = 1 of DDIM on diffusers' own times."""
+    settings = Sample(eta=1.0, spacing="leading", steps=10, seed=0)
+    process, (noise, _) = schedules.process(diffusion()), normals()
+    ddim = find("ddim")
+    expected = ddim.sample(
+        noise(0), path(process, ddim.tau(settings, process)), Denoise(from_times(oracle()), process), noise, settings
+    )
+    x0, _ = ours("DDPMScheduler", 10, {"clip_sample": False})
+    assert (x0 - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_an_image_does_not_depend_on_its_batch_nor_on_chance(name):
+    """Bit for bit: alone, in a batch and after a batch that was stopped. Torch's generator does not move."""
+
+    def stopped(x, t):
+        if t[0] < 500:
+            raise KeyboardInterrupt
+        return oracle()(x, t)
+
+    before = torch.get_rng_state()
+    batch, drawn = ours(name, 10, STOCHASTIC[name])
+    with pytest.raises(KeyboardInterrupt):
+        ours(name, 10, STOCHASTIC[name], stopped)
+    alone = [ours(name, 10, STOCHASTIC[name], indices=[index])[0] for index in range(3)]
+    assert torch.equal(torch.cat(alone), batch)
+    assert drawn
+    assert torch.equal(before, torch.get_rng_state())
+    assert "randn_tensor" in vars(sys.modules[type(scheduler(name)).__module__])
+
+
+@pytest.mark.parametrize("name", [name for name in adapter.ADAPTED if name not in STOCHASTIC])
+def test_after_a_batch_that_was_stopped_a_deterministic_scheduler_begins_anew(name):
+    def stopped(x, t):
+        if t[0] < 500:
+            raise KeyboardInterrupt
+        return oracle()(x, t)
+
+    before, drawn = ours(name, 10)
+    with pytest.raises(KeyboardInterrupt):
+        ours(name, 10, None, stopped)
+    assert torch.equal(ours(name, 10)[0], before)
+    assert drawn == []
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(("name", "options"), STOCHASTIC.items())
+def test_mean_and_covariance_of_stochastic_schedulers(name, options):
+    """Of 20,000 images of two pixels: those of diffusers' own loop with torch's own noise, within Monte Carlo error.
+
+    The mean of n numbers is off by s / sqrt(n), their variance by s^2 sqrt(2 / n); pixels are independent.
+    """
+    n, shape = 20_000, (1, 1, 2)
+
+    def noise(key, draw=0):
+        return philox.normal(1, torch.arange(n), key, shape, f"sample/{draw}" if draw else "sample")
+
+    settings, process = settings_of(name, 20, options), schedules.process(diffusion())
+    mine = find(settings.sampler).sample(noise(0), (), Denoise(from_times(oracle()), process), noise, settings)
+    other, generator = scheduler(name, **options), torch.Generator().manual_seed(2)
+    other.set_timesteps(20)
+    x = torch.randn(n, *shape, generator=generator) * other.init_noise_sigma
+    for t in other.timesteps:
+        output = oracle()(other.scale_model_input(x, t), t.expand(n))
+        x = other.step(output, t, x, generator=generator).prev_sample
+    (a, b), (c, d) = ((sample.flatten(1).mean(0), torch.cov(sample.flatten(1).T)) for sample in (mine, x))
+    s2 = d.diagonal().mean()
+    assert (a - c).abs().max() < 4 * (2 * s2 / n) ** 0.5
+    assert (b - d).abs().max() < 4 * s2 * (4 / n) ** 0.5
+
+
+def scheduler(name, **options):
+    """As diffusers' users make one."""
+    return getattr(schedulers, name)(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", **options)
+
+
+def times_of(name, steps, options=None, **process):
+    return find(f"diffusers:{name}").times(settings_of(name, steps, options), schedules.process(diffusion(**process)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "calls"),
+    [
+        ("DDIMScheduler", {}, 10),
+        ("HeunDiscreteScheduler", {}, 2 * 10 - 1),
+        ("KDPM2DiscreteScheduler", {}, 2 * 10 - 1),
+        ("KDPM2AncestralDiscreteScheduler", {}, 2 * 10 - 1),
+        ("PNDMScheduler", {}, 10 + 9),
+        ("PNDMScheduler", {"skip_prk_steps": True}, 10 + 1),
+    ],
+)
+def test_calls_are_counted(name, options, calls):
+    assert len(times_of(name, 10, options)) == calls
+    ours(name, 10, options)  # which compares
+
+
+def test_one_name_of_spacing_has_two_meanings():
+    linspace, leading = {"timestep_spacing": "linspace"}, {"timestep_spacing": "leading"}
+    assert times_of("DPMSolverMultistepScheduler", 10, linspace) == (999, 899, 799, 699, 599, 500, 400, 300, 200, 100)
+    assert times_of("EulerDiscreteScheduler", 10, linspace) == tuple(range(999, -1, -111))
+    assert times_of("DPMSolverMultistepScheduler", 10, leading) == tuple(range(900, 0, -90))
+    assert times_of("EulerDiscreteScheduler", 10, leading) == tuple(range(900, -1, -100))
+
+
+def last_sigma(name, options=None):
+    process = schedules.process(diffusion())
+    return find(f"diffusers:{name}").last_sigma(settings_of(name, 10, options), process)
+
+
+def test_the_last_step_leads_where_it_leads():
+    """To 0, or it stops at the noise of time 1; here the value is the network's view, the paper's sigma there."""
+    for name in ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        assert last_sigma(name) == 0
+    for name, options in (
+        ("DEISMultistepScheduler", {}),
+        ("SASolverScheduler", {}),
+        ("PNDMScheduler", {}),
+        ("TCDScheduler", {}),
+        ("DDIMScheduler", {"set_alpha_to_one": False}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+    ):
+        assert last_sigma(name, options) == pytest.approx(0.01, rel=1e-4)
+    trailing = last_sigma("DDIMScheduler", {"timestep_spacing": "trailing"})
+    assert trailing == 0
+    process, name = schedules.process(diffusion()), "diffusers:DDIMScheduler"
+    uneven = settings_of(
+        "DDIMScheduler", 15, {"timestep_spacing": "trailing"}
+    )  # 66 - 1000 // 15 is time 0, not the end
+    assert find(name).last_sigma(uneven, process) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_betas_are_ours_and_defaults_are_the_class_own():
+    """`from_config` of another class gives Heun, KDPM2, LCM and TCD Stable Diffusion's betas (diffusers#13887)."""
+    levels = schedules.alpha_bar(diffusion())[1:]
+    for name in ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "TCDScheduler"):
+        built = adapter._built(name, "{}", schedules.process(diffusion()), "epsilon")
+        assert built.alphas_cumprod.numpy() == pytest.approx(levels, rel=1e-5)
+        foreign = getattr(schedulers, name).from_config(schedulers.DDPMScheduler().config)
+        assert foreign.alphas_cumprod[-1] > 20 * levels[-1]
+        spacing = "linspace" if "Discrete" in name else "leading"
+        assert built.config.timestep_spacing == spacing
+
+
+@pytest.mark.parametrize("name", adapter.ADAPTED)
+def test_all_resolved_arguments_are_recorded(name):
+    """What diffusers says it has, less what `diffusion` says, and as JSON."""
+    settings, found = settings_of(name, 10), find(f"diffusers:{name}")
+    recorded, config = found.arguments(settings), scheduler(name).config
+    left_out = {*adapter.FROM_DIFFUSION, *adapter.OF_FLOWS, *adapter.NOT_DATA}
+    expected = {key: value for key, value in config.items() if key not in left_out and not key.startswith("_")}
+    assert json.loads(json.dumps(recorded, allow_nan=False)) == {
+        key: value if value not in (math.inf, -math.inf) else str(value) for key, value in expected.items()
+    }
+    assert found.libraries == ("diffusers",)
+    assert found.keys == frozenset()
+
+
+def test_zero_snr_betas():
+    """DDIM and DPM-Solver can, Heun has no way to: its first sigma is infinite."""
+    process = {"prediction": "v_prediction"}
+    zero = diffusion(**process).model_copy(update={"rescale_betas_zero_snr": True})
+    for name, works in (
+        ("DDIMScheduler", True),
+        ("DPMSolverMultistepScheduler", True),
+        ("EulerDiscreteScheduler", True),
+        ("HeunDiscreteScheduler", False),
+        ("DEISMultistepScheduler", False),
+    ):
+        settings = settings_of(name, 10, {} if name == "HeunDiscreteScheduler" else {"timestep_spacing": "trailing"})
+        if works:
+            assert from_sampler(settings, zero).evaluations == 10
+        else:
+            with pytest.raises(UserError, match=name):
+                from_sampler(settings, zero)
+
+
+MULTISTEP, ANCESTRAL = "DPMSolverMultistepScheduler", "KDPM2AncestralDiscreteScheduler"
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "options", "process", "message"),
+    [
+        ("DPMSolverMultistpScheduler", 10, {}, {}, r"no scheduler .* \(did you mean diffusers:DPMSolverMultistepSched"),
+        ("DPMSolverMultistep", 10, {}, {}, r"\(did you mean diffusers:DPMSolverMultistepScheduler\?\)"),
+        ("DPMSolverSDEScheduler", 10, {}, {}, "can't be used: its noise comes from one Brownian tree"),
+        ("IPNDMScheduler", 10, {}, {}, "can't be used: its noise levels ignore the betas"),
+        ("EDMEulerScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
+        ("FlowMatchEulerDiscreteScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
+        ("CosineDPMSolverMultistepScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
+        ("CMStochasticIterativeScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
+        (MULTISTEP, 10, {"solver_ordr": 3}, {}, r"unknown key 'solver_ordr' \(did you mean 'solver_order'\?\)$"),
+        ("DDIMScheduler", 10, {"eta": 0.5}, {}, r"unknown key 'eta' \(known keys: clip_sample, "),
+        (MULTISTEP, 10, {"solver_order": math.nan}, {}, "solver_order: must be a whole number, not nan$"),
+        (MULTISTEP, 10, {"solver_order": [2]}, {}, r"solver_order: must be a whole number, not \[2\]$"),
+        (MULTISTEP, 10, {"use_karras_sigmas": "yes"}, {}, "use_karras_sigmas: must be true or false, not 'yes'$"),
+        (MULTISTEP, 10, {"solver_type": "logrho"}, {}, "solver_type: must be midpoint or heun, not 'logrho'$"),
+        (MULTISTEP, 10, {"algorithm_type": "dpmsolver"}, {}, "`final_sigmas_type` zero is not supported for"),
+        (MULTISTEP, 10, {"use_flow_sigmas": True}, {}, "remove use_flow_sigmas: it is for flow matching"),
+        (MULTISTEP, 10, {"variance_type": "learned"}, {}, "needs a network that predicts variances too$"),
+        (MULTISTEP, 10, {"solver_order": 0}, {}, "fails in a trial with 50 steps: list assignment index out of range$"),
+        ("UniPCMultistepScheduler", 10, {"predict_x0": False}, {}, "does not sample: .* came out with nan and nan"),
+        ("KDPM2DiscreteScheduler", 10, {}, {"prediction": "sample"}, "prediction_type not implemented yet: sample$"),
+        ("PNDMScheduler", 50, {"timestep_spacing": "linspace"}, {"schedule": "cosine"}, "does not sample: in a trial"),
+        ("EulerDiscreteScheduler", 1, {}, {}, "first calls the network at time 0, .* set steps to 2, or other"),
+        ("HeunDiscreteScheduler", 1, {}, {}, "set steps to 2, or other sampler_options$"),
+        ("KDPM2DiscreteScheduler", 1, {}, {}, "set steps to 2, or other sampler_options$"),
+        ("LMSDiscreteScheduler", 1, {}, {}, "set steps to 2, or other sampler_options$"),
+        ("DDPMScheduler", 1, {}, {}, "100% of the variance should be signal, but x_T is noise; set steps to 2"),
+        ("PNDMScheduler", 3, {}, {}, r"^sample.steps: diffusers:PNDMScheduler with steps 3 fails \(.* set steps to 4"),
+        ("PNDMScheduler", 1, {"skip_prk_steps": True}, {}, "first calls the network at time 0"),
+        (ANCESTRAL, 2, {}, {}, "calls the network at time nan, which is not in 0..999; set steps to 3"),
+        (MULTISTEP, 1000, {}, {}, "has a step of length 0 at time 500; set steps to 999"),
+        (MULTISTEP, 20, {"use_karras_sigmas": True}, {"schedule": "cosine"}, "has a step of length 0 .* steps to 5"),
+        ("LCMScheduler", 60, {}, {}, "set steps to 50, or other"),
+        ("TCDScheduler", 1000, {}, {}, "set steps to 50, or other"),
+        ("DDIMScheduler", 1000, {"steps_offset": 1}, {}, "at time 1000, which is not in 0..999; set steps to 999"),
+        ("DDIMScheduler", 61, {"timestep_spacing": "trailing"}, {}, "at time -1, .* set steps to 60"),
+        ("DDIMScheduler", 2, {"timestep_spacing": "linspace"}, {}, "at time 0 for an x with 96 times the noise"),
+        ("EulerDiscreteScheduler", 10, {"interpolation_type": "log_linear"}, {}, "noise of that time; set other"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_right_is_refused_in_one_line(name, steps, options, process, message):
+    said = refusal(name, steps, options, **process)
+    assert re.search(message, said), said
+    assert said.startswith("sample.")
+    assert f"diffusers:{name}" in said or "did you mean" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("key", adapter.FROM_DIFFUSION)
+def test_options_do_not_restate_the_process(key):
+    [given] = {"trained_betas": [[0.1] * 1000], "prediction_type": ["epsilon"], "beta_schedule": ["linear"]}.get(
+        key, [1]
+    )
+    assert re.search(
+        f"remove {key}: betas, T and prediction come from `diffusion`", refusal(MULTISTEP, 10, {key: given})
+    )
+
+
+def test_every_scheduler_of_diffusers_is_adapted_or_refused_by_name():
+    names = [name for name in dir(schedulers) if name.endswith("Scheduler") and name != "ScoreSdeVpScheduler"]
+    assert {*adapter.ADAPTED, *adapter.REFUSED} < set(names)
+    for name in names:
+        assert (refusal(name) is None) == (name in adapter.ADAPTED), name
+
+
+@pytest.mark.proof
+def test_what_is_refused_would_be_wrong():
+    """The figures of the rules: S = 1 at time 0 gives the deviation 0.01, and DDIM's linspace at S = 2 too much."""
+    x0 = theirs("EulerDiscreteScheduler", 1, {}, [])
+    assert x0.std() < 0.02 * DEVIATION
+    assert (
+        theirs("DDIMScheduler", 2, {"timestep_spacing": "linspace", "clip_sample": False}, []).std() > 1.5 * DEVIATION
+    )
+    scheduler_of_1000 = scheduler(MULTISTEP)
+    scheduler_of_1000.set_timesteps(1000)
+    assert len(set(scheduler_of_1000.timesteps.tolist())) == 999
+    karras = schedulers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True)
+    karras.set_timesteps(20)
+    assert len(set(karras.timesteps.tolist())) == 12
+    with pytest.raises(IndexError):
+        theirs(MULTISTEP, 20, {"use_karras_sigmas": True}, [], schedule="cosine")
+
+
+GRID = CONFIG.replace(
+    "grid: {steps: [2], eta: [0.0, 1.0]}",
+    """grid:
+  - {steps: [3], sampler: [ddim, "diffusers:DPMSolverMultistepScheduler", "diffusers:HeunDiscreteScheduler"]}
+  - steps: [3]
+    sampler: ["diffusers:DPMSolverMultistepScheduler"]
+    sampler_options: [{algorithm_type: sde-dpmsolver++}]
+""",
+)
+
+
+def test_a_run(tmp_path):
+    """In plan, files, scores and protocol. Only planning it imports torch and diffusers, not looking at it."""
+    with small_run(tmp_path, GRID) as opened:
+        outcome, _ = drive(opened, tmp_path / "run", LOCAL)
+    assert not outcome.missing
+    cells = {cell.settings.sampler_options.get("algorithm_type", cell.label): cell for cell in opened.plan.cells}
+    assert [cell.evaluations for cell in cells.values()] == [3, 3, 5, 3]
+    folders = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "run/samples").iterdir())
+    assert folders == [
+        "S0003-diffusers_DPMSolverMultistepScheduler", "S0003-diffusers_DPMSolverMultistepScheduler",
+        "S0003-diffusers_HeunDiscreteScheduler", "S0003-eta0",
+    ]  # fmt: skip
+    block = cells["sde-dpmsolver++"].sampler_block
+    assert block["options"] == {"algorithm_type": "sde-dpmsolver++"}
+    assert block["times"] == [999, 666, 333]
+    assert (block["last_sigma"], block["clip"], block["diffusers"]) == (0, None, version("diffusers"))
+    recorded = json.loads((tmp_path / "run/plan.json").read_text())["cells"][-1]["sampler"]["arguments"]
+    assert recorded["algorithm_type"] == "sde-dpmsolver++"
+    assert recorded["timestep_spacing"] == "linspace"
+    modules = modules_after(command("status", str(tmp_path / "run")))
+    assert not modules & {"torch", "diffusers"}
+    (tmp_path / "plain.yaml").write_text(CONFIG)
+    assert not modules_after(command("plan", str(tmp_path / "plain.yaml"))) & {"torch", "diffusers"}
+    assert {"torch", "diffusers"} <= modules_after(command("plan", str(tmp_path / "small.yaml")))
+
+
+PAGE = (Path(__file__).parents[2] / "docs/samplers.md").read_text()
+ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| `")]
+
+
+def test_the_page_lists_the_schedulers():
+    assert [row[0].strip("`") for row in ROWS] == list(adapter.ADAPTED)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip("`"))
+def test_the_page_says_what_they_do(row):
+    name, evaluations, draws, smallest, left = (cell.strip("`") for cell in row)
+    options = dict([draws.split(": ")]) if ":" in draws else {}
+    assert len(times_of(name, 10)) == {"S": 10, "2S - 1": 19, "S + 9": 19}[evaluations]
+    assert bool(ours(name, 10, options)[1]) == (draws != "no")
+    assert [refusal(name, steps) is None for steps in range(1, 5)] == [steps >= int(smallest) for steps in range(1, 5)]
+    assert last_sigma(name) == pytest.approx(float(left), rel=1e-4)

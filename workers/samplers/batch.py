@@ -1,0 +1,84 @@
+"""Runs a sampler on one batch, and holds it to its word. Torch is imported when that is done, not with this module."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from taugrid.config import Diffusion, Sample
+from taugrid.errors import SamplerFault
+from taugrid.workers import schedules
+from taugrid.workers.diffusion.decoder import Decoder
+from taugrid.workers.diffusion.denoiser import Denoise
+from taugrid.workers.diffusion.process import path
+from taugrid.workers.samplers.sampler import find, with_defaults
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taugrid.workers.diffusion.denoiser import Denoiser
+
+
+class Recipe(Protocol):
+    """Everything besides the network, the seed included, that determines an image. A job has it."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder from samples to pictures."""
+
+    @property
+    def settings(self) -> Sample:
+        """Resolved: no key is null."""
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """Resolved."""
+
+    @property
+    def tau(self) -> tuple[float, ...]:
+        """Increasing times in 1..T."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image, as the sampler promises."""
+
+
+def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
+    """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
+
+    Raises:
+        SamplerFault: if the sampler returns something else, or does not call the network as often as it says.
+    """
+    from taugrid.workers.diffusion.noise import normal
+
+    settings, process, shape = job.settings, schedules.process(job.diffusion), job.decoder.network_shape
+    seed = settings.seed
+    assert seed is not None
+
+    def noise(key: int, draw: int = 0) -> "Tensor":
+        return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
+
+    denoise = Denoise(model, process, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
+    x_T, sampler = noise(0), find(settings.sampler)
+    x0 = sampler.sample(x_T, path(process, job.tau), denoise, noise, with_defaults(settings, sampler))
+    _require_images(x0, x_T, settings.sampler)
+    if denoise.calls != job.evaluations:
+        raise SamplerFault(
+            f"the sampler {settings.sampler} calls the network {denoise.calls} times for a batch, but its "
+            f"`evaluations` returns {job.evaluations}; state the number with `evaluations`, a method of the class or "
+            "an attribute of the function: evaluations(settings, process)"
+        )
+    return x0
+
+
+def _require_images(x0: object, x_T: "Tensor", sampler: str) -> None:
+    """Raise `SamplerFault` unless a sampler returned a tensor like `x_T`."""
+    import torch
+
+    if not isinstance(x0, torch.Tensor):
+        found = type(x0).__name__
+    elif (x0.shape, x0.dtype) != (x_T.shape, x_T.dtype):
+        found = f"{tuple(x0.shape)} {x0.dtype}"
+    else:
+        return
+    raise SamplerFault(
+        f"`sample` of the sampler {sampler} returns {found}, but must return images like its x: "
+        f"{tuple(x_T.shape)} {x_T.dtype}"
+    )

@@ -1,0 +1,195 @@
+"""What samplers say of cells. The driver asks taugrid's own; custom ones answer in another process, which tries them.
+
+Imports no torch, and no code of the user's.
+"""
+
+import json
+import reprlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from taugrid.config import DIFFUSION_DEFAULTS, Diffusion, Sample, Section
+from taugrid.config.sample import SAMPLER_KEYS
+from taugrid.errors import CustomCodeError, UserError
+from taugrid.hashing import SourceFile, canonical_json
+from taugrid.registry.samplers import is_custom
+from taugrid.versions import versions
+from taugrid.workers import schedules
+from taugrid.workers.custom.describe import ask
+from taugrid.workers.samplers.sampler import code_hash, find, with_defaults
+
+SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
+"""`sample` as it is resolved if a config sets nothing."""
+
+
+class FromSampler(NamedTuple):
+    """What a cell's sampler says of it."""
+
+    label: str
+    keys: tuple[str, ...]
+    """Those of `SAMPLER_KEYS` that it honours."""
+    tau: tuple[float, ...]
+    times: tuple[float, ...]
+    """The network's times in the order of the calls."""
+    evaluations: int
+    last_sigma: float
+    """The noise level at which its result is."""
+    arguments: Mapping[str, Any]
+    """All its options with their values."""
+    versions: Mapping[str, str]
+    """Of the libraries that compute its steps."""
+    code: str | None
+    """Identifies the code of a custom sampler; None for built-ins."""
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Those that it ignores."""
+        return frozenset(SAMPLER_KEYS) - set(self.keys)
+
+    @classmethod
+    def restored(cls, fields: Mapping[str, Any]) -> "FromSampler":
+        """From JSON, where tuples are lists.
+
+        Raises:
+            KeyError, TypeError: if fields are missing or unknown.
+        """
+        return cls(**{**fields, **{name: tuple(fields[name]) for name in ("keys", "tau", "times")}})
+
+
+class Case(NamedTuple):
+    """What a sampler is asked about."""
+
+    settings: Sample
+    """No key is null."""
+    diffusion: Diffusion
+    """Resolved."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a custom sampler says of some cases, each of which it was tried with."""
+
+    said: Sequence[Mapping[str, Any]]
+    """For each case the fields of a `FromSampler`."""
+    files: Sequence[SourceFile] = ()
+    """The source files of its module and of what this imports."""
+    refusal: str | None = None
+    """Why it can't be used; nothing is said then."""
+
+
+TrySampler = Callable[[str, Sequence[Case]], Tried]
+"""Like `try_sampler`."""
+
+
+class Asked(NamedTuple):
+    """The answers of `ask_samplers`."""
+
+    said: list[FromSampler]
+    """In the order of the cases."""
+    modules: frozenset[SourceFile]
+    """The user's source files that workers import."""
+
+
+def try_sampler(name: str, cases: Sequence[Case]) -> Tried:
+    """What the custom sampler `name` says of `cases`, after another process has tried it with each on two tiny images.
+
+    A `module:function` is looked up in the current folder and on Python's path.
+
+    Raises:
+        UserError: if it can't be used, or not with these settings.
+    """
+    points = [canonical_json({"sample": _given(each.settings), "diffusion": _given(each.diffusion)}) for each in cases]
+    distinct = dict.fromkeys(points)
+    arguments = {"name": name, "points": list(map(json.loads, distinct))}
+    trial = "sample two images of 4 x 4 pixels on a CPU"
+    try:
+        fields = ask("taugrid.workers.samplers.trial:describe", arguments, f"sample.sampler: {name}", trial)
+    except CustomCodeError as error:
+        raise UserError(str(error)) from None
+    if fields["refusal"] is not None:
+        raise UserError(fields["refusal"])
+    said = dict(zip(distinct, fields["said"], strict=True))
+    return Tried([said[point] for point in points], [SourceFile(*file) for file in fields["files"]])
+
+
+def ask_samplers(cases: Sequence[Case], trial: TrySampler = try_sampler) -> Asked:
+    """What the sampler of each case says of it. `trial` asks custom ones.
+
+    Raises:
+        UserError: if a sampler can't be used, or not with these settings.
+    """
+    custom: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        if is_custom(case.settings.sampler):
+            custom[case.settings.sampler].append(case)
+    tried = {name: trial(name, its) for name, its in custom.items()}
+    answers = {name: map(FromSampler.restored, each.said) for name, each in tried.items()}
+    said = [
+        next(answers[case.settings.sampler]) if case.settings.sampler in answers else from_sampler(*case)
+        for case in cases
+    ]
+    return Asked(said, frozenset(file for name, each in tried.items() if ":" in name for file in each.files))
+
+
+def from_sampler(settings: Sample, diffusion: Diffusion) -> FromSampler:
+    """What the sampler of `settings`, which this process imports, says of a case.
+
+    Raises:
+        UserError: if it can't be used with these settings.
+    """
+    name, process = settings.sampler, schedules.process(diffusion)
+    sampler = find(name)
+    try:
+        sampler.check_options(settings.sampler_options)
+    except ValueError as error:
+        raise UserError(f"sample.sampler_options of {name}: {error}") from None
+    settings = with_defaults(honoured(settings, sampler.keys), sampler)
+    try:
+        tau, evaluations = tuple(sampler.tau(settings, process)), sampler.evaluations(settings, process)
+        times = tuple(sampler.times(settings, process))
+    except ValueError as error:
+        keys = [f"sample.{key}" for key in ("steps", "spacing") if key == "steps" or key in sampler.keys]
+        raise UserError(f"{', '.join(keys)}: {error}") from None
+    _check_numbers(name, tau, evaluations, process.timesteps)
+    return FromSampler(
+        label=sampler.label(vars(settings)),
+        keys=tuple(sorted(sampler.keys)),
+        tau=tau,
+        times=times,
+        evaluations=evaluations,
+        last_sigma=sampler.last_sigma(settings, process),
+        arguments=sampler.arguments(settings),
+        versions=versions(sampler.libraries),
+        code=code_hash(name),
+    )
+
+
+def _check_numbers(name: str, tau: Sequence[float], evaluations: object, T: int) -> None:
+    """Raise `UserError` unless a sampler's tau and evaluations are as the interface says. Times may repeat."""
+    numbers = set(map(type, tau)) <= {int, float}
+    if not tau or not numbers or list(tau) != sorted(tau) or not 1 <= tau[0] <= tau[-1] <= T:
+        said = f"`tau` of {name} must return increasing numbers in 1..{T}, not {reprlib.repr(tau)}"
+        raise UserError(f"sample.sampler: {said}")
+    if type(evaluations) is not int or evaluations < 1:
+        raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {evaluations!r}")
+
+
+def honoured(settings: Sample, keys: Collection[str]) -> Sample:
+    """`settings` with the default in each key without effect, so that it can't make another cell.
+
+    `keys` are those of `SAMPLER_KEYS` that the sampler honours.
+    """
+    found = settings.model_copy(update={key: getattr(SAMPLE_DEFAULTS, key) for key in SAMPLER_KEYS if key not in keys})
+    idle = {"clip_range": 1.0} if found.clip == "none" else {}
+    idle |= {} if found.spacing == "leading" else {"steps_offset": 0}
+    return found.model_copy(update=idle)
+
+
+def _given(section: Section) -> dict[str, Any]:
+    """The keys of a section that differ from the defaults and that a sampler may depend on."""
+    defaults = SAMPLE_DEFAULTS if isinstance(section, Sample) else DIFFUSION_DEFAULTS
+    unasked = ("sampler", "seed", "num_samples", "shard_evaluations")
+    values, base = section.model_dump(mode="json"), defaults.model_dump(mode="json")
+    return {key: value for key, value in values.items() if value != base[key] and key not in unasked}

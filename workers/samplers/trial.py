@@ -1,0 +1,141 @@
+"""Tries a custom sampler on two tiny images, on the CPU, before it costs any accelerator time.
+
+A process of its own does this (`workers.custom.describe`): the code may be anything, and imports torch. The network is
+the exact prediction for independent pixels from one Gaussian, so each of its outputs depends on one pixel alone.
+"""
+
+import inspect
+import pickle
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taugrid.config import DIFFUSION_DEFAULTS, Diffusion, Sample
+from taugrid.errors import SamplerFault, UserError
+from taugrid.hashing import canonical_json
+from taugrid.registry import samplers
+from taugrid.workers.custom.source import source_of
+from taugrid.workers.diffusion.decoder import Decoder, Identity
+from taugrid.workers.diffusion.process import Point, predict_eps
+from taugrid.workers.samplers.batch import sample_batch
+from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, FromSampler, Tried, from_sampler, honoured
+from taugrid.workers.samplers.sampler import find
+
+SHAPE = (1, 4, 4)
+ARGUMENTS = ("x", "path", "denoise", "noise", "settings")
+"""Of `Sampler.sample`."""
+
+MEAN, VARIANCE = 0.1, 0.25
+"""Of every pixel."""
+
+
+class Trial(NamedTuple):
+    """A `Recipe` for the tiny images."""
+
+    decoder: Decoder
+    settings: Sample
+    diffusion: Diffusion
+    tau: tuple[float, ...]
+    evaluations: int
+
+
+def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tried:
+    """What the custom sampler `name` says of `points`, or why it can't be used; the user's own errors pass through.
+
+    A point has the keys of `sample` and of `diffusion` that differ from the defaults.
+    """
+    said = []
+    try:
+        _check_interface(name)
+        for point in points:
+            settings = Sample.model_validate({**SAMPLE_DEFAULTS.model_dump(), **point["sample"], "sampler": name})
+            diffusion = Diffusion.model_validate({**DIFFUSION_DEFAULTS.model_dump(), **point["diffusion"]})
+            promised = from_sampler(settings, diffusion)
+            times = _times_called(honoured(settings, promised.keys), diffusion, promised)
+            said.append(promised._replace(times=times)._asdict())
+    except SamplerFault as error:
+        return Tried((), refusal=f"sample.sampler: {error}")
+    except UserError as error:
+        return Tried((), refusal=str(error))
+    return Tried(said, source_of([samplers.entry(name).module]).files)
+
+
+def _check_interface(name: str) -> None:
+    sampler = find(name)
+    try:
+        inspect.signature(sampler.sample).bind(*ARGUMENTS)
+    except TypeError as error:
+        raise UserError(f"sample.sampler: {name} is called as sample({', '.join(ARGUMENTS)}), but: {error}") from None
+    try:
+        canonical_json(dict(sampler.options))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"sample.sampler: the options of {name} must be a dict from names to defaults that JSON can hold: {error}"
+        ) from None
+
+
+def _times_called(settings: Sample, diffusion: Diffusion, promised: FromSampler) -> tuple[float, ...]:
+    """The times at which the sampler calls the network, in order, if it keeps its word.
+
+    Raises:
+        UserError: if it moves a global random state, returns NaN, or an image depends on its batch or on chance.
+        SamplerFault: as `sample_batch`.
+    """
+    name, steps = settings.sampler, settings.steps
+    recipe = Trial(Identity(SHAPE), settings, diffusion, promised.tau, promised.evaluations)
+    times: list[float] = []
+
+    def network(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
+        times.append(at.time)
+        return _exact(x, at, diffusion.predicts)
+
+    def images(*indices: int) -> Tensor:
+        return sample_batch(network, torch.tensor(indices), recipe)
+
+    before = _random_states()
+    both = images(0, 1)
+    called = tuple(times)
+    if moved := [library for library, state in _random_states().items() if state != before[library]]:
+        raise UserError(
+            f"sample.sampler: {name} draws from the global random numbers of {' and '.join(moved)}, so its images "
+            "would be a matter of chance; draw with noise(key), and with noise(key, 1) for a second draw at one key"
+        )
+    if not both.isfinite().all():
+        raise UserError(
+            f"sample.sampler: {name} returns nan or infinity at steps {steps}: check its divisions (sigma is 0 at time "
+            "0, alpha can be 0 at T, and times may repeat)"
+        )
+    if not torch.equal(torch.cat([images(0), images(1)]), both):
+        if not torch.equal(images(0, 1), both):
+            raise UserError(
+                f"sample.sampler: {name} returns two different results for the same x, so it keeps a state or draws "
+                "random numbers of its own; noise(key) is the only source of randomness"
+            )
+        raise UserError(
+            f"sample.sampler: {name} makes another image of the same x alone than in a batch, so images would depend "
+            "on the batch; compute each from its own x (a mean, for one, over x.flatten(1), not over x)"
+        )
+    return called
+
+
+def _exact(x: Tensor, at: Point, prediction: str) -> Tensor:
+    """What the optimal network predicts for x, (B, C, H, W), elementwise, so that the batch changes no bit.
+
+    With m and v for `MEAN` and `VARIANCE`, E[x0 | x] = m + a v (x - a m) / (a^2 v + s^2), as eps, x0 or v.
+    """
+    gain = at.alpha * VARIANCE / (at.alpha**2 * VARIANCE + at.sigma**2)
+    x0 = MEAN + gain * (x - at.alpha * MEAN)
+    if prediction == "sample":
+        return x0
+    eps = predict_eps(x, x0, at)
+    return eps if prediction == "epsilon" else at.alpha * eps - at.sigma * x0
+
+
+def _random_states() -> dict[str, bytes]:
+    """The states of the global random number generators, by their library."""
+    torchs = torch.get_rng_state().numpy().tobytes()
+    return {"torch": torchs, "numpy": pickle.dumps(np.random.get_state()), "random": pickle.dumps(random.getstate())}
