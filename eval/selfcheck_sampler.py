@@ -14,16 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.statistics import Array
-from taugrid.eval.selfcheck import CellFindings, compared, equal_images, index_problems, standard_normals
+from taugrid.eval.selfcheck import (
+    CellFindings,
+    beyond_limit,
+    compared,
+    equal_images,
+    index_problems,
+    standard_normals,
+)
 from taugrid.words import counted
 from taugrid.workers.diffusion.gaussian import Gaussian
 
 ORDERS = {"ddim": 1, "dpm++2m": 2, "dpm++3m": 3, "heun": 2, "unipc": 4}
 """The order of our own samplers: how fast their images approach the solution."""
 
-STEPS = (25, 100)
-"""S of the two cells. In this range the error of an image falls with the order: DDIM's is 0.96 and 0.24 grey levels,
-UniPC's 0.0047 and 0.00003."""
+STEPS = (25, 100, 200)
+"""S of the cells. Moments are compared at the last S, orders between the first two: there an image's error falls with
+the order, for DDIM from 0.96 to 0.24 grey levels, for UniPC from 0.0047 to 0.00003."""
 
 SLACK = 0.25
 """How far the measured order may fall short. DDIM's was 1.0, Heun's 2.1, that of DPM-Solver++(2M) 2.0; the others end
@@ -33,8 +40,12 @@ ROUNDING = 2e-4
 """Grey levels by which float32 may move the mean pixel: it was 1.3e-4 at most in the cells of `selfcheck`."""
 
 NEAR = 1.0
-"""Largest mean difference, in grey levels, of a sampler of unknown order at the larger S. Of 100 linear steps of DDIM
-it was 0.5; a standard deviation that is 10 % too large makes it 1.0."""
+"""Largest mean difference at the last S, in grey levels, of a sampler of unknown order. Of 100 linear steps of DDIM it
+was 0.5; a standard deviation that is 10 % too large makes it 1.0."""
+
+WIDE = 0.02
+"""How far the FID of a sampler of unknown order may be beyond what is expected, as a share of the data's variance. A
+standard deviation that is 14 % off makes it 0.02. Of 200 linear steps of DDPM it was 0.013."""
 
 FAR = 6.0
 """Mean difference of one image, in grey levels, beyond which it is another image. Unrelated ones differ by 15."""
@@ -120,15 +131,18 @@ def judge(
             problems.append(f"{far} of {len(flat)} images not as the ODE takes their noise")
         if is_last and mean > NEAR:
             problems.append(f"pixels are off by {mean:.2g} grey levels on average, {NEAR:g} at most is expected")
-    moments = compared(pictures, limit.distribution(), limit.data, fid, reference, judge_moments=is_last)
-    share = float((difference > 0).mean())
-    findings = CellFindings(share, int(difference.max()), *moments.comparisons, (*problems, *moments.problems))
-    return Approach(findings, mean)
+    moments, table = compared(pictures, limit.distribution(), limit.data, fid, reference)
+    if is_last and follows:
+        problems += beyond_limit(*moments)
+    elif is_last and (beyond := moments.fid.measured - moments.fid.exact) > WIDE * limit.data.eigenvalues.sum():
+        problems.append(f"FID is {beyond:.4f} above the expected {moments.fid.exact:.4f}")
+    share, shown = float((difference > 0).mean()), moments if is_last else (None, None, None)
+    return Approach(CellFindings(share, int(difference.max()), *shown, (*problems, *table)), mean)
 
 
 def order_problems(sampler: str, differences: Mapping[int, float | None]) -> list[str]:
     """At most one line, if the mean differences at each S fall more slowly than the sampler's order says."""
-    order, (few, many) = ORDERS.get(sampler), STEPS
+    order, (few, many, _) = ORDERS.get(sampler), STEPS
     before, after = differences[few], differences[many]
     if order is None or before is None or after is None:
         return []
