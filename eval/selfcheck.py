@@ -112,7 +112,7 @@ def judge(
     return CellFindings(share, largest, *moments, (*problems, *beyond_limit(*moments), *table))
 
 
-class Moments(NamedTuple):
+class ComparedMoments(NamedTuple):
     """The moments and the FID of a cell of Gaussian data beside their closed forms."""
 
     mean: Comparison
@@ -122,14 +122,14 @@ class Moments(NamedTuple):
 
 def compared(
     images: NDArray[np.uint8], samples: Gaussian, data: Gaussian, fid: float, reference: NDArray[np.uint8]
-) -> tuple[Moments, list[str]]:
+) -> tuple[ComparedMoments, list[str]]:
     """What is measured of images (n, C, H, W), beside what `samples` lead to, and a line if the table's FID is wrong.
 
     `samples` is the distribution that the images should have before rounding, `reference` (M, C, H, W) is from `data`.
     """
     exact, moments, reference_moments = rounded(samples), _Moments.of(images), _Moments.of(reference)
     expected = expected_fid(exact, rounded(data), moments.n, reference_moments.n)
-    found = Moments(
+    found = ComparedMoments(
         _compare_mean(moments, exact),
         _compare_covariance(moments, exact),
         Comparison(fid, expected.mean, (fid - expected.mean) / expected.sd),

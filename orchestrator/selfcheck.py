@@ -74,10 +74,10 @@ def judge_run(run: Run, progress: Progress, sampler: str | None = None) -> Findi
     return Findings(judgements, reference_problems(reference, known), sampler)
 
 
-Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+CellImages = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-def _images(cell: Cell, rundir: RunDir) -> Images:
+def _images(cell: Cell, rundir: RunDir) -> CellImages:
     """A cell's images, (n, C, H, W), and their recorded indices."""
     parts = [
         part
@@ -102,7 +102,7 @@ def _settings(cell: Cell) -> CellSettings:
 
 
 def _judge_sampler(
-    sampler: str, cell: Cell, images: Images, known: Gaussian, fid: float, reference: NDArray[np.uint8]
+    sampler: str, cell: Cell, images: CellImages, known: Gaussian, fid: float, reference: NDArray[np.uint8]
 ) -> Judgement:
     assert cell.settings.seed is not None
     logarithms = np.log(schedules.alpha_bar(cell.model.diffusion)[1:])

@@ -134,8 +134,7 @@ def selfcheck_table(findings: "Findings") -> RenderableType:
         column.no_wrap = True
     for cell, verdict, mean_difference in findings.judgements:
         settings, fid = cell.settings, verdict.fid
-        apart = [] if findings.sampler is None else [findings.sampler]
-        apart += [settings.spacing_name] if settings.spacing != "linear" else []
+        apart = [settings.spacing_name] if settings.spacing != "linear" else []
         apart += [str(settings.clip)] if settings.clip != "none" else []
         eta = "–" if cell.eta is None else "σ̂" if cell.eta == "sigma_hat" else f"{settings.eta_number:g}"
         numbers = ["–"] * 5
