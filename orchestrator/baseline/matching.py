@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
 from taugrid.eval.reference_names import images_in_words
 from taugrid.eval.tables.pivots import short_checkpoints
@@ -17,6 +18,8 @@ from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Sna
 from taugrid.orchestrator.plan.cells import settings_name
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
 from taugrid.protocol import canonical, disagreements
+from taugrid.registry.samplers import DEFAULT
+from taugrid.workers.samplers.sampler import find
 
 MUST_AGREE = (
     "reference",
@@ -112,7 +115,7 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], plac
         if len(datasets) > 1:
             raise UserError(f"the runs are of different data: {shown}; give a run or a baseline of the same data")
         raise UserError(
-            f"the runs were measured in different ways: {shown}; score both alike, or accept a run that is scored "
+            f"the runs were measured in different ways: {shown}; measure both alike, or accept a run that is measured "
             f"as this one: {ACCEPT.replace('DIR', place)}"
         )
 
@@ -153,11 +156,23 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     places = {key: short_checkpoints(values.get(key) for values in cells.values()) for key in MODEL_FILES}
     given = {cell: _in_text(values, places) for cell, values in cells.items()}
     differing = varying(list(given.values()))
-    labels = {}
-    for cell, values in given.items():
-        base = settings_name(cells[cell])
-        labels[cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
+    labels: dict[str, str] = {}
+    for unsaid in ({"sampler"}, set[str]()):  # the base has its name, or eta, unless it is called by something else
+        for cell, values in given.items():
+            left_out = unsaid | ignored(cells[cell])
+            shown = (f"{name}={values[name]}" for name in differing if name in values and name not in left_out)
+            labels[cell] = " ".join([settings_name(cells[cell]), *shown])
+        if len(set(labels.values())) == len(labels):
+            break
     return labels
+
+
+def ignored(settings: Mapping[str, Any]) -> set[str]:
+    """The keys that the sampler of a cell's settings ignores; none if its package is not here."""
+    try:
+        return set(SAMPLER_KEYS) - find(settings.get("sampler", DEFAULT)).keys
+    except UserError:
+        return set()
 
 
 def _in_text(values: Mapping[str, Any], places: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid import parquet
+from taugrid.orchestrator.baseline.matching import ignored
 from taugrid.orchestrator.baseline.pixels import pixel_digests
 from taugrid.orchestrator.baseline.text import OTHER_COLUMNS
 from taugrid.orchestrator.nightly.nights import night_line, unfinished
@@ -28,7 +29,7 @@ COLUMNS_ABOUT = (
     ("label", pa.string(), "the cell's name, the same every night, such as S0010-eta0.2"),
     ("cell", pa.string(), "the cell's id in tonight's run directory"),
     ("steps", pa.int64(), "S"),
-    ("eta", pa.string(), "eta as a number, or sigma_hat"),
+    ("eta", pa.string(), "eta as a number, or sigma_hat; empty if the cell's sampler has none"),
     ("num_samples", pa.int64(), "N"),
     ("settings", pa.string(), "all settings of `sample`, as JSON"),
     ("weights_sha256", pa.string(), "of the network"),
@@ -102,7 +103,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for score in verdict["scores"]:
         comparison, settings, metrics = compared.get(score["cell"], {}), score["settings"], score["metrics"]
-        eta = settings["eta"]
+        eta = None if "eta" in ignored(settings) else settings["eta"]
         rows.append(
             {name: metrics.get(name) for name in ("fid", "fid_se", *(column.name for column in OTHER_COLUMNS))}
             | {name: comparison.get(name) for name in COMPARISON_KEYS}
@@ -112,7 +113,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "time": verdict["time"],
                 "night_result": verdict["result"],
                 "steps": settings["steps"],
-                "eta": eta if eta == "sigma_hat" else f"{eta:g}",
+                "eta": f"{eta:g}" if isinstance(eta, int | float) else eta,
                 "num_samples": settings["num_samples"],
                 "settings": json.dumps(settings, sort_keys=True),
                 "baseline": baseline.get("id") or baseline.get("place"),
