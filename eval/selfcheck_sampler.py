@@ -136,8 +136,9 @@ def judge(
         problems += beyond_limit(*moments)
     elif is_last and (beyond := moments.fid.measured - moments.fid.exact) > WIDE * limit.data.eigenvalues.sum():
         problems.append(f"FID is {beyond:.4f} above the expected {moments.fid.exact:.4f}")
-    share, shown = float((difference > 0).mean()), moments if is_last else (None, None, None)
-    return Approach(CellFindings(share, int(difference.max()), *shown, (*problems, *table)), mean)
+    share, largest = float((difference > 0).mean()), int(difference.max())
+    shown = moments if is_last else (None, None, None)
+    return Approach(CellFindings(share, largest, shown[0], shown[1], shown[2], (*problems, *table)), mean)
 
 
 def order_problems(sampler: str, differences: Mapping[int, float | None]) -> list[str]:
