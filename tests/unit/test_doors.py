@@ -272,14 +272,14 @@ def test_a_finished_run_is_looked_at_without_its_samplers_package(told, other_pa
     with pytest.raises(UserError) as said:
         open_to_plan(str(folder / "small.yaml"), (), str(folder / "run"))
     known = ", ".join(samplers.SAMPLERS)
-    expected = f"must be one of {known}, module:function" if remove else "the code of the sampler twice differs"
+    expected = f"must be one of {known}, diffusers:" if remove else "the code of the sampler twice differs"
     assert expected in str(said.value)
 
 
 def test_a_sampler_that_is_not_here_is_one_line(package):
     with pytest.raises(
         UserError,
-        match=r"sampler: must be one of ddim, .*twice, module:function of your own, or one of a package .*, not 'dpm'$",
+        match=r"sampler: must be one of ddim, .*twice \(did you mean dpm\+\+3m\?\), diff.* a package .*, not 'dpm'$",
     ) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)
