@@ -1,9 +1,9 @@
 """The rate of work, in earlier sessions and in this one, and the time that the rest takes. Pure."""
 
 import heapq
-from collections import defaultdict, deque
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from taugrid.orchestrator.plan.cells import Cell
 
@@ -19,8 +19,6 @@ TASKS_KEPT = 64
 SCHEDULED_TASKS = 2000
 """Up to this many tasks are scheduled one by one. With more, the last ones hardly matter."""
 
-Key = TypeVar("Key", bound=Hashable)
-
 
 class Span(NamedTuple):
     seconds: float
@@ -34,36 +32,25 @@ def rate_key(kind: str, model: str | None) -> str:
 
 def evaluations_per_second(events: Iterable[Mapping[str, Any]]) -> float | None:
     """Network evaluations per second of one worker, over all shards that were sampled; None before the first."""
-    shards = (event for event in events if event["event"] == "shard")
-    done = _totals(("shard", Span(event["seconds"], event["evaluations"])) for event in shards).get("shard")
-    return done.cost / done.seconds if done is not None and done.seconds else None
+    shards = [event for event in events if event["event"] == "shard"]
+    seconds = sum(event["seconds"] for event in shards)
+    return sum(event["evaluations"] for event in shards) / seconds if seconds else None
 
 
 def earlier_rates(events: Iterable[Mapping[str, Any]], cells: Sequence[Cell]) -> dict[tuple[str, str], float]:
-    """Rate key and device -> a worker's seconds for a unit of cost."""
-    done = _totals(_by_key_and_device(events, {cell.id: cell.model.id for cell in cells}))
-    return {key: span.seconds / span.cost for key, span in done.items()}
-
-
-def _by_key_and_device(
-    events: Iterable[Mapping[str, Any]], models: Mapping[str, str]
-) -> Iterator[tuple[tuple[str, str], Span]]:
-    """The finished tasks of a known cost. `models` (cell -> model) is for events of earlier versions."""
+    """Rate key and device -> a worker's seconds for a unit of cost, by the finished tasks of a known cost."""
+    models = {cell.id: cell.model.id for cell in cells}  # for events of earlier versions
+    seconds, costs = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for event in events:
         cost, device = event.get("evaluations", event.get("images")), event.get("device")
         if device is None or not cost or "seconds" not in event:
             continue
-        model = None
-        if "evaluations" in event:
-            model = event.get("model") or models.get(event.get("cell", ""))
-        yield (rate_key(event["event"], model), device), Span(event["seconds"], cost)
-
-
-def _totals(spans: Iterable[tuple[Key, Span]]) -> dict[Key, Span]:
-    totals: dict[Key, Span] = defaultdict(lambda: Span(0.0, 0.0))
-    for key, (seconds, cost) in spans:
-        totals[key] = Span(totals[key].seconds + seconds, totals[key].cost + cost)
-    return totals
+        runs_network = "evaluations" in event
+        model = (event.get("model") or models.get(event.get("cell", ""))) if runs_network else None
+        key = rate_key(event["event"], model), device
+        seconds[key] += event["seconds"]
+        costs[key] += cost
+    return {key: seconds[key] / costs[key] for key in costs}
 
 
 class Rates:

@@ -216,9 +216,8 @@ def frame(
 def _below(state: LiveState | None, stage: Stage | None, at: float) -> Iterator[RenderableType]:
     if state is not None and state.stages:
         shown = [name for name in state.stages if name != "train" or state.trainings is not None]
-        shown.sort(
-            key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES)
-        )  # others are the last of theirs
+        # Reconstruction and interpolation, the others, are the last of theirs.
+        shown.sort(key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
         yield Text("  ").join(_stage(state, name) for name in shown)
     if stage is not None:
         yield Constrain(stage.bars.get_renderable(), WIDEST_BARS)

@@ -228,7 +228,7 @@ def test_the_page_works_and_is_looked_at_without_its_module(here, monkeypatch):
         for name in ("run", "again"):
             assert not drive(opened, here / name, LOCAL)[0].missing
         Session(replace(opened, rundir=RunDir(here / "run")), "local", Progress.silent()).do(("report",))
-    evaluations = [cell["network_evaluations"] // 500 for cell in told["cells"]]
+    evaluations = [cell["network_evaluations"] // 1000 for cell in told["cells"]]
     assert evaluations == [5, 10, 5, 10, 10, 20, 15, 30]
     frame = pd.read_csv(here / "run/tables/quality.csv")
     assert frame["fid"].nunique() == len(frame) == 8

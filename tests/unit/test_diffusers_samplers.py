@@ -2,17 +2,23 @@
 
 import json
 import math
+import re
 import sys
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel, schedulers
+from in_process import CONFIG, drive, small_run
+from test_imports import command, modules_after
 
 from taugrid.config import DIFFUSION_DEFAULTS, Sample
 from taugrid.errors import UserError
+from taugrid.storage import LOCAL
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise as philox
 from taugrid.workers.diffusion.denoiser import Denoise, from_times
@@ -362,3 +368,164 @@ def test_zero_snr_betas():
         else:
             with pytest.raises(UserError, match=name):
                 from_sampler(settings, zero)
+
+
+MULTISTEP, ANCESTRAL = "DPMSolverMultistepScheduler", "KDPM2AncestralDiscreteScheduler"
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "options", "process", "message"),
+    [
+        ("DPMSolverMultistpScheduler", 10, {}, {}, r"no scheduler .* \(did you mean diffusers:DPMSolverMultistepSched"),
+        ("DPMSolverMultistep", 10, {}, {}, r"\(did you mean diffusers:DPMSolverMultistepScheduler\?\)"),
+        ("DPMSolverSDEScheduler", 10, {}, {}, "can't be used: its noise comes from one Brownian tree"),
+        ("IPNDMScheduler", 10, {}, {}, "can't be used: its noise levels ignore the betas"),
+        ("EDMEulerScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
+        ("FlowMatchEulerDiscreteScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
+        ("CosineDPMSolverMultistepScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
+        ("CMStochasticIterativeScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
+        (MULTISTEP, 10, {"solver_ordr": 3}, {}, r"unknown key 'solver_ordr' \(did you mean 'solver_order'\?\)$"),
+        (MULTISTEP, 10, {"clip_sample": True}, {}, "unknown key 'clip_sample'"),
+        ("DDIMScheduler", 10, {"eta": 0.5}, {}, r"unknown key 'eta' \(known keys: clip_sample, "),
+        (MULTISTEP, 10, {"solver_order": math.nan}, {}, "solver_order: must be a whole number, not nan$"),
+        (MULTISTEP, 10, {"solver_order": [2]}, {}, r"solver_order: must be a whole number, not \[2\]$"),
+        (MULTISTEP, 10, {"use_karras_sigmas": "yes"}, {}, "use_karras_sigmas: must be true or false, not 'yes'$"),
+        (MULTISTEP, 10, {"solver_type": "logrho"}, {}, "solver_type: must be midpoint or heun, not 'logrho'$"),
+        (MULTISTEP, 10, {"algorithm_type": "dpmsolver"}, {}, "`final_sigmas_type` zero is not supported for"),
+        (MULTISTEP, 10, {"use_flow_sigmas": True}, {}, "remove use_flow_sigmas: it is for flow matching"),
+        (MULTISTEP, 10, {"variance_type": "learned"}, {}, "needs a network that predicts variances too$"),
+        (MULTISTEP, 10, {"solver_order": 0}, {}, "fails in a trial with 50 steps: list assignment index out of range$"),
+        ("UniPCMultistepScheduler", 10, {"predict_x0": False}, {}, "does not sample: .* came out with nan and nan"),
+        ("KDPM2DiscreteScheduler", 10, {}, {"prediction": "sample"}, "prediction_type not implemented yet: sample$"),
+        ("PNDMScheduler", 50, {"timestep_spacing": "linspace"}, {"schedule": "cosine"}, "does not sample: in a trial"),
+        ("EulerDiscreteScheduler", 1, {}, {}, "first calls the network at time 0, .* set steps to 2, or other"),
+        ("HeunDiscreteScheduler", 1, {}, {}, "set steps to 2, or other sampler_options$"),
+        ("KDPM2DiscreteScheduler", 1, {}, {}, "set steps to 2, or other sampler_options$"),
+        ("LMSDiscreteScheduler", 1, {}, {}, "set steps to 2, or other sampler_options$"),
+        ("DDPMScheduler", 1, {}, {}, "100% of the variance should be signal, but x_T is noise; set steps to 2"),
+        ("PNDMScheduler", 3, {}, {}, r"^sample.steps: diffusers:PNDMScheduler with steps 3 fails \(.* set steps to 4"),
+        ("PNDMScheduler", 1, {"skip_prk_steps": True}, {}, "first calls the network at time 0"),
+        (ANCESTRAL, 2, {}, {}, "calls the network at time nan, which the process does not have .* set steps to 3"),
+        (MULTISTEP, 1000, {}, {}, "has a step of length 0 at time 500; set steps to 999"),
+        (MULTISTEP, 20, {"use_karras_sigmas": True}, {"schedule": "cosine"}, "has a step of length 0 .* steps to 5"),
+        ("LCMScheduler", 60, {}, {}, "set steps to 50, or other"),
+        ("TCDScheduler", 1000, {}, {}, "set steps to 50, or other"),
+        ("DDIMScheduler", 1000, {"steps_offset": 1}, {}, "at time 1000, which the process does .* to 999"),
+        ("DDIMScheduler", 61, {"timestep_spacing": "trailing"}, {}, "at time -1, .* set steps to 60"),
+        ("DDIMScheduler", 2, {"timestep_spacing": "linspace"}, {}, "at time 0 for an x with 96 times the noise"),
+        ("EulerDiscreteScheduler", 10, {"interpolation_type": "log_linear"}, {}, "noise of that time; set other"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_right_is_refused_in_one_line(name, steps, options, process, message):
+    said = refusal(name, steps, options, **process)
+    assert re.search(message, said), said
+    assert said.startswith("sample.")
+    assert f"diffusers:{name}" in said or "did you mean" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("key", adapter.FROM_DIFFUSION)
+def test_options_do_not_restate_the_process(key):
+    [given] = {"trained_betas": [[0.1] * 1000], "prediction_type": ["epsilon"], "beta_schedule": ["linear"]}.get(
+        key, [1]
+    )
+    assert re.search(
+        f"remove {key}: betas, T and prediction come from `diffusion`", refusal(MULTISTEP, 10, {key: given})
+    )
+
+
+def test_every_scheduler_of_diffusers_is_adapted_or_refused_by_name():
+    names = [name for name in dir(schedulers) if name.endswith("Scheduler") and name != "ScoreSdeVpScheduler"]
+    assert {*adapter.ADAPTED, *adapter.REFUSED} < set(names)
+    for name in names:
+        assert (refusal(name) is None) == (name in adapter.ADAPTED), name
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_default_settings_are_far_from_the_limits_of_trials(schedule):
+    """What the docstring of `adapter.SOUND` says."""
+    process = schedules.process(diffusion(schedule))
+    trials = {name: adapter._trial(name, "{}", adapter.SOUND_STEPS, process) for name in adapter.ADAPTED}
+    assert all(0.63 < deviation / adapter.DEVIATION < 1.1 for _, deviation in trials.values())
+    assert all(abs(mean - adapter.MEAN) < 0.1 * adapter.DEVIATION for mean, _ in trials.values())
+
+
+@pytest.mark.proof
+def test_what_is_refused_would_be_wrong():
+    """The figures of the rules: S = 1 at time 0 gives the deviation 0.01, and DDIM's linspace at S = 2 too much."""
+    x0 = theirs("EulerDiscreteScheduler", 1, {}, [])
+    assert x0.std() < 0.02 * DEVIATION
+    assert (
+        theirs("DDIMScheduler", 2, {"timestep_spacing": "linspace", "clip_sample": False}, []).std() > 1.5 * DEVIATION
+    )
+    scheduler_of_1000 = scheduler(MULTISTEP)
+    scheduler_of_1000.set_timesteps(1000)
+    assert len(set(scheduler_of_1000.timesteps.tolist())) == 999
+    karras = schedulers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True)
+    karras.set_timesteps(20)
+    assert len(set(karras.timesteps.tolist())) == 12
+    _, deviation = adapter._trial("HeunDiscreteScheduler", "{}", 2, schedules.process(diffusion()))
+    assert deviation > 250 * adapter.DEVIATION  # which is no fault, but S = 2
+    with pytest.raises(IndexError):
+        theirs(MULTISTEP, 20, {"use_karras_sigmas": True}, [], schedule="cosine")
+
+
+GRID = CONFIG.replace(
+    "grid: {steps: [2], eta: [0.0, 1.0]}",
+    """grid:
+  - {steps: [3], sampler: [ddim, "diffusers:DPMSolverMultistepScheduler", "diffusers:HeunDiscreteScheduler"]}
+  - steps: [3]
+    sampler: ["diffusers:DPMSolverMultistepScheduler"]
+    sampler_options: [{algorithm_type: sde-dpmsolver++}]
+""",
+)
+
+
+def test_a_run(tmp_path):
+    """In plan, files, scores and protocol. Only planning it imports torch and diffusers, not looking at it."""
+    with small_run(tmp_path, GRID) as opened:
+        outcome, _ = drive(opened, tmp_path / "run", LOCAL)
+    assert not outcome.missing
+    cells = {cell.settings.sampler_options.get("algorithm_type", cell.label): cell for cell in opened.plan.cells}
+    assert [cell.evaluations for cell in cells.values()] == [3, 3, 5, 3]
+    folders = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "run/samples").iterdir())
+    assert folders == [
+        "S0003-diffusers_DPMSolverMultistepScheduler", "S0003-diffusers_DPMSolverMultistepScheduler",
+        "S0003-diffusers_HeunDiscreteScheduler", "S0003-eta0",
+    ]  # fmt: skip
+    block = cells["sde-dpmsolver++"].sampler_block
+    assert block["options"] == {"algorithm_type": "sde-dpmsolver++"}
+    assert block["times"] == [999, 666, 333]
+    assert (block["last_sigma"], block["clip"], block["diffusers"]) == (0, None, version("diffusers"))
+    recorded = json.loads((tmp_path / "run/plan.json").read_text())["cells"][-1]["sampler"]["arguments"]
+    assert recorded["algorithm_type"] == "sde-dpmsolver++"
+    assert recorded["timestep_spacing"] == "linspace"
+    modules = modules_after(command("status", str(tmp_path / "run")))
+    assert not modules & {"torch", "diffusers"}
+    (tmp_path / "plain.yaml").write_text(CONFIG)
+    assert not modules_after(command("plan", str(tmp_path / "plain.yaml"))) & {"torch", "diffusers"}
+    assert {"torch", "diffusers"} <= modules_after(command("plan", str(tmp_path / "small.yaml")))
+
+
+PAGE = (Path(__file__).parents[2] / "docs/samplers.md").read_text()
+ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| `")]
+
+
+def test_the_page_lists_the_schedulers():
+    assert [row[0].strip("`") for row in ROWS] == list(adapter.ADAPTED)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip("`"))
+def test_the_page_says_what_they_do(row):
+    name, evaluations, draws, smallest, left = (cell.strip("`") for cell in row)
+    options = dict([draws.split(": ")]) if ":" in draws else {}
+    assert len(times_of(name, 10)) == {"S": 10, "2S - 1": 19, "S + 9": 19}[evaluations]
+    assert bool(ours(name, 10, options)[1]) == (draws != "no")
+    assert [refusal(name, steps) is None for steps in range(1, 5)] == [steps >= int(smallest) for steps in range(1, 5)]
+    assert last_sigma(name) == pytest.approx(float(left), rel=1e-4)
+
+
+def test_between_t_minus_1_and_a_t_without_signal_there_is_no_point():
+    section = diffusion(prediction="v_prediction").model_copy(update={"rescale_betas_zero_snr": True})
+    with pytest.raises(UserError, match=r"calls the network at time 998\.\d+, which the process does not have"):
+        from_sampler(settings_of("EulerDiscreteScheduler", 1500), section)

@@ -75,10 +75,10 @@ def test_a_baseline_that_is_none_is_refused(base, tmp_path):
 
 @pytest.mark.parametrize("lacking", ["a model", "the reference"])
 def test_what_is_not_here_leaves_it_unknown_and_downloads_nothing(base, tmp_path, lacking, user_cache, monkeypatch):
-    from taugrid.workers.data import fashion_mnist, places
+    from taugrid.workers.data import fashion_mnist
 
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
-    monkeypatch.setattr(places, "download", lambda *_: pytest.fail("nothing may be downloaded"))
+    monkeypatch.setattr(fashion_mnist, "download", lambda *_: pytest.fail("nothing may be downloaded"))
     shape = {"name": "fashion-mnist", "download": True}
     changes = (
         {} if lacking == "a model" else {"evaluate": {"metrics": ["fid"], "reference": shape, "extractor": "pixels"}}

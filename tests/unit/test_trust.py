@@ -34,10 +34,10 @@ def mark(tmp_path, monkeypatch):
     return mark
 
 
-def config_of(model, extractor=None):
+def config_of(model, extractor=None, sampler="ddim"):
     values = {
-        "name": "sent", "model": model, "sample": {"num_samples": 4, "steps": 2, "seed": 0},
-        "evaluate": {"extractor": extractor},
+        "name": "sent", "model": model, "evaluate": {"extractor": extractor},
+        "sample": {"num_samples": 4, "steps": 2, "seed": 0, "sampler": sampler},
     }  # fmt: skip
     return validate(Config, values, "test")
 
@@ -130,6 +130,19 @@ def test_a_custom_extractor_needs_trust_as_well(mark, asked_here, tmp_path):
     assert not mark.exists()
 
 
+def test_a_custom_sampler_needs_trust_as_well_and_looking_runs_none(mark, asked_here, tmp_path):
+    root = sent(tmp_path / "sent", config_of({"unet": {}}, sampler="mine:sample"))
+    for command in looking(root):
+        assert command[0] == "config" or ends(*command) is not None
+    assert "plan.json does not have all cells of mine:sample, and read-only commands" in str(ends("status", root))
+    for command in WORKING:
+        assert all(fact in str(ends(command, root)) for fact in ("sample.sampler", "mine:sample", "--trust-code"))
+    assert not mark.exists()
+    with pytest.raises(UserError, match="the module mine has no 'sample'"):
+        open_config(str(root), (), None, runs_code=True, trust_code=True)
+    assert mark.exists(), "the flag is for running it"
+
+
 def test_code_that_the_users_own_config_named_may_run_wherever_it_is_named(mark, tmp_path):
     """The first `plan` of a file describes the network and trusts it; a directory then needs no flag.
 
@@ -169,10 +182,14 @@ def test_trust_is_in_the_function_its_source_and_its_weights(mark, asked_here, t
 
 
 def test_every_network_of_a_grid_is_asked_about():
-    grid = [{"model.callable": ["a:b", "c:d"]}, {"model.weights": ["x.pt", "y.pt"], "model.callable": ["e:f"]}]
+    grid = [
+        {"model.callable": ["a:b", "c:d"]},
+        {"model.weights": ["x.pt", "y.pt"], "model.callable": ["e:f"]},
+        {"sampler": ["ddim", "i:j", "diffusers:PNDMScheduler"]},
+    ]
     config = validate(Config, {"name": "x", "grid": grid, "evaluate": {"extractor": "g:H", "weights": "z"}}, "test")
     found = {(code.name, code.weights) for code in custom_code(config)}
-    assert found == {("a:b", None), ("c:d", None), ("e:f", "x.pt"), ("e:f", "y.pt"), ("g:H", "z")}
+    assert found == {("a:b", None), ("c:d", None), ("e:f", "x.pt"), ("e:f", "y.pt"), ("i:j", None), ("g:H", "z")}
 
 
 def test_what_the_user_sets_on_the_command_line_is_the_users_own(mark, asked_here, tmp_path):

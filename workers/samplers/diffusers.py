@@ -66,10 +66,11 @@ REFUSED = {
 FROM_DIFFUSION = {
     "num_train_timesteps": "timesteps",
     "prediction_type": "prediction",
-    "rescale_betas_zero_snr": "rescale_betas_zero_snr",
-    "trained_betas": "trained_betas",
-    **{key: key for key in ("beta_start", "beta_end")},
     "beta_schedule": "schedule",
+    "beta_start": "beta_start",
+    "beta_end": "beta_end",
+    "trained_betas": "trained_betas",
+    "rescale_betas_zero_snr": "rescale_betas_zero_snr",
 }
 """Arguments of schedulers that restate a key of `diffusion`."""
 
@@ -91,7 +92,7 @@ off by up to 1.5; DDIMScheduler's `linspace`, whose steps do not lead to the nex
 
 MEAN, DEVIATION, SOUND_STEPS, SOUND = 0.1, 0.25, 50, 2.0
 """The Gaussian of trials. With `SOUND_STEPS` or more, its standard deviation must come out within the factor `SOUND`,
-and its mean within one standard deviation: the default settings of all schedulers give 0.63 to 1.06 of the former, LCM,
+and its mean within one standard deviation: the default settings of all schedulers give 0.63 to 1.1 of the former, LCM,
 which is for consistency models, the least."""
 
 NEAR = 64
@@ -126,13 +127,9 @@ class Diffusers(Sampler):
             ValueError: if the scheduler can't take this number of steps, with one that works.
             UserError: if the options are the reason.
         """
-        options, T = canonical_json(settings.sampler_options), process.timesteps
-        asked = settings.steps
-        why = _objection(self.scheduler, options, asked, process)
-        if why is None:
-            scheduler = _instance(self.scheduler, options, asked, process, process.prediction)
-            scheduler.set_timesteps(asked)
-            return tuple(process.at(t + 1).time for t in _times(scheduler))
+        options, T, asked = canonical_json(settings.sampler_options), process.timesteps, settings.steps
+        if (why := _objection(self.scheduler, options, asked, process)) is None:
+            return tuple(process.at(t + 1).time for t in _times(self._ready(settings, process)))
         around = [steps for d in range(1, NEAR) for steps in (asked - d, asked + d) if 1 <= steps <= T]
         others = (steps for steps in [*around, SOUND_STEPS] if steps <= T)
         works = (steps for steps in others if _objection(self.scheduler, options, steps, process) is None)
@@ -145,10 +142,14 @@ class Diffusers(Sampler):
 
     def last_sigma(self, settings: Sample, process: Process) -> float:
         """The noise level at which its result is."""
-        options = canonical_json(settings.sampler_options)
-        scheduler = _instance(self.scheduler, options, settings.steps, process, process.prediction)
-        scheduler.set_timesteps(settings.steps)
-        return _levels(scheduler, process)[1][-1]
+        return _levels(self._ready(settings, process), process)[1][-1]
+
+    def _ready(self, settings: Sample, process: Process) -> Any:
+        """The scheduler, after `set_timesteps`."""
+        options, steps = canonical_json(settings.sampler_options), settings.steps
+        scheduler = _instance(self.scheduler, options, steps, process, process.prediction)
+        scheduler.set_timesteps(steps)
+        return scheduler
 
     def sample(
         self,
@@ -261,9 +262,9 @@ def _built(name: str, options: str, process: Process, prediction: PredictionType
     from diffusers import schedulers
 
     scheduler_class = getattr(schedulers, name)
-    levels = np.array([1, *process.alpha_bar[1:]])
+    levels, defaults = np.array([1, *process.alpha_bar[1:]]), _options(name).model_fields
     given = {
-        **json.loads(options),
+        **{key: value for key, value in json.loads(options).items() if value != defaults[key].default},
         "num_train_timesteps": process.timesteps,
         "trained_betas": (1 - levels[1:] / levels[:-1]).tolist(),
         "prediction_type": prediction,
@@ -340,9 +341,9 @@ def _wrong_schedule(name: str, options: str, steps: int, process: Process) -> st
         scheduler.set_timesteps(steps)
     except Exception as error:
         return f"fails ({last_line(error)})"
-    times = _times(scheduler)
-    if outside := [t for t in times if not 0 <= t <= last]:
-        return f"calls the network at time {outside[0]:g}, which is not in 0..{last}"
+    times, no_signal = _times(scheduler), process.alpha_bar[-1] == 0  # then log alpha is not linear up to T
+    if outside := [t for t in times if not 0 <= t <= last or (no_signal and last - 1 < t < last)]:
+        return f"calls the network at time {outside[0]:g}, which the process does not have (0..{last})"
     signal = process.at(times[0] + 1).alpha_bar
     if signal > MOST_SIGNAL:
         return (
@@ -369,23 +370,28 @@ def _trial(name: str, options: str, steps: int, process: Process) -> tuple[float
     """
     import torch
 
+    scheduler, before = _instance(name, options, steps, process, process.prediction), torch.get_rng_state()
     generator, shape = torch.Generator().manual_seed(0), (128, 4, 1, 1)
+    scale = scheduler.config.get("clip_sample_range", 1.0)  # clipping should cut off little
+    mean, deviation = scale * MEAN, scale * DEVIATION
 
     def noise(key: int, draw: int = 0) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
     def output(x: torch.Tensor, time: float) -> torch.Tensor:
         at = process.at(time + 1)
-        apart = (x - at.alpha * MEAN) / ((at.alpha * DEVIATION) ** 2 + at.sigma**2)
-        best = Prediction(MEAN + at.alpha * DEVIATION**2 * apart, at.sigma * apart)
+        apart = (x - at.alpha * mean) / ((at.alpha * deviation) ** 2 + at.sigma**2)
+        best = Prediction(mean + at.alpha * deviation**2 * apart, at.sigma * apart)
         return _output(best, at, process.prediction)
 
-    scheduler, before = _instance(name, options, steps, process, process.prediction), torch.get_rng_state()
     try:
         x0 = run(scheduler, steps, noise(0), output, noise)
     except Exception as error:
-        raise UserError(f"sample.sampler: diffusers:{name} fails with {steps} steps: {last_line(error)}") from error
+        raise UserError(
+            f"sample.sampler: diffusers:{name} with these sampler_options and this `diffusion` fails in a trial with "
+            f"{steps} steps: {last_line(error)}"
+        ) from error
     if not torch.equal(before, torch.get_rng_state()):
         torch.set_rng_state(before)
         raise UserError(f"sample.sampler: diffusers:{name} draws noise from torch's global generator; use another")
-    return float(x0.mean()), float(x0.std())
+    return float(x0.mean()) / scale, float(x0.std()) / scale
