@@ -16,7 +16,7 @@ import torch
 import yaml
 from diffusers import UNet2DModel, schedulers
 from in_process import CONFIG, drive, small_run
-from test_imports import command, modules_after
+from test_imports import command, modules_after_each
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Sample, validate
 from taugrid.errors import UserError
@@ -506,11 +506,12 @@ def test_a_run(tmp_path):
     recorded = json.loads((tmp_path / "run/plan.json").read_text())["cells"][-1]["sampler"]["arguments"]
     assert recorded["algorithm_type"] == "sde-dpmsolver++"
     assert recorded["timestep_spacing"] == "linspace"
-    modules = modules_after(command("status", str(tmp_path / "run")))
-    assert not modules & {"torch", "diffusers"}
     (tmp_path / "plain.yaml").write_text(CONFIG)
-    assert not modules_after(command("plan", str(tmp_path / "plain.yaml"))) & {"torch", "diffusers"}
-    assert {"torch", "diffusers"} <= modules_after(command("plan", str(tmp_path / "small.yaml")))
+    steps = {"status": tmp_path / "run", "plain": tmp_path / "plain.yaml", "named": tmp_path / "small.yaml"}
+    codes = {name: command("status" if name == "status" else "plan", str(path)) for name, path in steps.items()}
+    loaded = modules_after_each(codes)
+    assert not (loaded["status"] | loaded["plain"]) & {"torch", "diffusers"}
+    assert {"torch", "diffusers"} <= loaded["named"]
 
 
 PAGE = (Path(__file__).parents[2] / "docs/samplers.md").read_text()
