@@ -127,12 +127,10 @@ def stream(scheduler, draws, noise):
     assert not list(rest)
 
 
-def theirs(name, steps, options, draws, network=None, schedule="linear", prediction="epsilon"):
-    """x_0 by diffusers' own loop, with a scheduler that makes its betas itself, given the same noise."""
-    scheduler = getattr(schedulers, name)(
-        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule=SCHEDULES[schedule],
-        prediction_type=prediction, **options,
-    )  # fmt: skip
+def theirs(name, steps, options, draws, network=None, schedule="linear", prediction="epsilon", betas=None):
+    """x_0 by diffusers' own loop, given the same noise; the scheduler makes its betas itself, or has `betas`."""
+    process = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": SCHEDULES[schedule], "trained_betas": betas}
+    scheduler = getattr(schedulers, name)(1000, prediction_type=prediction, **process, **options)
     network, (noise, _) = network or oracle(schedule, prediction), normals()
     scheduler.set_timesteps(steps)
     x = noise(0) * scheduler.init_noise_sigma
@@ -152,10 +150,15 @@ def refusal(name, steps=10, options=None, **process):
 
 
 def compare(name, options, steps, network=None, **process):
-    """Assert that both loops agree to 1e-5 of the largest |x_0|, if `plan` accepts them."""
+    """Assert that both loops agree, if `plan` accepts them: bit for bit with our betas, else to 1e-5 of max |x_0|.
+
+    diffusers computes betas in float32, taugrid in float64.
+    """
     if refusal(name, steps, options, **process):
         return False
     x0, drawn = ours(name, steps, options, network, **process)
+    levels = schedules.alpha_bar(diffusion(**process))
+    assert torch.equal(x0, theirs(name, steps, options, drawn, network, **process, betas=1 - levels[1:] / levels[:-1]))
     other = theirs(name, steps, options, drawn, network, **process)
     assert (x0 - other).abs().max() < 1e-5 * other.abs().max(), (steps, process)
     return True
