@@ -41,6 +41,7 @@ bench: $(STAMP)           ## what docs/decisions.md quotes
 	$(BIN)/python -m benchmarks.gate
 	$(BIN)/python -m benchmarks.restart
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.device
 
 # On x86_64 Linux this downloads a CUDA build of torch: about 3 GB, 7 GB unpacked.

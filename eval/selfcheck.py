@@ -7,7 +7,7 @@ the recomputation alone would miss a wrong table.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -107,16 +107,37 @@ def judge(
     if fid is None or reference is None:
         raise ValueError("judging a Gaussian cell needs the table's FID and the reference's images")
     problems += equal_images(images, index)
-    exact = rounded(sampled(cell.data, cell.alpha_bar, cell.tau, cell.eta))
-    moments, reference_moments = _Moments.of(images), _Moments.of(reference)
-    mean, covariance = _compare_mean(moments, exact), _compare_covariance(moments, exact)
-    expected = expected_fid(exact, rounded(cell.data), moments.n, reference_moments.n)
-    compared = Comparison(fid, expected.mean, (fid - expected.mean) / expected.sd)
-    problems += _beyond_limit({"mean": mean, "covariance": covariance, "FID": compared})
+    exact = sampled(cell.data, cell.alpha_bar, cell.tau, cell.eta)
+    moments, table = compared(images, exact, cell.data, fid, reference)
+    return CellFindings(share, largest, *moments, (*problems, *beyond_limit(*moments), *table))
+
+
+class ComparedMoments(NamedTuple):
+    """The moments and the FID of a cell of Gaussian data beside their closed forms."""
+
+    mean: Comparison
+    covariance: Comparison
+    fid: Comparison
+
+
+def compared(
+    images: NDArray[np.uint8], samples: Gaussian, data: Gaussian, fid: float, reference: NDArray[np.uint8]
+) -> tuple[ComparedMoments, list[str]]:
+    """What is measured of images (n, C, H, W), beside what `samples` lead to, and a line if the table's FID is wrong.
+
+    `samples` is the distribution that the images should have before rounding, `reference` (M, C, H, W) is from `data`.
+    """
+    exact, moments, reference_moments = rounded(samples), _Moments.of(images), _Moments.of(reference)
+    expected = expected_fid(exact, rounded(data), moments.n, reference_moments.n)
+    found = ComparedMoments(
+        _compare_mean(moments, exact),
+        _compare_covariance(moments, exact),
+        Comparison(fid, expected.mean, (fid - expected.mean) / expected.sd),
+    )
     recomputed_fid = _frechet_distance(moments, reference_moments)
-    if not abs(fid - recomputed_fid) <= FID_TOLERANCE * recomputed_fid:
-        problems.append(f"the table's FID is {fid:.8g}, that of the images on disk {recomputed_fid:.8g}")
-    return CellFindings(share, largest, mean, covariance, compared, tuple(problems))
+    if abs(fid - recomputed_fid) <= FID_TOLERANCE * recomputed_fid:
+        return found, []
+    return found, [f"the table's FID is {fid:.8g}, that of the images on disk {recomputed_fid:.8g}"]
 
 
 def _pixel_problems(difference: NDArray[np.int64], share: float, largest: int) -> list[str]:
@@ -132,14 +153,15 @@ def _pixel_problems(difference: NDArray[np.int64], share: float, largest: int) -
 def reference_problems(reference: NDArray[np.uint8], data: Gaussian) -> list[str]:
     """A line for each moment of the reference's images, (M, C, H, W), that does not match `data`."""
     moments, exact = _Moments.of(reference), rounded(data)
-    comparisons = {"mean": _compare_mean(moments, exact), "covariance": _compare_covariance(moments, exact)}
-    return [f"reference: {line}" for line in _beyond_limit(comparisons)]
+    problems = beyond_limit(_compare_mean(moments, exact), _compare_covariance(moments, exact))
+    return [f"reference: {line}" for line in problems]
 
 
-def _beyond_limit(comparisons: Mapping[str, Comparison]) -> list[str]:
+def beyond_limit(*comparisons: Comparison) -> list[str]:
+    """A line for each of mean, covariance and FID, in this order, whose |z| is beyond the limit."""
     return [
         f"{name}: {measured:.6g} where {exact:.6g} is expected, z = {z:.1f}"
-        for name, (measured, exact, z) in comparisons.items()
+        for name, (measured, exact, z) in zip(("mean", "covariance", "FID"), comparisons, strict=False)
         if not abs(z) <= Z_LIMIT  # true for nan as well
     ]
 

@@ -1,11 +1,14 @@
 """`taugrid selfcheck`: checks samples whose pixels and distribution are known, after the whole system made them."""
 
+import json
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
+from taugrid.eval import selfcheck_sampler
 from taugrid.eval.selfcheck import CellFindings, CellSettings, judge, reference_problems
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.evaluation import evaluation
@@ -22,42 +25,72 @@ from taugrid.workers.diffusion.gaussian import Gaussian
 class Judgement(NamedTuple):
     cell: Cell
     verdict: CellFindings
+    mean_difference: float | None = None
+    """With --sampler: of its images from the ODE's, in grey levels."""
 
 
 class Findings(NamedTuple):
     judgements: list[Judgement]
     reference_problems: list[str]
+    sampler: str | None
+    """That of --sampler."""
 
     @property
     def problems(self) -> list[str]:
-        of_cells = [f"{cell.label}: {line}" for cell, verdict in self.judgements for line in verdict.problems]
+        of_cells = [f"{each.cell.label}: {line}" for each in self.judgements for line in each.verdict.problems]
         return [*self.reference_problems, *of_cells]
 
 
-def judge_run(run: Run, progress: Progress) -> Findings:
+def overrides(sampler: str | None) -> tuple[str, ...]:
+    """What `--sampler` changes in configs/selfcheck.yaml."""
+    if sampler is None:
+        return ()
+    cells = {"sampler": [sampler], "steps": list(selfcheck_sampler.STEPS), "spacing": ["logsnr"]}
+    grid = [{"model.oracle": ["gaussian"], "data.name": ["gaussian"], **cells}]
+    return ("name=selfcheck-sampler", f"grid={json.dumps(grid)}")
+
+
+def judge_run(run: Run, progress: Progress, sampler: str | None = None) -> Findings:
     """Judge every cell of a finished run of oracles, by its files and by the FID in its table."""
     config, plan, rundir = run.config, run.plan, run.rundir
     rows = {row["cell"]: row for row in collect(plan, rundir, evaluation(config, plan)).rows}
     reference, judgements = data.load_images(config.data), []
-    progress.begin("judging", len(plan.cells), "cells")
-    for count, cell in enumerate(plan.cells):
-        judgements.append(Judgement(cell, _judge(cell, rundir, rows[cell.id]["fid"], reference)))
-        progress.update(count + 1)
-    progress.end()
     known = distribution(config.data)
     assert isinstance(known, Gaussian)
-    return Findings(judgements, reference_problems(reference, known))
+    progress.begin("judging", len(plan.cells), "cells")
+    for count, cell in enumerate(plan.cells):
+        images, fid = _images(cell, rundir), rows[cell.id]["fid"]
+        if sampler is None:
+            judgements.append(Judgement(cell, judge(*images, _settings(cell), fid, reference)))
+        else:
+            judgements.append(_judge_sampler(sampler, cell, images, known, fid, reference))
+        progress.update(count + 1)
+    progress.end()
+    if sampler is not None:
+        *_, last = judgements
+        differences = {each.cell.settings.steps: each.mean_difference for each in judgements}
+        problems = selfcheck_sampler.order_problems(sampler, differences)
+        judgements[-1] = last._replace(verdict=replace(last.verdict, problems=(*last.verdict.problems, *problems)))
+    return Findings(judgements, reference_problems(reference, known), sampler)
 
 
-def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8]) -> CellFindings:
+CellImages = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def _images(cell: Cell, rundir: RunDir) -> CellImages:
+    """A cell's images, (n, C, H, W), and their recorded indices."""
     parts = [
         part
         for shard in cell.shards
         for part in parquet.read_images(rundir.sample_part(cell, shard), storage=rundir.storage)
     ]
     index, pictures = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return pictures, index
+
+
+def _settings(cell: Cell) -> CellSettings:
     assert cell.settings.seed is not None
-    settings = CellSettings(
+    return CellSettings(
         data=distribution(cell.model.data),
         alpha_bar=schedules.alpha_bar(cell.model.diffusion),
         tau=[int(t) for t in cell.tau],  # its grid has no log-SNR spacings
@@ -66,7 +99,26 @@ def _judge(cell: Cell, rundir: RunDir, fid: float, reference: NDArray[np.uint8])
         seed=cell.settings.seed,
         num_samples=cell.settings.num_samples,
     )
-    return judge(pictures, index, settings, fid, reference)
+
+
+def _judge_sampler(
+    sampler: str, cell: Cell, images: CellImages, known: Gaussian, fid: float, reference: NDArray[np.uint8]
+) -> Judgement:
+    assert cell.settings.seed is not None
+    logarithms = np.log(schedules.alpha_bar(cell.model.diffusion)[1:])
+    first, last = (
+        float(np.exp(np.interp(cell.from_sampler.times[place], np.arange(len(logarithms)), logarithms)))
+        for place in (0, -1)
+    )
+    found = selfcheck_sampler.judge(
+        *images,
+        selfcheck_sampler.Limit(known, first, last, cell.settings.seed, cell.settings.num_samples),
+        fid,
+        reference,
+        follows=sampler in selfcheck_sampler.ORDERS,
+        is_last=cell.settings.steps == max(selfcheck_sampler.STEPS),
+    )
+    return Judgement(cell, *found)
 
 
 def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
@@ -78,7 +130,7 @@ def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
     }
 
 
-def _as_json(cell: Cell, verdict: CellFindings) -> dict[str, Any]:
+def _as_json(cell: Cell, verdict: CellFindings, mean_difference: float | None) -> dict[str, Any]:
     comparisons = {"fid": verdict.fid, "mean": verdict.mean, "covariance": verdict.covariance}
     return {
         "cell": cell.id,
@@ -88,6 +140,7 @@ def _as_json(cell: Cell, verdict: CellFindings) -> dict[str, Any]:
         "clip": cell.settings.clip,
         "differing_share": verdict.differing_share,
         "largest_difference": verdict.largest_difference,
+        "mean_difference": mean_difference,
         **{name: None if given is None else given._asdict() for name, given in comparisons.items()},
         "problems": list(verdict.problems),
     }

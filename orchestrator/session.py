@@ -173,17 +173,9 @@ class Session:
             made_from = report_record.sources(self.rundir, missing) if asked else self._reported.sources
             self._reported = report_record.Reported(made_from, warnings)
         report_record.keep(self.rundir, self._reported)
-        return Outcome(
-            missing=missing,
-            rows=last.rows,
-            table=last.table,
-            quality=last.quality,
-            text=last.text,
-            labels=labels,
-            lasting=frozenset(self._lasting),
-            warnings=warnings,
-            warned=self._warned,
-        )
+        printed, lasting = self._warned, frozenset(self._lasting)
+        of_table: dict[str, Any] = last._asdict()
+        return Outcome(missing, **of_table, labels=labels, lasting=lasting, warnings=warnings, warned=printed)
 
     def _check_trainings(self) -> None:
         """Raise `UserError` for failures of trainings that can be foreseen, before any worker starts."""

@@ -118,6 +118,9 @@ COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile", "sampler
 """Fields that a grid varies on purpose, from cell to cell: comparisons are about them. All others must agree, because
 each of them changes a score by itself. So must a field that is unknown here."""
 
+MAX_LIST_LENGTH = 60
+"""Characters of a list that a message shows whole: a sampler may call the network at a thousand times."""
+
 LABELS = frozenset({"reference.dataset", "reference.split"})
 """Names of a reference. They may differ; its content, `reference.sha256`, must agree."""
 
@@ -168,7 +171,9 @@ def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED, path:
 
 
 def _shown(text: str | None) -> str:
-    """As recorded now: the build of torch for CPUs is the one that is not named."""
+    """As recorded now: the build of torch for CPUs is the one that is not named. Long lists are cut, with a hash."""
+    if text is not None and text.startswith("[") and len(text) > MAX_LIST_LENGTH:
+        return f"{text[:20]} ... {text[-20:]} ({identity({'list': text})[:6]})"
     return "not set" if text is None else shortened(text.strip('"').removesuffix("+cpu"))
 
 

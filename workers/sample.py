@@ -88,22 +88,22 @@ def sample_shard(
 
     schema, clock = parquet.sample_schema(job.metadata), Clock()
     job.check_run()
-    with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
-        writer = parquet.SampleWriter(part, _columns(job), job.start)
-        first_new = job.start + _copy_kept(job, writer)
-        stop = first_new
-        with parquet.Encoding(writer) as encoding:
-            try:
-                for batch in completed(_transfers(job, first_new, model, device, heartbeat)):
-                    _require_finite(batch, job)
-                    clock.completed(batch)
-                    encoding.append(batch.images)
-                    stop = batch.start + len(batch.images)
-            except Stopped:
-                if stop == first_new:
-                    raise
-            computed()
-            encoding.finish()
+    with (
+        parquet.PartWriter(Path(job.path), schema, job.storage) as part,
+        parquet.SampleWriter(part, _columns(job), job.start) as writer,
+    ):
+        first_new = stop = job.start + _copy_kept(job, writer)
+        try:
+            for batch in completed(_transfers(job, first_new, model, device, heartbeat)):
+                _require_finite(batch, job)
+                clock.completed(batch)
+                writer.append(batch.images)
+                stop = batch.start + len(batch.images)
+        except Stopped:
+            if stop == first_new:
+                raise
+        computed()
+        writer.finish()
         first = part.commit_over(job.replaces)
     return Result(clock.seconds, stop - first_new, first, part=part.content)
 

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -38,6 +38,13 @@ TITLE_WIDTH = 52
 """Characters that fit above or below a panel."""
 LEGEND_LINE = 0.19
 """Inches that a line of a legend below the panel takes."""
+
+MAX_LEGEND_LINES = 14
+"""Lines of a legend that fit beside a row of panels; with more, the figure gets higher."""
+CHARACTER_WIDTH = 0.068
+"""Width of a character of a legend, in inches."""
+MAX_NAME_LENGTH = 10
+"""Characters of a legend's name that fit beside the panels; with more, the figure gets wider."""
 
 MAX_SIDE = 2**15
 """Pixels. A larger picture gets fewer per inch: matplotlib refuses 2^16, and viewers much less; its SVG stays sharp."""
@@ -188,6 +195,13 @@ def legend(figure: Figure, styles: Iterable[LineStyle], place: str) -> None:
     names = [look.name for look in styles if look.name in lines]
     if names:
         figure.legend([lines[name] for name in names], names, loc=place, frameon=False)
+
+
+def make_room(figure: Figure, names: Collection[str]) -> None:
+    """Make a figure wide and high enough for a legend of `names` beside its panels."""
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+    figure.set_figwidth(figure.get_figwidth() + CHARACTER_WIDTH * max(0, longest - MAX_NAME_LENGTH))
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, len(names) - MAX_LEGEND_LINES))
 
 
 def say_if_empty(figure: Figure, text: str) -> None:

@@ -1,26 +1,32 @@
-"""Figures of values against the number of sampling steps S, both axes logarithmic: FID, and reconstructions' error."""
+"""Figures of values against the number of sampling steps S, or what they cost: FID, and reconstructions' error.
+
+Both axes are logarithmic.
+"""
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from taugrid.eval.figures.drawing import (
     LEGEND_LINE,
     TITLE_WIDTH,
     LineStyle,
     Styles,
+    Values,
     draw_line,
     fid_figure,
     legend,
     legend_name,
     make_panels,
+    make_room,
     mark_values,
     name_parts,
     ordered_styles,
@@ -28,48 +34,90 @@ from taugrid.eval.figures.drawing import (
     say_if_empty,
     x_offsets,
 )
+from taugrid.eval.tables.ablation.cost import IMAGES
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot, is_number, pivot_tables
+from taugrid.eval.tables.pivots import EVALUATIONS, OPTIONS, SIGMA_HAT, Pivot, is_number, pivot_tables
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
 from taugrid.protocol import ProtocolFields
 
 
-def draw_over_steps(panel: Axes, table: Pivot, styles: Styles, published: Mapping[str, float] = {}) -> None:
+class Along(NamedTuple):
+    """The horizontal axis: S, or what S steps cost."""
+
+    label: str
+    places: Mapping[str, float] | None = None
+    """Where each cell is, by its id; a cell without a place is left out. None: at its S."""
+    is_measured: bool = False
+    """Whether places are measured: ticks are then at round numbers and not at each place."""
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, x: str) -> "Along":
+        """The axis for `report.x` and the rows of quality.csv."""
+        if x == "evaluations":
+            return cls(LABELS[x], dict(zip(frame["cell"], frame[EVALUATIONS], strict=True)))
+        if x == "seconds":
+            measured = zip(frame["cell"], frame["seconds"] / frame["num_samples"] * IMAGES, strict=True)
+            return cls(LABELS[x], {cell: seconds for cell, seconds in measured if seconds > 0}, is_measured=True)
+        return cls(LABELS[x])
+
+    def at(self, table: Pivot, row: int) -> Values:
+        """The place of each value of a row, NaN without one."""
+        if self.places is None:
+            return table.values.columns.to_numpy(dtype=np.float64)
+        return np.array([self.places.get(cell, math.nan) for cell in table.cells.iloc[row]])
+
+
+LABELS = {
+    "steps": "sampling steps $S$",
+    "evaluations": "network evaluations per image",
+    "seconds": f"device seconds per {IMAGES:,} images",
+}
+"""Value of `report.x` -> the axis in words, with its unit."""
+OVER_STEPS = Along(LABELS["steps"])
+
+
+def draw_over_steps(
+    panel: Axes, table: Pivot, styles: Styles, axis: Along = OVER_STEPS, published: Mapping[str, float] = {}
+) -> None:
     """Draw a line for each row of `table`, without values that have no logarithm; heading and notes make the title.
 
     `published` has others' values by cell: they are dotted.
     """
-    steps = [int(steps) for steps in table.values.columns]
     lines = [textwrap.fill(line, TITLE_WIDTH) for line in (table.label, *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
-    panel.set_xlabel("sampling steps $S$")
-    span = _mark_steps(panel, steps)
+    panel.set_xlabel(axis.label)
+    span = _mark(panel, table, axis)
     for place, label in enumerate(table.labels):
         look, value, error = styles[" ".join(label)], table.values.iloc[place], table.errors.iloc[place]
-        shown = value[value > 0]
-        if shown.empty:
+        at = axis.at(table, place)
+        shown = (value.to_numpy() > 0) & np.isfinite(at)
+        if not shown.any():
             continue
-        positions = shown.index.to_numpy() * math.exp(span * look.x_offset)
-        draw_line(panel, positions, shown.to_numpy(), error[shown.index].to_numpy(), look)
+        positions = at[shown] * math.exp(span * look.x_offset)
+        draw_line(panel, positions, value.to_numpy()[shown], error.to_numpy()[shown], look)
         cells = table.cells.iloc[place] if published else ()
-        if beside := [(s, published[cell]) for s, cell in zip(steps, cells, strict=False) if cell in published]:
+        if beside := [(x, published[cell]) for x, cell in zip(at, cells, strict=False) if cell in published]:
             (line,) = panel.plot(*np.array(beside).T, ":", color=look.colour, marker=look.marker, markersize=5)
             line.set_markerfacecolor("white")
             name_parts(look, [line])
 
 
-def _mark_steps(panel: Axes, steps: Sequence[int]) -> float:
-    """Put a tick at every S of the grid, without a number if the next is too near. Returns log(right / left)."""
-    extent = math.log(steps[-1] / steps[0])
-    written = {steps[-1]}
-    for candidate in reversed(steps):
+def _mark(panel: Axes, table: Pivot, axis: Along) -> float:
+    """Put a tick at every place, without a number if the next is too near. Returns log(right / left)."""
+    every = np.concatenate([axis.at(table, row) for row in range(len(table.values))])
+    at = np.unique(every[np.isfinite(every)]).tolist() or [1.0]
+    extent = math.log(at[-1] / at[0])
+    written = {at[-1]}
+    for candidate in reversed(at):
         if math.log(min(written) / candidate) > 0.085 * extent:
             written.add(candidate)
-    panel.xaxis.set_major_locator(FixedLocator(steps))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if round(x) in written else ""))
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if axis.is_measured else FixedLocator(at))
+    panel.xaxis.set_major_formatter(
+        FuncFormatter(lambda x, _: f"{x:g}" if axis.is_measured or round(x) in written else "")
+    )
     panel.xaxis.set_minor_locator(NullLocator())
     margin = 0.06 * extent or math.log(2)
-    panel.set_xlim(steps[0] * math.exp(-margin), steps[-1] * math.exp(margin))
+    panel.set_xlim(at[0] * math.exp(-margin), at[-1] * math.exp(margin))
     return extent + 2 * margin
 
 
@@ -78,16 +126,35 @@ SIGMA_HAT_COLOUR = "#d55e00"
 
 
 def quality_figure(
-    frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}, published: Mapping[str, float] = {}
+    frame: pd.DataFrame,
+    protocols: Mapping[str, ProtocolFields] = {},
+    published: Mapping[str, float] = {},
+    x: str = "steps",
 ) -> Figure:
-    """FID against S, both logarithmic: a line for each eta, bars of ±1 standard error, a panel for each pivot.
+    """FID against S, or what `report.x` names, with bars of ±1 standard error: a panel for each pivot.
 
-    `protocols` has the rows' protocols by hash: cells that can't be compared don't share a panel. Cells without an FID,
-    or with one of 0 or less, which has no logarithm, are left out. `published` has others' FIDs by cell, to be dotted.
+    There is a line for each eta or, if samplers vary, for each sampler and eta. `protocols` has the rows' protocols by
+    hash: cells that can't be compared don't share a panel. Cells without an FID, or with one of 0 or less, which has no
+    logarithm, are left out. `published` has others' FIDs by cell, to be dotted.
     """
-    pivots = pivot_tables(frame, FID, protocols)
-    styles = _eta_styles({label for table in pivots for label in table.values.index})
-    return fid_figure(pivots, partial(draw_over_steps, published=published), styles, "log")
+    rows = [name for name in ("sampler", OPTIONS) if name in frame and frame[name].nunique() > 1]
+    pivots = pivot_tables(frame, FID, protocols, [*rows, "eta"])
+    labels = dict.fromkeys(label for table in pivots for label in table.labels)
+    styles = _sampler_styles(labels) if rows else _eta_styles({eta for (eta,) in labels})
+    draw = partial(draw_over_steps, axis=Along.of(frame, x), published=published)
+    figure = fid_figure(pivots, draw, styles, "log")
+    if rows:
+        make_room(figure, [look.name for look in styles.values()])
+    return figure
+
+
+def _sampler_styles(labels: Iterable[tuple[str, ...]]) -> dict[str, LineStyle]:
+    """Colours in the order of `labels`, each a sampler, perhaps its options, and eta, empty if it has none."""
+    names = {}
+    for *sampler, eta in labels:
+        of_eta = rf"$\eta$ = {eta}" if is_number(eta) else r"$\hat{\sigma}$" if eta else ""
+        names[" ".join([*sampler, eta])] = " ".join(filter(None, [*map(legend_name, sampler), of_eta]))
+    return ordered_styles(names, x_offsets(len(names)))
 
 
 def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:

@@ -21,7 +21,8 @@ class Measured(NamedTuple):
     row: str
     """The row of its table, such as "η = 0.5"."""
     table: Pivot
-    steps: int
+    at: int
+    """Its column: S or, where samplers are compared, its network evaluations."""
     entry: Entry
     kind: str
     """The kind of protocol: cells of one kind can be compared."""
@@ -32,11 +33,11 @@ class Measured(NamedTuple):
 
     @property
     def place(self) -> str:
-        return f"S = {self.steps}, {self.line}"
+        return f"{self.table.column_key} = {self.at}, {self.line}"
 
 
 def measured(quality: QualityTable) -> list[Measured]:
-    """The cells with an FID, in the order of the tables of eta and S."""
+    """The cells with an FID, in the order of the tables of eta and S, or evaluations."""
     by_cell = {row["cell"]: row for row in quality.shown or quality.rows}
     if not by_cell:
         return []
@@ -44,17 +45,17 @@ def measured(quality: QualityTable) -> list[Measured]:
     cells = []
     for pivot in quality.by_steps.section(FID).tables:
         for labels, entries in zip(pivot.labels, pivot.entries, strict=True):
-            for entry in entries:
+            for at, entry in zip(pivot.values.columns, entries, strict=True):
                 if entry.cell and entry.number == entry.number:
                     row = by_cell[entry.cell]
                     name, cell_kind = row_name(pivot.row_keys, labels), kinds.get(row["protocol"], "unknown")
-                    cells.append(Measured(name, pivot, row["steps"], entry, cell_kind))
+                    cells.append(Measured(name, pivot, int(at), entry, cell_kind))
     return cells
 
 
 def row_name(row_keys: Sequence[str], labels: Sequence[str]) -> str:
     """The name of a row, such as "schedule = cosine, η = 0.5"."""
-    pairs = zip(row_keys, labels, strict=True)
+    pairs = [(key, label) for key, label in zip(row_keys, labels, strict=True) if label]
     return ", ".join(label if label == SIGMA_HAT else f"{key} = {label}" for key, label in pairs)
 
 
@@ -95,23 +96,24 @@ def _lowest(cells: Sequence[Measured]) -> Measured:
 
 def _other_end(cells: Sequence[Measured], best: Measured) -> str:
     """A sentence on the best cell with the fewest steps, or with the most if the best of all has the fewest."""
-    counts = {cell.steps for cell in cells}
-    fewest = min(counts) < best.steps
-    steps = min(counts) if fewest else max(counts)
-    if steps == best.steps:
+    counts = {cell.at for cell in cells}
+    fewest = min(counts) < best.at
+    at = min(counts) if fewest else max(counts)
+    if at == best.at:
         return ""
-    column = [cell for cell in cells if cell.steps == steps]
+    column = [cell for cell in cells if cell.at == at]
     lowest_there = _lowest(column)
-    end = "the fewest steps" if fewest else "the most steps"
+    key = best.table.column_key
+    end = f"the {'fewest' if fewest else 'most'} {'steps' if key == 'S' else key}"
     lowest = "it is" if len(column) == 1 else "it is lowest with"
     line, number = lowest_there.line, lowest_there.entry.shown
     value = f"{number} ({line})" if len(column) == 1 else f"{line}: {number}"
-    return f"At S = {steps}, {end}, {lowest} {value}{_beside(lowest_there, column)}."
+    return f"At {key} = {at}, {end}, {lowest} {value}{_beside(lowest_there, column)}."
 
 
 def _beside(best: Measured, cells: Sequence[Measured]) -> str:
-    """A clause on the cells of the same S and table that can't be distinguished from the best."""
-    column = [cell for cell in cells if cell.steps == best.steps and cell.table is best.table]
+    """A clause on the cells of the same column and table that can't be distinguished from the best."""
+    column = [cell for cell in cells if cell.at == best.at and cell.table is best.table]
     if len(column) < 2:
         return ""
     if not best.entry.error:
@@ -123,4 +125,5 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
         named = counted(len(alike), "other row")
     else:
         named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))
-    return f"; at this S, {named} can't be told apart from it"
+    there = "this S" if best.table.column_key == "S" else "this number of evaluations"
+    return f"; at {there}, {named} can't be told apart from it"

@@ -22,7 +22,7 @@ from matplotlib.text import Text
 from taugrid.eval.figures.ablation.cost import CAPTION, costs_figure
 from taugrid.eval.figures.drawing import STYLE, key_of, number_ids, plain_style
 from taugrid.eval.figures.loss import losses_figure, running_mean
-from taugrid.eval.figures.over_steps import quality_figure
+from taugrid.eval.figures.over_steps import LABELS, quality_figure
 from taugrid.eval.pages.answer import Measured
 from taugrid.eval.tables.ablation.cost import Cost, costs_table
 from taugrid.eval.tables.pivots import SIGMA_HAT
@@ -71,16 +71,18 @@ class Chart(NamedTuple):
 
 
 def quality_chart(quality: QualityTable, cells: Sequence[Measured], published: Sequence[Mapping[str, Any]]) -> Chart:
-    """FID against S; numbers in `published`, rows of published.csv, are dotted where nothing is known to differ."""
+    """FID against `report.x`; numbers in `published`, rows of published.csv, are dotted where nothing differs."""
     theirs = {row["cell"]: float(row["published"]) for row in published if not row["differs"]}
-    figure = quality_figure(quality.means.frame, quality.used_protocols, theirs)
-    rows = [(cell.line, str(cell.steps), f"{cell.entry.shown} {cell.entry.mark}".rstrip()) for cell in cells]
+    figure = quality_figure(quality.means.frame, quality.used_protocols, theirs, quality.layout.x)
+    column = cells[0].table.column_key if cells else "S"
+    rows = [(cell.line, str(cell.at), f"{cell.entry.shown} {cell.entry.mark}".rstrip()) for cell in cells]
     rows += [
-        (f"{cell.line}, published", str(cell.steps), f"{theirs[cell.entry.cell]:g}")
+        (f"{cell.line}, published", str(cell.at), f"{theirs[cell.entry.cell]:g}")
         for cell in cells
         if cell.entry.cell in theirs
     ]
-    return chart(figure, "steps", "FID against sampling steps S", ("row", "S", "FID"), rows)
+    along = LABELS[quality.layout.x].replace("$", "")
+    return chart(figure, "steps", f"FID against {along}", ("row", column, "FID"), rows)
 
 
 def cost_chart(costs: Sequence[Cost]) -> Chart:

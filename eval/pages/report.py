@@ -23,6 +23,8 @@ from taugrid.registry.metrics import MetricColumn
 
 LARGEST = 4_900_000
 """Bytes of a page."""
+ALONG = {"steps": "steps", "evaluations": "network evaluations", "seconds": "device seconds"}
+"""Value of `report.x` -> what it is in a heading."""
 FEW_SAMPLES = 10_000
 """The number of samples below which readers are warned of FID's bias."""
 
@@ -132,6 +134,7 @@ def _content(facts: PageFacts) -> dict[str, Any]:
         "measured_as": protocol_line(quality) if quality.rows else "",
         "metrics": list(_tables(quality)) if quality.rows else [],
         **_charts(facts, cells),
+        "along": ALONG[quality.layout.x],
         "published": facts.published,
         "differences": differences(facts.differences),
         "about_differences": ABOUT,

@@ -20,7 +20,7 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.entries import ROUNDING, Z_95
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, long_form
-from taugrid.eval.tables.pivots import Pivot, pivot_tables, short_checkpoints
+from taugrid.eval.tables.pivots import EVALUATIONS, IGNORABLE, Pivot, pivot_tables, short_checkpoints
 from taugrid.eval.tables.rows import Row, as_text
 from taugrid.protocol import ProtocolFields, disagreements
 
@@ -200,9 +200,14 @@ def paired_error(difference: float, row_a: Row, row_b: Row, evidence: Evidence) 
 
 
 def _others(row_a: Row, row_b: Row) -> str:
-    """The differing settings besides S and eta, such as "clip: none -> x0_and_eps"; a model by its keys, if any."""
+    """The differing settings besides S and eta, such as "clip: none -> x0_and_eps"; a model by its keys, if any.
+
+    A setting that a sampler ignores does not differ. Network evaluations do if S does not say so.
+    """
     columns = {*row_a, *row_b}
     keys = sorted((columns & SETTINGS) | set(axes(columns)))
+    idle = [key for key in IGNORABLE if None in (row_a.get(key), row_b.get(key))]
+    keys = [key for key in keys if key not in idle] + [EVALUATIONS] * (row_a["steps"] == row_b["steps"])
     differing = [key for key in keys if as_text(row_a.get(key)) != as_text(row_b.get(key))]
     if any("." in key for key in differing):
         differing.remove("model")
@@ -224,7 +229,7 @@ def best_checkpoints(rows: Sequence[Row], evidence: Evidence) -> list[BestCheckp
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.get(CHECKPOINT) is not None and row["fid"] is not None:
-            names = ["steps", "eta", "sigma", "spacing", "clip", "num_samples", *axes(row)]
+            names = ["sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", *axes(row)]
             groups[tuple(as_text(row.get(name)) for name in names if name != CHECKPOINT)].append(row)
     return [_best(group, evidence) for group in groups.values() if len(group) > 1]
 

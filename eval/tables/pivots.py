@@ -5,6 +5,7 @@ makes a table for each combination of settings: differences and figures compare 
 that differ in one setting. Both keep apart what can't be compared. `protocols` has the rows' protocols by short hash.
 """
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import pandas as pd
 
 from taugrid.config import Sample
 from taugrid.eval.tables.ablation.replicates import Averaged
-from taugrid.eval.tables.entries import Entry, write_mean
+from taugrid.eval.tables.entries import MISSING, Entry, write_mean
 from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, FID, axes
 from taugrid.eval.tables.rows import as_text
 from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
@@ -25,10 +26,14 @@ from taugrid.registry.metrics import MetricColumn
 from taugrid.words import markdown_table
 
 SIGMA_HAT = "σ̂"
-SYMBOLS = SHOWN | {"eta": "η"}
-"""Columns that tables and figures write as the paper does."""
+EVALUATIONS = "network_evaluations"
+SYMBOLS = SHOWN | {"eta": "η", EVALUATIONS: "evaluations"}
+"""Columns that tables and figures write as the paper does, or shorter."""
 OTHERS = ("sampler", "spacing", "clip")
 """Columns of quality.csv that are settings of a cell, besides those that every table has."""
+IGNORABLE = ("spacing", "clip")
+"""Those of them that are empty where the sampler ignores them."""
+OPTIONS = "sampler_options"
 
 
 class Layout(NamedTuple):
@@ -37,6 +42,8 @@ class Layout(NamedTuple):
     rows: tuple[str, ...] = ()
     """Empty: everything that varies, and eta at the end."""
     columns: str = "steps"
+    x: str = "steps"
+    """The horizontal axis of figures: steps, evaluations or seconds."""
 
 
 USUAL = Layout()
@@ -174,7 +181,9 @@ class Arranged:
             return []
         free = [name for name in self.settings if name != columns]
         several = {name for name in ("eta", "steps") if ready[name].nunique() > 1}
-        ends = [*(["steps"] if "steps" in several else []), "eta"]
+        several -= {"steps"} if columns == EVALUATIONS else set()
+        named = "eta" if ready["eta"].notna().any() else "sampler"
+        ends = [*(["steps"] if "steps" in several else []), *([named] if named not in free else [])]
         rows = list(self.layout.rows) or [*free, *(name for name in ends if name != columns)]
         unplaced = [name for name in (*free, *sorted(several)) if name not in (*rows, columns, *self.apart)]
         apart = [*self.apart, *unplaced]
@@ -184,7 +193,7 @@ class Arranged:
                 metric,
                 self.means,
                 (rows, columns),
-                settings={name: labelled(group, name).iloc[0] for name in apart},
+                settings={name: labelled(group, name).iloc[0] or MISSING for name in apart},
                 notes=(*(row_note(group, name) for name in self.by_row), *self._of_kind(group)),
             )
             for group in _groups(ready, apart)
@@ -195,9 +204,12 @@ class Arranged:
 
 
 def pivot_tables(
-    frame: pd.DataFrame, metric: MetricColumn = FID, protocols: Mapping[str, ProtocolFields] = {}
+    frame: pd.DataFrame,
+    metric: MetricColumn = FID,
+    protocols: Mapping[str, ProtocolFields] = {},
+    rows: Sequence[str] = ("eta",),
 ) -> list[Pivot]:
-    """A table of eta and S for each combination of the settings that vary besides.
+    """A table of eta (or other `rows`, with eta last) and S for each combination of the settings that vary besides.
 
     A sampling setting that follows from the row gets a note instead of separate tables: in the paper only sigma_hat
     clips. Settings that make another model, and N, always get separate tables. If these still mix kinds of protocol,
@@ -210,18 +222,22 @@ def pivot_tables(
         return []
     notes_by_kind = kind_notes(frame, protocols)
     ready = prepared(frame, protocols)
-    apart, by_row = _separate(ready)
+    apart, by_row = _separate(ready, rows)
     return [
         _pivot(
             group,
             metric,
             None,
-            (["eta"], "steps"),
-            settings={column: as_text(group[column].iloc[0]) for column in apart},
+            (rows, "steps"),
+            settings={column: _setting(group[column].iloc[0], column) for column in apart},
             notes=(*(row_note(group, column) for column in by_row), *notes_by_kind.get(group["protocol"].iloc[0], [])),
         )
         for group in _groups(ready, apart)
     ]
+
+
+def _setting(value: Any, column: str) -> str:
+    return MISSING if column in IGNORABLE and pd.isna(value) else as_text(value)
 
 
 def _groups(frame: pd.DataFrame, apart: Sequence[str]) -> list[pd.DataFrame]:
@@ -239,7 +255,7 @@ def _pivot(
     """The table of a group of cells, with the frame's columns `place` as its rows and columns."""
     rows, column_key = place
     keys = [*rows, column_key]
-    labels = pd.DataFrame({name: labelled(group, name).map(str) for name in rows})
+    labels = pd.DataFrame({name: labelled(group, name, beside=rows).map(str) for name in rows})
     labels[column_key] = labelled(group, column_key)
     places = [tuple(values) for values in labels[keys].itertuples(index=False)]
     if twice := next((values for values in places if places.count(values) > 1), None):
@@ -292,9 +308,13 @@ def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":
 
 
 def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd.DataFrame:
-    """The frame with kinds in the place of protocols, and checkpoints by their short names."""
+    """The frame with kinds in the place of protocols, and checkpoints by their short names.
+
+    A setting that some samplers ignore gets the others' value where that is the only one, since it tells none apart.
+    """
     kinds = {name: kind(protocol) for name, protocol in protocols.items()}
     changed = {"protocol": frame["protocol"].map(lambda name: kinds.get(name, "unknown"))}
+    changed |= {name: frame[name].ffill().bfill() for name in IGNORABLE if frame[name].nunique() == 1}
     if CHECKPOINT in frame:
         names = short_checkpoints(frame[CHECKPOINT])
         changed[CHECKPOINT] = frame[CHECKPOINT].map(lambda path: names.get(path, path))
@@ -341,12 +361,26 @@ def eta_in_words(eta: str) -> str:
     return f"η = {eta}" if is_number(eta) else eta
 
 
-def labelled(frame: pd.DataFrame, name: str) -> "pd.Series[Any]":
-    """A column's values in tables: eta as 0.0, σ̂ or a sampler that has none, S as a number, others as in a config."""
+def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.Series[Any]":
+    """A column's values in tables: eta as 0.0 or σ̂, S as a number, others as in a config.
+
+    What a sampler ignores is empty. In place of eta it has the sampler's name, unless that is `beside` it.
+    """
     if name == "eta":
         numbers = frame["eta"].map(lambda eta: str(float(eta)))
-        return numbers.where(frame["sigma"] != "sigma_hat", SIGMA_HAT).where(frame["eta"].notna(), frame["sampler"])
-    return frame[name] if name == "steps" else frame[name].map(shown)
+        others = "" if "sampler" in beside else frame["sampler"]
+        return numbers.where(frame["sigma"] != "sigma_hat", SIGMA_HAT).where(frame["eta"].notna(), others)
+    if name in IGNORABLE:
+        return frame[name].map(lambda value: "" if pd.isna(value) else shown(value))
+    if name == OPTIONS:
+        return frame[name].map(_options)
+    return frame[name] if name in ("steps", EVALUATIONS) else frame[name].map(shown)
+
+
+def _options(text: object) -> str:
+    """Options of a sampler, which are JSON, such as "solver_order=3 use_karras_sigmas=true"; empty without any."""
+    options = json.loads(text) if isinstance(text, str) else {}
+    return " ".join(f"{key}={plain_text(value)}" for key, value in options.items())
 
 
 def shown(value: object) -> str:
@@ -355,7 +389,8 @@ def shown(value: object) -> str:
 
 def row_note(group: pd.DataFrame, column: str) -> str:
     """The rows with each value of `column`, such as "clip: none (0.0, 0.2), x0_and_eps (σ̂)"."""
-    ordered = group.assign(row=labelled(group, "eta"), value=group[column].map(as_text)).sort_values(["sigma", "eta"])
+    known = group[group[column].notna()] if column in IGNORABLE else group
+    ordered = known.assign(row=labelled(known, "eta"), value=known[column].map(as_text)).sort_values(["sigma", "eta"])
     rows = {str(value): ", ".join(part.unique()) for value, part in ordered.groupby("value", sort=False)["row"]}
     return f"{column}: " + ", ".join(f"{v} ({labels})" if len(rows) > 1 else v for v, labels in rows.items())
 
@@ -369,10 +404,10 @@ def _follows(frame: pd.DataFrame, column: str, given: Sequence[str]) -> bool:
     return _kinds_of(frame, [*given, column]) == _kinds_of(frame, given)
 
 
-def _separate(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+def _separate(frame: pd.DataFrame, rows: Sequence[str]) -> tuple[list[str], list[str]]:
     """Columns that need separate tables, and columns that differ but follow from a table and its row."""
     columns = list(frame.columns)
-    others = sorted(axes(columns), key=columns.index)
+    others = sorted(set(axes(columns)) - set(rows), key=columns.index)
     apart = [axis for axis in [*others, "num_samples"]
              if ("." in axis or axis in COLUMNS) and not _follows(frame, axis, [])]  # fmt: skip
     if not _follows(frame, "model", apart):
@@ -380,8 +415,8 @@ def _separate(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     by_row: list[str] = []
     # Clip comes last: it may follow from the row only within another setting, which already has separate tables then.
     for column in [*(axis for axis in others if "." not in axis), *OTHERS]:
-        if not _follows(frame, column, []):
-            follows = column != "sampler" and _follows(frame, column, [*apart, "sigma", "eta"])
+        if column not in rows and not _follows(frame, column, []):
+            follows = column != "sampler" and _follows(frame, column, [*apart, "sigma", *rows])
             (by_row if follows else apart).append(column)
     # The protocol comes at the very end: N and settings such as a precision explain its kind better than a hash.
     if not _follows(frame, "protocol", apart):
@@ -389,11 +424,19 @@ def _separate(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     return apart, by_row
 
 
+def settings_in(columns: Sequence[str]) -> list[str]:
+    """The settings among the columns of quality.csv besides eta, S and N: keys of the grid in its order, then others.
+
+    The options of a sampler follow it.
+    """
+    keys = sorted(axes(columns), key=columns.index)
+    options = [key for key in keys if key == OPTIONS]
+    return [*(key for key in keys if key != OPTIONS), OTHERS[0], *options, *OTHERS[1:]]
+
+
 def _varying(frame: pd.DataFrame) -> list[str]:
     """The settings that vary, besides eta, S and N."""
-    columns = list(frame.columns)
-    keys = sorted(axes(columns), key=columns.index)
-    varying = [name for name in [*keys, *OTHERS] if not _follows(frame, name, [])]
+    varying = [name for name in settings_in(list(frame.columns)) if not _follows(frame, name, [])]
     return varying if _follows(frame, "model", varying) else [*varying, "model"]
 
 

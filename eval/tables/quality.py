@@ -18,7 +18,7 @@ from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import AMONG_REPLICATES, INDISTINGUISHABLE, JOINED, MEANINGS
 from taugrid.eval.tables.latex import latex_table
 from taugrid.eval.tables.long_form import FID, in_grid_order, long_form, score_columns
-from taugrid.eval.tables.pivots import USUAL, Arranged, Layout, Pivot
+from taugrid.eval.tables.pivots import EVALUATIONS, USUAL, Arranged, Layout, Pivot
 from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
@@ -82,8 +82,9 @@ class QualityTable:
 
     @cached_property
     def by_steps(self) -> "QualityTable":
-        """The table with the usual rows and columns. Marks compare the cells of a column, so others have none."""
-        return self if self.layout == USUAL else replace(self, layout=USUAL, recorded=frozenset())
+        """The table with the usual rows, and S or evaluations in columns. Marks are those of a column's cells."""
+        usual = not self.layout.rows and self.layout.columns in ("steps", EVALUATIONS)
+        return self if usual else replace(self, layout=USUAL._replace(x=self.layout.x), recorded=frozenset())
 
     @cached_property
     def metrics(self) -> list[MetricColumn]:

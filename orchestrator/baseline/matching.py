@@ -5,9 +5,10 @@ Ids and folder names change with every new network.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
+from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
 from taugrid.eval.reference_names import images_in_words
 from taugrid.eval.tables.pivots import short_checkpoints
@@ -17,6 +18,8 @@ from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Sna
 from taugrid.orchestrator.plan.cells import settings_name
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
 from taugrid.protocol import canonical, disagreements
+from taugrid.registry.samplers import DEFAULT, SAMPLERS, is_custom
+from taugrid.workers.samplers.sampler import find
 
 MUST_AGREE = (
     "reference",
@@ -112,7 +115,7 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], plac
         if len(datasets) > 1:
             raise UserError(f"the runs are of different data: {shown}; give a run or a baseline of the same data")
         raise UserError(
-            f"the runs were measured in different ways: {shown}; score both alike, or accept a run that is scored "
+            f"the runs were measured in different ways: {shown}; measure both alike, or accept a run that is measured "
             f"as this one: {ACCEPT.replace('DIR', place)}"
         )
 
@@ -153,16 +156,28 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     places = {key: short_checkpoints(values.get(key) for values in cells.values()) for key in MODEL_FILES}
     given = {cell: _in_text(values, places) for cell, values in cells.items()}
     differing = varying(list(given.values()))
-    labels = {}
-    for cell, values in given.items():
-        base = settings_name(cells[cell])
-        labels[cell] = " ".join([base, *(f"{name}={values[name]}" for name in differing if name in values)])
+    labels: dict[str, str] = {}
+    for unsaid in ({"sampler", "eta"}, {"sampler"}, set[str]()):  # names of cells begin with the sampler, or ddim's eta
+        for cell, values in given.items():
+            left_out = unsaid | _ignored(cells[cell].get("sampler", DEFAULT))
+            shown = (f"{name}={values[name]}" for name in differing if name in values and name not in left_out)
+            labels[cell] = " ".join([settings_name(cells[cell]), *shown])
+        if len(set(labels.values())) == len(labels):
+            break
     return labels
 
 
+def _ignored(sampler: str) -> Set[str]:
+    """The keys that names leave out, because a sampler of taugrid's ignores them or, of ddim, because they have it."""
+    if sampler == DEFAULT:
+        return {"eta"}
+    honoured = find(sampler).keys if sampler in SAMPLERS else set(SAMPLER_KEYS) if is_custom(sampler) else set()
+    return set(SAMPLER_KEYS) - honoured
+
+
 def _in_text(values: Mapping[str, Any], places: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The values other than S and eta, as text; places of models by their short names."""
-    left_out = {"steps", "eta", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
+    """The values other than S, as text; places of models by their short names."""
+    left_out = {"steps", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
     given = {key: value for key, value in values.items() if key not in left_out}
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
     return {key: places[key].get(value, value) if key in MODEL_FILES else value for key, value in shown.items()}

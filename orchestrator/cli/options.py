@@ -56,6 +56,7 @@ class RunOptions:
     only: tuple[str, ...] = ()
     rows: str | None = None
     columns: str | None = None
+    x: str | None = None
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -64,6 +65,7 @@ class RunOptions:
             "" if self.workers is None else f"cluster.workers={self.workers}",
             "" if self.rows is None else f"report.rows=[{self.rows}]",
             f"report.columns={self.columns}" if self.columns else "",
+            f"report.x={self.x}" if self.x else "",
         )
         return (*self.assignments, *filter(None, short))
 
@@ -165,8 +167,11 @@ cluster_options = options(
 pivot_options = options(
     click.option("--rows", metavar="KEY,...", help="The keys of a table's rows, as report.rows: schedule,eta."),
     click.option("--columns", metavar="KEY", help="The key of a table's columns, as report.columns.  [default: steps]"),
+    click.option(
+        "--x", type=click.Choice(["steps", "evaluations", "seconds"]), help="What figures are over: report.x."
+    ),
 )
-"""Short for report.rows and report.columns."""
+"""Short for report.rows, report.columns and report.x."""
 
 
 def print_value(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:

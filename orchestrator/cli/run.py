@@ -106,6 +106,7 @@ def _report_history(requested: RunOptions) -> bool:
         "--workers": requested.workers,
         "--rows": requested.rows,
         "--columns": requested.columns,
+        "--x": requested.x,
     }
     if unwanted := [name for name, value in meaningless.items() if value]:
         raise click.UsageError(

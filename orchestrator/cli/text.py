@@ -65,8 +65,11 @@ def _training_state(model: dict[str, Any]) -> str:
     steps, done, reached = model["train_steps"], model["train_steps_done"], model["train_steps_reached"]
     if (failure := model["train_failed"]) is not None:
         return f"training failed at {reached:,} of {steps:,} steps: {failure['reason']} (details: {failure['log']})"
+    text = f"to be trained for {steps:,} steps"
+    if not done:
+        return f"{text} ({reached:,} done, but there is no checkpoint yet)" if reached else text
     since = f", and {reached - done:,} since its last checkpoint" if reached > done else ""
-    return f"to be trained for {steps:,} steps" + (f" ({done:,} done{since})" if reached else "")
+    return f"{text} ({done:,} done{since})"
 
 
 def _sums(model: dict[str, Any]) -> str:
@@ -132,17 +135,19 @@ def selfcheck_table(findings: "Findings") -> RenderableType:
         table.add_column(heading, justify="right")
     for column in table.columns:
         column.no_wrap = True
-    for cell, verdict in findings.judgements:
+    for cell, verdict, mean_difference in findings.judgements:
         settings, fid = cell.settings, verdict.fid
         apart = [settings.spacing_name] if settings.spacing != "linear" else []
         apart += [str(settings.clip)] if settings.clip != "none" else []
-        eta = "σ̂" if settings.sigma == "sigma_hat" else f"{settings.eta_number:g}"
+        eta = "–" if cell.eta is None else "σ̂" if cell.eta == "sigma_hat" else f"{settings.eta_number:g}"
         numbers = ["–"] * 5
         if fid is not None and verdict.mean is not None and verdict.covariance is not None:
             z_scores = (fid.z, verdict.mean.z, verdict.covariance.z)
             numbers = [f"{fid.measured:.4f}", f"{fid.exact:.4f}", *(f"{z:+.1f}" for z in z_scores)]
         name = " ".join([cell.model.data.name, *apart])
         off = f"{verdict.differing_share * 1e6:.0f}"
+        if findings.sampler is not None:
+            off = "–" if mean_difference is None else f"{mean_difference:.5f}"
         table.add_row("WRONG" if verdict.problems else "ok", name, str(settings.steps), eta, off, *numbers)
     return table
 
@@ -152,9 +157,12 @@ def print_selfcheck(findings: "Findings") -> None:
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     stdout = Console(highlight=False)
     stdout.print(selfcheck_table(findings), width=max(SELFCHECK_WIDTH, stdout.width))
+    off = "pixels per million that differ from a float64 loop (by one grey level if all is well)"
+    if findings.sampler is not None:
+        off = "mean difference from the solution of the ODE in grey levels, – if the sampler adds noise"
     stderr.print(
-        "off: pixels per million that differ from a float64 loop (by one grey level if all is well); exact: the FID to "
-        "expect at this N, in closed form; z: deviation from the closed form in standard errors"
+        f"off: {off}; exact: the FID to expect at this N, in closed form; z: deviation from the closed form in "
+        "standard errors"
     )
     for problem in findings.problems:
         stderr.print(f"wrong: {problem}", markup=False)

@@ -18,6 +18,7 @@ from taugrid.orchestrator.nightly.nights import night_line, unfinished
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.nightly.summary import junit_xml, summary
 from taugrid.orchestrator.opened import open_existing
+from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import replacing, write_text
 from taugrid.words import counted, with_urls
 
@@ -28,7 +29,7 @@ COLUMNS_ABOUT = (
     ("label", pa.string(), "the cell's name, the same every night, such as S0010-eta0.2"),
     ("cell", pa.string(), "the cell's id in tonight's run directory"),
     ("steps", pa.int64(), "S"),
-    ("eta", pa.string(), "eta as a number, or sigma_hat"),
+    ("eta", pa.string(), "eta of ddim as a number, or sigma_hat; empty for other samplers"),
     ("num_samples", pa.int64(), "N"),
     ("settings", pa.string(), "all settings of `sample`, as JSON"),
     ("weights_sha256", pa.string(), "of the network"),
@@ -102,7 +103,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for score in verdict["scores"]:
         comparison, settings, metrics = compared.get(score["cell"], {}), score["settings"], score["metrics"]
-        eta = settings["eta"]
+        eta = settings["eta"] if settings.get("sampler", DEFAULT) == DEFAULT else None
         rows.append(
             {name: metrics.get(name) for name in ("fid", "fid_se", *(column.name for column in OTHER_COLUMNS))}
             | {name: comparison.get(name) for name in COMPARISON_KEYS}
@@ -112,7 +113,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "time": verdict["time"],
                 "night_result": verdict["result"],
                 "steps": settings["steps"],
-                "eta": eta if eta == "sigma_hat" else f"{eta:g}",
+                "eta": f"{eta:g}" if isinstance(eta, int | float) else eta,
                 "num_samples": settings["num_samples"],
                 "settings": json.dumps(settings, sort_keys=True),
                 "baseline": baseline.get("id") or baseline.get("place"),

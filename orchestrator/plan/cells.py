@@ -162,6 +162,16 @@ class Cell:
         return self.settings.eta_number if self.honours("eta") else None
 
     @property
+    def spacing_name(self) -> str | None:
+        """The spacing as tables record it; None if the sampler has times of its own."""
+        return self.settings.spacing_name if self.honours("spacing") else None
+
+    @property
+    def clip(self) -> str | None:
+        """The clipping as tables record it; None if the sampler has none, or options of its own for it."""
+        return self.settings.clip if self.honours("clip") else None
+
+    @property
     def tau(self) -> tuple[float, ...]:
         """The time steps, increasing, in 1..T."""
         return self.from_sampler.tau

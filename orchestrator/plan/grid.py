@@ -162,7 +162,7 @@ def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
         every = list(group)
         keys = sorted({key for each in every for key in each.ignored if key in each.point})
         number = len({_cell_id(each.model, each.settings, each.said.code) for each in every})
-        if keys and number < len(every):
+        if keys:
             numbers = f"{counted(len(every), 'point')} of the grid, {counted(number, 'cell')}"
             yield f"{name} ignores {' and '.join(keys)}: {numbers}"
         theirs = {key: value for each in every for key, value in each.model.source.sample_keys(each.settings).items()}

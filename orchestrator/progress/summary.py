@@ -54,28 +54,24 @@ class SessionSummary:
 
     def cells(self, with_scores: bool) -> dict[str, GridCell]:
         """The cells by id, as they are before the session. Reading their scores may take a while."""
-        outdated = {task.cell.id for task in self.tasks.values() if task.kind == "score" and task.cell is not None}
+        kinds, left, outdated = kinds_by_name(), Counter[str](), set()
+        for task in self.tasks.values():
+            if task.cell is not None and kinds[task.kind].unit == NETWORK_EVALUATIONS:
+                left[task.cell.id] += int(task.cost)
+            elif task.cell is not None and task.kind == "score":
+                outdated.add(task.cell.id)
 
         def score(cell: Cell) -> float | None:
             return self.score(cell.id) if with_scores and cell.id not in outdated else None
 
         columns = self.run.config.report.columns
-        return grid_cells(self._cells.values(), columns, self._evaluations_left, score, self._is_of_samples)
+        return grid_cells(self._cells.values(), columns, left, score, self._is_of_samples)
 
     def score(self, cell: str) -> float | None:
         if self.scoring is None or cell not in self._cells:
             return None
         metric = shown_metric(self.run.config.evaluate.metrics)
         return score_on_disk(self.run.rundir, self._cells[cell], metric, self.scoring)
-
-    @property
-    def _evaluations_left(self) -> dict[str, float]:
-        """Cell -> network evaluations to do."""
-        kinds, left = kinds_by_name(), Counter[str]()
-        for task in self.tasks.values():
-            if task.cell is not None and kinds[task.kind].unit == NETWORK_EVALUATIONS:
-                left[task.cell.id] += int(task.cost)
-        return dict(left)
 
     @property
     def _is_of_samples(self) -> bool:

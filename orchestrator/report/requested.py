@@ -1,16 +1,18 @@
 """The section `report` of a config: rows and columns of tables and the base of effects, checked against the grid."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taugrid.config import Config, Sample
 from taugrid.errors import UserError
 from taugrid.eval.tables.ablation.replicates import SEEDS
-from taugrid.eval.tables.pivots import Layout
+from taugrid.eval.tables.pivots import EVALUATIONS, Layout
 from taugrid.grids.names import plain_text, short_keys
 from taugrid.grids.selectors import fits, key_of
-from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.grid import column
+from taugrid.registry.samplers import DEFAULT
 
 
 def check(config: Config, plan: Plan) -> None:
@@ -20,7 +22,7 @@ def check(config: Config, plan: Plan) -> None:
 
 
 def layout(config: Config, plan: Plan) -> Layout:
-    """The rows and columns of tables, by the columns of quality.csv."""
+    """The rows and columns of tables, by the columns of quality.csv, and the axis of figures."""
     if "," in config.report.columns:
         raise UserError(
             f"report.columns: {config.report.columns} names several keys, and a table's columns are the values of one; "
@@ -32,7 +34,35 @@ def layout(config: Config, plan: Plan) -> Layout:
         raise UserError(
             f"report.rows: {', '.join(rows)} with report.columns: {columns} names a key twice; name each once"
         )
-    return Layout(tuple(rows), columns)
+    x = config.report.x or ("evaluations" if _costly(plan) else "steps")
+    return Layout(tuple(rows), EVALUATIONS if columns == "steps" and x == "evaluations" and _meet(plan) else columns, x)
+
+
+def _costly(plan: Plan) -> list[Cell]:
+    """The cells whose network evaluations are not S."""
+    return [cell for cell in plan.cells if cell.evaluations != cell.settings.steps]
+
+
+def _meet(plan: Plan) -> bool:
+    """Whether one of these has as many evaluations as another sampler's cell, and no table needs S beside them."""
+    samplers: dict[int, set[str]] = defaultdict(set)
+    for cell in plan.cells:
+        samplers[cell.evaluations].add(cell.settings.sampler)
+    places = {(c.model.id, repr(c.settings.model_copy(update={"steps": c.evaluations}))) for c in plan.cells}
+    return len(places) == len(plan.cells) and any(len(samplers[cell.evaluations]) > 1 for cell in _costly(plan))
+
+
+def evaluations(plan: Plan) -> list[str]:
+    """A line for each sampler whose network evaluations are not S: tables show one of the two."""
+    counts: dict[str, dict[int, int]] = defaultdict(dict)
+    for cell in _costly(plan):
+        if cell.settings.sampler != DEFAULT:  # its remarks tell of spacings that add times
+            counts[cell.settings.sampler][cell.settings.steps] = cell.evaluations
+    return [
+        f"{name}: S = {', '.join(map(str, sorted(its)))} takes {', '.join(str(its[steps]) for steps in sorted(its))} "
+        "network evaluations"
+        for name, its in counts.items()
+    ]
 
 
 def base(config: Config, plan: Plan) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from taugrid.eval.tables.differences import best_checkpoints, differences
 from taugrid.eval.tables.differences_files import write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.published.counterparts import NetworkOrigin, pointer, quality_counterparts, write_published
+from taugrid.eval.tables.published.solvers import STEM, concerns, write_solvers
 from taugrid.eval.tables.quality import QualityTable, write_quality
 from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
@@ -61,17 +62,22 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     rows, evidence = collected.rows, collected.evidence
     origins = {model.id: network_origin(model) for model in plan.models}
     counterparts = quality_counterparts(rows, evidence.protocols, origins)
-    if not counterparts:
-        rundir.remove_tables("published.*")
-    quality = quality_table(run, collected, pointer(counterparts, "published"))
+    of_solvers = concerns(rows, evidence.protocols)
+    if not (counterparts and of_solvers):  # those that there are get written again
+        rundir.remove_tables("published*")
+    beside = [f"solvers with another network, as published, are in {STEM}.md"] if of_solvers else []
+    quality = quality_table(run, collected, [*pointer(counterparts, "published"), *beside])
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_published(counterparts, tables, "published")
+        if of_solvers:
+            write_solvers(tables)
         write_quality(quality, tables)
         write_differences(differences(rows, evidence) if rows else [], tables)
     if rows:
         from taugrid.eval.figures.over_steps import quality_figure
 
-        _save(rundir, {"quality": quality_figure(quality.scored.means.frame, quality.used_protocols)})
+        shown = quality_figure(quality.scored.means.frame, quality.used_protocols, x=quality.layout.x)
+        _save(rundir, {"quality": shown})
     _write_effects(run, quality.scored)
     _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)
@@ -96,7 +102,8 @@ def _about_grid(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -
     several = len({cell.model.id for cell in cells} & {model.id for model in compared_trainings(plan)}) > 1
     lacking = [cell for cell in plan.cells if cell.id not in scored] if scored else []
     once = [ONE_TRAINING] if several else []
-    return [*once, *unequal(cells, "scored "), *unscored(lacking), *no_effects(config, plan, rows)]
+    counts = requested.evaluations(plan) if cells else []
+    return [*once, *counts, *unequal(cells, "scored "), *unscored(lacking), *no_effects(config, plan, rows)]
 
 
 def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -213,7 +220,7 @@ def _row(cell: Cell) -> dict[str, Any]:
     settings = cell.settings
     own = [
         cell.id, cell.name, cell.label, cell.model.id, cell.model.label, settings.sampler, settings.steps,
-        cell.eta_number, settings.sigma, settings.spacing_name, settings.clip, settings.seed, settings.weights,
+        cell.eta_number, settings.sigma, cell.spacing_name, cell.clip, settings.seed, settings.weights,
         settings.num_samples,
     ]  # fmt: skip
     return {**dict(zip(FIRST, own, strict=True)), **{k: v for k, v in cell.values.items() if k not in FIRST}}

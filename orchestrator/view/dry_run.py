@@ -37,40 +37,47 @@ def describe_plan(run: Run) -> dict[str, Any]:
     Raises:
         UserError: if there is no such extractor.
     """
-    config, plan, rundir = run.config, run.plan, run.rundir
     described = describe(run)
-    described |= _on_workers(config, plan, described)
-    remarks, extractor = described["remarks"], foreseen(config, rundir.extractor)
+    described |= _on_workers(run.config, run.plan, described)
+    return described | {"remarks": [*described["remarks"], *_remarks(run, described)]}
+
+
+def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
+    config, plan, rundir = run.config, run.plan, run.rundir
+    extractor = foreseen(config, rundir.extractor)
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
-    return described | {
-        "remarks": [
-            *remarks,
-            *(line for line in missing_images(config, untrained) if not any(line in remark for remark in remarks)),
-            *_about_extractor(config, plan, extractor),
-            *_other_shapes(config, plan),
-            *other_features(config, extractor),
-            *replaced_tables(run),
-            *(_fit(run, described) if described["network_evaluations_remaining"] else []),
-            *_about_replicates(plan, described),
-        ]
-    }
+    for line in _missing_images(config, untrained):
+        if not any(line in remark for remark in described["remarks"]):
+            yield line
+    yield from _about_extractor(config, plan, extractor)
+    yield from _other_shapes(config, plan)
+    yield from _other_features(config, extractor)
+    yield from _replaced_tables(run)
+    if described["network_evaluations_remaining"]:
+        yield from _fit(run, described)
+    yield from unequal(plan.cells)
+    if models := compared_trainings(plan):
+        ids = {model.id for model in models}
+        evaluations = sum(cell.network_evaluations for cell in plan.cells if cell.model.id in ids)
+        rate = described["evaluations_per_second_and_worker"]
+        yield suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate)
 
 
-def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> list[str]:
+def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterator[str]:
     """Remarks if its weights are missing, or N is too small for error bars with this many features."""
     name, dimensions, lacks = extractor
-    remarks = [] if lacks is None else [lacks]
+    if lacks is not None:
+        yield lacks
     if dimensions is None or "fid" not in config.evaluate.metrics:
-        return remarks
-    remarks += singular_samples(plan, dimensions)
+        return
+    yield from singular_samples(plan, dimensions)
     small, minimum = too_few_samples(plan, dimensions)
     if small:
         more = f" (and {len(small) - 1} larger)" if len(small) > 1 else ""
-        remarks.append(
+        yield (
             f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {minimum} if "
             f"all {dimensions} features of {name} vary"
         )
-    return remarks
 
 
 def _other_shapes(config: Config, plan: Plan) -> list[str]:
@@ -128,18 +135,7 @@ def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Ite
             yield Waiting(left, (about["network_evaluations"] - done) / left / rate)
 
 
-def _about_replicates(plan: Plan, described: Mapping[str, Any]) -> list[str]:
-    """Remarks if settings were trained once, or have unequal numbers of replicates."""
-    remarks = unequal(plan.cells)
-    if models := compared_trainings(plan):
-        ids = {model.id for model in models}
-        evaluations = sum(cell.network_evaluations for cell in plan.cells if cell.model.id in ids)
-        rate = described["evaluations_per_second_and_worker"]
-        remarks.append(suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate))
-    return remarks
-
-
-def missing_images(config: Config, untrained: list[Model]) -> list[str]:
+def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
     """One line for each missing data set or reference. Nothing is downloaded or decoded.
 
     Args:
@@ -151,80 +147,73 @@ def missing_images(config: Config, untrained: list[Model]) -> list[str]:
         try:
             reference = resolve_reference(reference).given
         except UserError as error:
-            return [f"evaluate.reference: {error}"]
+            yield f"evaluate.reference: {error}"
+            return
     sections = dict.fromkeys((model.data for model in untrained), "data")
     if isinstance(reference, Data):
         sections.setdefault(reference, "data" if reference == config.data else "evaluate.reference")
-    lines = [_missing_data(data, section) for data, section in sections.items()]
+    for data, section in sections.items():
+        try:
+            require_files(data)
+        except MissingImages as error:
+            yield str(error.for_section(section))
+        except UserError as error:
+            yield str(error)
     if isinstance(reference, str) and reference not in FIDELITY_NAMES and not Path(reference).exists():
-        lines.append(f"evaluate.reference: {nothing_there(reference)}")
-    return [line for line in lines if line is not None]
+        yield f"evaluate.reference: {nothing_there(reference)}"
 
 
-def _missing_data(data: Data, section: str) -> str | None:
-    try:
-        require_files(data)
-    except MissingImages as error:
-        return str(error.for_section(section))
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def other_features(config: Config, extractor: Foreseen) -> list[str]:
+def _other_features(config: Config, extractor: Foreseen) -> Iterator[str]:
     """A line if a run would refuse its file of moments, in the words of the run."""
     given = config.evaluate.reference
     try:
         given = resolve_reference(given).given if isinstance(given, str) else None
     except UserError:
-        return []  # `missing_images` reports it
-    if not isinstance(given, str):
-        return []
+        return  # `_missing_images` reports it
     try:
-        if (reference := reference_of_moments(given)) is not None:
+        if isinstance(given, str) and (reference := reference_of_moments(given)) is not None:
             reference.require_same_features(extractor.name, extractor.dimensions, config.evaluate.precision)
     except (ValueError, DamagedFile) as error:
-        return [f"evaluate.reference: {error}"]
-    return []
+        yield f"evaluate.reference: {error}"
 
 
 NOT_CONTENT = {"root", "download"}
 """Keys of `data` that do not identify its images."""
 
 
-def replaced_tables(run: Run) -> list[str]:
-    """A line for each reason why tables/ would be replaced; empty if there are none yet, or nothing changes.
+def _replaced_tables(run: Run) -> Iterator[str]:
+    """A line for each reason why tables/ would be replaced; none if there are none yet, or nothing changes.
 
     A reference whose files have changed is not noticed: that would mean reading them.
     """
     config, rundir = run.config, run.rundir
     tables, before = (read_json(path, rundir.storage) for path in (rundir.tables / "quality.json", rundir.config))
     if not isinstance(tables, dict) or not tables.get("protocols") or not isinstance(before, dict):
-        return []
+        return
     *_, protocol = tables["protocols"].values()
-    lines = [
-        _reference(config, before, protocol["reference"]),
-        _extractor(config, protocol["extractor"]["name"]),
-        _num_samples(run.plan, tables["rows"]),
-        _metrics(RequestedScores(config, rundir), protocol),
-    ]
-    return [line for line in lines if line is not None]
+    if changed := _changed_reference(config, before):
+        against = images_in_words(protocol["reference"])
+        yield f"{', '.join(changed)}: this replaces tables scored against {against}"
+    name, used = name_and_dimensions(config)[0], protocol["extractor"]["name"]
+    if name != used:
+        yield f"evaluate.extractor: this replaces tables scored with {used}; the new ones use {name}"
+    scored = {row["cell"]: row["num_samples"] for row in tables["rows"]}
+    sizes = {(scored[cell.id], cell.settings.num_samples) for cell in run.plan.cells if cell.id in scored}
+    if sizes := {(old, now) for old, now in sizes if old != now}:
+        old, now = (", ".join(f"{n:,}" for n in sorted(set(side))) for side in zip(*sizes, strict=True))
+        yield f"sample.num_samples: this replaces tables of N = {old} with tables of N = {now}; images are kept"
+    metrics = RequestedScores(config, rundir).changed_metrics(protocol, protocol["num_samples"])
+    if changes := [f"evaluate.{key}: {in_yaml(old)} -> {in_yaml(now)}" for key, (old, now) in metrics.items()]:
+        yield f"{', '.join(changes)}: this replaces the scores in the tables; images are kept"
 
 
-def _reference(config: Config, before: Mapping[str, Any], scored_against: Mapping[str, Any]) -> str | None:
+def _changed_reference(config: Config, before: Mapping[str, Any]) -> list[str]:
+    """The differences between the reference and that of an earlier config, as "key: old -> new"."""
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
     evaluate = before.get("evaluate") or {}
     old = evaluate.get("reference") or before.get("data")
     now = given.model_dump(mode="json") if isinstance(given, Data) else given
     section = "data" if config.evaluate.reference is None and not evaluate.get("reference") else "evaluate.reference"
-    changed = _changed(section, old, now)
-    if not changed:
-        return None
-    return f"{', '.join(changed)}: this replaces tables scored against {images_in_words(scored_against)}"
-
-
-def _changed(section: str, old: Any, now: Any) -> list[str]:
-    """The differences between two references, as "key: old -> new"."""
     if not isinstance(old, Mapping) or not isinstance(now, Mapping):
         return [] if old == now else [f"{section}: {_called(old)} -> {_called(now)}"]
     keys = [key for key in now if key not in NOT_CONTENT and old.get(key) != now[key]]
@@ -234,29 +223,3 @@ def _changed(section: str, old: Any, now: Any) -> list[str]:
 def _called(reference: Any) -> str:
     """A short name of a reference: a data set and its split, or the value in the config."""
     return f"{reference.get('name')}/{reference.get('split')}" if isinstance(reference, Mapping) else in_yaml(reference)
-
-
-def _extractor(config: Config, before: str) -> str | None:
-    name, _ = name_and_dimensions(config)
-    if name == before:
-        return None
-    return f"evaluate.extractor: this replaces tables scored with {before}; the new ones use {name}"
-
-
-def _metrics(asked: RequestedScores, protocol: Mapping[str, Any]) -> str | None:
-    changed = asked.changed_metrics(protocol, protocol["num_samples"])
-    if not changed:
-        return None
-    changes = ", ".join(f"evaluate.{key}: {in_yaml(old)} -> {in_yaml(now)}" for key, (old, now) in changed.items())
-    return f"{changes}: this replaces the scores in the tables; images are kept"
-
-
-def _num_samples(plan: Plan, rows: list[Mapping[str, Any]]) -> str | None:
-    scored = {row["cell"]: row["num_samples"] for row in rows}
-    pairs = [(scored[cell.id], cell.settings.num_samples) for cell in plan.cells if cell.id in scored]
-    changed = sorted({before for before, now in pairs if before != now})
-    if not changed:
-        return None
-    now = ", ".join(f"{n:,}" for n in sorted({now for before, now in pairs if before != now}))
-    before = ", ".join(f"{n:,}" for n in changed)
-    return f"sample.num_samples: this replaces tables of N = {before} with tables of N = {now}; images are kept"

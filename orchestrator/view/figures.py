@@ -11,6 +11,7 @@ from taugrid.errors import UserError
 from taugrid.eval.figures.loss import losses_figure
 from taugrid.eval.figures.over_steps import quality_figure, reconstruction_figure
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.view.tables import Tables
@@ -64,7 +65,7 @@ def _quality(run: Run) -> Figure:
     places = {cell.id: place for place, cell in enumerate(run.plan.cells)}
     rows = sorted(document["rows"], key=lambda row: places.get(row["cell"], len(places)))
     quality = QualityTable.read(document | {"rows": rows})
-    return quality_figure(quality.means.frame, quality.used_protocols)
+    return quality_figure(quality.means.frame, quality.used_protocols, x=requested.layout(run.config, run.plan).x)
 
 
 def _reconstruction(run: Run) -> Figure:

@@ -17,6 +17,7 @@ from taugrid.eval.tables.quality import QualityTable
 from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.selection import find_cell, whole_numbers
@@ -247,4 +248,5 @@ class RunView:
     def _repr_html_(self) -> str:
         scored = len(self._tables.document().get("rows", []))
         state = f"{scored} of {counted(len(self.cells), 'cell')} in its table"
-        return run_html(self.name, self._short_directory, state, QualityTable.read(self._tables.document()))
+        layout = requested.layout(self._run.config, self._run.plan)
+        return run_html(self.name, self._short_directory, state, QualityTable.read(self._tables.document(), layout))

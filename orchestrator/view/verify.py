@@ -30,7 +30,7 @@ EVENTS_FIX = "remove the lines that can't be read (their times and devices are l
 
 CHANGED = "it has changed since it was written"
 
-NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = "not trained yet", "not sampled yet", "not scored yet"
+NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = UNFINISHED = "not trained yet", "not sampled yet", "not scored yet"
 """The reasons for files that an unfinished run lacks, which are no damage."""
 
 
@@ -76,27 +76,27 @@ def verify(run: Run, tick: Callable[[int], None]) -> Verified:
     removed, so that the next run reads all files; nothing else is changed. Several files are read at a time, since
     reading, hashing and decoding release Python's lock.
     """
-    plan, rundir = run.plan, run.rundir
-    problems: list[Damage] = []
-    unfinished: list[Damage] = []
-    made = _made(read_events(rundir))
-    rundir.ledger.distrust()
-    if (orphans := orphans_in_words(run.config, plan, rundir)) is not None:
-        problems.append(Damage(rundir.samples, orphans))
-    problems += _verify_orphans(plan, rundir, tick)
-    for cell in plan.cells:
-        damages, lacking = _verify_samples(cell, rundir, made, tick)
-        problems += damages
-        unfinished += lacking
-    problems += _verify_derived(rundir, tick)
-    damages, lacking = _verify_scores(plan, rundir, made)
-    problems += damages
-    unfinished += lacking
-    problems += _verify_documents(rundir)
-    if problems:
+    run.rundir.ledger.distrust()
+    found = dict.fromkeys(_found(run, tick))
+    damages = [damage for damage in found if damage.reason not in UNFINISHED]
+    if damages:
         with suppress(OSError):  # of a directory that may only be read
-            rundir.ledger.forget()
-    return Verified(list(dict.fromkeys(problems)), list(dict.fromkeys(unfinished)))
+            run.rundir.ledger.forget()
+    return Verified(damages, [damage for damage in found if damage.reason in UNFINISHED])
+
+
+def _found(run: Run, tick: Callable[[int], None]) -> Iterator[Damage]:
+    """What is damaged and, for the reasons `UNFINISHED`, what was never made."""
+    plan, rundir = run.plan, run.rundir
+    made = _made(read_events(rundir))
+    if (orphans := orphans_in_words(run.config, plan, rundir)) is not None:
+        yield Damage(rundir.samples, orphans)
+    yield from _verify_orphans(plan, rundir, tick)
+    for cell in plan.cells:
+        yield from _verify_samples(cell, rundir, made, tick)
+    yield from _verify_derived(rundir, tick)
+    yield from _verify_scores(plan, rundir, made)
+    yield from _verify_documents(rundir)
 
 
 def _verify_orphans(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
@@ -132,28 +132,24 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
         yield Damage(path, f"{counted(lines, 'line')} can't be read", EVENTS_FIX)
 
 
-def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Verified:
+def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Iterator[Damage]:
     """Scores of any protocol. Cells without one are unfinished only in a run that was to score: others only sample."""
     lacking = [cell for cell in plan.cells if not rundir.scores_of(cell)]
-    lost = [cell for cell in lacking if cell.id in made.scores]
-    only_samples = len(lacking) == len(plan.cells) and "evaluate" not in made.stages
-    unscored = [] if only_samples else [cell for cell in lacking if cell.id not in made.scores]
-    paths = rundir.storage.list(rundir.scores, "*.json")
-    changed = [path for path in paths if read_sealed(path, rundir.storage) is None]
-    return Verified(
-        [
-            *(Damage(rundir.score(cell, "*"), "missing") for cell in lost),
-            *(Damage(path, CHANGED) for path in changed),
-        ],
-        [Damage(rundir.score(cell, "*"), NOT_SCORED) for cell in unscored],
-    )
+    for cell in lacking:
+        if cell.id in made.scores:
+            yield Damage(rundir.score(cell, "*"), "missing")
+        elif len(lacking) < len(plan.cells) or "evaluate" in made.stages:
+            yield Damage(rundir.score(cell, "*"), NOT_SCORED)
+    for path in rundir.storage.list(rundir.scores, "*.json"):
+        if read_sealed(path, rundir.storage) is None:
+            yield Damage(path, CHANGED)
 
 
-def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int], None]) -> Verified:
+def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int], None]) -> Iterator[Damage]:
     if not rundir.is_ready(cell.model):
-        return Verified([], [Damage(rundir.models / cell.model.id, NOT_TRAINED)])
+        yield Damage(rundir.models / cell.model.id, NOT_TRAINED)
+        return
     damages: list[Damage] = []
-    unfinished: list[Damage] = []
     metadata: dict[str, Any] | None = None
     try:
         metadata = rundir.sample_metadata(cell)
@@ -165,26 +161,19 @@ def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int
         else:
             damages.append(Damage(path, f"missing; {PUT_BACK}", PUT_BACK))
         done = rundir.sampled(cell, None, every_byte=False, on_damage=damages.append)
-    parts = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.number in done]
-    existing = rundir.versions(rundir.samples / cell.name)
-    whole = [path for path in parts if path in existing]  # others were removed: their record is whole
-    check = partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage)
-    damages += _read_all(whole, check, tick)
-    planned = {rundir.sample_part(cell, shard) for shard in cell.shards}
-    beyond = [path for path in rundir.storage.list(rundir.samples / cell.name, "part-*.parquet") if path not in planned]
-    damages += _read_all(beyond, check, tick)
-    for shard in cell.shards:
-        path = rundir.sample_part(cell, shard)
+    planned = {rundir.sample_part(cell, shard): shard for shard in cell.shards}
+    existing = rundir.storage.list(rundir.samples / cell.name, "part-*.parquet")
+    # Files of done shards that do not exist were removed: their record is whole.
+    whole = [path for path in existing if path not in planned or planned[path].number in done]
+    damages += _read_all(whole, partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage), tick)
+    yield from damages
+    for path, shard in planned.items():
         if shard.number in done:
             continue
-        if rundir.storage.exists(path):
-            if all(damage.path != path for damage in damages):
-                unfinished.append(Damage(path, NOT_SAMPLED))  # whole, but it holds fewer images than it should
-        elif (cell.id, path.name) in made.shards:
-            damages.append(Damage(path, "missing"))
-        else:
-            unfinished.append(Damage(path, NOT_SAMPLED))
-    return Verified(damages, unfinished)
+        if path not in existing:
+            yield Damage(path, "missing" if (cell.id, path.name) in made.shards else NOT_SAMPLED)
+        elif all(damage.path != path for damage in damages):
+            yield Damage(path, NOT_SAMPLED)  # whole, but it holds fewer images than it should
 
 
 class _Read(NamedTuple):

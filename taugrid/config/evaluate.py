@@ -1,6 +1,6 @@
 """`evaluate` and `report`: how cells are scored, and what tables and figures show."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -79,7 +79,11 @@ class Report(Section):
     """Keys of the grid that a table's rows are, in this order; null: all that vary, and eta at the end. What is neither
     in rows nor in columns makes separate tables."""
     columns: Annotated[str, Field(min_length=1)] = "steps"
-    """The key that a table's columns are."""
+    """The key that a table's columns are. With x: evaluations, `steps` becomes network evaluations where samplers whose
+    evaluations are not S have numbers of them in common with others."""
+    x: Literal["steps", "evaluations", "seconds"] | None = None
+    """The horizontal axis of figures/quality: S, network evaluations per image, or measured device seconds; null:
+    evaluations if a cell's number of them is not S, else steps."""
     base: dict[str, Any] = {}
     """Key -> the value that effects are differences to, as in {schedule: linear}; otherwise the first of the grid.
     `steps` and `eta` have effects only if they are named here."""

@@ -10,7 +10,7 @@ from taugrid.parquet.reader import (
     read_numbers,
     read_png,
 )
-from taugrid.parquet.samples import Encoding, SampleWriter, pictures
+from taugrid.parquet.samples import SampleWriter, pictures
 from taugrid.parquet.seal import check_seal, file_end
 from taugrid.parquet.writer import (
     ROWS_PER_GROUP,

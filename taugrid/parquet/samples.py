@@ -15,7 +15,7 @@ ENCODERS = 2
 """Threads that encode. Pillow lets go of Python's lock meanwhile, so they use two cores where there are two."""
 
 MAX_WAITING_BATCHES = 2
-"""Batches that wait for their encoding; `Encoding.append` blocks at more, so memory does not grow with the shard."""
+"""Batches that wait for their encoding; `append` blocks at more, so memory does not grow with the shard."""
 
 
 def pictures(batch: NDArray[np.uint8], start: int) -> dict[str, Any]:
@@ -36,48 +36,19 @@ def _encoded(images: NDArray[np.uint8]) -> list[bytes]:
 
 
 class SampleWriter:
-    """Writes the images of one shard in order; row groups depend on the images alone, not on timing."""
+    """Encodes the images of one shard in threads, and writes them in order.
+
+    Row groups depend on the images alone, not on timing.
+    """
 
     def __init__(self, part: PartWriter, settings: Mapping[str, Any], start: int) -> None:
-        self._part = part
-        self._settings = settings
-        self._next = start
+        self._part, self._settings, self._next = part, settings, start
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-
-    def append(self, images: NDArray[np.uint8]) -> None:
-        """Add a (B, C, H, W) batch; the first of the shard has index `start`."""
-        self.append_encoded(_encoded(images))
-
-    def append_encoded(self, pngs: Sequence[bytes]) -> None:
-        """Add images that are PNG already, such as those of an earlier file of the same shard."""
-        for png in pngs:
-            if self._pending and self._pending_bytes + len(png) > BYTES_PER_GROUP:
-                self.flush()
-            self._pending.append(png)
-            self._pending_bytes += len(png)
-            if len(self._pending) == ROWS_PER_GROUP:
-                self.flush()
-
-    def flush(self) -> None:
-        count = len(self._pending)
-        if count:
-            columns = _picture_columns(self._pending, self._next)
-            columns |= {name: [self._settings[name]] * count for name, _ in SETTING_FIELDS}
-            self._part.write(columns)
-            self._next += count
-            self._pending, self._pending_bytes = [], 0
-
-
-class Encoding:
-    """Encodes batches and writes them, in threads; what is written depends on the images alone."""
-
-    def __init__(self, writer: SampleWriter) -> None:
-        self._writer = writer
         self._encoders, self._scribe = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)
         self._writing: deque[Future[None]] = deque()
 
-    def __enter__(self) -> "Encoding":
+    def __enter__(self) -> "SampleWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -91,11 +62,29 @@ class Encoding:
         while len(self._writing) > MAX_WAITING_BATCHES:
             self._writing.popleft().result()
 
+    def append_encoded(self, pngs: Sequence[bytes]) -> None:
+        """Add images that are PNG already, such as those of an earlier file of the same shard, before all others."""
+        for png in pngs:
+            if self._pending and self._pending_bytes + len(png) > BYTES_PER_GROUP:
+                self._flush()
+            self._pending.append(png)
+            self._pending_bytes += len(png)
+            if len(self._pending) == ROWS_PER_GROUP:
+                self._flush()
+
     def finish(self) -> None:
         for written in self._writing:
             written.result()
-        self._writer.flush()
+        self._flush()
 
     def _write(self, parts: Sequence[Future[list[bytes]]]) -> None:
         for part in parts:
-            self._writer.append_encoded(part.result())
+            self.append_encoded(part.result())
+
+    def _flush(self) -> None:
+        if count := len(self._pending):
+            columns = _picture_columns(self._pending, self._next)
+            columns |= {name: [self._settings[name]] * count for name, _ in SETTING_FIELDS}
+            self._part.write(columns)
+            self._next += count
+            self._pending, self._pending_bytes = [], 0

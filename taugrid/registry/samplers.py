@@ -3,6 +3,7 @@
 A new sampler is one file in workers/samplers/ with a line in `SAMPLERS`, or a package with an entry point.
 """
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -82,7 +83,9 @@ def entry(name: str) -> EntryPoint:
         return EntryPoint(name, SAMPLERS[name], GROUP)
     if installed:
         return installed[0]
+    near = difflib.get_close_matches(name, names(), n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(
-        f"must be one of {', '.join(names())}, module:function of your own, or one of a package (entry-point group "
-        f"{GROUP}) that every node has"
+        f"must be one of {', '.join(names())}{hint}, {DIFFUSERS}SchedulerClass, module:function of your own, or one of "
+        f"a package (entry-point group {GROUP}) that every node has"
     )

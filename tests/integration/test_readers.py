@@ -32,7 +32,7 @@ def run(request, tmp_path_factory):
             with parquet.PartWriter(root / folder / f"part-{shard:06d}.parquet", schema) as part:
                 writer = parquet.SampleWriter(part, settings, shard * 30)
                 writer.append(batch)
-                writer.flush()
+                writer.finish()
                 part.commit(replace=False)
             expected |= {(folder[-10:], shard * 30 + i): image for i, image in enumerate(batch)}
     return root, expected
@@ -102,7 +102,7 @@ def test_snippets_for_buckets_read_them(snippet, s3, monkeypatch, tmp_path):
     with parquet.PartWriter(root / "samples/S0010/part-000000.parquet", parquet.sample_schema({}), storage) as part:
         writer = parquet.SampleWriter(part, SETTINGS, 0)
         writer.append(np.zeros((30, 1, 8, 8), np.uint8))
-        writer.flush()
+        writer.finish()
         part.commit(replace=False)
     names: dict[str, object] = {}
     exec(snippet.replace("my-bucket", bucket), names)

@@ -133,3 +133,15 @@ def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
         else:
             assert pd.isna(exact)
     assert "FID in closed form" in (root / "tables" / "quality.md").read_text()
+
+
+def test_another_sampler_is_checked(tmp_path):
+    """Its images approach the ODE's as its order says; a name that is not there is refused before anything starts."""
+    findings = json.loads(taugrid("selfcheck", "--sampler", "dpm++2m", "--out", tmp_path / "run", "--json").stdout)
+    assert findings["problems"] == []
+    few, many, most = (cell["mean_difference"] for cell in findings["cells"])
+    assert few / many > 4**1.75
+    assert most < many
+    done = taugrid("selfcheck", "--sampler", "dpm+2m", code=2)
+    assert "sampler: must be one of ddim, dpm++2m" in done.stderr
+    assert "starting Ray" not in done.stderr

@@ -1,7 +1,7 @@
 """What scripts rely on stays: commands and their options, exit codes, config keys, and the keys of JSON and tables.
 
-`tests/data/contract.json` holds what commit f620642 had. New things may come; what is recorded may not go. Running this
-file records what there is now: `python tests/unit/test_contract.py`.
+`tests/data/contract.json` holds what commit f620642 had, and `selfcheck --sampler`. New things may come; what is
+recorded may not go. Running this file records what there is now: `python tests/unit/test_contract.py`.
 """
 
 import json

@@ -127,12 +127,10 @@ def stream(scheduler, draws, noise):
     assert not list(rest)
 
 
-def theirs(name, steps, options, draws, network=None, schedule="linear", prediction="epsilon"):
-    """x_0 by diffusers' own loop, with a scheduler that makes its betas itself, given the same noise."""
-    scheduler = getattr(schedulers, name)(
-        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule=SCHEDULES[schedule],
-        prediction_type=prediction, **options,
-    )  # fmt: skip
+def theirs(name, steps, options, draws, network=None, schedule="linear", prediction="epsilon", betas=None):
+    """x_0 by diffusers' own loop, given the same noise; the scheduler makes its betas itself, or has `betas`."""
+    process = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": SCHEDULES[schedule], "trained_betas": betas}
+    scheduler = getattr(schedulers, name)(1000, prediction_type=prediction, **process, **options)
     network, (noise, _) = network or oracle(schedule, prediction), normals()
     scheduler.set_timesteps(steps)
     x = noise(0) * scheduler.init_noise_sigma
@@ -152,10 +150,15 @@ def refusal(name, steps=10, options=None, **process):
 
 
 def compare(name, options, steps, network=None, **process):
-    """Assert that both loops agree to 1e-5 of the largest |x_0|, if `plan` accepts them."""
+    """Assert that both loops agree, if `plan` accepts them: bit for bit with our betas, else to 1e-5 of max |x_0|.
+
+    diffusers computes betas in float32, taugrid in float64.
+    """
     if refusal(name, steps, options, **process):
         return False
     x0, drawn = ours(name, steps, options, network, **process)
+    levels = schedules.alpha_bar(diffusion(**process))
+    assert torch.equal(x0, theirs(name, steps, options, drawn, network, **process, betas=1 - levels[1:] / levels[:-1]))
     other = theirs(name, steps, options, drawn, network, **process)
     assert (x0 - other).abs().max() < 1e-5 * other.abs().max(), (steps, process)
     return True
@@ -385,6 +388,7 @@ MULTISTEP, ANCESTRAL = "DPMSolverMultistepScheduler", "KDPM2AncestralDiscreteSch
         ("CosineDPMSolverMultistepScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
         ("CMStochasticIterativeScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
         (MULTISTEP, 10, {"solver_ordr": 3}, {}, r"unknown key 'solver_ordr' \(did you mean 'solver_order'\?\)$"),
+        (MULTISTEP, 10, {"clip_sample": True}, {}, "unknown key 'clip_sample'"),
         ("DDIMScheduler", 10, {"eta": 0.5}, {}, r"unknown key 'eta' \(known keys: clip_sample, "),
         (MULTISTEP, 10, {"solver_order": math.nan}, {}, "solver_order: must be a whole number, not nan$"),
         (MULTISTEP, 10, {"solver_order": [2]}, {}, r"solver_order: must be a whole number, not \[2\]$"),
@@ -404,12 +408,12 @@ MULTISTEP, ANCESTRAL = "DPMSolverMultistepScheduler", "KDPM2AncestralDiscreteSch
         ("DDPMScheduler", 1, {}, {}, "100% of the variance should be signal, but x_T is noise; set steps to 2"),
         ("PNDMScheduler", 3, {}, {}, r"^sample.steps: diffusers:PNDMScheduler with steps 3 fails \(.* set steps to 4"),
         ("PNDMScheduler", 1, {"skip_prk_steps": True}, {}, "first calls the network at time 0"),
-        (ANCESTRAL, 2, {}, {}, "calls the network at time nan, which is not in 0..999; set steps to 3"),
+        (ANCESTRAL, 2, {}, {}, "calls the network at time nan, which the process does not have .* set steps to 3"),
         (MULTISTEP, 1000, {}, {}, "has a step of length 0 at time 500; set steps to 999"),
         (MULTISTEP, 20, {"use_karras_sigmas": True}, {"schedule": "cosine"}, "has a step of length 0 .* steps to 5"),
         ("LCMScheduler", 60, {}, {}, "set steps to 50, or other"),
         ("TCDScheduler", 1000, {}, {}, "set steps to 50, or other"),
-        ("DDIMScheduler", 1000, {"steps_offset": 1}, {}, "at time 1000, which is not in 0..999; set steps to 999"),
+        ("DDIMScheduler", 1000, {"steps_offset": 1}, {}, "at time 1000, which the process does .* to 999"),
         ("DDIMScheduler", 61, {"timestep_spacing": "trailing"}, {}, "at time -1, .* set steps to 60"),
         ("DDIMScheduler", 2, {"timestep_spacing": "linspace"}, {}, "at time 0 for an x with 96 times the noise"),
         ("EulerDiscreteScheduler", 10, {"interpolation_type": "log_linear"}, {}, "noise of that time; set other"),
@@ -440,6 +444,15 @@ def test_every_scheduler_of_diffusers_is_adapted_or_refused_by_name():
         assert (refusal(name) is None) == (name in adapter.ADAPTED), name
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_default_settings_are_far_from_the_limits_of_trials(schedule):
+    """What the docstring of `adapter.SOUND` says."""
+    process = schedules.process(diffusion(schedule))
+    trials = {name: adapter._trial(name, "{}", adapter.SOUND_STEPS, process) for name in adapter.ADAPTED}
+    assert all(0.63 < deviation / adapter.DEVIATION < 1.1 for _, deviation in trials.values())
+    assert all(abs(mean - adapter.MEAN) < 0.1 * adapter.DEVIATION for mean, _ in trials.values())
+
+
 @pytest.mark.proof
 def test_what_is_refused_would_be_wrong():
     """The figures of the rules: S = 1 at time 0 gives the deviation 0.01, and DDIM's linspace at S = 2 too much."""
@@ -454,6 +467,8 @@ def test_what_is_refused_would_be_wrong():
     karras = schedulers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True)
     karras.set_timesteps(20)
     assert len(set(karras.timesteps.tolist())) == 12
+    _, deviation = adapter._trial("HeunDiscreteScheduler", "{}", 2, schedules.process(diffusion()))
+    assert deviation > 250 * adapter.DEVIATION  # which is no fault, but S = 2
     with pytest.raises(IndexError):
         theirs(MULTISTEP, 20, {"use_karras_sigmas": True}, [], schedule="cosine")
 
@@ -511,3 +526,9 @@ def test_the_page_says_what_they_do(row):
     assert bool(ours(name, 10, options)[1]) == (draws != "no")
     assert [refusal(name, steps) is None for steps in range(1, 5)] == [steps >= int(smallest) for steps in range(1, 5)]
     assert last_sigma(name) == pytest.approx(float(left), rel=1e-4)
+
+
+def test_between_t_minus_1_and_a_t_without_signal_there_is_no_point():
+    section = diffusion(prediction="v_prediction").model_copy(update={"rescale_betas_zero_snr": True})
+    with pytest.raises(UserError, match=r"calls the network at time 998\.\d+, which the process does not have"):
+        from_sampler(settings_of("EulerDiscreteScheduler", 1500), section)

@@ -164,8 +164,10 @@ def test_it_stands_in_tables_protocols_and_figures(told):
     }  # fmt: skip
     assert frame["eta"].isna().tolist() == (frame["sampler"] == "twice").tolist()
     told = (folder / "run/tables/quality.md").read_text()
-    assert told.count("| ddim | 0.0 |") == told.count("| twice | twice |") == 2
-    assert "| twice | twice | – | – |\n" in told, "no closed form, and so no best"
+    assert told.count("| sampler | η \\ evaluations | 2 | 4 | 8 |") == 2, "both have a cell of 4"
+    assert told.count("| ddim | 0.0 |") == told.count("| twice |  |") == 2
+    assert "| twice |  | – | – | – |\n" in told, "no closed form, and so no best"
+    assert "- twice: S = 2, 4 takes 4, 8 network evaluations" in told
     assert "- S=2 sampler=twice, S=4 sampler=twice: no FID in closed form" in told
     drawn = (folder / "run/figures/quality.svg").read_text()
     assert "twice" in drawn
@@ -270,14 +272,14 @@ def test_a_finished_run_is_looked_at_without_its_samplers_package(told, other_pa
     with pytest.raises(UserError) as said:
         open_to_plan(str(folder / "small.yaml"), (), str(folder / "run"))
     known = ", ".join(samplers.SAMPLERS)
-    expected = f"must be one of {known}, module:function" if remove else "the code of the sampler twice differs"
+    expected = f"must be one of {known}, diffusers:" if remove else "the code of the sampler twice differs"
     assert expected in str(said.value)
 
 
 def test_a_sampler_that_is_not_here_is_one_line(package):
     with pytest.raises(
         UserError,
-        match=r"sampler: must be one of ddim, .*twice, module:function of your own, or one of a package .*, not 'dpm'$",
+        match=r"sampler: must be one of ddim, .*twice \(did you mean dpm\+\+3m\?\), diff.* a package .*, not 'dpm'$",
     ) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)

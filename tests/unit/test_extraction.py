@@ -41,7 +41,7 @@ def shard(images, tmp_path_factory):
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
         writer = parquet.SampleWriter(part, SETTINGS, 7)
         writer.append(images)
-        writer.flush()
+        writer.finish()
         part.commit(replace=False)
     return path
 

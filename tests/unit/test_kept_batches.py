@@ -41,7 +41,7 @@ class Interrupted(PoolHere):
     def stop(self):
         with pytest.MonkeyPatch.context() as patch:
             self._worker._set_up()
-            append, appended = parquet.Encoding.append, []
+            append, appended = parquet.SampleWriter.append, []
 
             def stopping(encoding, images):
                 append(encoding, images)
@@ -49,7 +49,7 @@ class Interrupted(PoolHere):
                 if len(appended) == self.batches:
                     self._worker.stop()
 
-            patch.setattr(parquet.Encoding, "append", stopping)
+            patch.setattr(parquet.SampleWriter, "append", stopping)
             if not self.batches:
                 self._worker.stop()
             super().submit(self.worker_of_job, self.job, self.key)

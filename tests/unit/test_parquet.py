@@ -31,7 +31,7 @@ def write(path, batch, start=0, batches=1, replace=False, metadata=None):
         writer = parquet.SampleWriter(part, SETTINGS, start)
         for chunk in np.array_split(batch, batches):
             writer.append(chunk)
-        writer.flush()
+        writer.finish()
         return part.commit(replace)
 
 
@@ -89,7 +89,7 @@ def commit_over(path, batch, version, metadata):
     with parquet.PartWriter(path, parquet.sample_schema(metadata)) as part:
         writer = parquet.SampleWriter(part, SETTINGS, 0)
         writer.append(batch)
-        writer.flush()
+        writer.finish()
         return part.commit_over(version)
 
 

@@ -1,6 +1,7 @@
 """The sampler against float64 loops written from the paper, with none of its code, and against DDPM's posterior."""
 
 import math
+from collections import Counter
 from functools import cache
 
 import denoisers
@@ -10,11 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taugrid.workers.diffusion import timesteps
+from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.forward import sigma, sigma_hat
 from taugrid.workers.diffusion.noise import normal
-from taugrid.workers.diffusion.process import Prediction
+from taugrid.workers.diffusion.process import DiscreteVP, Prediction, path
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.samplers import ddim
 from taugrid.workers.samplers.ddim import coefficients, step
 
 ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
@@ -233,6 +237,21 @@ def test_a_repeated_time_stays_where_it_is_and_draws_no_noise(eta, clip):
     assert model_calls == [1000, 400, 400, 1, 1, 1]
     assert noise_calls == ([0] if eta == 0.0 else [0, 1000, 400])
     assert largest(repeated - once, once) <= 1e-12
+
+
+def test_times_that_share_a_key_draw_anew():
+    """Of 100 times even in log-SNR, many round to one integer: with one z for all of them, noise would add up."""
+    process, drawn = DiscreteVP(ALPHA), []
+
+    def recorded(key, draw=0):
+        drawn.append((key, draw))
+        return normal(3, INDICES, key, SHAPE, domain=f"sample/{draw}")
+
+    denoise = Denoise(denoisers.of_time(network("epsilon")), process)
+    ddim.sample(noise(0), path(process, timesteps.times("logsnr", 100, process)), denoise, recorded, 1.0)
+    keys = Counter(key for key, _ in drawn)
+    assert max(keys.values()) == 3
+    assert sorted(drawn) == sorted((key, draw) for key, count in keys.items() for draw in range(count))
 
 
 @pytest.mark.parametrize("eta", ETAS)

@@ -47,7 +47,7 @@ def as_shard(path, batch, start=0):
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "0123456789"})) as part:
         writer = parquet.SampleWriter(part, SETTINGS, start)
         writer.append(batch)
-        writer.flush()
+        writer.finish()
         part.commit(replace=False)
     return str(path)
 

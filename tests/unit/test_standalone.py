@@ -71,7 +71,7 @@ def as_shard(path, batch):
     with parquet.PartWriter(path, parquet.sample_schema({})) as part:
         writer = parquet.SampleWriter(part, settings, 0)
         writer.append(batch)
-        writer.flush()
+        writer.finish()
         part.commit(replace=False)
     return open_source(str(path))
 

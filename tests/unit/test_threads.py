@@ -47,7 +47,7 @@ def shard_of(path, images):
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
         writer = parquet.SampleWriter(part, SETTINGS, 0)
         writer.append(images)
-        writer.flush()
+        writer.finish()
         part.commit(replace=False)
     return path
 
@@ -187,7 +187,7 @@ def test_a_broken_image_of_a_run_is_the_same_line_with_and_without_threads(tmp_p
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
         writer = parquet.SampleWriter(part, SETTINGS, 0)
         writer.append_encoded(pngs)
-        writer.flush()
+        writer.finish()
         part.commit(replace=False)
     for large in (0, 10**9):
         monkeypatch.setattr(threads, "LARGE_BYTES", large)
@@ -214,7 +214,7 @@ def test_a_job_leaves_no_threads_behind(fails, tmp_path):
     with parquet.PartWriter(tmp_path / "s", parquet.sample_schema({"cell": "x"})) as part:
         writer = parquet.SampleWriter(part, SETTINGS, 0)
         writer.append_encoded(pngs)
-        writer.flush()
+        writer.finish()
         part.commit(replace=False)
     device, job = (
         Device("cpu"),

@@ -157,7 +157,7 @@ SETTINGS = {
 
 def written(path, batches):
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
-        with parquet.Encoding(parquet.SampleWriter(part, SETTINGS, 7)) as threads:
+        with parquet.SampleWriter(part, SETTINGS, 7) as threads:
             for batch in batches:
                 threads.append(batch)
             threads.finish()
@@ -172,8 +172,8 @@ def test_a_file_has_the_bytes_that_one_thread_would_write(tmp_path, monkeypatch,
     batches = np.array_split(images, 24)
     with parquet.PartWriter(tmp_path / "plain", parquet.sample_schema({"cell": "x"})) as part:
         writer = parquet.SampleWriter(part, SETTINGS, 7)
-        writer.append(images)
-        writer.flush()
+        writer.append_encoded([samples.encode_png(image) for image in images])
+        writer.finish()
         part.commit(replace=False)
     if slow:
         encode, firsts = samples.encode_png, {batch[0].tobytes() for batch in batches}

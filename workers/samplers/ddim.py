@@ -1,6 +1,7 @@
 """The sampler of the DDIM paper: one update, eq. 12, which samples, decodes and encodes along a path."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -73,12 +74,17 @@ def step(at: Prediction, z: "Tensor | None", c: Coefficients) -> "Tensor":
 def sample(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, eta: Eta) -> "Tensor":
     """x_0, (B, C, H, W), from x_T by one step from each point of `path` to the next.
 
-    `noise(key)` is called only for steps that add noise. A step to an equal point does not change x (except with clip
-    `x0`, where x0 and eps no longer add up to x).
+    `noise` is called only for steps that add noise. Times between integers can share a key, and then each draws anew. A
+    step to an equal point does not change x (except with clip `x0`, where x0 and eps no longer add up to x).
     """
+    draws: Counter[int] = Counter()
     for t, prev in pairwise(path):
         c = coefficients(t.alpha_bar, prev.alpha_bar, eta, is_last=prev is path[-1])
-        x = step(denoise(x, t), noise(t.key) if c.noise > 0 else None, c)
+        z = None
+        if c.noise > 0:
+            z = noise(t.key, draws[t.key]) if draws[t.key] else noise(t.key)
+            draws[t.key] += 1
+        x = step(denoise(x, t), z, c)
     return x
 
 

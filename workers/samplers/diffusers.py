@@ -27,7 +27,7 @@ from taugrid.config import Sample, Section, validate
 from taugrid.errors import UserError, last_line
 from taugrid.hashing import canonical_json
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import Point, Prediction, PredictionType, Process, noise_key, velocity
+from taugrid.workers.diffusion.process import Point, PredictionType, Process, noise_key
 from taugrid.workers.samplers.sampler import Noise, Sampler
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ REFUSED = {
 FROM_DIFFUSION = {
     "num_train_timesteps": "timesteps",
     "prediction_type": "prediction",
-    "rescale_betas_zero_snr": "rescale_betas_zero_snr",
-    "trained_betas": "trained_betas",
-    **{key: key for key in ("beta_start", "beta_end")},
     "beta_schedule": "schedule",
+    "beta_start": "beta_start",
+    "beta_end": "beta_end",
+    "trained_betas": "trained_betas",
+    "rescale_betas_zero_snr": "rescale_betas_zero_snr",
 }
 """Arguments of schedulers that restate a key of `diffusion`."""
 
@@ -91,7 +92,7 @@ off by up to 1.5; DDIMScheduler's `linspace`, whose steps do not lead to the nex
 
 MEAN, DEVIATION, SOUND_STEPS, SOUND = 0.1, 0.25, 50, 2.0
 """The Gaussian of trials. With `SOUND_STEPS` or more, its standard deviation must come out within the factor `SOUND`,
-and its mean within one standard deviation: the default settings of all schedulers give 0.63 to 1.06 of the former, LCM,
+and its mean within one standard deviation: the default settings of all schedulers give 0.63 to 1.1 of the former, LCM,
 which is for consistency models, the least."""
 
 NEAR = 64
@@ -126,13 +127,9 @@ class Diffusers(Sampler):
             ValueError: if the scheduler can't take this number of steps, with one that works.
             UserError: if the options are the reason.
         """
-        options, T = canonical_json(settings.sampler_options), process.timesteps
-        asked = settings.steps
-        why = _objection(self.scheduler, options, asked, process)
-        if why is None:
-            scheduler = _instance(self.scheduler, options, asked, process, process.prediction)
-            scheduler.set_timesteps(asked)
-            return tuple(process.at(t + 1).time for t in _times(scheduler))
+        options, T, asked = canonical_json(settings.sampler_options), process.timesteps, settings.steps
+        if (why := _objection(self.scheduler, options, asked, process)) is None:
+            return tuple(process.at(t + 1).time for t in _times(self._ready(settings, process)))
         around = [steps for d in range(1, NEAR) for steps in (asked - d, asked + d) if 1 <= steps <= T]
         others = (steps for steps in [*around, SOUND_STEPS] if steps <= T)
         works = (steps for steps in others if _objection(self.scheduler, options, steps, process) is None)
@@ -145,10 +142,14 @@ class Diffusers(Sampler):
 
     def last_sigma(self, settings: Sample, process: Process) -> float:
         """The noise level at which its result is."""
-        options = canonical_json(settings.sampler_options)
-        scheduler = _instance(self.scheduler, options, settings.steps, process, process.prediction)
-        scheduler.set_timesteps(settings.steps)
-        return _levels(scheduler, process)[1][-1]
+        return _levels(self._ready(settings, process), process)[1][-1]
+
+    def _ready(self, settings: Sample, process: Process) -> Any:
+        """The scheduler, after `set_timesteps`."""
+        options, steps = canonical_json(settings.sampler_options), settings.steps
+        scheduler = _instance(self.scheduler, options, steps, process, process.prediction)
+        scheduler.set_timesteps(steps)
+        return scheduler
 
     def sample(
         self,
@@ -159,15 +160,9 @@ class Diffusers(Sampler):
         settings: Sample,
     ) -> "Tensor":
         """x_0, (B, C, H, W), from x_T. `path` is not used: the scheduler has its own."""
-        process, prediction = denoise.process, denoise.prediction
-        options = canonical_json(settings.sampler_options)
-        scheduler = _instance(self.scheduler, options, settings.steps, process, prediction)
-
-        def output(x: "Tensor", time: float) -> "Tensor":
-            at = process.at(time + 1)
-            return _output(denoise(x, at), at, prediction)
-
-        return run(scheduler, settings.steps, x, output, noise)
+        process, options = denoise.process, canonical_json(settings.sampler_options)
+        scheduler = _instance(self.scheduler, options, settings.steps, process, denoise.prediction)
+        return run(scheduler, settings.steps, x, lambda x, time: denoise.output(x, process.at(time + 1)), noise)
 
 
 def __getattr__(name: str) -> type[Diffusers]:
@@ -228,13 +223,6 @@ def _noise_of(scheduler: Any, draw: Callable[..., "Tensor"]) -> Iterator[None]:
     finally:
         if before is not None:
             module["randn_tensor"] = before
-
-
-def _output(found: Prediction, at: Point, prediction: PredictionType) -> "Tensor":
-    """What the network predicted, which `denoise` has turned into x0 and eps."""
-    if prediction == "v_prediction":
-        return velocity(found.x0, found.eps, at.alpha_bar)
-    return found.eps if prediction == "epsilon" else found.x0
 
 
 @cache
@@ -340,9 +328,9 @@ def _wrong_schedule(name: str, options: str, steps: int, process: Process) -> st
         scheduler.set_timesteps(steps)
     except Exception as error:
         return f"fails ({last_line(error)})"
-    times = _times(scheduler)
-    if outside := [t for t in times if not 0 <= t <= last]:
-        return f"calls the network at time {outside[0]:g}, which is not in 0..{last}"
+    times, no_signal = _times(scheduler), process.alpha_bar[-1] == 0  # then log alpha is not linear up to T
+    if outside := [t for t in times if not 0 <= t <= last or (no_signal and last - 1 < t < last)]:
+        return f"calls the network at time {outside[0]:g}, which the process does not have (0..{last})"
     signal = process.at(times[0] + 1).alpha_bar
     if signal > MOST_SIGNAL:
         return (
@@ -380,8 +368,9 @@ def _trial(name: str, options: str, steps: int, process: Process) -> tuple[float
     def output(x: torch.Tensor, time: float) -> torch.Tensor:
         at = process.at(time + 1)
         apart = (x - at.alpha * mean) / ((at.alpha * deviation) ** 2 + at.sigma**2)
-        best = Prediction(mean + at.alpha * deviation**2 * apart, at.sigma * apart)
-        return _output(best, at, process.prediction)
+        x0, eps = mean + at.alpha * deviation**2 * apart, at.sigma * apart
+        best: dict[str, torch.Tensor] = {"sample": x0, "epsilon": eps, "v_prediction": at.alpha * eps - at.sigma * x0}
+        return best[process.prediction]
 
     try:
         x0 = run(scheduler, steps, noise(0), output, noise)

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from taugrid.eval.figures.ablation.panels import make_room, name_of
+from taugrid.eval.figures.ablation.panels import name_of
 from taugrid.eval.figures.drawing import (
     Styles,
     legend_name,
     make_panels,
+    make_room,
     mark_values,
     name_parts,
     ordered_styles,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from numbers import Real
 
 import numpy as np
@@ -12,43 +13,40 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from taugrid.eval.figures.drawing import (
-    LEGEND_LINE,
     PANELS_ACROSS,
     fid_figure,
     legend_name,
+    make_room,
     ordered_styles,
     plain_style,
     x_offsets,
 )
-from taugrid.eval.figures.over_steps import draw_over_steps
+from taugrid.eval.figures.over_steps import Along, draw_over_steps
 from taugrid.eval.tables.ablation.effects import KEY_SEPARATOR, Effect, short_key_names
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import Layout, Pivot
+from taugrid.eval.tables.pivots import SIGMA_HAT, Layout, Pivot, is_number
 from taugrid.eval.tables.quality import QualityTable
 
-MAX_LEGEND_LINES = 14
-"""Lines of a legend that fit beside a row of panels; with more, the figure gets higher."""
-CHARACTER_WIDTH = 0.068
-"""Width of a character of a legend, in inches."""
-MAX_NAME_LENGTH = 10
-"""Characters of a legend's name that fit beside the panels; with more, the figure gets wider."""
 MAX_PANELS = 12
 """Panels of a heat map."""
 
 
 def name_of(label: Sequence[str], row_keys: Sequence[str], all_labels: Collection[Sequence[str]]) -> str:
-    """A row's name in a legend, such as "schedule=cosine", without settings that all rows share; "all" without any."""
+    """A row's name in a legend, such as "schedule=cosine", without settings that all rows share; "all" without any.
+
+    A sampler's name that stands in the place of eta has no key.
+    """
     varies = [len(set(texts)) > 1 for texts in zip(*all_labels, strict=True)]
     parts = zip(row_keys, label, varies, strict=True)
-    return " ".join(f"{key}={text}" for key, text, differs in parts if differs) or "all"
-
-
-def make_room(figure: Figure, names: Collection[str]) -> None:
-    """Make a figure wide and high enough for a legend of `names` beside its panels."""
-    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
-    figure.set_figwidth(figure.get_figwidth() + CHARACTER_WIDTH * max(0, longest - MAX_NAME_LENGTH))
-    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, len(names) - MAX_LEGEND_LINES))
+    shown = [(key, text) for key, text, differs in parts if differs and text]
+    return (
+        " ".join(
+            text if key == "η" and not (is_number(text) or text == SIGMA_HAT) else f"{key}={text}"
+            for key, text in shown
+        )
+        or "all"
+    )
 
 
 def per_key_figures(table: QualityTable, effects: Sequence[Effect]) -> Iterator[tuple[str, Figure]]:
@@ -61,12 +59,13 @@ def per_key_figures(table: QualityTable, effects: Sequence[Effect]) -> Iterator[
     for key, short in short_key_names(effects).items():
         keys = key.split(KEY_SEPARATOR)
         if set(keys) & {"steps", "eta"}:
-            continue  # S is the axis of every panel, and eta makes the lines of figures/quality
+            continue  # S, or what it costs, is the axis of every panel, and eta makes the lines of figures/quality
         rows = (*(name for name in settings if name not in keys), "eta")
         tables = table.arranged(Layout(rows)).tables(FID)
         labels = dict.fromkeys(label for pivot in tables for label in pivot.labels)
         names = {" ".join(label): legend_name(name_of(label, tables[0].row_keys, labels)) for label in labels}
-        figure = fid_figure(tables, draw_over_steps, ordered_styles(names, x_offsets(len(names))), "log")
+        draw = partial(draw_over_steps, axis=Along.of(table.means.frame, table.layout.x))
+        figure = fid_figure(tables, draw, ordered_styles(names, x_offsets(len(names))), "log")
         make_room(figure, names.values())
         yield f"by-{short.replace(KEY_SEPARATOR, '-')}", figure
 

@@ -69,7 +69,7 @@ def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]
     means = averaged(frame, table.used_protocols)
     ready = prepared(means.frame, table.used_protocols)
     names = [*table.arranged(USUAL).settings, "steps", "eta"]
-    labels = pd.DataFrame({name: labelled(ready, name).map(str) for name in names})
+    labels = pd.DataFrame({name: labelled(ready, name, beside=names).map(str) for name in names})
     labels.columns = pd.Index([short_columns(names)[name] for name in names])
     seconds = dict(zip(frame["cell"], frame["seconds"] / frame["num_samples"] * IMAGES, strict=True))
     rows = []

@@ -5,6 +5,9 @@ cells, for each S, and cell by cell. With replicates, an interval over trainings
 seeds, for every metric. Trainings that are sampled with one seed share its noise, which their spread misses: FID's
 intervals include it, those of other metrics are conditional on this sampling seed. The error over sampling comes from
 the samples' influences (alike.py); only FID has it.
+
+Two samplers are compared at equal network evaluations if they have some in common, else at equal S. A key that one of
+them ignores, such as eta, has the base value in the other's cells.
 """
 
 import math
@@ -23,8 +26,18 @@ from taugrid.eval.tables.ablation.replicates import SEEDS, UNITS, varying_seeds
 from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import Z_95
-from taugrid.eval.tables.long_form import EXACT, FID, axes, in_grid_order
-from taugrid.eval.tables.pivots import OTHERS, labelled, prepared, short_columns
+from taugrid.eval.tables.long_form import EXACT, FID, in_grid_order
+from taugrid.eval.tables.pivots import (
+    EVALUATIONS,
+    IGNORABLE,
+    OPTIONS,
+    OTHERS,
+    SYMBOLS,
+    labelled,
+    prepared,
+    settings_in,
+    short_columns,
+)
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import Row
 from taugrid.registry.metrics import MetricColumn
@@ -44,7 +57,7 @@ class Effect:
     base: str = ""
     value: str = ""
     settings: str = ""
-    """The other settings of the cells; empty if averaged over all."""
+    """The other settings of the cells; empty if averaged over all, unless it must be said what is equal in them."""
     mean_base: float
     """The mean of the metric in cells with `base`."""
     mean_value: float
@@ -91,18 +104,32 @@ class _Pair(NamedTuple):
         return self.base["cell"], self.other["cell"]
 
 
+_Place = tuple[tuple[str, ...], tuple[Hashable, ...]]
+"""A block and seeds."""
+
+
 class _Grid(NamedTuple):
     rows: Sequence[Row]
     labels: pd.DataFrame
-    """A row for each of `rows`: all settings, eta as 0.0 or σ̂."""
+    """A row for each of `rows`: all settings, eta as 0.0 or σ̂; what a sampler ignores is empty."""
     seeds: Sequence[str]
     """The seeds that vary."""
     seed_values: Sequence[tuple[Hashable, ...]]
     """For each of `rows`, its values of `seeds`."""
     varying: Sequence[str]
     """The settings that vary, in the grid's order."""
+    length: str = "steps"
+    """The column whose values are the labels of S: its own or, between samplers, network evaluations."""
+    equal: str = ""
+    """What is equal in the cells of a pair, where samplers differ in evaluations at one S."""
+    ignored: Set[str] = frozenset()
+    """Keys that the base's sampler ignores: its cells stand beside any value of them."""
 
 
+IGNORED = ("eta", *IGNORABLE)
+"""Keys that some samplers ignore."""
+OF_SAMPLERS = ("sampler", OPTIONS)
+"""They are one key where both vary: options belong to a sampler."""
 COMPARABLE = ("num_samples", "protocol")
 """Cells that differ in one of these can't be compared."""
 ON_REQUEST = ("steps", "eta")
@@ -176,9 +203,10 @@ def effects(
         values = list(dict.fromkeys(labels))
         base_label = _base_label(grid, keys, labels, base)
         for value in values:
-            if value != base_label:
-                pairs, unpaired = _pairs(grid, keys, labels, base_label, value)
-                for scope, settings, part in _scopes(pairs, grid, keys):
+            if value and value != base_label:
+                found = _between_samplers(grid, labels, (base_label, value), base) if "sampler" in keys else grid
+                pairs, unpaired = _pairs(found, keys, labels, base_label, value)
+                for scope, settings, part in _scopes(pairs, found, keys):
                     unpaired_seeds = {seed for pair in part for seed in unpaired[pair.block]}
                     effect = _effect(part, grid.seeds, unpaired_seeds, evidence, metric)
                     named = replace(effect, scope=scope, key=KEY_SEPARATOR.join(keys), base=base_label, value=value)
@@ -188,14 +216,17 @@ def effects(
 
 def _grid(rows: Sequence[Row], evidence: Evidence) -> _Grid:
     frame = prepared(in_grid_order(rows), evidence.protocols)
-    frame = frame.assign(eta=frame["eta"].fillna(0.0))  # a sampler without eta is compared with DDIM
-    columns = list(frame.columns)
-    keys = sorted(set(axes(columns)) - set(SEEDS), key=columns.index)
-    names = (*keys, *OTHERS, *ON_REQUEST, *COMPARABLE)
-    labels = pd.DataFrame({name: labelled(frame, name).map(str) for name in names})
+    names = [name for name in settings_in(list(frame.columns)) if name not in SEEDS] + [*ON_REQUEST, *COMPARABLE]
+    labels = pd.DataFrame({name: labelled(frame, name, beside=OTHERS).map(str) for name in names})
     seeds = varying_seeds(frame)
     seed_values = [tuple(values) for values in frame[seeds].itertuples(index=False)]
-    return _Grid(rows, labels, seeds, seed_values, [name for name in names[:-2] if labels[name].nunique() > 1])
+    if OPTIONS in labels and labels["sampler"].nunique() == 1:
+        labels[OPTIONS] = labels[OPTIONS].replace("", "defaults")
+    return _Grid(rows, labels, seeds, seed_values, [name for name in names[:-2] if _varies(labels, name)])
+
+
+def _varies(labels: pd.DataFrame, name: str) -> bool:
+    return len(set(labels[name]) - ({""} if name in IGNORED else set())) > 1
 
 
 def ablated(labels: pd.DataFrame, base: Collection[str]) -> list[tuple[str, ...]]:
@@ -205,7 +236,10 @@ def ablated(labels: pd.DataFrame, base: Collection[str]) -> list[tuple[str, ...]
         if name in ON_REQUEST and name not in base:
             continue
         for place, keys in enumerate(groups):
-            if len(labels.drop_duplicates([name, keys[0]])) == labels[name].nunique() == labels[keys[0]].nunique():
+            together = (
+                len(labels.drop_duplicates([name, keys[0]])) == labels[name].nunique() == labels[keys[0]].nunique()
+            )
+            if together or {name, keys[0]} == set(OF_SAMPLERS):
                 groups[place] = (*keys, name)
                 break
         else:
@@ -214,7 +248,7 @@ def ablated(labels: pd.DataFrame, base: Collection[str]) -> list[tuple[str, ...]
 
 
 def _joined(labels: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    return [KEY_SEPARATOR.join(values) for values in labels[list(keys)].itertuples(index=False)]
+    return [KEY_SEPARATOR.join(filter(None, values)) for values in labels[list(keys)].itertuples(index=False)]
 
 
 def _base_label(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: Mapping[str, Any]) -> str:
@@ -226,38 +260,66 @@ def _base_label(grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: M
     return ""  # no cell with the base value is scored
 
 
+def _between_samplers(grid: _Grid, labels: Sequence[str], values: tuple[str, str], base: Mapping[str, Any]) -> _Grid:
+    """`grid` with labels that two samplers' cells share: `values` are the base's label and the other one."""
+    changed = grid.labels.copy()
+    of_base, of_value = (np.array([label == which for label in labels]) for which in values)
+    ignored = {name for name in IGNORED if (changed.loc[of_base, name] == "").all()}
+    usual = grid._replace(rows=[row for row, its in zip(grid.rows, of_base, strict=True) if its])
+    for name in IGNORED:
+        if (changed.loc[of_value, name] == "").all() and name not in ignored:
+            given = list(changed.loc[of_base, name])
+            changed.loc[of_value, name] = _base_label(usual, [name], given, {"eta": 0.0} | dict(base)) or given[0]
+    steps, counts = ([row.get(name) for row in grid.rows] for name in ("steps", EVALUATIONS))
+    sides = [{count for count, its in zip(counts, of_side, strict=True) if its} for of_side in (of_base, of_value)]
+    either = of_base | of_value
+    if None in counts or all(s == n for s, n, its in zip(steps, counts, either, strict=True) if its):
+        return grid._replace(labels=changed, ignored=ignored)
+    if not sides[0] & sides[1]:
+        return grid._replace(labels=changed, ignored=ignored, equal="equal S")
+    changed["steps"] = list(map(str, counts))
+    return grid._replace(labels=changed, ignored=ignored, length=EVALUATIONS, equal="equal evaluations")
+
+
 def _pairs(
     grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: str, value: str
 ) -> tuple[list[_Pair], dict[tuple[str, ...], set[Hashable]]]:
     """Pairs of cells with `base` and `value` that agree in all else; and by block, the seeds of unpaired cells."""
-    blocks = [tuple(block) for block in grid.labels.drop(columns=list(keys)).itertuples(index=False)]
+    shared = grid.labels.drop(columns=list(keys))
+    blocks = [tuple(block) for block in shared.itertuples(index=False)]
     cells = list(zip(blocks, grid.seed_values, labels, grid.rows, strict=True))
     bases, others = (
         {(block, seeds): row for block, seeds, label, row in cells if label == which} for which in (base, value)
     )
+
+    def beside(place: _Place) -> _Place:
+        texts = zip(shared, place[0], strict=True)
+        return tuple("" if name in grid.ignored else text for name, text in texts), place[1]
+
     unpaired: dict[tuple[str, ...], set[Hashable]] = defaultdict(set)
-    for block, seeds in bases.keys() ^ others.keys():
+    for block, seeds in [p for p in others if beside(p) not in bases] + list(bases.keys() - set(map(beside, others))):
         unpaired[block] |= set(seeds[:1])
-    pairs = [_Pair(*place, bases[place], row) for place, row in others.items() if place in bases]
+    pairs = [_Pair(*place, bases[beside(place)], row) for place, row in others.items() if beside(place) in bases]
     return pairs, unpaired
 
 
 def _scopes(pairs: Sequence[_Pair], grid: _Grid, keys: Sequence[str]) -> Iterator[tuple[str, str, list[_Pair]]]:
     """The scope, settings and pairs of each effect. A scope that would repeat the one before is left out."""
-    lengths = sorted({pair.base["steps"] for pair in pairs}) if "steps" not in keys else []
+    length, symbol = grid.length, SYMBOLS[grid.length]
+    lengths = sorted({pair.base[length] for pair in pairs}) if "steps" not in keys else []
     blocks = list(dict.fromkeys(pair.block for pair in pairs))
     if pairs:
-        yield EVERYWHERE, "", list(pairs)
+        yield EVERYWHERE, grid.equal, list(pairs)
     if len(lengths) > 1:
-        for steps in lengths:
-            yield EACH_S, f"S={steps}", [pair for pair in pairs if pair.base["steps"] == steps]
+        for number in lengths:
+            yield EACH_S, f"{symbol}={number}", [pair for pair in pairs if pair.base[length] == number]
     if len(blocks) > max(1, len(lengths)):
         columns = [name for name in grid.labels if name not in keys]
         others = [name for name in grid.varying if name not in keys]
-        names = {**short_columns(others), "eta": "eta"}
+        names = {**short_columns(others), "eta": "eta", "steps": symbol}
         for block in blocks:
             values = dict(zip(columns, block, strict=True))
-            settings = " ".join(f"{names[name]}={values[name]}" for name in others)
+            settings = " ".join(f"{names[name]}={values[name]}" for name in others if values[name])
             yield EACH_CELL, settings, [pair for pair in pairs if pair.block == block]
 
 

@@ -168,7 +168,8 @@ def verdicts(effects: Effects, metric: MetricColumn) -> Iterator[str]:
         cells = [e for e in of_metric if e.scope == EACH_CELL and (e.key, e.value) == (effect.key, effect.value)]
         signs = {e.low > 0 for e in cells if e.low is not None and e.high is not None and e.low * e.high > 0}
         mixed = "; its sign differs between cells" if len(signs) == 2 else ""
-        yield f"{effects.names[effect.key]}: {_verdict(effect, comparisons, metric)}{mixed}."
+        at = f", at {effect.settings}" if effect.settings else ""
+        yield f"{effects.names[effect.key]}{at}: {_verdict(effect, comparisons, metric)}{mixed}."
 
 
 def _verdict(effect: Effect, comparisons: int, metric: MetricColumn) -> str:

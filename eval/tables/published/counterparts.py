@@ -198,18 +198,19 @@ def _network_differs(network: NetworkOrigin, dataset: Mapping[str, str], weights
 
 
 @cache
-def _lines(name: str) -> tuple[dict[str, str], ...]:
+def lines(name: str) -> tuple[dict[str, str], ...]:
+    """The lines of a file in numbers/, by its name without the suffix."""
     with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))
 
 
 def _published(name: str, place: Mapping[str, Any]) -> dict[str, str] | None:
-    return next((line for line in _lines(name) if place.items() <= line.items()), None)
+    return next((line for line in lines(name) if place.items() <= line.items()), None)
 
 
 def dataset_facts(name: str) -> dict[str, str]:
     """The line of numbers/datasets.csv about a data set."""
-    return next(line for line in _lines("datasets") if line["dataset"] == name)
+    return next(line for line in lines("datasets") if line["dataset"] == name)
 
 
 def write_published(counterparts: Sequence[Counterpart], folder: Path, stem: str) -> None:

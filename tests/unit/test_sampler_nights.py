@@ -1,0 +1,121 @@
+"""Nights of several samplers: canaries, gate, history and price, and what a changed sampler does to them."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from nights import checkpoint, taugrid, write_config
+
+from taugrid.orchestrator.plan.cells import Cell
+from taugrid.storage import LOCAL, read_sealed, write_sealed
+from taugrid.workers.samplers import dpmpp2m, said, solver
+
+OF_DIFFUSERS = "diffusers:DPMSolverMultistepScheduler"
+GRID = {"sampler": ["ddim", "dpm++2m", "heun", OF_DIFFUSERS], "steps": [2, 3]}
+NAMES = ("eta0", "dpm++2m", "heun", OF_DIFFUSERS.replace(":", "_"))
+LABELS = [f"S{steps:04d}-{name}" for name in NAMES for steps in (2, 3)]
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
+
+
+def night(history, config, name, *options, code=0):
+    out, _ = taugrid("nightly", config, "--history", history, "--id", name, *options, "--json", code=code)
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A history whose first night is its baseline; the same network, and one nearby."""
+    folder = tmp_path_factory.mktemp("begun")
+    for name, worse in (("same", 0.0), ("nearby", 1e-4)):
+        write_config(folder / f"{name}.yaml", checkpoint(folder / name, worse), grid=GRID)
+    night(folder / "history", folder / "same.yaml", "1")
+    words = ("--to", folder / "history/baseline.json", "--reason", "the first")
+    taugrid("baseline", "accept", folder / "history/nights/1/run", *words)
+    return folder
+
+
+@pytest.fixture
+def history(begun, tmp_path):
+    return shutil.copytree(begun / "history", tmp_path / "history")
+
+
+def test_a_healthy_night_checks_every_sampler_and_is_green(begun, history):
+    found = night(history, begun / "nearby.yaml", "2")
+    assert found["result"] == "not worse"
+    assert {name: check["result"] for name, check in found["comparison"]["checks"].items()} == {
+        "sampler": "clean", "scorer": "clean",
+    }  # fmt: skip
+    assert [cell["label"] for cell in found["comparison"]["cells"]] == LABELS
+    table = pd.read_parquet(history / "history.parquet")
+    eta = dict(zip(table["label"], table["eta"], strict=True))
+    assert {label: value if isinstance(value, str) else None for label, value in eta.items()} == {
+        label: "0" if label.endswith("eta0") else None for label in LABELS
+    }
+    again = night(history, begun / "same.yaml", "3")
+    assert again["result"] == "identical"
+
+
+def test_a_night_is_priced_with_the_evaluations_of_each_sampler(begun, history):
+    found = json.loads(taugrid("plan", begun / "nearby.yaml", "--history", history, "--json")[0])
+    each = 3 * (2 + 3) + (3 + 5)
+    assert found["network_evaluations"] == 200 * each
+    assert found["night"]["network_evaluations_of_the_canary_at_most"] == 100 * each
+    assert found["night"]["worker_seconds"] > 0
+
+
+def test_a_changed_coefficient_is_red_although_the_weights_are_new(begun, history, monkeypatch):
+    monkeypatch.setattr(dpmpp2m, "length", lambda a, b: 1.02 * solver.length(a, b))
+    found = night(history, begun / "nearby.yaml", "2", code=3)
+    assert found["result"] == "changed sampler"
+    results = {cell["label"]: cell["result"] for cell in found["comparison"]["cells"]}
+    assert {label for label, result in results.items() if result == "changed sampler"} == {
+        "S0002-dpm++2m", "S0003-dpm++2m",
+    }  # fmt: skip
+    assert not (history / "nights/2/fresh").exists(), "a second look would sample both networks with the fault"
+
+
+def test_another_version_of_diffusers_can_not_be_compared(begun, history, monkeypatch):
+    known = said.versions
+    monkeypatch.setattr(said, "versions", lambda names: known(names) | ({"diffusers": "0.99.0"} if names else {}))
+    _, told = taugrid("nightly", begun / "same.yaml", "--history", history, "--id", "2", code=2)
+    assert "the runs were measured in different ways: sampler.diffusers is 0.99.0, in the baseline 0." in told
+
+
+BLOCK = [
+    ("options", {"solver_order": 3}, "sampler.options.solver_order is 3, in the baseline not set"),
+    ("times", [999.0, 10.0], "sampler.times is [999.0, 10.0], in the baseline "),
+    ("last_sigma", 0.01, "sampler.last_sigma is 0.01, in the baseline 0.0"),
+    ("diffusers", "0.99.0", "sampler.diffusers is 0.99.0, in the baseline not set"),
+    ("clip", "x0", "sampler.clip is x0, in the baseline none"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "said"), BLOCK, ids=[field for field, _, _ in BLOCK])
+def test_another_sampler_block_can_not_be_compared_and_the_night_says_what_differs(
+    begun, history, monkeypatch, field, value, said
+):
+    """Red or not comparable, whatever FID says: here code of today plans another block than the baseline's."""
+    whole = Cell.sampler_block
+
+    def changed(self):
+        block = whole.fget(self)
+        return block and block | ({field: value} if self.settings.sampler == "heun" else {})
+
+    monkeypatch.setattr(Cell, "sampler_block", property(changed))
+    _, by_night = taugrid("nightly", begun / "same.yaml", "--history", history, "--id", "2", code=2)
+    assert f"the runs were measured in different ways: {said}" in by_night
+    assert "; measure both alike, or accept a run that is measured as this one: " in by_night
+    words = ("--baseline", history / "baseline.json", "--out", history / "nights/2/run")
+    assert said in taugrid("plan", begun / "same.yaml", *words, code=2)[1]
+
+
+def test_an_altered_block_of_a_recorded_score_is_seen(begun, history):
+    run = history / "nights/1/run"
+    scores = [path for path in (run / "scores").glob("*.json") if "heun" in path.read_text()]
+    score = read_sealed(scores[0], LOCAL)
+    score["protocol"]["sampler"]["last_sigma"] = 0.5
+    write_sealed(scores[0], score, LOCAL)
+    _, said = taugrid("compare", run, history / "baseline.json", code=2)
+    assert "sampler.last_sigma is 0.5, in the baseline 0.0" in said

@@ -1,0 +1,284 @@
+"""Tables, figures and effects of grids over samplers: what S costs, what a sampler ignores, and what is compared."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from in_process import CONFIG, drive, small_run
+from test_differences import N, protocol, spread
+from test_differences import cell as row_of
+
+import taugrid
+from taugrid.eval.figures.over_steps import quality_figure
+from taugrid.eval.tables.ablation.effects import Effects, effects
+from taugrid.eval.tables.ablation.effects_files import effects_markdown
+from taugrid.eval.tables.differences import Evidence, pair
+from taugrid.eval.tables.differences_files import difference_line
+from taugrid.eval.tables.long_form import FID, long_form
+from taugrid.eval.tables.pivots import EVALUATIONS, Layout
+from taugrid.eval.tables.published.counterparts import FOLDER
+from taugrid.eval.tables.published.solvers import concerns, solvers_markdown
+from taugrid.eval.tables.quality import QualityTable, to_markdown
+from taugrid.grids.names import value_text
+from taugrid.grids.selectors import fits, parse
+from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.work.reconstruct import left_out, ode_cells
+from taugrid.storage import LOCAL
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
+SHARED = Path(__file__).parents[3] / "shared" / "tables"
+FIDS = {("ddim", 0.0): 30.0, ("ddim", 1.0): 40.0, ("dpm++2m", None): 20.0, ("heun", None): 16.0}
+
+
+def cell(sampler, steps, eta=None, fid=None, evaluations=None, **others):
+    count = evaluations or (2 * steps - 1 if sampler == "heun" else steps)
+    fid = FIDS.get((sampler, eta), 10.0) - steps if fid is None else fid
+    name = " ".join(map(str, (sampler, steps, eta, *others.values())))
+    rest = {"network_evaluations": count, "clip": None, "spacing": None, "protocol": "p", "seconds": count / 10}
+    return row_of(name, steps, eta, fid, sampler=sampler) | rest | others
+
+
+def product():
+    """Heun at the same S as the others, where it takes 2 S - 1 evaluations. dpm++2m alone ignores spacing."""
+    rows = [cell("ddim", s, eta, spacing="linear", clip="none") for eta in (0.0, 1.0) for s in (5, 10)]
+    rows += [cell("dpm++2m", s) for s in (5, 10)]
+    return rows + [cell("heun", s, spacing="linear", clip="none") for s in (5, 10)]
+
+
+def aligned():
+    """Heun at 5 and 9 evaluations, where ddim has cells too."""
+    rows = [cell("ddim", s, 0.0, spacing="linear") for s in (5, 9)]
+    return rows + [cell("heun", s, spacing="linear") for s in (3, 5)]
+
+
+def known(rows, influences=None):
+    phi = {row["cell"]: spread(0.5 + 0.1 * place) for place, row in enumerate(rows)}
+    return Evidence(phi if influences is None else influences, dict.fromkeys(phi, 7), {"p": protocol()})
+
+
+def table(rows, layout=Layout()):  # noqa: B008  # a tuple
+    return QualityTable(rows, known(rows), layout=layout)
+
+
+def markdown_rows(text):
+    """The first table's rows: their labels, up to the first number or dash."""
+    lines = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [lines[0], *lines[2:]]
+
+
+def test_rows_name_samplers_and_leave_empty_what_they_ignore():
+    head, *rows = markdown_rows(to_markdown(table(product())))
+    assert head == ["sampler", "η \\ S", "5", "10"]
+    assert [row[:2] for row in rows] == [["ddim", "0.0"], ["ddim", "1.0"], ["dpm++2m", ""], ["heun", ""]]
+    several = [*product(), *(cell("ddim", s, 0.0, 8.0, spacing="quadratic") for s in (5, 10))]
+    head, *rows = markdown_rows(to_markdown(table(several)))
+    assert head[:3] == ["sampler", "spacing", "η \\ S"]
+    assert ["dpm++2m", "", ""] in [row[:3] for row in rows]
+    assert ["heun", "linear", ""] in [row[:3] for row in rows]
+    no_eta = [row for row in product() if row["sampler"] != "ddim"]
+    assert [row[:1] for row in markdown_rows(to_markdown(table(no_eta)))] == [["sampler \\ S"], ["dpm++2m"], ["heun"]]
+    [alone] = markdown_rows(to_markdown(table([cell("heun", 5), cell("heun", 10)])))[1:]
+    assert alone[0] == "heun"
+
+
+def test_options_of_a_sampler_are_a_column_that_reads():
+    name = "diffusers:DPMSolverMultistepScheduler"
+    given = [{}, {"solver_order": 3, "final_sigmas_type": "zero"}]
+    rows = [cell(name, 5, sampler_options=options, fid=9 + len(options), cell=str(len(options))) for options in given]
+    rows.append(cell("ddim", 5, 0.0, spacing="linear", sampler_options={}))
+    head, *shown = markdown_rows(to_markdown(table(rows)))
+    assert head[:3] == ["sampler", "sampler_options", "η \\ S"]
+    assert [row[:2] for row in shown] == [[name, ""], [name, "solver_order=3 final_sigmas_type=zero"], ["ddim", ""]]
+    lines = [text.get_text() for text in quality_figure(long_form(rows)).legends[0].get_texts()]
+    assert sorted(lines) == sorted([f"{name} solver_order=3 final_sigmas_type=zero", name, r"ddim $\eta$ = 0.0"])
+    found = effects(rows, known(rows), {"sampler": "ddim"})
+    assert {effect.key for effect in found} == {"sampler & sampler_options"}
+    assert {(effect.base, effect.effect) for effect in found} == {("ddim", -16.0), ("ddim", -14.0)}
+
+
+def test_columns_of_evaluations_put_cells_of_equal_cost_in_one_column():
+    head, *rows = markdown_rows(to_markdown(table(aligned(), Layout(columns=EVALUATIONS))))
+    assert head == ["sampler", "η \\ evaluations", "5", "9"]
+    assert [row[0] for row in rows] == ["ddim", "heun"]
+    assert "–" not in str(rows)
+    [pivot] = table(aligned(), Layout(columns=EVALUATIONS)).section(FID).tables
+    assert [[entry.best for entry in row] for row in pivot.entries] == [[False, False], [True, True]]
+
+
+def axis(x):
+    rows = product()
+    figure = quality_figure(long_form(rows), x=x)
+    figure.draw_without_rendering()
+    [panel] = figure.axes
+    at = {bar.get_label(): bar.lines[0].get_xdata(orig=False) for bar in panel.containers}
+    return panel, at
+
+
+@pytest.mark.parametrize(
+    ("x", "label", "of_heun", "of_ddim"),
+    [
+        ("steps", "sampling steps $S$", [5, 10], [5, 10]),
+        ("evaluations", "network evaluations per image", [9, 19], [5, 10]),
+        ("seconds", "device seconds per 1,000 images", [2.25, 4.75], [1.25, 2.5]),
+    ],
+)
+def test_the_figure_is_over_steps_evaluations_or_seconds_with_a_line_for_each_sampler(x, label, of_heun, of_ddim):
+    panel, at = axis(x)
+    assert panel.get_xlabel() == label
+    assert list(at) == [r"ddim $\eta$ = 0.0", r"ddim $\eta$ = 1.0", "dpm++2m", "heun"]
+    np.testing.assert_allclose(at["heun"], of_heun, rtol=0.03)
+    np.testing.assert_allclose(at[r"ddim $\eta$ = 0.0"], of_ddim, rtol=0.03)
+    low, high = panel.get_xlim()
+    assert low < min(map(min, at.values())) < max(map(max, at.values())) < high
+    if x == "evaluations":
+        assert panel.get_xticks().tolist() == [5, 9, 10, 19]
+
+
+def test_cells_without_measured_seconds_are_left_out():
+    rows = [row | {"seconds": None} if row["sampler"] == "heun" else row for row in product()]
+    [panel] = quality_figure(long_form(rows), x="seconds").axes
+    assert [bar.get_label() for bar in panel.containers] == [r"ddim $\eta$ = 0.0", r"ddim $\eta$ = 1.0", "dpm++2m"]
+    assert quality_figure(long_form([row | {"seconds": None} for row in rows]), x="seconds").axes
+
+
+def test_samplers_are_compared_with_the_base_at_equal_evaluations_where_they_meet():
+    rows = aligned()
+    found = effects(rows, known(rows))
+    assert [(e.scope, e.settings, e.base, e.value, e.effect, e.pairs) for e in found] == [
+        ("all", "equal evaluations", "ddim", "heun", ((13 - 25) + (11 - 21)) / 2, 2),
+        ("S", "evaluations=5", "ddim", "heun", 13.0 - 25.0, 1),
+        ("S", "evaluations=9", "ddim", "heun", 11.0 - 21.0, 1),
+    ]
+    phi = known(rows).influences
+    difference = phi["heun 3 None linear"] - phi["ddim 5 0.0 linear"]
+    assert found[1].se_sampling == pytest.approx(difference.std(ddof=1) / np.sqrt(N)), "paired by the shared noise"
+    text = effects_markdown(Effects({FID: found}))
+    assert "| sampler | heun | ddim | equal evaluations |" in text
+    assert "- sampler, at equal evaluations: " in text
+
+
+def test_or_at_equal_s_which_the_table_says_and_what_a_sampler_ignores_has_the_bases_value():
+    rows = product()
+    found = {(e.scope, e.settings, e.value): e for e in effects(rows, known(rows))}
+    assert found["all", "equal S", "heun"].effect == 16.0 - 30.0
+    assert found["all", "", "dpm++2m"].effect == 20.0 - 30.0, "eta 0 and not 1; it takes as many evaluations as ddim"
+    assert {e.pairs for e in found.values() if e.scope == "all"} == {2}
+    of_1 = effects(rows, known(rows), {"eta": 1.0})
+    assert [e.effect for e in of_1 if (e.scope, e.key, e.value) == ("all", "sampler", "heun")] == [16.0 - 40.0]
+    assert {(e.base, e.value) for e in of_1 if e.key == "eta"} == {("1.0", "0.0")}, "samplers without eta have none"
+
+
+def test_a_base_that_ignores_a_key_stands_beside_every_value_of_it():
+    rows = product()
+    found = [e for e in effects(rows, known(rows), {"sampler": "dpm++2m"}) if e.value == "ddim"]
+    assert [(e.scope, e.settings, e.effect, e.pairs) for e in found if e.scope != "S"] == [
+        ("all", "", 15.0, 4),
+        *(("cell", f"S={s} eta={eta}", effect, 1) for eta, effect in (("0.0", 10.0), ("1.0", 20.0)) for s in (5, 10)),
+    ]
+
+
+def test_a_spacing_that_some_samplers_ignore_is_no_part_of_their_effect():
+    rows = [cell("ddim", 5, 0.0, fid, spacing=name) for name, fid in (("linear", 30.0), ("quadratic", 25.0))]
+    rows.append(cell("dpm++2m", 5, fid=20.0))
+    found = {(e.key, e.base, e.value): e.effect for e in effects(rows, known(rows)) if e.scope == "all"}
+    assert found == {("sampler", "ddim", "dpm++2m"): -10.0, ("spacing", "linear", "quadratic"): -5.0}
+
+
+def test_compare_says_what_two_samplers_differ_in():
+    rows = {row["cell"]: row for row in product()}
+    a, b, c = (rows[name] for name in ("ddim 5 0.0 linear none", "heun 5 None linear none", "dpm++2m 5 None"))
+    assert pair(a, b, known(rows.values()))["others"] == "sampler: ddim -> heun, network_evaluations: 5 -> 9"
+    assert pair(a, c, known(rows.values()))["others"] == "sampler: ddim -> dpm++2m", "it ignores spacing and clip"
+    assert difference_line(pair(a, c, known(rows.values()))).startswith("S 5, sampler: ddim -> dpm++2m: -10.0")
+
+
+def test_the_published_numbers_of_solvers_are_another_networks():
+    text = solvers_markdown()
+    assert "**another network**: EDM's" in text
+    assert "neither the numbers nor their differences can be compared with those of this run" in text
+    assert "| Heun | polynomial rho=7 | – | 319.87 | – | 99.74 | – | 38.06 | – | 15.93 |" in text
+    rows = product()
+    protocols = {"p": {"reference": {"dataset": "cifar10"}}}
+    assert concerns(rows, protocols)
+    assert not concerns(rows[:4], protocols), "ddim alone"
+    assert not concerns(rows, {"p": {"reference": {"dataset": "digits"}}})
+    if SHARED.is_dir():
+        theirs, ours = (
+            folder / name for folder, name in ((SHARED, "solvers_cifar10_edm.csv"), (FOLDER, "solvers_edm.csv"))
+        )
+        assert list(csv.DictReader(theirs.open())) == list(csv.DictReader(ours.open()))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of an oracle with three samplers, its jobs in this process; its folder."""
+    folder = tmp_path_factory.mktemp("samplers")
+    text = CONFIG.replace("eta: [0.0, 1.0]}", "sampler: [ddim, dpm++2m, heun]}").replace("[2]", "[2, 3]")
+    with small_run(folder, text.replace("num_samples: 20", "num_samples: 200")) as opened:
+        outcome, _ = drive(opened, folder / "run", LOCAL)
+        assert not outcome.missing
+        Session(replace(opened, rundir=RunDir(folder / "run")), "local", Progress.silent()).do(("report",))
+    return folder / "run"
+
+
+def test_a_run_of_samplers_is_read_as_any_other(run):
+    shown = taugrid.open(str(run))
+    frame = shown.quality
+    assert frame[frame["sampler"] == "heun"][["steps", EVALUATIONS]].to_numpy().tolist() == [[2, 3], [3, 5]]
+    assert '<th scope="col">η \\ evaluations</th><th scope="col">2</th>' in shown._repr_html_()
+    assert shown.figure("quality").axes[0].get_xlabel() == "network evaluations per image"
+    assert shown.cell("S0003-dpm++2m").images([0]).shape == (1, 4, 4)
+    assert "heun: S = 2, 3 takes 3, 5 network evaluations" in (run / "tables/quality.md").read_text()
+    page = (run / "report.html").read_text()
+    assert '<h2 id="steps-title">FID against network evaluations</h2>' in page
+    assert "FID is lowest at evaluations\N{NO-BREAK SPACE}=" in page
+
+
+def test_report_x_is_what_was_asked_for(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "run"), "--x", "steps"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "| sampler | η \\ S | 2 | 3 |" in (tmp_path / "run/tables/quality.md").read_text()
+    assert "sampling steps" in (tmp_path / "run/figures/quality.svg").read_text()
+    assert "report.x: must be" in str(CliRunner().invoke(cli, ["plan", str(run), "--set", "report.x=nfe"]).exception)
+
+
+@pytest.mark.parametrize("name", ["sampler=dpm++2m,steps=3", "S0003-dpm++2m", "sampler=dpm++2m · S=3"])
+def test_compare_takes_the_names_of_samplers(run, name):
+    found = CliRunner().invoke(cli, ["compare", str(run), name, "S=3 sampler=heun", "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    row = json.loads(found.stdout)
+    assert row["others"] == "sampler: dpm++2m -> heun, network_evaluations: 3 -> 5"
+    assert row["se"] > 0
+
+
+@pytest.mark.parametrize("value", ["diffusers:DEISMultistepScheduler", "my.module:Sampler", "dpm++2m"])
+def test_names_of_samplers_need_no_quotes(value):
+    assert value_text(value) == value
+    assert parse(f"sampler={value},S=3") == [("sampler", value), ("S", "3")]
+    options = {"solver_order": 3, "final_sigmas_type": "zero"}
+    [condition] = parse(f"sampler_options={value_text(options)}")
+    assert fits(options, condition.value)
+
+
+@pytest.mark.parametrize("stage", ["reconstruct", "interpolate"])
+def test_the_ode_stays_that_of_ddim(run, stage):
+    plan = open_existing(str(run)).plan
+    assert {cell.settings.sampler for cell in ode_cells(plan)} == {"ddim"}
+    assert left_out(plan, stage) == f"; {stage} leaves out the cells of dpm++2m, heun"
+
+
+def test_python_samples_with_a_sampler_without_a_run(run):
+    images = taugrid.sample({"oracle": "gaussian"}, 4, steps=3, sampler="heun")
+    assert images.shape[0] == 4
+    assert not np.array_equal(images, taugrid.sample({"oracle": "gaussian"}, 4, steps=3))

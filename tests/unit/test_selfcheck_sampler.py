@@ -1,0 +1,129 @@
+"""The judge of `taugrid selfcheck --sampler` passes what solves the ODE, and finds what does not.
+
+Seeds are fixed: a cell that passes here passes always.
+"""
+
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from taugrid import images
+from taugrid.config import DIFFUSION_DEFAULTS, Sample
+from taugrid.eval.metrics import frechet, statistics
+from taugrid.eval.selfcheck_sampler import ORDERS, STEPS, Limit, judge, order_problems
+from taugrid.workers import schedules
+from taugrid.workers.diffusion import noise, oracle
+from taugrid.workers.diffusion.denoiser import Denoise
+from taugrid.workers.diffusion.gaussian import draw, gaussian
+from taugrid.workers.diffusion.process import path
+from taugrid.workers.diffusion.timesteps import times
+from taugrid.workers.samplers import unipc
+from taugrid.workers.samplers.dpmpp2m import DPMpp2M
+from taugrid.workers.samplers.dpmpp3m import DPMpp3M
+from taugrid.workers.samplers.sampler import find
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE, N, SEED = (1, 8, 8), 1000, 11
+DATA, PROCESS = gaussian(SHAPE), schedules.process(DIFFUSION_DEFAULTS)
+INDEX = np.arange(N)
+
+
+@cache
+def reference():
+    return images.to_uint8(draw(DATA, 10_000, 0)).reshape(-1, *SHAPE)
+
+
+def features(pixels):
+    return statistics.Moments.of(pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(127.5) - 1)
+
+
+def pictures(name, steps, eta=0.0, network=None, indices=INDEX):
+    """The cell's images, by the functions that a run calls."""
+    points = path(PROCESS, times("logsnr", steps, PROCESS))
+    denoise = Denoise(network or oracle.gaussian_eps(DATA, PROCESS.alpha_bar, "cpu"), PROCESS)
+
+    def of_key(key, draw=0):
+        return noise.normal(SEED, torch.from_numpy(indices), key, SHAPE, f"sample/{draw}" if draw else "sample")
+
+    settings = Sample(steps=steps, sampler=name, eta=eta, spacing="logsnr")
+    return images.to_uint8(find(name).sample(of_key(0), points, denoise, of_key, settings).numpy())
+
+
+def judged(name, pixels, steps, follows=True, fid=None):
+    limit = Limit(DATA, PROCESS.alpha_bar[1000], PROCESS.alpha_bar[1], SEED, N)
+    fid = fid or frechet.frechet_distance(features(pixels), features(reference()))
+    return judge(pixels, INDEX, limit, fid, reference(), follows, is_last=steps == max(STEPS))
+
+
+def problems(name, make=pictures, follows=True, **given):
+    """The problems of all cells, and of the order between them."""
+    found = {steps: judged(name, make(name, steps, **given), steps, follows) for steps in STEPS}
+    order = order_problems(name, {steps: each.mean_difference for steps, each in found.items()})
+    return [line for each in found.values() for line in each.findings.problems] + order
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_our_samplers_pass(name):
+    assert problems(name) == []
+
+
+def test_an_unknown_sampler_is_judged_by_what_its_images_are():
+    """DDIM as a package's sampler: at eta = 0 its images are the ODE's, at eta = 1 its moments are the data's."""
+    for eta, follows in ((0.0, True), (1.0, False)):
+        found = judged("another", pictures("ddim", 200, eta), 200, follows=False)
+        assert found.findings.problems == ()
+        assert (found.mean_difference is not None) == follows
+        assert max(abs(each.z) for each in (found.findings.mean, found.findings.covariance, found.findings.fid)) < 4
+
+
+def test_a_solver_of_a_lower_order_is_found(monkeypatch):
+    real = DPMpp3M.step
+    monkeypatch.setattr(DPMpp3M, "step", DPMpp2M.step)
+    monkeypatch.setattr(DPMpp3M, "order", 2)
+    assert problems("dpm++3m") == ["from 25 to 100 steps the error falls with order 1.9, where dpm++3m has order 3"]
+    monkeypatch.setattr(DPMpp3M, "step", real)
+    monkeypatch.setattr(unipc, "ORDER", 2)
+    assert problems("unipc") == ["from 25 to 100 steps the error falls with order 3.0, where unipc has order 4"]
+    monkeypatch.setattr(DPMpp2M, "order", 1)
+    assert problems("dpm++2m") == ["from 25 to 100 steps the error falls with order 1.0, where dpm++2m has order 2"]
+
+
+def test_a_wrong_coefficient_is_found(monkeypatch):
+    real = unipc.weights
+    monkeypatch.setattr(unipc, "weights", lambda h, r: [w * (1 + (i == 0) / 100) for i, w in enumerate(real(h, r))])
+    assert any("where unipc has order 4" in line for line in problems("unipc"))
+
+
+def test_a_network_asked_at_another_time_is_found():
+    """One step of the schedule too early moves images by less than a grey level."""
+    network = oracle.gaussian_eps(DATA, PROCESS.alpha_bar, "cpu")
+    shifted = lambda x, at, condition=None: network(x, PROCESS.at(max(1, at.key - 1)))  # noqa: E731
+    assert any("where dpm++3m has order 3" in line for line in problems("dpm++3m", network=shifted))
+
+
+def test_images_of_other_noise_are_found():
+    pixels = pictures("heun", 200)
+    pixels[[3, 40]] = pixels[[40, 3]]
+    [line] = judged("heun", pixels, 200).findings.problems
+    assert line == "2 of 1000 images not as the ODE takes their noise"
+    doubled = pictures("heun", 100, indices=INDEX // 2)
+    assert "500 images equal to an earlier one, first 0 and 1" in judged("heun", doubled, 100).findings.problems
+
+
+def test_an_unknown_sampler_with_too_wide_a_distribution_is_found():
+    """By 20 %, both if it follows the ODE and if it does not."""
+    centre = 127.5 * (1 + DATA.mean.reshape(SHAPE))
+    for eta in (0.0, 1.0):
+        wide = centre + 1.2 * (pictures("ddim", 200, eta).astype(float) - centre)
+        found = judged("another", np.clip(np.rint(wide), 0, 255).astype(np.uint8), 200, follows=False)
+        assert re.match(r"FID is 0.0\d+ above the expected 0.0", found.findings.problems[-1])
+
+
+def test_the_tables_fid_is_compared_in_all_cells():
+    for steps in STEPS:
+        [line] = judged("unipc", pictures("unipc", steps), steps, fid=0.5).findings.problems[-1:]
+        assert line.startswith("the table's FID is 0.5, that of the images on disk ")
