@@ -96,7 +96,10 @@ def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> 
     settings, axes = cell.settings, dict(cell.axes)
     if (checkpoint := axes.get(CHECKPOINT)) is not None:
         axes[CHECKPOINT] = checkpoints[checkpoint]
-    others = [settings.spacing_name, *(f"{key.split('.')[-1]}={value}" for key, value in axes.items() if value != {})]
+    others = [
+        *filter(None, [cell.spacing_name]),
+        *(f"{key.split('.')[-1]}={value}" for key, value in axes.items() if value != {}),
+    ]
     foreign = [settings.sampler] if settings.sampler != DEFAULT else []
     return name_of([*others, *foreign, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
 

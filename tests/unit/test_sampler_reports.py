@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.report.requested import layout
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.session import Session
@@ -72,8 +74,8 @@ def known(rows, influences=None):
     return Evidence(phi if influences is None else influences, dict.fromkeys(phi, 7), {"p": protocol()})
 
 
-def table(rows, layout=Layout()):  # noqa: B008  # a tuple
-    return QualityTable(rows, known(rows), layout=layout)
+def table(rows, places=Layout()):  # noqa: B008  # a tuple
+    return QualityTable(rows, known(rows), layout=places)
 
 
 def markdown_rows(text):
@@ -120,6 +122,38 @@ def test_columns_of_evaluations_put_cells_of_equal_cost_in_one_column():
     assert "–" not in str(rows)
     [pivot] = table(aligned(), Layout(columns=EVALUATIONS)).section(FID).tables
     assert [[entry.best for entry in row] for row in pivot.entries] == [[False, False], [True, True]]
+
+
+PRODUCT = {"sampler": ["ddim", "heun"], "steps": [5, 10]}
+MEETING = [{"sampler": ["ddim"], "steps": [5, 9]}, {"sampler": ["heun"], "steps": [3, 5]}]
+COLLIDING = [{"sampler": ["ddim"], "spacing": ["ermongroup-uniform"], "steps": [501, 600]},
+             {"sampler": ["dpm++2m"], "steps": [1000]}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("grid", "report", "columns", "x"),
+    [
+        ({"steps": [5, 10], "eta": [0.0, 1.0]}, {}, "steps", "steps"),
+        ({"steps": [5, 10], "eta": [0.0, 1.0]}, {"x": "seconds"}, "steps", "seconds"),
+        (PRODUCT, {}, "steps", "evaluations"),
+        (MEETING, {}, EVALUATIONS, "evaluations"),
+        (MEETING, {"x": "steps"}, "steps", "steps"),
+        (MEETING, {"columns": "sampler"}, "sampler", "evaluations"),
+        (COLLIDING, {}, "steps", "evaluations"),
+    ],
+    ids=["no other count", "seconds", "no count in common", "counts in common", "steps", "other columns", "one place"],
+)
+def test_columns_are_evaluations_where_samplers_meet_and_s_does_not_say_so(grid, report, columns, x):
+    """Two cells of ermongroup-uniform at S > 500 have 1,000 evaluations, so a column of them can't tell them apart."""
+    found, config = planned(grid, report)
+    assert layout(config, found) == ((), columns, x)
+
+
+def planned(grid, report=MappingProxyType({})):
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    values |= {"sample": {"seed": 0}, "grid": grid, "report": dict(report)}
+    config = validate(Config, values, "test")
+    return plan(config), config
 
 
 def axis(x):
@@ -319,8 +353,7 @@ def test_python_samples_with_a_sampler_without_a_run(run):
 
 
 def test_a_cell_with_its_samplers_defaults_is_named_without_options():
-    grid = {"sampler": ["diffusers:DEISMultistepScheduler"], "sampler_options": [{}, {"solver_order": 3}]}
-    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
-    found = plan(validate(Config, values | {"sample": {"seed": 0, "steps": 5}, "grid": grid}, "test"))
+    options = [{}, {"solver_order": 3}]
+    found, _ = planned({"sampler": ["diffusers:DEISMultistepScheduler"], "sampler_options": options, "steps": [5]})
     assert [cell.label for cell in found.cells] == ["S=5", "S=5 sampler_options='{\"solver_order\": 3}'"]
     assert [find_cell(found, cell.label) for cell in found.cells] == list(found.cells), "it reads back"
