@@ -178,3 +178,13 @@ def test_the_kinds_of_device_are_those_of_a_cells_shards_features_and_score():
     assert kinds == {"a": {"sampled": {"cpu"}, "scored": {"cpu"}}, "b": {"sampled": {"cuda"}, "scored": {"cuda"}}}
     kinds = device_kinds([shard("a", cpu), done("reference/0", gpu), done("score/a", cpu)])
     assert kinds["a"]["scored"] == {"cpu", "cuda"}
+
+
+def test_long_lists_are_cut_and_stay_apart():
+    """A sampler may call the network at a thousand times, and two lists may differ in the middle alone."""
+    times = [float(t) for t in range(999, 0, -10)]
+    other = [*times[:50], 1.5, *times[51:]]
+    found = disagreements({"a": {"sampler": {"times": times}}, "b": {"sampler": {"times": other}}}, frozenset())
+    shown = list(found["sampler.times"])
+    assert len(shown) == 2
+    assert all(text.startswith("[999.0, 989.0, 979.0 ... ") and len(text) < 60 for text in shown)
