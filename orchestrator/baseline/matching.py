@@ -5,7 +5,7 @@ Ids and folder names change with every new network.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from taugrid.config.sample import SAMPLER_KEYS
@@ -18,7 +18,7 @@ from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Sna
 from taugrid.orchestrator.plan.cells import settings_name
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
 from taugrid.protocol import canonical, disagreements
-from taugrid.registry.samplers import DEFAULT
+from taugrid.registry.samplers import DEFAULT, SAMPLERS, is_custom
 from taugrid.workers.samplers.sampler import find
 
 MUST_AGREE = (
@@ -157,9 +157,9 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     given = {cell: _in_text(values, places) for cell, values in cells.items()}
     differing = varying(list(given.values()))
     labels: dict[str, str] = {}
-    for unsaid in ({"sampler"}, set[str]()):  # the base has its name, or eta, unless it is called by something else
+    for unsaid in ({"sampler", "eta"}, {"sampler"}, set[str]()):  # names of cells begin with the sampler, or ddim's eta
         for cell, values in given.items():
-            left_out = unsaid | ignored(cells[cell])
+            left_out = unsaid | _ignored(cells[cell].get("sampler", DEFAULT))
             shown = (f"{name}={values[name]}" for name in differing if name in values and name not in left_out)
             labels[cell] = " ".join([settings_name(cells[cell]), *shown])
         if len(set(labels.values())) == len(labels):
@@ -167,17 +167,17 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return labels
 
 
-def ignored(settings: Mapping[str, Any]) -> set[str]:
-    """The keys that the sampler of a cell's settings ignores; none if its package is not here."""
-    try:
-        return set(SAMPLER_KEYS) - find(settings.get("sampler", DEFAULT)).keys
-    except UserError:
-        return set()
+def _ignored(sampler: str) -> Set[str]:
+    """The keys that names leave out, because a sampler of taugrid's ignores them or, of ddim, because they have it."""
+    if sampler == DEFAULT:
+        return {"eta"}
+    honoured = find(sampler).keys if sampler in SAMPLERS else set(SAMPLER_KEYS) if is_custom(sampler) else set()
+    return set(SAMPLER_KEYS) - honoured
 
 
 def _in_text(values: Mapping[str, Any], places: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The values other than S and eta, as text; places of models by their short names."""
-    left_out = {"steps", "eta", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
+    """The values other than S, as text; places of models by their short names."""
+    left_out = {"steps", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
     given = {key: value for key, value in values.items() if key not in left_out}
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
     return {key: places[key].get(value, value) if key in MODEL_FILES else value for key, value in shown.items()}

@@ -65,8 +65,11 @@ def _training_state(model: dict[str, Any]) -> str:
     steps, done, reached = model["train_steps"], model["train_steps_done"], model["train_steps_reached"]
     if (failure := model["train_failed"]) is not None:
         return f"training failed at {reached:,} of {steps:,} steps: {failure['reason']} (details: {failure['log']})"
+    text = f"to be trained for {steps:,} steps"
+    if not done:
+        return f"{text} ({reached:,} done, but there is no checkpoint yet)" if reached else text
     since = f", and {reached - done:,} since its last checkpoint" if reached > done else ""
-    return f"to be trained for {steps:,} steps" + (f" ({done:,} done{since})" if reached else "")
+    return f"{text} ({done:,} done{since})"
 
 
 def _sums(model: dict[str, Any]) -> str:

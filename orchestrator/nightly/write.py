@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid import parquet
-from taugrid.orchestrator.baseline.matching import ignored
 from taugrid.orchestrator.baseline.pixels import pixel_digests
 from taugrid.orchestrator.baseline.text import OTHER_COLUMNS
 from taugrid.orchestrator.nightly.nights import night_line, unfinished
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.nightly.summary import junit_xml, summary
 from taugrid.orchestrator.opened import open_existing
+from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import replacing, write_text
 from taugrid.words import counted, with_urls
 
@@ -29,7 +29,7 @@ COLUMNS_ABOUT = (
     ("label", pa.string(), "the cell's name, the same every night, such as S0010-eta0.2"),
     ("cell", pa.string(), "the cell's id in tonight's run directory"),
     ("steps", pa.int64(), "S"),
-    ("eta", pa.string(), "eta as a number, or sigma_hat; empty if the cell's sampler has none"),
+    ("eta", pa.string(), "eta of ddim as a number, or sigma_hat; empty for other samplers"),
     ("num_samples", pa.int64(), "N"),
     ("settings", pa.string(), "all settings of `sample`, as JSON"),
     ("weights_sha256", pa.string(), "of the network"),
@@ -103,7 +103,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for score in verdict["scores"]:
         comparison, settings, metrics = compared.get(score["cell"], {}), score["settings"], score["metrics"]
-        eta = None if "eta" in ignored(settings) else settings["eta"]
+        eta = settings["eta"] if settings.get("sampler", DEFAULT) == DEFAULT else None
         rows.append(
             {name: metrics.get(name) for name in ("fid", "fid_se", *(column.name for column in OTHER_COLUMNS))}
             | {name: comparison.get(name) for name in COMPARISON_KEYS}

@@ -5,12 +5,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from asking import forget_code_here
 from click.testing import CliRunner
 from in_process import drive, small_run
 
+import taugrid
 from taugrid.config import Config, validate
 from taugrid.errors import OtherContent, UserError
 from taugrid.orchestrator.cli.main import cli
@@ -92,7 +94,7 @@ def refused(name, **settings):
     return str(error.value)
 
 
-def taugrid(*arguments):
+def command(*arguments):
     done = CliRunner().invoke(cli, [*map(str, arguments), "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
@@ -152,6 +154,9 @@ def test_names_and_options_that_do_not_fit_are_refused(here):
     )
     assert "it has no options; remove weight" in refused("mine:good", sampler_options={"weight": 1})
     assert "steps must be in 1..1000" in refused("mine:good", steps=1001)
+    assert "sampler_options: must be options whose values JSON can hold, without NaN and infinity, not {" in refused(
+        "mine:with_options", sampler_options={"weight": float("nan")}
+    )
 
 
 def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceback(folder):
@@ -199,6 +204,16 @@ def test_all_options_reach_it_with_their_defaults(here):
     assert cell.from_sampler.arguments == {"weight": 0.25, "passes": 2}
 
 
+def test_samples_in_memory_are_those_of_a_run_and_it_is_tried_too(here):
+    model = {"model": {"oracle": "gaussian"}, "shape": (1, 4, 4), "steps": 4, "seed": 0}
+    images = taugrid.sample(indices=5, sampler="my_sampler:renoised", **model)
+    apart = [taugrid.sample(indices=[n], sampler="my_sampler:renoised", **model) for n in range(5)]
+    assert np.array_equal(images, np.concatenate(apart))
+    assert not np.array_equal(images, taugrid.sample(indices=5, **model))
+    with pytest.raises(UserError, match="mine:randn draws from the global random numbers of torch"):
+        taugrid.sample(lambda x, t: x, 5, shape=(1, 4, 4), sampler="mine:randn")
+
+
 def test_its_modules_are_sent_to_workers_and_with_jobs(here, tmp_path_factory):
     (here / "my_sampler.py").write_text(f"from helper import W\n{SOURCE}")
     (here / "helper.py").write_text("W = 1\n")
@@ -224,7 +239,7 @@ def test_a_worker_with_other_code_is_refused(here):
 
 def test_the_page_works_and_is_looked_at_without_its_module(here, monkeypatch):
     with small_run(here, f"{EXPERIMENT}cluster: {{workers: 1}}\n") as opened:
-        told = taugrid("plan", here / "small.yaml")
+        told = command("plan", here / "small.yaml")
         for name in ("run", "again"):
             assert not drive(opened, here / name, LOCAL)[0].missing
         Session(replace(opened, rundir=RunDir(here / "run")), "local", Progress.silent()).do(("report",))
@@ -238,14 +253,14 @@ def test_the_page_works_and_is_looked_at_without_its_module(here, monkeypatch):
     assert {json.dumps(block["options"]) for block in blocks} == {'{"passes": 1}', '{"passes": 2}'}
     assert {len(block["times"]) for block in blocks} == {10, 20, 15, 30}
 
-    looks = [(command, here / "run") for command in ("status", "plan", "verify")]
-    before = [taugrid(*look) for look in looks]
+    looks = [(word, here / "run") for word in ("status", "plan", "verify")]
+    before = [command(*look) for look in looks]
     forget_code_here()
     (here / "my_sampler.py").write_text("raise SystemExit('its code ran')\n")
     monkeypatch.setattr(said, "ask", lambda *given: pytest.fail("looking runs no code"))
-    assert [taugrid(*look) for look in looks] == before
-    assert taugrid("report", here / "run")
-    assert taugrid("compare", here / "run", here / "again")["result"] == "identical"
+    assert [command(*look) for look in looks] == before
+    assert command("report", here / "run")
+    assert command("compare", here / "run", here / "again")["result"] == "identical"
     assert "my_sampler" not in sys.modules
     (here / "run/plan.json").unlink()
     with pytest.raises(

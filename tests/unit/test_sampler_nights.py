@@ -9,10 +9,12 @@ from nights import checkpoint, taugrid, write_config
 
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.storage import LOCAL, read_sealed, write_sealed
-from taugrid.workers.samplers import dpmpp2m, solver
+from taugrid.workers.samplers import dpmpp2m, said, solver
 
-GRID = {"sampler": ["ddim", "dpm++2m", "heun"], "steps": [2, 3]}
-LABELS = [f"S{steps:04d}-{name}" for name in ("eta0", "dpm++2m", "heun") for steps in (2, 3)]
+OF_DIFFUSERS = "diffusers:DPMSolverMultistepScheduler"
+GRID = {"sampler": ["ddim", "dpm++2m", "heun", OF_DIFFUSERS], "steps": [2, 3]}
+NAMES = ("eta0", "dpm++2m", "heun", OF_DIFFUSERS.replace(":", "_"))
+LABELS = [f"S{steps:04d}-{name}" for name in NAMES for steps in (2, 3)]
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
@@ -57,7 +59,7 @@ def test_a_healthy_night_checks_every_sampler_and_is_green(begun, history):
 
 def test_a_night_is_priced_with_the_evaluations_of_each_sampler(begun, history):
     found = json.loads(taugrid("plan", begun / "nearby.yaml", "--history", history, "--json")[0])
-    each = (2 + 3) + (2 + 3) + (3 + 5)
+    each = 3 * (2 + 3) + (3 + 5)
     assert found["network_evaluations"] == 200 * each
     assert found["night"]["network_evaluations_of_the_canary_at_most"] == 100 * each
     assert found["night"]["worker_seconds"] > 0
@@ -72,6 +74,13 @@ def test_a_changed_coefficient_is_red_although_the_weights_are_new(begun, histor
         "S0002-dpm++2m", "S0003-dpm++2m",
     }  # fmt: skip
     assert not (history / "nights/2/fresh").exists(), "a second look would sample both networks with the fault"
+
+
+def test_another_version_of_diffusers_can_not_be_compared(begun, history, monkeypatch):
+    known = said.versions
+    monkeypatch.setattr(said, "versions", lambda names: known(names) | ({"diffusers": "0.99.0"} if names else {}))
+    _, told = taugrid("nightly", begun / "same.yaml", "--history", history, "--id", "2", code=2)
+    assert "the runs were measured in different ways: sampler.diffusers is 0.99.0, in the baseline 0." in told
 
 
 BLOCK = [
