@@ -8,16 +8,19 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import UNet2DModel, schedulers
 from in_process import CONFIG, drive, small_run
-from test_imports import command, modules_after
+from test_imports import command, modules_after_each
 
-from taugrid.config import DIFFUSION_DEFAULTS, Sample
+from taugrid.config import DIFFUSION_DEFAULTS, Config, Sample, validate
 from taugrid.errors import UserError
+from taugrid.orchestrator.plan.grid import plan
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise as philox
@@ -503,15 +506,23 @@ def test_a_run(tmp_path):
     recorded = json.loads((tmp_path / "run/plan.json").read_text())["cells"][-1]["sampler"]["arguments"]
     assert recorded["algorithm_type"] == "sde-dpmsolver++"
     assert recorded["timestep_spacing"] == "linspace"
-    modules = modules_after(command("status", str(tmp_path / "run")))
-    assert not modules & {"torch", "diffusers"}
     (tmp_path / "plain.yaml").write_text(CONFIG)
-    assert not modules_after(command("plan", str(tmp_path / "plain.yaml"))) & {"torch", "diffusers"}
-    assert {"torch", "diffusers"} <= modules_after(command("plan", str(tmp_path / "small.yaml")))
+    steps = {"status": tmp_path / "run", "plain": tmp_path / "plain.yaml", "named": tmp_path / "small.yaml"}
+    codes = {name: command("status" if name == "status" else "plan", str(path)) for name, path in steps.items()}
+    loaded = modules_after_each(codes)
+    assert not (loaded["status"] | loaded["plain"]) & {"torch", "diffusers"}
+    assert {"torch", "diffusers"} <= loaded["named"]
 
 
 PAGE = (Path(__file__).parents[2] / "docs/samplers.md").read_text()
 ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| `")]
+
+
+def test_the_grid_of_the_page_is_one():
+    text = PAGE.split("can compare several:\n\n")[1].split("\n\n")[0]
+    sections = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    cells = plan(validate(Config, {"name": "x", **sections, **yaml.safe_load(dedent(text))}, "test")).cells
+    assert [cell.evaluations for cell in cells] == [steps for steps in (10, 20, 50) for _ in range(2)] + [10, 20, 50]
 
 
 def test_the_page_lists_the_schedulers():
