@@ -63,8 +63,8 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     named = listed([f"{labels[name]} ({name})" if name in labels else name for name in orphans], 2)
     if plan.pending:
         return f"{rundir.root} holds {named}; whether this config has them is not known while an id is pending"
-    before = _with_defaults(read_json(rundir.config, rundir.storage))
-    if not before:
+    before = read_json(rundir.config, rundir.storage)
+    if not before or not isinstance(before, dict):
         return (
             f"{rundir.root} holds {named}, which this config does not have (what has changed is not known, because "
             "its config.json is missing or can't be read)"
@@ -90,7 +90,9 @@ def _changed_samplers(plan: Plan, rundir: RunDir) -> Iterator[str]:
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The differences between two configs that affect cells, as "key: old -> new"."""
-    old, new = _flat(before), _flat(after)
+    later = {kind.__name__.lower(): kind.later_keys for kind in (Data, Diffusion, Sample, Train)}
+    filled = {name: {**later[name], **before[name]} for name in later if isinstance(before.get(name), dict)}
+    old, new = _flat(before | filled), _flat(after)
     harmless = {f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys}
     sections = (*(f"{section}." for section in (*GRID_SECTIONS, "sample", "grid")), "grid[")
     keys = [key for key in dict.fromkeys([*old, *new]) if key.startswith(sections) and key not in harmless]
@@ -106,14 +108,6 @@ def labels_begun(rundir: RunDir) -> dict[str, str]:
         return {}
     rows = csv.DictReader(io.StringIO(text))
     return {row["folder"]: row["name"] for row in rows if row.get("folder") and row.get("name")}
-
-
-def _with_defaults(config: Any) -> Any:
-    """A recorded config, with the defaults of the keys that later versions added."""
-    if not isinstance(config, dict):
-        return config
-    later = {kind.__name__.lower(): kind.later_keys for kind in (Data, Diffusion, Sample, Train)}
-    return config | {name: {**later[name], **config[name]} for name in later if isinstance(config.get(name), dict)}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from taugrid.config.section import Positive, Section, Seed
+from taugrid.hashing import canonical_json
 from taugrid.registry import samplers
 
 Spacing = Literal[
@@ -27,6 +28,14 @@ def _known(name: str) -> str:
 def _names(schema: dict[str, Any]) -> None:
     """Have the schema list the samplers that are installed, and allow a function of the user's."""
     schema |= {"anyOf": [{"enum": samplers.names()}, {"pattern": r"^[\w.]+:\w+$"}]}
+
+
+def _as_json(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        canonical_json(options)
+    except (TypeError, ValueError):
+        raise ValueError("must be options whose values JSON can hold, without NaN and infinity") from None
+    return options
 
 
 LATER_KEYS = {"compile": "none", "sampler_options": {}}
@@ -67,7 +76,7 @@ class Sample(Section):
     """Number of network evaluations that one shard should take."""
     compile: Compilation = "none"
     """`default`: the network is compiled by torch (torch.compile), for full batches."""
-    sampler_options: dict[str, Any] = {}
+    sampler_options: Annotated[dict[str, Any], AfterValidator(_as_json)] = {}
     """Options of the sampler, by name; the others keep the sampler's own defaults."""
 
     @property

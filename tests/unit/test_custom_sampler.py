@@ -5,12 +5,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from asking import forget_code_here
 from click.testing import CliRunner
 from in_process import drive, small_run
 
+import taugrid
 from taugrid.config import Config, validate
 from taugrid.errors import OtherContent, UserError
 from taugrid.orchestrator.cli.main import cli
@@ -21,7 +23,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
 from taugrid.storage import LOCAL, read_json
-from taugrid.workers.samplers import said, sampler
+from taugrid.workers.samplers import said, sampler, trial
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -70,6 +72,9 @@ nothing = after(lambda x: None)
 nan = after(lambda x: x / 0 * 0)
 mean = after(lambda x: x - x.mean())
 keeps_state = after(lambda x: (calls.append(x), x + len(calls))[1])
+own_mean = after(lambda x: x - x.mean((1, 2, 3), keepdim=True))
+threshold = after(lambda x: x / x.abs().flatten(1).quantile(0.995, dim=1).clamp(min=1)[:, None, None, None])
+power = after(lambda x: x.sign() * x.abs() ** 1.3)
 wrong_number = said(evaluations=lambda settings, process: 2 * settings.steps)
 no_number = said(evaluations=lambda settings, process: settings.steps / 1)
 wrong_keys = said(keys={"spacings"})
@@ -92,7 +97,7 @@ def refused(name, **settings):
     return str(error.value)
 
 
-def taugrid(*arguments):
+def command(*arguments):
     done = CliRunner().invoke(cli, [*map(str, arguments), "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
@@ -125,8 +130,8 @@ def here(folder, asked_here):
         ("entropy", "returns two different results for the same x, so it keeps a state or draws random numbers"),
         ("keeps_state", "returns two different results for the same x"),
         ("mean", "makes another image of the same x alone than in a batch"),
-        ("shape", "returns (2, 1, 3, 4) torch.float32, but must return images like its x: (2, 1, 4, 4) torch.float32"),
-        ("dtype", "returns (2, 1, 4, 4) torch.float64, but must return images like its x"),
+        ("shape", "returns (2, 1, 7, 8) torch.float32, but must return images like its x: (2, 1, 8, 8) torch.float32"),
+        ("dtype", "returns (2, 1, 8, 8) torch.float64, but must return images like its x"),
         ("nothing", "returns NoneType, but must return images like its x"),
         ("nan", "returns nan or infinity at steps 4: check its divisions"),
         ("wrong_number", "calls the network 4 times for a batch, but its `evaluations` returns 8; state the number"),
@@ -144,6 +149,11 @@ def test_a_sampler_that_breaks_the_rules_is_refused_before_it_runs(here, name, t
     assert refused(f"mine:{name}").startswith("sample.sampler: ")
 
 
+@pytest.mark.parametrize("name", ["own_mean", "threshold", "power"])
+def test_what_a_sampler_computes_from_each_image_alone_passes(here, name):
+    assert planned(f"mine:{name}").cells[0].evaluations == 4
+
+
 def test_names_and_options_that_do_not_fit_are_refused(here):
     assert "there is no module 'mien', neither in the current folder" in refused("mien:good")
     assert "sampler: must be module:function, as in my_sampler:sample" in refused("mine:f(x)")
@@ -152,6 +162,9 @@ def test_names_and_options_that_do_not_fit_are_refused(here):
     )
     assert "it has no options; remove weight" in refused("mine:good", sampler_options={"weight": 1})
     assert "steps must be in 1..1000" in refused("mine:good", steps=1001)
+    assert "sampler_options: must be options whose values JSON can hold, without NaN and infinity, not {" in refused(
+        "mine:with_options", sampler_options={"weight": float("nan")}
+    )
 
 
 def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceback(folder):
@@ -172,6 +185,21 @@ def test_a_cell_knows_the_calls_that_were_counted(here):
     assert cell.from_sampler.arguments == {"passes": 2}
     assert cell.name == f"S0004-my_sampler_renoised-{cell.id}"
     assert cell.from_sampler.keys == ("spacing", "steps_offset")
+
+
+@pytest.mark.parametrize(
+    "diffusion",
+    [
+        {"prediction": "v_prediction", "rescale_betas_zero_snr": True},
+        {"prediction": "sample", "schedule": "cosine"},
+        {"set_alpha_to_one": False},
+    ],
+    ids=str,
+)
+def test_a_sound_sampler_passes_with_each_prediction_and_end(here, diffusion):
+    points = [{"sample": {"steps": steps, "clip": "none"}, "diffusion": diffusion} for steps in (1, 20)]
+    for name in ("sample", "renoised"):
+        assert trial.describe(f"my_sampler:{name}", points).refusal is None
 
 
 def test_its_code_and_its_given_options_make_the_cell(here):
@@ -199,6 +227,16 @@ def test_all_options_reach_it_with_their_defaults(here):
     assert cell.from_sampler.arguments == {"weight": 0.25, "passes": 2}
 
 
+def test_samples_in_memory_are_those_of_a_run_and_it_is_tried_too(here):
+    model = {"model": {"oracle": "gaussian"}, "shape": (1, 4, 4), "steps": 4, "seed": 0}
+    images = taugrid.sample(indices=5, sampler="my_sampler:renoised", **model)
+    apart = [taugrid.sample(indices=[n], sampler="my_sampler:renoised", **model) for n in range(5)]
+    assert np.array_equal(images, np.concatenate(apart))
+    assert not np.array_equal(images, taugrid.sample(indices=5, **model))
+    with pytest.raises(UserError, match="mine:randn draws from the global random numbers of torch"):
+        taugrid.sample(lambda x, t: x, 5, shape=(1, 4, 4), sampler="mine:randn")
+
+
 def test_its_modules_are_sent_to_workers_and_with_jobs(here, tmp_path_factory):
     (here / "my_sampler.py").write_text(f"from helper import W\n{SOURCE}")
     (here / "helper.py").write_text("W = 1\n")
@@ -224,7 +262,7 @@ def test_a_worker_with_other_code_is_refused(here):
 
 def test_the_page_works_and_is_looked_at_without_its_module(here, monkeypatch):
     with small_run(here, f"{EXPERIMENT}cluster: {{workers: 1}}\n") as opened:
-        told = taugrid("plan", here / "small.yaml")
+        told = command("plan", here / "small.yaml")
         for name in ("run", "again"):
             assert not drive(opened, here / name, LOCAL)[0].missing
         Session(replace(opened, rundir=RunDir(here / "run")), "local", Progress.silent()).do(("report",))
@@ -238,14 +276,14 @@ def test_the_page_works_and_is_looked_at_without_its_module(here, monkeypatch):
     assert {json.dumps(block["options"]) for block in blocks} == {'{"passes": 1}', '{"passes": 2}'}
     assert {len(block["times"]) for block in blocks} == {10, 20, 15, 30}
 
-    looks = [(command, here / "run") for command in ("status", "plan", "verify")]
-    before = [taugrid(*look) for look in looks]
+    looks = [(word, here / "run") for word in ("status", "plan", "verify")]
+    before = [command(*look) for look in looks]
     forget_code_here()
     (here / "my_sampler.py").write_text("raise SystemExit('its code ran')\n")
     monkeypatch.setattr(said, "ask", lambda *given: pytest.fail("looking runs no code"))
-    assert [taugrid(*look) for look in looks] == before
-    assert taugrid("report", here / "run")
-    assert taugrid("compare", here / "run", here / "again")["result"] == "identical"
+    assert [command(*look) for look in looks] == before
+    assert command("report", here / "run")
+    assert command("compare", here / "run", here / "again")["result"] == "identical"
     assert "my_sampler" not in sys.modules
     (here / "run/plan.json").unlink()
     with pytest.raises(

@@ -8,16 +8,19 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import UNet2DModel, schedulers
 from in_process import CONFIG, drive, small_run
-from test_imports import command, modules_after
+from test_imports import command, modules_after_each
 
-from taugrid.config import DIFFUSION_DEFAULTS, Sample
+from taugrid.config import DIFFUSION_DEFAULTS, Config, Sample, validate
 from taugrid.errors import UserError
+from taugrid.orchestrator.plan.grid import plan
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise as philox
@@ -127,12 +130,10 @@ def stream(scheduler, draws, noise):
     assert not list(rest)
 
 
-def theirs(name, steps, options, draws, network=None, schedule="linear", prediction="epsilon"):
-    """x_0 by diffusers' own loop, with a scheduler that makes its betas itself, given the same noise."""
-    scheduler = getattr(schedulers, name)(
-        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule=SCHEDULES[schedule],
-        prediction_type=prediction, **options,
-    )  # fmt: skip
+def theirs(name, steps, options, draws, network=None, schedule="linear", prediction="epsilon", betas=None):
+    """x_0 by diffusers' own loop, given the same noise; the scheduler makes its betas itself, or has `betas`."""
+    process = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": SCHEDULES[schedule], "trained_betas": betas}
+    scheduler = getattr(schedulers, name)(1000, prediction_type=prediction, **process, **options)
     network, (noise, _) = network or oracle(schedule, prediction), normals()
     scheduler.set_timesteps(steps)
     x = noise(0) * scheduler.init_noise_sigma
@@ -152,10 +153,15 @@ def refusal(name, steps=10, options=None, **process):
 
 
 def compare(name, options, steps, network=None, **process):
-    """Assert that both loops agree to 1e-5 of the largest |x_0|, if `plan` accepts them."""
+    """Assert that both loops agree, if `plan` accepts them: bit for bit with our betas, else to 1e-5 of max |x_0|.
+
+    diffusers computes betas in float32, taugrid in float64.
+    """
     if refusal(name, steps, options, **process):
         return False
     x0, drawn = ours(name, steps, options, network, **process)
+    levels = schedules.alpha_bar(diffusion(**process))
+    assert torch.equal(x0, theirs(name, steps, options, drawn, network, **process, betas=1 - levels[1:] / levels[:-1]))
     other = theirs(name, steps, options, drawn, network, **process)
     assert (x0 - other).abs().max() < 1e-5 * other.abs().max(), (steps, process)
     return True
@@ -500,15 +506,23 @@ def test_a_run(tmp_path):
     recorded = json.loads((tmp_path / "run/plan.json").read_text())["cells"][-1]["sampler"]["arguments"]
     assert recorded["algorithm_type"] == "sde-dpmsolver++"
     assert recorded["timestep_spacing"] == "linspace"
-    modules = modules_after(command("status", str(tmp_path / "run")))
-    assert not modules & {"torch", "diffusers"}
     (tmp_path / "plain.yaml").write_text(CONFIG)
-    assert not modules_after(command("plan", str(tmp_path / "plain.yaml"))) & {"torch", "diffusers"}
-    assert {"torch", "diffusers"} <= modules_after(command("plan", str(tmp_path / "small.yaml")))
+    steps = {"status": tmp_path / "run", "plain": tmp_path / "plain.yaml", "named": tmp_path / "small.yaml"}
+    codes = {name: command("status" if name == "status" else "plan", str(path)) for name, path in steps.items()}
+    loaded = modules_after_each(codes)
+    assert not (loaded["status"] | loaded["plain"]) & {"torch", "diffusers"}
+    assert {"torch", "diffusers"} <= loaded["named"]
 
 
 PAGE = (Path(__file__).parents[2] / "docs/samplers.md").read_text()
 ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| `")]
+
+
+def test_the_grid_of_the_page_is_one():
+    text = PAGE.split("can compare several:\n\n")[1].split("\n\n")[0]
+    sections = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    cells = plan(validate(Config, {"name": "x", **sections, **yaml.safe_load(dedent(text))}, "test")).cells
+    assert [cell.evaluations for cell in cells] == [steps for steps in (10, 20, 50) for _ in range(2)] + [10, 20, 50]
 
 
 def test_the_page_lists_the_schedulers():

@@ -75,7 +75,15 @@ class Denoise:
         self._clip, self._clip_range = clip, clip_range
 
     def __call__(self, x: "Tensor", at: Point) -> Prediction:
-        """The prediction for x, (B, C, H, W), at a point.
+        """The prediction for x, (B, C, H, W), at a point; raises as `output`."""
+        import torch
+
+        with torch.no_grad():
+            output = self.output(x, at)
+            return clipped(predicted(output, x, at, self.prediction), x, at, self._clip, self._clip_range)
+
+    def output(self, x: "Tensor", at: Point) -> "Tensor":
+        """What the network itself returns for x at a point: `prediction`, without clipping.
 
         Raises:
             SamplerFault: at the path's last point.
@@ -89,5 +97,4 @@ class Denoise:
             )
         self.calls += 1
         with torch.no_grad():
-            output = self._network(x, at, self._condition)
-            return clipped(predicted(output, x, at, self.prediction), x, at, self._clip, self._clip_range)
+            return self._network(x, at, self._condition)

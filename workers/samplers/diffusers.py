@@ -27,7 +27,7 @@ from taugrid.config import Sample, Section, validate
 from taugrid.errors import UserError, last_line
 from taugrid.hashing import canonical_json
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import Point, Prediction, PredictionType, Process, noise_key, velocity
+from taugrid.workers.diffusion.process import Point, PredictionType, Process, noise_key
 from taugrid.workers.samplers.sampler import Noise, Sampler
 
 if TYPE_CHECKING:
@@ -160,15 +160,9 @@ class Diffusers(Sampler):
         settings: Sample,
     ) -> "Tensor":
         """x_0, (B, C, H, W), from x_T. `path` is not used: the scheduler has its own."""
-        process, prediction = denoise.process, denoise.prediction
-        options = canonical_json(settings.sampler_options)
-        scheduler = _instance(self.scheduler, options, settings.steps, process, prediction)
-
-        def output(x: "Tensor", time: float) -> "Tensor":
-            at = process.at(time + 1)
-            return _output(denoise(x, at), at, prediction)
-
-        return run(scheduler, settings.steps, x, output, noise)
+        process, options = denoise.process, canonical_json(settings.sampler_options)
+        scheduler = _instance(self.scheduler, options, settings.steps, process, denoise.prediction)
+        return run(scheduler, settings.steps, x, lambda x, time: denoise.output(x, process.at(time + 1)), noise)
 
 
 def __getattr__(name: str) -> type[Diffusers]:
@@ -229,13 +223,6 @@ def _noise_of(scheduler: Any, draw: Callable[..., "Tensor"]) -> Iterator[None]:
     finally:
         if before is not None:
             module["randn_tensor"] = before
-
-
-def _output(found: Prediction, at: Point, prediction: PredictionType) -> "Tensor":
-    """What the network predicted, which `denoise` has turned into x0 and eps."""
-    if prediction == "v_prediction":
-        return velocity(found.x0, found.eps, at.alpha_bar)
-    return found.eps if prediction == "epsilon" else found.x0
 
 
 @cache
@@ -381,8 +368,9 @@ def _trial(name: str, options: str, steps: int, process: Process) -> tuple[float
     def output(x: torch.Tensor, time: float) -> torch.Tensor:
         at = process.at(time + 1)
         apart = (x - at.alpha * mean) / ((at.alpha * deviation) ** 2 + at.sigma**2)
-        best = Prediction(mean + at.alpha * deviation**2 * apart, at.sigma * apart)
-        return _output(best, at, process.prediction)
+        x0, eps = mean + at.alpha * deviation**2 * apart, at.sigma * apart
+        best: dict[str, torch.Tensor] = {"sample": x0, "epsilon": eps, "v_prediction": at.alpha * eps - at.sigma * x0}
+        return best[process.prediction]
 
     try:
         x0 = run(scheduler, steps, noise(0), output, noise)

@@ -73,13 +73,12 @@ class Batches:
         """The images of `step` = 0, 1, ... with noise added to them, eq. 4."""
         timesteps = len(self._alpha_bar) - 1
         draws = noise.training_draws(self._seed, step, self._positions, len(self._images), timesteps, self._antithetic)
-        x0 = self._pixels(draws.index).float() / 127.5 - 1
+        if self._on_device is not None:
+            pixels = self._on_device[draws.index]
+        else:
+            pixels = torch.from_numpy(self._images[draws.index.cpu().numpy()]).to(draws.index.device)
+        x0 = pixels.float() / 127.5 - 1
         if self._flip:
             x0 = torch.where(draws.flip[:, None, None, None], x0.flip(-1), x0)
         eps = noise.normal(self._seed, self._positions, step, self._shape, domain="train-eps")
         return TrainingBatch(diffuse(x0, eps, self._alpha_bar[draws.t]), draws.t, x0, eps)
-
-    def _pixels(self, index: Tensor) -> Tensor:
-        if self._on_device is not None:
-            return self._on_device[index]
-        return torch.from_numpy(self._images[index.cpu().numpy()]).to(index.device)
