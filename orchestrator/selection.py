@@ -21,7 +21,7 @@ def find_cell(plan: Plan, name: str) -> Cell:
         UserError: if none or several match.
     """
     if is_selector(name):
-        fitting = _fitting(plan, name)
+        fitting = [cell for cell in plan.cells if cell.label == name] or _fitting(plan, name)
         if len(fitting) == 1:
             return fitting[0]
         count = counted(len(fitting), "cell")

@@ -167,6 +167,29 @@ def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, lo
     name_parts(look, drawn.get_children())
 
 
+def mark_numbers(panel: Axes, at: Sequence[float]) -> float:
+    """Put a tick on the horizontal axis at each of some ascending numbers, without the number if the next is too near.
+
+    Returns the logarithm of the last over the first.
+    """
+    extent = math.log(at[-1] / at[0])
+    written = {at[-1]}
+    for candidate in reversed(at):
+        if math.log(min(written) / candidate) > 0.085 * extent:
+            written.add(candidate)
+    panel.xaxis.set_major_locator(FixedLocator(list(at)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if round(x) in written else ""))
+    panel.xaxis.set_minor_locator(NullLocator())
+    return extent
+
+
+def mark_round_numbers(panel: Axes) -> None:
+    """Put ticks at 1, 2 and 5 times powers of ten on the horizontal axis."""
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(NullLocator())
+
+
 def mark_values(panel: Axes) -> None:
     """Put ticks at round numbers, even over a narrow range, where a logarithmic axis often has none.
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from taugrid.eval.figures.drawing import (
     LEGEND_LINE,
@@ -27,6 +26,8 @@ from taugrid.eval.figures.drawing import (
     legend_name,
     make_panels,
     make_room,
+    mark_numbers,
+    mark_round_numbers,
     mark_values,
     name_parts,
     ordered_styles,
@@ -106,16 +107,9 @@ def _mark(panel: Axes, table: Pivot, axis: Along) -> float:
     """Put a tick at every place, without a number if the next is too near. Returns log(right / left)."""
     every = np.concatenate([axis.at(table, row) for row in range(len(table.values))])
     at = np.unique(every[np.isfinite(every)]).tolist() or [1.0]
-    extent = math.log(at[-1] / at[0])
-    written = {at[-1]}
-    for candidate in reversed(at):
-        if math.log(min(written) / candidate) > 0.085 * extent:
-            written.add(candidate)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if axis.is_measured else FixedLocator(at))
-    panel.xaxis.set_major_formatter(
-        FuncFormatter(lambda x, _: f"{x:g}" if axis.is_measured or round(x) in written else "")
-    )
-    panel.xaxis.set_minor_locator(NullLocator())
+    extent = mark_numbers(panel, at)
+    if axis.is_measured:
+        mark_round_numbers(panel)
     margin = 0.06 * extent or math.log(2)
     panel.set_xlim(at[0] * math.exp(-margin), at[-1] * math.exp(margin))
     return extent + 2 * margin

@@ -112,7 +112,7 @@ def _between(pivots: Sequence[Pivot], order: Mapping[str, int]) -> Iterator[Line
         lines: dict[tuple[str, Hashable, Hashable], list[str]] = defaultdict(list)
         for table in pivots:
             for label, line in _scored(table).iterrows():
-                alone = setting == "sampler" and label == table.settings[setting]  # it has no eta: beside DDIM
+                alone = setting == "sampler" and label == ""  # it has no eta: beside DDIM
                 for steps, cell in line.dropna().items():
                     lines[table.heading_without(setting), "0.0" if alone else label, steps].append(cell)
         for (heading, *_), cells in lines.items():

@@ -193,7 +193,8 @@ class Arranged:
                 metric,
                 self.means,
                 (rows, columns),
-                settings={name: labelled(group, name).iloc[0] or MISSING for name in apart},
+                settings={name: labelled(group, name).iloc[0] or MISSING for name in apart if name != OPTIONS}
+                | {name: text for name in apart if name == OPTIONS and (text := labelled(group, name).iloc[0])},
                 notes=(*(row_note(group, name) for name in self.by_row), *self._of_kind(group)),
             )
             for group in _groups(ready, apart)
@@ -255,7 +256,7 @@ def _pivot(
     """The table of a group of cells, with the frame's columns `place` as its rows and columns."""
     rows, column_key = place
     keys = [*rows, column_key]
-    labels = pd.DataFrame({name: labelled(group, name, beside=rows).map(str) for name in rows})
+    labels = pd.DataFrame({name: labelled(group, name, beside=[*rows, *settings]).map(str) for name in rows})
     labels[column_key] = labelled(group, column_key)
     places = [tuple(values) for values in labels[keys].itertuples(index=False)]
     if twice := next((values for values in places if places.count(values) > 1), None):
@@ -364,7 +365,8 @@ def eta_in_words(eta: str) -> str:
 def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.Series[Any]":
     """A column's values in tables: eta as 0.0 or σ̂, S as a number, others as in a config.
 
-    What a sampler ignores is empty. In place of eta it has the sampler's name, unless that is `beside` it.
+    What a sampler ignores is empty. In place of eta it has the sampler's name, unless that is `beside` it, in a row or
+    above the table.
     """
     if name == "eta":
         numbers = frame["eta"].map(lambda eta: str(float(eta)))

@@ -63,7 +63,7 @@ def _title(cells: Sequence[Cell], without: Collection[str] = ()) -> str:
     naming, first = cells[0].naming, cells[0].values
     left_out = {"steps", "eta", *without}
     shared = (key for key in naming.keys if key not in left_out and all(c.values[key] == first[key] for c in cells))
-    return " ".join(naming.part(key, first[key]) for key in shared)
+    return " ".join(naming.part(key, first[key]) for key in shared if first[key] not in (None, {}))
 
 
 def _groups(plan: Plan) -> dict[str, list[Cell]]:
@@ -96,7 +96,7 @@ def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> 
     settings, axes = cell.settings, dict(cell.axes)
     if (checkpoint := axes.get(CHECKPOINT)) is not None:
         axes[CHECKPOINT] = checkpoints[checkpoint]
-    others = [settings.spacing_name, *(f"{key.split('.')[-1]}={value}" for key, value in axes.items())]
+    others = [settings.spacing_name, *(f"{key.split('.')[-1]}={value}" for key, value in axes.items() if value != {})]
     foreign = [settings.sampler] if settings.sampler != DEFAULT else []
     return name_of([*others, *foreign, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
 

@@ -45,10 +45,10 @@ class Naming:
     def cell(self, values: Mapping[str, Any], steps: int, eta: float | str | None) -> str:
         """The name of a cell within its model. S is always shown, and so is eta, unless its sampler has none.
 
-        A value None means that the cell's sampler ignores the key.
+        A value None means that the cell's sampler ignores the key, {} that its options are the defaults.
         """
         own = [key for key in self.keys if "." not in key and key not in ("steps", "eta")]
-        others = [key for key in own if values.get(key) is not None]
+        others = [key for key in own if values.get(key) not in (None, {})]
         first = {"steps": steps} | ({} if eta is None else {"eta": eta})
         return " ".join(
             [*(self.part(key, value) for key, value in first.items()), *(self.part(k, values[k]) for k in others)]

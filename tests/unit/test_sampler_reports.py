@@ -14,8 +14,12 @@ from test_differences import N, protocol, spread
 from test_differences import cell as row_of
 
 import taugrid
+from taugrid.config import Config, validate
+from taugrid.eval.figures.ablation.cost import costs_figure
+from taugrid.eval.figures.ablation.panels import per_key_figures
 from taugrid.eval.figures.over_steps import quality_figure
-from taugrid.eval.tables.ablation.effects import Effects, effects
+from taugrid.eval.tables.ablation.cost import costs
+from taugrid.eval.tables.ablation.effects import Effects, effects, short_key_names
 from taugrid.eval.tables.ablation.effects_files import effects_markdown
 from taugrid.eval.tables.differences import Evidence, pair
 from taugrid.eval.tables.differences_files import difference_line
@@ -28,8 +32,10 @@ from taugrid.grids.names import value_text
 from taugrid.grids.selectors import fits, parse
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.work.reconstruct import left_out, ode_cells
 from taugrid.storage import LOCAL
@@ -103,6 +109,7 @@ def test_options_of_a_sampler_are_a_column_that_reads():
     assert sorted(lines) == sorted([f"{name} solver_order=3 final_sigmas_type=zero", name, r"ddim $\eta$ = 0.0"])
     found = effects(rows, known(rows), {"sampler": "ddim"})
     assert {effect.key for effect in found} == {"sampler & sampler_options"}
+    assert short_key_names(found) == {"sampler & sampler_options": "sampler"}
     assert {(effect.base, effect.effect) for effect in found} == {("ddim", -16.0), ("ddim", -14.0)}
 
 
@@ -142,6 +149,33 @@ def test_the_figure_is_over_steps_evaluations_or_seconds_with_a_line_for_each_sa
     assert low < min(map(min, at.values())) < max(map(max, at.values())) < high
     if x == "evaluations":
         assert panel.get_xticks().tolist() == [5, 9, 10, 19]
+
+
+def test_panels_of_a_key_say_a_sampler_once():
+    rows = [
+        row | {"spacing": name, "cell": f"{row['cell']} {name}"}
+        for row in product()
+        for name in ("linear", "quadratic")
+    ]
+    found = effects(rows, known(rows))
+    figures = dict(per_key_figures(table(rows), found))
+    titles = [panel.get_title() for panel in figures["by-sampler"].axes]
+    assert titles == ["sampler=ddim", "sampler=dpm++2m", "sampler=heun"]
+    names = [text.get_text() for text in figures["by-sampler"].legends[0].get_texts()]
+    assert sorted(names) == sorted([
+        *(f"spacing={name} η={eta}" for name in ("linear", "quadratic") for eta in ("0.0", "1.0")),
+        "spacing=linear", "spacing=quadratic",
+    ])  # fmt: skip
+    names = [text.get_text() for text in figures["by-spacing"].legends[0].get_texts()]
+    assert names == ["sampler=ddim η=0.0", "sampler=ddim η=1.0", "sampler=dpm++2m", "sampler=heun"]
+
+
+def test_numbers_of_evaluations_that_are_near_do_not_overlap():
+    rows = [cell("ddim", s, 0.0, spacing="linear") for s in (5, 10, 20)] + [cell("heun", s) for s in (5, 10, 20)]
+    left, _ = costs_figure(costs(table(rows), {})).axes
+    left.figure.draw_without_rendering()
+    assert left.get_xticks().tolist() == [5, 9, 10, 19, 20, 39]
+    assert [text.get_text() for text in left.get_xticklabels() if text.get_text()] == ["5", "10", "20", "39"]
 
 
 def test_cells_without_measured_seconds_are_left_out():
@@ -273,12 +307,20 @@ def test_names_of_samplers_need_no_quotes(value):
 
 @pytest.mark.parametrize("stage", ["reconstruct", "interpolate"])
 def test_the_ode_stays_that_of_ddim(run, stage):
-    plan = open_existing(str(run)).plan
-    assert {cell.settings.sampler for cell in ode_cells(plan)} == {"ddim"}
-    assert left_out(plan, stage) == f"; {stage} leaves out the cells of dpm++2m, heun"
+    found = open_existing(str(run)).plan
+    assert {cell.settings.sampler for cell in ode_cells(found)} == {"ddim"}
+    assert left_out(found, stage) == f"; {stage} leaves out the cells of dpm++2m, heun"
 
 
 def test_python_samples_with_a_sampler_without_a_run(run):
     images = taugrid.sample({"oracle": "gaussian"}, 4, steps=3, sampler="heun")
     assert images.shape[0] == 4
     assert not np.array_equal(images, taugrid.sample({"oracle": "gaussian"}, 4, steps=3))
+
+
+def test_a_cell_with_its_samplers_defaults_is_named_without_options():
+    grid = {"sampler": ["diffusers:DEISMultistepScheduler"], "sampler_options": [{}, {"solver_order": 3}]}
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    found = plan(validate(Config, values | {"sample": {"seed": 0, "steps": 5}, "grid": grid}, "test"))
+    assert [cell.label for cell in found.cells] == ["S=5", "S=5 sampler_options='{\"solver_order\": 3}'"]
+    assert [find_cell(found, cell.label) for cell in found.cells] == list(found.cells), "it reads back"

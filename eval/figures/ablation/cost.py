@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from taugrid.eval.figures.ablation.panels import name_of
 from taugrid.eval.figures.drawing import (
@@ -17,6 +16,8 @@ from taugrid.eval.figures.drawing import (
     legend_name,
     make_panels,
     make_room,
+    mark_numbers,
+    mark_round_numbers,
     mark_values,
     name_parts,
     ordered_styles,
@@ -57,11 +58,8 @@ def costs_figure(costs: Sequence[Cost]) -> Figure:
         right.set_xlabel(f"device seconds per {IMAGES:,} images")
         left.set_ylabel(FID.heading)
         mark_values(left)
-        left.xaxis.set_major_locator(FixedLocator(sorted({cost.evaluations for cost in costs})))
-        right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        for panel in (left, right):
-            panel.xaxis.set_major_formatter("{x:g}")
-            panel.xaxis.set_minor_locator(NullLocator())
+        mark_numbers(left, sorted({cost.evaluations for cost in costs}) or [1])
+        mark_round_numbers(right)
         figure.supxlabel(textwrap.fill(CAPTION, CAPTION_WIDTH), fontsize=9)
         make_room(figure, names.values())
         _legend(figure, styles)

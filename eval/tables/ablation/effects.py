@@ -179,10 +179,11 @@ class Effects:
 
 
 def short_key_names(effects: Sequence[Effect]) -> dict[str, str]:
-    """The key of each effect -> its short name."""
+    """The key of each effect -> its short name. The options of a sampler go without saying."""
     keys = dict.fromkeys(effect.key for effect in effects)
-    short = short_columns(dict.fromkeys(part for key in keys for part in key.split(KEY_SEPARATOR)))
-    return {key: KEY_SEPARATOR.join(short[part] for part in key.split(KEY_SEPARATOR)) for key in keys}
+    parts = {key: [part for part in key.split(KEY_SEPARATOR) if part != OPTIONS or part == key] for key in keys}
+    short = short_columns(dict.fromkeys(part for split in parts.values() for part in split))
+    return {key: KEY_SEPARATOR.join(short[part] for part in split) for key, split in parts.items()}
 
 
 def effects(
