@@ -2,9 +2,9 @@
 
     python -m benchmarks.solvers [--rounds 15] [--steps 50] [--images 16]
 
-Samples one batch with the untrained network of configs/digits.yaml by `workers.sample.sample_batch`, as a worker does,
-with each solver in turns with `ddim` at eta = 0. Prints the medians of CPU seconds (of one thread, so that other load
-on the machine counts less) per network evaluation, and their ratio to DDIM's.
+Samples one batch by `workers.sample.sample_batch`, as a worker does, with each solver in turns with `ddim` at eta = 0:
+with the untrained network of configs/digits.yaml, and with one that computes nothing. Prints the medians of CPU seconds
+(of one thread, so that other load on the machine counts less) per network evaluation, and their ratio to DDIM's.
 """
 
 import argparse
@@ -18,11 +18,22 @@ from taugrid.config.load import load
 from taugrid.orchestrator.in_memory import Settings
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
-from taugrid.workers.diffusion.denoiser import from_times
+from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 from taugrid.workers.network.unet import build_unet
 from taugrid.workers.sample import sample_batch
 
 SAMPLERS = ("ddim", "dpm++2m", "dpm++3m", "unipc", "heun")
+
+
+def milliseconds(network: Denoiser, recipes: dict[str, Settings], images: int, rounds: int) -> dict[str, float]:
+    """Of CPU per network evaluation, by sampler."""
+    found: dict[str, list[float]] = {name: [] for name in recipes}
+    for _ in range(rounds + 1):
+        for name, recipe in recipes.items():
+            began = time.process_time()
+            sample_batch(network, torch.arange(images), recipe)
+            found[name].append(1000 * (time.process_time() - began) / recipe.evaluations)
+    return {name: statistics.median(each[1:]) for name, each in found.items()}  # the first round warms up
 
 
 def main() -> None:
@@ -33,31 +44,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cells = plan(load("digits", [f"grid={{sampler: [{', '.join(SAMPLERS)}], steps: [{arguments.steps}]}}"])).cells
-    [model] = {cell.model.id: cell.model for cell in cells}.values()
-    assert isinstance(model.source, Trained)
-    unet = build_unet(model.source.unet, model.image_shape).eval()
-    network, indices = from_times(lambda x, t: unet(x, t).sample), torch.arange(arguments.images)
-    samples = {
-        cell.settings.sampler: (
-            partial(
-                sample_batch,
-                network,
-                indices,
-                Settings(model.decoder, model.diffusion, cell.settings, cell.tau, cell.evaluations),
-            ),
-            cell.evaluations,
-        )
+    model = cells[0].model
+    recipes = {
+        cell.settings.sampler: Settings(model.decoder, model.diffusion, cell.settings, cell.tau, cell.evaluations)
         for cell in cells
     }
-    seconds: dict[str, list[float]] = {name: [] for name in samples}
-    for _ in range(arguments.rounds + 1):
-        for name, (sample, evaluations) in samples.items():
-            began = time.process_time()
-            sample()
-            seconds[name].append((time.process_time() - began) / evaluations)
-    medians = {name: statistics.median(each[1:]) for name, each in seconds.items()}  # the first round warms up
-    for name, median in medians.items():
-        print(f"{name}: {1000 * median:.3f} ms of CPU an evaluation, {median / medians['ddim']:.3f} of ddim's")
+    assert isinstance(model.source, Trained)
+    unet = build_unet(model.source.unet, model.image_shape).eval()
+    measure = partial(milliseconds, recipes=recipes, images=arguments.images, rounds=arguments.rounds)
+    whole, alone = measure(from_times(lambda x, t: unet(x, t).sample)), measure(lambda x, *_: x)
+    for name, each in whole.items():
+        print(
+            f"{name}: {each:.3f} ms of CPU an evaluation, {each / whole['ddim']:.3f} of ddim's; "
+            f"{alone[name]:.3f} ms without the network"
+        )
 
 
 if __name__ == "__main__":

@@ -129,15 +129,15 @@ def compared(
     """
     exact, moments, reference_moments = rounded(samples), _Moments.of(images), _Moments.of(reference)
     expected = expected_fid(exact, rounded(data), moments.n, reference_moments.n)
-    found = ComparedMoments(
+    compared = ComparedMoments(
         _compare_mean(moments, exact),
         _compare_covariance(moments, exact),
         Comparison(fid, expected.mean, (fid - expected.mean) / expected.sd),
     )
     recomputed_fid = _frechet_distance(moments, reference_moments)
     if abs(fid - recomputed_fid) <= FID_TOLERANCE * recomputed_fid:
-        return found, []
-    return found, [f"the table's FID is {fid:.8g}, that of the images on disk {recomputed_fid:.8g}"]
+        return compared, []
+    return compared, [f"the table's FID is {fid:.8g}, that of the images on disk {recomputed_fid:.8g}"]
 
 
 def _pixel_problems(difference: NDArray[np.int64], share: float, largest: int) -> list[str]:

@@ -179,7 +179,7 @@ def directory_of(given: str) -> str:
     Raises:
         UserError: if it is a file that is no config.
     """
-    if is_url(given) or Path(given).is_dir():
+    if _is_run_directory(given):
         return given
     try:
         file = find(given)

@@ -109,6 +109,10 @@ def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
     for cell in snapshot.cells:
         if cell.lacks_influence:
             raise UserError(f"{directory}: {cell.name}: {cell.reason}")
+    if any("fid" not in cell.metrics for cell in snapshot.cells):
+        raise UserError(
+            f"{directory} has cells without FID, by which later runs are judged; add fid to evaluate.metrics"
+        )
     if all(cell.influence is None for cell in snapshot.cells):
         reason = snapshot.cells[0].reason
         remarks.append(f"FID has no standard error in any cell ({reason}), so nothing can be judged against it")

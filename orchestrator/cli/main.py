@@ -2,7 +2,6 @@
 
 import difflib
 import io
-import os
 import signal
 import socket
 import sys
@@ -18,6 +17,7 @@ from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import evaluate, jobs, look, nightly, run, selfcheck
+from taugrid.orchestrator.cli.options import discard_output
 
 
 class InOrder(click.Group):
@@ -129,7 +129,7 @@ def main() -> NoReturn:
         click.echo(f"taugrid: {error}", err=True)
         sys.exit(Exit.FAILED)
     except BrokenPipeError:  # of what goes on for ever, such as `logs --follow`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         sys.exit(Exit.DONE)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"taugrid: {ending.interrupted()}", err=True)

@@ -92,6 +92,8 @@ class ModelRecords(Paths):
                     recorded[_case(cell["settings"], diffusions[cell["model"]])] = cell["sampler"]
         wanted = [_case(honoured(case.settings, keys).recorded, case.diffusion.recorded) for case in cases]
         if not recorded.keys() >= set(wanted):
+            if ":" not in name:  # of an installed package, in a run of a version that recorded less
+                return try_sampler(name, cases)
             raise UserError(f"sample.sampler: {self.plan} does not have all cells of {name}, and {WITHOUT_CODE}")
         return Tried([recorded[case] for case in wanted])
 

@@ -14,9 +14,10 @@ from scipy.integrate import solve_ivp
 
 from taugrid.config import DIFFUSION_DEFAULTS, Sample
 from taugrid.workers import schedules
+from taugrid.workers.diffusion import oracle
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.gaussian import gaussian, two_points
-from taugrid.workers.diffusion.process import Point, path, predict_eps
+from taugrid.workers.diffusion.process import Point, path
 from taugrid.workers.diffusion.timesteps import times
 from taugrid.workers.samplers.sampler import find
 
@@ -62,6 +63,7 @@ class Normal:
     """The Gaussian of `taugrid selfcheck`: its x0, and the closed form of the ODE in each direction of Sigma."""
 
     data = gaussian(SHAPE)
+    network = staticmethod(oracle.gaussian_eps(data, PROCESS.alpha_bar, "cpu", torch.float64))
 
     def in_basis(self, x):
         return x.reshape(len(x), -1) @ self.data.eigenvectors
@@ -83,6 +85,7 @@ class Pair:
     """Two points, whose x0 is not linear in x."""
 
     data = two_points(SHAPE)
+    network = staticmethod(oracle.two_points_eps(data, "cpu", torch.float64))
 
     def x0(self, x, alpha, sigma):
         flat = x.reshape(len(x), -1)
@@ -105,33 +108,29 @@ class Pair:
         return point(end).alpha * y.y[:, -1].reshape(X.shape)
 
     def solution(self, x, a, b):
-        assert x is X.numpy() or np.array_equal(x, X.numpy())
+        assert np.array_equal(x, X.numpy())
         return self._solution(lam(a), lam(b))
 
 
 ORACLES = {"Gaussian": Normal(), "two points": Pair()}
 
 
-def solved(name, path, oracle, x=X):
+def solved(name, path, known, x=X):
     """The sampler's x at the last point of `path`, from `x` at its first."""
-
-    def eps(x, at, condition=None):
-        x0 = torch.from_numpy(oracle.x0(x.numpy(), at.alpha, at.sigma))
-        return predict_eps(x, x0, at)
 
     def no_noise(*_):
         raise AssertionError("a solver draws no noise")
 
-    return find(name).sample(x, path, Denoise(eps, PROCESS), no_noise, Sample()).numpy()
+    return find(name).sample(x, path, Denoise(known.network, PROCESS), no_noise, Sample()).numpy()
 
 
-def error(name, path, oracle):
-    return float(np.abs(solved(name, path, oracle) - oracle.solution(X.numpy(), path[0], path[-1])).max())
+def error(name, path, known):
+    return float(np.abs(solved(name, path, known) - known.solution(X.numpy(), path[0], path[-1])).max())
 
 
-def measured(name, paths, oracle):
+def measured(name, paths, known):
     """The error at the largest of `STEPS` where it is above `FLOOR`, and the order between it and the S before."""
-    errors = {steps: error(name, paths(steps), oracle) for steps in STEPS}
+    errors = {steps: error(name, paths(steps), known) for steps in STEPS}
     *_, before, last = [steps for steps, size in errors.items() if size > FLOOR]
     return errors[last], log(errors[before] / errors[last]) / log((last - 1) / (before - 1))
 

@@ -216,6 +216,10 @@ def test_a_baseline_that_can_judge_nothing_or_is_damaged_is_not_accepted_in_sile
     (tmp_path / "file").touch()
     _, told = taugrid("baseline", "accept", few, "--to", tmp_path / "file/b.json", "--reason", "r", code=2)
     assert f"--to {tmp_path}/file/b.json: can't write to {tmp_path}/file (" in told
+    (tmp_path / "other").mkdir()
+    other = run(base, tmp_path / "other", base / "old", evaluate={"metrics": ["kid"]}, grid={"steps": [2]})
+    _, told = taugrid("baseline", "accept", other, "--to", tmp_path / "kid.json", "--reason", "r", code=2)
+    assert "add fid to evaluate.metrics" in told
     (few / "scorer.json").write_text("{}")
     _, told = taugrid("baseline", "accept", few, "--to", tmp_path / "few.json", "--reason", "r", code=2)
     assert f"scorer.json was changed or is damaged; `taugrid run {few}` makes it again" in told

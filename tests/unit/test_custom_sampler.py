@@ -23,7 +23,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
 from taugrid.storage import LOCAL, read_json
-from taugrid.workers.samplers import said, sampler
+from taugrid.workers.samplers import said, sampler, trial
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -72,6 +72,9 @@ nothing = after(lambda x: None)
 nan = after(lambda x: x / 0 * 0)
 mean = after(lambda x: x - x.mean())
 keeps_state = after(lambda x: (calls.append(x), x + len(calls))[1])
+own_mean = after(lambda x: x - x.mean((1, 2, 3), keepdim=True))
+threshold = after(lambda x: x / x.abs().flatten(1).quantile(0.995, dim=1).clamp(min=1)[:, None, None, None])
+power = after(lambda x: x.sign() * x.abs() ** 1.3)
 wrong_number = said(evaluations=lambda settings, process: 2 * settings.steps)
 no_number = said(evaluations=lambda settings, process: settings.steps / 1)
 wrong_keys = said(keys={"spacings"})
@@ -127,8 +130,8 @@ def here(folder, asked_here):
         ("entropy", "returns two different results for the same x, so it keeps a state or draws random numbers"),
         ("keeps_state", "returns two different results for the same x"),
         ("mean", "makes another image of the same x alone than in a batch"),
-        ("shape", "returns (2, 1, 3, 4) torch.float32, but must return images like its x: (2, 1, 4, 4) torch.float32"),
-        ("dtype", "returns (2, 1, 4, 4) torch.float64, but must return images like its x"),
+        ("shape", "returns (2, 1, 7, 8) torch.float32, but must return images like its x: (2, 1, 8, 8) torch.float32"),
+        ("dtype", "returns (2, 1, 8, 8) torch.float64, but must return images like its x"),
         ("nothing", "returns NoneType, but must return images like its x"),
         ("nan", "returns nan or infinity at steps 4: check its divisions"),
         ("wrong_number", "calls the network 4 times for a batch, but its `evaluations` returns 8; state the number"),
@@ -144,6 +147,11 @@ def here(folder, asked_here):
 def test_a_sampler_that_breaks_the_rules_is_refused_before_it_runs(here, name, told):
     assert told in refused(f"mine:{name}")
     assert refused(f"mine:{name}").startswith("sample.sampler: ")
+
+
+@pytest.mark.parametrize("name", ["own_mean", "threshold", "power"])
+def test_what_a_sampler_computes_from_each_image_alone_passes(here, name):
+    assert planned(f"mine:{name}").cells[0].evaluations == 4
 
 
 def test_names_and_options_that_do_not_fit_are_refused(here):
@@ -177,6 +185,21 @@ def test_a_cell_knows_the_calls_that_were_counted(here):
     assert cell.from_sampler.arguments == {"passes": 2}
     assert cell.name == f"S0004-my_sampler_renoised-{cell.id}"
     assert cell.from_sampler.keys == ("spacing", "steps_offset")
+
+
+@pytest.mark.parametrize(
+    "diffusion",
+    [
+        {"prediction": "v_prediction", "rescale_betas_zero_snr": True},
+        {"prediction": "sample", "schedule": "cosine"},
+        {"set_alpha_to_one": False},
+    ],
+    ids=str,
+)
+def test_a_sound_sampler_passes_with_each_prediction_and_end(here, diffusion):
+    points = [{"sample": {"steps": steps, "clip": "none"}, "diffusion": diffusion} for steps in (1, 20)]
+    for name in ("sample", "renoised"):
+        assert trial.describe(f"my_sampler:{name}", points).refusal is None
 
 
 def test_its_code_and_its_given_options_make_the_cell(here):

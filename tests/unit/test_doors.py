@@ -6,6 +6,7 @@ Both are seen in plan, run, table, figure and gate. Jobs run in this process; th
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -274,6 +275,17 @@ def test_a_finished_run_is_looked_at_without_its_samplers_package(told, other_pa
     known = ", ".join(samplers.SAMPLERS)
     expected = f"must be one of {known}, diffusers:" if remove else "the code of the sampler twice differs"
     assert expected in str(said.value)
+
+
+def test_a_run_of_a_version_that_recorded_less_of_its_samplers_is_looked_at_with_the_package(told, tmp_path):
+    run = shutil.copytree(told[0] / "run", tmp_path / "run")
+    plan = read_json(run / "plan.json")
+    for cell in plan["cells"]:
+        if "sampler" in cell:
+            cell["sampler"] = {key: cell["sampler"][key] for key in ("label", "tau", "evaluations", "code")}
+            cell["sampler"]["has_eta"] = False
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert taugrid("status", run)["cells"] == taugrid("status", told[0] / "run")["cells"]
 
 
 def test_a_sampler_that_is_not_here_is_one_line(package):

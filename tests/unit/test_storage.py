@@ -541,6 +541,7 @@ ALLOWED = [
         {"ParquetWriter": 1, "is_dir": 1, "read_bytes": 1, "read_table": 1, "write_table": 1},
         "a baseline, which is a file of the user's repository",
     ),
+    Exceptions("orchestrator/cli/options.py", {"open": 1}, "the null device"),
     Exceptions("orchestrator/cli/jobs.py", {"is_dir": 1}, "what an argument is"),
     Exceptions(
         "orchestrator/view/dry_run.py", {"exists": 2}, "whether a GPU's driver is here; a reference that a user names"
@@ -565,7 +566,7 @@ ALLOWED = [
         {"read_table": 1, "write_table": 1, "write_text": 2},
         "of bytes that its storage read, and of what `replacing` gives",
     ),
-    Exceptions("orchestrator/opened.py", {"exists": 1, "is_dir": 3, "is_file": 2}, "what --out or an argument is"),
+    Exceptions("orchestrator/opened.py", {"exists": 1, "is_dir": 3, "is_file": 1}, "what --out or an argument is"),
     Exceptions(
         "orchestrator/plan/patterns.py",
         {"exists": 1, "glob": 1, "is_dir": 2, "is_file": 2, "rglob": 1, "stat": 1},

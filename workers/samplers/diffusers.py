@@ -359,7 +359,7 @@ def _trial(name: str, options: str, steps: int, process: Process) -> tuple[float
 
     scheduler, before = _instance(name, options, steps, process, process.prediction), torch.get_rng_state()
     generator, shape = torch.Generator().manual_seed(0), (128, 4, 1, 1)
-    scale = scheduler.config.get("clip_sample_range", 1.0)  # clipping should cut off little
+    scale = scheduler.config.get("clip_sample_range") or 1.0  # clipping should cut off little
     mean, deviation = scale * MEAN, scale * DEVIATION
 
     def noise(key: int, draw: int = 0) -> torch.Tensor:

@@ -33,13 +33,10 @@ class Heun(Solver):
         """x_0, (B, C, H, W), from x_T: y = x / alpha solves dy / dr = eps in r = sigma / alpha, eq. 14 of DDIM."""
         for a, b in pairwise(path):
             x0 = denoise(x, a).x0
-            euler = first_order(x, x0, a, b)
+            d, x = predict_eps(x, x0, a), first_order(x, x0, a, b)  # Euler's step
             if has_slope(a, b):
-                d = predict_eps(x, x0, a)
-                d_b = predict_eps(euler, denoise(euler, b).x0, b)
-                x = b.alpha * (x / a.alpha + (b.ratio - a.ratio) * (d + d_b) / 2)
-            else:
-                x = euler
+                d_b = predict_eps(x, denoise(x, b).x0, b)
+                x = x + b.alpha * (b.ratio - a.ratio) / 2 * (d_b - d)
         return x
 
 

@@ -103,7 +103,7 @@ def try_sampler(name: str, cases: Sequence[Case]) -> Tried:
     points = [canonical_json({"sample": _given(each.settings), "diffusion": _given(each.diffusion)}) for each in cases]
     distinct = dict.fromkeys(points)
     arguments = {"name": name, "points": list(map(json.loads, distinct))}
-    trial = "sample two images of 4 x 4 pixels on a CPU"
+    trial = "sample two images of 8 x 8 pixels on a CPU"
     try:
         fields = ask("taugrid.workers.samplers.trial:describe", arguments, f"sample.sampler: {name}", trial)
     except CustomCodeError as error:
