@@ -31,7 +31,7 @@ from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sections import (
-    NOT_CELLS,
+    KEYS_OUTSIDE_IDENTITY,
     Fingerprint,
     check_loss_weights,
     data_identity,
@@ -61,7 +61,7 @@ TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 """Grid keys that every quality table has a column for."""
 
 COLUMN_NAMES = {"precision": "sample_precision"}
-"""Grid keys whose names are metrics' in tables -> the names of their columns."""
+"""Column names of grid keys whose own names are already used by a metric."""
 
 ReadCheckpoint = Callable[[str], Checkpoint]
 """Like `workers.network.checkpoint.read_checkpoint`."""
@@ -76,8 +76,8 @@ class Lookups(NamedTuple):
     read_checkpoint: ReadCheckpoint
     describe_network: DescribeNetwork
     fingerprint: Fingerprint
-    most_times: int | None
-    """None: a plan that can be run. Otherwise, T of a model that is not here."""
+    assumed_timesteps: int | None
+    """T of a checkpoint that is missing. None: the plan is to be run, so a missing file is an error."""
 
 
 class Sections(NamedTuple):
@@ -133,8 +133,8 @@ def plan(
         UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
         NotHere: a checkpoint, weights or training images are missing, unless `dry` is set.
     """
-    most_times = _most_times(config) if dry else None
-    lookups = Lookups(cache(read_checkpoint), cache(describe_network), _telling_absence(fingerprint), most_times)
+    assumed = _assumed_timesteps(config) if dry else None
+    lookups = Lookups(cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), assumed)
     mappings = config.grid or [{}]
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
@@ -149,9 +149,9 @@ def plan(
         model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
         found = _cell_id(model, each.settings, each.said.code)
         cell = Cell(found, model, each.settings, axes(each.values), each.values, names, each.said)
-        if (place := (cell.id, plain_text(each.ignored))) in seen:
+        if (key := (cell.id, plain_text(each.ignored))) in seen:
             raise _twice(each.point, len(mappings))
-        seen.add(place)
+        seen.add(key)
         cells.setdefault(cell.id, cell)
     return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(planned)), asked.modules)
 
@@ -166,7 +166,7 @@ def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
             numbers = f"{counted(len(every), 'point')} of the grid, {counted(number, 'cell')}"
             yield f"{name} ignores {' and '.join(keys)}: {numbers}"
         theirs = {key: value for each in every for key, value in each.model.source.sample_keys(each.settings).items()}
-        for key in sorted(theirs.keys() & every[0].said.idle):
+        for key in sorted(theirs.keys() & every[0].said.ignored_keys):
             if theirs[key] not in (None, getattr(SAMPLE_DEFAULTS, key)):
                 yield f"{name} ignores the loaded pipeline's {key}: {plain_text(theirs[key])}"
 
@@ -176,15 +176,15 @@ def _sampler(planned: Planned) -> str:
 
 
 def _twice(point: Mapping[str, Any], grids: int) -> UserError:
-    idle = sorted(NOT_CELLS & set(point))
-    hint = f" ({', '.join(idle)} does not make a different cell)" if idle else ""
+    outside = sorted(KEYS_OUTSIDE_IDENTITY & set(point))
+    hint = f" ({', '.join(outside)} does not make a different cell)" if outside else ""
     if grids > 1:
         hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
     return UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
 
 
-def _most_times(config: Config) -> int:
-    """A T that every cell's tau fits into, where a checkpoint that is not here would say T: the usual one, or more."""
+def _assumed_timesteps(config: Config) -> int:
+    """A stand-in for T when the checkpoint that defines it is missing: the default, or larger if the grid needs it."""
     grids = [values_by_key(mapping) for mapping in config.grid]
     values = [value for grid in grids for key in ("steps", "spacing") for value in grid.get(key, ())]
     values += [config.sample.steps, config.sample.spacing, DIFFUSION_DEFAULTS.timesteps]
@@ -192,8 +192,8 @@ def _most_times(config: Config) -> int:
     return max(number for number in numbers if isinstance(number, int))
 
 
-def _telling_absence(fingerprint: Fingerprint) -> Fingerprint:
-    """`fingerprint`, which raises `NotHere` where images can't be used. It looks once, whatever comes of it."""
+def _raising_not_here(fingerprint: Fingerprint) -> Fingerprint:
+    """`fingerprint`, which raises `NotHere` where images can't be used. The result, or the error, is cached."""
 
     @cache
     def look(data: Data) -> str | UserError:
@@ -231,16 +231,16 @@ def _planned(config: Config, at: Placed, keys: Iterable[str], said: FromSampler)
     settings, source = honoured(at.settings, said.keys), at.model.source
     if isinstance(source, Custom) and not source.spec.takes_fractions:
         require_whole_times(settings, said.times, source.name)
-    ignored = {key: getattr(at.sections.sample, key) for key in said.idle}
-    _require_used(config.sample, settings.sampler, said.idle - at.point.keys())
+    ignored = {key: getattr(at.sections.sample, key) for key in said.ignored_keys}
+    _require_used(config.sample, settings.sampler, said.ignored_keys - at.point.keys())
     resolved = at.sections._replace(sample=settings)
     values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
     return Planned(at.point, at.model, settings, values, ignored, said)
 
 
-def _require_used(sample: Sample, name: str, idle: Iterable[str]) -> None:
+def _require_used(sample: Sample, name: str, ignored_keys: Iterable[str]) -> None:
     """Raise `UserError` if `sample` itself sets one of the keys that the sampler `name` ignores."""
-    for key in sorted(idle):
+    for key in sorted(ignored_keys):
         value = getattr(sample, key)
         if value not in (None, getattr(SAMPLE_DEFAULTS, key)):
             raise UserError(
@@ -295,12 +295,12 @@ def _model(sections: Sections, lookups: Lookups) -> Model:
     try:
         return _present(sections, lookups)
     except NotHere as error:
-        if lookups.most_times is None:
+        if lookups.assumed_timesteps is None:
             raise
-        return _absent(sections, str(error), lookups.most_times)
+        return _absent(sections, str(error), lookups.assumed_timesteps)
 
 
-def _absent(sections: Sections, reason: str, most_times: int) -> Model:
+def _absent(sections: Sections, reason: str, assumed_timesteps: int) -> Model:
     """A model whose files are missing. Its id is provisional."""
     data, model, defaults = sections.data, sections.model, DIFFUSION_DEFAULTS
     if model.unet is not None:
@@ -308,7 +308,7 @@ def _absent(sections: Sections, reason: str, most_times: int) -> Model:
         trained = Trained(data, {"absent": data.model_dump(mode="json")}, model.unet, sections.train)
         return Model(identity(trained.content(diffusion)), data, diffusion, trained, lacks=reason)
     if model.checkpoint is not None:
-        defaults = defaults.model_copy(update={"timesteps": most_times})
+        defaults = defaults.model_copy(update={"timesteps": assumed_timesteps})
     diffusion = diffusion_section(sections.diffusion, defaults)
     absent = Absent(str(model.checkpoint or model.weights), data)
     return Model(identity(absent.content(diffusion)), data, diffusion, absent, lacks=reason)

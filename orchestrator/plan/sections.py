@@ -96,7 +96,7 @@ NOT_IDENTITY = {
 }
 """Keys that do not change a result (`num_samples` only extends it)."""
 
-NOT_CELLS = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
+KEYS_OUTSIDE_IDENTITY = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
 """The same, as keys of a grid."""
 
 TRAIN_DEFAULTS = Train(seed=0)

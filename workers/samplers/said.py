@@ -44,7 +44,7 @@ class FromSampler(NamedTuple):
     """Identifies the code of a custom sampler; None for built-ins."""
 
     @property
-    def idle(self) -> frozenset[str]:
+    def ignored_keys(self) -> frozenset[str]:
         """Those that it ignores."""
         return frozenset(SAMPLER_KEYS) - set(self.keys)
 
