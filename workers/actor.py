@@ -144,7 +144,7 @@ class Worker(HeartbeatActor):
         check_run_directory(probe, node)
         installed = check_versions(probe, node)
         device = self._set_up()
-        with self._whole_accelerator():
+        with self._guard_accelerator():
             check_device(device.name, self._given_gpu, node)
         return WorkerInfo(node, device.hardware, installed, node_id, self._threads)
 
@@ -160,7 +160,7 @@ class Worker(HeartbeatActor):
         job.check_run()
         device.start_job()
         try:
-            with heartbeat.forwarded_to(device.alive), self._whole_accelerator():
+            with heartbeat.forwarded_to(device.alive), self._guard_accelerator():
                 result = run_in_memory(job, device)
             return replace(result, size=job.storage.stat(Path(job.path)).size)
         except FileNotFoundError:
@@ -173,7 +173,7 @@ class Worker(HeartbeatActor):
             self._device.stop_requested = True
 
     @contextmanager
-    def _whole_accelerator(self) -> Iterator[None]:
+    def _guard_accelerator(self) -> Iterator[None]:
         """Raise `BrokenAccelerator` for an accelerator's error within the block, or if there was one before.
 
         After a CUDA error every later call fails too. Some libraries wrap such errors in their own, so causes are

@@ -45,8 +45,8 @@ class SampleJob(Job):
     """Network evaluations per image."""
     metadata: dict[str, Any]
     kept: int = 0
-    """Number of images that are copied from the file that it replaces, if that is whole. They are whole batches from
-    its start, so all others are sampled in the same batches as in an uninterrupted run."""
+    """Number of images that are copied from the file that it replaces, if that is intact. They are complete batches
+    from its start, so all others are sampled in the same batches as in an uninterrupted run."""
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
@@ -81,7 +81,7 @@ def sample_shard(
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
-        SamplerFault: as `sample_batch`.
+        SamplerFault: see `sample_batch`.
         Stopped: if it is stopped before a batch is done.
     """
     from taugrid.workers.accelerator.transfer import Clock, completed
@@ -111,7 +111,7 @@ def sample_shard(
 def _transfers(
     job: SampleJob, first_new: int, model: "Denoiser", device: str, heartbeat: SendHeartbeat
 ) -> "Iterator[ImageTransfer]":
-    """The job's batches from image `first_new` on, each on its way from the device once its steps were begun."""
+    """The job's batches from image `first_new` on, each being copied to the host as soon as its steps are enqueued."""
     import torch
 
     from taugrid.workers.accelerator.transfer import images_to_host

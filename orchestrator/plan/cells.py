@@ -133,7 +133,7 @@ class Cell:
 
     @property
     def sampler_block(self) -> dict[str, Any] | None:
-        """What protocols say of the sampler: None for ddim, which tau and clip describe."""
+        """The sampler's fields in the scoring protocol. None for ddim, which tau and clip describe."""
         settings, said = self.settings, self.from_sampler
         if settings.sampler == DEFAULT:
             return None

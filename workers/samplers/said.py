@@ -34,12 +34,13 @@ class FromSampler(NamedTuple):
     times: tuple[float, ...]
     """The network's times in the order of the calls."""
     evaluations: int
+    """Network evaluations per image."""
     last_sigma: float
-    """The noise level at which its result is."""
+    """The noise level (sigma) of the image that it returns."""
     arguments: Mapping[str, Any]
     """All its options with their values."""
     versions: Mapping[str, str]
-    """Of the libraries that compute its steps."""
+    """Of the packages whose code computes its steps."""
     code: str | None
     """Identifies the code of a custom sampler; None for built-ins."""
 

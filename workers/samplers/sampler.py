@@ -16,7 +16,7 @@ from taugrid.workers.custom.describe import find as find_object
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, Process, network_time
-from taugrid.workers.diffusion.timesteps import times
+from taugrid.workers.diffusion.timesteps import times as spaced_times
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class Noise(Protocol):
 
 
 class Sampler(ABC):
-    """Makes images from noise along a path of points. The class is instantiated without arguments."""
+    """Makes images from noise along a path of points (a trajectory). The class is instantiated without arguments."""
 
     keys: ClassVar[frozenset[str]] = frozenset()
     """The keys of `config.sample.SAMPLER_KEYS` that it honours. The others keep their defaults in its cells."""
@@ -42,7 +42,7 @@ class Sampler(ABC):
     """The names that `sample.sampler_options` may have, with their defaults."""
 
     libraries: ClassVar[tuple[str, ...]] = ()
-    """The distributions that compute its steps: their versions belong to the protocol."""
+    """The packages whose code computes its steps; their versions are part of the protocol."""
 
     def tau(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """The times in 1..T that it visits, in increasing order. The last one need not be T.
@@ -50,7 +50,7 @@ class Sampler(ABC):
         Raises:
             ValueError: if `settings` allow no such times.
         """
-        return times(settings.spacing, settings.steps, process, settings.steps_offset or 0)
+        return spaced_times(settings.spacing, settings.steps, process, settings.steps_offset or 0)
 
     def times(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """The network's times in the order of its calls: by default one call at each time of tau, from the last."""
@@ -61,7 +61,7 @@ class Sampler(ABC):
         return len(self.times(settings, process))
 
     def last_sigma(self, settings: Sample, process: Process) -> float:
-        """The noise level at which its result is."""
+        """The noise level (sigma) of the image that it returns; 0 if it is fully denoised."""
         return process.at(0).sigma
 
     def check_options(self, options: Mapping[str, Any]) -> None:
