@@ -76,7 +76,7 @@ def critical_value(correlations: Array, alpha: float, draws: int = DRAWS) -> flo
 def recipe_critical_value(cells: int, trainings: int, alpha: float) -> float:
     """The c with P(any T > c) <= alpha for `cells` T, each a t with `trainings` - 1 degrees of freedom: Bonferroni's.
 
-    All cells' spreads come from the same few trainings, too few to estimate how they correlate: a correlation of many
-    cells over k trainings has rank k - 1. Bonferroni's bound holds for every correlation.
+    All cells' spreads come from the same few training runs, too few to estimate how they correlate: a correlation of
+    many cells over k runs has rank k - 1. Bonferroni's bound holds for every correlation.
     """
     return float(t.isf(alpha / cells, trainings - 1))

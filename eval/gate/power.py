@@ -7,7 +7,7 @@ T = (difference - margin) / se exceeds the night's critical value (eval/gate/cri
 
 A network that is worse by D has a different influence function than the baseline, so the paired error grows with D:
 
-    se(D)^2 = se^2 + growth * D,    growth = `VARIANCE_GROWTH` * fid_se^2 / fid, both of the baseline's FID alone.
+    se(D)^2 = se^2 + slope * D,    slope = `VARIANCE_GROWTH` * fid_se^2 / fid, both of the baseline's FID alone.
 
 The form comes from an FID of |delta|^2, where delta leads from the mean of the reference's features to m, that of the
 samples'. Moving m by Delta at right angles to delta gives D = |Delta|^2 and changes the influences, 2 delta . (x - m),
@@ -37,7 +37,7 @@ class Variance(NamedTuple):
 
     at_zero: float
     slope: float = 0.0
-    """The growth of the variance with D: `Change.growth` for sampling, `Change.spread_growth` for training."""
+    """The growth of the variance with D: `Change.sampling_slope` or `Change.training_slope`."""
 
     def at(self, change: float) -> float:
         """The variance at a true change; an improvement has that of no change."""
@@ -54,7 +54,7 @@ class DetectionPower:
     sampling: Variance
     """From drawing N samples; it shrinks with N."""
     training: Variance
-    """From the training of a recipe's networks, which no N reduces."""
+    """From training a recipe's networks, which no N reduces."""
 
     @property
     def detectable(self) -> float:
@@ -75,7 +75,7 @@ class DetectionPower:
             regression: a true increase of FID.
 
         Returns:
-            N, or None if no N would do: the regression is within the margin, or too small for this few trainings.
+            N, or None if no N would do: the regression is within the margin, or too small for this few training runs.
         """
         variance_budget = ((regression - self.margin) / self.errors) ** 2 - self.training.at(regression)
         if regression <= self.margin or variance_budget <= 0:
@@ -83,7 +83,7 @@ class DetectionPower:
         return rounded_up(num_samples * self.sampling.at(regression) / variance_budget)
 
 
-def errors_for_power(critical: float, degrees: int | None = None) -> float:
+def standard_errors_for_power(critical: float, degrees: int | None = None) -> float:
     """The number of standard errors by which a true T must exceed 0 to exceed `critical` with probability `POWER`.
 
     T is normal, or follows a noncentral t with `degrees` of freedom.
@@ -96,8 +96,7 @@ def errors_for_power(critical: float, degrees: int | None = None) -> float:
 def samples_to_halve_misses(critical: float, num_samples: int) -> int:
     """The N at which half as many seed sets hide a regression of `EXAMPLE_EFFECT_SE` standard errors at `num_samples`.
 
-    Errors shrink with the root of N. `critical` is what T has to exceed in a night's first (interim) test, see
-    eval/gate/rule.py's `screen`.
+    Errors shrink with the root of N. `critical` is what T has to exceed in a night's screening test (`rule.screen`).
     """
     halved = critical - float(norm.ppf(missed_share(critical) / 2))
     return rounded_up(num_samples * (halved / EXAMPLE_EFFECT_SE) ** 2)

@@ -6,9 +6,9 @@ interval is below the margin, and else *undecided*: too few samples. If no cell 
 margin, the probability that any is called worse is at most alpha, whatever the number of cells. eval/gate/power.py
 explains influences and paired errors.
 
-The baseline is one network, or a recipe: k >= 3 trainings that differ in their seeds. For one network the errors are
-those of sampling. For a recipe the difference is to the trainings' mean, and the variance of a cell gains
-s^2 (max(1, FID / mean) + 1 / k), where s is the standard deviation of the trainings' FIDs and the mean is theirs. FID
+The baseline is one network, or a recipe: k >= 3 training runs (`trainings`) that differ in their seeds. For one network
+the errors are those of sampling. For a recipe the difference is to the mean of the k networks, and the variance of a
+cell gains s^2 (max(1, FID / mean) + 1 / k), where s is the standard deviation of their FIDs and the mean is theirs. FID
 is a squared distance, so the further networks are from the reference, the more their FIDs vary. With s^2 (1 + 1 / k)
 alone, simulated nights had too many false alarms (docs/decisions.md).
 """
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from taugrid.eval.gate.critical import DRAWS, correlation, critical_value, recipe_critical_value
-from taugrid.eval.gate.power import VARIANCE_GROWTH, DetectionPower, Variance, errors_for_power
+from taugrid.eval.gate.power import VARIANCE_GROWTH, DetectionPower, Variance, standard_errors_for_power
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.metrics.frechet import standard_error
 from taugrid.eval.metrics.statistics import Array
@@ -34,10 +34,10 @@ MARGIN = 0.02
 error shrinks with the change, so without a margin a change without consequence would raise an alarm."""
 
 SCREENING = 0.10
-"""The level of the first (interim) test, with a night's usual seeds, which selects cells for one with a fresh seed."""
+"""The level of the screening test, with a night's usual seeds, which selects cells for a test with a fresh seed."""
 
 MIN_TRAININGS = 3
-"""Trainings that make a recipe. With two, their spread would have one degree of freedom."""
+"""Training runs that make a recipe. With two, their spread would have one degree of freedom."""
 
 
 class Scored(NamedTuple):
@@ -55,28 +55,28 @@ class Change:
     difference: float
     """The new FID minus the baseline's."""
     margin: float
-    """The accepted regression of FID."""
+    """The non-inferiority margin: the FID regression that is accepted."""
     influence: Array
     """(N,): how far each sample moves the difference, phi_new - phi_baseline, in the order of the indices."""
     block: Hashable
     """The seed set: equal for cells whose sample n has the same noise."""
-    growth: float = 0.0
-    """How much the square of the difference's error grows with each unit of a true change, see eval/gate/power.py."""
+    sampling_slope: float = 0.0
+    """The growth of the difference's sampling variance with each unit of a true change, see eval/gate/power.py."""
     trainings: int = 1
-    """The baseline's networks, whose FIDs and influences are averaged; their number is the same for all cells."""
+    """Number of the baseline's networks, whose FIDs and influences are averaged; the same for all cells."""
     spread: float = 0.0
-    """s, the standard deviation of FID over the baseline's trainings (divisor k - 1); 0 for one network."""
-    spread_growth: float = 0.0
-    """s^2 / FID: how much the variance between trainings grows with each unit of a true change."""
+    """s, the standard deviation of FID over the baseline's networks (divisor k - 1); 0 for one network."""
+    training_slope: float = 0.0
+    """s^2 / FID: the growth of the variance between training runs with each unit of a true change."""
 
     @classmethod
     def between(cls, name: str, new: Scored, baseline: Sequence[Scored], margin: float, block: Hashable) -> "Change":
-        """The change from the baseline's one network, or from the mean of k >= 3 trainings, all with the same noise.
+        """The change from the baseline's one network, or from the mean of a recipe's, all with the same noise.
 
         Args:
             name: the name of the cell.
             new: tonight's network.
-            baseline: one network, or all trainings of a recipe.
+            baseline: one network, or all k of a recipe.
             margin: in units of FID.
             block: the seed set, equal for cells whose sample n has the same noise.
 
@@ -97,10 +97,10 @@ class Change:
             margin,
             new.influence - influences.mean(axis=0),
             block,
-            growth=VARIANCE_GROWTH * own_variance / fid if fid > 0 else 0.0,
+            sampling_slope=VARIANCE_GROWTH * own_variance / fid if fid > 0 else 0.0,
             trainings=k,
             spread=spread,
-            spread_growth=spread**2 / fid if fid > 0 else 0.0,
+            training_slope=spread**2 / fid if fid > 0 else 0.0,
         )
 
 
@@ -150,12 +150,12 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
     correlations = correlation([change.influence for change in changes], [change.block for change in changes])
     k = trainings.pop()
     critical = critical_value(correlations, alpha, draws) if k == 1 else recipe_critical_value(len(changes), k, alpha)
-    errors = errors_for_power(critical, None if k == 1 else k - 1)
-    return NightJudgement(tuple(_judged(change, critical, errors) for change in changes), critical, alpha)
+    standard_errors = standard_errors_for_power(critical, None if k == 1 else k - 1)
+    return NightJudgement(tuple(_judged(change, critical, standard_errors) for change in changes), critical, alpha)
 
 
 def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -> NightJudgement:
-    """The first (interim) test of two, with a night's usual seeds; cells that are worse get one with a fresh seed.
+    """The screening test of a two-stage procedure, with the usual seeds; cells that are worse get a fresh seed's test.
 
     The usual seeds are the same every night, so an unlucky seed set would raise the same false alarm every night.
     A fresh seed's verdict, at alpha over these cells, has at most alpha false alarms whatever the usual seeds are: it
@@ -175,8 +175,8 @@ MAX_ERROR_RATIO = 3.0
 def is_denied(usual: tuple[float, float], fresh: tuple[float, float]) -> bool:
     """Whether a fresh seed contradicts a regression with the usual seeds by more than chance explains.
 
-    A fault of today's code can do this: with the usual seeds it spoils only tonight's samples, with a fresh seed those
-    of both networks, where it cancels.
+    A fault of today's code can do this. With the usual seeds the baseline's samples were made earlier, by sound code;
+    with a fresh seed today's code samples both networks, so the fault cancels.
 
     Args:
         usual: the cell's difference with the usual seeds, and its error.
@@ -186,12 +186,12 @@ def is_denied(usual: tuple[float, float], fresh: tuple[float, float]) -> bool:
     return gap > BEYOND_CHANCE * math.hypot(usual[1], fresh[1]) or usual[1] > MAX_ERROR_RATIO * fresh[1]
 
 
-def _judged(change: Change, critical: float, errors: float) -> CellJudgement:
-    sampling = Variance(standard_error(change.influence) ** 2, change.growth)
-    training = Variance(change.spread**2 * (1 + 1 / change.trainings), change.spread_growth)
-    reach = DetectionPower(change.margin, errors, sampling, training)
+def _judged(change: Change, critical: float, standard_errors: float) -> CellJudgement:
+    sampling = Variance(standard_error(change.influence) ** 2, change.sampling_slope)
+    training = Variance(change.spread**2 * (1 + 1 / change.trainings), change.training_slope)
+    power = DetectionPower(change.margin, standard_errors, sampling, training)
     se = math.sqrt(sampling.at_zero + training.at(change.difference))
     t = (change.difference - change.margin) / se
     verdict = Verdict.WORSE if t > critical else Verdict.NOT_WORSE if t < -critical else Verdict.UNDECIDED
     upper = change.difference + critical * se
-    return CellJudgement(change.name, verdict, change.difference, se, change.margin, t, upper, reach.detectable, reach)
+    return CellJudgement(change.name, verdict, change.difference, se, change.margin, t, upper, power.detectable, power)

@@ -13,10 +13,10 @@ from taugrid.eval.gate.power import (
     POWER,
     DetectionPower,
     Variance,
-    errors_for_power,
     frozen_seeds_remark,
     rounded_up,
     samples_to_halve_misses,
+    standard_errors_for_power,
 )
 from taugrid.eval.gate.rule import ALPHA, Change, Scored, judge, screen
 
@@ -197,7 +197,7 @@ def test_samples_are_rounded_up_to_two_digits(n, up):
 @pytest.mark.parametrize("degrees", [None, 2, 9])
 def test_a_shift_by_the_errors_for_power_is_seen_in_4_of_5_nights(degrees):
     random = np.random.default_rng(2)
-    shift, nights = errors_for_power(3.5, degrees), 40_000
+    shift, nights = standard_errors_for_power(3.5, degrees), 40_000
     scale = 1 if degrees is None else np.sqrt(random.chisquare(degrees, nights) / degrees)
     assert np.mean((random.standard_normal(nights) + shift) / scale > 3.5) == pytest.approx(POWER, abs=0.01)
 
