@@ -76,7 +76,7 @@ def open_reference(given: Data | str) -> Reference:
     those.
 
     Raises:
-        workers.data.picture.SourceError, DamagedFile: as `open_source`, and for a mean and covariance that belong to no
+        workers.data.picture.SourceError, DamagedFile: see `open_source`; for a mean and covariance that belong to no
             distribution.
         UserError: for a data set that can't be read.
     """
@@ -91,7 +91,7 @@ def reference_of_moments(path: str) -> Reference | None:
     """The mean and covariance that `path` leads to as a reference; None if it leads to anything else.
 
     Raises:
-        workers.data.picture.SourceError, DamagedFile: as `open_moments`.
+        workers.data.picture.SourceError, DamagedFile: see `open_moments`.
     """
     file = Path(path).expanduser().absolute()
     moments = open_moments(file) if file.suffix == ".npz" and file.is_file() else None
@@ -103,7 +103,7 @@ def reference_of(source: Source) -> Reference:
 
 
 def image_batches(given: Data | Source, size: int) -> Iterator[NDArray[np.uint8]]:
-    """The images of a reference in order, (B, C, H, W), `size` at a time. Raises as `load_images` and `batches`."""
+    """The images of a reference in order, (B, C, H, W), `size` at a time; see `load_images` and `batches`."""
     if isinstance(given, Source):
         yield from (images for _, images in batches(given, size))
     else:

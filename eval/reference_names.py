@@ -88,7 +88,7 @@ def _data_set(text: str) -> Data | None:
         values["category"] = parts.pop(0)
     if parts:
         splits = ", ".join(DATASETS[name].splits)
-        raise UserError(f"{text}: {'/'.join(parts)} is no split of {name}; its splits are {splits}")
+        raise UserError(f"{text}: {'/'.join(parts)} is not a split of {name}; its splits are {splits}")
     return validate(Data, values, text)
 
 

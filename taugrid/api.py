@@ -194,7 +194,7 @@ def sample(
 
 
 def _given(value: Any) -> Any:
-    """A config, a model or images as other rooms take them: a path as text."""
+    """A config, a model or images as other layers take them: a path as text."""
     return str(value) if isinstance(value, PathLike) else value
 
 

@@ -156,15 +156,15 @@ class TrainingSpec:
 
     @property
     def final(self) -> Path:
-        """The folder in which the trained model is committed, whole or not at all."""
+        """The folder in which the trained model is committed atomically."""
         return Path(self.models_dir) / self.model_id
 
     @property
     def running(self) -> Path:
-        """Ray Train's folder while the training runs: checkpoints, the live log and TensorBoard's files."""
+        """Ray Train's folder during the training run: checkpoints, the live log and TensorBoard's files."""
         return running_folder(self.models_dir, self.model_id)
 
 
 def running_folder(models_dir: str | Path, model_id: str) -> Path:
-    """The folder of an unfinished training's checkpoints and log."""
+    """The folder of an unfinished training run's checkpoints and log."""
     return Path(models_dir) / f".training-{model_id}"

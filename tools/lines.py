@@ -1,4 +1,4 @@
-"""Counts the lines of the product code, by room and kind of line. Comments count as code.
+"""Counts the lines of the product code, by layer and kind of line. Comments count as code.
 
     python tools/lines.py [NAME ...]      taugrid, workers, eval and orchestrator, or these folders and files
 
@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("taugrid", "workers", "eval", "orchestrator")
+LAYERS = ("taugrid", "workers", "eval", "orchestrator")
 KINDS = ("code", "imports", "docstrings", "blank")
 
 
@@ -46,4 +46,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(ROOMS))
+    main(sys.argv[1:] or list(LAYERS))

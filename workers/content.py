@@ -68,7 +68,7 @@ def _downloaded(path: Path, sha256: str, storage: Storage, stack: ExitStack) -> 
 
 @contextmanager
 def unchanged(path: Path, sha256: str) -> Iterator[None]:
-    """Check a file's hash before and after a block that opens the file itself. Raises as `verified_copy`."""
+    """Check a file's hash before and after a block that opens the file itself. Raises the errors of `verified_copy`."""
     _require_file(path, sha256)
     yield
     _require_file(path, sha256)

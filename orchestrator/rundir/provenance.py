@@ -38,7 +38,7 @@ def software() -> dict[str, Any]:
 def code_sha256() -> str:
     """SHA-256 of taugrid's source files, which may change between the sessions of an interrupted night."""
     digest = hashlib.sha256()
-    walk = os.walk(PACKAGE, followlinks=True)  # a checkout has links to the rooms
+    walk = os.walk(PACKAGE, followlinks=True)  # a checkout has links to the layers
     files = [Path(folder, name) for folder, _, names in walk for name in names if name.endswith(".py")]
     for path in sorted(files):
         digest.update(path.relative_to(PACKAGE).as_posix().encode())

@@ -40,7 +40,7 @@ class MetricColumn:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric. Functions are named as `package.module:function`, so that this file imports no other room."""
+    """A metric. Functions are named as `package.module:function`, so that this file imports no other layer."""
 
     name: str
     """The name in `evaluate.metrics`."""

@@ -27,7 +27,7 @@ from taugrid.workers.diffusion import noise
 
 ROOT = Path(__file__).parents[2]
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "runs", "docs", "*.egg-info", "__pycache__")
-ROOMS = ("configs", "eval", "orchestrator", "workers")
+LAYERS = ("configs", "eval", "orchestrator", "workers")
 """The folders beside `taugrid/` that it has links to."""
 SMALL = {"isc_splits": 2, "kid_subsets": 2, "kid_subset_size": 20}
 
@@ -87,11 +87,11 @@ def test_the_wheel_has_the_product_and_nothing_else(wheel, environment):
     there = {path.name.split("-")[0] for path in site.iterdir()}
     assert there - {"__pycache__"} == {"taugrid", "dependencies.pth"}
     folders = {name.split("/")[1] for name in names if name.count("/") > 1 and name.startswith("taugrid/")}
-    assert folders == {path.parent.name for path in (ROOT / "taugrid").glob("*/__init__.py")} | set(ROOMS)
-    for room in ROOMS:
-        files = {path for path in (ROOT / room).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert folders == {path.parent.name for path in (ROOT / "taugrid").glob("*/__init__.py")} | set(LAYERS)
+    for layer in LAYERS:
+        files = {path for path in (ROOT / layer).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
         documents = {path for path in files if path.suffix == ".md"}
-        shipped = {name for name in names if name.startswith(f"taugrid/{room}/")}
+        shipped = {name for name in names if name.startswith(f"taugrid/{layer}/")}
         missing = {f"taugrid/{path.relative_to(ROOT)}" for path in files - documents} - shipped
         assert not missing
     with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:

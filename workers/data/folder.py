@@ -79,7 +79,7 @@ def reader(folder: Path) -> Reader:
 
 
 def decode_file(path: Path) -> DecodedImage:
-    """The image in a PNG or JPEG file; raises as `decode_image`, and OSError."""
+    """The image in a PNG or JPEG file; raises OSError, and see `decode_image`."""
     return decode_image(EncodedImage(str(path), path.read_bytes()))
 
 

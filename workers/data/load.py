@@ -85,7 +85,7 @@ def _require_drivers(data: Data, actual: str, expected: str) -> None:
 
 
 def content_fingerprint(data: Data) -> str:
-    """The `fingerprint` of `load_images`; raises as it does. For images in the decoded cache it is read from there."""
+    """The `fingerprint` of `load_images`; raises the same errors. With a decoded cache it is read from there."""
     return _load(data).fingerprint
 
 

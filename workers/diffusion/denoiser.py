@@ -75,7 +75,7 @@ class Denoise:
         self._clip, self._clip_range = clip, clip_range
 
     def __call__(self, x: "Tensor", at: Point) -> Prediction:
-        """The prediction for x, (B, C, H, W), at a point; raises as `output`."""
+        """The prediction for x, (B, C, H, W), at a point; raises what `output` raises."""
         import torch
 
         with torch.no_grad():

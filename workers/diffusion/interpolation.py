@@ -15,7 +15,7 @@ def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
 
     Args:
         a: (*shape) floating point. If it is parallel to b there is no arc, and the straight line is used.
-        b: as `a`.
+        b: like `a`.
         fractions: (k,) in [0, 1], u.
 
     Returns:

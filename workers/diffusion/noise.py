@@ -87,7 +87,7 @@ def uniform_integers(high: Tensor, low: Tensor, n: int) -> Tensor:
 
     Args:
         high: int64 words in [0, 2^32).
-        low: as `high`.
+        low: like `high`.
         n: at most 2^31, so that the products fit int64.
     """
     return (high * n + (low * n >> 32)) >> 32

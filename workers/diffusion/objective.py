@@ -26,7 +26,7 @@ def l_gamma(eps_predicted: Tensor, eps: Tensor, gamma: Tensor | float) -> Tensor
 
     Args:
         eps_predicted: (B, ...) eps_theta(x_t, t).
-        eps: as `eps_predicted`, the noise in x_t.
+        eps: like `eps_predicted`, the noise in x_t.
         gamma: (B,) the weight of each image's time, in any floating point, or one number for all.
 
     Returns:
@@ -64,7 +64,7 @@ def j_sigma(
     Args:
         network: called at every t in 1..T.
         x0: (B, ...) images, floating point; float64 keeps small sigmas exact.
-        noise: `noise(t)` is the standard normal, as `x0`, that x_t is made of.
+        noise: `noise(t)` is the standard normal, shaped like `x0`, that x_t is made of.
         alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
         tau: strictly increasing times in 1..T that end at T; all of them for eq. 11.
         sigma: (T + 1,), as in `variational.theorem1_weights`.
@@ -74,7 +74,7 @@ def j_sigma(
         (B,) in nats, in the dtype of `x0`. Their mean over images and noise estimates J_sigma without bias.
 
     Raises:
-        ValueError: as `variational.theorem1_weights`.
+        ValueError: see `variational.theorem1_weights`.
     """
     require_densities(alpha_bar, tau, sigma)
     process, T, time_after = DiscreteVP(alpha_bar), len(alpha_bar) - 1, dict(pairwise(tau))

@@ -112,7 +112,7 @@ def diffuse(x0: "Tensor", eps: "Tensor", alpha_bar_t: "Tensor | float") -> "Tens
 
     Args:
         x0: (B, ...) images, floating point.
-        eps: as `x0`, standard normal.
+        eps: shaped like `x0`, standard normal.
         alpha_bar_t: (B,) one value for each image, float64 to keep 1 - alpha_t exact, or one number for all.
     """
     signal, noise = _scales(alpha_bar_t, x0)
@@ -129,7 +129,7 @@ def predict_x0(x_t: "Tensor", eps: "Tensor", at: "Tensor | float | Point") -> "T
 
 
 def predict_eps(x_t: "Tensor", x0: "Tensor", at: "Tensor | float | Point") -> "Tensor":
-    """The eps for which eq. 9 gives `x0`: (x_t - sqrt(alpha_t) x0) / sqrt(1 - alpha_t); as `predict_x0`."""
+    """The eps for which eq. 9 gives `x0`: (x_t - sqrt(alpha_t) x0) / sqrt(1 - alpha_t); like `predict_x0`."""
     signal, noise = _scales(at, x_t)
     return (x_t - signal * x0) / noise
 

@@ -70,7 +70,7 @@ def rescaled_to_zero_snr(alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
     sqrt(alpha_t), t = 1..T, is shifted to be 0 at T and scaled to keep its value at t = 1.
 
     Returns:
-        (T + 1,) float64, as `alpha_bar`; 1 at t = 0, and exactly 0 at T.
+        (T + 1,) float64, like `alpha_bar`; 1 at t = 0, and exactly 0 at T.
 
     Raises:
         ValueError: for T = 1, where both can't hold.

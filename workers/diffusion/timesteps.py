@@ -25,7 +25,7 @@ def times(
     - all others are `tau`.
 
     Raises:
-        ValueError: as `tau`; for log-SNR spacings if alpha is 0 at T.
+        ValueError: see `tau`; for log-SNR spacings if alpha is 0 at T.
     """
     T = process.timesteps
     if spacing not in LOG_SNR or not 1 <= steps <= T:

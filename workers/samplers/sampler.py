@@ -110,7 +110,7 @@ def find(name: str) -> Sampler:
     """The sampler of that name, imported; errors of a custom one's own code pass through.
 
     Raises:
-        UserError: if there is none, or it is no sampler.
+        UserError: if there is none, or it is not a sampler.
     """
     try:
         entry = samplers.entry(name)

@@ -85,7 +85,7 @@ def _times_called(settings: Sample, diffusion: Diffusion, promised: FromSampler)
 
     Raises:
         UserError: if it moves a global random state, returns NaN, or an image depends on its batch or on chance.
-        SamplerFault: as `sample_batch`.
+        SamplerFault: see `sample_batch`.
     """
     name, steps = settings.sampler, settings.steps
     recipe = Trial(Identity(SHAPE), settings, diffusion, promised.tau, promised.evaluations)
