@@ -127,12 +127,13 @@ def quality_figure(
 ) -> Figure:
     """FID against S, or what `report.x` names, with bars of ±1 standard error: a panel for each pivot.
 
-    There is a line for each eta or, if samplers vary, for each sampler and eta. `protocols` has the rows' protocols by
+    There is a line for each eta or, if samplers vary, for each sampler and eta. A sampler that ignores what panels
+    differ in is in all of them, for comparison. `protocols` has the rows' protocols by
     hash: cells that can't be compared don't share a panel. Cells without an FID, or with one of 0 or less, which has no
     logarithm, are left out. `published` has others' FIDs by cell, to be dotted.
     """
     rows = [name for name in ("sampler", OPTIONS) if name in frame and frame[name].nunique() > 1]
-    pivots = pivot_tables(frame, FID, protocols, [*rows, "eta"])
+    pivots = pivot_tables(_in_every_panel(frame), FID, protocols, [*rows, "eta"])
     labels = dict.fromkeys(label for table in pivots for label in table.labels)
     styles = _sampler_styles(labels) if rows else _eta_styles({eta for (eta,) in labels})
     draw = partial(draw_over_steps, axis=Along.of(frame, x), published=published)
@@ -140,6 +141,16 @@ def quality_figure(
     if rows:
         make_room(figure, [look.name for look in styles.values()])
     return figure
+
+
+def _in_every_panel(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with the rows of samplers that ignore spacing or clip repeated for each of its values."""
+    for column in ("spacing", "clip"):
+        values, empty = frame[column].dropna().unique(), frame[frame[column].isna()]
+        if len(values) > 1 and len(empty):
+            repeated = (empty.assign(**{column: value}) for value in values)
+            frame = pd.concat([frame.dropna(subset=[column]), *repeated], ignore_index=True)
+    return frame
 
 
 def _sampler_styles(labels: Iterable[tuple[str, ...]]) -> dict[str, LineStyle]:

@@ -185,6 +185,13 @@ def test_the_figure_is_over_steps_evaluations_or_seconds_with_a_line_for_each_sa
         assert panel.get_xticks().tolist() == [5, 9, 10, 19]
 
 
+def test_a_sampler_without_spacing_is_in_every_panel():
+    spaced = [cell("ddim", 5, 0.0, spacing=name) for name in ("linear", "quadratic")]
+    panels = quality_figure(long_form([*spaced, cell("diffusers:X", 5)])).axes
+    assert [panel.get_title() for panel in panels] == ["spacing=linear", "spacing=quadratic"]
+    assert [len(panel.containers) for panel in panels] == [2, 2]
+
+
 def test_panels_of_a_key_say_a_sampler_once():
     rows = [
         row | {"spacing": name, "cell": f"{row['cell']} {name}"}
