@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
     """Name -> label of the cells that were worked on."""
-    lasting: Collection[str] = ()
+    permanent_failures: Collection[str] = ()
     """Names in `missing` that would fail again with the same command."""
     warnings: Sequence[str] = ()
     """The warnings of report.html."""
@@ -88,7 +88,7 @@ class Session:
         self._stages: frozenset[str] = frozenset()
         self._scoring: Evaluation | None = None
         self._reported = report_record.Reported()
-        self._lasting: set[str] = set()
+        self._permanent_failures: set[str] = set()
         self._warned: list[str] = []
         self._modules = set(self.plan.sampler_modules)
         self._modules |= {file for model in self.plan.models for file in model.source.modules}
@@ -154,7 +154,7 @@ class Session:
             unfinished |= work.missing()
             labels |= work.labels()
         untrained = self._untrained(failed, unfinished)
-        self._lasting |= {name for name, error in untrained.items() if error.fails_again}
+        self._permanent_failures |= {name for name, error in untrained.items() if error.fails_again}
         missing = {**unfinished, **problems, **{name: str(error) for name, error in untrained.items()}}
         provenance.write(self.rundir, self.plan, self._scoring)
         asked = "report" in self._stages
@@ -173,9 +173,8 @@ class Session:
             made_from = report_record.sources(self.rundir, missing) if asked else self._reported.sources
             self._reported = report_record.Reported(made_from, warnings)
         report_record.keep(self.rundir, self._reported)
-        printed, lasting = self._warned, frozenset(self._lasting)
-        of_table: dict[str, Any] = last._asdict()
-        return Outcome(missing, **of_table, labels=labels, lasting=lasting, warnings=warnings, warned=printed)
+        fields: dict[str, Any] = {**last._asdict(), "labels": labels, "warnings": warnings, "warned": self._warned}
+        return Outcome(missing, permanent_failures=frozenset(self._permanent_failures), **fields)
 
     def _check_trainings(self) -> None:
         """Raise `UserError` for failures of trainings that can be foreseen, before any worker starts."""
@@ -344,7 +343,7 @@ class Session:
             outputs = Outputs(self._progress, self._events, self._log, self.rundir.committed)
             loop = Loop(tasks, work_kinds(), pool, workers, embedded, limits, outputs)
             problems = loop.run()
-            self._lasting |= loop.lasting
+            self._permanent_failures |= loop.permanent_failures
             return problems
         finally:
             pool.close()

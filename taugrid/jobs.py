@@ -109,7 +109,7 @@ class Result:
     seconds: float
     """Time on the device."""
     images: int
-    first: bool
+    created_file: bool
     """False if the file already existed."""
     _: KW_ONLY
     size: int | None = None

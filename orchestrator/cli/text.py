@@ -228,11 +228,11 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
 
 def _advice(outcome: "Outcome", again: str) -> str:
     """Advice on missing cells; `again` is the command that completes them."""
-    lasting = set(outcome.missing) & set(outcome.lasting)
-    if not lasting:
+    permanent = set(outcome.missing) & set(outcome.permanent_failures)
+    if not permanent:
         return f"{again} to finish what is missing" if outcome.missing else ""
     advice = "what failed as above fails again with the same command: first change what its line names"
-    rest = len(outcome.missing) - len(lasting)
+    rest = len(outcome.missing) - len(permanent)
     return advice + (f"; {again} to finish the other {counted(rest, 'cell')}" if rest else "")
 
 

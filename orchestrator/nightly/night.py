@@ -155,7 +155,7 @@ def _judge(
     outcome: Outcome,
     progress: Progress,
 ) -> dict[str, Any]:
-    failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.lasting}
+    failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.permanent_failures}
     missing = {name: reason for name, reason in outcome.missing.items() if name not in failed}
     tonight = snapshot_of_opened(run, failed)
     comparison = None

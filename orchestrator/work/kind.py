@@ -130,15 +130,15 @@ class WorkKind(ABC):
         return task.cost / cell.evaluations if cell is not None and cls.counts_images else 0.0
 
     @classmethod
-    def event(cls, task: Task, result: Result, first: bool) -> Event:
-        """The line in the events file for a finished task; `first`: no other copy was finished before.
+    def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
+        """The line in the events file for a finished task; `first_copy`: no other copy was finished before.
 
         It names the model and the number of network evaluations: later sessions estimate their rate from these.
         """
         fields: dict[str, Any] = {"task": task.key, "images": result.images, "seconds": round(result.seconds, 4)}
         if task.cell is not None and cls.unit == NETWORK_EVALUATIONS:
             fields |= {"cell": task.cell.id, "model": task.cell.model.id, "evaluations": int(task.cost)}
-        return Event(cls.name, {**fields, "committed": first})
+        return Event(cls.name, {**fields, "committed": first_copy})
 
 
 def shard_key(kind: str, shard: Shard) -> str:

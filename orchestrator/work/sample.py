@@ -68,7 +68,7 @@ class SampleWork(WorkKind):
         return {} if self.survey.evaluation is not None else unsampled(self.plan, self.rundir)
 
     @classmethod
-    def event(cls, task: Task, result: Result, first: bool) -> Event:
+    def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
         """A line `shard`, from which `status` and tables compute a cell's speed and time."""
         job = task.job
         assert isinstance(job, SampleJob)
@@ -80,8 +80,8 @@ class SampleWork(WorkKind):
             "copied": stop - job.start - result.images,
             "evaluations": result.images * job.evaluations,
             "seconds": round(result.seconds, 4),
-            "committed": first or result.first,
-            "own": result.first,
+            "committed": first_copy or result.created_file,
+            "own": result.created_file,
         }
         return Event("shard", fields)
 

@@ -63,7 +63,7 @@ def test_the_other_models_are_sampled_and_scored(tmp_path, failing):
         assert len(outcome.rows) == 3
         assert set(outcome.missing) == {opened.plan.cells[3].name}
         assert "the loss is nan" in outcome.missing[opened.plan.cells[3].name]
-        assert outcome.lasting == {opened.plan.cells[3].name}
+        assert outcome.permanent_failures == {opened.plan.cells[3].name}
         [line] = missing_lines(outcome.missing, outcome.labels)
         assert line.startswith("missing: schedule=cosine train.seed=1 · S=1 eta=0: training of model schedule=cosine")
         quality = (opened.rundir.tables / "quality.md").read_text()
