@@ -22,7 +22,7 @@ from taugrid.eval.metrics.statistics import Array, Features, Moments, Stream, mo
 from taugrid.hashing import file_sha256
 from taugrid.storage import LOCAL, Storage, replacing, user_cache
 from taugrid.workers.content import verified_copy
-from taugrid.workers.data.npz import NPZ_ERRORS, NPZ_IMAGES, require_whole_npz
+from taugrid.workers.data.npz import NPZ_ERRORS, NPZ_IMAGES, require_intact_npz
 from taugrid.workers.data.picture import SourceError
 
 ASYMMETRY = 1e-6
@@ -74,7 +74,7 @@ def read_moments(file: MomentsFile) -> Moments:
 
 def load_npz(path: Path) -> Any:
     """The open `.npz` at `path`; DamagedFile if its archive is damaged."""
-    require_whole_npz(path)
+    require_intact_npz(path)
     return np.load(path, allow_pickle=False)
 
 
@@ -224,10 +224,10 @@ def _read(path: Path, storage: Storage) -> Statistics | None:
     try:
         with storage.local_path(path) as local, load_npz(local) as file:
             statistics = Statistics(Moments(int(file["n"]), file["mean"], file["scatter"]), file["root"])
-            whole = str(file["sha256"]) == _checksum(_arrays(statistics))
+            intact = str(file["sha256"]) == _checksum(_arrays(statistics))
     except (DamagedFile, KeyError, *NPZ_ERRORS):
         return None
-    return statistics if whole else None
+    return statistics if intact else None
 
 
 def cached_features(folder: Path, key: str, num_images: int, extract: Callable[[], Iterable[Features]]) -> Path:

@@ -71,10 +71,10 @@ def feasible(
 
     Args:
         wanted: the metrics and settings that are asked for.
-        extractor: of the features.
+        extractor: the extractor that made the features.
         num_samples: N.
         num_reference: None if only the mean and covariance of the reference are known.
-        columns: of numbers that are known of each sample; images from elsewhere have none.
+        columns: names of the per-sample numbers that exist; external images have none.
 
     Raises:
         ValueError: for an unknown metric.

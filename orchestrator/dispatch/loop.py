@@ -100,7 +100,7 @@ class Loop:
         self._progress, self._events, self._log, self._committed = outputs
         names = list(self._kinds)
         self._dispatcher = Dispatcher(
-            tasks.values(), names, limits.max_attempts, limits.hang_seconds, queues_second=True
+            tasks.values(), names, limits.max_attempts, limits.hang_seconds, queues_ahead=True
         )
         cpu_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
         scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, limits.max_wait_seconds)
@@ -290,7 +290,7 @@ class Loop:
         cell = self._tasks[doing].cell
         if charge.quarantined and cell is not None:
             if isinstance(cause, FINAL):
-                self._abandon(self._of_cells[self._tasks[doing].kind, cell.id], doing)
+                self._quarantine(self._of_cells[self._tasks[doing].kind, cell.id], doing)
             if self._lasts(cause, doing):
                 self.lasting.add(cell.name)
         self._manager.cools_down(charge.cooldown, reason)
@@ -334,9 +334,9 @@ class Loop:
                 keys.setdefault((task.kind, task.cell.id), []).append(key)
         return keys
 
-    def _abandon(self, keys: Sequence[str], key: str) -> None:
+    def _quarantine(self, keys: Sequence[str], key: str) -> None:
         """Give up those of `keys` that wait: their cell can't be finished without `key`."""
-        if given_up := self._dispatcher.abandon(keys):
+        if given_up := self._dispatcher.quarantine(keys):
             self._events.note("given up", tasks=sorted(given_up), because=key)
             self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
 

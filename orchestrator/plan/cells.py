@@ -118,7 +118,7 @@ class Cell:
     """Values of all keys of the grid, in the config's order."""
     naming: Naming = field(default=Naming(), compare=False, repr=False)
     said: FromSampler | None = field(default=None, compare=False, repr=False)
-    """As its sampler said when it was planned. None: ask it now, which only taugrid's own can be."""
+    """What its sampler said when it was planned. None: it is one of taugrid's own, which is asked now."""
 
     @cached_property
     def label(self) -> str:

@@ -133,7 +133,7 @@ def natural(path: str) -> list[tuple[int, int, str]]:
 
 
 def _is_ready(path: str) -> bool:
-    """Whether the folder holds a whole checkpoint with no writes for `SETTLED_SECONDS`."""
+    """Whether the folder holds a complete checkpoint with no writes for `SETTLED_SECONDS`."""
     folder = Path(path)
     try:
         if (folder / "unet").is_dir() and not (folder / "model_index.json").is_file():

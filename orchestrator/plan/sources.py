@@ -25,7 +25,7 @@ RECORD = "model.json"
 """The file in a model's folder that records what a loaded or custom model was when it was sampled."""
 
 TRAINED_WEIGHTS = f"unet/{checkpoint.WEIGHTS_FILE}"
-"""The file of a trained model that says that the model is whole: it is there last."""
+"""The file of a trained model that says that the model is complete: it is written last."""
 
 
 class ModelSource(ABC):

@@ -29,7 +29,7 @@ def reader(path: Path) -> Reader:
     try:
         names, (count, *shape) = _header(path)
     except SourceError:
-        require_whole_npz(path)  # a damaged file can look like one of another kind
+        require_intact_npz(path)  # a damaged file can look like one of another kind
         raise
     warnings: tuple[str, ...] = ()
     if {"mu", "sigma"} <= set(names):
@@ -38,7 +38,7 @@ def reader(path: Path) -> Reader:
     return Reader(count, partial(_pictures, path, count, tuple(shape)), warnings=warnings)
 
 
-def require_whole_npz(path: Path) -> None:
+def require_intact_npz(path: Path) -> None:
     """Raise `DamagedFile` unless `path` is an `.npz` whose arrays match their checksums."""
     with _damage(path), zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()

@@ -125,7 +125,7 @@ def report(state: State, rank: int) -> None:
 
 
 def commit(spec: TrainingSpec, state: State) -> None:
-    """Put the pipeline folder and the log in place, whole: nothing half-written counts as trained."""
+    """Put the pipeline folder and the log in place atomically: nothing half-written counts as trained."""
     if spec.run is not None:
         check_run(spec.run, LOCAL)
     temporary = spec.final.with_name(f".{spec.model_id}.{uuid.uuid4().hex[:12]}.tmp")

@@ -15,7 +15,7 @@ CHECKPOINT = "last_checkpoint"
 """The file in Ray Train's folder that holds the step of the last checkpoint: the folders' names do not say it."""
 
 BYTES_OF_THE_END = 4096
-"""Enough of a log for its last whole line."""
+"""Enough of a log for its last complete line."""
 
 SCALARS = ("loss", "learning_rate", "gradient_norm")
 """What TensorBoard shows, each under its name in the log."""
@@ -145,7 +145,7 @@ def whole_lines(log: Path) -> list[dict[str, Any]]:
 
 
 def _records(data: bytes) -> list[dict[str, Any]]:
-    """The whole lines of JSON in `data`. Others are skipped: a kill leaves half a line, a power loss can leave NULs."""
+    """Complete lines of JSON in `data`; others are skipped: a kill leaves half a line, a power loss may leave NULs."""
     records = []
     for line in data.split(b"\n")[:-1]:
         try:
