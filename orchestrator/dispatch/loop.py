@@ -89,22 +89,22 @@ class Loop:
         pool: Pool,
         workers: int | None,
         embedded: bool,
-        limits: Cluster,
+        config: Cluster,
         outputs: Outputs,
     ) -> None:
         self._tasks = tasks
         self._kinds = {kind.name: kind for kind in kinds}
         self._pool = pool
         self._embedded = embedded
-        self._limits = limits
+        self._config = config
         self._progress, self._events, self._log, self._committed = outputs
         names = list(self._kinds)
         self._dispatcher = Dispatcher(
-            tasks.values(), names, limits.max_attempts, limits.hang_seconds, queues_ahead=True
+            tasks.values(), names, config.max_attempts, config.hang_seconds, queues_ahead=True
         )
         cpu_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
-        scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, limits.max_wait_seconds)
-        self._manager = WorkerManager(pool, self._dispatcher, scaling, limits, outputs)
+        scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, config.max_wait_seconds)
+        self._manager = WorkerManager(pool, self._dispatcher, scaling, config, outputs)
         self._new: list[Committed] = []  # not yet passed to `committed`
         self._reasons: dict[str, str] = {}
         self._fractions: dict[str, float] = {}  # worker -> how much of the task that it runs is done
@@ -178,7 +178,7 @@ class Loop:
             self._manager.grant_grace(away)
         for worker in self._dispatcher.overdue(now):
             self._pool.kill(worker)
-            silent = duration(self._limits.hang_seconds)
+            silent = duration(self._config.hang_seconds)
             reason = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
             self._lost(Lost(worker, reason, False), self._dispatcher.in_flight.running[worker].key)
         self._manager.tend(now)

@@ -76,12 +76,12 @@ class _ManagedWorker:
 class WorkerManager:
     """The workers of a pool, as the dispatcher's decisions want them, where `scaling` finds room."""
 
-    def __init__(self, pool: Pool, dispatcher: Dispatcher, scaling: Scaling, limits: Cluster, outputs: Outputs) -> None:
+    def __init__(self, pool: Pool, dispatcher: Dispatcher, scaling: Scaling, config: Cluster, outputs: Outputs) -> None:
         self._pool = pool
         self._dispatcher = dispatcher
         self._scaling = scaling
-        self._hang_seconds = limits.hang_seconds
-        self._max_wait_seconds = limits.max_wait_seconds
+        self._hang_seconds = config.hang_seconds
+        self._max_wait_seconds = config.max_wait_seconds
         self._outputs = outputs
         self._workers: dict[str, _ManagedWorker] = {}  # in the order in which they were started
         self._names: dict[str, str] = {}  # id of a node -> its name for people

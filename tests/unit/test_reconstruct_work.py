@@ -94,7 +94,7 @@ def done(root, count, **sections):
 
 
 def files(work):
-    return {path.name: path.read_bytes() for path in sorted(work.place.glob("*/part-*.parquet"))}
+    return {path.name: path.read_bytes() for path in sorted(work.path.glob("*/part-*.parquet"))}
 
 
 def errors_of(path, of):
