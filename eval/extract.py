@@ -78,8 +78,8 @@ def run(job: ExtractJob, device: Device) -> Result:
                 columns["logits"] = torch.cat([c.logits for c in chunks if c.logits is not None]).numpy()
             part.write(columns)
             count += len(index)
-        first = part.commit_over(job.replaces)
-    return Result(time.perf_counter() - began, count, first, part=part.content)
+        created = part.commit_over(job.replaces)
+    return Result(time.perf_counter() - began, count, created, part=part.content)
 
 
 def _begun(job: ExtractJob, extracted: "InBatches", groups: "deque[NDArray[np.int64]]") -> "Iterator[Extraction]":

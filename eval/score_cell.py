@@ -76,7 +76,7 @@ def run(job: ScoreJob, device: Device) -> Result:
         _write_influence(job, scores.influence)  # before the score, which marks the cell as complete
     header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
     write_sealed(Path(job.path), header, job.storage)
-    return Result(time.perf_counter() - began, job.num_samples, first=True)
+    return Result(time.perf_counter() - began, job.num_samples, created_file=True)
 
 
 def _stream(job: ScoreJob, column: str) -> Stream:

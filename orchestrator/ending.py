@@ -21,7 +21,7 @@ def begin() -> None:
     _failure, _lost = None, ""
 
 
-def lose(text: str) -> None:
+def set_loss_message(text: str) -> None:
     """Set the message on what is lost if the driver is interrupted now."""
     global _lost
     _lost = text

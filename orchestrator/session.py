@@ -34,7 +34,7 @@ from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
-from taugrid.orchestrator.work.kind import Conclusion, WorkKind
+from taugrid.orchestrator.work.kind import KindResult, WorkKind
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import replacing, write_json, write_text
 from taugrid.words import counted, with_urls
@@ -49,20 +49,20 @@ if TYPE_CHECKING:
     from taugrid.orchestrator.dispatch.pool import Pool
 
 
-class Outcome(NamedTuple):
+class SessionResult(NamedTuple):
     missing: dict[str, str]
     """Name -> reason, for every cell without a score (or, if only images were requested, without all its images)."""
     rows: list[dict[str, Any]]
     """The rows of the table that the stages result in."""
     table: str
-    """The name of that table (`work.kind.Conclusion`); empty if there is none."""
+    """The name of that table (`work.kind.KindResult`); empty if there is none."""
     quality: "QualityTable | None" = None
     """The quality table, if `rows` are its rows."""
     text: "RenderableType" = ""
     """The table as printed on stdout, if it is not the quality table."""
     labels: Mapping[str, str] = {}
     """Name -> label of the cells that were worked on."""
-    lasting: Collection[str] = ()
+    permanent_failures: Collection[str] = ()
     """Names in `missing` that would fail again with the same command."""
     warnings: Sequence[str] = ()
     """The warnings of report.html."""
@@ -73,14 +73,14 @@ class Outcome(NamedTuple):
 class Session:
     """One session of a driver: it does what is missing in one run directory."""
 
-    def __init__(self, run: Run, address: str, progress: Progress, part: Plan | None = None) -> None:
+    def __init__(self, run: Run, address: str, progress: Progress, selected: Plan | None = None) -> None:
         """A session that works on the Ray cluster at `address`.
 
-        `part` is the part of the run's plan to work on; None: all. Tables show the whole plan.
+        `selected` is the part of the run's plan to work on; None: all. Tables show the whole plan.
         """
         self.run = run
         self.config, self.plan, self.rundir = run.config, run.plan, run.rundir
-        self.part = self.plan if part is None else part
+        self.selected = self.plan if selected is None else selected
         self._address = address
         self._progress = progress
         self._cluster = ExitStack()
@@ -88,13 +88,13 @@ class Session:
         self._stages: frozenset[str] = frozenset()
         self._scoring: Evaluation | None = None
         self._reported = report_record.Reported()
-        self._lasting: set[str] = set()
+        self._permanent_failures: set[str] = set()
         self._warned: list[str] = []
         self._modules = set(self.plan.sampler_modules)
         self._modules |= {file for model in self.plan.models for file in model.source.modules}
 
     @user_errors()
-    def do(self, stages: Collection[str], break_lock: bool = False) -> Outcome:
+    def do(self, stages: Collection[str], break_lock: bool = False) -> SessionResult:
         """Do `stages`, some of train, sample, reconstruct, interpolate, evaluate and report, in that order.
 
         `break_lock` takes the run directory from a driver that seems to be running.
@@ -119,67 +119,66 @@ class Session:
             self._events = Events(self.rundir, observers)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
-                outcome = self._do()
-                self._events.add("end", missing=outcome.missing)
+                result = self._do()
+                self._events.add("end", missing=result.missing)
             except BaseException as error:
                 observers.session_failed(error)
                 if isinstance(error, FileNotFoundError):
                     require_in_place(self.rundir.run, self.rundir.storage)
                 raise
-            observers.session_finished(outcome.rows, outcome.missing)
-            return outcome
+            observers.session_finished(result.rows, result.missing)
+            return result
 
-    def _do(self) -> Outcome:
+    def _do(self) -> SessionResult:
         self._announce()
         self._record_inputs()
-        reported, works = self._kinds(self.part)
-        for work in works:
-            work.check()
+        reported, kinds = self._kinds(self.selected)
+        for kind in kinds:
+            kind.check()
         failed = self._train() if "train" in self._stages else {}
         if failed:
-            reported, works = self._kinds(without_models(self.part, failed))
-        problems = self._work(works) if works else {}
+            reported, kinds = self._kinds(without_models(self.selected, failed))
+        problems = self._work(kinds) if kinds else {}
         return self._report(reported, failed, problems)
 
     def _report(
         self, reported: Sequence[WorkKind], failed: Mapping[str, TrainingFailed], problems: Mapping[str, str]
-    ) -> Outcome:
+    ) -> SessionResult:
         """Write tables and pages, and return what was reached.
 
         `failed` has the trainings by model id, `problems` cell name -> reason for work that could not be done.
         """
         unfinished: dict[str, str] = {}
         labels = dict(self.plan.labels)
-        for work in reported:
-            unfinished |= work.missing()
-            labels |= work.labels()
+        for kind in reported:
+            unfinished |= kind.missing()
+            labels |= kind.labels()
         untrained = self._untrained(failed, unfinished)
-        self._lasting |= {name for name, error in untrained.items() if error.fails_again}
+        self._permanent_failures |= {name for name, error in untrained.items() if error.fails_again}
         missing = {**unfinished, **problems, **{name: str(error) for name, error in untrained.items()}}
         provenance.write(self.rundir, self.plan, self._scoring)
         asked = "report" in self._stages
         is_current = asked and self._stages != {"report"} and self._reported.is_current(self.rundir, missing)
         if is_current:  # the table is printed, and no figure is drawn again
             survey = replace(reported[0].survey, stages=self._stages - {"report"})
-            reported = [type(work)(survey) for work in reported]
-        conclusions = [conclusion for work in reported if (conclusion := work.conclude()) is not None]
-        last = conclusions[-1] if conclusions else Conclusion("", [])
+            reported = [type(kind)(survey) for kind in reported]
+        results = [result for kind in reported if (result := kind.conclude()) is not None]
+        last = results[-1] if results else KindResult("", [])
         self._warn_of_tables(last)
         warnings: Sequence[str] = self._reported.warnings if is_current else ()
-        if conclusions and not is_current and (asked or "evaluate" not in self._stages):
+        if results and not is_current and (asked or "evaluate" not in self._stages):
             from taugrid.orchestrator.view.page import write_page
 
             warnings = write_page(self.run, missing)
             made_from = report_record.sources(self.rundir, missing) if asked else self._reported.sources
             self._reported = report_record.Reported(made_from, warnings)
         report_record.keep(self.rundir, self._reported)
-        printed, lasting = self._warned, frozenset(self._lasting)
-        of_table: dict[str, Any] = last._asdict()
-        return Outcome(missing, **of_table, labels=labels, lasting=lasting, warnings=warnings, warned=printed)
+        fields: dict[str, Any] = {**last._asdict(), "labels": labels, "warnings": warnings, "warned": self._warned}
+        return SessionResult(missing, permanent_failures=frozenset(self._permanent_failures), **fields)
 
     def _check_trainings(self) -> None:
         """Raise `UserError` for failures of trainings that can be foreseen, before any worker starts."""
-        for model, source in self.part.trained_here:
+        for model, source in self.selected.trained_here:
             if not self.rundir.is_ready(model):
                 self._require_scratch()
                 fit.check(source.train)
@@ -197,29 +196,30 @@ class Session:
 
     def _record_inputs(self) -> None:
         """Record the models and the extractor that are used."""
-        for model in self.part.models:
+        for model in self.selected.models:
             self.rundir.record_model(model)
         if self._scoring is not None:
             self.rundir.record_extractor(self._scoring.extractor, self.config.data.image_shape)
             self._modules |= set(self._scoring.extractor.files)
             if "fid" in self.config.evaluate.metrics and "evaluate" in self._stages:
-                for warning in singular_samples(self.part, self._scoring.extractor.dimensions):
+                for warning in singular_samples(self.selected, self._scoring.extractor.dimensions):
                     self._warn(warning)
 
     def _announce(self) -> None:
         """Print remarks on the plan, its models and its images."""
         for remark in self.plan.remarks:
             self._warn(remark)
-        if self.part is not self.plan:
-            self._progress.say(f"only {len(self.part.cells):,} of {counted(len(self.plan.cells), 'cell')}")
-        for model in self.part.models:
+        if self.selected is not self.plan:
+            count, all_cells = len(self.selected.cells), counted(len(self.plan.cells), "cell")
+            self._progress.say(f"working on only {count:,} of {all_cells}")
+        for model in self.selected.models:
             if model.source.is_announced:
-                settings = [cell.settings for cell in self.part.cells if cell.model.id == model.id]
+                settings = [cell.settings for cell in self.selected.cells if cell.model.id == model.id]
                 self._progress.say(f"model {model.called}: {model.source.description(model.diffusion, settings)}")
-        if removed := sum(self.rundir.has_removed_images(cell) for cell in self.part.cells):
-            self._progress.say(f"images removed: {counted(removed, 'cell')}; scores and influences stay")
+        if removed := sum(self.rundir.has_removed_images(cell) for cell in self.selected.cells):
+            self._progress.say(f"images of {counted(removed, 'cell')} were removed; scores and error bars are kept")
 
-    def _warn_of_tables(self, last: Conclusion) -> None:
+    def _warn_of_tables(self, last: KindResult) -> None:
         """Print that tables are unchanged, or warnings on what the quality table can't show."""
         if "evaluate" in self._stages and "report" not in self._stages:
             self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
@@ -233,11 +233,11 @@ class Session:
         self._warned.append(text)
         self._progress.say(f"warning: {text}")
 
-    def _kinds(self, part: Plan) -> tuple[list[WorkKind], list[WorkKind]]:
-        """The kinds of work on `part` whose results are reported, and those of them that this session does."""
-        survey = Survey(self.run, self._scoring, self._stages, self._set_aside, part)
+    def _kinds(self, selected: Plan) -> tuple[list[WorkKind], list[WorkKind]]:
+        """The kinds of work on `selected` whose results are reported, and those of them that this session does."""
+        survey = Survey(self.run, self._scoring, self._stages, self._set_aside, selected)
         reported = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.reported_by} & self._stages]
-        return reported, [work for work in reported if work.stage in self._stages]
+        return reported, [kind for kind in reported if kind.stage in self._stages]
 
     def _require_scratch(self) -> None:
         """Raise `UserError` if training workers on other machines would have no folder in common."""
@@ -250,7 +250,7 @@ class Session:
     def _connect(self) -> None:
         if not self._connected:
             self._progress.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
-            trainers = max((source.train.fewest_workers for _, source in self.part.trained_here), default=0)
+            trainers = max((source.train.fewest_workers for _, source in self.selected.trained_here), default=0)
             connection = cluster.connected(self._address, self.config.cluster, trainers, self._modules)
             self._cluster.enter_context(connection)
             self._connected = True
@@ -265,36 +265,38 @@ class Session:
         trainings = list(self._trainings())
         if trainings:
             self._connect()
-            may_grow, others = self._address != "local", len(self.part.models) > 1
+            may_grow, others = self._address != "local", len(self.selected.models) > 1
             outputs = self._progress, self._log
             failed = Trainings(trainings, self.config.cluster, may_grow, *outputs, others).run()
         if trainings or "report" not in self._stages:
             write_losses(self.plan, self.rundir)
-        if failed and len(failed) == len(self.part.models):
+        if failed and len(failed) == len(self.selected.models):
             raise next(iter(failed.values()))
         if self._stages == {"train"} and not failed:
-            self._progress.say("every model of this config is trained" if self.part is self.plan else "models trained")
+            self._progress.say(
+                "every model of this config is trained" if self.selected is self.plan else "models trained"
+            )
         return failed
 
     def _trainings(self) -> Iterator[Training]:
         """The trainings that are missing. Cleans up after killed drivers."""
-        limits, may_grow = self.config.cluster, self._address != "local"
-        for model, source in self.part.trained_here:
+        cluster_config, may_grow = self.config.cluster, self._address != "local"
+        for model, source in self.selected.trained_here:
             if self.rundir.is_ready(model):
-                scratch = self.rundir.training_folder(limits.scratch)
+                scratch = self.rundir.training_folder(cluster_config.scratch)
                 fit.remove_leftovers(scratch, model.id)  # if a driver was killed after the commit
                 continue
             folder = self.rundir.model_folder(model)
             # In an object store, such a folder is an upload that was cut short.
             if self.rundir.storage.on_disk and self.rundir.storage.exists(folder):
                 self._set_aside(Damage(folder, "its weights are missing"))
-            yield Training(model, source, self.rundir, limits, self._progress.say, self._events, may_grow)
+            yield Training(model, source, self.rundir, cluster_config, self._progress.say, self._events, may_grow)
 
     def _untrained(self, failed: Mapping[str, TrainingFailed], lacking: Collection[str]) -> dict[str, TrainingFailed]:
         """Cell name -> the failure of its model's training; those of earlier sessions count for cells in `lacking`."""
         earlier = failed_trainings(self.rundir)
         untrained: dict[str, TrainingFailed] = {}
-        for cell in self.part.cells:
+        for cell in self.selected.cells:
             model = cell.model
             if model.id in failed:
                 untrained[cell.name] = failed[model.id]
@@ -302,25 +304,25 @@ class Session:
                 untrained[cell.name] = TrainingFailed(model.called, **earlier[model.id])
         return untrained
 
-    def _work(self, works: Sequence[WorkKind]) -> dict[str, str]:
+    def _work(self, kinds: Sequence[WorkKind]) -> dict[str, str]:
         """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""
-        tasks = {task.key: task for work in works for task in work.tasks()}
+        tasks = {task.key: task for kind in kinds for task in kind.tasks()}
         provenance.write(self.rundir, self.plan, self._scoring)
         problems: dict[str, str] = {}
-        summary = SessionSummary(self.run, self.part, self._scoring, tasks)
+        summary = SessionSummary(self.run, self.selected, self._scoring, tasks)
         self._progress.expect(summary)
         if tasks:
             self._events.add("to do", work=summary.to_do)
-            for work in works:
-                costs = [task.cost for task in tasks.values() if task.kind == work.name]
-                if costs and (message := work.announcement(sum(costs))) is not None:
+            for kind in kinds:
+                costs = [task.cost for task in tasks.values() if task.kind == kind.name]
+                if costs and (message := kind.announcement(sum(costs))) is not None:
                     self._progress.say(message)
             self._connect()
             problems = self._dispatch(tasks)
         if not problems and self._began is not None:
             self.rundir.remove_temporaries((kind.writes_in() for kind in work_kinds()), self._began)
-        for work in works:
-            work.clean_up()
+        for kind in kinds:
+            kind.clean_up()
         return problems
 
     def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:
@@ -328,12 +330,12 @@ class Session:
         from taugrid.orchestrator.dispatch.loop import Loop
         from taugrid.orchestrator.dispatch.worker_manager import Outputs
 
-        limits, embedded = self.config.cluster, self._address == "local"
-        room = capacity.embedded_workers(limits) if embedded else limits.workers
-        workers = min(room, len(tasks)) if embedded and room else room
+        cluster_config, embedded = self.config.cluster, self._address == "local"
+        max_workers = capacity.embedded_workers(cluster_config) if embedded else cluster_config.workers
+        workers = min(max_workers, len(tasks)) if embedded and max_workers else max_workers
         samples = any(isinstance(task.job, SampleJob) for task in tasks.values())
-        if samples and room:
-            warning = too_few_shards(self.part, room, bool(self.rundir.committed_cells()))
+        if samples and max_workers:
+            warning = too_few_shards(self.selected, max_workers, bool(self.rundir.committed_cells()))
             if warning is not None:
                 self._progress.say(warning)
         probe = self.rundir.new_probe()
@@ -342,9 +344,9 @@ class Session:
         pool = self._pool(probe)
         try:
             outputs = Outputs(self._progress, self._events, self._log, self.rundir.committed)
-            loop = Loop(tasks, work_kinds(), pool, workers, embedded, limits, outputs)
+            loop = Loop(tasks, work_kinds(), pool, workers, embedded, cluster_config, outputs)
             problems = loop.run()
-            self._lasting |= loop.lasting
+            self._permanent_failures |= loop.permanent_failures
             return problems
         finally:
             pool.close()
@@ -356,16 +358,16 @@ class Session:
         from taugrid.orchestrator.dispatch.pool import CpuOnly, Pool
         from taugrid.workers.actor import Probe, Worker
 
-        limits = self.config.cluster
-        cpus, gpus = capacity.worker_size(limits)
+        cluster_config = self.config.cluster
+        cpus, gpus = capacity.worker_size(cluster_config)
         if not gpus:
-            require_no_tf32(self.part)
+            require_no_tf32(self.selected)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run)
         cpu_only = None
-        if limits.use_cpus and gpus:
-            share = float(capacity.exact(limits.score.cpus_per_worker or limits.cpus_per_worker))
+        if cluster_config.use_cpus and gpus:
+            share = float(capacity.exact(cluster_config.score.cpus_per_worker or cluster_config.cpus_per_worker))
             cpu_only = CpuOnly((max(1, int(share)),), share)
-        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, limits.label_selector, cpu_only)
+        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, cluster_config.label_selector, cpu_only)
 
     def _set_aside(self, damage: Damage) -> None:
         target = self.rundir.set_aside(damage)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from taugrid.config.load import Override
     from taugrid.orchestrator.nightly.nights import HistoryView
-    from taugrid.orchestrator.session import Outcome
+    from taugrid.orchestrator.session import SessionResult
     from taugrid.orchestrator.view.run import RunView
 
 STAGES = ("train", "sample", "evaluate", "report")
@@ -112,14 +112,14 @@ def run(
     runs_code = set(stages) != {"report"}
     changes = [*assignments, *_assigned(overrides)]
     opened = open_to_run(_given(config), changes, None if out is None else str(out), address, runs_code, trust_code)
-    part = select(opened.plan, only)
+    selected = select(opened.plan, only)
     with Progress() if progress else Progress.silent() as shown:
-        outcome = Session(opened, address, shown, part).do(stages)
+        outcome = Session(opened, address, shown, selected).do(stages)
     _require_all(outcome)
     return RunView(opened)
 
 
-def _require_all(outcome: "Outcome") -> None:
+def _require_all(outcome: "SessionResult") -> None:
     """Raise `RunFailed` if some cells could not be finished, with the first one's reason."""
     from taugrid.errors import RunFailed
     from taugrid.words import counted

@@ -14,7 +14,7 @@ from taugrid.run_id import RunId, check_run
 from taugrid.storage import LOCAL, Storage
 
 if TYPE_CHECKING:
-    from taugrid.parquet import Part
+    from taugrid.parquet import PartSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +109,12 @@ class Result:
     seconds: float
     """Time on the device."""
     images: int
-    first: bool
+    created_file: bool
     """False if the file already existed."""
     _: KW_ONLY
     size: int | None = None
     """Bytes of the job's file on the worker's node; the driver must find the same size."""
-    part: Optional["Part"] = None
+    part: Optional["PartSummary"] = None
     """Content of the Parquet file that was written, so that the driver need not read it. None: not known."""
 
 

@@ -81,8 +81,8 @@ def interpolate_cell(
             seconds += time.perf_counter() - began
             part.write(parquet.pictures(pixels, first_row))
             first_row += len(pixels)
-        first = part.commit(replace=False)
-    return Result(seconds, len(x_T), first, part=part.content)
+        created = part.commit(replace=False)
+    return Result(seconds, len(x_T), created, part=part.content)
 
 
 def points(job: InterpolateJob, device: str) -> "Tensor":

@@ -91,5 +91,5 @@ def reconstruct_shard(
             columns = {"mse": mse, "mse_8bit": mse_8bit.reshape(len(batch), -1).mean(axis=1)}
             part.write(parquet.pictures(pixels, first_row) | columns)
             first_row += len(batch)
-        first = part.commit_over(job.replaces)
-    return Result(seconds, len(originals), first, part=part.content)
+        created = part.commit_over(job.replaces)
+    return Result(seconds, len(originals), created, part=part.content)

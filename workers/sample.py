@@ -104,8 +104,8 @@ def sample_shard(
                 raise
         computed()
         writer.finish()
-        first = part.commit_over(job.replaces)
-    return Result(clock.seconds, stop - first_new, first, part=part.content)
+        created = part.commit_over(job.replaces)
+    return Result(clock.seconds, stop - first_new, created, part=part.content)
 
 
 def _transfers(

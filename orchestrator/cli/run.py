@@ -65,7 +65,7 @@ interpolate = _stage(
 
 def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     """Do `stages`, print the outcome, and exit with 4 if anything is missing."""
-    from taugrid.orchestrator.cli.text import outcome_json, print_outcome
+    from taugrid.orchestrator.cli.text import print_result, result_json
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.selection import select
@@ -76,16 +76,16 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
         return
     config, overrides, address = requested.config, requested.overrides, requested.address
     run = open_to_run(config, overrides, requested.out, address, not only_reports, requested.trust_code)
-    part = select(run.plan, requested.only)
+    selected = select(run.plan, requested.only)
     with Progress() as progress:
-        outcome = Session(run, address, progress, part).do(stages, requested.break_lock)
+        outcome = Session(run, address, progress, selected).do(stages, requested.break_lock)
     with reader_may_leave():
         if requested.as_json:
-            click.echo(json.dumps(outcome_json(run.rundir, outcome), indent=2, allow_nan=False))
+            click.echo(json.dumps(result_json(run.rundir, outcome), indent=2, allow_nan=False))
         else:
             makes_images = "sample" in stages or "train" in stages
             again = "run the same command again" if makes_images else f"run `taugrid run {run.rundir.shown}`"
-            print_outcome(run.rundir, outcome, again)
+            print_result(run.rundir, outcome, again)
     if outcome.missing:
         sys.exit(Exit.INCOMPLETE)
 

@@ -16,7 +16,7 @@ from taugrid.words import counted, duration, in_columns, listed, quantity, with_
 if TYPE_CHECKING:
     from taugrid.eval.tables.quality import QualityTable
     from taugrid.orchestrator.selfcheck import Findings
-    from taugrid.orchestrator.session import Outcome
+    from taugrid.orchestrator.session import SessionResult
 
 
 def plan_text(plan: dict[str, Any]) -> str:
@@ -190,7 +190,7 @@ def scores_text(scores: dict[str, Any]) -> str:
     return "\n".join([*lines, *scores["notes"], *(f"warning: {warning}" for warning in scores["warnings"])])
 
 
-def outcome_json(rundir: RunDir, outcome: "Outcome") -> dict[str, Any]:
+def result_json(rundir: RunDir, outcome: "SessionResult") -> dict[str, Any]:
     """The document that `--json` prints after work."""
     return {
         "dir": rundir.shown,
@@ -226,17 +226,17 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
     return [*lines, f"... and {counted(others, 'more cell')}"] if others else lines
 
 
-def _advice(outcome: "Outcome", again: str) -> str:
+def _advice(outcome: "SessionResult", again: str) -> str:
     """Advice on missing cells; `again` is the command that completes them."""
-    lasting = set(outcome.missing) & set(outcome.lasting)
-    if not lasting:
+    permanent = set(outcome.missing) & set(outcome.permanent_failures)
+    if not permanent:
         return f"{again} to finish what is missing" if outcome.missing else ""
     advice = "what failed as above fails again with the same command: first change what its line names"
-    rest = len(outcome.missing) - len(lasting)
+    rest = len(outcome.missing) - len(permanent)
     return advice + (f"; {again} to finish the other {counted(rest, 'cell')}" if rest else "")
 
 
-def _other_warnings(outcome: "Outcome") -> list[str]:
+def _other_warnings(outcome: "SessionResult") -> list[str]:
     """A line for each warning of report.html that was not printed before."""
     no_errors = outcome.quality.evidence.reasons.values() if outcome.rows and outcome.quality is not None else ()
     printed = {*outcome.warned, *outcome.missing.values(), *no_errors}
@@ -257,7 +257,7 @@ def _print_quality(quality: "QualityTable") -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(remark, markup=False)
 
 
-def print_outcome(rundir: RunDir, outcome: "Outcome", again: str = "run the same command again") -> None:
+def print_result(rundir: RunDir, outcome: "SessionResult", again: str = "run the same command again") -> None:
     """Print the table on stdout, and on stderr missing cells and the places of the results.
 
     `again` is the command that completes missing cells.

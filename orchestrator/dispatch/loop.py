@@ -65,7 +65,7 @@ class InProgress(NamedTuple):
     seconds: float
     """Time since the shard was begun."""
     kept: int = 0
-    """Images in whole batches that were committed."""
+    """Images in complete batches that were committed."""
 
     @property
     def seconds_lost(self) -> float:
@@ -89,29 +89,29 @@ class Loop:
         pool: Pool,
         workers: int | None,
         embedded: bool,
-        limits: Cluster,
+        config: Cluster,
         outputs: Outputs,
     ) -> None:
         self._tasks = tasks
         self._kinds = {kind.name: kind for kind in kinds}
         self._pool = pool
         self._embedded = embedded
-        self._limits = limits
+        self._config = config
         self._progress, self._events, self._log, self._committed = outputs
         names = list(self._kinds)
         self._dispatcher = Dispatcher(
-            tasks.values(), names, limits.max_attempts, limits.hang_seconds, queues_second=True
+            tasks.values(), names, config.max_attempts, config.hang_seconds, queues_ahead=True
         )
         cpu_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
-        scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, limits.max_wait_seconds)
-        self._manager = WorkerManager(pool, self._dispatcher, scaling, limits, outputs)
+        scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, config.max_wait_seconds)
+        self._manager = WorkerManager(pool, self._dispatcher, scaling, config, outputs)
         self._new: list[Committed] = []  # not yet passed to `committed`
         self._reasons: dict[str, str] = {}
         self._fractions: dict[str, float] = {}  # worker -> how much of the task that it runs is done
         self._long_shards = LongShards()
         self._listened = time.monotonic()
-        self.lasting: set[str] = set()
-        """Names of cells that could not be finished and never can: the network returns NaN, or a metric fails."""
+        self.permanent_failures: set[str] = set()
+        """Names of cells that failed and would fail again (`_is_permanent`)."""
 
     def run(self) -> dict[str, str]:
         """Run, and return cell name -> reason for the cells that could not be finished.
@@ -127,11 +127,11 @@ class Loop:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and not ending.fails():
                 with suppress(Exception):  # it may have come in the middle of anything, and must end the run
-                    self._keep()
+                    self._commit_partial_shards()
             with suppress(OSError):  # a store that fails as well must not hide what ended the run
-                self._write_down()
+                self._flush()
             raise
-        self._write_down()
+        self._flush()
         return self._problems()
 
     def _job(self, key: str) -> Job:
@@ -139,11 +139,11 @@ class Loop:
         assert job is not None
         return job
 
-    def _keep(self) -> None:
-        """Have workers commit the whole batches of their shards; `ending` tells what is lost."""
+    def _commit_partial_shards(self) -> None:
+        """Have workers commit the complete batches of their shards; `ending` tells what is lost."""
         now = time.monotonic()
         shards = dict(self._in_progress(now))
-        ending.lose(interruption(shards.values()))
+        ending.set_loss_message(interruption(shards.values()))
         waited_for = shards.keys() & set(self._pool.stop()) if shards else set()
         while waited_for and (left := now + KEEP_SECONDS - time.monotonic()) > 0:
             for event in self._pool.events(left):
@@ -151,10 +151,10 @@ class Loop:
                     waited_for -= set(self._dispatcher.in_flight.keys(event.worker))
                 elif isinstance(event, Done | Failed) and event.key in waited_for:
                     waited_for -= {event.key}
-                    if isinstance(event, Done) and self._unseen(event.key, event.result) is None:
+                    if isinstance(event, Done) and self._missing_file_fault(event.key, event.result) is None:
                         shards[event.key] = shards[event.key]._replace(kept=event.result.images)
                         self._record(event.worker, event.result, event.key)
-        ending.lose(interruption(shards.values()))
+        ending.set_loss_message(interruption(shards.values()))
 
     def _in_progress(self, now: float) -> Iterator[tuple[str, InProgress]]:
         """The shards in flight, by key; of a queued one it is not known whether it has begun."""
@@ -178,7 +178,7 @@ class Loop:
             self._manager.grant_grace(away)
         for worker in self._dispatcher.overdue(now):
             self._pool.kill(worker)
-            silent = duration(self._limits.hang_seconds)
+            silent = duration(self._config.hang_seconds)
             reason = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
             self._lost(Lost(worker, reason, False), self._dispatcher.in_flight.running[worker].key)
         self._manager.tend(now)
@@ -188,12 +188,12 @@ class Loop:
                 self._events.note("duplicate", task=task.key, worker=worker)
             info = self._manager.info(worker)
             self._events.note("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
-        self._write_down()  # before a job begins: if this driver dies, the device of its file must be known
+        self._flush()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
             self._pool.submit(worker, self._job(task.key), task.key)
         self._progress.tick()
 
-    def _write_down(self) -> None:
+    def _flush(self) -> None:
         """Write the events of this turn, and what was committed in it: one request each in an object store."""
         self._events.flush()
         if self._new:
@@ -222,7 +222,7 @@ class Loop:
                     self._heard(event)
             case Done(worker, result, key):
                 self._manager.worked()
-                if (fault := self._unseen(key, result)) is None:
+                if (fault := self._missing_file_fault(key, result)) is None:
                     self._record(worker, result, key)
                 else:
                     self._failed(Failed(worker, fault, str(fault), key))
@@ -251,7 +251,7 @@ class Loop:
         if (message := self._long_shards.warning(worker, self._job(event.key), fraction, now)) is not None:
             self._progress.say(message)
 
-    def _unseen(self, key: str, result: Result) -> NotCommitted | None:
+    def _missing_file_fault(self, key: str, result: Result) -> NotCommitted | None:
         """The fault if the driver does not find the file of a task. A copy of a task that is done may be missing."""
         if key not in self._dispatcher.done:
             try:
@@ -263,18 +263,18 @@ class Loop:
     def _record(self, worker: str, result: Result, key: str) -> None:
         task = self._tasks[key]
         self._fractions.pop(worker, None)
-        first = self._dispatcher.succeeded(worker, time.monotonic(), key)
+        first_copy = self._dispatcher.succeeded(worker, time.monotonic(), key)
         kind, info = self._kinds[task.kind], self._manager.info(worker)
-        name, fields = kind.event(task, result, first)
+        name, fields = kind.event(task, result, first_copy)
         self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
-        if first:
-            self._new.append(Committed(Path(self._job(key).path), result.part if result.first else None))
+        if first_copy:
+            self._new.append(Committed(Path(self._job(key).path), result.part if result.created_file else None))
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
         doing = failure.key or self._dispatcher.in_flight.running[worker].key
         self._fractions.pop(worker, None)
-        if _fills(cause, self._job(doing)):
+        if _is_disk_full(cause, self._job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
             require_in_place(self._job(doing).run, self._job(doing).storage)
@@ -290,13 +290,13 @@ class Loop:
         cell = self._tasks[doing].cell
         if charge.quarantined and cell is not None:
             if isinstance(cause, FINAL):
-                self._abandon(self._of_cells[self._tasks[doing].kind, cell.id], doing)
-            if self._lasts(cause, doing):
-                self.lasting.add(cell.name)
+                self._quarantine(self._of_cells[self._tasks[doing].kind, cell.id], doing)
+            if self._is_permanent(cause, doing):
+                self.permanent_failures.add(cell.name)
         self._manager.cools_down(charge.cooldown, reason)
 
-    def _lasts(self, cause: BaseException, key: str) -> bool:
-        """Whether the same command would meet the same failure: of the network's numbers, a sampler or a metric."""
+    def _is_permanent(self, cause: BaseException, key: str) -> bool:
+        """Whether a retry can't help: NaN from the network, a sampler that breaks its contract, or a failing metric."""
         is_metrics = self._kinds[self._tasks[key].kind].name == ScoreWork.name
         of_a_metric = is_metrics and not isinstance(cause, OSError | DamagedFile | DoesNotFit)
         return isinstance(cause, NotFinite | SamplerFault) or (of_a_metric and _fault(cause) is Fault.TASK)
@@ -327,16 +327,16 @@ class Loop:
 
     @cached_property
     def _of_cells(self) -> dict[tuple[str, str], list[str]]:
-        """Kind and cell -> its tasks. Made once it is needed: a cell of NaN may fail on every worker at a time."""
+        """Kind and cell -> its tasks. Made once it is needed: a cell of NaN may fail on every worker at once."""
         keys: dict[tuple[str, str], list[str]] = {}
         for key, task in self._tasks.items():
             if task.cell is not None:
                 keys.setdefault((task.kind, task.cell.id), []).append(key)
         return keys
 
-    def _abandon(self, keys: Sequence[str], key: str) -> None:
+    def _quarantine(self, keys: Sequence[str], key: str) -> None:
         """Give up those of `keys` that wait: their cell can't be finished without `key`."""
-        if given_up := self._dispatcher.abandon(keys):
+        if given_up := self._dispatcher.quarantine(keys):
             self._events.note("given up", tasks=sorted(given_up), because=key)
             self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
 
@@ -373,8 +373,8 @@ def _fault(cause: BaseException) -> Fault:
     return Fault.ENVIRONMENT if is_environment_error(cause) else Fault.TASK
 
 
-def _fills(cause: BaseException, job: Job) -> TypeGuard[OSError]:
-    """Whether there is no space left in the run directory, which no other node would change."""
+def _is_disk_full(cause: BaseException, job: Job) -> TypeGuard[OSError]:
+    """Whether the run directory is full, for every node."""
     root = None if job.run is None else job.run.root
     return (
         isinstance(cause, OSError)

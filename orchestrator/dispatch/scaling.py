@@ -29,20 +29,20 @@ class Counts(NamedTuple):
     """Workers without a GPU, in a pool whose other workers have one; they do only some kinds."""
 
 
-def demand(openings: Mapping[str, int], cpu_kinds: Collection[str], busy: Counts, capacity: Counts) -> Counts:
+def demand(by_kind: Mapping[str, int], cpu_kinds: Collection[str], busy: Counts, capacity: Counts) -> Counts:
     """How many workers the tasks want: those that are `busy`, and one for each task that could start.
 
     Tasks of `cpu_kinds` use CPU-only workers first. Leftover CPU tasks use free GPU workers, but do not trigger
     autoscaling unless no CPU-only worker fits on any node.
 
     Args:
-        openings: kind -> number of tasks that could start.
+        by_kind: kind -> number of tasks that could start.
         cpu_kinds: the kinds that need no GPU.
         busy: workers that have a task.
         capacity: workers that fit on the present nodes.
     """
-    cpu_tasks = sum(number for kind, number in openings.items() if kind in cpu_kinds)
-    general = busy.general + sum(openings.values()) - cpu_tasks
+    cpu_tasks = sum(number for kind, number in by_kind.items() if kind in cpu_kinds)
+    general = busy.general + sum(by_kind.values()) - cpu_tasks
     cpu_only = min(cpu_tasks, max(0, capacity.cpu_only - busy.cpu_only))
     overflow = cpu_tasks - cpu_only
     if capacity.cpu_only:
@@ -121,7 +121,7 @@ class Scaling:
             return Counts(self._max_workers or 1, 0)
         general = sum(node.capacity(self._pool.size) for node in self.large)
         capacity = Counts(general, sum(self.cpu_only_capacity.values()))
-        counts = demand(self._dispatcher.openings(now), self.cpu_kinds, busy, capacity)
+        counts = demand(self._dispatcher.demand_by_kind(now), self.cpu_kinds, busy, capacity)
         return counts._replace(general=min(self._max_workers or max(1, general), counts.general))
 
     @property

@@ -76,12 +76,12 @@ class _ManagedWorker:
 class WorkerManager:
     """The workers of a pool, as the dispatcher's decisions want them, where `scaling` finds room."""
 
-    def __init__(self, pool: Pool, dispatcher: Dispatcher, scaling: Scaling, limits: Cluster, outputs: Outputs) -> None:
+    def __init__(self, pool: Pool, dispatcher: Dispatcher, scaling: Scaling, config: Cluster, outputs: Outputs) -> None:
         self._pool = pool
         self._dispatcher = dispatcher
         self._scaling = scaling
-        self._hang_seconds = limits.hang_seconds
-        self._max_wait_seconds = limits.max_wait_seconds
+        self._hang_seconds = config.hang_seconds
+        self._max_wait_seconds = config.max_wait_seconds
         self._outputs = outputs
         self._workers: dict[str, _ManagedWorker] = {}  # in the order in which they were started
         self._names: dict[str, str] = {}  # id of a node -> its name for people
@@ -221,14 +221,14 @@ class WorkerManager:
             RunFailed: if no node is fit for another reason, or all are full or gone.
         """
         self._look(now)
-        for worker in self._dispatcher.due(now):
+        for worker in self._dispatcher.due_for_health_check(now):
             self._workers[worker].checked_since = now
             self._pool.check_health(worker)
         unfit = self._dispatcher.broken_nodes()
         if unfit or now - self._resized >= RESIZE_SECONDS:
             self._end_silent(now)
             self._resize(now)
-        cpus_will_do = self._dispatcher.startable <= self._scaling.cpu_kinds
+        cpus_will_do = self._dispatcher.startable_kinds <= self._scaling.cpu_kinds
         placed = (worker for worker in self._workers.values() if worker.node is not None)
         no_worker = not any(cpus_will_do or not worker.is_cpu_only for worker in placed)
         if (message := self._scaling.waiting_message(now, no_worker, bool(unfit))) is not None:

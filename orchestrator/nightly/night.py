@@ -25,7 +25,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.extension import labels_begun, orphans_in_words
 from taugrid.orchestrator.rundir.lease import sole_driver
-from taugrid.orchestrator.session import Outcome, Session
+from taugrid.orchestrator.session import Session, SessionResult
 from taugrid.storage import write_sealed
 from taugrid.words import with_urls
 
@@ -153,10 +153,10 @@ def _judge(
     run: Run,
     night: Night,
     baseline: Snapshot | None,
-    outcome: Outcome,
+    outcome: SessionResult,
     progress: Progress,
 ) -> dict[str, Any]:
-    failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.lasting}
+    failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.permanent_failures}
     missing = {name: reason for name, reason in outcome.missing.items() if name not in failed}
     tonight = snapshot_of_opened(run, failed)
     comparison = None

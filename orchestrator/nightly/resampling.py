@@ -68,7 +68,7 @@ class Resampler:
         """Run tonight's config with `points` as its grid, in a folder of its own."""
         run = _opened(config_of(self.config, name, points), folder, self.address)
         outcome = Session(run, self.address, self.progress).do(stages)
-        failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.lasting}
+        failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.permanent_failures}
         unfinished = sorted(outcome.missing.keys() - failed.keys())
         self.missing.update({f"{folder.name}/{name}": outcome.missing[name] for name in unfinished})
         return ResamplingRun(run, failed, not unfinished)

@@ -1,4 +1,4 @@
-"""How far a session is, from its tasks, events and heartbeats alone; or a stage without tasks, such as a training.
+"""The progress of a session, from its tasks, events and heartbeats, or of a stage without tasks, such as training.
 
 No clock, no files, no terminal.
 """
@@ -73,7 +73,7 @@ class Stage:
     """One bar, for work that is not divided into tasks."""
 
     def __init__(self, name: str, total: float, unit: str, clock: Callable[[], float], waits: bool) -> None:
-        """`waits`: it begins with the first `update`, until which workers start."""
+        """`waits`: the clock starts at the first `update`; until then, workers are starting."""
         self.bars = new_bars(clock)
         self._bar = self.bars.add_task(name, start=not waits, total=total)
         self._unit, self._workers, self._note = unit, 0, ""
@@ -85,7 +85,7 @@ class Stage:
         return self.bars.tasks[0].started
 
     def update(self, done: float, workers: int, note: str) -> None:
-        """Set what is done. What was done before a stage that waited began is not in its rate."""
+        """Set what is done. Work that was done before the clock started does not count towards the rate."""
         if not self.has_begun:
             self.bars.reset(self._bar, completed=int(done))
         self._workers, self._note = workers, note
@@ -177,8 +177,8 @@ class LiveState:
             self.ended = True
         elif "committed" in event and worker in self.workers.by_name:
             self._did(at, worker, event)
-        for key in _abandoned(event):
-            if (task := self.todo.abandon(key)) is not None and (cell := self._cell(task)) is not None:
+        for key in _given_up(event):
+            if (task := self.todo.give_up(key)) is not None and (cell := self._cell(task)) is not None:
                 cell.note = "failed"
         self.workers.observe(at, event)
         self._refresh_if_due(at)
@@ -271,7 +271,7 @@ class LiveState:
 
         Network evaluations are counted over the cells, as in the table: with what earlier sessions did.
         """
-        if self.kinds[kind].finished:
+        if self.kinds[kind].finished_noun:
             return self.finished(kind)
         begun = sum(task.cost * share for task, share in under_way if task.kind == kind)
         if self.cells and self.is_evaluations(kind):
@@ -295,8 +295,8 @@ class LiveState:
     @property
     def _finished_in_words(self) -> str:
         """The numbers of finished tasks of the kinds that are always counted."""
-        names = [name for name, kind in self.kinds.items() if kind.finished and name in self.todo.all]
-        return ", ".join("{} of {} {}".format(*self.finished(name), self.kinds[name].finished) for name in names)
+        names = [name for name, kind in self.kinds.items() if kind.finished_noun and name in self.todo.all]
+        return ", ".join("{} of {} {}".format(*self.finished(name), self.kinds[name].finished_noun) for name in names)
 
     def snapshot(self, at: float) -> ProgressSnapshot:
         self.refresh(at)
@@ -304,8 +304,8 @@ class LiveState:
         if self.main is None:
             return ProgressSnapshot("", 0.0, 0.0, "", workers=workers, note=self._finished_in_words)
         kind, bar = self.kinds[self.main], self.bars.tasks[self._bars[self.main]]
-        of = kind.activity, bar.completed, bar.total or 0.0, kind.finished or kind.unit
-        if kind.finished:  # the line counts the tasks itself, a few a minute
+        of = kind.activity, bar.completed, bar.total or 0.0, kind.finished_noun or kind.unit
+        if kind.finished_noun:  # the line counts the tasks itself, a few a minute
             return ProgressSnapshot(*of, left=left, workers=workers)
         images = self.bars.tasks[self._images].speed if kind.counts_images else None
         return ProgressSnapshot(*of, bar.speed, images, left, workers, self._finished_in_words)
@@ -321,7 +321,7 @@ class LiveState:
         return " then ".join(filter(None, [f"{time} left", " and ".join(others)]))
 
 
-def _abandoned(event: Mapping[str, Any]) -> Sequence[str]:
+def _given_up(event: Mapping[str, Any]) -> Sequence[str]:
     """The tasks that will not be done, according to an event."""
     if event["event"] == "given up":
         return list(event["tasks"])

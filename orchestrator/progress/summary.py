@@ -21,10 +21,10 @@ from taugrid.registry.metrics import METRICS, MetricColumn
 
 @dataclass(frozen=True)
 class SessionSummary:
-    """The work of one session on `part` of a run's plan."""
+    """The work of one session on the `selected` part of a run's plan."""
 
     run: Run
-    part: Plan
+    selected: Plan
     scoring: Evaluation | None
     tasks: Mapping[str, Task]
     """The tasks by key."""
@@ -45,7 +45,7 @@ class SessionSummary:
     @cached_property
     def earlier(self) -> dict[tuple[str, str], float]:
         """Seconds per unit of cost in earlier sessions, by rate key and device."""
-        return earlier_rates(read_events(self.run.rundir), self.part.cells)
+        return earlier_rates(read_events(self.run.rundir), self.selected.cells)
 
     @property
     def metric_title(self) -> str:
@@ -83,7 +83,7 @@ class SessionSummary:
     def _cells(self) -> dict[str, Cell]:
         """The plan's cells by id; if there is work other than samples and scores, only the cells of that work."""
         worked = {task.cell.id: task.cell for task in self.tasks.values() if task.cell is not None}
-        return {cell.id: cell for cell in self.part.cells} if self._is_of_samples else worked
+        return {cell.id: cell for cell in self.selected.cells} if self._is_of_samples else worked
 
 
 def grid_cells(

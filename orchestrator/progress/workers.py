@@ -179,7 +179,7 @@ class Todo:
         self._close(task)
         return True
 
-    def abandon(self, key: str) -> Task | None:
+    def give_up(self, key: str) -> Task | None:
         """Count a task as one that will not be done, and return it; None if it is unknown, or no longer open."""
         if (task := self.tasks.get(key)) is None or key in self._closed:
             return None
@@ -191,7 +191,7 @@ class Todo:
         return {kind for (kind, _), amount in self._open.items() if amount.tasks > 0}
 
     def is_open(self, key: str) -> bool:
-        """Whether a task is neither done nor abandoned."""
+        """Whether a task is neither done nor given up."""
         return key not in self._closed
 
     def _close(self, task: Task) -> None:

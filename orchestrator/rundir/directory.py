@@ -50,7 +50,7 @@ class Committed(NamedTuple):
     """A file that a worker has committed, and that the driver sees unchanged."""
 
     path: Path
-    part: parquet.Part | None
+    part: parquet.PartSummary | None
     """The contents that its worker wrote; None if the file existed before, or is no Parquet file."""
 
 
@@ -64,7 +64,7 @@ class RemovedImages(Paths):
     def removal_record(self, cell: Cell) -> Path:
         return self.root / "removed" / f"{cell.name}.parquet"
 
-    def removed_images(self, cell: Cell) -> parquet.Part | None:
+    def removed_images(self, cell: Cell) -> parquet.PartSummary | None:
         """The record of a cell; None if there is none or it is damaged."""
         try:
             return parquet.inspect(self.removal_record(cell), storage=self.storage)
@@ -259,12 +259,12 @@ class RunDir(RemovedImages, ModelRecords):
 
     def _inspect_all(
         self, cell: Cell, paths: list[Path], every_byte: bool, on_damage: OnDamage
-    ) -> list[parquet.Part | None]:
+    ) -> list[parquet.PartSummary | None]:
         """`_inspect` each shard's file, several at a time: reading and hashing release Python's lock."""
         damages: list[Damage] = []
         versions = self.versions(paths[0].parent)
 
-        def inspect(path: Path, shard: Shard) -> parquet.Part | None:
+        def inspect(path: Path, shard: Shard) -> parquet.PartSummary | None:
             version = versions.get(path)
             if version is None:
                 return None
@@ -279,7 +279,7 @@ class RunDir(RemovedImages, ModelRecords):
 
     def _inspect(
         self, path: Path, version: str, start: int, every_byte: bool, on_damage: OnDamage
-    ) -> parquet.Part | None:
+    ) -> parquet.PartSummary | None:
         try:
             part = self.ledger.find(path, version)
             if part is None:
@@ -297,7 +297,7 @@ class RunDir(RemovedImages, ModelRecords):
         return part
 
 
-def _is_of(path: Path, part: parquet.Part, expected: Mapping[str, Any], on_damage: OnDamage) -> bool:
+def _is_of(path: Path, part: parquet.PartSummary, expected: Mapping[str, Any], on_damage: OnDamage) -> bool:
     """Whether a file's metadata are the expected ones; otherwise it is reported."""
     differing = [key for key, value in expected.items() if part.metadata.get(key) != value]
     if differing:

@@ -65,9 +65,9 @@ class ReferenceWork(WorkKind):
         return Task(reference_key(number), self.name, stop - start, job=job)
 
     @classmethod
-    def event(cls, task: Task, result: Result, first: bool) -> Event:
+    def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
         """A line `extract`, as for other features."""
-        return super().event(task, result, first)._replace(name="extract")
+        return super().event(task, result, first_copy)._replace(name="extract")
 
 
 def reference_key(number: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan, part_name
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, KindResult, WorkKind
 from taugrid.orchestrator.work.reconstruct import ignore_damage, left_out, ode_cells, require_ode_cells
 from taugrid.parquet import first_pictures
 from taugrid.words import counted
@@ -65,7 +65,7 @@ class InterpolateWork(WorkKind):
     def labels(self) -> dict[str, str]:
         return {cell.name: cell.label for cell in self._cells()}
 
-    def conclude(self) -> Conclusion:
+    def conclude(self) -> KindResult:
         """Write figures/interpolation*.png, and tables/interpolation.csv with each image's place and its x_T."""
         import pandas as pd
 
@@ -88,7 +88,7 @@ class InterpolateWork(WorkKind):
         with replacing(self.rundir.tables / "interpolation.csv", self.rundir.storage) as temporary:
             temporary.write_text(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"), encoding="utf-8")
         cells = counted(len({row["cell"] for row in rows}), "cell")
-        return Conclusion("interpolation", rows, f"{cells} interpolated: figures/interpolation*.png")
+        return KindResult("interpolation", rows, f"{cells} interpolated: figures/interpolation*.png")
 
     @classmethod
     def cells_of(cls, plan: Plan) -> list[Cell]:
@@ -103,7 +103,7 @@ class InterpolateWork(WorkKind):
 
     def _path(self, cell: Cell) -> Path:
         source = identity(self._source(cell))[:8]
-        return self.place / f"{cell.name}-{source}" / part_name(0)
+        return self.path / f"{cell.name}-{source}" / part_name(0)
 
     def _source(self, cell: Cell) -> dict[str, Any]:
         return {

@@ -21,13 +21,13 @@ IMAGES = "images"
 
 
 class Event(NamedTuple):
-    """A line of the events file, without the place where the work was done."""
+    """A line of the events file, without the worker that did the work."""
 
     name: str
     fields: dict[str, Any]
 
 
-class Conclusion(NamedTuple):
+class KindResult(NamedTuple):
     """The result of a kind of work."""
 
     table: str
@@ -66,8 +66,8 @@ class WorkKind(ABC):
     needs_network: ClassVar[bool] = True
     """Whether its jobs run a network. If not, workers without a GPU may do them beside others with one, with the
     same results."""
-    finished: ClassVar[str | None] = None
-    """The words for finished tasks, if the progress line always counts them, whatever the workers are doing."""
+    finished_noun: ClassVar[str | None] = None
+    """Noun for finished tasks, such as "cells scored". None: the progress line counts them only while they run."""
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
@@ -81,12 +81,12 @@ class WorkKind(ABC):
 
     @classmethod
     def cells_of(cls, plan: Plan) -> Sequence[Cell]:
-        """The cells whose names begin the names of its folders."""
+        """The cells that have a folder of this kind; its name starts with the cell's."""
         return plan.cells
 
     @property
-    def place(self) -> Path:
-        """`folder` of this run."""
+    def path(self) -> Path:
+        """The path of `folder` in this run."""
         return self.rundir.root / self.folder
 
     def check(self) -> None:
@@ -113,7 +113,7 @@ class WorkKind(ABC):
         """Name -> label of the cells in `missing`."""
         return self.plan.labels
 
-    def conclude(self) -> Conclusion | None:
+    def conclude(self) -> KindResult | None:
         """Write the results of what is complete. None: other work continues from here."""
         return None
 
@@ -130,15 +130,15 @@ class WorkKind(ABC):
         return task.cost / cell.evaluations if cell is not None and cls.counts_images else 0.0
 
     @classmethod
-    def event(cls, task: Task, result: Result, first: bool) -> Event:
-        """The line in the events file for a finished task; `first`: no other copy was finished before.
+    def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
+        """The line in the events file for a finished task; `first_copy`: no other copy was finished before.
 
         It names the model and the number of network evaluations: later sessions estimate their rate from these.
         """
         fields: dict[str, Any] = {"task": task.key, "images": result.images, "seconds": round(result.seconds, 4)}
         if task.cell is not None and cls.unit == NETWORK_EVALUATIONS:
             fields |= {"cell": task.cell.id, "model": task.cell.model.id, "evaluations": int(task.cost)}
-        return Event(cls.name, {**fields, "committed": first})
+        return Event(cls.name, {**fields, "committed": first_copy})
 
 
 def shard_key(kind: str, shard: Shard) -> str:

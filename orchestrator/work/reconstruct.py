@@ -17,7 +17,7 @@ from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.rundir.directory import Damage, OnDamage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Conclusion, WorkKind, shard_key
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, KindResult, WorkKind, shard_key
 from taugrid.parquet import first_pictures
 from taugrid.registry.samplers import DEFAULT
 from taugrid.words import listed, some_of
@@ -63,7 +63,7 @@ def ignore_damage(damage: Damage) -> None:
     """For a second look at files: damage was reported at the first."""
 
 
-class Place(NamedTuple):
+class ShardFile(NamedTuple):
     cell: Cell
     shard: Shard
     path: Path
@@ -98,10 +98,10 @@ class ReconstructWork(WorkKind):
         return said + left_out(self.plan, self.stage)
 
     def tasks(self) -> Iterator[Task]:
-        for place in self._places(self._cells()):
-            if self._is_whole(place, self.survey.on_damage):
+        for file in self._files(self._cells()):
+            if self._is_whole(file, self.survey.on_damage):
                 continue
-            cell, shard, path = place
+            cell, shard, path = file
             job = ReconstructJob(
                 path=str(path),
                 storage=self.rundir.storage,
@@ -122,7 +122,7 @@ class ReconstructWork(WorkKind):
     def missing(self) -> dict[str, str]:
         lacking = {}
         for cell in self._cells():
-            count = sum(not self._is_whole(place, ignore_damage) for place in self._places([cell]))
+            count = sum(not self._is_whole(file, ignore_damage) for file in self._files([cell]))
             if count:
                 lacking[cell.name] = f"{some_of(count, len(cell.shards), 'shard')} not reconstructed"
         return lacking
@@ -130,7 +130,7 @@ class ReconstructWork(WorkKind):
     def labels(self) -> dict[str, str]:
         return {cell.name: cell.label for cell in self._cells()}
 
-    def conclude(self) -> Conclusion:
+    def conclude(self) -> KindResult:
         """Write tables/reconstruction.* and figures/reconstruction*."""
         from taugrid.eval.figures.drawing import save
         from taugrid.eval.figures.over_steps import reconstruction_figure
@@ -141,7 +141,7 @@ class ReconstructWork(WorkKind):
         lacking = self.missing()
         cells = [cell for cell in self._cells() if cell.name not in lacking]
         seconds = _seconds(self.rundir)
-        rows = [self._row(cell, [place.path for place in self._places([cell])], seconds.get(cell.id)) for cell in cells]
+        rows = [self._row(cell, [file.path for file in self._files([cell])], seconds.get(cell.id)) for cell in cells]
         beside = reconstruction_counterparts(rows, [_encoded(cell) for cell in cells])
         labels = self.labels()
         notes = [f"{labels[name]} is left out: {reason}" for name, reason in lacking.items()]
@@ -151,13 +151,13 @@ class ReconstructWork(WorkKind):
         with self.rundir.storage.local_folder(self.rundir.tables) as tables:
             write_published(beside, tables, "reconstruction-published")
             if not rows:
-                return Conclusion("reconstruction", rows)
+                return KindResult("reconstruction", rows)
             write_reconstruction(rows, tables, self._about(cells), notes)
         with self.rundir.storage.local_folder(self.rundir.figures) as figures:
             save(reconstruction_figure(reconstruction_frame(rows)), figures / "reconstruction-error")
         self._draw(cells)
         drawn = reconstruction_to_console(reconstruction_frame(rows), self._about(cells), notes)
-        return Conclusion("reconstruction", rows, drawn)
+        return KindResult("reconstruction", rows, drawn)
 
     def _draw(self, cells: list[Cell]) -> None:
         """Draw a figure of pictures for each group of cells that differ only in S."""
@@ -173,7 +173,7 @@ class ReconstructWork(WorkKind):
             count = min(PICTURES, members[0].settings.num_samples)
             rebuilt = {
                 cell.settings.steps: first_pictures(
-                    [place.path for place in self._places([cell])], count, self.rundir.storage
+                    [file.path for file in self._files([cell])], count, self.rundir.storage
                 )
                 for cell in members
             }
@@ -192,20 +192,20 @@ class ReconstructWork(WorkKind):
     def _count(self, held_out: Data) -> int:
         return min(len(data.load_images(held_out)), self.config.report.reconstructed_images)
 
-    def _places(self, cells: list[Cell]) -> Iterator[Place]:
+    def _files(self, cells: list[Cell]) -> Iterator[ShardFile]:
         for cell in cells:
             # The name depends on images and weights, so a file made from others is never mistaken for this one.
-            folder = self.place / f"{cell.name}-{identity(self._source(cell))[:8]}"
+            folder = self.path / f"{cell.name}-{identity(self._source(cell))[:8]}"
             for shard in cell.shards:
-                yield Place(cell, shard, folder / shard.name)
+                yield ShardFile(cell, shard, folder / shard.name)
 
     def _source(self, cell: Cell) -> dict[str, str]:
         content = data.content_fingerprint(cell.model.data.held_out)
         return {"data": content, "weights_sha256": self.rundir.weights_sha256(cell.model, cell.settings.weights)}
 
-    def _is_whole(self, place: Place, on_damage: OnDamage) -> bool:
+    def _is_whole(self, file: ShardFile, on_damage: OnDamage) -> bool:
         return self.rundir.is_whole(
-            place.path, place.shard.stop, on_damage, place.shard.start, expected={"cell": place.cell.id}
+            file.path, file.shard.stop, on_damage, file.shard.start, expected={"cell": file.cell.id}
         )
 
     def _row(self, cell: Cell, paths: list[Path], seconds: float | None) -> dict[str, Any]:

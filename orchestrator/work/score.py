@@ -10,7 +10,7 @@ from taugrid.orchestrator.report.write import quality_table, write_report
 from taugrid.orchestrator.rundir.directory import Damage
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import ExtractWork, not_extracted, reference_keys
-from taugrid.orchestrator.work.kind import IMAGES, Conclusion, WorkKind, shard_key
+from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import unsampled
 from taugrid.orchestrator.work.scorer import FILE, is_damaged, keep_record
 from taugrid.orchestrator.work.survey import CellState
@@ -27,7 +27,7 @@ class ScoreWork(WorkKind):
     unit = IMAGES
     activity = "scoring"
     task_in_words = ("cell", "to score")
-    finished = "cells scored"
+    finished_noun = "cells scored"
     needs_network = False
 
     @property
@@ -99,8 +99,8 @@ class ScoreWork(WorkKind):
                 lacking[cell.name] = "sampled, but not scored"
         return lacking
 
-    def conclude(self) -> Conclusion:
+    def conclude(self) -> KindResult:
         """The quality table; the stage `report` writes it, with the figures."""
         collected = collect(self.run.plan, self.rundir, self._evaluation)
         report = write_report if "report" in self.survey.stages else quality_table
-        return Conclusion("quality", collected.rows, quality=report(self.run, collected))
+        return KindResult("quality", collected.rows, quality=report(self.run, collected))

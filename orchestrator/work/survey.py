@@ -50,13 +50,13 @@ class Survey:
     """The stages that the run should do."""
     on_damage: Callable[[Damage], None]
     """Must move the file away."""
-    part: Plan | None = None
+    selected: Plan | None = None
     """The part of the run's plan that is to be done; None: all."""
 
     @property
     def plan(self) -> Plan:
         """What is to be done."""
-        return self.part or self.run.plan
+        return self.selected or self.run.plan
 
     @property
     def rundir(self) -> RunDir:

@@ -82,14 +82,14 @@ def failed(workers: int, tasks: int) -> tuple[Dispatcher, float]:
     join(d, 0, NODE)
     now, failures = 0.0, 0
     while failures < tasks:
-        for worker in d.due(now):
+        for worker in d.due_for_health_check(now):
             d.health.readmitted(worker)
         for worker, _, _ in d.assign(now):
             if failures < tasks:
                 d.failed(worker, now, Fault.TASK, "ValueError")
                 failures += 1
         now += 100.0
-    for worker in d.due(now):
+    for worker in d.due_for_health_check(now):
         d.health.readmitted(worker)
     join(d, NODE, workers)
     return d, now
@@ -117,7 +117,7 @@ def suspected(workers: int, tasks: int) -> tuple[Dispatcher, float]:
             d.worker_lost(worker, now, "killed")
             d.worker_joined(f"w{workers * (round + 1) + i}", f"n{i}'", now)
         now += 100.0
-        for worker in d.due(now):
+        for worker in d.due_for_health_check(now):
             d.health.readmitted(worker)
         d.assign(now)
     return d, now
@@ -170,9 +170,9 @@ EVENTS: dict[str, Callable[[Dispatcher, str, float], None]] = {
 
 QUESTIONS: dict[str, Callable[[Dispatcher, float], object]] = {
     "overdue": lambda d, now: d.overdue(now),
-    "due": lambda d, now: d.due(now),
+    "due_for_health_check": lambda d, now: d.due_for_health_check(now),
     "unfit": lambda d, now: d.broken_nodes(),
     "avoided": lambda d, now: d.health.broken_nodes(),
-    "openings": lambda d, now: d.openings(now),
+    "demand_by_kind": lambda d, now: d.demand_by_kind(now),
 }
 """What the worker manager asks after every event."""

@@ -14,7 +14,7 @@ from taugrid.config import Config, validate
 from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.main import cli
-from taugrid.orchestrator.cli.text import print_outcome
+from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import requested
@@ -73,7 +73,7 @@ def test_tables_and_figures_are_of_means_and_effects(run):
 
 def test_the_terminal_shows_the_one_table_and_another_layout_on_request(run, capsys):
     opened, outcome = run
-    print_outcome(opened.rundir, outcome)
+    print_result(opened.rundir, outcome)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FID (lower is better)"
     assert lines[1].split() == ["schedule", "beta_end", "η", "\\", "S", "2", "4"]

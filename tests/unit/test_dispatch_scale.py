@@ -106,19 +106,23 @@ class Naive:
         for task in tasks:
             self.add(task.key)
 
-    def add(self, key, met=()):
+    def add(self, key, failed_at=()):
         number = next(i for i, task in enumerate(self.tasks) if task.key == key)
         task = self.tasks[number]
-        self.queue[key] = (bool(met), KINDS.index(task.kind), -task.cost, number), frozenset(met), task.kind
+        self.queue[key] = (bool(failed_at), KINDS.index(task.kind), -task.cost, number), frozenset(failed_at), task.kind
 
     def take(self, kinds, place=None):
-        suited = [(order, key) for key, (order, met, kind) in self.queue.items() if kind in kinds and place not in met]
+        suited = [
+            (order, key)
+            for key, (order, failed_at, kind) in self.queue.items()
+            if kind in kinds and place not in failed_at
+        ]
         if not suited:
             return None
         del self.queue[min(suited)[1]]
         return min(suited)[1]
 
-    def abandon(self, key):
+    def quarantine(self, key):
         self.queue.pop(key, None)
 
 
@@ -139,14 +143,14 @@ def test_the_backlog_gives_what_sorting_all_that_waits_would_give(costs, data):
             assert taken == naive.take(kinds, place)
             out += [taken] if taken else []
         elif what == "again" and out:
-            key, met = out.pop(), data.draw(st.sets(st.sampled_from(PLACES)))
-            backlog.add(key, met)
-            naive.add(key, met)
+            key, failed_at = out.pop(), data.draw(st.sets(st.sampled_from(PLACES)))
+            backlog.add(key, failed_at)
+            naive.add(key, failed_at)
         elif what == "give up":
             key = data.draw(st.sampled_from([task.key for task in tasks]))
             if key not in backlog.quarantined and key not in out:
-                backlog.abandon(key)
-                naive.abandon(key)
+                backlog.quarantine(key)
+                naive.quarantine(key)
         assert len(backlog) == len(naive.queue)
         assert backlog.kinds == {kind for _, _, kind in naive.queue.values()}
 

@@ -5,7 +5,7 @@ from in_process import SMALL_UNET, small_run
 from test_reconstruct_work import save_network
 
 from taugrid.orchestrator import session
-from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_outcome
+from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_result
 from taugrid.orchestrator.dispatch.capacity import Trainers
 from taugrid.orchestrator.dispatch.training import TrainingFailed
 from taugrid.orchestrator.progress import Progress
@@ -63,7 +63,7 @@ def test_the_other_models_are_sampled_and_scored(tmp_path, failing):
         assert len(outcome.rows) == 3
         assert set(outcome.missing) == {opened.plan.cells[3].name}
         assert "the loss is nan" in outcome.missing[opened.plan.cells[3].name]
-        assert outcome.lasting == {opened.plan.cells[3].name}
+        assert outcome.permanent_failures == {opened.plan.cells[3].name}
         [line] = missing_lines(outcome.missing, outcome.labels)
         assert line.startswith("missing: schedule=cosine train.seed=1 · S=1 eta=0: training of model schedule=cosine")
         quality = (opened.rundir.tables / "quality.md").read_text()
@@ -87,7 +87,7 @@ def test_the_only_scored_value_of_a_key_keeps_its_column(tmp_path, failing, caps
     failing |= {f"schedule=cosine train.seed={seed}" for seed in (0, 1)}
     with small_run(tmp_path, CONFIG) as opened:
         outcome = Session(opened, "local", Progress()).do(("train", *AFTER_TRAINING))
-        print_outcome(opened.rundir, outcome)
+        print_result(opened.rundir, outcome)
         shown = capsys.readouterr()
         assert [line.split()[0] for line in shown.out.splitlines() if " 0.0 " in line] == ["linear", "cosine"]
         assert "the same command" in shown.err

@@ -126,7 +126,7 @@ def test_a_result_says_what_its_file_holds_so_that_the_driver_need_not_read_it(t
     for kind in ("reference", "sample", "extract"):
         for job in [task.job for task in run.tasks(kind)]:
             result = do(job)
-            assert (result.part, result.first) == (parquet.inspect(Path(job.path)), True)
+            assert (result.part, result.created_file) == (parquet.inspect(Path(job.path)), True)
 
 
 # The run directory
@@ -311,7 +311,7 @@ def test_another_file_than_the_one_to_replace_is_kept(tmp_path):
     [job, *_] = [task.job for task in Here(tmp_path / "run", num_samples=15).tasks("sample")]
     Here(tmp_path / "run", num_samples=20).do("sample")
     before = Path(job.path).read_bytes()
-    assert not do(job).first
+    assert not do(job).created_file
     assert Path(job.path).read_bytes() == before
 
 
@@ -323,7 +323,7 @@ def test_a_short_file_that_only_its_time_or_its_number_tells_from_the_one_to_rep
     for task in Here(tmp_path / "run", num_samples=20).tasks("sample"):
         if task.job.replaces is not None:
             os.utime(task.job.path)
-        assert do(task.job).first
+        assert do(task.job).created_file
     assert files(tmp_path / "run") == files(tmp_path / "once")
 
 

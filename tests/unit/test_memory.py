@@ -156,7 +156,7 @@ def test_a_job_is_tried_again_in_its_turn_alone(attempts):
     """Else it would change precision flags, and take memory, while the next job computes."""
     device = Device("cpu")
     with device.compute_lock:
-        assert run_in_memory(Writing("x"), device).first
+        assert run_in_memory(Writing("x"), device).created_file
     assert attempts == ["begins", "the next job has computed", "begins"]
 
 

@@ -129,16 +129,18 @@ def test_to_write_a_ledger_anew_asks_for_no_file(bucket, s3):
     old.keep()
     names = [root / f"samples/S0002/part-{number:06d}.parquet" for number in range(50)]
     for number in range(MAX_SUPERSEDED + 2):
-        old.add(names[0], str(number), parquet.Part(0, 3, {"cell": "c"}))
+        old.add(names[0], str(number), parquet.PartSummary(0, 3, {"cell": "c"}))
     for name in names[1:]:
-        old.add(name, "1", parquet.Part(0, 3, {"cell": "c"}))
+        old.add(name, "1", parquet.PartSummary(0, 3, {"cell": "c"}))
     old.flush()
     before = s3.requests.copy()
     Ledger(root, storage).keep()
     assert (s3.requests - before).total() < 10
     again = Ledger(root, storage)
     assert (
-        again.find(names[0], str(MAX_SUPERSEDED + 1)) == again.find(names[-1], "1") == parquet.Part(0, 3, {"cell": "c"})
+        again.find(names[0], str(MAX_SUPERSEDED + 1))
+        == again.find(names[-1], "1")
+        == parquet.PartSummary(0, 3, {"cell": "c"})
     )
     assert storage.read(root / "ledger.jsonl").count(b"\n") == len(names)
 

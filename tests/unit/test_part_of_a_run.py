@@ -15,8 +15,8 @@ from taugrid.storage import read_json
 
 
 def do(opened, stages, *only, progress=None):
-    part = select(opened.plan, only)
-    return Session(opened, "local", progress or Progress(), part).do(stages)
+    selected = select(opened.plan, only)
+    return Session(opened, "local", progress or Progress(), selected).do(stages)
 
 
 def test_a_part_is_done_and_tables_show_what_is_there(tmp_path):

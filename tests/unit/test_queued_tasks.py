@@ -12,7 +12,7 @@ HANG_SECONDS = 600.0
 def dispatcher(tasks, workers=1, max_attempts=3, kind="sample"):
     """All workers are on nodes of their own; the tasks are called 0, 1, 2, ... and go out in that order."""
     d = Dispatcher(
-        [Task(str(i), kind, 1.0) for i in range(tasks)], KINDS, max_attempts, HANG_SECONDS, queues_second=True
+        [Task(str(i), kind, 1.0) for i in range(tasks)], KINDS, max_attempts, HANG_SECONDS, queues_ahead=True
     )
     for i in range(workers):
         d.worker_joined(f"w{i}")
@@ -56,7 +56,7 @@ def test_there_are_seconds_only_while_more_are_ready_than_there_are_workers():
 
 def test_a_second_is_of_the_kind_of_the_first():
     tasks = [Task("a", "sample", 1.0), *(Task(str(i), "score", 1.0) for i in range(9))]
-    d = Dispatcher(tasks, KINDS, queues_second=True)
+    d = Dispatcher(tasks, KINDS, queues_ahead=True)
     d.worker_joined("w0")
     assert given(d, 0.0) == {("w0", "a")}
     assert given(d, 0.1) == set()
@@ -64,7 +64,7 @@ def test_a_second_is_of_the_kind_of_the_first():
 
 def test_nothing_follows_a_task_that_has_been_in_trouble():
     later = [Task(f"later {i}", "sample", 1.0, frozenset({"gate"})) for i in range(9)]
-    d = Dispatcher([Task("0", "sample", 3.0), Task("gate", "sample", 2.0), *later], KINDS, queues_second=True)
+    d = Dispatcher([Task("0", "sample", 3.0), Task("gate", "sample", 2.0), *later], KINDS, queues_ahead=True)
     for worker in ("w0", "w1"):
         d.worker_joined(worker)
     assert given(d, 0.0) == {("w0", "0"), ("w1", "gate")}
@@ -166,7 +166,7 @@ def test_an_idle_worker_takes_a_copy_of_what_waits_behind_another():
         now += 1.0
     for key in d.in_flight.keys("w1"):
         d.succeeded("w1", now, key)
-    assert d.openings(now)["sample"] == 2, "what waits, and what is late"
+    assert d.demand_by_kind(now)["sample"] == 2, "what waits, and what is late"
     assert [(worker, task.key, copy) for worker, task, copy in d.assign(now)] == [("w1", "2", True)]
     assert d.assign(now) == []
     d.failed("w1", now, Fault.TASK, "ValueError", "2")
@@ -177,7 +177,7 @@ def test_an_idle_worker_takes_a_copy_of_what_waits_behind_another():
 
 
 def test_of_a_cell_that_is_given_up_what_is_in_flight_is_not(busy):
-    assert busy.abandon(["0", "1", "2"]) == {"2"}
+    assert busy.quarantine(["0", "1", "2"]) == {"2"}
 
 
 def test_the_health_of_a_worker_that_cools_down_is_checked_only_once_it_is_idle():
@@ -193,6 +193,6 @@ def test_the_health_of_a_worker_that_cools_down_is_checked_only_once_it_is_idle(
             cooldown = d.failed("w0", now, Fault.ENVIRONMENT, "read-only").cooldown
     assert d.in_flight.keys("w0"), "its second goes on"
     later = now + cooldown.seconds + 1.0
-    assert d.due(later) == []
+    assert d.due_for_health_check(later) == []
     assert d.failed("w0", later, Fault.ENVIRONMENT, "read-only").cooldown is None, "it cools down already"
-    assert d.due(later) == ["w0"]
+    assert d.due_for_health_check(later) == ["w0"]

@@ -82,7 +82,7 @@ def do(work):
     tasks = list(work.tasks())
     for task in tasks:
         network = load_network(task.job.network, task.job.diffusion, "cpu")
-        assert reconstruct_shard(task.job, network, "cpu").first
+        assert reconstruct_shard(task.job, network, "cpu").created_file
     assert work.missing() == {}
     return tasks
 
@@ -94,7 +94,7 @@ def done(root, count, **sections):
 
 
 def files(work):
-    return {path.name: path.read_bytes() for path in sorted(work.place.glob("*/part-*.parquet"))}
+    return {path.name: path.read_bytes() for path in sorted(work.path.glob("*/part-*.parquet"))}
 
 
 def errors_of(path, of):
@@ -112,7 +112,7 @@ def test_a_later_session_knows_the_pace_of_reconstructions_and_models_have_their
     save_networks(work)
     events = Events(work.rundir)
     for task, seconds in zip(work.tasks(), (8.0, 16.0), strict=True):
-        name, fields = ReconstructWork.event(task, Result(seconds, 8, True), first=True)
+        name, fields = ReconstructWork.event(task, Result(seconds, 8, True), first_copy=True)
         events.add(name, **fields, device="cpu")
     again = reconstruct(tmp_path / "run", 16, grid=grid)
     tasks = {task.key: task for task in again.tasks()}

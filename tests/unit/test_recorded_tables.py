@@ -12,13 +12,13 @@ import pytest
 
 from taugrid.config.load import load
 from taugrid.eval.tables.differences import Evidence
-from taugrid.orchestrator.cli.text import print_outcome
+from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import write_report
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.session import Outcome
+from taugrid.orchestrator.session import SessionResult
 from taugrid.orchestrator.view.page import write_page
 
 RECORDED = Path(__file__).parents[1] / "fixtures/recorded-tables"
@@ -66,5 +66,5 @@ def test_the_page_says_what_it_said(reported):
 def test_the_terminal_shows_what_it_showed(reported, capsys, monkeypatch):
     expected, quality, rundir = reported
     monkeypatch.setenv("COLUMNS", "80")
-    print_outcome(rundir, Outcome({}, quality.rows, "quality", quality))
+    print_result(rundir, SessionResult({}, quality.rows, "quality", quality))
     assert capsys.readouterr().out == (expected / "terminal.txt").read_text(encoding="utf-8")

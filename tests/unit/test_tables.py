@@ -21,9 +21,9 @@ from taugrid.eval.tables.pivots import USUAL, pivot_tables
 from taugrid.eval.tables.quality import QualityTable, to_latex, to_markdown, write_quality
 from taugrid.eval.tables.rows import check_joinable
 from taugrid.grids.names import short_names
-from taugrid.orchestrator.cli.text import print_outcome
+from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.session import Outcome
+from taugrid.orchestrator.session import SessionResult
 from taugrid.protocol import comparability_key, disagreements
 from taugrid.storage import replacing
 
@@ -465,7 +465,7 @@ SPELLED = {
 
 def outcome_on_stdout(rows, capsys, tmp_path):
     spelled = {row["protocol"]: SPELLED for row in rows}
-    print_outcome(RunDir(tmp_path), Outcome({}, rows, "quality", table(rows, spelled)))
+    print_result(RunDir(tmp_path), SessionResult({}, rows, "quality", table(rows, spelled)))
     return capsys.readouterr().out
 
 
@@ -510,11 +510,11 @@ def test_the_terminal_says_once_why_there_is_no_standard_error(tmp_path, capsys)
     few = "100 samples for 64 varying features [2 for each]"
     for scored, said in ((rows, "2 of 3 FIDs"), (rows[:2], "any FID")):
         evidence = Evidence({}, {row["cell"]: 0 for row in rows}, spelled, {row["cell"]: few for row in rows})
-        print_outcome(RunDir(tmp_path), Outcome({}, scored, "quality", QualityTable(scored, evidence)))
+        print_result(RunDir(tmp_path), SessionResult({}, scored, "quality", QualityTable(scored, evidence)))
         printed_to = capsys.readouterr()
         assert printed_to.err.splitlines() == [f"no sampling error for {said}: {few}"]
         assert few not in printed_to.out
-    print_outcome(RunDir(tmp_path), Outcome({}, rows[2:3], "quality", QualityTable(rows[2:3], evidence)))
+    print_result(RunDir(tmp_path), SessionResult({}, rows[2:3], "quality", QualityTable(rows[2:3], evidence)))
     assert capsys.readouterr().err == ""
 
 

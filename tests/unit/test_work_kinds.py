@@ -15,7 +15,7 @@ from taugrid.config import Cluster, Config, validate
 from taugrid.errors import RunDirectoryNotSeen, RunFailed, UserError, WorkerRefusal, WrongWeights
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator import work
-from taugrid.orchestrator.cli.text import print_outcome
+from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.policy import health
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
@@ -41,7 +41,7 @@ from taugrid import parquet
 from taugrid.errors import WrongWeights
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import Conclusion, WorkKind
+from taugrid.orchestrator.work.kind import KindResult, WorkKind
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class PaintWork(WorkKind):
     unit = "strokes"
     activity = "painting"
     task_in_words = ("cell", "to paint")
-    finished = "cells painted"
+    finished_noun = "cells painted"
 
     def _path(self, cell):
-        return self.place / f"{cell.id}.parquet"
+        return self.path / f"{cell.id}.parquet"
 
     def _is_there(self, cell):
         return self.rundir.storage.exists(self._path(cell))
@@ -89,7 +89,7 @@ class PaintWork(WorkKind):
 
     def conclude(self):
         rows = [{"cell": cell.id} for cell in self.plan.cells if self._is_there(cell)]
-        return Conclusion("paintings", rows, "all is painted")
+        return KindResult("paintings", rows, "all is painted")
 
 """
 
@@ -209,7 +209,7 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
     outcome = Session(opened, "local", Progress()).do({"paint"})
     assert (outcome.missing, outcome.rows) == ({}, [{"cell": cell.id}]), "nothing was to be done"
     assert not leftover.exists()
-    print_outcome(opened.rundir, outcome)
+    print_result(opened.rundir, outcome)
     assert "all is painted" in capsys.readouterr().out
     painting = root / "paintings" / f"{cell.id}.parquet"
     painting.write_bytes(painting.read_bytes()[:-20])

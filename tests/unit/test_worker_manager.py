@@ -276,7 +276,7 @@ def test_a_network_that_returns_nan_costs_its_cell_one_task_and_other_cells_noth
     assert run.pool.now < 220, "20 tasks of 10 s; the other 20 are not tried"
     [problem] = run.problems.values()
     assert problem.startswith("paint/0: NotFinite: NaN in image 0")
-    assert run.loop.lasting == set(run.problems), "the same command would meet the same NaN"
+    assert run.loop.permanent_failures == set(run.problems), "the same command would meet the same NaN"
 
 
 def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that_is_being_written(

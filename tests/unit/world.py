@@ -63,7 +63,7 @@ class World:
 
     def give(self):
         d = self.dispatcher
-        for worker in d.due(self.now):
+        for worker in d.due_for_health_check(self.now):
             if self.nodes[self.where[worker]] == "refuses":
                 d.health.unhealthy(worker, self.now, "read-only")
             else:
@@ -79,7 +79,7 @@ class World:
                 self._begin(worker, task)
             else:
                 self.seconds += 1
-        assert not d.health.able(d.in_flight.idle, d.backlog.kinds), (
+        assert not d.health.available(d.in_flight.idle, d.backlog.kinds), (
             "a ready task waits while a worker idles that may do it"
         )
 

@@ -1,4 +1,4 @@
-"""The tasks of a run: which are ready, in which order they are assigned, and which are done or given up. Pure.
+"""The tasks of a run: which are ready, in which order they are assigned, and which are done or quarantined. Pure.
 
 Ready tasks are assigned in the order of their kinds, the costliest of a kind first. A task that has failed goes behind
 all that have not, so that a few hopeless ones can't delay the others.
@@ -70,15 +70,15 @@ class Backlog:
     def task(self, key: str) -> Task:
         return self._tasks[self._ranks[key]]
 
-    def add(self, key: str, met: Collection[str] = ()) -> None:
-        """Queue a task. `met`: the nodes and workers where it failed, if any; then it goes behind all that have not."""
-        self._add(self._ranks[key], met)
+    def add(self, key: str, failed_at: Collection[str] = ()) -> None:
+        """Queue a task. If it has `failed_at` nodes and workers, it goes behind all that have not failed."""
+        self._add(self._ranks[key], failed_at)
 
-    def _add(self, rank: int, met: Collection[str] = ()) -> None:
+    def _add(self, rank: int, failed_at: Collection[str] = ()) -> None:
         kind = self._tasks[rank].kind
         self._ready[kind] += 1
-        if met:
-            self._retries[kind].add(rank, frozenset(met))
+        if failed_at:
+            self._retries[kind].add(rank, frozenset(failed_at))
         else:
             self._is_fresh[rank] = True
             heapq.heappush(self._fresh[kind], rank)
@@ -113,8 +113,8 @@ class Backlog:
             if not self._missing[dependent] and self._tasks[dependent].key not in self.quarantined:
                 self._add(dependent)
 
-    def abandon(self, key: str) -> None:
-        """Give up `key`, whether it is queued or not, and all tasks that require it, directly or indirectly."""
+    def quarantine(self, key: str) -> None:
+        """Never try `key` again, queued or not; all tasks that require it, even indirectly, are unreachable."""
         rank = self._ranks[key]
         kind = self._tasks[rank].kind
         if self._is_fresh[rank] or self._retries[kind].remove(rank):
@@ -145,7 +145,7 @@ class Retries:
         self._places: dict[int, Places] = {}  # of those that wait
         self._queues: dict[Places, list[int]] = {}  # heaps
         self._heads: list[tuple[int, Places]] = []  # a heap of the first of each queue, and of some that were first
-        self._met: Counter[str] = Counter()  # how many that wait have failed at a place
+        self._failed_at: Counter[str] = Counter()  # how many that wait have failed at a place
 
     def __len__(self) -> int:
         return len(self._places)
@@ -153,7 +153,7 @@ class Retries:
     def add(self, task: int, places: Places) -> None:
         """Queue a task that failed at `places`."""
         self._places[task] = places
-        self._met.update(places)
+        self._failed_at.update(places)
         queue = self._queues.setdefault(places, [])
         heapq.heappush(queue, task)
         if queue[0] == task:
@@ -163,12 +163,12 @@ class Retries:
         """Take a task out for good. False if it isn't queued."""
         if (places := self._places.pop(task, None)) is None:
             return False
-        self._met.subtract(places)
+        self._failed_at.subtract(places)
         return True
 
     def take(self, place: str | None) -> int | None:
         """Remove and return the first task that has not failed at `place` (None: wherever it failed); or None."""
-        if place is not None and self._met[place] == len(self):
+        if place is not None and self._failed_at[place] == len(self):
             return None
         passed_over, taken = [], None
         while self._heads and taken is None:

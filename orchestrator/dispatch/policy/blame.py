@@ -1,4 +1,4 @@
-"""Where each task failed, when that is enough to give it up, and which tasks may kill their workers. Pure."""
+"""Where each task failed, when that is enough to quarantine it, and which tasks may kill their workers. Pure."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Set
@@ -19,7 +19,7 @@ class TaskHistory:
     """Node -> how many workers died of it, or hung, there."""
     losses_in_a_row: int = 0
     """With no other worker lost in between: where workers die all the time, a death says little about the task."""
-    met: set[str] = field(default_factory=set)
+    failed_at: set[str] = field(default_factory=set)
     """Nodes and workers where it failed, for whatever reason: it goes elsewhere if it can."""
 
     @property
@@ -35,21 +35,21 @@ class TaskHistory:
         return self.errors + Counter({node: count for node, count in self.losses.items() if count > 1})
 
 
-def suffices(failures: Counter[str], max_attempts: int, fit: Set[str], proven: Set[str]) -> bool:
-    """Whether a task is to blame for its `failures` by node: on min(`max_attempts`, fit nodes) nodes.
+def suffices(failures: Counter[str], max_attempts: int, usable: Set[str], proven: Set[str]) -> bool:
+    """Whether a task is to blame for its `failures` by node: on min(`max_attempts`, usable nodes) nodes.
 
-    On a single node, there must be `max_attempts`. One of the nodes must be `proven`: have done a task in this run, or
-    all may be bad. A task that has failed on every fit node needs no such witness, nor does one that has failed on
-    `UNPROVEN_NODES` where no node has done anything yet.
+    On a single node, there must be `max_attempts`. One of the nodes must be `proven`, or all may be bad. A task that
+    has failed on every usable node needs no such witness, nor does one that has failed on `UNPROVEN_NODES` where no
+    node is proven yet. `health.py` defines the words.
     """
-    tried = failures.keys() & fit
-    if len(tried) < max(1, min(max_attempts, len(fit))):
+    tried = failures.keys() & usable
+    if len(tried) < max(1, min(max_attempts, len(usable))):
         return False
     if len(tried) == 1 and failures[next(iter(tried))] < max_attempts:
         return False
-    if tried == fit:
+    if tried == usable:
         return True
-    if witnesses := proven & fit:
+    if witnesses := proven & usable:
         return bool(tried & witnesses)
     return len(tried) >= UNPROVEN_NODES
 
@@ -88,7 +88,7 @@ class PoisonTasks:
         del self._waiting[key]
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Clear tasks that are done or given up."""
+        """Clear tasks that are done or quarantined."""
         for key in self._all.intersection(keys):
             self._all.discard(key)
             self._waiting.pop(key, None)

@@ -17,9 +17,9 @@ then the accelerator does not wait for the driver. It gets one only while more a
 none is kept from an idle one, and only if neither has ever failed. Which of the two a worker died of cannot be known,
 so neither is charged; both count as having failed from then on, and a task that kills will do so alone.
 
-`blame.suffices` says when a task is quarantined. Once the backlog has nothing for it, an idle worker takes a copy of a
-task that is queued behind another, or of the oldest one that runs much longer than similar ones or is silent. Commits
-are idempotent, so the first copy counts.
+`blame.suffices` says when a task is quarantined, which events and messages call given up. Once the backlog
+has nothing for it, an idle worker gets a speculative copy of a task that is queued behind another, or of the oldest one
+that runs much longer than similar ones or is silent. Commits are idempotent, so the first copy counts.
 
 No event and no assignment costs time that grows with the number of tasks or with workers times workers; docs/scale.md
 has the figures for 512 workers.
@@ -57,7 +57,7 @@ class Fault(Enum):
 
 
 class Assignment(NamedTuple):
-    """`worker` should do `task`; `speculative` if another worker already has it."""
+    """`worker` should do `task`; it is a speculative copy if another worker already has it."""
 
     worker: str
     task: Task
@@ -70,7 +70,7 @@ class Charge(NamedTuple):
     key: str | None
     """The task that the worker had, if any."""
     quarantined: bool
-    """The task is given up."""
+    """Whether the task will not be tried again."""
     cooldown: Cooldown | None
     """A worker or node is not to be used for a time."""
 
@@ -79,7 +79,7 @@ class Dispatcher:
     """Decides which worker gets which task. Times are seconds on any one clock.
 
     Raises:
-        ValueError: as `Backlog`.
+        ValueError: see `Backlog`.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Dispatcher:
         kinds: Sequence[str],
         max_attempts: int = 3,
         hang_seconds: float = 600.0,
-        queues_second: bool = False,
+        queues_ahead: bool = False,
     ) -> None:
-        """`queues_second`: whether a worker that runs a task may have another one queued."""
+        """`queues_ahead`: whether a worker that runs a task may have another one queued."""
         self.backlog = Backlog(tasks, kinds)
         self.health = Health()
         self.in_flight = InFlight()
@@ -98,7 +98,7 @@ class Dispatcher:
         self._kinds = frozenset(kinds)
         self._max_attempts = max_attempts
         self._hang_seconds = hang_seconds
-        self._queues_second = queues_second
+        self._queues_ahead = queues_ahead
         self._histories: dict[str, TaskHistory] = {}
         self._poison = PoisonTasks()
         self._lost_last: str | None = None  # the task that the last lost worker ran
@@ -175,13 +175,13 @@ class Dispatcher:
         key = self.in_flight.finish(worker, key, now).running.key
         node, history = self.health.node(worker), self._history(key)
         others_agree = bool(self.health.proven() & (history.errors.keys() - {node}))
-        history.met |= {worker, node}
+        history.failed_at |= {worker, node}
         if fault in (Fault.TASK, Fault.FINAL):
             history.errors[node] += 1
         if history.errors.total() >= self._max_attempts:
             self._poison.add(key)
         to_blame = fault is Fault.FINAL or (fault is Fault.TASK and self._is_to_blame(key, now))
-        quarantined = self._settle(key, to_blame)
+        quarantined = self._quarantine_or_requeue(key, to_blame)
         cooldown = None
         if fault is Fault.REFUSAL:
             cooldown = self.health.unhealthy(worker, now, reason)
@@ -201,7 +201,7 @@ class Dispatcher:
         self.health.left(worker, now, with_its_node)
         if not with_its_node:
             for each in tasks:
-                self._history(each).met |= {worker, node}
+                self._history(each).failed_at |= {worker, node}
         to_blame = False
         if key is not None and not with_its_node and (culprit is not None or len(tasks) == 1):
             to_blame = self._died_of(key, node, now)
@@ -209,8 +209,8 @@ class Dispatcher:
             self._lost_last = None
         for each in tasks:
             if each != key:
-                self._settle(each, False)
-        return Charge(key, key is not None and self._settle(key, to_blame), cooldown)
+                self._quarantine_or_requeue(each, False)
+        return Charge(key, key is not None and self._quarantine_or_requeue(key, to_blame), cooldown)
 
     def _died_of(self, key: str, node: str, now: float) -> bool:
         """Charge a task with a worker's death. True if the task is to blame."""
@@ -230,62 +230,62 @@ class Dispatcher:
         """Whether a task that failed is to blame; not as long as a copy of it runs."""
         if self.in_flight.copies(key):
             return False
-        fit = self.health.usable_nodes(now, self._kind(key))
-        return suffices(self._histories[key].evidence, self._max_attempts, fit, self.health.proven())
+        usable = self.health.usable_nodes(now, self._kind(key))
+        return suffices(self._histories[key].evidence, self._max_attempts, usable, self.health.proven())
 
-    def _settle(self, key: str, to_blame: bool) -> bool:
+    def _quarantine_or_requeue(self, key: str, to_blame: bool) -> bool:
         """Quarantine a task that is to blame, or queue it again unless a worker has it. True if quarantined."""
         if key in self.done or key in self.quarantined:
             return False
         if to_blame:
             self._poison.drop([key])
-            self.backlog.abandon(key)
+            self.backlog.quarantine(key)
             return True
         if key not in self.in_flight:
             if key in self._poison:
                 self._poison.queue(key)
             else:
-                self.backlog.add(key, self._histories[key].met if key in self._histories else ())
+                self.backlog.add(key, self._histories[key].failed_at if key in self._histories else ())
         return False
 
-    def abandon(self, keys: Iterable[str]) -> set[str]:
+    def quarantine(self, keys: Iterable[str]) -> set[str]:
         """Quarantine those of `keys` that no worker has and that are open; returns which."""
         closed = (self.done, self.quarantined, self.backlog.unreachable)
         waiting = {key for key in keys if not any(key in some for some in (self.in_flight, *closed))}
         self._poison.drop(waiting)
         for key in waiting:
             if key not in self.backlog.unreachable:  # because of another one
-                self.backlog.abandon(key)
+                self.backlog.quarantine(key)
         return waiting
 
-    def openings(self, now: float) -> Counter[str]:
+    def demand_by_kind(self, now: float) -> Counter[str]:
         """Kind -> how many more workers could run tasks of it: one for each that is ready, or that may be copied."""
         ready = self.backlog.ready
-        openings = Counter(ready)
-        openings.update(self._kind(key) for key in self._only_queued())
-        openings.update(kind for key in self._late(now) if (kind := self._kind(key)) not in ready)
+        demand = Counter(ready)
+        demand.update(self._kind(key) for key in self._only_queued())
+        demand.update(kind for key in self._late(now) if (kind := self._kind(key)) not in ready)
         if (key := self._next_trial) is not None:
-            openings[self._kind(key)] += 1
-        return openings
+            demand[self._kind(key)] += 1
+        return demand
 
     @property
-    def startable(self) -> set[str]:
+    def startable_kinds(self) -> set[str]:
         """The kinds of the tasks that could start now."""
         poison = self._poison.first_waiting
         return self.backlog.kinds | (set() if poison is None else {self._kind(poison)})
 
-    def due(self, now: float) -> list[str]:
+    def due_for_health_check(self, now: float) -> list[str]:
         """The workers whose health is to be checked now: call `health.readmitted` or `unhealthy`, or `worker_lost`."""
         running, idle = self.in_flight.running, self.in_flight.idle
-        at_once = not running and bool(wanted := self.startable) and not self.health.able(idle, wanted)
-        return self.health.due(now, at_once, running)
+        at_once = not running and bool(wanted := self.startable_kinds) and not self.health.available(idle, wanted)
+        return self.health.due_for_health_check(now, at_once, running)
 
     def broken_nodes(self) -> dict[str, str]:
         """Node -> why, if no worker has a task and no node that has workers is fit for what is ready. Else empty."""
         unfit = self.health.broken_nodes()
-        if not unfit or self.in_flight.running or not (wanted := self.startable):
+        if not unfit or self.in_flight.running or not (wanted := self.startable_kinds):
             return {}
-        return {} if self.health.may_yet(self.in_flight.idle, wanted) else unfit
+        return {} if self.health.may_become_available(self.in_flight.idle, wanted) else unfit
 
     def assign(self, now: float) -> list[Assignment]:
         """Assign tasks to idle workers, as far as there are any; they count as running from `now`."""
@@ -294,8 +294,8 @@ class Dispatcher:
             assignments += [self._begin(worker, key, now) for worker, key in self._ready()]
             assignments += [self._begin(worker, key, now) for worker, key in self._trial(now)]
             assignments += [self._begin(worker, key, now)._replace(speculative=True) for worker, key in self._copy(now)]
-        if self._queues_second:
-            assignments += self._queue_seconds(now)
+        if self._queues_ahead:
+            assignments += self._queue_second_tasks(now)
         return assignments
 
     def _begin(self, worker: str, key: str, now: float) -> Assignment:
@@ -305,7 +305,7 @@ class Dispatcher:
 
     def _ready(self) -> Iterator[tuple[str, str]]:
         """Idle workers, the healthiest first, each with the ready task that it gets."""
-        workers = self.health.able(self.in_flight.idle, self.backlog.kinds)
+        workers = self.health.available(self.in_flight.idle, self.backlog.kinds)
         places: tuple[Callable[[str], str | None], ...] = (self.health.node, str, lambda worker: None)
         for place in places:
             left = []
@@ -319,12 +319,12 @@ class Dispatcher:
             workers = left
 
     def _trial(self, now: float) -> Iterator[tuple[str, str]]:
-        """The task that is tried for poison, with a worker whose node has failed it least, of all fit ones."""
+        """The task that is tried for poison, with a worker whose node has failed it least, of all usable ones."""
         if (key := self._next_trial) is None:
             return
         kind, failures = self._kind(key), self._histories[key].evidence
         fewest = min((failures[node] for node in self.health.usable_nodes(now, kind)), default=0)
-        for worker in self.health.able(self.in_flight.idle, {kind}):
+        for worker in self.health.available(self.in_flight.idle, {kind}):
             if failures[self.health.node(worker)] <= fewest:
                 self._poison.begin(key)
                 yield worker, key
@@ -338,7 +338,7 @@ class Dispatcher:
         """Idle workers, each with the oldest late task that it may copy, if possible one that its node does not run."""
         late = {key: {self.health.node(worker)} for key, worker in self._only_queued().items()} | self._late(now)
         kinds = {key: self._kind(key) for key in late}
-        for worker in self.health.able(self.in_flight.idle, set(kinds.values())):
+        for worker in self.health.available(self.in_flight.idle, set(kinds.values())):
             node, takes = self.health.node(worker), self.health.takes(worker)
             key = next((key for key in late if kinds[key] in takes and node not in late[key]), None)
             key = key or next((key for key in late if kinds[key] in takes), None)
@@ -362,19 +362,19 @@ class Dispatcher:
         }
 
     def _may_be_copied(self, key: str, now: float) -> bool:
-        """One more copy, if one at most is not silent. None once the attempts are used up: failing copies must end."""
+        """Whether one more copy may start: at most one has a recent heartbeat, and the task has attempts left."""
         if key in self.done or key in self.quarantined or key in self._poison:
             return False
         copies = self.in_flight.copies(key).values()
         heard = sum(not copy.is_silent(now) for copy in copies) + self.in_flight.is_queued(key)
         return heard <= 1 and len(copies) < MAX_COPIES and self.attempts(key) < self._max_attempts
 
-    def _queue_seconds(self, now: float) -> Iterator[Assignment]:
+    def _queue_second_tasks(self, now: float) -> Iterator[Assignment]:
         """Workers that run a task, each with a second one of the same kind."""
         plenty = len(self.backlog) - len(self.in_flight)
         if plenty <= 0:
             return
-        for worker in self.health.able(self.in_flight.may_queue, self.backlog.kinds):
+        for worker in self.health.available(self.in_flight.may_queue, self.backlog.kinds):
             running = self.in_flight.running[worker]
             if running.since == now or running.key in self._histories:  # the first must begin first
                 continue

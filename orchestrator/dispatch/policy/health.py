@@ -7,6 +7,12 @@ failure, and it cools down again. A task that it does clears its record and its 
 Failures that only tasks may be to blame for are weak evidence: they cause a cooldown, but never make a node unfit.
 Errors of the environment, failed health checks and tasks that failed here and were done elsewhere are strong evidence:
 a node that cools down for those again and again is unfit.
+
+- An available worker may get a task now: it does not cool down, and its node does not drain.
+- A usable node counts when a task is blamed: it does not drain, and has a worker without a cooldown on strong
+  evidence since its last task.
+- A proven node has done a task and has not cooled down since.
+- An unfit node has only workers with `COOLDOWNS_UNTIL_UNFIT` cooldowns on strong evidence. All others are fit.
 """
 
 from collections import Counter
@@ -28,8 +34,8 @@ COOLDOWNS_UNTIL_UNFIT = 3
 another is, the node's health goes on being checked."""
 
 ABSENT_SECONDS = 120.0
-"""How long a node without workers still counts as fit: a worker that was killed is back there within seconds, and its
-node must not look as if it could not do what a bad node failed."""
+"""How long a node without workers still counts as usable: a worker that was killed is back there within seconds, and
+its node must not look as if it could not do what a bad node failed."""
 
 
 class Cooldown(NamedTuple):
@@ -184,14 +190,14 @@ class Health:
         """The kinds of tasks that `worker` does."""
         return self._workers[worker].takes
 
-    def able(self, workers: Iterable[str], kinds: Set[str]) -> list[str]:
+    def available(self, workers: Iterable[str], kinds: Set[str]) -> list[str]:
         """Those of `workers` that may be given a task of `kinds` now, the healthiest first."""
         if not kinds:
             return []
-        able = [worker for worker in workers if worker not in self._cooling and self._serves(worker, kinds)]
-        return sorted(able, key=self._rank)
+        available = [worker for worker in workers if worker not in self._cooling and self._serves(worker, kinds)]
+        return sorted(available, key=self._rank)
 
-    def may_yet(self, workers: Iterable[str], kinds: Set[str]) -> bool:
+    def may_become_available(self, workers: Iterable[str], kinds: Set[str]) -> bool:
         """Whether any of `workers` may be given a task of `kinds`, now or once its cooldown is over."""
         unfit = self.broken_nodes()
         return any(self._workers[worker].node not in unfit and self._serves(worker, kinds) for worker in workers)
@@ -204,7 +210,7 @@ class Health:
         record = self._workers[worker]
         return not self._nodes[record.node].proven, record.cooldowns, record.failures
 
-    def due(self, now: float, at_once: bool, busy: Collection[str] = ()) -> list[str]:
+    def due_for_health_check(self, now: float, at_once: bool, busy: Collection[str] = ()) -> list[str]:
         """The workers whose health should be checked now, and then is: their cooldown is over, and they are not `busy`.
 
         `at_once`: no worker has a task, though there are some. Then it makes no sense to wait on weak evidence.
@@ -219,11 +225,8 @@ class Health:
         return due
 
     def usable_nodes(self, now: float, kind: str) -> set[str]:
-        """The nodes that do tasks of this kind and did not cool down on strong evidence since their last task.
-
-        Nodes that drain are not among them; those just without workers are.
-        """
-        able = {
+        """The usable nodes that do tasks of this kind, among them those just without workers."""
+        usable = {
             record.node
             for record in self._workers.values()
             if kind in record.takes and not (record.strong and record.cooldowns)
@@ -233,7 +236,7 @@ class Health:
             for name, node in self._nodes.items()
             if not node.workers and now - node.left < ABSENT_SECONDS and kind in node.taken
         }
-        return (able | absent) - self._draining
+        return (usable | absent) - self._draining
 
     def proven(self) -> set[str]:
         """The nodes that did a task and did not cool down since."""

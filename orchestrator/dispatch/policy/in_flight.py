@@ -12,7 +12,7 @@ from taugrid.orchestrator.task import Task
 
 SPECULATION_SLOWNESS = 1.5
 """A running task is late once it takes this many times as long as its cost and the finished tasks of its kind suggest.
-Duplicating at once would run the last task of every healthy run twice, on cores that share memory; waiting longer would
+Copying it at once would run the last task of every healthy run twice, on cores that share memory; waiting longer would
 keep more of a straggler's delay (docs/decisions.md, "Stragglers")."""
 
 SILENT_SECONDS = 60.0
