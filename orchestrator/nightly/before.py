@@ -46,7 +46,7 @@ def _standard_error_problem(run: Run, extractor: str, dimensions: int) -> str | 
     )
 
 
-def check_growth(grow_to: int | None, run: Run) -> None:
+def check_grow_to(grow_to: int | None, run: Run) -> None:
     smallest = min(cell.settings.num_samples for cell in run.plan.cells)
     if grow_to is not None and grow_to <= smallest:
         raise UserError(f"--grow-to {grow_to}: every cell has N = {smallest} or more already; give more than that")
@@ -133,7 +133,7 @@ def expected_coverage(run: Run, file: str) -> dict[str, Any]:
     """The cells of the plan that a night would compare with the baseline `file`, a file or a run, as plain data.
 
     Unknown while a checkpoint, the reference or the extractor's weights are missing: a plan downloads nothing.
-    Raises `UserError` if `file` is no baseline, or a night would refuse to begin.
+    Raises `UserError` if `file` is not a baseline, or a night would refuse to begin.
     """
     if (problem := expected_standard_error_problem(run)) is not None:
         raise UserError(problem)

@@ -24,7 +24,7 @@ from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import device_kinds, origins
-from taugrid.protocol import ProtocolFields, kind, on_devices, short_name
+from taugrid.protocol import ProtocolFields, comparability_key, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
 from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import read_sealed
@@ -151,8 +151,8 @@ def with_unscored(
 ) -> list[dict[str, Any]]:
     """`rows` of scored cells, and a row without scores for each setting that none of them has, in the grid's order.
 
-    Such a row has the protocol of the other rows with its N. If these have none or several kinds of protocol, the table
-    of the row is unknown, and it is left out.
+    Such a row has the protocol of the other rows with its N. If these have none, or can't be compared with each
+    other, the table of the row is unknown, and it is left out.
     """
     scored = {row["cell"]: row for row in rows}
     included = {label_without_seeds(cell) for cell in plan.cells if cell.id in scored}
@@ -170,9 +170,10 @@ def with_unscored(
 
 
 def _usual_protocols(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, ProtocolFields]) -> dict[int, str]:
-    """N -> a protocol of its cells, if all of them are of one kind."""
+    """N -> a protocol of its cells, if all of them can be compared."""
     names: dict[int, dict[str, str]] = {}
     for row in rows:
         protocol = protocols.get(row["protocol"])
-        names.setdefault(row["num_samples"], {})["" if protocol is None else kind(protocol)] = row["protocol"]
-    return {size: next(iter(kinds.values())) for size, kinds in names.items() if len(kinds) == 1}
+        key = "" if protocol is None else comparability_key(protocol)
+        names.setdefault(row["num_samples"], {})[key] = row["protocol"]
+    return {size: next(iter(by_key.values())) for size, by_key in names.items() if len(by_key) == 1}
