@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class ExtractJob(Job):
     """Extract the features of one sample file (its path), or of a part of a data set or of external images."""
 
-    runs = "taugrid.eval.extract:run"
+    entry_point = "taugrid.eval.extract:run"
 
     images: str | Data | Source
     images_sha256: str | None

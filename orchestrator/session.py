@@ -124,7 +124,7 @@ class Session:
             except BaseException as error:
                 observers.session_failed(error)
                 if isinstance(error, FileNotFoundError):
-                    require_in_place(self.rundir.run, self.rundir.storage)
+                    require_in_place(self.rundir.run_id, self.rundir.storage)
                 raise
             observers.session_finished(result.rows, result.missing)
             return result
@@ -362,7 +362,7 @@ class Session:
         cpus, gpus = capacity.worker_size(cluster_config)
         if not gpus:
             require_no_tf32(self.selected)
-        files = Probe(str(probe), self.rundir.storage, self.rundir.run)
+        files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
         cpu_only = None
         if cluster_config.use_cpus and gpus:
             share = float(capacity.exact(cluster_config.score.cpus_per_worker or cluster_config.cpus_per_worker))

@@ -118,7 +118,7 @@ class Probe:
     path: str
     """A file that the driver made in the run directory."""
     storage: Storage = LOCAL
-    run: RunId | None = None
+    run_id: RunId | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions(VERSIONS))
     """Versions of the packages on the driver."""
 
@@ -226,7 +226,7 @@ def run_in_memory(job: Job, device: Device) -> Result:
 def _result_or_shortage(job: Job, device: Device) -> Result | str:
     """The job's result, or the last line of its out-of-memory error."""
     try:
-        result: Result = resolve_name(job.runs)(job, device)
+        result: Result = resolve_name(job.entry_point)(job, device)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -241,8 +241,8 @@ def check_run_directory(probe: Probe, node: str) -> None:
         raise RunDirectoryNotSeen(
             f"node {node} does not see {path.parent}; every worker must see the run directory at the same path"
         )
-    if probe.run is not None:
-        check_run(probe.run, storage)
+    if probe.run_id is not None:
+        check_run(probe.run_id, storage)
     number = uuid.uuid4().hex
     own, data = path.with_name(f".hello.{number[:12]}.tmp"), number.encode()
     try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class SampleJob(Job):
     """Sample images `start` to `stop` - 1 of a cell into a Parquet file."""
 
-    runs = "taugrid.workers.sample:run"
+    entry_point = "taugrid.workers.sample:run"
 
     start: int
     stop: int

@@ -118,7 +118,7 @@ class RunDir(RemovedImages, ModelRecords):
 
     def claim(self) -> None:
         """Give the directory an id, if it has none, by which jobs recognise it. Call it under the lock."""
-        self.run = claim(self.root, self.storage)
+        self.run_id = claim(self.root, self.storage)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -317,7 +317,7 @@ def confirm(job: Job, result: Result) -> None:
     def check() -> None:
         if _fault(path, job, result) is None:
             return
-        require_in_place(job.run, job.storage)
+        require_in_place(job.run_id, job.storage)
         job.storage.list(path.parent, "*")  # a network file system answers from its cache until the folder is listed
         if (fault := _fault(path, job, result)) is not None:
             raise NotCommitted(f"its worker committed {job.path}, but here {fault}; is the folder mounted on its node?")

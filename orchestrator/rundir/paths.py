@@ -30,7 +30,7 @@ class Paths:
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
         self.root = root.absolute() if storage is None or storage.on_disk else root
         self.storage = storage or LocalStorage(self.root)
-        self.run: RunId | None = None
+        self.run_id: RunId | None = None
         """Set once the driver has claimed the directory."""
         self.config = self.root / "config.json"
         self.plan = self.root / "plan.json"

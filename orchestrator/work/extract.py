@@ -53,7 +53,7 @@ class ReferenceWork(WorkKind):
         job = ExtractJob(
             path=str(self.rundir.reference_part(folder, reference.sha256, number)),
             storage=self.rundir.storage,
-            run=self.rundir.run,
+            run_id=self.rundir.run_id,
             images=images,
             images_sha256=digest,
             extractor=evaluation.extractor,
@@ -112,7 +112,7 @@ class ExtractWork(WorkKind):
             job = ExtractJob(
                 path=str(path),
                 storage=self.rundir.storage,
-                run=self.rundir.run,
+                run_id=self.rundir.run_id,
                 replaces=there.get(path),
                 images=str(self.rundir.sample_part(cell, shard)),
                 images_sha256=None,

@@ -46,7 +46,7 @@ class InterpolateWork(WorkKind):
             job = InterpolateJob(
                 path=str(path),
                 storage=self.rundir.storage,
-                run=self.rundir.run,
+                run_id=self.rundir.run_id,
                 pairs=self.config.report.interpolated_pairs,
                 steps=INTERPOLATION_STEPS,
                 network=self.rundir.network(cell.model, cell.settings.weights),

@@ -105,7 +105,7 @@ class ReconstructWork(WorkKind):
             job = ReconstructJob(
                 path=str(path),
                 storage=self.rundir.storage,
-                run=self.rundir.run,
+                run_id=self.rundir.run_id,
                 replaces=self.rundir.version(path),
                 start=shard.start,
                 stop=shard.stop,

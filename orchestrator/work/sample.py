@@ -46,7 +46,7 @@ class SampleWork(WorkKind):
                 job = SampleJob(
                     path=str(path),
                     storage=self.rundir.storage,
-                    run=self.rundir.run,
+                    run_id=self.rundir.run_id,
                     replaces=there.get(path),
                     start=shard.start,
                     stop=shard.stop,

@@ -51,7 +51,7 @@ class ScoreWork(WorkKind):
         settings, reasons, remarks = evaluation.feasible(n)
         return ScoreJob(
             storage=self.rundir.storage,
-            run=self.rundir.run,
+            run_id=self.rundir.run_id,
             path=str(self.rundir.score(cell, evaluation.id(cell))),
             influence_path=str(self.rundir.influence(cell, evaluation.id(cell))),
             feature_paths=tuple(str(self.rundir.feature_part(folder, cell, shard)) for shard in cell.shards),

@@ -264,7 +264,7 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     spec = TrainingSpec(section, there, unet, diffusion, config.Train(seed=0), "m", str(tmp_path), 1.0, 0.0)
     with pytest.raises(Hopeless, match=said):  # which Ray Train does not repeat
         loop._batches(spec, 0, 1, "cpu")
-    elsewhere = replace(spec, run=RunId(str(tmp_path), "0" * 32))
+    elsewhere = replace(spec, run_id=RunId(str(tmp_path), "0" * 32))
     with pytest.raises(Hopeless, match=f"does not see the run directory {tmp_path}"):
         loop._batches(elsewhere, 0, 1, "cpu")
     with pytest.raises(UserError, match=r"images of digits in its packages .* from the driver's \(abababab\)"):

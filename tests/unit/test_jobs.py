@@ -76,7 +76,7 @@ class Here:
 
 
 def do(job):
-    return resolve_name(job.runs)(job, Device("cpu"))
+    return resolve_name(job.entry_point)(job, Device("cpu"))
 
 
 def test_features_of_another_cell_are_not_scored(tmp_path):
@@ -141,12 +141,12 @@ def claimed(root):
 def test_a_run_directory_gets_its_id_once(tmp_path):
     run = claimed(tmp_path / "run")
     again = claimed(tmp_path / "run")
-    assert run.rundir.run == again.rundir.run
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"run": run.rundir.run.id}
-    assert claimed(tmp_path / "other").rundir.run.id != run.rundir.run.id
+    assert run.rundir.run_id == again.rundir.run_id
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"run": run.rundir.run_id.id}
+    assert claimed(tmp_path / "other").rundir.run_id.id != run.rundir.run_id.id
     (tmp_path / "run" / "run.json").write_text("torn")
-    assert claimed(tmp_path / "run").rundir.run.id != run.rundir.run.id
-    check_run(claimed(tmp_path / "run").rundir.run, LOCAL)
+    assert claimed(tmp_path / "run").rundir.run_id.id != run.rundir.run_id.id
+    check_run(claimed(tmp_path / "run").rundir.run_id, LOCAL)
 
 
 @pytest.mark.parametrize("kind", ["sample", "extract", "score"])

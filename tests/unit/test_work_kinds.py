@@ -46,7 +46,7 @@ from taugrid.orchestrator.work.kind import KindResult, WorkKind
 
 @dataclass(frozen=True)
 class PaintJob(Job):
-    runs = "taugrid.orchestrator.work.paint:run"
+    entry_point = "taugrid.orchestrator.work.paint:run"
     colour: str
 
 
