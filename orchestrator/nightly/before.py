@@ -75,9 +75,7 @@ def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, A
     nights = open_history(history).complete_nights()
     rate = evaluations_per_second(read_events(RunDir(nights[-1].run, nights[-1].storage))) if nights else None
     evaluations = described["network_evaluations"]
-    canary_evaluations = sum(
-        min(cell.settings.batch_size, cell.settings.num_samples) * cell.evaluations for cell in plan.cells
-    )
+    canary_evaluations = sum(min(cell.settings.batch_size, cell.settings.num_samples) * cell.nfe for cell in plan.cells)
     seconds = None if rate is None else round(evaluations / rate, 1)
     return {
         "measured_in": nights[-1].id if nights else None,

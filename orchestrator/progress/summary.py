@@ -100,7 +100,7 @@ def grid_cells(
     by_id = {}
     for cell in cells:
         to_do = left.get(cell.id, 0.0)
-        total = max(to_do, cell.network_evaluations) if of_samples else to_do
+        total = max(to_do, cell.total_nfe) if of_samples else to_do
         row, column = place(cell, across)
         by_id[cell.id] = GridCell(row, column, total, total - to_do, score(cell))
     return by_id

@@ -120,7 +120,7 @@ def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: flo
         "spacing": cell.spacing_name,
         "clip": cell.clip,
         "num_samples": settings.num_samples,
-        "network_evaluations": cell.evaluations,
+        "network_evaluations": cell.nfe,
         **{name: metrics.get(name) for name in SCORES},
         "seconds": None if seconds is None else round(seconds, 3),
         "protocol": protocol,

@@ -117,7 +117,7 @@ class ReconstructWork(WorkKind):
                 tau=cell.tau,
                 metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
             )
-            yield Task(shard_key(self.name, shard), self.name, 2 * shard.evaluations, cell=cell, job=job)
+            yield Task(shard_key(self.name, shard), self.name, 2 * shard.total_nfe, cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
         lacking = {}
@@ -223,7 +223,7 @@ class ReconstructWork(WorkKind):
             "spacing": cell.settings.spacing_name,
             "steps": cell.settings.steps,
             "num_images": n,
-            "network_evaluations": 2 * cell.evaluations,
+            "network_evaluations": 2 * cell.nfe,
             "mse": float(mse.mean()),
             "mse_se": float(mse.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
             "mse_8bit": float(mse_8bit.mean()),

@@ -55,12 +55,12 @@ class SampleWork(WorkKind):
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
-                    evaluations=cell.evaluations,
+                    nfe=cell.nfe,
                     sampler_code=cell.from_sampler.code,
                     metadata=metadata,
                     kept=kept,
                 )
-                cost = (shard.images - kept) * cell.evaluations
+                cost = (shard.images - kept) * cell.nfe
                 yield Task(shard_key(self.name, shard), self.name, cost, cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
@@ -78,7 +78,7 @@ class SampleWork(WorkKind):
             "path": Path(job.path).name,
             "images": result.images,
             "copied": stop - job.start - result.images,
-            "evaluations": result.images * job.evaluations,
+            "evaluations": result.images * job.nfe,
             "seconds": round(result.seconds, 4),
             "committed": first_copy or result.created_file,
             "own": result.created_file,

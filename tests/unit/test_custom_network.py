@@ -472,7 +472,7 @@ def sample(p, rundir, settings=None):
     path = rundir.sample_part(cell, shard)
     job = SampleJob(
         str(path), shard.start, shard.stop, network, cell.model.decoder, cell.settings,
-        cell.model.diffusion, cell.tau, cell.evaluations, rundir.sample_metadata(cell),
+        cell.model.diffusion, cell.tau, cell.nfe, rundir.sample_metadata(cell),
     )  # fmt: skip
     sample_shard(job, load_network(network, cell.model.diffusion, "cpu"), "cpu")
     return path

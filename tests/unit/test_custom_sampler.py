@@ -151,7 +151,7 @@ def test_a_sampler_that_breaks_the_rules_is_refused_before_it_runs(here, name, t
 
 @pytest.mark.parametrize("name", ["own_mean", "threshold", "power"])
 def test_what_a_sampler_computes_from_each_image_alone_passes(here, name):
-    assert planned(f"mine:{name}").cells[0].evaluations == 4
+    assert planned(f"mine:{name}").cells[0].nfe == 4
 
 
 def test_names_and_options_that_do_not_fit_are_refused(here):
@@ -170,7 +170,7 @@ def test_names_and_options_that_do_not_fit_are_refused(here):
 def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceback(folder):
     """Looked up in the current folder; each cell with its settings."""
     found = planned("my_sampler:renoised", grid={"steps": [2, 5], "sampler_options": [{}, {"passes": 3}]})
-    assert [cell.evaluations for cell in found.cells] == [4, 8, 10, 20]
+    assert [cell.nfe for cell in found.cells] == [4, 8, 10, 20]
     assert not {"my_sampler", "mine"} & sys.modules.keys(), "the driver has not imported it"
     told = refused("mine:fails")
     assert told.startswith("sample.sampler: mine:fails can't be used: NameError: name 'undefined' is not defined (for")

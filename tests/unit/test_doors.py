@@ -324,7 +324,7 @@ def shard(folder, **sample):
     [cell] = planned(sampler="other", **{"steps": 2} | sample).cells
     network = oracle.gaussian_eps(gaussian.gaussian((1, 4, 4)), schedules.alpha_bar(cell.model.diffusion), "cpu")
     file, spec, about = folder / "part.parquet", OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
-    settings, diffusion, says = cell.settings, cell.model.diffusion, (cell.tau, cell.evaluations)
+    settings, diffusion, says = cell.settings, cell.model.diffusion, (cell.tau, cell.nfe)
     job = SampleJob(str(file), 0, 3, spec, cell.model.decoder, settings, diffusion, *says, about)
     sample_shard(job, network, "cpu")
     return file
@@ -511,7 +511,7 @@ def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
     for decoder in (cell.model.decoder, Enlarged()):
         file = tmp_path / f"{type(decoder).__name__}.parquet"
         spec, about = OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
-        given = (cell.settings, cell.model.diffusion, cell.tau, cell.evaluations)
+        given = (cell.settings, cell.model.diffusion, cell.tau, cell.nfe)
         job = SampleJob(str(file), 0, 3, spec, decoder, *given, about)
         sample_shard(job, network, "cpu")
         [(_, images)] = parquet.read_images(file)
