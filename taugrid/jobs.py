@@ -46,7 +46,7 @@ class Job:
         return "give workers more memory, or start fewer on a node (cluster.cpus_per_worker)"
 
     def check_run(self) -> None:
-        """Raise `RunDirectoryNotSeen` unless this machine sees the run directory. Call it before writing."""
+        """Raise `RunDirectoryNotVisible` unless this machine sees the run directory. Call it before writing."""
         if self.run_id is not None:
             check_run(self.run_id, self.storage)
 

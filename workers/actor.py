@@ -23,8 +23,8 @@ from taugrid.errors import (
     BrokenAccelerator,
     DeviceUnusable,
     DoesNotFit,
-    OtherVersions,
-    RunDirectoryNotSeen,
+    RunDirectoryNotVisible,
+    VersionMismatch,
     accelerator_error_in,
     is_out_of_memory,
     last_line,
@@ -152,7 +152,7 @@ class Worker(HeartbeatActor):
         """Do a job with the function that it names, and commit its file.
 
         Raises:
-            RunDirectoryNotSeen: if this node does not have the job's run directory, or loses it during the job.
+            RunDirectoryNotVisible: if this node does not have the job's run directory, or loses it during the job.
             DoesNotFit: if the job does not fit into memory, even with empty caches.
             BrokenAccelerator: if this process can't use its accelerator any more; the driver replaces it.
         """
@@ -238,7 +238,7 @@ def check_run_directory(probe: Probe, node: str) -> None:
     """Check that the driver's file exists; then write a file beside it, link it, read it back and remove it."""
     path, storage = Path(probe.path), probe.storage
     if not storage.exists(path):
-        raise RunDirectoryNotSeen(
+        raise RunDirectoryNotVisible(
             f"node {node} does not see {path.parent}; every worker must see the run directory at the same path"
         )
     if probe.run_id is not None:
@@ -250,7 +250,7 @@ def check_run_directory(probe: Probe, node: str) -> None:
             temporary.write_bytes(data)
             named = storage.commit(own, temporary)
         if not named or storage.read(own) != data:
-            raise RunDirectoryNotSeen(
+            raise RunDirectoryNotVisible(
                 f"node {node}: a file written to {path.parent} does not read back as it was written"
             )
     finally:
@@ -262,7 +262,7 @@ def check_versions(probe: Probe, node: str) -> dict[str, str]:
     installed = versions(VERSIONS)
     for name, theirs in probe.versions.items():
         if (own := installed.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
-            raise OtherVersions(f"node {node} has {name} {own}, but the driver has {theirs}; install the same there")
+            raise VersionMismatch(f"node {node} has {name} {own}, but the driver has {theirs}; install the same there")
     return installed
 
 

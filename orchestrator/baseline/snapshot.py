@@ -257,7 +257,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
 def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
     """The cells of a run that has not begun, with their protocols but without scores.
 
-    Raises `NotHere` if `downloads` is not set and the reference or the extractor's weights are missing.
+    Raises `MissingInput` if `downloads` is not set and the reference or the extractor's weights are missing.
     """
     rundir = run.rundir
     config = run.config if downloads else without_downloads(run.config)

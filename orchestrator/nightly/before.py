@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from taugrid.errors import NotHere, UserError
+from taugrid.errors import MissingInput, UserError
 from taugrid.eval.gate.power import POWER
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.matching import labels, matched
@@ -147,7 +147,7 @@ def expected_coverage(run: Run, file: str) -> dict[str, Any]:
         return coverage | {"unknown": "a model is not here yet"}
     try:
         new = planned_snapshot(run, downloads=False)
-    except NotHere as error:
+    except MissingInput as error:
         return coverage | {"unknown": str(error)}
     pairs, only_new, only_baseline = matched(new, baseline)
     lists = {"only_new": _labelled(new, only_new), "only_baseline": _labelled(baseline, only_baseline)}

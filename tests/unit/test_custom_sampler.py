@@ -14,7 +14,7 @@ from in_process import drive, small_run
 
 import taugrid
 from taugrid.config import Config, validate
-from taugrid.errors import OtherContent, UserError
+from taugrid.errors import ContentMismatch, UserError
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.jobs.client import pack_job
 from taugrid.orchestrator.opened import open_to_plan
@@ -252,11 +252,11 @@ def test_a_worker_with_other_code_is_refused(here):
     sampler.require_code("my_sampler:sample", expected)
     forget_code_here()
     (here / "my_sampler.py").write_text(SOURCE.replace("0.5", "0.25"))
-    with pytest.raises(OtherContent, match="the code of the sampler my_sampler:sample has SHA-256"):
+    with pytest.raises(ContentMismatch, match="the code of the sampler my_sampler:sample has SHA-256"):
         sampler.require_code("my_sampler:sample", expected)
     forget_code_here()
     (here / "my_sampler.py").unlink()
-    with pytest.raises(OtherContent, match="the code of the sampler my_sampler:sample has SHA-256 none there"):
+    with pytest.raises(ContentMismatch, match="the code of the sampler my_sampler:sample has SHA-256 none there"):
         sampler.require_code("my_sampler:sample", expected)
 
 

@@ -14,7 +14,7 @@ from denoisers import of_time
 
 from taugrid import parquet
 from taugrid.config import Config, Data, validate
-from taugrid.errors import DamagedFile, NotCommitted, NotFinite, OtherContent, RunDirectoryNotSeen, RunFailed
+from taugrid.errors import ContentMismatch, DamagedFile, NotCommitted, NotFinite, RunDirectoryNotVisible, RunFailed
 from taugrid.eval import score_cell, sources
 from taugrid.eval.metrics.reference_statistics import read_all
 from taugrid.images import encode_png
@@ -158,11 +158,11 @@ def test_no_job_writes_where_the_run_directory_is_not(tmp_path, kind):
         run.do(before)
     job = run.tasks(kind)[0].job
     aside = root.rename(tmp_path / "aside")
-    with pytest.raises(RunDirectoryNotSeen):
+    with pytest.raises(RunDirectoryNotVisible):
         job.check_run()
     for make in (lambda: None, root.mkdir):
         make()
-        with pytest.raises((RunDirectoryNotSeen, FileNotFoundError)):
+        with pytest.raises((RunDirectoryNotVisible, FileNotFoundError)):
             do(job)
         assert not list(tmp_path.glob("run/*")), "nothing was written"
     root.rmdir()
@@ -175,7 +175,7 @@ def test_another_run_directory_in_the_same_place_is_refused(tmp_path):
     job = claimed(tmp_path / "run").tasks("sample")[0].job
     (tmp_path / "run").rename(tmp_path / "aside")
     claimed(tmp_path / "run")
-    with pytest.raises(RunDirectoryNotSeen, match="a different one is there"):
+    with pytest.raises(RunDirectoryNotVisible, match="a different one is there"):
         do(job)
     assert not list((tmp_path / "run").glob("samples/*/*"))
 
@@ -402,7 +402,7 @@ def test_external_images_are_read_in_parts_and_checked_there(tmp_path, parts_of_
     pixels[9] ^= 1
     write_images(path, pixels)
     do(jobs[0])
-    with pytest.raises(OtherContent, match="SHA-256"):
+    with pytest.raises(ContentMismatch, match="SHA-256"):
         do(jobs[1])
     assert [file.name for file in reference_files(run)] == ["part-000000.parquet"]
 
@@ -435,7 +435,7 @@ def test_a_file_of_decoded_images_that_changed_is_not_believed(tmp_path, monkeyp
         file.write(data)
     load.load_known_rows(section, 8, 12, load.fingerprint(pixels[8:12]))
     for known in (lambda: load.load_known_rows(section, 4, 8, rows), lambda: load.load_known_images(section, whole)):
-        with pytest.raises(OtherContent):
+        with pytest.raises(ContentMismatch):
             known()
 
 
@@ -443,11 +443,11 @@ def test_a_node_without_the_data_is_named(tmp_path):
     """The driver has loaded them, so a worker that can't is on a node that lacks them."""
     section = Data(name="folder", root=str(tmp_path / "nothing"), shape=(1, 4, 4))
     for known in (lambda: load.load_known_rows(section, 0, 4, "00"), lambda: load.load_known_images(section, "00")):
-        with pytest.raises(OtherContent, match=rf"^node {this_node()}: .*nothing"):
+        with pytest.raises(ContentMismatch, match=rf"^node {this_node()}: .*nothing"):
             known()
 
 
 def test_a_refusal_names_the_node_as_the_driver_does():
     address, _ = Worker(1).locate()
-    with pytest.raises(OtherContent, match=rf"^node {address}: "):
+    with pytest.raises(ContentMismatch, match=rf"^node {address}: "):
         require_same("a file", "0" * 64, "1" * 64)
