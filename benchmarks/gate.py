@@ -120,7 +120,7 @@ def report_one_stage(nights: Iterator[list[Change]], draws: int) -> None:
             alarms[by, True] += t[0] + by > judged.critical
             alarms[by, False] += (t + by > judged.critical).any()
         if count <= 20:
-            found = correlation([c.influence for c in changes], [c.block for c in changes])
+            found = correlation([c.influence for c in changes], [c.seed_set for c in changes])
             off_diagonal.append(found[np.triu_indices(len(found), 1)])
     quartiles = np.quantile(np.concatenate(off_diagonal), [0.05, 0.5, 0.95])
     print(f"  correlation of two cells (5 %, median, 95 %): {', '.join(f'{q:.2f}' for q in quartiles)}")
@@ -171,7 +171,7 @@ def real_pairs(run: str, baseline: str) -> list[tuple[str, Scored, Scored, Hasha
     from taugrid.orchestrator.baseline.matching import matched
 
     return [
-        (new.name, Scored(new.metrics["fid"], new.influence), Scored(old.metrics["fid"], old.influence), new.block)
+        (new.name, Scored(new.metrics["fid"], new.influence), Scored(old.metrics["fid"], old.influence), new.seed_set)
         for new, old in matched(snapshot_of(run), snapshot_of(baseline)).pairs
         if new.influence is not None and old.influence is not None
     ]

@@ -135,8 +135,8 @@ def short_name(protocol: ProtocolFields) -> str:
     return identity(canonical(protocol))[:8]
 
 
-def kind(protocol: ProtocolFields) -> str:
-    """A short hash of all fields that must agree: two scores are comparable if their kinds are equal."""
+def comparability_key(protocol: ProtocolFields) -> str:
+    """A short hash of all fields that must agree: two scores are comparable if theirs are equal."""
     return spaced_json_sha256(dict(_must_agree(canonical(protocol))))[:8]
 
 

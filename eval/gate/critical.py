@@ -22,12 +22,12 @@ SEED = 20_600
 """Fixed, so that the same night always gets the same critical value."""
 
 
-def correlation(influences: Sequence[Array], blocks: Sequence[Hashable]) -> Array:
+def correlation(influences: Sequence[Array], seed_sets: Sequence[Hashable]) -> Array:
     """(k, k), the correlation of the k cells' mean influences, which are the errors of their FIDs' differences.
 
     Args:
         influences: (N_i,) for each cell: how far each sample moves the difference, in the order of the indices.
-        blocks: the seed set of each cell. Samples n of two cells with equal seed sets share their noise; others are
+        seed_sets: the seed set of each cell. Samples n of two cells with equal seed sets share their noise; others are
             independent. Cells with one seed set may differ in N: they share the first samples.
 
     Raises:
@@ -43,7 +43,7 @@ def correlation(influences: Sequence[Array], blocks: Sequence[Hashable]) -> Arra
     correlations = np.eye(len(unit))
     for i, first in enumerate(unit):
         for j in range(i):
-            if blocks[i] == blocks[j]:
+            if seed_sets[i] == seed_sets[j]:
                 common = min(len(first), len(unit[j]))
                 correlations[i, j] = correlations[j, i] = first[:common] @ unit[j][:common]
     return correlations

@@ -58,7 +58,7 @@ class Change:
     """The non-inferiority margin: the FID regression that is accepted."""
     influence: Array
     """(N,): how far each sample moves the difference, phi_new - phi_baseline, in the order of the indices."""
-    block: Hashable
+    seed_set: Hashable
     """The seed set: equal for cells whose sample n has the same noise."""
     sampling_slope: float = 0.0
     """The growth of the difference's sampling variance with each unit of a true change, see eval/gate/power.py."""
@@ -70,7 +70,7 @@ class Change:
     """s^2 / FID: the growth of the variance between training runs with each unit of a true change."""
 
     @classmethod
-    def between(cls, name: str, new: Scored, baseline: Sequence[Scored], margin: float, block: Hashable) -> "Change":
+    def between(cls, name: str, new: Scored, baseline: Sequence[Scored], margin: float, seed_set: Hashable) -> "Change":
         """The change from the baseline's one network, or from the mean of a recipe's, all with the same noise.
 
         Args:
@@ -78,7 +78,7 @@ class Change:
             new: tonight's network.
             baseline: one network, or all k of a recipe.
             margin: in units of FID.
-            block: the seed set, equal for cells whose sample n has the same noise.
+            seed_set: the seed set, equal for cells whose sample n has the same noise.
 
         Raises:
             ValueError: for 0 or 2 baseline networks, or unequal numbers of samples.
@@ -96,7 +96,7 @@ class Change:
             new.fid - fid,
             margin,
             new.influence - influences.mean(axis=0),
-            block,
+            seed_set,
             sampling_slope=VARIANCE_GROWTH * own_variance / fid if fid > 0 else 0.0,
             trainings=k,
             spread=spread,
@@ -147,7 +147,7 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
     trainings = {change.trainings for change in changes}
     if len(trainings) > 1:
         raise ValueError(f"all cells of a night need the same number of trainings, not {sorted(trainings)}")
-    correlations = correlation([change.influence for change in changes], [change.block for change in changes])
+    correlations = correlation([change.influence for change in changes], [change.seed_set for change in changes])
     k = trainings.pop()
     critical = critical_value(correlations, alpha, draws) if k == 1 else recipe_critical_value(len(changes), k, alpha)
     standard_errors = standard_errors_for_power(critical, None if k == 1 else k - 1)

@@ -8,11 +8,11 @@ from taugrid.eval.tables.entries import INDISTINGUISHABLE, Entry
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.protocol import kind
+from taugrid.protocol import comparability_key
 from taugrid.words import counted
 
 MAX_NAMED = 3
-"""Rows, or kinds of cells, that a sentence names. More are counted."""
+"""Rows, or groups of comparable cells, that a sentence names. More are counted."""
 
 
 class Measured(NamedTuple):
@@ -24,8 +24,8 @@ class Measured(NamedTuple):
     at: int
     """Its column: S or, where samplers are compared, its network evaluations."""
     entry: Entry
-    kind: str
-    """The kind of protocol: cells of one kind can be compared."""
+    comparability_key: str
+    """Cells with equal keys can be compared."""
 
     @property
     def line(self) -> str:
@@ -41,15 +41,15 @@ def measured(quality: QualityTable) -> list[Measured]:
     by_cell = {row["cell"]: row for row in quality.shown or quality.rows}
     if not by_cell:
         return []
-    kinds = {name: "" if quality.joined else kind(protocol) for name, protocol in quality.protocols.items()}
+    keys = {name: "" if quality.joined else comparability_key(protocol) for name, protocol in quality.protocols.items()}
     cells = []
     for pivot in quality.by_steps.section(FID).tables:
         for labels, entries in zip(pivot.labels, pivot.entries, strict=True):
             for at, entry in zip(pivot.values.columns, entries, strict=True):
                 if entry.cell and entry.number == entry.number:
                     row = by_cell[entry.cell]
-                    name, cell_kind = row_name(pivot.row_keys, labels), kinds.get(row["protocol"], "unknown")
-                    cells.append(Measured(name, pivot, int(at), entry, cell_kind))
+                    name, key = row_name(pivot.row_keys, labels), keys.get(row["protocol"], "unknown")
+                    cells.append(Measured(name, pivot, int(at), entry, key))
     return cells
 
 
@@ -59,10 +59,10 @@ def row_name(row_keys: Sequence[str], labels: Sequence[str]) -> str:
     return ", ".join(label if label == SIGMA_HAT else f"{key} = {label}" for key, label in pairs)
 
 
-def by_kind(cells: Sequence[Measured]) -> list[list[Measured]]:
+def comparable(cells: Sequence[Measured]) -> list[list[Measured]]:
     groups: dict[str, list[Measured]] = defaultdict(list)
     for cell in cells:
-        groups[cell.kind].append(cell)
+        groups[cell.comparability_key].append(cell)
     return list(groups.values())
 
 
@@ -73,7 +73,7 @@ def answer(cells: Sequence[Measured], planned: int) -> list[str]:
     """
     if not cells:
         return [f"None of {counted(planned, 'cell')} has an FID yet."]
-    groups = by_kind(cells)
+    groups = comparable(cells)
     if len(groups) > 1:
         bests = [_lowest(group) for group in groups[:MAX_NAMED]]
         named = "; ".join(f"{best.entry.shown} at {best.place}" for best in bests)

@@ -1,8 +1,9 @@
 """The quality table pivoted as in the DDIM paper: rows of eta, columns of S.
 
-`Arranged` makes one table for all models, with a row for each setting and eta: tables and pages show it. `pivot_tables`
-makes a table for each combination of settings: differences and figures compare the cells of one such table, and tables
-that differ in one setting. Both keep apart what can't be compared. `protocols` has the rows' protocols by short hash.
+`Arrangement` makes one table for all models, with a row for each setting and eta: tables and pages show it.
+`pivot_tables` makes a table for each combination of settings: differences and figures compare the cells of one such
+table, and tables that differ in one setting. Both keep apart what can't be compared. `protocols` has the rows'
+protocols by short hash.
 """
 
 import json
@@ -21,7 +22,7 @@ from taugrid.eval.tables.entries import MISSING, Entry, write_mean
 from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, FID, axes
 from taugrid.eval.tables.rows import as_text
 from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
-from taugrid.protocol import ProtocolFields, disagreements, kind
+from taugrid.protocol import ProtocolFields, comparability_key, disagreements
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import markdown_table
 
@@ -37,7 +38,7 @@ OPTIONS = "sampler_options"
 
 
 class Layout(NamedTuple):
-    """The columns of quality.csv in a table's rows and columns. Those in neither make separate tables."""
+    """Which columns of quality.csv make a table's rows and columns. Others that vary split it into separate tables."""
 
     rows: tuple[str, ...] = ()
     """Empty: everything that varies, and eta at the end."""
@@ -98,18 +99,18 @@ class Pivot:
         values, errors = self.values * scale, self.errors * scale
         spreads = empty if self.spreads is None else self.spreads * scale
         cells = self.cells.reindex(index=values.index, columns=values.columns)
-        best = (values.max() if self.metric.higher_is_better else values.min()).where(values.count() > 1)
+        best_values = (values.max() if self.metric.higher_is_better else values.min()).where(values.count() > 1)
         numbers = (part.to_numpy().tolist() for part in (values, errors, spreads, cells))
         return [
             [
                 Entry(
                     *write_mean(value, error, spread, self.fewer.get(cell)),
-                    best=value == least,
+                    best=value == best_value,
                     mark=self.marks.get(cell, "") if math.isfinite(value) else "",
                     number=value,
                     cell=cell if isinstance(cell, str) else "",
                 )
-                for value, error, spread, cell, least in zip(*row, best, strict=True)
+                for value, error, spread, cell, best_value in zip(*row, best_values, strict=True)
             ]
             for row in zip(*numbers, strict=True)
         ]
@@ -155,20 +156,20 @@ class Pivot:
                 yield cells[column == best].iloc[0], others
 
 
-class Arranged:
-    """The place of each cell in the tables of a layout: one, unless N, protocols or the layout keep cells apart.
+class Arrangement:
+    """Puts cells into the tables of a layout: one table, unless N, protocols or the layout keep cells apart.
 
     Values of grid keys are in the order in which the frame first has them, S and eta ascending. A setting that
-    follows from eta gets a note instead of a place in the rows.
+    is determined by eta gets a note instead of a level in the rows.
     """
 
     def __init__(self, means: Averaged, protocols: Mapping[str, ProtocolFields], layout: Layout = USUAL) -> None:
         self.means, self.layout = means, layout
         self.ready = prepared(means.frame, protocols)
-        self.by_row, self.apart = _following_eta(self.ready), _incomparable(self.ready)
-        self.settings = [name for name in _varying(self.ready) if name not in (*self.by_row, *self.apart)]
+        self.implied, self.table_keys = _determined_by_eta(self.ready), _incomparable(self.ready)
+        self.settings = [name for name in _varying(self.ready) if name not in (*self.implied, *self.table_keys)]
         """The settings in the rows of the usual table, besides eta."""
-        self._kind_notes = kind_notes(means.frame, protocols)
+        self._protocol_notes = protocol_notes(means.frame, protocols)
 
     def tables(self, metric: MetricColumn) -> list[Pivot]:
         """The tables of a metric with its errors, replicates averaged.
@@ -185,23 +186,23 @@ class Arranged:
         named = "eta" if ready["eta"].notna().any() else "sampler"
         ends = [*(["steps"] if "steps" in several else []), *([named] if named not in free else [])]
         rows = list(self.layout.rows) or [*free, *(name for name in ends if name != columns)]
-        unplaced = [name for name in (*free, *sorted(several)) if name not in (*rows, columns, *self.apart)]
-        apart = [*self.apart, *unplaced]
+        leftover = [name for name in (*free, *sorted(several)) if name not in (*rows, columns, *self.table_keys)]
+        table_keys = [*self.table_keys, *leftover]
         return [
             _pivot(
                 group,
                 metric,
                 self.means,
                 (rows, columns),
-                settings={name: labelled(group, name).iloc[0] or MISSING for name in apart if name != OPTIONS}
-                | {name: text for name in apart if name == OPTIONS and (text := labelled(group, name).iloc[0])},
-                notes=(*(row_note(group, name) for name in self.by_row), *self._of_kind(group)),
+                settings={name: labelled(group, name).iloc[0] or MISSING for name in table_keys if name != OPTIONS}
+                | {name: text for name in table_keys if name == OPTIONS and (text := labelled(group, name).iloc[0])},
+                notes=(*(row_note(group, name) for name in self.implied), *self._notes_of(group)),
             )
-            for group in _groups(ready, apart)
+            for group in _groups(ready, table_keys)
         ]
 
-    def _of_kind(self, group: pd.DataFrame) -> list[str]:
-        return self._kind_notes.get(group["protocol"].iloc[0], [])
+    def _notes_of(self, group: pd.DataFrame) -> list[str]:
+        return self._protocol_notes.get(group["protocol"].iloc[0], [])
 
 
 def pivot_tables(
@@ -212,28 +213,28 @@ def pivot_tables(
 ) -> list[Pivot]:
     """A table of eta (or other `rows`, with eta last) and S for each combination of the settings that vary besides.
 
-    A sampling setting that follows from the row gets a note instead of separate tables: in the paper only sigma_hat
-    clips. Settings that make another model, and N, always get separate tables. If these still mix kinds of protocol,
-    each kind gets its own table: the setting "protocol" is its short hash, and a note says what distinguishes it.
+    A sampling setting that is determined by the row gets a note instead of separate tables: in the paper only sigma_hat
+    clips. Settings that make another model, and N, always get separate tables. If these still mix protocols that can't
+    be compared, each gets its own table: the setting "protocol" is its `comparability_key`, and a note explains it.
 
     Raises:
         ValueError: if two cells belong in the same place.
     """
     if frame.empty:
         return []
-    notes_by_kind = kind_notes(frame, protocols)
+    notes_by_key = protocol_notes(frame, protocols)
     ready = prepared(frame, protocols)
-    apart, by_row = _separate(ready, rows)
+    table_keys, implied = _separate(ready, rows)
     return [
         _pivot(
             group,
             metric,
             None,
             (rows, "steps"),
-            settings={column: _setting(group[column].iloc[0], column) for column in apart},
-            notes=(*(row_note(group, column) for column in by_row), *notes_by_kind.get(group["protocol"].iloc[0], [])),
+            settings={column: _setting(group[column].iloc[0], column) for column in table_keys},
+            notes=(*(row_note(group, column) for column in implied), *notes_by_key.get(group["protocol"].iloc[0], [])),
         )
-        for group in _groups(ready, apart)
+        for group in _groups(ready, table_keys)
     ]
 
 
@@ -241,8 +242,8 @@ def _setting(value: Any, column: str) -> str:
     return MISSING if column in IGNORABLE and pd.isna(value) else as_text(value)
 
 
-def _groups(frame: pd.DataFrame, apart: Sequence[str]) -> list[pd.DataFrame]:
-    return [group for _, group in frame.groupby(list(apart), sort=False, dropna=False)] if apart else [frame]
+def _groups(frame: pd.DataFrame, table_keys: Sequence[str]) -> list[pd.DataFrame]:
+    return [group for _, group in frame.groupby(list(table_keys), sort=False, dropna=False)] if table_keys else [frame]
 
 
 def _pivot(
@@ -309,12 +310,12 @@ def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":
 
 
 def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd.DataFrame:
-    """The frame with kinds in the place of protocols, and checkpoints by their short names.
+    """The frame with comparability keys instead of protocols' names, and checkpoints by their short names.
 
-    A setting that some samplers ignore gets the others' value where that is the only one, since it tells none apart.
+    A setting that some samplers ignore gets the others' value where that is the only one: it distinguishes no cells.
     """
-    kinds = {name: kind(protocol) for name, protocol in protocols.items()}
-    changed = {"protocol": frame["protocol"].map(lambda name: kinds.get(name, "unknown"))}
+    keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
+    changed = {"protocol": frame["protocol"].map(lambda name: keys.get(name, "unknown"))}
     changed |= {name: frame[name].ffill().bfill() for name in IGNORABLE if frame[name].nunique() == 1}
     if CHECKPOINT in frame:
         names = short_checkpoints(frame[CHECKPOINT])
@@ -334,14 +335,14 @@ def short_checkpoints(checkpoints: Iterable[object]) -> dict[str, str]:
     return dict(zip(given, short_names(given), strict=True))
 
 
-def kind_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> dict[str, list[str]]:
-    """Kind -> a note of how it differs from the others of its N, such as "protocol: versions.torch 2.9.1"."""
+def protocol_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> dict[str, list[str]]:
+    """Comparability key -> how it differs from others of its N, such as "protocol: versions.torch 2.9.1"."""
     particular: dict[str, list[str]] = defaultdict(list)
     for _, group in frame.groupby("num_samples"):
-        kinds = {kind(protocols[name]): protocols[name] for name in group["protocol"].unique() if name in protocols}
-        for name, by_value in disagreements(kinds).items():
-            for value, kinds_with_value in by_value.items():
-                for key in kinds_with_value:
+        found = [protocols[name] for name in group["protocol"].unique() if name in protocols]
+        for name, by_value in disagreements({comparability_key(protocol): protocol for protocol in found}).items():
+            for value, keys in by_value.items():
+                for key in keys:
                     particular[key].append(f"{name} {value}")
     return {key: [f"protocol: {', '.join(fields)}"] for key, fields in particular.items()}
 
@@ -397,33 +398,33 @@ def row_note(group: pd.DataFrame, column: str) -> str:
     return f"{column}: " + ", ".join(f"{v} ({labels})" if len(rows) > 1 else v for v, labels in rows.items())
 
 
-def _kinds_of(frame: pd.DataFrame, columns: Sequence[str]) -> int:
+def _count_distinct(frame: pd.DataFrame, columns: Sequence[str]) -> int:
     return len(frame.drop_duplicates(list(columns))) if columns else min(1, len(frame))
 
 
-def _follows(frame: pd.DataFrame, column: str, given: Sequence[str]) -> bool:
-    """Whether a column's value follows from those of `given`."""
-    return _kinds_of(frame, [*given, column]) == _kinds_of(frame, given)
+def _determined(frame: pd.DataFrame, column: str, given: Sequence[str]) -> bool:
+    """Whether a column's value is determined by those of `given`."""
+    return _count_distinct(frame, [*given, column]) == _count_distinct(frame, given)
 
 
 def _separate(frame: pd.DataFrame, rows: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Columns that need separate tables, and columns that differ but follow from a table and its row."""
+    """Columns that need separate tables, and columns that differ but are determined by a table and its row."""
     columns = list(frame.columns)
     others = sorted(set(axes(columns)) - set(rows), key=columns.index)
-    apart = [axis for axis in [*others, "num_samples"]
-             if ("." in axis or axis in COLUMNS) and not _follows(frame, axis, [])]  # fmt: skip
-    if not _follows(frame, "model", apart):
-        apart.append("model")
-    by_row: list[str] = []
-    # Clip comes last: it may follow from the row only within another setting, which already has separate tables then.
+    table_keys = [axis for axis in [*others, "num_samples"]
+                  if ("." in axis or axis in COLUMNS) and not _determined(frame, axis, [])]  # fmt: skip
+    if not _determined(frame, "model", table_keys):
+        table_keys.append("model")
+    implied: list[str] = []
+    # Clip comes last: the row may determine it only within another setting, which already has separate tables then.
     for column in [*(axis for axis in others if "." not in axis), *OTHERS]:
-        if column not in rows and not _follows(frame, column, []):
-            follows = column != "sampler" and _follows(frame, column, [*apart, "sigma", *rows])
-            (by_row if follows else apart).append(column)
-    # The protocol comes at the very end: N and settings such as a precision explain its kind better than a hash.
-    if not _follows(frame, "protocol", apart):
-        apart.append("protocol")
-    return apart, by_row
+        if column not in rows and not _determined(frame, column, []):
+            is_implied = column != "sampler" and _determined(frame, column, [*table_keys, "sigma", *rows])
+            (implied if is_implied else table_keys).append(column)
+    # The protocol comes at the very end: N and settings such as a precision explain it better than a hash.
+    if not _determined(frame, "protocol", table_keys):
+        table_keys.append("protocol")
+    return table_keys, implied
 
 
 def settings_in(columns: Sequence[str]) -> list[str]:
@@ -438,26 +439,26 @@ def settings_in(columns: Sequence[str]) -> list[str]:
 
 def _varying(frame: pd.DataFrame) -> list[str]:
     """The settings that vary, besides eta, S and N."""
-    varying = [name for name in settings_in(list(frame.columns)) if not _follows(frame, name, [])]
-    return varying if _follows(frame, "model", varying) else [*varying, "model"]
+    varying = [name for name in settings_in(list(frame.columns)) if not _determined(frame, name, [])]
+    return varying if _determined(frame, "model", varying) else [*varying, "model"]
 
 
-def _following_eta(frame: pd.DataFrame) -> list[str]:
+def _determined_by_eta(frame: pd.DataFrame) -> list[str]:
     """The settings that vary, and only with eta: in the paper, only sigma_hat clips."""
     names = [name for name in (*axes(frame.columns), *OTHERS) if "." not in name and name != "sampler"]
-    return [n for n in names if not _follows(frame, n, []) and _follows(frame, n, ["sigma", "eta"])]
+    return [n for n in names if not _determined(frame, n, []) and _determined(frame, n, ["sigma", "eta"])]
 
 
 def _incomparable(frame: pd.DataFrame) -> list[str]:
     """The columns whose values separate cells that can't be compared."""
-    apart = [] if _follows(frame, "num_samples", []) else ["num_samples"]
-    if _follows(frame, "protocol", apart):
-        return apart
-    # A setting with one value for each kind of protocol, such as a precision, means more to a reader than a hash.
-    pairs = _kinds_of(frame, [*apart, "protocol"])
+    table_keys = [] if _determined(frame, "num_samples", []) else ["num_samples"]
+    if _determined(frame, "protocol", table_keys):
+        return table_keys
+    # A setting with one value for each comparability key, such as a precision, means more to a reader than the key.
+    keys = [*table_keys, "protocol"]
     same = (
         name
         for name in _varying(frame)
-        if _kinds_of(frame, [*apart, "protocol", name]) == _kinds_of(frame, [*apart, name]) == pairs
+        if _determined(frame, name, keys) and _determined(frame, "protocol", [*table_keys, name])
     )
-    return [*apart, next(same, "protocol")]
+    return [*table_keys, next(same, "protocol")]

@@ -18,7 +18,7 @@ from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import AMONG_REPLICATES, INDISTINGUISHABLE, JOINED, MEANINGS
 from taugrid.eval.tables.latex import latex_table
 from taugrid.eval.tables.long_form import FID, in_grid_order, long_form, score_columns
-from taugrid.eval.tables.pivots import EVALUATIONS, USUAL, Arranged, Layout, Pivot
+from taugrid.eval.tables.pivots import EVALUATIONS, USUAL, Arrangement, Layout, Pivot
 from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
@@ -35,7 +35,7 @@ class QualityTable:
     notes: Sequence[str] = ()
     """Lines below the table."""
     joined: Set[str] = frozenset()
-    """Cells that share tables although their kind of protocol is not the usual one (`rows.check_joinable`). If there
+    """Cells that share tables although their comparability key is not the usual one (`rows.check_joinable`). If there
     are any, protocols keep no cells apart."""
     layout: Layout = USUAL
     shown: Sequence[Row] = ()
@@ -119,15 +119,15 @@ class QualityTable:
         caption = "" if self.frame.empty else self.means.caption()
         return MetricTables(metric, [replace(table, marks=marks) for table in tables], caption, error_means)
 
-    def arranged(self, layout: Layout) -> Arranged:
+    def arranged(self, layout: Layout) -> Arrangement:
         """The cells in the places of a layout."""
         return self._arranged if layout == self.layout else self._in(layout)
 
-    def _in(self, layout: Layout) -> Arranged:
-        return Arranged(self.means, self.used_protocols, layout)
+    def _in(self, layout: Layout) -> Arrangement:
+        return Arrangement(self.means, self.used_protocols, layout)
 
     @cached_property
-    def _arranged(self) -> Arranged:
+    def _arranged(self) -> Arrangement:
         return self._in(self.layout)
 
     def _alike_over_seeds(self, tables: Sequence[Pivot], metric: MetricColumn) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from taugrid.protocol import ProtocolFields, disagreements, kind
+from taugrid.protocol import ProtocolFields, comparability_key, disagreements
 from taugrid.storage import replacing
 from taugrid.words import listed
 
@@ -80,7 +80,7 @@ class JoinedRows(NamedTuple):
 
     notes: list[str]
     cells: frozenset[str]
-    """Cells whose kind of protocol differs from most; tables mark them."""
+    """Cells whose comparability key differs from most; tables mark them."""
 
 
 def check_joinable(
@@ -110,9 +110,9 @@ def check_joinable(
         if not override:
             raise ValueError(f"rows of different protocols can't be joined: {details}")
         notes.append(f"joined although protocols differ: {details}")
-        kinds = {cell: kind(protocol) for cell, protocol in spelled.items()}
-        usual = Counter(kinds.values()).most_common(1)[0][0]
-        cells |= {cell for cell, of_cell in kinds.items() if of_cell != usual}
+        keys = {cell: comparability_key(protocol) for cell, protocol in spelled.items()}
+        usual = Counter(keys.values()).most_common(1)[0][0]
+        cells |= {cell for cell, key in keys.items() if key != usual}
     return JoinedRows(notes, frozenset(cells))
 
 

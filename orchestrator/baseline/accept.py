@@ -25,15 +25,15 @@ VERDICT = "verdict.json"
 def accept(directories: Sequence[str], file: str, reason: str, force: bool = False) -> dict[str, Any]:
     """Write a run as the baseline file `file`, a path or a URL, and return the content of its JSON.
 
-    Several runs are trainings of one recipe, which differ only in `train.seed`: later nights are compared with their
-    mean. The canaries use the images and the network of the first.
+    Several runs are training runs of one recipe, which differ only in `train.seed`: later nights are compared with
+    their mean. The canaries use the images and the network of the first.
 
     An existing baseline is replaced; if the run is worse than it, or can't be compared with it, the file has a remark.
     `force` accepts the run of a night that was judged a regression, with a remark too.
 
     Raises:
-        UserError: if one is no run directory, has unscored cells, was judged worse, or is no training of the same
-            recipe; or if the file that is there is no baseline.
+        UserError: if one is not a run directory, has unscored cells, was judged worse, or is from another recipe; or if
+            the existing file is not a baseline.
     """
     path, storage = open_baseline(file, "--to")
     if 1 < len(directories) < MIN_TRAININGS:
@@ -83,7 +83,7 @@ def _require_one_recipe(runs: Sequence[Run]) -> None:
     for run in runs[1:]:
         if _training_of(run) != _training_of(runs[0]):
             raise UserError(
-                f"{run.rundir.shown} is no training of {runs[0].rundir.shown}'s recipe: the sections model, data, "
+                f"{run.rundir.shown} is not from {runs[0].rundir.shown}'s recipe: the sections model, data, "
                 "diffusion or train differ in more than train.seed"
             )
 
@@ -129,7 +129,7 @@ def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
     for cell in first.cells:
         same = [cells_of[cell.cell] for cells_of in others]
         for other in (cell, *same):
-            if other.influence is None or other.block != cell.block:
+            if other.influence is None or other.seed_set != cell.seed_set:
                 raise UserError(
                     f"{other.name}: {other.reason or 'its samples have another seed'}; a recipe needs FID's standard "
                     "error, and the same `sample.seed`, in every training"

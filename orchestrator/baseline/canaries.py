@@ -49,20 +49,20 @@ def batch_of(cell: SnapshotCell) -> int:
 
 def sampled_again(cell: SnapshotCell) -> Sampled | None:
     """The first batch of a cell that has the baseline's weights; None if its images are gone."""
-    digests = cell.find_digests()
-    return None if digests is None else Sampled(digests[: batch_of(cell)], cell.find_first(), cell.first_setup)
+    digests = cell.load_digests()
+    return None if digests is None else Sampled(digests[: batch_of(cell)], cell.load_first(), cell.first_setup)
 
 
 def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
     """Whether the baseline's network still makes the images of `old`."""
-    digests = None if again is None else old.find_digests()
+    digests = None if again is None else old.load_digests()
     if again is None or digests is None:
         return Check("unknown", "the images, or their hashes, are gone")
     count = len(again.digests)
     differing = int((again.digests != digests[:count]).sum())
     if not differing:
         return Check("clean")
-    first = old.find_first()
+    first = old.load_first()
     distance = None if first is None or again.images is None else mean_grey_level_distance(again.images, first)
     by = "" if distance is None else f", by {distance:.2g} grey levels on average"
     message = f"{differing} of the first {counted(count, 'image')} of the baseline's network differ{by}"
@@ -80,7 +80,7 @@ def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
 
 def check_scorer(new: Snapshot, baseline: Snapshot) -> Check:
     """Whether today's scorer gives for the reference what the baseline's gave."""
-    now, before = new.find_scorer(), baseline.find_scorer()
+    now, before = new.load_scorer(), baseline.load_scorer()
     if isinstance(before, str):
         return Check("unknown", f"the baseline has no canary of the scorer: {before}")
     if isinstance(now, str):

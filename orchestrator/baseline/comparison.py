@@ -115,7 +115,7 @@ def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:
     assert old.influence is not None
     trainings = [Scored(float(old.metrics["fid"]), old.influence), *old.trainings]
     tonight = Scored(float(new.metrics["fid"]), new.influence)
-    return Change.between(new.name, tonight, trainings, margin * old.fid, new.block)
+    return Change.between(new.name, tonight, trainings, margin * old.fid, new.seed_set)
 
 
 def with_judgement(
@@ -203,11 +203,11 @@ def _environment_differences(new: SnapshotCell, old: SnapshotCell) -> list[str]:
 
 
 def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
-    after, before = new.find_digests(), old.find_digests()
+    after, before = new.load_digests(), old.load_digests()
     if after is None or before is None or len(after) != len(before):
         return None
     differing = np.flatnonzero(after != before)
-    images = (new.find_images(), old.find_images()) if len(differing) else (None, None)
+    images = (new.load_images(), old.load_images()) if len(differing) else (None, None)
     return distance(differing, len(after), *images)
 
 
@@ -232,7 +232,7 @@ def _before_judgement(
     for side in (new, old):
         if side.influence is None:
             return Verdict.NOT_JUDGED, side.reason or "no influences are known"
-    if new.block != old.block:
+    if new.seed_set != old.seed_set:
         return Verdict.NOT_JUDGED, "the runs share no noise (their seeds differ)"
     assert new.influence is not None
     assert old.influence is not None
@@ -256,7 +256,7 @@ def _same_samples(new: SnapshotCell, old: SnapshotCell, note: str) -> tuple[Verd
 
 def _scores_agree(new: SnapshotCell, old: SnapshotCell) -> bool:
     """Whether the same pixels have the same scores, which checks the scorer as well as a canary does."""
-    after, before = new.find_digests(), old.find_digests()
+    after, before = new.load_digests(), old.load_digests()
     same = after is not None and before is not None and np.array_equal(after, before)
     return same and not _differing_metrics(new, old)
 
@@ -277,7 +277,7 @@ def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
     """
     if new.lacks_influence:
         return None
-    digests = (side.find_digests() for side in (new, old))
+    digests = (side.load_digests() for side in (new, old))
     shares = [None if hashes is None else len(np.unique(hashes)) / len(hashes) for hashes in digests]
     repeats = shares[0] is not None and shares[1] is not None and shares[0] < shares[1]
     if new.reason != NOTHING_VARIES and not repeats:

@@ -101,7 +101,7 @@ def write_baseline(
         "software": dict(snapshot.software),
         "cells": [_cell_dict(cell) for cell in snapshot.cells],
     }
-    scorer = snapshot.find_scorer()
+    scorer = snapshot.load_scorer()
     value["scorer"] = None if isinstance(scorer, ScorerRecord) else scorer
     metadata = {SCORER: json.dumps(scorer.as_dict())} if isinstance(scorer, ScorerRecord) else None
     schema = SCHEMA.with_metadata(metadata)
@@ -126,7 +126,7 @@ def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
 
 def _tables(snapshot: Snapshot, schema: pa.Schema) -> Iterator[pa.Table]:
     for cell in snapshot.cells:
-        n, digests, first = cell.num_samples, cell.find_digests(), cell.find_first()
+        n, digests, first = cell.num_samples, cell.load_digests(), cell.load_first()
         images = [] if first is None else [image.tobytes() for image in first]
         columns = [
             pa.array([cell.cell] * n, pa.string()),
@@ -146,7 +146,7 @@ def _training(cell: str, number: int) -> str:
 
 
 def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
-    """The snapshot in a baseline file; `UserError` if it is no baseline file, or one of its two files has changed."""
+    """The snapshot in a baseline file; `UserError` if it is not one, or one of its two files has changed."""
     value = read_json_of_baseline(path, storage)
     beside = parquet_beside(path)
     try:
@@ -172,22 +172,22 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
         cells,
         trainings=tuple(value.get("trainings", ())),
         accepted=value,
-        find_scorer=scorer,
+        load_scorer=scorer,
     )
 
 
 def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:
-    """The content of a baseline file's JSON; `UserError` if it is no baseline file, or has changed."""
+    """The content of a baseline file's JSON; `UserError` if it is not one, or has changed."""
     value = read_sealed(path, storage)
     if value is None:
         if storage.exists(path):
             raise UserError(
-                f"{_shown(path)} was changed by hand, or is no baseline file; restore it from git, or remove it and "
+                f"{_shown(path)} was changed by hand, or is not a baseline file; restore it from git, or remove it and "
                 f"accept a run again: {ACCEPT}"
             )
         raise UserError(f"{_shown(path)} does not exist; {ACCEPT} writes one")
     if value.get("format") != FORMAT:
-        raise UserError(f"{_shown(path)} is no baseline file of this version ({FORMAT}); accept the baseline again")
+        raise UserError(f"{_shown(path)} is not a baseline file of this version ({FORMAT}); accept the baseline again")
     return value
 
 
@@ -217,10 +217,10 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         setup=_read_setup(value["setup"]),
         influence=None if influence.null_count else influence.to_numpy(),
         reason=value["reason"],
-        find_digests=lambda: digests,
-        find_images=lambda: images_of_run(run, value["cell"], digests),
+        load_digests=lambda: digests,
+        load_images=lambda: images_of_run(run, value["cell"], digests),
         first=_read_setup(value.get("first_setup", value["setup"])),
-        find_first=first_images,
+        load_first=first_images,
         distances=value.get("distances", {}),
         trainings=tuple(
             Scored(fid, _rows_of(table, _training(value["cell"], number))["influence"].to_numpy())

@@ -17,7 +17,7 @@ from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_images, pixel_digests
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
+from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
 from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -40,7 +40,7 @@ NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
 """Keys of `sample` that do not identify a cell: how many images it has, and how the work is divided."""
 
 MODEL_FILES = frozenset({"model.checkpoint", "model.weights"})
-"""Grid keys whose values are places of files: they differ from night to night."""
+"""Grid keys whose values are file paths: they differ from night to night."""
 
 
 AND = " and "
@@ -87,7 +87,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Network:
-    """The network that made a cell, and the places where it may still exist."""
+    """The network that made a cell, and where it may still exist."""
 
     weights_sha256: str | None
     diffusion: Mapping[str, Any]
@@ -131,15 +131,15 @@ class SnapshotCell:
     """(N,): how far each sample moves FID; None: no standard error."""
     reason: str | None
     """The reason why there are no influences."""
-    find_digests: Callable[[], Digests | None] = field(repr=False)
+    load_digests: Callable[[], Digests | None] = field(repr=False)
     """Called without arguments: reads and hashes the decoded images; None if they are gone."""
     lacks_images: bool = False
     """Whether files of its images are gone, although no record says that they were removed."""
-    find_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
+    load_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
     """The decoded images by index, or None if they are gone."""
     first: Setup | None = None
-    """The setup that made the first shard; None: as `setup`."""
-    find_first: Callable[[], NDArray[np.uint8] | None] = field(repr=False, default=lambda: None)
+    """The setup that made the first shard; None: the same as `setup`."""
+    load_first: Callable[[], NDArray[np.uint8] | None] = field(repr=False, default=lambda: None)
     """The first images (n, C, H, W), at most `pixels.FIRST_IMAGES`; None if they are gone."""
     distances: Mapping[str, float] = field(default_factory=dict)
     """Pair of setups (`pair_key`) -> the accepted distance between their images in grey levels."""
@@ -170,7 +170,7 @@ class SnapshotCell:
         return self.influence is None and "fid_se" in self.metrics
 
     @property
-    def block(self) -> Hashable:
+    def seed_set(self) -> Hashable:
         """Equal for cells whose sample n starts from the same x_T."""
         return (self.settings["seed"], tuple(self.image_shape))
 
@@ -194,12 +194,12 @@ class Snapshot:
     """The content of a baseline file's JSON, such as the date and reason of acceptance; None for a run."""
     codes: frozenset[str] = frozenset()
     """The hashes of taugrid's code in the sessions that sampled it."""
-    find_scorer: Callable[[], ScorerRecord | str] = field(repr=False, default=lambda: "none was recorded")
+    load_scorer: Callable[[], ScorerRecord | str] = field(repr=False, default=lambda: "none was recorded")
     """Called without arguments: the canary of the scorer, or the reason why there is none."""
 
 
 def snapshot_of_run(directory: str) -> Snapshot:
-    """The snapshot of a run directory; `UserError` if it is none, or no cell is scored."""
+    """The snapshot of a run directory; `UserError` if it is not one, or no cell is scored."""
     return require_scores(snapshot_of_opened(open_existing(directory)))
 
 
@@ -250,18 +250,18 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         tuple(cells),
         unscored,
         codes=frozenset(codes(events, "sample")),
-        find_scorer=lambda: kept_record(rundir),
+        load_scorer=lambda: kept_record(rundir),
     )
 
 
 def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
     """The cells of a run that has not begun, with their protocols but without scores.
 
-    Raises `NotHere` if `downloads` is not set and the reference or the extractor's weights are missing.
+    Raises `MissingInput` if `downloads` is not set and the reference or the extractor's weights are missing.
     """
     rundir = run.rundir
     config = run.config if downloads else without_downloads(run.config)
-    scoring = evaluation(config, run.plan, rundir.extractor)
+    scoring = scoring_of(config, run.plan, rundir.extractor)
     cells = []
     for cell in run.plan.cells:
         setup = setup_of(Origin(), 1, cell.settings.batch_size)
@@ -283,20 +283,20 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) ->
         setup=setup,
         influence=None,
         reason="it is not scored",
-        find_digests=lambda: pixel_digests(rundir, cell),
+        load_digests=lambda: pixel_digests(rundir, cell),
         lacks_images=rundir.lacks_images(cell),
-        find_images=lambda: all_images(rundir, cell),
-        find_first=lambda: first_images(rundir, cell),
+        load_images=lambda: all_images(rundir, cell),
+        load_first=lambda: first_images(rundir, cell),
     )
 
 
 def _score(run: Run, cell: Cell) -> dict[str, Any] | None:
-    """The score by the config's evaluation. The reference is opened only if the directory has several scores."""
+    """The score by the config's scoring. The reference is opened only if the directory has several scores."""
     rundir, n = run.rundir, cell.settings.num_samples
     found = [score for path in rundir.scores_of(cell) if (score := read_sealed(path, rundir.storage)) is not None]
     found = [score for score in found if score["protocol"]["num_samples"] == n]
     if len(found) > 1:
-        wanted = evaluation(run.config, run.plan, rundir.extractor).id(cell)
+        wanted = scoring_of(run.config, run.plan, rundir.extractor).id(cell)
         found = [score for score in found if score["evaluation"] == wanted]
     return found[0] if found else None
 

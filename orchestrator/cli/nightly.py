@@ -72,12 +72,12 @@ def nightly(**given: Any) -> None:
         **values,
     )
     with Progress() as progress:
-        outcome = run_night(request, progress)
+        result = run_night(request, progress)
 
-    print_value(outcome.verdict, requested.as_json, lambda verdict: summary(verdict).rstrip())
-    click.echo(f"summary: {with_urls(str(outcome.night.summary))}", err=True)
-    if outcome.exit != Exit.DONE:
-        sys.exit(outcome.exit)
+    print_value(result.verdict, requested.as_json, lambda verdict: summary(verdict).rstrip())
+    click.echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
+    if result.exit != Exit.DONE:
+        sys.exit(result.exit)
 
 
 def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str, Any], as_json: bool) -> None:

@@ -98,7 +98,7 @@ def _contradiction(usual: BaselineComparison, fresh: BaselineComparison) -> str 
         if is_denied((cell.difference, cell.se), (again.difference, again.se)):
             return (
                 f"{cell.label} changed by {cell.difference:+.3g} ± {cell.se:.2g} with the usual seeds and by "
-                f"{again.difference:+.3g} ± {again.se:.2g} with a fresh one, which is no chance: today's code treats "
+                f"{again.difference:+.3g} ± {again.se:.2g} with a fresh one, which is not chance: today's code treats "
                 "tonight's network differently than it treated the baseline's, although no canary shows it"
             )
     return None

@@ -1,4 +1,4 @@
-"""One night, from its run to its verdict. Called again, it continues where it stopped; a complete night stays.
+"""One night, from its run to its verdict. Called again, it continues; a complete night is left unchanged.
 
 A night has four steps: check, run, judge (with canaries, and a second look at cells with suspicious scores), write.
 """
@@ -13,7 +13,7 @@ from taugrid.eval.gate.verdict import exit_of
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
-from taugrid.orchestrator.nightly.before import check_growth, check_same_night, check_standard_error
+from taugrid.orchestrator.nightly.before import check_grow_to, check_same_night, check_standard_error
 from taugrid.orchestrator.nightly.judging import Terms, judge_night
 from taugrid.orchestrator.nightly.outcome import as_verdict
 from taugrid.orchestrator.nightly.places import History, Night, open_history
@@ -48,9 +48,10 @@ class NightRequest:
     trust_code: bool
 
 
-class NightOutcome(NamedTuple):
+class NightResult(NamedTuple):
     night: Night
     verdict: dict[str, Any]
+    """The content of verdict.json."""
     was_complete: bool
     """Whether the night was complete before, so that nothing was done."""
 
@@ -59,7 +60,7 @@ class NightOutcome(NamedTuple):
         return exit_of(self.verdict["result"], self.verdict["missing"], self.verdict.get("not_judged", ()))
 
 
-def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
+def run_night(request: NightRequest, progress: Progress) -> NightResult:
     """Run or resume a night, judge it, and add it to the history.
 
     Raises:
@@ -73,12 +74,12 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
         if verdict is not None:
             check_same_night(run, night, verdict)
             progress.say(f"night {night.id} is complete; nothing to do")
-            if not is_current(history):  # a kill came after the verdict
+            if not is_current(history):  # the process was killed after the verdict was written
                 write_history(history)
-            return NightOutcome(night, verdict, was_complete=True)
+            return NightResult(night, verdict, was_complete=True)
         _require_extension(run, night)
         check_standard_error(run)
-        check_growth(request.terms.grow_to, run)
+        check_grow_to(request.terms.grow_to, run)
         baseline = _baseline(request, history)
         if baseline is not None:
             matched(planned_snapshot(run), baseline)  # refuse what can't be compared before anything is sampled
@@ -89,7 +90,7 @@ def run_night(request: NightRequest, progress: Progress) -> NightOutcome:
             write_sealed(night.verdict_file, verdict, night.storage)
             write_history(history)
             remove_old_images(history, request.keep_images, progress.say)
-        return NightOutcome(night, verdict, was_complete=False)
+        return NightResult(night, verdict, was_complete=False)
 
 
 def _open_night(request: NightRequest, history: History, progress: Progress) -> tuple[Run, Night]:

@@ -135,7 +135,9 @@ def _strips_of_the_worst(night: Night, run: Run, baseline: Snapshot, comparison:
     now = {cell.id: cell for cell in run.plan.cells}
     pairs = [
         BeforeAndAfter(
-            cell["label"], before[cell["baseline_cell"]].find_first(), first_images(run.rundir, now[cell["cell"]])
+            cell["label"],
+            before[cell["baseline_cell"]].load_first(),
+            first_images(run.rundir, now[cell["cell"]]),
         )
         for cell in sorted(comparison["cells"], key=worst_first)[:MAX_STRIPS]
         if Verdict(cell["result"]).rank <= Verdict.UNDECIDED.rank and cell["fid"] is not None

@@ -51,7 +51,7 @@ class Night:
 
     @property
     def verdict(self) -> dict[str, Any] | None:
-        """The verdict of a complete night; None if the night is unfinished or the file was changed."""
+        """The content of a complete night's verdict.json; None if the night is unfinished or the file was changed."""
         return read_sealed(self.verdict_file, self.storage)
 
 

@@ -88,7 +88,7 @@ def _resampled(pair: Pair, new: SnapshotCell, old: Scored, margin: float) -> Res
         return Resampled(name, None, failed=new.failed or new.reason or "FID has no error")
     recorded = margin * float(pair[1].metrics["fid"])
     tonight = Scored(float(new.metrics["fid"]), new.influence)
-    change = Change.between(name, tonight, [old], recorded, new.block)
+    change = Change.between(name, tonight, [old], recorded, new.seed_set)
     return Resampled(name, change, (tonight.fid, old.fid), new.num_samples)
 
 

@@ -85,8 +85,8 @@ class Lease:
         self.loss: str | None = None
         """The error message once a different driver has taken the lease. The main thread is then interrupted."""
         self.began: float | None = None
-        """When it was taken, by the storage's clock: older files are those of dead drivers. None: it was taken by
-        force, and the last holder may still write."""
+        """When it was taken, by the storage's clock: temporary files from before belong to dead drivers. None: it was
+        taken by force, so the previous holder may still be writing."""
 
     def holder(self) -> Holder | None:
         """The current holder of the lease; None if there is no valid lease."""
@@ -160,7 +160,7 @@ class Lease:
                     self._put(version)
                     continue
                 winner = self.holder() or "another driver"
-                self.loss = f"{self.root} was taken over by {winner}; what was committed is kept, and it goes on there"
+                self.loss = f"{self.root} was taken over by {winner}; committed files are kept; the run continues there"
                 ending.stop(self.loss)
                 return
 
@@ -175,7 +175,7 @@ class Lease:
             return None
 
     def _put(self, if_version: str | None) -> bool:
-        """Write the lease as `Storage.commit` does; False if a different driver's was there first."""
+        """Write the lease, if the file has this version (see `Storage.commit`); False if another driver was faster."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = read_json(self._path.with_name(RUN_ID), self._storage)
         run = record.get("run") if isinstance(record, dict) else None
@@ -188,7 +188,7 @@ class Lease:
         who = "" if holder is None else f" ({holder})"
         return UserError(
             f"another taugrid command is running in {self.root}{who}; wait for it, stop it, give another directory "
-            "(--out; of nightly: --history), or take this one over with --break-lock"
+            "(--out; for `taugrid nightly`: --history), or take this one over with --break-lock"
         )
 
 
@@ -227,7 +227,7 @@ def sole_driver(
 
 
 def _not_writable(run: Paths, error: OSError) -> UserError:
-    """The error for a folder that may not be written to. It is no `RunFailed`: the same command would fail again."""
+    """The error for a folder that may not be written to. It is not a `RunFailed`: the same command would fail again."""
     fix = f"give another {run.option}"
     with suppress(OSError):
         if run.storage.exists(run.config):

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from taugrid.hashing import json_sha256
-from taugrid.parquet import Part
+from taugrid.parquet import PartSummary
 from taugrid.storage import Storage, pieces, replacing, write_text
 
 CHECK_DIGITS = 12
@@ -25,7 +25,7 @@ class LedgerEntry(NamedTuple):
     """A file that was found intact."""
 
     version: str
-    part: Part
+    part: PartSummary
     """The contents. Only metadata that are texts are kept, since only those are compared."""
 
 
@@ -75,12 +75,12 @@ class Ledger:
     def _data(self) -> bytes:
         return b"".join(map(self._storage.read, pieces(self._storage, self._path)))
 
-    def find(self, path: Path, version: str) -> Part | None:
+    def find(self, path: Path, version: str) -> PartSummary | None:
         """The contents of a file; None if it was not found intact, or its version has changed."""
         entry = self._load().get(self._name(path))
         return entry.part if entry is not None and entry.version == version else None
 
-    def add(self, path: Path, version: str, part: Part) -> None:
+    def add(self, path: Path, version: str, part: PartSummary) -> None:
         """Add a file that was found intact; `version` is from before it was read. `flush` writes it down."""
         texts = {key: value for key, value in part.metadata.items() if isinstance(value, str)}
         texts = self._texts.setdefault(repr(texts), texts)
@@ -122,7 +122,7 @@ def _read(line: str) -> tuple[str, LedgerEntry] | None:
         value = json.loads(line)
         if value.pop("check") != _check(value):
             return None
-        part = Part(value["start"], value["stop"], value["metadata"])
+        part = PartSummary(value["start"], value["stop"], value["metadata"])
         return value["file"], LedgerEntry(value["version"], part)
     except (ValueError, KeyError, AttributeError, TypeError):
         return None

@@ -46,7 +46,7 @@ class SampleWork(WorkKind):
                 job = SampleJob(
                     path=str(path),
                     storage=self.rundir.storage,
-                    run=self.rundir.run,
+                    run_id=self.rundir.run_id,
                     replaces=there.get(path),
                     start=shard.start,
                     stop=shard.stop,
@@ -55,17 +55,17 @@ class SampleWork(WorkKind):
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
-                    evaluations=cell.evaluations,
+                    nfe=cell.nfe,
                     sampler_code=cell.from_sampler.code,
                     metadata=metadata,
                     kept=kept,
                 )
-                cost = (shard.images - kept) * cell.evaluations
+                cost = (shard.images - kept) * cell.nfe
                 yield Task(shard_key(self.name, shard), self.name, cost, cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
         """Cells without all their images, unless `ScoreWork` lists them."""
-        return {} if self.survey.evaluation is not None else unsampled(self.plan, self.rundir)
+        return {} if self.survey.scoring is not None else unsampled(self.plan, self.rundir)
 
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
@@ -78,7 +78,7 @@ class SampleWork(WorkKind):
             "path": Path(job.path).name,
             "images": result.images,
             "copied": stop - job.start - result.images,
-            "evaluations": result.images * job.evaluations,
+            "evaluations": result.images * job.nfe,
             "seconds": round(result.seconds, 4),
             "committed": first_copy or result.created_file,
             "own": result.created_file,
@@ -102,18 +102,17 @@ def require_same_sampler(cell: Cell, metadata: Mapping[str, Any], files: Iterabl
         old, new = ({**block["arguments"], "times": block["times"]} for block in (before, now))
         if differing := [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]:
             name, (was, is_now) = differing[0], (plain_text(values.get(differing[0])) for values in (old, new))
-            versions = "".join(
-                f"; {library} was {before.get(library)}" for library in find(cell.settings.sampler).libraries
-            )
+            sampler = cell.settings.sampler
+            versions = "".join(f" ({library} {before.get(library)})" for library in find(sampler).libraries)
             raise UserError(
-                f"{cell.label}: its samples were made with {name} = {was}, but {cell.settings.sampler} has {is_now} "
-                f"now{versions}; set it in sample.sampler_options in another directory, or go on with the old software"
+                f"{cell.label}: its samples were made with {name} = {was}{versions}, but {sampler} now uses {is_now}; "
+                f"reinstall the old version, or set {name} in sample.sampler_options in another run directory"
             )
         return
 
 
 def images_to_keep(rundir: RunDir, cell: Cell, shard: Shard) -> int:
-    """How many images of a shard that is cut short stay as they are: the whole batches of its file; 0 without one."""
+    """How many images of an interrupted shard are kept: the complete batches of its file; 0 without one."""
     try:
         part = parquet.inspect(rundir.sample_part(cell, shard), every_byte=False, storage=rundir.storage)
     except (DamagedFile, FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,7 @@
-"""The canary of the scorer: its scores of the reference itself, which no new network can change.
+"""The known-input check of the scorer, its canary: it scores the reference itself, which no new network can change.
 
 It is the features of the first reference images, and the scores of even images against odd ones, of the reference's
-first part (`eval.sources.part_bounds`): a few thousand images, which takes seconds. Each session that scores cells
+first part file (`eval.sources.part_bounds`): a few thousand images, which takes seconds. Each session that scores cells
 writes it as scorer.json, and a baseline file holds it.
 """
 
@@ -24,7 +24,7 @@ from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_files, of_features, read_all
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.sources import part_bounds
-from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import REFERENCE, TAUGRID, scorers
@@ -41,14 +41,14 @@ FEATURES = 64
 SAME_SETUP_TOLERANCE = 1e-9
 """Relative tolerance for the same versions, devices and threads: rounding differs by far less."""
 
+TOLERANCE = 1e-3
+"""Relative tolerance when versions, devices or threads differ: they change far less, and a fault of 1 % far more."""
+
 DRIVER_METRICS = ("fid", "isc", "kid")
 """Metrics that need no torch, so that the driver computes them."""
 
 KID_SUBSETS = 10
 """The number of subsets of KID: enough, since a fault of its formula shows in one."""
-
-TOLERANCE = 1e-3
-"""Relative tolerance for different ones: kernels and libraries differ by far less, and a fault of 1 % by far more."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class ScoredWith:
     """The devices and software that a score depends on, besides images, reference and settings."""
 
     places: tuple[str, ...]
-    """The devices and threads that extracted features and scored."""
+    """The devices and thread counts that extracted features and scored."""
     versions: Mapping[str, str]
     """The versions of the software without taugrid, whose own version does not count."""
 
     @classmethod
     def of(cls, places: Iterable[str], protocol: Mapping[str, Any]) -> "ScoredWith":
-        """From the places and the protocol of a score."""
+        """From the devices (`places`) and the protocol of a score."""
         versions = canonical(protocol).get("versions") or {}
         return cls(tuple(sorted(places)), {name: value for name, value in versions.items() if name != TAUGRID})
 
@@ -126,7 +126,7 @@ def changes(new: ScorerRecord, old: ScorerRecord) -> list[str]:
     if new.features.shape != old.features.shape:
         return ["the features of the reference have a different shape"]
     distance = float(np.abs(new.features.astype(np.float64) - old.features).max())
-    if not distance <= allowed * scale:  # nan is no agreement
+    if not distance <= allowed * scale:  # NaN never agrees
         differences.append(
             f"the features of the first {len(old.features)} reference images differ by up to {distance:.3g}"
         )
@@ -143,7 +143,7 @@ def changes(new: ScorerRecord, old: ScorerRecord) -> list[str]:
 
 def differs(new: float, old: float, allowed: float) -> bool:
     """Whether two scores are further apart than `allowed`, relatively to the larger one."""
-    return not abs(new - old) <= allowed * max(abs(new), abs(old), TOLERANCE)  # nan is no agreement
+    return not abs(new - old) <= allowed * max(abs(new), abs(old), TOLERANCE)  # NaN never agrees
 
 
 def is_damaged(rundir: RunDir) -> bool:
@@ -158,16 +158,16 @@ def kept_record(rundir: RunDir) -> ScorerRecord | str:
     if is_damaged(rundir):
         return f"{FILE} was changed or is damaged"
     if value is None:
-        return "none was recorded; a run that is scored by this version has one"
+        return "no record; score the run again with this version to write one"
     return ScorerRecord.read(value) if "features" in value else str(value["reason"])
 
 
-def keep_record(config: Config, rundir: RunDir, evaluation: Evaluation) -> None:
+def keep_record(config: Config, rundir: RunDir, scoring: Scoring) -> None:
     """Write the record of the scorer, at the end of a session that has scored cells.
 
-    If the scorer has changed since an earlier session of the same evaluation, the record has the changes (`mixed`).
+    If the scorer has changed since an earlier session of the same scoring, the record has the changes (`mixed`).
     """
-    record = _record(config, rundir, evaluation)
+    record = _record(config, rundir, scoring)
     before = kept_record(rundir)
     if isinstance(record, ScorerRecord) and isinstance(before, ScorerRecord) and record.is_comparable(before):
         record = replace(record, mixed=tuple(dict.fromkeys((*before.mixed, *changes(record, before)))))
@@ -175,8 +175,8 @@ def keep_record(config: Config, rundir: RunDir, evaluation: Evaluation) -> None:
     write_sealed(rundir.root / FILE, value, rundir.storage)
 
 
-def _record(config: Config, rundir: RunDir, evaluation: Evaluation) -> ScorerRecord | str:
-    reference, folder = evaluation.reference, rundir.extractor_folder(evaluation.extractor)
+def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | str:
+    reference, folder = scoring.reference, rundir.extractor_folder(scoring.extractor)
     if reference.num_images is None:
         return "only a mean and a covariance of the reference are known"
     parts = range(len(part_bounds(reference.num_images)))
@@ -188,10 +188,10 @@ def _record(config: Config, rundir: RunDir, evaluation: Evaluation) -> ScorerRec
         features = np.concatenate(list(read_all(paths[:1], rundir.storage)))
         logits = _logits(paths[0], rundir.storage) if few.need("logits") else None
         half = len(features) // 2
-        settings = feasible(few, evaluation.extractor, half, half).settings
+        settings = feasible(few, scoring.extractor, half, half).settings
         with threadpool_limits(1):  # so that the result does not depend on the number of cores
             statistics = of_feature_files(
-                paths, reference.num_images, paths[0].parent, evaluation.reference_key, rundir.storage
+                paths, reference.num_images, paths[0].parent, scoring.reference_key, rundir.storage
             )
             scores = _halves(features, logits, settings) | _narrow(features) | _totals(statistics)
     except (FileNotFoundError, DamagedFile) as error:
@@ -200,7 +200,7 @@ def _record(config: Config, rundir: RunDir, evaluation: Evaluation) -> ScorerRec
         return f"a metric fails for the halves of the reference ({error})"
     places = scorers(read_events(rundir)).get(REFERENCE, set())
     made_with = ScoredWith.of(places, {"versions": versions(SOFTWARE) | {"cpu": _cpu()}})
-    about, used = json.loads(json.dumps([evaluation.extractor.describe(), settings.as_dict()]))
+    about, used = json.loads(json.dumps([scoring.extractor.describe(), settings.as_dict()]))
     return ScorerRecord(reference.sha256, about, used, made_with, features[:FEATURES], scores)
 
 

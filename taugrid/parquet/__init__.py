@@ -1,7 +1,7 @@
 """Sealed Parquet files of samples, features and numbers: a file holds one shard, or the features of one."""
 
 from taugrid.parquet.reader import (
-    Part,
+    PartSummary,
     first_pictures,
     inspect,
     read_encoded,

@@ -20,7 +20,7 @@ from taugrid.storage import LOCAL, Storage
 from taugrid.threads import decode_each
 
 
-class Part(NamedTuple):
+class PartSummary(NamedTuple):
     """The content of a file: its rows are images `start` to `stop` - 1."""
 
     start: int
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     metadata: dict[str, Any]
 
 
-def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Part:
+def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> PartSummary:
     """Check a sample or feature file: its seal (unless `every_byte` is off), its footer, and that indices are in order.
 
     Raises:
@@ -52,7 +52,7 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
     index = np.concatenate(indices) if indices else np.zeros(0, np.int64)
     if len(index) == 0 or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
         raise DamagedFile("its indices are not consecutive")
-    return Part(int(index[0]), int(index[-1]) + 1, metadata)
+    return PartSummary(int(index[0]), int(index[-1]) + 1, metadata)
 
 
 def read_images(

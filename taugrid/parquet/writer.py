@@ -1,4 +1,4 @@
-"""The schemas of Parquet files, and a writer that commits a file in one step, so that a file in place is whole.
+"""The schemas of Parquet files, and a writer that commits a file in one step, so that a file in place is complete.
 
 Until then it is in the same folder under a temporary name that begins with a dot.
 """
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from taugrid.errors import DamagedFile, OtherBytes
 from taugrid.hashing import canonical_json
-from taugrid.parquet.reader import Part, inspect
+from taugrid.parquet.reader import PartSummary, inspect
 from taugrid.parquet.seal import write_seal
 from taugrid.retries import retried
 from taugrid.storage import ANY, LOCAL, Storage, is_same
@@ -82,7 +82,7 @@ class PartWriter:
         self._storage = storage
         self._rows: tuple[int, int] | None = None  # the first index, and the one after the last
         self._in_order = True
-        with ExitStack() as removal:  # which also gives an error of Arrow's the name of the file
+        with ExitStack() as removal:  # removes the temporary file on an error, and names it in Arrow's error
             self._temporary = removal.enter_context(storage.temporary(path))
             self._writer = retried(self._open)
             self._removal = removal.pop_all()
@@ -106,11 +106,11 @@ class PartWriter:
         self._removal.__exit__(*error)
 
     @property
-    def content(self) -> Part | None:
+    def content(self) -> PartSummary | None:
         """The result that `inspect` of the file would have, without reading it; None if the file is not in order."""
         if self._rows is None or not self._in_order:
             return None
-        return Part(*self._rows, json.loads((self._schema.metadata or {}).get(b"taugrid", b"{}")))
+        return PartSummary(*self._rows, json.loads((self._schema.metadata or {}).get(b"taugrid", b"{}")))
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Append one row group; a column is a sequence, or a (B, d) array for a list of fixed size."""
@@ -135,7 +135,7 @@ class PartWriter:
     def commit_over(self, version: str | None) -> bool:
         """Put the file in place of the one that has this version (`Stat.version`), of a shorter one, or of none.
 
-        Any other file is kept; then it returns False. Raises as `commit`.
+        Any other file is kept; then it returns False. Raises what `commit` raises.
         """
         self._writer.close()
         write_seal(self._temporary)
@@ -148,7 +148,7 @@ class PartWriter:
         return version is not None and self._storage.commit(self._path, self._temporary, version)
 
     def _shorter(self) -> str | None:
-        """The version of the file in place if it is a whole one that has fewer of the same rows.
+        """The version of the file in place if it is an intact one that has fewer of the same rows.
 
         It may be the one to replace although its version differs: a copy or `touch` changed its time, or the file
         system numbers its files differently on each machine that mounts it.
@@ -167,7 +167,7 @@ class PartWriter:
 
     def _create(self) -> bool:
         created = self._storage.commit(self._path, self._temporary)
-        # On a disk, a second copy of a task may come from another kind of device, and a lock keeps other drivers out.
+        # Not an error on a disk: a second copy may come from another kind of device; the lock excludes other drivers.
         if not created and not self._storage.on_disk and not is_same(self._path, self._temporary, self._storage):
             raise OtherBytes(
                 f"{self._path} was made by another driver or worker meanwhile, and its bytes are not those made here; "

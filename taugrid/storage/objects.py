@@ -1,4 +1,4 @@
-"""Object stores: S3, Google Cloud Storage, Azure, and whatever speaks one of their languages.
+"""Object stores: S3, Google Cloud Storage, Azure, and compatible stores.
 
 A name is a `Path` of the parts of its URL, such as s3:/bucket/run/config.json; it never touches the disk. A file that
 must not be overwritten is created by one conditional request (`If-None-Match: *`). A file that is replaced only in the
@@ -39,14 +39,14 @@ MAX_PUT_BYTES = 2**32
 
 
 class RangeFile(io.RawIOBase):
-    """An object, read by ranges; all of them are of one version of it.
+    """An object, read by ranges, which all come from one version.
 
     The first request fetches the end, where Parquet keeps its footer, and the size. A file of up to `END_BYTES` needs
     no other request.
     """
 
     def __init__(self, end: bytes, size: int, fetch: Callable[[int, int], bytes]) -> None:
-        """A file of `size` bytes whose `end` was fetched; `fetch(start, stop)` returns others of the same version."""
+        """A file of `size` bytes whose `end` was fetched; `fetch(start, stop)` returns other bytes of that version."""
         self._end, self._start, self._size, self._fetch, self._at = end, size - len(end), size, fetch, 0
 
     def readable(self) -> bool:
@@ -92,15 +92,15 @@ class ObjectStorage:
         return False
 
     def require(self, folder: Path, to_write: bool = False) -> None:
-        """List what is directly in the folder. Some servers that speak S3 ignore conditions, and overwrite."""
+        """Raise `UserError` unless the folder can be listed or, `to_write`, the store honours conditional writes."""
         if to_write:
-            return self._require_conditions(folder)
+            return self._require_conditional_writes(folder)
         try:
             self._children(folder)
         except StoreError as error:
             raise UserError(f"{url(folder)}: {error.strerror}") from None
 
-    def _require_conditions(self, folder: Path) -> None:
+    def _require_conditional_writes(self, folder: Path) -> None:
         path = folder / f".conditions-{uuid.uuid4().hex[:12]}.tmp"
         with self.temporary(path) as first, self.temporary(path) as second:
             first.write_bytes(b"first")
@@ -254,13 +254,13 @@ class ObjectStorage:
         from obstore.exceptions import BaseError
 
         options: Any = {"range": {"suffix": END_BYTES}}
-        if self.bucket.scheme == "az":  # knows no ranges from the end
+        if self.bucket.scheme == "az":  # Azure has no suffix ranges
             size = self._store.head(key(path))["size"]
             options = {"range": (max(0, size - END_BYTES), size)} if size else {}
         try:
             got = self._store.get(key(path), options=options)
         except BaseError as error:
-            # An empty object has no range: S3 answers 416, and others what obstore can't read.
+            # An empty object has no range: S3 answers 416, other stores return a response that obstore can't parse.
             refusal = refusal_in(error)
             if refusal.is_transient or refusal.status not in (None, 416) or self._store.head(key(path))["size"]:
                 raise

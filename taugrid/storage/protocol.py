@@ -34,14 +34,14 @@ class Storage(Protocol):
     """
 
     def __hash__(self) -> int:
-        """Equal storages are the same place, so that workers can keep what they loaded from it."""
+        """Equal storages hold the same files, so that workers can keep what they loaded from it."""
 
     @property
     def on_disk(self) -> bool:
         """Whether a name is a path of this machine's file system, which other libraries can open."""
 
     def require(self, folder: Path, to_write: bool = False) -> None:
-        """Raise `UserError` if the place of `folder` can't be used at all: no such bucket, no rights, a wrong clock.
+        """Raise `UserError` if nothing at the path of `folder` can be used: no such bucket, no rights, a wrong clock.
 
         The folder itself need not exist. With `to_write`, also if the store would overwrite files of others. No check
         on a disk, whose errors are clear by themselves.

@@ -27,9 +27,9 @@ SHARED = 0.4
 """Correlation of two cells."""
 
 
-def change(influence, difference=None, margin=0.0, name="a", block=0):
+def change(influence, difference=None, margin=0.0, name="a", seed_set=0):
     found = float(np.mean(influence)) if difference is None else difference
-    return Change(name, found, margin, np.asarray(influence, float), block)
+    return Change(name, found, margin, np.asarray(influence, float), seed_set)
 
 
 def night(number, by=0.0):
@@ -223,7 +223,7 @@ def trainings(number, k):
 
 def against(tonight, baseline):
     cells = enumerate(zip(tonight, zip(*baseline, strict=True), strict=True))
-    return judge([Change.between(str(i), new, old, 0.0, "block") for i, (new, old) in cells], draws=DRAWS)
+    return judge([Change.between(str(i), new, old, 0.0, "seed_set") for i, (new, old) in cells], draws=DRAWS)
 
 
 @pytest.mark.parametrize("k", [3, 10])
@@ -240,7 +240,7 @@ def test_a_retrained_network_is_mostly_worse_than_one_training():
 def test_a_change_from_a_recipe_is_from_the_trainings_mean_and_its_error_includes_their_spread():
     random = np.random.default_rng(4)
     new, *old = (Scored(fid, random.standard_normal(50)) for fid in (14.0, 9.0, 10.0, 12.5))
-    found = Change.between("a", new, old, 0.2, "block")
+    found = Change.between("a", new, old, 0.2, "seed_set")
     assert found.difference == pytest.approx(14 - 10.5)
     assert found.influence == pytest.approx(new.influence - sum(network.influence for network in old) / 3)
     (judged,) = judge([found]).cells
@@ -256,7 +256,7 @@ def test_a_change_from_a_recipe_is_from_the_trainings_mean_and_its_error_include
 def test_a_recipe_has_three_trainings_and_all_cells_of_a_night_have_the_same_number():
     networks = [Scored(1.0 + i, np.arange(50.0) * (i + 1)) for i in range(5)]
     with pytest.raises(ValueError, match="not 2"):
-        Change.between("a", networks[0], networks[1:3], 0.0, "block")
-    one, three = (Change.between("a", networks[0], networks[1 : 1 + k], 0.0, "block") for k in (1, 3))
+        Change.between("a", networks[0], networks[1:3], 0.0, "seed_set")
+    one, three = (Change.between("a", networks[0], networks[1 : 1 + k], 0.0, "seed_set") for k in (1, 3))
     with pytest.raises(ValueError, match="same number of trainings"):
         judge([one, three])

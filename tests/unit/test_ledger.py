@@ -168,7 +168,7 @@ def test_verify_reads_files_side_by_side_and_tells_all_of_them_in_order(opened, 
 
 
 def test_lines_without_effect_do_not_gather(tmp_path):
-    path, part = tmp_path / "part", parquet.Part(0, 3, {"cell": "c", "tau": [1, 2]})
+    path, part = tmp_path / "part", parquet.PartSummary(0, 3, {"cell": "c", "tau": [1, 2]})
     path.touch()
     kept = Ledger(tmp_path, LOCAL)
     kept.keep()
@@ -179,7 +179,7 @@ def test_lines_without_effect_do_not_gather(tmp_path):
     again = Ledger(tmp_path, LOCAL)
     again.keep()
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
-    assert again.find(path, str(MAX_SUPERSEDED + 1)) == parquet.Part(0, 3, {"cell": "c"})
+    assert again.find(path, str(MAX_SUPERSEDED + 1)) == parquet.PartSummary(0, 3, {"cell": "c"})
     assert again.find(path, "0") is None
 
 
@@ -190,10 +190,10 @@ def test_a_last_line_without_its_end_is_not_continued(tmp_path):
         added.touch()
         kept = Ledger(tmp_path, LOCAL)
         kept.keep()
-        kept.add(added, "0", parquet.Part(0, 3, {}))
+        kept.add(added, "0", parquet.PartSummary(0, 3, {}))
         kept.flush()
         if is_cut:
             (tmp_path / "ledger.jsonl").write_bytes((tmp_path / "ledger.jsonl").read_bytes()[:-1])
     again = Ledger(tmp_path, LOCAL)
     again.keep()
-    assert [again.find(each, "0") for each in (path, other)] == [parquet.Part(0, 3, {})] * 2
+    assert [again.find(each, "0") for each in (path, other)] == [parquet.PartSummary(0, 3, {})] * 2

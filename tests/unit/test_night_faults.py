@@ -27,8 +27,8 @@ from taugrid.errors import Exit
 from taugrid.eval.gate.verdict import REGRESSIONS, Verdict
 from taugrid.eval.metrics import frechet
 from taugrid.orchestrator.nightly import judging
-from taugrid.orchestrator.nightly.night import NightOutcome
-from taugrid.orchestrator.plan import evaluation
+from taugrid.orchestrator.nightly.night import NightResult
+from taugrid.orchestrator.plan import scoring
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
 from taugrid.workers import actor
@@ -236,7 +236,7 @@ def test_other_software_is_unknown_until_a_night_with_it_is_accepted(begun, hist
         monkeypatch.setattr(ddim, "sigma", lambda *at: by * forward.sigma(*at))
 
     with monkeypatch.context() as patch:
-        for module in (actor, evaluation, provenance):
+        for module in (actor, scoring, provenance):
             patch.setattr(module, "versions", torch_9)
         nudged(patch, 1.001)
         found = night(history, begun / "nearby.yaml", "2")
@@ -330,8 +330,8 @@ def test_every_verdict_has_its_exit_code(verdict):
     """Missing cells come first, then regressions, then what could not be judged."""
     red = verdict in REGRESSIONS
     outcome = {"result": str(verdict), "missing": {}, "not_judged": []}
-    assert NightOutcome(None, outcome, False).exit == (3 if red else 0)
-    assert NightOutcome(None, {**outcome, "not_judged": ["x"]}, False).exit == (3 if red else 5)
-    assert NightOutcome(None, {**outcome, "missing": {"a": "b"}, "not_judged": ["x"]}, False).exit == 4
+    assert NightResult(None, outcome, False).exit == (3 if red else 0)
+    assert NightResult(None, {**outcome, "not_judged": ["x"]}, False).exit == (3 if red else 5)
+    assert NightResult(None, {**outcome, "missing": {"a": "b"}, "not_judged": ["x"]}, False).exit == 4
     assert (verdict in list(Verdict)[:5]) == red
     assert [Exit.REGRESSION, Exit.INCOMPLETE, Exit.NOT_JUDGED] == [3, 4, 5]

@@ -177,7 +177,7 @@ def test_trainings_with_other_diffusion_are_no_recipe(begun, tmp_path):
         runs.append(tmp_path / f"run-{number}")
         taugrid("run", config, "--out", runs[-1])
     told = taugrid("baseline", "accept", *runs, "--to", tmp_path / "b.json", "--reason", "x", code=2)[1]
-    assert "is no training of" in told
+    assert "differ in more than train.seed" in told
     assert not (tmp_path / "b.json").exists()
 
 

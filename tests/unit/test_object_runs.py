@@ -12,7 +12,7 @@ from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
 from taugrid import parquet
-from taugrid.errors import OtherBytes, OtherContent, RunFailed, StoreError, UserError
+from taugrid.errors import ContentMismatch, OtherBytes, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
@@ -129,16 +129,18 @@ def test_to_write_a_ledger_anew_asks_for_no_file(bucket, s3):
     old.keep()
     names = [root / f"samples/S0002/part-{number:06d}.parquet" for number in range(50)]
     for number in range(MAX_SUPERSEDED + 2):
-        old.add(names[0], str(number), parquet.Part(0, 3, {"cell": "c"}))
+        old.add(names[0], str(number), parquet.PartSummary(0, 3, {"cell": "c"}))
     for name in names[1:]:
-        old.add(name, "1", parquet.Part(0, 3, {"cell": "c"}))
+        old.add(name, "1", parquet.PartSummary(0, 3, {"cell": "c"}))
     old.flush()
     before = s3.requests.copy()
     Ledger(root, storage).keep()
     assert (s3.requests - before).total() < 10
     again = Ledger(root, storage)
     assert (
-        again.find(names[0], str(MAX_SUPERSEDED + 1)) == again.find(names[-1], "1") == parquet.Part(0, 3, {"cell": "c"})
+        again.find(names[0], str(MAX_SUPERSEDED + 1))
+        == again.find(names[-1], "1")
+        == parquet.PartSummary(0, 3, {"cell": "c"})
     )
     assert storage.read(root / "ledger.jsonl").count(b"\n") == len(names)
 
@@ -200,7 +202,7 @@ def test_an_object_that_changes_while_it_is_read_is_no_mixture(bucket):
 def test_weights_that_someone_has_replaced_are_refused_with_their_url(bucket):
     root, storage = bucket
     put(storage, root / "weights", b"others")
-    refused = pytest.raises(OtherContent, match=r"^s3://.*weights was changed after the run was planned")
+    refused = pytest.raises(ContentMismatch, match=r"^s3://.*weights was changed after the run was planned")
     with refused, verified_copy(root / "weights", "0" * 64, storage):
         raise AssertionError
     assert SavedUnet("x", "", "", storage) != SavedUnet("x", "", "")

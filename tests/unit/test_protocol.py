@@ -7,11 +7,11 @@ import pytest
 
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.origins import device_kinds
-from taugrid.protocol import Protocol, ReferenceIdentity, disagreements, kind, on_devices, short_name
+from taugrid.protocol import Protocol, ReferenceIdentity, comparability_key, disagreements, on_devices, short_name
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import read_sealed, write_sealed
 
@@ -35,7 +35,7 @@ def planned(values):
 
 def evaluated(values, **evaluate):
     config, found = planned(values | {"evaluate": evaluate})
-    return evaluation(config, found), found.cells[0]
+    return scoring_of(config, found), found.cells[0]
 
 
 def test_ids_of_evaluations_never_change():
@@ -129,9 +129,9 @@ def recorded_now(torch="2.13.0+cpu", **more):
 
 def test_protocols_of_earlier_files_keep_their_hashes():
     """Tables of old runs and of the paper's fixture hold these."""
-    assert (short_name(RECORDED), kind(RECORDED)) == ("e129a83e", "540f2fa8")
+    assert (short_name(RECORDED), comparability_key(RECORDED)) == ("e129a83e", "540f2fa8")
     other = RECORDED | {"versions": RECORDED["versions"] | {"torch": "2.13.0+cu128", "taugrid": "0.0.9"}}
-    assert (short_name(other), kind(other)) == ("906dc4d3", "99ecb016")
+    assert (short_name(other), comparability_key(other)) == ("906dc4d3", "99ecb016")
 
 
 @pytest.mark.parametrize("torch", ["2.13.0+cpu", "2.13.0", "2.13.0+cu128"])
@@ -139,7 +139,7 @@ def test_a_protocol_of_a_cpu_run_has_the_hash_of_earlier_files_whatever_torch_wa
     now = recorded_now(torch)
     assert now["versions"] == {"torch": "2.13.0", "torch-fidelity": "0.4.0", "numpy": "2.4.6", "scipy": "1.17.1"}
     assert now["scoring"] == 1
-    assert (short_name(now), kind(now)) == (short_name(RECORDED), kind(RECORDED))
+    assert (short_name(now), comparability_key(now)) == (short_name(RECORDED), comparability_key(RECORDED))
     assert disagreements({"now": now, "then": RECORDED}) == {}
     assert disagreements({"now": recorded_now("2.14.0+cpu"), "then": RECORDED}) == {
         "versions.torch": {"2.14.0": ["now"], "2.13.0": ["then"]}
@@ -156,8 +156,8 @@ def test_other_mathematics_devices_samplers_and_conditions_are_other_protocols()
         recorded_now(conditions={"guidance": 2.0}),
     ]
     assert len({short_name(protocol) for protocol in [now, *others]}) == 6
-    assert kind(others[3]) == kind(now), "samplers are compared on purpose"
-    assert len({kind(protocol) for protocol in [now, *others]}) == 5
+    assert comparability_key(others[3]) == comparability_key(now), "samplers are compared on purpose"
+    assert len({comparability_key(protocol) for protocol in [now, *others]}) == 5
     assert disagreements({"a": now, "b": others[0]}) == {"scoring": {"not set": ["a"], "2": ["b"]}}
     assert on_devices(now, {"sampled": {"cpu"}, "scored": {"cpu"}}) == now
     assert on_devices(RECORDED, {"sampled": {"cuda"}}) == RECORDED, "a file without scoring hashes as it was recorded"

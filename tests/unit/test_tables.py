@@ -24,7 +24,7 @@ from taugrid.grids.names import short_names
 from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import SessionResult
-from taugrid.protocol import disagreements, kind
+from taugrid.protocol import comparability_key, disagreements
 from taugrid.storage import replacing
 
 
@@ -632,7 +632,7 @@ def test_rows_of_other_versions_get_pivots_of_their_own_that_say_what_differs():
     pivots = pivot_tables(long_form(rows), protocols=spelled)
     by_steps = {int(pivot.values.columns[0]): pivot for pivot in pivots}
     assert {steps: pivot.settings for steps, pivot in by_steps.items()} == {
-        10: {"protocol": kind(spelled["p10"])}, 1000: {"protocol": kind(spelled["p1000"])},
+        10: {"protocol": comparability_key(spelled["p10"])}, 1000: {"protocol": comparability_key(spelled["p1000"])},
     }  # fmt: skip
     assert by_steps[10].notes[-1] == "protocol: versions.torch 2.9.1"
     assert by_steps[1000].notes[-1] == "protocol: versions.torch 2.10.0"
@@ -717,7 +717,7 @@ def test_rows_that_agree_where_they_must_or_have_another_n_are_joinable():
 def test_the_kind_of_a_protocol_is_all_but_tau_clip_and_weights():
     base = {"tau": [1], "clip": "none", "weights": "ema", "seed": 1, "reference": {"tau": 1, "split": "train"}}
     same = {"weights": "raw", "reference": {"split": "train", "tau": 1}, "seed": 1, "clip": "x0", "tau": [2, 3]}
-    assert kind(base) == kind(same)
+    assert comparability_key(base) == comparability_key(same)
     assert disagreements({"x": base, "y": same}) == {}
     # Only at the top level: a "tau" within another field is another thing.
     assert disagreements({"x": base, "y": base | {"reference": {"tau": 2, "split": "train"}}}) == {

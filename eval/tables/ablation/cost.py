@@ -40,7 +40,7 @@ class Cost:
     settings: Mapping[str, str]
     """All settings that vary, S and eta, by short names."""
     comparable_by: tuple[object, ...]
-    """N and kind of protocol: only cells with equal values can be compared."""
+    """N and comparability key: only cells with equal values can be compared."""
     fid: float
     fid_se: float
     evaluations: int

@@ -14,7 +14,7 @@ import pandas as pd
 
 from taugrid.eval.tables.ablation.seeds import level_against_best, mean_over_seeds
 from taugrid.eval.tables.long_form import axes, score_columns
-from taugrid.protocol import ProtocolFields, kind
+from taugrid.protocol import ProtocolFields, comparability_key
 
 TRAINING, SAMPLING = "train.seed", "seed"
 SEEDS = (TRAINING, SAMPLING)
@@ -89,7 +89,7 @@ def varying_seeds(frame: pd.DataFrame) -> list[str]:
 def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) -> Averaged:
     """`frame` with the means of replicates in their place; rows stay in the order of each group's first.
 
-    Replicates share every setting and their kind of protocol.
+    Replicates share every setting and their comparability key.
     """
     seeds = varying_seeds(frame)
     plain = frame.drop(columns=[seed for seed in SEEDS if seed in frame])
@@ -166,8 +166,8 @@ def _groups(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> lis
     settings += ["sampler", "spacing", "clip", "num_samples", "sigma", "eta", "steps"]
     if TRAINING not in varying_seeds(frame):
         settings.append("model")
-    kinds = {name: kind(protocol) for name, protocol in protocols.items()}
-    keyed = frame[settings].assign(protocol=frame["protocol"].map(lambda name: kinds.get(name, "")))
+    keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
+    keyed = frame[settings].assign(protocol=frame["protocol"].map(lambda name: keys.get(name, "")))
     return [list(part.index) for _, part in keyed.groupby([*settings, "protocol"], sort=False, dropna=False)]
 
 
