@@ -95,7 +95,8 @@ def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, s
         key = key_of(name, short)
         if key is None:
             options = (point.get("sampler_options") or {} for point in points)
-            hint = f"; did you mean sampler_options={{{name}: {wanted}}}?" if any(name in its for its in options) else ""
+            is_option = any(name in its for its in options)
+            hint = f"; did you mean sampler_options={{{name}: {wanted}}}?" if is_option else ""
             keys = _listed(short.values())
             raise UserError(f"{text!r}: there is no key {name!r} in this grid; its keys are {keys}{hint}")
         before, left = left, [place for place in left if fits(points[place].get(key), wanted)]
