@@ -17,7 +17,7 @@ from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Tra
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
+from taugrid.orchestrator.plan.scoring import Scoring, scoring_of, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.report import reported as report_record
@@ -86,7 +86,7 @@ class Session:
         self._cluster = ExitStack()
         self._connected = False
         self._stages: frozenset[str] = frozenset()
-        self._scoring: Evaluation | None = None
+        self._scoring: Scoring | None = None
         self._reported = report_record.Reported()
         self._permanent_failures: set[str] = set()
         self._warned: list[str] = []
@@ -107,7 +107,7 @@ class Session:
         check_is_run_directory(self.rundir)
         if self._stages & {"evaluate", "report"}:
             find = RequestedScores(self.config, self.rundir).reference if self._stages == {"report"} else open_reference
-            self._scoring = evaluation(self.config, self.plan, self.rundir.extractor, find)
+            self._scoring = scoring_of(self.config, self.plan, self.rundir.extractor, find)
         if "train" in self._stages:
             self._check_trainings()
         with self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:

@@ -13,7 +13,7 @@ from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
 from taugrid.orchestrator.baseline.text import MAX_LISTED, unmatched
 from taugrid.orchestrator.nightly.places import Night, open_history
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.evaluation import foreseen, too_few_samples
+from taugrid.orchestrator.plan.scoring import foreseen, too_few_samples
 from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir

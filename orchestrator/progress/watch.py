@@ -77,7 +77,7 @@ class Watching:
         return self.has_driver
 
     def score(self, cell: Cell) -> float | None:
-        """A cell's score by the config's evaluation, as tables show it; None if it has none."""
+        """A cell's score by the config's scoring, as tables show it; None if it has none."""
         return score_on_disk(self._rundir, cell, self._metric, self._requested)
 
     def _score(self, cell: str) -> float | None:

@@ -13,7 +13,7 @@ from taugrid.eval.sources import nothing_there
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
-from taugrid.orchestrator.plan.evaluation import (
+from taugrid.orchestrator.plan.scoring import (
     Foreseen,
     foreseen,
     name_and_dimensions,

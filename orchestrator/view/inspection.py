@@ -72,7 +72,7 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores) -> dict[s
         "label": cell.label,
         "model": cell.model.shown_id,
         "steps": cell.settings.steps,
-        "eta": cell.settings.eta,
+        "eta": cell.eta,
         **cell.axes,
         "num_samples": cell.settings.num_samples,
         "shards": len(cell.shards),
@@ -92,13 +92,13 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
         UserError: if there is no such cell, one has no FID, or (without `join`) they can't be compared.
     """
     from taugrid.eval.tables.differences import pair
-    from taugrid.orchestrator.plan.evaluation import evaluation
+    from taugrid.orchestrator.plan.scoring import scoring_of
     from taugrid.orchestrator.report.collect import NO_IMAGES, collect
 
     plan, rundir = run.plan, run.rundir
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
     collected = collect(
-        plan, rundir, evaluation(run.config, plan, rundir.extractor, RequestedScores(run.config, rundir).reference)
+        plan, rundir, scoring_of(run.config, plan, rundir.extractor, RequestedScores(run.config, rundir).reference)
     )
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.label for cell in cells if cell.id not in rows]

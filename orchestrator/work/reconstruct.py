@@ -12,8 +12,8 @@ from taugrid.errors import UserError
 from taugrid.hashing import identity
 from taugrid.images import to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard, name_of
-from taugrid.orchestrator.plan.evaluation import check_shapes
 from taugrid.orchestrator.plan.grid import with_settings
+from taugrid.orchestrator.plan.scoring import check_shapes
 from taugrid.orchestrator.rundir.directory import Damage, OnDamage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.task import Task

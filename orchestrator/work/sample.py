@@ -65,7 +65,7 @@ class SampleWork(WorkKind):
 
     def missing(self) -> dict[str, str]:
         """Cells without all their images, unless `ScoreWork` lists them."""
-        return {} if self.survey.evaluation is not None else unsampled(self.plan, self.rundir)
+        return {} if self.survey.scoring is not None else unsampled(self.plan, self.rundir)
 
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> Event:

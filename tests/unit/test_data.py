@@ -17,8 +17,8 @@ from taugrid.eval import extract as extraction
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference
 from taugrid.jobs import Hopeless, SavedUnet, TrainingSpec
-from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
@@ -191,7 +191,7 @@ def test_a_loaded_model_that_is_compared_with_other_images_needs_no_data_set(tmp
         Image.fromarray(np.full((28, 28), i, np.uint8)).save(tmp_path / "real" / f"{i:02d}.png")
     reference = {"reference": str(tmp_path / "real"), "metrics": ["fid"]}
     settings, found = planned(missing(), model={"checkpoint": str(CHECKPOINT)}, evaluate=reference)
-    provenance.write(RunDir(tmp_path), found, evaluation(settings, found))
+    provenance.write(RunDir(tmp_path), found, scoring_of(settings, found))
     written = json.loads((tmp_path / "provenance.json").read_text())
     assert written["dataset"] is None
     assert written["reference"]["num_images"] == 12

@@ -19,8 +19,8 @@ from taugrid.eval import score_cell, sources
 from taugrid.eval.metrics.reference_statistics import read_all
 from taugrid.images import encode_png
 from taugrid.jobs import Result
-from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir, confirm
 from taugrid.orchestrator.work import work_kinds
@@ -55,12 +55,12 @@ class Here:
         self.config = validate(Config, ORACLES | sections, "test")
         self.plan, self.rundir = plan(self.config), RunDir(root)
         root.mkdir(exist_ok=True)
-        self.evaluation = evaluation(self.config, self.plan)
+        self.scoring = scoring_of(self.config, self.plan)
         self.damages = []
 
     def survey(self):
         stages = frozenset({"sample", "evaluate"})
-        return Survey(Run(self.config, self.plan, self.rundir), self.evaluation, stages, self.set_aside)
+        return Survey(Run(self.config, self.plan, self.rundir), self.scoring, stages, self.set_aside)
 
     def set_aside(self, damage):
         self.damages.append(damage.reason)
@@ -84,7 +84,7 @@ def test_features_of_another_cell_are_not_scored(tmp_path):
     run = Here(tmp_path / "run")
     run.do("reference", "sample", "extract")
     one, other = run.plan.cells
-    features = [run.rundir.feature_part(run.rundir.extractor_folder(run.evaluation.extractor), cell, cell.shards[0])
+    features = [run.rundir.feature_part(run.rundir.extractor_folder(run.scoring.extractor), cell, cell.shards[0])
                 for cell in (one, other)]  # fmt: skip
     own = features[0].read_bytes()
     features[0].write_bytes(features[1].read_bytes())

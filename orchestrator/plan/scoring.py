@@ -1,4 +1,4 @@
-"""The evaluation of a run's cells: reference, extractor and metrics."""
+"""How a run's cells are scored: reference, extractor and metrics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,8 +77,8 @@ MANY_SAMPLES = 10**9
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The evaluation of a run's cells: how they are scored."""
+class Scoring:
+    """How a run's cells are scored."""
 
     config: Config
     extractor: ExtractorSpec
@@ -159,13 +159,13 @@ def without_downloads(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update=no_download), "evaluate": evaluate})
 
 
-def evaluation(
+def scoring_of(
     config: Config,
     plan: Plan,
     find_extractor: Callable[[Config], ExtractorSpec] = extractor,
     find_reference: Callable[[Data | str], Reference] = open_reference,
-) -> Evaluation:
-    """The evaluation of `plan` by `config`, with the extractor and the reference that these functions find.
+) -> Scoring:
+    """How `config` has `plan` scored, with the extractor and the reference that these functions find.
 
     Opens the reference and the extractor's weights, so that mistakes are found before any accelerator time is spent.
 
@@ -191,7 +191,7 @@ def evaluation(
         reference.require_same_features(spec.name, spec.dimensions, spec.precision)
     except ValueError as error:
         raise UserError(f"evaluate.reference: {error}") from None
-    scoring = Evaluation(config, spec, reference)
+    scoring = Scoring(config, spec, reference)
     left, reasons, _ = scoring.feasible(MANY_SAMPLES)
     if not left.metrics:
         details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
