@@ -28,7 +28,7 @@ from taugrid.errors import UserError, last_line
 from taugrid.hashing import canonical_json
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, PredictionType, Process, noise_key
-from taugrid.workers.samplers.sampler import Noise, Sampler
+from taugrid.workers.samplers.sampler import Noise, Sampler, mostly_signal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,9 +82,6 @@ NOT_DATA = ("solver_p", "tau_func")
 
 ANNOTATIONS = {"sigma_max": float | None}
 """Where diffusers' own are wrong: `bool | None` in UniPC."""
-
-MOST_SIGNAL = 0.5
-"""alpha_bar at the first call, at most: x_T is noise, so a network that expects mostly signal there is misled."""
 
 OFF_BY = 2.0
 """How far the noise level of x may be from that of the time at which the network is called for it. Rounded times are
@@ -331,12 +328,8 @@ def _wrong_schedule(name: str, options: str, steps: int, process: Process) -> st
     times, no_signal = _times(scheduler), process.alpha_bar[-1] == 0  # then log alpha is not linear up to T
     if outside := [t for t in times if not 0 <= t <= last or (no_signal and last - 1 < t < last)]:
         return f"calls the network at time {outside[0]:g}, which the process does not have (0..{last})"
-    signal = process.at(times[0] + 1).alpha_bar
-    if signal > MOST_SIGNAL:
-        return (
-            f"first calls the network at time {times[0]:g}, where {signal:.0%} of the variance should be signal, but "
-            "x_T is noise"
-        )
+    if (why := mostly_signal(process, times[0] + 1)) is not None:
+        return why
     starts, levels = _levels(scheduler, process)
     for step, t in enumerate(starts):
         moves = levels[step + 1] < levels[step] or step == len(starts) - 1  # some end at the noise of their last call
