@@ -23,7 +23,7 @@ from taugrid import parquet
 from taugrid.api import STAGES
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.cells import Cell, Shard
-from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
+from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -61,7 +61,7 @@ def write_shard(rundir: RunDir, cell: Cell, shard: Shard, batch: dict[str, objec
         part.commit(replace=False)
 
 
-def write_score(rundir: RunDir, cell: Cell, scoring: Evaluation) -> None:
+def write_score(rundir: RunDir, cell: Cell, scoring: Scoring) -> None:
     n, path = cell.settings.num_samples, rundir.influence(cell, scoring.id(cell))
     with parquet.PartWriter(path, parquet.number_schema({"cell": cell.id}, ("influence",)), rundir.storage) as part:
         influence = np.random.default_rng(cell.settings.steps).normal(size=n)
@@ -76,7 +76,7 @@ def finished_run(folder: Path, shards: int, images: int) -> Run:
     """A run that is done but for its tables."""
     (folder / "restart.yaml").write_text(config(shards, images))
     opened = open_config(str(folder / "restart.yaml"), (), str(folder / "run"))
-    rundir, scoring = opened.rundir, evaluation(opened.config, opened.plan)
+    rundir, scoring = opened.rundir, scoring_of(opened.config, opened.plan)
     rundir.root.mkdir()
     rundir.claim()
     pixels = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
@@ -87,7 +87,7 @@ def finished_run(folder: Path, shards: int, images: int) -> Run:
     for cell in opened.plan.cells:
         write_score(rundir, cell, scoring)
         for shard in cell.shards:
-            event = {"cell": cell.id, "path": shard.name, "images": shard.images, "evaluations": shard.evaluations}
+            event = {"cell": cell.id, "path": shard.name, "images": shard.images, "evaluations": shard.total_nfe}
             event |= {"seconds": 1.0, "committed": True, "worker": "worker-0", "node": "127.0.0.1", "device": "cpu"}
             write_event(rundir, {"time": "2026-01-01T00:00:00.000+00:00", "event": "shard", **event})
     return opened

@@ -32,7 +32,7 @@ def milliseconds(network: Denoiser, recipes: dict[str, Settings], images: int, r
         for name, recipe in recipes.items():
             began = time.process_time()
             sample_batch(network, torch.arange(images), recipe)
-            found[name].append(1000 * (time.process_time() - began) / recipe.evaluations)
+            found[name].append(1000 * (time.process_time() - began) / recipe.nfe)
     return {name: statistics.median(each[1:]) for name, each in found.items()}  # the first round warms up
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     cells = plan(load("digits", [f"grid={{sampler: [{', '.join(SAMPLERS)}], steps: [{arguments.steps}]}}"])).cells
     model = cells[0].model
     recipes = {
-        cell.settings.sampler: Settings(model.decoder, model.diffusion, cell.settings, cell.tau, cell.evaluations)
+        cell.settings.sampler: Settings(model.decoder, model.diffusion, cell.settings, cell.tau, cell.nfe)
         for cell in cells
     }
     assert isinstance(model.source, Trained)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.errors import DamagedFile, OtherContent, is_out_of_memory
+from taugrid.errors import ContentMismatch, DamagedFile, is_out_of_memory
 from taugrid.eval.sources import Batch, Source, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class ExtractJob(Job):
     """Extract the features of one sample file (its path), or of a part of a data set or of external images."""
 
-    runs = "taugrid.eval.extract:run"
+    entry_point = "taugrid.eval.extract:run"
 
     images: str | Data | Source
     images_sha256: str | None
@@ -174,7 +174,7 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
         try:
             yield from batches(job.images, parquet.ROWS_PER_GROUP, job.start, job.stop, job.images_sha256)
         except SourceError as error:  # the driver read these images without an error
-            raise OtherContent(f"node {this_node()}: {error}") from error
+            raise ContentMismatch(f"node {this_node()}: {error}") from error
     else:
         assert job.images_sha256 is not None
         reference = data.load_known_rows(job.images, job.start, job.stop, job.images_sha256)

@@ -39,7 +39,7 @@ class ReferenceFiles:
 class ScoreJob(Job):
     """Compute a cell's metrics from its feature files; write them as JSON, with the samples' influences next to it."""
 
-    runs = "taugrid.eval.score_cell:run"
+    entry_point = "taugrid.eval.score_cell:run"
 
     influence_path: str
     feature_paths: tuple[str, ...]

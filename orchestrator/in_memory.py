@@ -41,7 +41,7 @@ class Settings(NamedTuple):
     diffusion: Diffusion
     settings: Sample
     tau: tuple[float, ...]
-    evaluations: int
+    nfe: int
 
 
 def sample_in_memory(
@@ -105,7 +105,7 @@ def _planned(
     config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": settings})
     [cell] = plan(config).cells
     network = cell.model.source.network(Path(), cell.settings.weights)  # such a source needs no run directory
-    return network, Settings(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.evaluations)
+    return network, Settings(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
 
 
 def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> Settings:

@@ -11,7 +11,7 @@ from taugrid import parquet
 from taugrid.eval import selfcheck_sampler
 from taugrid.eval.selfcheck import CellFindings, CellSettings, judge, reference_problems
 from taugrid.orchestrator.plan.cells import Cell
-from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.run import Run
@@ -53,7 +53,7 @@ def overrides(sampler: str | None) -> tuple[str, ...]:
 def judge_run(run: Run, progress: Progress, sampler: str | None = None) -> Findings:
     """Judge every cell of a finished run of oracles, by its files and by the FID in its table."""
     config, plan, rundir = run.config, run.plan, run.rundir
-    rows = {row["cell"]: row for row in collect(plan, rundir, evaluation(config, plan)).rows}
+    rows = {row["cell"]: row for row in collect(plan, rundir, scoring_of(config, plan)).rows}
     reference, judgements = data.load_images(config.data), []
     known = distribution(config.data)
     assert isinstance(known, Gaussian)

@@ -17,7 +17,7 @@ from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Tra
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation, singular_samples
+from taugrid.orchestrator.plan.scoring import Scoring, scoring_of, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.report import reported as report_record
@@ -86,7 +86,7 @@ class Session:
         self._cluster = ExitStack()
         self._connected = False
         self._stages: frozenset[str] = frozenset()
-        self._scoring: Evaluation | None = None
+        self._scoring: Scoring | None = None
         self._reported = report_record.Reported()
         self._permanent_failures: set[str] = set()
         self._warned: list[str] = []
@@ -107,7 +107,7 @@ class Session:
         check_is_run_directory(self.rundir)
         if self._stages & {"evaluate", "report"}:
             find = RequestedScores(self.config, self.rundir).reference if self._stages == {"report"} else open_reference
-            self._scoring = evaluation(self.config, self.plan, self.rundir.extractor, find)
+            self._scoring = scoring_of(self.config, self.plan, self.rundir.extractor, find)
         if "train" in self._stages:
             self._check_trainings()
         with self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
@@ -124,7 +124,7 @@ class Session:
             except BaseException as error:
                 observers.session_failed(error)
                 if isinstance(error, FileNotFoundError):
-                    require_in_place(self.rundir.run, self.rundir.storage)
+                    require_in_place(self.rundir.run_id, self.rundir.storage)
                 raise
             observers.session_finished(result.rows, result.missing)
             return result
@@ -362,7 +362,7 @@ class Session:
         cpus, gpus = capacity.worker_size(cluster_config)
         if not gpus:
             require_no_tf32(self.selected)
-        files = Probe(str(probe), self.rundir.storage, self.rundir.run)
+        files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
         cpu_only = None
         if cluster_config.use_cpus and gpus:
             share = float(capacity.exact(cluster_config.score.cpus_per_worker or cluster_config.cpus_per_worker))

@@ -42,9 +42,9 @@ def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
     shards = len(plan.shards)
     if shards >= workers:
         return None
-    total = sum(shard.evaluations for shard in plan.shards)
-    longest = max(plan.cells, key=lambda cell: cell.evaluations)
-    advice = smaller_shards(longest.settings, longest.evaluations, total / (SHARDS_A_WORKER * workers), has_samples)
+    total = sum(shard.total_nfe for shard in plan.shards)
+    longest = max(plan.cells, key=lambda cell: cell.nfe)
+    advice = smaller_shards(longest.settings, longest.nfe, total / (SHARDS_A_WORKER * workers), has_samples)
     idle = workers - shards
     return f"{counted(shards, 'shard')} to sample for {workers} workers: {idle} will have nothing to sample; {advice}"
 
@@ -63,8 +63,8 @@ def longest_shard(plan: Plan, rate: float | None) -> str | None:
         return None
     shard = plan.shards[0]
     cell = next(cell for cell in plan.cells if cell.id == shard.cell)
-    seconds = shard.evaluations / rate
-    return too_long(cell.settings, cell.evaluations, shard.evaluations, seconds, PREDICTED_LONG_SECONDS)
+    seconds = shard.total_nfe / rate
+    return too_long(cell.settings, cell.nfe, shard.total_nfe, seconds, PREDICTED_LONG_SECONDS)
 
 
 class Heartbeat(NamedTuple):
@@ -92,7 +92,7 @@ class LongShards:
             return None
         if now - first.time < PREDICTION_SECONDS or fraction <= first.fraction:
             return None
-        steps, seconds = job.evaluations, (now - first.time) / (fraction - first.fraction)
+        steps, seconds = job.nfe, (now - first.time) / (fraction - first.fraction)
         warning = too_long(job.settings, steps, (job.stop - job.start - job.kept) * steps, seconds)
         self._has_warned = warning is not None
         return warning

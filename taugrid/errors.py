@@ -34,11 +34,11 @@ class UserError(_Message):
     """Wrong usage, config or input: one line with the fault, the value and what to do. No traceback, exit 2."""
 
 
-class NotHere(UserError):
+class MissingInput(UserError):
     """A file that a config names is not on this machine (yet). A run needs it; a plan can do without it."""
 
 
-class OtherWeights(UserError):
+class WeightsChanged(UserError):
     """A file of weights is not the one that a plan, or a cell's images, were made with."""
 
     def __init__(self, what: str, fix: str = "") -> None:
@@ -54,7 +54,7 @@ class WorkerRefusal(UserError):
     """
 
 
-class RunDirectoryNotSeen(WorkerRefusal):
+class RunDirectoryNotVisible(WorkerRefusal):
     """A node can't see the driver's run directory."""
 
 
@@ -66,11 +66,11 @@ class WrongWeights(WorkerRefusal):
     """The weights do not fit the network next to them. Every worker that opens them would fail in the same way."""
 
 
-class OtherContent(WorkerRefusal):
+class ContentMismatch(WorkerRefusal):
     """A node holds other weights, data or code than the driver planned with, or none."""
 
 
-class OtherVersions(WorkerRefusal):
+class VersionMismatch(WorkerRefusal):
     """A node has other versions of the software than the driver: its files could differ from those of other nodes."""
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Job:
     """Work that ends in one file. A subclass holds everything that determines the file's content."""
 
-    runs: ClassVar[str]
+    entry_point: ClassVar[str]
     """`package.module:function`: a worker calls it with the job and its `workers.device.Device`; it returns a `Result`.
 
     It is a name because the driver imports a job's module but must not import torch.
@@ -31,7 +31,7 @@ class Job:
     """The file that the job commits."""
     storage: Storage = field(default=LOCAL, kw_only=True)
     """Where that file, and all others of the run directory, are read and written."""
-    run: RunId | None = field(default=None, kw_only=True)
+    run_id: RunId | None = field(default=None, kw_only=True)
     """The run directory, which a worker must see before it writes. None: not in one."""
 
     replaces: str | None = field(default=None, kw_only=True)
@@ -46,9 +46,9 @@ class Job:
         return "give workers more memory, or start fewer on a node (cluster.cpus_per_worker)"
 
     def check_run(self) -> None:
-        """Raise `RunDirectoryNotSeen` unless this machine sees the run directory. Call it before writing."""
-        if self.run is not None:
-            check_run(self.run, self.storage)
+        """Raise `RunDirectoryNotVisible` unless this machine sees the run directory. Call it before writing."""
+        if self.run_id is not None:
+            check_run(self.run_id, self.storage)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class TrainingSpec:
     gpus_per_worker: float
     label_selector: Mapping[str, str] = field(default_factory=dict)
     """Ray labels that the workers' nodes must have."""
-    run: RunId | None = None
+    run_id: RunId | None = None
     """The run directory, which every worker must see. None: not in one."""
 
     @property

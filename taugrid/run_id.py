@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from taugrid.errors import RunDirectoryNotSeen
+from taugrid.errors import RunDirectoryNotVisible
 from taugrid.storage import ANY, Storage, read_json, write_text
 from taugrid.words import this_node
 
@@ -38,11 +38,11 @@ def claim(root: Path, storage: Storage) -> RunId:
 
 
 def check_run(run: RunId, storage: Storage) -> None:
-    """Raise `RunDirectoryNotSeen` unless this machine has that run directory. OSError if it can't be read."""
+    """Raise `RunDirectoryNotVisible` unless this machine has that run directory. OSError if it can't be read."""
     actual = _read(Path(run.root), storage)
     if actual != run.id:
         fault = "no run directory is there" if actual is None else f"a different one is there (run {actual[:8]})"
-        raise RunDirectoryNotSeen(
+        raise RunDirectoryNotVisible(
             f"node {this_node()} does not see the run directory {run.root}: {fault}; every worker must see it at "
             "the same path"
         )

@@ -23,8 +23,8 @@ from taugrid.errors import (
     BrokenAccelerator,
     DeviceUnusable,
     DoesNotFit,
-    OtherVersions,
-    RunDirectoryNotSeen,
+    RunDirectoryNotVisible,
+    VersionMismatch,
     accelerator_error_in,
     is_out_of_memory,
     last_line,
@@ -118,7 +118,7 @@ class Probe:
     path: str
     """A file that the driver made in the run directory."""
     storage: Storage = LOCAL
-    run: RunId | None = None
+    run_id: RunId | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions(VERSIONS))
     """Versions of the packages on the driver."""
 
@@ -152,7 +152,7 @@ class Worker(HeartbeatActor):
         """Do a job with the function that it names, and commit its file.
 
         Raises:
-            RunDirectoryNotSeen: if this node does not have the job's run directory, or loses it during the job.
+            RunDirectoryNotVisible: if this node does not have the job's run directory, or loses it during the job.
             DoesNotFit: if the job does not fit into memory, even with empty caches.
             BrokenAccelerator: if this process can't use its accelerator any more; the driver replaces it.
         """
@@ -226,7 +226,7 @@ def run_in_memory(job: Job, device: Device) -> Result:
 def _result_or_shortage(job: Job, device: Device) -> Result | str:
     """The job's result, or the last line of its out-of-memory error."""
     try:
-        result: Result = resolve_name(job.runs)(job, device)
+        result: Result = resolve_name(job.entry_point)(job, device)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -238,11 +238,11 @@ def check_run_directory(probe: Probe, node: str) -> None:
     """Check that the driver's file exists; then write a file beside it, link it, read it back and remove it."""
     path, storage = Path(probe.path), probe.storage
     if not storage.exists(path):
-        raise RunDirectoryNotSeen(
+        raise RunDirectoryNotVisible(
             f"node {node} does not see {path.parent}; every worker must see the run directory at the same path"
         )
-    if probe.run is not None:
-        check_run(probe.run, storage)
+    if probe.run_id is not None:
+        check_run(probe.run_id, storage)
     number = uuid.uuid4().hex
     own, data = path.with_name(f".hello.{number[:12]}.tmp"), number.encode()
     try:
@@ -250,7 +250,7 @@ def check_run_directory(probe: Probe, node: str) -> None:
             temporary.write_bytes(data)
             named = storage.commit(own, temporary)
         if not named or storage.read(own) != data:
-            raise RunDirectoryNotSeen(
+            raise RunDirectoryNotVisible(
                 f"node {node}: a file written to {path.parent} does not read back as it was written"
             )
     finally:
@@ -262,7 +262,7 @@ def check_versions(probe: Probe, node: str) -> dict[str, str]:
     installed = versions(VERSIONS)
     for name, theirs in probe.versions.items():
         if (own := installed.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
-            raise OtherVersions(f"node {node} has {name} {own}, but the driver has {theirs}; install the same there")
+            raise VersionMismatch(f"node {node} has {name} {own}, but the driver has {theirs}; install the same there")
     return installed
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from taugrid.errors import OtherContent
+from taugrid.errors import ContentMismatch
 from taugrid.hashing import file_sha256
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import this_node
@@ -22,9 +22,9 @@ SHOWN_DIGITS = 12
 
 
 def require_same(what: str | Path, actual: str, expected: str) -> None:
-    """Raise `OtherContent` unless the SHA-256 of `what`, as this node loaded it, is the driver's."""
+    """Raise `ContentMismatch` unless the SHA-256 of `what`, as this node loaded it, is the driver's."""
     if actual != expected:
-        raise OtherContent(
+        raise ContentMismatch(
             f"node {this_node()}: {what} has SHA-256 {actual[:SHOWN_DIGITS]} there, but {expected[:SHOWN_DIGITS]} "
             "where the run was planned; copy the driver's there"
         )
@@ -35,7 +35,7 @@ def verified_copy(path: Path, sha256: str, storage: Storage = LOCAL) -> Iterator
     """A private copy of a file, of the same name and alone in its folder, made of the very bytes that were hashed.
 
     Raises:
-        OtherContent: if there is no such file on this node, or its SHA-256 is not `sha256`.
+        ContentMismatch: if there is no such file on this node, or its SHA-256 is not `sha256`.
         OSError: if it can't be read, or the copy can't be written.
     """
     if not storage.on_disk:
@@ -57,9 +57,9 @@ def _downloaded(path: Path, sha256: str, storage: Storage, stack: ExitStack) -> 
     try:
         copy = stack.enter_context(storage.local_path(path))
     except FileNotFoundError:
-        raise OtherContent(f"{path} is gone from the object store; run the same command again") from None
+        raise ContentMismatch(f"{path} is gone from the object store; run the same command again") from None
     if (actual := file_sha256(copy)) != sha256:
-        raise OtherContent(
+        raise ContentMismatch(
             f"{path} was changed after the run was planned: it has SHA-256 {actual[:SHOWN_DIGITS]}, and had "
             f"{sha256[:SHOWN_DIGITS]}; put the old one back, or run the same command again"
         )
@@ -83,4 +83,6 @@ def _opened(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
-        raise OtherContent(f"node {this_node()}: there is no file {path}; put it where every worker sees it") from None
+        raise ContentMismatch(
+            f"node {this_node()}: there is no file {path}; put it where every worker sees it"
+        ) from None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taugrid.config.model import HUB_ID
-from taugrid.errors import NotHere
+from taugrid.errors import MissingInput
 
 
 def snapshot(
@@ -27,7 +27,7 @@ def snapshot(
         download: if False, only the cache is searched, and it may lack some of the files.
 
     Raises:
-        NotHere: if the files are not available; the message says why.
+        MissingInput: if the files are not available; the message says why.
     """
     from huggingface_hub import snapshot_download
 
@@ -44,8 +44,10 @@ def snapshot(
         )
     except Exception as error:  # its HTTP library's errors, and that library changes with its major version
         if not download:
-            raise NotHere(f"{key}: {identifier} is not in the cache yet; a run downloads it") from None
-        raise NotHere(f"{key}: {identifier} is not a folder, and the hub can't provide it: {_reason(error)}") from error
+            raise MissingInput(f"{key}: {identifier} is not in the cache yet; a run downloads it") from None
+        raise MissingInput(
+            f"{key}: {identifier} is not a folder, and the hub can't provide it: {_reason(error)}"
+        ) from error
     return Path(folder)
 
 

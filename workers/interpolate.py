@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class InterpolateJob(Job):
     """Decode points between the x_T of samples 0, 1, 2, ...: `pairs` rows, and the square of the first two pairs."""
 
-    runs = "taugrid.workers.interpolate:run"
+    entry_point = "taugrid.workers.interpolate:run"
 
     pairs: int
     steps: int

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class ReconstructJob(Job):
     """Encode and decode images `start` to `stop` - 1 of a data set, and write the results with their errors."""
 
-    runs = "taugrid.workers.reconstruct:run"
+    entry_point = "taugrid.workers.reconstruct:run"
 
     start: int
     stop: int

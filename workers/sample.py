@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class SampleJob(Job):
     """Sample images `start` to `stop` - 1 of a cell into a Parquet file."""
 
-    runs = "taugrid.workers.sample:run"
+    entry_point = "taugrid.workers.sample:run"
 
     start: int
     stop: int
@@ -41,8 +41,8 @@ class SampleJob(Job):
     settings: Sample
     diffusion: Diffusion
     tau: tuple[float, ...]
-    evaluations: int
-    """Network evaluations per image."""
+    nfe: int
+    """Network evaluations per image (NFE)."""
     metadata: dict[str, Any]
     kept: int = 0
     """Number of images that are copied from the file that it replaces, if that is intact. They are complete batches
@@ -117,7 +117,7 @@ def _transfers(
     from taugrid.workers.accelerator.transfer import images_to_host
 
     starts = range(first_new, job.stop, job.settings.batch_size)
-    watched = Watched(with_heartbeats(model, heartbeat, len(starts) * job.evaluations))
+    watched = Watched(with_heartbeats(model, heartbeat, len(starts) * job.nfe))
     for start in starts:
         began = time.perf_counter()
         indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)

@@ -49,7 +49,7 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     It waits for no GPU, so the transfer that it returns may not be done. On a CPU it is.
 
     Raises:
-        OtherContent: if this node has another file of weights than the resolved one, or none; or if a custom class
+        ContentMismatch: if this node has another file of weights than the resolved one, or none; or if a custom class
             has other source code or loads other weights.
         ValueError: if the file of weights could run code or doesn't fit the extractor.
     """

@@ -17,7 +17,7 @@ from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_images, pixel_digests
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
+from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
 from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -257,11 +257,11 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
 def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
     """The cells of a run that has not begun, with their protocols but without scores.
 
-    Raises `NotHere` if `downloads` is not set and the reference or the extractor's weights are missing.
+    Raises `MissingInput` if `downloads` is not set and the reference or the extractor's weights are missing.
     """
     rundir = run.rundir
     config = run.config if downloads else without_downloads(run.config)
-    scoring = evaluation(config, run.plan, rundir.extractor)
+    scoring = scoring_of(config, run.plan, rundir.extractor)
     cells = []
     for cell in run.plan.cells:
         setup = setup_of(Origin(), 1, cell.settings.batch_size)
@@ -291,12 +291,12 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) ->
 
 
 def _score(run: Run, cell: Cell) -> dict[str, Any] | None:
-    """The score by the config's evaluation. The reference is opened only if the directory has several scores."""
+    """The score by the config's scoring. The reference is opened only if the directory has several scores."""
     rundir, n = run.rundir, cell.settings.num_samples
     found = [score for path in rundir.scores_of(cell) if (score := read_sealed(path, rundir.storage)) is not None]
     found = [score for score in found if score["protocol"]["num_samples"] == n]
     if len(found) > 1:
-        wanted = evaluation(run.config, run.plan, rundir.extractor).id(cell)
+        wanted = scoring_of(run.config, run.plan, rundir.extractor).id(cell)
         found = [score for score in found if score["evaluation"] == wanted]
     return found[0] if found else None
 

@@ -277,7 +277,7 @@ class Loop:
         if _is_disk_full(cause, self._job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
-            require_in_place(self._job(doing).run, self._job(doing).storage)
+            require_in_place(self._job(doing).run_id, self._job(doing).storage)
         path = self._log(doing, failure.traceback)
         self._manager.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
@@ -375,7 +375,7 @@ def _fault(cause: BaseException) -> Fault:
 
 def _is_disk_full(cause: BaseException, job: Job) -> TypeGuard[OSError]:
     """Whether the run directory is full, for every node."""
-    root = None if job.run is None else job.run.root
+    root = None if job.run_id is None else job.run_id.root
     return (
         isinstance(cause, OSError)
         and cause.errno in FULL

@@ -225,10 +225,10 @@ class Training:
 
     def _specified(self, wanted: capacity.Trainers) -> TrainingSpec:
         source = self._source
-        folder, run = self._rundir.training_folder(self._cluster.scratch), self._rundir.run
+        folder, run_id = self._rundir.training_folder(self._cluster.scratch), self._rundir.run_id
         if not self._rundir.storage.on_disk:
             make_folder(folder)
-            run = claim(folder, LOCAL)  # what every training worker must see is this folder
+            run_id = claim(folder, LOCAL)  # what every training worker must see is this folder
         asked = source.train.workers
         if self._may_grow and wanted.workers != asked:
             grows = "it begins with as many as fit, at least one, and takes more as nodes join"
@@ -246,7 +246,7 @@ class Training:
             cpus_per_worker=wanted.cpus,
             gpus_per_worker=wanted.gpus,
             label_selector=self._cluster.label_selector,
-            run=run,
+            run_id=run_id,
         )
 
 

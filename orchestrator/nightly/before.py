@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from taugrid.errors import NotHere, UserError
+from taugrid.errors import MissingInput, UserError
 from taugrid.eval.gate.power import POWER
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.matching import labels, matched
@@ -13,7 +13,7 @@ from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
 from taugrid.orchestrator.baseline.text import MAX_LISTED, unmatched
 from taugrid.orchestrator.nightly.places import Night, open_history
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.evaluation import foreseen, too_few_samples
+from taugrid.orchestrator.plan.scoring import foreseen, too_few_samples
 from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -75,9 +75,7 @@ def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, A
     nights = open_history(history).complete_nights()
     rate = evaluations_per_second(read_events(RunDir(nights[-1].run, nights[-1].storage))) if nights else None
     evaluations = described["network_evaluations"]
-    canary_evaluations = sum(
-        min(cell.settings.batch_size, cell.settings.num_samples) * cell.evaluations for cell in plan.cells
-    )
+    canary_evaluations = sum(min(cell.settings.batch_size, cell.settings.num_samples) * cell.nfe for cell in plan.cells)
     seconds = None if rate is None else round(evaluations / rate, 1)
     return {
         "measured_in": nights[-1].id if nights else None,
@@ -149,7 +147,7 @@ def expected_coverage(run: Run, file: str) -> dict[str, Any]:
         return coverage | {"unknown": "a model is not here yet"}
     try:
         new = planned_snapshot(run, downloads=False)
-    except NotHere as error:
+    except MissingInput as error:
         return coverage | {"unknown": str(error)}
     pairs, only_new, only_baseline = matched(new, baseline)
     lists = {"only_new": _labelled(new, only_new), "only_baseline": _labelled(baseline, only_baseline)}

@@ -94,7 +94,8 @@ class Shard:
     number: int
     start: int
     stop: int
-    evaluations: int
+    total_nfe: int
+    """Network evaluations (NFE) of all its images."""
 
     @property
     def name(self) -> str:
@@ -177,8 +178,8 @@ class Cell:
         return self.from_sampler.tau
 
     @property
-    def evaluations(self) -> int:
-        """Network evaluations of an image."""
+    def nfe(self) -> int:
+        """Network evaluations per image."""
         return self.from_sampler.evaluations
 
     @property
@@ -191,14 +192,14 @@ class Cell:
         return self.id if self.model.lacks is None else PENDING
 
     @property
-    def network_evaluations(self) -> int:
-        """Those of all its images."""
-        return self.settings.num_samples * self.evaluations
+    def total_nfe(self) -> int:
+        """Network evaluations of all its images."""
+        return self.settings.num_samples * self.nfe
 
     @property
     def shard_images(self) -> int:
         """Images of a full shard: whole batches, about `shard_evaluations` network evaluations. Independent of N."""
-        per_batch = self.settings.batch_size * self.evaluations
+        per_batch = self.settings.batch_size * self.nfe
         return self.settings.batch_size * max(1, self.settings.shard_evaluations // per_batch)
 
     @cached_property
@@ -206,9 +207,9 @@ class Cell:
         """The cell's shards; they tile 0..N-1 in order."""
         n, size = self.settings.num_samples, self.shard_images
         edges = [*range(0, n, size), n]  # numbers are shared between shards: there may be a million
-        full = size * self.evaluations
+        full = size * self.nfe
         return tuple(
-            Shard(self.id, i, a, b, full if b - a == size else (b - a) * self.evaluations)
+            Shard(self.id, i, a, b, full if b - a == size else (b - a) * self.nfe)
             for i, (a, b) in enumerate(pairwise(edges))
         )
 
@@ -237,14 +238,14 @@ class Plan:
     def shards(self) -> tuple[Shard, ...]:
         """All shards, longest first, in the order of dispatch."""
         every = (shard for cell in self.cells for shard in cell.shards)
-        return tuple(sorted(every, key=lambda shard: -shard.evaluations))
+        return tuple(sorted(every, key=lambda shard: -shard.total_nfe))
 
     @property
     def remarks(self) -> list[str]:
         """Remarks on how the config was read, on its models, and on the resulting lists tau."""
         spaced = [cell for cell in self.cells if cell.honours("spacing")]
-        lists = {(c.settings.spacing_name, c.settings.steps, c.tau, c.evaluations): c for c in spaced}
-        settings = [(c.settings.spacing, c.settings.steps, c.tau, c.evaluations) for c in lists.values()]
+        lists = {(c.settings.spacing_name, c.settings.steps, c.tau, c.nfe): c for c in spaced}
+        settings = [(c.settings.spacing, c.settings.steps, c.tau, c.nfe) for c in lists.values()]
         return [
             *self.notes,
             *(f"{model.lacks}; until it is here, the ids of its cells are {PENDING}" for model in self.pending),

@@ -24,7 +24,7 @@ from taugrid.config import (
     validate,
 )
 from taugrid.config.section import not_yet
-from taugrid.errors import NotHere, UserError
+from taugrid.errors import MissingInput, UserError
 from taugrid.grids.names import Naming, plain_text
 from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
@@ -131,7 +131,7 @@ def plan(
 
     Raises:
         UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
-        NotHere: a checkpoint, weights or training images are missing, unless `dry` is set.
+        MissingInput: a checkpoint, weights or training images are missing, unless `dry` is set.
     """
     assumed = _assumed_timesteps(config) if dry else None
     lookups = Lookups(cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), assumed)
@@ -193,7 +193,7 @@ def _assumed_timesteps(config: Config) -> int:
 
 
 def _raising_not_here(fingerprint: Fingerprint) -> Fingerprint:
-    """`fingerprint`, which raises `NotHere` where images can't be used. The result, or the error, is cached."""
+    """`fingerprint`, which raises `MissingInput` where images can't be used. The result, or the error, is cached."""
 
     @cache
     def look(data: Data) -> str | UserError:
@@ -205,7 +205,7 @@ def _raising_not_here(fingerprint: Fingerprint) -> Fingerprint:
     def found(data: Data) -> str:
         result = look(data)
         if isinstance(result, UserError):
-            raise NotHere(str(result))
+            raise MissingInput(str(result))
         return result
 
     return found
@@ -294,7 +294,7 @@ def _locate(key: str) -> tuple[str, list[str]]:
 def _model(sections: Sections, lookups: Lookups) -> Model:
     try:
         return _present(sections, lookups)
-    except NotHere as error:
+    except MissingInput as error:
         if lookups.assumed_timesteps is None:
             raise
         return _absent(sections, str(error), lookups.assumed_timesteps)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
-from taugrid.errors import OtherWeights, UserError
+from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import SourceFile
 from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
 from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
@@ -169,7 +169,7 @@ class Loaded(ModelSource):
         """SHA-256 of the weights; `UserError` if there are none, or others than the model's id is a hash of."""
         found = super().weights_sha256(folder, weights)
         if weights == "ema" and found != self.checkpoint.weights_sha256:
-            raise OtherWeights(
+            raise WeightsChanged(
                 f"{self.weights_file(folder, weights)} has been replaced: SHA-256 {found[:12]}, planned with "
                 f"{self.checkpoint.weights_sha256[:12]}",
                 "put the old file back, or run the command again",

@@ -199,7 +199,7 @@ class LiveState:
             if self.todo.finish(task):
                 if task.kind in self.kinds and self.kinds[task.kind].counts_images:
                     self._images_done += event["images"]
-                if (cell := self._cell(task)) is not None and self.is_evaluations(task.kind):
+                if (cell := self._cell(task)) is not None and self.runs_network(task.kind):
                     cell.done += task.cost
         self.workers.release(at, name)
 
@@ -216,7 +216,7 @@ class LiveState:
     def _cell(self, task: Task) -> GridCell | None:
         return None if task.cell is None else self.cells.get(task.cell.id)
 
-    def is_evaluations(self, kind: str) -> bool:
+    def runs_network(self, kind: str) -> bool:
         """Whether a kind of work runs the network, so that its cost is in network evaluations."""
         return kind in self.kinds and self.kinds[kind].unit == NETWORK_EVALUATIONS
 
@@ -254,7 +254,7 @@ class LiveState:
         """Cell -> network evaluations that are done in unfinished tasks."""
         evaluations = Counter[str]()
         for task, share in self._under_way:
-            if task.cell is not None and self.is_evaluations(task.kind):
+            if task.cell is not None and self.runs_network(task.kind):
                 evaluations[task.cell.id] += int(task.cost * share)
         return evaluations
 
@@ -274,7 +274,7 @@ class LiveState:
         if self.kinds[kind].finished_noun:
             return self.finished(kind)
         begun = sum(task.cost * share for task, share in under_way if task.kind == kind)
-        if self.cells and self.is_evaluations(kind):
+        if self.cells and self.runs_network(kind):
             done, total = sum(cell.done for cell in self.cells.values()), self.evaluations
         else:
             done, total = self.todo.done[kind].cost, self.todo.all[kind].cost
@@ -314,7 +314,7 @@ class LiveState:
         """The remaining time and the work that it does not include, as text; empty if unknown yet."""
         known = {key: worker for key, worker in self.running.items() if key in self.todo.tasks}
         seconds, unknown = self.todo.left(known, self.workers.usable, at)
-        if seconds is None or self.main in unknown or any(map(self.is_evaluations, unknown)):
+        if seconds is None or self.main in unknown or any(map(self.runs_network, unknown)):
             return ""
         others = dict.fromkeys(self.kinds[name].activity for name in unknown if name in self.kinds)
         time = duration(seconds) if seconds >= 1 else "less than 1 s"

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.progress.state import GridCell
 from taugrid.orchestrator.rates import earlier_rates
 from taugrid.orchestrator.report.up_to_date import score_on_disk
@@ -25,7 +25,7 @@ class SessionSummary:
 
     run: Run
     selected: Plan
-    scoring: Evaluation | None
+    scoring: Scoring | None
     tasks: Mapping[str, Task]
     """The tasks by key."""
 
@@ -100,7 +100,7 @@ def grid_cells(
     by_id = {}
     for cell in cells:
         to_do = left.get(cell.id, 0.0)
-        total = max(to_do, cell.network_evaluations) if of_samples else to_do
+        total = max(to_do, cell.total_nfe) if of_samples else to_do
         row, column = place(cell, across)
         by_id[cell.id] = GridCell(row, column, total, total - to_do, score(cell))
     return by_id

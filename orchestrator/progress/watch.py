@@ -77,7 +77,7 @@ class Watching:
         return self.has_driver
 
     def score(self, cell: Cell) -> float | None:
-        """A cell's score by the config's evaluation, as tables show it; None if it has none."""
+        """A cell's score by the config's scoring, as tables show it; None if it has none."""
         return score_on_disk(self._rundir, cell, self._metric, self._requested)
 
     def _score(self, cell: str) -> float | None:
@@ -92,7 +92,7 @@ class Watching:
         for cell in self._plan.cells:
             done = self._rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
             before = [s for s in cell.shards if s.number in done and (cell.id, s.name) not in made_since]
-            left[cell.id] = float(sum(s.evaluations for s in cell.shards) - sum(s.evaluations for s in before))
+            left[cell.id] = float(sum(s.total_nfe for s in cell.shards) - sum(s.total_nfe for s in before))
         state.expect({task.key: task for task in self._tasks()}, {})
         cells = grid_cells(self._plan.cells, self._config.report.columns, left, self.score)
         state.show_cells(cells, self._metric.title)
@@ -102,7 +102,7 @@ class Watching:
         """The tasks that the plan may have."""
         for cell in self._plan.cells:
             for shard in cell.shards:
-                yield Task(shard_key("sample", shard), "sample", shard.evaluations, cell=cell)
+                yield Task(shard_key("sample", shard), "sample", shard.total_nfe, cell=cell)
                 yield Task(shard_key("extract", shard), "extract", shard.images, cell=cell)
             yield Task(f"score/{cell.id}", "score", cell.settings.num_samples, cell=cell)
 

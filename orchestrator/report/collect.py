@@ -18,7 +18,7 @@ from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
 from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -56,7 +56,7 @@ class Rows(NamedTuple):
     """Protocols by the rows' short hashes, the samples' influences, and which cells share their noise."""
 
 
-def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
+def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     """The rows of all scored cells, in the order of the grid. A note names those whose images are gone."""
     events = list(read_events(rundir))
     made, kinds = origins(events), device_kinds(events)
@@ -67,21 +67,21 @@ def collect(plan: Plan, rundir: RunDir, evaluation: Evaluation) -> Rows:
     reasons: dict[str, str] = {}
     cells_of: dict[str, list[str]] = defaultdict(list)  # note -> names
     for cell in plan.cells:
-        score = read_sealed(rundir.score(cell, evaluation.id(cell)), rundir.storage)
+        score = read_sealed(rundir.score(cell, scoring.id(cell)), rundir.storage)
         if score is None:
             continue
         protocol = on_devices(score["protocol"], kinds.get(cell.id))
         short = short_name(protocol)
         protocols[short] = protocol
-        exact = {} if (value := _exact_fid(cell, evaluation)) is None else {EXACT: value}
+        exact = {} if (value := _exact_fid(cell, scoring)) is None else {EXACT: value}
         rows.append(row_of(cell, score["metrics"], short, made[cell.id].seconds if cell.id in made else None) | exact)
-        n, dimensions = cell.settings.num_samples, evaluation.extractor.dimensions
+        n, dimensions = cell.settings.num_samples, scoring.extractor.dimensions
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
         no_images = NO_IMAGES if rundir.lacks_images(cell) else None
         for note in (*score["notes"], *filter(None, [about, no_images])):
             cells_of[note].append(cell.label)
         pairings[cell.id] = (cell.settings.seed, cell.model.decoder.network_shape)
-        influence = _influence(rundir, rundir.influence(cell, evaluation.id(cell)), cell.settings.num_samples)
+        influence = _influence(rundir, rundir.influence(cell, scoring.id(cell)), cell.settings.num_samples)
         if influence is not None:
             influences[cell.id] = influence
         else:
@@ -120,7 +120,7 @@ def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: flo
         "spacing": cell.spacing_name,
         "clip": cell.clip,
         "num_samples": settings.num_samples,
-        "network_evaluations": cell.evaluations,
+        "network_evaluations": cell.nfe,
         **{name: metrics.get(name) for name in SCORES},
         "seconds": None if seconds is None else round(seconds, 3),
         "protocol": protocol,
@@ -129,10 +129,10 @@ def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: flo
     }
 
 
-def _exact_fid(cell: Cell, evaluation: Evaluation) -> float | None:
+def _exact_fid(cell: Cell, scoring: Scoring) -> float | None:
     """The Frechet distance between a Gaussian oracle's samples and its data, both in 8 bits, at infinite N."""
-    source, reference = cell.model.source, evaluation.reference.given
-    if not (isinstance(source, Oracle) and source.distribution == "gaussian" and evaluation.extractor.name == PIXELS):
+    source, reference = cell.model.source, scoring.reference.given
+    if not (isinstance(source, Oracle) and source.distribution == "gaussian" and scoring.extractor.name == PIXELS):
         return None
     shape = source.image_shape
     if not isinstance(reference, Data) or (reference.name, reference.image_shape) != ("gaussian", shape):

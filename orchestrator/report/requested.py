@@ -40,16 +40,16 @@ def layout(config: Config, plan: Plan) -> Layout:
 
 def _costly(plan: Plan) -> list[Cell]:
     """The cells whose network evaluations are not S."""
-    return [cell for cell in plan.cells if cell.evaluations != cell.settings.steps]
+    return [cell for cell in plan.cells if cell.nfe != cell.settings.steps]
 
 
 def _meet(plan: Plan) -> bool:
     """Whether one of these has as many evaluations as another sampler's cell, and no table needs S beside them."""
     samplers: dict[int, set[str]] = defaultdict(set)
     for cell in plan.cells:
-        samplers[cell.evaluations].add(cell.settings.sampler)
-    places = {(c.model.id, repr(c.settings.model_copy(update={"steps": c.evaluations}))) for c in plan.cells}
-    return len(places) == len(plan.cells) and any(len(samplers[cell.evaluations]) > 1 for cell in _costly(plan))
+        samplers[cell.nfe].add(cell.settings.sampler)
+    places = {(c.model.id, repr(c.settings.model_copy(update={"steps": c.nfe}))) for c in plan.cells}
+    return len(places) == len(plan.cells) and any(len(samplers[cell.nfe]) > 1 for cell in _costly(plan))
 
 
 def evaluations(plan: Plan) -> list[str]:
@@ -58,7 +58,7 @@ def evaluations(plan: Plan) -> list[str]:
     for cell in _costly(plan):
         if cell.settings.sampler != DEFAULT:  # its remarks tell of spacings that add times
             name = f"{cell.settings.sampler} {options_text(cell.settings.sampler_options)}".rstrip()
-            counts[name][cell.settings.steps] = cell.evaluations
+            counts[name][cell.settings.steps] = cell.nfe
     return [
         f"{name}: S = {', '.join(map(str, sorted(its)))} takes {', '.join(str(its[steps]) for steps in sorted(its))} "
         "network evaluations"

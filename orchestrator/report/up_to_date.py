@@ -11,7 +11,7 @@ from taugrid.eval.metrics.score import feasible
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.reference_names import resolve_reference
 from taugrid.orchestrator.plan.cells import Cell
-from taugrid.orchestrator.plan.evaluation import Evaluation, name_and_dimensions
+from taugrid.orchestrator.plan.scoring import Scoring, name_and_dimensions
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import ExtractorSpec
@@ -111,14 +111,12 @@ class RequestedScores:
         return limit
 
 
-def score_on_disk(
-    rundir: RunDir, cell: Cell, metric: MetricColumn, wanted: Evaluation | RequestedScores
-) -> float | None:
+def score_on_disk(rundir: RunDir, cell: Cell, metric: MetricColumn, wanted: Scoring | RequestedScores) -> float | None:
     """A cell's score at its N, as tables show it; None if it has none.
 
-    `wanted` is an `Evaluation`, which has opened the reference, or what is known of it without that.
+    `wanted` is a `Scoring`, which has opened the reference, or what is known of it without that.
     """
-    if isinstance(wanted, Evaluation):
+    if isinstance(wanted, Scoring):
         score = read_sealed(rundir.score(cell, wanted.id(cell)), rundir.storage)
     else:
         score = wanted.score(cell)

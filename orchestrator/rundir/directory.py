@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile, NotCommitted, OtherWeights, RunDirectoryNotSeen, RunFailed
+from taugrid.errors import DamagedFile, NotCommitted, RunDirectoryNotVisible, RunFailed, WeightsChanged
 from taugrid.hashing import canonical_json
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.plan.cells import Cell, Shard
@@ -118,7 +118,7 @@ class RunDir(RemovedImages, ModelRecords):
 
     def claim(self) -> None:
         """Give the directory an id, if it has none, by which jobs recognise it. Call it under the lock."""
-        self.run = claim(self.root, self.storage)
+        self.run_id = claim(self.root, self.storage)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -140,7 +140,7 @@ class RunDir(RemovedImages, ModelRecords):
     def sampled(self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: OnDamage) -> set[int]:
         """Numbers of the cell's shards whose files are complete. Damaged files are reported to `on_damage`.
 
-        `metadata` must agree with that in the files (None: any). Raises `OtherWeights` for a file made with different
+        `metadata` must agree with that in the files (None: any). Raises `WeightsChanged` for a file made with different
         weights, because the cell would get images of two networks.
         """
         done = set()
@@ -154,7 +154,7 @@ class RunDir(RemovedImages, ModelRecords):
             if metadata is not None and any(part.metadata.get(key) != metadata[key] for key in SAMPLE_IDENTITY):
                 if recorded != metadata["weights_sha256"]:
                     now = metadata["weights_sha256"]
-                    raise OtherWeights(
+                    raise WeightsChanged(
                         f"{self.relative(path)} was made with weights {str(recorded)[:8]}, but {cell.model.called} "
                         f"has {now[:8]} now (replaced or damaged)",
                         "restore the old weights (or remove that model to train it again), remove "
@@ -317,7 +317,7 @@ def confirm(job: Job, result: Result) -> None:
     def check() -> None:
         if _fault(path, job, result) is None:
             return
-        require_in_place(job.run, job.storage)
+        require_in_place(job.run_id, job.storage)
         job.storage.list(path.parent, "*")  # a network file system answers from its cache until the folder is listed
         if (fault := _fault(path, job, result)) is not None:
             raise NotCommitted(f"its worker committed {job.path}, but here {fault}; is the folder mounted on its node?")
@@ -331,7 +331,7 @@ def require_in_place(run: RunId | None, storage: Storage) -> None:
         return
     try:
         check_run(run, storage)
-    except RunDirectoryNotSeen:
+    except RunDirectoryNotVisible:
         raise RunFailed(
             f"{run.root} was moved or removed while the run went on; put it back, or give its new name, and run the "
             "same command again"

@@ -12,7 +12,7 @@ from taugrid.eval.features.resolve import restored
 from taugrid.hashing import canonical_json
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.orchestrator.plan.evaluation import extractor
+from taugrid.orchestrator.plan.scoring import extractor
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import ExtractorSpec

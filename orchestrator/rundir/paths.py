@@ -30,7 +30,7 @@ class Paths:
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
         self.root = root.absolute() if storage is None or storage.on_disk else root
         self.storage = storage or LocalStorage(self.root)
-        self.run: RunId | None = None
+        self.run_id: RunId | None = None
         """Set once the driver has claimed the directory."""
         self.config = self.root / "config.json"
         self.plan = self.root / "plan.json"
@@ -93,13 +93,13 @@ class Paths:
         """A file of the reference's features, next to those of the cells; `sha256` is that of all its content."""
         return self.features / extractor / f"reference-{sha256[:10]}" / part_name(number)
 
-    def score(self, cell: Cell, evaluation: str) -> Path:
-        """The file of a cell's score in one evaluation; `*` gives the pattern of all its scores."""
-        return self.scores / f"{cell.id}-{evaluation}.json"
+    def score(self, cell: Cell, scoring_id: str) -> Path:
+        """The file of a cell's score by one `Scoring.id`; `*` gives the pattern of all its scores."""
+        return self.scores / f"{cell.id}-{scoring_id}.json"
 
-    def influence(self, cell: Cell, evaluation: str) -> Path:
+    def influence(self, cell: Cell, scoring_id: str) -> Path:
         """The file of the influences of that score: how far each sample moves its FID."""
-        return self.score(cell, evaluation).with_suffix(".parquet")
+        return self.score(cell, scoring_id).with_suffix(".parquet")
 
     def task_log(self, session: str, task: str) -> Path:
         """The file of the errors of a task or a worker; `session` is the name of the session's events."""

@@ -15,7 +15,7 @@ import taugrid
 from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Model, Plan
-from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
@@ -64,7 +64,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
+def write(rundir: RunDir, plan: Plan, scoring: Scoring | None) -> None:
     """Write provenance.json. Data and extractor stay as earlier sessions recorded them, if they are unknown now."""
     before = read_json(rundir.provenance, rundir.storage) or {}
     joined = (event for event in read_events(rundir) if event["event"] == "worker")
@@ -76,25 +76,25 @@ def write(rundir: RunDir, plan: Plan, evaluation: Evaluation | None) -> None:
             for model in plan.models
             if rundir.is_ready(model) and (weights := _weights(rundir, plan, model, before))
         },
-        "dataset": _dataset(rundir, plan, evaluation, before),
+        "dataset": _dataset(rundir, plan, scoring, before),
         "reference": before.get("reference"),
         "extractor": before.get("extractor"),
         "machines": [{"node": node, "device": device} for node, device in machines],
     }
-    if evaluation is not None:
-        reference, extractor = evaluation.reference, evaluation.extractor
+    if scoring is not None:
+        reference, extractor = scoring.reference, scoring.extractor
         value["reference"] = asdict(reference.identity())
         value["extractor"] = extractor.describe()
     write_json(rundir.provenance, value, rundir.storage)
 
 
 def _dataset(
-    rundir: RunDir, plan: Plan, evaluation: Evaluation | None, before: Mapping[str, Any]
+    rundir: RunDir, plan: Plan, scoring: Scoring | None, before: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
     """The config's data set, if a model was trained on it or samples are scored against it; else as recorded."""
-    if evaluation is not None and evaluation.reference.given == evaluation.config.data:
+    if scoring is not None and scoring.reference.given == scoring.config.data:
         with suppress(UserError):  # a report of earlier scores needs no images
-            return _describe(evaluation.config.data)
+            return _describe(scoring.config.data)
     recorded: Mapping[str, Any] | None = before.get("dataset")
     recorded_models = before.get("models") or {}
     for model in plan.models:

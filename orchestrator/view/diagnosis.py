@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from taugrid.errors import UserError
 from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.evaluation import evaluation, without_downloads
+from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.orchestrator.report.reported import FILE as REPORTED
 from taugrid.orchestrator.run import Run
@@ -51,14 +51,14 @@ def next_steps(damages: Sequence[Damage], run: Run) -> list[NextStep]:
 
 
 def _unused(damages: Sequence[Damage], run: Run) -> set[Path]:
-    """The damaged scores and features that the config's evaluation does not use; none if that is unknown now."""
+    """The damaged scores and features that the config's scoring does not use; none if that is unknown now."""
     plan, rundir = run.plan, run.rundir
     inside = [damage.path for damage in damages if {rundir.scores, rundir.features} & set(damage.path.parents)]
     existing = {path for path in inside if rundir.storage.exists(path)}
     if not existing:
         return set()
     try:
-        scoring = evaluation(without_downloads(run.config), plan, rundir.extractor)
+        scoring = scoring_of(without_downloads(run.config), plan, rundir.extractor)
     except UserError:
         return set()
     folder, reference = rundir.extractor_folder(scoring.extractor), scoring.reference

@@ -13,7 +13,7 @@ from taugrid.eval.sources import nothing_there
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
-from taugrid.orchestrator.plan.evaluation import (
+from taugrid.orchestrator.plan.scoring import (
     Foreseen,
     foreseen,
     name_and_dimensions,
@@ -58,7 +58,7 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     yield from unequal(plan.cells)
     if models := compared_trainings(plan):
         ids = {model.id for model in models}
-        evaluations = sum(cell.network_evaluations for cell in plan.cells if cell.model.id in ids)
+        evaluations = sum(cell.total_nfe for cell in plan.cells if cell.model.id in ids)
         rate = described["evaluations_per_second_and_worker"]
         yield suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate)
 
@@ -130,7 +130,7 @@ def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Ite
     for cell, about in zip(plan.cells, cells, strict=True):
         left, done = about["shards"] - about["shards_done"], about["network_evaluations_done"]
         if not done:
-            yield from (Waiting(1, shard.evaluations / rate) for shard in cell.shards)
+            yield from (Waiting(1, shard.total_nfe / rate) for shard in cell.shards)
         elif left:
             yield Waiting(left, (about["network_evaluations"] - done) / left / rate)
 

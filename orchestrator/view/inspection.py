@@ -46,8 +46,8 @@ def describe(run: Run) -> dict[str, Any]:
         "cells": cells,
         "shards": len(plan.shards),
         "images": sum(cell.settings.num_samples for cell in plan.cells),
-        "longest_shard_evaluations": plan.shards[0].evaluations if plan.shards else 0,
-        "network_evaluations": sum(shard.evaluations for shard in plan.shards),
+        "longest_shard_evaluations": plan.shards[0].total_nfe if plan.shards else 0,
+        "network_evaluations": sum(shard.total_nfe for shard in plan.shards),
         "network_evaluations_remaining": remaining,
         "cells_to_score": sum(not cell["scored"] for cell in cells),
         "remarks": [*plan.remarks, *filter(None, [orphans_in_words(run.config, plan, rundir)])],
@@ -79,8 +79,8 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores) -> dict[s
         "shards_done": len(done),
         "images_done": images_done,
         "images_removed": rundir.has_removed_images(cell),
-        "network_evaluations": cell.network_evaluations,
-        "network_evaluations_done": images_done * cell.evaluations,
+        "network_evaluations": cell.total_nfe,
+        "network_evaluations_done": images_done * cell.nfe,
         "scored": len(done) == len(cell.shards) and asked.is_scored(cell),
     }
 
@@ -92,13 +92,13 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
         UserError: if there is no such cell, one has no FID, or (without `join`) they can't be compared.
     """
     from taugrid.eval.tables.differences import pair
-    from taugrid.orchestrator.plan.evaluation import evaluation
+    from taugrid.orchestrator.plan.scoring import scoring_of
     from taugrid.orchestrator.report.collect import NO_IMAGES, collect
 
     plan, rundir = run.plan, run.rundir
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
     collected = collect(
-        plan, rundir, evaluation(run.config, plan, rundir.extractor, RequestedScores(run.config, rundir).reference)
+        plan, rundir, scoring_of(run.config, plan, rundir.extractor, RequestedScores(run.config, rundir).reference)
     )
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.label for cell in cells if cell.id not in rows]

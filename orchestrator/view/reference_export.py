@@ -11,7 +11,7 @@ from taugrid.eval.metrics.statistics import Moments, moments
 from taugrid.eval.reference import image_batches
 from taugrid.eval.sources import part_bounds
 from taugrid.images import encode_png
-from taugrid.orchestrator.plan.evaluation import Evaluation, evaluation
+from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.view.inspection import make_new_folder
@@ -33,13 +33,13 @@ def export_reference(run: Run, target: Path) -> str:
     Raises:
         UserError: if the reference can't be read, has no images, or its features are not there.
     """
-    scoring = evaluation(run.config, run.plan, run.rundir.extractor)
+    scoring = scoring_of(run.config, run.plan, run.rundir.extractor)
     if target.suffix == ".npz":
         return _export_moments(scoring, run.rundir, target)
     return _export_images(scoring, target)
 
 
-def _export_images(scoring: Evaluation, folder: Path) -> str:
+def _export_images(scoring: Scoring, folder: Path) -> str:
     given = scoring.reference.given
     if isinstance(given, MomentsFile):
         raise UserError(f"the reference is the mean and covariance in {given.path}; give --to FILE.npz for these")
@@ -52,7 +52,7 @@ def _export_images(scoring: Evaluation, folder: Path) -> str:
     return counted(index, "image")
 
 
-def _export_moments(scoring: Evaluation, rundir: RunDir, file: Path) -> str:
+def _export_moments(scoring: Scoring, rundir: RunDir, file: Path) -> str:
     if file.exists():
         raise UserError(f"--to {file} exists; give a new file")
     found = _moments(scoring, rundir)
@@ -67,7 +67,7 @@ def _export_moments(scoring: Evaluation, rundir: RunDir, file: Path) -> str:
     return f"mean and covariance of {counted(len(found.mean), 'feature')} of {scoring.extractor.name}"
 
 
-def _moments(scoring: Evaluation, rundir: RunDir) -> Moments:
+def _moments(scoring: Scoring, rundir: RunDir) -> Moments:
     reference = scoring.reference
     if isinstance(reference.given, MomentsFile):
         return read_moments(reference.given)

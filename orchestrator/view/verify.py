@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile, NotHere, OtherWeights
+from taugrid.errors import DamagedFile, MissingInput, WeightsChanged
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.report.reported import changed_files
 from taugrid.orchestrator.run import Run
@@ -154,9 +154,9 @@ def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int
     try:
         metadata = rundir.sample_metadata(cell)
         done = rundir.sampled(cell, metadata, every_byte=False, on_damage=damages.append)
-    except (NotHere, OtherWeights) as error:  # the images can be read without them
+    except (MissingInput, WeightsChanged) as error:  # the images can be read without them
         path = rundir.weights_file(cell.model, cell.settings.weights)
-        if isinstance(error, OtherWeights):
+        if isinstance(error, WeightsChanged):
             damages.append(Damage(path, str(error), error.fix))
         else:
             damages.append(Damage(path, f"missing; {PUT_BACK}", PUT_BACK))

@@ -12,7 +12,7 @@ from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.sources import Source, part_bounds
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Shard
-from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import IMAGES, Event, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import SampleWork
@@ -34,14 +34,14 @@ class ReferenceWork(WorkKind):
 
     def tasks(self) -> Iterator[Task]:
         """A task for each part whose features are missing, if a score needs them."""
-        evaluation, found = self.survey.evaluation, self.survey.found
-        assert evaluation is not None
+        scoring, found = self.survey.scoring, self.survey.found
+        assert scoring is not None
         if any(state.to_score for state in found.cells):
             for number in found.reference.missing:
-                yield self._task(evaluation, number)
+                yield self._task(scoring, number)
 
-    def _task(self, evaluation: Evaluation, number: int) -> Task:
-        folder, reference = self.rundir.extractor_folder(evaluation.extractor), evaluation.reference
+    def _task(self, scoring: Scoring, number: int) -> Task:
+        folder, reference = self.rundir.extractor_folder(scoring.extractor), scoring.reference
         assert not isinstance(reference.given, MomentsFile)
         assert reference.num_images is not None
         start, stop = part_bounds(reference.num_images)[number]
@@ -53,10 +53,10 @@ class ReferenceWork(WorkKind):
         job = ExtractJob(
             path=str(self.rundir.reference_part(folder, reference.sha256, number)),
             storage=self.rundir.storage,
-            run=self.rundir.run,
+            run_id=self.rundir.run_id,
             images=images,
             images_sha256=digest,
-            extractor=evaluation.extractor,
+            extractor=scoring.extractor,
             batch_size=self.config.evaluate.batch_size,
             metadata={"reference": reference.sha256, "extractor": folder},
             start=start,
@@ -98,25 +98,25 @@ class ExtractWork(WorkKind):
     task_in_words = ("feature file", "to extract")
 
     def tasks(self) -> Iterator[Task]:
-        evaluation, found = self.survey.evaluation, self.survey.found
-        assert evaluation is not None
+        scoring, found = self.survey.scoring, self.survey.found
+        assert scoring is not None
         to_score = [state for state in found.cells if state.to_score]
         for state in to_score:
-            yield from self._cell_tasks(state, evaluation)
+            yield from self._cell_tasks(state, scoring)
 
-    def _cell_tasks(self, state: CellState, evaluation: Evaluation) -> Iterator[Task]:
-        cell, folder = state.cell, self.rundir.extractor_folder(evaluation.extractor)
+    def _cell_tasks(self, state: CellState, scoring: Scoring) -> Iterator[Task]:
+        cell, folder = state.cell, self.rundir.extractor_folder(scoring.extractor)
         there = self.rundir.versions(self.rundir.features / folder / cell.name)
         for shard in not_extracted(state):
             path = self.rundir.feature_part(folder, cell, shard)
             job = ExtractJob(
                 path=str(path),
                 storage=self.rundir.storage,
-                run=self.rundir.run,
+                run_id=self.rundir.run_id,
                 replaces=there.get(path),
                 images=str(self.rundir.sample_part(cell, shard)),
                 images_sha256=None,
-                extractor=evaluation.extractor,
+                extractor=scoring.extractor,
                 batch_size=self.config.evaluate.batch_size,
                 metadata={"cell": cell.id, "extractor": folder},
             )

@@ -46,7 +46,7 @@ class InterpolateWork(WorkKind):
             job = InterpolateJob(
                 path=str(path),
                 storage=self.rundir.storage,
-                run=self.rundir.run,
+                run_id=self.rundir.run_id,
                 pairs=self.config.report.interpolated_pairs,
                 steps=INTERPOLATION_STEPS,
                 network=self.rundir.network(cell.model, cell.settings.weights),
@@ -57,7 +57,7 @@ class InterpolateWork(WorkKind):
                 tau=cell.tau,
                 metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
             )
-            yield Task(f"{self.name}/{cell.id}", self.name, count * cell.evaluations, cell=cell, job=job)
+            yield Task(f"{self.name}/{cell.id}", self.name, count * cell.nfe, cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
         return {cell.name: "not interpolated" for cell in self._cells() if not self._is_whole(cell)}

@@ -127,7 +127,7 @@ class WorkKind(ABC):
     def images(cls, task: Task) -> float:
         """The number of images that a task makes, if the progress line counts them."""
         cell = task.cell
-        return task.cost / cell.evaluations if cell is not None and cls.counts_images else 0.0
+        return task.cost / cell.nfe if cell is not None and cls.counts_images else 0.0
 
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> Event:

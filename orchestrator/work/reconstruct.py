@@ -12,8 +12,8 @@ from taugrid.errors import UserError
 from taugrid.hashing import identity
 from taugrid.images import to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard, name_of
-from taugrid.orchestrator.plan.evaluation import check_shapes
 from taugrid.orchestrator.plan.grid import with_settings
+from taugrid.orchestrator.plan.scoring import check_shapes
 from taugrid.orchestrator.rundir.directory import Damage, OnDamage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.task import Task
@@ -105,7 +105,7 @@ class ReconstructWork(WorkKind):
             job = ReconstructJob(
                 path=str(path),
                 storage=self.rundir.storage,
-                run=self.rundir.run,
+                run_id=self.rundir.run_id,
                 replaces=self.rundir.version(path),
                 start=shard.start,
                 stop=shard.stop,
@@ -117,7 +117,7 @@ class ReconstructWork(WorkKind):
                 tau=cell.tau,
                 metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
             )
-            yield Task(shard_key(self.name, shard), self.name, 2 * shard.evaluations, cell=cell, job=job)
+            yield Task(shard_key(self.name, shard), self.name, 2 * shard.total_nfe, cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
         lacking = {}
@@ -223,7 +223,7 @@ class ReconstructWork(WorkKind):
             "spacing": cell.settings.spacing_name,
             "steps": cell.settings.steps,
             "num_images": n,
-            "network_evaluations": 2 * cell.evaluations,
+            "network_evaluations": 2 * cell.nfe,
             "mse": float(mse.mean()),
             "mse_se": float(mse.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
             "mse_8bit": float(mse_8bit.mean()),

@@ -46,7 +46,7 @@ class SampleWork(WorkKind):
                 job = SampleJob(
                     path=str(path),
                     storage=self.rundir.storage,
-                    run=self.rundir.run,
+                    run_id=self.rundir.run_id,
                     replaces=there.get(path),
                     start=shard.start,
                     stop=shard.stop,
@@ -55,17 +55,17 @@ class SampleWork(WorkKind):
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
-                    evaluations=cell.evaluations,
+                    nfe=cell.nfe,
                     sampler_code=cell.from_sampler.code,
                     metadata=metadata,
                     kept=kept,
                 )
-                cost = (shard.images - kept) * cell.evaluations
+                cost = (shard.images - kept) * cell.nfe
                 yield Task(shard_key(self.name, shard), self.name, cost, cell=cell, job=job)
 
     def missing(self) -> dict[str, str]:
         """Cells without all their images, unless `ScoreWork` lists them."""
-        return {} if self.survey.evaluation is not None else unsampled(self.plan, self.rundir)
+        return {} if self.survey.scoring is not None else unsampled(self.plan, self.rundir)
 
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
@@ -78,7 +78,7 @@ class SampleWork(WorkKind):
             "path": Path(job.path).name,
             "images": result.images,
             "copied": stop - job.start - result.images,
-            "evaluations": result.images * job.evaluations,
+            "evaluations": result.images * job.nfe,
             "seconds": round(result.seconds, 4),
             "committed": first_copy or result.created_file,
             "own": result.created_file,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
-from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import quality_table, write_report
 from taugrid.orchestrator.rundir.directory import Damage
@@ -31,9 +31,9 @@ class ScoreWork(WorkKind):
     needs_network = False
 
     @property
-    def _evaluation(self) -> Evaluation:
-        assert self.survey.evaluation is not None
-        return self.survey.evaluation
+    def _scoring(self) -> Scoring:
+        assert self.survey.scoring is not None
+        return self.survey.scoring
 
     def tasks(self) -> Iterator[Task]:
         """A task for each cell whose score is missing or out of date."""
@@ -46,22 +46,22 @@ class ScoreWork(WorkKind):
                 yield Task(key, self.name, cost, frozenset(requires), state.cell, self._job(state))
 
     def _job(self, state: CellState) -> ScoreJob:
-        cell, evaluation = state.cell, self._evaluation
-        n, folder = cell.settings.num_samples, self.rundir.extractor_folder(evaluation.extractor)
-        settings, reasons, remarks = evaluation.feasible(n)
+        cell, scoring = state.cell, self._scoring
+        n, folder = cell.settings.num_samples, self.rundir.extractor_folder(scoring.extractor)
+        settings, reasons, remarks = scoring.feasible(n)
         return ScoreJob(
             storage=self.rundir.storage,
-            run=self.rundir.run,
-            path=str(self.rundir.score(cell, evaluation.id(cell))),
-            influence_path=str(self.rundir.influence(cell, evaluation.id(cell))),
+            run_id=self.rundir.run_id,
+            path=str(self.rundir.score(cell, scoring.id(cell))),
+            influence_path=str(self.rundir.influence(cell, scoring.id(cell))),
             feature_paths=tuple(str(self.rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
             num_samples=n,
             reference=self._reference_files(),
             settings=settings,
             header={
                 "cell": cell.id,
-                "evaluation": evaluation.id(cell),
-                "protocol": evaluation.protocol(cell).as_dict(),
+                "evaluation": scoring.id(cell),
+                "protocol": scoring.protocol(cell).as_dict(),
             },
             sample_paths=tuple(str(self.rundir.sample_part(cell, shard)) for shard in cell.shards)
             if settings.sample_columns
@@ -70,24 +70,22 @@ class ScoreWork(WorkKind):
         )
 
     def _reference_files(self) -> ReferenceFiles:
-        evaluation, reference = self._evaluation, self._evaluation.reference
-        folder = self.rundir.reference_part(
-            self.rundir.extractor_folder(evaluation.extractor), reference.sha256, 0
-        ).parent
+        scoring, reference = self._scoring, self._scoring.reference
+        folder = self.rundir.reference_part(self.rundir.extractor_folder(scoring.extractor), reference.sha256, 0).parent
         moments = reference.given if isinstance(reference.given, MomentsFile) else None
         features = tuple(str(path) for path in self.survey.found.reference.paths)
-        return ReferenceFiles(moments or features, reference.num_images, str(folder), evaluation.reference_key)
+        return ReferenceFiles(moments or features, reference.num_images, str(folder), scoring.reference_key)
 
     def clean_up(self) -> None:
         """Record what the scorer gives for the reference; remove the features of scored cells that are not kept."""
         if damaged := is_damaged(self.rundir):
             self.survey.on_damage(Damage(self.rundir.root / FILE, "it has changed since it was written"))
         if damaged or any(state.to_score for state in self.survey.found.cells):
-            keep_record(self.config, self.rundir, self._evaluation)
+            keep_record(self.config, self.rundir, self._scoring)
         if not self.config.evaluate.keep_features:
             for cell in self.plan.cells:
-                if self.rundir.storage.exists(self.rundir.score(cell, self._evaluation.id(cell))):
-                    self.rundir.remove_features(self.rundir.extractor_folder(self._evaluation.extractor), cell)
+                if self.rundir.storage.exists(self.rundir.score(cell, self._scoring.id(cell))):
+                    self.rundir.remove_features(self.rundir.extractor_folder(self._scoring.extractor), cell)
 
     def missing(self) -> dict[str, str]:
         """Cells without a score: those that lack images, and those that were not scored."""
@@ -95,12 +93,12 @@ class ScoreWork(WorkKind):
         for cell in self.plan.cells:
             if cell.name in sampled_in_part:
                 lacking[cell.name] = sampled_in_part[cell.name]
-            elif read_sealed(self.rundir.score(cell, self._evaluation.id(cell)), self.rundir.storage) is None:
+            elif read_sealed(self.rundir.score(cell, self._scoring.id(cell)), self.rundir.storage) is None:
                 lacking[cell.name] = "sampled, but not scored"
         return lacking
 
     def conclude(self) -> KindResult:
         """The quality table; the stage `report` writes it, with the figures."""
-        collected = collect(self.run.plan, self.rundir, self._evaluation)
+        collected = collect(self.run.plan, self.rundir, self._scoring)
         report = write_report if "report" in self.survey.stages else quality_table
         return KindResult("quality", collected.rows, quality=report(self.run, collected))

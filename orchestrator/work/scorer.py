@@ -24,7 +24,7 @@ from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_files, of_features, read_all
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.sources import part_bounds
-from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import REFERENCE, TAUGRID, scorers
@@ -162,12 +162,12 @@ def kept_record(rundir: RunDir) -> ScorerRecord | str:
     return ScorerRecord.read(value) if "features" in value else str(value["reason"])
 
 
-def keep_record(config: Config, rundir: RunDir, evaluation: Evaluation) -> None:
+def keep_record(config: Config, rundir: RunDir, scoring: Scoring) -> None:
     """Write the record of the scorer, at the end of a session that has scored cells.
 
-    If the scorer has changed since an earlier session of the same evaluation, the record has the changes (`mixed`).
+    If the scorer has changed since an earlier session of the same scoring, the record has the changes (`mixed`).
     """
-    record = _record(config, rundir, evaluation)
+    record = _record(config, rundir, scoring)
     before = kept_record(rundir)
     if isinstance(record, ScorerRecord) and isinstance(before, ScorerRecord) and record.is_comparable(before):
         record = replace(record, mixed=tuple(dict.fromkeys((*before.mixed, *changes(record, before)))))
@@ -175,8 +175,8 @@ def keep_record(config: Config, rundir: RunDir, evaluation: Evaluation) -> None:
     write_sealed(rundir.root / FILE, value, rundir.storage)
 
 
-def _record(config: Config, rundir: RunDir, evaluation: Evaluation) -> ScorerRecord | str:
-    reference, folder = evaluation.reference, rundir.extractor_folder(evaluation.extractor)
+def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | str:
+    reference, folder = scoring.reference, rundir.extractor_folder(scoring.extractor)
     if reference.num_images is None:
         return "only a mean and a covariance of the reference are known"
     parts = range(len(part_bounds(reference.num_images)))
@@ -188,10 +188,10 @@ def _record(config: Config, rundir: RunDir, evaluation: Evaluation) -> ScorerRec
         features = np.concatenate(list(read_all(paths[:1], rundir.storage)))
         logits = _logits(paths[0], rundir.storage) if few.need("logits") else None
         half = len(features) // 2
-        settings = feasible(few, evaluation.extractor, half, half).settings
+        settings = feasible(few, scoring.extractor, half, half).settings
         with threadpool_limits(1):  # so that the result does not depend on the number of cores
             statistics = of_feature_files(
-                paths, reference.num_images, paths[0].parent, evaluation.reference_key, rundir.storage
+                paths, reference.num_images, paths[0].parent, scoring.reference_key, rundir.storage
             )
             scores = _halves(features, logits, settings) | _narrow(features) | _totals(statistics)
     except (FileNotFoundError, DamagedFile) as error:
@@ -200,7 +200,7 @@ def _record(config: Config, rundir: RunDir, evaluation: Evaluation) -> ScorerRec
         return f"a metric fails for the halves of the reference ({error})"
     places = scorers(read_events(rundir)).get(REFERENCE, set())
     made_with = ScoredWith.of(places, {"versions": versions(SOFTWARE) | {"cpu": _cpu()}})
-    about, used = json.loads(json.dumps([evaluation.extractor.describe(), settings.as_dict()]))
+    about, used = json.loads(json.dumps([scoring.extractor.describe(), settings.as_dict()]))
     return ScorerRecord(reference.sha256, about, used, made_with, features[:FEATURES], scores)
 
 

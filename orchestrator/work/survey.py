@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from taugrid.errors import UserError
 from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.plan.evaluation import Evaluation
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.storage import read_sealed
@@ -44,7 +44,7 @@ class Survey:
     """Finds what is missing in a run directory. Damaged files are reported and count as missing."""
 
     run: Run
-    evaluation: Evaluation | None
+    scoring: Scoring | None
     """None: only images are wanted."""
     stages: frozenset[str]
     """The stages that the run should do."""
@@ -69,11 +69,11 @@ class Survey:
         Raises:
             UserError: if a model is not trained yet, or a cell holds samples of other weights.
         """
-        evaluation = self.evaluation if "evaluate" in self.stages else None
-        reference = ReferenceState((), ()) if evaluation is None else self._reference(evaluation)
-        return RunState(reference, tuple(self._look(evaluation)))
+        scoring = self.scoring if "evaluate" in self.stages else None
+        reference = ReferenceState((), ()) if scoring is None else self._reference(scoring)
+        return RunState(reference, tuple(self._look(scoring)))
 
-    def _look(self, evaluation: Evaluation | None) -> Iterator[CellState]:
+    def _look(self, scoring: Scoring | None) -> Iterator[CellState]:
         sampling = "sample" in self.stages
         for cell in self.plan.cells:
             if not sampling and not self.rundir.is_ready(cell.model):
@@ -81,10 +81,10 @@ class Survey:
             sampled = self._sampled(cell)
             if not sampling and len(sampled) < len(cell.shards):
                 continue
-            if evaluation is None:
+            if scoring is None:
                 yield CellState(cell, sampled, set(), to_score=False)
             else:
-                yield self._evaluated(cell, sampled, evaluation)
+                yield self._scored(cell, sampled, scoring)
 
     def _sampled(self, cell: Cell) -> set[int]:
         if not self.rundir.is_ready(cell.model):
@@ -108,18 +108,18 @@ class Survey:
                 self.rundir.forget_derived(cell, vanished)
         return done
 
-    def _evaluated(self, cell: Cell, sampled: set[int], evaluation: Evaluation) -> CellState:
+    def _scored(self, cell: Cell, sampled: set[int], scoring: Scoring) -> CellState:
         damages: list[Damage] = []
         extracted = self.rundir.extracted(
-            self.rundir.extractor_folder(evaluation.extractor), cell, every_byte=True, on_damage=damages.append
+            self.rundir.extractor_folder(scoring.extractor), cell, every_byte=True, on_damage=damages.append
         )
         for damage in damages:
             self.on_damage(damage)
-        score = self.rundir.score(cell, evaluation.id(cell))
+        score = self.rundir.score(cell, scoring.id(cell))
         value = read_sealed(score, self.rundir.storage)
         if value is None and self.rundir.storage.exists(score):
             self.on_damage(Damage(score, "it has changed since it was written"))
-        influence = self.rundir.influence(cell, evaluation.id(cell))
+        influence = self.rundir.influence(cell, scoring.id(cell))
         scored = value is not None and (
             "fid_se" not in value["metrics"]
             or self.rundir.is_whole(influence, cell.settings.num_samples, self.on_damage, expected={"cell": cell.id})
@@ -142,8 +142,8 @@ class Survey:
                     f"{self.rundir.removal_record(cell)} to have them sampled again"
                 )
 
-    def _reference(self, evaluation: Evaluation) -> ReferenceState:
-        reference, folder = evaluation.reference, self.rundir.extractor_folder(evaluation.extractor)
+    def _reference(self, scoring: Scoring) -> ReferenceState:
+        reference, folder = scoring.reference, self.rundir.extractor_folder(scoring.extractor)
         if reference.num_images is None:
             return ReferenceState((), ())  # moments are read as they are
         expected = {"reference": reference.sha256, "extractor": folder}

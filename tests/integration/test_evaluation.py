@@ -14,8 +14,8 @@ from taugrid import parquet
 from taugrid.config import Data
 from taugrid.config.load import load
 from taugrid.eval import extract, score_cell
-from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.extract import ExtractWork, ReferenceWork
@@ -135,7 +135,7 @@ def score_here(root, *assignments):
     """Does in this process what workers would. Returns (the row by cell, what was extracted)."""
     config = load(str(root), assignments)
     stages = frozenset({"evaluate"})
-    survey = Survey(Run(config, plan(config), RunDir(root)), evaluation(config, plan(config)), stages, pytest.fail)
+    survey = Survey(Run(config, plan(config), RunDir(root)), scoring_of(config, plan(config)), stages, pytest.fail)
     extracted = []
     for task in (*ReferenceWork(survey).tasks(), *ExtractWork(survey).tasks(), *ScoreWork(survey).tasks()):
         if isinstance(task.job, extract.ExtractJob):

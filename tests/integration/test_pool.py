@@ -10,7 +10,7 @@ import ray
 from ray.util import placement_group, remove_placement_group
 
 from taugrid.config import Cluster
-from taugrid.errors import RunDirectoryNotSeen, UserError, WrongWeights
+from taugrid.errors import RunDirectoryNotVisible, UserError, WrongWeights
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joined, Located, Lost, Pool
@@ -66,7 +66,7 @@ def test_an_error_arrives_as_what_was_raised(started, tmp_path, error):
 def test_a_node_that_does_not_see_the_run_directory_is_named(started, tmp_path):
     _, failure = started(Worker, (1,), Probe(str(tmp_path / "elsewhere" / ".probe")))
     assert isinstance(failure, Failed)
-    assert isinstance(failure.cause, RunDirectoryNotSeen)
+    assert isinstance(failure.cause, RunDirectoryNotVisible)
     assert str(tmp_path / "elsewhere") in str(failure.cause)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch_fidelity
 from safetensors.torch import save_file
 
-from taugrid.errors import CustomCodeError, OtherContent
+from taugrid.errors import ContentMismatch, CustomCodeError
 from taugrid.eval.features import resolve as resolving
 from taugrid.eval.features.load import describe, find_class, load
 from taugrid.eval.features.resolve import resolve
@@ -142,7 +142,7 @@ def test_custom_weights_are_passed_on_and_make_the_identity(folder, asked_here):
     expected = (2 * grey.double().mean((2, 3))).expand(-1, 3).float()
     assert torch.allclose(load(spec, "cpu")(grey).features, expected)  # given as RGB, as torch-fidelity does
     save_file({"scale": torch.tensor([3.0])}, folder / "scale.safetensors")
-    with pytest.raises(OtherContent, match="SHA-256"):
+    with pytest.raises(ContentMismatch, match="SHA-256"):
         load(spec, "cpu")
     with pytest.raises(ValueError, match=r"evaluate.weights: there is no file .*absent"):
         resolve("mine.networks:Means", "any", "absent", (1, 5, 5))
@@ -152,7 +152,7 @@ def test_source_that_differs_where_the_work_is_done_is_refused(folder):
     spec = spec_of("Means")
     (folder / "mine" / "networks.py").write_text(SOURCE.replace("mean((2, 3))", "amax((2, 3))"))
     forget()
-    with pytest.raises(OtherContent, match="the source code of mine"):
+    with pytest.raises(ContentMismatch, match="the source code of mine"):
         load(spec, "cpu")
     changed = spec_of("Means")
     assert changed.weights_sha256 != spec.weights_sha256
@@ -198,7 +198,7 @@ def test_source_of_what_the_class_imports_counts(folder, imports):
     (folder / "mine" / "helper.py").write_text("SCALE = 100\n")
     assert spec_of("Means").source_sha256 != before.source_sha256
     assert spec_of("Means").weights_sha256 != before.weights_sha256
-    with pytest.raises(OtherContent, match="the source code of mine"):
+    with pytest.raises(ContentMismatch, match="the source code of mine"):
         load(before, "cpu")
 
 
@@ -234,7 +234,7 @@ def test_weights_that_the_class_finds_by_itself_count(folder):
     planned = spec_of("FindsWeights")
     load(planned, "cpu")
     found([3.0])
-    with pytest.raises(OtherContent, match="FindsWeights, by its weights, has SHA-256"):
+    with pytest.raises(ContentMismatch, match="FindsWeights, by its weights, has SHA-256"):
         load(planned, "cpu")
 
 

@@ -14,7 +14,7 @@ from denoisers import at, decode, encode, of_time
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
-from taugrid.errors import CustomCodeError, OtherContent, UserError
+from taugrid.errors import ContentMismatch, CustomCodeError, UserError
 from taugrid.hashing import file_sha256, identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.grid import plan
@@ -321,16 +321,16 @@ def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(fold
     x = torch.ones(1, *SHAPE)
     assert load(found, "cpu")(x, torch.zeros(1, dtype=torch.int64)).unique().tolist() == [0.25]
     save_weights(folder / "scale.pt", 0.5)
-    with pytest.raises(OtherContent, match=rf"{this_node()}: .*scale.pt has SHA-256 \w{{12}} .* \w{{12}} "):
+    with pytest.raises(ContentMismatch, match=rf"{this_node()}: .*scale.pt has SHA-256 \w{{12}} .* \w{{12}} "):
         load(found, "cpu")
     (folder / "scale.pt").unlink()
-    with pytest.raises(OtherContent, match=r"there is no file .*scale.pt;"):
+    with pytest.raises(ContentMismatch, match=r"there is no file .*scale.pt;"):
         load(found, "cpu")
     save_weights(folder / "found.pt", 0.25)
     found = described("mine:finds")
     load(found, "cpu")
     save_weights(folder / "found.pt", 0.5)
-    with pytest.raises(OtherContent, match="the network that mine:finds returns"):
+    with pytest.raises(ContentMismatch, match="the network that mine:finds returns"):
         load(found, "cpu")
     (folder / "mine.py").write_text("# a comment\n" + SOURCE)
     forget()
@@ -338,7 +338,7 @@ def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(fold
     load(found, "cpu")
     (folder / "mine.py").write_text(SOURCE + "\nCHANGED = 1\n")
     forget()
-    with pytest.raises(OtherContent, match=r"the source code of mine:finds \(/.*/mine.py differs\)"):
+    with pytest.raises(ContentMismatch, match=r"the source code of mine:finds \(/.*/mine.py differs\)"):
         load(found, "cpu")
 
 
@@ -472,7 +472,7 @@ def sample(p, rundir, settings=None):
     path = rundir.sample_part(cell, shard)
     job = SampleJob(
         str(path), shard.start, shard.stop, network, cell.model.decoder, cell.settings,
-        cell.model.diffusion, cell.tau, cell.evaluations, rundir.sample_metadata(cell),
+        cell.model.diffusion, cell.tau, cell.nfe, rundir.sample_metadata(cell),
     )  # fmt: skip
     sample_shard(job, load_network(network, cell.model.diffusion, "cpu"), "cpu")
     return path
@@ -561,7 +561,7 @@ def test_ids_made_from_the_bytes_of_the_source_stay_while_the_bytes_match(folder
     rundir.record_model(found)
     (folder / "mine.py").write_text("# a comment\n" + SOURCE)
     forget()
-    with pytest.raises(OtherContent, match="the source code of mine:scaled"):
+    with pytest.raises(ContentMismatch, match="the source code of mine:scaled"):
         load(before, "cpu")
     [changed] = planned(rundir.describe_network, model=model).models
     assert changed.id == new.id

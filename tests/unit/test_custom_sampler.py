@@ -14,7 +14,7 @@ from in_process import drive, small_run
 
 import taugrid
 from taugrid.config import Config, validate
-from taugrid.errors import OtherContent, UserError
+from taugrid.errors import ContentMismatch, UserError
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.jobs.client import pack_job
 from taugrid.orchestrator.opened import open_to_plan
@@ -151,7 +151,7 @@ def test_a_sampler_that_breaks_the_rules_is_refused_before_it_runs(here, name, t
 
 @pytest.mark.parametrize("name", ["own_mean", "threshold", "power"])
 def test_what_a_sampler_computes_from_each_image_alone_passes(here, name):
-    assert planned(f"mine:{name}").cells[0].evaluations == 4
+    assert planned(f"mine:{name}").cells[0].nfe == 4
 
 
 def test_names_and_options_that_do_not_fit_are_refused(here):
@@ -170,7 +170,7 @@ def test_names_and_options_that_do_not_fit_are_refused(here):
 def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceback(folder):
     """Looked up in the current folder; each cell with its settings."""
     found = planned("my_sampler:renoised", grid={"steps": [2, 5], "sampler_options": [{}, {"passes": 3}]})
-    assert [cell.evaluations for cell in found.cells] == [4, 8, 10, 20]
+    assert [cell.nfe for cell in found.cells] == [4, 8, 10, 20]
     assert not {"my_sampler", "mine"} & sys.modules.keys(), "the driver has not imported it"
     told = refused("mine:fails")
     assert told.startswith("sample.sampler: mine:fails can't be used: NameError: name 'undefined' is not defined (for")
@@ -252,11 +252,11 @@ def test_a_worker_with_other_code_is_refused(here):
     sampler.require_code("my_sampler:sample", expected)
     forget_code_here()
     (here / "my_sampler.py").write_text(SOURCE.replace("0.5", "0.25"))
-    with pytest.raises(OtherContent, match="the code of the sampler my_sampler:sample has SHA-256"):
+    with pytest.raises(ContentMismatch, match="the code of the sampler my_sampler:sample has SHA-256"):
         sampler.require_code("my_sampler:sample", expected)
     forget_code_here()
     (here / "my_sampler.py").unlink()
-    with pytest.raises(OtherContent, match="the code of the sampler my_sampler:sample has SHA-256 none there"):
+    with pytest.raises(ContentMismatch, match="the code of the sampler my_sampler:sample has SHA-256 none there"):
         sampler.require_code("my_sampler:sample", expected)
 
 

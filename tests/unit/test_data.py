@@ -17,8 +17,8 @@ from taugrid.eval import extract as extraction
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference
 from taugrid.jobs import Hopeless, SavedUnet, TrainingSpec
-from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
@@ -191,7 +191,7 @@ def test_a_loaded_model_that_is_compared_with_other_images_needs_no_data_set(tmp
         Image.fromarray(np.full((28, 28), i, np.uint8)).save(tmp_path / "real" / f"{i:02d}.png")
     reference = {"reference": str(tmp_path / "real"), "metrics": ["fid"]}
     settings, found = planned(missing(), model={"checkpoint": str(CHECKPOINT)}, evaluate=reference)
-    provenance.write(RunDir(tmp_path), found, evaluation(settings, found))
+    provenance.write(RunDir(tmp_path), found, scoring_of(settings, found))
     written = json.loads((tmp_path / "provenance.json").read_text())
     assert written["dataset"] is None
     assert written["reference"]["num_images"] == 12
@@ -264,7 +264,7 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     spec = TrainingSpec(section, there, unet, diffusion, config.Train(seed=0), "m", str(tmp_path), 1.0, 0.0)
     with pytest.raises(Hopeless, match=said):  # which Ray Train does not repeat
         loop._batches(spec, 0, 1, "cpu")
-    elsewhere = replace(spec, run=RunId(str(tmp_path), "0" * 32))
+    elsewhere = replace(spec, run_id=RunId(str(tmp_path), "0" * 32))
     with pytest.raises(Hopeless, match=f"does not see the run directory {tmp_path}"):
         loop._batches(elsewhere, 0, 1, "cpu")
     with pytest.raises(UserError, match=r"images of digits in its packages .* from the driver's \(abababab\)"):

@@ -19,7 +19,7 @@ def indistinguishable(rows, known, joined=frozenset()):
 
 
 def protocol(steps=10, clip="none", torch="2.9.1", **others):
-    """As orchestrator/plan/evaluation.py spells one out, cut to what matters here."""
+    """As orchestrator/plan/scoring.py spells one out, cut to what matters here."""
     reference = {"dataset": "digits", "split": "train", "sha256": "ab" * 32}
     fields = {
         "reference": reference,

@@ -493,7 +493,7 @@ def test_a_run(tmp_path):
         outcome, _ = drive(opened, tmp_path / "run", LOCAL)
     assert not outcome.missing
     cells = {cell.settings.sampler_options.get("algorithm_type", cell.label): cell for cell in opened.plan.cells}
-    assert [cell.evaluations for cell in cells.values()] == [3, 3, 5, 3]
+    assert [cell.nfe for cell in cells.values()] == [3, 3, 5, 3]
     folders = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "run/samples").iterdir())
     assert folders == [
         "S0003-diffusers_DPMSolverMultistepScheduler", "S0003-diffusers_DPMSolverMultistepScheduler",
@@ -522,7 +522,7 @@ def test_the_grid_of_the_page_is_one():
     text = PAGE.split("can compare several:\n\n")[1].split("\n\n")[0]
     sections = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
     cells = plan(validate(Config, {"name": "x", **sections, **yaml.safe_load(dedent(text))}, "test")).cells
-    assert [cell.evaluations for cell in cells] == [steps for steps in (10, 20, 50) for _ in range(2)] + [10, 20, 50]
+    assert [cell.nfe for cell in cells] == [steps for steps in (10, 20, 50) for _ in range(2)] + [10, 20, 50]
 
 
 def test_the_page_lists_the_schedulers():

@@ -26,7 +26,7 @@ from mutants import copy_tree
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
-from taugrid.errors import NotFinite, OtherContent, SamplerFault, UserError
+from taugrid.errors import ContentMismatch, NotFinite, SamplerFault, UserError
 from taugrid.images import to_uint8
 from taugrid.jobs import OracleNetwork
 from taugrid.orchestrator.cli.main import cli
@@ -232,13 +232,13 @@ def test_other_code_makes_other_cells_and_is_refused_by_a_worker(package):
         forget()
         now = [planned(sampler=name).cells[0].id for name in ("ddim", "twice")]
         assert (now[0] == ids[0], now[1] == ids[1]) == (True, False)
-        with pytest.raises(OtherContent, match="the code of the sampler twice has SHA-256"):
+        with pytest.raises(ContentMismatch, match="the code of the sampler twice has SHA-256"):
             sampler.require_code("twice", before)
     finally:
         file.write_text(SAMPLER)
         forget()
     sampler.require_code("twice", before)
-    with pytest.raises(OtherContent, match="the code of the sampler elsewhere has SHA-256 none there"):
+    with pytest.raises(ContentMismatch, match="the code of the sampler elsewhere has SHA-256 none there"):
         sampler.require_code("elsewhere", before)
 
 
@@ -324,7 +324,7 @@ def shard(folder, **sample):
     [cell] = planned(sampler="other", **{"steps": 2} | sample).cells
     network = oracle.gaussian_eps(gaussian.gaussian((1, 4, 4)), schedules.alpha_bar(cell.model.diffusion), "cpu")
     file, spec, about = folder / "part.parquet", OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
-    settings, diffusion, says = cell.settings, cell.model.diffusion, (cell.tau, cell.evaluations)
+    settings, diffusion, says = cell.settings, cell.model.diffusion, (cell.tau, cell.nfe)
     job = SampleJob(str(file), 0, 3, spec, cell.model.decoder, settings, diffusion, *says, about)
     sample_shard(job, network, "cpu")
     return file
@@ -511,7 +511,7 @@ def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
     for decoder in (cell.model.decoder, Enlarged()):
         file = tmp_path / f"{type(decoder).__name__}.parquet"
         spec, about = OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
-        given = (cell.settings, cell.model.diffusion, cell.tau, cell.evaluations)
+        given = (cell.settings, cell.model.diffusion, cell.tau, cell.nfe)
         job = SampleJob(str(file), 0, 3, spec, decoder, *given, about)
         sample_shard(job, network, "cpu")
         [(_, images)] = parquet.read_images(file)

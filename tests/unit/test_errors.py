@@ -9,7 +9,7 @@ import pytest
 from taugrid.errors import (
     TRANSIENT,
     DamagedFile,
-    RunDirectoryNotSeen,
+    RunDirectoryNotVisible,
     WrongWeights,
     accelerator_error_in,
     is_environment_error,
@@ -35,7 +35,7 @@ SURROUNDINGS = [
     *(OSError(number, os.strerror(number)) for number in (errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT)),
     TimeoutError("timed out"),
     ConnectionResetError("reset"),
-    RunDirectoryNotSeen("node n does not see d"),
+    RunDirectoryNotVisible("node n does not see d"),
     WrongWeights("other weights"),
     AcceleratorError("device unavailable"),
     RuntimeError(CUDA),

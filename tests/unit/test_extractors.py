@@ -22,7 +22,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.models import VGG16_Weights
 
-from taugrid.errors import OtherContent
+from taugrid.errors import ContentMismatch
 from taugrid.eval.features.load import load
 from taugrid.eval.features.networks import resized
 from taugrid.eval.features.resolve import resolve, shipped_weights, torch_hub_folder
@@ -389,10 +389,10 @@ def test_weights_other_than_those_resolved_are_refused(tmp_path):
     assert spec == replace(resolve(None, "digits", None, DIGIT), weights_path=str(copy))
     load(spec, "cpu")
     copy.write_bytes(b"changed meanwhile")
-    with pytest.raises(OtherContent, match="SHA-256"):
+    with pytest.raises(ContentMismatch, match="SHA-256"):
         load(spec, "cpu")
     copy.unlink()
-    with pytest.raises(OtherContent, match=r"no file .*own\.safetensors;"):
+    with pytest.raises(ContentMismatch, match=r"no file .*own\.safetensors;"):
         load(spec, "cpu")
 
 

@@ -16,7 +16,7 @@ from taugrid.eval.reference import cache_key, open_reference
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-from taugrid.orchestrator.plan.evaluation import extractor
+from taugrid.orchestrator.plan.scoring import extractor
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.rundir.directory import RunDir

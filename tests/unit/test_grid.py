@@ -189,7 +189,7 @@ def test_shards_tile_the_cell_in_whole_batches_and_growing_moves_no_boundary(n, 
 def test_shards_are_sized_by_cost_and_dispatched_longest_first():
     p = planned(sample={"num_samples": 3000, "batch_size": 100}, grid={"steps": [10, 100]})
     assert [len(cell.shards) for cell in p.cells] == [1, 6]  # 5000 and 500 images for 50,000 evaluations
-    costs = [shard.evaluations for shard in p.shards]
+    costs = [shard.total_nfe for shard in p.shards]
     assert costs == sorted(costs, reverse=True)
 
 
@@ -338,7 +338,7 @@ def test_network_evaluations_are_those_that_are_made():
     """The released code's uniform spacing makes 31 steps for S = 30; people hear of it, and the plan prices 31."""
     p = planned(grid={"steps": [30], "spacing": ["ermongroup-uniform", "ermongroup-quad"]}, sample={"num_samples": 10})
     assert [len(cell.tau) for cell in p.cells] == [31, 30]
-    assert sum(shard.evaluations for shard in p.cells[0].shards) == 310
+    assert sum(shard.total_nfe for shard in p.cells[0].shards) == 310
     assert [("31" in remark, "repeats" in remark) for remark in p.remarks] == [(True, False), (False, True)]
 
 

@@ -14,13 +14,13 @@ from denoisers import of_time
 
 from taugrid import parquet
 from taugrid.config import Config, Data, validate
-from taugrid.errors import DamagedFile, NotCommitted, NotFinite, OtherContent, RunDirectoryNotSeen, RunFailed
+from taugrid.errors import ContentMismatch, DamagedFile, NotCommitted, NotFinite, RunDirectoryNotVisible, RunFailed
 from taugrid.eval import score_cell, sources
 from taugrid.eval.metrics.reference_statistics import read_all
 from taugrid.images import encode_png
 from taugrid.jobs import Result
-from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir, confirm
 from taugrid.orchestrator.work import work_kinds
@@ -55,12 +55,12 @@ class Here:
         self.config = validate(Config, ORACLES | sections, "test")
         self.plan, self.rundir = plan(self.config), RunDir(root)
         root.mkdir(exist_ok=True)
-        self.evaluation = evaluation(self.config, self.plan)
+        self.scoring = scoring_of(self.config, self.plan)
         self.damages = []
 
     def survey(self):
         stages = frozenset({"sample", "evaluate"})
-        return Survey(Run(self.config, self.plan, self.rundir), self.evaluation, stages, self.set_aside)
+        return Survey(Run(self.config, self.plan, self.rundir), self.scoring, stages, self.set_aside)
 
     def set_aside(self, damage):
         self.damages.append(damage.reason)
@@ -76,7 +76,7 @@ class Here:
 
 
 def do(job):
-    return resolve_name(job.runs)(job, Device("cpu"))
+    return resolve_name(job.entry_point)(job, Device("cpu"))
 
 
 def test_features_of_another_cell_are_not_scored(tmp_path):
@@ -84,7 +84,7 @@ def test_features_of_another_cell_are_not_scored(tmp_path):
     run = Here(tmp_path / "run")
     run.do("reference", "sample", "extract")
     one, other = run.plan.cells
-    features = [run.rundir.feature_part(run.rundir.extractor_folder(run.evaluation.extractor), cell, cell.shards[0])
+    features = [run.rundir.feature_part(run.rundir.extractor_folder(run.scoring.extractor), cell, cell.shards[0])
                 for cell in (one, other)]  # fmt: skip
     own = features[0].read_bytes()
     features[0].write_bytes(features[1].read_bytes())
@@ -141,12 +141,12 @@ def claimed(root):
 def test_a_run_directory_gets_its_id_once(tmp_path):
     run = claimed(tmp_path / "run")
     again = claimed(tmp_path / "run")
-    assert run.rundir.run == again.rundir.run
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"run": run.rundir.run.id}
-    assert claimed(tmp_path / "other").rundir.run.id != run.rundir.run.id
+    assert run.rundir.run_id == again.rundir.run_id
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"run": run.rundir.run_id.id}
+    assert claimed(tmp_path / "other").rundir.run_id.id != run.rundir.run_id.id
     (tmp_path / "run" / "run.json").write_text("torn")
-    assert claimed(tmp_path / "run").rundir.run.id != run.rundir.run.id
-    check_run(claimed(tmp_path / "run").rundir.run, LOCAL)
+    assert claimed(tmp_path / "run").rundir.run_id.id != run.rundir.run_id.id
+    check_run(claimed(tmp_path / "run").rundir.run_id, LOCAL)
 
 
 @pytest.mark.parametrize("kind", ["sample", "extract", "score"])
@@ -158,11 +158,11 @@ def test_no_job_writes_where_the_run_directory_is_not(tmp_path, kind):
         run.do(before)
     job = run.tasks(kind)[0].job
     aside = root.rename(tmp_path / "aside")
-    with pytest.raises(RunDirectoryNotSeen):
+    with pytest.raises(RunDirectoryNotVisible):
         job.check_run()
     for make in (lambda: None, root.mkdir):
         make()
-        with pytest.raises((RunDirectoryNotSeen, FileNotFoundError)):
+        with pytest.raises((RunDirectoryNotVisible, FileNotFoundError)):
             do(job)
         assert not list(tmp_path.glob("run/*")), "nothing was written"
     root.rmdir()
@@ -175,7 +175,7 @@ def test_another_run_directory_in_the_same_place_is_refused(tmp_path):
     job = claimed(tmp_path / "run").tasks("sample")[0].job
     (tmp_path / "run").rename(tmp_path / "aside")
     claimed(tmp_path / "run")
-    with pytest.raises(RunDirectoryNotSeen, match="a different one is there"):
+    with pytest.raises(RunDirectoryNotVisible, match="a different one is there"):
         do(job)
     assert not list((tmp_path / "run").glob("samples/*/*"))
 
@@ -402,7 +402,7 @@ def test_external_images_are_read_in_parts_and_checked_there(tmp_path, parts_of_
     pixels[9] ^= 1
     write_images(path, pixels)
     do(jobs[0])
-    with pytest.raises(OtherContent, match="SHA-256"):
+    with pytest.raises(ContentMismatch, match="SHA-256"):
         do(jobs[1])
     assert [file.name for file in reference_files(run)] == ["part-000000.parquet"]
 
@@ -435,7 +435,7 @@ def test_a_file_of_decoded_images_that_changed_is_not_believed(tmp_path, monkeyp
         file.write(data)
     load.load_known_rows(section, 8, 12, load.fingerprint(pixels[8:12]))
     for known in (lambda: load.load_known_rows(section, 4, 8, rows), lambda: load.load_known_images(section, whole)):
-        with pytest.raises(OtherContent):
+        with pytest.raises(ContentMismatch):
             known()
 
 
@@ -443,11 +443,11 @@ def test_a_node_without_the_data_is_named(tmp_path):
     """The driver has loaded them, so a worker that can't is on a node that lacks them."""
     section = Data(name="folder", root=str(tmp_path / "nothing"), shape=(1, 4, 4))
     for known in (lambda: load.load_known_rows(section, 0, 4, "00"), lambda: load.load_known_images(section, "00")):
-        with pytest.raises(OtherContent, match=rf"^node {this_node()}: .*nothing"):
+        with pytest.raises(ContentMismatch, match=rf"^node {this_node()}: .*nothing"):
             known()
 
 
 def test_a_refusal_names_the_node_as_the_driver_does():
     address, _ = Worker(1).locate()
-    with pytest.raises(OtherContent, match=rf"^node {address}: "):
+    with pytest.raises(ContentMismatch, match=rf"^node {address}: "):
         require_same("a file", "0" * 64, "1" * 64)

@@ -107,7 +107,7 @@ ATTEMPTS = []
 class Hungry(Job):
     """Fits if less than `most` is kept on the device, and says how often it was tried."""
 
-    runs = "test_memory:work"
+    entry_point = "test_memory:work"
     most: int = 1
     fault: type[Exception] = OutOfMemoryError
     says: str = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -124,7 +124,7 @@ def work(job, device):
 
 
 class Writing(Job):
-    runs = "test_memory:write"
+    entry_point = "test_memory:write"
 
 
 def write(job, device):
@@ -231,7 +231,7 @@ def test_each_way_of_saying_that_memory_is_used_up_is_known(error):
 class Poison(Job):
     """A job that meets a CUDA error, which a library may turn into its own."""
 
-    runs = "test_memory:poison"
+    entry_point = "test_memory:poison"
     wrapped: bool = False
 
 

@@ -16,8 +16,8 @@ from taugrid.eval.tables.long_form import COLUMNS, long_form, score_columns
 from taugrid.eval.tables.pivots import pivot_tables
 from taugrid.eval.tables.quality import QualityTable, write_quality
 from taugrid.orchestrator.cli.text import scores_text
-from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.extractors import ExtractorSpec
@@ -122,7 +122,7 @@ def test_a_new_metric_says_when_it_cannot_be_given(spread):
 def test_a_new_metric_reaches_the_config_the_protocol_the_rows_and_the_tables(spread, tmp_path):
     config = validate(Config, ORACLE | {"evaluate": {"metrics": ["fid", "spread"]}}, "test")
     planned = plan(config)
-    scoring, rundir = evaluation(config, planned), RunDir(tmp_path / "run")
+    scoring, rundir = scoring_of(config, planned), RunDir(tmp_path / "run")
     for cell, value in zip(planned.cells, (1.5, 2.5), strict=True):
         protocol = scoring.protocol(cell).as_dict()
         assert protocol["metrics"] == ["fid", "spread"]

@@ -8,7 +8,7 @@ import torch
 from denoisers import at
 
 from taugrid import config
-from taugrid.errors import OtherContent
+from taugrid.errors import ContentMismatch
 from taugrid.jobs import OracleNetwork, SavedUnet
 from taugrid.words import this_node
 from taugrid.workers import schedules
@@ -61,7 +61,7 @@ def test_files_hold_no_pickle(tmp_path):
 
 def test_a_name_on_the_hub_is_never_asked_for():
     name = "google/ddpm-cifar10-32"
-    with pytest.raises(OtherContent, match=f"there is no file {name}/"):
+    with pytest.raises(ContentMismatch, match=f"there is no file {name}/"):
         load_network(SavedUnet(name, "0" * 64, "0" * 64), config.DIFFUSION_DEFAULTS, "cpu")
 
 
@@ -79,7 +79,7 @@ def test_a_worker_refuses_another_network_than_the_drivers_whatever_its_files_ti
     other.save_pretrained(tmp_path / "other")
     (folder / file).write_bytes((tmp_path / "other" / file).read_bytes())
     os.utime(folder / file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(OtherContent) as caught:
+    with pytest.raises(ContentMismatch) as caught:
         load_network(saved, config.DIFFUSION_DEFAULTS, "cpu")
     expected = saved.weights_sha256 if file == WEIGHTS_FILE else saved.config_sha256
     for fact in (this_node(), str(folder / file), expected[:12]):

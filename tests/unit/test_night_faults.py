@@ -28,7 +28,7 @@ from taugrid.eval.gate.verdict import REGRESSIONS, Verdict
 from taugrid.eval.metrics import frechet
 from taugrid.orchestrator.nightly import judging
 from taugrid.orchestrator.nightly.night import NightResult
-from taugrid.orchestrator.plan import evaluation
+from taugrid.orchestrator.plan import scoring
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
 from taugrid.workers import actor
@@ -236,7 +236,7 @@ def test_other_software_is_unknown_until_a_night_with_it_is_accepted(begun, hist
         monkeypatch.setattr(ddim, "sigma", lambda *at: by * forward.sigma(*at))
 
     with monkeypatch.context() as patch:
-        for module in (actor, evaluation, provenance):
+        for module in (actor, scoring, provenance):
             patch.setattr(module, "versions", torch_9)
         nudged(patch, 1.001)
         found = night(history, begun / "nearby.yaml", "2")

@@ -12,7 +12,7 @@ from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
 from taugrid import parquet
-from taugrid.errors import OtherBytes, OtherContent, RunFailed, StoreError, UserError
+from taugrid.errors import ContentMismatch, OtherBytes, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
@@ -202,7 +202,7 @@ def test_an_object_that_changes_while_it_is_read_is_no_mixture(bucket):
 def test_weights_that_someone_has_replaced_are_refused_with_their_url(bucket):
     root, storage = bucket
     put(storage, root / "weights", b"others")
-    refused = pytest.raises(OtherContent, match=r"^s3://.*weights was changed after the run was planned")
+    refused = pytest.raises(ContentMismatch, match=r"^s3://.*weights was changed after the run was planned")
     with refused, verified_copy(root / "weights", "0" * 64, storage):
         raise AssertionError
     assert SavedUnet("x", "", "", storage) != SavedUnet("x", "", "")

@@ -13,8 +13,8 @@ from taugrid.errors import UserError
 from taugrid.eval.figures.checkpoints import training_steps
 from taugrid.eval.tables.differences import best_checkpoints
 from taugrid.orchestrator.opened import open_config
-from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.patterns import SETTLED_SECONDS, natural, resolve_patterns
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.report.collect import collect
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -104,7 +104,7 @@ def test_the_figure_names_the_best_and_what_cannot_be_told_from_it(training, ren
     path = config(training / "c.yaml", str(training / "x/step-*"))
     taugrid("run", path, "--out", training / "run")
     found = open_config(str(path), (), str(training / "run"))
-    collected = collect(found.plan, found.rundir, evaluation(found.config, found.plan))
+    collected = collect(found.plan, found.rundir, scoring_of(found.config, found.plan))
     best = best_checkpoints(collected.rows, collected.evidence)
     assert [one.steps for one in best] == [2, 2]
     assert all(one.checkpoint.endswith("step-1000") for one in best)

@@ -7,8 +7,8 @@ import pytest
 
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.evaluation import evaluation
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.origins import device_kinds
 from taugrid.protocol import Protocol, ReferenceIdentity, comparability_key, disagreements, on_devices, short_name
@@ -35,7 +35,7 @@ def planned(values):
 
 def evaluated(values, **evaluate):
     config, found = planned(values | {"evaluate": evaluate})
-    return evaluation(config, found), found.cells[0]
+    return scoring_of(config, found), found.cells[0]
 
 
 def test_ids_of_evaluations_never_change():

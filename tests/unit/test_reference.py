@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from taugrid.errors import DamagedFile, OtherContent
+from taugrid.errors import ContentMismatch, DamagedFile
 from taugrid.eval.metrics import reference_statistics
 from taugrid.eval.metrics.frechet import Frechet, frechet_distance
 from taugrid.eval.metrics.neighbours import compute_prc
@@ -148,7 +148,7 @@ def test_a_file_of_moments_gives_the_distance_of_its_features(tmp_path, dtype):
     assert (file.path, file.dimensions) == (path, 4)
     distance = frechet_distance(samples, read_moments(file))
     moments_file(tmp_path / "a.npz", mu=mean, sigma=2 * covariance)
-    with pytest.raises(OtherContent, match=r"a\.npz has SHA-256"):
+    with pytest.raises(ContentMismatch, match=r"a\.npz has SHA-256"):
         read_moments(file)
     expected = Frechet.of(samples, Moments.of(real)).distance
     assert distance == pytest.approx(expected, rel=1e-12 if dtype is np.float64 else 1e-5)

@@ -215,12 +215,12 @@ def test_moments_of_another_extractor_are_refused_before_anything_runs(tmp_path,
 
 def test_the_protocol_has_the_fields_of_a_runs(tmp_path, spec, cell):
     from taugrid.config.load import load
-    from taugrid.orchestrator.plan.evaluation import evaluation
     from taugrid.orchestrator.plan.grid import plan
+    from taugrid.orchestrator.plan.scoring import scoring_of
 
     config = load("digits")
     planned = plan(config)
-    theirs = evaluation(config, planned).protocol(planned.cells[0]).as_dict()
+    theirs = scoring_of(config, planned).protocol(planned.cells[0]).as_dict()
     wanted = MetricSettings(tuple(theirs["metrics"]))
     samples, reference = as_npz(tmp_path / "a.npz", cell), as_npz(tmp_path / "d.npz", load_images(config.data))
     ours = evaluate(samples, reference, spec, wanted, versions=theirs["versions"])["protocol"]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from taugrid.jobs import running_folder
 from taugrid.orchestrator.cli.main import cli
-from taugrid.orchestrator.plan.evaluation import evaluation
+from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.watch import Watching
@@ -127,7 +127,7 @@ def test_the_command_ends_once_nobody_is_at_work(done):
 def scored(done, tmp_path):
     """Writes a score of a cell into an empty run directory, some seconds after the one before."""
     opened, made, *_ = done
-    cell, scoring, metric = opened.plan.cells[0], evaluation(opened.config, opened.plan), METRICS["fid"].columns[0]
+    cell, scoring, metric = opened.plan.cells[0], scoring_of(opened.config, opened.plan), METRICS["fid"].columns[0]
     rundir = RunDir(tmp_path, LocalStorage(tmp_path))
     rundir.config.write_bytes(made.config.read_bytes())
     written = []
@@ -166,7 +166,7 @@ def test_a_score_by_another_evaluation_does_not_count_as_the_cells(scored, other
 
 def test_a_known_evaluation_has_one_score_however_old(done, scored):
     opened = done[0]
-    scoring = evaluation(opened.config, opened.plan)
+    scoring = scoring_of(opened.config, opened.plan)
     scored("a", 1.0)
     assert scored.read(scoring) is None
     scored(scoring.id(opened.plan.cells[0]), 2.0)

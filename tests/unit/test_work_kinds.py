@@ -12,7 +12,7 @@ from rich.console import Console
 
 from taugrid import parquet
 from taugrid.config import Cluster, Config, validate
-from taugrid.errors import RunDirectoryNotSeen, RunFailed, UserError, WorkerRefusal, WrongWeights
+from taugrid.errors import RunDirectoryNotVisible, RunFailed, UserError, WorkerRefusal, WrongWeights
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator import work
 from taugrid.orchestrator.cli.text import print_result
@@ -46,7 +46,7 @@ from taugrid.orchestrator.work.kind import KindResult, WorkKind
 
 @dataclass(frozen=True)
 class PaintJob(Job):
-    runs = "taugrid.orchestrator.work.paint:run"
+    entry_point = "taugrid.orchestrator.work.paint:run"
     colour: str
 
 
@@ -234,7 +234,7 @@ def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
 
 
 def test_a_worker_that_does_not_see_the_run_directory_says_where(tmp_path):
-    with pytest.raises(RunDirectoryNotSeen) as error:
+    with pytest.raises(RunDirectoryNotVisible) as error:
         Worker(1).check_health(Probe(str(tmp_path / "nowhere" / ".probe")))
     assert str(tmp_path / "nowhere") in str(error.value)
 
@@ -250,7 +250,10 @@ class Startless(PoolHere):
 
 @pytest.mark.parametrize(
     ("raised", "expected"),
-    [(RunDirectoryNotSeen("node n does not see d"), RunDirectoryNotSeen), (FileNotFoundError("libcuda"), RunFailed)],
+    [
+        (RunDirectoryNotVisible("node n does not see d"), RunDirectoryNotVisible),
+        (FileNotFoundError("libcuda"), RunFailed),
+    ],
 )
 def test_a_worker_that_can_not_start_ends_the_run(sixth, tmp_path, raised, expected):
     run = Painting(tmp_path / "run", "blue")

@@ -13,7 +13,7 @@ from in_process import Faulty
 from rich.console import Console
 
 from taugrid.config import Cluster, Config, validate
-from taugrid.errors import NotFinite, RunDirectoryNotSeen, RunFailed, UserError
+from taugrid.errors import NotFinite, RunDirectoryNotVisible, RunFailed, UserError
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
@@ -115,7 +115,7 @@ class ScriptedPool:
         node = self.where[worker]
         ill = self.node_is.get(node)
         if ill == "unseen":
-            self._at(0.1, Failed(worker, RunDirectoryNotSeen(f"node {node} does not see /run"), "traceback"))
+            self._at(0.1, Failed(worker, RunDirectoryNotVisible(f"node {node} does not see /run"), "traceback"))
         elif ill == "broken" or worker in self.sick:
             self._at(0.1, Failed(worker, RuntimeError(CUDA), "traceback"))
         elif ill != "mute":
@@ -309,7 +309,7 @@ def test_a_worker_on_an_unfit_node_is_replaced_elsewhere(scripted):
 
 def test_a_run_whose_nodes_are_unfit_waits_for_room_elsewhere_says_so_and_ends(scripted):
     run = scripted(["good"], {"n0": 1, "full": 0}, {"n0": "unseen"})
-    with pytest.raises(RunDirectoryNotSeen, match=r"^node n0 does not see /run$"):
+    with pytest.raises(RunDirectoryNotVisible, match=r"^node n0 does not see /run$"):
         run.run()
     assert (
         run.said("waiting for room for a worker of 1 CPU and 0 GPUs: 1 node that is fit and large enough is full") > 8
@@ -532,7 +532,7 @@ def test_workers_without_gpus_do_not_hide_that_none_has_one_for_the_rest(scripte
 def test_workers_without_gpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
     run = scripted(["good"] * 3, {"g": 1, "c": 1}, {"g": "unseen"}, workers=None)
     run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1)
-    with pytest.raises(RunDirectoryNotSeen, match="node g does not see"):
+    with pytest.raises(RunDirectoryNotVisible, match="node g does not see"):
         run.run()
 
 

@@ -65,7 +65,7 @@ class SourceCode:
         )
 
     def require(self, sha256: str, files: Iterable[SourceFile], subject: str) -> None:
-        """Raise `OtherContent`, naming the file that differs, unless this is the planned source by either hash."""
+        """Raise `ContentMismatch`, naming the file that differs, unless this is the planned source by either hash."""
         if sha256 not in (self.sha256, self.by_bytes):
             differing = "; ".join(differences(files, self.files))
             require_same(f"the source code of {subject}{differing and f' ({differing})'}", self.sha256, sha256)

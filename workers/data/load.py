@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
-from taugrid.errors import NotHere, OtherContent, UserError, joined_lines
+from taugrid.errors import ContentMismatch, MissingInput, UserError, joined_lines
 from taugrid.hashing import digest_of_shape
 from taugrid.storage import user_cache
 from taugrid.words import this_node
@@ -31,10 +31,10 @@ class MissingImages(UserError):
         self.fault, self.root, self.others = fault, root, others
         super().__init__(f"data: {fault}: {', or '.join([f'set data.root to {root}', *others])}")
 
-    def for_section(self, section: str) -> NotHere:
+    def for_section(self, section: str) -> MissingInput:
         """The same error for a different section that names a data set, such as `evaluate.reference`."""
         text = str(self).replace("data.root", f"{section}.root").replace("data.download", f"{section}.download")
-        return NotHere(f"{section}: {text.removeprefix('data: ')}")
+        return MissingInput(f"{section}: {text.removeprefix('data: ')}")
 
 
 def load_images(data: Data) -> NDArray[np.uint8]:
@@ -52,7 +52,7 @@ def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
     """`load_images` on a worker, whose node may have other images; `sha256` is the driver's fingerprint.
 
     Raises:
-        OtherContent: if they are missing or damaged on this node, or differ.
+        ContentMismatch: if they are missing or damaged on this node, or differ.
     """
     loaded = _load_here(data)
     # Decoded images are a file of this node: what counts is what is in it now.
@@ -69,16 +69,16 @@ def load_known_rows(data: Data, start: int, stop: int, sha256: str) -> NDArray[n
 
 
 def _load_here(data: Data) -> Decoded:
-    """`_load` on a worker. The driver has loaded the same images, so an error is the node's fault: `OtherContent`."""
+    """`_load` on a worker. The driver has loaded the same images, so the node is at fault: `ContentMismatch`."""
     try:
         return _load(data)
     except UserError as error:
-        raise OtherContent(f"node {this_node()}: {error}") from error
+        raise ContentMismatch(f"node {this_node()}: {error}") from error
 
 
 def _require_drivers(data: Data, actual: str, expected: str) -> None:
     if actual != expected:
-        raise OtherContent(
+        raise ContentMismatch(
             f"data: node {this_node()} has different images of {data.full_name} in {_place(data)} (SHA-256 "
             f"{actual[:8]}) from the driver's ({expected[:8]}): copy the driver's images there"
         )

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from taugrid.config import Data
 from taugrid.config.model import is_hub_id
-from taugrid.errors import DamagedFile, NotHere, UserError, joined_lines
+from taugrid.errors import DamagedFile, MissingInput, UserError, joined_lines
 from taugrid.workers import hub
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.folder import below, files, fits
@@ -103,7 +103,7 @@ def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
     try:
         searched = [] if data.download else wanted
         cached = hub.snapshot(identifier, searched, "data.root", kind="dataset", download=False)
-    except NotHere:
+    except MissingInput:
         cached = None
     if data.download:
         commit = None if cached is None else cached.name

@@ -8,7 +8,7 @@ from typing import Any
 
 from taugrid.config import Diffusion
 from taugrid.config.model import is_hub_id
-from taugrid.errors import NotHere, UserError
+from taugrid.errors import MissingInput, UserError
 from taugrid.hashing import file_sha256, json_sha256
 from taugrid.jobs import SavedUnet
 from taugrid.storage import LOCAL, Storage
@@ -59,7 +59,7 @@ def read_checkpoint(path: str, commit: str | None = None, download: bool = True)
     hub is used only if it was downloaded before.
 
     Raises:
-        NotHere: if there is no such folder, it is empty, or it lacks the weights or holds only a part of them.
+        MissingInput: if there is no such folder, it is empty, or it lacks the weights or holds only a part of them.
         UserError: if it is not a `UNet2DModel`, or it has a setting that taugrid can't honour.
     """
     if Path(path).is_dir():
@@ -71,7 +71,9 @@ def read_checkpoint(path: str, commit: str | None = None, download: bool = True)
 def _downloaded(path: str, commit: str | None, download: bool) -> Path:
     """The folder with the files of a model on the hub. Pickled weights are fetched only if there are no others."""
     if not is_hub_id(path):
-        raise NotHere(f"model.checkpoint: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name")
+        raise MissingInput(
+            f"model.checkpoint: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name"
+        )
     names = ["config.json", "scheduler_config.json", "model_index.json", WEIGHTS_FILE, "*.index.json"]
     files = [place + name for place in FOLDERS for name in names]
     folder = hub.snapshot(path, files, "model.checkpoint", commit, download=download)
@@ -86,7 +88,7 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     unet = folder / "unet" if in_pipeline else folder
     if not (unet / "config.json").is_file():
         is_coming = commit is not None or not any(folder.iterdir())  # a download cut short, or not begun
-        raise (NotHere if is_coming else UserError)(
+        raise (MissingInput if is_coming else UserError)(
             f"model.checkpoint: {path} is not a diffusers model: it has neither {folder / 'unet' / 'config.json'} "
             f"nor {folder / 'config.json'}"
         )
@@ -187,14 +189,14 @@ def weights_file(folder: Path, storage: Storage = LOCAL) -> Path:
 
 
 def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
-    """SHA-256 of a file of weights, in hex; NotHere if there is none. An unchanged file is read only once."""
+    """SHA-256 of a file of weights, in hex; MissingInput if there is none. An unchanged file is read only once."""
     try:
         version = storage.stat(path).version
     except (FileNotFoundError, NotADirectoryError):
         suffixes = {".safetensors", ".bin", ".ckpt", ".pt", ".pth"}
         others = [other.name for other in storage.list(path.parent, "*") if other.suffix in suffixes]
         hint = f", only {listed(others, MAX_NAMED)}" if others else ""
-        raise NotHere(
+        raise MissingInput(
             f"there is no {path}{hint}; a model's weights must be in this one file, as diffusers' save_pretrained "
             "writes it without a variant"
         ) from None
@@ -221,7 +223,7 @@ def _check_whole(path: Path, config: dict[str, Any]) -> None:
             ends = {"conv_in.weight", "conv_out.weight"} & set(file.keys())
             shapes = {name: file.get_slice(name).get_shape() for name in ends}
     except SafetensorError as error:
-        raise NotHere(
+        raise MissingInput(
             f"model.checkpoint: {path} is not a complete safetensors file ({error}); get it again (with git lfs "
             "pull, if it is a Git LFS pointer)"
         ) from None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taugrid.errors import CustomCodeError, NotHere, UserError
+from taugrid.errors import CustomCodeError, MissingInput, UserError
 from taugrid.hashing import SourceFile
 from taugrid.jobs import CustomNetwork
 from taugrid.workers.custom.describe import ask
@@ -17,7 +17,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
     The function is looked up in the current folder and on Python's path.
 
     Raises:
-        NotHere: if there is no file `weights`.
+        MissingInput: if there is no file `weights`.
         UserError: if the network can't be used.
     """
     path = weights_path(weights)
@@ -52,11 +52,11 @@ def weights_path(weights: str | None) -> Path | None:
 
 
 def weights_sha256(path: Path) -> str:
-    """SHA-256 of the file `model.weights`; NotHere if there is none."""
+    """SHA-256 of the file `model.weights`; MissingInput if there is none."""
     _require_file(path)
     return checkpoint.weights_sha256(path)
 
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise NotHere(f"model.weights: there is no file {path}")
+        raise MissingInput(f"model.weights: there is no file {path}")

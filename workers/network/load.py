@@ -21,7 +21,7 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, compil
     """A network for inference on `device`, which predicts `diffusion.prediction`. `compiled`: by torch.compile.
 
     Raises:
-        OtherContent: if this node has other files, code or weights than the driver planned with, or none.
+        ContentMismatch: if this node has other files, code or weights than the driver planned with, or none.
         OSError: if a file can't be read.
         WrongWeights: if the weights in a folder do not fit its config.json.
         CustomCodeError: if a custom function returns no network. Calling it raises the same for a wrong output, see

@@ -78,7 +78,7 @@ def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser
     """The saved UNet2DModel, for inference on `device`. Only tensors are unpickled.
 
     Raises:
-        OtherContent: if this node has other files in the folder than the driver, or none.
+        ContentMismatch: if this node has other files in the folder than the driver, or none.
         OSError: if they can't be read.
         WrongWeights: if the weights do not fit the config.json next to them, or hold more than tensors.
     """
@@ -102,7 +102,7 @@ def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser
 
 
 def _config(file: Path, sha256: str, storage: Storage) -> bytes:
-    """The bytes of a config.json with the settings that the driver read; OtherContent if they differ."""
+    """The bytes of a config.json with the settings that the driver read; ContentMismatch if they differ."""
     try:
         data = storage.read(file)
         actual = config_sha256(json.loads(data))

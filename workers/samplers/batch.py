@@ -36,7 +36,7 @@ class Recipe(Protocol):
         """Increasing times in 1..T."""
 
     @property
-    def evaluations(self) -> int:
+    def nfe(self) -> int:
         """Network evaluations per image, as the sampler promises."""
 
 
@@ -59,10 +59,10 @@ def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
     x_T, sampler = noise(0), find(settings.sampler)
     x0 = sampler.sample(x_T, path(process, job.tau), denoise, noise, with_defaults(settings, sampler))
     _require_images(x0, x_T, settings.sampler)
-    if denoise.calls != job.evaluations:
+    if denoise.calls != job.nfe:
         raise SamplerFault(
             f"the sampler {settings.sampler} calls the network {denoise.calls} times for a batch, but its "
-            f"`evaluations` returns {job.evaluations}; state the number with `evaluations`, a method of the class or "
+            f"`evaluations` returns {job.nfe}; state the number with `evaluations`, a method of the class or "
             "an attribute of the function: evaluations(settings, process)"
         )
     return x0

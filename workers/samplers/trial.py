@@ -42,7 +42,7 @@ class Trial(NamedTuple):
     settings: Sample
     diffusion: Diffusion
     tau: tuple[float, ...]
-    evaluations: int
+    nfe: int
 
 
 def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tried:

@@ -126,8 +126,8 @@ def report(state: State, rank: int) -> None:
 
 def commit(spec: TrainingSpec, state: State) -> None:
     """Put the pipeline folder and the log in place atomically: nothing half-written counts as trained."""
-    if spec.run is not None:
-        check_run(spec.run, LOCAL)
+    if spec.run_id is not None:
+        check_run(spec.run_id, LOCAL)
     temporary = spec.final.with_name(f".{spec.model_id}.{uuid.uuid4().hex[:12]}.tmp")
     save_pipeline(temporary, state.unet, state.ema, spec.diffusion)
     (temporary / "train").mkdir()

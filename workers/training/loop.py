@@ -110,8 +110,8 @@ def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Bat
     Before that, the rank checks that its node has the run directory.
     """
     try:
-        if spec.run is not None:
-            check_run(spec.run, LOCAL)
+        if spec.run_id is not None:
+            check_run(spec.run_id, LOCAL)
         return Batches(spec, rank, world_size, device)
     except UserError as error:
         raise Hopeless(str(error)) from error

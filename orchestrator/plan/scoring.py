@@ -1,4 +1,4 @@
-"""The evaluation of a run's cells: reference, extractor and metrics."""
+"""How a run's cells are scored: reference, extractor and metrics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from math import prod
 from typing import NamedTuple
 
 from taugrid.config import Config, Data
-from taugrid.errors import DamagedFile, NotHere, UserError
+from taugrid.errors import DamagedFile, MissingInput, UserError
 from taugrid.eval.features.resolve import MissingWeights, chosen, resolve
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION, singular
 from taugrid.eval.metrics.score import Feasible, feasible
@@ -23,14 +23,14 @@ def extractor(config: Config, download: bool = True) -> ExtractorSpec:
     """The feature extractor that a config means.
 
     Raises:
-        NotHere: if its weights are missing, or not downloaded yet and `download` is not set.
+        MissingInput: if its weights are missing, or not downloaded yet and `download` is not set.
         UserError: if there is none by that name, or it can't be used.
     """
     try:
         evaluate, data = config.evaluate, config.data
         return resolve(evaluate.extractor, data.name, evaluate.weights, data.image_shape, download, evaluate.precision)
     except MissingWeights as error:
-        raise NotHere(_with_key(error)) from None
+        raise MissingInput(_with_key(error)) from None
     except ValueError as error:
         raise UserError(_with_key(error)) from None
 
@@ -68,7 +68,7 @@ def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foresee
     name, dimensions = name_and_dimensions(config)
     try:
         return Foreseen(name, find(config).dimensions, None)
-    except NotHere as error:
+    except MissingInput as error:
         return Foreseen(name, dimensions, str(error))
 
 
@@ -77,8 +77,8 @@ MANY_SAMPLES = 10**9
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The evaluation of a run's cells: how they are scored."""
+class Scoring:
+    """How a run's cells are scored."""
 
     config: Config
     extractor: ExtractorSpec
@@ -159,18 +159,18 @@ def without_downloads(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update=no_download), "evaluate": evaluate})
 
 
-def evaluation(
+def scoring_of(
     config: Config,
     plan: Plan,
     find_extractor: Callable[[Config], ExtractorSpec] = extractor,
     find_reference: Callable[[Data | str], Reference] = open_reference,
-) -> Evaluation:
-    """The evaluation of `plan` by `config`, with the extractor and the reference that these functions find.
+) -> Scoring:
+    """How `config` has `plan` scored, with the extractor and the reference that these functions find.
 
     Opens the reference and the extractor's weights, so that mistakes are found before any accelerator time is spent.
 
     Raises:
-        NotHere: if the reference or the extractor's weights are missing.
+        MissingInput: if the reference or the extractor's weights are missing.
         UserError: unknown extractor, a reference that can't be read, or images of a different shape.
     """
     given = config.data if config.evaluate.reference is None else config.evaluate.reference
@@ -191,7 +191,7 @@ def evaluation(
         reference.require_same_features(spec.name, spec.dimensions, spec.precision)
     except ValueError as error:
         raise UserError(f"evaluate.reference: {error}") from None
-    scoring = Evaluation(config, spec, reference)
+    scoring = Scoring(config, spec, reference)
     left, reasons, _ = scoring.feasible(MANY_SAMPLES)
     if not left.metrics:
         details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
