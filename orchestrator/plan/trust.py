@@ -71,7 +71,13 @@ def require_trusted(codes: Sequence[Code], place: Path) -> None:
     """Raise `UserError` unless all code that the config in `place` names is in the user's trust file."""
     trusted = _trusted() if codes else {}
     for code in codes:
-        if code.sha256 not in trusted:
+        if (digest := code.sha256) is None:
+            files = "" if code.weights is None else f", or no file {code.weights}"
+            raise UserError(
+                f"{code.key}: {place} names {code.name}, but there is no module {code.name.partition(':')[0]} in the "
+                f"current folder {Path.cwd()} or on Python's path{files}; put it there, or run in its folder"
+            )
+        if digest not in trusted:
             raise UserError(
                 f"{code.key}: {place} names the code {code.name}, which no config file of yours has named as it is "
                 "now, and a directory from another user could run anything as you; read it and add --trust-code, or "

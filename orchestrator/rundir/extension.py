@@ -47,9 +47,11 @@ def check_is_run_directory(rundir: RunDir) -> None:
 def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
     """Raise `UserError`, with the difference, if a cell with images in the directory is not in the plan."""
     if (orphans := orphans_in_words(config, plan, rundir)) is not None:
+        before = read_json(rundir.config, rundir.storage)
+        is_own = isinstance(before, dict) and not _differences(before, config.model_dump(mode="json"))
+        own = "" if is_own else f" go on with the directory's own config (`taugrid run {rundir.shown}`),"
         raise UserError(
-            f"{orphans}; undo that, give another --out, go on with the directory's own config (`taugrid run "
-            f"{rundir.shown}`), or remove those folders under {rundir.samples}"
+            f"{orphans}; undo that, give another --out,{own} or remove those folders under {rundir.samples}"
         )
 
 

@@ -72,7 +72,7 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores) -> dict[s
         "label": cell.label,
         "model": cell.model.shown_id,
         "steps": cell.settings.steps,
-        "eta": cell.settings.eta,
+        "eta": cell.eta,
         **cell.axes,
         "num_samples": cell.settings.num_samples,
         "shards": len(cell.shards),

@@ -20,6 +20,9 @@ SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")
 """Keys of `Sample` that a sampler may honour or not; all samplers honour the others."""
 
 
+FORMS = f"the form {samplers.DIFFUSERS}SchedulerClass or module:function"
+
+
 def _known(name: str) -> str:
     samplers.check(name)
     return name
@@ -27,7 +30,7 @@ def _known(name: str) -> str:
 
 def _names(schema: dict[str, Any]) -> None:
     """Have the schema list the samplers that are installed, and allow a function of the user's."""
-    schema |= {"anyOf": [{"enum": samplers.names()}, {"pattern": r"^[\w.]+:\w+$"}]}
+    schema |= {"anyOf": [{"enum": samplers.names()}, {"pattern": r"^[\w.]+:\w+$", "type": "string", "form": FORMS}]}
 
 
 def _as_json(options: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 A name as `names` makes it ("schedule=cosine · S=50 eta=0") is a selector too.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import yaml
 
 from taugrid.errors import UserError
 from taugrid.grids.names import SHOWN, plain_text, value_text
@@ -74,7 +75,7 @@ def fits(value: Any, wanted: Any) -> bool:
         return wanted.lower() == plain_text(value)
     if isinstance(value, int | float):
         return _number(wanted) == value
-    return wanted in (plain_text(value), _unquoted(value_text(value))) or _json(wanted) == value
+    return wanted in (plain_text(value), _unquoted(value_text(value))) or _from_yaml(wanted) == value
 
 
 def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, str], what: str = "cell") -> list[int]:
@@ -93,7 +94,11 @@ def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, s
     for name, wanted in parse(text):
         key = key_of(name, short)
         if key is None:
-            raise UserError(f"{text!r}: there is no key {name!r} in this grid; its keys are {_listed(short.values())}")
+            options = (point.get("sampler_options") or {} for point in points)
+            is_option = any(name in its for its in options)
+            hint = f"; did you mean sampler_options={{{name}: {wanted}}}?" if is_option else ""
+            keys = _listed(short.values())
+            raise UserError(f"{text!r}: there is no key {name!r} in this grid; its keys are {keys}{hint}")
         before, left = left, [place for place in left if fits(points[place].get(key), wanted)]
         if not left:
             values = dict.fromkeys(value_text(points[place].get(key)) for place in before)
@@ -121,8 +126,8 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _json(text: str) -> Any:
+def _from_yaml(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
         return None

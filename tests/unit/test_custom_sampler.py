@@ -23,6 +23,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
 from taugrid.storage import LOCAL, read_json
+from taugrid.workers.custom import describe
 from taugrid.workers.samplers import said, sampler, trial
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -78,6 +79,8 @@ power = after(lambda x: x.sign() * x.abs() ** 1.3)
 wrong_number = said(evaluations=lambda settings, process: 2 * settings.steps)
 no_number = said(evaluations=lambda settings, process: settings.steps / 1)
 wrong_keys = said(keys={"spacings"})
+text_as_keys = said(keys="eta")
+a_number = said(evaluations=3)
 wrong_options = said(options={"weight": float("nan")})
 with_options = said(options={"weight": 0.5})
 NUMBER = 3
@@ -126,7 +129,7 @@ def here(folder, asked_here):
          "noise(key), and with noise(key, 1)"),
         ("numpys", "draws from the global random numbers of numpy,"),
         ("pythons", "draws from the global random numbers of random,"),
-        ("own_generator", "makes another image of the same x alone than in a batch"),
+        ("own_generator", "than in a batch, so images would depend on the batch; draw only with noise(key)"),
         ("entropy", "returns two different results for the same x, so it keeps a state or draws random numbers"),
         ("keeps_state", "returns two different results for the same x"),
         ("mean", "makes another image of the same x alone than in a batch"),
@@ -138,6 +141,8 @@ def here(folder, asked_here):
         ("no_number", "`evaluations` of mine:no_number must return a positive integer, not 4.0"),
         ("at_time_0", "the sampler calls the network at path[-1], which is time 0"),
         ("wrong_keys", "the keys of mine:wrong_keys have spacings; they can be eta, spacing,"),
+        ("text_as_keys", "the keys of mine:text_as_keys must be a set of names, such as {'eta'}, not a text"),
+        ("a_number", "`evaluations` of mine:a_number must be a function of settings and process, such as lambda"),
         ("wrong_options", "the options of mine:wrong_options must be a dict from names to defaults that JSON can hold"),
         ("too_few_arguments", "is called as sample(x, path, denoise, noise, settings), but: too many positional"),
         ("NUMBER", "mine:NUMBER is int, not a taugrid.workers.samplers Sampler"),
@@ -155,6 +160,8 @@ def test_what_a_sampler_computes_from_each_image_alone_passes(here, name):
 
 
 def test_names_and_options_that_do_not_fit_are_refused(here):
+    for name in (None, 3):
+        assert "sampler: must be text of the form diffusers:SchedulerClass or module:function, or ddim" in refused(name)
     assert "there is no module 'mien', neither in the current folder" in refused("mien:good")
     assert "sampler: must be module:function, as in my_sampler:sample" in refused("mine:f(x)")
     assert refused("mine:with_options", sampler_options={"wait": 1}) == (
@@ -174,7 +181,7 @@ def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceba
     assert not {"my_sampler", "mine"} & sys.modules.keys(), "the driver has not imported it"
     told = refused("mine:fails")
     assert told.startswith("sample.sampler: mine:fails can't be used: NameError: name 'undefined' is not defined (for")
-    assert "run: python -P -m taugrid.workers.custom.describe" in told
+    assert f"run: {sys.executable} -P -m taugrid.workers.custom.describe" in told
     (folder / "mine.py").write_text("import no_such_library\n")
     assert "can't be used: ModuleNotFoundError: No module named 'no_such_library'" in refused("mine:good")
 
@@ -296,5 +303,17 @@ def test_a_run_whose_code_has_changed_is_not_continued(here):
     with small_run(here, f"{EXPERIMENT}cluster: {{workers: 1}}\n") as opened:
         drive(opened, here / "run", LOCAL)
     (here / "my_sampler.py").write_text(SOURCE.replace("weight * (", "weight * 0.5 * ("))
-    with pytest.raises(UserError, match=r"changed: the code of the sampler my_sampler:sample differs"):
-        open_to_plan(str(here / "small.yaml"), (), str(here / "run"))
+    config = str(here / "small.yaml")
+    with pytest.raises(UserError, match=r"changed: the code of the sampler my_sampler:sample differs") as error:
+        open_to_plan(config, (), str(here / "run"))
+    assert "give another --out, or remove" in str(error.value), "the directory's own config would be refused as well"
+    with pytest.raises(UserError, match="go on with the directory's own config"):
+        open_to_plan(config, ("sample.seed=5",), str(here / "run"))
+
+
+def test_a_sampler_that_never_ends_is_announced_and_given_up(folder, monkeypatch, capsys):
+    (folder / "mine.py").write_text("def loops(*given):\n    while True:\n        pass\n")
+    monkeypatch.setattr(describe, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(describe, "TIMEOUT_SECONDS", 1.0)
+    assert "mine:loops took more than 1 seconds to sample two images of 8 x 8" in refused("mine:loops")
+    assert "waiting up to 1 seconds for sample.sampler: mine:loops to sample two images" in capsys.readouterr().err

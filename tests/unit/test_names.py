@@ -7,7 +7,7 @@ from test_grid import planned
 
 from taugrid.errors import UserError
 from taugrid.grids.names import Naming, short_keys, value_text
-from taugrid.grids.selectors import fits, parse
+from taugrid.grids.selectors import chosen, fits, parse
 from taugrid.orchestrator.selection import find_cell, select
 
 TWO_KEYS = {"diffusion.schedule": ["linear", "cosine"], "train.learning_rate": [1e-3, 2e-4], "steps": [10, 50]}
@@ -149,3 +149,14 @@ def test_a_path_is_named_by_whole_parts_and_a_number_is_no_truth():
     assert not fits("runs/step-10", "10")
     assert fits(1, 1)
     assert not fits(1, True)
+    options = {"karras": True, "order": 2}
+    assert fits(options, "{karras: true, order: 2}")
+    assert fits(options, '{"order": 2, "karras": true}')
+    assert not fits(options, "{karras: true}")
+    assert not fits(options, "{karras: [")
+
+
+def test_an_option_in_the_place_of_a_key_is_answered_with_its_selector():
+    points = [{"sampler_options": {"order": 3}}, {"sampler_options": None}]
+    with pytest.raises(UserError, match=r"no key 'order' .* did you mean sampler_options=\{order: 3\}\?"):
+        chosen("order=3", points, {"sampler_options": "sampler_options"})

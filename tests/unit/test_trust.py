@@ -143,6 +143,13 @@ def test_a_custom_sampler_needs_trust_as_well_and_looking_runs_none(mark, asked_
     assert mark.exists(), "the flag is for running it"
 
 
+def test_a_module_that_is_gone_is_no_matter_of_trust(mark, asked_here, tmp_path):
+    root = sent(tmp_path / "sent", config_of({"oracle": "gaussian"}, sampler="gone:sample"))
+    said = str(ends("run", root))
+    assert "names gone:sample, but there is no module gone in the current folder" in said
+    assert "--trust-code" not in said
+
+
 def test_code_that_the_users_own_config_named_may_run_wherever_it_is_named(mark, tmp_path):
     """The first `plan` of a file describes the network and trusts it; a directory then needs no flag.
 

@@ -7,6 +7,7 @@ which can be long, to its stdin.
 import difflib
 import importlib
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,9 @@ ANSWER = "taugrid's answer: "
 
 TIMEOUT_SECONDS = 600.0
 """Enough to download some weights, load a network twice and try it on a few images on a CPU."""
+
+PATIENCE_SECONDS = 15.0
+"""After so long a trial is announced: torch alone takes some seconds to import."""
 
 MAX_REASON_LENGTH = 200
 """Characters of an exception's text that are shown."""
@@ -52,7 +56,9 @@ def find(name: str) -> Any:
     return getattr(module, attribute)
 
 
-def ask(function: str, arguments: Mapping[str, Any], subject: str, trial: str) -> dict[str, Any]:
+def ask(
+    function: str, arguments: Mapping[str, Any], subject: str, trial: str, limit: float = math.inf
+) -> dict[str, Any]:
     """The fields of the dataclass that `function` (`package.module:name`) returns when another process calls it.
 
     Args:
@@ -60,29 +66,44 @@ def ask(function: str, arguments: Mapping[str, Any], subject: str, trial: str) -
         arguments: its keyword arguments, which JSON must be able to hold.
         subject: what is described, for errors.
         trial: what `subject` has to do in that process, for errors: "be loaded".
+        limit: the seconds that it may take, at most `TIMEOUT_SECONDS`.
 
     Raises:
-        CustomCodeError: if it fails or takes longer than `TIMEOUT_SECONDS`. One line, with the last line of stderr and
+        CustomCodeError: if it fails or takes longer than `limit`. One line, with the last line of stderr and
             the command that shows the whole traceback.
     """
     # -P: a user's file named like an installed package must not be imported in its place.
     command, given = ["-P", "-m", "taugrid.workers.custom.describe", function], json.dumps(arguments)
-    shown = shlex.join(["python", *command, given])
-    try:
-        done = subprocess.run(
-            [sys.executable, *command], input=given, capture_output=True, text=True, check=False,
-            timeout=TIMEOUT_SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise CustomCodeError(
-            f"{subject} took more than {TIMEOUT_SECONDS:.0f} seconds to {trial}; to watch it, run: {shown}"
-        ) from None
-    printed = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
-    if done.returncode or not printed:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    shown = shlex.join([sys.executable, *command, given])
+    pipe, limit = subprocess.PIPE, min(limit, TIMEOUT_SECONDS)
+    with subprocess.Popen([sys.executable, *command], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            stdout, stderr = _waited_for(process, given, subject, trial, limit)
+        except subprocess.TimeoutExpired:
+            raise CustomCodeError(
+                f"{subject} took more than {limit:.0f} seconds to {trial}; to watch it, run: {shown}"
+            ) from None
+        finally:
+            process.kill()
+    printed = [line for line in stdout.splitlines() if line.startswith(ANSWER)]
+    if process.returncode or not printed:
+        reason = (stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         raise CustomCodeError(f"{subject} can't be used: {reason} (for the traceback, run: {shown})")
     answer: dict[str, Any] = json.loads(printed[-1].removeprefix(ANSWER))
     return answer
+
+
+def _waited_for(
+    process: "subprocess.Popen[str]", given: str, subject: str, trial: str, limit: float
+) -> tuple[str, str]:
+    """Its stdout and stderr. A trial that takes long says so, once."""
+    try:
+        return process.communicate(given, timeout=min(PATIENCE_SECONDS, limit))
+    except subprocess.TimeoutExpired:
+        if limit <= PATIENCE_SECONDS:
+            raise
+    print(f"waiting up to {limit:.0f} seconds for {subject} to {trial}", file=sys.stderr)
+    return process.communicate(timeout=limit - PATIENCE_SECONDS)
 
 
 def main() -> None:

@@ -106,7 +106,8 @@ def try_sampler(name: str, cases: Sequence[Case]) -> Tried:
     arguments = {"name": name, "points": list(map(json.loads, distinct))}
     trial = "sample two images of 8 x 8 pixels on a CPU"
     try:
-        fields = ask("taugrid.workers.samplers.trial:describe", arguments, f"sample.sampler: {name}", trial)
+        limit = 60.0 * (1 + len(distinct))
+        fields = ask("taugrid.workers.samplers.trial:describe", arguments, f"sample.sampler: {name}", trial, limit)
     except CustomCodeError as error:
         raise UserError(str(error)) from None
     if fields["refusal"] is not None:

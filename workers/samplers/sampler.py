@@ -120,6 +120,8 @@ def find(name: str) -> Sampler:
     sampler = found() if isinstance(found, type) else _of_function(found, name)
     if not isinstance(sampler, Sampler):
         raise UserError(f"sample.sampler: {name} is {type(sampler).__name__}, not a taugrid.workers.samplers Sampler")
+    if isinstance(sampler.keys, str):
+        raise UserError(f"sample.sampler: the keys of {name} must be a set of names, such as {{'eta'}}, not a text")
     if unknown := sorted(map(str, set(sampler.keys) - set(SAMPLER_KEYS))):
         raise UserError(
             f"sample.sampler: the keys of {name} have {', '.join(unknown)}; they can be {', '.join(SAMPLER_KEYS)}"
@@ -132,7 +134,13 @@ def _of_function(function: Any, name: str) -> Any:
     if not callable(function):
         return function
     said = {key: getattr(function, key) for key in ("keys", "options") if hasattr(function, key)}
-    said |= {"evaluations": staticmethod(function.evaluations)} if hasattr(function, "evaluations") else {}
+    if hasattr(function, "evaluations"):
+        if not callable(function.evaluations):
+            raise UserError(
+                f"sample.sampler: `evaluations` of {name} must be a function of settings and process, such as lambda "
+                f"settings, process: 2 * settings.steps, not {function.evaluations!r}"
+            )
+        said["evaluations"] = staticmethod(function.evaluations)
     return type(name, (Sampler,), {"keys": KEYS_OF_A_FUNCTION, "sample": staticmethod(function), **said})()
 
 

@@ -119,7 +119,8 @@ def _times_called(settings: Sample, diffusion: Diffusion, promised: FromSampler)
             )
         raise UserError(
             f"sample.sampler: {name} makes another image of the same x alone than in a batch, so images would depend "
-            "on the batch; compute each from its own x (a mean, for one, over x.flatten(1), not over x)"
+            "on the batch; draw only with noise(key), and compute each from its own x (a mean, for one, over "
+            "x.flatten(1), not over x)"
         )
     return called
 
