@@ -276,13 +276,13 @@ def _between_samplers(grid: _Grid, labels: Sequence[str], values: tuple[str, str
         elif len(set(given) & set(changed.loc[of_value, name])) > 1:
             each.append(f"each {name}")
     equal = [*([f"the base's {' '.join(one)}"] if one else []), *each]
-    steps, counts = ([row.get(name) for row in grid.rows] for name in ("steps", EVALUATIONS))
+    steps, counts = [row["steps"] for row in grid.rows], [row.get(EVALUATIONS) for row in grid.rows]
     sides = [{count for count, its in zip(counts, of_side, strict=True) if its} for of_side in (of_base, of_value)]
     either = of_base | of_value
     if None in counts or all(s == n for s, n, its in zip(steps, counts, either, strict=True) if its):
         return grid._replace(labels=changed, ignored=ignored, equal=", ".join(equal))
     if not sides[0] & sides[1]:
-        costs = [sum(n / s for s, n, its in zip(steps, counts, of_side, strict=True) if its) / of_side.sum()
+        costs = [sum((n or 0) / s for s, n, its in zip(steps, counts, of_side, strict=True) if its) / of_side.sum()
                  for of_side in (of_base, of_value)]  # fmt: skip
         equal.insert(0, f"equal S and {costs[1] / costs[0]:.2g} times the evaluations")
         return grid._replace(labels=changed, ignored=ignored, equal=", ".join(equal))
