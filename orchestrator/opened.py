@@ -41,7 +41,7 @@ def open_config(
 
     Args:
         name: a file, the name of a shipped config, a run directory, or a config's content.
-        assignments: as for `config.load.load`.
+        assignments: see `config.load.load`.
         out: the run directory; None: runs/<name>, or `name` where that is one.
         runs_code: the command does work, so it needs the code that the config of a directory names.
         trust_code: run that code even if it is not in the user's trust file.
@@ -112,7 +112,7 @@ def _is_run_directory(config: Given) -> bool:
 
 
 def open_existing(directory: str, dry: bool = False) -> Run:
-    """The run in a directory that `taugrid run` made; `UserError` if there is none. `dry` is as for `open_config`."""
+    """The run in a directory that `taugrid run` made; `UserError` if there is none. `open_config` explains `dry`."""
     root, storage = open_place(directory, "DIR")
     storage.require(root)
     if not is_url(directory) and Path(directory).is_file():
@@ -177,7 +177,7 @@ def directory_of(given: str) -> str:
     """The run directory: `given` or, if that is a config, the directory of its runs without --out.
 
     Raises:
-        UserError: if it is a file that is no config.
+        UserError: if it is a file that is not a config.
     """
     if _is_run_directory(given):
         return given
@@ -189,8 +189,8 @@ def directory_of(given: str) -> str:
 
 
 def _has_run_files(root: Path, storage: Storage) -> bool:
-    places = Paths(root, storage)
-    return any(map(storage.exists, (places.provenance, root / RUN_FILE))) or bool(storage.list(places.events, FILES))
+    paths = Paths(root, storage)
+    return any(map(storage.exists, (paths.provenance, root / RUN_FILE))) or bool(storage.list(paths.events, FILES))
 
 
 def _directory_meant(file: str) -> str:
@@ -202,7 +202,7 @@ def _directory_meant(file: str) -> str:
 
 
 def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) -> Run:
-    """Open a config for `taugrid plan`. Missing files are no error, and nothing is downloaded.
+    """Open a config for `taugrid plan`. Missing files are not an error, and nothing is downloaded.
 
     Raises:
         UserError: if the config is wrong or would orphan images.
@@ -222,7 +222,7 @@ def open_to_run(
     trust_code: bool = False,
     same_checkpoints: bool = False,
 ) -> Run:
-    """Open a config for work on the Ray cluster at `address`. The other arguments are as for `open_config`.
+    """Open a config for work on the Ray cluster at `address`. See `open_config` for the other arguments.
 
     Raises:
         UserError: if the config is wrong, or a cluster is joined and the run directory is named by a relative path.

@@ -172,14 +172,14 @@ def is_of_content(error: OSError) -> bool:
 
 def in_one_line(error: OSError) -> str:
     """One line with the failure, the file and what to do."""
-    place = error.filename or "a file"
+    file = error.filename or "a file"
     if isinstance(error, FileNotFoundError):
-        return f"there is no {place} any more; put it back, then run the same command again"
+        return f"there is no {file} any more; put it back, then run the same command again"
     if isinstance(error, StoreError):
-        return f"can't read or write {place}: {error.strerror}; then run the same command again"
+        return f"can't read or write {file}: {error.strerror}; then run the same command again"
     if error.errno in FULL:
-        return f"the disk is full: can't write {place}; free some space and run the same command again"
-    message = f"can't read or write {place}: {os.strerror(error.errno or 0)}; no file counts as damaged for this"
+        return f"the disk is full: can't write {file}; free some space and run the same command again"
+    message = f"can't read or write {file}: {os.strerror(error.errno or 0)}; no file counts as damaged for this"
     if error.errno in FORBIDDEN:
         return f"{message}; make it readable and writable, then run the same command again"
     return f"{message}; run the same command again"
@@ -187,7 +187,7 @@ def in_one_line(error: OSError) -> str:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an error of the disk into `RunFailed`: it is no bug, and the user can do something about it.
+    """Turn an error of the disk into `RunFailed`: it is not a bug, and the user can do something about it.
 
     So is a named file that is not found: commands look for what they need when they begin, so it has vanished since.
 
@@ -224,7 +224,7 @@ _OUT_OF_MEMORY = re.compile(
 def is_environment_error(error: BaseException) -> bool:
     """Whether a worker's error is its node's fault (disk, mount, network, accelerator) and not the task's.
 
-    A `WorkerRefusal` is one: the node lacks what the driver has. Running out of memory is none: tasks differ in size.
+    A `WorkerRefusal` is one: the node lacks what the driver has. Being out of memory is not: tasks differ in size.
     """
     if isinstance(error, WorkerRefusal | ConnectionError | TimeoutError):
         return True

@@ -227,13 +227,13 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
     print_value(compared, as_json, _compared_text)
 
 
-def _require_runs(*places: str) -> None:
+def _require_runs(*given: str) -> None:
     """Raise `UserError` for folders without a run, and say what compares what: they may be folders of images."""
-    if places[0].endswith(".json"):
-        raise UserError(f"{places[0]} is a baseline file: give the run first (compare DIR BASELINE)")
+    if given[0].endswith(".json"):
+        raise UserError(f"{given[0]} is a baseline file: give the run first (compare DIR BASELINE)")
     from taugrid.orchestrator.opened import is_other_folder
 
-    if others := [place for place in places if is_other_folder(place)]:
+    if others := [folder for folder in given if is_other_folder(folder)]:
         raise UserError(
             f"{others[0]} is not a run directory (it has no config.json); compare two cells of a run (compare DIR CELL "
             "CELL), a run with a baseline or another run (compare DIR BASELINE), or images in two folders "

@@ -96,10 +96,10 @@ class Finite(click.FloatRange):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number; a usage error if it is none, or out of the range."""
+        """The number; a usage error if it is not one, or out of the range."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value} is no number that can be compared", param, ctx)
+            self.fail(f"{value} is not a number that can be compared", param, ctx)
         return number
 
 

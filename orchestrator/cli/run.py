@@ -91,7 +91,7 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
 
 
 def _report_history(requested: RunOptions) -> bool:
-    """Write the files of a history again, and print where its page is; False if CONFIG is no history."""
+    """Write the files of a history again, and print where its page is; False if CONFIG is not a history."""
     from taugrid.orchestrator.nightly.nights import history_as_dict, nights_of
     from taugrid.orchestrator.nightly.places import find_history
     from taugrid.orchestrator.nightly.write import write_history

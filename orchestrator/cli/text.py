@@ -258,7 +258,7 @@ def _print_quality(quality: "QualityTable") -> None:
 
 
 def print_result(rundir: RunDir, outcome: "SessionResult", again: str = "run the same command again") -> None:
-    """Print the table on stdout, and on stderr missing cells and the places of the results.
+    """Print the table on stdout, and on stderr missing cells and where the results are.
 
     `again` is the command that completes missing cells.
     """

@@ -284,8 +284,8 @@ def grid(state: LiveState, width: int, height: int) -> list[RenderableType]:
     space = height - 3  # a heading, a line that counts hidden rows, and a gap
     if not rows or space < min(FEWEST_ROWS, len(rows)):
         return []
-    by_place = {(cell.row, cell.column): (name, cell) for name, cell in state.cells.items()}
-    done = [all(by_place[r, c][1].value is not None for c in columns if (r, c) in by_place) for r in rows]
+    by_position = {(cell.row, cell.column): (name, cell) for name, cell in state.cells.items()}
+    done = [all(by_position[r, c][1].value is not None for c in columns if (r, c) in by_position) for r in rows]
     first = (done.index(False) if False in done else len(done)) - 1  # the row before the first that is not done
     first = max(0, min(first, len(done) - space))
     label = min(max(map(cell_len, [state.metric, *rows])), width // 2)
@@ -298,8 +298,8 @@ def grid(state: LiveState, width: int, height: int) -> list[RenderableType]:
         table.add_column(Text("…", style="dim"))
     begun = state.begun
     for row in rows[first : first + space]:
-        places = (by_place.get((row, name)) for name in shown)
-        table.add_row(Text(row), *(_entry(place[1], begun[place[0]]) if place else "" for place in places))
+        cells = (by_position.get((row, name)) for name in shown)
+        table.add_row(Text(row), *(_entry(cell[1], begun[cell[0]]) if cell else "" for cell in cells))
     hidden = len(rows) - space
     return [table, *([Text(f"and {counted(hidden, 'more row')}", style="dim")] if hidden > 0 else []), Text()]
 

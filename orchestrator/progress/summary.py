@@ -101,12 +101,12 @@ def grid_cells(
     for cell in cells:
         to_do = left.get(cell.id, 0.0)
         total = max(to_do, cell.total_nfe) if of_samples else to_do
-        row, column = place(cell, across)
+        row, column = position(cell, across)
         by_id[cell.id] = GridCell(row, column, total, total - to_do, score(cell))
     return by_id
 
 
-def place(cell: Cell, across: str) -> tuple[str, str]:
+def position(cell: Cell, across: str) -> tuple[str, str]:
     """A cell's row and column, in the words of its label; `across` is a grid key, perhaps its short form."""
     naming = cell.naming
     values = {"steps": cell.settings.steps, "eta": cell.settings.eta, **cell.values}

@@ -51,7 +51,7 @@ class Committed(NamedTuple):
 
     path: Path
     part: parquet.PartSummary | None
-    """The contents that its worker wrote; None if the file existed before, or is no Parquet file."""
+    """The contents that its worker wrote; None if the file existed before, or is not a Parquet file."""
 
 
 class RemovedImages(Paths):

@@ -79,7 +79,7 @@ class ModelRecords(Paths):
         return _by_bytes(network) if is_old else network
 
     def try_sampler(self, name: str, cases: Sequence[Case]) -> Tried:
-        """As `samplers.said.try_sampler`, or what plan.json records of these cases if no code may be run."""
+        """See `samplers.said.try_sampler`; if no code may be run, what plan.json records of these cases."""
         if self.runs_code:
             return try_sampler(name, cases)
         recorded, keys = {}, set[str]()

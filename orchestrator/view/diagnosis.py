@@ -118,7 +118,7 @@ def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[st
 
 
 def remarks(rundir: RunDir) -> list[str]:
-    """Remarks on missing pages and unreadable lines of the ledger, which are no damage."""
+    """Remarks on missing pages and unreadable lines of the ledger, which are not damage."""
     remarks = []
     if rundir.committed_cells() and not rundir.storage.exists(rundir.root / RUN_FILE):
         remarks.append(f"{RUN_FILE}: not there; the next run gives the directory a new id")

@@ -62,8 +62,8 @@ def _quality(run: Run) -> Figure:
     tables = Tables(run.rundir)
     if not (document := tables.document()):
         raise tables.lacks("quality")
-    places = {cell.id: place for place, cell in enumerate(run.plan.cells)}
-    rows = sorted(document["rows"], key=lambda row: places.get(row["cell"], len(places)))
+    positions = {cell.id: i for i, cell in enumerate(run.plan.cells)}
+    rows = sorted(document["rows"], key=lambda row: positions.get(row["cell"], len(positions)))
     quality = QualityTable.read(document | {"rows": rows})
     return quality_figure(quality.means.frame, quality.used_protocols, x=requested.layout(run.config, run.plan).x)
 

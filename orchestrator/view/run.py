@@ -73,7 +73,7 @@ class CellView:
         """Images by index, as (n, H, W) if they are grey, else (n, H, W, 3), in the order asked for; None: all.
 
         Raises:
-            UserError: if there is no image of that index, it is not sampled yet, or an index is no whole number.
+            UserError: if there is no image of that index, it is not sampled yet, or an index is not a whole number.
             taugrid.errors.DamagedFile: if a file can't be read.
         """
         wanted = list(range(len(self))) if indices is None else whole_numbers(indices)

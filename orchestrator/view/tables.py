@@ -53,7 +53,7 @@ def parsed(text: str) -> pd.DataFrame:
     A column is of integers, floats with NaN for what is empty, booleans, or texts.
     """
     head, *rows = csv.reader(io.StringIO(text))
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(head)}
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(head)}
     return pd.DataFrame({name: _typed(name, texts) for name, texts in columns.items()})
 
 

@@ -31,7 +31,7 @@ EVENTS_FIX = "remove the lines that can't be read (their times and devices are l
 CHANGED = "it has changed since it was written"
 
 NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = UNFINISHED = "not trained yet", "not sampled yet", "not scored yet"
-"""The reasons for files that an unfinished run lacks, which are no damage."""
+"""The reasons for files that an unfinished run lacks, which are not damage."""
 
 
 class Verified(NamedTuple):
@@ -72,7 +72,7 @@ def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
 def verify(run: Run, tick: Callable[[int], None]) -> Verified:
     """Re-read every file of a run and decode every image, calling `tick(n)` after n images.
 
-    Missing features are no damage: they are needed only to score, and may be deleted. If there is damage, the ledger is
+    Missing features are not damage: they are needed only to score, and may be deleted. With damage, the ledger is
     removed, so that the next run reads all files; nothing else is changed. Several files are read at a time, since
     reading, hashing and decoding release Python's lock.
     """

@@ -66,7 +66,7 @@ class InterpolateWork(WorkKind):
         return {cell.name: cell.label for cell in self._cells()}
 
     def conclude(self) -> KindResult:
-        """Write figures/interpolation*.png, and tables/interpolation.csv with each image's place and its x_T."""
+        """Write figures/interpolation*.png, and tables/interpolation.csv with each image's position and its x_T."""
         import pandas as pd
 
         from taugrid.eval.figures import pictures

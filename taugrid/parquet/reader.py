@@ -34,7 +34,7 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
     Raises:
         DamagedFile: if a check fails; the message says which.
         FileNotFoundError, NotADirectoryError: if there is no such file.
-        OSError: if it can't be read; its content may be whole.
+        OSError: if it can't be read; its content may be intact.
     """
 
     def read() -> tuple[bytes | None, list[NDArray[np.int64]]]:
@@ -84,7 +84,7 @@ def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dic
 
 
 def read_encoded(path: Path, stop: int, storage: Storage = LOCAL) -> Iterator[list[bytes]]:
-    """The PNG bytes of the images below index `stop`, row group by row group. Raises as `read_images`."""
+    """The PNG bytes of the images below index `stop`, row group by row group. Raises what `read_images` raises."""
     for _, pngs in _pngs(path, stop, storage):
         yield pngs
 
@@ -142,7 +142,7 @@ def _as_damaged_file(path: Path, prefix: str) -> Iterator[None]:
 def first_pictures(paths: Iterable[Path], count: int, storage: Storage) -> NDArray[np.uint8]:
     """The images 0 to `count` - 1, or as many as the files have: (n, H, W) or (n, H, W, 3), by index.
 
-    `paths` are in the order of their indices; no more are read than needed. Raises as `read_images`.
+    `paths` are in the order of their indices; no more are read than needed. Raises what `read_images` raises.
     """
     pngs: dict[int, bytes] = {}
     for path in paths:

@@ -39,7 +39,7 @@ class FileEnd(NamedTuple):
 
     size: int
     footer: int
-    """The offset of Parquet's footer; negative if this is no whole Parquet file."""
+    """The offset of Parquet's footer; negative if this is not a complete Parquet file."""
     sealed: bool
     """Whether a seal stands before the footer. The seal itself is not checked."""
 

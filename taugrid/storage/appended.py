@@ -56,7 +56,7 @@ def pieces(storage: Storage, path: Path) -> Sequence[Path]:
 
 
 def _number(path: Path, name: Path) -> int | None:
-    """The number of a piece of `path`, 0 for the first; None if `name` is no piece of it."""
+    """The number of a piece of `path`, 0 for the first; None if `name` is not a piece of it."""
     if name == path:
         return 0
     digits = name.name.removeprefix(f"{path.name}.")

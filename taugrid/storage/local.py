@@ -219,7 +219,7 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
     except FileNotFoundError:
         make_folder(folder.parent, root)
         retried(lambda: folder.mkdir(exist_ok=True))
-    except OSError:  # it is there, or its place may not be written to, which is no matter if it is there
+    except OSError:  # it is there, or its folder is read-only, which does not matter if it is there
         if not folder.is_dir():
             raise
         return

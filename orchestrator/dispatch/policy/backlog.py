@@ -23,7 +23,7 @@ class Backlog:
     """
 
     def __init__(self, tasks: Iterable[Task], kinds: Sequence[str]) -> None:
-        priority = {kind: place for place, kind in enumerate(kinds)}
+        priority = {kind: rank for rank, kind in enumerate(kinds)}
         self._tasks = list(tasks)
         for task in self._tasks:
             if task.kind not in priority:
