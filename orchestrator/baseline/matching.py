@@ -98,11 +98,11 @@ def _code(cell: SnapshotCell) -> str | None:
 
 def changed_code(new: Snapshot, baseline: Snapshot) -> list[str]:
     """A sentence for each custom sampler that both sides have with different code: its cells are not compared."""
-    known = {(cell.settings.get("sampler"), _code(cell)) for cell in baseline.cells}
+    known = {(cell.settings.get("sampler", DEFAULT), _code(cell)) for cell in baseline.cells}
     names, label_of = {name for name, _ in known}, labels(new.cells)
     changed: dict[str, list[str]] = {}
     for cell in new.cells:
-        name = cell.settings.get("sampler")
+        name = cell.settings.get("sampler", DEFAULT)
         if name in names and (name, _code(cell)) not in known:
             changed.setdefault(name, []).append(label_of[cell.cell])
     accept = ACCEPT.replace("DIR", new.place if new.cells[0].metrics else "DIR")
