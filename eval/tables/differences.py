@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,7 +21,15 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.entries import ROUNDING, Z_95
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, long_form
-from taugrid.eval.tables.pivots import EVALUATIONS, IGNORABLE, Pivot, pivot_tables, short_checkpoints
+from taugrid.eval.tables.pivots import (
+    EVALUATIONS,
+    IGNORABLE,
+    OPTIONS,
+    Pivot,
+    options_text,
+    pivot_tables,
+    short_checkpoints,
+)
 from taugrid.eval.tables.rows import Row, as_text
 from taugrid.protocol import ProtocolFields, disagreements
 
@@ -211,7 +220,9 @@ def _others(row_a: Row, row_b: Row) -> str:
     differing = [key for key in keys if as_text(row_a.get(key)) != as_text(row_b.get(key))]
     if any("." in key for key in differing):
         differing.remove("model")
-    return ", ".join(f"{key}: {as_text(row_a.get(key))} -> {as_text(row_b.get(key))}" for key in differing)
+    as_shown = partial(options_text, if_none="defaults")
+    texts = {key: as_shown if key == OPTIONS else as_text for key in differing}
+    return ", ".join(f"{key}: {text(row_a.get(key))} -> {text(row_b.get(key))}" for key, text in texts.items())
 
 
 class BestCheckpoint(NamedTuple):

@@ -19,11 +19,12 @@ import pandas as pd
 from taugrid.config import Sample
 from taugrid.eval.tables.ablation.replicates import Averaged
 from taugrid.eval.tables.entries import MISSING, Entry, write_mean
-from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, FID, axes
+from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, EXACT, FID, axes
 from taugrid.eval.tables.rows import as_text
 from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
 from taugrid.protocol import ProtocolFields, comparability_key, disagreements
 from taugrid.registry.metrics import MetricColumn
+from taugrid.registry.samplers import DEFAULT
 from taugrid.words import markdown_table
 
 SIGMA_HAT = "σ̂"
@@ -92,14 +93,24 @@ class Pivot:
         *others, last = self.row_keys
         return [*others, f"{last} \\ {self.column_key}" if last else self.column_key]
 
+    @property
+    def _best(self) -> "pd.Series[Any]":
+        """The best value of each column; NaN where nothing competes: one value, or one of several samplers alone."""
+        best, competing = self.values.max() if self.metric.higher_is_better else self.values.min(), self.values.count()
+        if "sampler" in self.row_keys:
+            samplers = self.values.index.get_level_values(self.row_keys.index("sampler"))
+            if samplers.nunique() > 1:
+                competing = self.values.notna().groupby(samplers).any().sum()
+        return best.where(competing > 1)
+
     @cached_property
     def entries(self) -> list[list[Entry]]:
-        """Each row as text. The best of a column is marked only if the column has more than one value."""
+        """Each row as text."""
         scale, empty = self.metric.scale, self.values * math.nan
         values, errors = self.values * scale, self.errors * scale
         spreads = empty if self.spreads is None else self.spreads * scale
         cells = self.cells.reindex(index=values.index, columns=values.columns)
-        best_values = (values.max() if self.metric.higher_is_better else values.min()).where(values.count() > 1)
+        best_values = self._best * scale
         numbers = (part.to_numpy().tolist() for part in (values, errors, spreads, cells))
         return [
             [
@@ -150,9 +161,8 @@ class Pivot:
 
     def against_best(self) -> Iterator[tuple[str, list[str]]]:
         """The best cell of each column with all others that are not as good, if there are any."""
-        for (_, column), (_, cells) in zip(self.values.items(), self.cells.items(), strict=True):
-            best = column.max() if self.metric.higher_is_better else column.min()
-            if others := list(cells[column.notna() & (column != best)]):
+        for (_, column), (_, cells), best in zip(self.values.items(), self.cells.items(), self._best, strict=True):
+            if math.isfinite(best) and (others := list(cells[column.notna() & (column != best)])):
                 yield cells[column == best].iloc[0], others
 
 
@@ -178,6 +188,8 @@ class Arrangement:
             ValueError: if two cells belong in the same place.
         """
         ready, columns = self.ready, self.layout.columns
+        if metric.name == EXACT and (ready["sampler"] == DEFAULT).any():
+            ready = ready[ready["sampler"] == DEFAULT]  # no other sampler has a closed form
         if ready.empty:
             return []
         free = [name for name in self.settings if name != columns]
@@ -376,14 +388,14 @@ def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.
     if name in IGNORABLE:
         return frame[name].map(lambda value: "" if pd.isna(value) else shown(value))
     if name == OPTIONS:
-        return frame[name].map(_options)
+        return frame[name].map(options_text)
     return frame[name] if name in ("steps", EVALUATIONS) else frame[name].map(shown)
 
 
-def _options(text: object) -> str:
-    """Options of a sampler, which are JSON, such as "solver_order=3 use_karras_sigmas=true"; empty without any."""
-    options = json.loads(text) if isinstance(text, str) else {}
-    return " ".join(f"{key}={plain_text(value)}" for key, value in options.items())
+def options_text(given: object, if_none: str = "") -> str:
+    """Options of a sampler, a mapping or its JSON, such as "solver_order=3 use_karras_sigmas=true"."""
+    options = json.loads(given) if isinstance(given, str) else given if isinstance(given, Mapping) else {}
+    return " ".join(f"{key}={plain_text(value)}" for key, value in options.items()) or if_none
 
 
 def shown(value: object) -> str:

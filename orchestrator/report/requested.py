@@ -7,7 +7,7 @@ from typing import Any
 from taugrid.config import Config, Sample
 from taugrid.errors import UserError
 from taugrid.eval.tables.ablation.replicates import SEEDS
-from taugrid.eval.tables.pivots import EVALUATIONS, Layout
+from taugrid.eval.tables.pivots import EVALUATIONS, Layout, options_text
 from taugrid.grids.names import plain_text, short_keys
 from taugrid.grids.selectors import fits, key_of
 from taugrid.orchestrator.plan.cells import Cell, Plan
@@ -53,11 +53,12 @@ def _meet(plan: Plan) -> bool:
 
 
 def evaluations(plan: Plan) -> list[str]:
-    """A line for each sampler whose network evaluations are not S: tables show one of the two."""
+    """A line for each sampler, with its options, whose network evaluations are not S: tables show one of the two."""
     counts: dict[str, dict[int, int]] = defaultdict(dict)
     for cell in _costly(plan):
         if cell.settings.sampler != DEFAULT:  # its remarks tell of spacings that add times
-            counts[cell.settings.sampler][cell.settings.steps] = cell.nfe
+            name = f"{cell.settings.sampler} {options_text(cell.settings.sampler_options)}".rstrip()
+            counts[name][cell.settings.steps] = cell.nfe
     return [
         f"{name}: S = {', '.join(map(str, sorted(its)))} takes {', '.join(str(its[steps]) for steps in sorted(its))} "
         "network evaluations"

@@ -35,7 +35,7 @@ from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.report.requested import layout
+from taugrid.orchestrator.report.requested import evaluations, layout
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.session import Session
@@ -122,6 +122,24 @@ def test_columns_of_evaluations_put_cells_of_equal_cost_in_one_column():
     assert "–" not in str(rows)
     [pivot] = table(aligned(), Layout(columns=EVALUATIONS)).section(FID).tables
     assert [[entry.best for entry in row] for row in pivot.entries] == [[False, False], [True, True]]
+
+
+def test_a_column_that_one_sampler_has_alone_has_no_best():
+    rows = [cell("heun", 5, spacing=name, fid=fid) for name, fid in (("linear", 9.0), ("quadratic", 8.0))]
+    rows += [cell("ddim", 5, 0.0, spacing="linear"), cell("ddim", 9, 0.0, spacing="linear")]
+    [pivot] = table(rows, Layout(columns=EVALUATIONS)).section(FID).tables
+    assert pivot.columns == ["5", "9"]
+    assert [entry.value for row in pivot.entries for entry in row if entry.best] == ["8.00"]
+    assert len(list(pivot.against_best())) == 1
+    without = [row for row in rows if row["cell"] != "ddim 9 0.0 linear"]
+    assert not table(without, Layout(columns=EVALUATIONS)).section(FID).tables[0].has_best
+
+
+def test_the_closed_form_has_rows_of_ddim_alone():
+    rows = [row | {"fid_exact": 3.0} if row["sampler"] == "ddim" else row for row in product()]
+    _, exact = to_markdown(table(rows)).split("## FID in closed form")
+    assert "| ddim | 0.0 | **3.00** | **3.00** |" in exact
+    assert "heun" not in exact
 
 
 PRODUCT = {"sampler": ["ddim", "heun"], "steps": [5, 10]}
@@ -245,8 +263,11 @@ def test_samplers_are_compared_with_the_base_at_equal_evaluations_where_they_mee
 def test_or_at_equal_s_which_the_table_says_and_what_a_sampler_ignores_has_the_bases_value():
     rows = product()
     found = {(e.scope, e.settings, e.value): e for e in effects(rows, known(rows))}
-    assert found["all", "equal S", "heun"].effect == 16.0 - 30.0
-    assert found["all", "", "dpm++2m"].effect == 20.0 - 30.0, "eta 0 and not 1; it takes as many evaluations as ddim"
+    cost = "equal S and 1.9 times the evaluations, the base's eta=0.0"
+    assert found["all", cost, "heun"].effect == 16.0 - 30.0
+    assert found["all", "the base's eta=0.0", "dpm++2m"].effect == 20.0 - 30.0, (
+        "eta 0 and not 1; it takes as many evaluations as ddim"
+    )
     assert {e.pairs for e in found.values() if e.scope == "all"} == {2}
     of_1 = effects(rows, known(rows), {"eta": 1.0})
     assert [e.effect for e in of_1 if (e.scope, e.key, e.value) == ("all", "sampler", "heun")] == [16.0 - 40.0]
@@ -265,8 +286,16 @@ def test_a_base_that_ignores_a_key_stands_beside_every_value_of_it():
 def test_a_spacing_that_some_samplers_ignore_is_no_part_of_their_effect():
     rows = [cell("ddim", 5, 0.0, fid, spacing=name) for name, fid in (("linear", 30.0), ("quadratic", 25.0))]
     rows.append(cell("dpm++2m", 5, fid=20.0))
-    found = {(e.key, e.base, e.value): e.effect for e in effects(rows, known(rows)) if e.scope == "all"}
-    assert found == {("sampler", "ddim", "dpm++2m"): -10.0, ("spacing", "linear", "quadratic"): -5.0}
+    rows += [cell("heun", 5, evaluations=5, fid=10.0, spacing=name) for name in ("linear", "quadratic")]
+    found = {(e.base, e.value, e.settings): e.effect for e in effects(rows, known(rows)) if e.scope == "all"}
+    assert found == {
+        ("ddim", "dpm++2m", "the base's spacing=linear"): -10.0,
+        ("ddim", "heun", "each spacing"): -17.5,
+        ("linear", "quadratic", ""): -2.5,
+    }
+    text = effects_markdown(Effects({FID: effects(rows, known(rows))}))
+    assert "- sampler, at the base's spacing=linear: dpm++2m is better than ddim, by 10.0" in text
+    assert "can't decide for others" not in text.partition("spacing: ")[0], "both are of one network"
 
 
 def test_compare_says_what_two_samplers_differ_in():
@@ -274,6 +303,8 @@ def test_compare_says_what_two_samplers_differ_in():
     a, b, c = (rows[name] for name in ("ddim 5 0.0 linear none", "heun 5 None linear none", "dpm++2m 5 None"))
     assert pair(a, b, known(rows.values()))["others"] == "sampler: ddim -> heun, network_evaluations: 5 -> 9"
     assert pair(a, c, known(rows.values()))["others"] == "sampler: ddim -> dpm++2m", "it ignores spacing and clip"
+    options = [row | {"sampler_options": given} for row, given in ((a, {"karras": True}), (b, {}))]
+    assert "sampler_options: karras=true -> defaults" in pair(*options, known(rows.values()))["others"]
     assert difference_line(pair(a, c, known(rows.values()))).startswith("S 5, sampler: ddim -> dpm++2m: -10.0")
 
 
@@ -351,6 +382,15 @@ def test_the_ode_stays_that_of_ddim(run, stage):
     found = open_existing(str(run)).plan
     assert {cell.settings.sampler for cell in ode_cells(found)} == {"ddim"}
     assert left_out(found, stage) == f"; {stage} leaves out the cells of dpm++2m, heun"
+
+
+def test_evaluations_are_those_of_each_set_of_options():
+    options = [{"timestep_spacing": "linspace"}, {"timestep_spacing": "trailing"}]
+    grid = {"sampler": ["diffusers:HeunDiscreteScheduler"], "sampler_options": options, "steps": [5]}
+    assert evaluations(planned(grid)[0]) == [
+        f"diffusers:HeunDiscreteScheduler timestep_spacing={name}: S = 5 takes 9 network evaluations"
+        for name in ("linspace", "trailing")
+    ]
 
 
 def test_python_samples_with_a_sampler_without_a_run(run):

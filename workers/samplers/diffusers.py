@@ -134,11 +134,11 @@ class Diffusers(Sampler):
         raise ValueError(f"diffusers:{self.scheduler} with steps {asked} {why}; {remedy} sampler_options")
 
     def tau(self, settings: Sample, process: Process) -> tuple[float, ...]:
-        """The times in 1..T at which the network is called, each once; raises as `times`."""
+        """The times in 1..T at which the network is called, each once; raises the errors of `times`."""
         return tuple(sorted({t + 1 for t in self.times(settings, process)}))
 
     def last_sigma(self, settings: Sample, process: Process) -> float:
-        """The noise level at which its result is."""
+        """The noise level (sigma) of the image that it returns."""
         return _levels(self._ready(settings, process), process)[1][-1]
 
     def _ready(self, settings: Sample, process: Process) -> Any:

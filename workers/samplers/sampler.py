@@ -138,7 +138,7 @@ def find(name: str) -> Sampler:
         raise UserError(f"sample.sampler: the keys of {name} must be a set of names, such as {{'eta'}}, not a text")
     if unknown := sorted(map(str, set(sampler.keys) - set(SAMPLER_KEYS))):
         raise UserError(
-            f"sample.sampler: the keys of {name} have {', '.join(unknown)}; they can be {', '.join(SAMPLER_KEYS)}"
+            f"sample.sampler: {name} declares unknown keys: {', '.join(unknown)}; known: {', '.join(SAMPLER_KEYS)}"
         )
     return sampler
 

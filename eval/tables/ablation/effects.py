@@ -121,7 +121,7 @@ class _Grid(NamedTuple):
     length: str = "steps"
     """The column whose values are the labels of S: its own or, between samplers, network evaluations."""
     equal: str = ""
-    """What is equal in the cells of a pair, where samplers differ in evaluations at one S."""
+    """What is equal in the cells of a pair of samplers, where readers can't know it."""
     ignored: Set[str] = frozenset()
     """Keys that the base's sampler ignores: its cells stand beside any value of them."""
 
@@ -267,19 +267,28 @@ def _between_samplers(grid: _Grid, labels: Sequence[str], values: tuple[str, str
     of_base, of_value = (np.array([label == which for label in labels]) for which in values)
     ignored = {name for name in IGNORED if (changed.loc[of_base, name] == "").all()}
     usual = grid._replace(rows=[row for row, its in zip(grid.rows, of_base, strict=True) if its])
+    one, each = [], []
     for name in IGNORED:
+        given = list(changed.loc[of_base, name])
         if (changed.loc[of_value, name] == "").all() and name not in ignored:
-            given = list(changed.loc[of_base, name])
             changed.loc[of_value, name] = _base_label(usual, [name], given, {"eta": 0.0} | dict(base)) or given[0]
-    steps, counts = ([row.get(name) for row in grid.rows] for name in ("steps", EVALUATIONS))
+            one += [f"{name}={changed.loc[of_value, name].iloc[0]}"] if len(set(given)) > 1 else []
+        elif len(set(given) & set(changed.loc[of_value, name])) > 1:
+            each.append(f"each {name}")
+    equal = [*([f"the base's {' '.join(one)}"] if one else []), *each]
+    steps, counts = [row["steps"] for row in grid.rows], [row.get(EVALUATIONS) for row in grid.rows]
     sides = [{count for count, its in zip(counts, of_side, strict=True) if its} for of_side in (of_base, of_value)]
     either = of_base | of_value
     if None in counts or all(s == n for s, n, its in zip(steps, counts, either, strict=True) if its):
-        return grid._replace(labels=changed, ignored=ignored)
+        return grid._replace(labels=changed, ignored=ignored, equal=", ".join(equal))
     if not sides[0] & sides[1]:
-        return grid._replace(labels=changed, ignored=ignored, equal="equal S")
+        costs = [sum((n or 0) / s for s, n, its in zip(steps, counts, of_side, strict=True) if its) / of_side.sum()
+                 for of_side in (of_base, of_value)]  # fmt: skip
+        equal.insert(0, f"equal S and {costs[1] / costs[0]:.2g} times the evaluations")
+        return grid._replace(labels=changed, ignored=ignored, equal=", ".join(equal))
     changed["steps"] = list(map(str, counts))
-    return grid._replace(labels=changed, ignored=ignored, length=EVALUATIONS, equal="equal evaluations")
+    named = ", ".join(["equal evaluations", *equal])
+    return grid._replace(labels=changed, ignored=ignored, length=EVALUATIONS, equal=named)
 
 
 def _pairs(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import special
 
-from taugrid.eval.tables.ablation.effects import EACH_CELL, EVERYWHERE, SCOPES, Effect, Effects
+from taugrid.eval.tables.ablation.effects import EACH_CELL, EVERYWHERE, KEY_SEPARATOR, SCOPES, Effect, Effects
 from taugrid.eval.tables.ablation.seeds import LEVEL, half_width
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.eval.tables.rows import as_csv, series, with_notes, write_files
@@ -180,6 +180,8 @@ def _verdict(effect: Effect, comparisons: int, metric: MetricColumn) -> str:
     size = write_number(metric.scale * abs(effect.effect), _error(effect, metric.scale))[0]
     finding = f"{effect.value} is {better} than {effect.base}, by {size} on average"
     is_significant = _is_significant(effect)
+    if effect.replicates == 1 and "sampler" in effect.key.split(KEY_SEPARATOR):  # of one and the same network
+        return finding if is_significant else f"sampling can't tell {pair}"
     if effect.replicates == 1:
         alone = "one training of each can't decide for others"
         return f"{finding}, with these networks; {alone}" if is_significant else f"sampling can't tell {pair}; {alone}"
