@@ -15,7 +15,7 @@ from taugrid.workers.content import require_same
 from taugrid.workers.custom.describe import find as find_object
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import Point, Process, Time, network_time
+from taugrid.workers.diffusion.process import Point, Process, network_time
 from taugrid.workers.diffusion.timesteps import times as spaced_times
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ MOST_SIGNAL = 0.5
 """alpha_bar at the first call, at most: x_T is noise, so a network that expects mostly signal there is misled."""
 
 
-def mostly_signal(process: Process, t: Time) -> str | None:
+def mostly_signal(process: Process, t: float) -> str | None:
     """What is wrong with a first call at time t in 1..T, as a phrase that follows a sampler's name; None if nothing."""
     if (signal := process.at(t).alpha_bar) <= MOST_SIGNAL:
         return None
