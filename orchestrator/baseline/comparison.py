@@ -71,8 +71,8 @@ def compare_snapshots(
         scorer = Check("clean")
     critical = None if math.isnan(judgement.critical) else judgement.critical
     return BaselineComparison(
-        directory=new.place,
-        baseline=baseline.place,
+        directory=new.source,
+        baseline=baseline.source,
         result=worst(cell.result for cell in cells),
         cells=tuple(cells),
         only_new=tuple(only_new),
