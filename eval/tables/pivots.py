@@ -317,10 +317,10 @@ def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":
     elif name in SYMBOLS:
         keys = list(group[name])
     else:
-        first = {value: place for place, value in enumerate(dict.fromkeys(group[name].map(as_text)))}
+        first = {value: rank for rank, value in enumerate(dict.fromkeys(group[name].map(as_text)))}
         keys = [first[as_text(value)] for value in group[name]]
-    places = {key: place for place, key in enumerate(sorted(set(keys)))}
-    return pd.Series([places[key] for key in keys], index=group.index)
+    ranks = {key: rank for rank, key in enumerate(sorted(set(keys)))}
+    return pd.Series([ranks[key] for key in keys], index=group.index)
 
 
 def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd.DataFrame:
