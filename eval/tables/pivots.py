@@ -273,9 +273,7 @@ def _pivot(
     labels[column_key] = labelled(group, column_key)
     positions = [tuple(values) for values in labels[keys].itertuples(index=False)]
     if twice := next((values for values in positions if positions.count(values) > 1), None):
-        first, second, *_ = (
-            str(cell) for cell, values in zip(group["cell"], positions, strict=True) if values == twice
-        )
+        first, second, *_ = (str(cell) for cell, at in zip(group["cell"], positions, strict=True) if at == twice)
         at = ", ".join(f"{SHOWN.get(name, name)} {value}" for name, value in zip(keys, twice, strict=True))
         raise ValueError(f"cells {first} and {second} are both at {at} of one table")
     errors, spreads = list(group[metric.error]) if metric.error else [math.nan] * len(group), None

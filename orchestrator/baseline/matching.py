@@ -105,7 +105,7 @@ def changed_code(new: Snapshot, baseline: Snapshot) -> list[str]:
         name = cell.settings.get("sampler", DEFAULT)
         if name in names and (name, _code(cell)) not in known:
             changed.setdefault(name, []).append(label_of[cell.cell])
-    accept = ACCEPT.replace("DIR", new.place if new.cells[0].metrics else "DIR")
+    accept = ACCEPT.replace("DIR", new.source if new.cells[0].metrics else "DIR")
     return [
         f"the code of the sampler {name} is not the baseline's, so there is nothing to compare its cells with "
         f"({listed(cells, MAX_DIFFERENCES_NAMED)}); undo the change or, if it is meant, accept a run with the new "
