@@ -4,7 +4,6 @@ Ids and folder names change with every new network.
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from taugrid.orchestrator.plan.cells import settings_name
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
 from taugrid.protocol import canonical, disagreements
 from taugrid.registry.samplers import DEFAULT, SAMPLERS, is_custom
+from taugrid.words import listed
 from taugrid.workers.samplers.sampler import find
 
 MUST_AGREE = (
@@ -57,6 +57,8 @@ def matched(new: Snapshot, baseline: Snapshot) -> Matched:
     by_key = {_key(cell, shared): cell for cell in baseline.cells}
     pairs = [(cell, by_key[key]) for cell in new.cells if (key := _key(cell, shared)) in by_key]
     if not pairs:
+        if changed := changed_code(new, baseline):
+            raise UserError("; ".join(changed))
         raise UserError(
             f"no cell of {new.place} has the settings of one of {baseline.place} "
             f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"
@@ -86,7 +88,30 @@ def _key(cell: SnapshotCell, shared: Iterable[str]) -> str:
     settings = {key: value for key, value in cell.settings.items() if key not in NOT_MATCHED}
     known_otherwise = MODEL_FILES | cell.settings.keys() | set(COLUMN_NAMES.values())
     axes = {key: value for key, value in cell.axes.items() if key not in known_otherwise}
-    return json.dumps([settings, axes, [_value(cell, name) for name in shared]], sort_keys=True)
+    return json.dumps([settings, axes, [_value(cell, name) for name in shared], _code(cell)], sort_keys=True)
+
+
+def _code(cell: SnapshotCell) -> str | None:
+    """The hash of the code of its custom sampler."""
+    return (cell.protocol.get("sampler") or {}).get("code")
+
+
+def changed_code(new: Snapshot, baseline: Snapshot) -> list[str]:
+    """A sentence for each custom sampler that both sides have with different code: its cells are not compared."""
+    known = {(cell.settings.get("sampler", DEFAULT), _code(cell)) for cell in baseline.cells}
+    names, label_of = {name for name, _ in known}, labels(new.cells)
+    changed: dict[str, list[str]] = {}
+    for cell in new.cells:
+        name = cell.settings.get("sampler", DEFAULT)
+        if name in names and (name, _code(cell)) not in known:
+            changed.setdefault(name, []).append(label_of[cell.cell])
+    accept = ACCEPT.replace("DIR", new.place if new.cells[0].metrics else "DIR")
+    return [
+        f"the code of the sampler {name} is not the baseline's, so there is nothing to compare its cells with "
+        f"({listed(cells, MAX_DIFFERENCES_NAMED)}); undo the change or, if it is meant, accept a run with the new "
+        f"code: {accept}"
+        for name, cells in changed.items()
+    ]
 
 
 def _first_difference(new: SnapshotCell, old: SnapshotCell) -> str:
@@ -109,8 +134,8 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], plac
             difference = f"{name} is {by_side['new']}, in the baseline {by_side['baseline']}"
             differences.setdefault(difference, set()).add(new.name)
     if differences:
-        counts = Counter({difference: len(names) for difference, names in differences.items()})
-        shown = "; ".join(difference for difference, _ in counts.most_common(MAX_DIFFERENCES_NAMED))
+        most = sorted(differences.items(), key=lambda item: -len(item[1]))[:MAX_DIFFERENCES_NAMED]
+        shown = "; ".join(f"{difference} ({listed(sorted(names), 2, 'cell')})" for difference, names in most)
         datasets = {cell.protocol["reference"].get("dataset") for pair in pairs for cell in pair}
         if len(datasets) > 1:
             raise UserError(f"the runs are of different data: {shown}; give a run or a baseline of the same data")

@@ -107,6 +107,11 @@ def _next(night: Night, baseline: Snapshot, verdict: Mapping[str, Any]) -> str:
     if verdict["result"] == Verdict.UNDECIDED:
         return "to decide more, raise `sample.num_samples`, or sample the undecided cells alone with `--grow-to N`"
     to = baseline.place if baseline.accepted else "FILE"
+    if verdict["comparison"]["only_baseline"]:
+        return (
+            "a run of the cells that only the baseline has; later nights lack them if you accept this one: "
+            f"{_acceptance(night, to)}"
+        )
     if verdict["result"] in REGRESSIONS:
         return f"if the change is meant, {_acceptance(night, to, ' --force')}"
     return _acceptance(night, to)

@@ -140,7 +140,7 @@ def here(folder, asked_here):
         ("wrong_number", "calls the network 4 times for a batch, but its `evaluations` returns 8; state the number"),
         ("no_number", "`evaluations` of mine:no_number must return a positive integer, not 4.0"),
         ("at_time_0", "the sampler calls the network at path[-1], which is time 0"),
-        ("wrong_keys", "the keys of mine:wrong_keys have spacings; they can be eta, spacing,"),
+        ("wrong_keys", "mine:wrong_keys declares unknown keys: spacings; known: eta, spacing,"),
         ("text_as_keys", "the keys of mine:text_as_keys must be a set of names, such as {'eta'}, not a text"),
         ("a_number", "`evaluations` of mine:a_number must be a function of settings and process, such as lambda"),
         ("wrong_options", "the options of mine:wrong_options must be a dict from names to defaults that JSON can hold"),

@@ -413,7 +413,7 @@ def test_network_calls_are_counted(sampler_of, tmp_path, spacing):
         ({"tau": lambda *given: (True,)}, "`tau` of other must return increasing numbers in 1..1000, not (True,)"),
         (
             {"keys": {"eta", "spacings"}},
-            "the keys of other have spacings; they can be eta, spacing, steps_offset, clip, clip_range",
+            "other declares unknown keys: spacings; known: eta, spacing, steps_offset, clip, clip_range",
         ),
     ],
 )

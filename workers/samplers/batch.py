@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from taugrid.workers.diffusion.denoiser import Denoiser
 
 
-class Recipe(Protocol):
+class SamplingSpec(Protocol):
     """Everything besides the network, the seed included, that determines an image. A job has it."""
 
     @property
@@ -40,7 +40,7 @@ class Recipe(Protocol):
         """Network evaluations per image, as the sampler promises."""
 
 
-def sample_batch(model: "Denoiser", indices: "Tensor", job: Recipe) -> "Tensor":
+def sample_batch(model: "Denoiser", indices: "Tensor", job: SamplingSpec) -> "Tensor":
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
 
     Raises:

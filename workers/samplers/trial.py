@@ -26,7 +26,7 @@ from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, FromSampler, Tried, f
 from taugrid.workers.samplers.sampler import find
 
 SHAPE = (1, 8, 8)
-"""Pixels for whole vectors of a CPU: torch computes what is left over in another way, and powers differ in a bit."""
+"""Pixels that fill a CPU's vectors: torch computes a remainder in another way, and powers then differ in a bit."""
 
 ARGUMENTS = ("x", "path", "denoise", "noise", "settings")
 """Of `Sampler.sample`."""
@@ -36,7 +36,7 @@ MEAN, VARIANCE = 0.1, 0.25
 
 
 class Trial(NamedTuple):
-    """A `Recipe` for the tiny images."""
+    """A `SamplingSpec` for the tiny images."""
 
     decoder: Decoder
     settings: Sample
@@ -88,7 +88,7 @@ def _times_called(settings: Sample, diffusion: Diffusion, promised: FromSampler)
         SamplerFault: see `sample_batch`.
     """
     name, steps = settings.sampler, settings.steps
-    recipe = Trial(Identity(SHAPE), settings, diffusion, promised.tau, promised.evaluations)
+    spec = Trial(Identity(SHAPE), settings, diffusion, promised.tau, promised.evaluations)
     times: list[float] = []
 
     def network(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
@@ -96,7 +96,7 @@ def _times_called(settings: Sample, diffusion: Diffusion, promised: FromSampler)
         return _exact(x, at, diffusion.predicts)
 
     def images(*indices: int) -> Tensor:
-        return sample_batch(network, torch.tensor(indices), recipe)
+        return sample_batch(network, torch.tensor(indices), spec)
 
     before = _random_states()
     both = images(0, 1)
