@@ -136,7 +136,7 @@ def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
                 )
         scores = (Scored(float(other.metrics["fid"]), other.influence) for other in same if other.influence is not None)
         cells.append(replace(cell, trainings=tuple(scores)))
-    return replace(first, cells=tuple(cells), trainings=tuple(training.place for training in trainings))
+    return replace(first, cells=tuple(cells), trainings=tuple(training.source for training in trainings))
 
 
 def _same_cells(training: Snapshot, first: Snapshot) -> dict[str, SnapshotCell]:
@@ -144,7 +144,7 @@ def _same_cells(training: Snapshot, first: Snapshot) -> dict[str, SnapshotCell]:
     pairs, only_new, only_first = matched(training, first)
     if only_new or only_first:
         raise UserError(
-            f"{training.place} and {first.place} have different cells; a recipe's trainings have the same grid"
+            f"{training.source} and {first.source} have different cells; a recipe's trainings have the same grid"
         )
     return {old.cell: new for new, old in pairs}
 

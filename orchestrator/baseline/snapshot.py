@@ -179,7 +179,7 @@ class SnapshotCell:
 class Snapshot:
     """The scored cells of a run, and what is not scored."""
 
-    place: str
+    source: str
     """The run directory or the baseline file."""
     name: str
     """The name of the run."""
@@ -206,7 +206,7 @@ def snapshot_of_run(directory: str) -> Snapshot:
 def require_scores(snapshot: Snapshot) -> Snapshot:
     """The snapshot itself; `UserError` if no cell is scored."""
     if not snapshot.cells:
-        raise UserError(f"{snapshot.place} has no scored cells; run `taugrid evaluate` first")
+        raise UserError(f"{snapshot.source} has no scored cells; run `taugrid evaluate` first")
     return snapshot
 
 
@@ -238,10 +238,10 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         if score is None:
             cells.append(replace(found, protocol=protocols[cell.id], failed=failed[cell.name]))
         else:
-            places = scored_on.get(cell.id, set()) | scored_on.get(REFERENCE, set())
+            devices = scored_on.get(cell.id, set()) | scored_on.get(REFERENCE, set())
             score = score | {"protocol": on_devices(score["protocol"], kinds.get(cell.id))}
             found = _with_score(found, rundir, cell, score)
-            cells.append(replace(found, scored_with=ScoredWith.of(places, score["protocol"])))
+            cells.append(replace(found, scored_with=ScoredWith.of(devices, score["protocol"])))
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
     return Snapshot(
         rundir.shown,

@@ -373,8 +373,8 @@ def test_a_step_of_length_0_is_refused_with_the_steps_that_work(name, spacing, s
         sampled(name, spacing=spacing, steps=steps, process=process)
     shown = spacing if isinstance(spacing, str) else "1,500"
     assert str(refused.value) == (
-        f"sample.steps, sample.spacing: {steps} steps of spacing {shown} have one of length 0 at time {time}, which "
-        f"{name} can't take; set {remedy}, or choose another spacing"
+        f"sample.steps, sample.spacing: {name} with steps {steps} and spacing {shown} has a step of length 0 at time "
+        f"{time}; set {remedy}, or choose another spacing"
     )
     if remedy == SET_ALPHA:
         assert sampled(name, spacing=spacing, steps=steps).isfinite().all()
@@ -383,6 +383,23 @@ def test_a_step_of_length_0_is_refused_with_the_steps_that_work(name, spacing, s
     assert sampled(name, spacing=spacing, steps=works, process=process).isfinite().all()
     with pytest.raises(UserError, match="of length 0"):
         sampled(name, spacing=spacing, steps=works + 1, process=process)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    ("spacing", "remedy"),
+    [("leading", "set steps to 2, or "), ("linspace", "set steps to 2, or "), ([1], ""), ([1, 2, 3], "")],
+)
+def test_a_first_call_where_x_should_be_mostly_signal_is_refused(name, spacing, remedy):
+    steps, shown = (1, spacing) if isinstance(spacing, str) else (len(spacing), ",".join(map(str, spacing)))
+    with pytest.raises(UserError) as refused:
+        sampled(name, spacing=spacing, steps=steps)
+    assert str(refused.value) == (
+        f"sample.steps, sample.spacing: {name} with steps {steps} and spacing {shown} first calls the network at time "
+        f"{steps - 1}, where 100% of the variance should be signal, but x_T is noise; {remedy}choose another spacing"
+    )
+    if remedy:
+        sampled(name, spacing=spacing, steps=2)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
