@@ -29,10 +29,10 @@ def milliseconds(network: Denoiser, recipes: dict[str, Settings], images: int, r
     """Of CPU per network evaluation, by sampler."""
     found: dict[str, list[float]] = {name: [] for name in recipes}
     for _ in range(rounds + 1):
-        for name, recipe in recipes.items():
+        for name, spec in recipes.items():
             began = time.process_time()
-            sample_batch(network, torch.arange(images), recipe)
-            found[name].append(1000 * (time.process_time() - began) / recipe.nfe)
+            sample_batch(network, torch.arange(images), spec)
+            found[name].append(1000 * (time.process_time() - began) / spec.nfe)
     return {name: statistics.median(each[1:]) for name, each in found.items()}  # the first round warms up
 
 

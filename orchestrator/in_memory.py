@@ -35,7 +35,7 @@ FOR_A_RUN = ("num_samples", "shard_evaluations")
 
 
 class Settings(NamedTuple):
-    """Everything besides the network that determines an image, resolved: a `workers.samplers.batch.Recipe`."""
+    """Everything besides the network that determines an image, resolved: a `workers.samplers.batch.SamplingSpec`."""
 
     decoder: Decoder
     diffusion: Diffusion
@@ -86,10 +86,10 @@ def _sample(
         return _sampled(network, planned, wanted, place)
     from taugrid.workers.network.load import device_of, network_in_memory, shape_of
 
-    recipe = _settings(shape or shape_of(model), diffusion, settings)
+    sampling = _settings(shape or shape_of(model), diffusion, settings)
     with network_in_memory(model) as network:
         place = device or device_of(model) or usual_device()
-        return _sampled(_computed(network, recipe.settings, place), recipe, wanted, place)
+        return _sampled(_computed(network, sampling.settings, place), sampling, wanted, place)
 
 
 def _planned(
@@ -127,17 +127,17 @@ def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
     return arithmetic.computed(network, Arithmetic.of(settings), kind)
 
 
-def _sampled(network: "Denoiser", recipe: Settings, wanted: Sequence[int], device: str) -> NDArray[np.uint8]:
+def _sampled(network: "Denoiser", sampling: Settings, wanted: Sequence[int], device: str) -> NDArray[np.uint8]:
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
 
     watched = Watched(network)
     batches = []
-    for start in range(0, len(wanted), recipe.settings.batch_size):
-        batch = wanted[start : start + recipe.settings.batch_size]
-        x0 = sample_batch(watched, torch.tensor(batch, device=device), recipe)
-        watched.require_finite(start, start + len(batch), recipe.settings)
-        batches.append(to_uint8(recipe.decoder(x0).cpu().numpy()))
+    for start in range(0, len(wanted), sampling.settings.batch_size):
+        batch = wanted[start : start + sampling.settings.batch_size]
+        x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling)
+        watched.require_finite(start, start + len(batch), sampling.settings)
+        batches.append(to_uint8(sampling.decoder(x0).cpu().numpy()))
     return to_pictures(np.concatenate(batches))
 
 

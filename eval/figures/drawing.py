@@ -75,7 +75,7 @@ Styles = Mapping[str, LineStyle]
 
 
 def save(figure: Figure, path_stem: Path) -> None:
-    """Write `path_stem` + .png and .svg, each whole or not at all; equal figures give equal bytes."""
+    """Write `path_stem` + .png and .svg, each atomically; equal figures give equal bytes."""
     number_ids(figure)
     with plain_style():
         dpi = min(STYLE["savefig.dpi"], MAX_SIDE / max(figure.get_size_inches()))

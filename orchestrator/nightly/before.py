@@ -8,7 +8,7 @@ import numpy as np
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.gate.power import POWER
 from taugrid.orchestrator.baseline.files import snapshot_of
-from taugrid.orchestrator.baseline.matching import labels, matched
+from taugrid.orchestrator.baseline.matching import changed_code, labels, matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
 from taugrid.orchestrator.baseline.text import MAX_LISTED, unmatched
 from taugrid.orchestrator.nightly.places import Night, open_history
@@ -137,12 +137,12 @@ def expected_coverage(run: Run, file: str) -> dict[str, Any]:
         raise UserError(problem)
     baseline = snapshot_of(file)
     coverage: dict[str, Any] = {
-        "place": baseline.place,
+        "place": baseline.source,
         "cells": len(baseline.cells),
         "compared": None,
         "unknown": None,
     }
-    coverage |= {"only_new": [], "only_baseline": []}
+    coverage |= {"only_new": [], "only_baseline": [], "notes": []}
     if run.plan.pending:
         return coverage | {"unknown": "a model is not here yet"}
     try:
@@ -151,7 +151,7 @@ def expected_coverage(run: Run, file: str) -> dict[str, Any]:
         return coverage | {"unknown": str(error)}
     pairs, only_new, only_baseline = matched(new, baseline)
     lists = {"only_new": _labelled(new, only_new), "only_baseline": _labelled(baseline, only_baseline)}
-    return coverage | lists | {"compared": len(pairs)}
+    return coverage | lists | {"compared": len(pairs), "notes": changed_code(new, baseline)}
 
 
 def _labelled(snapshot: Snapshot, names: Sequence[str]) -> list[str]:
@@ -166,4 +166,4 @@ def coverage_text(coverage: Mapping[str, Any]) -> str:
     cells = counted(coverage["cells"], "cell")
     lines = [f"against {coverage['place']}: {coverage['compared']} of its {cells} would be compared"]
     lines += [f"{title}, so not compared: {names}" for title, names in unmatched(coverage, MAX_LISTED).items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *coverage["notes"]])

@@ -101,7 +101,7 @@ def _sides(verdict: Mapping[str, Any]) -> dict[str, str]:
     for side, (networks, commit) in recorded.items():
         names = []
         for network in networks or ():
-            place = f"`{network['checkpoint']}`" if network["checkpoint"] else "an oracle, or a run in a bucket"
+            place = f"`{network['checkpoint']}`" if network["checkpoint"] else "no checkpoint"
             names.append(f"{place} ({(network['weights_sha256'] or 'unknown')[:10]})")
         if names:
             sides[side] = listed(names, MAX_NETWORKS) + (f", commit {commit[:10]}" if commit else "")

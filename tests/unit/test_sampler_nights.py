@@ -106,9 +106,31 @@ def test_another_sampler_block_can_not_be_compared_and_the_night_says_what_diffe
     monkeypatch.setattr(Cell, "sampler_block", property(changed))
     _, by_night = taugrid("nightly", begun / "same.yaml", "--history", history, "--id", "2", code=2)
     assert f"the runs were measured in different ways: {said}" in by_night
+    assert "(S0002-heun-" in by_night
     assert "; measure both alike, or accept a run that is measured as this one: " in by_night
     words = ("--baseline", history / "baseline.json", "--out", history / "nights/2/run")
     assert said in taugrid("plan", begun / "same.yaml", *words, code=2)[1]
+
+
+def test_other_code_of_a_sampler_leaves_its_cells_out_and_the_others_are_judged(begun, history, monkeypatch):
+    whole = Cell.sampler_block
+
+    def changed(self):
+        block = whole.fget(self)
+        return block and block | ({"code": "0" * 64} if self.settings.sampler == "heun" else {})
+
+    monkeypatch.setattr(Cell, "sampler_block", property(changed))
+    found = night(history, begun / "same.yaml", "2", code=5)
+    comparison = found["comparison"]
+    assert [cell["label"] for cell in comparison["cells"]] == [name for name in LABELS if "heun" not in name]
+    assert {cell["result"] for cell in comparison["cells"]} == {"identical"}
+    [note] = comparison["notes"]
+    assert "the code of the sampler heun is not the baseline's" in note
+    assert "(S0002-heun, S0003-heun); undo the change or, if it is meant, accept a run" in note
+    assert f"`taugrid baseline accept {history / 'nights/2/run'} --to" in note
+    assert "later nights lack them if you accept this one: `taugrid baseline accept" in found["next"]
+    planned, _ = taugrid("plan", begun / "same.yaml", "--baseline", history / "baseline.json")
+    assert "the code of the sampler heun is not the baseline's" in planned
 
 
 def test_an_altered_block_of_a_recorded_score_is_seen(begun, history):

@@ -55,7 +55,7 @@ def test_a_summary_of_thousands_of_cells_is_under_1_megabyte_and_begins_with_the
 
 def test_a_network_without_a_file_is_called_what_it_is(large):
     oracle = {"checkpoint": None, "weights_sha256": "ab" * 32}
-    assert "an oracle, or a run in a bucket (ababababab)" in summary({**large, "model": [oracle]})
+    assert "no checkpoint (ababababab)" in summary({**large, "model": [oracle]})
 
 
 def test_metrics_beside_fid_are_shown_with_what_they_were(large):
