@@ -2,7 +2,9 @@
 
 import math
 import re
+from fractions import Fraction
 from itertools import pairwise
+from math import factorial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from taugrid.workers.samplers.dpmpp3m import DPMpp3M
 from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, from_sampler
 from taugrid.workers.samplers.sampler import find
 from taugrid.workers.samplers.solver import Evaluated
+from taugrid.workers.samplers.unipc import moments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -321,6 +324,15 @@ def test_heun_evaluates_twice_where_a_step_is_second_order(process, expected):
     sampled("heun", process=process, network=network)
     assert asked == list(find("heun").times(settings("heun"), schedules.process(DIFFUSIONS[process])))
     assert len(asked) == expected
+
+
+@pytest.mark.parametrize("h", [1e-6, 1e-4, 0.01, 0.1, 0.49, 0.5, 0.51, 1.0, 3.0, 10.0])
+def test_moments_of_unipc_are_those_of_fractions(h):
+    """h sum_j (-h)^j k! / (k + j + 1)!, of rational numbers."""
+    terms = [Fraction(-h) ** j for j in range(80)]
+    exact = [sum(Fraction(h) * each * Fraction(factorial(k), factorial(k + j + 1)) for j, each in enumerate(terms))
+             for k in range(4)]  # fmt: skip
+    assert moments(h, 4) == pytest.approx([float(each) for each in exact], rel=1e-14, abs=0)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -193,20 +194,25 @@ def run(
         output: called with x and the network's time, returns what the network predicts, in the scheduler's terms.
         noise: at each key, the first draw of the scheduler is draw 0, the next one draw 1.
     """
-    scheduler.set_timesteps(steps)
     draws: Counter[int] = Counter()
-    x = x * float(scheduler.init_noise_sigma)
-    for t in scheduler.timesteps:
-        time: float = t.item()
+    with _ONE_AT_A_TIME:
+        scheduler.set_timesteps(steps)
+        x = x * float(scheduler.init_noise_sigma)
+        for t in scheduler.timesteps:
+            time: float = t.item()
 
-        def draw(shape: Sequence[int], key: int = noise_key(time), **like: Any) -> "Tensor":
-            draws[key] += 1
-            return noise(key, draws[key] - 1).to(like["dtype"])
+            def draw(shape: Sequence[int], key: int = noise_key(time), **like: Any) -> "Tensor":
+                draws[key] += 1
+                return noise(key, draws[key] - 1).to(like["dtype"])
 
-        predicted = output(scheduler.scale_model_input(x, t), time)
-        with _noise_of(scheduler, draw):
-            x = scheduler.step(predicted, t, x, return_dict=False)[0]
+            predicted = output(scheduler.scale_model_input(x, t), time)
+            with _noise_of(scheduler, draw):
+                x = scheduler.step(predicted, t, x, return_dict=False)[0]
     return x
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while a batch is sampled: a scheduler has a state, and `_noise_of` changes its module for all threads."""
 
 
 @contextmanager

@@ -55,6 +55,9 @@ class Sampler(ABC):
     options: ClassVar[Mapping[str, Any]] = {}
     """The names that `sample.sampler_options` may have, with their defaults."""
 
+    order: ClassVar[int | None] = None
+    """Of convergence, for a solver of the ODE: how fast the error falls with the number of steps."""
+
     libraries: ClassVar[tuple[str, ...]] = ()
     """The packages whose code computes its steps; their versions are part of the protocol."""
 

@@ -16,7 +16,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from taugrid.config import Sample
 from taugrid.workers.diffusion.denoiser import Denoise
@@ -65,8 +65,8 @@ class Solver(Sampler):
 class Multistep(Solver):
     """A solver that calls the network once in a step, and remembers the last points and their x0."""
 
-    order: int
-    """How many points a step uses, its own included. A step has fewer where there were no more before it."""
+    points: ClassVar[int]
+    """How many a step uses, its own included. A step has fewer where there were no more before it."""
 
     def sample(
         self,
@@ -83,7 +83,7 @@ class Multistep(Solver):
             if is_infinite(a, b):
                 x = first_order(x, x0, a, b)
             else:
-                history = [Evaluated(a, x0), *history][: self.order]
+                history = [Evaluated(a, x0), *history][: self.points]
                 x = self.step(x, history, b)
         return x
 
