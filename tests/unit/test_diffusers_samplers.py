@@ -1,5 +1,6 @@
 """`diffusers:<SchedulerClass>`: what a scheduler does here is what it does in diffusers' own loop, or it is refused."""
 
+import inspect
 import json
 import math
 import re
@@ -449,6 +450,29 @@ def test_options_do_not_restate_the_process(key):
     assert re.search(
         f"remove {key}: betas, T and prediction come from `diffusion`", refusal(MULTISTEP, 10, {key: given})
     )
+
+
+def test_arguments_whose_type_pydantic_does_not_know_take_any_value(monkeypatch):
+    """As a newer diffusers may add them; the other arguments keep their types."""
+    known = schedulers.DPMSolverMultistepScheduler
+    empty, keyword = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
+    types = {"bare": empty, "tensor": torch.Tensor, "unresolved": "Tensr | None"}
+    new = [inspect.Parameter(key, keyword, default=None, annotation=its) for key, its in types.items()]
+
+    class Newer(known):
+        __signature__ = (of_known := inspect.signature(known)).replace(parameters=[*of_known.parameters.values(), *new])
+
+        def __init__(self, bare=None, tensor=None, unresolved=None, **given):
+            super().__init__(**given)
+
+    monkeypatch.setattr(schedulers, MULTISTEP, Newer)
+    adapter._options.cache_clear()
+    try:
+        assert refusal(MULTISTEP, 10, {**dict.fromkeys(types, 1), "solver_order": 3}) is None
+        assert re.search("solver_order: must be .*, not 'x'", refusal(MULTISTEP, 10, {"solver_order": "x"}))
+        assert "did you mean 'tensor'?" in refusal(MULTISTEP, 10, {"tensr": 1})
+    finally:
+        adapter._options.cache_clear()
 
 
 def test_every_scheduler_of_diffusers_is_adapted_or_refused_by_name():

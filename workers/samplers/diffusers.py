@@ -19,10 +19,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import numpy as np
-from pydantic import ConfigDict, create_model
+from pydantic import ConfigDict, TypeAdapter, create_model
 
 from taugrid.config import Sample, Section, validate
 from taugrid.errors import UserError, last_line
@@ -106,17 +106,19 @@ class Diffusers(Sampler):
     """The name of the class."""
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise `UserError` if they are not arguments of the class that `diffusion` leaves open, of their types."""
-        where = f"sample.sampler_options of diffusers:{self.scheduler}"
+        """Raise `ValueError` if they are not arguments of the class that `diffusion` leaves open, of their types."""
         for key, value in options.items():
             if key in FROM_DIFFUSION:
                 theirs = f"diffusion.{FROM_DIFFUSION[key]}"
-                raise UserError(f"{where}: remove {key}: betas, T and prediction come from `diffusion`, here {theirs}")
+                raise ValueError(f"remove {key}: betas, T and prediction come from `diffusion`, here {theirs}")
             if key in OF_FLOWS:
-                raise UserError(f"{where}: remove {key}: it is for flow matching, which is another process")
+                raise ValueError(f"remove {key}: it is for flow matching, which is another process")
             if key == "variance_type" and str(value).startswith("learned"):
-                raise UserError(f"{where}: variance_type: {value} needs a network that predicts variances too")
-        validate(_options(self.scheduler), options, where)
+                raise ValueError(f"variance_type: {value} needs a network that predicts variances too")
+        try:
+            validate(_options(self.scheduler), options, "options")
+        except UserError as error:
+            raise ValueError(str(error).removeprefix("options: ")) from None
 
     def times(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """The network's times in the order of its calls.
@@ -233,13 +235,25 @@ def _options(name: str) -> type[Section]:
     """The arguments of a scheduler class that a config can set, with their types and defaults."""
     from diffusers import schedulers
 
-    fields: dict[str, Any] = {}
-    for key, parameter in inspect.signature(getattr(schedulers, name), eval_str=True).parameters.items():
-        if key not in {*FROM_DIFFUSION, *OF_FLOWS, *NOT_DATA}:
-            default = parameter.default
+    scheduler_class, fields = getattr(schedulers, name), dict[str, Any]()
+    for key, parameter in inspect.signature(scheduler_class).parameters.items():
+        default = parameter.default
+        if key not in {*FROM_DIFFUSION, *OF_FLOWS, *NOT_DATA} and default is not parameter.empty:
             is_json = not isinstance(default, float) or math.isfinite(default)
-            fields[key] = (ANNOTATIONS.get(key, parameter.annotation), default if is_json else str(default))
+            annotation = ANNOTATIONS.get(key) or _annotation(parameter, scheduler_class.__module__)
+            fields[key] = (annotation, default if is_json else str(default))
     return create_model("Options", __base__=_Strict, **fields)
+
+
+def _annotation(parameter: inspect.Parameter, module: str) -> Any:
+    """The type of an argument for pydantic; Any where none is given, or one that pydantic or Python does not know."""
+    annotated = type("Annotated", (), {"__annotations__": {"it": parameter.annotation}, "__module__": module})
+    try:
+        found = get_type_hints(annotated)["it"]
+        TypeAdapter(found)
+    except Exception:
+        return Any
+    return Any if found is parameter.empty else found
 
 
 class _Strict(Section):
