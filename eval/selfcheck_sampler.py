@@ -22,11 +22,10 @@ from taugrid.eval.selfcheck import (
     index_problems,
     standard_normals,
 )
+from taugrid.registry.samplers import SAMPLERS
 from taugrid.words import counted
 from taugrid.workers.diffusion.gaussian import Gaussian
-
-ORDERS = {"ddim": 1, "dpm++2m": 2, "dpm++3m": 3, "heun": 2, "unipc": 4}
-"""The order of our own samplers: how fast their images approach the solution."""
+from taugrid.workers.samplers.sampler import find
 
 STEPS = (25, 100, 200)
 """S of the cells. Moments are compared at the last S, orders between the first two: there an image's error falls with
@@ -141,9 +140,14 @@ def judge(
     return Approach(CellFindings(share, largest, shown[0], shown[1], shown[2], (*problems, *table)), mean)
 
 
+def order_of(sampler: str) -> int | None:
+    """How fast the images of one of taugrid's own solvers approach the solution; None for other samplers."""
+    return find(sampler).order if sampler in SAMPLERS else None
+
+
 def order_problems(sampler: str, differences: Mapping[int, float | None]) -> list[str]:
     """At most one line, if the mean differences at each S fall more slowly than the sampler's order says."""
-    order, (few, many, _) = ORDERS.get(sampler), STEPS
+    order, (few, many, _) = order_of(sampler), STEPS
     before, after = differences[few], differences[many]
     if order is None or before is None or after is None:
         return []

@@ -119,7 +119,7 @@ def _judge_sampler(
         selfcheck_sampler.Limit(known, first, last, cell.settings.seed, cell.settings.num_samples),
         fid,
         reference,
-        follows=sampler in selfcheck_sampler.ORDERS,
+        follows=selfcheck_sampler.order_of(sampler) is not None,
         is_last=cell.settings.steps == max(selfcheck_sampler.STEPS),
     )
     return Judgement(cell, *found)

@@ -8,6 +8,7 @@ protocols by short hash.
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,7 +186,7 @@ class Arrangement:
         """The tables of a metric with its errors, replicates averaged.
 
         Raises:
-            ValueError: if two cells belong in the same place.
+            ValueError: if two cells belong at the same position.
         """
         ready, columns = self.ready, self.layout.columns
         if metric.name == EXACT and (ready["sampler"] == DEFAULT).any():
@@ -230,7 +231,7 @@ def pivot_tables(
     be compared, each gets its own table: the setting "protocol" is its `comparability_key`, and a note explains it.
 
     Raises:
-        ValueError: if two cells belong in the same place.
+        ValueError: if two cells belong at the same position.
     """
     if frame.empty:
         return []
@@ -262,18 +263,18 @@ def _pivot(
     group: pd.DataFrame,
     metric: MetricColumn,
     means: Averaged | None,
-    place: tuple[Sequence[str], str],
+    layout: tuple[Sequence[str], str],
     settings: Mapping[str, str],
     notes: tuple[str, ...],
 ) -> Pivot:
-    """The table of a group of cells, with the frame's columns `place` as its rows and columns."""
-    rows, column_key = place
+    """The table of a group of cells, with the frame's columns `layout` as its rows and columns."""
+    rows, column_key = layout
     keys = [*rows, column_key]
     labels = pd.DataFrame({name: labelled(group, name, beside=[*rows, *settings]).map(str) for name in rows})
     labels[column_key] = labelled(group, column_key)
-    places = [tuple(values) for values in labels[keys].itertuples(index=False)]
-    if twice := next((values for values in places if places.count(values) > 1), None):
-        first, second, *_ = (str(cell) for cell, values in zip(group["cell"], places, strict=True) if values == twice)
+    positions = [tuple(values) for values in labels[keys].itertuples(index=False)]
+    if twice := next((values for values in positions if positions.count(values) > 1), None):
+        first, second, *_ = (str(cell) for cell, at in zip(group["cell"], positions, strict=True) if at == twice)
         at = ", ".join(f"{SHOWN.get(name, name)} {value}" for name, value in zip(keys, twice, strict=True))
         raise ValueError(f"cells {first} and {second} are both at {at} of one table")
     errors, spreads = list(group[metric.error]) if metric.error else [math.nan] * len(group), None
@@ -283,8 +284,8 @@ def _pivot(
     flat = [row[0] for row in index] if len(rows) == 1 else pd.MultiIndex.from_tuples(index)
 
     def grid(values: Iterable[Any], dtype: type = float) -> pd.DataFrame:
-        by_place = dict(zip(places, values, strict=True))
-        body = [[by_place.get((*row, column), math.nan) for column in header] for row in index]
+        by_position = dict(zip(positions, values, strict=True))
+        body = [[by_position.get((*row, column), math.nan) for column in header] for row in index]
         return pd.DataFrame(body, index=flat, columns=header, dtype=dtype)
 
     return Pivot(
@@ -315,10 +316,10 @@ def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":
     elif name in SYMBOLS:
         keys = list(group[name])
     else:
-        first = {value: place for place, value in enumerate(dict.fromkeys(group[name].map(as_text)))}
+        first = {value: rank for rank, value in enumerate(dict.fromkeys(group[name].map(as_text)))}
         keys = [first[as_text(value)] for value in group[name]]
-    places = {key: place for place, key in enumerate(sorted(set(keys)))}
-    return pd.Series([places[key] for key in keys], index=group.index)
+    ranks = {key: rank for rank, key in enumerate(sorted(set(keys)))}
+    return pd.Series([ranks[key] for key in keys], index=group.index)
 
 
 def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd.DataFrame:
@@ -390,6 +391,11 @@ def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.
     if name == OPTIONS:
         return frame[name].map(options_text)
     return frame[name] if name in ("steps", EVALUATIONS) else frame[name].map(shown)
+
+
+def short_samplers(text: str) -> str:
+    """A text with diffusers' schedulers by the short names of their classes; not DDIM, which is also one of ours."""
+    return re.sub(r"\bdiffusers:(?!DDIMScheduler\b)(\w+)Scheduler\b", r"\1", text)
 
 
 def options_text(given: object, if_none: str = "") -> str:

@@ -120,7 +120,7 @@ def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
 
 
 def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
-    """The snapshot of the first training, with the scores of the others in its cells' `trainings`."""
+    """The snapshot of the first training run, with the scores of the others in its cells' `trainings`."""
     first, cells = trainings[0], []
     others = [_same_cells(training, first) for training in trainings[1:]]
     hashes = [cell.network.weights_sha256 for training in trainings for cell in training.cells[:1]]
@@ -136,7 +136,7 @@ def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
                 )
         scores = (Scored(float(other.metrics["fid"]), other.influence) for other in same if other.influence is not None)
         cells.append(replace(cell, trainings=tuple(scores)))
-    return replace(first, cells=tuple(cells), trainings=tuple(training.place for training in trainings))
+    return replace(first, cells=tuple(cells), trainings=tuple(training.source for training in trainings))
 
 
 def _same_cells(training: Snapshot, first: Snapshot) -> dict[str, SnapshotCell]:
@@ -144,7 +144,7 @@ def _same_cells(training: Snapshot, first: Snapshot) -> dict[str, SnapshotCell]:
     pairs, only_new, only_first = matched(training, first)
     if only_new or only_first:
         raise UserError(
-            f"{training.place} and {first.place} have different cells; a recipe's trainings have the same grid"
+            f"{training.source} and {first.source} have different cells; a recipe's trainings have the same grid"
         )
     return {old.cell: new for new, old in pairs}
 

@@ -100,11 +100,11 @@ def worst_check(checks: Iterable[Check]) -> Check:
     return worst._replace(distance=None, pair=None)
 
 
-def place_of(cell: SnapshotCell, **other: object) -> str:
+def sampling_key_of(cell: SnapshotCell, **other: object) -> str:
     """The key of a sampled cell, from its network and its settings, some of which `other` replaces."""
-    return place(cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **other})
+    return sampling_key(cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **other})
 
 
-def place(weights_sha256: str | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """As `place_of`, from the parts."""
+def sampling_key(weights_sha256: str | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The same key from its parts."""
     return json_sha256([weights_sha256, diffusion, settings])

@@ -71,8 +71,8 @@ def compare_snapshots(
         scorer = Check("clean")
     critical = None if math.isnan(judgement.critical) else judgement.critical
     return BaselineComparison(
-        directory=new.place,
-        baseline=baseline.place,
+        directory=new.source,
+        baseline=baseline.source,
         result=worst(cell.result for cell in cells),
         cells=tuple(cells),
         only_new=tuple(only_new),
@@ -272,7 +272,7 @@ def _differing_metrics(new: SnapshotCell, old: SnapshotCell) -> list[str]:
 def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
     """The way in which the images vary less than the baseline's, if that is why FID has no standard error; else None.
 
-    Both have the same N. So either no feature varies any more, or more do than before, which is no collapse unless
+    Both have the same N. So either no feature varies any more, or more do than before, which is not a collapse unless
     images repeat.
     """
     if new.lacks_influence:

@@ -91,7 +91,7 @@ def write_baseline(
     """
     value = {
         "format": FORMAT,
-        "run": snapshot.place,
+        "run": snapshot.source,
         "trainings": list(snapshot.trainings),
         "name": snapshot.name,
         "accepted": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -60,10 +60,10 @@ def matched(new: Snapshot, baseline: Snapshot) -> Matched:
         if changed := changed_code(new, baseline):
             raise UserError("; ".join(changed))
         raise UserError(
-            f"no cell of {new.place} has the settings of one of {baseline.place} "
+            f"no cell of {new.source} has the settings of one of {baseline.source} "
             f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"
         )
-    _require_comparable(pairs, new.place if new.cells[0].metrics else "DIR")
+    _require_comparable(pairs, new.source if new.cells[0].metrics else "DIR")
     matched_old = {old.cell for _, old in pairs}
     matched_new = {cell.cell for cell, _ in pairs}
     return Matched(
@@ -74,7 +74,7 @@ def matched(new: Snapshot, baseline: Snapshot) -> Matched:
 
 
 def _shared_keys(new: Iterable[SnapshotCell], old: Iterable[SnapshotCell]) -> tuple[str, ...]:
-    """The keys that identify a cell only if a grid has several values of them: N, and the places of models."""
+    """The keys that identify a cell only if a grid has several values of them: N, and the paths of models."""
     sides = (list(new), list(old))
     optional = ("num_samples", *sorted(MODEL_FILES))
     return tuple(name for name in optional if any(len({_value(cell, name) for cell in side}) > 1 for side in sides))
@@ -105,7 +105,7 @@ def changed_code(new: Snapshot, baseline: Snapshot) -> list[str]:
         name = cell.settings.get("sampler", DEFAULT)
         if name in names and (name, _code(cell)) not in known:
             changed.setdefault(name, []).append(label_of[cell.cell])
-    accept = ACCEPT.replace("DIR", new.place if new.cells[0].metrics else "DIR")
+    accept = ACCEPT.replace("DIR", new.source if new.cells[0].metrics else "DIR")
     return [
         f"the code of the sampler {name} is not the baseline's, so there is nothing to compare its cells with "
         f"({listed(cells, MAX_DIFFERENCES_NAMED)}); undo the change or, if it is meant, accept a run with the new "
@@ -122,8 +122,8 @@ def _first_difference(new: SnapshotCell, old: SnapshotCell) -> str:
     return "their settings differ"
 
 
-def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], place: str) -> None:
-    """Raise `UserError` if a pair differs in a field of `MUST_AGREE`; the message says how to accept `place`."""
+def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], directory: str) -> None:
+    """Raise `UserError` if a pair differs in a field of `MUST_AGREE`; the message says how to accept `directory`."""
     differences: dict[str, set[str]] = {}
     for new, old in pairs:
         sides = {name: _fields(cell.protocol) for name, cell in (("new", new), ("baseline", old))}
@@ -141,7 +141,7 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], plac
             raise UserError(f"the runs are of different data: {shown}; give a run or a baseline of the same data")
         raise UserError(
             f"the runs were measured in different ways: {shown}; measure both alike, or accept a run that is measured "
-            f"as this one: {ACCEPT.replace('DIR', place)}"
+            f"as this one: {ACCEPT.replace('DIR', directory)}"
         )
 
 
@@ -178,8 +178,8 @@ def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
 
 def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """As `labels`; `cells` has the settings and the grid's other values of each cell id."""
-    places = {key: short_checkpoints(values.get(key) for values in cells.values()) for key in MODEL_FILES}
-    given = {cell: _in_text(values, places) for cell, values in cells.items()}
+    short_paths = {key: short_checkpoints(values.get(key) for values in cells.values()) for key in MODEL_FILES}
+    given = {cell: _in_text(values, short_paths) for cell, values in cells.items()}
     differing = varying(list(given.values()))
     labels: dict[str, str] = {}
     for unsaid in ({"sampler", "eta"}, {"sampler"}, set[str]()):  # names of cells begin with the sampler, or ddim's eta
@@ -200,9 +200,9 @@ def _ignored(sampler: str) -> Set[str]:
     return set(SAMPLER_KEYS) - honoured
 
 
-def _in_text(values: Mapping[str, Any], places: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The values other than S, as text; places of models by their short names."""
+def _in_text(values: Mapping[str, Any], short_paths: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The values other than S, as text; paths of models by their short names."""
     left_out = {"steps", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
     given = {key: value for key, value in values.items() if key not in left_out}
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
-    return {key: places[key].get(value, value) if key in MODEL_FILES else value for key, value in shown.items()}
+    return {key: short_paths[key].get(value, value) if key in MODEL_FILES else value for key, value in shown.items()}

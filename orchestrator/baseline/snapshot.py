@@ -146,7 +146,7 @@ class SnapshotCell:
     scored_with: ScoredWith | None = None
     """None: unknown, in a baseline of an earlier version."""
     trainings: tuple[Scored, ...] = ()
-    """The same cell of the other trainings of a recipe; `metrics` are those of the first."""
+    """The same cell of a recipe's other training runs; `metrics` are those of the first."""
     failed: str | None = None
     """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
 
@@ -156,7 +156,7 @@ class SnapshotCell:
 
     @property
     def fid(self) -> float:
-        """FID; of a recipe, the mean over its trainings."""
+        """FID; of a recipe, the mean over its training runs."""
         return float(np.mean([self.metrics["fid"], *(training.fid for training in self.trainings)]))
 
     @property
@@ -179,7 +179,7 @@ class SnapshotCell:
 class Snapshot:
     """The scored cells of a run, and what is not scored."""
 
-    place: str
+    source: str
     """The run directory or the baseline file."""
     name: str
     """The name of the run."""
@@ -206,7 +206,7 @@ def snapshot_of_run(directory: str) -> Snapshot:
 def require_scores(snapshot: Snapshot) -> Snapshot:
     """The snapshot itself; `UserError` if no cell is scored."""
     if not snapshot.cells:
-        raise UserError(f"{snapshot.place} has no scored cells; run `taugrid evaluate` first")
+        raise UserError(f"{snapshot.source} has no scored cells; run `taugrid evaluate` first")
     return snapshot
 
 
@@ -238,10 +238,10 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         if score is None:
             cells.append(replace(found, protocol=protocols[cell.id], failed=failed[cell.name]))
         else:
-            places = scored_on.get(cell.id, set()) | scored_on.get(REFERENCE, set())
+            devices = scored_on.get(cell.id, set()) | scored_on.get(REFERENCE, set())
             score = score | {"protocol": on_devices(score["protocol"], kinds.get(cell.id))}
             found = _with_score(found, rundir, cell, score)
-            cells.append(replace(found, scored_with=ScoredWith.of(places, score["protocol"])))
+            cells.append(replace(found, scored_with=ScoredWith.of(devices, score["protocol"])))
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
     return Snapshot(
         rundir.shown,

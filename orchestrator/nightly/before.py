@@ -137,7 +137,7 @@ def expected_coverage(run: Run, file: str) -> dict[str, Any]:
         raise UserError(problem)
     baseline = snapshot_of(file)
     coverage: dict[str, Any] = {
-        "place": baseline.place,
+        "place": baseline.source,
         "cells": len(baseline.cells),
         "compared": None,
         "unknown": None,

@@ -82,7 +82,7 @@ def _score(cell: SnapshotCell, label: str) -> dict[str, Any]:
 def _baseline_dict(baseline: Snapshot) -> dict[str, Any]:
     accepted = baseline.accepted or {}
     return {
-        "place": baseline.place,
+        "place": baseline.source,
         "id": accepted.get("parquet_sha256"),
         "accepted": accepted.get("accepted"),
         "reason": accepted.get("reason"),
@@ -106,7 +106,7 @@ def _next(night: Night, baseline: Snapshot, verdict: Mapping[str, Any]) -> str:
         return "find out why the cells above fail; this night can't be a baseline"
     if verdict["result"] == Verdict.UNDECIDED:
         return "to decide more, raise `sample.num_samples`, or sample the undecided cells alone with `--grow-to N`"
-    to = baseline.place if baseline.accepted else "FILE"
+    to = baseline.source if baseline.accepted else "FILE"
     if verdict["comparison"]["only_baseline"]:
         return (
             "a run of the cells that only the baseline has; later nights lack them if you accept this one: "

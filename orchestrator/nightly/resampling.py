@@ -16,7 +16,7 @@ from taugrid.config import Config, validate
 from taugrid.config.load import CONFIG_NAME
 from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.canaries import Check, Sampled, batch_of, place, place_of
+from taugrid.orchestrator.baseline.canaries import Check, Sampled, batch_of, sampling_key, sampling_key_of
 from taugrid.orchestrator.baseline.comparison import Canaries, not_sampled
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.pixels import first_images, pixel_digests
@@ -132,7 +132,7 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
     canaries: dict[str, Sampled | Check] = {}
     for cell in run.plan.cells:
         weights_sha256 = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        key = place(weights_sha256, cell.model.diffusion.recorded, cell.settings.recorded)
+        key = sampling_key(weights_sha256, cell.model.diffusion.recorded, cell.settings.recorded)
         if code_changed:
             canaries[key] = Check("unknown", "taugrid's code changed between the sessions of this night")
         elif cell.name in failed:
@@ -143,7 +143,7 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
 
     def canary(old: SnapshotCell) -> Sampled | Check:
         missing = Check("unknown", "the canary's images are missing")
-        return canaries.get(place_of(old, num_samples=batch_of(old)), missing)
+        return canaries.get(sampling_key_of(old, num_samples=batch_of(old)), missing)
 
     return canary
 

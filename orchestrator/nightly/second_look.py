@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from taugrid.eval.gate.rule import BEYOND_CHANCE, Change, Scored
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.canaries import check_scorer, place_of
+from taugrid.orchestrator.baseline.canaries import check_scorer, sampling_key_of
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, snapshot_of_opened
 from taugrid.orchestrator.nightly.resampling import Pair, Resampler, point_of
 from taugrid.words import counted
@@ -65,10 +65,10 @@ class SecondLook:
         snapshot = snapshot_of_opened(resampling.run, resampling.failed)
         if (reason := _code_change(self.tonight, snapshot)) is not None:
             return reason
-        scored = {place_of(cell): cell for cell in snapshot.cells}
+        scored = {sampling_key_of(cell): cell for cell in snapshot.cells}
         changes = []
         for pair in pairs:
-            new, old = (scored[place_of(cell, **self._fresh(cell, look))] for cell in pair)
+            new, old = (scored[sampling_key_of(cell, **self._fresh(cell, look))] for cell in pair)
             if old.influence is None:
                 return f"the baseline's network has no FID with an error for these samples ({old.failed or old.reason})"
             if (reason := _contradiction(old, pair[1])) is not None:

@@ -149,7 +149,8 @@ def plan(
         model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
         found = _cell_id(model, each.settings, each.said.code)
         cell = Cell(found, model, each.settings, axes(each.values), each.values, names, each.said)
-        if (key := (cell.id, plain_text(each.ignored))) in seen:
+        key = cell.id, plain_text(each.ignored)
+        if key in seen or cells.get(cell.id, cell).settings != cell.settings:  # or with another N
             raise _twice(each.point, len(mappings))
         seen.add(key)
         cells.setdefault(cell.id, cell)

@@ -21,7 +21,7 @@ from taugrid.workers.diffusion.process import Point, path
 from taugrid.workers.diffusion.timesteps import times
 from taugrid.workers.samplers.sampler import find
 
-CLAIMED = {"ddim": 1, "heun": 2, "dpm++2m": 2, "dpm++3m": 3, "unipc": 4}
+CLAIMED = {name: find(name).order for name in ("ddim", "heun", "dpm++2m", "dpm++3m", "unipc")}
 """The order of each solver."""
 
 STEPS = (125, 250, 500, 1000)

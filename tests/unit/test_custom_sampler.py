@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from asking import forget_code_here
 from click.testing import CliRunner
 from in_process import drive, small_run
@@ -39,6 +40,7 @@ BROKEN = """
 import random
 import numpy as np
 import torch
+from taugrid.workers.samplers.sampler import Sampler
 
 def good(x, path, denoise, noise, settings):
     for point in path[:-1]:
@@ -71,6 +73,22 @@ own_generator = after(lambda x: x + torch.randn(x.shape, generator=torch.Generat
 entropy = after(lambda x: x + np.random.default_rng().random())
 shape = after(lambda x: x[:, :, 1:])
 dtype = after(lambda x: x.double())
+float64 = after(lambda x: (torch.set_default_dtype(torch.float64), x.double())[1])
+threads = after(lambda x: (torch.set_num_threads(2), x)[1])
+deterministic = after(lambda x: (torch.use_deterministic_algorithms(True), x)[1])
+matmul = after(lambda x: (torch.set_float32_matmul_precision("medium"), x + torch.randn_like(x))[1])
+learned = after(lambda x: x * torch.nn.Parameter(torch.ones(1)))
+
+def guided(x, path, denoise, noise, settings):
+    with torch.enable_grad():
+        return learned(x, path, denoise, noise, settings)
+
+class NotANumber(Sampler):
+    def tau(self, settings, process):
+        return (1.0, float("nan"), 1000.0)
+
+    sample = staticmethod(good)
+
 nothing = after(lambda x: None)
 nan = after(lambda x: x / 0 * 0)
 mean = after(lambda x: x - x.mean())
@@ -131,6 +149,11 @@ def here(folder, asked_here):
          "noise(key), and with noise(key, 1)"),
         ("numpys", "draws from the global random numbers of numpy,"),
         ("pythons", "draws from the global random numbers of random,"),
+        ("float64", "changes torch's default dtype for the whole process, the network included; remove that"),
+        ("threads", "changes torch's number of threads for the whole process"),
+        ("deterministic", "changes torch's deterministic mode for the whole process"),
+        ("matmul", "changes torch's matmul precision for the whole process"),
+        ("NotANumber", "`tau` of mine:NotANumber must return increasing numbers in 1..1000, not (1.0, nan, 1000.0)"),
         ("own_generator", "than in a batch, so images would depend on the batch; draw only with noise(key)"),
         ("entropy", "returns two different results for the same x, so it keeps a state or draws random numbers"),
         ("keeps_state", "returns two different results for the same x"),
@@ -152,8 +175,23 @@ def here(folder, asked_here):
     ],
 )  # fmt: skip
 def test_a_sampler_that_breaks_the_rules_is_refused_before_it_runs(here, name, told):
+    before = [get() for get, _ in trial.SETTINGS.values()]
     assert told in refused(f"mine:{name}")
+    assert [get() for get, _ in trial.SETTINGS.values()] == before
     assert refused(f"mine:{name}").startswith("sample.sampler: ")
+
+
+def test_a_module_that_turns_gradients_off_is_refused(here):
+    (here / "mine.py").write_text(f"{BROKEN}\ntorch.set_grad_enabled(False)\n")
+    assert "mine:good changes torch's gradient mode for the whole process" in refused("mine:good")
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", ["learned", "guided"])
+def test_images_have_no_gradient(here, name):
+    model = {"model": {"oracle": "gaussian"}, "shape": (1, 4, 4), "steps": 4, "seed": 0}
+    images = taugrid.sample(indices=2, sampler=f"mine:{name}", **model)
+    assert np.array_equal(images, taugrid.sample(indices=2, sampler="mine:good", **model))
 
 
 @pytest.mark.parametrize("name", ["own_mean", "threshold", "power"])
@@ -193,7 +231,11 @@ def test_a_cell_knows_the_calls_that_were_counted(here):
     assert cell.from_sampler.times == tuple(time for time in (999, 749, 499, 249) for _ in range(3))
     assert cell.from_sampler.arguments == {"passes": 2}
     assert cell.name == f"S0004-my_sampler_renoised-{cell.id}"
-    assert cell.from_sampler.keys == ("spacing", "steps_offset")
+    assert cell.from_sampler.keys == ()
+    [same] = planned("my_sampler:renoised", grid={"spacing": ["linear", "ermongroup-uniform"], "steps": [7]}).cells
+    assert same.nfe == 14
+    [longer] = planned(spacing="ermongroup-uniform", steps=7).cells
+    assert longer.nfe == 8
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -229,6 +230,16 @@ def test_an_image_does_not_depend_on_its_batch_nor_on_chance(name):
     assert drawn
     assert torch.equal(before, torch.get_rng_state())
     assert "randn_tensor" in vars(sys.modules[type(scheduler(name)).__module__])
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "HeunDiscreteScheduler"])
+def test_threads_do_not_disturb_each_other(name):
+    """A scheduler has a state, and the one place that its noise comes from is the module's."""
+    alone = [ours(name, 10, indices=[index])[0] for index in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda index: ours(name, 10, indices=[index])[0], range(4)))
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", [name for name in adapter.ADAPTED if name not in STOCHASTIC])

@@ -13,7 +13,8 @@ import torch
 from taugrid import images
 from taugrid.config import DIFFUSION_DEFAULTS, Sample
 from taugrid.eval.metrics import frechet, statistics
-from taugrid.eval.selfcheck_sampler import ORDERS, STEPS, Limit, judge, order_problems
+from taugrid.eval.selfcheck_sampler import STEPS, Limit, judge, order_problems
+from taugrid.registry.samplers import SAMPLERS
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise, oracle
 from taugrid.workers.diffusion.denoiser import Denoise
@@ -66,7 +67,7 @@ def problems(name, make=pictures, follows=True, **given):
     return [line for each in found.values() for line in each.findings.problems] + order
 
 
-@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_our_samplers_pass(name):
     assert problems(name) == []
 
@@ -83,12 +84,12 @@ def test_an_unknown_sampler_is_judged_by_what_its_images_are():
 def test_a_solver_of_a_lower_order_is_found(monkeypatch):
     real = DPMpp3M.step
     monkeypatch.setattr(DPMpp3M, "step", DPMpp2M.step)
-    monkeypatch.setattr(DPMpp3M, "order", 2)
+    monkeypatch.setattr(DPMpp3M, "points", 2)
     assert problems("dpm++3m") == ["from 25 to 100 steps the error falls with order 1.9, where dpm++3m has order 3"]
     monkeypatch.setattr(DPMpp3M, "step", real)
     monkeypatch.setattr(unipc, "ORDER", 2)
     assert problems("unipc") == ["from 25 to 100 steps the error falls with order 3.0, where unipc has order 4"]
-    monkeypatch.setattr(DPMpp2M, "order", 1)
+    monkeypatch.setattr(DPMpp2M, "points", 1)
     assert problems("dpm++2m") == ["from 25 to 100 steps the error falls with order 1.0, where dpm++2m has order 2"]
 
 

@@ -2,7 +2,9 @@
 
 import math
 import re
+from fractions import Fraction
 from itertools import pairwise
+from math import factorial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from taugrid.workers.samplers.dpmpp3m import DPMpp3M
 from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, from_sampler
 from taugrid.workers.samplers.sampler import find
 from taugrid.workers.samplers.solver import Evaluated
+from taugrid.workers.samplers.unipc import moments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -323,6 +326,15 @@ def test_heun_evaluates_twice_where_a_step_is_second_order(process, expected):
     assert len(asked) == expected
 
 
+@pytest.mark.parametrize("h", [1e-6, 1e-4, 0.01, 0.1, 0.49, 0.5, 0.51, 1.0, 3.0, 10.0])
+def test_moments_of_unipc_are_those_of_fractions(h):
+    """h sum_j (-h)^j k! / (k + j + 1)!, of rational numbers."""
+    terms = [Fraction(-h) ** j for j in range(80)]
+    exact = [sum(Fraction(h) * each * Fraction(factorial(k), factorial(k + j + 1)) for j, each in enumerate(terms))
+             for k in range(4)]  # fmt: skip
+    assert moments(h, 4) == pytest.approx([float(each) for each in exact], rel=1e-14, abs=0)
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_clipping(name):
     """The two modes that clip are one: the ODE's eps is the one that leads from x0 to x."""
@@ -361,8 +373,8 @@ def test_a_step_of_length_0_is_refused_with_the_steps_that_work(name, spacing, s
         sampled(name, spacing=spacing, steps=steps, process=process)
     shown = spacing if isinstance(spacing, str) else "1,500"
     assert str(refused.value) == (
-        f"sample.steps, sample.spacing: {steps} steps of spacing {shown} have one of length 0 at time {time}, which "
-        f"{name} can't take; set {remedy}, or choose another spacing"
+        f"sample.steps, sample.spacing: {name} with steps {steps} and spacing {shown} has a step of length 0 at time "
+        f"{time}; set {remedy}, or choose another spacing"
     )
     if remedy == SET_ALPHA:
         assert sampled(name, spacing=spacing, steps=steps).isfinite().all()
@@ -371,6 +383,23 @@ def test_a_step_of_length_0_is_refused_with_the_steps_that_work(name, spacing, s
     assert sampled(name, spacing=spacing, steps=works, process=process).isfinite().all()
     with pytest.raises(UserError, match="of length 0"):
         sampled(name, spacing=spacing, steps=works + 1, process=process)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    ("spacing", "remedy"),
+    [("leading", "set steps to 2, or "), ("linspace", "set steps to 2, or "), ([1], ""), ([1, 2, 3], "")],
+)
+def test_a_first_call_where_x_should_be_mostly_signal_is_refused(name, spacing, remedy):
+    steps, shown = (1, spacing) if isinstance(spacing, str) else (len(spacing), ",".join(map(str, spacing)))
+    with pytest.raises(UserError) as refused:
+        sampled(name, spacing=spacing, steps=steps)
+    assert str(refused.value) == (
+        f"sample.steps, sample.spacing: {name} with steps {steps} and spacing {shown} first calls the network at time "
+        f"{steps - 1}, where 100% of the variance should be signal, but x_T is noise; {remedy}choose another spacing"
+    )
+    if remedy:
+        sampled(name, spacing=spacing, steps=2)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -178,10 +178,17 @@ def test_log_snr_spacings_divide_it_equally(schedule):
     found = times("logsnr", 20, process)
     levels = np.log([1 / process.at(t).ratio for t in found])
     assert (found[0], found[-1], len(found)) == (1, 1000, 20)
-    np.testing.assert_allclose(np.diff(levels), (levels[-1] - levels[0]) / 19, rtol=1e-9)
+    np.testing.assert_allclose(np.diff(levels), (levels[-1] - levels[0]) / 19, rtol=1e-6)
     assert times("logsnr-int", 20, process) == tuple(round(t) for t in found)
     assert times("logsnr", 1, process) == (1000,)
     assert times("quadratic", 20, process) == tau("quadratic", 20, 1000)
+
+
+def test_log_snr_times_are_the_same_where_logarithms_differ_in_the_last_bit(monkeypatch):
+    process = DiscreteVP(alpha_bar("linear", 1000, 1e-4, 2e-2))
+    before, log = times("logsnr", 100, process), np.log
+    monkeypatch.setattr(np, "log", lambda x: np.nextafter(log(x), -np.inf))
+    assert times("logsnr", 100, process) == before
 
 
 def test_log_snr_needs_signal_at_the_last_time():

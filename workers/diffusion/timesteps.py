@@ -13,14 +13,17 @@ SPACINGS = ("linear", "quadratic", "leading", "trailing", "linspace", "ermongrou
 LOG_SNR = ("logsnr", "logsnr-int")
 """Spacings that also depend on the process; `times` knows them."""
 
+TICKS = 2.0**20
+"""Log-SNR times are multiples of 1 / TICKS: CPUs whose logarithms differ in the last bit then visit the same times."""
+
 
 def times(
     spacing: str | Sequence[int], steps: int, process: Process, steps_offset: int = 0
 ) -> tuple[int, ...] | tuple[float, ...]:
     """The S = `steps` times of a process to visit, increasing, in 1..T.
 
-    - `logsnr`: uniform in log(alpha / sigma) from 1 to T, as in DPM-Solver (Lu et al. 2022, section 3.3), unrounded. T
-      alone for S = 1.
+    - `logsnr`: uniform in log(alpha / sigma) from 1 to T, as in DPM-Solver (Lu et al. 2022, section 3.3), to the
+      nearest 2^-20. T alone for S = 1.
     - `logsnr-int`: those rounded to integers, halves to even. Some can be equal if S is large.
     - all others are `tau`.
 
@@ -36,8 +39,8 @@ def times(
     log_snr = np.log(levels / (1 - levels)) / 2
     wanted = np.linspace(log_snr[-1], log_snr[0], steps)[1:-1]
     log_alpha = -np.log1p(np.exp(-2 * wanted)) / 2  # linear in t between two integers
-    inner = np.interp(-log_alpha, -np.log(levels) / 2, np.arange(1, T + 1)).tolist()
-    every = [1, *sorted(inner), T] if steps > 1 else [T]
+    inner = np.round(np.interp(-log_alpha, -np.log(levels) / 2, np.arange(1, T + 1)) * TICKS) / TICKS
+    every = [1, *sorted(inner.tolist()), T] if steps > 1 else [T]
     return tuple(map(round, every)) if spacing == "logsnr-int" else tuple(every)
 
 

@@ -46,6 +46,8 @@ def sample_batch(model: "Denoiser", indices: "Tensor", job: SamplingSpec) -> "Te
     Raises:
         SamplerFault: if the sampler returns something else, or does not call the network as often as it says.
     """
+    import torch
+
     from taugrid.workers.diffusion.noise import normal
 
     settings, process, shape = job.settings, schedules.process(job.diffusion), job.decoder.network_shape
@@ -57,7 +59,8 @@ def sample_batch(model: "Denoiser", indices: "Tensor", job: SamplingSpec) -> "Te
 
     denoise = Denoise(model, process, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
     x_T, sampler = noise(0), find(settings.sampler)
-    x0 = sampler.sample(x_T, path(process, job.tau), denoise, noise, with_defaults(settings, sampler))
+    with torch.no_grad():
+        x0 = sampler.sample(x_T, path(process, job.tau), denoise, noise, with_defaults(settings, sampler))
     _require_images(x0, x_T, settings.sampler)
     if denoise.calls != job.nfe:
         raise SamplerFault(
@@ -65,7 +68,7 @@ def sample_batch(model: "Denoiser", indices: "Tensor", job: SamplingSpec) -> "Te
             f"`evaluations` returns {job.nfe}; state the number with `evaluations`, a method of the class or "
             "an attribute of the function: evaluations(settings, process)"
         )
-    return x0
+    return x0.detach()  # a sampler may have enabled gradients
 
 
 def _require_images(x0: object, x_T: "Tensor", sampler: str) -> None:

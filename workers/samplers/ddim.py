@@ -21,6 +21,7 @@ Eta = float | Literal["sigma_hat"]
 class DDIM(Sampler):
     """DDIM, DDPM and all between: `sample.eta`."""
 
+    order = 1
     keys = frozenset({"eta", "spacing", "steps_offset", "clip", "clip_range"})
 
     def label(self, settings: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from taugrid.errors import UserError, last_line
 from taugrid.hashing import canonical_json
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, PredictionType, Process, noise_key
-from taugrid.workers.samplers.sampler import Noise, Sampler
+from taugrid.workers.samplers.sampler import Noise, Sampler, mostly_signal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,9 +83,6 @@ NOT_DATA = ("solver_p", "tau_func")
 
 ANNOTATIONS = {"sigma_max": float | None}
 """Where diffusers' own are wrong: `bool | None` in UniPC."""
-
-MOST_SIGNAL = 0.5
-"""alpha_bar at the first call, at most: x_T is noise, so a network that expects mostly signal there is misled."""
 
 OFF_BY = 2.0
 """How far the noise level of x may be from that of the time at which the network is called for it. Rounded times are
@@ -196,20 +194,25 @@ def run(
         output: called with x and the network's time, returns what the network predicts, in the scheduler's terms.
         noise: at each key, the first draw of the scheduler is draw 0, the next one draw 1.
     """
-    scheduler.set_timesteps(steps)
     draws: Counter[int] = Counter()
-    x = x * float(scheduler.init_noise_sigma)
-    for t in scheduler.timesteps:
-        time: float = t.item()
+    with _ONE_AT_A_TIME:
+        scheduler.set_timesteps(steps)
+        x = x * float(scheduler.init_noise_sigma)
+        for t in scheduler.timesteps:
+            time: float = t.item()
 
-        def draw(shape: Sequence[int], key: int = noise_key(time), **like: Any) -> "Tensor":
-            draws[key] += 1
-            return noise(key, draws[key] - 1).to(like["dtype"])
+            def draw(shape: Sequence[int], key: int = noise_key(time), **like: Any) -> "Tensor":
+                draws[key] += 1
+                return noise(key, draws[key] - 1).to(like["dtype"])
 
-        predicted = output(scheduler.scale_model_input(x, t), time)
-        with _noise_of(scheduler, draw):
-            x = scheduler.step(predicted, t, x, return_dict=False)[0]
+            predicted = output(scheduler.scale_model_input(x, t), time)
+            with _noise_of(scheduler, draw):
+                x = scheduler.step(predicted, t, x, return_dict=False)[0]
     return x
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while a batch is sampled: a scheduler has a state, and `_noise_of` changes its module for all threads."""
 
 
 @contextmanager
@@ -331,12 +334,8 @@ def _wrong_schedule(name: str, options: str, steps: int, process: Process) -> st
     times, no_signal = _times(scheduler), process.alpha_bar[-1] == 0  # then log alpha is not linear up to T
     if outside := [t for t in times if not 0 <= t <= last or (no_signal and last - 1 < t < last)]:
         return f"calls the network at time {outside[0]:g}, which the process does not have (0..{last})"
-    signal = process.at(times[0] + 1).alpha_bar
-    if signal > MOST_SIGNAL:
-        return (
-            f"first calls the network at time {times[0]:g}, where {signal:.0%} of the variance should be signal, but "
-            "x_T is noise"
-        )
+    if (why := mostly_signal(process, times[0] + 1)) is not None:
+        return why
     starts, levels = _levels(scheduler, process)
     for step, t in enumerate(starts):
         moves = levels[step + 1] < levels[step] or step == len(starts) - 1  # some end at the noise of their last call

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class DPMpp2M(Multistep):
     """Second order, one evaluation a step."""
 
-    order = 2
+    order = points = 2
 
     def step(self, x: "Tensor", history: Sequence[Evaluated], b: Point) -> "Tensor":
         """The second-order update of the paper's algorithm 2; the first-order one without an older point.

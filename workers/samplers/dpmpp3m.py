@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 class DPMpp3M(DPMpp2M):
     """Third order, one evaluation a step."""
 
-    order = 3
+    order = points = 3
 
     def step(self, x: "Tensor", history: Sequence[Evaluated], b: Point) -> "Tensor":
         """The integral of the parabola through three x0; with fewer, the step of DPM-Solver++(2M)."""
-        if len(history) < self.order:
+        if len(history) < self.points:
             return super().step(x, history, b)
         (a, m0), (before, m1), (first, m2) = history
         h = length(a, b)

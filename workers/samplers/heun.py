@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Heun(Solver):
     """Second order, two evaluations a step, except that a step that is first-order takes one: 2 S - 1."""
 
+    order = 2
+
     def times(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """Of each step the time where it begins and, if it has a second evaluation, the time where it ends."""
         steps = pairwise(path(process, self.tau(settings, process)))

@@ -4,6 +4,7 @@ Imports no torch, and no code of the user's.
 """
 
 import json
+import math
 import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -170,7 +171,7 @@ def from_sampler(settings: Sample, diffusion: Diffusion) -> FromSampler:
 
 def _check_numbers(name: str, tau: Sequence[float], evaluations: object, T: int) -> None:
     """Raise `UserError` unless a sampler's tau and evaluations are as the interface says. Times may repeat."""
-    numbers = set(map(type, tau)) <= {int, float}
+    numbers = set(map(type, tau)) <= {int, float} and all(map(math.isfinite, tau))
     if not tau or not numbers or list(tau) != sorted(tau) or not 1 <= tau[0] <= tau[-1] <= T:
         said = f"`tau` of {name} must return increasing numbers in 1..{T}, not {reprlib.repr(tau)}"
         raise UserError(f"sample.sampler: {said}")

@@ -25,6 +25,20 @@ KEYS_OF_A_FUNCTION = frozenset({"spacing", "steps_offset"})
 """The `Sampler.keys` of a function that has no attribute `keys`."""
 
 
+MOST_SIGNAL = 0.5
+"""alpha_bar at the first call, at most: x_T is noise, so a network that expects mostly signal there is misled."""
+
+
+def mostly_signal(process: Process, t: float) -> str | None:
+    """What is wrong with a first call at time t in 1..T, as a phrase that follows a sampler's name; None if nothing."""
+    if (signal := process.at(t).alpha_bar) <= MOST_SIGNAL:
+        return None
+    return (
+        f"first calls the network at time {network_time(t):g}, where {signal:.0%} of the variance should be signal, "
+        "but x_T is noise"
+    )
+
+
 class Noise(Protocol):
     """The noise of one batch, a function of (seed, index of the image, key, draw)."""
 
@@ -40,6 +54,9 @@ class Sampler(ABC):
 
     options: ClassVar[Mapping[str, Any]] = {}
     """The names that `sample.sampler_options` may have, with their defaults."""
+
+    order: ClassVar[int | None] = None
+    """Of convergence, for a solver of the ODE: how fast the error falls with the number of steps."""
 
     libraries: ClassVar[tuple[str, ...]] = ()
     """The packages whose code computes its steps; their versions are part of the protocol."""

@@ -16,12 +16,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from taugrid.config import Sample
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, Process, path, predict_eps
-from taugrid.workers.samplers.sampler import Noise, Sampler
+from taugrid.workers.samplers.sampler import Noise, Sampler, mostly_signal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class Evaluated(NamedTuple):
 
 
 class Solver(Sampler):
-    """A deterministic solver of the ODE. It divides by the length of a step, so it refuses steps of length 0."""
+    """A deterministic solver of the ODE. It refuses steps of length 0, and to begin where x should be mostly signal."""
 
     keys = frozenset({"spacing", "steps_offset", "clip", "clip_range"})
 
@@ -43,29 +43,30 @@ class Solver(Sampler):
         """The times of the spacing.
 
         Raises:
-            ValueError: if two points in a row are equal, with the nearest S below, above 1, at which none are.
+            ValueError: if two points in a row are equal or the first is mostly signal, with the S nearest below (but
+                not 1), or else above, at which neither is so.
         """
-        found = super().tau(settings, process)
-        stays = _where_it_stays(process, found)
-        if stays is None:
+        found, T = super().tau(settings, process), process.timesteps
+        if (why := _objection(process, found)) is None:
             return found
-        remedy = "set diffusion.set_alpha_to_one: true"
-        for steps in range(settings.steps - 1, 1, -1) if isinstance(settings.spacing, str) else ():
-            fewer = super().tau(settings.model_copy(update={"steps": steps}), process)
-            if _where_it_stays(process, fewer) is None:
-                remedy = f"set steps to {steps}"
+        remedy = "" if mostly_signal(process, found[-1]) else "set diffusion.set_alpha_to_one: true, or "
+        others = [*range(settings.steps - 1, 1, -1), *range(settings.steps + 1, T + 1)]
+        for steps in others if isinstance(settings.spacing, str) else ():
+            tau = super().tau(settings.model_copy(update={"steps": steps}), process)
+            if _objection(process, tau) is None:
+                remedy = f"set steps to {steps}, or "
                 break
         raise ValueError(
-            f"{settings.steps} steps of spacing {settings.spacing_name} have one of length 0 at time {stays:g}, which "
-            f"{settings.sampler} can't take; {remedy}, or choose another spacing"
+            f"{settings.sampler} with steps {settings.steps} and spacing {settings.spacing_name} {why}; {remedy}choose "
+            "another spacing"
         )
 
 
 class Multistep(Solver):
     """A solver that calls the network once in a step, and remembers the last points and their x0."""
 
-    order: int
-    """How many points a step uses, its own included. A step has fewer where there were no more before it."""
+    points: ClassVar[int]
+    """How many a step uses, its own included. A step has fewer where there were no more before it."""
 
     def sample(
         self,
@@ -82,7 +83,7 @@ class Multistep(Solver):
             if is_infinite(a, b):
                 x = first_order(x, x0, a, b)
             else:
-                history = [Evaluated(a, x0), *history][: self.order]
+                history = [Evaluated(a, x0), *history][: self.points]
                 x = self.step(x, history, b)
         return x
 
@@ -106,7 +107,8 @@ def first_order(x: "Tensor", x0: "Tensor", a: Point, b: Point) -> "Tensor":
     return b.alpha * x0 + b.sigma * predict_eps(x, x0, a)
 
 
-def _where_it_stays(process: Process, tau: Sequence[float]) -> float | None:
-    """The time of the first step that leads to an equal point; None if all steps lead somewhere."""
+def _objection(process: Process, tau: Sequence[float]) -> str | None:
+    """Why a solver can't visit these times, as a phrase that follows its name; None if it can."""
     steps = zip(reversed(tau), pairwise(path(process, tau)), strict=True)
-    return next((t for t, (a, b) in steps if (a.alpha, a.sigma) == (b.alpha, b.sigma)), None)
+    stays = (f"has a step of length 0 at time {t:g}" for t, (a, b) in steps if (a.alpha, a.sigma) == (b.alpha, b.sigma))
+    return mostly_signal(process, tau[-1]) or next(stays, None)

@@ -7,7 +7,8 @@ the exact prediction for independent pixels from one Gaussian, so each of its ou
 import inspect
 import pickle
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,15 @@ ARGUMENTS = ("x", "path", "denoise", "noise", "settings")
 MEAN, VARIANCE = 0.1, 0.25
 """Of every pixel."""
 
+SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+}
+"""Of torch, for the whole process: how each is read and set."""
+
 
 class Trial(NamedTuple):
     """A `SamplingSpec` for the tiny images."""
@@ -52,13 +62,14 @@ def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tr
     """
     said = []
     try:
-        _check_interface(name)
-        for point in points:
-            settings = Sample.model_validate({**SAMPLE_DEFAULTS.model_dump(), **point["sample"], "sampler": name})
-            diffusion = Diffusion.model_validate({**DIFFUSION_DEFAULTS.model_dump(), **point["diffusion"]})
-            promised = from_sampler(settings, diffusion)
-            times = _times_called(honoured(settings, promised.keys), diffusion, promised)
-            said.append(promised._replace(times=times)._asdict())
+        with _settings_kept(name):
+            _check_interface(name)
+            for point in points:
+                settings = Sample.model_validate({**SAMPLE_DEFAULTS.model_dump(), **point["sample"], "sampler": name})
+                diffusion = Diffusion.model_validate({**DIFFUSION_DEFAULTS.model_dump(), **point["diffusion"]})
+                promised = from_sampler(settings, diffusion)
+                times = _times_called(honoured(settings, promised.keys), diffusion, promised)
+                said.append(promised._replace(times=times)._asdict())
     except SamplerFault as error:
         return Tried((), refusal=f"sample.sampler: {error}")
     except UserError as error:
@@ -136,6 +147,23 @@ def _exact(x: Tensor, at: Point, prediction: str) -> Tensor:
         return x0
     eps = predict_eps(x, x0, at)
     return eps if prediction == "epsilon" else at.alpha * eps - at.sigma * x0
+
+
+@contextmanager
+def _settings_kept(name: str) -> Iterator[None]:
+    """Raises `UserError` if the block changes one of `SETTINGS`, whatever else it raises, and restores them all."""
+    before = {setting: get() for setting, (get, _) in SETTINGS.items()}
+    try:
+        yield
+    finally:
+        changed = [setting for setting, (get, _) in SETTINGS.items() if get() != before[setting]]
+        for setting in changed:
+            SETTINGS[setting][1](before[setting])
+        if changed:
+            raise UserError(
+                f"sample.sampler: {name} changes torch's {' and '.join(changed)} for the whole process, the network "
+                "included; remove that, or do it in a `with` block that ends before the sampler calls or returns"
+            )
 
 
 def _random_states() -> dict[str, bytes]:

@@ -7,7 +7,7 @@ for a_1 of UniP-2 and UniC-1 instead, so that B(h) = h and B(h) = e^h - 1 differ
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import expm1
+from math import expm1, factorial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +24,15 @@ if TYPE_CHECKING:
 ORDER = 3
 """p of UniPC-p: the paper's choice for unconditional sampling. The corrector makes the order p + 1."""
 
+SMALL = 0.5
+"""The h below which the differences in the recursion of `moments` cancel. It uses a power series there: with 16 terms,
+both are exact to 1e-15 at this h, while the recursion is off by 4e-10 at h = 0.01."""
+
 
 class UniPC(Solver):
     """Fourth order, one evaluation a step: the corrector uses the one that the next step needs anyway."""
+
+    order = 4
 
     def sample(
         self,
@@ -65,8 +71,17 @@ def weights(h: float, r: Sequence[float]) -> list[float]:
 
     They are exact for the polynomials f of a degree below len(r): sum_m w_m r_m^k is the integral of u^k.
     """
-    moments = [-expm1(-h)]
-    for k in range(1, len(r)):
-        moments.append(1 - k * moments[-1] / h)
-    solved: list[float] = np.linalg.solve(np.vander(r, increasing=True).T, moments).tolist()
+    solved: list[float] = np.linalg.solve(np.vander(r, increasing=True).T, moments(h, len(r))).tolist()
     return solved
+
+
+def moments(h: float, count: int) -> list[float]:
+    """The integrals h int_0^1 e^(h (u - 1)) u^k du, for k in 0..`count` - 1."""
+    if h < SMALL:
+        return [
+            sum((-1) ** j * h ** (j + 1) * factorial(k) / factorial(k + j + 1) for j in range(16)) for k in range(count)
+        ]
+    found = [-expm1(-h)]
+    for k in range(1, count):
+        found.append(1 - k * found[-1] / h)
+    return found
