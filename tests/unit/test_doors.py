@@ -202,12 +202,13 @@ def test_keys_that_it_does_not_honour_make_no_cells(package):
     [
         (
             {"sampler": "twice", "eta": 0.5},
-            "sample.eta: 0.5 has no effect with the sampler twice; remove it or, for other samplers of the grid, write "
+            "sample.eta: 0.5 has no effect with the sampler twice; remove it or, for other samplers of the grid, "
             "it there: grid: [{sampler: [ddim], eta: [0.5]}, {sampler: [twice]}]",
         ),
         (
             {"sampler": "twice", "sampler_options": {"order": 2}},
-            "sample.sampler_options of twice: it has no options; remove order",
+            "sample.sampler_options of twice: it has no options; remove order or, for other samplers of the grid, "
+            "write it there: grid: [{sampler: [...]}, {sampler: [...], sampler_options: [{order: ...}]}]",
         ),
         (
             {"grid": [{"sampler": ["twice"], "eta": [n / 100], "num_samples": [n]} for n in (1, 50)]},
