@@ -202,7 +202,7 @@ def test_keys_that_it_does_not_honour_make_no_cells(package):
     [
         (
             {"sampler": "twice", "eta": 0.5},
-            "sample.eta: 0.5 has no effect with the sampler twice; remove it or, for other samplers of the grid, "
+            "sample.eta: 0.5 has no effect with the sampler twice; remove it or, for other samplers of the grid, write "
             "it there: grid: [{sampler: [ddim], eta: [0.5]}, {sampler: [twice]}]",
         ),
         (
