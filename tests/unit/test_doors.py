@@ -377,7 +377,9 @@ def test_a_cell_is_not_continued_with_other_arguments(sampler_of, tmp_path):
     sampler_of(options={"order": 3})
     with (
         small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as again,
-        pytest.raises(UserError, match=r"^S=4: its samples were made with order = 2, but other now uses 3; rein"),
+        pytest.raises(
+            UserError, match=r"^S=4 sampler=other: its samples were made with order = 2, but other now uses 3; rein"
+        ),
     ):
         drive(again, tmp_path / "run", LOCAL)
     assert whole.exists()
