@@ -125,7 +125,9 @@ class Cell:
     @cached_property
     def label(self) -> str:
         """The name in messages, tables and figures, such as "schedule=cosine · S=50 eta=0"."""
-        own = self.naming.cell(self.values, self.settings.steps, self.eta)
+        own, sampler = self.naming.cell(self.values, self.settings.steps, self.eta), self.settings.sampler
+        if sampler != DEFAULT and "sampler" not in self.naming.keys:
+            own += f" {self.naming.part('sampler', sampler)}"
         return BETWEEN.join(filter(None, [self.model.label, own]))
 
     @cached_property
