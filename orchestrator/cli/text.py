@@ -11,7 +11,6 @@ from rich.table import Table
 
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.protocol import extractor_in_words
-from taugrid.registry.samplers import DEFAULT
 from taugrid.words import counted, duration, in_columns, listed, quantity, with_urls
 
 if TYPE_CHECKING:
@@ -36,11 +35,8 @@ def plan_text(plan: dict[str, Any]) -> str:
         (plan["images"], "image"),
     )
     counts = ", ".join(counted(number, noun) for number, noun in numbers)
-    samplers = {cell["sampler"] for cell in plan["cells"]}
-    only = [f"sampler: {name}" for name in samplers - {DEFAULT} if len(samplers) == 1]  # labels do not name it
     lines += [
         "",
-        *only,
         f"{counts}, at most {quantity(plan['bytes_at_most'])}B of images",
         f"network evaluations: {plan['network_evaluations']:,}, {remaining:,} of them still to do",
         f"scores: {len(plan['cells']):,}, {plan['cells_to_score']:,} of them still to do",

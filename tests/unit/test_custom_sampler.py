@@ -17,7 +17,6 @@ import taugrid
 from taugrid.config import Config, validate
 from taugrid.errors import ContentMismatch, UserError
 from taugrid.orchestrator.cli.main import cli
-from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.jobs.client import pack_job
 from taugrid.orchestrator.opened import open_to_plan
 from taugrid.orchestrator.plan.grid import plan
@@ -369,15 +368,15 @@ def test_a_plan_names_its_only_sampler_and_cells_that_are_sampled_twice(here):
     )
     told = command("plan", here / "my.yaml")
     assert {(cell["sampler"], cell["eta"]) for cell in told["cells"]} == {("my_sampler:sample", None)}
-    assert "\nsampler: my_sampler:sample\n" in plan_text(told)
+    assert all("sampler=my_sampler:sample" in cell["label"] for cell in told["cells"])
     [remark] = [line for line in told["remarks"] if line.startswith("cells with the same times")]
     same = " and ".join(
-        f"S=5 spacing={spacing}{options}"
+        f"S=5 spacing={spacing}{options} sampler=my_sampler:sample"
         for spacing in ("linear", "trailing")
         for options in ("", " sampler_options='{\"weight\": 0.5}'")
     )
     assert same in remark
-    assert "S=3 spacing=linear and S=3 spacing=trailing" not in remark, "these times differ"
+    assert "S=3 spacing=linear sampler=my_sampler:sample and S=3 spacing=trailing" not in remark, "these times differ"
 
 
 def test_a_sampler_that_never_ends_is_announced_and_given_up(folder, monkeypatch, capsys):
