@@ -154,7 +154,7 @@ def disagreements(
         if len({values.get(field) for values in flat.values()}) > 1:
             by_value: dict[str, list[str]] = defaultdict(list)
             for name, values in flat.items():
-                by_value[_shown(values.get(field))].append(name)
+                by_value[shown(values.get(field))].append(name)
             differing[field] = dict(by_value)
     return differing
 
@@ -170,8 +170,8 @@ def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED, path:
             yield f"{path}{key}", json.dumps(value, sort_keys=True)
 
 
-def _shown(text: str | None) -> str:
-    """As recorded now: the build of torch for CPUs is the one that is not named. Long lists are cut, with a hash."""
+def shown(text: str | None) -> str:
+    """A JSON value, or none, for messages: long lists are cut, with a hash; torch for CPUs has its build not named."""
     if text is not None and text.startswith("[") and len(text) > MAX_LIST_LENGTH:
         return f"{text[:20]} ... {text[-20:]} ({identity({'list': text})[:6]})"
     return "not set" if text is None else shortened(text.strip('"').removesuffix("+cpu"))

@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from numpy.typing import NDArray
 
 from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.pivots import short_samplers
 from taugrid.storage import replacing
 
 STYLE: dict[str, Any] = {
@@ -27,6 +28,9 @@ STYLE: dict[str, Any] = {
 }  # fmt: skip
 """The salt fixes the ids within an SVG."""
 
+SAMPLER_COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
+"""The Okabe-Ito palette without yellow, which is too light for a line: samplers have no order. Also in report.css."""
+SAMPLER_DASHES = ("-", "--", "-.")
 MARKERS = "osD^vP<>phd*"
 PANELS_ACROSS = 3
 DODGE = 0.024
@@ -39,6 +43,8 @@ TITLE_WIDTH = 52
 LEGEND_LINE = 0.19
 """Inches that a line of a legend below the panel takes."""
 
+ROW_HEIGHT = 3.4
+"""Height of a figure with one row of panels, in inches."""
 MAX_LEGEND_LINES = 14
 """Lines of a legend that fit beside a row of panels; with more, the figure gets higher."""
 CHARACTER_WIDTH = 0.068
@@ -69,7 +75,7 @@ Styles = Mapping[str, LineStyle]
 
 
 def save(figure: Figure, path_stem: Path) -> None:
-    """Write `path_stem` + .png and .svg, each whole or not at all; equal figures give equal bytes."""
+    """Write `path_stem` + .png and .svg, each atomically; equal figures give equal bytes."""
     number_ids(figure)
     with plain_style():
         dpi = min(STYLE["savefig.dpi"], MAX_SIDE / max(figure.get_size_inches()))
@@ -99,7 +105,7 @@ def name_parts(look: LineStyle, artists: Iterable[Artist]) -> None:
 def make_panels(down: int, across: int, x_scale: str = "log") -> tuple[Figure, list[Axes]]:
     """A figure and its panels row by row, with a common logarithmic scale for the values."""
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    figure = Figure(figsize=(1.3 + 3.6 * across, 0.3 + 3.1 * down), layout=layout)
+    figure = Figure(figsize=(1.3 + 3.6 * across, 0.3 + (ROW_HEIGHT - 0.3) * down), layout=layout)
     scales = {"xscale": x_scale, "yscale": "log"}
     return figure, list(figure.subplots(down, across, sharey=True, squeeze=False, subplot_kw=scales).flat)
 
@@ -138,6 +144,21 @@ def ordered_styles(names: Mapping[str, str], x_offsets: Sequence[float]) -> dict
     }
 
 
+def row_styles(
+    names: Mapping[tuple[str, ...], str], row_keys: Sequence[str], x_offsets: Sequence[float]
+) -> dict[str, LineStyle]:
+    """`ordered_styles` for the labels of rows; where `row_keys` has samplers, a colour for each of them instead."""
+    styles = ordered_styles({" ".join(label): name for label, name in names.items()}, x_offsets)
+    if "sampler" in row_keys:
+        lines: dict[str, int] = {}  # of each sampler
+        for (key, look), label in zip(styles.items(), names, strict=True):
+            sampler = label[row_keys.index("sampler")]
+            lines[sampler] = lines.get(sampler, -1) + 1
+            place, dashes = list(lines).index(sampler) % len(SAMPLER_COLOURS), SAMPLER_DASHES[lines[sampler] % 3]
+            styles[key] = look._replace(colour=SAMPLER_COLOURS[place], dashes=dashes, key=f"{look.key}-{place}")
+    return styles
+
+
 def x_offsets(count: int) -> list[float]:
     """Offsets for `count` points of one S, as shares of the axis, so that no point hides another."""
     return list(DODGE * np.linspace(-0.5, 0.5, count)) if count > 1 else [0.0] * count
@@ -145,7 +166,7 @@ def x_offsets(count: int) -> list[float]:
 
 def legend_name(label: str) -> str:
     """A setting, wrapped to lines that fit. A dollar sign in it is shown literally."""
-    return textwrap.fill(label, TITLE_WIDTH).replace("$", r"\$")
+    return textwrap.fill(short_samplers(label), TITLE_WIDTH).replace("$", r"\$")
 
 
 def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, look: LineStyle) -> None:
@@ -220,11 +241,13 @@ def legend(figure: Figure, styles: Iterable[LineStyle], place: str) -> None:
         figure.legend([lines[name] for name in names], names, loc=place, frameon=False)
 
 
-def make_room(figure: Figure, names: Collection[str]) -> None:
-    """Make a figure wide and high enough for a legend of `names` beside its panels."""
-    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+def make_room(figure: Figure, names: Collection[str], below: int = 0) -> None:
+    """Make a figure wide and high enough for a legend of `names` beside its panels, and `below` lines under it."""
+    lines = [line for name in names for line in name.split("\n")]
+    longest = max(map(len, lines), default=0)
     figure.set_figwidth(figure.get_figwidth() + CHARACTER_WIDTH * max(0, longest - MAX_NAME_LENGTH))
-    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, len(names) - MAX_LEGEND_LINES))
+    extra = max(0, len(lines) + below - MAX_LEGEND_LINES)
+    figure.set_figheight(max(figure.get_figheight(), ROW_HEIGHT + LEGEND_LINE * extra))
 
 
 def say_if_empty(figure: Figure, text: str) -> None:

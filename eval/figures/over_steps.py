@@ -5,7 +5,7 @@ Both axes are logarithmic.
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -32,12 +32,13 @@ from taugrid.eval.figures.drawing import (
     name_parts,
     ordered_styles,
     plain_style,
+    row_styles,
     say_if_empty,
     x_offsets,
 )
 from taugrid.eval.tables.ablation.cost import IMAGES
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import EVALUATIONS, OPTIONS, SIGMA_HAT, Pivot, is_number, pivot_tables
+from taugrid.eval.tables.pivots import EVALUATIONS, OPTIONS, SIGMA_HAT, Pivot, is_number, pivot_tables, short_samplers
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
 from taugrid.protocol import ProtocolFields
 
@@ -84,7 +85,7 @@ def draw_over_steps(
 
     `published` has others' values by cell: they are dotted.
     """
-    lines = [textwrap.fill(line, TITLE_WIDTH) for line in (table.label, *table.notes) if line]
+    lines = [textwrap.fill(line, TITLE_WIDTH) for line in (short_samplers(table.label), *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
     panel.set_xlabel(axis.label)
     span = _mark(panel, table, axis)
@@ -135,7 +136,7 @@ def quality_figure(
     rows = [name for name in ("sampler", OPTIONS) if name in frame and frame[name].nunique() > 1]
     pivots = pivot_tables(_in_every_panel(frame), FID, protocols, [*rows, "eta"])
     labels = dict.fromkeys(label for table in pivots for label in table.labels)
-    styles = _sampler_styles(labels) if rows else _eta_styles({eta for (eta,) in labels})
+    styles = _sampler_styles(labels, rows) if rows else _eta_styles({eta for (eta,) in labels})
     draw = partial(draw_over_steps, axis=Along.of(frame, x), published=published)
     figure = fid_figure(pivots, draw, styles, "log")
     if rows:
@@ -153,13 +154,13 @@ def _in_every_panel(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _sampler_styles(labels: Iterable[tuple[str, ...]]) -> dict[str, LineStyle]:
-    """Colours in the order of `labels`, each a sampler, perhaps its options, and eta, empty if it has none."""
+def _sampler_styles(labels: Iterable[tuple[str, ...]], row_keys: Sequence[str]) -> dict[str, LineStyle]:
+    """The style of each label: a sampler, perhaps its options, and eta, empty if it has none."""
     names = {}
     for *sampler, eta in labels:
         of_eta = rf"$\eta$ = {eta}" if is_number(eta) else r"$\hat{\sigma}$" if eta else ""
-        names[" ".join([*sampler, eta])] = " ".join(filter(None, [*map(legend_name, sampler), of_eta]))
-    return ordered_styles(names, x_offsets(len(names)))
+        names[*sampler, eta] = " ".join(filter(None, [*map(legend_name, sampler), of_eta]))
+    return row_styles(names, row_keys, x_offsets(len(names)))
 
 
 def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:

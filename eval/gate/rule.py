@@ -140,7 +140,7 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
     of nights that `critical_value` simulates.
 
     Raises:
-        ValueError: if a cell's influences do not vary, or cells differ in their number of trainings.
+        ValueError: if a cell's influences do not vary, or cells differ in their number of training runs.
     """
     if not changes:
         return NightJudgement((), float("nan"), alpha)
@@ -160,7 +160,7 @@ def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) 
     The usual seeds are the same every night, so an unlucky seed set would raise the same false alarm every night.
     A fresh seed's verdict, at alpha over these cells, has at most alpha false alarms whatever the usual seeds are: it
     is independent of the screening. The level is `SCREENING`, or alpha where that is larger. Not for a recipe:
-    fresh seeds would not change its trainings, whose spread is most of the error.
+    fresh seeds would not change its training runs, whose spread is most of the error.
     """
     return judge(changes, max(SCREENING, alpha), draws)
 

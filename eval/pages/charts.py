@@ -138,9 +138,11 @@ def _lines(figure: Figure) -> dict[str, tuple[str, Artist]]:
 
 
 def _colours(keys: Sequence[str]) -> dict[str, str]:
+    """The class of each line's colour: of its sampler if its key names one ("line-3-0"), else from the scale."""
     scale = [key for key in keys if key != SPECIAL]
     places = {key: place * (COLOURS - 1) // max(1, len(scale) - 1) for place, key in enumerate(scale)}
-    return {key: f"line-{places[key]}" if key in places else key for key in keys}
+    samplers = {key: f"sampler-{key.split('-')[2]}" for key in keys if key.count("-") == 2}
+    return {key: f"line-{places[key]}" if key in places else key for key in keys} | samplers
 
 
 def _without_surroundings(figure: Figure) -> int:

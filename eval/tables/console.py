@@ -3,6 +3,7 @@
 The best of a column is bold, or marked with a star in a log, a pipe and a terminal without colours.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taugrid.eval.tables.entries import Entry
-from taugrid.eval.tables.pivots import Pivot
+from taugrid.eval.tables.pivots import Pivot, short_samplers
 from taugrid.eval.tables.quality import MetricTables, QualityTable
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
 
@@ -98,7 +99,8 @@ def _console_tables(pivot: Pivot, bold: bool, width: int) -> Iterator[Table]:
     if not bold:
         rows = [[entry._replace(mark=(BEST if entry.best else "") + entry.mark) for entry in row] for row in rows]
     gap = 2  # a space of padding, and one where the box has its divider
-    label_columns = zip(pivot.row_headings, *pivot.labels, strict=True)
+    labels = [tuple(map(short_samplers, label)) for label in pivot.labels]
+    label_columns = zip(pivot.row_headings, *labels, strict=True)
     label_widths = _fit_widths([max(map(len, column)) for column in label_columns], width // 2)
     label_width_total = sum(label_widths) + gap * (len(label_widths) - 1)
     for separator in (" ", "\n"):  # errors beside the values; below them if the table would be too wide
@@ -114,13 +116,23 @@ def _console_tables(pivot: Pivot, bold: bool, width: int) -> Iterator[Table]:
     for part in parts:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for head, label_width in zip(pivot.row_headings, label_widths, strict=True):
-            table.add_column(Text(head), width=label_width, overflow="fold")
+            table.add_column(Text(_folded(head, label_width)), width=label_width, overflow="fold")
         for i in part:
             table.add_column(Text(columns[i][0]))
-        for k, label in enumerate(pivot.labels):
+        for k, label in enumerate(labels):
             texts = (Text(columns[i][k + 1], "bold" if bold and rows[k][i].best else "") for i in part)
-            table.add_row(*map(Text, label), *texts)
+            table.add_row(*map(Text, map(_folded, label, label_widths)), *texts)
         yield table
+
+
+def _folded(label: str, width: int) -> str:
+    """A label in lines of at most `width` characters, which end behind " :_=" or a word where they can."""
+    lines = [""]
+    for part in re.split(r"(?<=[ :_=])|(?<=[a-z])(?=[A-Z])", label):
+        if lines[-1] and len((lines[-1] + part).rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _fit_widths(lengths: Sequence[int], total: int) -> list[int]:

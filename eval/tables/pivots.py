@@ -8,6 +8,7 @@ protocols by short hash.
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -390,6 +391,11 @@ def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.
     if name == OPTIONS:
         return frame[name].map(options_text)
     return frame[name] if name in ("steps", EVALUATIONS) else frame[name].map(shown)
+
+
+def short_samplers(text: str) -> str:
+    """A text with diffusers' schedulers by the short names of their classes; not DDIM, which is also one of ours."""
+    return re.sub(r"\bdiffusers:(?!DDIMScheduler\b)(\w+)Scheduler\b", r"\1", text)
 
 
 def options_text(given: object, if_none: str = "") -> str:

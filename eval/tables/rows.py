@@ -59,7 +59,7 @@ def as_csv(frame: pd.DataFrame) -> str:
 
 
 def write_files(folder: Path, stem: str, **contents: str) -> None:
-    """Write `stem`.csv, `stem`.md and so on into `folder`, each whole or not at all."""
+    """Write `stem`.csv, `stem`.md and so on into `folder`, each atomically."""
     for suffix, text in contents.items():
         with replacing(folder / f"{stem}.{suffix}") as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")

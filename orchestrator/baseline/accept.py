@@ -120,7 +120,7 @@ def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
 
 
 def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
-    """The snapshot of the first training, with the scores of the others in its cells' `trainings`."""
+    """The snapshot of the first training run, with the scores of the others in its cells' `trainings`."""
     first, cells = trainings[0], []
     others = [_same_cells(training, first) for training in trainings[1:]]
     hashes = [cell.network.weights_sha256 for training in trainings for cell in training.cells[:1]]

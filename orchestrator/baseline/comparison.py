@@ -272,7 +272,7 @@ def _differing_metrics(new: SnapshotCell, old: SnapshotCell) -> list[str]:
 def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
     """The way in which the images vary less than the baseline's, if that is why FID has no standard error; else None.
 
-    Both have the same N. So either no feature varies any more, or more do than before, which is no collapse unless
+    Both have the same N. So either no feature varies any more, or more do than before, which is not a collapse unless
     images repeat.
     """
     if new.lacks_influence:

@@ -146,7 +146,7 @@ class SnapshotCell:
     scored_with: ScoredWith | None = None
     """None: unknown, in a baseline of an earlier version."""
     trainings: tuple[Scored, ...] = ()
-    """The same cell of the other trainings of a recipe; `metrics` are those of the first."""
+    """The same cell of a recipe's other training runs; `metrics` are those of the first."""
     failed: str | None = None
     """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
 
@@ -156,7 +156,7 @@ class SnapshotCell:
 
     @property
     def fid(self) -> float:
-        """FID; of a recipe, the mean over its trainings."""
+        """FID; of a recipe, the mean over its training runs."""
         return float(np.mean([self.metrics["fid"], *(training.fid for training in self.trainings)]))
 
     @property

@@ -299,7 +299,7 @@ class Oracle(ModelSource):
         """No keys; `UserError` if it is to be compiled."""
         if settings.compile != "none":
             raise UserError(
-                f"sample.compile is {settings.compile}, but an oracle is no network of torch; remove the key"
+                f"sample.compile is {settings.compile}, but an oracle is not a torch network; remove the key"
             )
         return {}
 

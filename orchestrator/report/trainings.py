@@ -1,4 +1,4 @@
-"""How far the trainings of a plan are and what they take, by their logs."""
+"""How far the training runs of a plan are and what they take, by their logs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

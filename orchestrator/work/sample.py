@@ -1,20 +1,18 @@
 """Sampling: a task for each shard of a cell."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile, UserError
-from taugrid.grids.names import plain_text
+from taugrid.errors import DamagedFile
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key
+from taugrid.orchestrator.work.survey import other_sampler
 from taugrid.words import some_of
 from taugrid.workers.sample import SampleJob
-from taugrid.workers.samplers.sampler import find
 
 
 class SampleWork(WorkKind):
@@ -37,7 +35,6 @@ class SampleWork(WorkKind):
             metadata = self.rundir.sample_metadata(cell)
             network = self.rundir.network(cell.model, cell.settings.weights)
             there = self.rundir.versions(self.rundir.samples / cell.name)
-            require_same_sampler(cell, metadata, there, self.rundir)
             for shard in cell.shards:
                 if shard.number in sampled:
                     continue
@@ -86,31 +83,6 @@ class SampleWork(WorkKind):
         return Event("shard", fields)
 
 
-def require_same_sampler(cell: Cell, metadata: Mapping[str, Any], files: Iterable[Path], rundir: RunDir) -> None:
-    """Raise `UserError` if a cell's sample files were made with other arguments or times than it would get now.
-
-    A library's defaults can change with its version. ddim has none.
-    """
-    for path in files:
-        try:
-            before = parquet.inspect(path, every_byte=False, storage=rundir.storage).metadata.get("sampler")
-        except (DamagedFile, FileNotFoundError):
-            continue
-        now = metadata.get("sampler")
-        if before is None or now is None:
-            return
-        old, new = ({**block["arguments"], "times": block["times"]} for block in (before, now))
-        if differing := [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]:
-            name, (was, is_now) = differing[0], (plain_text(values.get(differing[0])) for values in (old, new))
-            sampler = cell.settings.sampler
-            versions = "".join(f" ({library} {before.get(library)})" for library in find(sampler).libraries)
-            raise UserError(
-                f"{cell.label}: its samples were made with {name} = {was}{versions}, but {sampler} now uses {is_now}; "
-                f"reinstall the old version, or set {name} in sample.sampler_options in another run directory"
-            )
-        return
-
-
 def images_to_keep(rundir: RunDir, cell: Cell, shard: Shard) -> int:
     """How many images of an interrupted shard are kept: the complete batches of its file; 0 without one."""
     try:
@@ -127,5 +99,6 @@ def unsampled(plan: Plan, rundir: RunDir) -> dict[str, str]:
     for cell in plan.cells:
         done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
         if len(done) < len(cell.shards):
-            lacking[cell.name] = f"{some_of(len(cell.shards) - len(done), len(cell.shards), 'shard')} not sampled"
+            count = f"{some_of(len(cell.shards) - len(done), len(cell.shards), 'shard')} not sampled"
+            lacking[cell.name] = other_sampler(cell, rundir) or count
     return lacking

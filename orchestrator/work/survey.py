@@ -1,17 +1,20 @@
 """What a run directory holds, and what of it is damaged, determined once for all kinds of work."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taugrid.errors import UserError
+from taugrid import parquet
+from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
+from taugrid.protocol import shown
 from taugrid.storage import read_sealed
 
 
@@ -37,6 +40,7 @@ class RunState(NamedTuple):
 
     reference: ReferenceState
     cells: tuple[CellState, ...]
+    """Without those that `other_sampler` excludes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Survey:
             if not sampling and not self.rundir.is_ready(cell.model):
                 continue
             sampled = self._sampled(cell)
-            if not sampling and len(sampled) < len(cell.shards):
+            lacks_images = len(sampled) < len(cell.shards)
+            if lacks_images and (not sampling or other_sampler(cell, self.rundir) is not None):
                 continue
             if scoring is None:
                 yield CellState(cell, sampled, set(), to_score=False)
@@ -157,3 +162,28 @@ class Survey:
             if not self.rundir.is_whole(paths[number], stop, self.on_damage, start, expected)
         ]
         return ReferenceState(paths, tuple(missing))
+
+
+def other_sampler(cell: Cell, rundir: RunDir) -> str | None:
+    """Why a cell gets no more images: it has some that were made with other arguments or times than it would get now.
+
+    A library's defaults can change with its version. ddim has none.
+    """
+    if (now := cell.sampler_block) is None:
+        return None
+    new = {**cell.from_sampler.arguments, "times": now["times"]}
+    for path in sorted(rundir.versions(rundir.samples / cell.name)):
+        try:
+            before = parquet.inspect(path, every_byte=False, storage=rundir.storage).metadata["sampler"]
+        except (DamagedFile, FileNotFoundError, KeyError):
+            continue
+        old = {**before["arguments"], "times": before["times"]}
+        for name in sorted(old.keys() | new.keys()):
+            was, is_now = (json.dumps(values[name]) if name in values else None for values in (old, new))
+            if was != is_now:
+                versions = "".join(f" ({name} {before.get(name)})" for name in cell.from_sampler.versions)
+                return (
+                    f"its samples were made with {name} = {shown(was)}{versions}, but {cell.settings.sampler} now uses "
+                    f"{shown(is_now)}; reinstall the old version, or sample in another run directory"
+                )
+    return None

@@ -22,6 +22,7 @@ from taugrid.orchestrator.opened import open_to_plan
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.selfcheck import overrides
 from taugrid.orchestrator.session import Session
 from taugrid.storage import LOCAL, read_json
 from taugrid.workers.custom import describe
@@ -353,6 +354,31 @@ def test_a_run_whose_code_has_changed_is_not_continued(here):
     assert "give another --out, or remove" in str(error.value), "the directory's own config would be refused as well"
     with pytest.raises(UserError, match="go on with the directory's own config"):
         open_to_plan(config, ("sample.seed=5",), str(here / "run"))
+
+
+def test_the_judge_of_samplers_passes_options_on():
+    assert overrides("mine:good", "{weight: 1}")[-1] == "sample.sampler_options={weight: 1}"
+    with pytest.raises(UserError, match="--sampler-options are those of --sampler; give both"):
+        overrides(None, "{weight: 1}")
+
+
+def test_a_plan_names_its_only_sampler_and_cells_that_are_sampled_twice(here):
+    grid = {"spacing": ["linear", "trailing"], "steps": [3, 5], "sampler_options": [{}, {"weight": 0.5}, {"weight": 1}]}
+    (here / "my.yaml").write_text(
+        f"name: x\nmodel: {{oracle: gaussian}}\ndata: {{name: gaussian, shape: [1, 4, 4]}}\n"
+        f"sample: {{sampler: 'my_sampler:sample'}}\ngrid: {json.dumps(grid)}\n"
+    )
+    told = command("plan", here / "my.yaml")
+    assert {(cell["sampler"], cell["eta"]) for cell in told["cells"]} == {("my_sampler:sample", None)}
+    assert all("sampler=my_sampler:sample" in cell["label"] for cell in told["cells"])
+    [remark] = [line for line in told["remarks"] if line.startswith("cells with the same times")]
+    same = " and ".join(
+        f"S=5 spacing={spacing}{options} sampler=my_sampler:sample"
+        for spacing in ("linear", "trailing")
+        for options in ("", " sampler_options='{\"weight\": 0.5}'")
+    )
+    assert same in remark
+    assert "S=3 spacing=linear sampler=my_sampler:sample and S=3 spacing=trailing" not in remark, "these times differ"
 
 
 def test_a_sampler_that_never_ends_is_announced_and_given_up(folder, monkeypatch, capsys):

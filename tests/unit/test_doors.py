@@ -207,7 +207,8 @@ def test_keys_that_it_does_not_honour_make_no_cells(package):
         ),
         (
             {"sampler": "twice", "sampler_options": {"order": 2}},
-            "sample.sampler_options of twice: it has no options; remove order",
+            "sample.sampler_options of twice: it has no options; remove order or, for other samplers of the grid, "
+            "write it there: grid: [{sampler: [...]}, {sampler: [...], sampler_options: [{order: ...}]}]",
         ),
         (
             {"grid": [{"sampler": ["twice"], "eta": [n / 100], "num_samples": [n]} for n in (1, 50)]},
@@ -367,25 +368,36 @@ def test_a_sampler_that_breaks_its_word_fails_its_cells_once(sampler_of, tmp_pat
     assert not list((tmp_path / "run/samples").glob("*other*/part*"))
 
 
-def test_a_cell_is_not_continued_with_other_arguments(sampler_of, tmp_path):
-    """As if a library had changed a default: the cell that is whole stays, the other one gets nothing."""
-    sampler_of(options={"order": 2})
-    with small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as opened:
-        assert not drive(opened, tmp_path / "run", LOCAL)[0].missing
-    whole, broken = sorted((tmp_path / "run/samples").glob("*/part-000001.parquet"))
-    broken.unlink()
-    sampler_of(options={"order": 3})
-    with (
-        small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as again,
-        pytest.raises(UserError, match=r"^S=4: its samples were made with order = 2, but other now uses 3; rein"),
-    ):
-        drive(again, tmp_path / "run", LOCAL)
+@pytest.mark.parametrize("change", [{"options": {"order": 3}}, {"times": lambda *_: range(40)}])
+def test_a_cell_is_not_continued_with_other_arguments(sampler_of, tmp_path, change):
+    """As if a library had changed a default: the cell that is whole stays, the other one gets nothing, ddim goes on."""
+    before, grid = {"options": {"order": 2}}, GRID.replace("twice", "other")
+
+    def drive_with(folder="run", **attributes):
+        sampler_of(**attributes)
+        with small_run(tmp_path, grid) as opened:
+            return drive(opened, tmp_path / folder, LOCAL)[0].missing
+
+    assert not drive_with(**before)
+    of_ddim, whole, _, broken = sorted(tmp_path.glob("run/samples/*/part*1.parquet"))
+    for file in (of_ddim, broken):
+        file.unlink()
+    [(name, reason)] = drive_with(**{**before, **change}).items()
+    assert name == broken.parent.name
+    was, now = ("order = 2", "3") if "options" in change else ("times = [999, 749, 499, 249]", "[0, 1, 2, 3, 4, 5, ")
+    assert reason.startswith(f"its samples were made with {was}, but other now uses {now}")
+    assert reason.endswith("; reinstall the old version, or sample in another run directory")
+    assert len(reason) < 220
     assert whole.exists()
+    assert of_ddim.exists()
     assert not broken.exists()
-    sampler_of(options={"order": 2})
-    with small_run(tmp_path, GRID.replace("[ddim, twice]", "[other]")) as again:
-        assert not drive(again, tmp_path / "run", LOCAL)[0].missing
-    assert broken.exists()
+    assert not drive_with(**before)
+    if "times" in change:
+        return
+    assert not drive_with("changed", **change)
+    broken.with_stem("part-000000").unlink()
+    shutil.copy(tmp_path / "changed" / broken.relative_to(tmp_path / "run"), broken.with_stem("part-000002"))
+    assert drive_with(**before).keys() == {broken.parent.name}, "every file counts"
 
 
 @pytest.mark.parametrize("spacing", ["linear", "ermongroup-quad"])

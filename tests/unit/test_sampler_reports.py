@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,17 +13,24 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
+from PIL import Image
+from rich.console import Console
 from test_differences import N, protocol, spread
 from test_differences import cell as row_of
 
 import taugrid
 from taugrid.config import Config, validate
 from taugrid.eval.figures.ablation.cost import costs_figure
+from taugrid.eval.figures.ablation.forest import effects_figure
 from taugrid.eval.figures.ablation.panels import per_key_figures
+from taugrid.eval.figures.drawing import SAMPLER_COLOURS
 from taugrid.eval.figures.over_steps import quality_figure
+from taugrid.eval.figures.pictures import FONT_SIZE, MARGIN, tiles_of
+from taugrid.eval.pages.charts import chart
 from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.ablation.effects import Effects, effects, short_key_names
 from taugrid.eval.tables.ablation.effects_files import effects_markdown
+from taugrid.eval.tables.console import to_console
 from taugrid.eval.tables.differences import Evidence, pair
 from taugrid.eval.tables.differences_files import difference_line
 from taugrid.eval.tables.long_form import FID, long_form
@@ -36,6 +45,7 @@ from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.requested import evaluations, layout
+from taugrid.orchestrator.report.write import about_short_cells
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.session import Session
@@ -108,7 +118,13 @@ def test_options_of_a_sampler_are_a_column_that_reads():
     assert head[:3] == ["sampler", "sampler_options", "η \\ S"]
     assert [row[:2] for row in shown] == [[name, ""], [name, "solver_order=3 final_sigmas_type=zero"], ["ddim", ""]]
     lines = [text.get_text() for text in quality_figure(long_form(rows)).legends[0].get_texts()]
-    assert sorted(lines) == sorted([f"{name} solver_order=3 final_sigmas_type=zero", name, r"ddim $\eta$ = 0.0"])
+    short = "DPMSolverMultistep"
+    assert sorted(lines) == sorted([f"{short} solver_order=3 final_sigmas_type=zero", short, r"ddim $\eta$ = 0.0"])
+    console = Console(file=StringIO(), width=50)
+    console.print(to_console(table(rows)))
+    folded = console.file.getvalue()
+    assert "diffusers:" not in folded
+    assert re.search(r"^DPMSolver .*\n^Multistep ", folded, re.MULTILINE), folded
     found = effects(rows, known(rows), {"sampler": "ddim"})
     assert {effect.key for effect in found} == {"sampler & sampler_options"}
     assert short_key_names(found) == {"sampler & sampler_options": "sampler"}
@@ -203,6 +219,35 @@ def test_the_figure_is_over_steps_evaluations_or_seconds_with_a_line_for_each_sa
         assert panel.get_xticks().tolist() == [5, 9, 10, 19]
 
 
+def test_samplers_have_colours_that_are_told_apart_and_their_own_lines_have_dashes():
+    [panel] = quality_figure(long_form(product())).axes
+    looks = [(bar.lines[0].get_color(), bar.lines[0].get_linestyle()) for bar in panel.containers]
+    black, orange, blue, *_ = SAMPLER_COLOURS
+    assert looks == [(black, "-"), (black, "--"), (orange, "-"), (blue, "-")]
+    drawn = chart(quality_figure(long_form(product())), "steps", "", (), ())
+    assert [line.colour for line in drawn.legend] == ["sampler-0", "sampler-0", "sampler-1", "sampler-2"]
+
+
+def test_long_names_of_samplers_stay_within_the_figures():
+    name, options = (
+        "diffusers:DPMSolverMultistepScheduler",
+        {"timestep_spacing": "linspace", "final_sigmas_type": "zero"},
+    )
+    rows = [cell("ddim", s, eta / 10, spacing="linear", sampler_options={}) for s in (5, 10) for eta in range(11)]
+    rows += [cell(f"{name}{n}", s, sampler_options=options, cell=f"{n} {s}") for n in range(6) for s in (5, 10)]
+    found = effects(rows, known(rows))
+    for figure in (costs_figure(costs(table(rows), {})), effects_figure(found), quality_figure(long_form(rows))):
+        figure.draw_without_rendering()
+        right = figure.bbox.x1
+        titles = [panel.title for panel in figure.axes] + [panel._left_title for panel in figure.axes]
+        assert all(title.get_window_extent().x1 <= right for title in titles)
+        for legend in figure.legends:
+            box = legend.get_window_extent()
+            assert box.y0 >= 0
+            assert box.x1 <= right
+            assert figure._supxlabel is None or box.y0 >= figure._supxlabel.get_window_extent().y1
+
+
 def test_a_sampler_without_spacing_is_in_every_panel():
     spaced = [cell("ddim", 5, 0.0, spacing=name) for name in ("linear", "quadratic")]
     panels = quality_figure(long_form([*spaced, cell("diffusers:X", 5)])).axes
@@ -226,7 +271,7 @@ def test_panels_of_a_key_say_a_sampler_once():
         "spacing=linear", "spacing=quadratic",
     ])  # fmt: skip
     names = [text.get_text() for text in figures["by-spacing"].legends[0].get_texts()]
-    assert names == ["sampler=ddim η=0.0", "sampler=ddim η=1.0", "sampler=dpm++2m", "sampler=heun"]
+    assert names == ["ddim η=0.0", "ddim η=1.0", "dpm++2m", "heun"]
 
 
 def test_numbers_of_evaluations_that_are_near_do_not_overlap():
@@ -341,7 +386,7 @@ def test_a_run_of_samplers_is_read_as_any_other(run):
     shown = taugrid.open(str(run))
     frame = shown.quality
     assert frame[frame["sampler"] == "heun"][["steps", EVALUATIONS]].to_numpy().tolist() == [[2, 3], [3, 5]]
-    assert '<th scope="col">η \\ evaluations</th><th scope="col">2</th>' in shown._repr_html_()
+    assert '<th scope="col" class="tg-key">η \\ evaluations</th><th scope="col">2</th>' in shown._repr_html_()
     assert shown.figure("quality").axes[0].get_xlabel() == "network evaluations per image"
     assert shown.cell("S0003-dpm++2m").images([0]).shape == (1, 4, 4)
     assert "heun: S = 2, 3 takes 3, 5 network evaluations" in (run / "tables/quality.md").read_text()
@@ -393,6 +438,21 @@ def test_evaluations_are_those_of_each_set_of_options():
     ]
 
 
+def test_pictures_of_samplers_are_told_apart_by_their_names_and_titles(run):
+    paths = sorted((run / "figures").glob("samples*.png"))
+    names = [path.name.rsplit("-", 1)[0] for path in paths]
+    assert names == ["samples-linear", "samples-linear-dpm__2m", "samples-linear-heun"]
+    assert [tiles_of(Image.open(path)).ys[0] for path in paths] == [3 * MARGIN + 2 * FONT_SIZE] * 3, "below a title"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "seconds", "notes"),
+    [("diffusers:X", 5, 1), ("diffusers:X", 500, 0), ("diffusers:X", None, 0), ("heun", 5, 0)],
+)
+def test_seconds_that_loading_diffusers_may_dominate_are_said(sampler, seconds, notes):
+    assert len(about_short_cells([{"sampler": sampler, "seconds": seconds}])) == notes
+
+
 def test_python_samples_with_a_sampler_without_a_run(run):
     images = taugrid.sample({"oracle": "gaussian"}, 4, steps=3, sampler="heun")
     assert images.shape[0] == 4
@@ -402,5 +462,7 @@ def test_python_samples_with_a_sampler_without_a_run(run):
 def test_a_cell_with_its_samplers_defaults_is_named_without_options():
     options = [{}, {"solver_order": 3}]
     found, _ = planned({"sampler": ["diffusers:DEISMultistepScheduler"], "sampler_options": options, "steps": [5]})
-    assert [cell.label for cell in found.cells] == ["S=5", "S=5 sampler_options='{\"solver_order\": 3}'"]
+    name = "sampler=diffusers:DEISMultistepScheduler"
+    labels = [f"S=5 {name}", f"S=5 sampler_options='{{\"solver_order\": 3}}' {name}"]
+    assert [cell.label for cell in found.cells] == labels
     assert [find_cell(found, cell.label) for cell in found.cells] == list(found.cells), "it reads back"

@@ -20,8 +20,8 @@ from taugrid.eval.figures.drawing import (
     mark_round_numbers,
     mark_values,
     name_parts,
-    ordered_styles,
     plain_style,
+    row_styles,
     say_if_empty,
 )
 from taugrid.eval.tables.ablation.cost import IMAGES, Cost
@@ -45,13 +45,12 @@ def costs_figure(costs: Sequence[Cost]) -> Figure:
     labels = dict.fromkeys(map(_setting, costs))
     row_keys = [name for cost in costs[:1] for name in cost.settings if name != "S"]
     names = {label: legend_name(name_of(label, row_keys, labels)) for label in labels}
-    name_by_setting = {" ".join(label): name for label, name in names.items()}
     spread = _spread(cost.evaluations for cost in costs) if len(labels) > 1 else 0.0
     with plain_style():
         figure, (left, right) = make_panels(1, 2)
-        styles = ordered_styles(name_by_setting, list(np.linspace(-spread / 2, spread / 2, len(labels))))
+        styles = row_styles(names, row_keys, list(np.linspace(-spread / 2, spread / 2, len(labels))))
         _draw(left, costs, lambda cost: cost.evaluations, lambda cost: cost.best_for_evaluations, styles)
-        exact = ordered_styles(name_by_setting, [0.0] * len(labels))
+        exact = row_styles(names, row_keys, [0.0] * len(labels))
         _draw(right, costs, lambda cost: cost.seconds, lambda cost: cost.best_for_seconds, exact)
         _write_steps(right, costs, exact)
         left.set_xlabel("network evaluations per image")
@@ -61,7 +60,7 @@ def costs_figure(costs: Sequence[Cost]) -> Figure:
         mark_numbers(left, sorted({cost.evaluations for cost in costs}) or [1])
         mark_round_numbers(right)
         figure.supxlabel(textwrap.fill(CAPTION, CAPTION_WIDTH), fontsize=9)
-        make_room(figure, names.values())
+        make_room(figure, names.values(), below=4)  # the line on filled markers, and the caption
         _legend(figure, styles)
         say_if_empty(figure, "no cell has an FID")
     return figure

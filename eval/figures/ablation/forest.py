@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
-from taugrid.eval.figures.drawing import plain_style, say_if_empty
+from taugrid.eval.figures.drawing import CHARACTER_WIDTH, plain_style, say_if_empty
 from taugrid.eval.tables.ablation.effects import EACH_CELL, EACH_S, EVERYWHERE, Effect, short_key_names
 from taugrid.eval.tables.ablation.effects_files import CONDITIONAL_ON_SEED
 from taugrid.eval.tables.ablation.seeds import LEVEL
+from taugrid.eval.tables.pivots import short_samplers
 
 MAX_ROWS = 36
 """With more effects than this, those of single cells are only in effects.md."""
@@ -20,6 +21,10 @@ ROW_HEIGHT = 0.22
 """Inches."""
 CAPTION_WIDTH = 100
 """Characters."""
+TITLE_WIDTH = 72
+"""Characters that fit above a panel."""
+MAX_LABEL = 30
+"""Characters of a row's label that fit beside a panel; with more, the figure gets wider."""
 MAX_LINEAR_RATIO = 5.0
 """If a row reaches more than this many times as far from 0 as the median row, the axis is partly logarithmic: on a
 linear axis, this row would squeeze the others."""
@@ -42,11 +47,13 @@ def effects_figure(effects: Sequence[Effect]) -> Figure:
     values = dict.fromkeys((effect.key, effect.value) for effect in effects)
     groups = [[effect for effect in rows if (effect.key, effect.value) == value] for value in values]
     heights = [len(group) + 2.4 for group in groups]
+    width = 7.2 + CHARACTER_WIDTH * max(0, *(len(_row_label(effect)) - MAX_LABEL for effect in rows))
     with plain_style():
-        figure = Figure(figsize=(7.2, 0.8 + ROW_HEIGHT * sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.05))
+        figure = Figure(figsize=(width, 0.8 + ROW_HEIGHT * sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.05))
         panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for panel, group in zip(panels, groups, strict=True):
-            _draw(panel, group, f"{names[group[0].key]}: {group[0].value} minus {group[0].base}")
+            title = f"{names[group[0].key]}: {group[0].value} minus {group[0].base}"
+            _draw(panel, group, textwrap.fill(short_samplers(title), TITLE_WIDTH))
         threshold = _linear_threshold(rows)
         for panel in panels:
             panel.tick_params(labelbottom=True)

@@ -17,12 +17,12 @@ from taugrid.eval.figures.drawing import (
     fid_figure,
     legend_name,
     make_room,
-    ordered_styles,
     plain_style,
+    row_styles,
     x_offsets,
 )
 from taugrid.eval.figures.over_steps import Along, draw_over_steps
-from taugrid.eval.tables.ablation.effects import KEY_SEPARATOR, Effect, short_key_names
+from taugrid.eval.tables.ablation.effects import KEY_SEPARATOR, OF_SAMPLERS, Effect, short_key_names
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT, Layout, Pivot, is_number
@@ -35,14 +35,16 @@ MAX_PANELS = 12
 def name_of(label: Sequence[str], row_keys: Sequence[str], all_labels: Collection[Sequence[str]]) -> str:
     """A row's name in a legend, such as "schedule=cosine", without settings that all rows share; "all" without any.
 
-    A sampler's name that stands in the place of eta has no key.
+    Samplers and their options have no key.
     """
     varies = [len(set(texts)) > 1 for texts in zip(*all_labels, strict=True)]
     parts = zip(row_keys, label, varies, strict=True)
     shown = [(key, text) for key, text, differs in parts if differs and text]
     return (
         " ".join(
-            text if key == "η" and not (is_number(text) or text == SIGMA_HAT) else f"{key}={text}"
+            text
+            if key in OF_SAMPLERS or (key == "η" and not (is_number(text) or text == SIGMA_HAT))
+            else f"{key}={text}"
             for key, text in shown
         )
         or "all"
@@ -63,9 +65,9 @@ def per_key_figures(table: QualityTable, effects: Sequence[Effect]) -> Iterator[
         rows = (*(name for name in settings if name not in keys), "eta")
         tables = table.arranged(Layout(rows)).tables(FID)
         labels = dict.fromkeys(label for pivot in tables for label in pivot.labels)
-        names = {" ".join(label): legend_name(name_of(label, tables[0].row_keys, labels)) for label in labels}
+        names = {label: legend_name(name_of(label, tables[0].row_keys, labels)) for label in labels}
         draw = partial(draw_over_steps, axis=Along.of(table.means.frame, table.layout.x))
-        figure = fid_figure(tables, draw, ordered_styles(names, x_offsets(len(names))), "log")
+        figure = fid_figure(tables, draw, row_styles(names, tables[0].row_keys, x_offsets(len(names))), "log")
         make_room(figure, names.values())
         yield f"by-{short.replace(KEY_SEPARATOR, '-')}", figure
 

@@ -214,7 +214,7 @@ def dataset_facts(name: str) -> dict[str, str]:
 
 
 def write_published(counterparts: Sequence[Counterpart], folder: Path, stem: str) -> None:
-    """Write `stem`.{csv,md} into `folder`, each whole or not at all. Without `counterparts`, remove earlier files."""
+    """Write `stem`.{csv,md} into `folder`, each atomically. Without `counterparts`, remove earlier files."""
     if not counterparts:
         for suffix in ("csv", "md"):
             (folder / f"{stem}.{suffix}").unlink(missing_ok=True)
