@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
+from taugrid.errors import UserError
 from taugrid.eval import selfcheck_sampler
 from taugrid.eval.selfcheck import CellFindings, CellSettings, judge, reference_problems
 from taugrid.orchestrator.plan.cells import Cell
@@ -41,13 +42,16 @@ class Findings(NamedTuple):
         return [*self.reference_problems, *of_cells]
 
 
-def overrides(sampler: str | None) -> tuple[str, ...]:
-    """What `--sampler` changes in configs/selfcheck.yaml."""
+def overrides(sampler: str | None, options: str | None = None) -> tuple[str, ...]:
+    """What `--sampler` and `--sampler-options` (YAML) change in configs/selfcheck.yaml."""
     if sampler is None:
+        if options is not None:
+            raise UserError("--sampler-options are those of --sampler; give both")
         return ()
     cells = {"sampler": [sampler], "steps": list(selfcheck_sampler.STEPS), "spacing": ["logsnr"]}
     grid = [{"model.oracle": ["gaussian"], "data.name": ["gaussian"], **cells}]
-    return ("name=selfcheck-sampler", f"grid={json.dumps(grid)}")
+    given = () if options is None else (f"sample.sampler_options={options}",)
+    return ("name=selfcheck-sampler", f"grid={json.dumps(grid)}", *given)
 
 
 def judge_run(run: Run, progress: Progress, sampler: str | None = None) -> Findings:

@@ -221,7 +221,7 @@ class Session:
 
     def _warn_of_tables(self, last: KindResult) -> None:
         """Print that tables are unchanged, or warnings on what the quality table can't show."""
-        if "evaluate" in self._stages and "report" not in self._stages:
+        if self._stages == {"evaluate"}:
             self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
         if "report" in self._stages and last.table == "quality":
             scored = {row["cell"] for row in last.rows}

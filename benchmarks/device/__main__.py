@@ -2,10 +2,10 @@
 
     python -m benchmarks.device [--device cuda] [--short] [--seconds 480] [PART ...]
 
-Parts, in the order in which they say most: card, noise, steps, pipeline, bits, shard, flips, extraction, training,
-memory, encoders. A part that can't be measured on this device says why ("skipped"), one that fails says how ("failed"),
-and the rest goes on. What is left after `--seconds` is skipped. Each line names the device, so that no figure of a CPU
-can be taken for one of a GPU.
+Parts, in the order in which they say most: card, noise, steps, pipeline, bits, shard, flips, samplers, extraction,
+training, memory, encoders. A part that can't be measured on this device says why ("skipped"), one that fails says how
+("failed"), and the rest goes on. What is left after `--seconds` is skipped. Each line names the device, so that no
+figure of a CPU can be taken for one of a GPU.
 
 On a CPU the command takes its short form: one small network, small batches. That shows that all parts run and gives
 ratios for this CPU. It says nothing of a GPU.
@@ -31,6 +31,7 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "bits": exactness.bits,
     "shard": speed.shard,
     "flips": exactness.flips,
+    "samplers": exactness.samplers,
     "extraction": speed.extraction,
     "training": exactness.training,
     "memory": health.memory,

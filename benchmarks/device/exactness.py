@@ -1,4 +1,4 @@
-"""Bits: of noise, of a network twice and in another process, of 8-bit pixels, of training."""
+"""Bits: of noise, of a network twice and in another process, of 8-bit pixels, of samplers, of training."""
 
 import hashlib
 import os
@@ -12,17 +12,23 @@ from torch import Tensor
 
 from benchmarks.device.setting import MIDDLE, NAMES, SMALL, Setting, Shape, denoiser, unet
 from benchmarks.device.speed import job_of
-from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.config.sample import Compilation
 from taugrid.images import to_uint8
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.noise import normal, words
+from taugrid.workers.diffusion.process import Point
 from taugrid.workers.samplers.batch import sample_batch
-from taugrid.workers.schedules import alpha_bar
 
 SEED = 20
 NORMALS = 100_000_000
+SAMPLERS = (
+    "diffusers:DPMSolverMultistepScheduler",
+    "diffusers:EulerAncestralDiscreteScheduler",
+    "diffusers:HeunDiscreteScheduler",
+    "unipc",
+)
+"""Multistep, with noise, with two evaluations a step; and one of taugrid's own."""
 OTHER_PROCESS = (
     "from benchmarks.device import exactness, setting; print(exactness.digest(setting.Setting('{}', {}), '{}'))"
 )
@@ -117,13 +123,34 @@ def flips(setting: Setting) -> dict[str, Any]:
     network, indices = unet(shape, setting.device), torch.arange(batch, device=setting.device)
     images = {}
     for precision in setting.precisions:
-        x0 = sample_batch(denoiser(network, setting, precision), indices, job, alpha_bar(DIFFUSION_DEFAULTS))
+        x0 = sample_batch(denoiser(network, setting, precision), indices, job)
         images[precision] = to_uint8(x0.cpu().numpy()).astype(int)
     found = {}
     for precision in setting.precisions[1:]:
         moved = abs(images[precision] - images["float32"])
         found[precision] = {"share": round(float((moved > 0).mean()), 5), "most_levels": int(moved.max())}
     return {"network": NAMES[shape], "against_float32": found}
+
+
+def samplers(setting: Setting) -> dict[str, Any]:
+    """Whether images have the same bits twice and alone, and how far a GPU's are from the CPU's.
+
+    The network is the exact one for N(0, 1), eps = sigma x: each of its pixels depends on one pixel alone.
+    """
+
+    def network(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
+        return at.sigma * x
+
+    found = {}
+    for name in SAMPLERS:
+        job = job_of("unused", SMALL, setting.batches[0], setting.batches[0], name)
+        indices = torch.arange(setting.batches[0], device=setting.device)
+        first, second = (sample_batch(network, indices, job) for _ in range(2))
+        alone = sample_batch(network, indices[:1], job)
+        there = (first.cpu() - sample_batch(network, indices.cpu(), job)).abs().max()
+        found[name] = {"twice": torch.equal(first, second), "alone": torch.equal(first[:1], alone)}
+        found[name] |= {"from_the_cpu": float(there)} if setting.on_gpu else {}
+    return found
 
 
 def training(setting: Setting) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.device.setting import MIDDLE, NAMES, Setting, Shape, denoiser, unet
 from benchmarks.evaluation import draw_weights
-from taugrid.config import DIFFUSION_DEFAULTS, Data, Sample
+from taugrid.config import DIFFUSION_DEFAULTS, Data
 from taugrid.eval.features.load import Extraction, load
 from taugrid.eval.features.resolve import resolve
 from taugrid.images import encode_png
@@ -27,6 +27,7 @@ from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers.batch import sample_batch
+from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, from_sampler
 from taugrid.workers.schedules import process
 
 STEPS = 10
@@ -97,11 +98,12 @@ def _shard(model: Denoiser, shape: Shape, batch: int, device: str) -> None:
         sample_shard(job_of(str(Path(folder) / "shard.parquet"), shape, batch, 4 * batch), model, device)
 
 
-def job_of(path: str, shape: Shape, batch: int, images: int) -> SampleJob:
+def job_of(path: str, shape: Shape, batch: int, images: int, sampler: str = "ddim") -> SampleJob:
     """Samples `images` images in `path`. Its network is never loaded: callers bring their own."""
-    settings = Sample(steps=STEPS, eta=1.0, seed=0, batch_size=batch, clip="none")
+    given = {"sampler": sampler, "steps": STEPS, "eta": 1.0, "batch_size": batch}
+    settings = SAMPLE_DEFAULTS.model_copy(update=given)
+    said = from_sampler(settings, DIFFUSION_DEFAULTS)
     metadata = {"cell": "benchmark", "model": "benchmark"}
-    times = tau("linear", STEPS, 1000)
     return SampleJob(
         path,
         0,
@@ -110,7 +112,8 @@ def job_of(path: str, shape: Shape, batch: int, images: int) -> SampleJob:
         Identity(shape),
         settings,
         DIFFUSION_DEFAULTS,
-        times,
+        said.tau,
+        said.evaluations,
         metadata,
     )
 

@@ -77,8 +77,10 @@ class Tiled(NamedTuple):
     tiles: Tiles
 
 
-def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path) -> None:
+def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path, title: str = "") -> None:
     """Rows of eta and columns of S, with the same n images as a block in each cell. Missing cells stay blank.
+
+    `title` is written above them, if there is one.
 
     n, H and W are the same in every cell, and image i of each cell has the same sample index.
     """
@@ -87,7 +89,7 @@ def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path) -> None:
     steps = sorted({steps for _, steps in images})
     blocks = {(etas.index(eta), steps.index(s)): _block(array) for (eta, s), array in images.items()}
     labels = list(map(eta_in_words, etas))
-    _save(_grid(blocks, labels, [f"S = {s}" for s in steps], BLOCK_GAP), path)
+    _save(_grid(blocks, labels, [f"S = {s}" for s in steps], BLOCK_GAP, title=title), path)
 
 
 def consistency(images: Mapping[int, ImageArray], path: Path) -> None:
@@ -176,23 +178,27 @@ def _grid(
     titles: Sequence[str],
     gap: int,
     corner: str = "",
+    title: str = "",
 ) -> Tiled:
     """Blocks of one size at their (row, column), with row labels on the left, column titles above, and `gap` between.
 
     A column is as wide as its block or the widest title, whichever is wider. `corner` is the unit of the titles.
     """
     font = _font()
+    top = MARGIN + FONT_SIZE if title else 0
     width, height = next(iter(blocks.values())).size
     left = MARGIN + math.ceil(max(font.getlength(label) for label in (*labels, corner))) + MARGIN
-    column = max(width, *(math.ceil(font.getlength(title)) for title in titles))
+    column = max(width, *(math.ceil(font.getlength(head)) for head in titles))
     xs = [left + (column - width) // 2 + i * (column + gap) for i in range(len(titles))]
-    ys = [2 * MARGIN + FONT_SIZE + i * (height + gap) for i in range(len(labels))]
+    ys = [top + 2 * MARGIN + FONT_SIZE + i * (height + gap) for i in range(len(labels))]
     mode = "RGB" if any(block.mode == "RGB" for block in blocks.values()) else "L"
-    canvas = Image.new(mode, (xs[-1] + (column + width) // 2 + MARGIN, ys[-1] + height + MARGIN), "white")
+    across = max(xs[-1] + (column + width) // 2, MARGIN + math.ceil(font.getlength(title))) + MARGIN
+    canvas = Image.new(mode, (across, ys[-1] + height + MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((left - MARGIN, MARGIN + FONT_SIZE), corner, fill="black", font=font, anchor="rs")
-    for x, title in zip(xs, titles, strict=True):
-        draw.text((x + width / 2, MARGIN + FONT_SIZE), title, fill="black", font=font, anchor="ms")
+    draw.text((MARGIN, MARGIN + FONT_SIZE), title, fill="black", font=font, anchor="ls")
+    draw.text((left - MARGIN, top + MARGIN + FONT_SIZE), corner, fill="black", font=font, anchor="rs")
+    for x, head in zip(xs, titles, strict=True):
+        draw.text((x + width / 2, top + MARGIN + FONT_SIZE), head, fill="black", font=font, anchor="ms")
     for y, label in zip(ys, labels, strict=True):
         draw.text((left - MARGIN, y + height / 2), label, fill="black", font=font, anchor="rm")
     for (i, j), block in blocks.items():

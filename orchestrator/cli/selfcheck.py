@@ -14,8 +14,9 @@ from taugrid.words import counted
 @click.command(cls=Command)
 @click.option("--out", metavar="DIR", help="Keep the run here.  [default: a temporary folder]")
 @click.option("--sampler", metavar="NAME", help="Check this sampler against the solution of the ODE.")
+@click.option("--sampler-options", metavar="YAML", help="Its options, as in '{solver_order: 3}'.")
 @cluster_options
-def selfcheck(sampler: str | None, **given: Any) -> None:
+def selfcheck(sampler: str | None, sampler_options: str | None, **given: Any) -> None:
     """Check an installation against closed forms.
 
     Samples images whose pixels and distribution are known. Exits with 1 if an image differs from a float64 loop of the
@@ -27,15 +28,15 @@ def selfcheck(sampler: str | None, **given: Any) -> None:
     requested = RunOptions(**given)
     check_form(requested.address)
     if requested.out is not None:
-        _selfcheck(requested.out, requested, sampler)
+        _selfcheck(requested.out, requested, sampler, sampler_options)
         return
     if requested.address != "local":
         raise UserError(f"with --address {requested.address}, give --out: an absolute path that every node sees")
     with TemporaryDirectory(prefix="taugrid-selfcheck-") as out:
-        _selfcheck(out, requested, sampler)
+        _selfcheck(out, requested, sampler, sampler_options)
 
 
-def _selfcheck(out: str, requested: RunOptions, sampler: str | None) -> None:
+def _selfcheck(out: str, requested: RunOptions, sampler: str | None, sampler_options: str | None) -> None:
     from taugrid.orchestrator import selfcheck
     from taugrid.orchestrator.cli.text import print_selfcheck
     from taugrid.orchestrator.opened import open_config, require_shared
@@ -44,7 +45,7 @@ def _selfcheck(out: str, requested: RunOptions, sampler: str | None) -> None:
     from taugrid.storage import read_json
 
     require_shared(out, requested.address)
-    run = open_config("selfcheck", (*requested.overrides, *selfcheck.overrides(sampler)), out)
+    run = open_config("selfcheck", (*requested.overrides, *selfcheck.overrides(sampler, sampler_options)), out)
     there = read_json(run.rundir.config, run.rundir.storage)
     if there is not None and there.get("name") != run.config.name:
         raise UserError(f"--out {out} holds another run; give an empty folder, or that of an earlier selfcheck")

@@ -1,7 +1,7 @@
 """The parts of a plan: models, cells and their shards, with the names of their files. Pure data."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -9,9 +9,10 @@ from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample
 from taugrid.grids.names import BETWEEN, Naming
-from taugrid.hashing import SourceFile, identity
+from taugrid.hashing import SourceFile, canonical_json, identity
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
+from taugrid.words import listed
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.said import FromSampler, from_sampler
@@ -124,7 +125,9 @@ class Cell:
     @cached_property
     def label(self) -> str:
         """The name in messages, tables and figures, such as "schedule=cosine · S=50 eta=0"."""
-        own = self.naming.cell(self.values, self.settings.steps, self.eta)
+        own, sampler = self.naming.cell(self.values, self.settings.steps, self.eta), self.settings.sampler
+        if sampler != DEFAULT and "sampler" not in self.naming.keys:
+            own += f" {self.naming.part('sampler', sampler)}"
         return BETWEEN.join(filter(None, [self.model.label, own]))
 
     @cached_property
@@ -214,6 +217,18 @@ class Cell:
         )
 
 
+def _sampled_twice(cells: Sequence[Cell]) -> Iterator[str]:
+    """A remark if cells that differ in spacing or options have the same times, and the same value of each option."""
+    same: dict[tuple[Any, ...], list[str]] = {}
+    for cell in cells:
+        said, defaults = cell.from_sampler, {"spacing": "linear", "steps_offset": 0, "sampler_options": {}}
+        settings = cell.settings.model_copy(update=defaults).model_dump_json()
+        key = (cell.model.id, settings, said.times, canonical_json(dict(said.arguments)))
+        same.setdefault(key, []).append(cell.label)
+    if equal := [" and ".join(labels) for labels in same.values() if len(labels) > 1]:
+        yield f"cells with the same times and options, each of which is sampled: {listed(equal, 2, 'case', '; ')}"
+
+
 @dataclass(frozen=True)
 class Plan:
     """The models and cells of a config."""
@@ -251,6 +266,7 @@ class Plan:
             *(f"{model.lacks}; until it is here, the ids of its cells are {PENDING}" for model in self.pending),
             *filter(None, (model.source.warning(model.diffusion) for model in self.models)),
             *(remark for its in settings for remark in remarks(*its)),
+            *_sampled_twice(self.cells),
         ]
 
     @cached_property

@@ -13,7 +13,7 @@ from taugrid.eval.figures import pictures
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.long_form import CHECKPOINT
-from taugrid.eval.tables.pivots import short_checkpoints
+from taugrid.eval.tables.pivots import OPTIONS, options_text, short_checkpoints, short_samplers
 from taugrid.orchestrator.plan.cells import Cell, Plan, name_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -29,7 +29,7 @@ def write_sample_figures(run: Run) -> None:
     for group in first_images(run):
         stem = f"samples-{group.name}" if group.name else "samples"
         with rundir.storage.local_folder(rundir.figures) as figures:
-            pictures.samples(group.images, figures / f"{stem}.png")
+            pictures.samples(group.images, figures / f"{stem}.png", short_samplers(group.title))
             _write_consistency(group.images, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
 
 
@@ -98,9 +98,10 @@ def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> 
         axes[CHECKPOINT] = checkpoints[checkpoint]
     others = [
         *filter(None, [cell.spacing_name]),
-        *(f"{key.split('.')[-1]}={value}" for key, value in axes.items() if value != {}),
+        *(f"{key.split('.')[-1]}={value}" for key, value in axes.items() if key != OPTIONS and value != {}),
+        *options_text(axes.get(OPTIONS)).split(),
     ]
-    foreign = [settings.sampler] if settings.sampler != DEFAULT else []
+    foreign = [short_samplers(settings.sampler)] if settings.sampler != DEFAULT else []
     return name_of([*others, *foreign, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
 
 

@@ -33,6 +33,7 @@ from taugrid.orchestrator.report.sample_figures import write_sample_figures
 from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.registry.samplers import DIFFUSERS
 from taugrid.storage import replacing
 from taugrid.workers import schedules
 
@@ -43,6 +44,10 @@ FIRST = ("cell", "folder", "name", "model", "model_name", "sampler", "steps", "e
          "weights", "num_samples")  # fmt: skip
 """The columns of every run. One for each other key of the grid follows, in the config's order and with its full name.
 `cell` and `model` are as in samples and in quality.csv."""
+
+
+LONG_ENOUGH = 100
+"""Device seconds of a cell beside which a few more, for loading diffusers, hardly count."""
 
 
 def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> QualityTable:
@@ -103,7 +108,16 @@ def _about_grid(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -
     lacking = [cell for cell in plan.cells if cell.id not in scored] if scored else []
     once = [ONE_TRAINING] if several else []
     counts = requested.evaluations(plan) if cells else []
-    return [*once, *counts, *unequal(cells, "scored "), *unscored(lacking), *no_effects(config, plan, rows)]
+    about_cells = [*unequal(cells, "scored "), *unscored(lacking)]
+    return [*once, *counts, *about_short_cells(rows), *about_cells, *no_effects(config, plan, rows)]
+
+
+def about_short_cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line on the seconds of diffusers' samplers where loading diffusers may be most of them."""
+    if any(row["sampler"].startswith(DIFFUSERS) and 0 < (row["seconds"] or 0) < LONG_ENOUGH for row in rows):
+        return [f"a worker's first cell of a diffusers sampler also loads diffusers, which takes seconds: the seconds "
+                f"of cells below {LONG_ENOUGH} s can't be compared"]  # fmt: skip
+    return []
 
 
 def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:

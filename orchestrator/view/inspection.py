@@ -71,6 +71,7 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores) -> dict[s
         "name": cell.name.replace(cell.id, cell.shown_id),
         "label": cell.label,
         "model": cell.model.shown_id,
+        "sampler": cell.settings.sampler,
         "steps": cell.settings.steps,
         "eta": cell.eta,
         **cell.axes,

@@ -207,7 +207,8 @@ def test_keys_that_it_does_not_honour_make_no_cells(package):
         ),
         (
             {"sampler": "twice", "sampler_options": {"order": 2}},
-            "sample.sampler_options of twice: it has no options; remove order",
+            "sample.sampler_options of twice: it has no options; remove order or, for other samplers of the grid, "
+            "write it there: grid: [{sampler: [...]}, {sampler: [...], sampler_options: [{order: ...}]}]",
         ),
         (
             {"grid": [{"sampler": ["twice"], "eta": [n / 100], "num_samples": [n]} for n in (1, 50)]},

@@ -377,7 +377,7 @@ def test_old_images_are_removed_and_count_as_done(begun, started, reported):
     assert said.startswith("0 images decoded; images removed: 4 cells, whose records are checked")
     figures = {path.name for path in (root / "figures").iterdir()}
     _, told = taugrid("run", root)
-    assert "images removed: 4 cells" in told
+    assert "images of 4 cells were removed" in told
     assert "to do" not in told
     assert {path.name for path in (root / "figures").iterdir()} == figures
     assert "were removed" in taugrid("export", root, "S0002-eta0-", "--to", started / "pngs", code=2)[1]

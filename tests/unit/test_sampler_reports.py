@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
+from PIL import Image
 from rich.console import Console
 from test_differences import N, protocol, spread
 from test_differences import cell as row_of
@@ -24,6 +25,7 @@ from taugrid.eval.figures.ablation.forest import effects_figure
 from taugrid.eval.figures.ablation.panels import per_key_figures
 from taugrid.eval.figures.drawing import SAMPLER_COLOURS
 from taugrid.eval.figures.over_steps import quality_figure
+from taugrid.eval.figures.pictures import FONT_SIZE, MARGIN, tiles_of
 from taugrid.eval.pages.charts import chart
 from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.ablation.effects import Effects, effects, short_key_names
@@ -43,6 +45,7 @@ from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.requested import evaluations, layout
+from taugrid.orchestrator.report.write import about_short_cells
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.session import Session
@@ -435,6 +438,21 @@ def test_evaluations_are_those_of_each_set_of_options():
     ]
 
 
+def test_pictures_of_samplers_are_told_apart_by_their_names_and_titles(run):
+    paths = sorted((run / "figures").glob("samples*.png"))
+    names = [path.name.rsplit("-", 1)[0] for path in paths]
+    assert names == ["samples-linear", "samples-linear-dpm__2m", "samples-linear-heun"]
+    assert [tiles_of(Image.open(path)).ys[0] for path in paths] == [3 * MARGIN + 2 * FONT_SIZE] * 3, "below a title"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "seconds", "notes"),
+    [("diffusers:X", 5, 1), ("diffusers:X", 500, 0), ("diffusers:X", None, 0), ("heun", 5, 0)],
+)
+def test_seconds_that_loading_diffusers_may_dominate_are_said(sampler, seconds, notes):
+    assert len(about_short_cells([{"sampler": sampler, "seconds": seconds}])) == notes
+
+
 def test_python_samples_with_a_sampler_without_a_run(run):
     images = taugrid.sample({"oracle": "gaussian"}, 4, steps=3, sampler="heun")
     assert images.shape[0] == 4
@@ -444,5 +462,7 @@ def test_python_samples_with_a_sampler_without_a_run(run):
 def test_a_cell_with_its_samplers_defaults_is_named_without_options():
     options = [{}, {"solver_order": 3}]
     found, _ = planned({"sampler": ["diffusers:DEISMultistepScheduler"], "sampler_options": options, "steps": [5]})
-    assert [cell.label for cell in found.cells] == ["S=5", "S=5 sampler_options='{\"solver_order\": 3}'"]
+    name = "sampler=diffusers:DEISMultistepScheduler"
+    labels = [f"S=5 {name}", f"S=5 sampler_options='{{\"solver_order\": 3}}' {name}"]
+    assert [cell.label for cell in found.cells] == labels
     assert [find_cell(found, cell.label) for cell in found.cells] == list(found.cells), "it reads back"

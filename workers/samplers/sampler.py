@@ -86,7 +86,10 @@ class Sampler(ABC):
         if not (unknown := sorted(options.keys() - self.options.keys())):
             return
         if not self.options:
-            raise ValueError(f"it has no options; remove {', '.join(unknown)}")
+            raise ValueError(
+                f"it has no options; remove {', '.join(unknown)} or, for other samplers of the grid, write it there: "
+                f"grid: [{{sampler: [...]}}, {{sampler: [...], sampler_options: [{{{unknown[0]}: ...}}]}}]"
+            )
         near = difflib.get_close_matches(unknown[0], self.options, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self.options)}"
         raise ValueError(f"it has no option {unknown[0]} ({hint})")
