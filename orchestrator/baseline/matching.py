@@ -34,8 +34,11 @@ MUST_AGREE = (
     "sampler",
     "conditions",
 )
-"""Fields of a protocol without which two FIDs are not comparable. Versions may differ: an upgrade is what a night is
-for. Settings of metrics other than FID do not change FID."""
+"""Fields of a protocol without which two FIDs are not comparable; of `sampler`, `SAMPLER_FIELDS`. Versions may differ:
+an upgrade is what a night is for. Settings of metrics other than FID do not change FID."""
+
+SAMPLER_FIELDS = ("name", "options", "times", "last_sigma", "clip", "code")
+"""Those of a sampler's block that must agree. The others are versions of libraries whose code computes its steps."""
 
 MAX_DIFFERENCES_NAMED = 4
 """The number of differences between protocols that an error message names."""
@@ -146,7 +149,10 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], dire
 
 
 def _fields(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: protocol.get(name) for name in MUST_AGREE}
+    fields = {name: protocol.get(name) for name in MUST_AGREE}
+    if (block := fields["sampler"]) is not None:
+        fields["sampler"] = {key: value for key, value in block.items() if key in SAMPLER_FIELDS}
+    return fields
 
 
 def _reference(fields: Mapping[str, Any]) -> str:
@@ -157,18 +163,24 @@ def _reference(fields: Mapping[str, Any]) -> str:
 
 
 def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list[str]:
-    """The differences between the versions that scored the cells, such as "scored with torch 2.9.1 -> 2.10.0"."""
+    """The differences between versions, such as "scored with torch 2.9.1 -> 2.10.0" or "sampled with diffusers ..."."""
     changes: dict[str, None] = {}
     for new, old in pairs:
         sides = [_versions(canonical(cell.protocol)) for cell in (old, new)]
         for name in sorted({*sides[0], *sides[1]}):
             if sides[0].get(name) != sides[1].get(name):
-                changes[f"scored with {name} {sides[0].get(name, 'unknown')} -> {sides[1].get(name, 'unknown')}"] = None
+                changes[f"{name} {sides[0].get(name, 'unknown')} -> {sides[1].get(name, 'unknown')}"] = None
     return list(changes)
 
 
 def _versions(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    return {"scoring": protocol.get("scoring", 1), **(protocol.get("versions") or {})}
+    scoring = {"scoring": protocol.get("scoring", 1), **(protocol.get("versions") or {})}
+    sampling = {key: value for key, value in (protocol.get("sampler") or {}).items() if key not in SAMPLER_FIELDS}
+    return {
+        f"{verb} with {name}": version
+        for verb, its in (("scored", scoring), ("sampled", sampling))
+        for name, version in its.items()
+    }
 
 
 def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:

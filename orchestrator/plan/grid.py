@@ -41,7 +41,7 @@ from taugrid.orchestrator.plan.sections import (
     sample_section,
 )
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
-from taugrid.registry.samplers import DEFAULT
+from taugrid.registry.samplers import DEFAULT, DIFFUSERS
 from taugrid.words import counted
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
@@ -170,6 +170,9 @@ def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
         for key in sorted(theirs.keys() & every[0].said.ignored_keys):
             if theirs[key] not in (None, getattr(SAMPLE_DEFAULTS, key)):
                 yield f"{name} ignores the loaded pipeline's {key}: {plain_text(theirs[key])}"
+        ends_at_1 = [each for each in every if each.model.diffusion.set_alpha_to_one is False]
+        if name.startswith(DIFFUSERS) and any(each.said.arguments.get("set_alpha_to_one", True) for each in ends_at_1):
+            yield f"{name} ignores diffusion.set_alpha_to_one: false; its last step leads where its options say"
 
 
 def _sampler(planned: Planned) -> str:

@@ -587,3 +587,18 @@ def test_between_t_minus_1_and_a_t_without_signal_there_is_no_point():
     section = diffusion(prediction="v_prediction").model_copy(update={"rescale_betas_zero_snr": True})
     with pytest.raises(UserError, match=r"calls the network at time 998\.\d+, which the process does not have"):
         from_sampler(settings_of("EulerDiscreteScheduler", 1500), section)
+
+
+def test_plan_says_that_the_process_does_not_set_the_last_step():
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    values |= {"diffusion": {"set_alpha_to_one": False}}
+    grid = {"steps": [10], "sampler": ["diffusers:DDIMScheduler", "diffusers:PNDMScheduler"]}
+    remarks = plan(validate(Config, values | {"grid": grid}, "test")).remarks
+    assert [line for line in remarks if "set_alpha_to_one" in line] == [
+        "diffusers:DDIMScheduler ignores diffusion.set_alpha_to_one: false; its last step leads where its options say"
+    ]
+
+
+def test_repeated_times_of_kdpm2_ancestral_are_calls():
+    times = times_of("KDPM2AncestralDiscreteScheduler", 10)
+    assert (len(times), len(set(times))) == (19, 15)

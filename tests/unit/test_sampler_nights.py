@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
@@ -76,18 +77,18 @@ def test_a_changed_coefficient_is_red_although_the_weights_are_new(begun, histor
     assert not (history / "nights/2/fresh").exists(), "a second look would sample both networks with the fault"
 
 
-def test_another_version_of_diffusers_can_not_be_compared(begun, history, monkeypatch):
+def test_another_version_of_diffusers_is_compared_and_named(begun, history, monkeypatch):
     known = said.versions
     monkeypatch.setattr(said, "versions", lambda names: known(names) | ({"diffusers": "0.99.0"} if names else {}))
-    _, told = taugrid("nightly", begun / "same.yaml", "--history", history, "--id", "2", code=2)
-    assert "the runs were measured in different ways: sampler.diffusers is 0.99.0, in the baseline 0." in told
+    found = night(history, begun / "same.yaml", "2")
+    assert found["result"] == "identical"
+    assert f"sampled with diffusers {version('diffusers')} -> 0.99.0" in json.dumps(found)
 
 
 BLOCK = [
     ("options", {"solver_order": 3}, "sampler.options.solver_order is 3, in the baseline not set"),
     ("times", [999.0, 10.0], "sampler.times is [999.0, 10.0], in the baseline "),
     ("last_sigma", 0.01, "sampler.last_sigma is 0.01, in the baseline 0.0"),
-    ("diffusers", "0.99.0", "sampler.diffusers is 0.99.0, in the baseline not set"),
     ("clip", "x0", "sampler.clip is x0, in the baseline none"),
 ]
 
