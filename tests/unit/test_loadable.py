@@ -70,6 +70,9 @@ def test_a_custom_network_needs_its_code_and_its_file(files):
     assert "there is no file" in why_no_second_look([pair(new, old)], True)
 
 
-def test_a_file_that_a_baseline_names_is_given_to_no_code_unless_the_user_trusts_it(files):
+def test_a_file_that_a_baseline_names_is_given_to_no_code_unless_the_user_trusts_it(files, tmp_path, monkeypatch):
     """A baseline file may come from somebody else, and the file of weights may be a pickle."""
+    assert "no module mine" in why_no_second_look([pair(*map(custom, files))], trust_code=False)
+    (tmp_path / "mine.py").write_text("network = None\n")
+    monkeypatch.chdir(tmp_path)
     assert "--trust-code" in why_no_second_look([pair(*map(custom, files))], trust_code=False)

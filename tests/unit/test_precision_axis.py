@@ -110,7 +110,7 @@ def test_what_is_unusual_has_a_column_without_a_grid_too():
 
 def test_an_oracle_is_not_compiled():
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
-    with pytest.raises(UserError, match=r"sample.compile is default, but an oracle is no network"):
+    with pytest.raises(UserError, match=r"sample.compile is default, but an oracle is not a torch network"):
         plan(validate(Config, values | {"sample": {"seed": 0, "compile": "default"}}, "test"))
 
 

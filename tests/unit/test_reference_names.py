@@ -39,7 +39,7 @@ def test_a_data_set_is_named_with_its_split(text, values, extractor):
     assert resolve_reference(text) == ResolvedReference(Data(**values), extractor)
 
 
-@pytest.mark.parametrize(("text", "words"), [("digits/tset", "no split of digits"), ("lsun/train", "category")])
+@pytest.mark.parametrize(("text", "words"), [("digits/tset", "is not a split of digits"), ("lsun/train", "category")])
 def test_a_wrong_split_is_refused(text, words):
     with pytest.raises(UserError, match=words):
         resolve_reference(text)

@@ -145,9 +145,9 @@ class Diffusers(Sampler):
         return _levels(self._ready(settings, process), process)[1][-1]
 
     def _ready(self, settings: Sample, process: Process) -> Any:
-        """The scheduler, after `set_timesteps`."""
+        """A scheduler of its own, after `set_timesteps`: another thread may sample with the shared one."""
         options, steps = canonical_json(settings.sampler_options), settings.steps
-        scheduler = _instance(self.scheduler, options, steps, process, process.prediction)
+        scheduler = copy.deepcopy(_built(self.scheduler, options, process, process.prediction))
         scheduler.set_timesteps(steps)
         return scheduler
 
