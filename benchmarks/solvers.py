@@ -2,7 +2,7 @@
 
     python -m benchmarks.solvers [--rounds 15] [--steps 50] [--images 16]
 
-Samples one batch by `workers.sample.sample_batch`, as a worker does, with each solver in turns with `ddim` at eta = 0:
+Samples one batch by `sample_batch`, as a worker does, with each solver in turns with `ddim` at eta = 0:
 with the untrained network of configs/digits.yaml, and with one that computes nothing. Prints the medians of CPU seconds
 (of one thread, so that other load on the machine counts less) per network evaluation, and their ratio to DDIM's.
 """
@@ -15,17 +15,16 @@ from functools import partial
 import torch
 
 from taugrid.config.load import load
-from taugrid.orchestrator.in_memory import Settings
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 from taugrid.workers.network.unet import build_unet
-from taugrid.workers.sample import sample_batch
+from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 
 SAMPLERS = ("ddim", "dpm++2m", "dpm++3m", "unipc", "heun")
 
 
-def milliseconds(network: Denoiser, recipes: dict[str, Settings], images: int, rounds: int) -> dict[str, float]:
+def milliseconds(network: Denoiser, recipes: dict[str, SamplingSpec], images: int, rounds: int) -> dict[str, float]:
     """Of CPU per network evaluation, by sampler."""
     found: dict[str, list[float]] = {name: [] for name in recipes}
     for _ in range(rounds + 1):
@@ -46,7 +45,7 @@ def main() -> None:
     cells = plan(load("digits", [f"grid={{sampler: [{', '.join(SAMPLERS)}], steps: [{arguments.steps}]}}"])).cells
     model = cells[0].model
     recipes = {
-        cell.settings.sampler: Settings(model.decoder, model.diffusion, cell.settings, cell.tau, cell.nfe)
+        cell.settings.sampler: SamplingSpec(model.decoder, model.diffusion, cell.settings, cell.tau, cell.nfe)
         for cell in cells
     }
     assert isinstance(model.source, Trained)

@@ -5,7 +5,7 @@ Torch is imported when something is sampled, not with this module.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,9 @@ from taugrid.registry.datasets import Shape
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.device import Device, set_up, usual_device
-from taugrid.workers.diffusion.decoder import Decoder, Identity
+from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.finite import Watched
-from taugrid.workers.samplers.batch import sample_batch
+from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.said import Case, ask_samplers, honoured
 
 if TYPE_CHECKING:
@@ -32,16 +32,6 @@ if TYPE_CHECKING:
 
 FOR_A_RUN = ("num_samples", "shard_evaluations")
 """Keys of `sample` that mean nothing without files."""
-
-
-class Settings(NamedTuple):
-    """Everything besides the network that determines an image, resolved: a `workers.samplers.batch.SamplingSpec`."""
-
-    decoder: Decoder
-    diffusion: Diffusion
-    settings: Sample
-    tau: tuple[float, ...]
-    nfe: int
 
 
 def sample_in_memory(
@@ -94,7 +84,7 @@ def _sample(
 
 def _planned(
     model: str | Mapping[str, Any], shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]
-) -> tuple[NetworkSpec, Settings]:
+) -> tuple[NetworkSpec, SamplingSpec]:
     """What a run with a checkpoint, a custom network or an oracle would plan."""
     section = {"checkpoint": model} if isinstance(model, str) else dict(model)
     if "unet" in section:
@@ -105,17 +95,17 @@ def _planned(
     config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": settings})
     [cell] = plan(config).cells
     network = cell.model.source.network(Path(), cell.settings.weights)  # such a source needs no run directory
-    return network, Settings(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
+    return network, SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
 
 
-def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> Settings:
+def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> SamplingSpec:
     """The settings for a network that the caller holds."""
     if shape is None:
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
     [said] = ask_samplers([Case(resolved, process)]).said
-    return Settings(Identity(shape), process, honoured(resolved, said.keys), said.tau, said.evaluations)
+    return SamplingSpec(Identity(shape), process, honoured(resolved, said.keys), said.tau, said.evaluations)
 
 
 def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
@@ -127,7 +117,7 @@ def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
     return arithmetic.computed(network, Arithmetic.of(settings), kind)
 
 
-def _sampled(network: "Denoiser", sampling: Settings, wanted: Sequence[int], device: str) -> NDArray[np.uint8]:
+def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int], device: str) -> NDArray[np.uint8]:
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
 

@@ -20,7 +20,7 @@ from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.finite import Watched, blame, not_finite
-from taugrid.workers.samplers.batch import sample_batch
+from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import require_code
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class SampleJob(Job):
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
+
+    @property
+    def spec(self) -> SamplingSpec:
+        """What determines its images, besides the network and their indices."""
+        return SamplingSpec(self.decoder, self.diffusion, self.settings, self.tau, self.nfe)
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -121,7 +126,7 @@ def _transfers(
     for start in starts:
         began = time.perf_counter()
         indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)
-        x0 = sample_batch(watched, indices, job)
+        x0 = sample_batch(watched, indices, job.spec)
         yield images_to_host(job.decoder(x0), watched.answer(), start, began)
 
 

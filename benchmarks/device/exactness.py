@@ -123,7 +123,7 @@ def flips(setting: Setting) -> dict[str, Any]:
     network, indices = unet(shape, setting.device), torch.arange(batch, device=setting.device)
     images = {}
     for precision in setting.precisions:
-        x0 = sample_batch(denoiser(network, setting, precision), indices, job)
+        x0 = sample_batch(denoiser(network, setting, precision), indices, job.spec)
         images[precision] = to_uint8(x0.cpu().numpy()).astype(int)
     found = {}
     for precision in setting.precisions[1:]:
@@ -145,9 +145,9 @@ def samplers(setting: Setting) -> dict[str, Any]:
     for name in SAMPLERS:
         job = job_of("unused", SMALL, setting.batches[0], setting.batches[0], name)
         indices = torch.arange(setting.batches[0], device=setting.device)
-        first, second = (sample_batch(network, indices, job) for _ in range(2))
-        alone = sample_batch(network, indices[:1], job)
-        there = (first.cpu() - sample_batch(network, indices.cpu(), job)).abs().max()
+        first, second = (sample_batch(network, indices, job.spec) for _ in range(2))
+        alone = sample_batch(network, indices[:1], job.spec)
+        there = (first.cpu() - sample_batch(network, indices.cpu(), job.spec)).abs().max()
         found[name] = {"twice": torch.equal(first, second), "alone": torch.equal(first[:1], alone)}
         found[name] |= {"from_the_cpu": float(there)} if setting.on_gpu else {}
     return found

@@ -69,7 +69,7 @@ def pipeline(setting: Setting) -> dict[str, Any]:
     job, indices = job_of("unused", shape, batch, batch), torch.arange(batch, device=setting.device)
     for precision in setting.precisions:
         model = denoiser(network, setting, precision)
-        seconds = setting.seconds(lambda model=model: sample_batch(model, indices, job).cpu(), 3)
+        seconds = setting.seconds(lambda model=model: sample_batch(model, indices, job.spec).cpu(), 3)
         found[f"taugrid, {precision}"] = round(batch / seconds, 2)
     return {"network": NAMES[shape], "batch": batch, "steps": STEPS, "images_per_second": found}
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from taugrid.config import Diffusion, Sample
-from taugrid.orchestrator.in_memory import Settings
 from taugrid.orchestrator.plan.sections import diffusion_section, sample_section
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.decoder import Identity
-from taugrid.workers.samplers.batch import sample_batch
+from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.said import from_sampler, honoured
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,7 +36,7 @@ def recipe(diffusion, **settings):
     process = diffusion_section(Diffusion(**diffusion))
     resolved = sample_section(Sample(seed=3, **settings), {})
     said = from_sampler(resolved, process)
-    return Settings(Identity(SHAPE), process, honoured(resolved, said.keys), said.tau, said.evaluations)
+    return SamplingSpec(Identity(SHAPE), process, honoured(resolved, said.keys), said.tau, said.evaluations)
 
 
 def sampled(diffusion, **settings):

@@ -1,6 +1,6 @@
 """Runs a sampler on one batch, and holds it to its word. Torch is imported when that is done, not with this module."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from taugrid.config import Diffusion, Sample
 from taugrid.errors import SamplerFault
@@ -16,31 +16,21 @@ if TYPE_CHECKING:
     from taugrid.workers.diffusion.denoiser import Denoiser
 
 
-class SamplingSpec(Protocol):
-    """Everything besides the network, the seed included, that determines an image. A job has it."""
+class SamplingSpec(NamedTuple):
+    """Everything besides the network, the seed included, that determines an image."""
 
-    @property
-    def decoder(self) -> Decoder:
-        """The decoder from samples to pictures."""
-
-    @property
-    def settings(self) -> Sample:
-        """Resolved: no key is null."""
-
-    @property
-    def diffusion(self) -> Diffusion:
-        """Resolved."""
-
-    @property
-    def tau(self) -> tuple[float, ...]:
-        """Increasing times in 1..T."""
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations per image, as the sampler promises."""
+    decoder: Decoder
+    diffusion: Diffusion
+    """Resolved."""
+    settings: Sample
+    """Resolved: no key is null."""
+    tau: tuple[float, ...]
+    """Increasing times in 1..T."""
+    nfe: int
+    """Network evaluations per image, as the sampler promises."""
 
 
-def sample_batch(model: "Denoiser", indices: "Tensor", job: SamplingSpec) -> "Tensor":
+def sample_batch(model: "Denoiser", indices: "Tensor", spec: SamplingSpec) -> "Tensor":
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
 
     Raises:
@@ -50,22 +40,22 @@ def sample_batch(model: "Denoiser", indices: "Tensor", job: SamplingSpec) -> "Te
 
     from taugrid.workers.diffusion.noise import normal
 
-    settings, process, shape = job.settings, schedules.process(job.diffusion), job.decoder.network_shape
+    settings, process, shape = spec.settings, schedules.process(spec.diffusion), spec.decoder.network_shape
     seed = settings.seed
     assert seed is not None
 
     def noise(key: int, draw: int = 0) -> "Tensor":
         return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
 
-    denoise = Denoise(model, process, job.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
+    denoise = Denoise(model, process, spec.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
     x_T, sampler = noise(0), find(settings.sampler)
     with torch.no_grad():
-        x0 = sampler.sample(x_T, path(process, job.tau), denoise, noise, with_defaults(settings, sampler))
+        x0 = sampler.sample(x_T, path(process, spec.tau), denoise, noise, with_defaults(settings, sampler))
     _require_images(x0, x_T, settings.sampler)
-    if denoise.calls != job.nfe:
+    if denoise.calls != spec.nfe:
         raise SamplerFault(
             f"the sampler {settings.sampler} calls the network {denoise.calls} times for a batch, but its "
-            f"`evaluations` returns {job.nfe}; state the number with `evaluations`, a method of the class or "
+            f"`evaluations` returns {spec.nfe}; state the number with `evaluations`, a method of the class or "
             "an attribute of the function: evaluations(settings, process)"
         )
     return x0.detach()  # a sampler may have enabled gradients

@@ -29,14 +29,7 @@ class DDIM(Sampler):
         eta = settings["eta"]
         return "sigma_hat" if eta == "sigma_hat" else f"eta{eta:g}"
 
-    def sample(
-        self,
-        x: "Tensor",
-        path: Sequence[Point],
-        denoise: Denoise,
-        noise: Noise,
-        settings: Sample,
-    ) -> "Tensor":
+    def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
         """`ddim.sample` with `settings.eta`."""
         return sample(x, path, denoise, noise, settings.eta)
 

@@ -151,14 +151,7 @@ class Diffusers(Sampler):
         scheduler.set_timesteps(steps)
         return scheduler
 
-    def sample(
-        self,
-        x: "Tensor",
-        path: Sequence[Point],
-        denoise: Denoise,
-        noise: Noise,
-        settings: Sample,
-    ) -> "Tensor":
+    def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
         """x_0, (B, C, H, W), from x_T. `path` is not used: the scheduler has its own."""
         process, options = denoise.process, canonical_json(settings.sampler_options)
         scheduler = _instance(self.scheduler, options, settings.steps, process, denoise.prediction)

@@ -24,14 +24,7 @@ class Heun(Solver):
         steps = pairwise(path(process, self.tau(settings, process)))
         return tuple(at.time for a, b in steps for at in ((a, b) if has_slope(a, b) else (a,)))
 
-    def sample(
-        self,
-        x: "Tensor",
-        path: Sequence[Point],
-        denoise: Denoise,
-        noise: Noise,
-        settings: Sample,
-    ) -> "Tensor":
+    def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
         """x_0, (B, C, H, W), from x_T: y = x / alpha solves dy / dr = eps in r = sigma / alpha, eq. 14 of DDIM."""
         for a, b in pairwise(path):
             x0 = denoise(x, a).x0

@@ -103,14 +103,7 @@ class Sampler(ABC):
         return str(settings["sampler"])
 
     @abstractmethod
-    def sample(
-        self,
-        x: "Tensor",
-        path: Sequence[Point],
-        denoise: Denoise,
-        noise: Noise,
-        settings: Sample,
-    ) -> "Tensor":
+    def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
         """x_0, (B, C, H, W).
 
         Args:

@@ -68,14 +68,7 @@ class Multistep(Solver):
     points: ClassVar[int]
     """How many a step uses, its own included. A step has fewer where there were no more before it."""
 
-    def sample(
-        self,
-        x: "Tensor",
-        path: Sequence[Point],
-        denoise: Denoise,
-        noise: Noise,
-        settings: Sample,
-    ) -> "Tensor":
+    def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
         """x_0, (B, C, H, W), from x_T."""
         history: list[Evaluated] = []
         for a, b in pairwise(path):

@@ -9,7 +9,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from taugrid.errors import SamplerFault, UserError
 from taugrid.hashing import canonical_json
 from taugrid.registry import samplers
 from taugrid.workers.custom.source import source_of
-from taugrid.workers.diffusion.decoder import Decoder, Identity
+from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.process import Point, predict_eps
-from taugrid.workers.samplers.batch import sample_batch
+from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, FromSampler, Tried, from_sampler, honoured
 from taugrid.workers.samplers.sampler import find
 
@@ -43,16 +43,6 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
 }
 """Of torch, for the whole process: how each is read and set."""
-
-
-class Trial(NamedTuple):
-    """A `SamplingSpec` for the tiny images."""
-
-    decoder: Decoder
-    settings: Sample
-    diffusion: Diffusion
-    tau: tuple[float, ...]
-    nfe: int
 
 
 def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tried:
@@ -99,7 +89,7 @@ def _times_called(settings: Sample, diffusion: Diffusion, promised: FromSampler)
         SamplerFault: see `sample_batch`.
     """
     name, steps = settings.sampler, settings.steps
-    spec = Trial(Identity(SHAPE), settings, diffusion, promised.tau, promised.evaluations)
+    spec = SamplingSpec(Identity(SHAPE), diffusion, settings, promised.tau, promised.evaluations)
     times: list[float] = []
 
     def network(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:

@@ -34,14 +34,7 @@ class UniPC(Solver):
 
     order = 4
 
-    def sample(
-        self,
-        x: "Tensor",
-        path: Sequence[Point],
-        denoise: Denoise,
-        noise: Noise,
-        settings: Sample,
-    ) -> "Tensor":
+    def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
         """x_0, (B, C, H, W), from x_T."""
         history: list[Evaluated] = []  # newest first
         source = x  # x at the newest point, corrected
