@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import click
 import pytest
@@ -14,6 +15,7 @@ from taugrid.orchestrator.nightly import night as night_module
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
 from taugrid.workers import sample as sampling
+from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.network.checkpoint import weights_file, weights_sha256
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
@@ -64,14 +66,21 @@ def later(second_night, tmp_path):
     return shutil.copytree(second_night, tmp_path / "later")
 
 
+class NaNs(Identity):
+    """A decoder that makes no number of any sample."""
+
+    def __call__(self, x0):
+        return super().__call__(x0) * float("nan")
+
+
 def nan_where(monkeypatch, wanted):
-    whole = sampling.sample_batch
+    """Samples of the jobs that are `wanted` are NaN."""
+    whole = sampling._transfers
 
-    def sampled(model, indices, job, *rest):
-        found = whole(model, indices, job, *rest)
-        return found * float("nan") if wanted(job) else found
+    def transfers(job, *rest):
+        return whole(replace(job, decoder=NaNs(job.decoder.shape)) if wanted(job) else job, *rest)
 
-    monkeypatch.setattr(sampling, "sample_batch", sampled)
+    monkeypatch.setattr(sampling, "_transfers", transfers)
 
 
 def interrupted(monkeypatch, history, config, name):
