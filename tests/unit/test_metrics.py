@@ -108,7 +108,7 @@ def test_a_new_metric_is_scored(spread):
     assert found.notes == ("a note on spread",)
     alone = scored(values, ("fid",))
     assert alone.values == {name: found.values[name] for name in ("fid", "fid_se")}
-    assert np.array_equal(alone.influence, found.influence)
+    assert np.array_equal(alone.influences["fid"], found.influences["fid"])
 
 
 def test_a_new_metric_says_when_it_cannot_be_given(spread):
