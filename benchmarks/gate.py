@@ -170,15 +170,15 @@ def real_pairs(run: str, baseline: str) -> list[tuple[str, Scored, Scored, Hasha
     from taugrid.orchestrator.baseline.matching import matched
 
     return [
-        (new.name, Scored(new.metrics["fid"], new.influence), Scored(old.metrics["fid"], old.influence), new.seed_set)
+        (new.name, new.scored("fid"), old.scored("fid"), new.seed_set)
         for new, old in matched(snapshot_of(run), snapshot_of(baseline)).pairs
-        if new.influence is not None and old.influence is not None
+        if "fid" in new.influences and "fid" in old.influences
     ]
 
 
 def report_growth(pairs: list[tuple[str, Scored, Scored, Hashable]]) -> None:
     """`VARIANCE_GROWTH` of real cells that are worse by 2 to 10 % of the baseline's FID."""
-    rises = [(new.fid / old.fid - 1, new, old) for _, new, old, _ in pairs]
+    rises = [(new.value / old.value - 1, new, old) for _, new, old, _ in pairs]
     shares = [
         (standard_error(new.influence - old.influence) / standard_error(old.influence)) ** 2 / rise
         for rise, new, old in rises
