@@ -21,6 +21,7 @@ import numpy as np
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
+from benchmarks.gate_metrics import report_metrics
 from benchmarks.gate_power import report_frozen_misses, report_power
 from benchmarks.gate_recipe import report_retrained
 from benchmarks.gate_worlds import Noise, World, rate
@@ -32,8 +33,8 @@ from taugrid.eval.metrics.statistics import Array, standard_error
 CHANGES = (0, 1, 2, 4, 6)
 """True changes, in standard errors of the cell's difference."""
 PARTS = ("one-stage", "worst-block", "new-blocks", "retrained")
-ALONE = ("power", "frozen-misses")
-"""Parts of one cell, whatever `--cells` is."""
+ALONE = ("power", "frozen-misses", "metrics")
+"""Parts that have cells of their own, whatever `--cells` is."""
 SEARCHED = 40
 """Nights of each block by which the unluckiest is found."""
 
@@ -239,6 +240,9 @@ def main() -> None:
         if "power" in arguments.parts:
             print("power at the detectable change:")
             report_power(arguments.nights)
+        if "metrics" in arguments.parts:
+            print("nights of equal networks that KID judges, alone or with FID:")
+            report_metrics(arguments.nights, arguments.draws)
         if "frozen-misses" in arguments.parts:
             print("what frozen seeds hide:")
             report_frozen_misses(arguments.nights)

@@ -224,7 +224,8 @@ class BaselineComparison:
         for name, metric in self._judged:
             if metric.detectable is not None:
                 shares.setdefault(name, []).append(metric.detectable / metric.size)
-        return {name: Sharpness(float(statistics.median(found)), len(found)) for name, found in shares.items()}
+        found = {name: shares[name] for name in COLUMNS if name in shares}
+        return {name: Sharpness(float(statistics.median(of_it)), len(of_it)) for name, of_it in found.items()}
 
     @property
     def _judged(self) -> "list[tuple[str, MetricComparison]]":

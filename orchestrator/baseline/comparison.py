@@ -134,12 +134,12 @@ def threshold(critical: float) -> str:
 
 
 def changes_of(new: SnapshotCell, old: SnapshotCell, cell: CellComparison) -> list[Change]:
-    """The changes of a pair's metrics that the statistical test judges, as it needs them."""
+    """The changes of a pair's metrics that the statistical test judges, under the name of `cell`."""
     changes = []
     for name in cell.judging:
         (tonight,), baseline = new.scored(name), old.scored(name)
         margin = cell.metrics[name].margin
-        changes.append(Change.between(new.name, tonight, baseline, margin, new.seed_set, COLUMNS[name]))
+        changes.append(Change.between(cell.name, tonight, baseline, margin, new.seed_set, COLUMNS[name]))
     return changes
 
 
