@@ -27,8 +27,7 @@ from benchmarks.gate_worlds import Noise, World, rate
 from taugrid.eval.gate.critical import correlation
 from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, Scored, is_denied, judge, screen
 from taugrid.eval.gate.verdict import Verdict
-from taugrid.eval.metrics.frechet import standard_error
-from taugrid.eval.metrics.statistics import Array
+from taugrid.eval.metrics.statistics import Array, standard_error
 
 CHANGES = (0, 1, 2, 4, 6)
 """True changes, in standard errors of the cell's difference."""

@@ -1,7 +1,7 @@
 """Scores one cell: from its feature files and the reference to a JSON file of metrics."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,9 @@ from taugrid.jobs import Job, Result
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import Storage, write_sealed
 from taugrid.workers.device import Device
+
+INFLUENCE_COLUMNS = {"fid": "influence"}
+"""The column of a file of influences for those metrics that it does not hold under their own name."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ def run(job: ScoreJob, device: Device) -> Result:
         {name: _column(job, name) for name in job.settings.sample_columns},
     )
     job.check_run()
-    if scores.influence is not None:
-        _write_influence(job, scores.influence)  # before the score, which marks the cell as complete
+    if scores.influences:
+        _write_influences(job, scores.influences)  # before the score, which marks the cell as complete
     header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
     write_sealed(Path(job.path), header, job.storage)
     return Result(time.perf_counter() - began, job.num_samples, created_file=True)
@@ -124,8 +127,9 @@ def _statistics(files: ReferenceFiles, storage: Storage) -> ReferenceStatistics:
     return of_feature_files([Path(path) for path in files.features], files.num_images, cache, files.key, storage)
 
 
-def _write_influence(job: ScoreJob, influence: NDArray[np.float64]) -> None:
-    schema = parquet.number_schema({"cell": job.header.get("cell")}, ("influence",))
+def _write_influences(job: ScoreJob, influences: Mapping[str, NDArray[np.float64]]) -> None:
+    columns = {INFLUENCE_COLUMNS.get(name, name): values for name, values in influences.items()}
+    schema = parquet.number_schema({"cell": job.header.get("cell")}, list(columns))
     with parquet.PartWriter(Path(job.influence_path), schema, job.storage) as part:
-        part.write({"index": np.arange(len(influence)), "influence": influence})
+        part.write({"index": np.arange(job.num_samples), **columns})
         part.commit(replace=True)

@@ -23,8 +23,7 @@ import numpy as np
 from taugrid.eval.gate.critical import DRAWS, correlation, critical_value, recipe_critical_value
 from taugrid.eval.gate.power import VARIANCE_GROWTH, DetectionPower, Variance, standard_errors_for_power
 from taugrid.eval.gate.verdict import Verdict
-from taugrid.eval.metrics.frechet import standard_error
-from taugrid.eval.metrics.statistics import Array
+from taugrid.eval.metrics.statistics import Array, standard_error
 
 ALPHA = 0.01
 """False alarms: the share of nights without a change beyond the margin in which some cell is called worse."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dtrmm
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import Array, Moments, moments, runs, symmetric_root
+from taugrid.eval.metrics.statistics import Array, Moments, moments, runs, standard_error, symmetric_root
 
 RANGE_TOLERANCE = 1e-10
 """Eigenvalues below this share of the largest count as zero. Rounding leaves about d * 2e-16 of it (5e-13 at d = 2048);
@@ -49,7 +49,7 @@ def compute_fid(inputs: MetricInputs) -> MetricResult:
     if frechet.no_standard_error is not None:
         return MetricResult({"fid": frechet.distance}, notes=(NO_ERROR + frechet.no_standard_error,))
     influence = np.concatenate([frechet.influence(run) for run in runs(inputs.features(), n)])
-    return MetricResult({"fid": frechet.distance, "fid_se": standard_error(influence)}, influence)
+    return MetricResult({"fid": frechet.distance, "fid_se": standard_error(influence)}, {"fid": influence})
 
 
 def frechet_distance(samples: Moments, reference: Moments, root: Array | None = None) -> float:
@@ -153,26 +153,3 @@ class Frechet:
                 f"{SAMPLES_PER_DIMENSION} samples for each, that is N of at least {needed:,}"
             )
         return None
-
-
-def standard_error(influence: Array) -> float:
-    """sd(phi) / sqrt(N) for `influence` (N,) of all samples: the error of FID from drawing these N samples.
-
-    It does not include FID's bias at this N or the spread between trainings, and takes the reference as fixed.
-    """
-    return float(influence.std(ddof=1) / np.sqrt(len(influence)))
-
-
-def difference_standard_error(influence_a: Array, influence_b: Array) -> float:
-    """sd(phi_a - phi_b) / sqrt(N): the error of FID_a - FID_b if sample n of both cells starts from the same noise.
-
-    Args:
-        influence_a: (N,), one cell's samples in the order of their indices.
-        influence_b: (N,), the other cell's, with the same indices.
-
-    Raises:
-        ValueError: for unequal numbers of samples, which can't be paired.
-    """
-    if influence_a.shape != influence_b.shape:
-        raise ValueError(f"{len(influence_a)} and {len(influence_b)} samples can't be paired")
-    return standard_error(influence_a - influence_b)

@@ -1,4 +1,8 @@
-"""KID (Binkowski et al. 2018): the squared maximum mean discrepancy of subsets, drawn as torch-fidelity draws them."""
+"""KID (Binkowski et al. 2018), the squared maximum mean discrepancy with a cubic kernel.
+
+`kid_mean` is the mean over subsets, drawn as torch-fidelity draws them. `kid` is the unbiased estimate from all pairs,
+a U-statistic, which has a standard error of sampling.
+"""
 
 from collections.abc import Hashable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import Array, FloatFeatures, MeanAndSpread, require_finite
+from taugrid.eval.metrics.statistics import Array, FloatFeatures, MeanAndSpread, require_finite, standard_error
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 from taugrid.workers.heartbeat import alive
@@ -16,6 +20,9 @@ Draws = Sequence[NDArray[np.int64]]
 
 BLOCK = 2000
 """Rows and columns of a kernel matrix that are in memory at a time, whatever N: 16 MB of inner products in float32."""
+
+LEAST_FOR_ERROR = 3
+"""Fewer vectors have no error: leaving one out leaves no pair."""
 
 ROWS_IN_CACHE = 64
 """Rows of a block whose powers are taken at a time: 1 MB in float64, and as much for the step between."""
@@ -45,7 +52,73 @@ def compute_kid(inputs: MetricInputs) -> MetricResult:
         settings.seed,
         reference.kept,
     )
-    return MetricResult({"kid_mean": distance.mean, "kid_std": distance.std})
+    values = {"kid_mean": distance.mean, "kid_std": distance.std}
+    if min(inputs.num_samples, len(reference.features)) < LEAST_FOR_ERROR:
+        return MetricResult(values)
+    all_pairs = discrepancy(inputs.all_features, reference.features, reference.kept)
+    values |= {"kid": all_pairs.value, "kid_se": standard_error(all_pairs.influence)}
+    values |= {"kid_reference_se": standard_error(all_pairs.reference_influence)}
+    return MetricResult(values, {"kid": all_pairs.influence})
+
+
+class Discrepancy(NamedTuple):
+    """The unbiased squared maximum mean discrepancy of two samples."""
+
+    value: float
+    influence: Array
+    """(n,): how far each sample moves it."""
+    reference_influence: Array
+    """(m,): how far each reference image moves it."""
+
+
+def discrepancy(
+    features: FloatFeatures, reference_features: FloatFeatures, kept: MutableMapping[Hashable, Any]
+) -> Discrepancy:
+    """MMD^2 of all pairs of `features` (n, d) and `reference_features` (m, d), without those of a vector with itself.
+
+    Influences are the jackknife's: leaving out sample i moves the value by -phi_i / (n - 1), up to a constant.
+
+    Args:
+        features: of at least `LEAST_FOR_ERROR` vectors.
+        reference_features: the same.
+        kept: keeps the reference's part for the next cell. It must serve only one reference.
+
+    Raises:
+        ValueError: for features that are not finite.
+    """
+    require_finite(features)
+    n, m = len(features), len(reference_features)
+    if "kid rows" not in kept:
+        kept["kid rows"] = row_sums(reference_features, reference_features)[0]
+    within_reference = kept["kid rows"]
+    within, _ = row_sums(features, features)
+    between, of_reference = row_sums(features, reference_features)
+    value = within.sum() / (n * (n - 1)) + within_reference.sum() / (m * (m - 1)) - 2 * between.sum() / (n * m)
+    return Discrepancy(
+        float(value),
+        2 * (within / (n - 2) - between / m),
+        2 * (within_reference / (m - 2) - of_reference / n),
+    )
+
+
+def row_sums(x: FloatFeatures, y: FloatFeatures) -> tuple[Array, Array]:
+    """The kernel's sums (n,) of each of `x` (n, d) over all of `y` (m, d), and the reverse, (m,).
+
+    If both are the same array, no vector is paired with itself.
+    """
+    of_x, of_y = np.zeros(len(x)), np.zeros(len(y))
+    for rows, columns, products, times in _products(x, y):
+        for some in _blocks(0, len(products), ROWS_IN_CACHE):
+            root = _root(products[some], x.shape[1])
+            cube = root * root
+            cube *= root
+            of_x[rows][some] += cube.sum(axis=1)
+            if times == 2:
+                of_x[columns] += cube.sum(axis=0)
+            elif x is not y:
+                of_y[columns] += cube.sum(axis=0)
+    scale = float(x.shape[1]) ** 3
+    return of_x / scale, (of_x if x is y else of_y) / scale
 
 
 def kernel_distance(

@@ -47,8 +47,9 @@ class MetricInputs:
 class MetricResult(NamedTuple):
     values: dict[str, float]
     """Column of a table -> number."""
-    influence: Array | None = None
-    """(N,): how far each sample moves FID, for paired differences; None if FID has no standard error."""
+    influences: Mapping[str, Array] = {}
+    """Column of a table -> (N,): how far each sample moves that number, for its standard error and for paired
+    differences; without those that have no standard error."""
     notes: tuple[str, ...] = ()
     """Why a number is missing."""
 
@@ -140,10 +141,6 @@ def score(
     together = MetricResult({})
     for metric in settings.chosen:
         compute: Callable[[MetricInputs], MetricResult] = pkgutil.resolve_name(metric.compute)
-        values, influence, notes = compute(inputs)
-        together = MetricResult(
-            together.values | values,
-            together.influence if influence is None else influence,
-            together.notes + notes,
-        )
+        values, influences, notes = compute(inputs)
+        together = MetricResult(together.values | values, {**together.influences, **influences}, together.notes + notes)
     return together

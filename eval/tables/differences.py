@@ -9,15 +9,14 @@ for both, nor the spread between trainings.
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from taugrid.eval.metrics.frechet import difference_standard_error
-from taugrid.eval.metrics.statistics import Array
+from taugrid.eval.metrics.statistics import Array, difference_standard_error
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.entries import ROUNDING, Z_95
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, long_form
@@ -60,6 +59,14 @@ class Evidence:
     protocols: Mapping[str, ProtocolFields]
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Cell -> why it has no influences."""
+    others: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    """Column of quality.csv -> the influences of that metric, by cell; the fields above are FID's."""
+
+    def of(self, column: str) -> "Evidence":
+        """The evidence for differences of another metric, by its column in quality.csv."""
+        if column == FID.name:
+            return self
+        return replace(self, influences=self.others.get(column, {}), reasons={})
 
 
 class Paired(NamedTuple):

@@ -5,24 +5,21 @@ Tables also have places for cells without a score: names in a table come from th
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval.metrics.frechet import NO_ERROR, singular
+from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.differences import Evidence
-from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
+from taugrid.eval.tables.long_form import EXACT, FID, SCORES, appended_columns
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.influences import influences_of
 from taugrid.orchestrator.rundir.origins import device_kinds, origins
 from taugrid.protocol import ProtocolFields, comparability_key, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
@@ -62,7 +59,7 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     made, kinds = origins(events), device_kinds(events)
     rows: list[dict[str, Any]] = []
     protocols: dict[str, Any] = {}
-    influences: dict[str, NDArray[np.float64]] = {}
+    influences: dict[str, dict[str, Array]] = defaultdict(dict)
     pairings: dict[str, Hashable] = {}
     reasons: dict[str, str] = {}
     cells_of: dict[str, list[str]] = defaultdict(list)  # note -> names
@@ -81,10 +78,10 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         for note in (*score["notes"], *filter(None, [about, no_images])):
             cells_of[note].append(cell.label)
         pairings[cell.id] = (cell.settings.seed, cell.model.decoder.network_shape)
-        influence = _influence(rundir, rundir.influence(cell, scoring.id(cell)), cell.settings.num_samples)
-        if influence is not None:
-            influences[cell.id] = influence
-        else:
+        found = influences_of(rundir, cell, scoring.id(cell), score["metrics"])
+        for name, influence in found.items():
+            influences[name][cell.id] = influence
+        if FID.name not in found:
             recorded = (note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR))
             reasons[cell.id] = next(recorded, NO_INFLUENCE)
         for mixture in made[cell.id].mixtures if cell.id in made else ():
@@ -93,15 +90,8 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         foreign = {row["cell"] for row in rows if row["sampler"] != DEFAULT}
         cells_of[NO_CLOSED_FORM] += [cell.label for cell in plan.cells if cell.id in foreign]
     notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items() if names]
-    return Rows(rows, [*plan.remarks, *notes], Evidence(influences, pairings, protocols, reasons))
-
-
-def _influence(rundir: RunDir, path: Path, num_samples: int) -> NDArray[np.float64] | None:
-    """How far each sample moves FID, (N,); None if the file is missing or damaged."""
-    if not rundir.is_whole(path, num_samples, lambda damage: None):
-        return None
-    influence = np.concatenate([values for _, values in parquet.read_numbers(path, "influence", rundir.storage)])
-    return influence if len(influence) == num_samples else None
+    evidence = Evidence(influences.pop(FID.name, {}), pairings, protocols, reasons, influences)
+    return Rows(rows, [*plan.remarks, *notes], evidence)
 
 
 def _listed(names: list[str], cells: int) -> str:

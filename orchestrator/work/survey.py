@@ -15,6 +15,7 @@ from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.protocol import shown
+from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
 
 
@@ -126,7 +127,7 @@ class Survey:
             self.on_damage(Damage(score, "it has changed since it was written"))
         influence = self.rundir.influence(cell, scoring.id(cell))
         scored = value is not None and (
-            "fid_se" not in value["metrics"]
+            not any(column.sampling_error in value["metrics"] for column in SAMPLED)
             or self.rundir.is_whole(influence, cell.settings.num_samples, self.on_damage, expected={"cell": cell.id})
         )
         # Features may have been removed to save space: they are only needed for the score.

@@ -26,6 +26,10 @@ class MetricColumn:
     higher_is_better: bool = False
     scale: float = 1.0
     """The factor that tables multiply it by."""
+    sampling_error: str | None = None
+    """The column with its standard error of drawing these samples, from their influences; None: it has none."""
+    further: tuple[str, ...] = ()
+    """More columns of quality.csv, which tables don't show."""
 
     @property
     def heading(self) -> str:
@@ -34,8 +38,9 @@ class MetricColumn:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its column in quality.csv, and the column of its error."""
-        return (self.name,) if self.error is None else (self.name, self.error)
+        """Its columns in quality.csv: the number, its errors, and what belongs to it."""
+        errors = (self.error, self.sampling_error, *self.further)
+        return tuple(dict.fromkeys((self.name, *filter(None, errors))))
 
 
 @dataclass(frozen=True)
@@ -91,13 +96,17 @@ class Limits(NamedTuple):
     """A message to the user about the changes."""
 
 
+OF_SAMPLING = "one standard error of sampling at this N"
+"""The meaning of the number after ±, if it comes from the samples' influences."""
+
+
 METRICS = {
     metric.name: metric
     for metric in (
         Metric(
             "fid",
             "Frechet Inception Distance",
-            (MetricColumn("fid", "FID", "fid_se", "one standard error of sampling at this N"),),
+            (MetricColumn("fid", "FID", "fid_se", OF_SAMPLING, sampling_error="fid_se"),),
             compute="taugrid.eval.metrics.frechet:compute_fid",
             least_images=2,
         ),
@@ -122,7 +131,17 @@ METRICS = {
         Metric(
             "kid",
             "Kernel Inception Distance",
-            (MetricColumn("kid_mean", "KID", "kid_std", "the standard deviation over subsets"),),
+            (
+                MetricColumn("kid_mean", "KID", "kid_std", "the standard deviation over subsets"),
+                MetricColumn(
+                    "kid",
+                    "KID of all pairs",
+                    "kid_se",
+                    OF_SAMPLING,
+                    sampling_error="kid_se",
+                    further=("kid_reference_se",),
+                ),
+            ),
             compute="taugrid.eval.metrics.kernel:compute_kid",
             limits="taugrid.eval.metrics.kernel:kid_limits",
             settings=("kid_subsets", "kid_subset_size"),
@@ -154,6 +173,9 @@ METRICS = {
     )
 }
 """Name -> metric, in the order in which they are computed."""
+
+SAMPLED = tuple(column for metric in METRICS.values() for column in metric.columns if column.sampling_error)
+"""The numbers that can have a standard error of sampling."""
 
 DEFAULT_METRICS = ("fid", "isc", "kid")
 

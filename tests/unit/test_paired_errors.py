@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from taugrid.eval.metrics.frechet import Frechet, difference_standard_error, standard_error
-from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
+from taugrid.eval.metrics.frechet import Frechet
+from taugrid.eval.metrics.statistics import Array, Moments, difference_standard_error, standard_error, symmetric_root
 
 D, N, REPEATS = 8, 1000, 800
 WITHIN_95_PERCENT = 1.959964

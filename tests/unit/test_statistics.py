@@ -10,16 +10,19 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
 from taugrid.eval.metrics import kernel as kernel_module
-from taugrid.eval.metrics.frechet import (
-    SAMPLES_PER_DIMENSION,
-    Frechet,
-    difference_standard_error,
-    frechet_distance,
-    standard_error,
-)
+from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION, Frechet, frechet_distance
 from taugrid.eval.metrics.inception import InceptionSums, inception_splits
 from taugrid.eval.metrics.kernel import kernel_distance, kid_limits, pair_sums
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merged, runs, symmetric_root
+from taugrid.eval.metrics.statistics import (
+    ROWS_AT_ONCE,
+    Array,
+    Moments,
+    difference_standard_error,
+    merged,
+    runs,
+    standard_error,
+    symmetric_root,
+)
 from taugrid.registry.metrics import MetricSettings, Sizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -5,8 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from taugrid.eval.metrics.frechet import standard_error
-from taugrid.eval.metrics.statistics import Array
+from taugrid.eval.metrics.statistics import Array, standard_error
 from taugrid.eval.tables.ablation.replicates import Averaged, alike_over_seeds
 from taugrid.eval.tables.ablation.seeds import critical_range, shared_error
 from taugrid.eval.tables.differences import Evidence, paired_error
