@@ -94,6 +94,7 @@ def expected(spec, cell, digits, settings):
     split_of = inception.inception_splits(len(cell), settings.isc_splits, settings.seed)
     sums = inception.InceptionSums.of(samples.logits.numpy(), split_of, settings.isc_splits)
     kid = kernel.kernel_distance(features, reference, settings.kid_subsets, settings.kid_subset_size, settings.seed)
+    all_pairs = kernel.discrepancy(features, reference, {})
     precision, recall = precision_recall(features, reference, settings.prc_neighborhood)
     return {
         "fid": frechet.frechet_distance(moments, reference_moments),
@@ -102,6 +103,9 @@ def expected(spec, cell, digits, settings):
         "isc_std": sums.score().std,
         "kid_mean": kid.mean,
         "kid_std": kid.std,
+        "kid": all_pairs.value,
+        "kid_se": statistics.standard_error(all_pairs.influence),
+        "kid_reference_se": statistics.standard_error(all_pairs.reference_influence),
         "precision": precision,
         "recall": recall,
         "fid_infinity": fid_infinity(features, reference_moments, seed=settings.seed),
@@ -259,7 +263,8 @@ def test_what_cannot_be_given_is_said(tmp_path, spec, cell, digits):
     beginnings = [note.split(":")[0] for note in result["notes"]]
     assert beginnings == ["no isc", "no fid_infinity", "kid_subset_size is 60 here, not 100", "no fid_se"]
     assert result["protocol"]["kid_subset_size"] == 60, "reduced, and recorded"
-    assert set(result["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall"}
+    of_kid = {"kid_mean", "kid_std", "kid", "kid_se", "kid_reference_se"}
+    assert set(result["metrics"]) == {"fid", "precision", "recall"} | of_kid
     with pytest.raises(ValueError, match=r"none of the metrics can be given \(isc: pixels has no layer of logits\)"):
         evaluate(samples, reference, pixels, MetricSettings(("isc",)), versions=VERSIONS)
     one = as_npz(tmp_path / "one.npz", cell[:1])
@@ -340,11 +345,14 @@ def test_streams_give_what_whole_arrays_give_bit_for_bit(wanted):
     settings = MetricSettings(wanted, kid_subsets=3)
     one, other, whole = (scored(features, reference, chunk, settings) for chunk in (97, 5000, count))
     assert one.values == other.values == whole.values
-    assert np.array_equal(one.influence, whole.influence)
+    assert one.influences.keys() == other.influences.keys() == whole.influences.keys() >= {"fid"}
+    for name, influence in whole.influences.items():
+        assert influence.shape == (count,)
+        assert np.array_equal(one.influences[name], influence)
+        assert np.array_equal(other.influences[name], influence)
     direct = Frechet.of(Moments.of(features), Moments.of(reference)).influence(features)
-    assert whole.influence == pytest.approx(direct, rel=1e-9, abs=1e-9)
+    assert whole.influences["fid"] == pytest.approx(direct, rel=1e-9, abs=1e-9)
     assert whole.values["fid_se"] == pytest.approx(statistics.standard_error(direct), rel=1e-9)
-    assert whole.influences["fid"].shape == (count,)
     split_of = inception.inception_splits(count, settings.isc_splits, settings.seed)
     expected_score = inception.InceptionSums.of(features, split_of, settings.isc_splits).score()
     assert (whole.values["isc_mean"], whole.values["isc_std"]) == pytest.approx(expected_score, rel=1e-9)
@@ -352,7 +360,7 @@ def test_streams_give_what_whole_arrays_give_bit_for_bit(wanted):
 
 def test_no_influence_where_there_is_no_standard_error():
     scores = scored(FEATURES[:59], FEATURES, 10, MetricSettings(("fid",)))
-    assert scores.influence is None
+    assert scores.influences == {}
     assert "fid_se" not in scores.values
     assert scores.notes[0].startswith("no fid_se: 59 samples for 6 varying features")
 
