@@ -269,7 +269,8 @@ def _given(names: Names, name: str, value: str) -> str:
 
 def _with_names(text: str, given: Iterable[str], names: Names) -> str:
     """An error's text with the arguments that the user gave in place of the config's keys."""
-    for key in {*given, "weights"} if names is flag else Evaluate.model_fields:  # in Python every key is an argument
+    as_flags = {*given, "weights", "extractor"}
+    for key in as_flags if names is flag else Evaluate.model_fields:  # in Python every key is an argument
         text = text.replace(f"evaluate.{key}", names(key)).replace(f"evaluate: {key}", names(key))
     return text
 
