@@ -91,7 +91,7 @@ def _by_name(a: list[str], b: list[str]) -> Pairing:
     return Pairing(f"{len(a):,} pairs by name", tuple(a[position] for position in order_a), (order_a, order_b))
 
 
-class Pair(NamedTuple):
+class DifferingPair(NamedTuple):
     """One pair of different images."""
 
     position: int
@@ -108,7 +108,7 @@ class Distances(NamedTuple):
     """(n,) in dB; infinite for identical images."""
     ssim: Array | None
     """(n,); None for images that are smaller than its window."""
-    worst: list[Pair]
+    worst: list[DifferingPair]
     """The `WORST` pairs with the lowest SSIM (else PSNR), worst first; identical images are not among them."""
 
 
@@ -121,14 +121,14 @@ def distances(a: Source, b: Source, paired: Pairing, progress: Callable[[int], N
     chunks = (partial(_measured, side_a, side_b, has_ssim) for side_a, side_b in zip(*sides, strict=True))
     noise: list[Array] = []
     similarity: list[Array] = []
-    worst: list[tuple[float, Pair]] = []
+    worst: list[tuple[float, DifferingPair]] = []
     done = 0
     for images_a, images_b, psnrs, ssims in ahead(chunks, THREADS, 2 * THREADS):
         noise.append(psnrs)
         similarity.append(ssims)
         score = ssims if has_ssim else psnrs
         differing = [place for place in np.argsort(score, kind="stable")[:WORST] if np.isfinite(psnrs[place])]
-        worst += [(score[i], Pair(done + int(i), images_a[i].copy(), images_b[i].copy())) for i in differing]
+        worst += [(score[i], DifferingPair(done + int(i), images_a[i].copy(), images_b[i].copy())) for i in differing]
         worst = sorted(worst, key=lambda scored: scored[0])[:WORST]
         done += len(psnrs)
         progress(done)
