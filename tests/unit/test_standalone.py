@@ -404,3 +404,30 @@ def test_fid_and_isc_take_no_memory_that_grows_with_n():
         tracemalloc.stop()
     influence_and_splits = 38 * 4096 * 8 * 6
     assert peaks[1] - peaks[0] < influence_and_splits < 38 * chunk.nbytes / 2
+
+
+def test_sets_are_scored_in_an_order_with_what_comparing_them_needs(tmp_path, spec, cell, digits):
+    """Features that are kept are not extracted again, also of the same images elsewhere."""
+    reference = as_npz(tmp_path / "d.npz", digits)
+    order = np.random.default_rng(1).permutation(SAMPLES)
+    sets = [as_folder(tmp_path / "a", cell), as_npz(tmp_path / "b.npz", cell[order])]
+    seen = []
+
+    def scored(*orders):
+        options = standalone.Options(
+            versions=VERSIONS, features=tmp_path / "features", progress=lambda what, *_: seen.append(what)
+        )
+        return standalone.score_sets(sets, reference_of(reference), spec, ALL, options, orders)
+
+    first = scored(None, np.argsort(order))
+    assert first[0].document["metrics"] == first[1].document["metrics"]
+    assert first[0].document == evaluate(sets[0], reference, spec, ALL, versions=VERSIONS)
+    assert np.array_equal(first[0].digests, first[1].digests)
+    for column in ("fid", "kid"):
+        one, other = (scores.influences[column] for scores in first)
+        assert statistics.standard_error(one) == pytest.approx(first[0].document["metrics"][f"{column}_se"])
+        assert np.array_equal(one, other)
+    assert {"reference", "samples 1", "samples 2"} == set(seen)
+    seen.clear()
+    assert scored()[1].influences["fid"] == pytest.approx(first[0].influences["fid"][order], rel=1e-6)
+    assert set(seen) == {"reference"}
