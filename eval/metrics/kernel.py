@@ -347,7 +347,7 @@ def _subset_sums(kernel: Kernel, x: FloatFeatures, y: FloatFeatures, draws: tupl
     return sums * kernel.scale
 
 
-class Values(NamedTuple):
+class KernelValues(NamedTuple):
     """Some of a kernel's values."""
 
     rows: slice
@@ -357,7 +357,7 @@ class Values(NamedTuple):
     """Whether they also stand for their mirror image."""
 
 
-def _values(kernel: Kernel, x: FloatFeatures, y: FloatFeatures) -> Iterator[Values]:
+def _values(kernel: Kernel, x: FloatFeatures, y: FloatFeatures) -> Iterator[KernelValues]:
     """All values of the kernel, `ROWS_IN_CACHE` of a block at a time.
 
     Those of x with itself are symmetric, so half of the blocks are computed; they are 0 for a vector with itself.
@@ -372,7 +372,7 @@ def _values(kernel: Kernel, x: FloatFeatures, y: FloatFeatures) -> Iterator[Valu
                 values = kernel.of(products[first : first + ROWS_IN_CACHE], of_x[some], of_y[columns])
                 if alone and columns == rows:
                     np.fill_diagonal(values[:, first:], 0)
-                yield Values(some, columns, values, alone and columns != rows)
+                yield KernelValues(some, columns, values, alone and columns != rows)
 
 
 def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
