@@ -120,7 +120,7 @@ def ball_radii(features: FloatFeatures, neighbourhood: int) -> "Tensor":
     vectors = torch.from_numpy(features)
     # The nearest neighbour is the vector itself.
     radii = [
-        torch.cdist(vectors[block], vectors).kthvalue(neighbourhood + 1).values
+        torch.cdist(vectors[block], vectors).topk(neighbourhood + 1, largest=False).values[:, -1]  # kthvalue takes 12 x
         for block in _blocks(len(vectors), columns=len(vectors))
     ]
     return torch.cat(radii)

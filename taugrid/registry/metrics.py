@@ -136,7 +136,7 @@ METRICS = {
                 MetricColumn("kid_mean", "KID", "kid_std", "the standard deviation over subsets"),
                 MetricColumn(
                     "kid",
-                    "KID of all pairs",
+                    "KID of the whole set",
                     "kid_se",
                     OF_SAMPLING,
                     sampling_error="kid_se",
@@ -177,6 +177,24 @@ METRICS = {
             compute="taugrid.eval.metrics.extrapolation:compute_fid_infinity",
             limits="taugrid.eval.metrics.extrapolation:fid_infinity_limits",
             needs_all_features=True,
+        ),
+        Metric(
+            "cmmd",
+            "maximum mean discrepancy of unit features with a Gaussian kernel, CMMD where they are CLIP's",
+            (
+                MetricColumn(
+                    "cmmd",
+                    "CMMD",
+                    "cmmd_se",
+                    OF_SAMPLING,
+                    sampling_error="cmmd_se",
+                    further=("cmmd_reference_se", "cmmd_biased"),
+                ),
+            ),
+            compute="taugrid.eval.metrics.kernel:compute_cmmd",
+            needs_all_features=True,
+            needs_reference_features=True,
+            least_images=3,
         ),
         Metric(
             "mind",
