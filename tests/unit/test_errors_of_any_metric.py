@@ -45,7 +45,7 @@ def test_a_table_whose_fid_has_no_error_is_marked_by_kid_and_says_so(small_n):
     section = small_n.section(FID)
     assert (section.alike, small_n.judged_by, small_n.alike) == ({"b"}, KID, set())
     [line] = section.legend
-    assert "the paired difference of KID of all pairs (FID has no standard error at this N)" in line
+    assert f"the paired difference of {KID.title} (FID has no standard error at this N)" in line
     assert "not tested" not in line
     assert small_n.section(KID).alike == set(), "all are worse than d"
     assert small_n.section(COLUMNS["kid_mean"]).legend == [], "torch-fidelity's KID has no influences"
@@ -59,7 +59,7 @@ def test_fid_with_an_error_is_tested_by_its_own_and_kid_by_kids(small_n):
     near = [row | {"kid": 0.0102 if row["cell"] == "d" else row["kid"]} for row in rows]
     table = QualityTable(near, evidence(near, of_fid, others=small_n.evidence.others))
     assert table.section(KID).alike == {"b", "d"}, "0.7 errors from a"
-    assert "paired difference of KID of all pairs, 95 %" in table.section(KID).legend[0]
+    assert f"paired difference of {KID.title}, 95 %" in table.section(KID).legend[0]
 
 
 def test_the_file_keeps_marks_by_other_metrics_apart_from_those_of_fid(small_n, tmp_path):
@@ -71,14 +71,14 @@ def test_the_file_keeps_marks_by_other_metrics_apart_from_those_of_fid(small_n, 
     assert to_markdown(again) == to_markdown(small_n)
     assert " ≈" in to_markdown(again)
     [first, *_] = answer(measured(again), 4)
-    assert first.endswith("at this S, η = 0.2 can't be told apart from it by KID of all pairs.")
+    assert first.endswith(f"at this S, η = 0.2 can't be told apart from it by {KID.title}.")
     assert again.about == small_n.about
-    assert "± beside KID of all pairs is one standard error of sampling" in small_n.about
+    assert f"± beside {KID.title} is one standard error of sampling" in small_n.about
 
 
 def test_kid_of_all_pairs_comes_before_that_of_subsets(small_n):
     headings = [line for line in to_markdown(small_n).splitlines() if line.startswith("## ")]
-    assert headings == [f"## {title} (lower is better)" for title in ("FID", "KID of all pairs", "KID")]
+    assert headings == [f"## {title} (lower is better)" for title in ("FID", KID.title, "KID")]
 
 
 def test_higher_is_better_where_it_is():
@@ -107,7 +107,7 @@ def test_differences_have_columns_of_other_metrics_behind_those_of_fid(small_n, 
     assert [first["kid_difference"], first["kid_se"], first["kid_z"]] == pytest.approx([0.0001, 0.0001, 1.0])
     assert frame["se"].isna().all()
     text = (tmp_path / "differences.md").read_text(encoding="utf-8")
-    of_fid, of_kid = text.split("# Differences of KID of all pairs\n")
+    of_fid, of_kid = text.split(f"# Differences of {KID.title}\n")
     assert "eta 0 -> 0.2 at S 10: +1.00\n" in of_fid
     assert "eta 0 -> 0.2 at S 10: +0.00010 ± 0.00010, z = +1.0 ≈\n" in of_kid
     assert of_kid.count("no standard error") == of_kid.split("## Notes")[1].count("no standard error") > 0
@@ -128,7 +128,7 @@ def test_a_run_without_fid_compares_by_what_it_has(small_n, tmp_path):
     assert found[0]["difference"] is None
     write_differences(found, tmp_path)
     text = (tmp_path / "differences.md").read_text(encoding="utf-8")
-    assert text.startswith("# Differences of KID of all pairs\n\nEach value is the KID of all pairs of the second cell")
+    assert text.startswith(f"# Differences of {KID.title}\n\nEach value is the {KID.title} of the second cell")
     assert QualityTable(rows, small_n.evidence).judged_by == KID
     bare = [row | {"kid_se": None} for row in rows]
     with pytest.raises(ValueError, match="cell a has no FID"):
