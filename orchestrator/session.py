@@ -242,12 +242,12 @@ class Session:
         self._reported = report_record.take(self.rundir)
         write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
         record_plan(self.run)
-        if is_damaged(self.rundir):
-            self._set_aside(Damage(self.rundir.root / GROWN, "it has changed since it was written"))
         write_cells(self.plan, self.rundir)
 
     def _record_inputs(self) -> None:
-        """Record the models and the extractor that are used."""
+        """Record the models and the extractor that are used. A damaged record of sizes is set aside."""
+        if is_damaged(self.rundir):
+            self._set_aside(Damage(self.rundir.root / GROWN, "it has changed since it was written"))
         for model in self.selected.models:
             self.rundir.record_model(model)
         if self._scoring is not None:

@@ -22,7 +22,7 @@ Group = Sequence[str]
 """The ids of cells that are compared with the best of them: those of a table's column, or two neighbours."""
 
 
-class Look(NamedTuple):
+class Decided(NamedTuple):
     """What one look at the scores decides."""
 
     groups: list[Group]
@@ -42,8 +42,8 @@ def columns(tables: Sequence[Pivot]) -> list[Group]:
 
 
 def look(
-    groups: Sequence[Group], rows: Mapping[str, Row], evidence: Evidence, metric: MetricColumn, looks: int
-) -> Look:
+    groups: Sequence[Group], rows: Mapping[str, Row], evidence: Evidence, metric: MetricColumn, looks: float
+) -> Decided:
     """Compare the cells of each group with its best.
 
     Args:
@@ -54,9 +54,9 @@ def look(
         looks: the largest possible number of looks, known before the first.
     """
     if not groups:
-        return Look([], set())
+        return Decided([], set())
     limit = _limit(groups, evidence, LEVEL / looks)
-    found = Look([], set())
+    found = Decided([], set())
     sign = -1 if metric.higher_is_better else 1
     for group in groups:
         best = min(group, key=lambda cell: sign * float(rows[cell][metric.name]))
