@@ -118,6 +118,19 @@ def batches(
         raise SourceError(f"there is no {place} any more: put it back, and run the command again") from None
 
 
+def names_of(source: Source, column: str | None) -> list[str] | None:
+    """The images' names in their order: of files, or the values of a Parquet `column`; None: they have none.
+
+    Raises:
+        workers.data.picture.SourceError: if a Parquet file has no such column.
+    """
+    if source.kind == "folder":
+        return folder.names(Path(source.path))
+    if source.kind == "parquet" and column is not None:
+        return [str(value) for value in parquet_files.column(Path(source.path), column)]
+    return None
+
+
 def _batches(source: Source, size: int, start: int, stop: int | None, sha256: str | None) -> Iterator[Batch]:
     reader = _reader(source.kind, Path(source.path), source.dataset)
     first, stop, expected = start, source.num_images if stop is None else stop, sha256 or source.sha256

@@ -161,7 +161,7 @@ def evaluate(
     from taugrid.orchestrator.progress import Progress
 
     with Progress.silent() if not progress else Progress() as shown:
-        return score_images(_given(samples), _given(reference), settings, (), shown, value_range=value_range)
+        return score_images([_given(samples)], _given(reference), settings, (), shown, value_range=value_range)[0]
 
 
 def sample(

@@ -277,7 +277,7 @@ def _pivot(
         first, second, *_ = (str(cell) for cell, at in zip(group["cell"], positions, strict=True) if at == twice)
         at = ", ".join(f"{SHOWN.get(name, name)} {value}" for name, value in zip(keys, twice, strict=True))
         raise ValueError(f"cells {first} and {second} are both at {at} of one table")
-    errors, spreads = list(group[metric.error]) if metric.error else [math.nan] * len(group), None
+    errors, spreads = list(group[metric.error]) if metric.error in group else [math.nan] * len(group), None
     if means is not None and means.over:
         errors, spreads = (list(part[metric.name].loc[group["cell"]]) for part in (means.errors, means.spreads))
     index, header = _ordered(group, labels, rows), [label for (label,) in _ordered(group, labels, [column_key])]

@@ -114,7 +114,7 @@ class QualityTable:
             groups = self.means.members.items()
             mixed = [cell for cell, members in groups if any(member.cell in self.joined for member in members)]
             marks |= {cell: marks.get(cell, "") + JOINED for cell in mixed}
-        has_error = metric.error is not None and bool(self.frame[metric.error].notna().any())
+        has_error = metric.error in self.frame and bool(self.frame[metric.error].notna().any())
         error_means = f"± is {metric.error_means}." if has_error else ""
         caption = "" if self.frame.empty else self.means.caption()
         return MetricTables(metric, [replace(table, marks=marks) for table in tables], caption, error_means)

@@ -72,5 +72,5 @@ def _score_external(given: dict[str, str], requested: RunOptions) -> None:
     if "metrics" in given:
         section["metrics"] = [name.strip() for name in given["metrics"].split(",")]
     with Progress() as progress:
-        scores = score_images(given["samples"], given["reference"], section, requested.assignments, progress, flag)
+        [scores] = score_images([given["samples"]], given["reference"], section, requested.assignments, progress, flag)
     print_value(scores, requested.as_json, scores_text)
