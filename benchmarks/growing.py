@@ -17,7 +17,7 @@ import numpy as np
 
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation import seeds
-from taugrid.eval.tables.ablation.told_apart import Group, look
+from taugrid.eval.tables.ablation.told_apart import Contenders, look
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID
 
@@ -69,7 +69,7 @@ def procedure(
     noise = np.sqrt(CORRELATION) * draw(random, (1, most)) + np.sqrt(1 - CORRELATION) * draw(random, (count, most))
     names = [str(place) for place in range(count)]
     true = dict(zip(names, values.ravel(), strict=True))
-    groups: list[Group] = [list(part) for part in np.array_split(names, len(values))]
+    groups: list[Contenders] = [list(part) for part in np.array_split(names, len(values))]
     sizes, wrong, n = dict.fromkeys(names, LEAST), False, LEAST
     for number in range(1, LOOKS + 1):
         alive = {cell for group in groups for cell in group}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from taugrid.errors import UserError
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.eval.tables.ablation.replicates import SEEDS
-from taugrid.eval.tables.ablation.told_apart import Group, columns, look
+from taugrid.eval.tables.ablation.told_apart import Contenders, columns, look
 from taugrid.eval.tables.differences import differences
 from taugrid.eval.tables.long_form import FID
 from taugrid.orchestrator.plan.cells import Plan
@@ -107,7 +107,7 @@ class Growth:
 
     def parts(self) -> Iterator[Plan]:
         """The cells of each look, at its N. Their scores must be made before the next is asked for."""
-        part, groups, same, lost = self._plan, list[Group](), set[str](), set[str]()
+        part, groups, same, lost = self._plan, list[Contenders](), set[str](), set[str]()
         for number in range(1, self._looks + 1):
             yield part
             rows = collect(part, self._run.rundir, self._scoring)
@@ -140,7 +140,7 @@ class Growth:
         elif self._column is not FID:
             self._say(f"cells are told apart by KID: FID has no standard error at N = {self._least:,} ({reasons})")
 
-    def _groups(self, rows: Rows) -> list[Group]:
+    def _groups(self, rows: Rows) -> list[Contenders]:
         """The cells that are compared with each other, of those with a standard error."""
         if self._along is None:
             table = quality_table(self._run, rows)
@@ -189,7 +189,7 @@ class Growth:
         }
 
 
-def _among(known: Collection[str], groups: Sequence[Group]) -> list[Group]:
+def _among(known: Collection[str], groups: Sequence[Contenders]) -> list[Contenders]:
     """The `known` cells of each group, where there are several."""
     kept = [[cell for cell in group if cell in known] for group in groups]
     return [group for group in kept if len(group) > 1]

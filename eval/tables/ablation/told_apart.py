@@ -18,14 +18,14 @@ from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.rows import Row
 from taugrid.registry.metrics import MetricColumn
 
-Group = Sequence[str]
+Contenders = Sequence[str]
 """The ids of cells that are compared with the best of them: those of a table's column, or two neighbours."""
 
 
 class Decided(NamedTuple):
     """What one look at the scores decides."""
 
-    groups: list[Group]
+    groups: list[Contenders]
     """Of each group with undecided cells: its best, and the cells whose order against it is undecided."""
     same: set[str]
     """Cells with the same samples as the best of their group, which no N can tell apart."""
@@ -36,13 +36,13 @@ class Decided(NamedTuple):
         return {cell for group in self.groups for cell in group}
 
 
-def columns(tables: Sequence[Pivot]) -> list[Group]:
+def columns(tables: Sequence[Pivot]) -> list[Contenders]:
     """The cells of each column, where several compete."""
     return [[best, *others] for table in tables for best, others in table.against_best()]
 
 
 def look(
-    groups: Sequence[Group], rows: Mapping[str, Row], evidence: Evidence, metric: MetricColumn, looks: float
+    groups: Sequence[Contenders], rows: Mapping[str, Row], evidence: Evidence, metric: MetricColumn, looks: float
 ) -> Decided:
     """Compare the cells of each group with its best.
 
@@ -75,7 +75,7 @@ def look(
     return found
 
 
-def _limit(groups: Sequence[Group], evidence: Evidence, level: float) -> float:
+def _limit(groups: Sequence[Contenders], evidence: Evidence, level: float) -> float:
     """The |z| that a pair within any group exceeds with the probability `level`, if all cells are equal."""
     cells = list(dict.fromkeys(cell for group in groups for cell in group))
     place = {cell: i for i, cell in enumerate(cells)}
