@@ -231,14 +231,14 @@ def legend(tables: Sequence[Pivot]) -> list[str]:
     return sorted(lines, key=lambda line: list(MEANINGS).index(line[0]))
 
 
-def write_quality(table: QualityTable, folder: Path) -> None:
-    """Write quality.{csv,json,md,tex} into `folder`, which is made if it is missing."""
+def write_quality(table: QualityTable, folder: Path, stem: str = "quality") -> None:
+    """Write quality.{csv,json,md,tex} into `folder`, which is made if it is missing; `stem` is another name."""
     document = {"rows": table.long.to_dict("records"), "protocols": table.protocols, "notes": list(table.notes)}
     document |= {"indistinguishable": sorted(table.alike), "joined": sorted(table.joined)} | _alike_in(table)
     folder.mkdir(parents=True, exist_ok=True)
     write_files(
         folder,
-        "quality",
+        stem,
         csv=as_csv(table.long),
         json=as_json(document),
         md=with_notes(f"{table.about}\n\n{to_markdown(table)}", table.notes),

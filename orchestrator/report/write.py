@@ -52,18 +52,37 @@ LONG_ENOUGH = 100
 
 def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> QualityTable:
     """The quality table as the config's `report` asks for it, with a place for each cell of the plan."""
-    config, plan = run.config, run.plan
+    config, plan = run.config, run.configured
     rows, evidence = collected.rows, collected.evidence
-    joining = config.report.join_protocols
-    joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
+    joined = _joined(config, collected)
     shown = with_unscored(plan, rows, evidence.protocols)
     notes = [*map(plan.with_labels, joined.notes), *collected.notes, *_about_grid(config, plan, rows), *notes]
     return QualityTable(rows, evidence, notes, joined.cells, requested.layout(config, plan), shown)
 
 
+def _joined(config: Config, collected: Rows) -> JoinedRows:
+    joining = config.report.join_protocols
+    given = collected.rows, collected.evidence.protocols
+    return check_joinable(*given, override=True) if joining else JoinedRows([], frozenset())
+
+
+def larger_table(run: Run, collected: Rows) -> QualityTable:
+    """The quality table of cells that grew, at one of their larger N."""
+    joined, layout = _joined(run.config, collected), requested.layout(run.config, run.configured)
+    return QualityTable(collected.rows, collected.evidence, collected.notes, joined.cells, layout)
+
+
+def write_larger(tables: Sequence[QualityTable], rundir: RunDir) -> None:
+    """Write tables/quality-N<N>.* for each table; remove earlier ones."""
+    rundir.remove_tables("quality-N*")
+    for table in tables:
+        with rundir.storage.local_folder(rundir.tables) as folder:
+            write_quality(table, folder, f"quality-N{table.rows[0]['num_samples']}")
+
+
 def write_report(run: Run, collected: Rows) -> QualityTable:
     """Write tables/ and figures/ from the scores that exist, and return the quality table."""
-    plan, rundir = run.plan, run.rundir
+    plan, rundir = run.configured, run.rundir
     rows, evidence = collected.rows, collected.evidence
     origins = {model.id: network_origin(model) for model in plan.models}
     counterparts = quality_counterparts(rows, evidence.protocols, origins)

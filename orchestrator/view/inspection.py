@@ -14,6 +14,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
+from taugrid.orchestrator.rundir.grown import at
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.work.sample import images_to_keep
@@ -100,9 +101,10 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
 
     plan, rundir = run.plan, run.rundir
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
-    collected = collect(
-        plan, rundir, scoring_of(run.config, plan, rundir.extractor, RequestedScores(run.config, rundir).reference)
-    )
+    smaller = min(cell.settings.num_samples for cell in cells)  # a cell that grew keeps its scores at smaller N
+    least = {cell.id: cell.settings.num_samples for cell in run.configured.cells}
+    scoring = scoring_of(run.config, plan, rundir.extractor, RequestedScores(run.config, rundir).reference)
+    collected = collect(plan.with_cells(at(cell, max(smaller, least[cell.id])) for cell in cells), rundir, scoring)
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.label for cell in cells if cell.id not in rows]
     if unscored:
