@@ -60,9 +60,10 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
     baseline accept`. Cells are matched by their settings. Exits with 3 if a cell got worse by more than the margin, or
     if the same weights, software and device made other images, and with 5 if something could not be judged.
 
-    DIR CELL CELL shows the difference between two cells' FIDs, second minus first, with its paired standard error. CELL
-    is settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the first
-    characters are enough if they fit no other.
+    DIR CELL CELL shows the difference between two cells' FIDs, and of each other metric that has a standard error,
+    second minus first, with its paired standard error. CELL is settings that fit one cell only
+    (steps=50,schedule=cosine), its id, or the name of its folder, of which the first characters are enough if they fit
+    no other.
 
     A B --reference R: B is the new side, and differences are B - A. A and B are folders of PNG or JPEG, .npz or
     Parquet. Images with the same names are paired. Features are extracted in this process. Exits as with a baseline.
@@ -138,10 +139,13 @@ def _require_runs(*given: str) -> None:
 def _compared_text(row: dict[str, Any]) -> str:
     from taugrid.eval.tables.differences_files import difference_line
     from taugrid.eval.tables.entries import INDISTINGUISHABLE
+    from taugrid.registry.metrics import METRICS
 
-    line = difference_line(row)
-    meaning = f"{INDISTINGUISHABLE} sampling alone can explain it" if INDISTINGUISHABLE in line else ""
-    return "\n".join(filter(None, [f"FID, {line}", meaning, row["note"]]))
+    titles = {column.name: column.title for metric in METRICS.values() for column in metric.columns}
+    lines = [f"{titles[name]}, {difference_line({**row, **its})}" for name, its in row["metrics"].items()]
+    is_marked = any(INDISTINGUISHABLE in line for line in lines)
+    meaning = f"{INDISTINGUISHABLE} sampling alone can explain it" if is_marked else ""
+    return "\n".join(filter(None, [*lines, meaning, row["note"]]))
 
 
 def _compare_images(asked: Mapping[str, Any], as_json: bool) -> None:

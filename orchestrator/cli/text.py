@@ -173,6 +173,7 @@ def result_json(rundir: RunDir, outcome: "SessionResult") -> dict[str, Any]:
         "status": "incomplete" if outcome.missing else "done",
         "cells": outcome.rows,
         "missing": [{"cell": cell, "reason": with_urls(reason)} for cell, reason in outcome.missing.items()],
+        **({} if outcome.growth is None else {"told_apart": outcome.growth.as_dict()}),
     }
 
 
@@ -241,6 +242,10 @@ def print_result(rundir: RunDir, outcome: "SessionResult", again: str = "run the
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     if outcome.rows and outcome.quality is not None:
         _print_quality(outcome.quality)
+        for table in outcome.larger:
+            cells, n = counted(len(table.rows), "cell"), table.rows[0]["num_samples"]
+            Console(highlight=False).print(f"\nThe {cells} that grew to N = {n:,} or more:\n")
+            _print_quality(table)
     elif outcome.rows and outcome.text:
         is_text = isinstance(outcome.text, str)
         Console(highlight=False, soft_wrap=is_text).print(outcome.text, markup=False)
