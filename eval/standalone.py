@@ -1,15 +1,18 @@
 """Scores of external images against any reference, in this process and without a run directory."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval.features.load import Extraction, load
 from taugrid.eval.metrics.frechet import singular
@@ -20,17 +23,22 @@ from taugrid.eval.metrics.reference_statistics import (
     of_feature_files,
     of_features,
     of_moments,
+    read_all,
 )
-from taugrid.eval.metrics.score import feasible, score
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Features, Stream
-from taugrid.eval.reference import Reference, image_batches
-from taugrid.eval.sources import Source
+from taugrid.eval.metrics.score import Feasible, feasible, score
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, Stream, loaded
+from taugrid.eval.reference import Reference, image_batches, reference_of
+from taugrid.eval.sources import Source, batches
+from taugrid.hashing import digests_of
 from taugrid.protocol import Protocol, on_devices
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.threads import one_ahead
 from taugrid.workers.accelerator.transfer import completed
 from taugrid.workers.device import set_up
+
+Columns = Mapping[str, Features]
+"""An extraction: `features` (B, d) and, of a classifier, `logits` (B, k), both float32."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of the activity, how many images are done, and how many there are."""
@@ -58,52 +66,112 @@ class Options:
     """Images that the extractor gets at once."""
     cache: Path | None = None
     """Folder that keeps the reference's statistics, and features if a metric needs them; None keeps nothing."""
+    features: Path | None = None
+    """Folder that keeps the samples' features, so that a later call need not extract them; None keeps nothing."""
     progress: OnProgress = _no_progress
     """Called after each batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredImages:
+    """The scores of one set of images, and what a comparison with another set needs."""
+
+    images: Source
+    document: dict[str, Any]
+    """What `evaluate` returns."""
+    influences: Mapping[str, Array]
+    """Column of quality.csv -> (N,) float64, of each metric that has a standard error; see `MetricResult`."""
+    order: NDArray[np.int64] | None
+    """(N,): the images' positions in their source, in the order of the influences; None: as they are."""
+
+    @cached_property
+    def digests(self) -> NDArray[np.int64]:
+        """(N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the influences."""
+        found = np.concatenate([digests_of(images) for _, images in batches(self.images, parquet.ROWS_PER_GROUP)])
+        return found if self.order is None else found[self.order]
 
 
 def evaluate(
     samples: Source, reference: Reference, extractor: ExtractorSpec, settings: MetricSettings, options: Options
 ) -> dict[str, Any]:
-    """Score `samples` against `reference`.
-
-    Args:
-        samples: the images to judge.
-        reference: external images, a data set, or their mean and covariance in features of the same extractor.
-        extractor: for the shape of the samples, as `eval.features.resolve.resolve` returns it.
-        settings: the metrics and their settings. A metric that can't be computed is left out, with the reason.
-        options: device, batch size, cache and progress.
+    """Score `samples` against `reference`: `score_sets` of one set, and its document.
 
     Returns:
         `samples` and `reference` (kind, path, num_images, sha256), `metrics` (as the columns of quality.csv), `notes`
         (why a number is missing), `warnings` (threats to a fair comparison), `protocol` (the fields of a run's
         protocol; null for what is unknown about external images).
+    """
+    return score_sets([samples], reference, extractor, settings, options)[0].document
+
+
+def score_sets(
+    sets: Sequence[Source],
+    reference: Reference,
+    extractor: ExtractorSpec,
+    settings: MetricSettings,
+    options: Options,
+    orders: Sequence[NDArray[np.int64] | None] = (),
+) -> list[ScoredImages]:
+    """Score each set of images against `reference`, with their influences.
+
+    Args:
+        sets: the images to judge.
+        reference: external images, a data set, or their mean and covariance in features of the same extractor.
+        extractor: for the shape of the samples, as `eval.features.resolve.resolve` returns it.
+        settings: the metrics and their settings. A metric that can't be computed is left out, with the reason.
+        options: device, batch size, caches and progress.
+        orders: for each set, the order (N,) in which its images count, for numbers of subsets and splits and for the
+            influences; None, or nothing at all: as they are in the source.
 
     Raises:
-        ValueError: if no metric can be computed, the extractor does not fit the images, the reference or its weights,
-            features hold nan or infinity, images have changed meanwhile, or the cache can't be made.
+        ValueError: if no metric can be computed for a set, the extractor does not fit the images, the reference or its
+            weights, features hold nan or infinity, images have changed meanwhile, or a cache can't be made.
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
     """
-    left, reasons, remarks = feasible(settings, extractor, samples.num_images, reference.num_images, columns=())
-    if not left.metrics:
-        details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
-        raise ValueError(f"none of the metrics can be given ({details})")
-    _require_fit(samples, reference, extractor)
-    _make_folder(options.cache)
+    possible = [_possible(samples, reference, extractor, settings) for samples in sets]
+    for samples in sets:
+        _require_fit(samples, reference, extractor)
+    for folder in filter(None, (options.cache, options.features)):
+        _make_folder(folder)
     set_up()
     extracting = _Extracting(load(extractor, options.device), options)
-    compared = _statistics(reference, extractor, left, extracting)
-    with _extracted(samples, left, extracting) as (features, logits):
-        scores = score(features, logits, samples.num_images, compared, left)
-    protocol = _protocol(samples, reference, extractor, left, options.versions)
+    with_features = any(one.settings.need("reference_features") for one in possible)
+    compared = _statistics(reference, extractor, with_features, extracting)
+    scored = []
+    for number, (samples, possibility) in enumerate(zip(sets, possible, strict=True)):
+        left, order = possibility.settings, orders[number] if orders else None
+        what = "samples" if len(sets) == 1 else f"samples {number + 1}"
+        wanted = ("features", "logits") if left.need("logits") else ("features",)
+        with _extracted(samples, extractor, wanted, extracting, what) as streams:
+            features, *logits = streams if order is None else (_in_order(stream, order) for stream in streams)
+            scores = score(features, logits[0] if logits else None, samples.num_images, compared, left)
+        about = _document(samples, reference, extractor, possibility, options)
+        document = about | {"metrics": scores.values, "notes": [*about["notes"], *scores.notes]}
+        scored.append(ScoredImages(samples, document, scores.influences, order))
+    return scored
+
+
+def _document(
+    samples: Source, reference: Reference, extractor: ExtractorSpec, possible: Feasible, options: Options
+) -> dict[str, Any]:
+    """What is known of a set of images before it is scored, in the order of what `evaluate` returns."""
+    protocol = _protocol(samples, reference, extractor, possible.settings, options.versions)
     return {
         "samples": _identity(samples),
         "reference": _identity_of_reference(reference),
-        "metrics": scores.values,
-        "notes": [*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks, *scores.notes],
+        "metrics": {},
+        "notes": [*(f"no {metric}: {reason}" for metric, reason in possible.reasons.items()), *possible.remarks],
         "warnings": warnings(samples, reference, extractor),
         "protocol": on_devices(protocol.as_dict(), {"scored": [options.device.partition(":")[0]]}),
     }
+
+
+def _possible(samples: Source, reference: Reference, extractor: ExtractorSpec, settings: MetricSettings) -> Feasible:
+    found = feasible(settings, extractor, samples.num_images, reference.num_images, columns=())
+    if not found.settings.metrics:
+        details = "; ".join(f"{metric}: {reason}" for metric, reason in found.reasons.items())
+        raise ValueError(f"none of the metrics can be given ({details})")
+    return found
 
 
 def _require_fit(samples: Source, reference: Reference, extractor: ExtractorSpec) -> None:
@@ -115,9 +183,7 @@ def _require_fit(samples: Source, reference: Reference, extractor: ExtractorSpec
         )
 
 
-def _make_folder(folder: Path | None) -> None:
-    if folder is None:
-        return
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -131,19 +197,20 @@ class _Extracting:
     extract: Callable[[torch.Tensor], Extraction]
     options: Options
 
-    def __call__(self, images: Source | Data, count: int, what: str) -> Iterator[Extraction]:
+    def __call__(self, images: Source | Data, count: int, what: str) -> Iterator[Columns]:
         """The extractions of all `count` images, a batch at a time; progress is reported as that of `what`."""
         done = 0
-        batches = one_ahead(image_batches(images, self.options.batch_size))
-        begun = (self.extract(torch.from_numpy(batch)) for batch in batches)
+        read = one_ahead(image_batches(images, self.options.batch_size))
+        begun = (self.extract(torch.from_numpy(batch)) for batch in read)
         for extraction in completed(begun):
-            yield extraction
+            logits = {} if extraction.logits is None else {"logits": extraction.logits.numpy()}
+            yield {"features": extraction.features.numpy(), **logits}
             done += len(extraction.features)
             self.options.progress(what, done, count)
 
 
 def _statistics(
-    reference: Reference, spec: ExtractorSpec, settings: MetricSettings, extracting: _Extracting
+    reference: Reference, spec: ExtractorSpec, with_features: bool, extracting: _Extracting
 ) -> ReferenceStatistics:
     key, given, count, cache = (
         reference.cache_key(spec),
@@ -154,15 +221,15 @@ def _statistics(
     if isinstance(given, MomentsFile):
         return of_moments(given, cache, key)
     assert count is not None, "only of moments it is unknown"
+    extracted = partial(extracting, given, count, "reference")
 
     def features() -> Iterator[Features]:
-        for extraction in extracting(given, count, "reference"):
-            yield extraction.features.numpy()
+        return (columns["features"] for columns in extracted())
 
-    if not settings.need("reference_features"):
+    if not with_features:
         return of_features(features, count, cache, key)
     if cache is not None:
-        return of_feature_files([cached_features(cache, key, count, features)], count, cache, key)
+        return of_feature_files([cached_features(cache, key, count, extracted)], count, cache, key)
     held = np.concatenate(list(features()))
     return of_features(lambda: iter([held]), count, None, key, lambda: held)
 
@@ -198,17 +265,26 @@ class Spool:
 
 @contextmanager
 def _extracted(
-    samples: Source, settings: MetricSettings, extracting: _Extracting
-) -> Iterator[tuple[Stream, Stream | None]]:
-    """Features and, if a metric needs them, logits of the samples, within the block."""
+    samples: Source, spec: ExtractorSpec, wanted: Sequence[str], extracting: _Extracting, what: str
+) -> Iterator[list[Stream]]:
+    """The columns `wanted` of the samples' extractions, within the block."""
+    extract = partial(extracting, samples, samples.num_images, what)
     with ExitStack() as stack:
-        features = stack.enter_context(Spool())
-        logits = stack.enter_context(Spool()) if settings.need("logits") else None
-        for extraction in extracting(samples, samples.num_images, "samples"):
-            features.append(extraction.features.numpy())
-            if logits is not None and extraction.logits is not None:
-                logits.append(extraction.logits.numpy())
-        yield features.chunks, None if logits is None else logits.chunks
+        if (folder := extracting.options.features) is not None:
+            key = reference_of(samples).cache_key(spec)
+            path = cached_features(folder, key, samples.num_images, extract, spec.classes)
+            yield [partial(read_all, [path], column=name) for name in wanted]
+            return
+        spools = {name: stack.enter_context(Spool()) for name in wanted}
+        for columns in extract():
+            for name, spool in spools.items():
+                spool.append(columns[name])
+        yield [spool.chunks for spool in spools.values()]
+
+
+def _in_order(stream: Stream, order: NDArray[np.int64]) -> Stream:
+    rows = loaded(stream, len(order))[order]
+    return lambda: iter((rows,))
 
 
 def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) -> list[str]:

@@ -1,10 +1,12 @@
 """`taugrid evaluate --samples` and `taugrid.evaluate`: score external images in this process."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +16,23 @@ from taugrid.config.load import Override, merge
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics.reference_statistics import default_cache
-from taugrid.eval.reference import open_reference
+from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.reference_names import ResolvedReference, resolve_reference
-from taugrid.eval.sources import open_source
+from taugrid.eval.sources import Source, open_source
 from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
-from taugrid.registry.extractors import FeaturePrecision
+from taugrid.registry.extractors import ExtractorSpec, FeaturePrecision
+from taugrid.storage import user_cache
 from taugrid.versions import versions
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.data.load import MissingImages, default_root
 from taugrid.workers.device import usual_device
+
+if TYPE_CHECKING:
+    from taugrid.eval.standalone import ScoredImages
+
+KEPT_DAYS = 30
+"""How long the features of compared images stay in the user's cache."""
 
 VALUE_RANGE = "value_range"
 """The argument of `taugrid.evaluate` that says which values black and white have in floats."""
@@ -42,69 +51,140 @@ def flag(name: str) -> str:
     return f"--{name}"
 
 
+@dataclass(frozen=True)
+class OpenedSets:
+    """Sets of images and their reference, opened and checked: nothing costly has begun."""
+
+    sets: tuple[Source, ...]
+    reference: Reference
+    extractor: ExtractorSpec
+    section: Evaluate
+
+    def scored(
+        self, progress: Progress, keep: bool, orders: Sequence[NDArray[np.int64] | None] = ()
+    ) -> "list[ScoredImages]":
+        """The scores of each set, as `eval.standalone.score_sets` gives them.
+
+        With `keep`, features stay in the user's cache: what one set cost is not lost if another can't be scored.
+        """
+        from taugrid.eval import standalone  # loads torch, which no error of opening should wait for
+
+        features = user_cache() / "features" if keep else None
+        if features is not None:
+            _remove_old(features)
+        with arithmetic.restored():
+            return standalone.score_sets(
+                self.sets,
+                self.reference,
+                self.extractor,
+                self.section.metric_settings,
+                standalone.Options(
+                    versions=versions(SOFTWARE),
+                    device=usual_device(),
+                    batch_size=self.section.batch_size,
+                    cache=default_cache(),
+                    features=features,
+                    progress=_as_stages(progress),
+                ),
+                orders,
+            )
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove features that were kept longer ago than `KEPT_DAYS`, as nights would fill the disk with theirs."""
+    for path in folder.glob("*.parquet"):
+        if path.stat().st_mtime < time.time() - KEPT_DAYS * 24 * 3600:
+            path.unlink(missing_ok=True)
+
+
 def score_images(
-    samples: Images,
+    samples: Sequence[Images],
     reference: Images,
     evaluate: Mapping[str, Any],
     assignments: Sequence[Override],
     progress: Progress,
     names: Names = str,
     value_range: tuple[float, float] | None = None,
-) -> dict[str, Any]:
-    """Score the images in `samples` against `reference` with the keys of a config's section `evaluate`.
+    trust_code: bool = False,
+) -> list[dict[str, Any]]:
+    """Score each set of images in `samples` against `reference` with the keys of a config's section `evaluate`.
 
     Without an extractor, it is that of the reference's run or data set, if it is one, else Inception. `value_range` is
-    that of arrays of floats.
+    that of arrays of floats. `trust_code` allows the extractor that a run directory names to be custom code.
 
     Raises:
         UserError: if images, reference, weights or settings can't be used.
     """
-    section = _section(evaluate, assignments, names)
-    if value_range is not None and not (is_float(samples) or is_float(reference)):
+    section = section_of(evaluate, assignments, names)
+    if value_range is not None and not any(map(is_float, (*samples, reference))):
         raise UserError(f"{VALUE_RANGE} is for arrays of floats, and there are none; leave it out")
-    with ExitStack() as files:
-        try:
-            progress.say("reading images")
-            sample_file = _as_file("samples", samples, value_range, files)
-            reference_file = _as_file("reference", reference, value_range, files)
-            scores = _scores(sample_file, reference_file, section, progress, names)
-        except (ValueError, DamagedFile) as error:
-            raise UserError(_with_names(str(error), evaluate, names)) from None
-        finally:
-            progress.end()
-    for side, images in (("samples", samples), ("reference", reference)):
-        if not isinstance(images, str):
-            scores[side] |= {"kind": "array", "path": None}
-    return scores
+    several = len(samples) > 1
+    with ExitStack() as files, user_errors_of(evaluate, names, progress):
+        progress.say("reading images")
+        paths = {
+            f"{names('samples')} {images}" if several else names("samples"): file
+            for images in samples
+            for file in [_as_file("samples", images, value_range, files)]
+        }
+        reference_file = _as_file("reference", reference, value_range, files)
+        opened = open_sets(paths, reference_file, section, names, trust_code)
+        found = [scored.document for scored in opened.scored(progress, keep=several)]
+    for document, images in zip(found, samples, strict=True):
+        for side, given in (("samples", images), ("reference", reference)):
+            if not isinstance(given, str):
+                document[side] |= {"kind": "array", "path": None}
+    return found
 
 
-def _scores(samples: str, reference: str, section: Evaluate, progress: Progress, names: Names) -> dict[str, Any]:
-    images = _open(names("samples"), open_source, samples)
+def of_all(documents: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
+    """The lines of documents (name -> what `evaluate` returns), each once, with the names if not all have it."""
+    lines = dict.fromkeys(line for document in documents.values() for line in document[key])
+    of = {line: [name for name, document in documents.items() if line in document[key]] for line in lines}
+    return [line if len(names) == len(documents) else f"{', '.join(names)}: {line}" for line, names in of.items()]
+
+
+@contextmanager
+def user_errors_of(given: Iterable[str], names: Names, progress: Progress) -> Iterator[None]:
+    """Errors of the block as a `UserError` with the names of the arguments `given`; progress ends with the block."""
+    try:
+        yield
+    except (ValueError, DamagedFile) as error:
+        raise UserError(_with_names(str(error), given, names)) from None
+    finally:
+        progress.end()
+
+
+def open_sets(
+    samples: Mapping[str, str], reference: str, section: Evaluate, names: Names, trust_code: bool = False
+) -> OpenedSets:
+    """Open sets of images and their reference, decode all images, and find the extractor.
+
+    Args:
+        samples: what messages call a set (`--samples`, `A`) -> its path, see `eval.sources.open_source`.
+        reference: see `eval.reference_names.resolve_reference`.
+        section: the settings; without an extractor, that of the reference's run or data set, else Inception.
+        names: how messages call the other arguments.
+        trust_code: the extractor that a run directory names may be custom code.
+
+    Raises:
+        UserError, ValueError, DamagedFile: if images, reference, weights or settings can't be used.
+    """
+    sets = {called: _open(called, open_source, path) for called, path in samples.items()}
     resolved = _open(names("reference"), resolve_reference, reference)
     try:
         compared = _open(names("reference"), open_reference, resolved.given)
     except MissingImages as error:
         raise UserError(f"{names('reference')}: {_ways_to(error, resolved.given, names)}") from None
-    spec = resolve(*_extractor(section, resolved, names), images.shape, precision=_precision(section, resolved))
-    from taugrid.eval import standalone  # loads torch, which no error above should wait for
-
-    with arithmetic.restored():
-        return standalone.evaluate(
-            images,
-            compared,
-            spec,
-            section.metric_settings,
-            standalone.Options(
-                versions=versions(SOFTWARE),
-                device=usual_device(),
-                batch_size=section.batch_size,
-                cache=default_cache(),
-                progress=_as_stages(progress),
-            ),
-        )
+    extractor, precision = _extractor(section, resolved, names, trust_code), _precision(section, resolved)
+    specs = {images.shape: resolve(*extractor, images.shape, precision=precision) for images in sets.values()}
+    if len(set(specs.values())) > 1:
+        shapes = " and ".join(f"{called} {images.shape}" for called, images in sets.items())
+        raise UserError(f"{extractor[0]} compares images of one (channels, height, width) only, not {shapes}")
+    return OpenedSets(tuple(sets.values()), compared, next(iter(specs.values())), section)
 
 
-def _section(evaluate: Mapping[str, Any], assignments: Sequence[Override], names: Names) -> Evaluate:
+def section_of(evaluate: Mapping[str, Any], assignments: Sequence[Override], names: Names) -> Evaluate:
+    """The section `evaluate` of external images; UserError for settings that are wrong, or for a run only."""
     values = merge({"evaluate": evaluate}, assignments)
     others = sorted(values.keys() - {"evaluate"})
     if others:
@@ -119,14 +199,17 @@ def _section(evaluate: Mapping[str, Any], assignments: Sequence[Override], names
     return section
 
 
-def _extractor(section: Evaluate, resolved: ResolvedReference, names: Names) -> tuple[str | None, str, str | None]:
+def _extractor(
+    section: Evaluate, resolved: ResolvedReference, names: Names, trust_code: bool
+) -> tuple[str | None, str, str | None]:
     """The extractor's name, no data set, and its weights: those asked for, or else those of the reference."""
     if section.extractor is not None:
         return section.extractor, "", section.weights
-    if resolved.extractor is not None and ":" in resolved.extractor:
+    if resolved.extractor is not None and ":" in resolved.extractor and not trust_code:
+        ways = f"{'add --trust-code, or ' if names is flag else ''}{_given(names, 'extractor', resolved.extractor)}"
         raise UserError(
             f"{names('reference')}: the run was scored with the custom extractor {resolved.extractor}, and code that "
-            f"a run directory names is not run here; if you trust it, {_given(names, 'extractor', resolved.extractor)}"
+            f"a run directory names is not run here; if you trust it, {ways}"
         )
     return resolved.extractor, "", section.weights or resolved.weights
 
@@ -193,7 +276,8 @@ def _given(names: Names, name: str, value: str) -> str:
 
 def _with_names(text: str, given: Iterable[str], names: Names) -> str:
     """An error's text with the arguments that the user gave in place of the config's keys."""
-    for key in {*given, "weights"} if names is flag else Evaluate.model_fields:  # in Python every key is an argument
+    as_flags = {*given, "weights", "extractor"}
+    for key in as_flags if names is flag else Evaluate.model_fields:  # in Python every key is an argument
         text = text.replace(f"evaluate.{key}", names(key)).replace(f"evaluate: {key}", names(key))
     return text
 

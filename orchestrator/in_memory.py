@@ -25,7 +25,7 @@ from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.finite import Watched
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
-from taugrid.workers.samplers.said import Case, ask_samplers, honoured
+from taugrid.workers.samplers.description import Case, describe_samplers, honoured
 
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.denoiser import Denoiser
@@ -104,8 +104,10 @@ def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mappi
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
-    [said] = ask_samplers([Case(resolved, process)]).said
-    return SamplingSpec(Identity(shape), process, honoured(resolved, said.keys), said.tau, said.evaluations)
+    [described] = describe_samplers([Case(resolved, process)]).descriptions
+    return SamplingSpec(
+        Identity(shape), process, honoured(resolved, described.keys), described.tau, described.evaluations
+    )
 
 
 def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":

@@ -111,7 +111,7 @@ def _judge_sampler(
     assert cell.settings.seed is not None
     logarithms = np.log(schedules.alpha_bar(cell.model.diffusion)[1:])
     first, last = (
-        float(np.exp(np.interp(cell.from_sampler.times[place], np.arange(len(logarithms)), logarithms)))
+        float(np.exp(np.interp(cell.sampler_description.times[place], np.arange(len(logarithms)), logarithms)))
         for place in (0, -1)
     )
     found = selfcheck_sampler.judge(

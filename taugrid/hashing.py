@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 IDENTITY_DIGITS = 10
 """Hex digits of an identity: 40 bits. Two of a thousand cells clash with a probability of one in two million."""
@@ -57,3 +58,9 @@ def spaced_json_sha256(value: Any) -> str:
 def digest_of_shape(shape: Sequence[int]) -> "hashlib._Hash":
     """A SHA-256 that already covers the images' shape (as int64, little-endian); the caller adds their bytes."""
     return hashlib.sha256(np.array(shape, dtype="<i8").tobytes())
+
+
+def digests_of(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(n,): the first 8 bytes of the SHA-256 of each of the images (n, C, H, W)."""
+    hashes = b"".join(hashlib.sha256(image.tobytes()).digest()[:8] for image in images)
+    return np.frombuffer(hashes, "<i8")

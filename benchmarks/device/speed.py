@@ -27,7 +27,7 @@ from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers.batch import sample_batch
-from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, from_sampler
+from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 from taugrid.workers.schedules import process
 
 STEPS = 10
@@ -102,7 +102,7 @@ def job_of(path: str, shape: Shape, batch: int, images: int, sampler: str = "ddi
     """Samples `images` images in `path`. Its network is never loaded: callers bring their own."""
     given = {"sampler": sampler, "steps": STEPS, "eta": 1.0, "batch_size": batch}
     settings = SAMPLE_DEFAULTS.model_copy(update=given)
-    said = from_sampler(settings, DIFFUSION_DEFAULTS)
+    described = describe_sampler(settings, DIFFUSION_DEFAULTS)
     metadata = {"cell": "benchmark", "model": "benchmark"}
     return SampleJob(
         path,
@@ -112,8 +112,8 @@ def job_of(path: str, shape: Shape, batch: int, images: int, sampler: str = "ddi
         Identity(shape),
         settings,
         DIFFUSION_DEFAULTS,
-        said.tau,
-        said.evaluations,
+        described.tau,
+        described.evaluations,
         metadata,
     )
 

@@ -17,9 +17,10 @@ import torch_fidelity
 from safetensors import SafetensorError
 from torch import Tensor
 
-from taugrid.errors import CustomCodeError, joined_lines
-from taugrid.eval.features.resolve import require_published, shipped_weights
-from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor, PublishedWeights
+from taugrid.errors import ContentMismatch, CustomCodeError, joined_lines
+from taugrid.eval.features.resolve import MissingWeights, require_published, shipped_weights
+from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor
+from taugrid.words import this_node
 from taugrid.workers.accelerator.transfer import Transfer, to_device, to_host
 from taugrid.workers.content import require_same, unchanged, verified_copy
 from taugrid.workers.custom.describe import find
@@ -102,14 +103,17 @@ def _known(known: KnownExtractor, spec: ExtractorSpec, layers: list[str]) -> Any
     extractor_class: Any = pkgutil.resolve_name(known.extractor_class)
     if known.weights is None:
         return extractor_class(spec.name, layers)
-    path = shipped_weights(spec.name) if spec.weights_path is None else Path(spec.weights_path)
+    try:
+        path = shipped_weights(spec.name) if spec.weights_path is None else Path(spec.weights_path)
+    except MissingWeights as error:
+        raise ContentMismatch(f"node {this_node()}: {error}") from None
     require_published(known, path, spec.weights_sha256)
     try:
         if isinstance(known.weights, HubWeights):  # torch-fidelity itself finds weights that come through torch's hub
             with unchanged(path, spec.weights_sha256):
                 return extractor_class(spec.name, layers, verbose=False)
         with verified_copy(path, spec.weights_sha256) as copy:
-            if isinstance(known.weights, PublishedWeights) and known.weights.is_pickle:
+            if known.weights.is_pickle:
                 _require_plain_tensors(spec.name, path, copy)
             return extractor_class(spec.name, layers, feature_extractor_weights_path=str(copy), verbose=False)
     except (RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""torch-fidelity extractors of taugrid: small classifiers of grey images, a faster Inception, and the pixels."""
+"""torch-fidelity extractors of taugrid: small classifiers, EfficientNet-Lite0, a faster Inception, and the pixels."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -166,6 +166,42 @@ def _neighbours(size: int, resized_to: int, device: torch.device) -> tuple[Tenso
     place = torch.arange(resized_to, dtype=torch.float32, device=device) * (size / resized_to)
     before = place.long()
     return before, (before + 1).clamp_max(size - 1), place - before
+
+
+class ImagenetLite0(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
+    """EfficientNet-Lite0, a classifier of ImageNet's 1,000 classes: layers `1280` (B, 1280) and `logits` (B, 1000).
+
+    It takes uint8 images (B, 3, H, W). As for its training (lite/efficientnet_lite_builder.py and preprocessing.py in
+    tensorflow/tpu), they are resized to 224x224 by bicubic interpolation, and x becomes (x - 127) / 128. Unlike there,
+    the interpolation has antialiasing, as PIL's, and nothing is cropped. (The README of the PyTorch package shows the
+    means and deviations of another network.) `1280` is the mean of the last convolution over all places, after ReLU6.
+    """
+
+    SIDE: ClassVar[int] = 224
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any) -> None:
+        from efficientnet_lite_pytorch import EfficientNet  # the extra `imagenet`
+
+        super().__init__(name, features_list)
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(torch.load(feature_extractor_weights_path, "cpu", weights_only=True))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The layers of `features_list` for uint8 images (B, 3, H, W)."""
+        size = (self.SIDE, self.SIDE)
+        x = nn.functional.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
+        features = self.network.extract_features((x - 127) / 128).mean((2, 3))
+        layers = {"1280": features, "logits": self.network._fc(features)}
+        return tuple(layers[layer] for layer in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "1280", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """The layer for torch-fidelity's `isc`, `fid`, `kid` or `prc`."""
+        return "logits" if metric == "isc" else "1280"
 
 
 class Pixels(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]

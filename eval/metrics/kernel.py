@@ -1,17 +1,18 @@
-"""KID (Binkowski et al. 2018), the squared maximum mean discrepancy with a cubic kernel.
+"""Squared maximum mean discrepancies: KID with a cubic kernel, CMMD with a Gaussian one.
 
-`kid_mean` is the mean over subsets, drawn as torch-fidelity draws them. `kid` is the unbiased estimate from all pairs,
-a U-statistic, which has a standard error of sampling.
+`kid_mean` is the mean over subsets, drawn as torch-fidelity draws them. `kid` and `cmmd` are unbiased estimates from
+the whole set, U-statistics, which have a standard error of sampling.
 """
 
-from collections.abc import Hashable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import Array, FloatFeatures, MeanAndSpread, require_finite, standard_error
+from taugrid.eval.metrics.statistics import Array, FloatFeatures, require_finite, standard_error
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 from taugrid.workers.heartbeat import alive
@@ -21,11 +22,22 @@ Draws = Sequence[NDArray[np.int64]]
 BLOCK = 2000
 """Rows and columns of a kernel matrix that are in memory at a time, whatever N: 16 MB of inner products in float32."""
 
+ROWS_IN_CACHE = 64
+"""Rows of a block whose kernel is computed at a time: 1 MB in float64, and as much for the step between."""
+
+ALL_PAIRS = 10**8
+"""`kid` is of all pairs of two sets if they have no more than these: 10,000 vectors on each side."""
+
+MOST_PARTS = 10
+"""Above it, both sets are cut into up to so many parts, and part meets part."""
+
 LEAST_FOR_ERROR = 3
 """Fewer vectors have no error: leaving one out leaves no pair."""
 
-ROWS_IN_CACHE = 64
-"""Rows of a block whose powers are taken at a time: 1 MB in float64, and as much for the step between."""
+NO_KID = f"no kid: it needs at least {LEAST_FOR_ERROR} images on both sides"
+
+SIGMA, SCALE = 10, 1000
+"""Width of CMMD's kernel and factor of its value, as in the paper (Jayasumana et al. 2024) and its code."""
 
 
 def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
@@ -44,7 +56,7 @@ def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 def compute_kid(inputs: MetricInputs) -> MetricResult:
     settings, reference = inputs.settings, inputs.compared_with
-    distance = kernel_distance(
+    found = kernel_distance(
         inputs.all_features,
         reference.features,
         settings.kid_subsets,
@@ -52,27 +64,96 @@ def compute_kid(inputs: MetricInputs) -> MetricResult:
         settings.seed,
         reference.kept,
     )
-    values = {"kid_mean": distance.mean, "kid_std": distance.std}
+    values = {"kid_mean": found.mean, "kid_std": found.std}
     if min(inputs.num_samples, len(reference.features)) < LEAST_FOR_ERROR:
-        return MetricResult(values)
-    all_pairs = discrepancy(inputs.all_features, reference.features, reference.kept)
-    values |= {"kid": all_pairs.value, "kid_se": standard_error(all_pairs.influence)}
-    values |= {"kid_reference_se": standard_error(all_pairs.reference_influence)}
-    return MetricResult(values, {"kid": all_pairs.influence})
+        return MetricResult(values, notes=(NO_KID,))
+    return MetricResult(values | found.whole.columns("kid"), {"kid": found.whole.influence})
+
+
+def compute_cmmd(inputs: MetricInputs) -> MetricResult:
+    """CMMD of any extractor's features, of all pairs whatever N, and `cmmd_biased`, the reference code's estimator.
+
+    The latter also pairs each vector with itself, where the kernel is 1.
+    """
+    reference = inputs.compared_with
+    found = discrepancy(inputs.all_features, reference.features, reference.kept, UNIT_GAUSSIAN)
+    n, m = inputs.num_samples, len(reference.features)
+    with_themselves = (SCALE - found.within) / n + (SCALE - found.within_reference) / m
+    values = found.columns("cmmd") | {"cmmd_biased": found.value + with_themselves}
+    return MetricResult(values, {"cmmd": found.influence})
+
+
+class Kernel(NamedTuple):
+    """A kernel as a function of inner products."""
+
+    name: str
+    lengths: Callable[[FloatFeatures], Array]
+    """What it needs of each vector besides inner products: (n, d) -> (n,)."""
+    of: Callable[[FloatFeatures, Array, Array], Array]
+    """(inner products (a, b), lengths (a, 1), lengths (b,)) -> (a, b) in float64."""
+    scale: float
+    """The factor that its sums are multiplied by, instead of each entry."""
+
+
+def cubic(dimensions: int) -> Kernel:
+    """KID's kernel, (x . y / d + 1)^3 (Binkowski et al. 2018)."""
+
+    def of(products: FloatFeatures, _: Array, __: Array) -> Array:
+        root = products.astype(np.float64)
+        root += dimensions
+        cube = root * root  # numpy's ** 3 is many times slower
+        cube *= root
+        return cube
+
+    return Kernel("kid", lambda x: np.zeros(len(x)), of, float(dimensions) ** -3)
+
+
+def _inverse_lengths(x: FloatFeatures) -> Array:
+    """1 / |x|, and 0 for a vector of length 0, which has no direction and stays as it is."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
+    inverse: Array = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return inverse
+
+
+def _unit_gaussian(products: FloatFeatures, of_x: Array, of_y: Array) -> Array:
+    """exp(-|x - y|^2 / (2 sigma^2)) of unit vectors x and y; -|x - y|^2 / 2 is x . y - (x . x + y . y) / 2."""
+    exponents = products.astype(np.float64)
+    exponents *= of_x
+    exponents *= of_y
+    exponents -= (of_x > 0) / 2.0
+    exponents -= (of_y > 0) / 2.0
+    exponents /= SIGMA**2
+    return np.exp(exponents, out=exponents)
+
+
+UNIT_GAUSSIAN = Kernel("cmmd", _inverse_lengths, _unit_gaussian, SCALE)
+"""CMMD's kernel. Features are brought to unit length first, as the reference pipeline does with CLIP's."""
 
 
 class Discrepancy(NamedTuple):
-    """The unbiased squared maximum mean discrepancy of two samples."""
+    """The unbiased squared maximum mean discrepancy of two sets."""
 
     value: float
     influence: Array
     """(n,): how far each sample moves it."""
     reference_influence: Array
     """(m,): how far each reference image moves it."""
+    within: float
+    """The kernel's mean over pairs of samples."""
+    within_reference: float
+    """The same of the reference."""
+
+    def columns(self, name: str) -> dict[str, float]:
+        """The value and its standard errors, as the columns of quality.csv."""
+        errors = standard_error(self.influence), standard_error(self.reference_influence)
+        return {name: self.value, f"{name}_se": errors[0], f"{name}_reference_se": errors[1]}
 
 
 def discrepancy(
-    features: FloatFeatures, reference_features: FloatFeatures, kept: MutableMapping[Hashable, Any]
+    features: FloatFeatures,
+    reference_features: FloatFeatures,
+    kept: MutableMapping[Hashable, Any],
+    kernel: Kernel | None = None,
 ) -> Discrepancy:
     """MMD^2 of all pairs of `features` (n, d) and `reference_features` (m, d), without those of a vector with itself.
 
@@ -82,43 +163,35 @@ def discrepancy(
         features: of at least `LEAST_FOR_ERROR` vectors.
         reference_features: the same.
         kept: keeps the reference's part for the next cell. It must serve only one reference.
+        kernel: None: KID's.
 
     Raises:
         ValueError: for features that are not finite.
     """
     require_finite(features)
-    n, m = len(features), len(reference_features)
-    if "kid rows" not in kept:
-        kept["kid rows"] = row_sums(reference_features, reference_features)[0]
-    within_reference = kept["kid rows"]
-    within, _ = row_sums(features, features)
-    between, of_reference = row_sums(features, reference_features)
-    value = within.sum() / (n * (n - 1)) + within_reference.sum() / (m * (m - 1)) - 2 * between.sum() / (n * m)
+    kernel = kernel or cubic(features.shape[1])
+    if kernel.name not in kept:
+        kept[kernel.name] = Term.of(kernel, reference_features, reference_features)
+    within, between = Term.of(kernel, features, features), Term.of(kernel, features, reference_features)
+    return _together(within, kept[kernel.name], between)
+
+
+def _together(within: "Term", of_reference: "Term", between: "Term") -> Discrepancy:
     return Discrepancy(
-        float(value),
-        2 * (within / (n - 2) - between / m),
-        2 * (within_reference / (m - 2) - of_reference / n),
+        within.mean + of_reference.mean - 2 * between.mean,
+        2 * (within.of_x - between.of_x),
+        2 * (of_reference.of_x - between.of_y),
+        within.mean,
+        of_reference.mean,
     )
 
 
-def row_sums(x: FloatFeatures, y: FloatFeatures) -> tuple[Array, Array]:
-    """The kernel's sums (n,) of each of `x` (n, d) over all of `y` (m, d), and the reverse, (m,).
+class KernelDistance(NamedTuple):
+    """KID: mean and standard deviation (divisor n) over subsets, as torch-fidelity's, and that of the whole set."""
 
-    If both are the same array, no vector is paired with itself.
-    """
-    of_x, of_y = np.zeros(len(x)), np.zeros(len(y))
-    for rows, columns, products, times in _products(x, y):
-        for some in _blocks(0, len(products), ROWS_IN_CACHE):
-            root = _root(products[some], x.shape[1])
-            cube = root * root
-            cube *= root
-            of_x[rows][some] += cube.sum(axis=1)
-            if times == 2:
-                of_x[columns] += cube.sum(axis=0)
-            elif x is not y:
-                of_y[columns] += cube.sum(axis=0)
-    scale = float(x.shape[1]) ** 3
-    return of_x / scale, (of_x if x is y else of_y) / scale
+    mean: float
+    std: float
+    whole: Discrepancy
 
 
 def kernel_distance(
@@ -128,10 +201,15 @@ def kernel_distance(
     subset_size: int,
     seed: int,
     kept: MutableMapping[Hashable, Any] | None = None,
-) -> MeanAndSpread:
-    """KID: unbiased MMD^2 with the kernel (x . y / d + 1)^3, over `subsets` pairs of subsets drawn as torch-fidelity's.
+) -> KernelDistance:
+    """KID over `subsets` pairs of subsets drawn as torch-fidelity's, and of the whole set.
 
-    Inner products have the features' type; powers and sums are float64.
+    The latter is `discrepancy` as long as two sets have at most `ALL_PAIRS`. Above, a mean over all pairs would take
+    many times as long as everything else, so each of its three means (in the samples, in the reference, and between
+    them) is that over random parts: the sets are cut at random (by `seed`, the same for all cells of an N) into as few
+    parts as leave `ALL_PAIRS`, at most `MOST_PARTS`, and a vector meets those of one part. The estimate stays unbiased,
+    and each sample keeps an influence. What grows is only the noise of second order, which shows where samples and
+    reference follow the same distribution. Inner products have the features' type; kernels and sums are float64.
 
     Args:
         features: (n, d), in the order of the samples' indices, on which the draws depend.
@@ -155,34 +233,94 @@ def kernel_distance(
     drawn = [(stream.choice(n, subset_size, replace=False), stream.choice(m, subset_size, replace=False))
              for _ in range(subsets)]  # fmt: skip
     of_samples, of_reference = [a for a, _ in drawn], [b for _, b in drawn]
-    kept = {} if kept is None else kept
+    kernel, kept = cubic(features.shape[1]), {} if kept is None else kept
     key = ("kid", n, subsets, subset_size, seed)
     if key not in kept:
-        kept[key] = pair_sums(reference_features, reference_features, of_reference, of_reference)
-    within = pair_sums(features, features, of_samples, of_samples) + kept[key]
-    between = pair_sums(features, reference_features, of_samples, of_reference)
-    distances = within / (subset_size * (subset_size - 1)) - 2 * between / subset_size**2
-    return MeanAndSpread(float(distances.mean()), float(distances.std()))
+        kept[key] = Term.of(kernel, reference_features, reference_features, (of_reference, of_reference), seed)
+    own = Term.of(kernel, features, features, (of_samples, of_samples), seed)
+    between = Term.of(kernel, features, reference_features, (of_samples, of_reference), seed)
+    within = own.by_subset + kept[key].by_subset
+    distances = within / (subset_size * (subset_size - 1)) - 2 * between.by_subset / subset_size**2
+    return KernelDistance(float(distances.mean()), float(distances.std()), _together(own, kept[key], between))
 
 
-def pair_sums(x: FloatFeatures, y: FloatFeatures, of_x: Draws, of_y: Draws) -> Array:
-    """(subsets,): sums of the kernel over the pairs of each subset of `x` and its partner of `y`.
+class Term(NamedTuple):
+    """One of the three means of a discrepancy, over the pairs of x and y, or of x with itself."""
 
-    If both are the same array, so must the subsets be, and no point is paired with itself. Subsets overlap: if x and y
-    have fewer pairs than all subsets together, each pair is computed once and counted in every subset that holds it.
+    mean: float
+    of_x: Array
+    """(n,): how far each of x moves the mean, up to a constant. It counts half if x is y, as the vector is on both
+    sides."""
+    of_y: Array
+    """(m,): the same of y; unused if x is y."""
+    by_subset: Array
+    """(subsets,): the kernel's sum over the pairs of each subset of x and its partner of y."""
+
+    @classmethod
+    def of(
+        cls,
+        kernel: Kernel,
+        x: FloatFeatures,
+        y: FloatFeatures,
+        draws: tuple[Draws, Draws] = ((), ()),
+        seed: int | None = None,
+    ) -> "Term":
+        """The term of `x` (n, d) and `y` (m, d); if both are the same array, no vector is paired with itself.
+
+        Subsets overlap: if x and y have fewer pairs than all subsets together, each pair is computed once and counted
+        in every subset that holds it. `draws` are indices in x and in y. Without a `seed` x and y are never cut into
+        parts.
+        """
+        alone, parts = x is y, _parts(x, y, seed)
+        one_pass = len(x) * len(y) <= sum(len(a) * len(b) for a, b in zip(*draws, strict=True))  # as fast, within 3 %
+        whole = kernel_sums(kernel, x, y, draws) if one_pass or len(parts) == 1 else None
+        by_subset = whole.by_subset if whole and one_pass else _subset_sums(kernel, x, y, draws)
+        mean, of_x, of_y = 0.0, np.empty(len(x)), np.empty(len(y))
+        for a, b in parts:
+            some = x[a] if len(parts) > 1 else x
+            sums = whole if whole and len(parts) == 1 else kernel_sums(kernel, some, some if alone else y[b])
+            mean += sums.of_x.sum() / (len(a) * (len(b) - alone) * len(parts))
+            of_x[a] = sums.of_x * (len(x) / (len(a) * len(parts) * max(len(b) - 2 * alone, 1)))
+            if not alone:
+                of_y[b] = sums.of_y * (len(y) / (len(b) * len(parts) * len(a)))
+        return cls(mean, of_x, of_y, by_subset)
+
+
+def _parts(x: FloatFeatures, y: FloatFeatures, seed: int | None) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Which of `x` meet which of `y` (indices), so that the pairs of all parts are about `ALL_PAIRS`.
+
+    Parts are random, because images may be in the order of their classes. x and y are cut in different ways, since
+    image i of both may be of one origin.
     """
-    subsets, size = len(of_x), len(of_x[0])
-    if len(x) * len(y) <= subsets * size**2:  # both ways take as long for a pair, within 3 %
-        return _counted(x, y, _membership(of_x, len(x)), _membership(of_y, len(y)))
-    chosen_x = np.empty((size, x.shape[1]), x.dtype)  # once: fresh memory for each subset costs 2 %
-    chosen_y = chosen_x if x is y else np.empty_like(chosen_x, dtype=y.dtype)
-    sums = np.empty(subsets)
-    for subset, (a, b) in enumerate(zip(of_x, of_y, strict=True)):
-        np.take(x, a, axis=0, out=chosen_x, mode="clip")  # the default mode would copy once more
-        if x is not y:
-            np.take(y, b, axis=0, out=chosen_y, mode="clip")
-        sums[subset] = _sum(chosen_x, chosen_y)
-    return sums
+    count = min(MOST_PARTS, ceil(len(x) * len(y) / ALL_PAIRS))
+    if seed is None or count == 1:
+        return [(np.arange(len(x)), np.arange(len(y)))]
+    stream = np.random.RandomState(seed)
+    of_x, of_y = (np.array_split(stream.permutation(len(side)), count) for side in (x, y))
+    return list(zip(of_x, of_x if x is y else of_y, strict=True))
+
+
+class Sums(NamedTuple):
+    """Sums of a kernel over the pairs of x and y."""
+
+    of_x: Array
+    """(n,): of each of x with all of y."""
+    of_y: Array
+    """(m,): of each of y with all of x; unused if x is y."""
+    by_subset: Array
+    """(subsets,): see `Term`."""
+
+
+def kernel_sums(kernel: Kernel, x: FloatFeatures, y: FloatFeatures, draws: tuple[Draws, Draws] = ((), ())) -> Sums:
+    """The sums over `x` (n, d) and `y` (m, d), each pair computed once; no vector is paired with itself if x is y."""
+    in_x, in_y = (_membership(drawn, len(side)) for drawn, side in zip(draws, (x, y), strict=True))
+    of_x, of_y, by_subset = np.zeros(len(x)), np.zeros(len(y)), np.zeros(len(draws[0]))
+    for rows, columns, values, mirrored in _values(kernel, x, y):
+        of_x[rows] += values.sum(axis=1)
+        (of_x if mirrored else of_y)[columns] += values.sum(axis=0)
+        if len(by_subset):
+            by_subset += (1 + mirrored) * np.einsum("is,is->s", in_x[rows], values @ in_y[columns])
+    return Sums(of_x * kernel.scale, of_y * kernel.scale, by_subset * kernel.scale)
 
 
 def _membership(draws: Draws, count: int) -> Array:
@@ -193,59 +331,50 @@ def _membership(draws: Draws, count: int) -> Array:
     return of
 
 
-def _counted(x: FloatFeatures, y: FloatFeatures, in_x: Array, in_y: Array) -> Array:
-    """(subsets,): the sums of `pair_sums` from the subsets' members, see `_membership`."""
-    cubes = np.zeros(in_x.shape[1])
-    for rows, columns, products, times in _products(x, y):
-        for some in _blocks(0, len(products), ROWS_IN_CACHE):
-            root = _root(products[some], x.shape[1])
-            cube = root * root  # numpy's ** 3 is many times slower
-            cube *= root
-            cubes += times * np.einsum("is,is->s", in_x[rows][some], cube @ in_y[columns])
-    cubes /= x.shape[1] ** 3
-    return cubes
+def _subset_sums(kernel: Kernel, x: FloatFeatures, y: FloatFeatures, draws: tuple[Draws, Draws]) -> Array:
+    """(subsets,): the sums over the subsets, one subset after the other."""
+    sums = np.zeros(len(draws[0]))
+    if not len(sums):
+        return sums
+    chosen_x = np.empty((len(draws[0][0]), x.shape[1]), x.dtype)  # once: fresh memory for each subset costs 2 %
+    chosen_y = chosen_x if x is y else np.empty_like(chosen_x, dtype=y.dtype)
+    for subset, (a, b) in enumerate(zip(*draws, strict=True)):
+        np.take(x, a, axis=0, out=chosen_x, mode="clip")  # the default mode would copy once more
+        if x is not y:
+            np.take(y, b, axis=0, out=chosen_y, mode="clip")
+        for _, _, values, mirrored in _values(kernel, chosen_x, chosen_y):
+            sums[subset] += (1 + mirrored) * values.sum()
+    return sums * kernel.scale
 
 
-def _sum(x: FloatFeatures, y: FloatFeatures) -> float:
-    """The sum of the kernel over all pairs of x and y."""
-    cubes = 0.0
-    for _, _, products, times in _products(x, y):
-        for some in _blocks(0, len(products), ROWS_IN_CACHE):
-            root = _root(products[some], x.shape[1])
-            cubes += times * float(np.vdot(root * root, root))
-    return cubes / float(x.shape[1]) ** 3
-
-
-class Products(NamedTuple):
-    """A block of the inner products of x and y."""
+class KernelValues(NamedTuple):
+    """Some of a kernel's values."""
 
     rows: slice
     columns: slice
-    values: FloatFeatures
-    times: int
-    """2 if the block also stands for its mirror image."""
+    values: Array
+    mirrored: bool
+    """Whether they also stand for their mirror image."""
 
 
-def _products(x: FloatFeatures, y: FloatFeatures) -> Iterator[Products]:
-    """All inner products. Those of x with itself are symmetric, so half of the blocks are computed."""
-    alone = x is y
-    for rows in _blocks(0, len(x), BLOCK):
-        for columns in _blocks(rows.start if alone else 0, len(y), BLOCK):
+def _values(kernel: Kernel, x: FloatFeatures, y: FloatFeatures) -> Iterator[KernelValues]:
+    """All values of the kernel, `ROWS_IN_CACHE` of a block at a time.
+
+    Those of x with itself are symmetric, so half of the blocks are computed; they are 0 for a vector with itself.
+    """
+    alone, of_x, of_y = x is y, kernel.lengths(x)[:, None], kernel.lengths(y)
+    for rows in _slices(0, len(x), BLOCK):
+        for columns in _slices(rows.start if alone else 0, len(y), BLOCK):
             alive()
-            values = x[rows] @ y[columns].T  # of x with itself, NumPy computes one triangle
-            mirrored = alone and columns != rows
-            if alone and not mirrored:
-                np.fill_diagonal(values, -x.shape[1])  # where the kernel is 0
-            yield Products(rows, columns, values, 2 if mirrored else 1)
+            products = x[rows] @ y[columns].T  # of x with itself, NumPy computes one triangle
+            for some in _slices(rows.start, rows.stop, ROWS_IN_CACHE):
+                first = some.start - rows.start
+                values = kernel.of(products[first : first + ROWS_IN_CACHE], of_x[some], of_y[columns])
+                if alone and columns == rows:
+                    np.fill_diagonal(values[:, first:], 0)
+                yield KernelValues(some, columns, values, alone and columns != rows)
 
 
-def _blocks(start: int, stop: int, size: int) -> Iterator[slice]:
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
     for first in range(start, stop, size):
         yield slice(first, min(first + size, stop))
-
-
-def _root(products: FloatFeatures, dimensions: int) -> Array:
-    """Return x . y + d in float64: its cube is d^3 times the kernel. Sums are divided by d^3, instead of entries."""
-    root = products.astype(np.float64)
-    root += dimensions
-    return root

@@ -6,7 +6,7 @@ and the preprocessing.
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -230,10 +230,17 @@ def _read(path: Path, storage: Storage) -> Statistics | None:
     return statistics if intact else None
 
 
-def cached_features(folder: Path, key: str, num_images: int, extract: Callable[[], Iterable[Features]]) -> Path:
-    """The file in `folder` with the features of a reference. If it is missing or damaged, `extract` makes them.
+def cached_features(
+    folder: Path,
+    key: str,
+    num_images: int,
+    extract: Callable[[], Iterable[Mapping[str, Features]]],
+    classes: int | None = None,
+) -> Path:
+    """The file in `folder` with the features of some images. If it is missing or damaged, `extract` makes them.
 
-    It is a feature file like those of a run: columns `index` and `features`.
+    It is a feature file like those of a run: columns `index`, `features` and, with `classes`, `logits`. `extract`
+    returns these columns without `index`, a batch at a time.
     """
     path = folder / f"{key}.parquet"
     try:
@@ -244,20 +251,22 @@ def cached_features(folder: Path, key: str, num_images: int, extract: Callable[[
         pass
     chunks = iter(extract())
     first = next(chunks)
-    with parquet.PartWriter(path, parquet.feature_schema({"key": key}, first.shape[1], None)) as writer:
+    schema = parquet.feature_schema({"key": key}, first["features"].shape[1], classes)
+    with parquet.PartWriter(path, schema) as writer:
         start = 0
         for chunk in chain([first], chunks):
-            writer.write({"index": np.arange(start, start + len(chunk)), "features": chunk})
-            start += len(chunk)
+            stop = start + len(chunk["features"])
+            writer.write({"index": np.arange(start, stop), **chunk})
+            start = stop
         writer.commit(replace=True)
     return path
 
 
-def read_all(paths: Sequence[Path], storage: Storage = LOCAL) -> Iterator[Features]:
-    """The features in files, (n, d) float32 of a row group at a time; DamagedFile if their indices have gaps."""
+def read_all(paths: Sequence[Path], storage: Storage = LOCAL, column: str = "features") -> Iterator[Features]:
+    """A column of feature files, (n, d) float32 of a row group at a time; DamagedFile if their indices have gaps."""
     expected = 0
     for path in paths:
-        for index, values in parquet.read_features(path, "features", storage):
+        for index, values in parquet.read_features(path, column, storage):
             if not np.array_equal(index, np.arange(expected, expected + len(index))):
                 raise DamagedFile(f"{path}: its indices must continue from {expected}")
             expected += len(index)

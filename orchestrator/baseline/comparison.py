@@ -36,7 +36,7 @@ from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.registry.metrics import METRICS, MetricColumn
 from taugrid.words import counted, listed
 
-METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood")
+METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood", "mind_projections")
 """Fields of a protocol that metrics other than FID depend on."""
 
 REPEATS = 0.9

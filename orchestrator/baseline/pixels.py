@@ -1,6 +1,5 @@
 """The decoded images of a cell: their hashes, and the distance between two sets of images."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile
+from taugrid.hashing import digests_of
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.rundir.directory import RunDir
 
@@ -31,11 +31,6 @@ class PixelDistance(NamedTuple):
     """Grey levels, over all pixels; None if the baseline's images are gone."""
     mean: float | None
     """Grey levels, over the pixels of the images that differ."""
-
-
-def digests_of(batch: ImageBatch) -> Digests:
-    hashes = b"".join(hashlib.sha256(image.tobytes()).digest()[:8] for image in batch)
-    return np.frombuffer(hashes, "<i8")
 
 
 def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import listed
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
-from taugrid.workers.samplers.said import FromSampler, from_sampler
+from taugrid.workers.samplers.description import SamplerDescription, describe_sampler
 from taugrid.workers.samplers.sampler import find
 
 MAX_NAME_LENGTH = 100
@@ -119,8 +119,8 @@ class Cell:
     values: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Values of all keys of the grid, in the config's order."""
     naming: Naming = field(default=Naming(), compare=False, repr=False)
-    said: FromSampler | None = field(default=None, compare=False, repr=False)
-    """What its sampler said when it was planned. None: it is one of taugrid's own, which is asked now."""
+    described: SamplerDescription | None = field(default=None, compare=False, repr=False)
+    """The description of its sampler when it was planned. None: it is one of taugrid's own, which is asked now."""
 
     @cached_property
     def label(self) -> str:
@@ -131,29 +131,29 @@ class Cell:
         return BETWEEN.join(filter(None, [self.model.label, own]))
 
     @cached_property
-    def from_sampler(self) -> FromSampler:
+    def sampler_description(self) -> SamplerDescription:
         """What its sampler says of it."""
-        return self.said or from_sampler(self.settings, self.model.diffusion)
+        return self.described or describe_sampler(self.settings, self.model.diffusion)
 
     @property
     def sampler_block(self) -> dict[str, Any] | None:
         """The sampler's fields in the scoring protocol. None for ddim, which tau and clip describe."""
-        settings, said = self.settings, self.from_sampler
+        settings, described = self.settings, self.sampler_description
         if settings.sampler == DEFAULT:
             return None
         return {
             "name": settings.sampler,
             "options": settings.sampler_options,
-            "times": list(said.times),
-            "last_sigma": said.last_sigma,
+            "times": list(described.times),
+            "last_sigma": described.last_sigma,
             "clip": settings.clip_in_words if self.honours("clip") else None,
-            **said.versions,
-            **({} if said.code is None else {"code": said.code}),
+            **described.versions,
+            **({} if described.code is None else {"code": described.code}),
         }
 
     def honours(self, key: str) -> bool:
         """Whether its sampler honours one of `SAMPLER_KEYS`."""
-        return key in self.from_sampler.keys
+        return key in self.sampler_description.keys
 
     @property
     def eta(self) -> float | str | None:
@@ -178,17 +178,17 @@ class Cell:
     @property
     def tau(self) -> tuple[float, ...]:
         """The time steps, increasing, in 1..T."""
-        return self.from_sampler.tau
+        return self.sampler_description.tau
 
     @property
     def nfe(self) -> int:
         """Network evaluations per image."""
-        return self.from_sampler.evaluations
+        return self.sampler_description.evaluations
 
     @property
     def name(self) -> str:
         """Folder name: S0010-eta0.2-<id>, S0010-sigma_hat-<id>, or S0010-<sampler>-<id>."""
-        return f"{_settings_name(self.settings.steps, self.from_sampler.label)}-{self.id}"
+        return f"{_settings_name(self.settings.steps, self.sampler_description.label)}-{self.id}"
 
     @property
     def shown_id(self) -> str:
@@ -221,9 +221,9 @@ def _sampled_twice(cells: Sequence[Cell]) -> Iterator[str]:
     """A remark if cells that differ in spacing or options have the same times, and the same value of each option."""
     same: dict[tuple[Any, ...], list[str]] = {}
     for cell in cells:
-        said, defaults = cell.from_sampler, {"spacing": "linear", "steps_offset": 0, "sampler_options": {}}
+        described, defaults = cell.sampler_description, {"spacing": "linear", "steps_offset": 0, "sampler_options": {}}
         settings = cell.settings.model_copy(update=defaults).model_dump_json()
-        key = (cell.model.id, settings, said.times, canonical_json(dict(said.arguments)))
+        key = (cell.model.id, settings, described.times, canonical_json(dict(described.arguments)))
         same.setdefault(key, []).append(cell.label)
     if equal := [" and ".join(labels) for labels in same.values() if len(labels) > 1]:
         yield f"cells with the same times and options, each of which is sampled: {listed(equal, 2, 'case', '; ')}"
@@ -248,6 +248,12 @@ class Plan:
     @property
     def trained_here(self) -> list[tuple[Model, Trained]]:
         return [(model, model.source) for model in self.models if isinstance(model.source, Trained)]
+
+    def with_cells(self, cells: Iterable[Cell]) -> "Plan":
+        """The plan of these cells alone, with their models."""
+        kept = tuple(cells)
+        models = {cell.model.id for cell in kept}
+        return replace(self, cells=kept, models=tuple(model for model in self.models if model.id in models))
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:

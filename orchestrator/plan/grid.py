@@ -46,13 +46,13 @@ from taugrid.words import counted
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
-from taugrid.workers.samplers.said import (
+from taugrid.workers.samplers.description import (
     SAMPLE_DEFAULTS,
     Case,
-    FromSampler,
+    SamplerDescription,
     TrySampler,
-    ask_samplers,
-    from_sampler,
+    describe_sampler,
+    describe_samplers,
     honoured,
     try_sampler,
 )
@@ -108,7 +108,7 @@ class Planned(NamedTuple):
     """The resolved values of all keys of the grid; None for those that the sampler ignores."""
     ignored: dict[str, Any]
     """The values of the keys of `sample` that the sampler ignores."""
-    said: FromSampler
+    described: SamplerDescription
 
 
 def plan(
@@ -139,22 +139,25 @@ def plan(
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
-    asked = ask_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
-    planned = [_planned(config, at, dict.fromkeys(keys), said) for at, said in zip(placed, asked.said, strict=True)]
+    answers = describe_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
+    planned = [
+        _planned(config, at, dict.fromkeys(keys), described)
+        for at, described in zip(placed, answers.descriptions, strict=True)
+    ]
     names = Naming.of([each.values for each in planned], Sample.model_fields)
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
     seen: set[tuple[str, str]] = set()
     for each in planned:
         model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
-        found = _cell_id(model, each.settings, each.said.code)
-        cell = Cell(found, model, each.settings, axes(each.values), each.values, names, each.said)
+        found = _cell_id(model, each.settings, each.described.code)
+        cell = Cell(found, model, each.settings, axes(each.values), each.values, names, each.described)
         key = cell.id, plain_text(each.ignored)
         if key in seen or cells.get(cell.id, cell).settings != cell.settings:  # or with another N
             raise _twice(each.point, len(mappings))
         seen.add(key)
         cells.setdefault(cell.id, cell)
-    return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(planned)), asked.modules)
+    return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(planned)), answers.modules)
 
 
 def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
@@ -162,16 +165,18 @@ def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
     for name, group in groupby(sorted(planned, key=_sampler), key=_sampler):
         every = list(group)
         keys = sorted({key for each in every for key in each.ignored if key in each.point})
-        number = len({_cell_id(each.model, each.settings, each.said.code) for each in every})
+        number = len({_cell_id(each.model, each.settings, each.described.code) for each in every})
         if keys:
             numbers = f"{counted(len(every), 'point')} of the grid, {counted(number, 'cell')}"
             yield f"{name} ignores {' and '.join(keys)}: {numbers}"
         theirs = {key: value for each in every for key, value in each.model.source.sample_keys(each.settings).items()}
-        for key in sorted(theirs.keys() & every[0].said.ignored_keys):
+        for key in sorted(theirs.keys() & every[0].described.ignored_keys):
             if theirs[key] not in (None, getattr(SAMPLE_DEFAULTS, key)):
                 yield f"{name} ignores the loaded pipeline's {key}: {plain_text(theirs[key])}"
         ends_at_1 = [each for each in every if each.model.diffusion.set_alpha_to_one is False]
-        if name.startswith(DIFFUSERS) and any(each.said.arguments.get("set_alpha_to_one", True) for each in ends_at_1):
+        if name.startswith(DIFFUSERS) and any(
+            each.described.arguments.get("set_alpha_to_one", True) for each in ends_at_1
+        ):
             yield f"{name} ignores diffusion.set_alpha_to_one: false; its last step leads where its options say"
 
 
@@ -231,15 +236,15 @@ def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Place
     return Placed(point, model, sections._replace(diffusion=model.diffusion), settings)
 
 
-def _planned(config: Config, at: Placed, keys: Iterable[str], said: FromSampler) -> Planned:
-    settings, source = honoured(at.settings, said.keys), at.model.source
+def _planned(config: Config, at: Placed, keys: Iterable[str], described: SamplerDescription) -> Planned:
+    settings, source = honoured(at.settings, described.keys), at.model.source
     if isinstance(source, Custom) and not source.spec.takes_fractions:
-        require_whole_times(settings, said.times, source.name)
-    ignored = {key: getattr(at.sections.sample, key) for key in said.ignored_keys}
-    _require_used(config.sample, settings.sampler, said.ignored_keys - at.point.keys())
+        require_whole_times(settings, described.times, source.name)
+    ignored = {key: getattr(at.sections.sample, key) for key in described.ignored_keys}
+    _require_used(config.sample, settings.sampler, described.ignored_keys - at.point.keys())
     resolved = at.sections._replace(sample=settings)
     values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
-    return Planned(at.point, at.model, settings, values, ignored, said)
+    return Planned(at.point, at.model, settings, values, ignored, described)
 
 
 def _require_used(sample: Sample, name: str, ignored_keys: Iterable[str]) -> None:
@@ -358,11 +363,11 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     """The cell of the same model with some settings changed. The changed settings are no longer among its axes."""
     changed = cell.settings.model_copy(update=dict(changes))
     settings = sample_section(changed, cell.model.source.sample_keys(changed))
-    said = from_sampler(settings, cell.model.diffusion)
-    settings = honoured(settings, said.keys)
+    described = describe_sampler(settings, cell.model.diffusion)
+    settings = honoured(settings, described.keys)
     values = {key: value for key, value in cell.values.items() if key not in changes}
-    cell_id = _cell_id(cell.model, settings, said.code)
-    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, said)
+    cell_id = _cell_id(cell.model, settings, described.code)
+    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described)
 
 
 def _cell_id(model: Model, settings: Sample, code: str | None) -> str:

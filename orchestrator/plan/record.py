@@ -17,7 +17,7 @@ from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
-from taugrid.workers.samplers.said import FromSampler
+from taugrid.workers.samplers.description import SamplerDescription
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "model": cell.model.id,
                 "settings": cell.settings.recorded,
                 "values": dict(cell.values),
-                **({} if cell.settings.sampler in SAMPLERS else {"sampler": cell.from_sampler._asdict()}),
+                **({} if cell.settings.sampler in SAMPLERS else {"sampler": cell.sampler_description._asdict()}),
             }
             for cell in plan.cells
         ],
@@ -72,7 +72,9 @@ def from_json(value: Mapping[str, Any]) -> Plan:
             axes(cell["values"]),
             cell["values"],
             names,
-            None if cell["settings"].get("sampler", DEFAULT) in SAMPLERS else FromSampler.restored(cell["sampler"]),
+            None
+            if cell["settings"].get("sampler", DEFAULT) in SAMPLERS
+            else SamplerDescription.restored(cell["sampler"]),
         )
         for cell in value["cells"]
     ]

@@ -12,7 +12,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, S
 from taugrid.errors import UserError
 from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
-from taugrid.workers.samplers.said import SAMPLE_DEFAULTS
+from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
 
 
 def diffusion_section(section: Diffusion, theirs: Diffusion = DIFFUSION_DEFAULTS) -> Diffusion:

@@ -85,7 +85,7 @@ def _changed_samplers(plan: Plan, rundir: RunDir) -> Iterator[str]:
     recorded = read_json(rundir.plan, rundir.storage)
     cells = recorded.get("cells", ()) if isinstance(recorded, dict) else ()
     codes = {(cell.get("sampler") or {}).get("code") for cell in cells}
-    for name, code in {cell.settings.sampler: cell.from_sampler.code for cell in plan.cells}.items():
+    for name, code in {cell.settings.sampler: cell.sampler_description.code for cell in plan.cells}.items():
         if code not in (None, *codes):
             yield f"the code of the sampler {name} differs"
 

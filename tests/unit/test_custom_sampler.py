@@ -26,7 +26,7 @@ from taugrid.orchestrator.selfcheck import overrides
 from taugrid.orchestrator.session import Session
 from taugrid.storage import LOCAL, read_json
 from taugrid.workers.custom import describe
-from taugrid.workers.samplers import said, sampler, trial
+from taugrid.workers.samplers import description, sampler, trial
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -222,17 +222,17 @@ def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceba
     assert told.startswith("sample.sampler: mine:fails can't be used: NameError: name 'undefined' is not defined (for")
     assert f"run: {sys.executable} -P -m taugrid.workers.custom.describe" in told
     (folder / "mine.py").write_text("import no_such_library\n")
-    monkeypatch.setattr(said, "ask", lambda function, arguments, *_: describe.find(function)(**arguments))
+    monkeypatch.setattr(description, "ask", lambda function, arguments, *_: describe.find(function)(**arguments))
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):  # which the other process reports like any error
         planned("mine:good")
 
 
 def test_a_cell_knows_the_calls_that_were_counted(here):
     [cell] = planned("my_sampler:renoised", sampler_options={"passes": 2}).cells
-    assert cell.from_sampler.times == tuple(time for time in (999, 749, 499, 249) for _ in range(3))
-    assert cell.from_sampler.arguments == {"passes": 2}
+    assert cell.sampler_description.times == tuple(time for time in (999, 749, 499, 249) for _ in range(3))
+    assert cell.sampler_description.arguments == {"passes": 2}
     assert cell.name == f"S0004-my_sampler_renoised-{cell.id}"
-    assert cell.from_sampler.keys == ()
+    assert cell.sampler_description.keys == ()
     [same] = planned("my_sampler:renoised", grid={"spacing": ["linear", "ermongroup-uniform"], "steps": [7]}).cells
     assert same.nfe == 14
     [longer] = planned(spacing="ermongroup-uniform", steps=7).cells
@@ -276,7 +276,7 @@ def test_all_options_reach_it_with_their_defaults(here):
     (here / "mine.py").write_text(f"{text}\ngood.options = {{'weight': 0.5, 'passes': 2}}\n")
     [cell] = planned("mine:good", sampler_options={"weight": 0.25}).cells
     assert cell.settings.sampler_options == {"weight": 0.25}
-    assert cell.from_sampler.arguments == {"weight": 0.25, "passes": 2}
+    assert cell.sampler_description.arguments == {"weight": 0.25, "passes": 2}
 
 
 def test_samples_in_memory_are_those_of_a_run_and_it_is_tried_too(here):
@@ -300,7 +300,7 @@ def test_its_modules_are_sent_to_workers_and_with_jobs(here, tmp_path_factory):
 
 
 def test_a_worker_with_other_code_is_refused(here):
-    expected = planned().cells[0].from_sampler.code
+    expected = planned().cells[0].sampler_description.code
     sampler.require_code("my_sampler:sample", expected)
     forget_code_here()
     (here / "my_sampler.py").write_text(SOURCE.replace("0.5", "0.25"))
@@ -332,7 +332,7 @@ def test_the_page_works_and_is_looked_at_without_its_module(here, monkeypatch):
     before = [command(*look) for look in looks]
     forget_code_here()
     (here / "my_sampler.py").write_text("raise SystemExit('its code ran')\n")
-    monkeypatch.setattr(said, "ask", lambda *given: pytest.fail("looking runs no code"))
+    monkeypatch.setattr(description, "ask", lambda *given: pytest.fail("looking runs no code"))
     assert [command(*look) for look in looks] == before
     assert command("report", here / "run")
     assert command("compare", here / "run", here / "again")["result"] == "identical"

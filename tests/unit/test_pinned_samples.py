@@ -14,7 +14,7 @@ from taugrid.orchestrator.plan.sections import diffusion_section, sample_section
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
-from taugrid.workers.samplers.said import from_sampler, honoured
+from taugrid.workers.samplers.description import describe_sampler, honoured
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,8 +35,10 @@ def digest(tensors):
 def recipe(diffusion, **settings):
     process = diffusion_section(Diffusion(**diffusion))
     resolved = sample_section(Sample(seed=3, **settings), {})
-    said = from_sampler(resolved, process)
-    return SamplingSpec(Identity(SHAPE), process, honoured(resolved, said.keys), said.tau, said.evaluations)
+    described = describe_sampler(resolved, process)
+    return SamplingSpec(
+        Identity(SHAPE), process, honoured(resolved, described.keys), described.tau, described.evaluations
+    )
 
 
 def sampled(diffusion, **settings):

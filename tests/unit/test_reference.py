@@ -125,13 +125,15 @@ def test_a_key_changes_with_all_that_determines_features_and_with_nothing_else()
 
 def test_features_of_a_reference_are_extracted_once(tmp_path):
     values = features(30)
-    path = reference_statistics.cached_features(tmp_path, "k", 30, lambda: [values[:7], values[7:]])
+    path = reference_statistics.cached_features(
+        tmp_path, "k", 30, lambda: [{"features": values[:7]}, {"features": values[7:]}]
+    )
     assert np.array_equal(np.concatenate(list(reference_statistics.read_all([path]))), values)
     assert reference_statistics.cached_features(tmp_path, "k", 30, never) == path
     data = bytearray(path.read_bytes())
     data[200] ^= 1
     path.write_bytes(data)
-    reference_statistics.cached_features(tmp_path, "k", 30, lambda: [values])
+    reference_statistics.cached_features(tmp_path, "k", 30, lambda: [{"features": values}])
     assert np.array_equal(np.concatenate(list(reference_statistics.read_all([path]))), values)
     with pytest.raises(AssertionError):
         reference_statistics.cached_features(tmp_path, "k", 31, never)

@@ -86,7 +86,7 @@ def test_a_run_directory_is_what_it_is_scored_against(tmp_path):
 def test_code_that_a_run_directory_names_is_not_run(tmp_path):
     sent = config(tmp_path / "sent", evaluate={"extractor": "their_code:Features", "reference": "digits/test"})
     with pytest.raises(UserError, match=r"their_code:Features.*give --extractor"):
-        score_images(np.zeros((2, 8, 8), np.uint8), sent, {}, (), Progress.silent(), flag)
+        score_images([np.zeros((2, 8, 8), np.uint8)], sent, {}, (), Progress.silent(), flag)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_data_set_that_is_not_there_is_asked_for_as_the_option_or_the_argument
 ):
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
     with pytest.raises(UserError) as caught:
-        score_images(np.zeros((2, 28, 28), np.uint8), text, {}, (), Progress.silent(), names)
+        score_images([np.zeros((2, 28, 28), np.uint8)], text, {}, (), Progress.silent(), names)
     said = str(caught.value)
     assert [way for way in [*ways, "run directory"] if way not in said] == []
     assert "data.root" not in said, "no config is read here"

@@ -10,7 +10,7 @@ from nights import checkpoint, taugrid, write_config
 
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.storage import LOCAL, read_sealed, write_sealed
-from taugrid.workers.samplers import dpmpp2m, said, solver
+from taugrid.workers.samplers import description, dpmpp2m, solver
 
 OF_DIFFUSERS = "diffusers:DPMSolverMultistepScheduler"
 GRID = {"sampler": ["ddim", "dpm++2m", "heun", OF_DIFFUSERS], "steps": [2, 3]}
@@ -78,8 +78,10 @@ def test_a_changed_coefficient_is_red_although_the_weights_are_new(begun, histor
 
 
 def test_another_version_of_diffusers_is_compared_and_named(begun, history, monkeypatch):
-    known = said.versions
-    monkeypatch.setattr(said, "versions", lambda names: known(names) | ({"diffusers": "0.99.0"} if names else {}))
+    known = description.versions
+    monkeypatch.setattr(
+        description, "versions", lambda names: known(names) | ({"diffusers": "0.99.0"} if names else {})
+    )
     found = night(history, begun / "same.yaml", "2")
     assert found["result"] == "identical"
     assert f"sampled with diffusers {version('diffusers')} -> 0.99.0" in json.dumps(found)

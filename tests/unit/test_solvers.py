@@ -21,9 +21,9 @@ from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.diffusion.timesteps import times
+from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 from taugrid.workers.samplers.dpmpp2m import DPMpp2M
 from taugrid.workers.samplers.dpmpp3m import DPMpp3M
-from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, from_sampler
 from taugrid.workers.samplers.sampler import find
 from taugrid.workers.samplers.solver import Evaluated
 from taugrid.workers.samplers.unipc import moments
@@ -67,7 +67,7 @@ def no_noise(*_):
 def sampled(name, x=X, process="usual", network=v, **given):
     """What the solver makes of x, for settings that the plan accepts."""
     cell, diffusion = settings(name, **given), DIFFUSIONS[process]
-    planned = from_sampler(cell, diffusion)
+    planned = describe_sampler(cell, diffusion)
     denoise = Denoise(network, schedules.process(diffusion), "v_prediction", cell.clip, cell.clip_range)
     found = find(name).sample(x, path(denoise.process, planned.tau), denoise, no_noise, cell)
     assert denoise.calls == planned.evaluations

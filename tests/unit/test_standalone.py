@@ -16,7 +16,8 @@ from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics import frechet, inception, kernel, statistics
 from taugrid.eval.metrics.extrapolation import NO_ERROR, fid_infinity
 from taugrid.eval.metrics.frechet import Frechet
-from taugrid.eval.metrics.neighbours import precision_recall
+from taugrid.eval.metrics.neighbours import covered
+from taugrid.eval.metrics.projections import monge_distance
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments
@@ -94,17 +95,26 @@ def expected(spec, cell, digits, settings):
     split_of = inception.inception_splits(len(cell), settings.isc_splits, settings.seed)
     sums = inception.InceptionSums.of(samples.logits.numpy(), split_of, settings.isc_splits)
     kid = kernel.kernel_distance(features, reference, settings.kid_subsets, settings.kid_subset_size, settings.seed)
-    precision, recall = precision_recall(features, reference, settings.prc_neighborhood)
+    all_pairs, cmmd = (kernel.discrepancy(features, reference, {}, k) for k in (None, kernel.UNIT_GAUSSIAN))
+    inside = covered(features, reference, settings.prc_neighborhood)
+    mind = monge_distance(features, reference, settings.mind_projections, settings.seed)
     return {
         "fid": frechet.frechet_distance(moments, reference_moments),
         "fid_se": statistics.standard_error(influence),
         "isc_mean": sums.score().mean,
         "isc_std": sums.score().std,
+        "isc_se": statistics.standard_error(sums.influence(samples.logits.numpy(), split_of)),
         "kid_mean": kid.mean,
         "kid_std": kid.std,
-        "precision": precision,
-        "recall": recall,
+        **all_pairs.columns("kid"),
+        **cmmd.columns("cmmd"),
+        "cmmd_biased": cmmd.value + (1000 - cmmd.within) / len(cell) + (1000 - cmmd.within_reference) / len(digits),
+        "precision": inside.shares.precision,
+        "precision_se": np.std(inside.samples, ddof=1) / np.sqrt(len(cell)),
+        "recall": inside.shares.recall,
         "fid_infinity": fid_infinity(features, reference_moments, seed=settings.seed),
+        "mind": mind.value,
+        "mind_se": statistics.standard_error(mind.influence),
     }
 
 
@@ -195,10 +205,10 @@ def test_moments_alone_give_fid_and_say_why_not_the_rest(tmp_path, spec, cell, d
     result = evaluate(
         samples, open_reference(str(tmp_path / "stats.npz")), spec, ALL, versions=VERSIONS, cache=tmp_path / "cache"
     )
-    given = {"fid", "fid_se", "isc_mean", "isc_std", "fid_infinity"}
+    given = {"fid", "fid_se", "isc_mean", "isc_std", "isc_se", "fid_infinity"}
     assert result["metrics"] == pytest.approx({k: whole["metrics"][k] for k in given}, rel=1e-9)
     reason = "only mean and covariance of the reference are known"
-    assert result["notes"] == [*(f"no {m}: {reason}" for m in ("kid", "prc")), NO_ERROR]
+    assert result["notes"] == [*(f"no {m}: {reason}" for m in ("kid", "prc", "cmmd", "mind")), NO_ERROR]
     assert result["reference"]["num_images"] is None
     assert result["protocol"]["reference"]["num_images"] is None
     assert result["protocol"]["metrics"] == ["fid", "fid_infinity", "isc"]
@@ -259,7 +269,10 @@ def test_what_cannot_be_given_is_said(tmp_path, spec, cell, digits):
     beginnings = [note.split(":")[0] for note in result["notes"]]
     assert beginnings == ["no isc", "no fid_infinity", "kid_subset_size is 60 here, not 100", "no fid_se"]
     assert result["protocol"]["kid_subset_size"] == 60, "reduced, and recorded"
-    assert set(result["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall"}
+    of_kernels = {"kid_mean", "kid_std", "kid", "kid_se", "kid_reference_se"}
+    of_kernels |= {"cmmd", "cmmd_se", "cmmd_reference_se", "cmmd_biased"}
+    others = {"precision", "precision_se", "recall", "mind", "mind_se"}
+    assert set(result["metrics"]) == {"fid"} | of_kernels | others
     with pytest.raises(ValueError, match=r"none of the metrics can be given \(isc: pixels has no layer of logits\)"):
         evaluate(samples, reference, pixels, MetricSettings(("isc",)), versions=VERSIONS)
     one = as_npz(tmp_path / "one.npz", cell[:1])
@@ -287,12 +300,12 @@ def test_images_that_the_extractor_does_not_take_are_refused(tmp_path, spec):
 @pytest.mark.parametrize(
     ("num_samples", "num_reference", "classes", "left"),
     [
-        (2000, 2000, 10, ("fid", "isc", "kid", "prc", "fid_infinity")),
+        (2000, 2000, 10, ("fid", "isc", "kid", "prc", "fid_infinity", "cmmd", "mind")),
         (2000, None, 10, ("fid", "isc", "fid_infinity")),
         (2000, 1, 10, ("isc", "fid_infinity")),
-        (2000, 3, 10, ("fid", "isc", "kid", "fid_infinity")),
-        (3, 2000, None, ("fid", "kid")),
-        (4, 2000, None, ("fid", "kid", "prc")),
+        (2000, 3, 10, ("fid", "isc", "kid", "fid_infinity", "cmmd", "mind")),
+        (3, 2000, None, ("fid", "kid", "cmmd", "mind")),
+        (4, 2000, None, ("fid", "kid", "prc", "cmmd", "mind")),
         (1, 2000, 10, ()),
     ],
 )
@@ -340,11 +353,14 @@ def test_streams_give_what_whole_arrays_give_bit_for_bit(wanted):
     settings = MetricSettings(wanted, kid_subsets=3)
     one, other, whole = (scored(features, reference, chunk, settings) for chunk in (97, 5000, count))
     assert one.values == other.values == whole.values
-    assert np.array_equal(one.influence, whole.influence)
+    assert one.influences.keys() == other.influences.keys() == whole.influences.keys() >= {"fid"}
+    for name, influence in whole.influences.items():
+        assert influence.shape == (count,)
+        assert np.array_equal(one.influences[name], influence)
+        assert np.array_equal(other.influences[name], influence)
     direct = Frechet.of(Moments.of(features), Moments.of(reference)).influence(features)
-    assert whole.influence == pytest.approx(direct, rel=1e-9, abs=1e-9)
+    assert whole.influences["fid"] == pytest.approx(direct, rel=1e-9, abs=1e-9)
     assert whole.values["fid_se"] == pytest.approx(statistics.standard_error(direct), rel=1e-9)
-    assert whole.influences["fid"].shape == (count,)
     split_of = inception.inception_splits(count, settings.isc_splits, settings.seed)
     expected_score = inception.InceptionSums.of(features, split_of, settings.isc_splits).score()
     assert (whole.values["isc_mean"], whole.values["isc_std"]) == pytest.approx(expected_score, rel=1e-9)
@@ -352,7 +368,7 @@ def test_streams_give_what_whole_arrays_give_bit_for_bit(wanted):
 
 def test_no_influence_where_there_is_no_standard_error():
     scores = scored(FEATURES[:59], FEATURES, 10, MetricSettings(("fid",)))
-    assert scores.influence is None
+    assert scores.influences == {}
     assert "fid_se" not in scores.values
     assert scores.notes[0].startswith("no fid_se: 59 samples for 6 varying features")
 
@@ -395,3 +411,30 @@ def test_fid_and_isc_take_no_memory_that_grows_with_n():
         tracemalloc.stop()
     influence_and_splits = 38 * 4096 * 8 * 6
     assert peaks[1] - peaks[0] < influence_and_splits < 38 * chunk.nbytes / 2
+
+
+def test_sets_are_scored_in_an_order_with_what_comparing_them_needs(tmp_path, spec, cell, digits):
+    """Features that are kept are not extracted again, also of the same images elsewhere."""
+    reference = as_npz(tmp_path / "d.npz", digits)
+    order = np.random.default_rng(1).permutation(SAMPLES)
+    sets = [as_folder(tmp_path / "a", cell), as_npz(tmp_path / "b.npz", cell[order])]
+    seen = []
+
+    def scored(*orders):
+        options = standalone.Options(
+            versions=VERSIONS, features=tmp_path / "features", progress=lambda what, *_: seen.append(what)
+        )
+        return standalone.score_sets(sets, reference_of(reference), spec, ALL, options, orders)
+
+    first = scored(None, np.argsort(order))
+    assert first[0].document["metrics"] == first[1].document["metrics"]
+    assert first[0].document == evaluate(sets[0], reference, spec, ALL, versions=VERSIONS)
+    assert np.array_equal(first[0].digests, first[1].digests)
+    for column in ("fid", "kid"):
+        one, other = (scores.influences[column] for scores in first)
+        assert statistics.standard_error(one) == pytest.approx(first[0].document["metrics"][f"{column}_se"])
+        assert np.array_equal(one, other)
+    assert {"reference", "samples 1", "samples 2"} == set(seen)
+    seen.clear()
+    assert scored()[1].influences["fid"] == pytest.approx(first[0].influences["fid"][order], rel=1e-6)
+    assert set(seen) == {"reference"}

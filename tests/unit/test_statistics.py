@@ -12,7 +12,9 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from taugrid.eval.metrics import kernel as kernel_module
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION, Frechet, frechet_distance
 from taugrid.eval.metrics.inception import InceptionSums, inception_splits
-from taugrid.eval.metrics.kernel import kernel_distance, kid_limits, pair_sums
+from taugrid.eval.metrics.kernel import UNIT_GAUSSIAN, Term, cubic, discrepancy, kernel_distance, kid_limits
+from taugrid.eval.metrics.reference_statistics import of_features
+from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.statistics import (
     ROWS_AT_ONCE,
     Array,
@@ -249,6 +251,23 @@ def test_inception_score_of_certain_and_of_useless_classifiers():
     assert InceptionSums.of(np.zeros((100, 10)), split_of, 1).score() == pytest.approx((1.0, 0.0))
 
 
+def test_influences_on_the_inception_score_are_what_leaving_out_a_sample_shows():
+    """Leaving out one of the 300 samples of a split also moves its marginal, by a term of order 1 / 300."""
+    logits = np.random.default_rng(3).standard_normal((600, 10)) * 2
+    split_of = inception_splits(600, 2, seed=0)
+    sums = InceptionSums.of(logits, split_of, 2)
+    influence = sums.influence(logits, split_of)
+    without = np.array([
+        InceptionSums.of(np.delete(logits, i, 0), np.delete(split_of, i), 2).score().mean for i in range(600)
+    ])  # fmt: skip
+    # An influence is scaled as if the whole sample gave one mean: half of it is a split's, 2 * 299 steps away.
+    lost = 2 * 299 * (sums.score().mean - without)
+    assert influence.mean() == pytest.approx(0, abs=1e-9)
+    assert influence == pytest.approx(lost, abs=0.05 * influence.std())
+    parts = np.concatenate([sums.influence(logits[cut], split_of[cut]) for cut in (slice(0, 70), slice(70, None))])
+    assert np.array_equal(parts, influence)
+
+
 def test_inception_score_refuses_what_it_cannot_divide():
     for count, said in ((5, "5 samples can't be divided into 10 splits"), (1, "1 sample can't be divided")):
         with pytest.raises(ValueError, match=said):
@@ -331,13 +350,16 @@ def test_pairs_are_counted_alike_one_by_one_and_in_subsets(size, block, monkeypa
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 6))
     of_x, of_y = ([rng.choice(40, size, replace=False) for _ in range(10)] for _ in range(2))
-    kernel = (x @ y.T / 6 + 1) ** 3
-    np.testing.assert_allclose(
-        pair_sums(x, y, of_x, of_y), [kernel[np.ix_(a, b)].sum() for a, b in zip(of_x, of_y, strict=True)], rtol=1e-12
-    )
-    own = (x @ x.T / 6 + 1) ** 3
+    kernel, own = (x @ y.T / 6 + 1) ** 3, (x @ x.T / 6 + 1) ** 3
     np.fill_diagonal(own, 0)
-    np.testing.assert_allclose(pair_sums(x, x, of_x, of_x), [own[np.ix_(a, a)].sum() for a in of_x], rtol=1e-12)
+    between, within = Term.of(cubic(6), x, y, (of_x, of_y)), Term.of(cubic(6), x, x, (of_x, of_x))
+    expected = [kernel[np.ix_(a, b)].sum() for a, b in zip(of_x, of_y, strict=True)]
+    np.testing.assert_allclose(between.by_subset, expected, rtol=1e-12)
+    np.testing.assert_allclose(within.by_subset, [own[np.ix_(a, a)].sum() for a in of_x], rtol=1e-12)
+    np.testing.assert_allclose(between.of_x, kernel.mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(between.of_y, kernel.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(within.of_x, own.sum(axis=1) / 38, rtol=1e-12)
+    assert (between.mean, within.mean) == pytest.approx((kernel.mean(), own.sum() / (40 * 39)), rel=1e-12)
 
 
 def test_what_is_kept_of_the_reference_changes_nothing():
@@ -346,8 +368,105 @@ def test_what_is_kept_of_the_reference_changes_nothing():
     kept = {}
     for samples in (a, b, a[:40], a):
         with_kept = kernel_distance(samples, reference, subsets=5, subset_size=20, seed=1, kept=kept)
-        assert with_kept == kernel_distance(samples, reference, subsets=5, subset_size=20, seed=1)
+        afresh = kernel_distance(samples, reference, subsets=5, subset_size=20, seed=1)
+        assert with_kept[:2] == afresh[:2]
+        assert with_kept.whole.value == afresh.whole.value
+        assert np.array_equal(with_kept.whole.reference_influence, afresh.whole.reference_influence)
     assert len(kept) == 2, "one for each N: draws depend on it"
+
+
+def cubic_matrix(x, y):
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def unit_gaussian_matrix(x, y):
+    """CMMD's, from the squared lengths and products of unit vectors, as google-research/cmmd/distance.py has it."""
+    x, y = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (x, y))
+    squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
+    return 1000 * np.exp(-squares / (2 * 10**2))
+
+
+def unbiased(matrix, x, y):
+    """The textbook's double sums."""
+    n, m = len(x), len(y)
+    own, others = (matrix(side, side) - np.diag(np.diag(matrix(side, side))) for side in (x, y))
+    return own.sum() / (n * (n - 1)) + others.sum() / (m * (m - 1)) - 2 * matrix(x, y).mean()
+
+
+KERNELS = {"kid": (None, cubic_matrix), "cmmd": (UNIT_GAUSSIAN, unit_gaussian_matrix)}
+
+
+@pytest.mark.parametrize(("kernel", "matrix"), KERNELS.values(), ids=KERNELS)
+def test_a_discrepancy_is_the_definition_and_its_influences_leave_one_out(kernel, matrix):
+    x, y = correlated(12, 5, seed=1, shift=0.5), correlated(9, 5, seed=2)
+    found = discrepancy(x, y, {}, kernel)
+    assert found.value == pytest.approx(unbiased(matrix, x, y), rel=1e-10)
+    for influence, left_out in (
+        (found.influence, [unbiased(matrix, np.delete(x, i, axis=0), y) for i in range(12)]),
+        (found.reference_influence, [unbiased(matrix, x, np.delete(y, j, axis=0)) for j in range(9)]),
+    ):
+        n = len(left_out)
+        pseudo_values = n * found.value - (n - 1) * np.array(left_out)
+        np.testing.assert_allclose(influence - influence.mean(), pseudo_values - pseudo_values.mean(), atol=1e-9)
+        jackknife = np.sqrt((n - 1) * np.var(left_out))
+        assert standard_error(influence) == pytest.approx(jackknife, rel=1e-8)
+
+
+def test_kid_of_the_whole_set_is_torch_fidelitys_of_one_subset_with_all():
+    x, y = (correlated(150, 8, seed=seed, shift=seed / 5).astype(np.float32) for seed in (1, 2))
+    theirs = kid_features_to_metric(
+        *map(torch.from_numpy, (x.astype(float), y.astype(float))), kid_subsets=1, kid_subset_size=150, verbose=False
+    )
+    found = kernel_distance(x, y, subsets=1, subset_size=150, seed=2020)
+    assert found.whole.value == pytest.approx(theirs[KEY_METRIC_KID_MEAN], rel=1e-6)
+    assert found.whole.value == pytest.approx(found.mean, rel=1e-12)
+
+
+def test_cmmd_biased_is_the_reference_codes():
+    """Means of all pairs, a vector with itself too; of embeddings that already have unit length."""
+    x, y = (correlated(count, 16, seed=count, shift=0.2).astype(np.float32) for count in (60, 80))
+    statistics = of_features(lambda: iter([y]), 80, None, "", lambda: y)
+    values = score(lambda: iter([x]), None, 60, statistics, MetricSettings(("cmmd",))).values
+    a, b = (side.astype(np.float64) for side in (x, y))
+    expected = unit_gaussian_matrix(a, a).mean() + unit_gaussian_matrix(b, b).mean()
+    expected -= 2 * unit_gaussian_matrix(a, b).mean()
+    assert values["cmmd_biased"] == pytest.approx(expected, abs=1e-6)
+    assert values["cmmd"] == pytest.approx(unbiased(unit_gaussian_matrix, a, b), abs=1e-6)
+    assert values["cmmd"] < values["cmmd_biased"], "a vector is nearest to itself"
+
+
+def test_a_vector_of_length_0_has_no_direction_and_stays_at_the_origin():
+    x, y = correlated(5, 3, seed=1), correlated(6, 3, seed=2)
+    x[0] = 0
+    found = Term.of(UNIT_GAUSSIAN, x, y)
+    assert found.of_x[0] == pytest.approx(1000 * np.exp(-1 / 200)), "at a distance of 1 from all unit vectors"
+
+
+def test_parts_leave_kid_unbiased_with_an_influence_of_each_sample(monkeypatch):
+    """Of 600 against 500 in 3 random parts: the mean over cuts is the whole set's; the error grows by the cut's."""
+    x, y = correlated(600, 6, seed=1, shift=0.3), correlated(500, 6, seed=2)
+    whole = discrepancy(x, y, {})
+    monkeypatch.setattr(kernel_module, "ALL_PAIRS", 100_001)
+    monkeypatch.setattr(kernel_module, "BLOCK", 64)
+    cut = [kernel_distance(x, y, subsets=1, subset_size=10, seed=seed).whole for seed in range(40)]
+    values = np.array([found.value for found in cut])
+    assert values.std() > 0
+    assert abs(values.mean() - whole.value) < 4 * values.std() / np.sqrt(40)
+    for name in ("influence", "reference_influence"):
+        expected = standard_error(getattr(whole, name))
+        squared = np.mean([standard_error(getattr(found, name)) ** 2 for found in cut])
+        assert expected**2 < squared < expected**2 + 3 * values.var(), "the jackknife's share of the cut is too large"
+        assert np.corrcoef(getattr(cut[0], name), getattr(whole, name))[0, 1] > 0.8
+    again = kernel_distance(x, y, subsets=1, subset_size=10, seed=0).whole
+    assert np.array_equal(again.influence, cut[0].influence)
+
+
+def test_two_images_have_no_kid_of_the_whole_set():
+    x = correlated(2, 4, seed=1).astype(np.float32)
+    statistics = of_features(lambda: iter([x]), 2, None, "", lambda: x)
+    found = score(lambda: iter([x]), None, 2, statistics, MetricSettings(("kid",), kid_subset_size=2))
+    assert found.values.keys() == {"kid_mean", "kid_std"}
+    assert found.notes == ("no kid: it needs at least 3 images on both sides",)
 
 
 def test_the_standard_error_divides_by_n_minus_1():

@@ -92,8 +92,17 @@ def _decode_listed(path: str) -> DecodedImage:
 
 def files(folder: Path, extensions: Sequence[str]) -> list[str]:
     """Real paths, sorted, of the files directly in `folder` with one of `extensions`."""
+    return [path for path, _ in _listed(folder, extensions)]
+
+
+def names(folder: Path) -> list[str]:
+    """The names in `folder` of its images, in the order of `reader`."""
+    return [name for _, name in _listed(folder, EXTENSIONS)]
+
+
+def _listed(folder: Path, extensions: Sequence[str]) -> list[tuple[str, str]]:
     with os.scandir(folder) as entries:
-        return sorted(os.path.realpath(e.path) for e in entries if Path(e.name).suffix.lower() in extensions)
+        return sorted((os.path.realpath(e.path), e.name) for e in entries if Path(e.name).suffix.lower() in extensions)
 
 
 def subfolder_with_images(folder: Path) -> str | None:

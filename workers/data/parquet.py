@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
@@ -127,17 +127,33 @@ class Table(NamedTuple):
 
 def reader(path: Path) -> Reader:
     """The image column of a Parquet file or a folder of them: taugrid's by index, others by file name, then row."""
-    paths = files(path, (".parquet",)) if path.is_dir() else [str(path)]
-    tables = [_table(p) for p in paths]
-    if all(table.ends is not None for table in tables):
-        tables.sort(key=lambda table: table.ends or (0, 0))
-        _require_one_cell(path, tables)
-    splits = sorted({match["split"] for p in paths if (match := SHARD_NAME.fullmatch(Path(p).name))})
+    tables = _tables(path)
+    splits = sorted({match["split"] for table in tables if (match := SHARD_NAME.fullmatch(Path(table.path).name))})
     warnings = (f"{path} holds the splits {', '.join(splits)}; all are used",) if len(splits) > 1 else ()
     count = sum(table.rows for table in tables)
     if not count:
         raise SourceError(f"{path} holds no rows")
     return Reader(count, partial(_rows, tables), decode_image, warnings)
+
+
+def column(path: Path, name: str) -> list[Any]:
+    """The values of a column in the order of `reader`; SourceError if a file has no such column."""
+    values: list[Any] = []
+    for table in _tables(path):
+        with pq.ParquetFile(table.path, page_checksum_verification=True) as file:
+            if name not in (columns := file.schema_arrow.names):
+                raise SourceError(f"{table.path} has no column {name}, only {', '.join(columns)}")
+            values += file.read(columns=[name]).column(name).to_pylist()
+    return values
+
+
+def _tables(path: Path) -> list[Table]:
+    paths = files(path, (".parquet",)) if path.is_dir() else [str(path)]
+    tables = [_table(p) for p in paths]
+    if all(table.ends is not None for table in tables):
+        tables.sort(key=lambda table: table.ends or (0, 0))
+        _require_one_cell(path, tables)
+    return tables
 
 
 def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:

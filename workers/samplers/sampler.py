@@ -146,15 +146,15 @@ def _of_function(function: Any, name: str) -> Any:
     """A `Sampler` whose `sample` is a function; its attributes `keys`, `options` and `evaluations` count."""
     if not callable(function):
         return function
-    said = {key: getattr(function, key) for key in ("keys", "options") if hasattr(function, key)}
+    attributes = {key: getattr(function, key) for key in ("keys", "options") if hasattr(function, key)}
     if hasattr(function, "evaluations"):
         if not callable(function.evaluations):
             raise UserError(
                 f"sample.sampler: `evaluations` of {name} must be a function of settings and process, such as lambda "
                 f"settings, process: 2 * settings.steps, not {function.evaluations!r}"
             )
-        said["evaluations"] = staticmethod(function.evaluations)
-    return type(name, (Sampler,), {"keys": KEYS_OF_A_FUNCTION, "sample": staticmethod(function), **said})()
+        attributes["evaluations"] = staticmethod(function.evaluations)
+    return type(name, (Sampler,), {"keys": KEYS_OF_A_FUNCTION, "sample": staticmethod(function), **attributes})()
 
 
 def with_defaults(settings: Sample, sampler: Sampler) -> Sample:

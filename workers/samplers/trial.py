@@ -23,7 +23,7 @@ from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.process import Point, predict_eps
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
-from taugrid.workers.samplers.said import SAMPLE_DEFAULTS, FromSampler, Tried, from_sampler, honoured
+from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, SamplerDescription, Tried, describe_sampler, honoured
 from taugrid.workers.samplers.sampler import find
 
 SHAPE = (1, 8, 8)
@@ -50,21 +50,21 @@ def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tr
 
     A point has the keys of `sample` and of `diffusion` that differ from the defaults.
     """
-    said = []
+    descriptions = []
     try:
         with _settings_kept(name):
             _check_interface(name)
             for point in points:
                 settings = Sample.model_validate({**SAMPLE_DEFAULTS.model_dump(), **point["sample"], "sampler": name})
                 diffusion = Diffusion.model_validate({**DIFFUSION_DEFAULTS.model_dump(), **point["diffusion"]})
-                promised = from_sampler(settings, diffusion)
+                promised = describe_sampler(settings, diffusion)
                 times = _times_called(honoured(settings, promised.keys), diffusion, promised)
-                said.append(promised._replace(times=times)._asdict())
+                descriptions.append(promised._replace(times=times)._asdict())
     except SamplerFault as error:
         return Tried((), refusal=f"sample.sampler: {error}")
     except UserError as error:
         return Tried((), refusal=str(error))
-    return Tried(said, source_of([samplers.entry(name).module]).files)
+    return Tried(descriptions, source_of([samplers.entry(name).module]).files)
 
 
 def _check_interface(name: str) -> None:
@@ -81,7 +81,7 @@ def _check_interface(name: str) -> None:
         ) from None
 
 
-def _times_called(settings: Sample, diffusion: Diffusion, promised: FromSampler) -> tuple[float, ...]:
+def _times_called(settings: Sample, diffusion: Diffusion, promised: SamplerDescription) -> tuple[float, ...]:
     """The times at which the sampler calls the network, in order, if it keeps its word.
 
     Raises:

@@ -25,7 +25,7 @@ SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
 """`sample` as it is resolved if a config sets nothing."""
 
 
-class FromSampler(NamedTuple):
+class SamplerDescription(NamedTuple):
     """What a cell's sampler says of it."""
 
     label: str
@@ -51,7 +51,7 @@ class FromSampler(NamedTuple):
         return frozenset(SAMPLER_KEYS) - set(self.keys)
 
     @classmethod
-    def restored(cls, fields: Mapping[str, Any]) -> "FromSampler":
+    def restored(cls, fields: Mapping[str, Any]) -> "SamplerDescription":
         """From JSON, where tuples are lists.
 
         Raises:
@@ -73,22 +73,22 @@ class Case(NamedTuple):
 class Tried:
     """What a custom sampler says of some cases, each of which it was tried with."""
 
-    said: Sequence[Mapping[str, Any]]
-    """For each case the fields of a `FromSampler`."""
+    descriptions: Sequence[Mapping[str, Any]]
+    """For each case the fields of a `SamplerDescription`."""
     files: Sequence[SourceFile] = ()
     """The source files of its module and of what this imports."""
     refusal: str | None = None
-    """Why it can't be used; nothing is said then."""
+    """Why it can't be used; there are no descriptions then."""
 
 
 TrySampler = Callable[[str, Sequence[Case]], Tried]
 """Like `try_sampler`."""
 
 
-class Asked(NamedTuple):
-    """The answers of `ask_samplers`."""
+class Described(NamedTuple):
+    """The answers of `describe_samplers`."""
 
-    said: list[FromSampler]
+    descriptions: list[SamplerDescription]
     """In the order of the cases."""
     modules: frozenset[SourceFile]
     """The user's source files that workers import."""
@@ -113,11 +113,11 @@ def try_sampler(name: str, cases: Sequence[Case]) -> Tried:
         raise UserError(str(error)) from None
     if fields["refusal"] is not None:
         raise UserError(fields["refusal"])
-    said = dict(zip(distinct, fields["said"], strict=True))
-    return Tried([said[point] for point in points], [SourceFile(*file) for file in fields["files"]])
+    described = dict(zip(distinct, fields["descriptions"], strict=True))
+    return Tried([described[point] for point in points], [SourceFile(*file) for file in fields["files"]])
 
 
-def ask_samplers(cases: Sequence[Case], trial: TrySampler = try_sampler) -> Asked:
+def describe_samplers(cases: Sequence[Case], trial: TrySampler = try_sampler) -> Described:
     """What the sampler of each case says of it. `trial` asks custom ones.
 
     Raises:
@@ -128,15 +128,17 @@ def ask_samplers(cases: Sequence[Case], trial: TrySampler = try_sampler) -> Aske
         if is_custom(case.settings.sampler):
             custom[case.settings.sampler].append(case)
     tried = {name: trial(name, its) for name, its in custom.items()}
-    answers = {name: map(FromSampler.restored, each.said) for name, each in tried.items()}
-    said = [
-        next(answers[case.settings.sampler]) if case.settings.sampler in answers else from_sampler(*case)
+    answers = {name: map(SamplerDescription.restored, each.descriptions) for name, each in tried.items()}
+    descriptions = [
+        next(answers[case.settings.sampler]) if case.settings.sampler in answers else describe_sampler(*case)
         for case in cases
     ]
-    return Asked(said, frozenset(file for name, each in tried.items() if ":" in name for file in each.files))
+    return Described(
+        descriptions, frozenset(file for name, each in tried.items() if ":" in name for file in each.files)
+    )
 
 
-def from_sampler(settings: Sample, diffusion: Diffusion) -> FromSampler:
+def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescription:
     """What the sampler of `settings`, which this process imports, says of a case.
 
     Raises:
@@ -156,7 +158,7 @@ def from_sampler(settings: Sample, diffusion: Diffusion) -> FromSampler:
         keys = [f"sample.{key}" for key in ("steps", "spacing") if key == "steps" or key in sampler.keys]
         raise UserError(f"{', '.join(keys)}: {error}") from None
     _check_numbers(name, tau, evaluations, process.timesteps)
-    return FromSampler(
+    return SamplerDescription(
         label=sampler.label(vars(settings)),
         keys=tuple(sorted(sampler.keys)),
         tau=tau,
@@ -173,8 +175,8 @@ def _check_numbers(name: str, tau: Sequence[float], evaluations: object, T: int)
     """Raise `UserError` unless a sampler's tau and evaluations are as the interface says. Times may repeat."""
     numbers = set(map(type, tau)) <= {int, float} and all(map(math.isfinite, tau))
     if not tau or not numbers or list(tau) != sorted(tau) or not 1 <= tau[0] <= tau[-1] <= T:
-        said = f"`tau` of {name} must return increasing numbers in 1..{T}, not {reprlib.repr(tau)}"
-        raise UserError(f"sample.sampler: {said}")
+        message = f"`tau` of {name} must return increasing numbers in 1..{T}, not {reprlib.repr(tau)}"
+        raise UserError(f"sample.sampler: {message}")
     if type(evaluations) is not int or evaluations < 1:
         raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {evaluations!r}")
 
