@@ -17,7 +17,7 @@ from taugrid.eval.gate.rule import MARGIN, Change, Scored, judge, screen, size_o
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.kernel import discrepancy
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
-from taugrid.registry.metrics import METRICS
+from taugrid.registry.metrics import COLUMNS
 
 CELLS, REFERENCES = 12, 2_000
 NIGHTS = (  # whether far, whether skewed, dimensions, N, b, metrics
@@ -28,7 +28,6 @@ NIGHTS = (  # whether far, whether skewed, dimensions, N, b, metrics
 )
 COMMON = 0.6
 """The share of the noise's variance that the cells of a night have in common."""
-COLUMNS = {column.name: column for metric in METRICS.values() for column in metric.columns}
 
 
 class World(NamedTuple):

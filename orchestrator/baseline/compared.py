@@ -17,14 +17,10 @@ from taugrid.eval.gate.rule import ALPHA, MARGIN
 from taugrid.eval.gate.verdict import Verdict, exit_of
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, worst_check
 from taugrid.orchestrator.baseline.pixels import PixelDistance
-from taugrid.registry.metrics import METRICS
+from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
-
-
-COLUMNS = {column.name: column for metric in METRICS.values() for column in metric.columns}
-"""Column of quality.csv -> the metric."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.entries import ROUNDING
 from taugrid.orchestrator.baseline.canaries import Check, Sampled, check_sampler, check_scorer, sampled_again
 from taugrid.orchestrator.baseline.compared import (
-    COLUMNS,
     DEFAULT_GATE,
     DEFAULT_METRICS,
     BaselineComparison,
@@ -30,10 +29,10 @@ from taugrid.orchestrator.baseline.compared import (
 )
 from taugrid.orchestrator.baseline.matching import changed_code, changed_versions, labels, matched
 from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
-from taugrid.orchestrator.baseline.snapshot import MISSING_INFLUENCES, Snapshot, SnapshotCell
+from taugrid.orchestrator.baseline.snapshot import MISSING_INFLUENCES, NO_ERROR, Snapshot, SnapshotCell
 from taugrid.orchestrator.baseline.text import other_metrics
 from taugrid.orchestrator.work.scorer import differs, tolerance
-from taugrid.registry.metrics import METRICS, MetricColumn
+from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 from taugrid.words import counted, listed
 
 METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood", "mind_projections")
@@ -288,10 +287,8 @@ def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) 
     for called, side in (("this run", new), ("the baseline", old)):
         if not side.has(name):
             return f"{called} was not scored by it"
-        if name in side.lacking:
-            return MISSING_INFLUENCES
         if not side.scored(name):
-            return side.reason if name == "fid" and side.reason else f"{called} has no standard error of it"
+            return MISSING_INFLUENCES if name in side.lacking else side.reasons.get(name, NO_ERROR)
     metric = next(metric for metric in METRICS.values() if column in metric.columns)
     if any(new.protocol.get(key) != old.protocol.get(key) for key in metric.settings):
         return f"its settings are not the baseline's ({', '.join(metric.settings)})"

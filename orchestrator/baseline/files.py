@@ -123,7 +123,7 @@ def write_baseline(
 
 
 def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
-    names = ("cell", "name", "settings", "axes", "image_shape", "metrics", "protocol", "reason")
+    names = ("cell", "name", "settings", "axes", "image_shape", "metrics", "protocol", "reason", "reasons")
     plain = {name: getattr(cell, name) for name in names}
     scored_with = None if cell.scored_with is None else asdict(cell.scored_with)
     trainings: dict[str, Any] = {}
@@ -222,7 +222,7 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         network=Network(**value["network"]),
         setup=_read_setup(value["setup"]),
         influences=_influences(rows),
-        reason=value["reason"],
+        reasons=value.get("reasons") or ({"fid": value["reason"]} if value["reason"] else {}),
         load_digests=lambda: digests,
         load_images=lambda: images_of_run(run, value["cell"], digests),
         first=_read_setup(value.get("first_setup", value["setup"])),

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import Scored
-from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.metrics.statistics import Array
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_images, pixel_digests
@@ -130,8 +129,8 @@ class SnapshotCell:
     setup: Setup
     influences: Mapping[str, Array]
     """Column of quality.csv -> (N,): how far each sample moves it; of those that have a standard error."""
-    reason: str | None
-    """The reason why FID has no influences."""
+    reasons: Mapping[str, str]
+    """Column -> why it has no influences, as far as that is known."""
     load_digests: Callable[[], Digests | None] = field(repr=False)
     """Called without arguments: reads and hashes the decoded images; None if they are gone."""
     lacks_images: bool = False
@@ -179,6 +178,11 @@ class SnapshotCell:
     def first_setup(self) -> Setup:
         """The setup that made image 0."""
         return self.first or self.setup
+
+    @property
+    def reason(self) -> str | None:
+        """The reason why FID has no influences; None if it has."""
+        return self.reasons.get("fid")
 
     @property
     def lacking(self) -> list[str]:
@@ -306,7 +310,7 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) ->
         network=network,
         setup=setup,
         influences={},
-        reason="it is not scored",
+        reasons={"fid": "it is not scored"},
         load_digests=lambda: pixel_digests(rundir, cell),
         lacks_images=rundir.lacks_images(cell),
         load_images=lambda: all_images(rundir, cell),
@@ -325,14 +329,20 @@ def _score(run: Run, cell: Cell) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
+NO_ERROR = "its score has no standard error of it"
+
 MISSING_INFLUENCES = "its influences are missing or damaged; `taugrid evaluate` computes them"
 
 
 def _with_score(found: SnapshotCell, rundir: RunDir, cell: Cell, score: Mapping[str, Any]) -> SnapshotCell:
     influences = influences_of(rundir, cell, score["evaluation"], score["metrics"])
-    reasons = [note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR)]
-    reason = None if "fid" in influences else next(iter(reasons), MISSING_INFLUENCES)
-    return replace(found, metrics=score["metrics"], protocol=score["protocol"], influences=influences, reason=reason)
+    reasons = {}
+    for column in SAMPLED:
+        said = f"no {column.sampling_error}: "
+        noted = (note.removeprefix(said) for note in score["notes"] if note.startswith(said))
+        if column.name not in influences and column.name in score["metrics"]:
+            reasons[column.name] = next(noted, MISSING_INFLUENCES if column.name == "fid" else NO_ERROR)
+    return replace(found, metrics=score["metrics"], protocol=score["protocol"], influences=influences, reasons=reasons)
 
 
 def pair_key(one: Setup, other: Setup) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import MISSING, write_number
-from taugrid.orchestrator.baseline.compared import COLUMNS, FID_KEYS, sharpness_in_words
+from taugrid.orchestrator.baseline.compared import FID_KEYS, sharpness_in_words
 from taugrid.orchestrator.baseline.matching import labels_of
-from taugrid.registry.metrics import SAMPLED, MetricColumn
+from taugrid.registry.metrics import COLUMNS, SAMPLED, MetricColumn
 from taugrid.words import counted, in_columns, listed
 
 CellDict = Mapping[str, Any]

@@ -8,7 +8,7 @@ import numpy as np
 
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.gate.power import POWER
-from taugrid.orchestrator.baseline.compared import COLUMNS, DEFAULT_METRICS, gate_of
+from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, gate_of
 from taugrid.orchestrator.baseline.comparison import judged_columns, require_common_metric
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.matching import Matched, changed_code, labels, matched
@@ -21,6 +21,7 @@ from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted, duration, quantity
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from taugrid.config import Config
 from taugrid.eval.gate.rule import is_denied, judge, screen
 from taugrid.eval.gate.verdict import Verdict, worst
-from taugrid.orchestrator.baseline.compared import COLUMNS, BaselineComparison, CellComparison, GateSettings, gate_of
+from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison, GateSettings, gate_of
 from taugrid.orchestrator.baseline.comparison import (
     Canaries,
     changes_of,
@@ -26,6 +26,7 @@ from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot
 from taugrid.orchestrator.nightly.resampling import Pair, why_no_second_look
 from taugrid.orchestrator.nightly.second_look import Look, Resampled, SecondLook
+from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted
 
 OF_A_RECIPE = "the baseline is a recipe: fresh seeds of sampling would not change how its trainings differ"

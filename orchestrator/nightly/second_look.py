@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from taugrid.eval.gate.rule import BEYOND_CHANCE, Change
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import check_scorer, sampling_key_of
-from taugrid.orchestrator.baseline.compared import COLUMNS, CellComparison
+from taugrid.orchestrator.baseline.compared import CellComparison
 from taugrid.orchestrator.baseline.comparison import changes_of
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, snapshot_of_opened
 from taugrid.orchestrator.nightly.resampling import Pair, Resampler, point_of
-from taugrid.registry.metrics import MetricColumn
+from taugrid.registry.metrics import COLUMNS, MetricColumn
 from taugrid.words import counted
 
 WITHOUT_TRAINING = ("sample", "evaluate", "report")

@@ -9,9 +9,8 @@ from taugrid.eval.gate.power import frozen_seeds_remark
 from taugrid.eval.gate.verdict import NO_BASELINE, REGRESSIONS, Verdict
 from taugrid.eval.pages.environment import environment
 from taugrid.orchestrator.baseline import text
-from taugrid.orchestrator.baseline.compared import COLUMNS
 from taugrid.orchestrator.nightly.outcome import worst_first
-from taugrid.registry.metrics import MetricColumn
+from taugrid.registry.metrics import COLUMNS, MetricColumn
 from taugrid.words import counted, listed, markdown_table
 
 MAX_ROWS = 200

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid import parquet
-from taugrid.orchestrator.baseline.compared import COLUMNS
 from taugrid.orchestrator.baseline.pixels import pixel_digests
 from taugrid.orchestrator.baseline.text import OTHER_COLUMNS, tests
 from taugrid.orchestrator.nightly.nights import night_line, unfinished
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.nightly.summary import junit_xml, summary
 from taugrid.orchestrator.opened import open_existing
+from taugrid.registry.metrics import COLUMNS
 from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import replacing, write_text
 from taugrid.words import counted, with_urls

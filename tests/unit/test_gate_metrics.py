@@ -131,10 +131,8 @@ def test_a_fault_that_no_canary_shows_is_red_because_kid_of_fresh_samples_denies
 
 
 def test_a_changed_formula_of_kid_is_a_changed_scorer(few, history, monkeypatch):
-    whole = kernel.discrepancy
-    monkeypatch.setattr(
-        kernel, "discrepancy", lambda *given: (found := whole(*given))._replace(value=1.01 * found.value)
-    )
+    whole = kernel._together
+    monkeypatch.setattr(kernel, "_together", lambda *terms: (found := whole(*terms))._replace(value=1.01 * found.value))
     found = night(history, few / "nearby.yaml", "2", code=3)
     assert found["result"] == "changed scorer"
     assert "kid of the reference's halves is" in found["comparison"]["checks"]["scorer"]["reason"]
