@@ -113,6 +113,7 @@ def test_there_is_a_table_for_each_size(opened, grown, capsys):
     assert not list((root / "tables").glob("quality-N100*")), "no cell stayed there"
     both = first.merge(larger, on="cell")
     assert (both["seconds_x"] < both["seconds_y"]).all(), "a row has the seconds of its own images"
+    assert "3 cells grew: see quality-N200.md" in (root / "tables" / "quality.md").read_text()
     print_result(RunDir(root), outcome)
     assert "The 3 cells that grew to N = 200 or more:" in capsys.readouterr().out
 
