@@ -19,6 +19,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import FILES
 from taugrid.orchestrator.rundir.extension import check_extends
+from taugrid.orchestrator.rundir.grown import read_sizes
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.samplers import unchecked
 from taugrid.run_id import FILE as RUN_FILE
@@ -67,7 +68,7 @@ def open_config(
         config, notes = resolve_patterns(config, recorded, same_checkpoints, dry)
         lookups = (rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, rundir.try_sampler)
         planned = plan(config, *lookups, dry)
-    run = Run(config, replace(planned, notes=(*planned.notes, *notes)), rundir)
+    run = Run(config, replace(planned, notes=(*planned.notes, *notes)), rundir, read_sizes(rundir))
     requested.check(config, run.plan)
     if is_own:
         trust(custom_code(config))
@@ -134,7 +135,7 @@ def open_existing(directory: str, dry: bool = False) -> Run:
 
 def record_plan(run: Run) -> None:
     config = json_sha256(run.config.model_dump(mode="json"))
-    write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.plan)}, run.rundir.storage)
+    write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.configured)}, run.rundir.storage)
 
 
 @unchecked()
@@ -154,7 +155,7 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     try:
         if not isinstance(recorded, dict) or recorded["config_sha256"] != json_sha256(begun) or not recorded["cells"]:
             return None
-        run = Run(config, from_json(recorded), rundir)
+        run = Run(config, from_json(recorded), rundir, read_sizes(rundir))
     except (KeyError, TypeError, ValueError, AttributeError, UserError):
         return None  # written by a different version of taugrid, or edited
     requested.check(config, run.plan)

@@ -1,10 +1,13 @@
 """A run: its config, its plan and its directory."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from taugrid.config import Config
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.grown import at_larger_sizes, grown
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,5 +18,18 @@ class Run:
     """
 
     config: Config
-    plan: Plan
+    configured: Plan
+    """The plan with the config's N. Tables show it."""
     rundir: RunDir
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Cell id -> the N to which it grew (grown.json)."""
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan with the N to which cells grew: what the directory holds, or will."""
+        return grown(self.configured, self.sizes)
+
+    @property
+    def at_each_size(self) -> list[Plan]:
+        """The plan as configured, and then for each N to which cells grew the cells with as many images, at that N."""
+        return [self.configured, *at_larger_sizes(self.configured, self.sizes)]

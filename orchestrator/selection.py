@@ -3,7 +3,6 @@ And checks the indices of images."""
 
 import operator
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from taugrid.config import Sample
@@ -62,18 +61,12 @@ def select(plan: Plan, selectors: Sequence[str]) -> Plan:
         if not text.strip() or text in keys:
             raise UserError(f"--only {text!r}: a value is missing; write KEY=VALUE, as in steps=50,schedule=cosine")
     wanted = {cell.id for text in selectors for cell in _fitting(plan, text)}
-    cells = tuple(cell for cell in plan.cells if cell.id in wanted)
-    return _part(plan, cells)
+    return plan.with_cells(cell for cell in plan.cells if cell.id in wanted)
 
 
 def without_models(plan: Plan, ids: Collection[str]) -> Plan:
     """The plan without the cells of some models."""
-    return _part(plan, tuple(cell for cell in plan.cells if cell.model.id not in ids))
-
-
-def _part(plan: Plan, cells: tuple[Cell, ...]) -> Plan:
-    models = {cell.model.id for cell in cells}
-    return replace(plan, cells=cells, models=tuple(model for model in plan.models if model.id in models))
+    return plan.with_cells(cell for cell in plan.cells if cell.model.id not in ids)
 
 
 def _fitting(plan: Plan, text: str) -> list[Cell]:

@@ -30,10 +30,13 @@ from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import Damage, require_in_place
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
+from taugrid.orchestrator.rundir.grown import FILE as GROWN
+from taugrid.orchestrator.rundir.grown import grown, is_damaged, read_sizes
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work.growing import Growth, Until
 from taugrid.orchestrator.work.kind import KindResult, WorkKind
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import replacing, write_json, write_text
@@ -68,19 +71,28 @@ class SessionResult(NamedTuple):
     """The warnings of report.html."""
     warned: Collection[str] = ()
     """The warnings that the session has printed."""
+    larger: "Sequence[QualityTable]" = ()
+    """The quality tables of cells that grew, one for each larger N."""
+    growth: "Growth | None" = None
+    """What the looks of `--until` came to."""
 
 
 class Session:
     """One session of a driver: it does what is missing in one run directory."""
 
-    def __init__(self, run: Run, address: str, progress: Progress, selected: Plan | None = None) -> None:
+    def __init__(
+        self, run: Run, address: str, progress: Progress, selected: Plan | None = None, until: Until | None = None
+    ) -> None:
         """A session that works on the Ray cluster at `address`.
 
-        `selected` is the part of the run's plan to work on; None: all. Tables show the whole plan.
+        `selected` is the part of the run's plan to work on; None: all. Tables show the whole plan. With `until`, cells
+        grow until their order is decided.
         """
         self.run = run
         self.config, self.plan, self.rundir = run.config, run.plan, run.rundir
         self.selected = self.plan if selected is None else selected
+        self._until = until
+        self._growth: Growth | None = None
         self._address = address
         self._progress = progress
         self._cluster = ExitStack()
@@ -108,6 +120,8 @@ class Session:
         if self._stages & {"evaluate", "report"}:
             find = RequestedScores(self.config, self.rundir).reference if self._stages == {"report"} else open_reference
             self._scoring = scoring_of(self.config, self.plan, self.rundir.extractor, find)
+            if self._until is not None:
+                self._growth = Growth(self.run, self.selected, self._scoring, self._until, self._progress.say)
         if "train" in self._stages:
             self._check_trainings()
         with self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
@@ -132,14 +146,49 @@ class Session:
     def _do(self) -> SessionResult:
         self._announce()
         self._record_inputs()
-        reported, kinds = self._kinds(self.selected)
+        _, kinds = self._kinds(self.selected)
         for kind in kinds:
             kind.check()
         failed = self._train() if "train" in self._stages else {}
-        if failed:
-            reported, kinds = self._kinds(without_models(self.selected, failed))
-        problems = self._work(kinds) if kinds else {}
+        wanted = without_models(self.selected, failed)
+        problems = self._work_at_each_size(wanted)
+        reported, _ = self._kinds(grown(wanted, self.run.sizes))
         return self._report(reported, failed, problems)
+
+    def _work_at_each_size(self, wanted: Plan) -> dict[str, str]:
+        """Do what is missing of `wanted`, at each N of its cells. Returns cell name -> reason for what could not be."""
+        problems: dict[str, str] = {}
+        done: list[WorkKind] = []
+        for part in self._parts(wanted):
+            _, kinds = self._kinds(part)
+            done += kinds
+            if kinds and (problems := self._work(kinds, part)):
+                break
+        self._take_sizes()
+        for kind in done:
+            kind.clean_up()
+        return problems
+
+    def _parts(self, wanted: Plan) -> Iterator[Plan]:
+        """`wanted` at each N at which tables need scores: first at those to which `--until` grows it."""
+        if self._growth is not None and len(wanted.models) == len(self.selected.models):
+            yield from self._growth.parts()
+            self._take_sizes()
+        if not self.run.sizes or "evaluate" not in self._stages:
+            yield wanted
+            return
+        ids = {cell.id for cell in wanted.cells}
+        for plan in self.run.at_each_size:
+            if (part := plan.with_cells(cell for cell in plan.cells if cell.id in ids)).cells:
+                yield part
+
+    def _take_sizes(self) -> None:
+        """Go on with the N to which `--until` grew cells."""
+        if self._growth is not None:
+            sizes = read_sizes(self.rundir)
+            self.run = replace(self.run, sizes=sizes)
+            self.plan, self.selected = self.run.plan, grown(self.selected, sizes)
+            write_cells(self.plan, self.rundir)
 
     def _report(
         self, reported: Sequence[WorkKind], failed: Mapping[str, TrainingFailed], problems: Mapping[str, str]
@@ -174,7 +223,8 @@ class Session:
             self._reported = report_record.Reported(made_from, warnings)
         report_record.keep(self.rundir, self._reported)
         fields: dict[str, Any] = {**last._asdict(), "labels": labels, "warnings": warnings, "warned": self._warned}
-        return SessionResult(missing, permanent_failures=frozenset(self._permanent_failures), **fields)
+        failures = frozenset(self._permanent_failures)
+        return SessionResult(missing, permanent_failures=failures, growth=self._growth, **fields)
 
     def _check_trainings(self) -> None:
         """Raise `UserError` for failures of trainings that can be foreseen, before any worker starts."""
@@ -195,7 +245,9 @@ class Session:
         write_cells(self.plan, self.rundir)
 
     def _record_inputs(self) -> None:
-        """Record the models and the extractor that are used."""
+        """Record the models and the extractor that are used. A damaged record of sizes is set aside."""
+        if is_damaged(self.rundir):
+            self._set_aside(Damage(self.rundir.root / GROWN, "it has changed since it was written"))
         for model in self.selected.models:
             self.rundir.record_model(model)
         if self._scoring is not None:
@@ -304,12 +356,12 @@ class Session:
                 untrained[cell.name] = TrainingFailed(model.called, **earlier[model.id])
         return untrained
 
-    def _work(self, kinds: Sequence[WorkKind]) -> dict[str, str]:
-        """Do what is missing, if anything. Returns cell name -> reason for what could not be done."""
+    def _work(self, kinds: Sequence[WorkKind], part: Plan) -> dict[str, str]:
+        """Do what is missing of `part`, if anything. Returns cell name -> reason for what could not be done."""
         tasks = {task.key: task for kind in kinds for task in kind.tasks()}
         provenance.write(self.rundir, self.plan, self._scoring)
         problems: dict[str, str] = {}
-        summary = SessionSummary(self.run, self.selected, self._scoring, tasks)
+        summary = SessionSummary(self.run, part, self._scoring, tasks)
         self._progress.expect(summary)
         if tasks:
             self._events.add("to do", work=summary.to_do)
@@ -321,8 +373,6 @@ class Session:
             problems = self._dispatch(tasks)
         if not problems and self._began is not None:
             self.rundir.remove_temporaries((kind.writes_in() for kind in work_kinds()), self._began)
-        for kind in kinds:
-            kind.clean_up()
         return problems
 
     def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:

@@ -78,6 +78,8 @@ def run(
     trust_code: bool = False,
     progress: bool = True,
     only: Sequence[str] = (),
+    until: str | None = None,
+    most: int | None = None,
     **overrides: Any,
 ) -> "RunView":
     """Do what is still missing, like `taugrid run`, and return the run: its tables, cells, images and figures.
@@ -93,6 +95,8 @@ def run(
             does.
         progress: show on stderr how far it is.
         only: work on the cells alone that one of these texts fits, such as "schedule=cosine,steps=50", as --only does.
+        until: `told-apart` or `told-apart=KEY`: double N of the cells alone whose order is undecided, as --until does.
+        most: the largest N of `until`, as --max.
         overrides: as in `plan`.
 
     Raises:
@@ -105,6 +109,7 @@ def run(
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Session
     from taugrid.orchestrator.view.run import RunView
+    from taugrid.orchestrator.work.growing import Until
 
     stages = [stages] if isinstance(stages, str) else stages
     if not stages or set(stages) - set(STAGES):
@@ -114,7 +119,7 @@ def run(
     opened = open_to_run(_given(config), changes, None if out is None else str(out), address, runs_code, trust_code)
     selected = select(opened.plan, only)
     with Progress() if progress else Progress.silent() as shown:
-        outcome = Session(opened, address, shown, selected).do(stages)
+        outcome = Session(opened, address, shown, selected, Until.of(until, most)).do(stages)
     _require_all(outcome)
     return RunView(opened)
 

@@ -1,6 +1,6 @@
 """The Inception Score (Salimans et al. 2016), with torch-fidelity's splits and estimators. Everything is float64."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import xlogy
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, MeanAndSpread, merged, runs
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, MeanAndSpread, merged, runs, standard_error
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 
@@ -27,17 +27,21 @@ def compute_isc(inputs: MetricInputs) -> MetricResult:
     if inputs.logits is None:
         raise ValueError("the Inception Score needs logits, but there are none")
     settings = inputs.settings
-    score = inception_score(inputs.logits(), inputs.num_samples, settings.isc_splits, settings.seed)
-    return MetricResult({"isc_mean": score.mean, "isc_std": score.std})
+    n, splits = inputs.num_samples, settings.isc_splits
+    split_of = inception_splits(n, splits, settings.seed)
+    sums = merged(InceptionSums.of(run, part, splits) for run, part in _with_splits(inputs.logits(), split_of))
+    influence = np.concatenate([sums.influence(run, part) for run, part in _with_splits(inputs.logits(), split_of)])
+    score = sums.score()
+    values = {"isc_mean": score.mean, "isc_std": score.std, "isc_se": standard_error(influence)}
+    return MetricResult(values, {"isc_mean": influence})
 
 
-def inception_score(logits: Iterable[Features], num_samples: int, splits: int, seed: int) -> MeanAndSpread:
-    split_of = inception_splits(num_samples, splits, seed)
-    sums = (
-        InceptionSums.of(run, split_of[i * ROWS_AT_ONCE : i * ROWS_AT_ONCE + len(run)], splits)
-        for i, run in enumerate(runs(logits, num_samples))
-    )
-    return merged(sums).score()
+def _with_splits(
+    logits: Iterable[Features], split_of: NDArray[np.int64]
+) -> Iterator[tuple[Features, NDArray[np.int64]]]:
+    """The logits in runs, each with its samples' splits."""
+    for i, run in enumerate(runs(logits, len(split_of))):
+        yield run, split_of[i * ROWS_AT_ONCE : i * ROWS_AT_ONCE + len(run)]
 
 
 def inception_splits(num_samples: int, splits: int, seed: int) -> NDArray[np.int64]:
@@ -77,12 +81,7 @@ class InceptionSums:
             raise ValueError("logits hold nan or infinity")
         members = np.equal.outer(np.arange(splits), split_of).astype(np.float64)
         probabilities, negative_entropies = np.zeros((splits, logits.shape[1])), np.empty(len(logits))
-        for start in range(0, len(logits), ROWS_IN_CACHE):
-            rows = slice(start, start + ROWS_IN_CACHE)
-            shifted = logits[rows].astype(np.float64)
-            shifted -= shifted.max(axis=1, keepdims=True)
-            exponentials = np.exp(shifted)
-            total = exponentials.sum(axis=1)
+        for rows, shifted, exponentials, total in _softmax(logits):
             # sum p log p = sum p (shifted - log total): one exponential an entry, and no logarithm.
             negative_entropies[rows] = np.einsum("ik,ik->i", exponentials, shifted) / total - np.log(total)
             probabilities += (members[:, rows] / total) @ exponentials
@@ -102,6 +101,37 @@ class InceptionSums:
         """
         if not self.counts.all():
             raise ValueError("a split of the Inception Score has no samples")
-        marginal = self.probabilities / self.counts[:, None]
-        scores = np.exp(self.negative_entropies / self.counts - xlogy(marginal, marginal).sum(axis=1))
+        scores = np.exp(self._mean_kl)
         return MeanAndSpread(float(scores.mean()), float(scores.std()))
+
+    def influence(self, logits: NDArray[np.floating[Any]], split_of: NDArray[np.int64]) -> Array:
+        """How far each of some samples moves the score (n,), given their `logits` (n, k) and splits `split_of` (n,).
+
+        It is N / (S n_s) IS_s (KL(p(y | x) || p(y)) - the split's mean KL). A sample also moves p(y), but to first
+        order that leaves the mean KL as it is, because p(y) minimises it.
+        """
+        marginal = self.probabilities / self.counts[:, None]
+        logarithms = np.log(marginal, where=marginal > 0, out=np.zeros_like(marginal))
+        kl = np.empty(len(logits))
+        for rows, shifted, exponentials, total in _softmax(logits):
+            shifted -= logarithms[split_of[rows]]
+            kl[rows] = np.einsum("ik,ik->i", exponentials, shifted) / total - np.log(total)
+        weights = self.counts.sum() / (len(self.counts) * self.counts) * np.exp(self._mean_kl)
+        influence: Array = weights[split_of] * (kl - self._mean_kl[split_of])
+        return influence
+
+    @property
+    def _mean_kl(self) -> Array:
+        marginal = self.probabilities / self.counts[:, None]
+        mean: Array = self.negative_entropies / self.counts - xlogy(marginal, marginal).sum(axis=1)
+        return mean
+
+
+def _softmax(logits: NDArray[np.floating[Any]]) -> Iterator[tuple[slice, Array, Array, Array]]:
+    """Rows of `logits` less their maximum, the exponentials of these, and their sums, in blocks for a cache."""
+    for start in range(0, len(logits), ROWS_IN_CACHE):
+        rows = slice(start, start + ROWS_IN_CACHE)
+        shifted = logits[rows].astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        exponentials = np.exp(shifted)
+        yield rows, shifted, exponentials, exponentials.sum(axis=1)

@@ -8,8 +8,11 @@ imported only for the computation, because the driver asks this module whether i
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import FloatFeatures, require_finite
+from taugrid.eval.metrics.statistics import Array, FloatFeatures, require_finite, standard_error
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.workers.heartbeat import alive
 
@@ -27,13 +30,20 @@ def prc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 
 def compute_prc(inputs: MetricInputs) -> MetricResult:
-    """Precision and recall. The reference's radii are computed once for all cells."""
+    """Precision and recall. The reference's radii are computed once for all cells.
+
+    With the reference's balls fixed, precision is a share of independent samples. Recall has no error: its samples'
+    balls overlap, and leaving out one at a time gives errors 1.3 to 1.8 times too large (docs/decisions.md).
+    """
     reference, neighbourhood = inputs.compared_with, inputs.settings.prc_neighborhood
     key = ("prc", neighbourhood)
     if key not in reference.kept:
         reference.kept[key] = ball_radii(reference.features, neighbourhood)
-    both = precision_recall(inputs.all_features, reference.features, neighbourhood, reference.kept[key])
-    return MetricResult({"precision": both.precision, "recall": both.recall})
+    found = covered(inputs.all_features, reference.features, neighbourhood, reference.kept[key])
+    precision, recall = found.shares
+    influence: Array = found.samples.astype(np.float64) - precision
+    values = {"precision": precision, "recall": recall, "precision_se": standard_error(influence)}
+    return MetricResult(values, {"precision": influence})
 
 
 class PrecisionRecall(NamedTuple):
@@ -43,13 +53,26 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def precision_recall(
+class Covered(NamedTuple):
+    """Which vectors are inside some ball of the other side."""
+
+    samples: NDArray[np.bool_]
+    """(n,)."""
+    reference: NDArray[np.bool_]
+    """(m,)."""
+
+    @property
+    def shares(self) -> PrecisionRecall:
+        return PrecisionRecall(*(int(side.sum()) / len(side) for side in self))
+
+
+def covered(
     features: FloatFeatures,
     reference_features: FloatFeatures,
     neighbourhood: int,
     reference_radii: "Tensor | None" = None,
-) -> PrecisionRecall:
-    """Precision and recall of `features` (n, d) against `reference_features` (m, d), in time n (n + m), or m^2 more.
+) -> Covered:
+    """Which of `features` (n, d) and of `reference_features` (m, d) are covered, in time n (n + m), or m^2 more.
 
     Args:
         features: the samples, of any float type.
@@ -72,12 +95,12 @@ def precision_recall(
         reference_radii = ball_radii(reference_features, neighbourhood)
     samples, reference = torch.from_numpy(features), torch.from_numpy(reference_features)
     inside_reference = torch.zeros(len(samples), dtype=torch.bool)
-    inside_samples = 0
+    inside_samples = torch.zeros(len(reference), dtype=torch.bool)
     for block in _blocks(len(reference), columns=len(samples)):
         distances = torch.cdist(reference[block], samples)
-        inside_samples += int((distances <= radii).any(dim=1).sum())
+        inside_samples[block] = (distances <= radii).any(dim=1)
         inside_reference |= (distances <= reference_radii[block, None]).any(dim=0)
-    return PrecisionRecall(int(inside_reference.sum()) / len(samples), inside_samples / len(reference))
+    return Covered(inside_reference.numpy(), inside_samples.numpy())
 
 
 def ball_radii(features: FloatFeatures, neighbourhood: int) -> "Tensor":

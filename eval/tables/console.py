@@ -67,7 +67,7 @@ def to_console(table: QualityTable) -> LazyRenderable:
 def _further_tables(section: MetricTables, bold: bool, width: int) -> Iterator[RenderableType]:
     """The tables of a metric that is not the first."""
     metric = section.metric
-    heading = f"{metric.heading}; ± is {metric.error_means}" if metric.error_means else metric.heading
+    heading = "; ".join(filter(None, (metric.heading, section.error_means.rstrip("."))))
     for pivot in section.tables:
         yield from (Text(), Text(": ".join(filter(None, [heading, pivot.label]))))
         yield from _console_tables(pivot, bold, width)

@@ -32,7 +32,7 @@ from taugrid.orchestrator.baseline.text import other_metrics
 from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.words import counted
 
-METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood")
+METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood", "mind_projections")
 """Fields of a protocol that metrics other than FID depend on."""
 
 REPEATS = 0.9

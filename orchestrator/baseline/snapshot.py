@@ -225,7 +225,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     threads = max(1, int(run.config.cluster.cpus_per_worker))
     cells: list[SnapshotCell] = []
     unscored: dict[str, str] = {}
-    for cell in run.plan.cells:
+    for cell in run.configured.cells:
         score = _score(run, cell)
         if score is None and cell.name not in failed:
             unscored[cell.name] = cell.label
@@ -324,7 +324,7 @@ def images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Mapp
         run = open_existing(directory)
     except UserError:
         return None
-    for cell in run.plan.cells:
+    for cell in run.configured.cells:
         if cell.id == cell_id and digests is not None:
             found = pixel_digests(run.rundir, cell)
             return all_images(run.rundir, cell) if found is not None and np.array_equal(found, digests) else None

@@ -57,6 +57,8 @@ class RunOptions:
     rows: str | None = None
     columns: str | None = None
     x: str | None = None
+    until: str | None = None
+    most: int | None = None
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -111,6 +113,11 @@ def given_once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...
     return given
 
 
+def names_in(ctx: click.Context, param: click.Parameter, given: str | None) -> tuple[str, ...]:
+    """The names in a list with commas; none if it is not given."""
+    return () if given is None else tuple(name.strip() for name in given.split(","))
+
+
 set_option = click.option(
     "--set",
     "assignments",
@@ -128,6 +135,16 @@ only_option = click.option(
     multiple=True,
     metavar="KEY=VALUE,...",
     help="Work on these cells alone, as in schedule=cosine,steps=50; may be repeated. Tables show all cells.",
+)
+
+until_options = options(
+    click.option(
+        "--until",
+        metavar="told-apart[=KEY]",
+        help="Double N of the cells alone whose order is undecided: against the best of their column, or against their "
+        "neighbours along KEY.",
+    ),
+    click.option("--max", "most", type=Whole(1), metavar="N", help="The largest N of --until."),
 )
 
 trust_option = click.option(

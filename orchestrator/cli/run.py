@@ -20,6 +20,7 @@ from taugrid.orchestrator.cli.options import (
     print_value,
     reader_may_leave,
     trust_option,
+    until_options,
 )
 
 
@@ -34,7 +35,14 @@ def _stage(name: str, stages: tuple[str, ...], text: str, *more: Decorator) -> c
     return click.command(name, cls=Command)(command)
 
 
-run = _stage("run", STAGES, "Do everything that is missing: train, sample, score, report.", trust_option, only_option)
+run = _stage(
+    "run",
+    STAGES,
+    "Do everything that is missing: train, sample, score, report.",
+    trust_option,
+    only_option,
+    until_options,
+)
 train = _stage("train", ("train",), "Train the models of the config.", trust_option, only_option)
 sample = _stage("sample", ("sample",), "Sample every cell; models must be trained already.", trust_option, only_option)
 report = _stage(
@@ -70,15 +78,17 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Session
+    from taugrid.orchestrator.work.growing import Until
 
     only_reports = stages == ("report",)
     if only_reports and _report_history(requested):
         return
     config, overrides, address = requested.config, requested.overrides, requested.address
+    until = Until.of(requested.until, requested.most)
     run = open_to_run(config, overrides, requested.out, address, not only_reports, requested.trust_code)
     selected = select(run.plan, requested.only)
     with Progress() as progress:
-        outcome = Session(run, address, progress, selected).do(stages, requested.break_lock)
+        outcome = Session(run, address, progress, selected, until).do(stages, requested.break_lock)
     with reader_may_leave():
         if requested.as_json:
             click.echo(json.dumps(result_json(run.rundir, outcome), indent=2, allow_nan=False))

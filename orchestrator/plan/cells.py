@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -248,6 +248,12 @@ class Plan:
     @property
     def trained_here(self) -> list[tuple[Model, Trained]]:
         return [(model, model.source) for model in self.models if isinstance(model.source, Trained)]
+
+    def with_cells(self, cells: Iterable[Cell]) -> "Plan":
+        """The plan of these cells alone, with their models."""
+        kept = tuple(cells)
+        models = {cell.model.id for cell in kept}
+        return replace(self, cells=kept, models=tuple(model for model in self.models if model.id in models))
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:

@@ -151,7 +151,13 @@ class Todo:
     _closed: set[str] = field(default_factory=set)
 
     def begin(self, work: Iterable[Mapping[str, Any]]) -> None:
-        """Add the field `work` of an event "to do", where a rate key is called `pace`."""
+        """Begin with the field `work` of an event "to do", where a rate key is called `pace`.
+
+        A session has several such events if cells grow. What it has done before no longer counts, but its rates stay.
+        """
+        self._closed.clear()
+        for amounts in (self.all, self.done):
+            amounts.update({kind: Amount() for kind in amounts})
         for entry in work:
             amount = entry["tasks"], entry["cost"]
             self.all.setdefault(entry["kind"], Amount()).add(*amount)

@@ -71,8 +71,9 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         short = short_name(protocol)
         protocols[short] = protocol
         exact = {} if (value := _exact_fid(cell, scoring)) is None else {EXACT: value}
-        rows.append(row_of(cell, score["metrics"], short, made[cell.id].seconds if cell.id in made else None) | exact)
         n, dimensions = cell.settings.num_samples, scoring.extractor.dimensions
+        seconds = made[cell.id].seconds_of(n) if cell.id in made else None
+        rows.append(row_of(cell, score["metrics"], short, seconds) | exact)
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
         no_images = NO_IMAGES if rundir.lacks_images(cell) else None
         for note in (*score["notes"], *filter(None, [about, no_images])):

@@ -7,6 +7,7 @@ from typing import Any
 from taugrid.config import Config, Sample
 from taugrid.errors import UserError
 from taugrid.eval.tables.ablation.replicates import SEEDS
+from taugrid.eval.tables.differences import NOT_AXES
 from taugrid.eval.tables.pivots import EVALUATIONS, Layout, options_text
 from taugrid.grids.names import plain_text, short_keys
 from taugrid.grids.selectors import fits, key_of
@@ -79,6 +80,16 @@ def base(config: Config, plan: Plan) -> dict[str, Any]:
             raise UserError(f"report.base: {name}: {plain_text(requested)} {problem}; choose one of {listed}")
         base_values[column(key)] = fitting[0]
     return base_values
+
+
+def compared_along(where: str, name: str, plan: Plan) -> str:
+    """The column of quality.csv for a key of the grid whose values have neighbours; `UserError` if it has none."""
+    key = _key(where, name, plan)
+    if len(_values(plan, key)) < 2 or column(key) in NOT_AXES:
+        raise UserError(
+            f"{where}: the cells have no neighbours along {name}; give a key of the grid with several values"
+        )
+    return column(key)
 
 
 def _values(plan: Plan, key: str) -> Sequence[Any]:

@@ -52,18 +52,37 @@ LONG_ENOUGH = 100
 
 def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> QualityTable:
     """The quality table as the config's `report` asks for it, with a place for each cell of the plan."""
-    config, plan = run.config, run.plan
+    config, plan = run.config, run.configured
     rows, evidence = collected.rows, collected.evidence
-    joining = config.report.join_protocols
-    joined = check_joinable(rows, evidence.protocols, override=True) if joining else JoinedRows([], frozenset())
+    joined = _joined(config, collected)
     shown = with_unscored(plan, rows, evidence.protocols)
     notes = [*map(plan.with_labels, joined.notes), *collected.notes, *_about_grid(config, plan, rows), *notes]
     return QualityTable(rows, evidence, notes, joined.cells, requested.layout(config, plan), shown)
 
 
+def _joined(config: Config, collected: Rows) -> JoinedRows:
+    joining = config.report.join_protocols
+    given = collected.rows, collected.evidence.protocols
+    return check_joinable(*given, override=True) if joining else JoinedRows([], frozenset())
+
+
+def larger_table(run: Run, collected: Rows) -> QualityTable:
+    """The quality table of cells that grew, at one of their larger N."""
+    joined, layout = _joined(run.config, collected), requested.layout(run.config, run.configured)
+    return QualityTable(collected.rows, collected.evidence, collected.notes, joined.cells, layout)
+
+
+def write_larger(tables: Sequence[QualityTable], rundir: RunDir) -> None:
+    """Write tables/quality-N<N>.* for each table; remove earlier ones."""
+    rundir.remove_tables("quality-N*")
+    for table in tables:
+        with rundir.storage.local_folder(rundir.tables) as folder:
+            write_quality(table, folder, f"quality-N{table.rows[0]['num_samples']}")
+
+
 def write_report(run: Run, collected: Rows) -> QualityTable:
     """Write tables/ and figures/ from the scores that exist, and return the quality table."""
-    plan, rundir = run.plan, run.rundir
+    plan, rundir = run.configured, run.rundir
     rows, evidence = collected.rows, collected.evidence
     origins = {model.id: network_origin(model) for model in plan.models}
     counterparts = quality_counterparts(rows, evidence.protocols, origins)
@@ -81,8 +100,11 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     if rows:
         from taugrid.eval.figures.over_steps import quality_figure
 
-        shown = quality_figure(quality.scored.means.frame, quality.used_protocols, x=quality.layout.x)
-        _save(rundir, {"quality": shown})
+        frame, by = quality.scored.means.frame, quality.judged_by
+        figures = {metric.name: quality_figure(frame, quality.used_protocols, x=quality.layout.x, metric=metric)
+                   for metric in dict.fromkeys([FID, by])}  # fmt: skip
+        rundir.remove_figures("quality-*")
+        _save(rundir, {"quality" if name == FID.name else f"quality-{name}": made for name, made in figures.items()})
     _write_effects(run, quality.scored)
     _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)
@@ -145,12 +167,13 @@ def _write_effects(run: Run, scored: QualityTable) -> None:
         return
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_effects(effects, tables)
-    if on_fid := effects.by_metric.get(FID):
+    by = scored.judged_by
+    if found := effects.by_metric.get(by):
         from taugrid.eval.figures.ablation.forest import effects_figure
         from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
 
-        by_key = dict([*per_key_figures(scored, on_fid), *heat_maps(scored, on_fid)])
-        _save(rundir, {"effects": effects_figure(on_fid)} | by_key)
+        by_key = dict([*per_key_figures(scored, found, by), *heat_maps(scored, found)])
+        _save(rundir, {"effects": effects_figure(found, by)} | by_key)
 
 
 def _write_cost(run: Run, quality: QualityTable) -> None:
@@ -214,8 +237,9 @@ def _write_checkpoints(plan: Plan, rundir: RunDir, quality: QualityTable) -> Non
         return
     from taugrid.eval.figures.checkpoints import checkpoints_figure
 
-    best = best_checkpoints(quality.rows, quality.evidence)
-    _save(rundir, {"checkpoints": checkpoints_figure(quality.long, loaded, quality.used_protocols, best)})
+    by = quality.judged_by
+    best = best_checkpoints(quality.rows, quality.evidence, by)
+    _save(rundir, {"checkpoints": checkpoints_figure(quality.long, loaded, quality.used_protocols, best, by)})
 
 
 def write_cells(plan: Plan, rundir: RunDir) -> None:

@@ -28,6 +28,11 @@ class Maker(NamedTuple):
 class Origin:
     seconds: float = 0.0
     makers: set[Maker] = field(default_factory=set)
+    images: int = 0
+
+    def seconds_of(self, num_samples: int) -> float:
+        """The seconds of the first N images, in proportion: a cell that grew, or a lowered N, has more."""
+        return self.seconds * num_samples / self.images if self.images > num_samples else self.seconds
 
     @property
     def mixtures(self) -> list[str]:
@@ -43,7 +48,6 @@ class Origin:
 
 @dataclass
 class _Shard(Origin):
-    images: int = 0
     assigned: list[Maker] = field(default_factory=list)
     """The workers that may have made the file since its last `shard` event."""
 
@@ -57,6 +61,7 @@ def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
     by_cell: dict[str, Origin] = defaultdict(Origin)
     for (cell, _), shard in _shards(events).items():
         by_cell[cell].seconds += shard.seconds
+        by_cell[cell].images += shard.images
         by_cell[cell].makers |= shard.all_makers
     return by_cell
 

@@ -64,7 +64,7 @@ def _unused(damages: Sequence[Damage], run: Run) -> set[Path]:
     folder, reference = rundir.extractor_folder(scoring.extractor), scoring.reference
     parts = range(len(part_bounds(reference.num_images or 0)))
     used = {rundir.reference_part(folder, reference.sha256, number) for number in parts}
-    for cell in plan.cells:
+    for cell in (cell for part in run.at_each_size for cell in part.cells):
         key = scoring.id(cell)
         used |= {rundir.score(cell, key), rundir.influence(cell, key)}
         used |= {rundir.feature_part(folder, cell, shard) for shard in cell.shards}

@@ -198,7 +198,7 @@ def _replaced_tables(run: Run) -> Iterator[str]:
     if name != used:
         yield f"evaluate.extractor: this replaces tables scored with {used}; the new ones use {name}"
     scored = {row["cell"]: row["num_samples"] for row in tables["rows"]}
-    sizes = {(scored[cell.id], cell.settings.num_samples) for cell in run.plan.cells if cell.id in scored}
+    sizes = {(scored[cell.id], cell.settings.num_samples) for cell in run.configured.cells if cell.id in scored}
     if sizes := {(old, now) for old, now in sizes if old != now}:
         old, now = (", ".join(f"{n:,}" for n in sorted(set(side))) for side in zip(*sizes, strict=True))
         yield f"sample.num_samples: this replaces tables of N = {old} with tables of N = {now}; images are kept"

@@ -14,6 +14,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
+from taugrid.orchestrator.rundir.grown import at
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.work.sample import images_to_keep
@@ -87,20 +88,23 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores) -> dict[s
 
 
 def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
-    """A row of differences.csv for any two cells of a run.
+    """A row of differences.csv for any two cells of a run; `metrics` has the difference of each metric by its column.
 
     Raises:
         UserError: if there is no such cell, one has no FID, or (without `join`) they can't be compared.
     """
-    from taugrid.eval.tables.differences import pair
+    from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, PARTS, pair
+    from taugrid.eval.tables.differences_files import compared
+    from taugrid.eval.tables.long_form import FID
     from taugrid.orchestrator.plan.scoring import scoring_of
     from taugrid.orchestrator.report.collect import NO_IMAGES, collect
 
     plan, rundir = run.plan, run.rundir
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
-    collected = collect(
-        plan, rundir, scoring_of(run.config, plan, rundir.extractor, RequestedScores(run.config, rundir).reference)
-    )
+    smaller = min(cell.settings.num_samples for cell in cells)  # a cell that grew keeps its scores at smaller N
+    least = {cell.id: cell.settings.num_samples for cell in run.configured.cells}
+    scoring = scoring_of(run.config, plan, rundir.extractor, RequestedScores(run.config, rundir).reference)
+    collected = collect(plan.with_cells(at(cell, max(smaller, least[cell.id])) for cell in cells), rundir, scoring)
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.label for cell in cells if cell.id not in rows]
     if unscored:
@@ -110,7 +114,12 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{plan.with_labels(str(error))} (--join compares them anyway)") from None
     lacking = [f"{cell.label}: {NO_IMAGES}" for cell in cells if rundir.lacks_images(cell)]
-    return {**row, "note": "; ".join(filter(None, [row["note"], *lacking]))}
+    metrics = {}
+    for metric in compared([row]):
+        own = {"difference", "se", "z"} if metric == FID else set()
+        metrics[metric.name] = {part: row[part if part in own else f"{metric.name}_{part}"] for part in PARTS}
+    shown = {name: row[name] for name in DIFFERENCE_COLUMNS}
+    return {**shown, "note": "; ".join(filter(None, [row["note"], *lacking])), "metrics": metrics}
 
 
 def export(cell: Cell, rundir: RunDir, folder: Path) -> int:

@@ -40,7 +40,7 @@ def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
 
     `missing` has the reasons of cells that this session could not finish, by the names of their folders.
     """
-    config, plan, rundir = run.config, run.plan, run.rundir
+    config, plan, rundir = run.config, run.configured, run.rundir
     tables = Tables(rundir)
     document = tables.document()
     notes = [note for note in document.get("notes", ()) if not note.startswith(NOT_SCORED)]  # told with reasons

@@ -12,6 +12,7 @@ from taugrid.errors import DamagedFile, MissingInput, WeightsChanged
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.report.reported import changed_files
 from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir import grown
 from taugrid.orchestrator.rundir.directory import READER_THREADS, Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events, unreadable_lines
 from taugrid.orchestrator.rundir.extension import orphans_in_words
@@ -121,8 +122,9 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
     records = storage.list(rundir.models, str(rundir.model_record("*").relative_to(rundir.models)))
     changed = changed_files(rundir)
     yield from (Damage(path, CHANGED) for path in changed)
-    if is_damaged(rundir):
-        yield Damage(rundir.root / SCORER, CHANGED)
+    for name, is_changed in ((SCORER, is_damaged), (grown.FILE, grown.is_damaged)):
+        if is_changed(rundir):
+            yield Damage(rundir.root / name, CHANGED)
     for path in (rundir.tables / "quality.json", rundir.provenance, rundir.plan, rundir.root / RUN_FILE, *records):
         if path not in changed and storage.exists(path) and not isinstance(read_json(path, storage), dict):
             yield Damage(path, "it can't be read as a JSON object")

@@ -37,6 +37,8 @@ class KindResult(NamedTuple):
     """The table as printed on stdout. Empty: the command prints the rows as the quality table."""
     quality: "QualityTable | None" = None
     """The quality table, if `rows` are its rows."""
+    larger: "Sequence[QualityTable]" = ()
+    """The quality tables of cells that grew, one for each larger N."""
 
 
 class WorkKind(ABC):

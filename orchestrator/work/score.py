@@ -7,7 +7,7 @@ from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.report.collect import collect
-from taugrid.orchestrator.report.write import quality_table, write_report
+from taugrid.orchestrator.report.write import larger_table, quality_table, write_larger, write_report
 from taugrid.orchestrator.rundir.directory import Damage
 from taugrid.orchestrator.rundir.floors import path_of_floors
 from taugrid.orchestrator.task import Task
@@ -111,6 +111,10 @@ class ScoreWork(WorkKind):
 
     def conclude(self) -> KindResult:
         """The quality table; the stage `report` writes it, with the figures."""
-        collected = collect(self.run.plan, self.rundir, self._scoring)
-        report = write_report if "report" in self.survey.stages else quality_table
-        return KindResult("quality", collected.rows, quality=report(self.run, collected))
+        run, writes = self.run, "report" in self.survey.stages
+        collected, *grown = (collect(plan, self.rundir, self._scoring) for plan in run.at_each_size)
+        quality = (write_report if writes else quality_table)(run, collected)
+        larger = [larger_table(run, its) for its in grown if its.rows]
+        if writes:
+            write_larger(larger, self.rundir)
+        return KindResult("quality", collected.rows, quality=quality, larger=larger)

@@ -46,10 +46,12 @@ class Evaluate(Section):
     """Reduced to N or to the reference's size if that is smaller; the size used is recorded."""
     prc_neighborhood: Positive = 3
     """k: precision and recall use balls that reach to the k-th nearest neighbour."""
+    mind_projections: Positive = 1_000
+    """Random directions along which MIND compares samples and reference; torch-fidelity's default."""
     keep_features: bool = True
     """Keep the features of scored cells; without them, another metric has to extract them again."""
     seed: Seed = 2020
-    """Seeds the shuffles of IS and the subsets of KID and fid_infinity; torch-fidelity's default."""
+    """Seeds IS's shuffle, the subsets of KID and fid_infinity and MIND's directions; torch-fidelity's default."""
 
     @property
     def metric_settings(self) -> MetricSettings:
@@ -61,6 +63,7 @@ class Evaluate(Section):
             kid_subsets=self.kid_subsets,
             kid_subset_size=self.kid_subset_size,
             prc_neighborhood=self.prc_neighborhood,
+            mind_projections=self.mind_projections,
         )
 
 

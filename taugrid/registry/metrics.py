@@ -123,6 +123,7 @@ METRICS = {
                     "isc_std",
                     "the standard deviation over splits",
                     higher_is_better=True,
+                    sampling_error="isc_se",
                 ),
             ),
             compute="taugrid.eval.metrics.inception:compute_isc",
@@ -157,7 +158,14 @@ METRICS = {
             "prc",
             "precision and recall",
             (
-                MetricColumn("precision", "Precision", higher_is_better=True),
+                MetricColumn(
+                    "precision",
+                    "Precision",
+                    "precision_se",
+                    OF_SAMPLING,
+                    higher_is_better=True,
+                    sampling_error="precision_se",
+                ),
                 MetricColumn("recall", "Recall", higher_is_better=True),
             ),
             compute="taugrid.eval.metrics.neighbours:compute_prc",
@@ -195,6 +203,16 @@ METRICS = {
             least_images=3,
             floor_up_to=5_000,
         ),
+        Metric(
+            "mind",
+            "Monge Inception Distance",
+            (MetricColumn("mind", "MIND", "mind_se", OF_SAMPLING, sampling_error="mind_se"),),
+            compute="taugrid.eval.metrics.projections:compute_mind",
+            settings=("mind_projections",),
+            needs_all_features=True,
+            needs_reference_features=True,
+            least_images=2,
+        ),
     )
 }
 """Name -> metric, in the order in which they are computed."""
@@ -215,6 +233,7 @@ class MetricSettings:
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     prc_neighborhood: int = 3
+    mind_projections: int = 1000
 
     @property
     def chosen(self) -> list[Metric]:

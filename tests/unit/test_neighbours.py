@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from taugrid.eval.metrics import neighbours
-from taugrid.eval.metrics.neighbours import ball_radii, precision_recall
+from taugrid.eval.metrics.neighbours import ball_radii, covered
 from taugrid.registry.metrics import Sizes
 
 Features = NDArray[np.float32]
@@ -38,7 +38,7 @@ def torch_fidelitys(
 @pytest.mark.parametrize("neighbourhood", [1, 3, 5])
 def test_precision_and_recall_are_torch_fidelitys(scale, shift, neighbourhood):
     features, reference = gaussian(700, 12, 1, scale, shift), gaussian(500, 12, 2)
-    ours = precision_recall(features, reference, neighbourhood)
+    ours = covered(features, reference, neighbourhood).shares
     theirs = torch_fidelitys(features, reference, neighbourhood)
     assert ours.precision == pytest.approx(theirs[0], abs=1 / 700)
     assert ours.recall == pytest.approx(theirs[1], abs=1 / 500)
@@ -49,9 +49,9 @@ def test_precision_and_recall_are_torch_fidelitys(scale, shift, neighbourhood):
 def test_blocks_change_nothing(monkeypatch, blocks):
     """Rows of one at a time, of a few, and all but one: a block's last rows must neither be lost nor counted twice."""
     features, reference = gaussian(700, 12, 1, 0.8), gaussian(500, 12, 2)
-    whole = precision_recall(features, reference, 3)
+    whole = covered(features, reference, 3).shares
     monkeypatch.setattr(neighbours, "DISTANCES_AT_ONCE", blocks)
-    in_blocks = precision_recall(features, reference, 3)
+    in_blocks = covered(features, reference, 3).shares
     assert in_blocks.precision == pytest.approx(whole.precision, abs=1 / 700)
     assert in_blocks.recall == pytest.approx(whole.recall, abs=1 / 500)
     by_parts = torch_fidelitys(features, reference, 3, prc_batch_size=64, save_cpu_ram=True)
@@ -60,9 +60,7 @@ def test_blocks_change_nothing(monkeypatch, blocks):
 
 def test_kept_radii_of_the_reference_change_nothing():
     features, reference = gaussian(300, 8, 1, 0.8), gaussian(200, 8, 2)
-    assert precision_recall(features, reference, 3, ball_radii(reference, 3)) == precision_recall(
-        features, reference, 3
-    )
+    assert covered(features, reference, 3, ball_radii(reference, 3)).shares == covered(features, reference, 3).shares
 
 
 def test_values_that_can_be_counted_by_hand():
@@ -75,24 +73,24 @@ def test_values_that_can_be_counted_by_hand():
     samples = np.array([[-1.0], [2.5], [30.0]])
     np.testing.assert_array_equal(ball_radii(reference, 1), [1, 1, 1, 8])
     np.testing.assert_array_equal(ball_radii(samples, 1), [3.5, 3.5, 27.5])
-    assert precision_recall(samples, reference, 1) == pytest.approx((2 / 3, 1.0))
-    assert precision_recall(reference, samples, 1) == pytest.approx((1.0, 2 / 3))
+    assert covered(samples, reference, 1).shares == pytest.approx((2 / 3, 1.0))
+    assert covered(reference, samples, 1).shares == pytest.approx((1.0, 2 / 3))
     # Without the far sample's wide ball 10 is out of reach.
-    assert precision_recall(samples[:2], reference, 1) == pytest.approx((1.0, 3 / 4))
+    assert covered(samples[:2], reference, 1).shares == pytest.approx((1.0, 3 / 4))
 
 
 def test_sets_apart_and_sets_alike():
     reference = gaussian(60, 4, 1)
-    assert precision_recall(reference, reference, 3) == (1.0, 1.0)
-    assert precision_recall(gaussian(50, 4, 2, shift=100.0), reference, 3) == (0.0, 0.0)
+    assert covered(reference, reference, 3).shares == (1.0, 1.0)
+    assert covered(gaussian(50, 4, 2, shift=100.0), reference, 3).shares == (0.0, 0.0)
 
 
 def test_too_few_samples_for_the_neighbourhood_are_refused():
     few, many = gaussian(3, 4, 1), gaussian(50, 4, 2)
     for features, reference in ((few, many), (many, few)):
         with pytest.raises(ValueError, match=r"3 feature vectors have no neighbour number 3: .* at least .* 4 vectors"):
-            precision_recall(features, reference, 3)
-    assert precision_recall(few, many, 2) is not None
+            covered(features, reference, 3)
+    assert covered(few, many, 2) is not None
     with pytest.raises(ValueError, match="no neighbour number 0"):
         ball_radii(many, 0)
 
@@ -100,12 +98,20 @@ def test_too_few_samples_for_the_neighbourhood_are_refused():
 def test_features_that_cannot_be_compared_are_refused():
     features, reference = gaussian(30, 4, 1), gaussian(30, 5, 2)
     with pytest.raises(ValueError, match="4 features of a sample can't be compared with 5 of the reference"):
-        precision_recall(features, reference, 3)
+        covered(features, reference, 3)
     features[7, 1] = np.nan
     for pair in ((features, reference[:, :4].copy()), (reference[:, :4].copy(), features)):
         with pytest.raises(ValueError, match="1 of 30 feature vectors hold nan or infinity"):
-            precision_recall(*pair, 3)
+            covered(*pair, 3)
 
 
 def test_the_smaller_side_counts():
     assert [Sizes(9, reference, 2).fewest for reference in (5, 12, None)] == [5, 9, 9]
+
+
+def test_which_samples_are_covered_does_not_depend_on_the_others():
+    """So precision is a share of independent samples, where the reference is fixed."""
+    features, reference = gaussian(300, 8, 1, 1.2), gaussian(200, 8, 2)
+    whole = covered(features, reference, 3).samples
+    assert 0 < whole.sum() < 300
+    assert np.array_equal(covered(features[::2].copy(), reference, 3).samples, whole[::2])

@@ -16,7 +16,8 @@ from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics import frechet, inception, kernel, statistics
 from taugrid.eval.metrics.extrapolation import NO_ERROR, fid_infinity
 from taugrid.eval.metrics.frechet import Frechet
-from taugrid.eval.metrics.neighbours import precision_recall
+from taugrid.eval.metrics.neighbours import covered
+from taugrid.eval.metrics.projections import monge_distance
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments
@@ -95,20 +96,25 @@ def expected(spec, cell, digits, settings):
     sums = inception.InceptionSums.of(samples.logits.numpy(), split_of, settings.isc_splits)
     kid = kernel.kernel_distance(features, reference, settings.kid_subsets, settings.kid_subset_size, settings.seed)
     all_pairs, cmmd = (kernel.discrepancy(features, reference, {}, k) for k in (None, kernel.UNIT_GAUSSIAN))
-    precision, recall = precision_recall(features, reference, settings.prc_neighborhood)
+    inside = covered(features, reference, settings.prc_neighborhood)
+    mind = monge_distance(features, reference, settings.mind_projections, settings.seed)
     return {
         "fid": frechet.frechet_distance(moments, reference_moments),
         "fid_se": statistics.standard_error(influence),
         "isc_mean": sums.score().mean,
         "isc_std": sums.score().std,
+        "isc_se": statistics.standard_error(sums.influence(samples.logits.numpy(), split_of)),
         "kid_mean": kid.mean,
         "kid_std": kid.std,
         **all_pairs.columns("kid"),
         **cmmd.columns("cmmd"),
         "cmmd_biased": cmmd.value + (1000 - cmmd.within) / len(cell) + (1000 - cmmd.within_reference) / len(digits),
-        "precision": precision,
-        "recall": recall,
+        "precision": inside.shares.precision,
+        "precision_se": np.std(inside.samples, ddof=1) / np.sqrt(len(cell)),
+        "recall": inside.shares.recall,
         "fid_infinity": fid_infinity(features, reference_moments, seed=settings.seed),
+        "mind": mind.value,
+        "mind_se": statistics.standard_error(mind.influence),
     }
 
 
@@ -199,10 +205,10 @@ def test_moments_alone_give_fid_and_say_why_not_the_rest(tmp_path, spec, cell, d
     result = evaluate(
         samples, open_reference(str(tmp_path / "stats.npz")), spec, ALL, versions=VERSIONS, cache=tmp_path / "cache"
     )
-    given = {"fid", "fid_se", "isc_mean", "isc_std", "fid_infinity"}
+    given = {"fid", "fid_se", "isc_mean", "isc_std", "isc_se", "fid_infinity"}
     assert result["metrics"] == pytest.approx({k: whole["metrics"][k] for k in given}, rel=1e-9)
     reason = "only mean and covariance of the reference are known"
-    assert result["notes"] == [*(f"no {m}: {reason}" for m in ("kid", "prc", "cmmd")), NO_ERROR]
+    assert result["notes"] == [*(f"no {m}: {reason}" for m in ("kid", "prc", "cmmd", "mind")), NO_ERROR]
     assert result["reference"]["num_images"] is None
     assert result["protocol"]["reference"]["num_images"] is None
     assert result["protocol"]["metrics"] == ["fid", "fid_infinity", "isc"]
@@ -265,7 +271,8 @@ def test_what_cannot_be_given_is_said(tmp_path, spec, cell, digits):
     assert result["protocol"]["kid_subset_size"] == 60, "reduced, and recorded"
     of_kernels = {"kid_mean", "kid_std", "kid", "kid_se", "kid_reference_se"}
     of_kernels |= {"cmmd", "cmmd_se", "cmmd_reference_se", "cmmd_biased"}
-    assert set(result["metrics"]) == {"fid", "precision", "recall"} | of_kernels
+    others = {"precision", "precision_se", "recall", "mind", "mind_se"}
+    assert set(result["metrics"]) == {"fid"} | of_kernels | others
     with pytest.raises(ValueError, match=r"none of the metrics can be given \(isc: pixels has no layer of logits\)"):
         evaluate(samples, reference, pixels, MetricSettings(("isc",)), versions=VERSIONS)
     one = as_npz(tmp_path / "one.npz", cell[:1])
@@ -293,12 +300,12 @@ def test_images_that_the_extractor_does_not_take_are_refused(tmp_path, spec):
 @pytest.mark.parametrize(
     ("num_samples", "num_reference", "classes", "left"),
     [
-        (2000, 2000, 10, ("fid", "isc", "kid", "prc", "fid_infinity", "cmmd")),
+        (2000, 2000, 10, ("fid", "isc", "kid", "prc", "fid_infinity", "cmmd", "mind")),
         (2000, None, 10, ("fid", "isc", "fid_infinity")),
         (2000, 1, 10, ("isc", "fid_infinity")),
-        (2000, 3, 10, ("fid", "isc", "kid", "fid_infinity", "cmmd")),
-        (3, 2000, None, ("fid", "kid", "cmmd")),
-        (4, 2000, None, ("fid", "kid", "prc", "cmmd")),
+        (2000, 3, 10, ("fid", "isc", "kid", "fid_infinity", "cmmd", "mind")),
+        (3, 2000, None, ("fid", "kid", "cmmd", "mind")),
+        (4, 2000, None, ("fid", "kid", "prc", "cmmd", "mind")),
         (1, 2000, 10, ()),
     ],
 )

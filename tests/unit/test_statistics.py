@@ -251,6 +251,23 @@ def test_inception_score_of_certain_and_of_useless_classifiers():
     assert InceptionSums.of(np.zeros((100, 10)), split_of, 1).score() == pytest.approx((1.0, 0.0))
 
 
+def test_influences_on_the_inception_score_are_what_leaving_out_a_sample_shows():
+    """Leaving out one of the 300 samples of a split also moves its marginal, by a term of order 1 / 300."""
+    logits = np.random.default_rng(3).standard_normal((600, 10)) * 2
+    split_of = inception_splits(600, 2, seed=0)
+    sums = InceptionSums.of(logits, split_of, 2)
+    influence = sums.influence(logits, split_of)
+    without = np.array([
+        InceptionSums.of(np.delete(logits, i, 0), np.delete(split_of, i), 2).score().mean for i in range(600)
+    ])  # fmt: skip
+    # An influence is scaled as if the whole sample gave one mean: half of it is a split's, 2 * 299 steps away.
+    lost = 2 * 299 * (sums.score().mean - without)
+    assert influence.mean() == pytest.approx(0, abs=1e-9)
+    assert influence == pytest.approx(lost, abs=0.05 * influence.std())
+    parts = np.concatenate([sums.influence(logits[cut], split_of[cut]) for cut in (slice(0, 70), slice(70, None))])
+    assert np.array_equal(parts, influence)
+
+
 def test_inception_score_refuses_what_it_cannot_divide():
     for count, said in ((5, "5 samples can't be divided into 10 splits"), (1, "1 sample can't be divided")):
         with pytest.raises(ValueError, match=said):

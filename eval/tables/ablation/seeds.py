@@ -124,19 +124,23 @@ def two_sided(z: float) -> float:
     return float(2 * special.ndtr(-abs(z)))
 
 
-def critical_range(covariance: Array) -> float:
-    """The c with P(max |Z_i - Z_j| / se_ij > c) = 5 % over all pairs, for Z ~ N(0, covariance (k, k)), by simulation.
+def critical_range(covariance: Array, level: float = LEVEL, counted: NDArray[np.bool_] | None = None) -> float:
+    """The c with P(max |Z_i - Z_j| / se_ij > c) = `level` over pairs, for Z ~ N(0, covariance (k, k)), by simulation.
 
     The covariance is that of the cells' errors, and se_ij^2 = v_i + v_j - 2 c_ij. Pairs of cells with the same samples,
-    whose se is 0 but for rounding, don't count. c is 1.96 for two cells.
+    whose se is 0 but for rounding, don't count, nor do pairs that are not `counted` (k, k), symmetric; None: all are.
+    c is 1.96 for two cells at 5 %.
     """
     k = len(covariance)
-    bound = float(-special.ndtri(LEVEL / max(k * (k - 1), 2)))
-    if k <= 2 or k > MAX_SIMULATED:
+    pairs = k * (k - 1) // 2 if counted is None else int(np.triu(counted, 1).sum())
+    bound = float(-special.ndtri(level / max(2 * pairs, 2)))
+    if pairs <= 1 or k > MAX_SIMULATED:
         return bound
     variances = np.diag(covariance)
     squares = variances[:, None] + variances - 2 * covariance
     errors = np.where(squares > 1e-12 * variances.max(), np.sqrt(np.maximum(squares, 0)), np.inf)
+    if counted is not None:
+        errors[~counted] = np.inf
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.clip(values, 0, None))
     random = np.random.default_rng(SEED)
@@ -146,7 +150,7 @@ def critical_range(covariance: Array) -> float:
         for i in range(1, k):
             ratios = np.abs(z[:i] - z[i]) / errors[i, :i, None]
             np.maximum(largest[start : start + DRAWS_AT_ONCE], ratios.max(axis=0), out=largest[start:][:DRAWS_AT_ONCE])
-    return min(max(float(np.quantile(largest, 1 - LEVEL)), float(-special.ndtri(LEVEL / 2))), bound)
+    return min(max(float(np.quantile(largest, 1 - level)), float(-special.ndtri(level / 2))), bound)
 
 
 @cache

@@ -1,0 +1,195 @@
+"""More images for cells whose order is undecided: `taugrid run --until told-apart`.
+
+A look compares the scores that exist, and doubles N of the undecided cells. Every session begins with the first look,
+from the scores on disk, so an interrupted run goes on where it was.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from math import ceil, log2
+from typing import Any, NamedTuple
+
+from taugrid.errors import UserError
+from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
+from taugrid.eval.tables.ablation.replicates import SEEDS
+from taugrid.eval.tables.ablation.told_apart import Contenders, columns, look
+from taugrid.eval.tables.differences import differences
+from taugrid.eval.tables.long_form import FID
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.scoring import Scoring
+from taugrid.orchestrator.report import requested
+from taugrid.orchestrator.report.collect import Rows, collect
+from taugrid.orchestrator.report.write import quality_table
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir.grown import read_sizes, resized, write_sizes
+from taugrid.registry.metrics import SAMPLED, MetricColumn
+from taugrid.words import counted, listed
+
+KID = next(column for column in SAMPLED if column.name == "kid")
+COMPARED = (FID, KID)
+"""The scores by which cells are told apart: the first that has standard errors of most cells."""
+
+NAMED = 4
+"""Cells that a line names. The rest are counted."""
+
+
+class Until(NamedTuple):
+    """What `--until told-apart[=KEY] --max N` asks for."""
+
+    key: str | None
+    """The key of the grid along which neighbours are compared; None: cells are compared with the best of their
+    column."""
+    most: int
+    """The largest N."""
+
+    @classmethod
+    def of(cls, text: str | None, most: int | None) -> "Until | None":
+        """What --until and --max ask for, if they are given.
+
+        Raises:
+            UserError: if one is given without the other, or `text` is something else.
+        """
+        if text is None and most is None:
+            return None
+        if text is None or most is None:
+            lacking = "--until needs --max" if most is None else "--max needs --until"
+            raise UserError(f"{lacking}; give both, as in --until told-apart --max 20000")
+        what, equals, key = text.partition("=")
+        if what != "told-apart" or (equals and not key):
+            raise UserError(f"--until {text}: give told-apart, or told-apart=KEY with a key of the grid")
+        return cls(key or None, most)
+
+
+class Growth:
+    """The looks of one session, and what they came to."""
+
+    def __init__(self, run: Run, selected: Plan, scoring: Scoring, until: Until, say: Callable[[str], None]) -> None:
+        """`selected` are the cells that are compared; `say` gets a line for each look.
+
+        Raises:
+            UserError: if they can't be told apart: no score has standard errors, or they differ in N or in a seed.
+        """
+        ids = {cell.id for cell in selected.cells}
+        self._run, self._scoring, self._most, self._say = run, scoring, until.most, say
+        self._plan = run.configured.with_cells(cell for cell in run.configured.cells if cell.id in ids)
+        self._least = self._common_size()
+        self._along = None if until.key is None else requested.compared_along("--until", until.key, run.configured)
+        self._require_errors()
+        self._looks = ceil(log2(self._most / self._least)) + 1
+        self._column: MetricColumn = FID
+        self.sizes = {cell.id: self._least for cell in self._plan.cells}
+        """Cell id -> N, as far as the looks went."""
+        self.undecided: set[str] = set()
+        """The cells whose order the last look left undecided."""
+
+    def _common_size(self) -> int:
+        sizes = sorted({cell.settings.num_samples for cell in self._plan.cells})
+        if len(sizes) > 1:
+            given = " and ".join(f"{n:,}" for n in sizes)
+            raise UserError(f"--until compares cells of one N, and these have {given}; give all the same num_samples")
+        if self._most < sizes[0]:
+            raise UserError(f"--max {self._most} is below sample.num_samples: {sizes[0]}; give a larger number")
+        if seeds := [seed for seed in SEEDS if len({cell.values.get(seed) for cell in self._plan.cells}) > 1]:
+            raise UserError(
+                f"--until: the cells differ in {seeds[0]}, and more images don't tell means over seeds apart; add "
+                "seeds to the grid, or choose one with --only"
+            )
+        return sizes[0]
+
+    def _require_errors(self) -> None:
+        """Raise `UserError` if no score will have standard errors at the smallest N."""
+        extractor, metrics = self._scoring.extractor, self._scoring.feasible(self._least).settings.metrics
+        needed = SAMPLES_PER_DIMENSION * extractor.dimensions
+        if "kid" not in metrics and ("fid" not in metrics or self._least < needed):
+            raise UserError(
+                f"--until: no score has a standard error at N = {self._least:,}; FID's begins at N = {needed:,} with "
+                f"{extractor.name}, and KID's at any N: add kid to evaluate.metrics, or raise sample.num_samples"
+            )
+
+    def parts(self) -> Iterator[Plan]:
+        """The cells of each look, at its N. Their scores must be made before the next is asked for."""
+        part, groups, same, lost = self._plan, list[Contenders](), set[str](), set[str]()
+        for number in range(1, self._looks + 1):
+            yield part
+            rows = collect(part, self._run.rundir, self._scoring)
+            if number == 1:
+                self._choose_column(rows)
+                groups = self._groups(rows)
+                compared = {cell for group in groups for cell in group}
+            evidence = rows.evidence.of(self._column.name)
+            lost |= {cell for group in groups for cell in group} - evidence.influences.keys()  # they can't grow
+            groups = _among(evidence.influences, groups)
+            found = look(groups, {row["cell"]: row for row in rows.rows}, evidence, self._column, self._looks)
+            groups, same, self.undecided = found.groups, same | found.same, found.undecided | lost
+            n = part.cells[0].settings.num_samples
+            larger = min(2 * n, self._most)
+            then = f", N {n:,} -> {larger:,}" if groups and larger > n else f" at N = {n:,}"
+            counts = f"{len(self.undecided)} of {counted(len(compared), 'cell')} undecided"
+            self._say(f"look {number} of {self._looks}: {counts}{then}")
+            if not groups or larger == n:
+                break
+            self._grow(found.undecided, larger)
+            part = resized(self._plan, dict.fromkeys(found.undecided, larger))
+        self._say_outcome(same)
+
+    def _choose_column(self, rows: Rows) -> None:
+        """Choose the score that is compared, and say so if it is not FID."""
+        self._column = max(COMPARED, key=lambda column: len(rows.evidence.of(column.name).influences))
+        reasons = listed(list(dict.fromkeys(rows.evidence.reasons.values())), 1, "reason", "; ")
+        if not rows.evidence.of(self._column.name).influences:
+            self._say(f"warning: no score has a standard error, so no cells are told apart ({reasons})")
+        elif self._column is not FID:
+            self._say(f"cells are told apart by KID: FID has no standard error at N = {self._least:,} ({reasons})")
+
+    def _groups(self, rows: Rows) -> list[Contenders]:
+        """The cells that are compared with each other, of those with a standard error."""
+        if self._along is None:
+            table = quality_table(self._run, rows)
+            groups = columns(table.arranged(table.layout).tables(self._column))
+        else:
+            pairs = differences(rows.rows, rows.evidence)
+            groups = [[pair["cell_a"], pair["cell_b"]] for pair in pairs if pair["along"] == self._along]
+        return _among(rows.evidence.of(self._column.name).influences, groups)
+
+    def _grow(self, cells: Collection[str], num_samples: int) -> None:
+        """Record the larger N of cells, before they are sampled."""
+        grown = dict.fromkeys(cells, num_samples)
+        self.sizes |= grown
+        before = read_sizes(self._run.rundir)
+        after = before | {cell: max(n, before.get(cell, 0)) for cell, n in grown.items()}
+        if after != before:
+            write_sizes(self._run.rundir, after)
+
+    def _say_outcome(self, same: set[str]) -> None:
+        labels = {cell.id: cell.label for cell in self._plan.cells}
+        for about, cells in (
+            ("undecided", self.undecided),
+            ("no N tells these from the best, because they have the same samples", same),
+        ):
+            if cells:
+                self._say(f"{about}: {listed([labels[cell] for cell in labels if cell in cells], NAMED, 'cell', '; ')}")
+        told = self.as_dict()
+        sampled, otherwise = told["images"], told["images_if_all_had_grown"]
+        number, largest = counted(len(self.sizes), "cell"), max(self.sizes.values())
+        if largest == self._least:
+            self._say("no cell had to grow")
+        else:
+            self._say(
+                f"{sampled:,} images of {number}; with N = {largest:,} for each, {otherwise:,}: "
+                f"{1 - sampled / otherwise:.0%} saved"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the looks came to, for --json."""
+        return {
+            "metric": self._column.name,
+            "undecided": sorted(self.undecided),
+            "num_samples": dict(sorted(self.sizes.items())),
+            "images": sum(self.sizes.values()),
+            "images_if_all_had_grown": max(self.sizes.values()) * len(self.sizes),
+        }
+
+
+def _among(known: Collection[str], groups: Sequence[Contenders]) -> list[Contenders]:
+    """The `known` cells of each group, where there are several."""
+    kept = [[cell for cell in group if cell in known] for group in groups]
+    return [group for group in kept if len(group) > 1]

@@ -1,0 +1,271 @@
+"""`--until told-apart`: only cells whose order is undecided grow, and all that reads the run takes their larger N."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from in_process import results, small_run
+from rich.console import Console
+
+import taugrid
+from taugrid.errors import UserError
+from taugrid.eval.tables.ablation.told_apart import look
+from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.long_form import FID
+from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
+from taugrid.orchestrator.cli.main import cli
+from taugrid.orchestrator.cli.text import print_result, result_json
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.grown import read_sizes
+from taugrid.orchestrator.selection import select
+from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.view.dry_run import describe_plan
+from taugrid.orchestrator.view.inspection import compare, describe
+from taugrid.orchestrator.view.verify import verify
+from taugrid.orchestrator.work.growing import Until
+
+pytestmark = pytest.mark.usefixtures("sketched")
+
+CONFIG = """
+name: small
+model: {oracle: gaussian}
+data: {name: gaussian, shape: [1, 2, 2]}
+sample: {seed: 0, num_samples: 50, batch_size: 50, shard_evaluations: 200}
+grid: {steps: [2, 10], eta: [0.0, 0.05, sigma_hat]}
+evaluate: {metrics: [fid, kid], reference: {name: gaussian, shape: [1, 2, 2], limit: 100}, keep_features: false}
+cluster: {workers: 1}
+"""
+"""At S = 10, sigma_hat is better than the others already at N = 50; at S = 2, none differs."""
+
+STAGES = ("train", "sample", "evaluate", "report")
+TO_200 = Until(None, 200)
+
+
+def at(opened, root):
+    """The run in another directory, as a command opens it."""
+    rundir = RunDir(root)
+    return replace(opened, rundir=rundir, sizes=read_sizes(rundir))
+
+
+def do(opened, root, until=None, only=(), stages=STAGES):
+    """Run the command; returns the outcome and what it printed."""
+    printed, run = io.StringIO(), at(opened, root)
+    progress = Progress(Console(file=printed, soft_wrap=True))
+    return Session(run, "local", progress, select(run.plan, only), until).do(stages), printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    with small_run(tmp_path_factory.mktemp("config"), CONFIG) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def grown(opened, tmp_path_factory):
+    """The directory, the outcome and what was printed."""
+    root = tmp_path_factory.mktemp("grown") / "run"
+    return root, *do(opened, root, TO_200)
+
+
+@pytest.fixture
+def copy(grown, tmp_path):
+    return Path(shutil.copytree(grown[0], tmp_path / "run"))
+
+
+def ids(opened, steps):
+    return {cell.id for cell in opened.plan.cells if cell.settings.steps == steps}
+
+
+def lines(printed, *starts):
+    return [line for line in printed.splitlines() if line.startswith(starts)]
+
+
+def test_only_undecided_cells_grow_and_it_says_what_that_saves(opened, grown):
+    root, outcome, printed = grown
+    assert read_sizes(RunDir(root)) == dict.fromkeys(ids(opened, 2), 200)
+    assert lines(printed, "look", "undecided", "750") == [
+        "look 1 of 3: 3 of 6 cells undecided, N 50 -> 100",
+        "look 2 of 3: 3 of 6 cells undecided, N 100 -> 200",
+        "look 3 of 3: 3 of 6 cells undecided at N = 200",
+        "undecided: S=2 eta=0; S=2 eta=0.05; S=2 eta=sigma_hat",
+        "750 images of 6 cells; with N = 200 for each, 1,200: 38% saved",
+    ]
+    told = result_json(RunDir(root), outcome)["told_apart"]
+    assert (told["metric"], set(told["undecided"]), told["images"]) == ("fid", ids(opened, 2), 750)
+    assert json.loads((root / "config.json").read_text())["sample"]["num_samples"] == 50
+    assert {cell["settings"]["num_samples"] for cell in json.loads((root / "plan.json").read_text())["cells"]} == {50}
+
+
+def test_there_is_a_table_for_each_size(opened, grown, capsys):
+    root, outcome, _ = grown
+    first, larger = (pd.read_csv(root / "tables" / f"{name}.csv") for name in ("quality", "quality-N200"))
+    assert set(first["cell"]) == ids(opened, 2) | ids(opened, 10)
+    assert set(first["num_samples"]) == {50}
+    assert (set(larger["cell"]), set(larger["num_samples"])) == (ids(opened, 2), {200})
+    assert not list((root / "tables").glob("quality-N100*")), "no cell stayed there"
+    both = first.merge(larger, on="cell")
+    assert (both["seconds_x"] < both["seconds_y"]).all(), "a row has the seconds of its own images"
+    print_result(RunDir(root), outcome)
+    assert "The 3 cells that grew to N = 200 or more:" in capsys.readouterr().out
+
+
+def test_without_until_there_is_nothing_to_do(opened, grown, copy):
+    before = results(copy), {path.name: path.read_bytes() for path in copy.glob("tables/*")}
+    outcome, printed = do(opened, copy)
+    assert (outcome.missing, lines(printed, "to do", "look")) == ({}, [])
+    assert [len(table.rows) for table in outcome.larger] == [3]
+    assert before == (results(copy), {path.name: path.read_bytes() for path in copy.glob("tables/*")})
+    assert lines(do(opened, copy, TO_200)[1], "to do", "look") == lines(grown[2], "look"), "it comes to the same"
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_an_interrupted_run_goes_on_where_it_was(opened, grown, tmp_path, monkeypatch, between):
+    """N was recorded, and nothing was sampled yet. In between, a run without --until may make what is missing."""
+    root, work, calls = tmp_path / "run", Session._work, []
+
+    def interrupted(self, kinds, part):
+        calls.append(part)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return work(self, kinds, part)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "_work", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            do(opened, root, TO_200)
+    assert read_sizes(RunDir(root)) == dict.fromkeys(ids(opened, 2), 100)
+    unfinished = {damage.reason for damage in verify(at(opened, root), lambda count: None).unfinished}
+    assert unfinished == {"not sampled yet"}
+    if between:
+        assert do(opened, root)[0].missing == {}
+        assert (root / "tables" / "quality-N100.csv").exists()
+    outcome, _ = do(opened, root, TO_200)
+    assert (outcome.missing, read_sizes(RunDir(root))) == ({}, read_sizes(RunDir(grown[0])))
+    assert results(root) == results(grown[0])
+    assert not list(root.glob("tables/quality-N100*")), "no cell stays there"
+
+
+def test_commands_that_look_take_the_larger_size(opened, grown):
+    run = at(opened, grown[0])
+    assert {cell["cell"]: cell["images_done"] for cell in describe(run)["cells"]} == {
+        cell.id: 200 if cell.settings.steps == 2 else 50 for cell in opened.plan.cells
+    }
+    assert describe_plan(run)["network_evaluations_remaining"] == 0
+    assert not [remark for remark in describe_plan(run)["remarks"] if "replaces tables" in remark]
+    assert verify(run, lambda count: None) == ([], [])
+    assert {len(cell) for cell in taugrid.open(grown[0]).cells} == {50, 200}
+    assert {cell.num_samples for cell in snapshot_of_run(str(grown[0])).cells} == {50}, "a night has the config's N"
+
+
+def test_a_pair_is_compared_at_its_smaller_size(opened, grown):
+    run = at(opened, grown[0])
+    grew, other, stayed = (next(c for c in opened.plan.cells if (c.settings.steps, c.eta) == at) for at in
+                           ((2, 0.0), (2, 0.05), (10, 0.0)))  # fmt: skip
+    for pair, n in (((grew, other), 200), ((grew, stayed), 50)):
+        row = compare(run, *(cell.id for cell in pair), join=False)
+        assert (row["num_samples"], row["se"] is not None) == (n, True)
+
+
+def test_neighbours_along_a_key_grow(opened, tmp_path):
+    """Cells at S = 2 and 10 differ at any N; the first two eta differ at none."""
+    root = tmp_path / "run"
+    _, printed = do(opened, root, Until("S", 100))
+    assert lines(printed, "look", "no cell") == ["look 1 of 2: 0 of 6 cells undecided at N = 50", "no cell had to grow"]
+    assert not (root / "grown.json").exists()
+    _, printed = do(opened, root, Until("eta", 100), only=["steps=10"])
+    assert lines(printed, "look") == ["look 1 of 2: 2 of 3 cells undecided, N 50 -> 100",
+                                      "look 2 of 2: 2 of 3 cells undecided at N = 100"]  # fmt: skip
+    assert len(read_sizes(RunDir(root))) == 2
+
+
+def test_where_fid_has_no_error_kid_decides(opened, tmp_path):
+    with small_run(tmp_path, CONFIG.replace("[1, 2, 2]", "[1, 4, 4]")) as opened:
+        outcome, printed = do(opened, tmp_path / "run", Until(None, 50))
+    [said] = lines(printed, "cells are told apart by KID: FID has no standard error at N = 50")
+    assert "16 varying features" in said
+    assert outcome.growth.as_dict()["metric"] == "kid"
+
+
+def test_damage_is_found_and_the_run_goes_on_as_configured(opened, copy):
+    (copy / "grown.json").write_text('{"num_samples": {"1234567890": 900}}')
+    assert [damage.path.name for damage in verify(at(opened, copy), lambda count: None).damages] == ["grown.json"]
+    outcome, printed = do(opened, copy)
+    assert (outcome.missing, list(outcome.larger), len(list(copy.glob("tables/quality-N*")))) == ({}, [], 0)
+    assert "damaged: grown.json" in printed
+    _, printed = do(opened, copy, TO_200)
+    assert (len(read_sizes(RunDir(copy))), lines(printed, "to do")) == (3, []), "all images and scores are there"
+
+
+@pytest.mark.parametrize(
+    ("changes", "until", "said"),
+    [
+        ((), Until(None, 40), "--max 40 is below sample.num_samples: 50"),
+        ((), Until("sampler", 100), "--until: there is no key 'sampler' in this grid; its keys are steps, eta"),
+        (("[2, 10]", "[2]"), Until("S", 100), "--until: the cells have no neighbours along S"),
+        (("[fid, kid]", "[kid]"), Until("num_samples", 100), "there is no key 'num_samples'"),
+        (("eta: [", "seed: [0, 1], eta: ["), TO_200, "--until: the cells differ in seed"),
+        (("[fid, kid]", "[fid]", "num_samples: 50", "num_samples: 39"), TO_200, "FID's begins at N = 40 with pixels"),
+    ],
+)
+def test_what_can_not_be_told_apart_is_refused_before_any_work(tmp_path, changes, until, said):
+    text = CONFIG
+    for old, new in zip(changes[::2], changes[1::2], strict=True):
+        text = text.replace(old, new)
+    with small_run(tmp_path, text) as opened, pytest.raises(UserError) as refused:
+        do(opened, tmp_path / "run", until)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_cells_of_several_sizes_are_refused(tmp_path):
+    grid = "grid: [{steps: [2], num_samples: [50]}, {steps: [3], num_samples: [60]}]"
+    with (
+        small_run(tmp_path, CONFIG.replace(CONFIG.split("\n")[5], grid)) as opened,
+        pytest.raises(UserError) as refused,
+    ):
+        do(opened, tmp_path / "run", TO_200)
+    assert "these have 50 and 60" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "digits", "--until", "told-apart"], "--until needs --max"),
+        (["run", "digits", "--max", "900"], "--max needs --until"),
+        (["run", "digits", "--until", "done", "--max", "900"], "--until done: give told-apart"),
+        (["run", "digits", "--until", "told-apart=", "--max", "900"], "--until told-apart=: give told-apart"),
+        (["evaluate", "digits", "--until", "told-apart"], "No such option '--until'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(words, said):
+    done = CliRunner().invoke(cli, words)
+    assert said in f"{done.output}{done.exception}"
+    assert isinstance(done.exception, UserError) or done.exit_code == 2
+
+
+def test_the_same_samples_are_told_apart_at_no_size():
+    phi = np.random.default_rng(1).standard_normal((2, 100))
+    rows = {cell: {"cell": cell, "num_samples": 100, "fid": fid} for cell, fid in (("a", 1.0), ("b", 1.0), ("c", 9.0))}
+    evidence = Evidence({"a": phi[0], "b": phi[0], "c": phi[1]}, dict.fromkeys("abc", 0), {})
+    assert look([["a", "b", "c"]], rows, evidence, FID, looks=1) == ([], {"b"})
+
+
+def test_looking_again_and_again_does_not_find_what_is_not_there(monkeypatch):
+    """All cells are equal: 5 % of procedures may find a difference in five looks (benchmarks/growing.py has 2,000)."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    growing = import_module("benchmarks.growing")
+    monkeypatch.setattr(growing.seeds, "DRAWS", 2_000)
+    normal, values = growing.SHAPES["normal"], np.zeros((2, 2))
+    for spending, fewest, most in (("equal shares", 0, 10), ("5 % each look", 11, 60)):
+        shares = growing.SPENDING[spending]
+        wrong = sum(growing.procedure(np.random.default_rng((1, i)), values, normal, shares).wrong for i in range(100))
+        assert fewest <= wrong <= most
