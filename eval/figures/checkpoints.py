@@ -1,4 +1,4 @@
-"""The figure of an ablation: FID over checkpoints."""
+"""The figure of an ablation: a metric over checkpoints."""
 
 import math
 import re
@@ -18,15 +18,18 @@ from taugrid.eval.figures.drawing import (
     Styles,
     Values,
     draw_line,
-    fid_figure,
+    has_place,
     ordered_styles,
+    panels_figure,
     x_offsets,
 )
+from taugrid.eval.figures.over_steps import scale_of
 from taugrid.eval.tables.differences import BestCheckpoint
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot, is_number, pivot_tables
 from taugrid.grids.names import short_names
 from taugrid.protocol import ProtocolFields
+from taugrid.registry.metrics import MetricColumn
 
 NAME_WIDTH = 26
 """Characters in a line of a checkpoint's name, below a panel."""
@@ -38,7 +41,7 @@ MAX_ALIKE = 4
 
 
 class Ablation(NamedTuple):
-    """One panel of `checkpoints`: FID and its standard error by S (index, ascending) and checkpoint (columns)."""
+    """One panel of `checkpoints`: a metric and its error by S (index, ascending) and checkpoint (columns)."""
 
     heading: str
     values: pd.DataFrame
@@ -52,16 +55,18 @@ def checkpoints_figure(
     order: Sequence[str],
     protocols: Mapping[str, ProtocolFields] = {},
     best: Sequence[BestCheckpoint] = (),
+    metric: MetricColumn = FID,
 ) -> Figure:
-    """FID over checkpoints, from left to right in `order`: a line for each S, a panel for each eta of each pivot.
+    """A metric over checkpoints, from left to right in `order`: a line for each S, a panel for each eta of each pivot.
 
     Bars are ±1 standard error. A panel's title names the `best`, and checkpoints that can't be distinguished from them.
     If the names of the checkpoints differ only in a number at their end, it is the training step of the axis.
     """
-    tables = _over_checkpoints(frame, order, pivot_tables(frame, FID, protocols), best)
+    pivots = pivot_tables(frame, metric, protocols)
+    tables = _over_checkpoints(frame, order, pivots, best)
     lengths = sorted({steps for table in tables for steps in table.values.index})
     styles = ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths}, x_offsets(len(lengths)))
-    figure = fid_figure(tables, _draw, styles, "linear")
+    figure = panels_figure(tables, _draw, styles, "linear", metric, scale_of(pivots))
     # Names of checkpoints are long, and below a panel they would take its height.
     longest = max(map(len, short_names(order)), default=0)
     rows = math.ceil(len(tables) / PANELS_ACROSS)
@@ -99,7 +104,8 @@ def _over_checkpoints(
             if (cell := table.cells.at[label, steps]) in checkpoint_of:
                 row = f"η = {label}" if is_number(label) or label == SIGMA_HAT else label
                 heading = ", ".join(filter(None, [row, shared]))
-                number: dict[str, Any] = {"fid": table.values.at[label, steps], "error": table.errors.at[label, steps]}
+                value, error = table.values.at[label, steps], table.errors.at[label, steps]
+                number: dict[str, Any] = {"value": value, "error": error}
                 points.append(
                     {"heading": heading, "steps": steps, "checkpoint": checkpoint_of[cell], "cell": cell, **number}
                 )
@@ -109,7 +115,7 @@ def _over_checkpoints(
     return [
         Ablation(
             str(heading),
-            _by_steps(part, "fid").reindex(columns=list(order)),
+            _by_steps(part, "value").reindex(columns=list(order)),
             _by_steps(part, "error").reindex(columns=list(order)),
             tuple(texts[cell] for cell in part.sort_values("steps")["cell"] if cell in texts),
         )
@@ -128,9 +134,10 @@ def _draw(panel: Axes, table: Ablation, styles: Styles) -> None:
     width = float(np.ptp(places)) if numbers else len(names)
     for steps in table.values.index:
         look, value = styles[str(steps)], table.values.loc[steps]
-        if (value > 0).any():
+        there = has_place(value.to_numpy(), panel.get_yscale())
+        if there.any():
             # Leave a gap for a missing value: a line would suggest that one checkpoint leads to the next.
-            shown = value.where(value > 0).to_numpy()
+            shown = value.where(there).to_numpy()
             draw_line(panel, places + look.x_offset * width, shown, table.errors.loc[steps].to_numpy(), look)
     title = [textwrap.fill(line, TITLE_WIDTH) for line in (table.heading, *table.best)]
     panel.set_title("\n".join(title), parse_math=False)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import short_samplers
+from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
 
 STYLE: dict[str, Any] = {
@@ -115,10 +116,15 @@ def plain_style() -> AbstractContextManager[None]:
     return cast(AbstractContextManager[None], style.context(STYLE, after_reset=True))
 
 
-def fid_figure(
-    tables: Sequence[TableOfFigure], draw: Callable[[Axes, TableOfFigure, Styles], None], styles: Styles, x_scale: str
+def panels_figure(
+    tables: Sequence[TableOfFigure],
+    draw: Callable[[Axes, TableOfFigure, Styles], None],
+    styles: Styles,
+    x_scale: str,
+    metric: MetricColumn = FID,
+    y_scale: str = "log",
 ) -> Figure:
-    """A panel for each of `tables`, with one scale for FID and one legend."""
+    """A panel for each of `tables`, with one scale for the metric and one legend."""
     across = max(1, min(len(tables), PANELS_ACROSS))
     down = max(1, math.ceil(len(tables) / across))
     with plain_style():
@@ -126,10 +132,12 @@ def fid_figure(
         for panel in panels[max(1, len(tables)) :]:
             panel.remove()
         for panel, table in zip(panels, tables, strict=False):
+            panel.set_yscale(y_scale)
             draw(panel, table, styles)
         for panel in panels[::across]:
-            panel.set_ylabel(FID.heading)
-        mark_values(panels[0])
+            panel.set_ylabel(metric.heading)
+        if y_scale == "log":
+            mark_values(panels[0])
         legend(figure, styles.values(), "outside right upper")
         say_if_empty(figure, "no cell has an FID")
     return figure
@@ -186,6 +194,11 @@ def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, lo
         capsize=2.5,
     )
     name_parts(look, drawn.get_children())
+
+
+def has_place(values: Values, scale: str) -> NDArray[np.bool_]:
+    """Which values an axis of this scale can show."""
+    return values > 0 if scale == "log" else np.isfinite(values)
 
 
 def mark_numbers(panel: Axes, at: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ from taugrid.eval.figures.drawing import (
     Styles,
     Values,
     draw_line,
-    fid_figure,
+    has_place,
     legend,
     legend_name,
     make_panels,
@@ -31,6 +31,7 @@ from taugrid.eval.figures.drawing import (
     mark_values,
     name_parts,
     ordered_styles,
+    panels_figure,
     plain_style,
     row_styles,
     say_if_empty,
@@ -41,6 +42,7 @@ from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import EVALUATIONS, OPTIONS, SIGMA_HAT, Pivot, is_number, pivot_tables, short_samplers
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
 from taugrid.protocol import ProtocolFields
+from taugrid.registry.metrics import MetricColumn
 
 
 class Along(NamedTuple):
@@ -81,7 +83,7 @@ OVER_STEPS = Along(LABELS["steps"])
 def draw_over_steps(
     panel: Axes, table: Pivot, styles: Styles, axis: Along = OVER_STEPS, published: Mapping[str, float] = {}
 ) -> None:
-    """Draw a line for each row of `table`, without values that have no logarithm; heading and notes make the title.
+    """Draw a line for each row of `table`, without values that have no place on the axis; its title is from `table`.
 
     `published` has others' values by cell: they are dotted.
     """
@@ -92,7 +94,7 @@ def draw_over_steps(
     for place, label in enumerate(table.labels):
         look, value, error = styles[" ".join(label)], table.values.iloc[place], table.errors.iloc[place]
         at = axis.at(table, place)
-        shown = (value.to_numpy() > 0) & np.isfinite(at)
+        shown = has_place(value.to_numpy(), panel.get_yscale()) & np.isfinite(at)
         if not shown.any():
             continue
         positions = at[shown] * math.exp(span * look.x_offset)
@@ -125,23 +127,30 @@ def quality_figure(
     protocols: Mapping[str, ProtocolFields] = {},
     published: Mapping[str, float] = {},
     x: str = "steps",
+    metric: MetricColumn = FID,
 ) -> Figure:
-    """FID against S, or what `report.x` names, with bars of ±1 standard error: a panel for each pivot.
+    """A metric against S, or what `report.x` names, with bars of ±1 standard error: a panel for each pivot.
 
     There is a line for each eta or, if samplers vary, for each sampler and eta. A sampler that ignores what panels
     differ in is in all of them, for comparison. `protocols` has the rows' protocols by
-    hash: cells that can't be compared don't share a panel. Cells without an FID, or with one of 0 or less, which has no
-    logarithm, are left out. `published` has others' FIDs by cell, to be dotted.
+    hash: cells that can't be compared don't share a panel. Cells without a value, or with an FID of 0 or less, which
+    has no logarithm, are left out. `published` has others' values by cell, to be dotted.
     """
     rows = [name for name in ("sampler", OPTIONS) if name in frame and frame[name].nunique() > 1]
-    pivots = pivot_tables(_in_every_panel(frame), FID, protocols, [*rows, "eta"])
+    pivots = pivot_tables(_in_every_panel(frame), metric, protocols, [*rows, "eta"])
     labels = dict.fromkeys(label for table in pivots for label in table.labels)
     styles = _sampler_styles(labels, rows) if rows else _eta_styles({eta for (eta,) in labels})
     draw = partial(draw_over_steps, axis=Along.of(frame, x), published=published)
-    figure = fid_figure(pivots, draw, styles, "log")
+    figure = panels_figure(pivots, draw, styles, "log", metric, scale_of(pivots))
     if rows:
         make_room(figure, [look.name for look in styles.values()])
     return figure
+
+
+def scale_of(tables: Sequence[Pivot]) -> str:
+    """The scale of the value axis: logarithmic, unless the metric may be 0 or less (KID's estimate is unbiased)."""
+    is_log = all(table.metric == FID or not (table.values <= 0).any(axis=None) for table in tables)
+    return "log" if is_log else "linear"
 
 
 def _in_every_panel(frame: pd.DataFrame) -> pd.DataFrame:

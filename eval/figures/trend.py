@@ -14,9 +14,9 @@ from taugrid.eval.figures.drawing import (
     Styles,
     Values,
     draw_line,
-    fid_figure,
     name_parts,
     ordered_styles,
+    panels_figure,
     x_offsets,
 )
 from taugrid.eval.nights import Light
@@ -58,7 +58,7 @@ def trend_figure(history: pd.DataFrame, lights: Mapping[str, Light], links: Mapp
     panels = [TrendPanel(f"S = {steps}", rows, nights, links) for steps, rows in shown.groupby("steps")]
     lines = list(dict.fromkeys(shown["line"]))
     styles = ordered_styles({line: line for line in lines}, x_offsets(len(lines)))
-    return fid_figure(panels, _draw_trend, styles, "linear")
+    return panels_figure(panels, _draw_trend, styles, "linear")
 
 
 def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:

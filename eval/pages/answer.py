@@ -116,7 +116,8 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
     column = [cell for cell in cells if cell.at == best.at and cell.table is best.table]
     if len(column) < 2:
         return ""
-    if not best.entry.error:
+    by = best.table.tested_by or FID
+    if not best.entry.error and by == FID:
         return ", without an error bar that would tell how close the others are"
     alike = [cell.row for cell in column if INDISTINGUISHABLE in cell.entry.mark]
     if not alike:
@@ -126,4 +127,4 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
     else:
         named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))
     there = "this S" if best.table.column_key == "S" else "this number of evaluations"
-    return f"; at {there}, {named} can't be told apart from it"
+    return f"; at {there}, {named} can't be told apart from it{'' if by == FID else f' by {by.title}'}"

@@ -2,11 +2,20 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from taugrid.eval.tables.ablation.effects import Effects
 from taugrid.eval.tables.ablation.effects_files import about, effect_tables, verdicts
-from taugrid.eval.tables.differences_files import DifferenceRow, format_difference, notes_of, with_short_keys
+from taugrid.eval.tables.differences_files import (
+    ABOUT,
+    DifferenceRow,
+    compared,
+    differences_of,
+    format_difference,
+    notes_of,
+    with_short_keys,
+)
+from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import Row
 from taugrid.protocol import ProtocolFields, shortened
@@ -23,14 +32,27 @@ MAX_LIST_LENGTH = 4
 """Numbers of a list that are written out."""
 
 
+class MetricDifferences(NamedTuple):
+    metric: MetricColumn
+    about: str
+    groups: dict[str, list[DifferenceRow]]
+    """Direction -> differences."""
+    left_out: int
+
+
 def differences(rows: Sequence[Row]) -> dict[str, Any]:
-    """The differences by direction, as text; `rows` are those of differences.csv."""
-    groups: dict[str, list[DifferenceRow]] = {}
-    for row in with_short_keys(rows[:MAX_DIFFERENCES]):
-        along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
-        heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
-        groups.setdefault(heading, []).append(format_difference(row))
-    return {"groups": groups, "left_out": max(0, len(rows) - MAX_DIFFERENCES), "notes": notes_of(rows)}
+    """The differences of each metric as text, and notes; `rows` are those of differences.csv."""
+    found: list[MetricDifferences] = []
+    for metric in compared(rows):
+        groups: dict[str, list[DifferenceRow]] = {}
+        of_metric = differences_of(rows, metric)
+        for row in with_short_keys(of_metric[:MAX_DIFFERENCES]):
+            along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
+            heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
+            groups.setdefault(heading, []).append(format_difference(row))
+        about = "" if found else ABOUT.replace(FID.title, metric.title)
+        found.append(MetricDifferences(metric, about, groups, max(0, len(of_metric) - MAX_DIFFERENCES)))
+    return {"metrics": found, "notes": notes_of(rows)}
 
 
 def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:

@@ -15,7 +15,6 @@ from taugrid.eval.pages.environment import asset, environment, rendered
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
 from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.tables.ablation.cost import Cost
-from taugrid.eval.tables.differences_files import ABOUT
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
@@ -137,7 +136,6 @@ def _content(facts: PageFacts) -> dict[str, Any]:
         "along": ALONG[quality.layout.x],
         "published": facts.published,
         "differences": differences(facts.differences),
-        "about_differences": ABOUT,
         "effects": effects(facts.effects, quality.metrics) if quality.rows else None,
         "reconstruction": _reconstruction(facts.reconstruction),
         "protocol": protocol_rows(quality.protocols),

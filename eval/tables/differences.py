@@ -1,9 +1,9 @@
-"""Differences of FID between cells, with paired standard errors.
+"""Differences of metrics between cells, with paired standard errors.
 
 Sample n of two cells starts from the same x_T and gets the same z at common times, so noise that moves both FIDs
 equally cancels in the difference. The standard error is sd(phi_a - phi_b) / sqrt(N), where phi says how far a sample
 moves FID. It is the error of drawing these samples. It includes neither the bias of FID at this N, which is the same
-for both, nor the spread between trainings.
+for both, nor the spread between trainings. All of this holds for every metric whose samples' influences are known.
 """
 
 import math
@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
-
-import pandas as pd
 
 from taugrid.eval.metrics.statistics import Array, difference_standard_error
 from taugrid.eval.tables.ablation.replicates import SEEDS
@@ -31,6 +29,7 @@ from taugrid.eval.tables.pivots import (
 )
 from taugrid.eval.tables.rows import Row, as_text
 from taugrid.protocol import ProtocolFields, disagreements
+from taugrid.registry.metrics import SAMPLED, MetricColumn
 
 DIFFERENCE_COLUMNS = (
     "cell_a", "cell_b", "along", "settings", "steps_a", "eta_a", "sigma_a", "steps_b", "eta_b", "sigma_b", "others",
@@ -38,7 +37,13 @@ DIFFERENCE_COLUMNS = (
 )  # fmt: skip
 """The columns of differences.csv. `along` is steps, eta or the setting in which the cells' tables differ, `settings`
 the heading that their tables share, `others` what differs besides S and eta. `difference` is b - a, and `note` says why
-an error is missing or what was joined. Checkpoints have their short names."""
+an error is missing or what was joined. Checkpoints have their short names.
+
+For each metric of `OTHERS` that has a standard error in some row, `PARTS` follow with its name before them, such as
+kid_a, kid_b, kid_difference, kid_se, kid_z. They are columns and not rows, so that a row stays a pair of cells, and a
+reader who counts or filters rows never mixes metrics."""
+OTHERS = tuple(metric for metric in SAMPLED if metric != FID)
+PARTS = ("a", "b", "difference", "se", "z")
 
 NOT_AXES = frozenset({"model", "num_samples", "protocol", *SEEDS})
 """Settings along which cells are never neighbours: ids and seeds have no order, and other N or protocols can't be
@@ -77,6 +82,22 @@ class Paired(NamedTuple):
     note: str
 
 
+class Difference(NamedTuple):
+    """The difference of a metric between two cells: `PARTS` of a row."""
+
+    a: float | None
+    b: float | None
+    difference: float | None
+    """b - a; None if one is missing."""
+    se: float | None
+    z: float | None
+    note: str
+
+    @property
+    def parts(self) -> dict[str, float | None]:
+        return {part: getattr(self, part) for part in PARTS}
+
+
 class Line(NamedTuple):
     """Scored cells that differ in one setting, in its order. Adjacent cells are neighbours."""
 
@@ -86,7 +107,7 @@ class Line(NamedTuple):
 
 
 def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]:
-    """Rows of `DIFFERENCE_COLUMNS` for neighbours with an FID.
+    """Rows of `DIFFERENCE_COLUMNS` for neighbours with an FID, or another metric that has a standard error.
 
     First come pairs along S at fixed eta, then along eta (sigma_hat last) at fixed S, and then, at fixed S and eta,
     along each other setting that has separate tables (eval/tables/pivots.py).
@@ -105,7 +126,9 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
         row["cell"]: {key: names.get(value, value) if key == CHECKPOINT else value for key, value in row.items()}
         for row in rows
     }
+    scored = {row["cell"] for row in rows if _number(row, FID) is not None or any(_has_error(row, m) for m in OTHERS)}
     pivots = pivot_tables(long_form(rows), FID, evidence.protocols)
+    pivots = [replace(table, cells=table.cells.where(table.cells.isin(scored))) for table in pivots]
     return [
         pair(by_cell[a], by_cell[b], evidence) | {"along": line.along, "settings": line.settings}
         for line in (*_within(pivots), *_between(pivots, {cell: place for place, cell in enumerate(by_cell)}))
@@ -117,9 +140,8 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
 def _within(pivots: Sequence[Pivot]) -> Iterator[Line]:
     """Lines along S and along eta."""
     for table in pivots:
-        scored = _scored(table)
-        yield from (Line("steps", table.heading, list(line.dropna())) for _, line in scored.iterrows())
-        yield from (Line("eta", table.heading, list(line.dropna())) for _, line in scored.items())
+        yield from (Line("steps", table.heading, list(line.dropna())) for _, line in table.cells.iterrows())
+        yield from (Line("eta", table.heading, list(line.dropna())) for _, line in table.cells.items())
 
 
 def _between(pivots: Sequence[Pivot], order: Mapping[str, int]) -> Iterator[Line]:
@@ -127,17 +149,12 @@ def _between(pivots: Sequence[Pivot], order: Mapping[str, int]) -> Iterator[Line
     for setting in dict.fromkeys(setting for table in pivots for setting in table.settings if setting not in NOT_AXES):
         lines: dict[tuple[str, Hashable, Hashable], list[str]] = defaultdict(list)
         for table in pivots:
-            for label, line in _scored(table).iterrows():
+            for label, line in table.cells.iterrows():
                 alone = setting == "sampler" and label == ""  # it has no eta: beside DDIM
                 for steps, cell in line.dropna().items():
                     lines[table.heading_without(setting), "0.0" if alone else label, steps].append(cell)
         for (heading, *_), cells in lines.items():
             yield Line(setting, heading, sorted(cells, key=order.__getitem__))
-
-
-def _scored(table: Pivot) -> pd.DataFrame:
-    """The cells of a pivot that have a value, and NaN for the others."""
-    return table.cells.where(table.values.notna())
 
 
 def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> dict[str, Any]:
@@ -147,19 +164,19 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
     `note` then say so.
 
     Raises:
-        ValueError: if a cell has no FID, or not as many influences as samples; without `override`, if the cells are not
-            comparable, naming the fields that differ.
+        ValueError: if a cell has no FID and no other metric has a standard error, or if a cell has not as many
+            influences as samples; without `override`, if the cells are not comparable, naming the fields that differ.
         KeyError: if a cell has no pairing, or a protocol is missing.
     """
+    others = [metric for metric in OTHERS if _has_error(row_a, metric) and _has_error(row_b, metric)]
     for row in (row_a, row_b):
-        if row["fid"] is None or row["fid"] != row["fid"]:
+        if _number(row, FID) is None and not others:
             raise ValueError(f"cell {row['cell']} has no FID")
     obstacles = _obstacles(row_a, row_b, evidence)
     if obstacles and not override:
         names = f"{row_a['cell']} and {row_b['cell']}"
         raise ValueError(f"cells {names} can't be compared: {'; '.join(obstacles)}")
-    difference = float(row_b["fid"]) - float(row_a["fid"])
-    paired = paired_error(difference, row_a, row_b, evidence)
+    of_fid = _difference(FID, row_a, row_b, evidence)
     return {
         "cell_a": row_a["cell"],
         "cell_b": row_b["cell"],
@@ -168,17 +185,39 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
         **{f"{key}_a": row_a[key] for key in ("steps", "eta", "sigma")},
         **{f"{key}_b": row_b[key] for key in ("steps", "eta", "sigma")},
         "others": _others(row_a, row_b),
-        "fid_a": float(row_a["fid"]),
-        "fid_b": float(row_b["fid"]),
-        "difference": difference,
-        "se": paired.se,
-        "z": paired.z,
+        "fid_a": of_fid.a,
+        "fid_b": of_fid.b,
+        "difference": of_fid.difference,
+        "se": of_fid.se,
+        "z": of_fid.z,
         "num_samples": min(row_a["num_samples"], row_b["num_samples"]),
         "protocol_a": row_a["protocol"],
         "protocol_b": row_b["protocol"],
         "joined": bool(obstacles),
-        "note": "; ".join(filter(None, [*(f"joined although {obstacle}" for obstacle in obstacles), paired.note])),
+        "note": "; ".join(filter(None, [*(f"joined although {obstacle}" for obstacle in obstacles), of_fid.note])),
+        **{
+            f"{metric.name}_{part}": value
+            for metric in others
+            for part, value in _difference(metric, row_a, row_b, evidence.of(metric.name)).parts.items()
+        },
     }
+
+
+def _number(row: Row, metric: MetricColumn) -> float | None:
+    value = row.get(metric.name)
+    return None if value is None or value != value else float(value)
+
+
+def _has_error(row: Row, metric: MetricColumn) -> bool:
+    error = row.get(metric.sampling_error or "")
+    return error is not None and error == error
+
+
+def _difference(metric: MetricColumn, row_a: Row, row_b: Row, evidence: Evidence) -> Difference:
+    a, b = _number(row_a, metric), _number(row_b, metric)
+    if a is None or b is None:
+        return Difference(a, b, None, None, None, "")
+    return Difference(a, b, b - a, *paired_error(b - a, row_a, row_b, evidence))
 
 
 def _obstacles(row_a: Row, row_b: Row, evidence: Evidence) -> list[str]:
@@ -242,25 +281,26 @@ class BestCheckpoint(NamedTuple):
     """Checkpoints whose paired difference to the best is |z| < `Z_95`, in the order of the rows."""
 
 
-def best_checkpoints(rows: Sequence[Row], evidence: Evidence) -> list[BestCheckpoint]:
-    """The best of each group of at least two scored cells that differ only in the checkpoint."""
+def best_checkpoints(rows: Sequence[Row], evidence: Evidence, metric: MetricColumn = FID) -> list[BestCheckpoint]:
+    """The best by `metric` of each group of at least two scored cells that differ only in the checkpoint."""
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.get(CHECKPOINT) is not None and row["fid"] is not None:
+        if row.get(CHECKPOINT) is not None and _number(row, metric) is not None:
             names = ["sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", *axes(row)]
             groups[tuple(as_text(row.get(name)) for name in names if name != CHECKPOINT)].append(row)
-    return [_best(group, evidence) for group in groups.values() if len(group) > 1]
+    return [_best(group, evidence, metric) for group in groups.values() if len(group) > 1]
 
 
-def _best(group: Sequence[Row], evidence: Evidence) -> BestCheckpoint:
-    best = min(group, key=lambda row: float(row["fid"]))
-    alike = tuple(str(row[CHECKPOINT]) for row in group if row is not best and _is_alike(best, row, evidence))
+def _best(group: Sequence[Row], evidence: Evidence, metric: MetricColumn) -> BestCheckpoint:
+    sign = -1 if metric.higher_is_better else 1
+    best = min(group, key=lambda row: sign * float(row[metric.name]))
+    own = evidence.of(metric.name)
+    alike = tuple(str(row[CHECKPOINT]) for row in group if row is not best and _is_alike(best, row, own, metric))
     return BestCheckpoint(best["steps"], best["cell"], str(best[CHECKPOINT]), alike)
 
 
-def _is_alike(best: Row, row: Row, evidence: Evidence) -> bool:
-    try:
-        difference = pair(best, row, evidence)
-    except ValueError:  # a different protocol or different noise
+def _is_alike(best: Row, row: Row, evidence: Evidence, metric: MetricColumn) -> bool:
+    if _obstacles(best, row, evidence):  # a different protocol or different noise
         return False
-    return difference["se"] is not None and (difference["z"] is None or abs(difference["z"]) < Z_95)
+    difference = _difference(metric, best, row, evidence)
+    return difference.se is not None and (difference.z is None or abs(difference.z) < Z_95)

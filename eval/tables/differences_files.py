@@ -1,4 +1,4 @@
-"""Writes the differences of FID between neighbours: differences.csv and .md."""
+"""Writes the differences of metrics between neighbours: differences.csv and .md."""
 
 import math
 import re
@@ -8,23 +8,22 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS
+from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, OTHERS, PARTS
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, Z_95, write_number
+from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT, short_columns
 from taugrid.eval.tables.rows import Row, as_csv, series, with_notes, write_files
+from taugrid.registry.metrics import MetricColumn
 
 _FLOATS = frozenset({"eta_a", "eta_b", "fid_a", "fid_b", "difference", "se", "z"})
 
-_VALUE = "Each value is the FID of the second cell minus that of the first, ± one paired standard error: "
-_LIMITS = (
-    "The error is that of sampling at this N; it includes neither the bias of FID nor the spread between trainings. "
+ABOUT = (
+    "Each value is the FID of the second cell minus that of the first, ± one paired standard error: sample n of both "
+    "cells starts from the same noise. Where the two images stay alike, as along S at η = 0, most of what the noise "
+    "does to both cancels; where they don't, as from η = 0 to η = 1, little or nothing does. The error is that of "
+    "sampling at this N; it includes neither the bias of FID nor the spread between trainings. "
     f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
     "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
-)
-ABOUT = (
-    f"{_VALUE}sample n of both cells starts from the same noise. Where the two images stay alike, as along S at η = 0, "
-    "most of what the noise does to both cancels; where they don't, as from η = 0 to η = 1, little or nothing does. "
-    f"{_LIMITS}"
 )
 IN_WORDS = ("along", "settings", "others")
 """Columns that name keys of the grid."""
@@ -35,12 +34,36 @@ HEADINGS = {"steps": "Along S:", "eta": "Along eta:", "": "Other pairs:"}
 
 def differences_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """A table of `DIFFERENCE_COLUMNS`: numbers are float64 with NaN for None, S and N integers, `joined` is boolean."""
-    return pd.DataFrame({name: series([row[name] for row in rows], name in _FLOATS) for name in DIFFERENCE_COLUMNS})
+    others = [f"{metric.name}_{part}" for metric in compared(rows) if metric != FID for part in PARTS]
+    columns = {name: [row.get(name) for row in rows] for name in (*DIFFERENCE_COLUMNS, *others)}
+    return pd.DataFrame({name: series(values, name in {*_FLOATS, *others}) for name, values in columns.items()})
+
+
+def compared(rows: Sequence[Row]) -> list[MetricColumn]:
+    """The metrics with a difference in some row."""
+    return [metric for metric in (FID, *OTHERS) if differences_of(rows, metric)]
+
+
+def differences_of(rows: Sequence[Row], metric: MetricColumn) -> list[Row]:
+    """The rows with a difference of `metric`, which is under the names of FID's: difference, se, z. None is empty."""
+    if metric == FID:
+        return [row for row in rows if row["difference"] is not None]
+    names = {part: f"{metric.name}_{part}" for part in ("difference", "se", "z")}
+    there = (row for row in rows if row.get(names["difference"]) is not None)
+    return [{**row, **{part: row[name] for part, name in names.items()}} for row in there]
 
 
 def differences_markdown(rows: Sequence[Row]) -> str:
-    """A list for each pivot and direction, in the order of `rows`. Notes on missing errors come last, each once."""
-    blocks = ["# Differences of FID", ABOUT if rows else "No two neighbours of the grid can be compared."]
+    """A section for each metric: a list for each pivot and direction. Notes on missing errors come last, each once."""
+    blocks = [] if rows else ["# Differences of FID", "No two neighbours of the grid can be compared."]
+    for metric in compared(rows):
+        about = f"The same for {metric.heading}." if blocks else ABOUT.replace(FID.title, metric.title)
+        blocks += [f"# Differences of {metric.title}", about, *_lists(differences_of(rows, metric))]
+    return with_notes("\n\n".join(blocks) + "\n", notes_of(rows))
+
+
+def _lists(rows: Sequence[Row]) -> list[str]:
+    blocks: list[str] = []
     groups: dict[tuple[str, str], list[str]] = {}
     for row in with_short_keys(rows):
         groups.setdefault((row["settings"], row["along"]), []).append(f"- {difference_line(row)}")
@@ -51,7 +74,7 @@ def differences_markdown(rows: Sequence[Row]) -> str:
             blocks.append(f"## {title}")
             heading = title
         blocks += [*filter(None, [HEADINGS.get(along)]), "\n".join(lines)]
-    return with_notes("\n\n".join(blocks) + "\n", notes_of(rows))
+    return blocks
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:

@@ -21,16 +21,11 @@ and all others, ablation/seeds.py has the limit."""
 INDISTINGUISHABLE = "≈"
 JOINED = "‡"
 MEANINGS = {
-    INDISTINGUISHABLE: "not distinguishable from the best of its column by the paired difference of FID, 95 % jointly "
-    "for all cells of the column (values without ± are not tested)",
+    INDISTINGUISHABLE: "not distinguishable from the best of its column by {test}, 95 % jointly for all cells of the "
+    "column{untested}",
     JOINED: "has another protocol than most, see the notes",
 }
 """The marks after values, and their explanations below a table."""
-AMONG_REPLICATES = (
-    "not distinguishable from the best of its column by Student's t for differences paired by seed, 95 % jointly for "
-    "all cells of the column (values without ± are not tested)"
-)
-"""The explanation of `INDISTINGUISHABLE` for means over replicates."""
 
 
 class Entry(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from taugrid.eval.tables.rows import series, sort_key
-from taugrid.registry.metrics import METRICS, MetricColumn
+from taugrid.registry.metrics import METRICS, SAMPLED, MetricColumn
 
 COLUMNS = (
     "cell", "model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", "network_evaluations",
@@ -27,12 +27,25 @@ FID = METRICS["fid"].columns[0]
 EXACT_FID = MetricColumn(EXACT, "FID in closed form, at infinite N")
 
 
+STAND_INS = tuple(column for column in SAMPLED if column.name in ("fid", "kid", "cmmd", "mind"))
+"""The first of these that has a standard error decides on the marks in FID's tables: all are distances between the
+samples and the reference."""
+OF_SUBSETS = "kid_mean"
+"""KID as torch-fidelity computes it: tables show it behind that of all pairs."""
+
+
 def score_columns() -> list[MetricColumn]:
     """The numbers that get tables, in the order of their columns in quality.csv. The closed form comes after FID."""
-    known = [column for metric in METRICS.values() for column in metric.columns]
-    known.sort(key=lambda column: COLUMNS.index(column.name) if column.name in COLUMNS else len(COLUMNS))
-    known.insert(known.index(FID) + 1, EXACT_FID)
-    return known
+    known = {column.name: column for metric in METRICS.values() for column in metric.columns}
+    order = [*SCORES, *appended_columns()]
+    order.insert(order.index(OF_SUBSETS), "kid")
+    found = [known[name] for name in dict.fromkeys(order) if name in known]
+    return [FID, EXACT_FID, *(column for column in found if column != FID)]
+
+
+def has_values(frame: pd.DataFrame, column: str | None) -> bool:
+    """Whether some row has a number in the column."""
+    return column in frame and bool(frame[column].notna().any())
 
 
 def appended_columns() -> list[str]:

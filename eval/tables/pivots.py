@@ -19,7 +19,7 @@ import pandas as pd
 
 from taugrid.config import Sample
 from taugrid.eval.tables.ablation.replicates import Averaged
-from taugrid.eval.tables.entries import MISSING, Entry, write_mean
+from taugrid.eval.tables.entries import MEANINGS, MISSING, Entry, write_mean
 from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, EXACT, FID, axes
 from taugrid.eval.tables.rows import as_text
 from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
@@ -78,6 +78,8 @@ class Pivot:
     """Standard deviations between replicates, shaped like `values`; None without replicates."""
     fewer: Mapping[str, int] = field(default_factory=dict)
     """Cell id -> its number of replicates, for cells that have fewer than others."""
+    tested_by: MetricColumn | None = None
+    """The metric whose differences decide on marks, if it is another."""
 
     @cached_property
     def labels(self) -> list[tuple[str, ...]]:
@@ -130,6 +132,19 @@ class Pivot:
     @property
     def has_best(self) -> bool:
         return any(entry.best for row in self.entries for entry in row)
+
+    @property
+    def legend(self) -> dict[str, str]:
+        """Explains each mark of its entries."""
+        by = self.tested_by or self.metric
+        why = "" if by == self.metric else f" ({self.metric.title} has no standard error at this N)"
+        test, untested = f"the paired difference of {by.title}{why}", ""
+        if self.spreads is not None:
+            test = "Student's t for differences paired by seed"
+        if self.spreads is not None or by.sampling_error == self.metric.error:
+            untested = " (values without ± are not tested)"
+        seen = {mark for row in self.entries for entry in row for mark in entry.mark}
+        return {mark: m.format(test=test, untested=untested) for mark, m in MEANINGS.items() if mark in seen}
 
     @property
     def markdown(self) -> str:

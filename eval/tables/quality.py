@@ -13,11 +13,11 @@ import pandas as pd
 
 from taugrid.eval.reference_names import reference_in_words
 from taugrid.eval.tables.ablation.alike import indistinguishable
-from taugrid.eval.tables.ablation.replicates import Averaged, alike_over_seeds, averaged, varying_seeds
+from taugrid.eval.tables.ablation.replicates import Averaged, averaged, varying_seeds
 from taugrid.eval.tables.differences import Evidence
-from taugrid.eval.tables.entries import AMONG_REPLICATES, INDISTINGUISHABLE, JOINED, MEANINGS
+from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
 from taugrid.eval.tables.latex import latex_table
-from taugrid.eval.tables.long_form import FID, in_grid_order, long_form, score_columns
+from taugrid.eval.tables.long_form import FID, STAND_INS, has_values, in_grid_order, long_form, score_columns
 from taugrid.eval.tables.pivots import EVALUATIONS, USUAL, Arrangement, Layout, Pivot
 from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
@@ -40,16 +40,17 @@ class QualityTable:
     layout: Layout = USUAL
     shown: Sequence[Row] = ()
     """`rows`, and in between rows without scores for the settings that have none; empty: `rows` alone."""
-    recorded: Set[str] | None = None
-    """The value of `alike` when the table was written; None: the influences decide."""
+    recorded: Mapping[str, Set[str]] | None = None
+    """The value of `MetricTables.alike` of metrics when the table was written; of others, the influences decide."""
 
     @classmethod
     def read(cls, document: Mapping[str, Any], layout: Layout = USUAL, shown: Sequence[Row] = ()) -> "QualityTable":
         """The table of a quality.json, without influences."""
         evidence = Evidence({}, {}, document.get("protocols", {}))
-        alike, joined = (frozenset(document.get(key, ())) for key in ("indistinguishable", "joined"))
-        rows, notes = document.get("rows", []), document.get("notes", ())
-        return cls(rows, evidence, notes, joined, layout, shown, alike)
+        alike = {FID.name: document.get("indistinguishable", ())} | document.get("indistinguishable_in", {})
+        rows, notes, joined = document.get("rows", []), document.get("notes", ()), document.get("joined", ())
+        recorded = {name: frozenset(cells) for name, cells in alike.items()}
+        return cls(rows, evidence, notes, frozenset(joined), layout, shown, recorded)
 
     @property
     def protocols(self) -> Mapping[str, ProtocolFields]:
@@ -83,41 +84,70 @@ class QualityTable:
     @cached_property
     def by_steps(self) -> "QualityTable":
         """The table with the usual rows, and S or evaluations in columns. Marks are those of a column's cells."""
-        usual = not self.layout.rows and self.layout.columns in ("steps", EVALUATIONS)
-        return self if usual else replace(self, layout=USUAL._replace(x=self.layout.x), recorded=frozenset())
+        if not self.layout.rows and self.layout.columns in ("steps", EVALUATIONS):
+            return self
+        return replace(self, layout=USUAL._replace(x=self.layout.x), recorded={FID.name: frozenset()})
 
     @cached_property
     def metrics(self) -> list[MetricColumn]:
         """The scores that some cell has; if no cell has any, FID with only dashes."""
-        frame = self.frame
-        given = [column for column in score_columns() if column.name in frame and frame[column.name].notna().any()]
-        return given or [FID]
+        return [column for column in score_columns() if has_values(self.frame, column.name)] or [FID]
 
-    @cached_property
+    @property
     def alike(self) -> Set[str]:
-        """Cells whose FID can't be distinguished from the best of their column (ablation/alike.py)."""
-        if self.recorded is not None:
-            return self.recorded
-        by_cell = {row["cell"]: row for row in self.rows}
-        return indistinguishable(self._arranged.tables(FID), self.means, by_cell, self.evidence) if by_cell else set()
+        """Cells whose FID can't be distinguished from the best of their column by its own difference."""
+        section = self.section(FID)
+        own = {cell for table in section.tables if table.tested_by == FID for cell in table.cells.to_numpy().flat}
+        return section.alike & own
 
     @cached_property
+    def judged_by(self) -> MetricColumn:
+        """The metric whose errors say more than FID's: FID, or that which decides in its tables where it has none."""
+        tested = [table.tested_by or FID for table in self.section(FID).tables]
+        return FID if FID in tested or not tested else tested[0]
+
+    @property
     def sections(self) -> "list[MetricTables]":
         return [self.section(metric) for metric in self.metrics]
 
+    @cached_property
+    def _sections(self) -> "dict[str, MetricTables]":
+        return {}
+
     def section(self, metric: MetricColumn) -> "MetricTables":
-        """The tables of a metric with marks. Metrics other than FID are tested only over replicates."""
-        tables = self._arranged.tables(metric)
-        alike = self.alike if metric.name == FID.name else self._alike_over_seeds(tables, metric)
+        """The tables of a metric with marks."""
+        if metric.name not in self._sections:
+            self._sections[metric.name] = self._section(metric)
+        return self._sections[metric.name]
+
+    def _section(self, metric: MetricColumn) -> "MetricTables":
+        tables = [replace(table, tested_by=self._tested_by(table)) for table in self._arranged.tables(metric)]
+        alike = self._alike(metric, tables)
         marks: dict[str, str] = dict.fromkeys(alike, INDISTINGUISHABLE)
         if self.joined:
             groups = self.means.members.items()
             mixed = [cell for cell, members in groups if any(member.cell in self.joined for member in members)]
             marks |= {cell: marks.get(cell, "") + JOINED for cell in mixed}
-        has_error = metric.error in self.frame and bool(self.frame[metric.error].notna().any())
-        error_means = f"± is {metric.error_means}." if has_error else ""
+        error_means = f"± is {metric.error_means}." if has_values(self.frame, metric.error) else ""
         caption = "" if self.frame.empty else self.means.caption()
-        return MetricTables(metric, [replace(table, marks=marks) for table in tables], caption, error_means)
+        return MetricTables(metric, [replace(table, marks=marks) for table in tables], caption, error_means, alike)
+
+    def _tested_by(self, table: Pivot) -> MetricColumn:
+        """The metric whose differences decide on a table's marks: its own or, for FID without any error, another."""
+        if table.metric.name != FID.name or self.means.over:
+            return table.metric
+        cells = self.frame[self.frame["cell"].isin(table.cells.to_numpy().ravel())]
+        return next((metric for metric in STAND_INS if has_values(cells, metric.sampling_error)), FID)
+
+    def _alike(self, metric: MetricColumn, tables: Sequence[Pivot]) -> Set[str]:
+        """Cells that can't be distinguished from the best of their column (ablation/alike.py)."""
+        if self.recorded is not None and metric.name in self.recorded:
+            return self.recorded[metric.name]
+        by_cell = {row["cell"]: row for row in self.rows}
+        tested = ((table, table.tested_by or metric) for table in tables if by_cell)
+        return frozenset().union(
+            *(indistinguishable(table, self.means, by_cell, self.evidence.of(by.name), by) for table, by in tested)
+        )
 
     def arranged(self, layout: Layout) -> Arrangement:
         """The cells in the places of a layout."""
@@ -129,17 +159,6 @@ class QualityTable:
     @cached_property
     def _arranged(self) -> Arrangement:
         return self._in(self.layout)
-
-    def _alike_over_seeds(self, tables: Sequence[Pivot], metric: MetricColumn) -> set[str]:
-        """Cells whose mean over replicates can't be distinguished from the best of its column; none without any."""
-        members = self.means.members
-        if not self.means.over:
-            return set()
-        values = dict(zip(self.frame["cell"], self.frame[metric.name], strict=True))
-        columns = [column for table in tables for column in table.against_best()]
-        tested = (alike_over_seeds(members[best], {cell: members[cell] for cell in others}, values)
-                  for best, others in columns)  # fmt: skip
-        return set().union(*tested)
 
     def _spelled(self, frame: pd.DataFrame) -> list[ProtocolFields]:
         return [self.protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in self.protocols]
@@ -167,9 +186,11 @@ class QualityTable:
         clips = {protocol.get("clip") for protocol in spelled}  # if they differ, the tables say where
         parts += [f"clip: {clip}" for clip in clips if len(clips) == 1 and clip not in (None, "none")]
         if not varying_seeds(self.long):
+            shown = [metric for metric in self.metrics if metric.error == metric.sampling_error]
+            known = [metric.title for metric in shown if has_values(self.frame, metric.error)] or [FID.title]
             parts.append(
-                "± beside FID is one standard error of sampling at this N (neither its bias nor the spread between "
-                "trainings)"
+                f"± beside {' and '.join(known)} is one standard error of sampling at this N (neither its bias nor the "
+                "spread between trainings)"
             )
         parts += ["bold is the best of its column"] if any(section.has_best for section in self.sections) else []
         line = "; ".join(parts) + "."
@@ -186,6 +207,8 @@ class MetricTables:
     """Explains the values if they are means over replicates; else empty."""
     error_means: str
     """Explains ±; empty if there is none."""
+    alike: Set[str]
+    """Cells that can't be distinguished from the best of their column."""
 
     @property
     def means(self) -> str:
@@ -203,16 +226,15 @@ class MetricTables:
 
 
 def legend(tables: Sequence[Pivot]) -> list[str]:
-    """A line for each mark that some entry has."""
-    seen = {mark for table in tables for row in table.entries for entry in row for mark in entry.mark}
-    of_means = {INDISTINGUISHABLE: AMONG_REPLICATES} if any(table.spreads is not None for table in tables) else {}
-    return [f"{mark} {meaning}." for mark, meaning in (MEANINGS | of_means).items() if mark in seen]
+    """A line for each meaning of each mark that some entry has."""
+    lines = dict.fromkeys(f"{mark} {meaning}." for table in tables for mark, meaning in table.legend.items())
+    return sorted(lines, key=lambda line: list(MEANINGS).index(line[0]))
 
 
 def write_quality(table: QualityTable, folder: Path, stem: str = "quality") -> None:
     """Write quality.{csv,json,md,tex} into `folder`, which is made if it is missing; `stem` is another name."""
     document = {"rows": table.long.to_dict("records"), "protocols": table.protocols, "notes": list(table.notes)}
-    document |= {"indistinguishable": sorted(table.alike), "joined": sorted(table.joined)}
+    document |= {"indistinguishable": sorted(table.alike), "joined": sorted(table.joined)} | _alike_in(table)
     folder.mkdir(parents=True, exist_ok=True)
     write_files(
         folder,
@@ -222,6 +244,17 @@ def write_quality(table: QualityTable, folder: Path, stem: str = "quality") -> N
         md=with_notes(f"{table.about}\n\n{to_markdown(table)}", table.notes),
         tex="".join(f"% {' '.join(line.split())}\n" for line in (table.about, *table.notes)) + to_latex(table),
     )
+
+
+def _alike_in(table: QualityTable) -> dict[str, Any]:
+    """The marks that are not by FID's own differences, by the column of the metric whose tables have them."""
+    by_name = {
+        section.metric.name: sorted(section.alike)
+        for section in table.sections
+        for others in [{pivot.tested_by for pivot in section.tables if pivot.tested_by} - {FID}]
+        if any(has_values(table.frame, metric.sampling_error) for metric in others)
+    }
+    return {"indistinguishable_in": by_name} if by_name else {}
 
 
 def to_markdown(table: QualityTable) -> str:

@@ -107,8 +107,11 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     if rows:
         from taugrid.eval.figures.over_steps import quality_figure
 
-        shown = quality_figure(quality.scored.means.frame, quality.used_protocols, x=quality.layout.x)
-        _save(rundir, {"quality": shown})
+        frame, by = quality.scored.means.frame, quality.judged_by
+        figures = {metric.name: quality_figure(frame, quality.used_protocols, x=quality.layout.x, metric=metric)
+                   for metric in dict.fromkeys([FID, by])}  # fmt: skip
+        rundir.remove_figures("quality-*")
+        _save(rundir, {"quality" if name == FID.name else f"quality-{name}": made for name, made in figures.items()})
     _write_effects(run, quality.scored)
     _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)
@@ -178,12 +181,13 @@ def _write_effects(run: Run, scored: QualityTable) -> None:
         return
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_effects(effects, tables)
-    if on_fid := effects.by_metric.get(FID):
+    by = scored.judged_by
+    if found := effects.by_metric.get(by):
         from taugrid.eval.figures.ablation.forest import effects_figure
         from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
 
-        by_key = dict([*per_key_figures(scored, on_fid), *heat_maps(scored, on_fid)])
-        _save(rundir, {"effects": effects_figure(on_fid)} | by_key)
+        by_key = dict([*per_key_figures(scored, found, by), *heat_maps(scored, found)])
+        _save(rundir, {"effects": effects_figure(found, by)} | by_key)
 
 
 def _write_cost(run: Run, quality: QualityTable) -> None:
@@ -247,8 +251,9 @@ def _write_checkpoints(plan: Plan, rundir: RunDir, quality: QualityTable) -> Non
         return
     from taugrid.eval.figures.checkpoints import checkpoints_figure
 
-    best = best_checkpoints(quality.rows, quality.evidence)
-    _save(rundir, {"checkpoints": checkpoints_figure(quality.long, loaded, quality.used_protocols, best)})
+    by = quality.judged_by
+    best = best_checkpoints(quality.rows, quality.evidence, by)
+    _save(rundir, {"checkpoints": checkpoints_figure(quality.long, loaded, quality.used_protocols, best, by)})
 
 
 def write_cells(plan: Plan, rundir: RunDir) -> None:

@@ -57,7 +57,8 @@ def table(
     rows, protocols=MappingProxyType({}), indistinguishable=frozenset(), joined=frozenset(), layout=USUAL, notes=()
 ):
     """The quality table of `rows`, with marks that are given."""
-    return QualityTable(rows, Evidence({}, {}, dict(protocols)), notes, joined, layout, recorded=indistinguishable)
+    evidence, recorded = Evidence({}, {}, dict(protocols)), {"fid": indistinguishable}
+    return QualityTable(rows, evidence, notes, joined, layout, recorded=recorded)
 
 
 def markdown(rows, *given, **more):

@@ -13,7 +13,9 @@ from taugrid.eval.figures.drawing import CHARACTER_WIDTH, plain_style, say_if_em
 from taugrid.eval.tables.ablation.effects import EACH_CELL, EACH_S, EVERYWHERE, Effect, short_key_names
 from taugrid.eval.tables.ablation.effects_files import CONDITIONAL_ON_SEED
 from taugrid.eval.tables.ablation.seeds import LEVEL
+from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import short_samplers
+from taugrid.registry.metrics import MetricColumn
 
 MAX_ROWS = 36
 """With more effects than this, those of single cells are only in effects.md."""
@@ -36,8 +38,8 @@ SIGNIFICANT, NOT_SIGNIFICANT = "#0072b2", "#888888"
 """Colours: blue of the Okabe-Ito palette, and grey."""
 
 
-def effects_figure(effects: Sequence[Effect]) -> Figure:
-    """A panel for each value of a key, a row for each effect: filled and blue where p (Holm) is below `LEVEL`.
+def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Figure:
+    """A panel for each value of a key, a row for each effect on `metric`: filled and blue if p (Holm) is below `LEVEL`.
 
     Single cells come first: an average over them can hide that they differ in sign.
     """
@@ -59,7 +61,7 @@ def effects_figure(effects: Sequence[Effect]) -> Figure:
             panel.tick_params(labelbottom=True)
             if threshold is not None:
                 _use_symlog(panel, threshold, rows)
-        figure.supxlabel(textwrap.fill(_caption(rows, threshold), CAPTION_WIDTH), fontsize=9)
+        figure.supxlabel(textwrap.fill(_caption(rows, threshold, metric), CAPTION_WIDTH), fontsize=9)
         say_if_empty(figure, "no effect has an interval")
     return figure
 
@@ -136,12 +138,13 @@ def _use_symlog(panel: Axes, threshold: float, rows: Sequence[Effect]) -> None:
         panel.axvline(place, color="#777777", linewidth=1.2, linestyle=":", zorder=1)
 
 
-def _caption(rows: Sequence[Effect], threshold: float | None) -> str:
+def _caption(rows: Sequence[Effect], threshold: float | None, metric: MetricColumn) -> str:
     over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
     scale = "" if threshold is None else " The axis is linear between the dotted lines and logarithmic outside them."
     over += CONDITIONAL_ON_SEED if any(effect.is_conditional_on_seed for effect in rows) else ""
     cells = "a cell each, and averages over cells (diamonds)" if rows[0].scope == EACH_CELL else "averages over cells"
+    side = "above" if metric.higher_is_better else "below"
     return (
-        f"Differences of FID, all else equal (below 0 is better): {cells}, with 95 % intervals over {over}. Filled: p "
-        f"below {LEVEL} after Holm's correction.{scale}"
+        f"Differences of {metric.title}, all else equal ({side} 0 is better): {cells}, "
+        f"with 95 % intervals over {over}. Filled: p below {LEVEL} after Holm's correction.{scale}"
     )

@@ -14,19 +14,20 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from taugrid.eval.figures.drawing import (
     PANELS_ACROSS,
-    fid_figure,
     legend_name,
     make_room,
+    panels_figure,
     plain_style,
     row_styles,
     x_offsets,
 )
-from taugrid.eval.figures.over_steps import Along, draw_over_steps
+from taugrid.eval.figures.over_steps import Along, draw_over_steps, scale_of
 from taugrid.eval.tables.ablation.effects import KEY_SEPARATOR, OF_SAMPLERS, Effect, short_key_names
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT, Layout, Pivot, is_number
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.registry.metrics import MetricColumn
 
 MAX_PANELS = 12
 """Panels of a heat map."""
@@ -51,8 +52,10 @@ def name_of(label: Sequence[str], row_keys: Sequence[str], all_labels: Collectio
     )
 
 
-def per_key_figures(table: QualityTable, effects: Sequence[Effect]) -> Iterator[tuple[str, Figure]]:
-    """Name and figure for each key of the effects on FID.
+def per_key_figures(
+    table: QualityTable, effects: Sequence[Effect], metric: MetricColumn = FID
+) -> Iterator[tuple[str, Figure]]:
+    """Name and figure for each key of the effects on a metric.
 
     There is a panel for each value of the key, and a line for each combination of the other settings: means over
     replicates with their errors.
@@ -63,11 +66,12 @@ def per_key_figures(table: QualityTable, effects: Sequence[Effect]) -> Iterator[
         if set(keys) & {"steps", "eta"}:
             continue  # S, or what it costs, is the axis of every panel, and eta makes the lines of figures/quality
         rows = (*(name for name in settings if name not in keys), "eta")
-        tables = table.arranged(Layout(rows)).tables(FID)
+        tables = table.arranged(Layout(rows)).tables(metric)
         labels = dict.fromkeys(label for pivot in tables for label in pivot.labels)
         names = {label: legend_name(name_of(label, tables[0].row_keys, labels)) for label in labels}
         draw = partial(draw_over_steps, axis=Along.of(table.means.frame, table.layout.x))
-        figure = fid_figure(tables, draw, row_styles(names, tables[0].row_keys, x_offsets(len(names))), "log")
+        styles = row_styles(names, tables[0].row_keys, x_offsets(len(names)))
+        figure = panels_figure(tables, draw, styles, "log", metric, scale_of(tables))
         make_room(figure, names.values())
         yield f"by-{short.replace(KEY_SEPARATOR, '-')}", figure
 

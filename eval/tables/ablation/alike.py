@@ -1,4 +1,4 @@
-"""Finds cells whose FID can't be distinguished from the best of their column, by the influences of the samples."""
+"""Finds cells that can't be distinguished from the best of their column, by the influences of the samples."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -10,50 +10,61 @@ from taugrid.eval.tables.ablation.replicates import Averaged, alike_over_seeds
 from taugrid.eval.tables.ablation.seeds import critical_range, shared_error
 from taugrid.eval.tables.differences import Evidence, paired_error
 from taugrid.eval.tables.entries import ROUNDING
+from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.rows import Row
+from taugrid.registry.metrics import MetricColumn
 
 Cells = tuple[str, str]
 """The ids of two cells, whose difference is the second minus the first."""
 
 
 def indistinguishable(
-    tables: Sequence[Pivot], means: Averaged, rows: Mapping[str, Row], evidence: Evidence
+    table: Pivot, means: Averaged, rows: Mapping[str, Row], evidence: Evidence, metric: MetricColumn = FID
 ) -> frozenset[str]:
-    """Cells whose FID can't be distinguished from the best of their column, or that have the same samples.
+    """Cells whose `metric` can't be distinguished from that of the best of their column, or that have the same samples.
 
     Of the cells of a column that are as good as its best, all are found with a probability of 95 %. Replicates are
     compared by their means, with Student's t over the seeds that both have. The best itself is not among the cells, nor
     is one that equals it, has no paired standard error, or shares fewer than two seeds with it.
 
-    `tables` are those of FID, whose values are `means`; `rows` are those of quality.csv by cell.
+    The best is that of `table`, which may be of another metric and has `means` as values: the limit holds for any two
+    cells of a column. `rows` are those of quality.csv by cell, and `evidence` is that of `metric`.
     """
-    values = {cell: row["fid"] for cell, row in rows.items()}
+    values = {cell: row.get(metric.name) for cell, row in rows.items()}
+
+    def shared(parts: Sequence[Sequence[Cells]]) -> float:
+        return (shared_sampling_error(parts, evidence) or 0.0) if evidence.influences else 0.0
+
     alike: set[str] = set()
-    for best, others in (column for table in tables for column in table.against_best()):
+    for best, others in table.against_best():
         if means.over:
             members = {cell: means.members[cell] for cell in others}
-            alike |= alike_over_seeds(
-                means.members[best], members, values, lambda parts: shared_sampling_error(parts, evidence) or 0.0
-            )
+            alike |= alike_over_seeds(means.members[best], members, values, shared)
         else:
-            alike |= _alike(rows[best], [rows[cell] for cell in others], evidence)
+            alike |= _alike(best, others, values, rows, evidence)
     return frozenset(alike)
 
 
-def _alike(best: Row, others: Sequence[Row], evidence: Evidence) -> set[str]:
+def _alike(
+    best: str, others: Sequence[str], values: Mapping[str, float | None], rows: Mapping[str, Row], evidence: Evidence
+) -> set[str]:
     """The cells of a column whose difference from `best` chance among the samples explains."""
-    errors = {row["cell"]: paired_error(row["fid"] - best["fid"], best, row, evidence) for row in others}
+    known = {cell: value for cell in (best, *others) if (value := values[cell]) is not None}
+    if best not in known:
+        return set()
+    errors = {cell: paired_error(value - known[best], rows[best], rows[cell], evidence)
+              for cell, value in known.items() if cell != best}  # fmt: skip
     tested = {cell: paired for cell, paired in errors.items() if paired.se is not None}
     if not tested:
         return set()
-    influences = np.stack([evidence.influences[cell] for cell in (best["cell"], *tested)])
+    influences = np.stack([evidence.influences[cell] for cell in (best, *tested)])
     limit = critical_range(np.cov(influences) / influences.shape[1])
     return {cell for cell, paired in tested.items() if paired.z is None or abs(paired.z) < limit}
 
 
 def sampling_error(pairs: Sequence[Cells], evidence: Evidence) -> float | None:
-    """The standard error of the mean difference of FID over sampling; None if a cell has no influences.
+    """The standard error of the mean difference of a metric over sampling; None if a cell has no influences.
 
     Cells with the same x_T are added up sample by sample, so what their noise shares cancels or adds up as it does in
     the mean; groups with other noise are independent.

@@ -2,9 +2,9 @@
 
 Each effect is a mean of paired differences between cells that agree in every other key, in S, eta and seeds: over all
 cells, for each S, and cell by cell. With replicates, an interval over trainings comes from Student's t over their
-seeds, for every metric. Trainings that are sampled with one seed share its noise, which their spread misses: FID's
-intervals include it, those of other metrics are conditional on this sampling seed. The error over sampling comes from
-the samples' influences (alike.py); only FID has it.
+seeds, for every metric. Trainings that are sampled with one seed share its noise, which their spread misses: intervals
+include it where the metric has an error over sampling, others are conditional on this sampling seed. The error over
+sampling comes from the samples' influences (alike.py).
 
 Two samplers are compared at equal network evaluations if they have some in common, else at equal S. A key that one of
 them ignores, such as eta, has the base value in the other's cells.
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.ablation.alike import sampling_error, share_noise, shared_sampling_error
+from taugrid.eval.tables.ablation.alike import sampling_error, shared_sampling_error
 from taugrid.eval.tables.ablation.replicates import SEEDS, UNITS, varying_seeds
 from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
 from taugrid.eval.tables.differences import Evidence
@@ -64,7 +64,7 @@ class Effect:
     effect: float
     """mean_value - mean_base."""
     se_sampling: float | None
-    """The standard error of drawing these samples of these networks. None for metrics other than FID."""
+    """The standard error of drawing these samples of these networks; None if the metric has none."""
     replicates: int
     """The number of trainings, or sampling seeds, that the interval is over; 1: over sampling alone."""
     over: str
@@ -80,7 +80,7 @@ class Effect:
     note: str = ""
     se_shared: float | None = None
     """The standard error of the sampling noise that all replicates share, which the interval includes. 0 if each has
-    noise of its own; None if it is unknown, as for metrics other than FID, or without replicates."""
+    noise of its own; None if it is unknown, as for metrics without `se_sampling`, or without replicates."""
 
     @property
     def is_conditional_on_seed(self) -> bool:
@@ -209,7 +209,7 @@ def effects(
                 pairs, unpaired = _pairs(found, keys, labels, base_label, value)
                 for scope, settings, part in _scopes(pairs, found, keys):
                     unpaired_seeds = {seed for pair in part for seed in unpaired[pair.block]}
-                    effect = _effect(part, grid.seeds, unpaired_seeds, evidence, metric)
+                    effect = _effect(part, grid.seeds, unpaired_seeds, evidence.of(metric.name), metric)
                     named = replace(effect, scope=scope, key=KEY_SEPARATOR.join(keys), base=base_label, value=value)
                     by_scope[scope].append(replace(named, settings=settings))
     return [effect for scope in SCOPES for effect in _corrected(by_scope[scope])]
@@ -346,11 +346,9 @@ def _effect(
         by_seed[pair.seeds[0] if seeds else None].append(pair)
     differences = np.array([np.mean([pair.other[metric.name] - pair.base[metric.name] for pair in part])
                             for part in by_seed.values()])  # fmt: skip
-    error = sampling_error([pair.cells for pair in kept], evidence) if metric == FID else None
-    shared = None
+    error, shared = sampling_error([pair.cells for pair in kept], evidence), None
     if len(differences) > 1:
-        parts = [[pair.cells for pair in part] for part in by_seed.values()]
-        shared = shared_sampling_error(parts, evidence) if metric == FID or not share_noise(parts, evidence) else None
+        shared = shared_sampling_error([[pair.cells for pair in part] for part in by_seed.values()], evidence)
     over_seeds = mean_over_seeds(differences, shared or 0.0)
     mean = float(over_seeds.mean)
     over, half, p = "sampling", error and Z_95 * error, two_sided(mean / error) if error else None

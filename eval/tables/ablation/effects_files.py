@@ -12,6 +12,7 @@ from scipy import special
 from taugrid.eval.tables.ablation.effects import EACH_CELL, EVERYWHERE, KEY_SEPARATOR, SCOPES, Effect, Effects
 from taugrid.eval.tables.ablation.seeds import LEVEL, half_width
 from taugrid.eval.tables.entries import MISSING, write_number
+from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.rows import as_csv, series, with_notes, write_files
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted, markdown_table
@@ -35,6 +36,13 @@ INTERVAL_EXPLANATION = {
     "whether other trainings would show the same. Several values of `train.seed`, scored for both, can, and give an "
     "interval to metrics other than FID too.",
 }
+WITH_OTHERS = {
+    "FID's interval includes it": "an interval includes it",
+    "±, which only FID at a large enough N has, is": "±, where a metric has it, is",
+    "±, which only FID has, is": "±, where a metric has it, is",
+    "metrics other than FID too": "every metric",
+}
+"""What the explanations say instead if FID is not the only metric with errors of sampling."""
 POWER = 0.80
 """With the number of replicates that a verdict names, this share of ablations would reach significance if the effect is
 as measured."""
@@ -58,7 +66,12 @@ def write_effects(effects: Effects, folder: Path) -> None:
 
 def about(effects: Effects) -> list[str]:
     """Explains effects, p and intervals."""
-    return [ABOUT, *(INTERVAL_EXPLANATION[over] for over in dict.fromkeys(effect.over for effect in effects.every))]
+    lines = [ABOUT, *(INTERVAL_EXPLANATION[over] for over in dict.fromkeys(effect.over for effect in effects.every))]
+    others = (effect for metric, found in effects.by_metric.items() if metric != FID for effect in found)
+    if any(effect.se_sampling is not None for effect in others):
+        for of_fid, of_any in WITH_OTHERS.items():
+            lines = [line.replace(of_fid, of_any) for line in lines]
+    return lines
 
 
 def effects_markdown(effects: Effects) -> str:

@@ -110,7 +110,7 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
         by_score = {column.name: mean_over_seeds(_values(group, column.name, seeds)) for column in scores}
         for column in scores:
             first[column.name] = by_score[column.name].mean
-            if column.error is not None:
+            if column.error is not None and column.error in frame:
                 first[column.error] = by_score[column.name].se
         errors[cell] = {name: value.se for name, value in by_score.items()}
         spreads[cell] = {name: value.sd for name, value in by_score.items()}

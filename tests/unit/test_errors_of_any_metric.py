@@ -1,0 +1,179 @@
+"""Marks, differences, effects and figures of metrics other than FID, by their own standard errors."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+from test_differences import cell, evidence, spread
+from test_one_table import SCHEDULE, TRAINING
+from test_tables import table_rows
+
+from taugrid.eval.figures.over_steps import quality_figure
+from taugrid.eval.pages.answer import answer, measured
+from taugrid.eval.tables.ablation.effects import Effects
+from taugrid.eval.tables.ablation.effects_files import effects_markdown
+from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, best_checkpoints, differences, pair
+from taugrid.eval.tables.differences_files import difference_line, differences_of, write_differences
+from taugrid.eval.tables.long_form import CHECKPOINT, FID, in_grid_order
+from taugrid.eval.tables.quality import QualityTable, to_markdown, write_quality
+from taugrid.registry.metrics import METRICS
+
+COLUMNS = {column.name: column for metric in METRICS.values() for column in metric.columns}
+KID, IS = COLUMNS["kid"], COLUMNS["isc_mean"]
+
+
+def scored(name, eta=0.0, fid=10.0, kid=0.01, **others):
+    """A row at an N at which FID has no error and KID has."""
+    return cell(name, 10, eta, fid, fid_se=None, kid=kid, kid_se=0.001, kid_mean=kid, kid_std=0.002, **others)
+
+
+def known(rows, kid, **of_others):
+    return evidence(rows, {}, others={"kid": kid, **of_others})
+
+
+@pytest.fixture
+def small_n():
+    """FID's best is a; by KID, b can't be told apart from it, c can, and d is better."""
+    rows = [scored("a", 0.0, 10.0, 0.010), scored("b", 0.2, 11.0, 0.0101)]
+    rows += [scored("c", 0.5, 12.0, 0.020), scored("d", 1.0, 13.0, 0.001)]
+    phi = {row["cell"]: spread(0.0001 * (1 + place)) for place, row in enumerate(rows)}
+    return QualityTable(rows, known(rows, phi))
+
+
+def test_a_table_whose_fid_has_no_error_is_marked_by_kid_and_says_so(small_n):
+    section = small_n.section(FID)
+    assert (section.alike, small_n.judged_by, small_n.alike) == ({"b"}, KID, set())
+    [line] = section.legend
+    assert f"the paired difference of {KID.title} (FID has no standard error at this N)" in line
+    assert "not tested" not in line
+    assert small_n.section(KID).alike == set(), "all are worse than d"
+    assert small_n.section(COLUMNS["kid_mean"]).legend == [], "torch-fidelity's KID has no influences"
+
+
+def test_fid_with_an_error_is_tested_by_its_own_and_kid_by_kids(small_n):
+    rows = [row | {"fid_se": 1.0} for row in small_n.rows]
+    of_fid = {row["cell"]: spread(0.1 * (1 + place)) for place, row in enumerate(rows)}
+    table = QualityTable(rows, evidence(rows, of_fid, others=small_n.evidence.others))
+    assert (table.judged_by, table.alike, table.section(KID).alike) == (FID, set(), set())
+    near = [row | {"kid": 0.0102 if row["cell"] == "d" else row["kid"]} for row in rows]
+    table = QualityTable(near, evidence(near, of_fid, others=small_n.evidence.others))
+    assert table.section(KID).alike == {"b", "d"}, "0.7 errors from a"
+    assert f"paired difference of {KID.title}, 95 %" in table.section(KID).legend[0]
+
+
+def test_the_file_keeps_marks_by_other_metrics_apart_from_those_of_fid(small_n, tmp_path):
+    write_quality(small_n, tmp_path)
+    document = json.loads((tmp_path / "quality.json").read_text())
+    assert document["indistinguishable"] == []
+    assert document["indistinguishable_in"] == {"fid": ["b"], "kid": []}
+    again = QualityTable.read(document)
+    assert to_markdown(again) == to_markdown(small_n)
+    assert " ≈" in to_markdown(again)
+    [first, *_] = answer(measured(again), 4)
+    assert first.endswith(f"at this S, η = 0.2 can't be told apart from it by {KID.title}.")
+    assert again.about == small_n.about
+    assert f"± beside {KID.title} is one standard error of sampling" in small_n.about
+
+
+def test_kid_of_all_pairs_comes_before_that_of_subsets(small_n):
+    headings = [line for line in to_markdown(small_n).splitlines() if line.startswith("## ")]
+    assert headings == [f"## {title} (lower is better)" for title in ("FID", KID.title, "KID")]
+
+
+def test_higher_is_better_where_it_is():
+    rows = [cell(name, 10, eta, 5.0, isc_mean=isc, isc_std=9.0, isc_se=0.1)
+            for name, eta, isc in (("low", 0.0, 2.0), ("near", 0.5, 2.99), ("high", 1.0, 3.0))]  # fmt: skip
+    phi = {"low": spread(0.02), "near": spread(0.03), "high": spread(0.01)}
+    table = QualityTable(rows, evidence(rows, {}, others={"isc_mean": phi}))
+    section = table.section(IS)
+    assert section.alike == {"near"}, "0.5 errors below the best"
+    assert "**3.0 ± 9.0**" in to_markdown(table)
+    assert table_rows(to_markdown(table))[-3][-1] == "2.0 ± 9.0", "± stays the standard deviation over splits"
+    assert "not tested" not in section.legend[0], "± is not the error of the test"
+    checkpoints = [row | {CHECKPOINT: row["cell"], "eta": 0.0} for row in rows]
+    [best] = best_checkpoints(checkpoints, table.evidence, IS)
+    assert (best.checkpoint, best.alike) == ("high", ("near",))
+
+
+def test_differences_have_columns_of_other_metrics_behind_those_of_fid(small_n, tmp_path):
+    found = differences(small_n.rows, small_n.evidence)
+    write_differences(found, tmp_path)
+    frame = pd.read_csv(tmp_path / "differences.csv")
+    parts = [f"kid_{part}" for part in ("a", "b", "difference", "se", "z")]
+    assert list(frame.columns) == [*DIFFERENCE_COLUMNS, *parts]
+    first = frame.iloc[0]
+    assert [first["kid_a"], first["kid_b"]] == [0.010, 0.0101]
+    assert [first["kid_difference"], first["kid_se"], first["kid_z"]] == pytest.approx([0.0001, 0.0001, 1.0])
+    assert frame["se"].isna().all()
+    text = (tmp_path / "differences.md").read_text(encoding="utf-8")
+    of_fid, of_kid = text.split(f"# Differences of {KID.title}\n")
+    assert "eta 0 -> 0.2 at S 10: +1.00\n" in of_fid
+    assert "eta 0 -> 0.2 at S 10: +0.00010 ± 0.00010, z = +1.0 ≈\n" in of_kid
+    assert of_kid.count("no standard error") == of_kid.split("## Notes")[1].count("no standard error") > 0
+
+
+def test_lost_influences_leave_the_difference_without_an_error(small_n):
+    rows = small_n.rows
+    row = pair(rows[0], rows[1], known(rows, {"a": spread(0.1)}))
+    assert (row["kid_se"], row["kid_z"]) == (None, None)
+    [of_kid] = differences_of([row], KID)
+    assert difference_line(of_kid) == "eta 0 -> 0.2 at S 10: +0.000100"
+
+
+def test_a_run_without_fid_compares_by_what_it_has(small_n, tmp_path):
+    rows = [row | {"fid": None} for row in small_n.rows]
+    found = differences(rows, small_n.evidence)
+    assert len(found) == 3
+    assert found[0]["difference"] is None
+    write_differences(found, tmp_path)
+    text = (tmp_path / "differences.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# Differences of {KID.title}\n\nEach value is the {KID.title} of the second cell")
+    assert QualityTable(rows, small_n.evidence).judged_by == KID
+    bare = [row | {"kid_se": None} for row in rows]
+    with pytest.raises(ValueError, match="cell a has no FID"):
+        pair(bare[0], bare[1], small_n.evidence)
+
+
+def test_old_scores_keep_the_old_columns(tmp_path):
+    rows = [cell(name, 10, eta, 4.0, kid_mean=0.1, kid_std=0.0, precision=0.5, isc_mean=2.0)
+            for name, eta in (("a", 0.0), ("b", 1.0))]  # fmt: skip
+    table = QualityTable(rows, evidence(rows, {}))
+    write_quality(table, tmp_path)
+    write_differences(differences(rows, table.evidence), tmp_path)
+    assert "indistinguishable_in" not in json.loads((tmp_path / "quality.json").read_text())
+    assert list(pd.read_csv(tmp_path / "differences.csv").columns) == list(DIFFERENCE_COLUMNS)
+
+
+def trained(kid):
+    """A row for each (schedule, seed of training), which share the noise of sampling."""
+    return [scored(f"{s}-{seed}", kid=value, model=f"{s}-{seed}", **{SCHEDULE: s, TRAINING: seed})
+            for (s, seed), value in kid.items()]  # fmt: skip
+
+
+def test_effects_on_kid_have_errors_of_sampling_and_include_noise_that_trainings_share():
+    rows = trained({("linear", 0): 0.010, ("linear", 1): 0.011, ("cosine", 0): 0.020, ("cosine", 1): 0.0212})
+    phi = {row["cell"]: spread(0.002 if row[SCHEDULE] == "linear" else 0.005) for row in rows}
+    found = Effects.of(QualityTable(rows, known(rows, phi)))
+    [of_kid] = [effect for effect in found.by_metric[KID] if effect.scope == "all"]
+    assert (of_kid.se_sampling, of_kid.se_shared) == pytest.approx((0.003, 0.003))
+    [of_fid] = [effect for effect in found.by_metric[FID] if effect.scope == "all"]
+    assert (of_fid.se_sampling, of_fid.se_shared) == (None, None)
+    text = effects_markdown(found)
+    assert "only FID" not in text
+    assert "an interval includes it where ± is known" in text
+    one = rows[::2]
+    found = Effects.of(QualityTable(one, known(one, phi)))
+    [of_kid] = [effect for effect in found.by_metric[KID] if effect.scope == "all"]
+    assert of_kid.over == "sampling"
+    assert of_kid.p == pytest.approx(math.erfc(0.01 / 0.003 / math.sqrt(2)))
+
+
+def test_kid_of_zero_or_less_has_a_place_in_the_figure(small_n):
+    figure = quality_figure(in_grid_order(small_n.rows), small_n.protocols, metric=KID)
+    assert (figure.axes[0].get_yscale(), figure.axes[0].get_ylabel()) == ("log", KID.heading)
+    rows = [row | {"kid": row["kid"] - 0.0105} for row in small_n.rows]
+    [panel] = quality_figure(in_grid_order(rows), small_n.protocols, metric=KID).axes
+    assert panel.get_yscale() == "linear"
+    shown = [drawn.lines[0].get_ydata()[0] for drawn in panel.containers]
+    assert shown == [row["kid"] for row in rows]
