@@ -11,15 +11,16 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from taugrid.config import Sample
+from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.tables.ablation.replicates import Averaged
-from taugrid.eval.tables.entries import MEANINGS, MISSING, Entry, write_mean
+from taugrid.eval.tables.entries import MEANINGS, MISSING, Entry, write_mean, write_number
 from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, EXACT, FID, axes
 from taugrid.eval.tables.rows import as_text
 from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
@@ -37,6 +38,9 @@ OTHERS = ("sampler", "spacing", "clip")
 IGNORABLE = ("spacing", "clip")
 """Those of them that are empty where the sampler ignores them."""
 OPTIONS = "sampler_options"
+
+Floors = Mapping[int, Mapping[str, Floor]]
+"""N -> column of a metric -> its floor."""
 
 
 class Layout(NamedTuple):
@@ -80,6 +84,10 @@ class Pivot:
     """Cell id -> its number of replicates, for cells that have fewer than others."""
     tested_by: MetricColumn | None = None
     """The metric whose differences decide on marks, if it is another."""
+    num_samples: int = 0
+    """N of its cells."""
+    floor: Floor | None = None
+    """The metric of real images against real images at this N, if it is known."""
 
     @cached_property
     def labels(self) -> list[tuple[str, ...]]:
@@ -132,6 +140,17 @@ class Pivot:
     @property
     def has_best(self) -> bool:
         return any(entry.best for row in self.entries for entry in row)
+
+    @property
+    def floor_value(self) -> str:
+        """The floor's value as text; empty if none is known."""
+        scale = self.metric.scale
+        return write_number(scale * self.floor.mean, scale * self.floor.spread)[0] if self.floor else ""
+
+    @property
+    def about_floor(self) -> list[str]:
+        """A note with the floor, if it is known."""
+        return [f"floor: {self.metric.title} {self.floor_value} of {self.floor.in_words}"] if self.floor else []
 
     @property
     def legend(self) -> dict[str, str]:
@@ -266,6 +285,10 @@ def pivot_tables(
     ]
 
 
+def with_floors(tables: Iterable[Pivot], floors: Floors) -> list[Pivot]:
+    return [replace(table, floor=floors.get(table.num_samples, {}).get(table.metric.name)) for table in tables]
+
+
 def _setting(value: Any, column: str) -> str:
     return MISSING if column in IGNORABLE and pd.isna(value) else as_text(value)
 
@@ -314,6 +337,7 @@ def _pivot(
         row_keys=tuple(short_columns(rows).values()),
         column_key=short_columns([column_key])[column_key],
         fewer={} if means is None else means.fewer,
+        num_samples=int(group["num_samples"].iloc[0]),
     )
 
 
