@@ -41,6 +41,7 @@ from taugrid.eval.tables.ablation.cost import IMAGES
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import (
     EVALUATIONS,
+    NO_FLOORS,
     OPTIONS,
     SIGMA_HAT,
     Floors,
@@ -150,7 +151,7 @@ def quality_figure(
     published: Mapping[str, float] = {},
     x: str = "steps",
     metric: MetricColumn = FID,
-    floors: Floors = {},
+    floors: Floors = NO_FLOORS,
 ) -> Figure:
     """A metric against S, or what `report.x` names, with bars of ±1 standard error: a panel for each pivot.
 

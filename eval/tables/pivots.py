@@ -41,6 +41,7 @@ OPTIONS = "sampler_options"
 
 Floors = Mapping[int, Mapping[str, Floor]]
 """N -> column of a metric -> its floor."""
+NO_FLOORS: Floors = {}
 
 
 class Layout(NamedTuple):

@@ -13,7 +13,7 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import EXACT, FID, SCORES, appended_columns
-from taugrid.eval.tables.pivots import Floors
+from taugrid.eval.tables.pivots import NO_FLOORS, Floors
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.sources import Oracle
@@ -53,7 +53,7 @@ class Rows(NamedTuple):
     notes: list[str]
     evidence: Evidence
     """Protocols by the rows' short hashes, the samples' influences, and which cells share their noise."""
-    floors: Floors = {}
+    floors: Floors = NO_FLOORS
 
 
 def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
