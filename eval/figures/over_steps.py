@@ -123,8 +123,8 @@ def _draw_floor(panel: Axes, table: Pivot) -> None:
     if table.floor is None or not has_place(np.array(table.floor.mean), panel.get_yscale()):
         return
     panel.axhline(table.floor.mean, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
-    place = {"xy": (1, table.floor.mean), "xycoords": panel.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-    panel.annotate(f"real against real: {table.floor_value}", **place, fontsize=8, color=GREY)
+    text, across = f"real against real: {table.floor_value}", panel.get_yaxis_transform()
+    panel.text(1, table.floor.mean, text, transform=across, ha="right", va="bottom", fontsize=8, color=GREY)
 
 
 def _mark(panel: Axes, table: Pivot, axis: Along) -> float:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
 from taugrid.eval.tables.latex import latex_table
 from taugrid.eval.tables.long_form import FID, STAND_INS, has_values, in_grid_order, long_form, score_columns
-from taugrid.eval.tables.pivots import EVALUATIONS, NO_FLOORS, USUAL, Arrangement, Floors, Layout, Pivot, with_floors
+from taugrid.eval.tables.pivots import EVALUATIONS, USUAL, Arrangement, Floors, Layout, Pivot, with_floors
 from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
@@ -43,7 +43,7 @@ class QualityTable:
     """`rows`, and in between rows without scores for the settings that have none; empty: `rows` alone."""
     recorded: Mapping[str, Set[str]] | None = None
     """The value of `MetricTables.alike` of metrics when the table was written; of others, the influences decide."""
-    floors: Floors = NO_FLOORS
+    floors: Floors = field(default_factory=dict)
 
     @classmethod
     def read(cls, document: Mapping[str, Any], layout: Layout = USUAL, shown: Sequence[Row] = ()) -> "QualityTable":

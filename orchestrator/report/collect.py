@@ -96,7 +96,7 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items() if names]
     evidence = Evidence(influences.pop(FID.name, {}), pairings, protocols, reasons, influences)
     sizes = dict.fromkeys(row["num_samples"] for row in rows)
-    floors = {n: found for n in sizes if (found := floors_of(rundir, scoring, n))}
+    floors = {n: known for n in sizes if (known := floors_of(rundir, scoring, n))}
     return Rows(rows, [*plan.remarks, *notes], evidence, floors)
 
 

@@ -70,7 +70,7 @@ def _joined(config: Config, collected: Rows) -> JoinedRows:
 def larger_table(run: Run, collected: Rows) -> QualityTable:
     """The quality table of cells that grew, at one of their larger N."""
     joined, layout = _joined(run.config, collected), requested.layout(run.config, run.configured)
-    rows, evidence, notes, floors = collected
+    rows, notes, evidence, floors = collected
     return QualityTable(rows, evidence, notes, joined.cells, layout, floors=floors)
 
 
