@@ -61,8 +61,8 @@ def pairing(a: Source, b: Source, column: str | None = None) -> Pairing:
         return Pairing("A and B are the same images", tuple(names), (np.arange(len(names)), np.arange(len(names))))
     for called, source in (("A", a), ("B", b)):
         if found[called] is None:
-            way = "give --pair-by COLUMN" if source.kind == "parquet" else "only files and Parquet have some"
-            return Pairing(f"unpaired: {called}'s images have no names ({way})")
+            way = "; --pair-by COLUMN names those of Parquet" if source.kind == "parquet" else ""
+            return Pairing(f"unpaired: the images of {called} have no names{way}")
     return _by_name(*_keys(found))
 
 

@@ -75,7 +75,7 @@ def open_source(path: str) -> Source:
     """
     kind, found, dataset = _locate(path)
     reader = _reader(kind, found, dataset)
-    lossy, shape, digest = 0, (0, 0, 0), hashlib.sha256()
+    lossy, turned, shape, digest = 0, 0, (0, 0, 0), hashlib.sha256()
     parts: list[hashlib._Hash] = []
     for position, picture in enumerate(_alike(reader.images())):
         if position == 0:
@@ -88,11 +88,17 @@ def open_source(path: str) -> Source:
         digest.update(pixels)
         parts[-1].update(pixels)
         lossy += picture.lossy
+        turned += picture.turned
     warnings = reader.warnings
     if lossy:
         warnings += (
             f"{lossy} of {reader.num_images} images in {found} are JPEG, whose compression alone can change FID by a "
             "factor of two: use PNG",
+        )
+    if turned:
+        warnings += (
+            f"{turned} of {reader.num_images} images in {found} have an EXIF orientation, which is ignored: they are "
+            "taken as they are stored, so turn them first",
         )
     parts_sha256 = tuple(part.hexdigest() for part in parts)
     return Source(kind, str(found), dataset, reader.num_images, shape, digest.hexdigest(), warnings, parts_sha256)

@@ -136,6 +136,13 @@ def score_images(
     return found
 
 
+def of_all(documents: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
+    """The lines of documents (name -> what `evaluate` returns), each once, with the names if not all have it."""
+    lines = dict.fromkeys(line for document in documents.values() for line in document[key])
+    of = {line: [name for name, document in documents.items() if line in document[key]] for line in lines}
+    return [line if len(names) == len(documents) else f"{', '.join(names)}: {line}" for line, names in of.items()]
+
+
 @contextmanager
 def user_errors_of(given: Iterable[str], names: Names, progress: Progress) -> Iterator[None]:
     """Errors of the block as a `UserError` with the names of the arguments `given`; progress ends with the block."""

@@ -146,6 +146,18 @@ def before_and_after(before: ImageArray | None, after: ImageArray | None, path: 
     _save(picture, path)
 
 
+def pairs(before: ImageArray, after: ImageArray, labels: Sequence[str], path: Path) -> None:
+    """A row for each pair of images, named by `labels`: A, B and the size of their difference.
+
+    The largest difference of all rows is white; the title says the factor.
+    """
+    distance = np.abs(after.astype(np.int16) - before)
+    factor = 255 / max(1, int(distance.max()))
+    scaled = np.rint(distance * factor).astype(np.uint8)
+    rows = [np.stack(row) for row in zip(before, after, scaled, strict=True)]
+    _save(_rows(rows, labels, ["A", "B (new)", f"|B - A| x {factor:.3g}"]), path)
+
+
 def _rows(rows: Sequence[ImageArray], labels: Sequence[str], titles: Sequence[str], corner: str = "") -> Tiled:
     _check_sizes(rows)
     blocks = {(i, j): _block(row[j : j + 1]) for i, row in enumerate(rows) for j in range(len(row))}

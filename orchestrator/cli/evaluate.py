@@ -9,6 +9,7 @@ from taugrid.orchestrator.cli.options import (
     Command,
     RunOptions,
     cluster_options,
+    names_in,
     only_option,
     print_value,
     set_option,
@@ -24,7 +25,12 @@ METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRI
 @click.argument("config", required=False)
 @click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]")
 @set_option
-@click.option("--samples", metavar="PATH", help="Score these images instead: a folder, an .npz, Parquet.")
+@click.option(
+    "--samples",
+    multiple=True,
+    metavar="PATH",
+    help="Score these images instead: a folder, an .npz, Parquet; may be repeated, for a column each.",
+)
 @click.option(
     "--reference",
     metavar="PATH",
@@ -38,14 +44,14 @@ METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRI
     help="For --samples.  [default: that of the reference's run or data set, else inception-v3-compat]",
 )
 @click.option("--weights", metavar="FILE", help="For --samples: the extractor's weights.")
-@click.option("--metrics", metavar="LIST", help=METRICS_HELP)
+@click.option("--metrics", callback=names_in, metavar="LIST", help=METRICS_HELP)
 @cluster_options
 @only_option
 @trust_option
 def evaluate(**given: Any) -> None:
     """Score CONFIG's cells or, with --samples, any images."""
     names = ("samples", "reference", "extractor", "weights", "metrics")
-    external = {name: value for name in names if (value := given.pop(name)) is not None}
+    external = {name: value for name in names if (value := given.pop(name)) not in (None, ())}
     requested = RunOptions(**given)
     if given["config"] is not None:
         if external:
@@ -63,14 +69,18 @@ def evaluate(**given: Any) -> None:
     _score_external(external, requested)
 
 
-def _score_external(given: dict[str, str], requested: RunOptions) -> None:
-    from taugrid.orchestrator.cli.text import scores_text
+def _score_external(given: dict[str, Any], requested: RunOptions) -> None:
+    from taugrid.orchestrator.cli.images import scores_text
     from taugrid.orchestrator.external import flag, score_images
     from taugrid.orchestrator.progress import Progress
 
-    section: dict[str, Any] = {key: given[key] for key in ("extractor", "weights") if key in given}
-    if "metrics" in given:
-        section["metrics"] = [name.strip() for name in given["metrics"].split(",")]
+    samples, reference = given.pop("samples"), given.pop("reference")
+    if len(set(samples)) < len(samples):
+        raise UserError("--samples: a place is given twice; give each once")
+    section = {key: list(value) if key == "metrics" else value for key, value in given.items()}
     with Progress() as progress:
-        [scores] = score_images([given["samples"]], given["reference"], section, requested.assignments, progress, flag)
-    print_value(scores, requested.as_json, scores_text)
+        scores = score_images(
+            samples, reference, section, requested.assignments, progress, flag, trust_code=requested.trust_code
+        )
+    document = scores[0] if len(scores) == 1 else {"samples": scores}
+    print_value(document, requested.as_json, lambda _: scores_text(scores))

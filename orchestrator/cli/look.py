@@ -1,4 +1,4 @@
-"""Read-only commands: plan, status, verify, export, compare and config."""
+"""Read-only commands: plan, status, verify, export and config."""
 
 import json
 import sys
@@ -8,11 +8,9 @@ from typing import Any
 
 import click
 
-from taugrid.errors import Exit, UserError
+from taugrid.errors import Exit
 from taugrid.orchestrator.cli.options import (
-    SHARE,
     Command,
-    Finite,
     Group,
     config_options,
     json_option,
@@ -177,81 +175,6 @@ def export(directory: str, cell: str | None, target: str, reference: bool) -> No
     selected = find_cell(run.plan, cell)
     count = export_images(selected, run.rundir, Path(target))
     click.echo(f"{counted(count, 'image')} of {selected.label} in {target}")
-
-
-@click.command(cls=Command)
-@click.argument("directory", metavar="DIR")
-@click.argument("others", metavar="BASELINE | CELL CELL", nargs=-1, required=True)
-@click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ or no noise is shared.")
-@click.option(
-    "--margin",
-    type=Finite(0),
-    help="Baseline: the accepted regression, as a share of its FID.  [default: 0.02]",
-)
-@click.option(
-    "--alpha",
-    type=Finite(0, 0.5, min_open=True),
-    help="Baseline: the share of nights without a regression that may be called worse.  [default: 0.01]",
-)
-@click.option("--allow-missing", is_flag=True, help="Baseline: cells of it may be missing in DIR.")
-@click.option("--sharpness", type=SHARE, help="Baseline: the regression / FID that half of the cells must detect.")
-@json_option
-def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, **gate: Any) -> None:
-    """Compare a run with a baseline, or two cells of a run.
-
-    BASELINE is a run directory, or a file of `taugrid baseline accept`. Cells are matched by their settings. Exits with
-    3 if a cell got worse by more than the margin, or if the same weights, software and device made other images, and
-    with 5 if something could not be judged.
-
-    CELL CELL shows the difference between two cells' FIDs, and of each other metric that has a standard error, second
-    minus first, with its paired standard error. CELL is
-    settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the first
-    characters are enough if they fit no other.
-    """
-    requested = {key: value for key, value in gate.items() if value is not None and value is not False}
-    _require_runs(directory, *others[: len(others) == 1])  # a cell may have the name of a folder
-    if len(others) == 1:
-        from taugrid.orchestrator.cli.nightly import compare_with_baseline
-
-        if join:
-            raise click.UsageError("--join is for two cells")
-        compare_with_baseline(directory, others[0], requested, as_json)
-        return
-    if len(others) != 2 or requested:
-        raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
-    from taugrid.orchestrator.opened import open_existing
-    from taugrid.orchestrator.view.inspection import compare as compare_cells
-
-    run = open_existing(directory)
-    cell_a, cell_b = others
-    compared = compare_cells(run, cell_a, cell_b, join)
-    print_value(compared, as_json, _compared_text)
-
-
-def _require_runs(*given: str) -> None:
-    """Raise `UserError` for folders without a run, and say what compares what: they may be folders of images."""
-    if given[0].endswith(".json"):
-        raise UserError(f"{given[0]} is a baseline file: give the run first (compare DIR BASELINE)")
-    from taugrid.orchestrator.opened import is_other_folder
-
-    if others := [folder for folder in given if is_other_folder(folder)]:
-        raise UserError(
-            f"{others[0]} is not a run directory (it has no config.json); compare two cells of a run (compare DIR CELL "
-            "CELL), a run with a baseline or another run (compare DIR BASELINE), or images in two folders "
-            "(evaluate --samples A --reference B)"
-        )
-
-
-def _compared_text(row: dict[str, Any]) -> str:
-    from taugrid.eval.tables.differences_files import difference_line
-    from taugrid.eval.tables.entries import INDISTINGUISHABLE
-    from taugrid.registry.metrics import METRICS
-
-    titles = {column.name: column.title for metric in METRICS.values() for column in metric.columns}
-    lines = [f"{titles[name]}, {difference_line({**row, **its})}" for name, its in row["metrics"].items()]
-    is_marked = any(INDISTINGUISHABLE in line for line in lines)
-    meaning = f"{INDISTINGUISHABLE} sampling alone can explain it" if is_marked else ""
-    return "\n".join(filter(None, [*lines, meaning, row["note"]]))
 
 
 @click.group(cls=Group)

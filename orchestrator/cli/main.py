@@ -16,7 +16,7 @@ import click
 from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import evaluate, jobs, look, nightly, run, selfcheck
+from taugrid.orchestrator.cli import compare, evaluate, jobs, look, nightly, run, selfcheck
 from taugrid.orchestrator.cli.options import discard_output
 
 
@@ -59,7 +59,7 @@ for command in (
     run.report,
     run.reconstruct,
     run.interpolate,
-    look.compare,
+    compare.compare,
     look.export,
     look.verify,
     nightly.baseline,

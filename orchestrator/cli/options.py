@@ -113,6 +113,11 @@ def given_once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...
     return given
 
 
+def names_in(ctx: click.Context, param: click.Parameter, given: str | None) -> tuple[str, ...]:
+    """The names in a list with commas; none if it is not given."""
+    return () if given is None else tuple(name.strip() for name in given.split(","))
+
+
 set_option = click.option(
     "--set",
     "assignments",

@@ -1,6 +1,5 @@
 """The output of commands: plans and outcomes as text for people, outcomes as JSON for scripts."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.protocol import extractor_in_words
 from taugrid.words import counted, duration, in_columns, listed, quantity, with_urls
 
 if TYPE_CHECKING:
@@ -166,28 +164,6 @@ def print_selfcheck(findings: "Findings") -> None:
     )
     for problem in findings.problems:
         stderr.print(f"wrong: {problem}", markup=False)
-
-
-def scores_text(scores: dict[str, Any]) -> str:
-    """Scores of external images, from `eval.standalone.evaluate`, as lines."""
-    from taugrid.eval.tables.entries import write_number
-    from taugrid.eval.tables.long_form import score_columns
-
-    values = scores["metrics"]
-    lines = []
-    for column in score_columns():
-        if column.name in values:
-            error = values.get(column.error, math.nan) if column.error else math.nan
-            value, spread = write_number(values[column.name], error)
-            means = f"   (± is {column.error_means})" if spread else ""
-            lines.append(f"{column.heading}: {f'{value} {spread}'.rstrip()}{means}")
-    for side in ("samples", "reference"):
-        about = scores[side]
-        count = "moments" if about["num_images"] is None else counted(about["num_images"], "image")
-        lines.append(f"{side}: {about['dataset'] or about['path']} ({count}, SHA-256 {about['sha256'][:10]})")
-    extractor = scores["protocol"]["extractor"]
-    lines.append(f"extractor: {extractor_in_words(extractor)}, weights {extractor['weights_sha256'][:10]}")
-    return "\n".join([*lines, *scores["notes"], *(f"warning: {warning}" for warning in scores["warnings"])])
 
 
 def result_json(rundir: RunDir, outcome: "SessionResult") -> dict[str, Any]:

@@ -108,8 +108,8 @@ def test_strict_exits_with_2_if_there_is_any_warning_and_shows_the_plan_all_the_
 def test_compare_of_folders_that_are_no_runs_says_which_command_compares_what(base, tmp_path):
     for name in ("A", "B"):
         (tmp_path / name).mkdir()
-    ways = ("compare DIR CELL CELL", "compare DIR BASELINE", "evaluate --samples A --reference B")
-    for words in ((tmp_path / "A", tmp_path / "B"), (base / "run", tmp_path / "B"), (tmp_path / "A", "x", "y")):
+    ways = ("compare DIR CELL CELL", "compare DIR BASELINE", "compare A B --reference R")
+    for words in ((base / "run", tmp_path / "B"), (tmp_path / "A", "x", "y")):
         told = taugrid("compare", *words, code=2)[1]
         assert [way for way in ways if way not in told] == []
         assert "\n" not in told

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from taugrid.errors import DamagedFile, joined_lines
 from taugrid.threads import as_is, decode_each
@@ -31,6 +31,8 @@ class DecodedImage(NamedTuple):
     """(C, H, W)."""
     lossy: bool
     """Whether it was stored with loss, as JPEG is."""
+    turned: bool = False
+    """Whether its EXIF data ask viewers to turn it. Pixels are as they are stored, as torch-fidelity reads them."""
 
 
 class EncodedImage(NamedTuple):
@@ -74,9 +76,10 @@ def decode_image(image: EncodedImage) -> DecodedImage:
             if data.startswith(PNG_SIGNATURE) and data[PNG_DEPTH_OFFSET] == 16:
                 mode = f"16-bit {mode.removesuffix(';16')}"
             pixels = np.asarray(picture) if mode in ("L", "RGB") else None
+            turned = "exif" in picture.info and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "it is neither PNG nor JPEG" if isinstance(error, UnidentifiedImageError) else joined_lines(error)
         raise DamagedFile(f"{name} can't be decoded: {reason}") from None
     if pixels is None:
         raise SourceError(f"{name} must be 8-bit grey (L) or RGB, not {mode} (Pillow's mode): convert it first")
-    return DecodedImage(name, pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), lossy)
+    return DecodedImage(name, pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), lossy, turned)

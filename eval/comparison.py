@@ -1,0 +1,134 @@
+"""Judges images B, the new side, against images A: the difference B - A of each metric, its error, and a verdict."""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taugrid.eval.gate.rule import Change, Scored, judge
+from taugrid.eval.gate.verdict import Verdict, worst
+from taugrid.eval.metrics.statistics import Array, standard_error
+from taugrid.eval.tables.entries import ROUNDING
+from taugrid.registry.metrics import METRICS, MetricColumn
+
+if TYPE_CHECKING:
+    from taugrid.eval.standalone import ScoredImages
+
+NOTHING_SE = 2.0
+"""Margins are shares of A's value or, if it is less, of this many of its standard errors: KID may be 0 or negative."""
+
+REPEATS = 0.9
+"""Images repeat if the share of distinct ones in B is below this share of A's."""
+
+
+def compare(
+    a: "ScoredImages", b: "ScoredImages", paired: bool, margin: float, alpha: float, required: Collection[str] = ()
+) -> dict[str, Any]:
+    """The verdict on each metric that both sets have.
+
+    All metrics with a standard error are judged by one test: if none got worse by more than its margin, the probability
+    that any is called worse is at most `alpha`, whatever their number (`eval.gate.rule`).
+
+    Args:
+        a: the old side, in the order of `b` if they are paired.
+        b: the new side.
+        paired: image n of one side belongs to image n of the other, as from the same noise or prompt. Otherwise all
+            images are independent.
+        margin: the accepted regression, as a share of A's value.
+        alpha: in (0, 0.5).
+        required: the metrics that must be judged; none: it is enough if some number is.
+
+    Returns:
+        `metrics`: column of quality.csv -> `a`, `b`, `a_se`, `b_se`, `difference` (b - a), `se`, `verdict`, `paired`,
+        and of a judged one `margin`, `upper` (of the interval of the regression) and `detectable` (the regression that
+        is called worse with a probability of 80 %), all in the metric's unit; `critical`, which T must exceed;
+        `distinct`, the shares of distinct images of A and B; `result`, the worst verdict; `not_judged`, the reasons for
+        exit code 5.
+    """
+    same = paired and np.array_equal(a.digests, b.digests)
+    rows: dict[str, dict[str, Any]] = {}
+    changes = []
+    for column in _columns(a, b):
+        value_a, value_b = (side.document["metrics"][column.name] for side in (a, b))
+        error, change = column.sampling_error, None if same else _change(column, a, b, paired, margin)
+        identical = same or (change is not None and _is_rounding(change, a))
+        rows[column.name] = {
+            "a": value_a,
+            "b": value_b,
+            "a_se": error and a.document["metrics"].get(error),
+            "b_se": error and b.document["metrics"].get(error),
+            "difference": value_b - value_a,
+            "se": 0.0 if identical else None,
+            "verdict": Verdict.IDENTICAL if identical else Verdict.NOT_JUDGED,
+            "paired": paired,
+        }
+        changes += [] if change is None or identical else [change]
+    judgement = judge(changes, alpha)
+    for judged in judgement.cells:
+        rows[judged.name] |= {key: getattr(judged, key) for key in ("se", "verdict", "margin", "upper", "detectable")}
+    distinct = [len(np.unique(side.digests)) / len(side.digests) for side in (a, b)]
+    verdicts = {name: row["verdict"] for name, row in rows.items() if row["verdict"] is not Verdict.NOT_JUDGED}
+    not_judged = list(_reasons(verdicts, required, [*a.document["notes"], *b.document["notes"]]))
+    repeats = [Verdict.COLLAPSED] if distinct[1] < REPEATS * distinct[0] else []
+    return {
+        "metrics": rows,
+        "critical": judgement.critical if judgement.cells else None,
+        "distinct": distinct,
+        "result": worst([*verdicts.values(), *repeats, *([Verdict.NOT_JUDGED] if not_judged else [])]),
+        "not_judged": not_judged,
+    }
+
+
+def _columns(a: "ScoredImages", b: "ScoredImages") -> list[MetricColumn]:
+    """The numbers that both sets have."""
+    known = [column for metric in METRICS.values() for column in metric.columns]
+    return [column for column in known if all(column.name in side.document["metrics"] for side in (a, b))]
+
+
+def _change(column: MetricColumn, a: "ScoredImages", b: "ScoredImages", paired: bool, margin: float) -> Change | None:
+    """How much worse a number of B is than A's; None if one side has no standard error."""
+    influence_a, influence_b = (side.influences.get(column.name) for side in (a, b))
+    if influence_a is None or influence_b is None or not influence_a.std() or not influence_b.std():
+        return None
+    if not paired:
+        influence_a, influence_b = _independent(influence_a, influence_b)
+    worse = -1 if column.higher_is_better else 1
+    old, new = (
+        Scored(worse * side.document["metrics"][column.name], worse * influence)
+        for side, influence in ((a, influence_a), (b, influence_b))
+    )
+    size = max(abs(old[0]), NOTHING_SE * standard_error(old.influence))
+    return Change.between(column.name, new, [old], margin * size, seed_set=0)
+
+
+def _is_rounding(change: Change, a: "ScoredImages") -> bool:
+    """Whether both sides have the same features, but for rounding."""
+    return float(change.influence.std()) <= ROUNDING * float(a.influences[change.name].std())
+
+
+def _independent(influence_a: Array, influence_b: Array) -> tuple[Array, Array]:
+    """The influences of two independent sets on a joint sample of all their images.
+
+    Each is 0 where the other's images are, and has the same standard error as before. So the difference has the error
+    sqrt(se_a^2 + se_b^2), and several metrics of the same two sets have the correlations of their errors.
+    """
+    n = len(influence_a) + len(influence_b)
+    a, b = (
+        (influence - influence.mean()) * math.sqrt(n * (n - 1) / (len(influence) * (len(influence) - 1)))
+        for influence in (influence_a, influence_b)
+    )
+    return np.concatenate([a, np.zeros(len(b))]), np.concatenate([np.zeros(len(a)), b])
+
+
+def _reasons(judged: Collection[str], required: Collection[str], notes: Sequence[str]) -> Iterator[str]:
+    """Why the verdict is incomplete, from the columns with a verdict and the notes of both sets."""
+    if not required and not judged:
+        missing = dict.fromkeys(note for note in notes if note.startswith("no "))
+        yield "; ".join(missing) or "no metric has a standard error on both sides"
+    for name in required:
+        columns = METRICS[name].columns
+        for column in [column for column in columns if column.sampling_error] or columns:
+            if column.name not in judged:
+                known = (note for note in notes if note.startswith((f"no {column.sampling_error}: ", f"no {name}: ")))
+                yield next(known, f"no verdict on {column.name}: it has no standard error on both sides")

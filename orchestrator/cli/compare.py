@@ -1,0 +1,164 @@
+"""`taugrid compare`: a run with a baseline, two cells of a run, or two sets of images."""
+
+import operator
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from taugrid.errors import Exit, UserError
+from taugrid.orchestrator.cli.options import SHARE, Command, Finite, json_option, names_in, print_value, trust_option
+
+OF_IMAGES = ("reference", "extractor", "weights", "metrics", "pair_by", "target", "trust_code")
+"""The options that only a comparison of images takes."""
+
+NO_REFERENCE = (
+    "--reference is missing; give what A and B are scored against: images, a data set with its split "
+    "(fashion-mnist/train), or a run directory, whose reference and extractor are then used"
+)
+
+
+@click.command(cls=Command)
+@click.argument("directory", metavar="DIR | A")
+@click.argument("others", metavar="BASELINE | CELL CELL | B", nargs=-1, required=True)
+@click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ or no noise is shared.")
+@click.option(
+    "--margin", type=Finite(0), help="The accepted regression, as a share of the old side's FID.  [default: 0.02]"
+)
+@click.option(
+    "--alpha",
+    type=Finite(0, 0.5, min_open=True),
+    help="The share of comparisons without a regression that may be called worse.  [default: 0.01]",
+)
+@click.option("--allow-missing", is_flag=True, help="Baseline: cells of it may be missing in DIR.")
+@click.option("--sharpness", type=SHARE, help="Baseline: the regression / FID that half of the cells must detect.")
+@click.option("--reference", metavar="PATH | RUN", help="Images: what both are scored against, as in evaluate.")
+@click.option("--extractor", metavar="NAME", help="Images: as in evaluate.  [default: that of the reference, if any]")
+@click.option("--weights", metavar="FILE", help="Images: the extractor's weights.")
+@click.option(
+    "--metrics",
+    callback=names_in,
+    metavar="LIST",
+    help="Images: the metrics that must be judged.  [default: fid and kid, as far as they can be]",
+)
+@click.option("--pair-by", metavar="COLUMN", help="Images: the Parquet column that names them, as files have names.")
+@click.option(
+    "--to",
+    "target",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Images: write the worst pairs as a picture, and all as CSV.",
+)
+@trust_option
+@json_option
+def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, **given: Any) -> None:
+    """Compare a run with a baseline, two cells of a run, or two sets of images.
+
+    DIR BASELINE: DIR is the new side, and differences are DIR - BASELINE, a run directory or a file of `taugrid
+    baseline accept`. Cells are matched by their settings. Exits with 3 if a cell got worse by more than the margin, or
+    if the same weights, software and device made other images, and with 5 if something could not be judged.
+
+    DIR CELL CELL shows the difference between two cells' FIDs, and of each other metric that has a standard error,
+    second minus first, with its paired standard error. CELL is settings that fit one cell only
+    (steps=50,schedule=cosine), its id, or the name of its folder, of which the first characters are enough if they fit
+    no other.
+
+    A B --reference R: B is the new side, and differences are B - A. A and B are folders of PNG or JPEG, .npz or
+    Parquet. Images with the same names are paired. Features are extracted in this process. Exits as with a baseline.
+    """
+    requested = {key: value for key, value in given.items() if value is not None and value is not False and value != ()}
+    of_images = {key: requested.pop(key) for key in OF_IMAGES if key in requested}
+    if len(others) == 1 and _are_images(directory, others[0], bool(of_images)):
+        if join or requested.keys() - {"margin", "alpha"}:
+            raise click.UsageError("--join is for two cells, --allow-missing and --sharpness are for a baseline")
+        _compare_images({"a": directory, "b": others[0], **of_images, **requested}, as_json)
+        return
+    if of_images:
+        raise click.UsageError(f"--{next(iter(of_images)).replace('_', '-')} is for two sets of images (compare A B)")
+    _require_runs(directory, *others[: len(others) == 1])  # a cell may have the name of a folder
+    if len(others) == 1:
+        from taugrid.orchestrator.cli.nightly import compare_with_baseline
+
+        if join:
+            raise click.UsageError("--join is for two cells")
+        compare_with_baseline(directory, others[0], requested, as_json)
+        return
+    if len(others) != 2 or requested:
+        raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
+    from taugrid.orchestrator.opened import open_existing
+    from taugrid.orchestrator.view.inspection import compare as compare_cells
+
+    run = open_existing(directory)
+    cell_a, cell_b = others
+    compared = compare_cells(run, cell_a, cell_b, join)
+    print_value(compared, as_json, _compared_text)
+
+
+def _are_images(a: str, b: str, asked: bool) -> bool:
+    """Whether two places are compared as images: `asked` for by an option, or because neither is a run.
+
+    Raises:
+        UserError: if one is a run, or there is nothing, where images are compared.
+    """
+    from taugrid.eval.sources import nothing_there
+    from taugrid.orchestrator.opened import is_other_folder
+    from taugrid.storage import is_url
+
+    places = (a, b)
+    images = [is_other_folder(place) or place.endswith((".npz", ".parquet")) for place in places]
+    absent = [not is_url(place) and not Path(place).expanduser().exists() for place in places]
+    if not asked and not (any(images) and all(map(operator.or_, images, absent))):
+        return False
+    for called, place, is_image, is_absent in zip("AB", places, images, absent, strict=True):
+        if is_absent:
+            raise UserError(f"{called}: {nothing_there(place)}")
+        if not is_image:
+            raise UserError(
+                f"{called}: {place} is a run or a baseline, and images are compared with images: write those of a cell "
+                "with `taugrid export RUN CELL --to FOLDER`, and give FOLDER"
+            )
+    return True
+
+
+def _require_runs(*given: str) -> None:
+    """Raise `UserError` for folders without a run, and say what compares what."""
+    if given[0].endswith(".json"):
+        raise UserError(f"{given[0]} is a baseline file: give the run first (compare DIR BASELINE)")
+    from taugrid.orchestrator.opened import is_other_folder
+
+    if others := [folder for folder in given if is_other_folder(folder)]:
+        raise UserError(
+            f"{others[0]} is not a run directory (it has no config.json); compare two cells of a run (compare DIR CELL "
+            "CELL), a run with a baseline or another run (compare DIR BASELINE), or images with images "
+            "(compare A B --reference R; a run's are written by export)"
+        )
+
+
+def _compared_text(row: dict[str, Any]) -> str:
+    from taugrid.eval.tables.differences_files import difference_line
+    from taugrid.eval.tables.entries import INDISTINGUISHABLE
+    from taugrid.registry.metrics import METRICS
+
+    titles = {column.name: column.title for metric in METRICS.values() for column in metric.columns}
+    lines = [f"{titles[name]}, {difference_line({**row, **its})}" for name, its in row["metrics"].items()]
+    is_marked = any(INDISTINGUISHABLE in line for line in lines)
+    meaning = f"{INDISTINGUISHABLE} sampling alone can explain it" if is_marked else ""
+    return "\n".join(filter(None, [*lines, meaning, row["note"]]))
+
+
+def _compare_images(asked: Mapping[str, Any], as_json: bool) -> None:
+    """Print the comparison of two sets of images, and exit with its code; `asked` has the fields of a `Request`."""
+    if "reference" not in asked:
+        raise UserError(NO_REFERENCE)
+    from taugrid.eval.gate.verdict import exit_of
+    from taugrid.orchestrator.cli.images import comparison_text
+    from taugrid.orchestrator.progress import Progress
+    from taugrid.orchestrator.view.images import Request, compare_images
+
+    with Progress() as progress:
+        compared = compare_images(Request(**asked), progress)
+    print_value(compared, as_json, comparison_text)
+    if (code := exit_of(compared["result"], (), compared["not_judged"])) is not Exit.DONE:
+        sys.exit(code)

@@ -1,0 +1,115 @@
+"""Scores and comparisons of external images as text."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from taugrid.eval.gate.power import POWER
+from taugrid.eval.gate.verdict import Verdict
+from taugrid.eval.tables.entries import write_number
+from taugrid.eval.tables.long_form import score_columns
+from taugrid.orchestrator.external import of_all
+from taugrid.protocol import extractor_in_words
+from taugrid.registry.metrics import MetricColumn
+from taugrid.words import counted, in_columns, listed, short_path
+
+Document = Mapping[str, Any]
+
+SHOWN_NAMES = 3
+"""The worst pairs that the text names."""
+
+
+def scores_text(documents: Sequence[Document]) -> str:
+    """Scores of sets of images (`eval.standalone.evaluate`) against one reference: a column for each set, or lines."""
+    first, places = documents[0], [_place(scores["samples"]) for scores in documents]
+    short = [short_path(place) for place in places]
+    named = dict(zip(short if len(set(short)) == len(short) else places, documents, strict=True))
+    columns = [column for column in score_columns() if any(column.name in scores["metrics"] for scores in documents)]
+    if len(documents) > 1:
+        rows = [[column.heading, *(_number(column, scores["metrics"]) for scores in documents)] for column in columns]
+        lines = in_columns([["", *named], *rows])
+        lines += [f"{column.title}: ± is {column.error_means}" for column in columns if column.error]
+    else:
+        lines = [_score(column, first["metrics"]) for column in columns]
+    lines += [_side("samples", scores["samples"]) for scores in documents]
+    lines += [_side("reference", first["reference"]), _extractor(first["protocol"]["extractor"])]
+    return "\n".join([*lines, *of_all(named, "notes"), *(f"warning: {line}" for line in of_all(named, "warnings"))])
+
+
+def _score(column: MetricColumn, values: Mapping[str, float]) -> str:
+    shown = _number(column, values)
+    return f"{column.heading}: {shown}" + (f"   (± is {column.error_means})" if "±" in shown else "")
+
+
+def _number(column: MetricColumn, values: Mapping[str, float]) -> str:
+    error = values.get(column.error, math.nan) if column.error else math.nan
+    return " ".join(write_number(values.get(column.name, math.nan), error)).rstrip()
+
+
+def _place(about: Document) -> str:
+    return str(about["dataset"] or about["path"])
+
+
+def _side(called: str, about: Document) -> str:
+    count = "moments" if about["num_images"] is None else counted(about["num_images"], "image")
+    return f"{called}: {_place(about)} ({count}, SHA-256 {about['sha256'][:10]})"
+
+
+def _extractor(recorded: Document) -> str:
+    return f"extractor: {extractor_in_words(recorded)}, weights {recorded['weights_sha256'][:10]}"
+
+
+def comparison_text(compared: Document) -> str:
+    """The comparison of two sets of images (`view.images.compare_images`); the first line says which is new."""
+    shown = [column for column in score_columns() if column.name in compared["metrics"]]
+    rows = [(column.heading, *_change(column, compared["metrics"][column.name])) for column in shown]
+    a, b = compared["a"], compared["b"]
+    lines = [f"B (new) - A: {_place(b)} - {_place(a)}", f"{compared['result']}; {compared['pairing']}", ""]
+    lines += in_columns(rows)
+    if compared["critical"] is not None:
+        alpha = f"alpha = {compared['alpha']:g} for all metrics together (T > {compared['critical']:.2f})"
+        lines.append(f"rule: margin {100 * compared['margin']:g} % of A's value, {alpha}")
+    lines += [f"not judged: {reason}" for reason in compared["not_judged"]]
+    if compared["result"] == Verdict.COLLAPSED:
+        lines.append(
+            "distinct images: {:.3g} % of A's, {:.3g} % of B's".format(*(100 * d for d in compared["distinct"]))
+        )
+    lines += ["", *([] if compared["pairs"] is None else [*_pairs(compared), ""])]
+    lines += [
+        _side("A", a),
+        _side("B", b),
+        _side("reference", compared["reference"]),
+        _extractor(compared["extractor"]),
+    ]
+    return "\n".join([*lines, *compared["notes"], *(f"warning: {text}" for text in compared["warnings"])])
+
+
+def _change(column: MetricColumn, row: Document) -> tuple[str, str, str]:
+    """A's number and B's, the difference, and the verdict."""
+    values = [" ".join(write_number(row[side], row[f"{side}_se"] or math.nan)).rstrip() for side in ("a", "b")]
+    difference = " ".join(write_number(row["difference"], row["se"] or math.nan)).rstrip()
+    verdict = "shown, not judged" if row["verdict"] == Verdict.NOT_JUDGED else str(row["verdict"])
+    if row["verdict"] == Verdict.UNDECIDED:
+        verdict += f": a regression of {row['detectable']:.3g} is detected with {100 * POWER:g} % probability"
+    return " -> ".join(values), f"{'+' if row['difference'] > 0 else ''}{difference}", verdict
+
+
+def _pairs(compared: Document) -> Iterator[str]:
+    pairs = compared["pairs"]
+    share = f"{100 * pairs['identical_share']:.3g} %"
+    yield f"identical images: {pairs['identical']:,} of {counted(pairs['count'], 'pair')} ({share})"
+    for name, unit, of in (("psnr", " dB", "of the pairs that differ"), ("ssim", "", "of all pairs")):
+        if (found := pairs[name]) is not None:
+            mean = " ".join(write_number(found["mean"], found["se"] or math.nan)).rstrip()
+            quantiles = ", ".join(f"{_quantile(share)} {value:.3g}" for share, value in found["quantiles"].items())
+            yield f"{name.upper()} {of}: {mean}{unit}; {quantiles}"
+    if pairs["worst"]:
+        names = listed([pair["name"] for pair in pairs["worst"]], SHOWN_NAMES)
+        written = (
+            f"{compared['written']}/worst_pairs.png" if compared["written"] else "--to FOLDER writes them as a picture"
+        )
+        yield f"worst pairs: {names} ({written})"
+
+
+def _quantile(share: str) -> str:
+    return {"0": "least", "0.5": "median", "1": "most"}.get(share, f"{100 * float(share):g} %")

@@ -1,0 +1,123 @@
+"""Compares images B with images A, wherever they come from: scores, verdicts, and the pixels of pairs."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from taugrid.eval.comparison import compare
+from taugrid.eval.gate.rule import ALPHA, MARGIN
+from taugrid.eval.pairs import Distances, Pairing, distances, distribution, pairing
+from taugrid.orchestrator.external import flag, of_all, open_sets, section_of, user_errors_of
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.view.inspection import make_new_folder, require_new_folder
+
+DEFAULT_METRICS = ("fid", "kid")
+"""What images are compared by, if nothing is said."""
+
+
+class Request(NamedTuple):
+    """What `taugrid compare A B` was asked for; None: not said."""
+
+    a: str
+    """The old side: a path."""
+    b: str
+    """The new side."""
+    reference: str
+    extractor: str | None = None
+    weights: str | None = None
+    metrics: tuple[str, ...] = ()
+    """Metrics that must be judged; none: `DEFAULT_METRICS`, as far as N allows."""
+    pair_by: str | None = None
+    target: Path | None = None
+    """A new folder for a picture of the worst pairs and the numbers of all."""
+    trust_code: bool = False
+    margin: float = MARGIN
+    alpha: float = ALPHA
+
+
+def compare_images(request: Request, progress: Progress) -> dict[str, Any]:
+    """Score both sides against one reference, judge B, and measure pairs. Features are extracted in this process.
+
+    Returns:
+        `new` ("b"), `a`, `b` and `reference` (kind, path, num_images, sha256), `extractor`, `pairing` (how, or why
+        not), `margin`, `alpha`; what `eval.comparison.compare` returns; `pairs` (None: unpaired, or of two shapes),
+        `notes`, `warnings`, and `written`, the folder of the picture.
+
+    Raises:
+        UserError: if images, reference, weights or settings can't be used.
+    """
+    if request.target is not None:
+        require_new_folder(request.target)
+    settings = {key: value for key in ("extractor", "weights") if (value := getattr(request, key)) is not None}
+    section = section_of({**settings, "metrics": list(request.metrics or DEFAULT_METRICS)}, (), flag)
+    with user_errors_of(settings, flag, progress):
+        progress.say("reading images")
+        opened = open_sets({"A": request.a, "B": request.b}, request.reference, section, flag, request.trust_code)
+        old, new = opened.sets
+        paired = pairing(old, new, request.pair_by)
+        a, b = opened.scored(progress, keep=True, orders=paired.orders)
+        found = None
+        if paired.orders and old.shape == new.shape:
+            progress.begin("comparing pixels", old.num_images, "pairs")
+            found = distances(old, new, paired, progress.update)
+        compared = compare(a, b, bool(paired.orders), request.margin, request.alpha, request.metrics)
+    if request.target is not None and found is not None:
+        _write(request.target, found, paired)
+    return {
+        "new": "b",
+        "a": a.document["samples"],
+        "b": b.document["samples"],
+        "reference": a.document["reference"],
+        "extractor": a.document["protocol"]["extractor"],
+        "pairing": paired.about,
+        "margin": request.margin,
+        "alpha": request.alpha,
+        **compared,
+        "pairs": None if found is None else _about_pairs(found, paired),
+        "notes": [*of_all({"A": a.document, "B": b.document}, "notes"), *_without_pixels(paired, found)],
+        "warnings": of_all({"A": a.document, "B": b.document}, "warnings"),
+        "written": None if found is None or request.target is None else str(request.target),
+    }
+
+
+def _without_pixels(paired: Pairing, found: Distances | None) -> list[str]:
+    """Why pairs have no PSNR or SSIM."""
+    if found is None:
+        return ["no PSNR and SSIM: A and B differ in height, width or channels"] if paired.orders else []
+    return ["no SSIM: its window is 11 x 11 pixels, and the images are smaller"] if found.ssim is None else []
+
+
+def _about_pairs(found: Distances, paired: Pairing) -> dict[str, Any]:
+    """How far apart the images of the pairs are; PSNR is of those that differ."""
+    differ = np.isfinite(found.psnr)
+    identical = int((~differ).sum())
+    return {
+        "count": len(differ),
+        "identical": identical,
+        "identical_share": identical / len(differ),
+        "psnr": distribution(found.psnr[differ]),
+        "ssim": None if found.ssim is None else distribution(found.ssim),
+        "worst": [
+            {
+                "name": paired.names[pair.position],
+                "psnr": float(found.psnr[pair.position]),
+                "ssim": None if found.ssim is None else float(found.ssim[pair.position]),
+            }
+            for pair in found.worst
+        ],
+    }
+
+
+def _write(folder: Path, found: Distances, paired: Pairing) -> None:
+    """Write the numbers of all pairs and a picture of the worst to a new folder."""
+    import pandas as pd
+
+    from taugrid.eval.figures import pictures
+
+    make_new_folder(folder)
+    columns = {"name": paired.names, "psnr": found.psnr, **({} if found.ssim is None else {"ssim": found.ssim})}
+    pd.DataFrame(columns).to_csv(folder / "pairs.csv", index=False)
+    if found.worst:
+        a, b = (np.stack(side).transpose(0, 2, 3, 1) for side in zip(*(pair[1:] for pair in found.worst), strict=True))
+        pictures.pairs(a, b, [paired.names[pair.position] for pair in found.worst], folder / "worst_pairs.png")

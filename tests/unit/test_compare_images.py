@@ -1,0 +1,298 @@
+"""`taugrid compare A B --reference R` and `evaluate` of several sets, in this process."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from nights import taugrid
+from PIL import Image
+
+from taugrid import parquet
+from taugrid.config import Data
+from taugrid.errors import Exit
+from taugrid.eval.comparison import _independent
+from taugrid.eval.metrics.statistics import standard_error
+from taugrid.eval.pairs import psnr, ssim
+from taugrid.images import encode_png
+from taugrid.orchestrator.external import flag, open_sets, section_of
+from taugrid.orchestrator.progress import Progress
+from taugrid.workers.data.load import load_images
+from taugrid.workers.data.picture import SourceError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+N = 700
+"""Enough for a standard error of FID on the 64 features of digits-convnet."""
+
+REFERENCE = ("--reference", "digits/test")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(place))
+        yield place
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """Digits with noise of a given strength, always the same."""
+    digits = load_images(Data())[:N].astype(float)
+    noise = np.random.default_rng(0).normal(0, 20, digits.shape)
+    return lambda strength: np.clip(np.rint(digits + strength * noise), 0, 255).astype(np.uint8)
+
+
+def folder(place, images, names="{:04d}.png"):
+    place.mkdir()
+    for i, image in enumerate(images):
+        (place / names.format(i)).write_bytes(encode_png(image))
+    return place
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, noisy):
+    """A, a worse B whose first 70 images are A's, and the same images as B in an .npz."""
+    root = tmp_path_factory.mktemp("images")
+    a, b = noisy(1), noisy(1.15)
+    b[:70] = a[:70]
+    np.savez(root / "b.npz", b.transpose(0, 2, 3, 1))
+    folder(root / "a", a)
+    folder(root / "b", b)
+    return root
+
+
+def compared(*words, code=0):
+    return json.loads(taugrid("compare", *words, *REFERENCE, "--json", code=code)[0])
+
+
+@pytest.fixture(scope="module")
+def worse(places):
+    """What `compare a b --to out --json` prints."""
+    return compared(places / "a", places / "b", "--to", places / "out", code=Exit.REGRESSION)
+
+
+def refused(*words):
+    """The line that refuses the command."""
+    said = taugrid(*words, code=2)[1]
+    assert "\n" not in said.removeprefix("reading images\n"), said
+    return said.removeprefix("reading images\n")
+
+
+def test_pairs_are_judged_by_the_paired_error_and_b_is_new(places, worse):
+    found = worse
+    assert (found["new"], found["result"], found["pairing"]) == ("b", "worse", "700 pairs by name")
+    fid = found["metrics"]["fid"]
+    assert fid["difference"] == pytest.approx(fid["b"] - fid["a"])
+    assert fid["difference"] > 0
+    assert fid["margin"] == pytest.approx(0.02 * fid["a"])
+    assert 0 < fid["se"] < 0.2 * fid["a_se"]
+    assert {"fid": fid["verdict"], "kid": found["metrics"]["kid"]["verdict"]} == {"fid": "worse", "kid": "worse"}
+    assert (found["metrics"]["kid_mean"]["se"], found["metrics"]["kid_mean"]["verdict"]) == (None, "not judged")
+    pairs = found["pairs"]
+    assert (pairs["count"], pairs["identical"], pairs["psnr"]["pairs"]) == (700, 70, 630)
+    table = pd.read_csv(places / "out" / "pairs.csv", dtype={"name": str})
+    assert np.isinf(table.psnr).sum() == 70
+    assert [pair["name"] for pair in pairs["worst"]] == table.sort_values("psnr", kind="stable").name[:10].tolist()
+    assert pairs["psnr"]["quantiles"]["0"] == pytest.approx(table.psnr.min())
+    with Image.open(places / "out" / "worst_pairs.png") as picture:
+        assert picture.height > 10 * 48
+    back = compared(places / "b", places / "a", "--margin", "0.5", "--metrics", "fid")
+    assert back["metrics"]["fid"]["difference"] == -fid["difference"]
+    assert back["metrics"]["fid"]["verdict"] == "not worse"
+
+
+def test_the_first_line_says_which_side_is_new(places):
+    out, _ = taugrid("compare", places / "a", places / "b", *REFERENCE, code=Exit.REGRESSION)
+    first, second, *_ = out.splitlines()
+    assert first == f"B (new) - A: {places / 'b'} - {places / 'a'}"
+    assert second == "worse; 700 pairs by name"
+    assert "identical images: 70 of 700 pairs (10 %)" in out
+    assert "--to FOLDER writes them" in out
+
+
+def test_sets_without_names_are_independent(places):
+    found = compared(places / "a", places / "b.npz")
+    assert found["pairing"] == "unpaired: the images of B have no names"
+    assert found["pairs"] is None
+    for row in (found["metrics"]["fid"], found["metrics"]["kid"]):
+        assert row["se"] == pytest.approx(np.hypot(row["a_se"], row["b_se"]))
+        assert (row["verdict"], row["paired"]) == ("undecided", False)
+
+
+def test_independent_sets_keep_their_errors_and_correlations():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(3, 2, (2, 50)), generator.normal(-1, 1, (2, 80))
+    joint = [_independent(*sides) for sides in zip(a, b, strict=True)]
+    for metric, (one, other) in enumerate(joint):
+        assert standard_error(one) == pytest.approx(standard_error(a[metric]))
+        assert standard_error(other - one) == pytest.approx(
+            np.hypot(standard_error(a[metric]), standard_error(b[metric]))
+        )
+    covariance = np.cov(a)[0, 1] / 50 + np.cov(b)[0, 1] / 80
+    errors = [other - one for one, other in joint]
+    assert np.cov(errors)[0, 1] / 130 == pytest.approx(covariance)
+
+
+def test_the_same_images_are_identical_however_they_are_kept(places):
+    found = compared(places / "b", places / "b.npz", "--metrics", "fid,isc")
+    assert (found["result"], found["not_judged"]) == ("identical", [])
+    numbers = {(row["verdict"], row["difference"], row["se"]) for row in found["metrics"].values()}
+    assert numbers == {("identical", 0.0, 0.0)}
+    assert (found["pairs"]["identical_share"], found["pairs"]["psnr"]) == (1, None)
+
+
+def test_parquet_is_paired_by_a_column_in_any_order(worse, tmp_path, noisy):
+    b = noisy(1.15)
+    b[:70] = noisy(1)[:70]
+    order = np.random.default_rng(1).permutation(N)
+    rows = {"image": [encode_png(b[i]) for i in order], "file": [f"{i:04d}.webp.png" for i in order]}
+    rows["twice"] = ["x"] * N
+    pq.write_table(pa.table(rows), tmp_path / "b.parquet")
+    a = folder(tmp_path / "a", noisy(1), names="{:04d}.webp.png")
+    found = compared(a, tmp_path / "b.parquet", "--pair-by", "file", code=Exit.REGRESSION)
+    for column, key in (("fid", "difference"), ("fid", "se"), ("kid", "se"), ("kid_mean", "b")):
+        assert found["metrics"][column][key] == pytest.approx(worse["metrics"][column][key], rel=1e-5)
+    assert found["pairs"]["psnr"]["mean"] == worse["pairs"]["psnr"]["mean"]
+    assert [pair["name"][:4] for pair in found["pairs"]["worst"]] == [pair["name"] for pair in worse["pairs"]["worst"]]
+    assert "--pair-by COLUMN names those of Parquet" in compared(a, tmp_path / "b.parquet")["pairing"]
+    pair = ("compare", a, tmp_path / "b.parquet", *REFERENCE, "--pair-by")
+    assert "has no column row, only image, file, twice" in refused(*pair, "row")
+    assert "700 images of B have the value x" in refused(*pair, "twice")
+    assert "neither A nor B is Parquet" in refused("compare", a, a, *REFERENCE, "--pair-by", "file")
+
+
+def test_names_without_endings_pair_unless_they_differ_in_nothing_else(tmp_path, noisy):
+    images = noisy(1)[:4]
+    folder(tmp_path / "a", images)
+    jpeg = tmp_path / "jpeg"
+    jpeg.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image[0]).save(jpeg / f"{i:04d}.jpg", quality=20)
+    found = compared(tmp_path / "a", jpeg, code=None)
+    assert found["pairing"] == "4 pairs by name"
+    assert any("are JPEG" in warning for warning in found["warnings"])
+    (jpeg / "0000.png").write_bytes((tmp_path / "a" / "0000.png").read_bytes())
+    assert compared(tmp_path / "a", jpeg, code=None)["pairing"].startswith("unpaired: 4 of 5 names of B")
+    folder(tmp_path / "more", noisy(1)[:5])
+    assert compared(tmp_path / "more", tmp_path / "a", code=None)["pairing"] == (
+        "unpaired: 1 of 5 names of A are not in B, such as 0004"
+    )
+
+
+def test_too_few_images_for_an_error_are_shown_and_not_judged(tmp_path, noisy):
+    """Three images: one line says why nothing is judged."""
+    a, b = (folder(tmp_path / name, noisy(strength)[:3]) for name, strength in (("a", 1), ("b", 2)))
+    found = compared(a, b, "--metrics", "fid", code=Exit.NOT_JUDGED)
+    assert found["metrics"]["fid"]["verdict"] == "not judged"
+    assert [reason[:24] for reason in found["not_judged"]] == ["no fid_se: 3 samples for"]
+    out, _ = taugrid("compare", a, b, *REFERENCE, "--metrics", "fid,prc", code=Exit.NOT_JUDGED)
+    assert "not judged: no prc: it needs more than prc_neighborhood 3 images on both sides" in out
+
+
+def test_images_that_repeat_are_a_collapse(places, tmp_path, noisy):
+    collapsed = folder(tmp_path / "b", np.repeat(noisy(1)[:1], N, axis=0))
+    found = compared(places / "a", collapsed, code=Exit.REGRESSION)
+    assert (found["result"], found["distinct"]) == ("collapsed", [1.0, 1 / N])
+
+
+def test_what_cannot_be_compared_is_one_line(places, tmp_path):
+    a, b = places / "a", places / "b"
+    assert refused("compare", a, b).startswith("--reference is missing; give what A and B are scored against")
+    assert refused("compare", a, tmp_path / "none", *REFERENCE).startswith(f"B: there is no {tmp_path / 'none'}")
+    assert refused("compare", tmp_path / "none", b).startswith(f"A: there is no {tmp_path / 'none'}")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(
+        json.dumps({"name": "r", "data": {"name": "digits"}, "model": {"oracle": "gaussian"}})
+    )
+    assert refused("compare", run, b, *REFERENCE).startswith(f"A: {run} is a run or a baseline, and images are")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "is not an empty folder" in refused("compare", a, b, *REFERENCE, "--to", tmp_path / "full")
+
+
+def test_what_one_set_cost_stays_if_the_other_cannot_be_scored(cache, tmp_path, noisy):
+    sets = {name: str(folder(tmp_path / name, noisy(3)[:count])) for name, count in (("A", 30), ("B", 20))}
+    section = section_of({"metrics": ["fid"]}, (), flag)
+    opened = open_sets(sets, "digits/test", section, flag)
+    (tmp_path / "B" / "0011.png").unlink()
+    before = set((cache / "taugrid").rglob("features/*"))
+    with pytest.raises(SourceError, match="have changed"):
+        opened.scored(Progress.silent(), keep=True)
+    [kept] = set((cache / "taugrid").rglob("features/*")) - before
+    assert parquet.inspect(kept).stop == 30
+    os.utime(kept, (0, 0))
+    with pytest.raises(SourceError, match="have changed"):
+        opened.scored(Progress.silent(), keep=True)
+    assert kept.stat().st_mtime > 0, "it was too old, and is made again"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("size.png", encode_png(np.zeros((1, 9, 8), np.uint8)), "grey of 9x8"),
+        ("alpha.png", Image.new("RGBA", (8, 8)), "not RGBA"),
+        ("deep.png", Image.new("I;16", (8, 8)), "not 16-bit I"),
+        ("cmyk.jpg", Image.new("CMYK", (8, 8)), "not CMYK"),
+        ("broken.jpg", b"\xff\xd8\xff\xe0 this is no JPEG", "broken.jpg can't be decoded"),
+    ],
+)
+def test_an_image_that_does_not_belong_is_named_with_its_side(places, tmp_path, noisy, name, data, words):
+    b = folder(tmp_path / "b", noisy(1)[:3])
+    if isinstance(data, bytes):
+        (b / name).write_bytes(data)
+    else:
+        data.save(b / name)
+    said = refused("compare", places / "a", b, *REFERENCE)
+    assert said.startswith("B: ")
+    assert name in said
+    assert words in said
+
+
+def test_a_pickled_npz_is_refused(places, tmp_path):
+    np.savez(tmp_path / "b.npz", np.array([{}]))
+    assert refused("compare", places / "a", tmp_path / "b.npz", *REFERENCE).startswith(
+        f"B: {tmp_path / 'b.npz'}: arr_0"
+    )
+
+
+def test_an_exif_orientation_is_ignored_and_said(places, tmp_path, noisy):
+    b = folder(tmp_path / "b", noisy(1)[:3])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noisy(1)[0, 0]).save(b / "0000.png", exif=exif)
+    warnings = compared(places / "a", b, code=None)["warnings"]
+    assert [w for w in warnings if "1 of 3 images" in w and "EXIF orientation, which is ignored" in w]
+
+
+def test_evaluate_gives_each_set_a_column(places):
+    words = ("evaluate", "--samples", places / "a", "--samples", places / "b", *REFERENCE, "--metrics", "fid,kid")
+    out, _ = taugrid(*words)
+    one, other = (
+        json.loads(taugrid("evaluate", "--samples", places / name, *REFERENCE, "--metrics", "fid,kid", "--json")[0])
+        for name in ("a", "b")
+    )
+    both = json.loads(taugrid(*words, "--json")[0])
+    assert both == {"samples": [one, other]}
+    [line] = [line for line in out.splitlines() if line.startswith("FID (")]
+    assert [f"{scores['metrics']['fid']:.1f}" in line for scores in (one, other)] == [True, True]
+    assert "is given twice" in refused("evaluate", *words[1:3], *words[1:3], *REFERENCE)
+
+
+def test_ssim_and_psnr_are_scikit_images():
+    """As its 0.26.0 gives them, with Gaussian weights of sigma 1.5 and the covariance of the population."""
+    generator = np.random.default_rng(3)
+    expected = {
+        (1, 28, 28): ([0.9078946075505732, 0.8957085854339797], [17.79897741859148, 17.90444243478977]),
+        (3, 33, 40): ([0.8997571571245496, 0.9002077422603092], [17.74088402126552, 17.795366954063194]),
+    }
+    for shape, (similarities, ratios) in expected.items():
+        a = generator.integers(0, 256, (4, *shape), dtype=np.uint8)
+        b = np.clip(a.astype(int) + generator.integers(-60, 61, a.shape), 0, 255).astype(np.uint8)
+        assert ssim(a, b)[:2] == pytest.approx(similarities, rel=1e-12)
+        assert psnr(a, b)[:2] == pytest.approx(ratios, rel=1e-12)
