@@ -119,12 +119,15 @@ def draw_over_steps(
 
 
 def _draw_floor(panel: Axes, table: Pivot) -> None:
-    """Draw a dashed line at the floor, with its value."""
-    if table.floor is None or not has_place(np.array(table.floor.mean), panel.get_yscale()):
+    """Draw a dashed line at the floor, with its value; without the line if it has no place on the axis."""
+    if table.floor is None:
         return
-    panel.axhline(table.floor.mean, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
-    text, across = f"real against real: {table.floor_value}", panel.get_yaxis_transform()
-    panel.text(1, table.floor.mean, text, transform=across, ha="right", va="bottom", fontsize=8, color=GREY)
+    at, text, across = table.floor.mean, f"real against real: {table.floor_value}", panel.get_yaxis_transform()
+    if has_place(np.array(at), panel.get_yscale()):
+        panel.axhline(at, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
+    else:
+        at, text, across = 0.01, f"{text}, below this axis", panel.transAxes
+    panel.text(1, at, text, transform=across, ha="right", va="bottom", fontsize=8, color=GREY)
 
 
 def _mark(panel: Axes, table: Pivot, axis: Along) -> float:

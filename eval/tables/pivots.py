@@ -144,14 +144,17 @@ class Pivot:
 
     @property
     def floor_value(self) -> str:
-        """The floor's value as text; empty if none is known."""
-        scale = self.metric.scale
-        return write_number(scale * self.floor.mean, scale * self.floor.spread)[0] if self.floor else ""
+        """The floor with its standard deviation over draws, as text; empty if none is known."""
+        scale, floor = self.metric.scale, self.floor
+        return " ".join(write_number(scale * floor.mean, scale * floor.spread)).rstrip() if floor else ""
 
     @property
     def about_floor(self) -> list[str]:
         """A note with the floor, if it is known."""
-        return [f"floor: {self.metric.title} {self.floor_value} of {self.floor.in_words}"] if self.floor else []
+        if self.floor is None:
+            return []
+        value = f"{self.metric.title} {self.floor_value}"
+        return [f"floor: {value} of {self.floor.in_words} ± their standard deviation"]
 
     @property
     def legend(self) -> dict[str, str]:
