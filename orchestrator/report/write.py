@@ -35,6 +35,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.samplers import DIFFUSERS
 from taugrid.storage import replacing
+from taugrid.words import counted
 from taugrid.workers import schedules
 
 if TYPE_CHECKING:
@@ -56,7 +57,13 @@ def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> Quali
     rows, evidence = collected.rows, collected.evidence
     joined = _joined(config, collected)
     shown = with_unscored(plan, rows, evidence.protocols)
-    notes = [*map(plan.with_labels, joined.notes), *collected.notes, *_about_grid(config, plan, rows), *notes]
+    notes = [
+        *map(plan.with_labels, joined.notes),
+        *collected.notes,
+        *_about_grid(config, plan, rows),
+        *_about_larger(run),
+        *notes,
+    ]
     layout = requested.layout(config, plan)
     return QualityTable(rows, evidence, notes, joined.cells, layout, shown, floors=collected.floors)
 
@@ -135,6 +142,13 @@ def _about_grid(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -
     counts = requested.evaluations(plan) if cells else []
     about_cells = [*unequal(cells, "scored "), *unscored(lacking)]
     return [*once, *counts, *about_short_cells(rows), *about_cells, *no_effects(config, plan, rows)]
+
+
+def _about_larger(run: Run) -> list[str]:
+    """A line that says where the scores at larger N are, if cells grew."""
+    _, *larger = run.at_each_size
+    files = [f"quality-N{part.cells[0].settings.num_samples}.md" for part in larger]
+    return [f"{counted(len(larger[0].cells), 'cell')} grew: see {' and '.join(files)}"] if larger else []
 
 
 def about_short_cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -36,11 +36,14 @@ def test_a_command_that_is_shown_does_what_it_says(command, config, finished, tm
     for folder, pattern in (("pngs", "S0002-eta0-"), ("reals", "S0004-eta0-")):
         if f" {folder} " in command:
             taugrid("export", "runs/mine", pattern, "--to", folder)
-    smaller = (
-        command.replace("num_samples=20000", "num_samples=110").replace("S0010", "S0002").replace("steps=10", "steps=2")
-    )
-    words = shlex.split(smaller)[1:]
-    taugrid(*words)
+    for shown, smaller in (
+        ("num_samples=20000", "num_samples=110"),
+        ("--max 16000", "--max 150"),
+        ("S0010", "S0002"),
+        ("steps=10", "steps=2"),
+    ):
+        command = command.replace(shown, smaller)
+    taugrid(*shlex.split(command)[1:])
 
 
 def test_the_pages_have_commands():
