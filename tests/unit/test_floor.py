@@ -10,7 +10,7 @@ from taugrid.eval.metrics import floor as floor_module
 from taugrid.eval.metrics.floor import DRAWS, Floor, floor_path, floors, keep_floors, read_floors
 from taugrid.eval.metrics.frechet import frechet_distance
 from taugrid.eval.metrics.kernel import discrepancy
-from taugrid.eval.metrics.neighbours import precision_recall
+from taugrid.eval.metrics.neighbours import covered
 from taugrid.eval.metrics.reference_statistics import of_features
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.registry.metrics import METRICS, MetricSettings
@@ -43,7 +43,7 @@ def test_a_floor_is_the_metric_of_disjoint_real_images(n, monkeypatch):
     of_rest = max(n, 120)
     kid = [discrepancy(a, b, {}).value for a, b in drawn(n, of_rest)]
     assert found["kid"] == pytest.approx((np.mean(kid), np.std(kid, ddof=1), n, of_rest, 5, n), rel=1e-6)
-    recall = [precision_recall(a, b, 3).recall for a, b in drawn(n, of_rest)]
+    recall = [covered(a, b, 3).shares.recall for a, b in drawn(n, of_rest)]
     assert found["recall"].mean == pytest.approx(np.mean(recall))
     assert found.keys() == {"fid", "kid_mean", "kid", "precision", "recall"}
     assert found["fid"].in_words.startswith(f"real images against real images: {n} against {500 - n} of the reference,")
