@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile
+from taugrid.eval.metrics.floor import keep_floors
 from taugrid.eval.metrics.reference_statistics import MomentsFile, ReferenceStatistics, of_feature_files, of_moments
 from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.statistics import Features, Stream
@@ -54,6 +55,8 @@ class ScoreJob(Job):
     """The cell and its `protocol`; written together with the metrics."""
     notes: tuple[str, ...]
     """Why requested metrics are missing."""
+    floor_path: str | None = None
+    """The file that is to hold the reference's floors at this N; None: it does, or another job makes it."""
     sample_paths: tuple[str, ...] = ()
     """The files of samples, in the order of their indices, if a metric needs a column of them."""
 
@@ -66,15 +69,18 @@ def run(job: ScoreJob, device: Device) -> Result:
         ValueError: if there are fewer features than `num_samples`, or some are not finite.
     """
     began = time.perf_counter()
+    reference = _statistics(job.reference, job.storage) if job.settings.need("reference") else None
     scores = score(
         _stream(job, "features"),
         _stream(job, "logits") if job.settings.need("logits") else None,
         job.num_samples,
-        _statistics(job.reference, job.storage) if job.settings.need("reference") else None,
+        reference,
         job.settings,
         {name: _column(job, name) for name in job.settings.sample_columns},
     )
     job.check_run()
+    if reference is not None and job.floor_path is not None:
+        keep_floors(Path(job.floor_path), reference, job.num_samples, job.settings, job.storage)
     if scores.influences:
         _write_influences(job, scores.influences)  # before the score, which marks the cell as complete
     header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}

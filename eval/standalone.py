@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval.features.load import Extraction, load
+from taugrid.eval.metrics.floor import floor_path, keep_floors
 from taugrid.eval.metrics.frechet import singular
 from taugrid.eval.metrics.reference_statistics import (
     MomentsFile,
@@ -99,7 +100,7 @@ def evaluate(
     Returns:
         `samples` and `reference` (kind, path, num_images, sha256), `metrics` (as the columns of quality.csv), `notes`
         (why a number is missing), `warnings` (threats to a fair comparison), `protocol` (the fields of a run's
-        protocol; null for what is unknown about external images).
+        protocol; null for what is unknown about external images), `floor` (metric -> the fields of a `Floor`).
     """
     return score_sets([samples], reference, extractor, settings, options)[0].document
 
@@ -146,7 +147,10 @@ def score_sets(
             features, *logits = streams if order is None else (_in_order(stream, order) for stream in streams)
             scores = score(features, logits[0] if logits else None, samples.num_images, compared, left)
         about = _document(samples, reference, extractor, possibility, options)
+        n, cache, key = samples.num_images, options.cache, reference.cache_key(extractor)
+        floors = keep_floors(None if cache is None else floor_path(cache, key, n, left), compared, n, left)
         document = about | {"metrics": scores.values, "notes": [*about["notes"], *scores.notes]}
+        document |= {"floor": {name: floor._asdict() for name, floor in floors.items()}}
         scored.append(ScoredImages(samples, document, scores.influences, order))
     return scored
 

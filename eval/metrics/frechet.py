@@ -59,7 +59,7 @@ def frechet_distance(samples: Moments, reference: Moments, root: Array | None = 
     reference's covariance M. `root` (d, d) is `symmetric_root(reference.covariance)`, if it was kept.
     """
     root = symmetric_root(reference.covariance) if root is None else root
-    return _distance(samples, reference, np.linalg.eigvalsh(_product(root, samples.covariance)))
+    return distance_from(samples, reference, np.linalg.eigvalsh(_product(root, samples.covariance)))
 
 
 def _product(root: Array, covariance: Array) -> Array:
@@ -68,7 +68,8 @@ def _product(root: Array, covariance: Array) -> Array:
     return symmetric
 
 
-def _distance(samples: Moments, reference: Moments, eigenvalues: NDArray[np.floating[Any]]) -> float:
+def distance_from(samples: Moments, reference: Moments, eigenvalues: NDArray[np.floating[Any]]) -> float:
+    """The squared Frechet distance, from the `eigenvalues` of the product of both covariances, in any order."""
     difference = samples.mean - reference.mean
     traces = np.trace(samples.covariance) + np.trace(reference.covariance)
     return float(difference @ difference + traces - 2 * np.sqrt(np.clip(eigenvalues, 0, None)).sum())
@@ -110,12 +111,12 @@ class Frechet:
             eigenvalues = np.linalg.eigvalsh(product)
             dimensions = int(_kept(eigenvalues).sum())
             if samples.n < SAMPLES_PER_DIMENSION * dimensions:
-                distance = _distance(samples, reference, eigenvalues)
+                distance = distance_from(samples, reference, eigenvalues)
                 return cls(distance, samples.n, samples.mean, difference, dimensions, None)
         eigenvalues, vectors = np.linalg.eigh(product)
         kept = _kept(eigenvalues)
         factor = root @ (vectors[:, kept] * eigenvalues[kept] ** -0.25)
-        distance = _distance(samples, reference, eigenvalues)
+        distance = distance_from(samples, reference, eigenvalues)
         curvature = np.triu(np.eye(len(root)) - factor @ factor.T)
         curvature[np.diag_indices_from(curvature)] /= 2
         return cls(distance, samples.n, samples.mean, difference, int(kept.sum()), curvature)

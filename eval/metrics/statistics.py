@@ -78,6 +78,13 @@ class Moments:
         scatter += between
         return type(self)(n, self.mean + delta * (other.n / n), scatter)
 
+    def without(self, part: Self) -> Self:
+        """The moments of the other vectors, if `part` is of some of these: the reverse of `merge`."""
+        n = self.n - part.n
+        mean = (self.n * self.mean - part.n * part.mean) / n
+        delta = part.mean - mean
+        return type(self)(n, mean, self.scatter - part.scatter - np.outer(delta, delta) * (part.n * n / self.n))
+
 
 class Accumulator(Protocol):
     """What a metric needs to know of some of the samples; that of more samples is merged from parts."""

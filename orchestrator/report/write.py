@@ -35,6 +35,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.samplers import DIFFUSERS
 from taugrid.storage import replacing
+from taugrid.words import counted
 from taugrid.workers import schedules
 
 if TYPE_CHECKING:
@@ -56,8 +57,15 @@ def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> Quali
     rows, evidence = collected.rows, collected.evidence
     joined = _joined(config, collected)
     shown = with_unscored(plan, rows, evidence.protocols)
-    notes = [*map(plan.with_labels, joined.notes), *collected.notes, *_about_grid(config, plan, rows), *notes]
-    return QualityTable(rows, evidence, notes, joined.cells, requested.layout(config, plan), shown)
+    notes = [
+        *map(plan.with_labels, joined.notes),
+        *collected.notes,
+        *_about_grid(config, plan, rows),
+        *_about_larger(run),
+        *notes,
+    ]
+    layout = requested.layout(config, plan)
+    return QualityTable(rows, evidence, notes, joined.cells, layout, shown, floors=collected.floors)
 
 
 def _joined(config: Config, collected: Rows) -> JoinedRows:
@@ -69,7 +77,8 @@ def _joined(config: Config, collected: Rows) -> JoinedRows:
 def larger_table(run: Run, collected: Rows) -> QualityTable:
     """The quality table of cells that grew, at one of their larger N."""
     joined, layout = _joined(run.config, collected), requested.layout(run.config, run.configured)
-    return QualityTable(collected.rows, collected.evidence, collected.notes, joined.cells, layout)
+    rows, notes, evidence, floors = collected
+    return QualityTable(rows, evidence, notes, joined.cells, layout, floors=floors)
 
 
 def write_larger(tables: Sequence[QualityTable], rundir: RunDir) -> None:
@@ -101,10 +110,11 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
         from taugrid.eval.figures.over_steps import quality_figure
 
         frame, by = quality.scored.means.frame, quality.judged_by
-        figures = {metric.name: quality_figure(frame, quality.used_protocols, x=quality.layout.x, metric=metric)
-                   for metric in dict.fromkeys([FID, by])}  # fmt: skip
+        shared: dict[str, Any] = {"protocols": quality.used_protocols, "x": quality.layout.x, "floors": quality.floors}
         rundir.remove_figures("quality-*")
-        _save(rundir, {"quality" if name == FID.name else f"quality-{name}": made for name, made in figures.items()})
+        _save(rundir, {"quality": quality_figure(frame, **shared)})
+        if by != FID:
+            _save(rundir, {f"quality-{by.name}": quality_figure(frame, **shared, metric=by)})
     _write_effects(run, quality.scored)
     _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)
@@ -132,6 +142,13 @@ def _about_grid(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -
     counts = requested.evaluations(plan) if cells else []
     about_cells = [*unequal(cells, "scored "), *unscored(lacking)]
     return [*once, *counts, *about_short_cells(rows), *about_cells, *no_effects(config, plan, rows)]
+
+
+def _about_larger(run: Run) -> list[str]:
+    """A line that says where the scores at larger N are, if cells grew."""
+    _, *larger = run.at_each_size
+    files = [f"quality-N{part.cells[0].settings.num_samples}.md" for part in larger]
+    return [f"{counted(len(larger[0].cells), 'cell')} grew: see {' and '.join(files)}"] if larger else []
 
 
 def about_short_cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:

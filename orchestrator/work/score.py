@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
+from taugrid.eval.metrics.floor import read_floors
 from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import larger_table, quality_table, write_larger, write_report
 from taugrid.orchestrator.rundir.directory import Damage
+from taugrid.orchestrator.rundir.floors import path_of_floors
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import ExtractWork, not_extracted, reference_keys
 from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind, shard_key
@@ -37,15 +39,24 @@ class ScoreWork(WorkKind):
 
     def tasks(self) -> Iterator[Task]:
         """A task for each cell whose score is missing or out of date."""
-        found = self.survey.found
+        found, without_floors = self.survey.found, self._without_floors()
         for state in found.cells:
             if state.to_score:
+                floors = without_floors.pop(state.cell.settings.num_samples, None)  # the first cell of an N makes them
                 requires = {shard_key(ExtractWork.name, shard) for shard in not_extracted(state)}
                 requires |= reference_keys(found)
                 key, cost = f"{self.name}/{state.cell.id}", state.cell.settings.num_samples
-                yield Task(key, self.name, cost, frozenset(requires), state.cell, self._job(state))
+                yield Task(key, self.name, cost, frozenset(requires), state.cell, self._job(state, floors))
 
-    def _job(self, state: CellState) -> ScoreJob:
+    def _without_floors(self) -> dict[int, str]:
+        """Each N whose floors are missing -> their file."""
+        if isinstance(self._scoring.reference.given, MomentsFile):
+            return {}
+        sizes = {state.cell.settings.num_samples for state in self.survey.found.cells if state.to_score}
+        paths = {n: path_of_floors(self.rundir, self._scoring, n) for n in sizes}
+        return {n: str(path) for n, path in paths.items() if read_floors(path, self.rundir.storage) is None}
+
+    def _job(self, state: CellState, floors: str | None) -> ScoreJob:
         cell, scoring = state.cell, self._scoring
         n, folder = cell.settings.num_samples, self.rundir.extractor_folder(scoring.extractor)
         settings, reasons, remarks = scoring.feasible(n)
@@ -63,6 +74,7 @@ class ScoreWork(WorkKind):
                 "evaluation": scoring.id(cell),
                 "protocol": scoring.protocol(cell).as_dict(),
             },
+            floor_path=floors,
             sample_paths=tuple(str(self.rundir.sample_part(cell, shard)) for shard in cell.shards)
             if settings.sample_columns
             else (),

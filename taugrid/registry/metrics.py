@@ -3,6 +3,7 @@
 A new metric is one file in eval/metrics/ and one entry in `METRICS`. Its columns are appended to the tables.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -68,6 +69,8 @@ class Metric:
     """The columns of `SAMPLE_COLUMNS` that it reads, a number for each sample."""
     least_images: int = 1
     """The minimum number of samples, and of reference images."""
+    floor_up_to: int = sys.maxsize
+    """The largest N at which `eval.metrics.floor` computes its floor: more would take too long."""
 
 
 class Sizes(NamedTuple):
@@ -149,6 +152,7 @@ METRICS = {
             needs_all_features=True,
             needs_reference_features=True,
             least_images=2,
+            floor_up_to=10_000,
         ),
         Metric(
             "prc",
@@ -169,6 +173,7 @@ METRICS = {
             settings=("prc_neighborhood",),
             needs_all_features=True,
             needs_reference_features=True,
+            floor_up_to=5_000,
         ),
         Metric(
             "fid_infinity",
@@ -177,6 +182,7 @@ METRICS = {
             compute="taugrid.eval.metrics.extrapolation:compute_fid_infinity",
             limits="taugrid.eval.metrics.extrapolation:fid_infinity_limits",
             needs_all_features=True,
+            floor_up_to=0,
         ),
         Metric(
             "cmmd",
@@ -195,6 +201,7 @@ METRICS = {
             needs_all_features=True,
             needs_reference_features=True,
             least_images=3,
+            floor_up_to=5_000,
         ),
         Metric(
             "mind",

@@ -18,6 +18,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.floors import floors_of
 from taugrid.orchestrator.work.extract import ExtractWork, ReferenceWork
 from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.orchestrator.work.survey import Survey
@@ -101,6 +102,16 @@ def test_what_can_not_be_given_is_said_once_under_the_table(more):
 def test_a_kid_subset_size_above_n_is_reduced_and_recorded(more):
     protocols = json.loads((more / "tables/quality.json").read_text())["protocols"].values()
     assert {protocol["kid_subset_size"] for protocol in protocols} == {700}
+
+
+def test_floors_are_computed_once_and_kept_with_the_reference(oracle_config, oracle, more):
+    for root, assignments, columns in ((oracle, (), {"fid"}), (more, MORE[1::2], {"fid", "kid", "precision"})):
+        config = load(str(oracle_config), assignments)
+        floors = floors_of(RunDir(root), scoring_of(config, plan(config)), 700)
+        assert floors.keys() >= columns
+        assert floors["fid"].num_samples == 700
+        assert 0 < floors["fid"].mean < table(root)["fid"].min(), "the oracle's samples have a true distance, too"
+    assert len(list(oracle.glob("features/*/reference-*/*-floor-*.json"))) == 1
 
 
 def test_features_are_removed_once_scored_and_nobody_misses_them(oracle_config, oracle, more, tmp_path):

@@ -113,6 +113,7 @@ def test_there_is_a_table_for_each_size(opened, grown, capsys):
     assert not list((root / "tables").glob("quality-N100*")), "no cell stayed there"
     both = first.merge(larger, on="cell")
     assert (both["seconds_x"] < both["seconds_y"]).all(), "a row has the seconds of its own images"
+    assert "3 cells grew: see quality-N200.md" in (root / "tables" / "quality.md").read_text()
     print_result(RunDir(root), outcome)
     assert "The 3 cells that grew to N = 200 or more:" in capsys.readouterr().out
 
@@ -189,7 +190,7 @@ def test_neighbours_along_a_key_grow(opened, tmp_path):
 def test_where_fid_has_no_error_kid_decides(opened, tmp_path):
     with small_run(tmp_path, CONFIG.replace("[1, 2, 2]", "[1, 4, 4]")) as opened:
         outcome, printed = do(opened, tmp_path / "run", Until(None, 50))
-    [said] = lines(printed, "cells are told apart by KID: FID has no standard error at N = 50")
+    [said] = lines(printed, "cells are told apart by KID of the whole set: FID has no standard error at N = 50")
     assert "16 varying features" in said
     assert outcome.growth.as_dict()["metric"] == "kid"
 

@@ -15,7 +15,7 @@ from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.tables.long_form import COLUMNS, appended_columns, long_form, score_columns
 from taugrid.eval.tables.pivots import pivot_tables
 from taugrid.eval.tables.quality import QualityTable, write_quality
-from taugrid.orchestrator.cli.text import scores_text
+from taugrid.orchestrator.cli.images import scores_text
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.report.collect import collect
@@ -156,8 +156,8 @@ def test_a_new_metric_is_no_grid_key(spread):
 
 def test_a_new_metric_is_told_of_external_images(spread):
     side = {"dataset": None, "path": "x", "num_images": 3, "sha256": "0" * 64}
-    text = scores_text({
+    text = scores_text([{
         "samples": side, "reference": side, "metrics": {"spread": 1.5, "spread_se": 0.125}, "notes": [],
         "warnings": [], "protocol": {"extractor": {"name": "pixels", "weights_sha256": "0" * 64}},
-    })  # fmt: skip
+    }])  # fmt: skip
     assert text.splitlines()[0] == "Spread (higher is better): 1.50 ± 0.12   (± is a guess)"

@@ -185,7 +185,7 @@ def test_a_cached_reference_gives_the_same_numbers_and_is_not_extracted_again(tm
         assert first == second
         batches = -(-len(digits) // 250)
         assert seen.count("reference") == batches
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".npz", ".parquet"]
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npz", ".parquet"]
 
 
 def test_numbers_depend_on_no_batch_size(tmp_path, spec, cell, digits):
