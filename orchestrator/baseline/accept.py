@@ -16,7 +16,7 @@ from taugrid.orchestrator.baseline.snapshot import (
     MISSING_INFLUENCES,
     Snapshot,
     SnapshotCell,
-    Training,
+    TrainingScores,
     require_scores,
     snapshot_of_opened,
 )
@@ -140,7 +140,7 @@ def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
         raise UserError("two DIRs have the same weights; a recipe's trainings need different seeds")
     for cell in first.cells:
         same = [cells_of[cell.cell] for cells_of in others]
-        found = replace(cell, trainings=tuple(Training(other.metrics, other.influences) for other in same))
+        found = replace(cell, trainings=tuple(TrainingScores(other.metrics, other.influences) for other in same))
         seeds_differ = any(other.seed_set != cell.seed_set for other in same)
         if seeds_differ or not any(found.scored(column.name) for column in SAMPLED):
             reasons = (other.reason for other in (cell, *same) if other.reason)

@@ -29,7 +29,7 @@ from taugrid.orchestrator.baseline.snapshot import (
     Setup,
     Snapshot,
     SnapshotCell,
-    Training,
+    TrainingScores,
     images_of_run,
     snapshot_of_run,
 )
@@ -229,7 +229,7 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         load_first=first_images,
         distances=value.get("distances", {}),
         trainings=tuple(
-            Training(metrics, _influences(_rows_of(table, _training(value["cell"], number))))
+            TrainingScores(metrics, _influences(_rows_of(table, _training(value["cell"], number))))
             for number, metrics in enumerate(_training_metrics(value), start=1)
         ),
         scored_with=ScoredWith.read(value.get("scored_with")),

@@ -145,7 +145,7 @@ class SnapshotCell:
     """Pair of setups (`pair_key`) -> the accepted distance between their images in grey levels."""
     scored_with: ScoredWith | None = None
     """None: unknown, in a baseline of an earlier version."""
-    trainings: tuple["Training", ...] = ()
+    trainings: tuple["TrainingScores", ...] = ()
     """The same cell of a recipe's other training runs; `metrics` are those of the first."""
     failed: str | None = None
     """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
@@ -155,9 +155,9 @@ class SnapshotCell:
         return int(self.settings["num_samples"])
 
     @property
-    def networks(self) -> "list[Training]":
+    def networks(self) -> "list[TrainingScores]":
         """Its network or, of a recipe, all of its training runs."""
-        return [Training(self.metrics, self.influences), *self.trainings]
+        return [TrainingScores(self.metrics, self.influences), *self.trainings]
 
     def value(self, column: str) -> float:
         """A metric; of a recipe, the mean over its training runs. KeyError if one lacks it."""
@@ -196,7 +196,7 @@ class SnapshotCell:
         return (self.settings["seed"], tuple(self.image_shape))
 
 
-class Training(NamedTuple):
+class TrainingScores(NamedTuple):
     """The scores of one network's cell, and the influences of its samples: `SnapshotCell.metrics`, `influences`."""
 
     metrics: Mapping[str, float]
