@@ -45,6 +45,9 @@ REPEATS = 0.9
 MAX_CELLS_NAMED = 3
 """The number of cells that a note on a metric names."""
 
+UNCHANGED = "it is the baseline's, and every image has the same part in it"
+"""Why the test can't judge a metric of other images, such as a precision of which all are precise on both sides."""
+
 NO_MARGIN = (
     "margin 0: new weights are never exactly equal, and the paired error shrinks with the change, so differences "
     "without consequence are called worse"
@@ -299,7 +302,9 @@ def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) 
         return f"its settings are not the baseline's ({', '.join(metric.settings)})"
     (tonight,), baseline = new.scored(name), old.scored(name)[0]
     spread = float((tonight.influence - baseline.influence).std())
-    return None if spread > ROUNDING * float(baseline.influence.std()) else "no image moves it differently than before"
+    if spread > ROUNDING * float(baseline.influence.std()):
+        return None
+    return UNCHANGED if math.isclose(tonight.value, old.value(name)) else "its difference does not vary over the images"
 
 
 def _before_judgement(
@@ -324,6 +329,8 @@ def _before_judgement(
         return found
     if unjudged:
         reasons = dict.fromkeys(unjudged.values())
+        if list(reasons) == [UNCHANGED]:
+            return Verdict.NOT_WORSE, UNCHANGED
         named = (f"{COLUMNS[name].title}: {reason}" for name, reason in unjudged.items())
         return Verdict.NOT_JUDGED, next(iter(reasons)) if len(reasons) == 1 else "; ".join(named)
     if new.seed_set != old.seed_set:

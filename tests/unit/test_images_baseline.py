@@ -57,7 +57,7 @@ def test_images_without_one_digit_are_red_by_kid_and_others_are_not(place):
     healthy, cell = compared(place / "healthy", place / "base.json")
     assert not healthy["marks"]
     assert (cell["label"], cell["by"]) == ("images", "kid")
-    found, cell = compared(place / "without", place / "base.json", code=3)
+    _, cell = compared(place / "without", place / "base.json", code=3)
     assert (cell["result"], cell["by"], cell["note"]) == ("worse", "kid", "")
     text, _ = taugrid("compare", place / "without", place / "base.json", code=3)
     assert text.startswith("❌ worse; 1 of 1 baseline cell compared; detects regressions of ")
@@ -107,7 +107,7 @@ def test_what_can_not_be_done_is_one_line(place, tmp_path, words, told):
     assert told in taugrid(*given, code=2)[1]
 
 
-def test_precision_judges_images_if_it_is_asked_for(place, tmp_path):
-    words = ("--to", tmp_path / "prc.json", "--reason", "r", *SCORED, "--metrics", "prc")
-    assert "Precision" in taugrid("baseline", "accept", place / "base", *words)[0]
-    assert compared(place / "healthy", tmp_path / "prc.json")[1]["by"] == "precision"
+def test_cmmd_judges_images_if_it_is_asked_for(place, tmp_path):
+    words = ("--to", tmp_path / "cmmd.json", "--reason", "r", *SCORED, "--metrics", "cmmd")
+    assert "CMMD" in taugrid("baseline", "accept", place / "base", *words)[0]
+    assert compared(place / "without", tmp_path / "cmmd.json", code=3)[1]["by"] == "cmmd"
