@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from taugrid.eval.tables.ablation.alike import sampling_error, shared_sampling_error
-from taugrid.eval.tables.ablation.pairing import EVERYWHERE, KEY_SEPARATOR, SCOPES, Comparison, Pair, comparisons
+from taugrid.eval.tables.ablation.pairing import EVERYWHERE, KEY_SEPARATOR, SCOPES, Contrast, PairOfCells, contrasts
 from taugrid.eval.tables.ablation.replicates import UNITS
 from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
 from taugrid.eval.tables.differences import Evidence
@@ -136,16 +136,16 @@ def effects(
     scored = [row for row in rows if row.get(metric.name) is not None]
     own = evidence.of(metric.name)
     by_scope: dict[str, list[Effect]] = defaultdict(list)
-    for comparison in comparisons(scored, evidence.protocols, base):
-        by_scope[comparison.scope].append(_effect(comparison, own, metric))
+    for contrast in contrasts(scored, evidence.protocols, base):
+        by_scope[contrast.scope].append(_effect(contrast, own, metric))
     return [effect for scope in SCOPES for effect in _corrected(by_scope[scope])]
 
 
-def _effect(comparison: Comparison, evidence: Evidence, metric: MetricColumn) -> Effect:
-    """The mean difference of the comparison's pairs with its errors."""
-    seeds = comparison.seeds
-    kept, note = _balanced(comparison.pairs, seeds, comparison.unpaired)
-    by_seed: dict[Hashable, list[Pair]] = defaultdict(list)
+def _effect(contrast: Contrast, evidence: Evidence, metric: MetricColumn) -> Effect:
+    """The mean difference of the contrast's pairs with its errors."""
+    seeds = contrast.seeds
+    kept, note = _balanced(contrast.pairs, seeds, contrast.unpaired)
+    by_seed: dict[Hashable, list[PairOfCells]] = defaultdict(list)
     for pair in kept:
         by_seed[pair.seeds[0] if seeds else None].append(pair)
     differences = np.array([np.mean([pair.other[metric.name] - pair.base[metric.name] for pair in part])
@@ -159,11 +159,11 @@ def _effect(comparison: Comparison, evidence: Evidence, metric: MetricColumn) ->
     if len(differences) > 1:
         over, half, p = UNITS[seeds[0]], float(over_seeds.half_width), _finite(over_seeds.p)
     return Effect(
-        scope=comparison.scope,
-        key=KEY_SEPARATOR.join(comparison.keys),
-        base=comparison.base,
-        value=comparison.value,
-        settings=comparison.settings,
+        scope=contrast.scope,
+        key=KEY_SEPARATOR.join(contrast.keys),
+        base=contrast.base,
+        value=contrast.value,
+        settings=contrast.settings,
         mean_base=float(np.mean([pair.base[metric.name] for pair in kept])),
         mean_value=float(np.mean([pair.other[metric.name] for pair in kept])),
         effect=mean,
@@ -183,7 +183,9 @@ def _finite(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
 
 
-def _balanced(pairs: Sequence[Pair], seeds: Sequence[str], unpaired: Set[Hashable]) -> tuple[list[Pair], str]:
+def _balanced(
+    pairs: Sequence[PairOfCells], seeds: Sequence[str], unpaired: Set[Hashable]
+) -> tuple[list[PairOfCells], str]:
     """The pairs of the seeds that have all settings, so that all means are over the same; and a note on other seeds."""
     if not seeds:
         return list(pairs), ""

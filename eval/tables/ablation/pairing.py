@@ -34,7 +34,7 @@ KEY_SEPARATOR = " & "
 """Joins keys, or values, that always change together."""
 
 
-class Pair(NamedTuple):
+class PairOfCells(NamedTuple):
     """Two cells that differ in the ablated key alone."""
 
     block: tuple[str, ...]
@@ -79,7 +79,7 @@ COMPARABLE = ("num_samples", "protocol")
 ON_REQUEST = ("steps", "eta")
 
 
-class Comparison(NamedTuple):
+class Contrast(NamedTuple):
     """A value of an ablated key beside its base, in some cells."""
 
     scope: str
@@ -89,16 +89,16 @@ class Comparison(NamedTuple):
     value: str
     settings: str
     """The other settings of the cells; empty if they are all, unless it must be said what is equal in them."""
-    pairs: list[Pair]
+    pairs: list[PairOfCells]
     seeds: Sequence[str]
     """The seeds that vary."""
     unpaired: Set[Hashable]
     """Values of the first of them that have unpaired cells."""
 
 
-def comparisons(
+def contrasts(
     rows: Sequence[Row], protocols: Mapping[str, ProtocolFields], base: Mapping[str, Any]
-) -> Iterator[Comparison]:
+) -> Iterator[Contrast]:
     """Those of every ablated key, in the grid's order; keys and values without a pair are left out.
 
     `base` has the base value of grid keys; for other keys it is the first value of the grid. S and eta are ablated only
@@ -116,7 +116,7 @@ def comparisons(
                 pairs, unpaired = _pairs(found, keys, labels, base_label, value)
                 for scope, settings, part in _scopes(pairs, found, keys):
                     seeds = {seed for pair in part for seed in unpaired[pair.block]}
-                    yield Comparison(scope, keys, base_label, value, settings, part, grid.seeds, seeds)
+                    yield Contrast(scope, keys, base_label, value, settings, part, grid.seeds, seeds)
 
 
 def _grid(rows: Sequence[Row], protocols: Mapping[str, ProtocolFields]) -> _Grid:
@@ -197,7 +197,7 @@ def _between_samplers(grid: _Grid, labels: Sequence[str], values: tuple[str, str
 
 def _pairs(
     grid: _Grid, keys: Sequence[str], labels: Sequence[str], base: str, value: str
-) -> tuple[list[Pair], dict[tuple[str, ...], set[Hashable]]]:
+) -> tuple[list[PairOfCells], dict[tuple[str, ...], set[Hashable]]]:
     """Pairs of cells with `base` and `value` that agree in all else; and by block, the seeds of unpaired cells."""
     shared = grid.labels.drop(columns=list(keys))
     blocks = [tuple(block) for block in shared.itertuples(index=False)]
@@ -213,11 +213,13 @@ def _pairs(
     unpaired: dict[tuple[str, ...], set[Hashable]] = defaultdict(set)
     for block, seeds in [p for p in others if beside(p) not in bases] + list(bases.keys() - set(map(beside, others))):
         unpaired[block] |= set(seeds[:1])
-    pairs = [Pair(*place, bases[beside(place)], row) for place, row in others.items() if beside(place) in bases]
+    pairs = [PairOfCells(*place, bases[beside(place)], row) for place, row in others.items() if beside(place) in bases]
     return pairs, unpaired
 
 
-def _scopes(pairs: Sequence[Pair], grid: _Grid, keys: Sequence[str]) -> Iterator[tuple[str, str, list[Pair]]]:
+def _scopes(
+    pairs: Sequence[PairOfCells], grid: _Grid, keys: Sequence[str]
+) -> Iterator[tuple[str, str, list[PairOfCells]]]:
     """The scope, settings and pairs of each effect. A scope that would repeat the one before is left out."""
     length, symbol = grid.length, SYMBOLS[grid.length]
     lengths = sorted({pair.base[length] for pair in pairs}) if "steps" not in keys else []
