@@ -17,16 +17,9 @@ from typing import Any, NamedTuple
 from taugrid.eval.metrics.statistics import Array, difference_standard_error
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.entries import ROUNDING, Z_95
+from taugrid.eval.tables.labels import EVALUATIONS, IGNORABLE, OPTIONS, options_text, short_checkpoints
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, STAND_INS, axes, long_form
-from taugrid.eval.tables.pivots import (
-    EVALUATIONS,
-    IGNORABLE,
-    OPTIONS,
-    Pivot,
-    options_text,
-    pivot_tables,
-    short_checkpoints,
-)
+from taugrid.eval.tables.pivots import Pivot, pivot_tables
 from taugrid.eval.tables.rows import Row, as_text
 from taugrid.protocol import ProtocolFields, disagreements
 from taugrid.registry.metrics import SAMPLED, MetricColumn
@@ -39,10 +32,10 @@ DIFFERENCE_COLUMNS = (
 the heading that their tables share, `others` what differs besides S and eta. `difference` is b - a, and `note` says why
 an error is missing or what was joined. Checkpoints have their short names.
 
-For each metric of `OTHERS` that has a standard error in some row, `PARTS` follow with its name before them, such as
-kid_a, kid_b, kid_difference, kid_se, kid_z. They are columns and not rows, so that a row stays a pair of cells, and a
-reader who counts or filters rows never mixes metrics."""
-OTHERS = tuple(metric for metric in dict.fromkeys([*STAND_INS, *SAMPLED]) if metric != FID)
+For each of `OTHER_METRICS` that has a standard error in some row, `PARTS` follow with its name before them: kid_a,
+kid_b, kid_difference, kid_se, kid_z. They are columns and not rows, so that a row stays a pair of cells, and a reader
+who counts or filters rows never mixes metrics."""
+OTHER_METRICS = tuple(metric for metric in dict.fromkeys([*STAND_INS, *SAMPLED]) if metric != FID)
 PARTS = ("a", "b", "difference", "se", "z")
 
 NOT_AXES = frozenset({"model", "num_samples", "protocol", *SEEDS})
@@ -126,7 +119,9 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
         row["cell"]: {key: names.get(value, value) if key == CHECKPOINT else value for key, value in row.items()}
         for row in rows
     }
-    scored = {row["cell"] for row in rows if _number(row, FID) is not None or any(_has_error(row, m) for m in OTHERS)}
+    scored = {
+        row["cell"] for row in rows if _number(row, FID) is not None or any(_has_error(row, m) for m in OTHER_METRICS)
+    }
     pivots = pivot_tables(long_form(rows), FID, evidence.protocols)
     pivots = [replace(table, cells=table.cells.where(table.cells.isin(scored))) for table in pivots]
     return [
@@ -168,7 +163,7 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
             influences as samples; without `override`, if the cells are not comparable, naming the fields that differ.
         KeyError: if a cell has no pairing, or a protocol is missing.
     """
-    others = [metric for metric in OTHERS if _has_error(row_a, metric) and _has_error(row_b, metric)]
+    others = [metric for metric in OTHER_METRICS if _has_error(row_a, metric) and _has_error(row_b, metric)]
     for row in (row_a, row_b):
         if _number(row, FID) is None and not others:
             raise ValueError(f"cell {row['cell']} has no FID")
