@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch, quick_hashes):
     sys.modules.pop("my_extractor", None)
 
 
-def test_the_pages_commands_score_with_the_pages_class(folder):
+def test_the_pages_commands_score_with_the_pages_class(folder, asked_here):
     run, evaluate = (shlex.split(line)[1:] for line in re.findall(r"^ {4}(taugrid [^\n]+)$", PAGE, re.MULTILINE))
     taugrid(*run)
     table = pd.read_csv(folder / "runs/thumbnails/tables/quality.csv")
