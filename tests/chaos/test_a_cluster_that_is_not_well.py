@@ -29,7 +29,7 @@ def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, 
     if is_long:
         cluster.inside("B", READ_ONLY.format(lab.shared))
         cluster.inside("D", LOST.format(lab.shared))
-    with lab.start(root, "--set", "cluster.hang_seconds=6") as driver:
+    with lab.start(root, *(("--set", "cluster.hang_seconds=6") if is_long else ())) as driver:
         driver.wait_until(lambda: len(parts(root)) > 10)
         if is_long:
             lab.finish(root, code=2)

@@ -18,6 +18,8 @@ from taugrid.config import Data
 from taugrid.eval.features.load import describe, load
 from taugrid.workers.data.load import load_images
 
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
 PAGE = (Path(__file__).parents[2] / "docs/custom-extractor.md").read_text()
 NAME = "my_extractor:Thumbnail"
 RUN = """
