@@ -113,7 +113,7 @@ def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path):
     """
     token = Path.home() / ".ray/auth_token"
     before = token.read_bytes() if token.exists() else None
-    samples = {"batch_size": 8, "shard_evaluations": 10**8, "num_samples": 400}
+    samples = {"batch_size": 8, "shard_evaluations": 10**8, "num_samples": 800}
     config = write_config(tmp_path, **SLOW | {"sample": samples, "grid": {"steps": [1000], "eta": [0.0]}})
     with Started(tmp_path / "log", "run", config, "--out", tmp_path / "run", "--workers", 1) as run:
         run.wait_until(
@@ -126,12 +126,12 @@ def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path):
         assert "interrupted; 1 shard in progress (S=1000 eta=0): " in run.output
         kept = int(re.search(r": (\d+) images kept, .* lost; run the same command again", run.output)[1])
     assert (token.read_bytes() if token.exists() else None) == before
-    assert 0 < kept < 400
+    assert 0 < kept < 800
     assert kept % 8 == 0
     taugrid("verify", tmp_path / "run", code=4)
     taugrid("run", config, "--out", tmp_path / "run")
     made = [event for event in events(tmp_path / "run") if event["event"] == "shard"]
-    assert [(event["images"], event["copied"]) for event in made] == [(400 - kept, kept)]
+    assert [(event["images"], event["copied"]) for event in made] == [(800 - kept, kept)]
     taugrid("run", config, "--out", tmp_path / "undisturbed")
     assert sample_files(tmp_path / "run") == sample_files(tmp_path / "undisturbed")
 
