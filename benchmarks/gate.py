@@ -21,6 +21,7 @@ import numpy as np
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
+from benchmarks.gate_metrics import report_metrics
 from benchmarks.gate_power import report_frozen_misses, report_power
 from benchmarks.gate_recipe import report_retrained
 from benchmarks.gate_worlds import Noise, World, rate
@@ -32,8 +33,8 @@ from taugrid.eval.metrics.statistics import Array, standard_error
 CHANGES = (0, 1, 2, 4, 6)
 """True changes, in standard errors of the cell's difference."""
 PARTS = ("one-stage", "worst-block", "new-blocks", "retrained")
-ALONE = ("power", "frozen-misses")
-"""Parts of one cell, whatever `--cells` is."""
+ALONE = ("power", "frozen-misses", "metrics")
+"""Parts that have cells of their own, whatever `--cells` is."""
 SEARCHED = 40
 """Nights of each block by which the unluckiest is found."""
 
@@ -170,15 +171,15 @@ def real_pairs(run: str, baseline: str) -> list[tuple[str, Scored, Scored, Hasha
     from taugrid.orchestrator.baseline.matching import matched
 
     return [
-        (new.name, Scored(new.metrics["fid"], new.influence), Scored(old.metrics["fid"], old.influence), new.seed_set)
+        (new.name, new.scored("fid"), old.scored("fid"), new.seed_set)
         for new, old in matched(snapshot_of(run), snapshot_of(baseline)).pairs
-        if new.influence is not None and old.influence is not None
+        if "fid" in new.influences and "fid" in old.influences
     ]
 
 
 def report_growth(pairs: list[tuple[str, Scored, Scored, Hashable]]) -> None:
     """`VARIANCE_GROWTH` of real cells that are worse by 2 to 10 % of the baseline's FID."""
-    rises = [(new.fid / old.fid - 1, new, old) for _, new, old, _ in pairs]
+    rises = [(new.value / old.value - 1, new, old) for _, new, old, _ in pairs]
     shares = [
         (standard_error(new.influence - old.influence) / standard_error(old.influence)) ** 2 / rise
         for rise, new, old in rises
@@ -239,6 +240,9 @@ def main() -> None:
         if "power" in arguments.parts:
             print("power at the detectable change:")
             report_power(arguments.nights)
+        if "metrics" in arguments.parts:
+            print("nights of equal networks that KID judges, alone or with FID:")
+            report_metrics(arguments.nights, arguments.draws)
         if "frozen-misses" in arguments.parts:
             print("what frozen seeds hide:")
             report_frozen_misses(arguments.nights)

@@ -106,16 +106,16 @@ def pairs(cell: Cell, n: int, own: float, count: int, stream: int) -> Iterator[P
 def judged(cell: Cell, old: Array, new: Array, critical: float, margin: float = MARGIN) -> CellJudgement:
     """The cell's judgement in a night with that critical value; alone it has alpha = P(Z > critical)."""
     baseline = cell.score(old)
-    change = Change.between("cell", cell.score(new), [baseline], margin * baseline.fid, "block")
+    change = Change.between("cell", cell.score(new), [baseline], margin * baseline.value, "block")
     return judge([change], alpha=float(norm.sf(critical))).cells[0]
 
 
 def strength(cell: Cell, way: Way, nights: list[Pair], change: float) -> float:
     """How far to go `way`, so that FID rises by `change` on average."""
-    goal = change + np.mean([cell.score(old).fid for old, _ in nights])
+    goal = change + np.mean([cell.score(old).value for old, _ in nights])
 
     def beyond(by: float) -> float:
-        return float(np.mean([cell.score(way(cell, new, by)).fid for _, new in nights]) - goal)
+        return float(np.mean([cell.score(way(cell, new, by)).value for _, new in nights]) - goal)
 
     return float(brentq(beyond, 0, 30, xtol=1e-3))
 
@@ -143,7 +143,7 @@ def power(cell: Cell, way: Way, n: int, own: float, nights: int) -> Power:
     equal = [judged(cell, *pair, usual) for pair in made]
     change = float(np.mean([found.detectable for found in equal]))
     constant = float(np.mean([replace(found.reach, sampling=Variance(found.se**2)).detectable for found in equal]))
-    fid = np.mean([cell.score(old).fid for old, _ in made])
+    fid = np.mean([cell.score(old).value for old, _ in made])
 
     def seen(pairs: list[Pair], by: float) -> list[CellJudgement]:
         return [judged(cell, old, way(cell, new, by), usual) for old, new in pairs]

@@ -80,7 +80,7 @@ def report_recipe(world: World, k: int, spread: float, nights: int, draws: int) 
         for name, limit in limits.items():
             alarms[name] += any(cell.t > limit for cell in recipe.cells)
         middle = world.cells // 2
-        fid, found = tonight[middle].fid - against_all[middle].difference, recipe.cells[middle]
+        fid, found = tonight[middle].value - against_all[middle].difference, recipe.cells[middle]
         shares.append(
             [against_all[middle].spread / fid, np.sqrt(found.reach.sampling.at_zero) / fid, found.detectable / fid]
         )

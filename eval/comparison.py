@@ -6,17 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taugrid.eval.gate.rule import Change, Scored, judge
+from taugrid.eval.gate.rule import Change, Scored, judge, size_of
 from taugrid.eval.gate.verdict import Verdict, worst
-from taugrid.eval.metrics.statistics import Array, standard_error
+from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.entries import ROUNDING
-from taugrid.registry.metrics import METRICS, MetricColumn
+from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 
 if TYPE_CHECKING:
     from taugrid.eval.standalone import ScoredImages
-
-NOTHING_SE = 2.0
-"""Margins are shares of A's value or, if it is less, of this many of its standard errors: KID may be 0 or negative."""
 
 REPEATS = 0.9
 """Images repeat if the share of distinct ones in B is below this share of A's."""
@@ -82,8 +79,8 @@ def compare(
 
 def _columns(a: "ScoredImages", b: "ScoredImages") -> list[MetricColumn]:
     """The numbers that both sets have."""
-    known = [column for metric in METRICS.values() for column in metric.columns]
-    return [column for column in known if all(column.name in side.document["metrics"] for side in (a, b))]
+    sides = (a, b)
+    return [column for name, column in COLUMNS.items() if all(name in side.document["metrics"] for side in sides)]
 
 
 def _change(column: MetricColumn, a: "ScoredImages", b: "ScoredImages", paired: bool, margin: float) -> Change | None:
@@ -93,13 +90,9 @@ def _change(column: MetricColumn, a: "ScoredImages", b: "ScoredImages", paired: 
         return None
     if not paired:
         influence_a, influence_b = _independent(influence_a, influence_b)
-    worse = -1 if column.higher_is_better else 1
-    old, new = (
-        Scored(worse * side.document["metrics"][column.name], worse * influence)
-        for side, influence in ((a, influence_a), (b, influence_b))
-    )
-    size = max(abs(old[0]), NOTHING_SE * standard_error(old.influence))
-    return Change.between(column.name, new, [old], margin * size, seed_set=0)
+    old = Scored(a.document["metrics"][column.name], influence_a)
+    new = Scored(b.document["metrics"][column.name], influence_b)
+    return Change.between(column.name, new, [old], margin * size_of([old]), 0, column)
 
 
 def _is_rounding(change: Change, a: "ScoredImages") -> bool:

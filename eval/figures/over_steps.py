@@ -39,7 +39,18 @@ from taugrid.eval.figures.drawing import (
 )
 from taugrid.eval.tables.ablation.cost import IMAGES
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import EVALUATIONS, OPTIONS, SIGMA_HAT, Pivot, is_number, pivot_tables, short_samplers
+from taugrid.eval.tables.pivots import (
+    EVALUATIONS,
+    NO_FLOORS,
+    OPTIONS,
+    SIGMA_HAT,
+    Floors,
+    Pivot,
+    is_number,
+    pivot_tables,
+    short_samplers,
+    with_floors,
+)
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
@@ -91,6 +102,7 @@ def draw_over_steps(
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
     panel.set_xlabel(axis.label)
     span = _mark(panel, table, axis)
+    _draw_floor(panel, table)
     for place, label in enumerate(table.labels):
         look, value, error = styles[" ".join(label)], table.values.iloc[place], table.errors.iloc[place]
         at = axis.at(table, place)
@@ -106,6 +118,18 @@ def draw_over_steps(
             name_parts(look, [line])
 
 
+def _draw_floor(panel: Axes, table: Pivot) -> None:
+    """Draw a dashed line at the floor, with its value; without the line if it has no place on the axis."""
+    if table.floor is None:
+        return
+    at, text, across = table.floor.mean, f"real against real: {table.floor_value}", panel.get_yaxis_transform()
+    if has_place(np.array(at), panel.get_yscale()):
+        panel.axhline(at, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
+    else:
+        at, text, across = 0.01, f"{text}, below this axis", panel.transAxes
+    panel.text(1, at, text, transform=across, ha="right", va="bottom", fontsize=8, color=GREY)
+
+
 def _mark(panel: Axes, table: Pivot, axis: Along) -> float:
     """Put a tick at every place, without a number if the next is too near. Returns log(right / left)."""
     every = np.concatenate([axis.at(table, row) for row in range(len(table.values))])
@@ -118,6 +142,8 @@ def _mark(panel: Axes, table: Pivot, axis: Along) -> float:
     return extent + 2 * margin
 
 
+GREY = "#555555"
+"""Of the floor."""
 SIGMA_HAT_COLOUR = "#d55e00"
 """Vermilion of the Okabe-Ito palette, distinct from viridis in every common kind of colour vision."""
 
@@ -128,16 +154,17 @@ def quality_figure(
     published: Mapping[str, float] = {},
     x: str = "steps",
     metric: MetricColumn = FID,
+    floors: Floors = NO_FLOORS,
 ) -> Figure:
     """A metric against S, or what `report.x` names, with bars of ±1 standard error: a panel for each pivot.
 
     There is a line for each eta or, if samplers vary, for each sampler and eta. A sampler that ignores what panels
     differ in is in all of them, for comparison. `protocols` has the rows' protocols by
     hash: cells that can't be compared don't share a panel. Cells without a value, or with an FID of 0 or less, which
-    has no logarithm, are left out. `published` has others' values by cell, to be dotted.
+    has no logarithm, are left out. `published` has others' values by cell, to be dotted. `floors` are dashed.
     """
     rows = [name for name in ("sampler", OPTIONS) if name in frame and frame[name].nunique() > 1]
-    pivots = pivot_tables(_in_every_panel(frame), metric, protocols, [*rows, "eta"])
+    pivots = with_floors(pivot_tables(_in_every_panel(frame), metric, protocols, [*rows, "eta"]), floors)
     labels = dict.fromkeys(label for table in pivots for label in table.labels)
     styles = _sampler_styles(labels, rows) if rows else _eta_styles({eta for (eta,) in labels})
     draw = partial(draw_over_steps, axis=Along.of(frame, x), published=published)

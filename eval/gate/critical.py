@@ -1,8 +1,9 @@
 """The critical value of a night: the quantile of the largest of many correlated normal variables.
 
-A night has many cells and one verdict. If each cell were tested at alpha alone, 20 independent cells would raise a
-false alarm in 18 % of nights at alpha = 1 %. The quantile of the largest keeps the whole night at alpha, and loses less
-power than Bonferroni's bound where cells are correlated, as those of one network are.
+A night has many cells, each judged by one metric or several, and one verdict. If each were tested at alpha alone, 20
+independent cells would raise a false alarm in 18 % of nights at alpha = 1 %. The quantile of the largest keeps the
+whole night at alpha, and loses less power than Bonferroni's bound where tests are correlated, as the cells of one
+network and the metrics of one cell are.
 """
 
 from collections.abc import Hashable, Sequence
@@ -23,10 +24,10 @@ SEED = 20_600
 
 
 def correlation(influences: Sequence[Array], seed_sets: Sequence[Hashable]) -> Array:
-    """(k, k), the correlation of the k cells' mean influences, which are the errors of their FIDs' differences.
+    """(k, k), the correlation of the mean influences of k cells, or metrics of them: the errors of their differences.
 
     Args:
-        influences: (N_i,) for each cell: how far each sample moves the difference, in the order of the indices.
+        influences: (N_i,) for each: how far each sample moves the difference, in the order of the indices.
         seed_sets: the seed set of each cell. Samples n of two cells with equal seed sets share their noise; others are
             independent. Cells with one seed set may differ in N: they share the first samples.
 

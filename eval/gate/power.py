@@ -1,4 +1,4 @@
-"""Detection power of a nightly run: the smallest FID regression it would detect, and the N that detects a given one.
+"""Detection power of a nightly run: the smallest regression it would detect, and the N that detects a given one.
 
 The influence function of an FID says how far each sample x moves it: phi(x). The standard error fid_se of the
 FID of N samples is the standard deviation of phi over the root of N. The error of a difference between two networks
@@ -33,7 +33,7 @@ EXAMPLE_EFFECT_SE = 3.0
 
 
 class Variance(NamedTuple):
-    """The variance of a difference as a function of the true change D of FID."""
+    """The variance of a difference as a function of the true change D."""
 
     at_zero: float
     slope: float = 0.0
@@ -72,7 +72,7 @@ class DetectionPower:
 
         Args:
             num_samples: the N that `sampling` is for.
-            regression: a true increase of FID.
+            regression: a true change for the worse.
 
         Returns:
             N, or None if no N would do: the regression is within the margin, or too small for this few training runs.

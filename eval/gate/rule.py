@@ -1,16 +1,17 @@
-"""The rule of the gate: one verdict for a night of many cells, and one for each cell.
+"""The rule of the gate: one verdict for a night of many cells, and one for each metric of each cell.
 
-For each cell, T = (difference - margin) / se, where the difference is the new FID minus the baseline's and se is its
-paired standard error. A cell is *worse* if T is above the night's critical value, *not worse* if the upper end of its
-interval is below the margin, and else *undecided*: too few samples. If no cell has changed by more than its
-margin, the probability that any is called worse is at most alpha, whatever the number of cells. eval/gate/power.py
-explains influences and paired errors.
+For each metric of each cell, T = (difference - margin) / se, where the difference is the new FID, say, minus the
+baseline's and se is its paired standard error; where higher is better, the baseline's minus the new one. It is *worse*
+if T is above the night's critical value, *not worse* if the upper end of its interval is below the margin, and else
+*undecided*: too few samples. If nothing has changed by more than its margin, the probability that anything is called
+worse is at most alpha, whatever the number of cells and metrics. eval/gate/power.py explains influences and paired
+errors.
 
 The baseline is one network, or a recipe: k >= 3 training runs (`trainings`) that differ in their seeds. For one network
 the errors are those of sampling. For a recipe the difference is to the mean of the k networks, and the variance of a
 cell gains s^2 (max(1, FID / mean) + 1 / k), where s is the standard deviation of their FIDs and the mean is theirs. FID
-is a squared distance, so the further networks are from the reference, the more their FIDs vary. With s^2 (1 + 1 / k)
-alone, simulated nights had too many false alarms (docs/decisions.md).
+is a squared distance, so the further networks are from the reference, the more their FIDs vary; so are KID, CMMD and
+MIND. With s^2 (1 + 1 / k) alone, simulated nights had too many false alarms (docs/decisions.md).
 """
 
 import math
@@ -24,13 +25,20 @@ from taugrid.eval.gate.critical import DRAWS, correlation, critical_value, recip
 from taugrid.eval.gate.power import VARIANCE_GROWTH, DetectionPower, Variance, standard_errors_for_power
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.metrics.statistics import Array, standard_error
+from taugrid.registry.metrics import METRICS, MetricColumn
+
+FID = METRICS["fid"].columns[0]
 
 ALPHA = 0.01
 """False alarms: the share of nights without a change beyond the margin in which some cell is called worse."""
 
 MARGIN = 0.02
-"""The margin as a share of the baseline's FID. New weights are never exactly equal to the old ones, and the paired
+"""The margin as a share of the baseline's metric. New weights are never exactly equal to the old ones, and the paired
 error shrinks with the change, so without a margin a change without consequence would raise an alarm."""
+
+INDISTINGUISHABLE_FROM_ZERO = 2.0
+"""Shares are of a metric's value, or of this many of its standard errors if they are more. KID is without bias, so that
+of a good network may be 0 or negative, and a share of it no margin. FID is always many standard errors from 0."""
 
 SCREENING = 0.10
 """The level of the screening test, with a night's usual seeds, which selects cells for a test with a fresh seed."""
@@ -40,21 +48,31 @@ MIN_TRAININGS = 3
 
 
 class Scored(NamedTuple):
-    """One network's cell: its FID, and how far each sample moves it, (N,) in the order of the indices."""
+    """One network's cell: a metric of it, and how far each sample moves that, (N,) in the order of the indices."""
 
-    fid: float
+    value: float
     influence: Array
+
+
+def size_of(networks: Sequence[Scored]) -> float:
+    """The size of a metric, of which margins are shares: the mean of one network or a recipe's, but at least 2 se."""
+    mean = abs(float(np.mean([network.value for network in networks])))
+    return max(mean, INDISTINGUISHABLE_FROM_ZERO * math.sqrt(_own_variance(networks)))
+
+
+def _own_variance(networks: Sequence[Scored]) -> float:
+    return float(np.mean([standard_error(network.influence) ** 2 for network in networks]))
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """One cell's change from the baseline; `Change.between` makes it."""
+    """How much worse one metric of a cell is than the baseline's; `Change.between` makes it."""
 
     name: str
     difference: float
-    """The new FID minus the baseline's."""
+    """The new FID, say, minus the baseline's; the baseline's minus the new one where higher is better."""
     margin: float
-    """The non-inferiority margin: the FID regression that is accepted."""
+    """The non-inferiority margin: the regression that is accepted."""
     influence: Array
     """(N,): how far each sample moves the difference, phi_new - phi_baseline, in the order of the indices."""
     seed_set: Hashable
@@ -64,20 +82,31 @@ class Change:
     trainings: int = 1
     """Number of the baseline's networks, whose FIDs and influences are averaged; the same for all cells."""
     spread: float = 0.0
-    """s, the standard deviation of FID over the baseline's networks (divisor k - 1); 0 for one network."""
+    """s, the standard deviation of the metric over the baseline's networks (divisor k - 1); 0 for one network."""
     training_slope: float = 0.0
     """s^2 / FID: the growth of the variance between training runs with each unit of a true change."""
+    metric: str = "fid"
+    """Its column in quality.csv."""
 
     @classmethod
-    def between(cls, name: str, new: Scored, baseline: Sequence[Scored], margin: float, seed_set: Hashable) -> "Change":
+    def between(
+        cls,
+        name: str,
+        new: Scored,
+        baseline: Sequence[Scored],
+        margin: float,
+        seed_set: Hashable,
+        metric: MetricColumn = FID,
+    ) -> "Change":
         """The change from the baseline's one network, or from the mean of a recipe's, all with the same noise.
 
         Args:
             name: the name of the cell.
             new: tonight's network.
             baseline: one network, or all k of a recipe.
-            margin: in units of FID.
+            margin: in units of the metric.
             seed_set: the seed set, equal for cells whose sample n has the same noise.
+            metric: which of the numbers of a cell it is.
 
         Raises:
             ValueError: for 0 or 2 baseline networks, or unequal numbers of samples.
@@ -85,36 +114,42 @@ class Change:
         k = len(baseline)
         if k != 1 and k < MIN_TRAININGS:
             raise ValueError(f"a baseline is 1 network or at least {MIN_TRAININGS} trainings, not {k}")
-        fids = np.array([network.fid for network in baseline])
-        influences = np.stack([network.influence for network in baseline])
-        own_variance = float(np.mean([standard_error(influence) ** 2 for influence in influences]))
-        fid = float(fids.mean())
-        spread = float(fids.std(ddof=1)) if k > 1 else 0.0
+        values = np.array([network.value for network in baseline])
+        influence = np.mean([network.influence for network in baseline], axis=0)
+        spread = float(values.std(ddof=1)) if k > 1 else 0.0
+        worse = -1 if metric.higher_is_better else 1
+        # Of a squared distance, variances grow with the distance; other metrics have no such law.
+        per_unit = 0.0 if metric.higher_is_better else 1 / (size_of(baseline) or math.inf)
         return cls(
             name,
-            new.fid - fid,
+            worse * (new.value - float(values.mean())),
             margin,
-            new.influence - influences.mean(axis=0),
+            worse * (new.influence - influence),
             seed_set,
-            sampling_slope=VARIANCE_GROWTH * own_variance / fid if fid > 0 else 0.0,
+            sampling_slope=VARIANCE_GROWTH * _own_variance(baseline) * per_unit,
             trainings=k,
             spread=spread,
-            training_slope=spread**2 / fid if fid > 0 else 0.0,
+            training_slope=spread**2 * per_unit,
+            metric=metric.name,
         )
 
 
 class CellJudgement(NamedTuple):
+    """The verdict on one metric of a cell."""
+
     name: str
+    metric: str
     verdict: Verdict
 
     difference: float
+    """Positive for a regression, also where higher is better."""
     se: float
     """The standard error of the difference, from sampling, and for a recipe from training too."""
     margin: float
     t: float
     upper: float
-    """The upper end of the interval: the true change is below it with a probability of 1 - alpha, for all cells at
-    once."""
+    """The upper end of the interval: the true change is below it with a probability of 1 - alpha, for all cells and
+    metrics at once."""
     detectable: float
     """The smallest true change that would have been called worse with a probability of 80 %."""
     reach: DetectionPower
@@ -135,8 +170,8 @@ class NightJudgement(NamedTuple):
 def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -> NightJudgement:
     """The verdicts on `changes`, with at most `alpha` false alarms for all of them together.
 
-    A cell with the same samples on both sides must not be among them: nothing about it is random. `draws` is the number
-    of nights that `critical_value` simulates.
+    Their joint influences say how the errors of cells and metrics correlate. A cell with the same samples on both sides
+    must not be among them: nothing about it is random. `draws` is the number of nights that `critical_value` simulates.
 
     Raises:
         ValueError: if a cell's influences do not vary, or cells differ in their number of training runs.
@@ -192,5 +227,5 @@ def _judged(change: Change, critical: float, standard_errors: float) -> CellJudg
     se = math.sqrt(sampling.at_zero + training.at(change.difference))
     t = (change.difference - change.margin) / se
     verdict = Verdict.WORSE if t > critical else Verdict.NOT_WORSE if t < -critical else Verdict.UNDECIDED
-    upper = change.difference + critical * se
-    return CellJudgement(change.name, verdict, change.difference, se, change.margin, t, upper, power.detectable, power)
+    numbers = (change.difference, se, change.margin, t, change.difference + critical * se, power.detectable)
+    return CellJudgement(change.name, change.metric, verdict, *numbers, power)

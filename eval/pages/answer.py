@@ -9,6 +9,7 @@ from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.protocol import comparability_key
+from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted
 
 MAX_NAMED = 3
@@ -16,7 +17,7 @@ MAX_NAMED = 3
 
 
 class Measured(NamedTuple):
-    """A cell with an FID, for charts and the answer."""
+    """A cell with an FID, or another metric, for charts and the answer."""
 
     row: str
     """The row of its table, such as "η = 0.5"."""
@@ -36,14 +37,14 @@ class Measured(NamedTuple):
         return f"{self.table.column_key} = {self.at}, {self.line}"
 
 
-def measured(quality: QualityTable) -> list[Measured]:
-    """The cells with an FID, in the order of the tables of eta and S, or evaluations."""
+def measured(quality: QualityTable, metric: MetricColumn = FID) -> list[Measured]:
+    """The cells with a value of the metric, in the order of the tables of eta and S, or evaluations."""
     by_cell = {row["cell"]: row for row in quality.shown or quality.rows}
     if not by_cell:
         return []
     keys = {name: "" if quality.joined else comparability_key(protocol) for name, protocol in quality.protocols.items()}
     cells = []
-    for pivot in quality.by_steps.section(FID).tables:
+    for pivot in quality.by_steps.section(metric).tables:
         for labels, entries in zip(pivot.labels, pivot.entries, strict=True):
             for at, entry in zip(pivot.values.columns, entries, strict=True):
                 if entry.cell and entry.number == entry.number:

@@ -25,8 +25,10 @@ from taugrid.eval.figures.loss import losses_figure, running_mean
 from taugrid.eval.figures.over_steps import LABELS, quality_figure
 from taugrid.eval.pages.answer import Measured
 from taugrid.eval.tables.ablation.cost import Cost, costs_table
+from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.registry.metrics import MetricColumn
 
 MAX_POINTS = 20
 """Rows of a model's losses. The log of a training may have thousands."""
@@ -70,10 +72,13 @@ class Chart(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-def quality_chart(quality: QualityTable, cells: Sequence[Measured], published: Sequence[Mapping[str, Any]]) -> Chart:
-    """FID against `report.x`; numbers in `published`, rows of published.csv, are dotted where nothing differs."""
+def quality_chart(
+    quality: QualityTable, cells: Sequence[Measured], published: Sequence[Mapping[str, Any]], metric: MetricColumn = FID
+) -> Chart:
+    """A metric against `report.x`; numbers in `published`, rows of published.csv, are dotted where nothing differs."""
     theirs = {row["cell"]: float(row["published"]) for row in published if not row["differs"]}
-    figure = quality_figure(quality.means.frame, quality.used_protocols, theirs, quality.layout.x)
+    frame, x = quality.means.frame, quality.layout.x
+    figure = quality_figure(frame, quality.used_protocols, theirs, x, metric, quality.floors)
     column = cells[0].table.column_key if cells else "S"
     rows = [(cell.line, str(cell.at), f"{cell.entry.shown} {cell.entry.mark}".rstrip()) for cell in cells]
     rows += [
@@ -81,8 +86,9 @@ def quality_chart(quality: QualityTable, cells: Sequence[Measured], published: S
         for cell in cells
         if cell.entry.cell in theirs
     ]
-    along = LABELS[quality.layout.x].replace("$", "")
-    return chart(figure, "steps", f"FID against {along}", ("row", column, "FID"), rows)
+    along = LABELS[x].replace("$", "")
+    name = "steps" if metric == FID else f"steps-{metric.name}"
+    return chart(figure, name, f"{metric.title} against {along}", ("row", column, metric.title), rows)
 
 
 def cost_chart(costs: Sequence[Cost]) -> Chart:

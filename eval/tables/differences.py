@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from taugrid.eval.metrics.statistics import Array, difference_standard_error
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.entries import ROUNDING, Z_95
-from taugrid.eval.tables.long_form import CHECKPOINT, FID, axes, long_form
+from taugrid.eval.tables.long_form import CHECKPOINT, FID, STAND_INS, axes, long_form
 from taugrid.eval.tables.pivots import (
     EVALUATIONS,
     IGNORABLE,
@@ -42,7 +42,7 @@ an error is missing or what was joined. Checkpoints have their short names.
 For each metric of `OTHERS` that has a standard error in some row, `PARTS` follow with its name before them, such as
 kid_a, kid_b, kid_difference, kid_se, kid_z. They are columns and not rows, so that a row stays a pair of cells, and a
 reader who counts or filters rows never mixes metrics."""
-OTHERS = tuple(metric for metric in SAMPLED if metric != FID)
+OTHERS = tuple(metric for metric in dict.fromkeys([*STAND_INS, *SAMPLED]) if metric != FID)
 PARTS = ("a", "b", "difference", "se", "z")
 
 NOT_AXES = frozenset({"model", "num_samples", "protocol", *SEEDS})

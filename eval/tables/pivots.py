@@ -11,15 +11,16 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from taugrid.config import Sample
+from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.tables.ablation.replicates import Averaged
-from taugrid.eval.tables.entries import MEANINGS, MISSING, Entry, write_mean
+from taugrid.eval.tables.entries import MEANINGS, MISSING, Entry, write_mean, write_number
 from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, EXACT, FID, axes
 from taugrid.eval.tables.rows import as_text
 from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
@@ -37,6 +38,10 @@ OTHERS = ("sampler", "spacing", "clip")
 IGNORABLE = ("spacing", "clip")
 """Those of them that are empty where the sampler ignores them."""
 OPTIONS = "sampler_options"
+
+Floors = Mapping[int, Mapping[str, Floor]]
+"""N -> column of a metric -> its floor."""
+NO_FLOORS: Floors = {}
 
 
 class Layout(NamedTuple):
@@ -80,6 +85,10 @@ class Pivot:
     """Cell id -> its number of replicates, for cells that have fewer than others."""
     tested_by: MetricColumn | None = None
     """The metric whose differences decide on marks, if it is another."""
+    num_samples: int = 0
+    """N of its cells."""
+    floor: Floor | None = None
+    """The metric of real images against real images at this N, if it is known."""
 
     @cached_property
     def labels(self) -> list[tuple[str, ...]]:
@@ -132,6 +141,20 @@ class Pivot:
     @property
     def has_best(self) -> bool:
         return any(entry.best for row in self.entries for entry in row)
+
+    @property
+    def floor_value(self) -> str:
+        """The floor with its standard deviation over draws, as text; empty if none is known."""
+        scale, floor = self.metric.scale, self.floor
+        return " ".join(write_number(scale * floor.mean, scale * floor.spread)).rstrip() if floor else ""
+
+    @property
+    def about_floor(self) -> list[str]:
+        """A note with the floor, if it is known."""
+        if self.floor is None:
+            return []
+        value = f"{self.metric.title} {self.floor_value}"
+        return [f"floor: {value} of {self.floor.in_words} ± their standard deviation"]
 
     @property
     def legend(self) -> dict[str, str]:
@@ -266,6 +289,10 @@ def pivot_tables(
     ]
 
 
+def with_floors(tables: Iterable[Pivot], floors: Floors) -> list[Pivot]:
+    return [replace(table, floor=floors.get(table.num_samples, {}).get(table.metric.name)) for table in tables]
+
+
 def _setting(value: Any, column: str) -> str:
     return MISSING if column in IGNORABLE and pd.isna(value) else as_text(value)
 
@@ -314,6 +341,7 @@ def _pivot(
         row_keys=tuple(short_columns(rows).values()),
         column_key=short_columns([column_key])[column_key],
         fewer={} if means is None else means.fewer,
+        num_samples=int(group["num_samples"].iloc[0]),
     )
 
 

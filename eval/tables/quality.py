@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.reference_names import reference_in_words
 from taugrid.eval.tables.ablation.alike import indistinguishable
 from taugrid.eval.tables.ablation.replicates import Averaged, averaged, varying_seeds
@@ -18,7 +19,7 @@ from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
 from taugrid.eval.tables.latex import latex_table
 from taugrid.eval.tables.long_form import FID, STAND_INS, has_values, in_grid_order, long_form, score_columns
-from taugrid.eval.tables.pivots import EVALUATIONS, USUAL, Arrangement, Layout, Pivot
+from taugrid.eval.tables.pivots import EVALUATIONS, USUAL, Arrangement, Floors, Layout, Pivot, with_floors
 from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
@@ -42,6 +43,7 @@ class QualityTable:
     """`rows`, and in between rows without scores for the settings that have none; empty: `rows` alone."""
     recorded: Mapping[str, Set[str]] | None = None
     """The value of `MetricTables.alike` of metrics when the table was written; of others, the influences decide."""
+    floors: Floors = field(default_factory=dict)
 
     @classmethod
     def read(cls, document: Mapping[str, Any], layout: Layout = USUAL, shown: Sequence[Row] = ()) -> "QualityTable":
@@ -50,7 +52,11 @@ class QualityTable:
         alike = {FID.name: document.get("indistinguishable", ())} | document.get("indistinguishable_in", {})
         rows, notes, joined = document.get("rows", []), document.get("notes", ()), document.get("joined", ())
         recorded = {name: frozenset(cells) for name, cells in alike.items()}
-        return cls(rows, evidence, notes, frozenset(joined), layout, shown, recorded)
+        floors = {
+            int(n): {name: Floor(**floor) for name, floor in by_name.items()}
+            for n, by_name in document.get("floors", {}).items()
+        }
+        return cls(rows, evidence, notes, frozenset(joined), layout, shown, recorded, floors)
 
     @property
     def protocols(self) -> Mapping[str, ProtocolFields]:
@@ -121,7 +127,11 @@ class QualityTable:
         return self._sections[metric.name]
 
     def _section(self, metric: MetricColumn) -> "MetricTables":
-        tables = [replace(table, tested_by=self._tested_by(table)) for table in self._arranged.tables(metric)]
+        arranged = with_floors(self._arranged.tables(metric), self.floors)
+        tables = [
+            replace(table, tested_by=self._tested_by(table), notes=(*table.notes, *table.about_floor))
+            for table in arranged
+        ]
         alike = self._alike(metric, tables)
         marks: dict[str, str] = dict.fromkeys(alike, INDISTINGUISHABLE)
         if self.joined:
@@ -235,6 +245,8 @@ def write_quality(table: QualityTable, folder: Path, stem: str = "quality") -> N
     """Write quality.{csv,json,md,tex} into `folder`, which is made if it is missing; `stem` is another name."""
     document = {"rows": table.long.to_dict("records"), "protocols": table.protocols, "notes": list(table.notes)}
     document |= {"indistinguishable": sorted(table.alike), "joined": sorted(table.joined)} | _alike_in(table)
+    floors = {str(n): {name: floor._asdict() for name, floor in by_name.items()} for n, by_name in table.floors.items()}
+    document |= {"floors": floors} if floors else {}
     folder.mkdir(parents=True, exist_ok=True)
     write_files(
         folder,

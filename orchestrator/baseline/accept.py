@@ -5,16 +5,25 @@ from dataclasses import replace
 from typing import Any
 
 from taugrid.errors import NOT_WRITABLE, UserError
-from taugrid.eval.gate.rule import MIN_TRAININGS, Scored
+from taugrid.eval.gate.rule import MIN_TRAININGS
 from taugrid.eval.gate.verdict import REGRESSIONS
 from taugrid.hashing import json_sha256
+from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, gate_of
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import open_baseline, parquet_beside, read_baseline, write_baseline
 from taugrid.orchestrator.baseline.matching import matched
-from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, require_scores, snapshot_of_opened
+from taugrid.orchestrator.baseline.snapshot import (
+    MISSING_INFLUENCES,
+    Snapshot,
+    SnapshotCell,
+    TrainingScores,
+    require_scores,
+    snapshot_of_opened,
+)
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.work.scorer import FILE, is_damaged
+from taugrid.registry.metrics import METRICS, SAMPLED
 from taugrid.storage import read_sealed
 from taugrid.words import counted
 
@@ -52,7 +61,7 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
         assert before.accepted is not None
         replaces = str(before.accepted["parquet_sha256"])
         try:
-            comparison = compare_snapshots(snapshot, before)
+            comparison = compare_snapshots(snapshot, before, gate_of(runs[0].config))
         except UserError as error:
             remarks.append(f"it could not be compared with the baseline that it replaces: {error}")
         else:
@@ -107,15 +116,18 @@ def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
     if is_damaged(run.rundir):
         raise UserError(f"{directory}: {FILE} was changed or is damaged; `taugrid run {directory}` makes it again")
     for cell in snapshot.cells:
-        if cell.lacks_influence:
-            raise UserError(f"{directory}: {cell.name}: {cell.reason}")
-    if any("fid" not in cell.metrics for cell in snapshot.cells):
-        raise UserError(
-            f"{directory} has cells without FID, by which later runs are judged; add fid to evaluate.metrics"
-        )
-    if all(cell.influence is None for cell in snapshot.cells):
-        reason = snapshot.cells[0].reason
-        remarks.append(f"FID has no standard error in any cell ({reason}), so nothing can be judged against it")
+        if cell.lacking:
+            raise UserError(f"{directory}: {cell.name}: {MISSING_INFLUENCES}")
+    names = run.config.gate.metrics or DEFAULT_METRICS
+    columns = [column for name in names for column in METRICS[name].columns if column.sampling_error]
+    if not all(any(cell.has(column.name) for column in columns) for cell in snapshot.cells):
+        listed = " or ".join(names)
+        raise UserError(f"{directory} has cells without {listed}, by which later runs are judged; add it to "
+                        "evaluate.metrics")  # fmt: skip
+    if not any(cell.scored(column.name) for cell in snapshot.cells for column in columns):
+        titles = " or ".join(column.title for column in columns if snapshot.cells[0].has(column.name))
+        why = f" ({reason})" if (reason := snapshot.cells[0].reason) else ""
+        remarks.append(f"no cell has a standard error of {titles}{why}, so nothing can be judged against it")
     return snapshot, remarks
 
 
@@ -128,14 +140,16 @@ def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
         raise UserError("two DIRs have the same weights; a recipe's trainings need different seeds")
     for cell in first.cells:
         same = [cells_of[cell.cell] for cells_of in others]
-        for other in (cell, *same):
-            if other.influence is None or other.seed_set != cell.seed_set:
-                raise UserError(
-                    f"{other.name}: {other.reason or 'its samples have another seed'}; a recipe needs FID's standard "
-                    "error, and the same `sample.seed`, in every training"
-                )
-        scores = (Scored(float(other.metrics["fid"]), other.influence) for other in same if other.influence is not None)
-        cells.append(replace(cell, trainings=tuple(scores)))
+        found = replace(cell, trainings=tuple(TrainingScores(other.metrics, other.influences) for other in same))
+        seeds_differ = any(other.seed_set != cell.seed_set for other in same)
+        if seeds_differ or not any(found.scored(column.name) for column in SAMPLED):
+            reasons = (other.reason for other in (cell, *same) if other.reason)
+            why = "its trainings have samples of other seeds" if seeds_differ else next(reasons, "no standard error")
+            raise UserError(
+                f"{cell.name}: {why}; a recipe needs a metric's standard error, and the same `sample.seed`, in every "
+                "training"
+            )
+        cells.append(found)
     return replace(first, cells=tuple(cells), trainings=tuple(training.source for training in trainings))
 
 

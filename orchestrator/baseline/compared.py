@@ -10,53 +10,88 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from taugrid.config import Config
 from taugrid.errors import Exit
 from taugrid.eval.gate.power import POWER, DetectionPower
 from taugrid.eval.gate.rule import ALPHA, MARGIN
 from taugrid.eval.gate.verdict import Verdict, exit_of
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, worst_check
 from taugrid.orchestrator.baseline.pixels import PixelDistance
+from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
 
 
 @dataclass(frozen=True)
+class MetricComparison:
+    """One metric of a cell compared with the baseline's. Numbers are None where it was not judged."""
+
+    value: float | None
+    """None: the cell can't be scored."""
+    baseline: float
+    size: float
+    """What shares are of: `baseline`, or two of its standard errors if they are more."""
+    difference: float | None
+    """The judged value minus the baseline's."""
+    margin: float
+    """The regression that is accepted."""
+    verdict: Verdict | None = None
+    """None: the test did not judge it."""
+    se: float | None = None
+    """The paired standard error of `difference`."""
+    t: float | None = None
+    """The test statistic T = (regression - margin) / se; the regression is `difference`, or its negative where higher
+    is better."""
+    upper: float | None = None
+    """The upper end of the confidence interval of the regression."""
+    detectable: float | None = None
+    """The smallest regression that the test calls worse with probability `POWER`."""
+    reach: DetectionPower | None = None
+    """The detection power that `detectable` is computed from."""
+    judged: tuple[float, float] | None = None
+    """The new value and the baseline's in a second look, whose difference is `difference`. None: there was none."""
+
+    def regression(self, name: str) -> tuple[float, float]:
+        """The difference of a judged metric with its standard error: positive if the new value is worse."""
+        assert self.difference is not None
+        assert self.se is not None
+        return -self.difference if COLUMNS[name].higher_is_better else self.difference, self.se
+
+
+FID_KEYS = {
+    "fid": "value",
+    "baseline_fid": "baseline",
+    **{name: name for name in ("difference", "margin", "se", "t", "upper", "detectable", "reach")},
+    "judged_fids": "judged",
+}
+"""The keys of a cell's JSON that hold FID's numbers, from when it was the only metric."""
+
+
+@dataclass(frozen=True)
 class CellComparison:
-    """One cell compared with the baseline's. Numbers are None where there is no standard error, or nothing to judge."""
+    """One cell compared with the baseline's."""
 
     cell: str
     name: str
     baseline_cell: str
     situation: Situation
     result: Verdict
-    fid: float | None
-    """None: the cell can't be scored."""
-    baseline_fid: float
-    difference: float | None
-    """The judged FID minus the baseline's, positive for a regression."""
-    margin: float
-    """The FID regression that is accepted."""
-    se: float | None = None
-    """The paired standard error of `difference`."""
-    t: float | None = None
-    """The test statistic T = (difference - margin) / se."""
-    upper: float | None = None
-    """The upper end of the confidence interval of `difference`."""
-    detectable: float | None = None
-    """The smallest FID regression that the test calls worse with probability `POWER`."""
-    reach: DetectionPower | None = None
-    """The detection power that `detectable` is computed from."""
+    """The worst verdict of its metrics, or that of a check."""
+    metrics: Mapping[str, MetricComparison]
+    """Column of quality.csv -> those that the gate judges, and FID."""
+    judging: tuple[str, ...] = ()
+    """The columns that the statistical test judges."""
+    unjudged: Mapping[str, str] = field(default_factory=dict)
+    """Column -> why it is not judged, of those that `gate.metrics` names."""
     num_samples: int = 0
-    judged_fids: tuple[float, float] | None = None
-    """The new FID and the baseline's in a second look, whose difference is `difference`. None: there was none."""
     seeds: str = "usual"
     """The samples that were judged: `usual`, or those of a second look, `fresh` or `grown`."""
     pixels: PixelDistance | None = None
     """The difference between the images of both sides, if their weights are the same."""
     note: str = ""
     others: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    """Metrics without a standard error: the new value, and the baseline's."""
+    """All metrics but FID: the new value, and the baseline's."""
     label: str = ""
     """The cell's settings, as the history shows them (`labels`)."""
     sampler_check: Check = UNCHECKED
@@ -69,9 +104,19 @@ class CellComparison:
         """Whether its verdict is the statistical test's, or will be."""
         return self.result in (Verdict.UNDECIDED, Verdict.WORSE, Verdict.NOT_WORSE) and not self.missing_inputs
 
+    @property
+    def judged(self) -> dict[str, MetricComparison]:
+        """The metrics that the test has judged, the worst first: its verdict is the cell's."""
+        ranked = [(metric.verdict.rank, -(metric.t or 0), name) for name, metric in self.metrics.items()
+                  if metric.verdict is not None]  # fmt: skip
+        return {name: self.metrics[name] for *_, name in sorted(ranked)}
+
     def as_dict(self) -> dict[str, Any]:
-        pixels = self.pixels and self.pixels._asdict()
-        return _renamed(asdict(self)) | {"pixels": pixels, "sampler": self.sampler_check._asdict()}
+        pixels, fid = self.pixels and self.pixels._asdict(), self.metrics.get("fid")
+        of_fid = {} if fid is None else asdict(fid)
+        fields = _renamed(asdict(self)) | {key: of_fid.get(name) for key, name in FID_KEYS.items()}
+        more = {"by": next(iter(self.judged), None), "pixels": pixels, "sampler": self.sampler_check._asdict()}
+        return fields | more
 
 
 JSON_KEYS = {
@@ -89,20 +134,32 @@ def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 class GateSettings(NamedTuple):
     margin: float = MARGIN
-    """As a share of the baseline's FID."""
+    """As a share of the baseline's metric (`MetricComparison.size`)."""
     alpha: float = ALPHA
     """The probability of a false alarm in a whole night."""
     allow_missing: bool = False
     """Cells of the baseline may be missing."""
     sharpness: float | None = None
-    """The FID regression, as a share of the baseline's FID, that must be detectable in half of the cells."""
+    """The regression, as a share of the baseline's metric, that must be detectable in half of the cells."""
+    metrics: tuple[str, ...] | None = None
+    """What is judged, `gate.metrics`; None: `DEFAULT_METRICS`."""
 
 
 DEFAULT_GATE = GateSettings()
 
 
+def gate_of(config: Config, **requested: Any) -> GateSettings:
+    """The settings of the gate: `gate.metrics` of a config, and what the command line asked for."""
+    metrics = config.gate.metrics
+    return GateSettings(metrics=None if metrics is None else tuple(metrics), **requested)
+
+
+DEFAULT_METRICS = ("fid", "kid")
+"""Of these, a cell is judged by the first that has a standard error."""
+
+
 class Sharpness(NamedTuple):
-    """The smallest FID regression, as a share of the baseline's FID, that is detected with probability `POWER`.
+    """The smallest regression of a metric, as a share of the baseline's, that is detected with probability `POWER`.
 
     Smaller regressions may go undetected.
     """
@@ -112,15 +169,17 @@ class Sharpness(NamedTuple):
     cells: int
     """The number of judged cells."""
 
-    @property
-    def message(self) -> str:
-        median = f" (the median of {self.cells:,} cells)" if self.cells > 1 else ""
-        share = f"{100 * self.regression:.2g} %"
-        return f"detects regressions of {share} with {100 * POWER:g} % probability{median}"
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Sharpness":
-        return cls(value["loss"], value["cells"])
+def sharpness_in_words(sharpnesses: Mapping[str, Mapping[str, Any]]) -> str:
+    """The sharpness of each judged metric, such as "detects regressions of 12 % of KID with 80 % probability"."""
+    only_fid = list(sharpnesses) == ["fid"]
+    shares = [
+        f"{100 * sharpness['loss']:.2g} %{'' if only_fid else f' of {COLUMNS[name].title}'}"
+        for name, sharpness in sharpnesses.items()
+    ]
+    cells = max(sharpness["cells"] for sharpness in sharpnesses.values())
+    median = f" (the median of {cells:,} cells)" if cells > 1 else ""
+    return f"detects regressions of {' and '.join(shares)} with {100 * POWER:g} % probability{median}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +196,7 @@ class BaselineComparison:
     notes: tuple[str, ...]
     alpha: float
     margin: float
-    """As a share of the baseline's FID."""
+    """As a share of the baseline's metric."""
     critical: float | None
     """The value that T had to exceed in the last test; None if no cell was judged."""
     rule: str
@@ -155,12 +214,18 @@ class BaselineComparison:
         return worst_check(cell.sampler_check for cell in self.cells)
 
     @property
-    def sharpness(self) -> Sharpness | None:
-        """None if the statistical test judged no cell."""
-        shares = [
-            cell.detectable / cell.baseline_fid for cell in self.cells if cell.is_judged and cell.detectable is not None
-        ]
-        return Sharpness(float(statistics.median(shares)), len(shares)) if shares else None
+    def sharpnesses(self) -> dict[str, Sharpness]:
+        """The sharpness of each metric that the statistical test judged in some cell."""
+        shares: dict[str, list[float]] = {}
+        for name, metric in self._judged:
+            if metric.detectable is not None:
+                shares.setdefault(name, []).append(metric.detectable / metric.size)
+        found = {name: shares[name] for name in COLUMNS if name in shares}
+        return {name: Sharpness(float(statistics.median(of_it)), len(of_it)) for name, of_it in found.items()}
+
+    @property
+    def _judged(self) -> "list[tuple[str, MetricComparison]]":
+        return [item for cell in self.cells if cell.is_judged for item in cell.judged.items()]
 
     @property
     def coverage(self) -> tuple[int, int]:
@@ -179,19 +244,22 @@ class BaselineComparison:
         reasons = [f"{counted(unjudged, 'cell')} can't be judged"] if unjudged else []
         if self.only_baseline and not self.gate.allow_missing:
             reasons.append("cells of the baseline are missing (--allow-missing permits it)")
-        required, sharpness = self.gate.sharpness, self.sharpness
-        if required is not None and sharpness is not None and sharpness.regression > required:
-            n = self._samples_needed(required)
+        required = self.gate.sharpness
+        blunt = {name: found for name, found in self.sharpnesses.items() if required and found.regression > required}
+        if required is not None and blunt:
+            needed = [self._samples_needed(name, required) for name in blunt]
+            n = None if None in needed else max(n for n in needed if n is not None)
             fix = "no N detects that, within the margin" if n is None else f"N = {n:,} would do"
-            reasons.append(f"--sharpness {required:g}: it {sharpness.message}; {fix}")
+            said = sharpness_in_words({name: _renamed(found._asdict()) for name, found in blunt.items()})
+            reasons.append(f"--sharpness {required:g}: it {said}; {fix}")
         return reasons
 
-    def _samples_needed(self, regression: float) -> int | None:
-        """The N at which `sharpness` would be `regression`, a share of FID; None: no N would do."""
+    def _samples_needed(self, column: str, regression: float) -> int | None:
+        """The N at which the sharpness of a metric would be `regression`, a share of it; None: no N would do."""
         needed = [
-            cell.reach.samples_needed(cell.num_samples, regression * cell.baseline_fid) or math.inf
+            metric.reach.samples_needed(cell.num_samples, regression * metric.size) or math.inf
             for cell in self.cells
-            if cell.is_judged and cell.reach is not None
+            if cell.is_judged and (metric := cell.judged.get(column)) is not None and metric.reach is not None
         ]
         # The upper median: of an even number of cells, both in the middle must detect it, for their mean to be enough.
         n = statistics.median_high(needed) if needed else math.inf
@@ -204,11 +272,13 @@ class BaselineComparison:
     def as_dict(self) -> dict[str, Any]:
         fields = _renamed(asdict(self))
         del fields["scorer_check"]  # it is among the checks
+        sharpnesses = {name: _renamed(found._asdict()) for name, found in self.sharpnesses.items()}
         return fields | {
             "cells": [cell.as_dict() for cell in self.cells],
             "compared": list(self.coverage),
             "checks": {"sampler": self.sampler_check._asdict(), "scorer": self.scorer_check._asdict()},
-            "sharpness": None if self.sharpness is None else _renamed(self.sharpness._asdict()),
+            "sharpness": sharpnesses.get("fid"),
+            "sharpnesses": sharpnesses,
             "not_judged": self.not_judged,
             "missing": self.missing_inputs,
             "gate": self.gate._asdict(),

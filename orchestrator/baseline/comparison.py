@@ -1,18 +1,18 @@
 """Compares a run with a baseline: the situation of each cell, and the verdict on all of them.
 
 There are three situations. *Same weights and setup*: every image must be the same, pixel by pixel. *Same weights,
-other software or device*: images may be off by a little, and the FID's paired difference is judged. *New weights*: the
-paired difference is judged, and the sampler and the scorer are checked separately (`canaries`).
+other software or device*: images may be off by a little, and the paired differences of the metrics are judged. *New
+weights*: the paired differences are judged, and the sampler and the scorer are checked separately (`canaries`).
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from taugrid.errors import UserError
-from taugrid.eval.gate.rule import CellJudgement, Change, NightJudgement, Scored, judge
+from taugrid.eval.gate.rule import CellJudgement, Change, NightJudgement, judge, size_of
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
@@ -20,23 +20,29 @@ from taugrid.eval.tables.entries import ROUNDING
 from taugrid.orchestrator.baseline.canaries import Check, Sampled, check_sampler, check_scorer, sampled_again
 from taugrid.orchestrator.baseline.compared import (
     DEFAULT_GATE,
+    DEFAULT_METRICS,
     BaselineComparison,
     CellComparison,
     GateSettings,
+    MetricComparison,
     Situation,
 )
 from taugrid.orchestrator.baseline.matching import changed_code, changed_versions, labels, matched
 from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
-from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
+from taugrid.orchestrator.baseline.snapshot import MISSING_INFLUENCES, NO_ERROR, Snapshot, SnapshotCell
 from taugrid.orchestrator.baseline.text import other_metrics
 from taugrid.orchestrator.work.scorer import differs, tolerance
-from taugrid.words import counted
+from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
+from taugrid.words import counted, listed
 
 METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood", "mind_projections")
 """Fields of a protocol that metrics other than FID depend on."""
 
 REPEATS = 0.9
 """Images repeat if the share of distinct ones is below this share of the baseline's."""
+
+MAX_CELLS_NAMED = 3
+"""The number of cells that a note on a metric names."""
 
 NO_MARGIN = (
     "margin 0: new weights are never exactly equal, and the paired error shrinks with the change, so differences "
@@ -62,9 +68,10 @@ def compare_snapshots(
     pairs, only_new, only_baseline = matched(new, baseline)
     scorer = check_scorer(new, baseline)
     label_of = labels(new.cells)
-    cells = [replace(_compare_cell(*pair, gate.margin), label=label_of[pair[0].cell]) for pair in pairs]
-    judged = [pair for pair, cell in zip(pairs, cells, strict=True) if cell.is_judged]
-    judgement = judge([change_of(*pair, gate.margin) for pair in judged], gate.alpha)
+    cells = [replace(_compare_cell(*pair, gate), label=label_of[pair[0].cell]) for pair in pairs]
+    judged = [(pair, cell) for pair, cell in zip(pairs, cells, strict=True) if cell.is_judged]
+    changes = [change for pair, cell in judged for change in changes_of(*pair, cell)]
+    judgement = judge(changes, gate.alpha)
     cells = with_judgement(cells, judgement)
     cells = [_checked(cell, *pair, scorer, canaries) for cell, pair in zip(cells, pairs, strict=True)]
     if scorer.result == "unknown" and all(_scores_agree(*pair) for pair in pairs):
@@ -82,7 +89,7 @@ def compare_snapshots(
             *dict.fromkeys(difference for pair in pairs for difference in _environment_differences(*pair)),
             *changed_versions(pairs),
         ),
-        notes=(*((NO_MARGIN,) if gate.margin == 0 else ()), *changed_code(new, baseline)),
+        notes=(*((NO_MARGIN,) if gate.margin == 0 else ()), *changed_code(new, baseline), *_unjudged(cells)),
         alpha=gate.alpha,
         margin=gate.margin,
         critical=critical,
@@ -98,46 +105,61 @@ def _labels_by_name(cells: Sequence[SnapshotCell], names: Collection[str]) -> di
     return {cell.name: label_of[cell.cell] for cell in cells if cell.name in names}
 
 
+def _unjudged(cells: Sequence[CellComparison]) -> list[str]:
+    """A sentence for each metric that is not judged in cells that others judge, and why."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        for name, reason in cell.unjudged.items() if cell.is_judged else ():
+            found.setdefault(f"{COLUMNS[name].title} is not judged: {reason}", []).append(cell.label or cell.name)
+    return [f"{said} ({listed(labels, MAX_CELLS_NAMED)})" for said, labels in found.items()]
+
+
 def _rule(judgement: NightJudgement, alpha: float) -> str:
     if not judgement.cells:
         return f"one stage at alpha = {alpha:g}: there is no cell to judge"
-    judged = counted(len(judgement.cells), "cell")
+    judged = tests_in_words(judgement)
     return f"one stage: the usual seeds at alpha = {alpha:g} over {judged} ({threshold(judgement.critical)})"
+
+
+def tests_in_words(judgement: NightJudgement) -> str:
+    """The number of cells that a test judged, and of metrics if they are more than one."""
+    metrics = [COLUMNS[name].title for name in dict.fromkeys(cell.metric for cell in judgement.cells)]
+    cells = counted(len({cell.name for cell in judgement.cells}), "cell")
+    return cells if len(metrics) == 1 else f"{cells} and {' and '.join(metrics)}"
 
 
 def threshold(critical: float) -> str:
     return f"T > {critical:.2f}"
 
 
-def change_of(new: SnapshotCell, old: SnapshotCell, margin: float) -> Change:
-    """The change of a pair with influences on both sides, as the statistical test needs it."""
-    assert new.influence is not None
-    assert old.influence is not None
-    trainings = [Scored(float(old.metrics["fid"]), old.influence), *old.trainings]
-    tonight = Scored(float(new.metrics["fid"]), new.influence)
-    return Change.between(new.name, tonight, trainings, margin * old.fid, new.seed_set)
+def changes_of(new: SnapshotCell, old: SnapshotCell, cell: CellComparison) -> list[Change]:
+    """The changes of a pair's metrics that the statistical test judges, under the name of `cell`."""
+    changes = []
+    for name in cell.judging:
+        (tonight,), baseline = new.scored(name), old.scored(name)
+        margin = cell.metrics[name].margin
+        changes.append(Change.between(cell.name, tonight, baseline, margin, new.seed_set, COLUMNS[name]))
+    return changes
 
 
 def with_judgement(
     cells: Sequence[CellComparison], judgement: NightJudgement, seeds: str = "usual"
 ) -> list[CellComparison]:
     """The cells with the verdicts of `judgement`, by name; the others stay as they are."""
-    judged = {cell.name: cell for cell in judgement.cells}
+    judged: dict[str, list[CellJudgement]] = {}
+    for cell in judgement.cells:
+        judged.setdefault(cell.name, []).append(cell)
     return [_with_judgement(cell, judged[cell.name], seeds) if cell.name in judged else cell for cell in cells]
 
 
-def _with_judgement(cell: CellComparison, judged: CellJudgement, seeds: str) -> CellComparison:
-    return replace(
-        cell,
-        difference=judged.difference,
-        se=judged.se,
-        t=judged.t,
-        upper=judged.upper,
-        detectable=judged.detectable,
-        reach=judged.reach,
-        seeds=seeds,
-        result=judged.verdict,
-    )
+def _with_judgement(cell: CellComparison, judged: Sequence[CellJudgement], seeds: str) -> CellComparison:
+    metrics = dict(cell.metrics)
+    for found in judged:
+        better = -1 if COLUMNS[found.metric].higher_is_better else 1
+        names = ("verdict", "se", "t", "upper", "detectable", "reach")
+        fields = {name: getattr(found, name) for name in names}
+        metrics[found.metric] = replace(metrics[found.metric], difference=better * found.difference, **fields)
+    return replace(cell, metrics=metrics, seeds=seeds, result=worst(found.verdict for found in judged))
 
 
 def _checked(
@@ -157,33 +179,74 @@ def _checked(
     return replace(cell, sampler_check=check, result=worst(verdicts), note="; ".join(filter(None, notes)))
 
 
-def _compare_cell(new: SnapshotCell, old: SnapshotCell, margin: float) -> CellComparison:
+def judged_columns(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> list[MetricColumn]:
+    """The metrics that judge a cell: those that `gate` names, else the first default one with a standard error.
+
+    `new` may be unscored or failed: then what the baseline has decides.
+    """
+    if gate.metrics is not None:
+        named = (column for name in gate.metrics for column in METRICS[name].columns)
+        return [column for column in named if column.sampling_error]
+    default = [column for name in DEFAULT_METRICS for column in METRICS[name].columns if column.sampling_error]
+    sides = [old, *([new] if new.metrics else [])]
+    for wanted in ("sampling_error", "name"):
+        for column in default:
+            if all(side.has(getattr(column, wanted)) for side in sides):
+                return [column]
+    return default[:1]
+
+
+def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> CellComparison:
     """Compare a pair before the statistical test: the cells that it will judge are undecided."""
-    if "fid" not in old.metrics or ("fid" not in new.metrics and new.failed is None):
-        raise UserError(f"{new.name} has no FID on both sides; evaluate.metrics must name fid")
-    situation, base = _situation(new, old), old.fid
+    columns = judged_columns(new, old, gate)
+    require_common_metric(new, old, columns)
+    situation = _situation(new, old)
     pixels = None if situation == "new weights" or new.failed else _pixels(new, old)
-    result, note = _before_judgement(new, old, situation, pixels)
-    fid = None if new.failed else float(new.metrics["fid"])
+    unjudged = {column.name: reason for column in columns if (reason := _why_not_judged(new, old, column)) is not None}
+    judging = tuple(column.name for column in columns if column.name not in unjudged)
+    result, note = _before_judgement(new, old, situation, pixels, unjudged if not judging else {})
+    missing = _missing_influences(new, old, columns)
     sides = (("this run", new), ("the baseline", old))
     gone = [f"{name} lacks images that it was scored on" for name, side in sides if side.lacks_images]
+    if missing and result is Verdict.UNDECIDED:
+        result, note = Verdict.NOT_JUDGED, missing
+    shown = dict.fromkeys(("fid", *(column.name for column in columns)))
+    metrics = {name: found for name in shown if (found := _metric(new, old, name, gate.margin)) is not None}
+    if result is Verdict.IDENTICAL:
+        metrics = {name: replace(metric, se=0.0) for name, metric in metrics.items()}
     return CellComparison(
         cell=new.cell,
         name=new.name,
         baseline_cell=old.cell,
         situation=situation,
         result=result,
-        fid=fid,
-        baseline_fid=base,
-        difference=None if fid is None else fid - base,
-        margin=margin * base,
-        se=0.0 if result is Verdict.IDENTICAL else None,
+        metrics=metrics,
+        judging=judging,
+        unjudged=unjudged,
         pixels=pixels,
         note="; ".join(filter(None, [note, *gone])),
         num_samples=new.num_samples,
         others=other_metrics(new.metrics, old.metrics),
-        missing_inputs=_missing_influences(new, old) if result is Verdict.NOT_JUDGED else "",
+        missing_inputs=missing if result is Verdict.NOT_JUDGED else "",
     )
+
+
+def require_common_metric(new: SnapshotCell, old: SnapshotCell, columns: Sequence[MetricColumn]) -> None:
+    """Raise `UserError` if a cell has none of the metrics that it would be judged by on both sides."""
+    if not any(old.has(column.name) and (new.failed or new.has(column.name)) for column in columns):
+        titles = " or ".join(column.title for column in columns)
+        names = " or ".join(name for name, metric in METRICS.items() if set(metric.columns) & set(columns))
+        raise UserError(f"{new.name} has no {titles} on both sides; evaluate.metrics must name {names}")
+
+
+def _metric(new: SnapshotCell, old: SnapshotCell, name: str, margin: float) -> MetricComparison | None:
+    """A metric before the test, `margin` a share of it; None if a side lacks it."""
+    if not old.has(name) or (new.failed is None and not new.has(name)):
+        return None
+    base, scored = old.value(name), old.scored(name)
+    size = size_of(scored) if scored else abs(base)
+    value = None if new.failed else float(new.metrics[name])
+    return MetricComparison(value, base, size, None if value is None else value - base, margin * size)
 
 
 def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
@@ -211,39 +274,74 @@ def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
     return distance(differing, len(after), *images)
 
 
-def _missing_influences(new: SnapshotCell, old: SnapshotCell) -> str:
+def _missing_influences(new: SnapshotCell, old: SnapshotCell, columns: Sequence[MetricColumn]) -> str:
     """A message that names the sides whose influences must be computed again; empty if there are none."""
-    sides = [name for name, side in (("its", new), ("the baseline's", old)) if side.lacks_influence]
+    wanted = {column.name for column in columns}
+    sides = [name for name, side in (("its", new), ("the baseline's", old)) if wanted & set(side.lacking)]
     return f"{' and '.join(sides)} influences are missing or damaged; `taugrid evaluate` computes them" if sides else ""
 
 
+def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) -> str | None:
+    """The reason why a metric of a cell can't be judged; None if it can."""
+    name = column.name
+    for called, side in (("this run", new), ("the baseline", old)):
+        if not side.has(name):
+            return f"{called} was not scored by it"
+        if not side.scored(name):
+            return MISSING_INFLUENCES if name in side.lacking else side.reasons.get(name, NO_ERROR)
+    metric = next(metric for metric in METRICS.values() if column in metric.columns)
+    if any(new.protocol.get(key) != old.protocol.get(key) for key in metric.settings):
+        return f"its settings are not the baseline's ({', '.join(metric.settings)})"
+    (tonight,), baseline = new.scored(name), old.scored(name)[0]
+    spread = float((tonight.influence - baseline.influence).std())
+    return None if spread > ROUNDING * float(baseline.influence.std()) else "no image moves it differently than before"
+
+
 def _before_judgement(
-    new: SnapshotCell, old: SnapshotCell, situation: Situation, pixels: PixelDistance | None
+    new: SnapshotCell,
+    old: SnapshotCell,
+    situation: Situation,
+    pixels: PixelDistance | None,
+    unjudged: Mapping[str, str],
 ) -> tuple[Verdict, str]:
-    """The verdict before the statistical test, and a note on it."""
+    """The verdict before the statistical test, and a note on it; `unjudged` is why no metric can be judged."""
     if new.failed is not None:
         return Verdict.COLLAPSED, new.failed
     if pixels is not None and pixels.differing == 0:
         return _same_samples(new, old, "")
     if situation == "same weights and setup" and pixels is not None:
         return Verdict.CHANGED_PIXELS, "same weights, software, device and threads, but other images"
-    if new.influence is None and old.influence is not None and (reason := _collapse(new, old)) is not None:
+    if "fid" not in new.influences and "fid" in old.influences and (reason := _collapse(new, old)) is not None:
         return Verdict.COLLAPSED, reason
-    for side in (new, old):
-        if side.influence is None:
-            return Verdict.NOT_JUDGED, side.reason or "no influences are known"
-    if new.seed_set != old.seed_set:
+    if new.seed_set != old.seed_set and not unjudged:
         return Verdict.NOT_JUDGED, "the runs share no noise (their seeds differ)"
-    assert new.influence is not None
-    assert old.influence is not None
-    # A paired error that is rounding beside the baseline's own: both cells have the same samples.
-    if float((new.influence - old.influence).std()) <= ROUNDING * float(old.influence.std()):
-        return _same_samples(new, old, "both have the same features")
-    shares = _distinct(new.influence), _distinct(old.influence)
-    if shares[0] < REPEATS * shares[1]:
-        return Verdict.COLLAPSED, f"images repeat; {_distinct_images(*shares)}"
+    if new.seed_set == old.seed_set and (found := _by_influences(new, old)) is not None:
+        return found
+    if unjudged:
+        reasons = dict.fromkeys(unjudged.values())
+        named = (f"{COLUMNS[name].title}: {reason}" for name, reason in unjudged.items())
+        return Verdict.NOT_JUDGED, next(iter(reasons)) if len(reasons) == 1 else "; ".join(named)
     unknown = situation != "new weights" and pixels is None
     return Verdict.UNDECIDED, "the images could not be compared: those of one side are gone" if unknown else ""
+
+
+def _by_influences(new: SnapshotCell, old: SnapshotCell) -> tuple[Verdict, str] | None:
+    """The verdict on samples that are the baseline's, or that repeat, by their influences; None if they are neither.
+
+    Only distances tell: a sample's part in precision, say, has few values.
+    """
+    common = [name for name in new.influences if name in old.influences and not COLUMNS[name].higher_is_better]
+    if not common:
+        return None
+    pairs = [(new.influences[name], old.influences[name]) for name in common]
+    # A paired error that is rounding beside the baseline's own: both cells have the same samples.
+    if all(float((after - before).std()) <= ROUNDING * float(before.std()) for after, before in pairs):
+        return _same_samples(new, old, "both have the same features")
+    after, before = pairs[0]
+    shares = _distinct(after, ROUNDING * float(before.std())), _distinct(before)
+    if shares[0] >= REPEATS * shares[1]:
+        return None
+    return Verdict.COLLAPSED, f"images repeat; {_distinct_images(*shares)}"
 
 
 def _same_samples(new: SnapshotCell, old: SnapshotCell, note: str) -> tuple[Verdict, str]:
@@ -275,7 +373,7 @@ def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
     Both have the same N. So either no feature varies any more, or more do than before, which is not a collapse unless
     images repeat.
     """
-    if new.lacks_influence:
+    if "fid" in new.lacking:
         return None
     digests = (side.load_digests() for side in (new, old))
     shares = [None if hashes is None else len(np.unique(hashes)) / len(hashes) for hashes in digests]
@@ -290,6 +388,11 @@ def _distinct_images(share: float | None, before: float | None) -> str:
     return f"distinct images: {percent}" + ("" if before is None else f" (the baseline: {100 * before:.3g} %)")
 
 
-def _distinct(influence: Array) -> float:
-    """The share of distinct images, by their influences, which are compared to a millionth of their spread."""
-    return len(np.unique(np.round(influence / influence.std(), 6))) / len(influence)
+def _distinct(influence: Array, rounding: float = 0.0) -> float:
+    """The share of distinct images, by their influences, which are compared to a millionth of their spread.
+
+    A spread up to `rounding` is none.
+    """
+    spread = float(influence.std())
+    count = len(np.unique(np.round(influence / spread, 6))) if spread > rounding else 1
+    return count / len(influence)

@@ -2,9 +2,10 @@
 
 The JSON holds scores, protocols, settings, versions, why it was accepted, and the SHA-256 of the Parquet file. The
 Parquet file has a row for each image of each cell: `cell`, `index`, `influence` (how far the image moves FID; null
-where FID has no standard error), `pixels` (8 bytes of the SHA-256 of the decoded image) and, for the first images of a
-cell, `image` (their bytes, C x H x W). The other trainings of a recipe have rows as well, for `<cell>/1` and so on.
-The schema's metadata hold the canary of the scorer. Files of earlier versions have neither images nor that canary.
+where FID has no standard error), `pixels` (8 bytes of the SHA-256 of the decoded image), for the first images of a
+cell, `image` (their bytes, C x H x W), and the influences of each other metric that has them, under its name (`kid`).
+The other trainings of a recipe have rows as well, for `<cell>/1` and so on. The schema's metadata hold the canary of
+the scorer. Files of earlier versions lack the other metrics, and the oldest images and that canary.
 """
 
 import hashlib
@@ -21,16 +22,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from taugrid.errors import UserError
-from taugrid.eval.gate.rule import Scored
+from taugrid.eval.metrics.statistics import Array
+from taugrid.eval.score_cell import INFLUENCE_COLUMNS
 from taugrid.orchestrator.baseline.snapshot import (
     Network,
     Setup,
     Snapshot,
     SnapshotCell,
+    TrainingScores,
     images_of_run,
     snapshot_of_run,
 )
 from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord
+from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import LOCAL, Storage, is_url, open_place, read_sealed, replacing, write_sealed
 from taugrid.words import with_urls
 
@@ -101,10 +105,13 @@ def write_baseline(
         "software": dict(snapshot.software),
         "cells": [_cell_dict(cell) for cell in snapshot.cells],
     }
+    networks = [network for cell in snapshot.cells for network in cell.networks]
+    others = [name for name in (column.name for column in SAMPLED) if name not in INFLUENCE_COLUMNS
+              and any(name in network.influences for network in networks)]  # fmt: skip
     scorer = snapshot.load_scorer()
     value["scorer"] = None if isinstance(scorer, ScorerRecord) else scorer
     metadata = {SCORER: json.dumps(scorer.as_dict())} if isinstance(scorer, ScorerRecord) else None
-    schema = SCHEMA.with_metadata(metadata)
+    schema = pa.schema([*SCHEMA, *((name, pa.float64()) for name in others)], metadata)
     # The Parquet file first: the JSON, which names its hash, makes the baseline complete.
     with replacing(parquet_beside(path), storage) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -116,10 +123,13 @@ def write_baseline(
 
 
 def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
-    names = ("cell", "name", "settings", "axes", "image_shape", "metrics", "protocol", "reason")
+    names = ("cell", "name", "settings", "axes", "image_shape", "metrics", "protocol", "reason", "reasons")
     plain = {name: getattr(cell, name) for name in names}
     scored_with = None if cell.scored_with is None else asdict(cell.scored_with)
-    trainings = {"trainings": [training.fid for training in cell.trainings]} if cell.trainings else {}
+    trainings: dict[str, Any] = {}
+    if cell.trainings:  # the key of FIDs alone is what earlier versions read
+        scores = [dict(training.metrics) for training in cell.trainings]
+        trainings = {"trainings": [metrics.get("fid") for metrics in scores], "training_metrics": scores}
     made = {"setup": asdict(cell.setup), "first_setup": asdict(cell.first_setup), "scored_with": scored_with}
     return plain | {"network": asdict(cell.network), **made, **trainings, "distances": dict(cell.distances)}
 
@@ -128,17 +138,14 @@ def _tables(snapshot: Snapshot, schema: pa.Schema) -> Iterator[pa.Table]:
     for cell in snapshot.cells:
         n, digests, first = cell.num_samples, cell.load_digests(), cell.load_first()
         images = [] if first is None else [image.tobytes() for image in first]
-        columns = [
-            pa.array([cell.cell] * n, pa.string()),
-            pa.array(np.arange(n)),
-            pa.nulls(n, pa.float64()) if cell.influence is None else pa.array(cell.influence),
-            pa.nulls(n, pa.int64()) if digests is None else pa.array(digests),
-            pa.array(images + [None] * (n - len(images)), pa.binary()),
-        ]
-        yield pa.Table.from_arrays(columns, schema=schema)
-        for number, training in enumerate(cell.trainings, start=1):
-            rows = {"cell": [_training(cell.cell, number)] * n, "index": np.arange(n), "influence": training.influence}
-            yield pa.table({**rows, "pixels": pa.nulls(n), "image": pa.nulls(n)}, schema=schema)
+        of_images = {"pixels": digests, "image": images + [None] * (n - len(images))}
+        for number, network in enumerate(cell.networks):
+            name = _training(cell.cell, number) if number else cell.cell
+            influences = {INFLUENCE_COLUMNS.get(name, name): values for name, values in network.influences.items()}
+            given = {"cell": [name] * n, "index": np.arange(n), **influences, **({} if number else of_images)}
+            columns = (pa.nulls(n, field.type) if (values := given.get(field.name)) is None else
+                       pa.array(values, field.type) for field in schema)  # fmt: skip
+            yield pa.Table.from_arrays(list(columns), schema=schema)
 
 
 def _training(cell: str, number: int) -> str:
@@ -197,8 +204,7 @@ def _shown(path: Path) -> str:
 
 def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotCell:
     rows = _rows_of(table, value["cell"])
-    influence, pixels = rows["influence"], rows["pixels"]
-    digests = None if pixels.null_count else pixels.to_numpy()
+    digests = None if rows["pixels"].null_count else rows["pixels"].to_numpy()
     shape = tuple(value["image_shape"])
 
     def first_images() -> NDArray[np.uint8] | None:
@@ -215,19 +221,31 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         protocol=value["protocol"],
         network=Network(**value["network"]),
         setup=_read_setup(value["setup"]),
-        influence=None if influence.null_count else influence.to_numpy(),
-        reason=value["reason"],
+        influences=_influences(rows),
+        reasons=value.get("reasons") or ({"fid": value["reason"]} if value["reason"] else {}),
         load_digests=lambda: digests,
         load_images=lambda: images_of_run(run, value["cell"], digests),
         first=_read_setup(value.get("first_setup", value["setup"])),
         load_first=first_images,
         distances=value.get("distances", {}),
         trainings=tuple(
-            Scored(fid, _rows_of(table, _training(value["cell"], number))["influence"].to_numpy())
-            for number, fid in enumerate(value.get("trainings", ()), start=1)
+            TrainingScores(metrics, _influences(_rows_of(table, _training(value["cell"], number))))
+            for number, metrics in enumerate(_training_metrics(value), start=1)
         ),
         scored_with=ScoredWith.read(value.get("scored_with")),
     )
+
+
+def _training_metrics(value: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The scores of a recipe's other trainings; earlier versions kept only their FIDs."""
+    kept: list[dict[str, float]] | None = value.get("training_metrics")
+    return [{"fid": fid} for fid in value.get("trainings", ())] if kept is None else kept
+
+
+def _influences(rows: pa.Table) -> dict[str, Array]:
+    stored = {column.name: INFLUENCE_COLUMNS.get(column.name, column.name) for column in SAMPLED}
+    found = {name: rows[stored] for name, stored in stored.items() if stored in rows.column_names}
+    return {name: values.to_numpy() for name, values in found.items() if not values.null_count}
 
 
 def _rows_of(table: pa.Table, cell: str) -> pa.Table:

@@ -3,15 +3,13 @@
 import json
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid import parquet
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import Scored
-from taugrid.eval.metrics.frechet import NO_ERROR
 from taugrid.eval.metrics.statistics import Array
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_images, pixel_digests
@@ -22,6 +20,7 @@ from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.influences import influences_of
 from taugrid.orchestrator.rundir.origins import (
     REFERENCE,
     TAUGRID,
@@ -34,6 +33,7 @@ from taugrid.orchestrator.rundir.origins import (
 )
 from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord, kept_record
 from taugrid.protocol import on_devices
+from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_json, read_sealed
 
 NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
@@ -127,10 +127,10 @@ class SnapshotCell:
     protocol: Mapping[str, Any]
     network: Network
     setup: Setup
-    influence: Array | None
-    """(N,): how far each sample moves FID; None: no standard error."""
-    reason: str | None
-    """The reason why there are no influences."""
+    influences: Mapping[str, Array]
+    """Column of quality.csv -> (N,): how far each sample moves it; of those that have a standard error."""
+    reasons: Mapping[str, str]
+    """Column -> why it has no influences, as far as that is known."""
     load_digests: Callable[[], Digests | None] = field(repr=False)
     """Called without arguments: reads and hashes the decoded images; None if they are gone."""
     lacks_images: bool = False
@@ -145,7 +145,7 @@ class SnapshotCell:
     """Pair of setups (`pair_key`) -> the accepted distance between their images in grey levels."""
     scored_with: ScoredWith | None = None
     """None: unknown, in a baseline of an earlier version."""
-    trainings: tuple[Scored, ...] = ()
+    trainings: tuple["TrainingScores", ...] = ()
     """The same cell of a recipe's other training runs; `metrics` are those of the first."""
     failed: str | None = None
     """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
@@ -155,9 +155,24 @@ class SnapshotCell:
         return int(self.settings["num_samples"])
 
     @property
-    def fid(self) -> float:
-        """FID; of a recipe, the mean over its training runs."""
-        return float(np.mean([self.metrics["fid"], *(training.fid for training in self.trainings)]))
+    def networks(self) -> "list[TrainingScores]":
+        """Its network or, of a recipe, all of its training runs."""
+        return [TrainingScores(self.metrics, self.influences), *self.trainings]
+
+    def value(self, column: str) -> float:
+        """A metric; of a recipe, the mean over its training runs. KeyError if one lacks it."""
+        return float(np.mean([network.metrics[column] for network in self.networks]))
+
+    def has(self, column: str) -> bool:
+        """Whether a metric was computed, in all training runs of a recipe."""
+        return all(column in network.metrics for network in self.networks)
+
+    def scored(self, column: str) -> list[Scored]:
+        """A metric of its network, or of all training runs of a recipe; empty if one has no standard error of it."""
+        networks = self.networks
+        if not all(column in network.influences for network in networks):
+            return []
+        return [Scored(float(network.metrics[column]), network.influences[column]) for network in networks]
 
     @property
     def first_setup(self) -> Setup:
@@ -165,14 +180,27 @@ class SnapshotCell:
         return self.first or self.setup
 
     @property
-    def lacks_influence(self) -> bool:
-        """Whether FID has a standard error, but the influences that it comes from are missing or damaged."""
-        return self.influence is None and "fid_se" in self.metrics
+    def reason(self) -> str | None:
+        """The reason why FID has no influences; None if it has."""
+        return self.reasons.get("fid")
+
+    @property
+    def lacking(self) -> list[str]:
+        """The metrics that have a standard error, but whose influences, which it comes from, are missing or damaged."""
+        return [column.name for column in SAMPLED
+                if column.sampling_error in self.metrics and column.name not in self.influences]  # fmt: skip
 
     @property
     def seed_set(self) -> Hashable:
         """Equal for cells whose sample n starts from the same x_T."""
         return (self.settings["seed"], tuple(self.image_shape))
+
+
+class TrainingScores(NamedTuple):
+    """The scores of one network's cell, and the influences of its samples: `SnapshotCell.metrics`, `influences`."""
+
+    metrics: Mapping[str, float]
+    influences: Mapping[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,8 +309,8 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) ->
         protocol={},
         network=network,
         setup=setup,
-        influence=None,
-        reason="it is not scored",
+        influences={},
+        reasons={"fid": "it is not scored"},
         load_digests=lambda: pixel_digests(rundir, cell),
         lacks_images=rundir.lacks_images(cell),
         load_images=lambda: all_images(rundir, cell),
@@ -301,17 +329,20 @@ def _score(run: Run, cell: Cell) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
+NO_ERROR = "its score has no standard error of it"
+
+MISSING_INFLUENCES = "its influences are missing or damaged; `taugrid evaluate` computes them"
+
+
 def _with_score(found: SnapshotCell, rundir: RunDir, cell: Cell, score: Mapping[str, Any]) -> SnapshotCell:
-    n = cell.settings.num_samples
-    path = rundir.influence(cell, score["evaluation"])
-    influence = None
-    if "fid_se" in score["metrics"] and rundir.is_whole(path, n, lambda damage: None, expected={"cell": cell.id}):
-        values = [values for _, values in parquet.read_numbers(path, "influence", rundir.storage)]
-        influence = np.concatenate(values)[:n]
-    reasons = [note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR)]
-    missing = "its influences are missing or damaged; `taugrid evaluate` computes them"
-    reason = None if influence is not None else next(iter(reasons), missing)
-    return replace(found, metrics=score["metrics"], protocol=score["protocol"], influence=influence, reason=reason)
+    influences = influences_of(rundir, cell, score["evaluation"], score["metrics"])
+    reasons = {}
+    for column in SAMPLED:
+        said = f"no {column.sampling_error}: "
+        noted = (note.removeprefix(said) for note in score["notes"] if note.startswith(said))
+        if column.name not in influences and column.name in score["metrics"]:
+            reasons[column.name] = next(noted, MISSING_INFLUENCES if column.name == "fid" else NO_ERROR)
+    return replace(found, metrics=score["metrics"], protocol=score["protocol"], influences=influences, reasons=reasons)
 
 
 def pair_key(one: Setup, other: Setup) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import MISSING, write_number
-from taugrid.orchestrator.baseline.compared import Sharpness
+from taugrid.orchestrator.baseline.compared import FID_KEYS, sharpness_in_words
 from taugrid.orchestrator.baseline.matching import labels_of
-from taugrid.registry.metrics import METRICS, MetricColumn
+from taugrid.registry.metrics import COLUMNS, SAMPLED, MetricColumn
 from taugrid.words import counted, in_columns, listed
 
 CellDict = Mapping[str, Any]
@@ -36,13 +36,10 @@ EXPLANATIONS = {
 MAX_LISTED = 6
 """The number of unmatched cells that are named."""
 
-OTHER_COLUMNS: tuple[MetricColumn, ...] = tuple(
-    column for metric in METRICS.values() for column in metric.columns if column.name != "fid"
-)
-"""Metrics other than FID. None has a standard error of sampling (KID's ± is over subsets, the Inception Score's over
-splits), so they are shown beside the verdict and not judged."""
+OTHER_COLUMNS = tuple(column for name, column in COLUMNS.items() if name != "fid")
+"""Metrics other than FID. Those that judge no cell are shown beside the verdict."""
 
-NOT_JUDGED = "shown, not judged, because they have no standard error"
+NOT_JUDGED = "shown, not judged"
 
 
 def explained(verdict: Verdict) -> str:
@@ -69,8 +66,8 @@ def facts(comparison: Mapping[str, Any]) -> list[str]:
     facts = []
     if (coverage := comparison.get("compared")) is not None:
         facts.append(f"{coverage[0]:,} of {counted(coverage[1], 'baseline cell')} compared")
-    if (sharpness := comparison.get("sharpness")) is not None:
-        facts.append(Sharpness.from_dict(sharpness).message)
+    if sharpness := sharpnesses(comparison):
+        facts.append(sharpness_in_words(sharpness))
     if reasons := comparison.get("not_judged"):
         facts.append(f"not judged in full: {reasons[0]}")
     unknown = [name for name, check in _checks(comparison).items() if check["result"] == "unknown"]
@@ -107,28 +104,63 @@ def number(value: float | None, error: float | None = None) -> str:
     return " ".join(write_number(value, math.nan if error is None else error)).strip()
 
 
-def judged_fids(cell: CellDict) -> tuple[float | None, float]:
-    """The new FID and the baseline's whose difference was judged.
+def sharpnesses(comparison: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Column -> the sharpness of each metric that was judged; earlier versions judged FID alone."""
+    of_fid = comparison.get("sharpness")
+    found: dict[str, Mapping[str, Any]] = comparison.get("sharpnesses", {} if of_fid is None else {"fid": of_fid})
+    return found
+
+
+def tests(cell: CellDict) -> dict[str, Mapping[str, Any]]:
+    """Column -> `MetricComparison` of each metric that a cell was judged by, that of its verdict first.
+
+    Of a cell that was not judged, the first that is known.
+    """
+    if "metrics" not in cell:  # by FID, as in versions that judged nothing else
+        of_fid = {name: cell.get(key) for key, name in FID_KEYS.items()}
+        return {"fid": of_fid | {"verdict": None if cell["t"] is None else cell["result"]}}
+    judged = [(name, metric) for name, metric in cell["metrics"].items() if metric["verdict"] is not None]
+    judged.sort(key=lambda item: (item[0] != cell["by"], Verdict(item[1]["verdict"]).rank))
+    return dict(judged or list(cell["metrics"].items())[:1])
+
+
+def judged_columns(cells: Iterable[CellDict]) -> list[MetricColumn]:
+    """The metrics that `tests` has for some cell, in the order of the registry."""
+    found = {name for cell in cells for name in tests(cell)}
+    return [column for name, column in COLUMNS.items() if name in found]
+
+
+def sides(metric: Mapping[str, Any], column: MetricColumn) -> tuple[str, str]:
+    """The baseline's value and the new one whose difference was judged.
 
     They are those of a second look, which samples both networks once more, if there was one.
     """
-    fid, base = cell.get("judged_fids") or (cell["fid"], cell["baseline_fid"])
-    return fid, base
+    new, base = metric["judged"] or (metric["value"], metric["baseline"])
+    return number(_scaled(base, column)), number(_scaled(new, column))
 
 
-def change(cell: CellDict) -> str:
-    """The judged difference of FID with its sign and standard error; empty if there is none."""
-    if cell["difference"] is None:
+def change(metric: Mapping[str, Any], column: MetricColumn) -> str:
+    """The judged difference with its sign and standard error; empty if there is none."""
+    if metric["difference"] is None:
         return ""
-    return f"{'+' if cell['difference'] > 0 else ''}{number(cell['difference'], cell['se'])}"
+    shown = number(_scaled(metric["difference"], column), _scaled(metric["se"], column))
+    return f"{'+' if metric['difference'] > 0 else ''}{shown}"
+
+
+def _scaled(value: float | None, column: MetricColumn) -> float | None:
+    return None if value is None else value * column.scale
 
 
 def reason(cell: CellDict) -> str:
-    """The reason for a cell's verdict, in one line."""
-    fid, base = judged_fids(cell)
-    fids = f"FID {number(base)} -> {number(fid)}, change {change(cell) or 'unknown'}"
-    test = [] if cell["t"] is None else [f"T = {cell['t']:+.1f}, margin {cell['margin']:.3g}"]
-    return "; ".join([fids, *test, *remarks(cell)])
+    """The reason for a cell's verdict, in one line: the metric of the verdict first."""
+    said = []
+    for name, metric in tests(cell).items():
+        column = COLUMNS[name]
+        base, new = sides(metric, column)
+        said.append(f"{column.title} {base} -> {new}, change {change(metric, column) or 'unknown'}")
+        if metric["t"] is not None:
+            said.append(f"T = {metric['t']:+.1f}, margin {metric['margin'] * column.scale:.3g}")
+    return "; ".join([*said, *remarks(cell)])
 
 
 def remarks(cell: CellDict) -> list[str]:
@@ -136,13 +168,22 @@ def remarks(cell: CellDict) -> list[str]:
     remarks = []
     if cell["seeds"] != "usual":
         seeds = "a fresh seed" if cell["seeds"] == "fresh" else "more samples and a fresh seed"
-        usual = f"{number(cell['baseline_fid'])} -> {number(cell['fid'])}"
-        remarks.append(f"numbers of {seeds}; with the usual one: FID {usual}")
-    if cell["result"] == Verdict.UNDECIDED and cell["detectable"] is not None:
-        remarks.append(f"a regression of {cell['detectable']:.3g} is detected with {100 * POWER:g} % probability")
+        usual = (f"{column.title} {base} -> {new}" for column, (base, new) in _usual(cell).items())
+        remarks.append(f"numbers of {seeds}; with the usual one: {', '.join(usual)}")
+    first = next(iter(tests(cell).items()), None)
+    if cell["result"] == Verdict.UNDECIDED and first is not None and first[1]["detectable"] is not None:
+        column, detectable = COLUMNS[first[0]], first[1]["detectable"]
+        of_it = "" if column.name == "fid" else f" of {column.title}"
+        detected = f"a regression{of_it} of {detectable * column.scale:.3g} is detected"
+        remarks.append(f"{detected} with {100 * POWER:g} % probability")
     if cell["pixels"] and cell["pixels"]["differing"]:
         remarks.append(_pixels(cell["pixels"]))
     return [*remarks, cell["note"]] if cell["note"] else remarks
+
+
+def _usual(cell: CellDict) -> dict[MetricColumn, tuple[str, str]]:
+    """Metric -> the baseline's value and the new one with the usual seeds."""
+    return {COLUMNS[name]: sides({**metric, "judged": None}, COLUMNS[name]) for name, metric in tests(cell).items()}
 
 
 def _pixels(pixels: Mapping[str, Any]) -> str:
@@ -160,17 +201,17 @@ def other_metrics(new: Mapping[str, float], old: Mapping[str, float]) -> dict[st
 
 
 def columns_in(cells: Iterable[CellDict]) -> list[MetricColumn]:
-    """The metrics other than FID that some cell has, in the order of the registry."""
+    """The metrics that some cell has and none was judged by, in the order of the registry."""
+    cells = list(cells)
     given = {name for cell in cells for name in cell["others"]}
-    return [column for column in OTHER_COLUMNS if column.name in given]
+    judged = judged_columns(cells)
+    return [column for column in OTHER_COLUMNS if column.name in given and column not in judged]
 
 
 def other_change(cell: CellDict, column: MetricColumn, arrow: str = "->") -> str:
     """Such as "2.31 -> 2.35": the baseline's value of a metric other than FID, and the new one."""
-    new, old = (
-        None if value is None else value * column.scale for value in cell["others"].get(column.name, (None, None))
-    )
-    return f"{number(old)} {arrow} {number(new)}"
+    new, old = (number(_scaled(value, column)) for value in cell["others"].get(column.name, (None, None)))
+    return f"{old} {arrow} {new}"
 
 
 def comparison_text(comparison: Mapping[str, Any]) -> str:
@@ -183,7 +224,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     lines += [f"missing: {name}: {message}" for name, message in comparison["missing"].items()]
     if comparison["critical"] is not None:
         margin = f"{100 * comparison['margin']:g} %"
-        lines.append(f"rule: {comparison['rule']}; margin {margin} of the baseline's FID")
+        lines.append(f"rule: {comparison['rule']}; margin {margin} of the baseline's {titles(cells)}")
     if columns := columns_in(cells):
         lines.append(f"other metrics, {NOT_JUDGED}:")
         changes = (", ".join(f"{column.title} {other_change(cell, column)}" for column in columns) for cell in cells)
@@ -192,6 +233,11 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     lines += [f"differs: {difference}" for difference in comparison["marks"]]
     lines += [f"warning: {note}" for note in comparison["notes"]]
     return "\n".join(lines)
+
+
+def titles(cells: Iterable[CellDict]) -> str:
+    """The metrics that cells are judged by, such as "FID and KID"."""
+    return " and ".join(column.title for column in judged_columns(cells))
 
 
 def unmatched(comparison: Mapping[str, Any], limit: int) -> dict[str, str]:
@@ -214,15 +260,22 @@ def baseline_text(value: Mapping[str, Any]) -> str:
     ]
     labels = labels_of({cell["cell"]: {**cell["settings"], **cell["axes"]} for cell in value["cells"]})
     rows = []
+    had = [cell["metrics"] for cell in value["cells"]]
+    with_error = [column for column in SAMPLED if any(column.sampling_error in metrics for metrics in had)]
+    shown = [column for column in COLUMNS.values() if column.name == "fid" or column in with_error]
     for cell in value["cells"]:
-        fid = number(cell["metrics"]["fid"], cell["metrics"].get("fid_se"))
-        of_trainings = _of_trainings([cell["metrics"]["fid"], *cell.get("trainings", ())])
-        rows.append((labels[cell["cell"]], f"N = {cell['settings']['num_samples']}", f"FID {fid}{of_trainings}"))
+        trainings = cell.get("training_metrics", [{"fid": fid} for fid in cell.get("trainings", ())])
+        n = f"N = {cell['settings']['num_samples']}"
+        rows.append((labels[cell["cell"]], n, *(_score(column, cell["metrics"], trainings) for column in shown)))
     return "\n".join([*lines, *in_columns(rows)])
 
 
-def _of_trainings(fids: Sequence[float]) -> str:
-    if len(fids) < 2:
-        return ""
-    mean, spread = write_number(statistics.mean(fids), statistics.stdev(fids))
-    return f"; the mean of the trainings is {mean}, their spread {spread.removeprefix('± ')}"
+def _score(column: MetricColumn, metrics: Mapping[str, float], trainings: Sequence[Mapping[str, float]]) -> str:
+    """A metric of a baseline's cell, with its standard error, and the mean and spread over a recipe's trainings."""
+    error = metrics.get(column.sampling_error or "")
+    shown = f"{column.title} {number(_scaled(metrics.get(column.name), column), _scaled(error, column))}"
+    values = [found[column.name] * column.scale for found in (metrics, *trainings) if column.name in found]
+    if len(values) < 2:
+        return shown
+    mean, spread = write_number(statistics.mean(values), statistics.stdev(values))
+    return f"{shown}; the mean of the trainings is {mean}, their spread {spread.removeprefix('± ')}"

@@ -139,9 +139,9 @@ def _require_runs(*given: str) -> None:
 def _compared_text(row: dict[str, Any]) -> str:
     from taugrid.eval.tables.differences_files import difference_line
     from taugrid.eval.tables.entries import INDISTINGUISHABLE
-    from taugrid.registry.metrics import METRICS
+    from taugrid.registry.metrics import COLUMNS
 
-    titles = {column.name: column.title for metric in METRICS.values() for column in metric.columns}
+    titles = {name: column.title for name, column in COLUMNS.items()}
     lines = [f"{titles[name]}, {difference_line({**row, **its})}" for name, its in row["metrics"].items()]
     is_marked = any(INDISTINGUISHABLE in line for line in lines)
     meaning = f"{INDISTINGUISHABLE} sampling alone can explain it" if is_marked else ""

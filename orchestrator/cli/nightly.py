@@ -30,7 +30,7 @@ from taugrid.words import with_urls
 @click.option("--baseline", metavar="FILE", help="A baseline file or run.  [default: HISTORY/baseline.json, if there]")
 @click.option("--id", "night", metavar="NAME", help="The night's name.  [default: an unfinished night's, or the date]")
 @click.option("--keep-images", type=Whole(0), metavar="N", help="Remove the images of all but N nights.")
-@click.option("--margin", type=Finite(0), default=0.02, show_default=True, help="Accepted regression / FID.")
+@click.option("--margin", type=Finite(0), default=0.02, show_default=True, help="Accepted regression / baseline.")
 @click.option(
     "--alpha",
     type=Finite(0, 0.5, min_open=True),
@@ -41,7 +41,7 @@ from taugrid.words import with_urls
 @click.option("--grow-to", type=Whole(1), metavar="N", help="Sample undecided cells again, with N images.")
 @click.option("--allow-missing", is_flag=True, help="Cells of the baseline may be missing tonight.")
 @click.option(
-    "--sharpness", type=SHARE, help="The regression / FID that half of the cells must detect, or exit with 5."
+    "--sharpness", type=SHARE, help="The regression / baseline that half of the cells must detect, or exit with 5."
 )
 @cluster_options
 @trust_option
@@ -58,10 +58,10 @@ def nightly(**given: Any) -> None:
     from taugrid.orchestrator.nightly.summary import summary
     from taugrid.orchestrator.progress import Progress
 
-    names = ("history", "baseline", "night", "keep_images", "grow_to", *GateSettings._fields)
-    values = {name: given.pop(name) for name in names}
+    asked = [name for name in GateSettings._fields if name in given]
+    gate = GateSettings(**{name: given.pop(name) for name in asked})
+    values = {name: given.pop(name) for name in ("history", "baseline", "night", "keep_images", "grow_to")}
     requested = RunOptions(**given)
-    gate = GateSettings(**{name: values.pop(name) for name in GateSettings._fields})
     request = NightRequest(
         config=requested.config,
         assignments=requested.overrides,
@@ -82,7 +82,7 @@ def nightly(**given: Any) -> None:
 
 def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str, Any], as_json: bool) -> None:
     """Print the comparison of a run with a baseline, and exit with its code; `requested` holds `GateSettings`."""
-    from taugrid.orchestrator.baseline.compared import GateSettings
+    from taugrid.orchestrator.baseline.compared import gate_of
     from taugrid.orchestrator.baseline.comparison import compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
     from taugrid.orchestrator.baseline.snapshot import require_scores, snapshot_of_opened
@@ -93,7 +93,7 @@ def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str,
     run = open_existing(directory)
     new = require_scores(snapshot_of_opened(run))
     canaries = canaries_beside(run, new)
-    comparison = compare_snapshots(new, snapshot_of(baseline), GateSettings(**requested), canaries)
+    comparison = compare_snapshots(new, snapshot_of(baseline), gate_of(run.config, **requested), canaries)
     print_value(comparison.as_dict(), as_json, comparison_text)
     if comparison.exit is not Exit.DONE:
         sys.exit(comparison.exit)

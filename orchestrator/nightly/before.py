@@ -1,16 +1,19 @@
 """Before a night begins: its preconditions, its cost, and the cells that it would compare."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.gate.power import POWER
+from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, gate_of
+from taugrid.orchestrator.baseline.comparison import judged_columns, require_common_metric
 from taugrid.orchestrator.baseline.files import snapshot_of
-from taugrid.orchestrator.baseline.matching import changed_code, labels, matched
+from taugrid.orchestrator.baseline.matching import Matched, changed_code, labels, matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
-from taugrid.orchestrator.baseline.text import MAX_LISTED, unmatched
+from taugrid.orchestrator.baseline.text import MAX_LISTED, sharpnesses, unmatched
 from taugrid.orchestrator.nightly.places import Night, open_history
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.scoring import foreseen, too_few_samples
@@ -18,32 +21,48 @@ from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted, duration, quantity
 
 
 def check_standard_error(run: Run) -> None:
-    """Raise `UserError` if a cell's N gives FID no standard error, without which no cell can be judged."""
+    """Raise `UserError` if no metric that a night is judged by can have a standard error with some cell's N."""
     spec = run.rundir.extractor(run.config)
     if (problem := _standard_error_problem(run, spec.name, spec.dimensions)) is not None:
         raise UserError(problem)
 
 
 def expected_standard_error_problem(run: Run) -> str | None:
-    """The reason why FID would have no standard error, as far as it is known without the extractor's weights."""
+    """The reason why no cell could be judged, as far as it is known without the extractor's weights."""
     extractor = foreseen(run.config, run.rundir.extractor)
     return _standard_error_problem(run, extractor.name, extractor.dimensions or 0)
 
 
 def _standard_error_problem(run: Run, extractor: str, dimensions: int) -> str | None:
-    if "fid" not in run.config.evaluate.metrics:
-        return "evaluate.metrics lacks fid, which is what a night is judged by; add it"
+    named, computed = run.config.gate.metrics, run.config.evaluate.metrics
+    if named is not None and (lacking := [name for name in named if name not in computed]):
+        return f"gate.metrics: {lacking[0]} is not among evaluate.metrics ({', '.join(computed)}); add it there"
+    metrics = [name for name in named or DEFAULT_METRICS if name in computed]
+    if not metrics:
+        return "evaluate.metrics lacks fid and kid, one of which a night is judged by; add one, or set gate.metrics"
     small, minimum = too_few_samples(run.plan, dimensions)
-    if not small:
+    if not small or metrics != ["fid"]:
         return None
     return (
         f"sample.num_samples: {small[0]} gives FID no standard error with {extractor}, whose features have "
-        f"{dimensions} dimensions; a night needs at least {minimum}"
+        f"{dimensions} dimensions; a night needs at least {minimum}, or kid in evaluate.metrics"
+        f"{'' if named is None else ' and gate.metrics'}"
     )
+
+
+def check_comparable(new: Snapshot, baseline: Snapshot, run: Run) -> Matched:
+    """The matched cells; `UserError` if they can't be compared, or share no metric that a night is judged by."""
+    found = matched(new, baseline)
+    computed = [column.name for metric in run.config.evaluate.metric_settings.chosen for column in metric.columns]
+    for tonight, old in found.pairs:
+        planned = replace(tonight, metrics=dict.fromkeys(computed, 0.0))
+        require_common_metric(planned, old, judged_columns(planned, old, gate_of(run.config)))
+    return found
 
 
 def check_grow_to(grow_to: int | None, run: Run) -> None:
@@ -82,28 +101,30 @@ def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, A
         "worker_seconds": seconds,
         "worker_seconds_of_the_canary_at_most": None if rate is None else round(canary_evaluations / rate, 1),
         "network_evaluations_of_the_canary_at_most": canary_evaluations,
-        "smallest_loss_seen": expected_sharpness(nights, plan),
+        "smallest_loss_seen": (sharpness := expected_sharpness(nights, plan)).get("fid"),
+        "smallest_losses_seen": sharpness,
         "worker_seconds_of_a_second_look_at_most": None if seconds is None else round(2 * seconds, 1),
         "bytes_at_most": described["bytes_at_most"],
         "bytes_of_a_second_look_at_most": 2 * described["bytes_at_most"],
     }
 
 
-def expected_sharpness(nights: Sequence[Night], plan: Plan) -> float | None:
-    """The smallest FID regression, as a share of FID, that half of the cells of a night of `plan` will detect.
+def expected_sharpness(nights: Sequence[Night], plan: Plan) -> dict[str, float]:
+    """Column -> the smallest regression, as a share of a metric, that half of the cells of a night of `plan` detect.
 
     It is extrapolated from the last night that judged a cell: the part beyond the margin shrinks with the root of N.
-    None if there was no such night.
+    Empty if there was no such night.
     """
     for night in reversed(nights):
         verdict = night.verdict or {}
         comparison = verdict.get("comparison") or {}
-        if (sharpness := comparison.get("sharpness")) is not None:
+        if found := sharpnesses(comparison):
             n_before = np.median([score["settings"]["num_samples"] for score in verdict["scores"]])
             n_now = np.median([cell.settings.num_samples for cell in plan.cells])
             margin = float(comparison["margin"])
-            return float(margin + (sharpness["loss"] - margin) * np.sqrt(n_before / n_now))
-    return None
+            shrunk = float(np.sqrt(n_before / n_now))
+            return {name: margin + (sharpness["loss"] - margin) * shrunk for name, sharpness in found.items()}
+    return {}
 
 
 def price_text(night: Mapping[str, Any]) -> str:
@@ -119,10 +140,12 @@ def price_text(night: Mapping[str, Any]) -> str:
         )
     canary = quantity(night["network_evaluations_of_the_canary_at_most"])
     lines = [f"a night: {cost}", f"canaries of new weights: at most {canary} network evaluations more"]
-    if (regression := night["smallest_loss_seen"]) is not None:
+    if losses := night["smallest_losses_seen"]:
+        of_it = {name: "" if list(losses) == ["fid"] else f" of {COLUMNS[name].title}" for name in losses}
+        shares = " and ".join(f"{100 * loss:.2g} %{of_it[name]}" for name, loss in losses.items())
         lines.append(
-            f"judged by the last night, half of its cells detect regressions of {100 * regression:.2g} % "
-            f"with {100 * POWER:g} % probability"
+            f"judged by the last night, half of its cells detect regressions of {shares} with {100 * POWER:g} % "
+            "probability"
         )
     return "\n".join(lines)
 
@@ -149,7 +172,7 @@ def expected_coverage(run: Run, file: str) -> dict[str, Any]:
         new = planned_snapshot(run, downloads=False)
     except MissingInput as error:
         return coverage | {"unknown": str(error)}
-    pairs, only_new, only_baseline = matched(new, baseline)
+    pairs, only_new, only_baseline = check_comparable(new, baseline, run)
     lists = {"only_new": _labelled(new, only_new), "only_baseline": _labelled(baseline, only_baseline)}
     return coverage | lists | {"compared": len(pairs), "notes": changed_code(new, baseline)}
 

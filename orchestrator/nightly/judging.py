@@ -10,14 +10,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from taugrid.config import Config
 from taugrid.eval.gate.rule import is_denied, judge, screen
 from taugrid.eval.gate.verdict import Verdict, worst
-from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison, GateSettings
-from taugrid.orchestrator.baseline.comparison import Canaries, change_of, compare_snapshots, threshold, with_judgement
+from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison, GateSettings, gate_of
+from taugrid.orchestrator.baseline.comparison import (
+    Canaries,
+    changes_of,
+    compare_snapshots,
+    tests_in_words,
+    threshold,
+    with_judgement,
+)
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot
 from taugrid.orchestrator.nightly.resampling import Pair, why_no_second_look
 from taugrid.orchestrator.nightly.second_look import Look, Resampled, SecondLook
+from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted
 
 OF_A_RECIPE = "the baseline is a recipe: fresh seeds of sampling would not change how its trainings differ"
@@ -29,6 +38,10 @@ class Terms(NamedTuple):
     gate: GateSettings
     grow_to: int | None = None
     """The N with which undecided cells are sampled again; None: they are not."""
+
+    def of(self, config: Config) -> "Terms":
+        """These terms with the metrics that a config names."""
+        return self._replace(gate=self.gate._replace(metrics=gate_of(config).metrics))
 
     @property
     def alpha_of_a_look(self) -> float:
@@ -45,7 +58,7 @@ def judge_night(
     """
     comparison = compare_snapshots(new, baseline, terms.gate, canaries)
     pairs = {pair[0].name: pair for pair in matched(new, baseline).pairs}
-    judged = {cell.name: pairs[cell.name] for cell in comparison.cells if cell.t is not None}
+    judged = {cell.name: pairs[cell.name] for cell in comparison.cells if cell.judged}
     if not judged:
         return comparison
     reason = _why_one_stage(comparison, list(judged.values()), second.resampler.trust_code)
@@ -78,9 +91,10 @@ def _screened(
     comparison: BaselineComparison, judged: Mapping[str, Pair], terms: Terms
 ) -> tuple[BaselineComparison, list[Pair]]:
     """The comparison with the first stage in its `rule`, and the cells that the usual seeds single out."""
-    judgement = screen([change_of(*pair, terms.gate.margin) for pair in judged.values()], terms.gate.alpha)
-    chosen = [judged[cell.name] for cell in judgement.worse]
-    share = f"{len(chosen)} of {counted(len(judged), 'cell')}"
+    cells = [cell for cell in comparison.cells if cell.name in judged]
+    judgement = screen([change for cell in cells for change in changes_of(*judged[cell.name], cell)], terms.gate.alpha)
+    chosen = [judged[name] for name in dict.fromkeys(cell.name for cell in judgement.worse)]
+    share = f"{len(chosen)} of {tests_in_words(judgement)}"
     critical = judgement.critical
     rule = f"two stages: the usual seeds single out {share} at {judgement.alpha:g} ({threshold(critical)})"
     return replace(comparison, rule=rule, critical=critical, usual_critical=critical), chosen
@@ -91,16 +105,15 @@ def _contradiction(usual: BaselineComparison, fresh: BaselineComparison) -> str 
     for cell, again in zip(usual.cells, fresh.cells, strict=True):
         if again.seeds == "usual" or again.note == UNFINISHED_LOOK:
             continue
-        assert cell.difference is not None
-        assert again.difference is not None
-        assert cell.se is not None
-        assert again.se is not None
-        if is_denied((cell.difference, cell.se), (again.difference, again.se)):
-            return (
-                f"{cell.label} changed by {cell.difference:+.3g} ± {cell.se:.2g} with the usual seeds and by "
-                f"{again.difference:+.3g} ± {again.se:.2g} with a fresh one, which is not chance: today's code treats "
-                "tonight's network differently than it treated the baseline's, although no canary shows it"
-            )
+        for name, one in cell.judged.items():
+            other = again.judged.get(name)
+            if other is not None and is_denied(one.regression(name), other.regression(name)):
+                of_it = "" if name == "fid" else f" {COLUMNS[name].title}"
+                return (
+                    f"{cell.label}{of_it} changed by {one.difference:+.3g} ± {one.se:.2g} with the usual seeds and by "
+                    f"{other.difference:+.3g} ± {other.se:.2g} with a fresh one, which is not chance: today's code "
+                    "treats tonight's network differently than it treated the baseline's, although no canary shows it"
+                )
     return None
 
 
@@ -130,7 +143,8 @@ def _second_look(
 
     `stage` describes the test. Returns the reason if the look does not count.
     """
-    resampled = second.changes(pairs, look, terms.gate.margin)
+    of_cells = {cell.name: cell for cell in comparison.cells}
+    resampled = second.changes([(of_cells[pair[0].name], pair) for pair in pairs], look)
     if isinstance(resampled, str):
         return resampled
     if resampled is None:
@@ -141,7 +155,7 @@ def _second_look(
         ]
         rule = f"{comparison.rule}; {stage}, which is unfinished"
     else:
-        judgement = judge([cell.change for cell in resampled if cell.change is not None], terms.alpha_of_a_look)
+        judgement = judge([change for cell in resampled for change in cell.changes], terms.alpha_of_a_look)
         by_name = {cell.name: cell for cell in resampled}
         cells = [_with_fresh_samples(cell, by_name.get(cell.name), look) for cell in comparison.cells]
         cells = with_judgement(cells, judgement, look.name)
@@ -154,7 +168,8 @@ def _with_fresh_samples(cell: CellComparison, again: Resampled | None, look: Loo
     """The cell with its fresh samples, before they are tested."""
     if again is None:
         return cell
-    if again.change is None:
+    if again.failed:
         samples = "with a fresh seed" if look.name == "fresh" else "with more samples"
         return replace(cell, result=Verdict.COLLAPSED, note=f"{samples}: {again.failed}")
-    return replace(cell, judged_fids=again.fids, num_samples=again.num_samples)
+    judged = {name: replace(cell.metrics[name], judged=values) for name, values in again.values.items()}
+    return replace(cell, metrics={**cell.metrics, **judged}, num_samples=again.num_samples)

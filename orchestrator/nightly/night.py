@@ -3,7 +3,7 @@
 A night has four steps: check, run, judge (with canaries, and a second look at cells with suspicious scores), write.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -11,9 +11,13 @@ from taugrid.api import STAGES
 from taugrid.errors import Exit, UserError
 from taugrid.eval.gate.verdict import exit_of
 from taugrid.orchestrator.baseline.files import snapshot_of
-from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
-from taugrid.orchestrator.nightly.before import check_grow_to, check_same_night, check_standard_error
+from taugrid.orchestrator.nightly.before import (
+    check_comparable,
+    check_grow_to,
+    check_same_night,
+    check_standard_error,
+)
 from taugrid.orchestrator.nightly.judging import Terms, judge_night
 from taugrid.orchestrator.nightly.outcome import as_verdict
 from taugrid.orchestrator.nightly.places import History, Night, open_history
@@ -64,7 +68,7 @@ def run_night(request: NightRequest, progress: Progress) -> NightResult:
     """Run or resume a night, judge it, and add it to the history.
 
     Raises:
-        UserError: if something must be changed first, such as an N that gives FID no standard error.
+        UserError: if something must be changed first, such as an N that gives no metric a standard error.
         RunFailed: if the run could not go on.
     """
     history = open_history(request.history)
@@ -78,11 +82,12 @@ def run_night(request: NightRequest, progress: Progress) -> NightResult:
                 write_history(history)
             return NightResult(night, verdict, was_complete=True)
         _require_extension(run, night)
+        request = replace(request, terms=request.terms.of(run.config))
         check_standard_error(run)
         check_grow_to(request.terms.grow_to, run)
         baseline = _baseline(request, history)
         if baseline is not None:
-            matched(planned_snapshot(run), baseline)  # refuse what can't be compared before anything is sampled
+            check_comparable(planned_snapshot(run), baseline, run)  # before anything is sampled
         outcome = Session(run, request.address, progress).do(STAGES, request.break_lock)
         verdict = _judge(request, run, night, baseline, outcome, progress)
         write_night(night, verdict)

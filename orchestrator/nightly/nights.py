@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from taugrid.errors import UserError
 from taugrid.eval.gate.verdict import INCOMPLETE, NO_BASELINE, UNFINISHED, Verdict
 from taugrid.eval.nights import Light, NightLine, NightModel
-from taugrid.orchestrator.baseline.text import GOOD, check_lines, sign
+from taugrid.orchestrator.baseline.text import GOOD, check_lines, sign, titles
 from taugrid.orchestrator.nightly.places import History
 from taugrid.words import counted, in_columns, listed, short_path
 
@@ -73,7 +73,8 @@ def _remarks(verdict: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[
     missing = [f"{counted(len(verdict['missing']), 'cell')} missing"] if verdict["missing"] else []
     unchecked = ["sampler and scorer not checked"] if comparison else []
     checks = check_lines(comparison) if "checks" in comparison else unchecked
-    return [*missing, *verdict.get("not_judged", ()), *checks]
+    judged = [f"judged by {name}"] if (name := titles(comparison.get("cells", ()))) not in ("", "FID") else []
+    return [*missing, *verdict.get("not_judged", ()), *checks, *judged]
 
 
 def _coverage(comparison: Mapping[str, Any]) -> tuple[int, int]:

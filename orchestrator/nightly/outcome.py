@@ -15,6 +15,7 @@ from taugrid.orchestrator.baseline.compared import BaselineComparison
 from taugrid.orchestrator.baseline.matching import labels
 from taugrid.orchestrator.baseline.pixels import ImageBatch, first_images
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
+from taugrid.orchestrator.baseline.text import tests
 from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.plan.cells import name_of
 from taugrid.orchestrator.run import Run
@@ -123,7 +124,12 @@ def _acceptance(night: Night, to: str, force: str = "") -> str:
 
 
 def worst_first(cell: Mapping[str, Any]) -> tuple[int, float]:
-    return Verdict(cell["result"]).rank, -(cell["t"] or 0)
+    return Verdict(cell["result"]).rank, -(next(iter(tests(cell).values()), {}).get("t") or 0)
+
+
+def has_failed(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell of a comparison has no scores, because it can't be sampled or scored."""
+    return all(metric["value"] is None for metric in tests(cell).values())
 
 
 class BeforeAndAfter(NamedTuple):
@@ -145,7 +151,7 @@ def _strips_of_the_worst(night: Night, run: Run, baseline: Snapshot, comparison:
             first_images(run.rundir, now[cell["cell"]]),
         )
         for cell in sorted(comparison["cells"], key=worst_first)[:MAX_STRIPS]
-        if Verdict(cell["result"]).rank <= Verdict.UNDECIDED.rank and cell["fid"] is not None
+        if Verdict(cell["result"]).rank <= Verdict.UNDECIDED.rank and not has_failed(cell)
     ]
     files = strips(pairs, night.strips, night.storage)
     return {label: path.relative_to(night.folder).as_posix() for label, path in files.items()}

@@ -5,15 +5,18 @@ fresh seed follows from the night's id: it differs from night to night, and a re
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from taugrid.eval.gate.rule import BEYOND_CHANCE, Change, Scored
+from taugrid.eval.gate.rule import BEYOND_CHANCE, Change
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import check_scorer, sampling_key_of
+from taugrid.orchestrator.baseline.compared import CellComparison
+from taugrid.orchestrator.baseline.comparison import changes_of
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, snapshot_of_opened
 from taugrid.orchestrator.nightly.resampling import Pair, Resampler, point_of
+from taugrid.registry.metrics import COLUMNS, MetricColumn
 from taugrid.words import counted
 
 WITHOUT_TRAINING = ("sample", "evaluate", "report")
@@ -24,13 +27,13 @@ class Resampled(NamedTuple):
 
     name: str
     """The name of tonight's cell."""
-    change: Change | None
-    """The change of FID, as the statistical test needs it; None if tonight's network fails with these samples."""
-    fids: tuple[float, float] | None = None
-    """The FIDs of tonight's network and the baseline's."""
+    changes: Sequence[Change] = ()
+    """The changes of its metrics, as the statistical test needs them."""
+    values: Mapping[str, tuple[float, float]] = {}
+    """Column -> the metric of tonight's network and of the baseline's."""
     num_samples: int = 0
     failed: str = ""
-    """The failure of tonight's network."""
+    """The failure of tonight's network with these samples; empty: there is none."""
 
 
 class Look(NamedTuple):
@@ -50,13 +53,14 @@ class SecondLook:
     resampler: Resampler
     tonight: Snapshot
 
-    def changes(self, pairs: Sequence[Pair], look: Look, margin: float) -> list[Resampled] | str | None:
+    def changes(self, pairs: Sequence[tuple[CellComparison, Pair]], look: Look) -> list[Resampled] | str | None:
         """The changes with fresh samples of both networks; None if they are unfinished.
 
-        Returns the reason if this look does not count: the baseline's network fails, or taugrid has changed since
-        tonight's cells were sampled and scored. `margin` is a share of the baseline's recorded FID.
+        Each pair comes with its comparison by the usual seeds, whose metrics and margins are used. Returns the reason
+        if this look does not count: the baseline's network fails, or taugrid has changed since tonight's cells were
+        sampled and scored.
         """
-        points = [point_of(cell, **self._fresh(cell, look)) for pair in pairs for cell in pair]
+        points = [point_of(cell, **self._fresh(cell, look)) for _, pair in pairs for cell in pair]
         cells = counted(len({json_sha256(point) for point in points}) // 2, "cell")
         self.resampler.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
         resampling = self.resampler.run(look.name, points, self.resampler.night.folder / look.name, WITHOUT_TRAINING)
@@ -67,13 +71,15 @@ class SecondLook:
             return reason
         scored = {sampling_key_of(cell): cell for cell in snapshot.cells}
         changes = []
-        for pair in pairs:
+        for usual, pair in pairs:
             new, old = (scored[sampling_key_of(cell, **self._fresh(cell, look))] for cell in pair)
-            if old.influence is None:
-                return f"the baseline's network has no FID with an error for these samples ({old.failed or old.reason})"
-            if (reason := _contradiction(old, pair[1])) is not None:
-                return reason
-            changes.append(_resampled(pair, new, Scored(float(old.metrics["fid"]), old.influence), margin))
+            for name in usual.judging:
+                if not old.scored(name):
+                    what, why = COLUMNS[name].title, old.failed or old.reason or "it is not scored by it"
+                    return f"the baseline's network has no {what} with an error for these samples ({why})"
+                if (reason := _contradiction(old, pair[1], COLUMNS[name])) is not None:
+                    return reason
+            changes.append(_resampled(usual, new, old))
         return changes
 
     def _fresh(self, cell: SnapshotCell, look: Look) -> dict[str, Any]:
@@ -82,28 +88,28 @@ class SecondLook:
         return {"seed": seed, "num_samples": look.num_samples or cell.num_samples}
 
 
-def _resampled(pair: Pair, new: SnapshotCell, old: Scored, margin: float) -> Resampled:
-    name = pair[0].name
-    if new.influence is None:
-        return Resampled(name, None, failed=new.failed or new.reason or "FID has no error")
-    recorded = margin * float(pair[1].metrics["fid"])
-    tonight = Scored(float(new.metrics["fid"]), new.influence)
-    change = Change.between(name, tonight, [old], recorded, new.seed_set)
-    return Resampled(name, change, (tonight.fid, old.fid), new.num_samples)
+def _resampled(usual: CellComparison, new: SnapshotCell, old: SnapshotCell) -> Resampled:
+    """The fresh samples of a cell; its margins stay shares of what the baseline recorded."""
+    lacking = [name for name in usual.judging if not new.scored(name)]
+    if lacking:
+        failed = new.failed or new.reason or f"{COLUMNS[lacking[0]].title} has no standard error"
+        return Resampled(usual.name, failed=failed)
+    values = {name: (new.value(name), old.value(name)) for name in usual.judging}
+    return Resampled(usual.name, changes_of(new, old, usual), values, new.num_samples)
 
 
-def _contradiction(again: SnapshotCell, recorded: SnapshotCell) -> str | None:
+def _contradiction(again: SnapshotCell, recorded: SnapshotCell, column: MetricColumn) -> str | None:
     """How the baseline's network, sampled and scored today, differs from its record beyond chance; else None.
 
-    The samples differ, so the FIDs have independent errors. At a different N, their biases differ too: None then.
+    The samples differ, so the values have independent errors. At a different N, their biases differ too: None then.
     """
-    fids = [float(cell.metrics["fid"]) for cell in (again, recorded)]
-    error = math.hypot(*(float(cell.metrics["fid_se"]) for cell in (again, recorded)))
-    if again.num_samples != recorded.num_samples or abs(fids[0] - fids[1]) <= BEYOND_CHANCE * error:
+    values = [float(cell.metrics[column.name]) for cell in (again, recorded)]
+    error = math.hypot(*(float(cell.metrics[column.sampling_error or ""]) for cell in (again, recorded)))
+    if again.num_samples != recorded.num_samples or abs(values[0] - values[1]) <= BEYOND_CHANCE * error:
         return None
     return (
-        f"the baseline's network has FID {fids[0]:.4g} with a fresh seed, where {fids[1]:.4g} was recorded, which is "
-        "no chance: today's code samples or scores it differently, although no canary shows it"
+        f"the baseline's network has {column.title} {values[0]:.4g} with a fresh seed, where {values[1]:.4g} was "
+        "recorded, which is no chance: today's code samples or scores it differently, although no canary shows it"
     )
 
 

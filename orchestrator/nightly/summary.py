@@ -10,6 +10,7 @@ from taugrid.eval.gate.verdict import NO_BASELINE, REGRESSIONS, Verdict
 from taugrid.eval.pages.environment import environment
 from taugrid.orchestrator.baseline import text
 from taugrid.orchestrator.nightly.outcome import worst_first
+from taugrid.registry.metrics import COLUMNS, MetricColumn
 from taugrid.words import counted, listed, markdown_table
 
 MAX_ROWS = 200
@@ -43,6 +44,7 @@ def summary(verdict: Mapping[str, Any]) -> str:
             "sides": _sides(verdict),
             "others": _others(comparison["cells"], labels),
             "not_judged": text.NOT_JUDGED,
+            "titles": text.titles(comparison["cells"]),
             "unmatched": text.unmatched(comparison, MAX_LISTED),
             "frozen": _frozen(verdict, comparison),
         }
@@ -66,24 +68,36 @@ def _headline(verdict: Mapping[str, Any]) -> str:
 
 
 def _cells(cells: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
-    rows = []
+    columns, rows = text.judged_columns(cells), []
     for cell in cells:
-        result, (fid, base) = Verdict(cell["result"]), text.judged_fids(cell)
+        result, metrics = Verdict(cell["result"]), text.tests(cell)
         shown = f"**{result}**" if result.is_regression else result
-        t = "" if cell["t"] is None else format(cell["t"], "+.1f")
-        numbers = (text.number(base), text.number(fid), text.change(cell), t)
+        numbers = (number for column in columns for number in _numbers(metrics.get(column.name), column))
         rows.append((labels[cell["cell"]], shown, *numbers, "; ".join(text.remarks(cell))))
-    return markdown_table(("cell", "verdict", "baseline FID", "FID", "change", "T", ""), "llrrrrl", rows)
+    heads = (head for column in columns for head in (f"baseline {column.title}", column.title, "change", "T"))
+    return markdown_table(("cell", "verdict", *heads, ""), f"ll{'r' * 4 * len(columns)}l", rows)
+
+
+def _numbers(metric: Mapping[str, Any] | None, column: MetricColumn) -> tuple[str, ...]:
+    """The baseline's value, the new one, the change and T; empty if the cell was not judged by this metric."""
+    if metric is None:
+        return ("",) * 4
+    t = "" if metric["t"] is None else format(metric["t"], "+.1f")
+    return (*text.sides(metric, column), text.change(metric, column), t)
 
 
 def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
+    """A table of the first metric of the registry that the scores have: FID, if they have it."""
+    known = (column for name, column in COLUMNS.items() if any(name in score["metrics"] for score in scores))
+    column = next(known, COLUMNS["fid"])
     scored = [(score["label"], score["metrics"]) for score in scores]
-    rows = [(label, text.number(metrics.get("fid"), metrics.get("fid_se"))) for label, metrics in scored]
-    return markdown_table(("cell", "FID"), "lr", rows)
+    errors = column.sampling_error or column.error or ""
+    rows = [(label, text.number(metrics.get(column.name), metrics.get(errors))) for label, metrics in scored]
+    return markdown_table(("cell", column.title), "lr", rows)
 
 
 def _others(cells: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
-    """A table of the metrics other than FID; empty if there are none."""
+    """A table of the metrics that judged no cell; empty if there are none."""
     columns = text.columns_in(cells)
     if not columns:
         return ""

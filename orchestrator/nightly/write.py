@@ -13,14 +13,19 @@ import pyarrow.parquet as pq
 
 from taugrid import parquet
 from taugrid.orchestrator.baseline.pixels import pixel_digests
-from taugrid.orchestrator.baseline.text import OTHER_COLUMNS
+from taugrid.orchestrator.baseline.text import OTHER_COLUMNS, tests
 from taugrid.orchestrator.nightly.nights import night_line, unfinished
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.nightly.summary import junit_xml, summary
 from taugrid.orchestrator.opened import open_existing
+from taugrid.registry.metrics import COLUMNS
 from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import replacing, write_text
 from taugrid.words import counted, with_urls
+
+_FIRST = ("isc_mean", "kid_mean", "precision", "recall", "fid_infinity")
+_BESIDE_FID = sorted(OTHER_COLUMNS, key=lambda column: (*_FIRST, column.name).index(column.name))
+"""The first metrics, in the order in which readers have known them, and then later ones."""
 
 COLUMNS_ABOUT = (
     ("night", pa.string(), "the night's id"),
@@ -46,14 +51,47 @@ COLUMNS_ABOUT = (
     ("upper", pa.float64(), "the upper end of the difference's interval"),
     ("detectable", pa.float64(), "the change that would be called worse in 4 of 5 nights"),
     ("seeds", pa.string(), "the samples that the difference is of: usual, fresh (a second look) or grown"),
-    *((column.name, pa.float64(), f"{column.title}; null if not asked for") for column in OTHER_COLUMNS),
+    *((column.name, pa.float64(), f"{column.title}; null if not asked for") for column in _BESIDE_FID),
+    ("by", pa.string(), "the metric whose verdict `result` is, by its column; null if no test judged the cell"),
 )
 """Name, type and meaning of each column; those of metrics beside FID are the registry's."""
 
-SCHEMA = pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) for name, kind, about in COLUMNS_ABOUT])
+JUDGED_BESIDE_FID = {
+    "se": "one standard error of sampling at this N",
+    "baseline": "the baseline's, as recorded",
+    "difference": "the judged difference: with a fresh seed after a second look",
+    "difference_se": "its paired standard error",
+    "margin": "the loss that is accepted",
+    "t": "(difference - margin) / difference_se; where higher is better, of the negative difference",
+}
+"""The columns at the end, after `kid_`, say, of each metric beside FID that judged a cell of some night."""
 
 SCORE_KEYS = ("label", "cell", "weights_sha256")
-COMPARISON_KEYS = ("baseline_fid", "situation", "result", "difference", "margin", "t", "upper", "detectable", "seeds")
+COMPARISON_KEYS = (
+    "baseline_fid",
+    "situation",
+    "result",
+    "difference",
+    "margin",
+    "t",
+    "upper",
+    "detectable",
+    "seeds",
+    "by",
+)
+
+
+def schema_of(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
+    """`COLUMNS_ABOUT`, and then `JUDGED_BESIDE_FID` of the metrics that judged some cell."""
+    found = [column for column in _BESIDE_FID if any(f"{column.name}_t" in row for row in rows)]
+    judged = ((f"{column.name}_{key}", pa.float64(), f"{column.title}: {about}")
+              for column in found for key, about in JUDGED_BESIDE_FID.items())  # fmt: skip
+    every = (*COLUMNS_ABOUT, *judged)
+    return pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) for name, kind, about in every])
+
+
+SCHEMA = schema_of(())
+"""That of nights that FID alone judged."""
 
 
 def write_night(night: Night, verdict: Mapping[str, Any]) -> None:
@@ -70,7 +108,7 @@ def write_history(history: History) -> None:
 
     verdicts = [verdict for night in history.complete_nights() if (verdict := night.verdict) is not None]
     nights, rows = [night_line(verdict) for verdict in verdicts], history_rows(verdicts)
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=schema_of(rows))
     with replacing(history.parquet, history.storage) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     with history.storage.local_folder(history.root) as folder:
@@ -106,6 +144,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
         eta = settings["eta"] if settings.get("sampler", DEFAULT) == DEFAULT else None
         rows.append(
             {name: metrics.get(name) for name in ("fid", "fid_se", *(column.name for column in OTHER_COLUMNS))}
+            | _judged_beside_fid(comparison, metrics)
             | {name: comparison.get(name) for name in COMPARISON_KEYS}
             | {name: score[name] for name in SCORE_KEYS}
             | {
@@ -121,6 +160,17 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _judged_beside_fid(comparison: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """The columns of `JUDGED_BESIDE_FID` of each metric that judged a cell."""
+    judged = tests(comparison) if "metrics" in comparison else {}
+    row: dict[str, float | None] = {}
+    for name, metric in judged.items():
+        if name != "fid" and metric["verdict"] is not None:
+            found = {**metric, "difference_se": metric["se"], "se": metrics.get(COLUMNS[name].sampling_error or "")}
+            row |= {f"{name}_{key}": found[key] for key in JUDGED_BESIDE_FID}
+    return row
 
 
 def _files(history: History) -> dict[str, dict[str, str]]:

@@ -13,12 +13,14 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import EXACT, FID, SCORES, appended_columns
+from taugrid.eval.tables.pivots import NO_FLOORS, Floors
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.floors import floors_of
 from taugrid.orchestrator.rundir.influences import influences_of
 from taugrid.orchestrator.rundir.origins import device_kinds, origins
 from taugrid.protocol import ProtocolFields, comparability_key, on_devices, short_name
@@ -51,6 +53,7 @@ class Rows(NamedTuple):
     notes: list[str]
     evidence: Evidence
     """Protocols by the rows' short hashes, the samples' influences, and which cells share their noise."""
+    floors: Floors = NO_FLOORS
 
 
 def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
@@ -92,7 +95,9 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         cells_of[NO_CLOSED_FORM] += [cell.label for cell in plan.cells if cell.id in foreign]
     notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items() if names]
     evidence = Evidence(influences.pop(FID.name, {}), pairings, protocols, reasons, influences)
-    return Rows(rows, [*plan.remarks, *notes], evidence)
+    sizes = dict.fromkeys(row["num_samples"] for row in rows)
+    floors = {n: known for n in sizes if (known := floors_of(rundir, scoring, n))}
+    return Rows(rows, [*plan.remarks, *notes], evidence, floors)
 
 
 def _listed(names: list[str], cells: int) -> str:

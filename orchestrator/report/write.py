@@ -64,7 +64,8 @@ def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> Quali
         *_about_larger(run),
         *notes,
     ]
-    return QualityTable(rows, evidence, notes, joined.cells, requested.layout(config, plan), shown)
+    layout = requested.layout(config, plan)
+    return QualityTable(rows, evidence, notes, joined.cells, layout, shown, floors=collected.floors)
 
 
 def _joined(config: Config, collected: Rows) -> JoinedRows:
@@ -76,7 +77,8 @@ def _joined(config: Config, collected: Rows) -> JoinedRows:
 def larger_table(run: Run, collected: Rows) -> QualityTable:
     """The quality table of cells that grew, at one of their larger N."""
     joined, layout = _joined(run.config, collected), requested.layout(run.config, run.configured)
-    return QualityTable(collected.rows, collected.evidence, collected.notes, joined.cells, layout)
+    rows, notes, evidence, floors = collected
+    return QualityTable(rows, evidence, notes, joined.cells, layout, floors=floors)
 
 
 def write_larger(tables: Sequence[QualityTable], rundir: RunDir) -> None:
@@ -108,10 +110,11 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
         from taugrid.eval.figures.over_steps import quality_figure
 
         frame, by = quality.scored.means.frame, quality.judged_by
-        figures = {metric.name: quality_figure(frame, quality.used_protocols, x=quality.layout.x, metric=metric)
-                   for metric in dict.fromkeys([FID, by])}  # fmt: skip
+        shared: dict[str, Any] = {"protocols": quality.used_protocols, "x": quality.layout.x, "floors": quality.floors}
         rundir.remove_figures("quality-*")
-        _save(rundir, {"quality" if name == FID.name else f"quality-{name}": made for name, made in figures.items()})
+        _save(rundir, {"quality": quality_figure(frame, **shared)})
+        if by != FID:
+            _save(rundir, {f"quality-{by.name}": quality_figure(frame, **shared, metric=by)})
     _write_effects(run, quality.scored)
     _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)

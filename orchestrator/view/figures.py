@@ -65,7 +65,8 @@ def _quality(run: Run) -> Figure:
     positions = {cell.id: i for i, cell in enumerate(run.plan.cells)}
     rows = sorted(document["rows"], key=lambda row: positions.get(row["cell"], len(positions)))
     quality = QualityTable.read(document | {"rows": rows})
-    return quality_figure(quality.means.frame, quality.used_protocols, x=requested.layout(run.config, run.plan).x)
+    x = requested.layout(run.config, run.plan).x
+    return quality_figure(quality.means.frame, quality.used_protocols, x=x, floors=quality.floors)
 
 
 def _reconstruction(run: Run) -> Figure:

@@ -13,7 +13,7 @@ from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.ablation.told_apart import Contenders, columns, look
 from taugrid.eval.tables.differences import differences
-from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.long_form import FID, STAND_INS
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.report import requested
@@ -21,12 +21,8 @@ from taugrid.orchestrator.report.collect import Rows, collect
 from taugrid.orchestrator.report.write import quality_table
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.grown import read_sizes, resized, write_sizes
-from taugrid.registry.metrics import SAMPLED, MetricColumn
+from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted, listed
-
-KID = next(column for column in SAMPLED if column.name == "kid")
-COMPARED = (FID, KID)
-"""The scores by which cells are told apart: the first that has standard errors of most cells."""
 
 NAMED = 4
 """Cells that a line names. The rest are counted."""
@@ -99,7 +95,8 @@ class Growth:
         """Raise `UserError` if no score will have standard errors at the smallest N."""
         extractor, metrics = self._scoring.extractor, self._scoring.feasible(self._least).settings.metrics
         needed = SAMPLES_PER_DIMENSION * extractor.dimensions
-        if "kid" not in metrics and ("fid" not in metrics or self._least < needed):
+        others = {column.name for column in STAND_INS} - {FID.name}
+        if not others & set(metrics) and (FID.name not in metrics or self._least < needed):
             raise UserError(
                 f"--until: no score has a standard error at N = {self._least:,}; FID's begins at N = {needed:,} with "
                 f"{extractor.name}, and KID's at any N: add kid to evaluate.metrics, or raise sample.num_samples"
@@ -132,13 +129,14 @@ class Growth:
         self._say_outcome(same)
 
     def _choose_column(self, rows: Rows) -> None:
-        """Choose the score that is compared, and say so if it is not FID."""
-        self._column = max(COMPARED, key=lambda column: len(rows.evidence.of(column.name).influences))
+        """Choose the score that is compared: the first that has standard errors of most cells."""
+        self._column = max(STAND_INS, key=lambda column: len(rows.evidence.of(column.name).influences))
         reasons = listed(list(dict.fromkeys(rows.evidence.reasons.values())), 1, "reason", "; ")
         if not rows.evidence.of(self._column.name).influences:
             self._say(f"warning: no score has a standard error, so no cells are told apart ({reasons})")
         elif self._column is not FID:
-            self._say(f"cells are told apart by KID: FID has no standard error at N = {self._least:,} ({reasons})")
+            no_error = f"FID has no standard error at N = {self._least:,} ({reasons})"
+            self._say(f"cells are told apart by {self._column.title}: {no_error}")
 
     def _groups(self, rows: Rows) -> list[Contenders]:
         """The cells that are compared with each other, of those with a standard error."""

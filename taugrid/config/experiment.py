@@ -9,6 +9,7 @@ from taugrid.config.cluster import Cluster
 from taugrid.config.data import Data
 from taugrid.config.diffusion import Diffusion
 from taugrid.config.evaluate import Evaluate, Report
+from taugrid.config.gate import Gate
 from taugrid.config.model import ModelSection
 from taugrid.config.sample import Sample
 from taugrid.config.section import Section, Seed
@@ -51,6 +52,8 @@ class Config(Section):
     `exclude: [{schedule: cosine, steps: 1000}]` leaves points out."""
     evaluate: Evaluate = Evaluate()
     """How cells are scored."""
+    gate: Gate = Gate()
+    """What nights and comparisons with a baseline are judged by."""
     report: Report = Report()
     """What tables and figures show."""
     cluster: Cluster = Cluster()

@@ -217,7 +217,10 @@ METRICS = {
 }
 """Name -> metric, in the order in which they are computed."""
 
-SAMPLED = tuple(column for metric in METRICS.values() for column in metric.columns if column.sampling_error)
+COLUMNS = {column.name: column for metric in METRICS.values() for column in metric.columns}
+"""Column of quality.csv -> the number."""
+
+SAMPLED = tuple(column for column in COLUMNS.values() if column.sampling_error)
 """The numbers that can have a standard error of sampling."""
 
 DEFAULT_METRICS = ("fid", "isc", "kid")

@@ -15,7 +15,7 @@ from shared import taugrid
 from taugrid.config import Train, validate
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("README.md", "docs/grid.md", "docs/models.md", "docs/scores.md", "docs/run-directory.md")
+NAMES = ("README.md", *(f"docs/{name}.md" for name in ("grid", "models", "scores", "external-images", "run-directory")))
 PAGES = [ROOT / name for name in NAMES]
 NOT_RUN_HERE = ("--address", "submit", "jobs", "logs", "stop", "taugrid selfcheck")
 """test_submitted_jobs.py has a cluster; test_selfcheck_run.py."""
@@ -33,7 +33,8 @@ def test_a_command_that_is_shown_does_what_it_says(command, config, finished, tm
     shutil.copytree(finished, "runs/mine")
     shutil.copytree(finished, "runs/tiny")
     shutil.copy(config, "my.yaml")
-    for folder, pattern in (("pngs", "S0002-eta0-"), ("reals", "S0004-eta0-")):
+    cells = {"pngs": "S0002-eta0-", "reals": "S0004-eta0-", "last-night": "S0002-eta0-", "tonight": "S0004-eta0-"}
+    for folder, pattern in cells.items():
         if f" {folder} " in command:
             taugrid("export", "runs/mine", pattern, "--to", folder)
     for shown, smaller in (

@@ -212,14 +212,14 @@ def test_a_baseline_file_holds_no_images_and_pandas_reads_it(base):
 def test_a_baseline_that_can_judge_nothing_or_is_damaged_is_not_accepted_in_silence(base, tmp_path):
     few = run(base, tmp_path, base / "old", sample={"num_samples": 50, "batch_size": 50})
     shown, _ = taugrid("baseline", "accept", few, "--to", tmp_path / "few.json", "--reason", "too few")
-    assert "remark: FID has no standard error in any cell (" in shown
+    assert "remark: no cell has a standard error of FID (50 samples for 16 varying features" in shown
     (tmp_path / "file").touch()
     _, told = taugrid("baseline", "accept", few, "--to", tmp_path / "file/b.json", "--reason", "r", code=2)
     assert f"--to {tmp_path}/file/b.json: can't write to {tmp_path}/file (" in told
     (tmp_path / "other").mkdir()
-    other = run(base, tmp_path / "other", base / "old", evaluate={"metrics": ["kid"]}, grid={"steps": [2]})
-    _, told = taugrid("baseline", "accept", other, "--to", tmp_path / "kid.json", "--reason", "r", code=2)
-    assert "add fid to evaluate.metrics" in told
+    other = run(base, tmp_path / "other", base / "old", evaluate={"metrics": ["prc"]}, grid={"steps": [2]})
+    _, told = taugrid("baseline", "accept", other, "--to", tmp_path / "prc.json", "--reason", "r", code=2)
+    assert "has cells without fid or kid, by which later runs are judged; add it to evaluate.metrics" in told
     (few / "scorer.json").write_text("{}")
     _, told = taugrid("baseline", "accept", few, "--to", tmp_path / "few.json", "--reason", "r", code=2)
     assert f"scorer.json was changed or is damaged; `taugrid run {few}` makes it again" in told

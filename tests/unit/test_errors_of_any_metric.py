@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from test_one_table import SCHEDULE, TRAINING
 from test_tables import table_rows
 
 from taugrid.eval.figures.over_steps import quality_figure
+from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.tables.ablation.effects import Effects
 from taugrid.eval.tables.ablation.effects_files import effects_markdown
@@ -143,6 +145,42 @@ def test_old_scores_keep_the_old_columns(tmp_path):
     write_differences(differences(rows, table.evidence), tmp_path)
     assert "indistinguishable_in" not in json.loads((tmp_path / "quality.json").read_text())
     assert list(pd.read_csv(tmp_path / "differences.csv").columns) == list(DIFFERENCE_COLUMNS)
+
+
+@pytest.fixture
+def floors():
+    """The reference has 700 images, so that N = 400 is halved for KID."""
+    return {400: {"fid": Floor(3.14, 0.5, 400, 300, 5, 400), "kid": Floor(-0.0004, 0.0007, 350, 350, 5, 400)}}
+
+
+def test_the_floor_is_below_each_table_and_comes_back_from_the_file(small_n, floors, tmp_path):
+    write_quality(replace(small_n, floors=floors), tmp_path)
+    again = QualityTable.read(json.loads((tmp_path / "quality.json").read_text()))
+    assert again.floors == floors
+    text = (tmp_path / "quality.md").read_text(encoding="utf-8")
+    assert to_markdown(again) in text
+    assert "\n\nfloor: FID 3.14 ± 0.50 of real images against real images: 400 against 300 " in text
+    [of_kid] = [line for line in text.splitlines() if line.startswith(f"floor: {KID.title} -0.00040 ± 0.00070")]
+    assert "fewer than 2 x 400 images" in of_kid
+    assert "floors" not in json.loads(written_without_floors(small_n, tmp_path))
+
+
+def written_without_floors(table, folder):
+    write_quality(table, folder)
+    return (folder / "quality.json").read_text()
+
+
+def test_the_floor_is_a_dashed_line_or_said_to_be_below_a_logarithmic_axis(small_n, floors):
+    frame = in_grid_order(small_n.rows)
+    [panel] = quality_figure(frame, small_n.protocols, floors=floors).axes
+    [line] = [line for line in panel.lines if line.get_linestyle() == "--"]
+    assert list(line.get_ydata()) == [3.14, 3.14]
+    assert [text.get_text() for text in panel.texts] == ["real against real: 3.14 ± 0.50"]
+    [panel] = quality_figure(frame, small_n.protocols, metric=KID, floors=floors).axes
+    assert not [line for line in panel.lines if line.get_linestyle() == "--"]
+    assert [text.get_text() for text in panel.texts] == ["real against real: -0.00040 ± 0.00070, below this axis"]
+    [panel] = quality_figure(frame, small_n.protocols, floors={500: floors[400]}).axes
+    assert not panel.texts, "of another N"
 
 
 def trained(kid):

@@ -26,6 +26,7 @@ from taugrid import versions
 from taugrid.errors import Exit
 from taugrid.eval.gate.verdict import REGRESSIONS, Verdict
 from taugrid.eval.metrics import frechet
+from taugrid.orchestrator.baseline.compared import MetricComparison
 from taugrid.orchestrator.nightly import judging
 from taugrid.orchestrator.nightly.night import NightResult
 from taugrid.orchestrator.plan import scoring
@@ -127,9 +128,12 @@ def test_a_fault_that_no_canary_shows_is_red_because_the_second_stage_denies_it(
     ((1.0, 0.5), (9.0, 0.5), False),  # worse by both
 ])  # fmt: skip
 def test_a_fresh_seed_denies_the_usual_ones_only_beyond_chance(usual, fresh, denied):
-    sides = (SimpleNamespace(cells=[SimpleNamespace(difference=found[0], se=found[1], seeds=seeds, note="", label="a")])
-             for found, seeds in ((usual, "usual"), (fresh, "fresh")))  # fmt: skip
-    assert (judging._contradiction(*sides) is not None) == denied
+    def side(difference, se, seeds):
+        metric = MetricComparison(11.0, 10.0, 10.0, difference, 0.2, Verdict.WORSE, se, t=1.0)
+        return SimpleNamespace(cells=[SimpleNamespace(judged={"fid": metric}, seeds=seeds, note="", label="a")])
+
+    found = judging._contradiction(side(*usual, "usual"), side(*fresh, "fresh"))
+    assert (found is not None) == denied
 
 
 def test_images_that_repeat_are_collapsed_although_fid_hardly_moves(begun, history, monkeypatch):

@@ -102,7 +102,7 @@ def test_an_observer_that_raises_is_dropped_with_a_line_and_the_run_goes_on(tmp_
 
 def test_observers_hear_of_the_error_that_ends_a_session(tmp_path, install, monkeypatch):
     heard = install("Tracker").heard
-    monkeypatch.setattr(Session, "_work", lambda session, works: 1 / 0)
+    monkeypatch.setattr(Session, "_work", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         work(tmp_path)
     assert heard[-1][0] == "failed"

@@ -44,8 +44,8 @@ NOT_OURS = {
 }
 """First words of lines for other programs. `test_cluster_configs.py` reads those for Ray and Kubernetes."""
 
-TREES = ("runs/<name>/", "history/nights/<id>/", "taugrid/ ", "extraction of ")
-"""How the listings begin that show files, or what a benchmark printed."""
+TREES = ("runs/<name>/", "history/nights/<id>/", "taugrid/ ", "extraction of ", "B (new) - A: ")
+"""How the listings begin that show files, or what a benchmark or a command printed."""
 
 
 def is_broken(link, page):

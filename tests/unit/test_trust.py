@@ -3,12 +3,14 @@
 import json
 from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
+from taugrid.images import encode_png
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust, trust_file
@@ -249,3 +251,16 @@ def test_the_file_in_a_directory_is_refused_in_favour_of_the_directory(mark, tmp
     assert all(fact in said for fact in (f"{root}/config.json", f"give {root}", "under another name"))
     assert ends("plan", root / "config.json", "--out", root) is None
     assert not mark.exists()
+
+
+def test_images_are_scored_with_a_runs_code_if_it_is_trusted(mark, asked_here, tmp_path):
+    root = sent(tmp_path / "sent", config_of({"oracle": "gaussian"}, "mine:Extractor"))
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "0.png").write_bytes(encode_png(np.zeros((1, 8, 8), np.uint8)))
+    for command in (("compare", images, images), ("evaluate", "--samples", images)):
+        said = str(ends(*command, "--reference", root))
+        assert all(fact in said for fact in ("mine:Extractor", "add --trust-code, or give --extractor"))
+        assert not mark.exists()
+    assert "mine" in str(ends("compare", images, images, "--reference", root, "--trust-code"))
+    assert mark.exists(), "the flag is for running it"

@@ -25,7 +25,7 @@ from taugrid.eval.figures.over_steps import Along, draw_over_steps, scale_of
 from taugrid.eval.tables.ablation.effects import KEY_SEPARATOR, OF_SAMPLERS, Effect, short_key_names
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import SIGMA_HAT, Layout, Pivot, is_number
+from taugrid.eval.tables.pivots import SIGMA_HAT, Layout, Pivot, is_number, with_floors
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.registry.metrics import MetricColumn
 
@@ -66,7 +66,7 @@ def per_key_figures(
         if set(keys) & {"steps", "eta"}:
             continue  # S, or what it costs, is the axis of every panel, and eta makes the lines of figures/quality
         rows = (*(name for name in settings if name not in keys), "eta")
-        tables = table.arranged(Layout(rows)).tables(metric)
+        tables = with_floors(table.arranged(Layout(rows)).tables(metric), table.floors)
         labels = dict.fromkeys(label for pivot in tables for label in pivot.labels)
         names = {label: legend_name(name_of(label, tables[0].row_keys, labels)) for label in labels}
         draw = partial(draw_over_steps, axis=Along.of(table.means.frame, table.layout.x))

@@ -1,0 +1,28 @@
+"""`gate`: what nights and comparisons with a baseline are judged by."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from taugrid.config.section import Section
+from taugrid.registry.metrics import METRICS
+
+JUDGING = tuple(name for name, metric in METRICS.items() if any(column.sampling_error for column in metric.columns))
+"""The metrics that can have a standard error of sampling."""
+
+
+def _can_judge(name: str) -> str:
+    if name not in JUDGING:
+        *others, last = JUDGING
+        raise ValueError(f"must be {', '.join(others)} or {last}")
+    return name
+
+
+JudgingMetric = Annotated[str, AfterValidator(_can_judge), Field(json_schema_extra={"enum": list(JUDGING)})]
+
+
+class Gate(Section):
+    """What `taugrid nightly` and `compare DIR BASELINE` judge. Changes no cell and no score."""
+
+    metrics: Annotated[list[JudgingMetric], Field(min_length=1)] | None = None
+    """A cell is worse if one of these is worse, as in [fid, kid]; null: fid where it has a standard error, else kid."""

@@ -1,0 +1,280 @@
+"""The gate judges any metric with a standard error: nights by KID where FID has none, and by FID and KID together."""
+
+import json
+import re
+import shutil
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from nights import CONFIG, checkpoint, taugrid, write_config
+from planted_faults import darken_later_batches, repeat_the_first_batch
+from scipy.stats import norm
+from sklearn.datasets import load_digits
+
+from taugrid.config import Data
+from taugrid.eval.features.load import load
+from taugrid.eval.features.resolve import resolve
+from taugrid.eval.gate.rule import INDISTINGUISHABLE_FROM_ZERO, MARGIN, Change, Scored, judge, size_of
+from taugrid.eval.metrics import kernel
+from taugrid.eval.metrics.statistics import standard_error
+from taugrid.registry.metrics import METRICS
+from taugrid.workers.data.load import load_images
+
+KID = next(column for column in METRICS["kid"].columns if column.sampling_error)
+ONE = {"steps": [2], "eta": [0.0]}
+FEW = {**CONFIG["sample"], "num_samples": 100, "batch_size": 50}
+"""Too few for FID's standard error on 16 pixels, which takes 160."""
+BOTH = {"evaluate": {"metrics": ["fid", "kid"]}}
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
+
+
+def night(history, config, name, *options, code=0):
+    out, _ = taugrid("nightly", config, "--history", history, "--id", name, *options, "--json", code=code)
+    return json.loads(out)
+
+
+def begin(folder, **changes):
+    """A history whose first night is its baseline; configs of that network, of one nearby and of one that is worse."""
+    for name, worse in (("same", 0.0), ("nearby", 1e-4), ("worse", 0.3)):
+        write_config(folder / f"{name}.yaml", checkpoint(folder / name, worse), grid=ONE, **{**BOTH, **changes})
+    night(folder / "history", folder / "same.yaml", "1")
+    words = ("--to", folder / "history/baseline.json", "--reason", "the first")
+    taugrid("baseline", "accept", folder / "history/nights/1/run", *words)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Nights of too few images for FID's standard error."""
+    return begin(tmp_path_factory.mktemp("few"), sample=FEW)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Nights that FID and KID judge."""
+    return begin(tmp_path_factory.mktemp("both"), gate={"metrics": ["fid", "kid"]})
+
+
+@pytest.fixture
+def history(few, tmp_path):
+    return shutil.copytree(few / "history", tmp_path / "history")
+
+
+def only_cell(found):
+    (cell,) = found["comparison"]["cells"]
+    return cell
+
+
+def test_a_healthy_night_of_few_images_is_green_and_says_its_sharpness_in_kid(few, history):
+    found = night(history, few / "nearby.yaml", "2")
+    assert found["result"] == "not worse"
+    assert found["comparison"]["sharpness"] is None, "FID judged nothing"
+    line = (history / "nights/2/summary.md").read_text().splitlines()[0]
+    share = found["comparison"]["sharpnesses"]["kid"]["loss"]
+    assert (
+        f"✅ not worse; 1 of 1 baseline cell compared; detects regressions of {100 * share:.2g} % of {KID.title}"
+        in line
+    )
+    assert f"of {KID.title}" in taugrid("plan", few / "same.yaml", "--history", history)[0]
+
+
+def test_a_worse_network_is_red_by_kid_where_fid_has_no_standard_error(few, history):
+    found = night(history, few / "worse.yaml", "2", code=3)
+    cell = only_cell(found)
+    kid = cell["metrics"]["kid"]
+    assert (cell["result"], cell["by"], cell["seeds"]) == ("worse", "kid", "fresh")
+    assert (cell["fid"] > cell["baseline_fid"], cell["se"], cell["t"]) == (True, None, None)
+    assert kid["t"] == pytest.approx((kid["difference"] - kid["margin"]) / kid["se"])
+    assert kid["margin"] == pytest.approx(MARGIN * kid["size"])
+    assert kid["difference"] == pytest.approx(kid["judged"][0] - kid["judged"][1]) != kid["value"] - kid["baseline"]
+    case = ElementTree.fromstring((history / "nights/2/junit.xml").read_text()).find("*/testcase/failure")
+    assert case.text.startswith(f"{KID.title} ")
+    assert f"| cell | verdict | baseline {KID.title} | {KID.title} | change | T |" in (
+        (history / "nights/2/summary.md").read_text()
+    )
+    row = pd.read_parquet(history / "history.parquet").set_index("night").loc["2"]
+    assert (row["by"], row["kid_t"], row["kid_margin"]) == ("kid", kid["t"], kid["margin"])
+    assert row["kid_se"] > 0
+    assert f"judged by {KID.title}" in taugrid("status", history)[0]
+    compared, _ = taugrid("compare", history / "nights/2/run", history / "baseline.json", code=3)
+    assert f"margin 2 % of the baseline's {KID.title}" in compared
+
+
+def test_images_that_repeat_or_no_longer_vary_are_collapsed_by_their_influences_on_kid(
+    few, history, monkeypatch, tmp_path
+):
+    repeat_the_first_batch(monkeypatch)
+    cell = only_cell(night(history, few / "nearby.yaml", "2", code=3))
+    assert (cell["result"], cell["note"]) == (
+        "collapsed", "images repeat; distinct images: 50 % (the baseline: 100 %)"
+    )  # fmt: skip
+    monkeypatch.undo()
+    from test_night_faults import collapsed
+
+    white = write_config(tmp_path / "white.yaml", collapsed(tmp_path / "white"), grid=ONE, sample=FEW, **BOTH)
+    cell = only_cell(night(history, white, "3", code=3))
+    assert (cell["result"], cell["note"]) == (
+        "collapsed", "images repeat; distinct images: 1 % (the baseline: 100 %)"
+    )  # fmt: skip
+
+
+def test_a_fault_that_no_canary_shows_is_red_because_kid_of_fresh_samples_denies_it(few, history, monkeypatch):
+    darken_later_batches(monkeypatch)
+    found = night(history, few / "nearby.yaml", "2", code=3)
+    assert (found["result"], only_cell(found)["by"]) == ("worse", "kid")
+    assert re.search(rf"the second stage does not count, because .*{KID.title} ", found["comparison"]["rule"])
+
+
+def test_a_changed_formula_of_kid_is_a_changed_scorer(few, history, monkeypatch):
+    whole = kernel._together
+    monkeypatch.setattr(kernel, "_together", lambda *terms: (found := whole(*terms))._replace(value=1.01 * found.value))
+    found = night(history, few / "nearby.yaml", "2", code=3)
+    assert found["result"] == "changed scorer"
+    assert "kid of the reference's halves is" in found["comparison"]["checks"]["scorer"]["reason"]
+
+
+def test_fid_and_kid_share_alpha_and_the_worst_of_them_is_the_cells(both, tmp_path):
+    history = shutil.copytree(both / "history", tmp_path / "history")
+    healthy = night(history, both / "nearby.yaml", "2")
+    cell = only_cell(healthy)
+    assert {name: metric["verdict"] for name, metric in cell["metrics"].items()} == dict.fromkeys(
+        ("fid", "kid"), "not worse"
+    )
+    assert f"1 cell and FID and {KID.title}" in healthy["comparison"]["rule"]
+    alone, _ = taugrid("compare", history / "nights/2/run", history / "nights/1/run", "--json")
+    critical = json.loads(alone)["critical"]
+    assert norm.isf(0.01) <= critical <= norm.isf(0.005), "between one test and Bonferroni's two"
+    line = (history / "nights/2/summary.md").read_text().splitlines()[0]
+    assert re.search(rf"detects regressions of \S+ % of FID and \S+ % of {KID.title} with 80 %", line)
+    blunt = healthy["comparison"]["sharpnesses"]
+    asked = 1.01 * min(found["loss"] for found in blunt.values())
+    told = json.loads(taugrid(
+        "compare", history / "nights/2/run", history / "baseline.json", "--json", "--sharpness", asked, code=5)[0]
+    )["not_judged"]  # fmt: skip
+    assert "FID" not in told[0] or KID.title not in told[0], "one of them is sharp enough"
+    found = night(history, both / "worse.yaml", "3", code=3)
+    numbers = only_cell(found)
+    assert {metric["verdict"] for metric in numbers["metrics"].values()} == {"worse"}
+    assert numbers["fid"] == numbers["metrics"]["fid"]["value"]
+    assert numbers["t"] == numbers["metrics"]["fid"]["t"]
+
+
+def test_undecided_cells_grow_with_all_their_metrics(both, tmp_path):
+    history = shutil.copytree(both / "history", tmp_path / "history")
+    config = write_config(tmp_path / "slight.yaml", checkpoint(tmp_path / "slight", 0.005), grid=ONE, **BOTH,
+                          gate={"metrics": ["fid", "kid"]})  # fmt: skip
+    found = night(history, config, "2", "--grow-to", 400, "--alpha", 1e-4, code=None)
+    cell = only_cell(found)
+    assert "grown to N = 400" in found["comparison"]["rule"]
+    assert cell["seeds"] == "grown"
+    assert all(metric["judged"] is not None for metric in cell["metrics"].values())
+
+
+def test_trainings_of_a_recipe_are_judged_by_kid(few, tmp_path):
+    runs = []
+    for number, worse in enumerate((0.0, 0.02, 0.04)):
+        network = checkpoint(tmp_path / f"training-{number}", worse)
+        config = write_config(tmp_path / f"{number}.yaml", network, grid=ONE, sample=FEW, **BOTH)
+        runs.append(tmp_path / f"run-{number}")
+        taugrid("run", config, "--out", runs[-1])
+    file = tmp_path / "recipe.json"
+    shown, _ = taugrid("baseline", "accept", *runs, "--to", file, "--reason", "three trainings")
+    assert re.search(rf"{KID.title} \S+ ± \S+; the mean of the trainings is", shown)
+    kids = [json.loads(path.read_text())["metrics"]["kid"] for run in runs for path in (run / "scores").glob("*.json")]
+    far = write_config(tmp_path / "far.yaml", checkpoint(tmp_path / "far", 1.0), grid=ONE, sample=FEW, **BOTH)
+    cell = only_cell(night(tmp_path / "history", far, "1", "--baseline", file, code=3))
+    assert (cell["result"], cell["by"]) == ("worse", "kid")
+    assert cell["metrics"]["kid"]["baseline"] == pytest.approx(np.mean(kids))
+
+
+def test_a_baseline_without_kid_is_judged_by_fid_and_says_so_if_kid_was_asked_for(both, tmp_path):
+    fid = {"metrics": ["fid"]}
+    config = write_config(tmp_path / "fid.yaml", both / "same", grid=ONE, evaluate=fid)
+    taugrid("run", config, "--out", tmp_path / "fid")
+    taugrid("baseline", "accept", tmp_path / "fid", "--to", tmp_path / "old.json", "--reason", "of FID alone")
+    assert pq.read_schema(tmp_path / "old.parquet").names == ["cell", "index", "influence", "pixels", "image"]
+    words = ("--baseline", tmp_path / "old.json")
+    found = night(tmp_path / "history", both / "nearby.yaml", "1", *words)
+    assert only_cell(found)["by"] == "fid"
+    note = f"{KID.title} is not judged: the baseline was not scored by it (S0002-eta0)"
+    assert found["comparison"]["notes"] == [note]
+    alone = ("--set", "gate.metrics=[kid]")
+    told = taugrid("nightly", both / "nearby.yaml", "--history", tmp_path / "h", "--id", "1", *words, *alone, code=2)[1]
+    assert f"has no {KID.title} on both sides; evaluate.metrics must name kid" in told
+    silent = night(tmp_path / "history", both / "nearby.yaml", "2", *words, "--set", "gate.metrics=null")
+    assert (only_cell(silent)["by"], silent["comparison"]["notes"]) == ("fid", [])
+
+
+@pytest.mark.parametrize(
+    ("computed", "judging", "told"),
+    [
+        (["fid"], "null", "a night needs at least 160, or kid in evaluate.metrics"),
+        (["fid", "kid"], "[fid]", "a night needs at least 160, or kid in evaluate.metrics and gate.metrics"),
+        (["fid"], "[kid]", "gate.metrics: kid is not among evaluate.metrics (fid); add it there"),
+        (["prc"], "null", "evaluate.metrics lacks fid and kid, one of which a night is judged by"),
+        (["fid"], "[x]", "gate.metrics: must be fid"),
+        (["fid"], "[]", "gate.metrics: must be a list of one or more"),
+    ],
+)
+def test_a_night_that_nothing_can_judge_is_refused(few, tmp_path, computed, judging, told):
+    changes = ("--set", f"evaluate.metrics={json.dumps(computed)}", "--set", f"gate.metrics={judging}")
+    found = taugrid("nightly", few / "same.yaml", "--history", tmp_path / "h", "--id", "1", *changes, code=2)[1]
+    assert told in found.splitlines()[-1]
+
+
+def scored(value, spread=0.1, n=100, seed=0):
+    influence = np.random.default_rng(seed).standard_normal(n)
+    return Scored(value, spread * np.sqrt(n) * influence / influence.std(ddof=1))
+
+
+def test_a_share_of_a_metric_near_zero_is_of_two_of_its_standard_errors():
+    assert size_of([scored(3.0)]) == 3.0
+    assert size_of([scored(-3.0)]) == 3.0
+    assert size_of([scored(1e-4)]) == pytest.approx(INDISTINGUISHABLE_FROM_ZERO * 0.1)
+    assert size_of([scored(value, 0.1, seed=seed) for seed, value in enumerate((-0.1, 0.0, 0.1))]) == pytest.approx(0.2)
+
+
+def test_where_higher_is_better_a_fall_is_the_regression():
+    recall = next(column for column in METRICS["prc"].columns if column.name == "recall")
+    old, new = scored(0.8), scored(0.2, seed=1)
+    (found,) = judge([Change.between("a", new, [old], 0.01, "s", recall)]).cells
+    assert (found.metric, found.difference, found.verdict) == ("recall", pytest.approx(0.6), "worse")
+    (better,) = judge([Change.between("a", old, [new], 0.01, "s", recall)]).cells
+    assert better.verdict == "not worse"
+
+
+def test_the_metrics_of_a_cell_are_tested_at_one_alpha_by_their_joint_influences():
+    old, new, other = scored(1.0), scored(1.0, seed=1), scored(1.0, seed=2)
+    by_fid = Change.between("a", new, [old], 0.0, "s")
+    same = judge([by_fid, Change.between("a", new, [old], 0.0, "s", KID)])
+    assert same.critical == pytest.approx(norm.isf(0.01), abs=0.02), "both are one number"
+    independent = judge([by_fid, Change.between("a", other, [scored(1.0, seed=3)], 0.0, "s", KID)])
+    assert independent.critical == pytest.approx(norm.isf(1 - np.sqrt(0.99)), abs=0.08)
+
+
+def test_kid_sees_a_missing_digit_where_fid_has_no_standard_error():
+    """300 digits of which none is a 2, against 300 of all: FID of 64 features takes 640 images."""
+    images = load_images(Data(name="digits", split="train"))
+    labels = load_digits().target[: len(images)]
+    extract = load(resolve(None, "digits", None, (1, 8, 8)), "cpu")
+    features = extract(torch.from_numpy(images.copy())).features.numpy()
+    reds, kept = {"without 2": 0, "healthy": 0}, {}
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        drawn = random.integers(len(images), size=300)
+        lacking, alike = drawn.copy(), drawn.copy()
+        lacking[labels[drawn] == 2] = random.choice(np.flatnonzero(labels != 2), (labels[drawn] == 2).sum())
+        alike[::10] = random.integers(len(images), size=30)  # as many are others, but of all digits
+        base = kernel.discrepancy(features[drawn], features, kept)
+        old = Scored(base.value, base.influence)
+        for name, indices in (("without 2", lacking), ("healthy", alike)):
+            found = kernel.discrepancy(features[indices], features, kept)
+            change = Change.between("a", Scored(found.value, found.influence), [old], MARGIN * size_of([old]), "s", KID)
+            reds[name] += bool(judge([change]).worse)
+    assert reds == {"without 2": 10, "healthy": 0}
+    assert standard_error(old.influence) > 0
