@@ -135,6 +135,7 @@ def test_a_run_without_fid_compares_by_what_it_has(small_n, tmp_path):
     bare = [row | {"kid_se": None} for row in rows]
     with pytest.raises(ValueError, match="cell a has no FID"):
         pair(bare[0], bare[1], small_n.evidence)
+    assert differences([bare[0] | {"fid": 4.0}, rows[1]], small_n.evidence) == [], "nothing that both have"
 
 
 def test_old_scores_keep_the_old_columns(tmp_path):
