@@ -116,20 +116,17 @@ def _are_images(a: str, b: str, asked: bool) -> bool:
     """Whether two places are compared as images: `asked` for by an option, or because neither is a run.
 
     Raises:
-        UserError: if one is a run, or there is nothing, where images are compared.
+        UserError: if one is a run where images are compared.
     """
-    from taugrid.eval.sources import nothing_there
     from taugrid.storage import is_url
 
-    places = (a, b)
-    images = [_is_images(place) for place in places]
-    absent = [not is_url(place) and not Path(place).expanduser().exists() for place in places]
+    sides = {"A": a, "B": b}
+    images = [_is_images(place) for place in sides.values()]
+    absent = [not is_url(place) and not Path(place).expanduser().exists() for place in sides.values()]
     if not asked and not (any(images) and all(map(operator.or_, images, absent))):
         return False
-    for called, place, is_image, is_absent in zip("AB", places, images, absent, strict=True):
-        if is_absent:
-            raise UserError(f"{called}: {nothing_there(place)}")
-        if not is_image:
+    for (called, place), *can_be_images in zip(sides.items(), images, absent, strict=True):
+        if not any(can_be_images):
             raise UserError(
                 f"{called}: {place} is a run or a baseline, and images are compared with images: write those of a cell "
                 "with `taugrid export RUN CELL --to FOLDER`, and give FOLDER"

@@ -61,6 +61,7 @@ def compare_images(request: Request, progress: Progress) -> dict[str, Any]:
         if paired.orders and old.shape == new.shape:
             progress.begin("comparing pixels", old.num_images, "pairs")
             found = distances(old, new, paired, progress.update)
+        progress.say("counting the images that repeat")
         compared = compare(a, b, bool(paired.orders), request.margin, request.alpha, request.metrics)
     if request.target is not None and found is not None:
         _write(request.target, found, paired)

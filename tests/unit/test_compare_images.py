@@ -14,9 +14,10 @@ from PIL import Image
 from taugrid import parquet
 from taugrid.config import Data
 from taugrid.errors import Exit
-from taugrid.eval.comparison import _independent
+from taugrid.eval.comparison import _independent, compare
 from taugrid.eval.metrics.statistics import standard_error
 from taugrid.eval.pairs import psnr, ssim
+from taugrid.eval.standalone import ScoredImages
 from taugrid.images import encode_png
 from taugrid.orchestrator.external import flag, open_sets, section_of
 from taugrid.orchestrator.progress import Progress
@@ -138,6 +139,30 @@ def test_independent_sets_keep_their_errors_and_correlations():
     assert np.cov(errors)[0, 1] / 130 == pytest.approx(covariance)
 
 
+def test_where_higher_is_better_a_fall_is_worse():
+    """An Inception Score that falls, and an FID that rises: both are worse, and differences are B - A."""
+    generator = np.random.default_rng(0)
+    a_influence, noise = generator.normal(0, 1, (2, 400))
+
+    def scored(fid, isc, *influences):
+        document = {"metrics": {"fid": fid, "isc_mean": isc}, "notes": []}
+        made = ScoredImages(None, document, dict(zip(("fid", "isc_mean"), influences, strict=True)), None)
+        made.__dict__["digests"] = np.arange(400) + fid
+        return made
+
+    a = scored(10, 9.0, 10 + a_influence, a_influence)
+    b = scored(12, 7.0, 12 + a_influence + 0.1 * noise, a_influence - 0.1 * noise)
+    found = compare(a, b, True, margin=0.02, alpha=0.01)
+    assert {name: (row["difference"], row["verdict"]) for name, row in found["metrics"].items()} == {
+        "fid": (2, "worse"), "isc_mean": (-2.0, "worse"),
+    }  # fmt: skip
+    assert found["metrics"]["isc_mean"]["se"] == pytest.approx(standard_error(0.1 * noise))
+    better = compare(b, a, True, margin=0.02, alpha=0.01)
+    assert {row["verdict"] for row in better["metrics"].values()} == {"not worse"}
+    one_alone = compare(a, scored(12, 9.0, 12 + a_influence + 0.1 * noise, a_influence), True, 0.02, 0.01)
+    assert [row["verdict"] for row in one_alone["metrics"].values()] == ["worse", "identical"]
+
+
 def test_the_same_images_are_identical_however_they_are_kept(places):
     found = compared(places / "b", places / "b.npz", "--metrics", "fid,isc")
     assert (found["result"], found["not_judged"]) == ("identical", [])
@@ -204,7 +229,8 @@ def test_what_cannot_be_compared_is_one_line(places, tmp_path):
     a, b = places / "a", places / "b"
     assert refused("compare", a, b).startswith("--reference is missing; give what A and B are scored against")
     assert refused("compare", a, tmp_path / "none", *REFERENCE).startswith(f"B: there is no {tmp_path / 'none'}")
-    assert refused("compare", tmp_path / "none", b).startswith(f"A: there is no {tmp_path / 'none'}")
+    assert refused("compare", tmp_path / "none", b, *REFERENCE).startswith(f"A: there is no {tmp_path / 'none'}")
+    assert refused("compare", tmp_path / "none", b).startswith("--reference is missing")
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(
