@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import xlogy
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, MeanAndSpread, merged, runs, standard_error
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, MeanAndSpread, merged, runs
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 
@@ -32,8 +32,7 @@ def compute_isc(inputs: MetricInputs) -> MetricResult:
     sums = merged(InceptionSums.of(run, part, splits) for run, part in _with_splits(inputs.logits(), split_of))
     influence = np.concatenate([sums.influence(run, part) for run, part in _with_splits(inputs.logits(), split_of)])
     score = sums.score()
-    values = {"isc_mean": score.mean, "isc_std": score.std, "isc_se": standard_error(influence)}
-    return MetricResult(values, {"isc_mean": influence})
+    return MetricResult({"isc_mean": score.mean, "isc_std": score.std}, {"isc_mean": influence})
 
 
 def _with_splits(
