@@ -280,20 +280,19 @@ def test_inception_score_of_certain_and_of_useless_classifiers():
 
 
 def test_influences_on_the_inception_score_are_what_leaving_out_a_sample_shows():
-    """Leaving out one of the 300 samples of a split also moves its marginal, by a term of order 1 / 300."""
-    logits = np.random.default_rng(3).standard_normal((600, 10)) * 2
-    split_of = inception_splits(600, 2, seed=0)
+    logits = np.random.default_rng(3).standard_normal((205, 10)) * 2
+    split_of = inception_splits(205, 2, seed=0)
     sums = InceptionSums.of(logits, split_of, 2)
     influence = sums.influence(logits, split_of)
     without = np.array([
-        InceptionSums.of(np.delete(logits, i, 0), np.delete(split_of, i), 2).score().mean for i in range(600)
+        InceptionSums.of(np.delete(logits, i, 0), np.delete(split_of, i), 2).score().mean for i in range(205)
     ])  # fmt: skip
-    # An influence is scaled as if the whole sample gave one mean: half of it is a split's, 2 * 299 steps away.
-    lost = 2 * 299 * (sums.score().mean - without)
-    assert influence.mean() == pytest.approx(0, abs=1e-9)
-    assert influence == pytest.approx(lost, abs=0.05 * influence.std())
+    size = sums.counts[split_of]
+    assert influence == pytest.approx(205 / size * (size - 1) * (sums.score().mean - without), rel=1e-6, abs=1e-9)
     parts = np.concatenate([sums.influence(logits[cut], split_of[cut]) for cut in (slice(0, 70), slice(70, None))])
-    assert np.array_equal(parts, influence)
+    assert parts == pytest.approx(influence, rel=1e-12)
+    alone = inception_splits(3, 2, seed=0)
+    assert np.count_nonzero(InceptionSums.of(logits[:3], alone, 2).influence(logits[:3], alone)) == 2
 
 
 def test_inception_score_refuses_what_it_cannot_divide():
