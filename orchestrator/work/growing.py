@@ -74,8 +74,8 @@ class Growth:
         self._column: MetricColumn = FID
         self.sizes = {cell.id: self._least for cell in self._plan.cells}
         """Cell id -> N, as far as the looks went."""
-        self.undecided: set[str] = set()
-        """The cells whose order the last look left undecided."""
+        self.undecided = set(self.sizes)
+        """The cells whose order the last look left undecided; before the first, all."""
 
     def _common_size(self) -> int:
         sizes = sorted({cell.settings.num_samples for cell in self._plan.cells})
@@ -113,8 +113,11 @@ class Growth:
                 groups = self._groups(rows)
                 compared = {cell for group in groups for cell in group}
             evidence = rows.evidence.of(self._column.name)
-            lost |= {cell for group in groups for cell in group} - evidence.influences.keys()  # they can't grow
+            lost |= {cell for group in groups for cell in group} - evidence.influences.keys()  # without an error
             groups = _among(evidence.influences, groups)
+            if number == 1 and not groups:
+                self._say("warning: --until has nothing to compare: no two cells of a column have a standard error")
+                return
             found = look(groups, {row["cell"]: row for row in rows.rows}, evidence, self._column, self._looks)
             groups, same, self.undecided = found.groups, same | found.same, found.undecided | lost
             n = part.cells[0].settings.num_samples
@@ -131,22 +134,18 @@ class Growth:
     def _choose_column(self, rows: Rows) -> None:
         """Choose the score that is compared: the first that has standard errors of most cells."""
         self._column = max(STAND_INS, key=lambda column: len(rows.evidence.of(column.name).influences))
-        reasons = listed(list(dict.fromkeys(rows.evidence.reasons.values())), 1, "reason", "; ")
-        if not rows.evidence.of(self._column.name).influences:
-            self._say(f"warning: no score has a standard error, so no cells are told apart ({reasons})")
-        elif self._column is not FID:
+        if self._column is not FID:
+            reasons = listed(list(dict.fromkeys(rows.evidence.reasons.values())), 1, "reason", "; ")
             no_error = f"FID has no standard error at N = {self._least:,} ({reasons})"
             self._say(f"cells are told apart by {self._column.title}: {no_error}")
 
     def _groups(self, rows: Rows) -> list[Contenders]:
-        """The cells that are compared with each other, of those with a standard error."""
+        """The cells that are compared with each other."""
         if self._along is None:
             table = quality_table(self._run, rows)
-            groups = columns(table.arranged(table.layout).tables(self._column))
-        else:
-            pairs = differences(rows.rows, rows.evidence)
-            groups = [[pair["cell_a"], pair["cell_b"]] for pair in pairs if pair["along"] == self._along]
-        return _among(rows.evidence.of(self._column.name).influences, groups)
+            return columns(table.arranged(table.layout).tables(self._column))
+        pairs = differences(rows.rows, rows.evidence)
+        return [[pair["cell_a"], pair["cell_b"]] for pair in pairs if pair["along"] == self._along]
 
     def _grow(self, cells: Collection[str], num_samples: int) -> None:
         """Record the larger N of cells, before they are sampled."""

@@ -195,6 +195,14 @@ def test_where_fid_has_no_error_kid_decides(opened, tmp_path):
     assert outcome.growth.as_dict()["metric"] == "kid"
 
 
+def test_where_nothing_can_be_compared_it_says_so(opened, tmp_path):
+    outcome, printed = do(opened, tmp_path / "run", TO_200, only=["steps=10,eta=0"])
+    assert lines(printed, "look", "warning: --until") == [
+        "warning: --until has nothing to compare: no two cells of a column have a standard error"
+    ]
+    assert len(outcome.growth.as_dict()["undecided"]) == 1
+
+
 def test_damage_is_found_and_the_run_goes_on_as_configured(opened, copy):
     (copy / "grown.json").write_text('{"num_samples": {"1234567890": 900}}')
     assert [damage.path.name for damage in verify(at(opened, copy), lambda count: None).damages] == ["grown.json"]

@@ -10,8 +10,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from taugrid.eval.figures.drawing import CHARACTER_WIDTH, plain_style, say_if_empty
-from taugrid.eval.tables.ablation.effects import EACH_CELL, EACH_S, EVERYWHERE, Effect, short_key_names
+from taugrid.eval.tables.ablation.effects import Effect, short_key_names
 from taugrid.eval.tables.ablation.effects_files import CONDITIONAL_ON_SEED
+from taugrid.eval.tables.ablation.pairing import EACH_CELL, EACH_S, EVERYWHERE
 from taugrid.eval.tables.ablation.seeds import LEVEL
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import short_samplers

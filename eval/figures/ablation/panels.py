@@ -22,7 +22,8 @@ from taugrid.eval.figures.drawing import (
     x_offsets,
 )
 from taugrid.eval.figures.over_steps import Along, draw_over_steps, scale_of
-from taugrid.eval.tables.ablation.effects import KEY_SEPARATOR, OF_SAMPLERS, Effect, short_key_names
+from taugrid.eval.tables.ablation.effects import Effect, short_key_names
+from taugrid.eval.tables.ablation.pairing import KEY_SEPARATOR, OF_SAMPLERS
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import SIGMA_HAT, Layout, Pivot, is_number, with_floors

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import special
 
-from taugrid.eval.tables.ablation.effects import EACH_CELL, EVERYWHERE, KEY_SEPARATOR, SCOPES, Effect, Effects
+from taugrid.eval.tables.ablation.effects import Effect, Effects
+from taugrid.eval.tables.ablation.pairing import EACH_CELL, EVERYWHERE, KEY_SEPARATOR, SCOPES
 from taugrid.eval.tables.ablation.seeds import LEVEL, half_width
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.eval.tables.long_form import FID
