@@ -1,18 +1,20 @@
 """What evaluation costs, torch-fidelity's and taugrid's, in turns within each round.
 
     python -m benchmarks.evaluation [--images 200] [--rounds 3] [--samples 1000 5000 ...] [--cells 3] [--threads 1]
+        [--metrics fid isc kid prc]
 
 - extraction: images per second from a folder of 32x32 PNG files to Inception's features and logits, decoding included.
   The same weights, drawn from a seed, on both sides; each side as it is used, with its own batches and decoders
   (torch-fidelity: 64 and 4 processes; taugrid: 250 and threads). The largest difference of a feature is printed, too.
-- metrics: CPU seconds per cell from given features of 2048 dimensions and 1008 logits to FID, IS and KID (100 subsets
-  of 1000), many cells sharing one reference, for each number of samples. Neither side's time for FID holds the
-  reference's own statistics. taugrid keeps the reference's part of KID, so the first cell takes longer: it is printed
-  beside the median of the later ones. FID with a standard error (N of 20,480 and more) is compared with
-  torch-fidelity's, which has none.
+- metrics: CPU seconds per cell from given features of 2048 dimensions and 1008 logits to FID, IS, KID (100 subsets of
+  1000), and precision and recall, many cells sharing one reference, for each number of samples. Neither side's time
+  for FID holds the reference's own statistics. taugrid keeps the reference's part of KID and of precision and recall,
+  so the first cell takes longer: it is printed beside the median of the later ones. taugrid's numbers have standard
+  errors (of FID from N = 20,480 on, of KID, IS and precision at any N); torch-fidelity's have none. Precision and
+  recall of more than 25,000 samples are torch-fidelity's with save_cpu_ram, as its three matrices would take 30 GB.
 
-Medians over rounds or later cells, and the ratios of medians. `--images 0` leaves extraction out. 50,000 samples need
-4 GB.
+Medians over rounds or later cells, and the ratios of medians. `--images 0` leaves extraction out, `--metrics` others.
+50,000 samples need 4 GB, and half an hour for each cell on one core.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
 
 from taugrid.eval.features.load import load
@@ -52,6 +55,9 @@ BATCH_SIZE = 250
 
 LEAST_SECONDS = 0.2
 """Of a measurement of a metric: the clock of CPU seconds may tick every 10 ms only."""
+
+LARGEST_MATRICES = 25_000
+"""The largest N for which torch-fidelity gets all distances at once, as it does by default."""
 
 THEIRS, OURS = "torch-fidelity", "taugrid"
 
@@ -158,10 +164,16 @@ def ways_of_cell(
             THEIRS: lambda: kid_features_to_metric(tensor, reference_tensor, verbose=False),
             OURS: ours("kid"),
         },
+        "prc": {
+            THEIRS: lambda: prc_features_to_metric(
+                tensor, reference_tensor, save_cpu_ram=len(features) > LARGEST_MATRICES, verbose=False
+            ),
+            OURS: ours("prc"),
+        },
     }
 
 
-def time_metrics(samples: int, cells: int) -> None:
+def time_metrics(samples: int, cells: int, metrics: list[str]) -> None:
     random = np.random.default_rng(0)
     reference_features = draw_features(random, samples)
     moments = moments_of([reference_features], samples)
@@ -171,8 +183,8 @@ def time_metrics(samples: int, cells: int) -> None:
     for _ in range(cells):
         logits = random.normal(0, 3, (samples, CLASSES)).astype(np.float32)
         ways = ways_of_cell(draw_features(random, samples), logits, reference, reference_statistics)
-        for metric, both in ways.items():
-            times.setdefault(metric, []).append(in_turns(both, 1, time.process_time, LEAST_SECONDS))
+        for metric in metrics:
+            times.setdefault(metric, []).append(in_turns(ways[metric], 1, time.process_time, LEAST_SECONDS))
     print(f"metrics of {samples:,} samples of {DIMENSIONS} dimensions, first of {cells} cells and median of the later:")
     for metric, each in times.items():
         report(metric, each)
@@ -194,6 +206,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, nargs="*", default=[1000, 5000])
+    parser.add_argument("--metrics", nargs="*", default=["fid", "isc", "kid", "prc"])
     parser.add_argument("--cells", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of torch and NumPy")
     arguments = parser.parse_args()
@@ -204,7 +217,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 time_extraction(Path(folder), arguments.images, arguments.rounds)
         for samples in arguments.samples:
-            time_metrics(samples, arguments.cells)
+            time_metrics(samples, arguments.cells, arguments.metrics)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from taugrid.eval.figures.drawing import (
 )
 from taugrid.eval.figures.over_steps import scale_of
 from taugrid.eval.tables.differences import BestCheckpoint
+from taugrid.eval.tables.labels import SIGMA_HAT, is_number
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
-from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot, is_number, pivot_tables
+from taugrid.eval.tables.pivots import Pivot, pivot_tables
 from taugrid.grids.names import short_names
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn

@@ -16,8 +16,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from taugrid.eval.tables.labels import short_samplers
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import short_samplers
 from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from taugrid.eval.tables.pivots import eta_in_words, is_number
+from taugrid.eval.tables.labels import eta_in_words, is_number
 from taugrid.storage import replacing
 
 ImageArray = NDArray[np.uint8]

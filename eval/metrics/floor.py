@@ -25,7 +25,7 @@ FORMAT = 1
 
 DRAWS = 5
 
-LEAST_REFERENCE = 5000
+LEAST_REFERENCE = 2000
 """Metrics other than FID are unbiased or hardly depend on the reference's size, and their time grows with it, so they
 get as many images of the rest as there are samples, or as many as these."""
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, Entry
+from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot
+from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.protocol import comparability_key
 from taugrid.registry.metrics import MetricColumn

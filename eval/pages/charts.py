@@ -25,8 +25,8 @@ from taugrid.eval.figures.loss import losses_figure, running_mean
 from taugrid.eval.figures.over_steps import LABELS, quality_figure
 from taugrid.eval.pages.answer import Measured
 from taugrid.eval.tables.ablation.cost import Cost, costs_table
+from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.registry.metrics import MetricColumn
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from taugrid.eval.figures.pictures import EtaAndSteps, tiles_of
-from taugrid.eval.tables.pivots import eta_in_words, is_number
+from taugrid.eval.tables.labels import eta_in_words, is_number
 
 SIDES = (96, 64, 32, 16)
 """Pixels of the longer side that images are brought to, the first that fits the budget."""

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from taugrid.eval.tables.entries import Entry
-from taugrid.eval.tables.pivots import Pivot, short_samplers
+from taugrid.eval.tables.labels import short_samplers
+from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.quality import MetricTables, QualityTable
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
 

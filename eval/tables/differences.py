@@ -17,16 +17,9 @@ from typing import Any, NamedTuple
 from taugrid.eval.metrics.statistics import Array, difference_standard_error
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.entries import ROUNDING, Z_95
+from taugrid.eval.tables.labels import EVALUATIONS, IGNORABLE, OPTIONS, options_text, short_checkpoints
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, STAND_INS, axes, long_form
-from taugrid.eval.tables.pivots import (
-    EVALUATIONS,
-    IGNORABLE,
-    OPTIONS,
-    Pivot,
-    options_text,
-    pivot_tables,
-    short_checkpoints,
-)
+from taugrid.eval.tables.pivots import Pivot, pivot_tables
 from taugrid.eval.tables.rows import Row, as_text
 from taugrid.protocol import ProtocolFields, disagreements
 from taugrid.registry.metrics import SAMPLED, MetricColumn
@@ -39,10 +32,10 @@ DIFFERENCE_COLUMNS = (
 the heading that their tables share, `others` what differs besides S and eta. `difference` is b - a, and `note` says why
 an error is missing or what was joined. Checkpoints have their short names.
 
-For each metric of `OTHERS` that has a standard error in some row, `PARTS` follow with its name before them, such as
-kid_a, kid_b, kid_difference, kid_se, kid_z. They are columns and not rows, so that a row stays a pair of cells, and a
-reader who counts or filters rows never mixes metrics."""
-OTHERS = tuple(metric for metric in dict.fromkeys([*STAND_INS, *SAMPLED]) if metric != FID)
+For each of `OTHER_METRICS` that has a standard error in some row, `PARTS` follow with its name before them: kid_a,
+kid_b, kid_difference, kid_se, kid_z. They are columns and not rows, so that a row stays a pair of cells, and a reader
+who counts or filters rows never mixes metrics."""
+OTHER_METRICS = tuple(metric for metric in dict.fromkeys([*STAND_INS, *SAMPLED]) if metric != FID)
 PARTS = ("a", "b", "difference", "se", "z")
 
 NOT_AXES = frozenset({"model", "num_samples", "protocol", *SEEDS})
@@ -126,14 +119,14 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
         row["cell"]: {key: names.get(value, value) if key == CHECKPOINT else value for key, value in row.items()}
         for row in rows
     }
-    scored = {row["cell"] for row in rows if _number(row, FID) is not None or any(_has_error(row, m) for m in OTHERS)}
+    scored = {row["cell"] for row in rows if _compared(row, row)}
     pivots = pivot_tables(long_form(rows), FID, evidence.protocols)
     pivots = [replace(table, cells=table.cells.where(table.cells.isin(scored))) for table in pivots]
     return [
         pair(by_cell[a], by_cell[b], evidence) | {"along": line.along, "settings": line.settings}
         for line in (*_within(pivots), *_between(pivots, {cell: place for place, cell in enumerate(by_cell)}))
         for a, b in pairwise(line.cells)
-        if not _obstacles(by_cell[a], by_cell[b], evidence)
+        if _compared(by_cell[a], by_cell[b]) and not _obstacles(by_cell[a], by_cell[b], evidence)
     ]
 
 
@@ -168,10 +161,10 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
             influences as samples; without `override`, if the cells are not comparable, naming the fields that differ.
         KeyError: if a cell has no pairing, or a protocol is missing.
     """
-    others = [metric for metric in OTHERS if _has_error(row_a, metric) and _has_error(row_b, metric)]
-    for row in (row_a, row_b):
-        if _number(row, FID) is None and not others:
-            raise ValueError(f"cell {row['cell']} has no FID")
+    compared = _compared(row_a, row_b)
+    if not compared:
+        lacking = row_a if _number(row_a, FID.name) is None else row_b
+        raise ValueError(f"cell {lacking['cell']} has no FID")
     obstacles = _obstacles(row_a, row_b, evidence)
     if obstacles and not override:
         names = f"{row_a['cell']} and {row_b['cell']}"
@@ -197,24 +190,27 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
         "note": "; ".join(filter(None, [*(f"joined although {obstacle}" for obstacle in obstacles), of_fid.note])),
         **{
             f"{metric.name}_{part}": value
-            for metric in others
+            for metric in compared
+            if metric != FID
             for part, value in _difference(metric, row_a, row_b, evidence.of(metric.name)).parts.items()
         },
     }
 
 
-def _number(row: Row, metric: MetricColumn) -> float | None:
-    value = row.get(metric.name)
+def _number(row: Row, column: str) -> float | None:
+    value = row.get(column)
     return None if value is None or value != value else float(value)
 
 
-def _has_error(row: Row, metric: MetricColumn) -> bool:
-    error = row.get(metric.sampling_error or "")
-    return error is not None and error == error
+def _compared(*rows: Row) -> list[MetricColumn]:
+    """FID, if all rows have it, and the other metrics of which all have a standard error."""
+    of_fid = [FID] if all(_number(row, FID.name) is not None for row in rows) else []
+    with_errors = (m for m in OTHER_METRICS if all(_number(row, m.sampling_error or "") is not None for row in rows))
+    return [*of_fid, *with_errors]
 
 
 def _difference(metric: MetricColumn, row_a: Row, row_b: Row, evidence: Evidence) -> Difference:
-    a, b = _number(row_a, metric), _number(row_b, metric)
+    a, b = _number(row_a, metric.name), _number(row_b, metric.name)
     if a is None or b is None:
         return Difference(a, b, None, None, None, "")
     return Difference(a, b, b - a, *paired_error(b - a, row_a, row_b, evidence))
@@ -285,7 +281,7 @@ def best_checkpoints(rows: Sequence[Row], evidence: Evidence, metric: MetricColu
     """The best by `metric` of each group of at least two scored cells that differ only in the checkpoint."""
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.get(CHECKPOINT) is not None and _number(row, metric) is not None:
+        if row.get(CHECKPOINT) is not None and _number(row, metric.name) is not None:
             names = ["sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", *axes(row)]
             groups[tuple(as_text(row.get(name)) for name in names if name != CHECKPOINT)].append(row)
     return [_best(group, evidence, metric) for group in groups.values() if len(group) > 1]

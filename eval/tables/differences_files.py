@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, OTHERS, PARTS
+from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, OTHER_METRICS, PARTS
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, Z_95, write_number
+from taugrid.eval.tables.labels import SIGMA_HAT, short_columns
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import SIGMA_HAT, short_columns
 from taugrid.eval.tables.rows import Row, as_csv, series, with_notes, write_files
 from taugrid.registry.metrics import MetricColumn
 
@@ -41,7 +41,7 @@ def differences_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 def compared(rows: Sequence[Row]) -> list[MetricColumn]:
     """The metrics with a difference in some row."""
-    return [metric for metric in (FID, *OTHERS) if differences_of(rows, metric)]
+    return [metric for metric in (FID, *OTHER_METRICS) if differences_of(rows, metric)]
 
 
 def differences_of(rows: Sequence[Row], metric: MetricColumn) -> list[Row]:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MISSING, Entry
-from taugrid.eval.tables.pivots import SIGMA_HAT, Pivot
+from taugrid.eval.tables.labels import SIGMA_HAT
+from taugrid.eval.tables.pivots import Pivot
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {character: f"\\{character}" for character in "&%$#_{}"}

@@ -6,9 +6,7 @@ table, and tables that differ in one setting. Both keep apart what can't be comp
 protocols by short hash.
 """
 
-import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,27 +15,28 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from taugrid.config import Sample
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.tables.ablation.replicates import Averaged
 from taugrid.eval.tables.entries import MEANINGS, MISSING, Entry, write_mean, write_number
-from taugrid.eval.tables.long_form import CHECKPOINT, COLUMNS, EXACT, FID, axes
+from taugrid.eval.tables.labels import (
+    EVALUATIONS,
+    IGNORABLE,
+    OPTIONS,
+    OTHERS,
+    SYMBOLS,
+    labelled,
+    prepared,
+    row_note,
+    settings_in,
+    short_columns,
+)
+from taugrid.eval.tables.long_form import COLUMNS, EXACT, FID, axes
 from taugrid.eval.tables.rows import as_text
-from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
+from taugrid.grids.names import SHOWN
 from taugrid.protocol import ProtocolFields, comparability_key, disagreements
 from taugrid.registry.metrics import MetricColumn
 from taugrid.registry.samplers import DEFAULT
 from taugrid.words import markdown_table
-
-SIGMA_HAT = "σ̂"
-EVALUATIONS = "network_evaluations"
-SYMBOLS = SHOWN | {"eta": "η", EVALUATIONS: "evaluations"}
-"""Columns that tables and figures write as the paper does, or shorter."""
-OTHERS = ("sampler", "spacing", "clip")
-"""Columns of quality.csv that are settings of a cell, besides those that every table has."""
-IGNORABLE = ("spacing", "clip")
-"""Those of them that are empty where the sampler ignores them."""
-OPTIONS = "sampler_options"
 
 Floors = Mapping[int, Mapping[str, Floor]]
 """N -> column of a metric -> its floor."""
@@ -365,32 +364,6 @@ def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":
     return pd.Series([ranks[key] for key in keys], index=group.index)
 
 
-def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd.DataFrame:
-    """The frame with comparability keys instead of protocols' names, and checkpoints by their short names.
-
-    A setting that some samplers ignore gets the others' value where that is the only one: it distinguishes no cells.
-    """
-    keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
-    changed = {"protocol": frame["protocol"].map(lambda name: keys.get(name, "unknown"))}
-    changed |= {name: frame[name].ffill().bfill() for name in IGNORABLE if frame[name].nunique() == 1}
-    if CHECKPOINT in frame:
-        names = short_checkpoints(frame[CHECKPOINT])
-        changed[CHECKPOINT] = frame[CHECKPOINT].map(lambda path: names.get(path, path))
-    return frame.assign(**changed)
-
-
-def short_columns(columns: Iterable[str]) -> dict[str, str]:
-    """Column -> its name for people: a symbol of the paper, or a grid key's last component where that is unique."""
-    given = list(columns)
-    return {**short_keys(given, Sample.model_fields), **{name: SYMBOLS[name] for name in given if name in SYMBOLS}}
-
-
-def short_checkpoints(checkpoints: Iterable[object]) -> dict[str, str]:
-    """Short names of the `checkpoints` that are set (paths or names): each distinguishes one from all others."""
-    given = list(dict.fromkeys(checkpoint for checkpoint in checkpoints if isinstance(checkpoint, str)))
-    return dict(zip(given, short_names(given), strict=True))
-
-
 def protocol_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> dict[str, list[str]]:
     """Comparability key -> how it differs from others of its N, such as "protocol: versions.torch 2.9.1"."""
     particular: dict[str, list[str]] = defaultdict(list)
@@ -401,62 +374,6 @@ def protocol_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields])
                 for key in keys:
                     particular[key].append(f"{name} {value}")
     return {key: [f"protocol: {', '.join(fields)}"] for key, fields in particular.items()}
-
-
-def is_number(label: object) -> bool:
-    """Whether a label of eta is a number; else it is sigma_hat's, or the name of a sampler without eta."""
-    try:
-        float(str(label))
-    except ValueError:
-        return False
-    return True
-
-
-def eta_in_words(eta: str) -> str:
-    """Such as "η = 0.2", from eta as in a config, or the name of a sampler without eta."""
-    if eta == "sigma_hat":
-        return SIGMA_HAT
-    return f"η = {eta}" if is_number(eta) else eta
-
-
-def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.Series[Any]":
-    """A column's values in tables: eta as 0.0 or σ̂, S as a number, others as in a config.
-
-    What a sampler ignores is empty. In place of eta it has the sampler's name, unless that is `beside` it, in a row or
-    above the table.
-    """
-    if name == "eta":
-        numbers = frame["eta"].map(lambda eta: str(float(eta)))
-        others = "" if "sampler" in beside else frame["sampler"]
-        return numbers.where(frame["sigma"] != "sigma_hat", SIGMA_HAT).where(frame["eta"].notna(), others)
-    if name in IGNORABLE:
-        return frame[name].map(lambda value: "" if pd.isna(value) else shown(value))
-    if name == OPTIONS:
-        return frame[name].map(options_text)
-    return frame[name] if name in ("steps", EVALUATIONS) else frame[name].map(shown)
-
-
-def short_samplers(text: str) -> str:
-    """A text with diffusers' schedulers by the short names of their classes; not DDIM, which is also one of ours."""
-    return re.sub(r"\bdiffusers:(?!DDIMScheduler\b)(\w+)Scheduler\b", r"\1", text)
-
-
-def options_text(given: object, if_none: str = "") -> str:
-    """Options of a sampler, a mapping or its JSON, such as "solver_order=3 use_karras_sigmas=true"."""
-    options = json.loads(given) if isinstance(given, str) else given if isinstance(given, Mapping) else {}
-    return " ".join(f"{key}={plain_text(value)}" for key, value in options.items()) or if_none
-
-
-def shown(value: object) -> str:
-    return as_text(value) if value is None or value != value else plain_text(value)
-
-
-def row_note(group: pd.DataFrame, column: str) -> str:
-    """The rows with each value of `column`, such as "clip: none (0.0, 0.2), x0_and_eps (σ̂)"."""
-    known = group[group[column].notna()] if column in IGNORABLE else group
-    ordered = known.assign(row=labelled(known, "eta"), value=known[column].map(as_text)).sort_values(["sigma", "eta"])
-    rows = {str(value): ", ".join(part.unique()) for value, part in ordered.groupby("value", sort=False)["row"]}
-    return f"{column}: " + ", ".join(f"{v} ({labels})" if len(rows) > 1 else v for v, labels in rows.items())
 
 
 def _count_distinct(frame: pd.DataFrame, columns: Sequence[str]) -> int:
@@ -486,16 +403,6 @@ def _separate(frame: pd.DataFrame, rows: Sequence[str]) -> tuple[list[str], list
     if not _determined(frame, "protocol", table_keys):
         table_keys.append("protocol")
     return table_keys, implied
-
-
-def settings_in(columns: Sequence[str]) -> list[str]:
-    """The settings among the columns of quality.csv besides eta, S and N: keys of the grid in its order, then others.
-
-    The options of a sampler follow it.
-    """
-    keys = sorted(axes(columns), key=columns.index)
-    options = [key for key in keys if key == OPTIONS]
-    return [*(key for key in keys if key != OPTIONS), OTHERS[0], *options, *OTHERS[1:]]
 
 
 def _varying(frame: pd.DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
 from taugrid.eval.reference_names import images_in_words
-from taugrid.eval.tables.pivots import short_checkpoints
+from taugrid.eval.tables.labels import short_checkpoints
 from taugrid.grids.names import varying
 from taugrid.orchestrator.baseline.files import ACCEPT
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
@@ -42,6 +42,10 @@ SAMPLER_FIELDS = ("name", "options", "times", "last_sigma", "clip", "code")
 
 MAX_DIFFERENCES_NAMED = 4
 """The number of differences between protocols that an error message names."""
+
+
+IMAGES = "images"
+"""The label of images from elsewhere."""
 
 
 class Matched(NamedTuple):
@@ -198,7 +202,8 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         for cell, values in given.items():
             left_out = unsaid | _ignored(cells[cell].get("sampler", DEFAULT))
             shown = (f"{name}={values[name]}" for name in differing if name in values and name not in left_out)
-            labels[cell] = " ".join([settings_name(cells[cell]), *shown])
+            name = settings_name(cells[cell]) if "steps" in cells[cell] else IMAGES
+            labels[cell] = " ".join([name, *shown])
         if len(set(labels.values())) == len(labels):
             break
     return labels

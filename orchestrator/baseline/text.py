@@ -56,7 +56,7 @@ def sign(comparison: Mapping[str, Any]) -> str:
     result = Verdict(comparison["result"])
     if result.is_regression:
         return BAD
-    checked = all(check["result"] == "clean" for check in _checks(comparison).values())
+    checked = all(check["result"] in ("clean", "not applicable") for check in _checks(comparison).values())
     lacking = comparison.get("not_judged") or comparison.get("missing")
     return GOOD if result in (Verdict.NOT_WORSE, Verdict.IDENTICAL) and checked and not lacking else NEUTRAL
 

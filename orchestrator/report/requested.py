@@ -8,7 +8,8 @@ from taugrid.config import Config, Sample
 from taugrid.errors import UserError
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.differences import NOT_AXES
-from taugrid.eval.tables.pivots import EVALUATIONS, Layout, options_text
+from taugrid.eval.tables.labels import EVALUATIONS, options_text
+from taugrid.eval.tables.pivots import Layout
 from taugrid.grids.names import plain_text, short_keys
 from taugrid.grids.selectors import fits, key_of
 from taugrid.orchestrator.plan.cells import Cell, Plan

@@ -12,8 +12,8 @@ from taugrid.errors import DamagedFile
 from taugrid.eval.figures import pictures
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.ablation.replicates import SEEDS
+from taugrid.eval.tables.labels import OPTIONS, options_text, short_checkpoints, short_samplers
 from taugrid.eval.tables.long_form import CHECKPOINT
-from taugrid.eval.tables.pivots import OPTIONS, options_text, short_checkpoints, short_samplers
 from taugrid.orchestrator.plan.cells import Cell, Plan, name_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir

@@ -11,8 +11,8 @@ from taugrid.eval.figures.checkpoints import checkpoints_figure
 from taugrid.eval.figures.drawing import save
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import COLUMNS, long_form
-from taugrid.eval.tables.pivots import SIGMA_HAT
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import write_report

@@ -88,7 +88,7 @@ def test_the_columns_of_quality_csv_are_those_of_the_contract():
         "seconds", "protocol",
     )  # fmt: skip
     assert [column.name for column in score_columns()] == [
-        "fid", "fid_exact", "fid_infinity", "isc_mean", "kid_mean", "precision", "recall", "kid", "cmmd", "mind",
+        "fid", "fid_exact", "fid_infinity", "isc_mean", "kid", "kid_mean", "precision", "recall", "cmmd", "mind",
     ]  # fmt: skip
     assert appended_columns() == [
         "isc_se", "kid", "kid_se", "kid_reference_se", "precision_se",

@@ -14,8 +14,8 @@ from taugrid.eval.tables.ablation.effects import Effect, short_key_names
 from taugrid.eval.tables.ablation.effects_files import CONDITIONAL_ON_SEED
 from taugrid.eval.tables.ablation.pairing import EACH_CELL, EACH_S, EVERYWHERE
 from taugrid.eval.tables.ablation.seeds import LEVEL
+from taugrid.eval.tables.labels import short_samplers
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import short_samplers
 from taugrid.registry.metrics import MetricColumn
 
 MAX_ROWS = 36

@@ -25,8 +25,9 @@ from taugrid.eval.figures.over_steps import Along, draw_over_steps, scale_of
 from taugrid.eval.tables.ablation.effects import Effect, short_key_names
 from taugrid.eval.tables.ablation.pairing import KEY_SEPARATOR, OF_SAMPLERS
 from taugrid.eval.tables.entries import write_number
+from taugrid.eval.tables.labels import SIGMA_HAT, is_number
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import SIGMA_HAT, Layout, Pivot, is_number, with_floors
+from taugrid.eval.tables.pivots import Layout, Pivot, with_floors
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.registry.metrics import MetricColumn
 

@@ -13,7 +13,8 @@ import pandas as pd
 
 from taugrid.eval.tables.ablation.replicates import UNITS, averaged
 from taugrid.eval.tables.entries import MISSING, write_number
-from taugrid.eval.tables.pivots import USUAL, labelled, prepared, short_columns
+from taugrid.eval.tables.labels import labelled, prepared, short_columns
+from taugrid.eval.tables.pivots import USUAL
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import as_csv, write_files
 from taugrid.words import markdown_table

@@ -23,11 +23,8 @@ from taugrid.eval.tables.ablation.replicates import UNITS
 from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import Z_95
+from taugrid.eval.tables.labels import OPTIONS, short_columns
 from taugrid.eval.tables.long_form import EXACT, FID
-from taugrid.eval.tables.pivots import (
-    OPTIONS,
-    short_columns,
-)
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import Row
 from taugrid.registry.metrics import MetricColumn

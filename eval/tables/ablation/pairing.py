@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from taugrid.eval.tables.ablation.replicates import SEEDS, varying_seeds
-from taugrid.eval.tables.long_form import in_grid_order
-from taugrid.eval.tables.pivots import (
+from taugrid.eval.tables.labels import (
     EVALUATIONS,
     IGNORABLE,
     OPTIONS,
@@ -24,6 +23,7 @@ from taugrid.eval.tables.pivots import (
     settings_in,
     short_columns,
 )
+from taugrid.eval.tables.long_form import in_grid_order
 from taugrid.eval.tables.rows import Row
 from taugrid.protocol import ProtocolFields
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from taugrid.eval.tables.entries import MISSING, write_number
-from taugrid.eval.tables.pivots import SIGMA_HAT
+from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.rows import Row, as_csv, write_files
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import INCEPTION

@@ -1,0 +1,116 @@
+"""What tables and figures call settings and their values: symbols, short names of keys, texts of labels."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from taugrid.config import Sample
+from taugrid.eval.tables.long_form import CHECKPOINT, axes
+from taugrid.eval.tables.rows import as_text
+from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
+from taugrid.protocol import ProtocolFields, comparability_key
+
+SIGMA_HAT = "σ̂"
+EVALUATIONS = "network_evaluations"
+SYMBOLS = SHOWN | {"eta": "η", EVALUATIONS: "evaluations"}
+"""Columns that tables and figures write as the paper does, or shorter."""
+OTHERS = ("sampler", "spacing", "clip")
+"""Columns of quality.csv that are settings of a cell, besides those that every table has."""
+IGNORABLE = ("spacing", "clip")
+"""Those of them that are empty where the sampler ignores them."""
+OPTIONS = "sampler_options"
+
+
+def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd.DataFrame:
+    """The frame with comparability keys instead of protocols' names, and checkpoints by their short names.
+
+    A setting that some samplers ignore gets the others' value where that is the only one: it distinguishes no cells.
+    """
+    keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
+    changed = {"protocol": frame["protocol"].map(lambda name: keys.get(name, "unknown"))}
+    changed |= {name: frame[name].ffill().bfill() for name in IGNORABLE if frame[name].nunique() == 1}
+    if CHECKPOINT in frame:
+        names = short_checkpoints(frame[CHECKPOINT])
+        changed[CHECKPOINT] = frame[CHECKPOINT].map(lambda path: names.get(path, path))
+    return frame.assign(**changed)
+
+
+def short_columns(columns: Iterable[str]) -> dict[str, str]:
+    """Column -> its name for people: a symbol of the paper, or a grid key's last component where that is unique."""
+    given = list(columns)
+    return {**short_keys(given, Sample.model_fields), **{name: SYMBOLS[name] for name in given if name in SYMBOLS}}
+
+
+def short_checkpoints(checkpoints: Iterable[object]) -> dict[str, str]:
+    """Short names of the `checkpoints` that are set (paths or names): each distinguishes one from all others."""
+    given = list(dict.fromkeys(checkpoint for checkpoint in checkpoints if isinstance(checkpoint, str)))
+    return dict(zip(given, short_names(given), strict=True))
+
+
+def is_number(label: object) -> bool:
+    """Whether a label of eta is a number; else it is sigma_hat's, or the name of a sampler without eta."""
+    try:
+        float(str(label))
+    except ValueError:
+        return False
+    return True
+
+
+def eta_in_words(eta: str) -> str:
+    """Such as "η = 0.2", from eta as in a config, or the name of a sampler without eta."""
+    if eta == "sigma_hat":
+        return SIGMA_HAT
+    return f"η = {eta}" if is_number(eta) else eta
+
+
+def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.Series[Any]":
+    """A column's values in tables: eta as 0.0 or σ̂, S as a number, others as in a config.
+
+    What a sampler ignores is empty. In place of eta it has the sampler's name, unless that is `beside` it, in a row or
+    above the table.
+    """
+    if name == "eta":
+        numbers = frame["eta"].map(lambda eta: str(float(eta)))
+        others = "" if "sampler" in beside else frame["sampler"]
+        return numbers.where(frame["sigma"] != "sigma_hat", SIGMA_HAT).where(frame["eta"].notna(), others)
+    if name in IGNORABLE:
+        return frame[name].map(lambda value: "" if pd.isna(value) else shown(value))
+    if name == OPTIONS:
+        return frame[name].map(options_text)
+    return frame[name] if name in ("steps", EVALUATIONS) else frame[name].map(shown)
+
+
+def short_samplers(text: str) -> str:
+    """A text with diffusers' schedulers by the short names of their classes; not DDIM, which is also one of ours."""
+    return re.sub(r"\bdiffusers:(?!DDIMScheduler\b)(\w+)Scheduler\b", r"\1", text)
+
+
+def options_text(given: object, if_none: str = "") -> str:
+    """Options of a sampler, a mapping or its JSON, such as "solver_order=3 use_karras_sigmas=true"."""
+    options = json.loads(given) if isinstance(given, str) else given if isinstance(given, Mapping) else {}
+    return " ".join(f"{key}={plain_text(value)}" for key, value in options.items()) or if_none
+
+
+def shown(value: object) -> str:
+    return as_text(value) if value is None or value != value else plain_text(value)
+
+
+def row_note(group: pd.DataFrame, column: str) -> str:
+    """The rows with each value of `column`, such as "clip: none (0.0, 0.2), x0_and_eps (σ̂)"."""
+    known = group[group[column].notna()] if column in IGNORABLE else group
+    ordered = known.assign(row=labelled(known, "eta"), value=known[column].map(as_text)).sort_values(["sigma", "eta"])
+    rows = {str(value): ", ".join(part.unique()) for value, part in ordered.groupby("value", sort=False)["row"]}
+    return f"{column}: " + ", ".join(f"{v} ({labels})" if len(rows) > 1 else v for v, labels in rows.items())
+
+
+def settings_in(columns: Sequence[str]) -> list[str]:
+    """The settings among the columns of quality.csv besides eta, S and N: keys of the grid in its order, then others.
+
+    The options of a sampler follow it.
+    """
+    keys = sorted(axes(columns), key=columns.index)
+    options = [key for key in keys if key == OPTIONS]
+    return [*(key for key in keys if key != OPTIONS), OTHERS[0], *options, *OTHERS[1:]]
