@@ -89,7 +89,7 @@ def _change(column: MetricColumn, a: "ScoredImages", b: "ScoredImages", paired: 
     if influence_a is None or influence_b is None or not influence_a.std() or not influence_b.std():
         return None
     if not paired:
-        influence_a, influence_b = _independent(influence_a, influence_b)
+        influence_a, influence_b = independent(influence_a, influence_b)
     old = Scored(a.document["metrics"][column.name], influence_a)
     new = Scored(b.document["metrics"][column.name], influence_b)
     return Change.between(column.name, new, [old], margin * size_of([old]), 0, column)
@@ -100,7 +100,7 @@ def _is_rounding(change: Change, a: "ScoredImages") -> bool:
     return float(change.influence.std()) <= ROUNDING * float(a.influences[change.name].std())
 
 
-def _independent(influence_a: Array, influence_b: Array) -> tuple[Array, Array]:
+def independent(influence_a: Array, influence_b: Array) -> tuple[Array, Array]:
     """The influences of two independent sets on a joint sample of all their images.
 
     Each is 0 where the other's images are, and has the same standard error as before. So the difference has the error

@@ -66,6 +66,25 @@ def pairing(a: Source, b: Source, column: str | None = None) -> Pairing:
     return _by_name(*_keys(found))
 
 
+class NamedOrder(NamedTuple):
+    """The images of one set by their names."""
+
+    names: tuple[str, ...]
+    """In alphabetical order, without endings where these are not needed."""
+    order: Order
+    """The positions of the images in the order of `names`."""
+
+
+def named_order(source: Source, column: str | None = None) -> NamedOrder | None:
+    """The names that pair the images of a set with those of another; None if it has none. SourceError as `pairing`."""
+    names = names_of(source, column)
+    if names is None:
+        return None
+    (keys,) = _keys({"DIR": names})
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
+    return NamedOrder(tuple(keys[position] for position in order), order)
+
+
 def _keys(found: Mapping[str, list[str] | None]) -> list[list[str]]:
     """The names by which each side's images are paired."""
     sides = [names or [] for names in found.values()]

@@ -36,7 +36,7 @@ from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.threads import one_ahead
 from taugrid.workers.accelerator.transfer import completed
-from taugrid.workers.device import set_up
+from taugrid.workers.device import set_up, usual_device
 
 Columns = Mapping[str, Features]
 """An extraction: `features` (B, d) and, of a classifier, `logits` (B, k), both float32."""
@@ -236,6 +236,17 @@ def _statistics(
         return of_feature_files([cached_features(cache, key, count, extracted)], count, cache, key)
     held = np.concatenate(list(features()))
     return of_features(lambda: iter([held]), count, None, key, lambda: held)
+
+
+def first_features(reference: Reference, extractor: ExtractorSpec, count: int) -> tuple[Features, str]:
+    """The features (n, d) of the first `count` images of a reference, extracted anew, and the device and threads."""
+    assert not isinstance(reference.given, MomentsFile)
+    device = usual_device()
+    set_up()
+    images = next(image_batches(reference.given, count))
+    extraction = load(extractor, device)(torch.from_numpy(images))
+    extraction.wait()
+    return extraction.features.numpy(), f"{device}, {torch.get_num_threads()} threads"
 
 
 class Spool:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from taugrid.eval.tables.rows import series, sort_key
+from taugrid.registry.metrics import COLUMNS as KNOWN
 from taugrid.registry.metrics import METRICS, SAMPLED, MetricColumn
 
 COLUMNS = (
@@ -36,10 +37,9 @@ OF_SUBSETS = "kid_mean"
 
 def score_columns() -> list[MetricColumn]:
     """The numbers that get tables, in the order of their columns in quality.csv. The closed form comes after FID."""
-    known = {column.name: column for metric in METRICS.values() for column in metric.columns}
     order = [*SCORES, *appended_columns()]
     order.insert(order.index(OF_SUBSETS), "kid")
-    found = [known[name] for name in dict.fromkeys(order) if name in known]
+    found = [KNOWN[name] for name in dict.fromkeys(order) if name in KNOWN]
     return [FID, EXACT_FID, *(column for column in found if column != FID)]
 
 

@@ -8,9 +8,10 @@ from taugrid.errors import NOT_WRITABLE, UserError
 from taugrid.eval.gate.rule import MIN_TRAININGS
 from taugrid.eval.gate.verdict import REGRESSIONS
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, gate_of
+from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, GateSettings, gate_of
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import open_baseline, parquet_beside, read_baseline, write_baseline
+from taugrid.orchestrator.baseline.images import ImagesRequest, snapshot_of_images
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import (
     MISSING_INFLUENCES,
@@ -21,6 +22,7 @@ from taugrid.orchestrator.baseline.snapshot import (
     snapshot_of_opened,
 )
 from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.work.scorer import FILE, is_damaged
 from taugrid.registry.metrics import METRICS, SAMPLED
@@ -44,7 +46,7 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
         UserError: if one is not a run directory, has unscored cells, was judged worse, or is from another recipe; or if
             the existing file is not a baseline.
     """
-    path, storage = open_baseline(file, "--to")
+    open_baseline(file, "--to")
     if 1 < len(directories) < MIN_TRAININGS:
         raise UserError(
             f"give one DIR, or at least {MIN_TRAININGS}: two trainings are too few to estimate a recipe's spread"
@@ -55,13 +57,33 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
     if len(runs) > 1:
         _require_one_recipe(runs)
         snapshot = _recipe([training for training, _ in complete])
+    return _accept(snapshot, remarks, file, reason, gate_of(runs[0].config))
+
+
+def accept_images(place: str, request: ImagesRequest, file: str, reason: str, progress: Progress) -> dict[str, Any]:
+    """As `accept` for images in a folder, .npz or Parquet, which are scored in this process.
+
+    Raises:
+        UserError: if they can't be scored as requested, or no metric has a standard error.
+    """
+    open_baseline(file, "--to")
+    snapshot = snapshot_of_images(place, request, progress)
+    remarks = _require_judgeable(snapshot, request.metrics or DEFAULT_METRICS, place)
+    return _accept(snapshot, remarks, file, reason, request.gate(), {"images": request.recorded})
+
+
+def _accept(
+    snapshot: Snapshot, remarks: list[str], file: str, reason: str, gate: GateSettings, more: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Write the baseline file, with remarks on the one that it replaces."""
+    path, storage = open_baseline(file, "--to")
     replaces = None
     if storage.exists(path):
         before = read_baseline(path, storage)
         assert before.accepted is not None
         replaces = str(before.accepted["parquet_sha256"])
         try:
-            comparison = compare_snapshots(snapshot, before, gate_of(runs[0].config))
+            comparison = compare_snapshots(snapshot, before, gate)
         except UserError as error:
             remarks.append(f"it could not be compared with the baseline that it replaces: {error}")
         else:
@@ -73,7 +95,7 @@ def accept(directories: Sequence[str], file: str, reason: str, force: bool = Fal
         beside = parquet_beside(path).name
         raise UserError(f"--to {file}: {beside} exists without it; remove that, or give another --to")
     try:
-        return write_baseline(snapshot, path, reason, remarks, replaces, storage)
+        return write_baseline(snapshot, path, storage, reason, remarks, {"replaces": replaces, **more})
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
@@ -118,17 +140,21 @@ def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
     for cell in snapshot.cells:
         if cell.lacking:
             raise UserError(f"{directory}: {cell.name}: {MISSING_INFLUENCES}")
-    names = run.config.gate.metrics or DEFAULT_METRICS
+    return snapshot, [*remarks, *_require_judgeable(snapshot, run.config.gate.metrics or DEFAULT_METRICS, directory)]
+
+
+def _require_judgeable(snapshot: Snapshot, names: Sequence[str], place: str) -> list[str]:
+    """Raise `UserError` for cells without any of the metrics `names`; a remark if no cell has an error of one."""
     columns = [column for name in names for column in METRICS[name].columns if column.sampling_error]
     if not all(any(cell.has(column.name) for column in columns) for cell in snapshot.cells):
         listed = " or ".join(names)
-        raise UserError(f"{directory} has cells without {listed}, by which later runs are judged; add it to "
+        raise UserError(f"{place} has cells without {listed}, by which later runs are judged; add it to "
                         "evaluate.metrics")  # fmt: skip
-    if not any(cell.scored(column.name) for cell in snapshot.cells for column in columns):
-        titles = " or ".join(column.title for column in columns if snapshot.cells[0].has(column.name))
-        why = f" ({reason})" if (reason := snapshot.cells[0].reason) else ""
-        remarks.append(f"no cell has a standard error of {titles}{why}, so nothing can be judged against it")
-    return snapshot, remarks
+    if any(cell.scored(column.name) for cell in snapshot.cells for column in columns):
+        return []
+    titles = " or ".join(column.title for column in columns if snapshot.cells[0].has(column.name))
+    why = f" ({reason})" if (reason := snapshot.cells[0].reason) else ""
+    return [f"no cell has a standard error of {titles}{why}, so nothing can be judged against it"]
 
 
 def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:

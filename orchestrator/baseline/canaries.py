@@ -18,7 +18,7 @@ MAX_DISTANCE_RATIO = 2.0
 """On a different device or software, images may differ from the baseline's by up to this many times the distance that
 was accepted for the same pair of setups."""
 
-CheckResult = Literal["clean", "changed", "unknown"]
+CheckResult = Literal["clean", "changed", "unknown", "not applicable"]
 
 
 class Check(NamedTuple):
@@ -95,7 +95,7 @@ def check_scorer(new: Snapshot, baseline: Snapshot) -> Check:
 
 def worst_check(checks: Iterable[Check]) -> Check:
     """The worst of the checks of all cells; clean if there are none."""
-    order: tuple[CheckResult, ...] = ("changed", "unknown", "clean")
+    order: tuple[CheckResult, ...] = ("changed", "unknown", "not applicable", "clean")
     worst = min(checks, key=lambda check: order.index(check.result), default=Check("clean"))
     return worst._replace(distance=None, pair=None)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from taugrid.errors import UserError
+from taugrid.eval.comparison import independent
 from taugrid.eval.gate.rule import CellJudgement, Change, NightJudgement, judge, size_of
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
@@ -43,6 +44,9 @@ REPEATS = 0.9
 
 MAX_CELLS_NAMED = 3
 """The number of cells that a note on a metric names."""
+
+UNCHANGED = "it is the baseline's, and every image has the same part in it"
+"""Why the test can't judge a metric of other images, such as a precision of which all are precise on both sides."""
 
 NO_MARGIN = (
     "margin 0: new weights are never exactly equal, and the paired error shrinks with the change, so differences "
@@ -137,6 +141,10 @@ def changes_of(new: SnapshotCell, old: SnapshotCell, cell: CellComparison) -> li
     changes = []
     for name in cell.judging:
         (tonight,), baseline = new.scored(name), old.scored(name)
+        if new.seed_set != old.seed_set:  # images from elsewhere, which have no names in common
+            influences = independent(baseline[0].influence, tonight.influence)
+            baseline = [baseline[0]._replace(influence=influences[0])]
+            tonight = tonight._replace(influence=influences[1])
         margin = cell.metrics[name].margin
         changes.append(Change.between(cell.name, tonight, baseline, margin, new.seed_set, COLUMNS[name]))
     return changes
@@ -257,8 +265,8 @@ def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
 
 
 def _environment_differences(new: SnapshotCell, old: SnapshotCell) -> list[str]:
-    if new.failed is not None and not new.setup.versions:
-        return []  # it has no images
+    if (new.failed is not None and not new.setup.versions) or new.images is not None:
+        return []  # it has no images, or who made them is not known
     differences = [f"sampled with {difference}" for difference in new.setup.differences(old.setup)]
     if new.network.is_same(old.network) and new.network.source_sha256 != old.network.source_sha256:
         differences.append("the custom network's code differs")
@@ -294,7 +302,9 @@ def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) 
         return f"its settings are not the baseline's ({', '.join(metric.settings)})"
     (tonight,), baseline = new.scored(name), old.scored(name)[0]
     spread = float((tonight.influence - baseline.influence).std())
-    return None if spread > ROUNDING * float(baseline.influence.std()) else "no image moves it differently than before"
+    if spread > ROUNDING * float(baseline.influence.std()):
+        return None
+    return UNCHANGED if math.isclose(tonight.value, old.value(name)) else "its difference does not vary over the images"
 
 
 def _before_judgement(
@@ -313,14 +323,18 @@ def _before_judgement(
         return Verdict.CHANGED_PIXELS, "same weights, software, device and threads, but other images"
     if "fid" not in new.influences and "fid" in old.influences and (reason := _collapse(new, old)) is not None:
         return Verdict.COLLAPSED, reason
-    if new.seed_set != old.seed_set and not unjudged:
+    if new.seed_set != old.seed_set and not unjudged and new.images is None:
         return Verdict.NOT_JUDGED, "the runs share no noise (their seeds differ)"
     if new.seed_set == old.seed_set and (found := _by_influences(new, old)) is not None:
         return found
     if unjudged:
         reasons = dict.fromkeys(unjudged.values())
+        if list(reasons) == [UNCHANGED]:
+            return Verdict.NOT_WORSE, UNCHANGED
         named = (f"{COLUMNS[name].title}: {reason}" for name, reason in unjudged.items())
         return Verdict.NOT_JUDGED, next(iter(reasons)) if len(reasons) == 1 else "; ".join(named)
+    if new.seed_set != old.seed_set:
+        return Verdict.UNDECIDED, "unpaired: the images' names are not the baseline's"
     unknown = situation != "new weights" and pixels is None
     return Verdict.UNDECIDED, "the images could not be compared: those of one side are gone" if unknown else ""
 

@@ -87,12 +87,9 @@ def parquet_beside(path: Path) -> Path:
 
 
 def write_baseline(
-    snapshot: Snapshot, path: Path, reason: str, remarks: list[str], replaces: str | None, storage: Storage = LOCAL
+    snapshot: Snapshot, path: Path, storage: Storage, reason: str, remarks: list[str], more: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write a run's snapshot as a baseline file and return the content of its JSON.
-
-    `replaces` is the SHA-256 of the Parquet file of the baseline that it replaces.
-    """
+    """Write a snapshot as a baseline file and return the content of its JSON, which has the keys of `more` too."""
     value = {
         "format": FORMAT,
         "run": snapshot.source,
@@ -101,7 +98,7 @@ def write_baseline(
         "accepted": datetime.now(UTC).isoformat(timespec="seconds"),
         "reason": reason,
         "remarks": remarks,
-        "replaces": replaces,
+        **more,
         "software": dict(snapshot.software),
         "cells": [_cell_dict(cell) for cell in snapshot.cells],
     }
@@ -131,6 +128,8 @@ def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
         scores = [dict(training.metrics) for training in cell.trainings]
         trainings = {"trainings": [metrics.get("fid") for metrics in scores], "training_metrics": scores}
     made = {"setup": asdict(cell.setup), "first_setup": asdict(cell.first_setup), "scored_with": scored_with}
+    if cell.images is not None:
+        plain["images"] = cell.images
     return plain | {"network": asdict(cell.network), **made, **trainings, "distances": dict(cell.distances)}
 
 
@@ -228,6 +227,7 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         first=_read_setup(value.get("first_setup", value["setup"])),
         load_first=first_images,
         distances=value.get("distances", {}),
+        images=value.get("images"),
         trainings=tuple(
             TrainingScores(metrics, _influences(_rows_of(table, _training(value["cell"], number))))
             for number, metrics in enumerate(_training_metrics(value), start=1)

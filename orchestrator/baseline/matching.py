@@ -44,6 +44,10 @@ MAX_DIFFERENCES_NAMED = 4
 """The number of differences between protocols that an error message names."""
 
 
+IMAGES = "images"
+"""The label of images from elsewhere."""
+
+
 class Matched(NamedTuple):
     """The cells of two snapshots, side by side."""
 
@@ -198,7 +202,8 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         for cell, values in given.items():
             left_out = unsaid | _ignored(cells[cell].get("sampler", DEFAULT))
             shown = (f"{name}={values[name]}" for name in differing if name in values and name not in left_out)
-            labels[cell] = " ".join([settings_name(cells[cell]), *shown])
+            name = settings_name(cells[cell]) if "steps" in cells[cell] else IMAGES
+            labels[cell] = " ".join([name, *shown])
         if len(set(labels.values())) == len(labels):
             break
     return labels

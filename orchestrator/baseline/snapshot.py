@@ -150,6 +150,9 @@ class SnapshotCell:
     failed: str | None = None
     """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
 
+    images: str | None = None
+    """Of images from elsewhere: a hash of their names, or of the images themselves where they have none."""
+
     @property
     def num_samples(self) -> int:
         return int(self.settings["num_samples"])
@@ -192,8 +195,8 @@ class SnapshotCell:
 
     @property
     def seed_set(self) -> Hashable:
-        """Equal for cells whose sample n starts from the same x_T."""
-        return (self.settings["seed"], tuple(self.image_shape))
+        """Equal for cells whose sample n starts from the same x_T, or has the same name."""
+        return (self.settings["seed"] if self.images is None else self.images, tuple(self.image_shape))
 
 
 class TrainingScores(NamedTuple):
@@ -336,13 +339,24 @@ MISSING_INFLUENCES = "its influences are missing or damaged; `taugrid evaluate` 
 
 def _with_score(found: SnapshotCell, rundir: RunDir, cell: Cell, score: Mapping[str, Any]) -> SnapshotCell:
     influences = influences_of(rundir, cell, score["evaluation"], score["metrics"])
+    return replace(
+        found,
+        metrics=score["metrics"],
+        protocol=score["protocol"],
+        influences=influences,
+        reasons=reasons_of(score, influences),
+    )
+
+
+def reasons_of(score: Mapping[str, Any], influences: Mapping[str, Array]) -> dict[str, str]:
+    """Column -> why it has no influences, from the notes of a score (or of `eval.standalone.evaluate`)."""
     reasons = {}
     for column in SAMPLED:
         said = f"no {column.sampling_error}: "
         noted = (note.removeprefix(said) for note in score["notes"] if note.startswith(said))
         if column.name not in influences and column.name in score["metrics"]:
             reasons[column.name] = next(noted, MISSING_INFLUENCES if column.name == "fid" else NO_ERROR)
-    return replace(found, metrics=score["metrics"], protocol=score["protocol"], influences=influences, reasons=reasons)
+    return reasons
 
 
 def pair_key(one: Setup, other: Setup) -> str:

@@ -56,7 +56,7 @@ def sign(comparison: Mapping[str, Any]) -> str:
     result = Verdict(comparison["result"])
     if result.is_regression:
         return BAD
-    checked = all(check["result"] == "clean" for check in _checks(comparison).values())
+    checked = all(check["result"] in ("clean", "not applicable") for check in _checks(comparison).values())
     lacking = comparison.get("not_judged") or comparison.get("missing")
     return GOOD if result in (Verdict.NOT_WORSE, Verdict.IDENTICAL) and checked and not lacking else NEUTRAL
 
@@ -215,9 +215,10 @@ def other_change(cell: CellDict, column: MetricColumn, arrow: str = "->") -> str
 
 
 def comparison_text(comparison: Mapping[str, Any]) -> str:
-    """The verdict, a line for each cell, and the checks, rule, other metrics and warnings."""
+    """The verdict and which side is new, a line for each cell, and the checks, rule, other metrics and warnings."""
     cells = comparison["cells"]
-    lines = [headline(comparison), f"{counts(comparison)}.", ""]
+    first = f"{headline(comparison)}; {comparison['directory']} (new) - {comparison['baseline']}"
+    lines = [first, f"{counts(comparison)}.", ""]
     lines += in_columns((cell["result"], cell["label"], reason(cell)) for cell in cells)
     lines += ["", *check_lines(comparison)]
     lines += [f"not judged: {reason}" for reason in comparison["not_judged"]]

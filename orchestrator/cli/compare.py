@@ -67,9 +67,19 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
 
     A B --reference R: B is the new side, and differences are B - A. A and B are folders of PNG or JPEG, .npz or
     Parquet. Images with the same names are paired. Features are extracted in this process. Exits as with a baseline.
+
+    DIR BASELINE may also be images and a file of `taugrid baseline accept DIR --reference R`.
     """
     requested = {key: value for key, value in given.items() if value is not None and value is not False and value != ()}
     of_images = {key: requested.pop(key) for key in OF_IMAGES if key in requested}
+    if len(others) == 1 and others[0].endswith(".json") and _is_images(directory):
+        from taugrid.orchestrator.cli.nightly import compare_images_with_baseline
+
+        trusts = bool(of_images.pop("trust_code", False))
+        if join or of_images:
+            raise UserError(f"{others[0]} says how its images are scored; give only --margin, --alpha and --sharpness")
+        compare_images_with_baseline(directory, others[0], requested, trusts, as_json)
+        return
     if len(others) == 1 and _are_images(directory, others[0], bool(of_images)):
         if join or requested.keys() - {"margin", "alpha"}:
             raise click.UsageError("--join is for two cells, --allow-missing and --sharpness are for a baseline")
@@ -96,17 +106,22 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
     print_value(compared, as_json, _compared_text)
 
 
+def _is_images(place: str) -> bool:
+    from taugrid.orchestrator.opened import is_other_folder
+
+    return is_other_folder(place) or place.endswith((".npz", ".parquet"))
+
+
 def _are_images(a: str, b: str, asked: bool) -> bool:
     """Whether two places are compared as images: `asked` for by an option, or because neither is a run.
 
     Raises:
         UserError: if one is a run where images are compared.
     """
-    from taugrid.orchestrator.opened import is_other_folder
     from taugrid.storage import is_url
 
     sides = {"A": a, "B": b}
-    images = [is_other_folder(place) or place.endswith((".npz", ".parquet")) for place in sides.values()]
+    images = [_is_images(place) for place in sides.values()]
     absent = [not is_url(place) and not Path(place).expanduser().exists() for place in sides.values()]
     if not asked and not (any(images) and all(map(operator.or_, images, absent))):
         return False

@@ -16,6 +16,7 @@ from taugrid.orchestrator.cli.options import (
     Whole,
     cluster_options,
     json_option,
+    names_in,
     print_value,
     set_option,
     trust_option,
@@ -99,6 +100,26 @@ def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str,
         sys.exit(comparison.exit)
 
 
+def compare_images_with_baseline(
+    images: str, baseline: str, requested: Mapping[str, Any], trust_code: bool, as_json: bool
+) -> None:
+    """As `compare_with_baseline` for images, which are scored as those of the baseline file were."""
+    from taugrid.orchestrator.baseline.comparison import compare_snapshots
+    from taugrid.orchestrator.baseline.files import snapshot_of
+    from taugrid.orchestrator.baseline.images import NOT_OURS, ImagesRequest, snapshot_of_images
+    from taugrid.orchestrator.baseline.text import comparison_text
+    from taugrid.orchestrator.progress import Progress
+
+    before = snapshot_of(baseline)
+    request = ImagesRequest.of_baseline(before, trust_code)
+    with Progress() as progress:
+        new = snapshot_of_images(images, request, progress)
+    comparison = compare_snapshots(new, before, request.gate(**requested), lambda old: NOT_OURS)
+    print_value(comparison.as_dict(), as_json, comparison_text)
+    if comparison.exit is not Exit.DONE:
+        sys.exit(comparison.exit)
+
+
 @click.group(cls=Group)
 def baseline() -> None:
     """Accept a run as the baseline of later ones, or show one."""
@@ -109,20 +130,57 @@ def baseline() -> None:
 @click.option("--to", "file", required=True, metavar="FILE", help="A .json file; a .parquet file is written beside it.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why this run is the new measure; kept in FILE.")
 @click.option("--force", is_flag=True, help="Accept a night's run although the night was judged worse or changed.")
+@click.option(
+    "--reference", metavar="PATH | RUN", help="DIR holds images: what they are scored against, as in evaluate."
+)
+@click.option("--extractor", metavar="NAME", help="Images: as in evaluate.  [default: that of the reference, if any]")
+@click.option("--weights", metavar="FILE", help="Images: the extractor's weights.")
+@click.option("--metrics", callback=names_in, metavar="LIST", help="Images: what judges.  [default: fid, else kid]")
+@click.option("--pair-by", metavar="COLUMN", help="Images: the Parquet column that names them, as files have names.")
+@trust_option
 @json_option
-def accept(directories: tuple[str, ...], file: str, reason: str, force: bool, as_json: bool) -> None:
+def accept(
+    directories: tuple[str, ...], file: str, reason: str, force: bool, as_json: bool, trust_code: bool, **images: Any
+) -> None:
     """Write a run's scores, and what pairing with them needs, to FILE and a Parquet file beside it; both are for git.
 
     Three DIRs or more are trainings of one recipe, with seeds of their own: later nights are compared with their mean.
 
+    With --reference, DIR holds images from elsewhere: a folder of PNG or JPEG, .npz or Parquet. `compare DIR FILE`
+    scores later images in the same way, and pairs them by name.
+
     If FILE is a baseline already, the run is compared with it first, and FILE says if it is worse.
     """
     from taugrid.orchestrator.baseline.accept import accept as accept_run
+    from taugrid.orchestrator.baseline.accept import accept_images
+    from taugrid.orchestrator.baseline.images import ImagesRequest
     from taugrid.orchestrator.baseline.text import baseline_text
+    from taugrid.orchestrator.progress import Progress
 
     if not reason.strip():
         raise UserError("--reason is empty; say why this run becomes the baseline")
-    print_value(accept_run(directories, file, reason, force), as_json, baseline_text)
+    given = {name: value for name, value in images.items() if value}
+    if "reference" not in given:
+        _require_runs(directories, given)
+        print_value(accept_run(directories, file, reason, force), as_json, baseline_text)
+        return
+    if len(directories) > 1 or force:
+        raise UserError("images are one DIR, without --force: --reference says that DIR holds images")
+    with Progress() as progress:
+        accepted = accept_images(directories[0], ImagesRequest(**given, trust_code=trust_code), file, reason, progress)
+    print_value(accepted, as_json, baseline_text)
+
+
+def _require_runs(directories: tuple[str, ...], given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for images, or options for them, without --reference."""
+    from taugrid.orchestrator.opened import is_other_folder
+
+    images = [place for place in directories if is_other_folder(place) or place.endswith((".npz", ".parquet"))]
+    if images or given:
+        what = (
+            f"{images[0]} is no run directory" if images else f"--{next(iter(given)).replace('_', '-')} is for images"
+        )
+        raise UserError(f"{what}; give --reference R if DIR holds images, or the directory of a run")
 
 
 @baseline.command()

@@ -205,7 +205,7 @@ class RunView:
 
     @property
     def differences(self) -> pd.DataFrame:
-        """tables/differences.csv: paired differences in FID; `UserError` if it is not written yet."""
+        """tables/differences.csv: paired differences of metrics; `UserError` if it is not written yet."""
         return self.table("differences")
 
     @property

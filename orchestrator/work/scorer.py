@@ -193,7 +193,7 @@ def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | 
             statistics = of_feature_files(
                 paths, reference.num_images, paths[0].parent, scoring.reference_key, rundir.storage
             )
-            scores = _halves(features, logits, settings) | _narrow(features) | _totals(statistics)
+            scores = halves(features, logits, settings) | _narrow(features) | _totals(statistics)
     except (FileNotFoundError, DamagedFile) as error:
         return f"the features of the reference are missing ({error})"
     except (ValueError, ArithmeticError) as error:
@@ -208,7 +208,7 @@ def _logits(path: Path, storage: Storage) -> NDArray[np.float32]:
     return np.concatenate([values for _, values in parquet.read_features(path, "logits", storage)])
 
 
-def _halves(
+def halves(
     features: NDArray[np.float32], logits: NDArray[np.float32] | None, settings: MetricSettings
 ) -> dict[str, float]:
     """The scores of the even rows against the odd ones."""
@@ -223,7 +223,7 @@ def _halves(
 def _narrow(features: NDArray[np.float32]) -> dict[str, float]:
     """FID of the halves over few enough features that it has a standard error, which checks the influences too."""
     width = max(1, min(features.shape[1], len(features) // 2 // SAMPLES_PER_DIMENSION))
-    scores = _halves(np.ascontiguousarray(features[:, :width]), None, MetricSettings(metrics=("fid",)))
+    scores = halves(np.ascontiguousarray(features[:, :width]), None, MetricSettings(metrics=("fid",)))
     return {f"{name} of {width} features": value for name, value in scores.items()}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -27,8 +28,10 @@ def cluster():
 
 
 def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finished, tmp_path):
+    """It samples and scores; the training is of the other run: where a cluster is makes no difference to Ray Train."""
+    shutil.copytree(finished / "models", tmp_path / "run/models")
     done = taugrid_alone("run", config, "--out", tmp_path / "run", "--address", cluster, "--json")
-    assert json.loads(done.stdout)["status"] == "done", "nothing else is on stdout, though it trains and samples"
+    assert json.loads(done.stdout)["status"] == "done", "nothing else is on stdout"
     assert sample_files(tmp_path / "run") == sample_files(finished)
     assert sum(event["event"] == "worker" for event in events(tmp_path / "run")) == 2
 

@@ -95,17 +95,7 @@ def test_a_killed_worker_is_replaced_and_its_shard_redone(slow, undisturbed, roo
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_ctrl_c_and_then_a_killed_driver_leave_what_the_same_command_ends(slow, undisturbed, root, tmp_path, kills):
-    """On the way: the cluster listens on loopback alone, and its token is in memory alone."""
-    token = Path.home() / ".ray/auth_token"
-    before = token.read_bytes() if token.exists() else None
-    with Started(tmp_path / "log", "run", slow, "--out", root, "--workers", 1) as run:
-        run.wait_until(partial(more_than, 5, root))
-        assert listening(run.process.pid) <= LOOPBACK
-        assert interrupt(run) < MOST_SECONDS
-        assert "run the same command again" in run.output
-        assert "Traceback" not in run.output
-    assert (token.read_bytes() if token.exists() else None) == before
+def test_a_killed_driver_leaves_what_the_same_command_ends(slow, undisturbed, root, tmp_path, kills):
     for _ in range(kills):
         with Started(tmp_path / "log", "run", slow, "--out", root) as run:
             run.wait_until(partial(more_than, len(parts(root)) + 1, root))
@@ -117,17 +107,25 @@ def test_ctrl_c_and_then_a_killed_driver_leave_what_the_same_command_ends(slow, 
 
 
 def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path):
-    """A cell of one shard of several seconds: what was sampled of it before Ctrl-C is not sampled again."""
+    """A cell of one shard of several seconds: what was sampled of it before Ctrl-C is not sampled again.
+
+    On the way: the cluster listens on loopback alone, and its token is in memory alone.
+    """
+    token = Path.home() / ".ray/auth_token"
+    before = token.read_bytes() if token.exists() else None
     samples = {"batch_size": 8, "shard_evaluations": 10**8, "num_samples": 800}
     config = write_config(tmp_path, **SLOW | {"sample": samples, "grid": {"steps": [1000], "eta": [0.0]}})
     with Started(tmp_path / "log", "run", config, "--out", tmp_path / "run", "--workers", 1) as run:
         run.wait_until(
             lambda: any(event.get("task", "").startswith("sample/") for event in events_so_far(tmp_path / "run"))
         )
+        assert listening(run.process.pid) <= LOOPBACK
         time.sleep(3)
         assert interrupt(run) < MOST_SECONDS
+        assert "Traceback" not in run.output
         assert "interrupted; 1 shard in progress (S=1000 eta=0): " in run.output
         kept = int(re.search(r": (\d+) images kept, .* lost; run the same command again", run.output)[1])
+    assert (token.read_bytes() if token.exists() else None) == before
     assert 0 < kept < 800
     assert kept % 8 == 0
     taugrid("verify", tmp_path / "run", code=4)

@@ -137,8 +137,13 @@ def test_a_run_sends_its_modules_to_a_cluster_that_it_joins_and_a_job_takes_them
     assert events(mine / "run")[-1]["missing"] == {}
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 def test_an_incomplete_run_is_4(at, mine):
-    """A worker finds the network, which returns nan."""
+    """A worker finds the network, which returns nan.
+
+    In short: any code comes back, and the job of the test of Ctrl-C finds its module too, though it is not shipped.
+    """
     broken = ("--set", "model.callable=own_network:broken", "--set", "evaluate.extractor=pixels")
     done = taugrid("submit", "mine.yaml", "--out", mine / "run", *broken, *at, code=4)
     assert "NotFinite" in done.stdout

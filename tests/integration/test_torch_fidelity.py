@@ -38,12 +38,12 @@ N = 12
 SPLITS, SUBSETS, SUBSET_SIZE = (TINY["evaluate"][key] for key in ("isc_splits", "kid_subsets", "kid_subset_size"))
 
 
-def settings(subset_size):
+def settings(subset_size, metrics="fid,isc,kid,prc"):
     """Ours, as options of `taugrid evaluate`."""
     sizes = {"isc_splits": SPLITS, "kid_subsets": SUBSETS, "kid_subset_size": subset_size}
     return (
         "--metrics",
-        "fid,isc,kid,prc",
+        metrics,
         *(f"--set=evaluate.{key}={value}" for key, value in sizes.items()),
         "--json",
     )
@@ -67,15 +67,16 @@ THEIR_NAMES = {
 
 def assert_agree(ours, theirs):
     """What the two promise each other: torch-fidelity's KID is of float32, and a rounded distance moves a neighbour."""
-    theirs = {name: theirs[key] for name, key in THEIR_NAMES.items()}
-    assert ours["fid"] == pytest.approx(theirs["fid"], rel=1e-4)
+    theirs = {name: theirs[key] for name, key in THEIR_NAMES.items() if key in theirs}
+    if "fid" in theirs:
+        assert ours["fid"] == pytest.approx(theirs["fid"], rel=1e-4)
+        assert ours["fid"] > 1
     assert ours["isc_mean"] == pytest.approx(theirs["isc_mean"], rel=1e-6)
     assert ours["isc_std"] == pytest.approx(theirs["isc_std"], rel=1e-3)
     for name in ("kid_mean", "kid_std"):
         assert abs(ours[name] - theirs[name]) <= 1e-5 + 1e-3 * abs(theirs[name])
     for name in ("precision", "recall"):
         assert abs(ours[name] - theirs[name]) <= 1 / N
-    assert ours["fid"] > 1
     assert 0 < ours["precision"] < 1, "some are in and some are out"
     assert 0 < ours["recall"] < 1
 
@@ -253,17 +254,21 @@ def test_table_command_and_fidelity_agree_on_grey_images(resumed, first, weights
 
 
 def test_command_and_torch_fidelity_agree_on_rgb_images(first, weights, cache, tmp_path, monkeypatch):
-    """Every sample in a colour of its own, against the grey reference; both keep what they know of that."""
+    """Every sample in a colour of its own, against the grey reference; both keep what they know of that.
+
+    Without FID, whose square root of 2,048 x 2,048 takes seconds: it agrees where features do, as on grey images.
+    """
     colours = np.random.default_rng(0)
     for path in (first / "samples").iterdir():
         grey = np.asarray(Image.open(path))[..., None]
         Image.fromarray(np.rint(grey * colours.uniform(0.7, 1, 3)).astype(np.uint8)).save(tmp_path / path.name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    asked = ("--samples", tmp_path, "--reference", first / "reference", "--weights", weights, *settings(N // 2))
+    wanted = settings(N // 2, "isc,kid,prc")
+    asked = ("--samples", tmp_path, "--reference", first / "reference", "--weights", weights, *wanted)
     ours = json.loads(taugrid("evaluate", *asked).stdout)
     theirs = torch_fidelity.calculate_metrics(
         input1=str(tmp_path), input2=str(first / "reference"), feature_extractor=INCEPTION,
-        feature_extractor_weights_path=str(weights), fid=True, isc=True, kid=True, prc=True, isc_splits=SPLITS,
+        feature_extractor_weights_path=str(weights), isc=True, kid=True, prc=True, isc_splits=SPLITS,
         kid_subsets=SUBSETS, kid_subset_size=N // 2, cuda=False, cache_root=str(cache), input2_cache_name="reference",
         save_cpu_ram=True, verbose=False,
     )  # fmt: skip

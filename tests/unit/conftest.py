@@ -65,17 +65,27 @@ def rendered(sketched, monkeypatch):
 
 @pytest.fixture(scope="module")
 def unreported():
-    """Runs write no tables, figures and pages, which would take half of the time of a night this small.
+    """Runs write no tables, figures and pages, and histories an empty figure: half of the time of a night this small.
 
     For modules whose tests look at verdicts; a test that looks at a report asks for `reported`.
     """
+    from matplotlib.figure import Figure
+
+    from taugrid.eval.figures import trend
+    from taugrid.eval.pages import history
     from taugrid.orchestrator.view import page
     from taugrid.orchestrator.work import score
 
+    instead = [
+        (score, "write_report", lambda *_: None),
+        (page, "write_page", lambda *_: []),
+        (trend, "trend_figure", lambda *_: Figure()),
+        (history, "_trend", lambda *_: None),
+    ]
     with pytest.MonkeyPatch.context() as patch:
-        whole = [(score, "write_report", score.write_report), (page, "write_page", page.write_page)]
-        patch.setattr(score, "write_report", lambda *_: None)
-        patch.setattr(page, "write_page", lambda *_: [])
+        whole = [(module, name, getattr(module, name)) for module, name, _ in instead]
+        for module, name, function in instead:
+            patch.setattr(module, name, function)
         yield whole
 
 

@@ -24,6 +24,8 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.dry_run import describe_plan
 
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
 CONFIG = """
 name: ablation
 model: {oracle: gaussian}

@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 from test_differences import cell, evidence, spread
 from test_one_table import SCHEDULE, TRAINING
+from test_report_page import Parsed, findings
 from test_tables import table_rows
 
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
+from taugrid.eval.pages.report import report_html
 from taugrid.eval.tables.ablation.effects import Effects
 from taugrid.eval.tables.ablation.effects_files import effects_markdown
 from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, best_checkpoints, differences, pair
@@ -182,6 +184,22 @@ def test_the_floor_is_a_dashed_line_or_said_to_be_below_a_logarithmic_axis(small
     assert [text.get_text() for text in panel.texts] == ["real against real: -0.00040 ± 0.00070, below this axis"]
     [panel] = quality_figure(frame, small_n.protocols, floors={500: floors[400]}).axes
     assert not panel.texts, "of another N"
+
+
+def test_the_page_has_a_chart_and_differences_of_the_metric_that_decides(small_n, floors):
+    same = {row["protocol"]: {"num_samples": 400} for row in small_n.rows}
+    quality = replace(small_n, floors=floors, evidence=replace(small_n.evidence, protocols=same))
+    shown = findings(quality=quality, differences=differences(quality.rows, quality.evidence), losses={}, samples={})
+    page = Parsed(report_html(shown))
+    assert [head["text"] for head in page.all("h3")] == [f"{KID.title}, which has a standard error at this N"]
+    labels = [svg["aria-label"].partition(";")[0] for svg in page.all("svg", role="img")]
+    assert labels == ["FID against sampling steps S", f"{KID.title} against sampling steps S"]
+    assert f"Differences of {KID.title}" in [summary["text"] for summary in page.all("summary")]
+    ids = [element["id"] for element in page.elements if "id" in element]
+    assert len(set(ids)) == len(ids)
+    assert "real against real: 3.14 ± 0.50" in page.all("main")[0]["text"]
+    by_fid = replace(quality, rows=[row | {"fid_se": 1.0} for row in quality.rows])
+    assert not Parsed(report_html(replace(shown, quality=by_fid))).all("h3")
 
 
 def trained(kid):

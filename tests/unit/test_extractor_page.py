@@ -18,6 +18,8 @@ from taugrid.config import Data
 from taugrid.eval.features.load import describe, load
 from taugrid.workers.data.load import load_images
 
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
 PAGE = (Path(__file__).parents[2] / "docs/custom-extractor.md").read_text()
 NAME = "my_extractor:Thumbnail"
 RUN = """
@@ -45,7 +47,7 @@ def folder(tmp_path, monkeypatch, quick_hashes):
     sys.modules.pop("my_extractor", None)
 
 
-def test_the_pages_commands_score_with_the_pages_class(folder):
+def test_the_pages_commands_score_with_the_pages_class(folder, asked_here):
     run, evaluate = (shlex.split(line)[1:] for line in re.findall(r"^ {4}(taugrid [^\n]+)$", PAGE, re.MULTILINE))
     taugrid(*run)
     table = pd.read_csv(folder / "runs/thumbnails/tables/quality.csv")

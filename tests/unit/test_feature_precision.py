@@ -26,7 +26,7 @@ from taugrid.protocol import disagreements
 from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.storage import LOCAL, read_json, write_json
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 IN_FLOAT32 = CONFIG.replace("[1, 4, 4]", "[1, 8, 8], limit: 40").replace(
     "metrics: [fid]", "metrics: [fid], extractor: digits-convnet"

@@ -392,7 +392,7 @@ def test_a_damaged_record_of_removed_images_is_no_record(begun, started):
     assert "missing" in taugrid("verify", root, code=1)[0]
 
 
-def test_history_is_documented_and_read_by_pandas_and_duckdb(after_worse, rendered):
+def test_history_is_documented_and_read_by_pandas_and_duckdb(after_worse, rendered, reported):
     taugrid("report", after_worse)
     path = after_worse / "history.parquet"
     assert pq.read_schema(path).equals(SCHEMA, check_metadata=True)

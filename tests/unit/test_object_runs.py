@@ -26,7 +26,7 @@ from taugrid.storage import LocalStorage, appended, open_place, pieces, replacin
 from taugrid.storage.objects import ObjectStorage
 from taugrid.workers.content import verified_copy
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 FOLDERS = ("samples", "features", "scores")
 

@@ -34,7 +34,7 @@ from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 from taugrid.workers.reconstruct import reconstruct_shard
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 UNET = {
     "block_out_channels": [8, 8],

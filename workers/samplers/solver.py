@@ -53,7 +53,8 @@ class Solver(Sampler):
         others = [*range(settings.steps - 1, 1, -1), *range(settings.steps + 1, T + 1)]
         for steps in others if isinstance(settings.spacing, str) else ():
             tau = super().tau(settings.model_copy(update={"steps": steps}), process)
-            if _objection(process, tau) is None:
+            # The last step is looked at first: where set_alpha_to_one is false, it rules out hundreds of S.
+            if _stays(process, tau[:1]) is None and _objection(process, tau) is None:
                 remedy = f"set steps to {steps}, or "
                 break
         raise ValueError(
@@ -102,6 +103,11 @@ def first_order(x: "Tensor", x0: "Tensor", a: Point, b: Point) -> "Tensor":
 
 def _objection(process: Process, tau: Sequence[float]) -> str | None:
     """Why a solver can't visit these times, as a phrase that follows its name; None if it can."""
+    return mostly_signal(process, tau[-1]) or _stays(process, tau)
+
+
+def _stays(process: Process, tau: Sequence[float]) -> str | None:
+    """Where a step has length 0, as such a phrase; None if none has."""
     steps = zip(reversed(tau), pairwise(path(process, tau)), strict=True)
     stays = (f"has a step of length 0 at time {t:g}" for t, (a, b) in steps if (a.alpha, a.sigma) == (b.alpha, b.sigma))
-    return mostly_signal(process, tau[-1]) or next(stays, None)
+    return next(stays, None)
