@@ -1,13 +1,20 @@
-"""Whether intervals of ablations and the marks of tables hold what they promise, in simulations.
+"""Whether errors of metrics, intervals of ablations and the marks of tables hold what they promise, in simulations.
 
-    python -m benchmarks.intervals [--parts effects marks infinity] [--repeats 2000]
+    python -m benchmarks.intervals [--parts metrics means equality effects marks infinity] [--repeats 2000]
+                                   [--features 20 2048] [--samples 200 500 1000 5000]
 
-Samples are influences of FID: each of its setting's noise, which all trainings share, and of its own. A skewed world
-has exponential trainings and samples in place of normal ones. No part trains or samples a network.
+The first three are of metrics: features are drawn, scored as a run scores them, and the number's mean over the repeats
+is what intervals have to cover. `means` has plain means in place of metrics.
+
+In `effects` and `marks`, samples are influences of FID: each of its setting's noise, which all trainings share, and of
+its own. A skewed world has exponential trainings and samples in place of normal ones. No part trains or samples a
+network.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +22,16 @@ from threadpoolctl import threadpool_limits
 
 from taugrid.eval.metrics.extrapolation import fid_infinity
 from taugrid.eval.metrics.frechet import frechet_distance
-from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
+from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
+from taugrid.eval.metrics.score import MetricInputs, MetricResult
+from taugrid.eval.metrics.statistics import (
+    Array,
+    Features,
+    Moments,
+    standard_error,
+    symmetric_root,
+    too_few_carry,
+)
 from taugrid.eval.tables.ablation.seeds import (
     LEVEL,
     critical_range,
@@ -24,8 +40,9 @@ from taugrid.eval.tables.ablation.seeds import (
     mean_over_seeds,
     shared_error,
 )
+from taugrid.registry.metrics import MetricSettings
 
-PARTS = ("effects", "marks", "infinity")
+PARTS = ("metrics", "means", "equality", "effects", "marks", "infinity")
 COMPARISONS = 9
 N = 100
 """Samples of a cell."""
@@ -168,13 +185,193 @@ def report_infinity(repeats: int) -> None:
                 )
 
 
+SHAPES: dict[str, Draw] = KINDS | {"heavy-tailed": lambda random, shape: random.standard_t(5, shape) * np.sqrt(0.6)}
+"""Of features; variance 1."""
+NEAR, FAR = (1.05, 0.1), (1.3, 0.5)
+"""A model's features: the data's, scaled and shifted by so much."""
+EQUAL = (1.0, 0.0)
+METRICS_WITH_ERRORS = ("fid", "isc", "kid", "prc", "cmmd", "mind")
+COST_OF_ONE = {20: 0.4, 2048: 40.0}
+"""Features -> time of N = 1,000, in units of which `--repeats` repeats may take `--repeats`: fewer repeats above."""
+REFERENCES = 1000
+PROJECTIONS = 20
+"""Directions of MIND here: as many as there are features, to save time."""
+
+
+class Data(NamedTuple):
+    """A fixed reference, and what features and logits are made of."""
+
+    draw: Draw
+    scales: Features
+    """(d,): standard deviations fall as 1 / sqrt(i), and their mean square is 1."""
+    to_logits: Features
+    """(d, classes)."""
+    reference: ReferenceStatistics
+
+    @classmethod
+    def of(cls, kind: str, dimensions: int) -> "Data":
+        random = np.random.default_rng((27, dimensions))
+        scales = np.arange(1, dimensions + 1) ** -0.5
+        scales = (scales * np.sqrt(dimensions / np.square(scales).sum())).astype(np.float32)
+        to_logits = random.standard_normal((dimensions, 10 if dimensions < 100 else 1008)) * 2 / np.sqrt(dimensions)
+        unknown = ReferenceStatistics(Moments(0, np.zeros(0), np.zeros((0, 0))), np.zeros((0, 0)), None)
+        data = cls(SHAPES[kind], scales, to_logits.astype(np.float32), unknown)
+        return data.with_reference(data.draw(random, (REFERENCES, dimensions)))
+
+    def with_reference(self, noise: Array) -> "Data":
+        """The same with a reference made from `noise` (m, d)."""
+        features = noise.astype(np.float32) * self.scales
+        moments = Moments.of(features)
+        root = symmetric_root(moments.covariance) if len(self.scales) < 100 else np.zeros((0, 0))  # FID alone needs it
+        return self._replace(reference=ReferenceStatistics(moments, root, len(noise), lambda: features))
+
+    def score(self, noise: Array, model: tuple[float, float], metrics: Sequence[str]) -> MetricResult:
+        """The scores of a model's samples, made from `noise` (n, d), with all influences, whatever they rest on."""
+        features = (model[0] * noise + model[1]).astype(np.float32) * self.scales
+        logits, n = features @ self.to_logits, len(noise)
+        settings = MetricSettings(tuple(metrics), kid_subsets=1, kid_subset_size=2, mind_projections=PROJECTIONS)
+        inputs = MetricInputs(n, lambda: iter((features,)), features, lambda: iter((logits,)), self.reference, settings)
+        scores = [resolve_name(metric.compute)(inputs) for metric in settings.chosen]
+        values = {name: value for score in scores for name, value in score.values.items()}
+        influences = {name: phi for score in scores for name, phi in score.influences.items()}
+        of_reference = {name: phi for score in scores for name, phi in score.reference_influences.items()}
+        return MetricResult(values, influences, reference_influences=of_reference)
+
+
+class Interval(NamedTuple):
+    value: float
+    error: float
+    given: bool
+    """Whether it rests on enough samples, see `too_few_carry`."""
+
+
+def intervals(
+    data: Data, n: int, models: Sequence[tuple[float, float]], metrics: Sequence[str], repeats: int
+) -> dict[str, Array]:
+    """Column -> (repeats, 3), each row an `Interval`: of one model, or of the difference of two paired ones.
+
+    Half of the noise of two models is shared.
+    """
+    found: dict[str, list[Interval]] = {}
+    for repeat in range(repeats):
+        random = np.random.default_rng((28, n, repeat))
+        shape = (n, len(data.scales))
+        common = data.draw(random, shape)
+        noises = [common, *((common + data.draw(random, shape)) / np.sqrt(2) for _ in models[1:])]
+        scores = [data.score(noise, model, metrics) for noise, model in zip(noises, models, strict=True)]
+        for name in scores[0].influences:
+            value, influence = scores[-1].values[name], scores[-1].influences[name]
+            if len(scores) > 1:
+                value, influence = value - scores[0].values[name], influence - scores[0].influences[name]
+            given = all(has_error(score, name) for score in scores)
+            found.setdefault(name, []).append(Interval(value, standard_error(influence), given))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def has_error(score: MetricResult, name: str) -> bool:
+    """Whether a run would give an error. FID has its own rule and always has one here."""
+    return name == "fid" or too_few_carry(score.influences[name], score.reference_influences.get(name)) is None
+
+
+def coverage(found: Array) -> str:
+    """The coverage of the mean where an error is given; in how many repeats one is; the coverage if it always were."""
+    values, errors, given = found.T
+    covered = np.abs(values - values.mean()) <= 1.96 * errors
+    said = f"{100 * covered[given > 0].mean():.1f} ({given.mean():.0%})" if given.mean() >= 0.05 else "none"
+    return f"{said} {100 * covered.mean():.1f}"
+
+
+def report_metrics(repeats: int, features: Sequence[int], samples: Sequence[int]) -> None:
+    """Coverage of metrics and of paired differences, for three shapes of features and two models."""
+    print("coverage in % where an error is given (how often one is), and if it always were")
+    pairs = {"near": (NEAR,), "far": (FAR,), "far - near": (NEAR, FAR)}
+    for d, n, kind in product(features, samples, SHAPES):
+        data = Data.of(kind, d)
+        metrics = [name for name in METRICS_WITH_ERRORS if d < 100 or name != "fid"]
+        for said, models in pairs.items():
+            some = min(repeats, int(repeats / (COST_OF_ONE[d] * (n / 1000) ** 1.5 * len(models) ** 2)))
+            found = intervals(data, n, models, metrics, some)
+
+            columns = ", ".join(f"{name} {coverage(values)}" for name, values in found.items())
+            print(f"{d} features, N = {n}, {kind}, {said}, {some} repeats: {columns}", flush=True)
+
+
+def report_means(repeats: int) -> None:
+    """Coverage of plain means whose samples are skewed or heavy-tailed: where `too_few_carry` draws its line."""
+    draws: dict[str, tuple[Draw, float]] = {
+        "normal": (KINDS["normal"], 0),
+        "exponential": (KINDS["skewed"], 0),
+        "square of normal": (lambda random, shape: random.standard_normal(shape) ** 2, 1),
+        "square of exponential": (lambda random, shape: random.standard_exponential(shape) ** 2, 2),
+        "lognormal": (lambda random, shape: np.exp(random.standard_normal(shape)), np.exp(0.5)),
+        "square of t5": (lambda random, shape: random.standard_t(5, shape) ** 2, 5 / 3),
+        "cube of t5": (lambda random, shape: random.standard_t(5, shape) ** 3, 0),
+        "share of 2 %": (lambda random, shape: (random.random(shape) < 0.02).astype(float), 0.02),
+        "share of 10 %": (lambda random, shape: (random.random(shape) < 0.1).astype(float), 0.1),
+    }
+    print(f"means, {repeats} repeats: with an error, coverage of these, errors that miss of all; without a limit")
+    for name, (draw, mean) in draws.items():
+        for n in (100, 200, 500, 1000, 5000):
+            random = np.random.default_rng((29, n))
+            rows = [draw(random, (n,)) for _ in range(repeats)]
+            given = np.array([too_few_carry(row) is None for row in rows])
+            missed = np.array([abs(row.mean() - mean) > 1.96 * standard_error(row) for row in rows])
+            of_these = f"{100 - 100 * missed[given].mean():.1f} %" if given.mean() >= 0.05 else "-"
+            print(
+                f"{name}, N = {n}: {given.mean():.0%}, {of_these}, {np.mean(missed & given):.1%}; "
+                f"{1 - missed.mean():.1%}",
+                flush=True,
+            )
+
+
+def report_equality(repeats: int) -> None:
+    """How often tests at 5 % find something where samples, references and another model are all alike."""
+    print("alarms in % where nothing differs: a kernel's distance from 0, with both errors; two models, unpaired")
+    for kind, n in product(SHAPES, (200, 1000)):
+        data, alarms = Data.of(kind, 20), []
+        some = min(repeats, int(repeats / (2 * n / 1000)))
+        for repeat in range(some):
+            random = np.random.default_rng((30, n, repeat))
+            fresh = data.with_reference(data.draw(random, (REFERENCES, 20)))
+            scores = [fresh.score(data.draw(random, (n, 20)), EQUAL, ("kid", "cmmd", "mind")) for _ in range(2)]
+            alarms.append(_alarms(*scores))
+        said = ", ".join(f"{name} {100 * np.mean([found[name] for found in alarms]):.1f}" for name in alarms[0])
+        print(f"N = {n}, {kind}, {some} repeats: {said}", flush=True)
+
+
+def _alarms(one: MetricResult, other: MetricResult) -> dict[str, bool]:
+    """Whether each test at 5 % finds something; without an error, it does not."""
+
+    def beyond(value: float, *errors: float) -> bool:
+        return abs(value) > 1.96 * float(np.linalg.norm(errors))
+
+    found = {}
+    for name in ("kid", "cmmd", "mind"):
+        errors = [standard_error(score.influences[name]) for score in (one, other)]
+        given = all(has_error(score, name) for score in (one, other))
+        if name != "mind":
+            of_reference = standard_error(one.reference_influences[name])
+            found[name] = given and beyond(one.values[name], errors[0], of_reference)
+        found[f"{name} of two"] = given and beyond(one.values[name] - other.values[name], *errors)
+    return found
+
+
 def main() -> None:
     """Print the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--repeats", type=int, default=2000)
+    parser.add_argument("--features", nargs="+", type=int, choices=COST_OF_ONE, default=list(COST_OF_ONE))
+    parser.add_argument("--samples", nargs="+", type=int, default=[200, 500, 1000, 5000])
     given = parser.parse_args()
-    reports = {"effects": report_effects, "marks": report_marks, "infinity": report_infinity}
+    reports = {
+        "metrics": lambda repeats: report_metrics(repeats, given.features, given.samples),
+        "means": report_means,
+        "equality": report_equality,
+        "effects": report_effects,
+        "marks": report_marks,
+        "infinity": report_infinity,
+    }
     with threadpool_limits(1):
         for part in given.parts:
             reports[part](given.repeats)

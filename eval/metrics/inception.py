@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import xlogy
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, MeanAndSpread, merged, runs, standard_error
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, MeanAndSpread, merged, runs
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 
@@ -32,8 +32,7 @@ def compute_isc(inputs: MetricInputs) -> MetricResult:
     sums = merged(InceptionSums.of(run, part, splits) for run, part in _with_splits(inputs.logits(), split_of))
     influence = np.concatenate([sums.influence(run, part) for run, part in _with_splits(inputs.logits(), split_of)])
     score = sums.score()
-    values = {"isc_mean": score.mean, "isc_std": score.std, "isc_se": standard_error(influence)}
-    return MetricResult(values, {"isc_mean": influence})
+    return MetricResult({"isc_mean": score.mean, "isc_std": score.std}, {"isc_mean": influence})
 
 
 def _with_splits(
@@ -107,21 +106,30 @@ class InceptionSums:
     def influence(self, logits: NDArray[np.floating[Any]], split_of: NDArray[np.int64]) -> Array:
         """How far each of some samples moves the score (n,), given their `logits` (n, k) and splits `split_of` (n,).
 
-        It is N / (S n_s) IS_s (KL(p(y | x) || p(y)) - the split's mean KL). A sample also moves p(y), but to first
-        order that leaves the mean KL as it is, because p(y) minimises it.
+        It is the jackknife's: N / (S n_s) times n_s - 1 times what a split's score loses without the sample. To first
+        order that is N / (S n_s) IS_s (KL(p(y | x) || p(y)) - the split's mean KL), because p(y) minimises the mean KL.
+        Where a split has few samples for its classes, most of the score's scatter comes from p(y), by terms of second
+        order: with 1,008 classes the derivative's error is 0.74 to 0.88 of the spread at N = 200 to 1,000.
         """
-        marginal = self.probabilities / self.counts[:, None]
-        logarithms = np.log(marginal, where=marginal > 0, out=np.zeros_like(marginal))
-        kl = np.empty(len(logits))
+        counts, scores = self.counts[split_of], np.exp(self._mean_kl)
+        others = np.maximum(counts - 1, 1)  # a split's only sample has influence 0
+        without = np.empty(len(logits))
         for rows, shifted, exponentials, total in _softmax(logits):
-            shifted -= logarithms[split_of[rows]]
-            kl[rows] = np.einsum("ik,ik->i", exponentials, shifted) / total - np.log(total)
-        weights = self.counts.sum() / (len(self.counts) * self.counts) * np.exp(self._mean_kl)
-        influence: Array = weights[split_of] * (kl - self._mean_kl[split_of])
+            own = np.einsum("ik,ik->i", exponentials, shifted) / total - np.log(total)
+            exponentials /= total[:, None]
+            marginal = self.probabilities[split_of[rows]]
+            marginal -= exponentials
+            marginal /= others[rows, None]
+            np.clip(marginal, 0, None, out=marginal)
+            kl = (self.negative_entropies[split_of[rows]] - own) / others[rows]
+            without[rows] = np.exp(kl - xlogy(marginal, marginal).sum(axis=1))
+        influence: Array = (counts - 1) * (scores[split_of] - without)
+        influence *= self.counts.sum() / (len(self.counts) * counts)
         return influence
 
     @property
     def _mean_kl(self) -> Array:
+        """(splits,)."""
         marginal = self.probabilities / self.counts[:, None]
         mean: Array = self.negative_entropies / self.counts - xlogy(marginal, marginal).sum(axis=1)
         return mean

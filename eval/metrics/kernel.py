@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import Array, FloatFeatures, require_finite, standard_error
+from taugrid.eval.metrics.statistics import Array, FloatFeatures, require_finite
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 from taugrid.workers.heartbeat import alive
@@ -67,7 +67,10 @@ def compute_kid(inputs: MetricInputs) -> MetricResult:
     values = {"kid_mean": found.mean, "kid_std": found.std}
     if min(inputs.num_samples, len(reference.features)) < LEAST_FOR_ERROR:
         return MetricResult(values, notes=(NO_KID,))
-    return MetricResult(values | found.whole.columns("kid"), {"kid": found.whole.influence})
+    whole = found.whole
+    return MetricResult(
+        values | {"kid": whole.value}, {"kid": whole.influence}, reference_influences={"kid": whole.reference_influence}
+    )
 
 
 def compute_cmmd(inputs: MetricInputs) -> MetricResult:
@@ -79,8 +82,8 @@ def compute_cmmd(inputs: MetricInputs) -> MetricResult:
     found = discrepancy(inputs.all_features, reference.features, reference.kept, UNIT_GAUSSIAN)
     n, m = inputs.num_samples, len(reference.features)
     with_themselves = (SCALE - found.within) / n + (SCALE - found.within_reference) / m
-    values = found.columns("cmmd") | {"cmmd_biased": found.value + with_themselves}
-    return MetricResult(values, {"cmmd": found.influence})
+    values = {"cmmd": found.value, "cmmd_biased": found.value + with_themselves}
+    return MetricResult(values, {"cmmd": found.influence}, reference_influences={"cmmd": found.reference_influence})
 
 
 class Kernel(NamedTuple):
@@ -142,11 +145,6 @@ class Discrepancy(NamedTuple):
     """The kernel's mean over pairs of samples."""
     within_reference: float
     """The same of the reference."""
-
-    def columns(self, name: str) -> dict[str, float]:
-        """The value and its standard errors, as the columns of quality.csv."""
-        errors = standard_error(self.influence), standard_error(self.reference_influence)
-        return {name: self.value, f"{name}_se": errors[0], f"{name}_reference_se": errors[1]}
 
 
 def discrepancy(

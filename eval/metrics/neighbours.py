@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import Array, FloatFeatures, require_finite, standard_error
+from taugrid.eval.metrics.statistics import FloatFeatures, require_finite
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.workers.heartbeat import alive
 
@@ -40,10 +40,7 @@ def compute_prc(inputs: MetricInputs) -> MetricResult:
     if key not in reference.kept:
         reference.kept[key] = ball_radii(reference.features, neighbourhood)
     found = covered(inputs.all_features, reference.features, neighbourhood, reference.kept[key])
-    precision, recall = found.shares
-    influence: Array = found.samples.astype(np.float64) - precision
-    values = {"precision": precision, "recall": recall, "precision_se": standard_error(influence)}
-    return MetricResult(values, {"precision": influence})
+    return MetricResult(found.shares._asdict(), {"precision": found.samples.astype(np.float64)})
 
 
 class PrecisionRecall(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import Array, FloatFeatures, require_finite, standard_error
+from taugrid.eval.metrics.statistics import Array, FloatFeatures, require_finite
 from taugrid.workers.heartbeat import alive
 
 if TYPE_CHECKING:
@@ -23,13 +23,17 @@ PROJECTED_AT_ONCE = 2**22
 def compute_mind(inputs: MetricInputs) -> MetricResult:
     settings, reference = inputs.settings, inputs.compared_with.features
     found = monge_distance(inputs.all_features, reference, settings.mind_projections, settings.seed)
-    return MetricResult({"mind": found.value, "mind_se": standard_error(found.influence)}, {"mind": found.influence})
+    return MetricResult(
+        {"mind": found.value}, {"mind": found.influence}, reference_influences={"mind": found.reference_influence}
+    )
 
 
 class MongeDistance(NamedTuple):
     value: float
     influence: Array
     """(N,): how far each sample moves it, with the reference and the directions fixed."""
+    reference_influence: Array
+    """(m,): how far each reference image moves it."""
 
 
 def monge_distance(
@@ -56,24 +60,25 @@ def monge_distance(
     import torch
 
     require_finite(features)
-    size, d = features.shape
-    n = min(size, len(reference_features))
+    sides, d = (features, reference_features), features.shape[1]
+    n = min(map(len, sides))
     generator = torch.Generator().manual_seed(seed)
-    kept = _kept(size, n, generator)
-    cut, reference = features[kept], reference_features[_kept(len(reference_features), n, generator)]
+    kept = [_kept(len(side), n, generator) for side in sides]
+    x, y = (side[rows] for side, rows in zip(sides, kept, strict=True))
     drawn = torch.randn((projections, d), generator=generator)
     directions = (drawn / drawn.norm(dim=1, keepdim=True).clamp(min=1e-12)).numpy()
-    total, potential = 0.0, np.zeros(n)
+    total, potentials = 0.0, (np.zeros(n), np.zeros(n))
     at_once = max(1, PROJECTED_AT_ONCE // n)
     for start in range(0, projections, at_once):
         some = directions[start : start + at_once]
-        for line, line_of_reference in zip(some @ cut.T, some @ reference.T, strict=True):
+        for of_x, of_y in zip(some @ x.T, some @ y.T, strict=True):
             alive()
-            total += _transport(line, line_of_reference, potential)
+            total += _transport(of_x, of_y, *potentials)
     scale = 3 * d / projections
-    influence = np.zeros(size)
-    influence[kept] = (potential - potential.mean()) * (scale * size / n)
-    return MongeDistance(total / n * scale, influence)
+    influences = [np.zeros(len(side)) for side in sides]
+    for influence, rows, potential in zip(influences, kept, potentials, strict=True):
+        influence[rows] = (potential - potential.mean()) * (scale * len(influence) / n)
+    return MongeDistance(total / n * scale, *influences)
 
 
 def _kept(size: int, n: int, generator: "Generator") -> "slice | NDArray[np.int64]":
@@ -83,11 +88,12 @@ def _kept(size: int, n: int, generator: "Generator") -> "slice | NDArray[np.int6
     return slice(None) if size == n else torch.randperm(size, generator=generator)[:n].numpy()
 
 
-def _transport(x: FloatFeatures, y: FloatFeatures, potential: Array) -> float:
-    """The cost of moving x (n,) to y (n,), n times their squared distance. Adds the potential of x to `potential`."""
-    order = np.argsort(x)
-    ordered = x[order].astype(np.float64)
-    gaps = ordered - np.sort(y)
-    steps = np.diff(ordered) * (gaps[1:] + gaps[:-1])
-    potential[order[1:]] += np.cumsum(steps)
+def _transport(x: FloatFeatures, y: FloatFeatures, of_x: Array, of_y: Array) -> float:
+    """The cost of moving x (n,) to y (n,), n times their squared distance. Adds their potentials to `of_x`, `of_y`."""
+    orders = np.argsort(x), np.argsort(y)
+    ordered = x[orders[0]].astype(np.float64), y[orders[1]].astype(np.float64)
+    gaps = ordered[0] - ordered[1]
+    sums = gaps[1:] + gaps[:-1]
+    of_x[orders[0][1:]] += np.cumsum(np.diff(ordered[0]) * sums)
+    of_y[orders[1][1:]] -= np.cumsum(np.diff(ordered[1]) * sums)
     return float(gaps @ gaps)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
-from taugrid.eval.metrics.statistics import Array, Features, Stream, loaded
+from taugrid.eval.metrics.statistics import Array, Features, Stream, loaded, standard_error, too_few_carry
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import METRICS, SAMPLE_COLUMNS, Limits, Metric, MetricSettings, Sizes
 
@@ -48,10 +48,12 @@ class MetricResult(NamedTuple):
     values: dict[str, float]
     """Column of a table -> number."""
     influences: Mapping[str, Array] = {}
-    """Column of a table -> (N,): how far each sample moves that number, for its standard error and for paired
+    """Column of a table -> (N,): how far each sample moves that number, up to a constant, for its error and for paired
     differences; without those that have no standard error."""
     notes: tuple[str, ...] = ()
     """Why a number is missing."""
+    reference_influences: Mapping[str, Array] = {}
+    """Column of a table -> (m,): how far each reference image moves that number, up to a constant."""
 
 
 class Feasible(NamedTuple):
@@ -141,6 +143,25 @@ def score(
     together = MetricResult({})
     for metric in settings.chosen:
         compute: Callable[[MetricInputs], MetricResult] = pkgutil.resolve_name(metric.compute)
-        values, influences, notes = compute(inputs)
+        values, influences, notes, _ = _with_errors(metric, compute(inputs))
         together = MetricResult(together.values | values, {**together.influences, **influences}, together.notes + notes)
     return together
+
+
+def _with_errors(metric: Metric, result: MetricResult) -> MetricResult:
+    """The metric with the standard errors that influences give, without influences that give none.
+
+    FID gives its error itself: it has its own rule, which depends on the number of features.
+    """
+    values, influences, notes = dict(result.values), dict(result.influences), list(result.notes)
+    values |= {f"{name}_reference_se": standard_error(phi) for name, phi in result.reference_influences.items()}
+    for column in metric.columns:
+        if column.sampling_error is None or column.sampling_error in values or column.name not in influences:
+            continue
+        influence = influences[column.name]
+        if (reason := too_few_carry(influence, result.reference_influences.get(column.name))) is None:
+            values[column.sampling_error] = standard_error(influence)
+        else:
+            del influences[column.name]
+            notes.append(f"no {column.sampling_error}: {reason}")
+    return MetricResult(values, influences, tuple(notes))

@@ -29,6 +29,15 @@ ROWS_AT_ONCE = 4096
 """Rows of features that are centred in float64 at a time, so that 50,000 x 2048 need no second copy in memory."""
 
 
+LEAST_CARRYING = 20
+"""Least effective number of samples that a standard error may rest on, see `carrying`."""
+
+LEAST_TYPICAL = 40
+"""The same where the reference says how many typically carry it. In simulations (`benchmarks/intervals.py`, part
+`metrics`), sets of samples that happened to lack their distribution's tail had the smallest errors, the most carrying
+samples and the worst coverage. The reference does not depend on that luck."""
+
+
 def require_finite(features: FloatFeatures) -> None:
     """Raise ValueError, with their number, if vectors of `features` (n, d) hold nan or infinity."""
     damaged = np.count_nonzero(~np.isfinite(features).all(axis=1))
@@ -106,6 +115,35 @@ def standard_error(influence: Array) -> float:
     It does not include the metric's bias at this N or the spread between trainings, and takes the reference as fixed.
     """
     return float(influence.std(ddof=1) / np.sqrt(len(influence)))
+
+
+def carrying(influence: Array) -> float:
+    """The effective number of samples that a standard error rests on, given `influence` (N,) of all of them.
+
+    It is N over the kurtosis, (sum of phi^2)^2 / (sum of phi^4): the relative error of the variance is that of so many
+    samples. It is N / 3 for Gaussian influences, and near N p for a share p that is small.
+    """
+    squares = np.square(influence - influence.mean())
+    total = float(squares.sum())
+    return total**2 / float(np.square(squares).sum()) if total > 0 else 0.0
+
+
+def too_few_carry(influence: Array, reference_influence: Array | None = None) -> str | None:
+    """Why `influence` (N,) of all samples gives no standard error; None if it gives one.
+
+    `reference_influence` (m,), if the metric has one, says how many of N samples like the reference images would carry
+    it. Images with an influence of 0 were not compared.
+    """
+    n, said = len(influence), "of {:,} samples, and needs {}; a larger N helps"
+    if (effective := carrying(influence)) < LEAST_CARRYING:
+        outliers = ", unless a few samples are far from all others"
+        return f"it would rest on about {effective:.0f} {said.format(n, LEAST_CARRYING)}{outliers}"
+    if reference_influence is None:
+        return None
+    typical = n * carrying(reference_influence) / max(1, int(np.count_nonzero(reference_influence)))
+    if typical < LEAST_TYPICAL:
+        return f"as far as the reference tells, it would rest on about {typical:.0f} {said.format(n, LEAST_TYPICAL)}"
+    return None
 
 
 def difference_standard_error(influence_a: Array, influence_b: Array) -> float:

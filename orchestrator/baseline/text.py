@@ -215,9 +215,10 @@ def other_change(cell: CellDict, column: MetricColumn, arrow: str = "->") -> str
 
 
 def comparison_text(comparison: Mapping[str, Any]) -> str:
-    """The verdict, a line for each cell, and the checks, rule, other metrics and warnings."""
+    """The verdict and which side is new, a line for each cell, and the checks, rule, other metrics and warnings."""
     cells = comparison["cells"]
-    lines = [headline(comparison), f"{counts(comparison)}.", ""]
+    first = f"{headline(comparison)}; {comparison['directory']} (new) - {comparison['baseline']}"
+    lines = [first, f"{counts(comparison)}.", ""]
     lines += in_columns((cell["result"], cell["label"], reason(cell)) for cell in cells)
     lines += ["", *check_lines(comparison)]
     lines += [f"not judged: {reason}" for reason in comparison["not_judged"]]

@@ -28,7 +28,8 @@ def scores_text(documents: Sequence[Document]) -> str:
     if len(documents) > 1:
         rows = [[column.heading, *(_number(column, scores["metrics"]) for scores in documents)] for column in columns]
         lines = in_columns([["", *named], *rows])
-        lines += [f"{column.title}: ± is {column.error_means}" for column in columns if column.error]
+        shown = [column for column, row in zip(columns, rows, strict=True) if "±" in "".join(row)]
+        lines += [f"{column.title}: ± is {column.error_means}" for column in shown]
     else:
         lines = [_score(column, first["metrics"]) for column in columns]
     lines += [_side("samples", scores["samples"]) for scores in documents]

@@ -206,7 +206,11 @@ METRICS = {
         Metric(
             "mind",
             "Monge Inception Distance",
-            (MetricColumn("mind", "MIND", "mind_se", OF_SAMPLING, sampling_error="mind_se"),),
+            (
+                MetricColumn(
+                    "mind", "MIND", "mind_se", OF_SAMPLING, sampling_error="mind_se", further=("mind_reference_se",)
+                ),
+            ),
             compute="taugrid.eval.metrics.projections:compute_mind",
             settings=("mind_projections",),
             needs_all_features=True,

@@ -4,6 +4,7 @@ import re
 from itertools import combinations
 from pathlib import Path
 
+import mutants
 import pytest
 from architecture import (
     MOST_FILES,
@@ -243,3 +244,9 @@ def test_the_tests_that_failures_names_exist():
     named = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs/failures.md").read_text()))
     assert len(named) > 30
     assert named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+
+
+def test_the_mutants_fit_the_code():
+    """`planted` exits if a mutant's old text is not in its file exactly once, or one of its tests is gone."""
+    for mutant in mutants.read((ROOT / "tools/mutants.txt").read_text()):
+        mutants.planted(ROOT, mutant)

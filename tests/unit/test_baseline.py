@@ -186,9 +186,10 @@ def test_cells_of_one_side_alone_are_listed(base, tmp_path):
     assert len(found["only_baseline"]) == 3
     shown, _ = taugrid("compare", root, base / "run", code=5)
     lacking = "not judged in full: cells of the baseline are missing (--allow-missing permits it)"
-    assert shown.startswith(f"➖ identical: every image is the same; 1 of 4 baseline cells compared; {lacking}\n")
+    assert shown.startswith(f"➖ identical: every image is the same; 1 of 4 baseline cells compared; {lacking}; ")
+    assert shown.splitlines()[0].endswith(f"{root} (new) - {base / 'run'}")
     shown, _ = taugrid("compare", root, base / "run", "--allow-missing")
-    assert shown.startswith("✅ identical: every image is the same; 1 of 4 baseline cells compared\n")
+    assert shown.startswith("✅ identical: every image is the same; 1 of 4 baseline cells compared; ")
 
 
 def test_another_grid_altogether_is_refused(base, tmp_path):

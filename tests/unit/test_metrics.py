@@ -92,7 +92,7 @@ def test_the_columns_of_quality_csv_are_those_of_the_contract():
     ]  # fmt: skip
     assert appended_columns() == [
         "isc_se", "kid", "kid_se", "kid_reference_se", "precision_se",
-        "cmmd", "cmmd_se", "cmmd_reference_se", "cmmd_biased", "mind", "mind_se",
+        "cmmd", "cmmd_se", "cmmd_reference_se", "cmmd_biased", "mind", "mind_se", "mind_reference_se",
     ]  # fmt: skip
 
 

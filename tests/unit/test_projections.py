@@ -93,6 +93,14 @@ def test_samples_that_were_cut_have_no_influence_and_the_error_is_of_the_rest():
     assert standard_error(influence) == pytest.approx(np.std(of_rest / 1.5, ddof=1) / np.sqrt(600), rel=1e-3)
 
 
+def test_the_references_influences_are_those_of_the_sides_exchanged():
+    features, reference = gaussian(90, 6, 1, 1.2, 0.3), gaussian(90, 6, 2)
+    there, back = monge_distance(features, reference, 50, 0), monge_distance(reference, features, 50, 0)
+    assert there.value == pytest.approx(back.value, rel=1e-12)
+    assert there.reference_influence == pytest.approx(back.influence, rel=1e-9)
+    assert there.influence == pytest.approx(back.reference_influence, rel=1e-9)
+
+
 def test_features_that_are_not_finite_are_refused():
     features = gaussian(30, 4, 1)
     features[7, 1] = np.nan

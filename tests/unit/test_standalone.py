@@ -85,6 +85,12 @@ def evaluate(samples, reference, extractor, settings, **options):
     return standalone.evaluate(samples, as_reference(reference), extractor, settings, standalone.Options(**options))
 
 
+def errors(name, found):
+    """A distance, with the standard errors of its samples and of its reference."""
+    both = statistics.standard_error(found.influence), statistics.standard_error(found.reference_influence)
+    return {name: found.value, f"{name}_se": both[0], f"{name}_reference_se": both[1]}
+
+
 def expected(spec, cell, digits, settings):
     """The same metrics by taugrid.eval.metrics.statistics and its neighbours, each from whole arrays."""
     extract = extractors.load(spec, "cpu")
@@ -106,15 +112,14 @@ def expected(spec, cell, digits, settings):
         "isc_se": statistics.standard_error(sums.influence(samples.logits.numpy(), split_of)),
         "kid_mean": kid.mean,
         "kid_std": kid.std,
-        **all_pairs.columns("kid"),
-        **cmmd.columns("cmmd"),
+        **errors("kid", all_pairs),
+        **errors("cmmd", cmmd),
         "cmmd_biased": cmmd.value + (1000 - cmmd.within) / len(cell) + (1000 - cmmd.within_reference) / len(digits),
         "precision": inside.shares.precision,
         "precision_se": np.std(inside.samples, ddof=1) / np.sqrt(len(cell)),
         "recall": inside.shares.recall,
         "fid_infinity": fid_infinity(features, reference_moments, seed=settings.seed),
-        "mind": mind.value,
-        "mind_se": statistics.standard_error(mind.influence),
+        **errors("mind", mind),
     }
 
 
@@ -266,12 +271,14 @@ def test_what_cannot_be_given_is_said(tmp_path, spec, cell, digits):
     pixels = resolve(PIXELS, "digits", None, (1, 8, 8))
     samples, reference = as_npz(tmp_path / "a.npz", cell[:60]), as_npz(tmp_path / "d.npz", digits)
     result = evaluate(samples, reference, pixels, ALL, versions=VERSIONS)
-    beginnings = [note.split(":")[0] for note in result["notes"]]
-    assert beginnings == ["no isc", "no fid_infinity", "kid_subset_size is 60 here, not 100", "no fid_se"]
+    beginnings, errors = (
+        [note.split(":")[0] for note in result["notes"]],
+        ["no fid_se", "no kid_se", "no cmmd_se", "no mind_se"],
+    )
+    assert beginnings == ["no isc", "no fid_infinity", "kid_subset_size is 60 here, not 100", *errors]
     assert result["protocol"]["kid_subset_size"] == 60, "reduced, and recorded"
-    of_kernels = {"kid_mean", "kid_std", "kid", "kid_se", "kid_reference_se"}
-    of_kernels |= {"cmmd", "cmmd_se", "cmmd_reference_se", "cmmd_biased"}
-    others = {"precision", "precision_se", "recall", "mind", "mind_se"}
+    of_kernels = {"kid_mean", "kid_std", "kid", "kid_reference_se", "cmmd", "cmmd_reference_se", "cmmd_biased"}
+    others = {"precision", "precision_se", "recall", "mind", "mind_reference_se"}
     assert set(result["metrics"]) == {"fid"} | of_kernels | others
     with pytest.raises(ValueError, match=r"none of the metrics can be given \(isc: pixels has no layer of logits\)"):
         evaluate(samples, reference, pixels, MetricSettings(("isc",)), versions=VERSIONS)
@@ -371,6 +378,21 @@ def test_no_influence_where_there_is_no_standard_error():
     assert scores.influences == {}
     assert "fid_se" not in scores.values
     assert scores.notes[0].startswith("no fid_se: 59 samples for 6 varying features")
+
+
+@pytest.mark.parametrize("wanted", ["isc", "kid", "mind"])
+def test_no_error_that_rests_on_few_samples(wanted):
+    """Three of 600 samples are far from all others, in features and in logits: they alone would make the error."""
+    column, settings = METRICS[wanted].columns[-1], MetricSettings((wanted,), kid_subset_size=100)
+    features = np.concatenate([FEATURES[:597] * 0.01, np.eye(6, dtype=np.float32)[:3] * 40])
+    assert column.sampling_error in scored(FEATURES[:600], FEATURES, 600, settings).values
+    scores = scored(features, FEATURES, 600, settings)
+    assert column.name in scores.values
+    assert column.sampling_error not in scores.values
+    assert scores.influences == {}
+    [note] = scores.notes
+    of_600 = note.removeprefix(f"no {column.sampling_error}: it would rest on about ").split(", and needs 20")[0]
+    assert of_600 in [f"{few} of 600 samples" for few in range(1, 20)]
 
 
 def test_features_that_are_not_finite_are_refused():

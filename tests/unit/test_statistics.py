@@ -1,5 +1,7 @@
 """The statistics agree with torch-fidelity's, with themselves when merged in any order, and with repeated sampling."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from taugrid.eval.metrics.statistics import (
     runs,
     standard_error,
     symmetric_root,
+    too_few_carry,
 )
 from taugrid.registry.metrics import MetricSettings, Sizes
 
@@ -228,6 +231,31 @@ def test_cells_of_unequal_size_are_not_paired():
         difference_standard_error(np.arange(3.0), np.arange(1.0))
 
 
+def test_what_carries_an_error_is_n_over_the_kurtosis():
+    rng = np.random.default_rng(0)
+    assert too_few_carry(rng.standard_normal(100) + 5) is None
+    few = "it would rest on about {} of {} samples, and needs 20; a larger N helps"
+    assert too_few_carry(rng.standard_normal(50)).startswith(few.format(18, 50))
+    share = np.arange(1000.0) < 15
+    assert too_few_carry(share).startswith(few.format(15, "1,000"))
+    assert too_few_carry(np.arange(1000.0) < 25) is None
+    for nothing in (np.ones(1000), np.zeros(1), share * 1e-200):
+        assert "about 0 of" in too_few_carry(nothing)
+
+
+def test_the_reference_says_how_many_samples_typically_carry_an_error():
+    """Samples that happen to lack the tail would say that all is well."""
+    rng = np.random.default_rng(0)
+    samples, reference = rng.standard_normal(200), rng.standard_normal(5000)
+    assert too_few_carry(samples, reference) is None
+    tail = reference.copy()
+    tail[:50] *= 10
+    said = too_few_carry(samples, tail)
+    assert re.fullmatch("as far as the reference tells, it would rest on about 1?[0-9] of 200 .* needs 40; .*", said)
+    not_compared = np.zeros(20_000)
+    assert too_few_carry(samples, np.concatenate([reference, not_compared])) is None
+
+
 # Inception Score
 
 
@@ -252,20 +280,19 @@ def test_inception_score_of_certain_and_of_useless_classifiers():
 
 
 def test_influences_on_the_inception_score_are_what_leaving_out_a_sample_shows():
-    """Leaving out one of the 300 samples of a split also moves its marginal, by a term of order 1 / 300."""
-    logits = np.random.default_rng(3).standard_normal((600, 10)) * 2
-    split_of = inception_splits(600, 2, seed=0)
+    logits = np.random.default_rng(3).standard_normal((205, 10)) * 2
+    split_of = inception_splits(205, 2, seed=0)
     sums = InceptionSums.of(logits, split_of, 2)
     influence = sums.influence(logits, split_of)
     without = np.array([
-        InceptionSums.of(np.delete(logits, i, 0), np.delete(split_of, i), 2).score().mean for i in range(600)
+        InceptionSums.of(np.delete(logits, i, 0), np.delete(split_of, i), 2).score().mean for i in range(205)
     ])  # fmt: skip
-    # An influence is scaled as if the whole sample gave one mean: half of it is a split's, 2 * 299 steps away.
-    lost = 2 * 299 * (sums.score().mean - without)
-    assert influence.mean() == pytest.approx(0, abs=1e-9)
-    assert influence == pytest.approx(lost, abs=0.05 * influence.std())
+    size = sums.counts[split_of]
+    assert influence == pytest.approx(205 / size * (size - 1) * (sums.score().mean - without), rel=1e-6, abs=1e-9)
     parts = np.concatenate([sums.influence(logits[cut], split_of[cut]) for cut in (slice(0, 70), slice(70, None))])
-    assert np.array_equal(parts, influence)
+    assert parts == pytest.approx(influence, rel=1e-12)
+    alone = inception_splits(3, 2, seed=0)
+    assert np.count_nonzero(InceptionSums.of(logits[:3], alone, 2).influence(logits[:3], alone)) == 2
 
 
 def test_inception_score_refuses_what_it_cannot_divide():
