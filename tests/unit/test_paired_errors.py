@@ -6,6 +6,8 @@ cells are near the reference it is larger than the error). That expectation is t
 own error is 1/28 of one standard error.
 """
 
+from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -87,3 +89,18 @@ def test_samples_out_of_step_gain_nothing():
     assert difference_standard_error(phi, phi) == 0
     independent = np.sqrt(2) * standard_error(phi)
     assert difference_standard_error(phi, np.roll(phi, 1)) == pytest.approx(independent, rel=0.1)
+
+
+def test_errors_of_other_metrics_cover_too(monkeypatch):
+    """The short form of `python -m benchmarks.intervals --parts metrics`; 120 repeats know a coverage to 2 %."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    benchmark = import_module("benchmarks.intervals")
+    with threadpool_limits(limits=1):
+        found = benchmark.intervals(
+            benchmark.Data.of("normal", 20), 200, (benchmark.FAR,), ("isc", "prc", "cmmd", "mind"), 120
+        )
+    assert set(found) == {"isc_mean", "precision", "cmmd", "mind"}
+    for values, errors, given in (rows.T for rows in found.values()):
+        assert given.mean() > 0.9
+        assert 0.9 <= coverage(values, errors) <= 0.99
+        assert np.mean(errors) == pytest.approx(np.std(values), rel=0.2)
