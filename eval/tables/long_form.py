@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from taugrid.eval.tables.rows import series, sort_key
-from taugrid.registry.metrics import COLUMNS as KNOWN
 from taugrid.registry.metrics import METRICS, SAMPLED, MetricColumn
 
 COLUMNS = (
@@ -39,7 +38,8 @@ def score_columns() -> list[MetricColumn]:
     """The numbers that get tables, in the order of their columns in quality.csv. The closed form comes after FID."""
     order = [*SCORES, *appended_columns()]
     order.insert(order.index(OF_SUBSETS), "kid")
-    found = [KNOWN[name] for name in dict.fromkeys(order) if name in KNOWN]
+    known = {column.name: column for metric in METRICS.values() for column in metric.columns}
+    found = [known[name] for name in dict.fromkeys(order) if name in known]
     return [FID, EXACT_FID, *(column for column in found if column != FID)]
 
 

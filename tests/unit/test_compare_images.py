@@ -14,7 +14,7 @@ from PIL import Image
 from taugrid import parquet
 from taugrid.config import Data
 from taugrid.errors import Exit
-from taugrid.eval.comparison import _independent, compare
+from taugrid.eval.comparison import compare, independent
 from taugrid.eval.metrics.statistics import standard_error
 from taugrid.eval.pairs import psnr, ssim
 from taugrid.eval.standalone import ScoredImages
@@ -128,7 +128,7 @@ def test_sets_without_names_are_independent(places):
 def test_independent_sets_keep_their_errors_and_correlations():
     generator = np.random.default_rng(0)
     a, b = generator.normal(3, 2, (2, 50)), generator.normal(-1, 1, (2, 80))
-    joint = [_independent(*sides) for sides in zip(a, b, strict=True)]
+    joint = [independent(*sides) for sides in zip(a, b, strict=True)]
     for metric, (one, other) in enumerate(joint):
         assert standard_error(one) == pytest.approx(standard_error(a[metric]))
         assert standard_error(other - one) == pytest.approx(
