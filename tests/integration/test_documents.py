@@ -44,7 +44,8 @@ def test_a_command_that_is_shown_does_what_it_says(command, config, finished, tm
         ("steps=10", "steps=2"),
     ):
         command = command.replace(shown, smaller)
-    taugrid(*shlex.split(command)[1:])
+    # A comparison of 100 images has no metric with a standard error, so nothing can be judged.
+    taugrid(*shlex.split(command)[1:], code=5 if command.startswith("taugrid compare last-night") else 0)
 
 
 def test_the_pages_have_commands():

@@ -95,7 +95,7 @@ def test_images_that_are_of_no_cell_any_more_are_said_and_read(copy):
 
 def test_damaged_scores_are_noticed_and_computed_again(config, copy):
     before = scores(copy)
-    changed, wrong, folder = sorted((copy / "scores").iterdir())[:3]
+    changed, wrong, folder = sorted((copy / "scores").glob("*.json"))[:3]
     changed.write_text(changed.read_text().replace('"num_samples": 100', '"num_samples": 101'))
     wrong.write_text("{}")
     folder.unlink()

@@ -4,17 +4,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from taugrid.eval.gate.verdict import worst
-from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison
+from taugrid.eval.gate.verdict import Verdict, worst
+from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison, MetricComparison
 from taugrid.orchestrator.baseline.text import comparison_text
 from taugrid.orchestrator.nightly.summary import junit_xml, summary
 
 
 def cell(number, result, **more):
-    numbers = {"fid": 12.5, "baseline_fid": 10.0, "difference": 2.5, "margin": 0.2, "se": 0.5, "t": 4.6, "upper": 4.0}
+    fid = MetricComparison(12.5, 10.0, 10.0, 2.5, 0.2, Verdict(result), se=0.5, t=4.6, upper=4.0, detectable=1.9)
     name = f"S0010-eta0.{number}-{number:010x}"
-    found = {"cell": f"{number:010x}", "name": name, "baseline_cell": name, "situation": "new weights", **numbers}
-    return CellComparison(**{**found, "result": result, "detectable": 1.9, **more})
+    found = {"cell": f"{number:010x}", "name": name, "baseline_cell": name, "situation": "new weights"}
+    return CellComparison(**found, result=Verdict(result), metrics={"fid": fid}, judging=("fid",), **more)
 
 
 def compared(cells):
@@ -27,7 +27,7 @@ def compared(cells):
 
 def verdict(cells, missing=()):
     found = compared(cells).as_dict()
-    scores = [{"cell": one.cell, "label": f"S0010-eta0.{i} " + "x" * 60, "metrics": {"fid": one.fid}}
+    scores = [{"cell": one.cell, "label": f"S0010-eta0.{i} " + "x" * 60, "metrics": {"fid": one.metrics["fid"].value}}
               for i, one in enumerate(cells)]  # fmt: skip
     baseline = {"place": "b.json", "accepted": "2026-11-25T01:02:03+00:00", "reason": "it was good"}
     about = {"night": "n", "name": "big", "time": "2026-11-26T00:00:00+00:00", "baseline": baseline}
