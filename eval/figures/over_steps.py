@@ -109,11 +109,15 @@ def draw_over_steps(
 
 
 def _draw_floor(panel: Axes, table: Pivot) -> None:
-    """Draw a dashed line at the floor, with its value; without the line if it has no place on the axis."""
+    """Draw a dashed line at the floor, with its value.
+
+    Without the line if it has no place on the axis, or is so far below all values that their differences would vanish.
+    """
     if table.floor is None:
         return
     at, text, across = table.floor.mean, f"real against real: {table.floor_value}", panel.get_yaxis_transform()
-    if has_place(np.array(at), panel.get_yscale()):
+    is_far = panel.get_yscale() == "log" and at * FAR < np.nanmin(table.values.to_numpy(), initial=np.inf)
+    if has_place(np.array(at), panel.get_yscale()) and not is_far:
         panel.axhline(at, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
     else:
         at, text, across = 0.01, f"{text}, below this axis", panel.transAxes
@@ -134,6 +138,8 @@ def _mark(panel: Axes, table: Pivot, axis: Along) -> float:
 
 GREY = "#555555"
 """Of the floor."""
+FAR = 4
+"""A floor is far below values that are more than this many times as large."""
 SIGMA_HAT_COLOUR = "#d55e00"
 """Vermilion of the Okabe-Ito palette, distinct from viridis in every common kind of colour vision."""
 

@@ -134,15 +134,14 @@ def too_few_carry(influence: Array, reference_influence: Array | None = None) ->
     `reference_influence` (m,), if the metric has one, says how many of N samples like the reference images would carry
     it. Images with an influence of 0 were not compared.
     """
-    n, said = len(influence), "of {:,} samples, and needs {}; a larger N helps"
-    if (effective := carrying(influence)) < LEAST_CARRYING:
-        outliers = ", unless a few samples are far from all others"
-        return f"it would rest on about {effective:.0f} {said.format(n, LEAST_CARRYING)}{outliers}"
+    n, rests = len(influence), "it would rest on fewer than {} of {:,} samples; a larger N helps"
+    if carrying(influence) < LEAST_CARRYING:
+        return f"{rests.format(LEAST_CARRYING, n)}, unless a few samples are far from all others"
     if reference_influence is None:
         return None
     typical = n * carrying(reference_influence) / max(1, int(np.count_nonzero(reference_influence)))
     if typical < LEAST_TYPICAL:
-        return f"as far as the reference tells, it would rest on about {typical:.0f} {said.format(n, LEAST_TYPICAL)}"
+        return f"as far as the reference tells, {rests.format(LEAST_TYPICAL, n)}"
     return None
 
 

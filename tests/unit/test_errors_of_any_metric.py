@@ -182,6 +182,10 @@ def test_the_floor_is_a_dashed_line_or_said_to_be_below_a_logarithmic_axis(small
     [panel] = quality_figure(frame, small_n.protocols, metric=KID, floors=floors).axes
     assert not [line for line in panel.lines if line.get_linestyle() == "--"]
     assert [text.get_text() for text in panel.texts] == ["real against real: -0.00040 ± 0.00070, below this axis"]
+    far = {400: {"fid": floors[400]["fid"]._replace(mean=frame["fid"].min() / 5)}}
+    [panel] = quality_figure(frame, small_n.protocols, floors=far).axes
+    assert not [line for line in panel.lines if line.get_linestyle() == "--"]
+    assert panel.texts[0].get_text().endswith(", below this axis")
     [panel] = quality_figure(frame, small_n.protocols, floors={500: floors[400]}).axes
     assert not panel.texts, "of another N"
 

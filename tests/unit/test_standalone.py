@@ -391,8 +391,7 @@ def test_no_error_that_rests_on_few_samples(wanted):
     assert column.sampling_error not in scores.values
     assert scores.influences == {}
     [note] = scores.notes
-    of_600 = note.removeprefix(f"no {column.sampling_error}: it would rest on about ").split(", and needs 20")[0]
-    assert of_600 in [f"{few} of 600 samples" for few in range(1, 20)]
+    assert note.startswith(f"no {column.sampling_error}: it would rest on fewer than 20 of 600 samples; a larger N")
 
 
 def test_features_that_are_not_finite_are_refused():

@@ -1,7 +1,5 @@
 """The statistics agree with torch-fidelity's, with themselves when merged in any order, and with repeated sampling."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -234,13 +232,13 @@ def test_cells_of_unequal_size_are_not_paired():
 def test_what_carries_an_error_is_n_over_the_kurtosis():
     rng = np.random.default_rng(0)
     assert too_few_carry(rng.standard_normal(100) + 5) is None
-    few = "it would rest on about {} of {} samples, and needs 20; a larger N helps"
-    assert too_few_carry(rng.standard_normal(50)).startswith(few.format(18, 50))
+    few = "it would rest on fewer than 20 of {} samples; a larger N helps"
+    assert too_few_carry(rng.standard_normal(50)).startswith(few.format(50))
     share = np.arange(1000.0) < 15
-    assert too_few_carry(share).startswith(few.format(15, "1,000"))
+    assert too_few_carry(share).startswith(few.format("1,000"))
     assert too_few_carry(np.arange(1000.0) < 25) is None
     for nothing in (np.ones(1000), np.zeros(1), share * 1e-200):
-        assert "about 0 of" in too_few_carry(nothing)
+        assert too_few_carry(nothing) is not None
 
 
 def test_the_reference_says_how_many_samples_typically_carry_an_error():
@@ -250,8 +248,8 @@ def test_the_reference_says_how_many_samples_typically_carry_an_error():
     assert too_few_carry(samples, reference) is None
     tail = reference.copy()
     tail[:50] *= 10
-    said = too_few_carry(samples, tail)
-    assert re.fullmatch("as far as the reference tells, it would rest on about 1?[0-9] of 200 .* needs 40; .*", said)
+    few = "as far as the reference tells, it would rest on fewer than 40 of 200 samples; a larger N helps"
+    assert too_few_carry(samples, tail) == few
     not_compared = np.zeros(20_000)
     assert too_few_carry(samples, np.concatenate([reference, not_compared])) is None
 
