@@ -10,7 +10,7 @@
   1000), and precision and recall, many cells sharing one reference, for each number of samples. Neither side's time
   for FID holds the reference's own statistics. taugrid keeps the reference's part of KID and of precision and recall,
   so the first cell takes longer: it is printed beside the median of the later ones. taugrid's numbers have standard
-  errors (of FID from N = 20,480 on, of KID, IS and precision at any N); torch-fidelity's have none. Precision and
+  errors (of FID from N = 20,480 on, of KID, IS and precision where enough samples carry them); torch-fidelity's have none. Precision and
   recall of more than 25,000 samples are torch-fidelity's with save_cpu_ram, as its three matrices would take 30 GB.
 
 Medians over rounds or later cells, and the ratios of medians. `--images 0` leaves extraction out, `--metrics` others.

@@ -99,7 +99,7 @@ class Growth:
         if not others & set(metrics) and (FID.name not in metrics or self._least < needed):
             raise UserError(
                 f"--until: no score has a standard error at N = {self._least:,}; FID's begins at N = {needed:,} with "
-                f"{extractor.name}, and KID's at any N: add kid to evaluate.metrics, or raise sample.num_samples"
+                f"{extractor.name}, and KID's often below: add kid to evaluate.metrics, or raise sample.num_samples"
             )
 
     def parts(self) -> Iterator[Plan]:

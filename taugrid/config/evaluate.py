@@ -5,19 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from taugrid.config.data import Data
-from taugrid.config.section import Positive, Section, Seed
+from taugrid.config.section import Positive, Section, Seed, one_of
 from taugrid.registry.extractors import FeaturePrecision
 from taugrid.registry.metrics import DEFAULT_METRICS, METRICS, MetricSettings
 
-
-def _known(name: str) -> str:
-    if name not in METRICS:
-        *others, last = METRICS
-        raise ValueError(f"must be {', '.join(others)} or {last}")
-    return name
-
-
-MetricName = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": list(METRICS)})]
+MetricName = Annotated[str, AfterValidator(one_of(METRICS)), Field(json_schema_extra={"enum": list(METRICS)})]
 
 
 class Evaluate(Section):

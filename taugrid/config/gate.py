@@ -4,21 +4,14 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from taugrid.config.section import Section
+from taugrid.config.section import Section, one_of
 from taugrid.registry.metrics import METRICS
 
 JUDGING = tuple(name for name, metric in METRICS.items() if any(column.sampling_error for column in metric.columns))
 """The metrics that can have a standard error of sampling."""
 
 
-def _can_judge(name: str) -> str:
-    if name not in JUDGING:
-        *others, last = JUDGING
-        raise ValueError(f"must be {', '.join(others)} or {last}")
-    return name
-
-
-JudgingMetric = Annotated[str, AfterValidator(_can_judge), Field(json_schema_extra={"enum": list(JUDGING)})]
+JudgingMetric = Annotated[str, AfterValidator(one_of(JUDGING)), Field(json_schema_extra={"enum": list(JUDGING)})]
 
 
 class Gate(Section):

@@ -6,7 +6,7 @@ the section says what a key may be as a whole, so that its branches give one sen
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,18 @@ from taugrid.errors import UserError
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+def one_of(names: Collection[str]) -> Callable[[str], str]:
+    """A validator of texts that must be one of `names`, two at least."""
+
+    def known(name: str) -> str:
+        if name not in names:
+            *others, last = names
+            raise ValueError(f"must be {', '.join(others)} or {last}")
+        return name
+
+    return known
 
 
 class Section(BaseModel):
