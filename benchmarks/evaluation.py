@@ -11,7 +11,8 @@
   for FID holds the reference's own statistics. taugrid keeps the reference's part of KID and of precision and recall,
   so the first cell takes longer: it is printed beside the median of the later ones. taugrid's numbers have standard
   errors (of FID from N = 20,480 on, of KID, IS and precision where enough samples carry them); torch-fidelity's have
-  none. Precision and recall of more than 25,000 samples are torch-fidelity's with save_cpu_ram, as its three matrices would take 30 GB.
+  none. Precision and recall of more than 25,000 samples are torch-fidelity's with save_cpu_ram, as its three matrices
+  would take 30 GB.
 
 Medians over rounds or later cells, and the ratios of medians. `--images 0` leaves extraction out, `--metrics` others.
 50,000 samples need 4 GB, and half an hour for each cell on one core.
