@@ -254,14 +254,14 @@ def _metric(new: SnapshotCell, old: SnapshotCell, name: str, margin: float) -> M
 def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
     if not new.network.is_same(old.network):
         return "new weights"
-    same = not new.setup.differences(old.setup) and new.network.source_sha256 == old.network.source_sha256
+    same = not new.environment.differences(old.environment) and new.network.source_sha256 == old.network.source_sha256
     return "same weights and setup" if same else "same weights, other setup"
 
 
 def _environment_differences(new: SnapshotCell, old: SnapshotCell) -> list[str]:
-    if (new.failed is not None and not new.setup.versions) or new.images is not None:
+    if (new.failed is not None and not new.environment.versions) or new.images is not None:
         return []  # it has no images, or who made them is not known
-    differences = [f"sampled with {difference}" for difference in new.setup.differences(old.setup)]
+    differences = [f"sampled with {difference}" for difference in new.environment.differences(old.environment)]
     if new.network.is_same(old.network) and new.network.source_sha256 != old.network.source_sha256:
         differences.append("the custom network's code differs")
     return differences
