@@ -55,8 +55,9 @@ def copy_tree(target: Path) -> None:
     for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
-    for words in (["init", "--quiet"], ["add", "--all"]):  # so that a test in the copy can copy it again
-        subprocess.run(["git", *words], cwd=target, check=True)
+    name = ["-c", "user.name=taugrid", "-c", "user.email=taugrid@localhost"]
+    for words in (["init", "--quiet"], ["add", "--all"], [*name, "commit", "--quiet", "--message", "a copy"]):
+        subprocess.run(["git", *words], cwd=target, check=True)  # tests in the copy read its commit, or copy it again
 
 
 def run_tests(root: Path, tests: Sequence[str], most: int) -> int:

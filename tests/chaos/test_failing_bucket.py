@@ -34,7 +34,8 @@ SHARE = 0.05
 def contents(out, patterns=("samples/*/*", "features/*/*/*", "scores/*", "tables/*.md")):
     root, storage = open_place(str(out), "--out")
     paths = [path for pattern in patterns for path in storage.list(root, pattern)]
-    return {path.relative_to(root).as_posix(): storage.read(path) for path in paths}
+    # cost.md has the seconds of this run, which no other run repeats
+    return {path.relative_to(root).as_posix(): storage.read(path) for path in paths if path.name != "cost.md"}
 
 
 def write(folder, config):
