@@ -30,8 +30,8 @@ ROWS_AT_ONCE = 4096
 
 
 LEAST_CARRYING = 5
-"""Least effective number of samples that a standard error may rest on, see `carrying`. It is low, because a limit on the
-samples themselves selects: sets that happened to lack their distribution's tail have the smallest errors, the most
+"""Least effective number of samples that a standard error may rest on, see `carrying`. It is low, because a limit on
+the samples themselves selects: sets that happened to lack their distribution's tail have the smallest errors, the most
 carrying samples and the worst coverage (docs/decisions.md)."""
 
 LEAST_TYPICAL = 20
