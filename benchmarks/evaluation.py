@@ -11,8 +11,9 @@
   for FID holds the reference's own statistics. taugrid keeps the reference's part of KID and of precision and recall,
   so the first cell takes longer: it is printed beside the median of the later ones. taugrid's numbers have standard
   errors (of FID from N = 20,480 on, of KID, IS and precision where enough samples carry them); torch-fidelity's have
-  none. Precision and recall of more than 25,000 samples are torch-fidelity's with save_cpu_ram, as its three matrices
-  would take 30 GB.
+  none. Where the errors are computed apart from the rest, which they are above 10,000 samples, their share is printed.
+  Precision and recall of more than 25,000 samples are torch-fidelity's with save_cpu_ram, as its three matrices would
+  take 30 GB. On Linux, the most memory that each metric had beyond the features is printed.
 
 Medians over rounds or later cells, and the ratios of medians. `--images 0` leaves extraction out, `--metrics` others.
 50,000 samples need 4 GB, and half an hour for each cell on one core.
@@ -40,6 +41,9 @@ from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_
 
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
+from taugrid.eval.metrics import kernel
+from taugrid.eval.metrics.frechet import Frechet
+from taugrid.eval.metrics.inception import InceptionSums
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.statistics import Features, symmetric_root
@@ -61,6 +65,12 @@ LARGEST_MATRICES = 25_000
 """The largest N for which torch-fidelity gets all distances at once, as it does by default."""
 
 THEIRS, OURS = "torch-fidelity", "taugrid"
+
+ALL_AT_ONCE = 10_000
+"""The largest N for which one pass gives KID and its error, so that neither has a time of its own."""
+
+FOR_ERRORS = ((Frechet, "influence"), (InceptionSums, "influence"), (kernel, "kernel_sums"))
+"""What taugrid calls for errors alone, above `ALL_AT_ONCE`."""
 
 Way = Callable[[], object]
 
@@ -136,6 +146,38 @@ def time_extraction(folder: Path, images: int, rounds: int) -> None:
           f"features differ by at most {difference:.1e}, their median std is {spread:.2f}")  # fmt: skip
 
 
+def clocked(owner: object, name: str, spent: dict[str, float]) -> None:
+    """Have the calls of a function add their CPU seconds to `spent["errors"]`."""
+    function = getattr(owner, name)
+
+    def call(*given: object, **named: object) -> object:
+        began = time.process_time()
+        result = function(*given, **named)
+        spent["errors"] += time.process_time() - began
+        return result
+
+    setattr(owner, name, call)
+
+
+def resident(field: str) -> int:
+    """MiB of this process's memory, `VmRSS` now or `VmHWM` at most; 0 where there is no /proc."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else [f"{field}: 0"]
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
+
+
+def with_peak(way: Way, peaks: dict[str, int], side: str, before: int) -> Way:
+    """The same, which notes in `peaks` by how many MiB more than `before` the process had at most while it ran."""
+
+    def call() -> None:
+        if (clear := Path("/proc/self/clear_refs")).exists():
+            clear.write_text("5")  # the peak starts anew
+        way()
+        peaks[side] = max(peaks.get(side, 0), resident("VmHWM") - before)
+
+    return call
+
+
 def draw_features(random: np.random.Generator, samples: int) -> Features:
     """Non-negative, as Inception's, with variances that fall by a factor of 400."""
     scale = np.geomspace(1, 0.05, DIMENSIONS)
@@ -181,16 +223,27 @@ def time_metrics(samples: int, cells: int, metrics: list[str]) -> None:
     reference = ReferenceStatistics(moments, symmetric_root(moments.covariance), samples, lambda: reference_features)
     reference_statistics = fid_features_to_statistics(torch.from_numpy(reference_features))
     times: dict[str, list[dict[str, float]]] = {}
+    peaks: dict[str, dict[str, int]] = {metric: {} for metric in metrics}
+    spent = {"errors": 0.0}
+    if samples > ALL_AT_ONCE:
+        for owner, name in FOR_ERRORS:
+            clocked(owner, name, spent)
     for _ in range(cells):
         logits = random.normal(0, 3, (samples, CLASSES)).astype(np.float32)
         ways = ways_of_cell(draw_features(random, samples), logits, reference, reference_statistics)
+        before = resident("VmRSS")
         for metric in metrics:
-            times.setdefault(metric, []).append(in_turns(ways[metric], 1, time.process_time, LEAST_SECONDS))
+            watched = {side: with_peak(way, peaks[metric], side, before) for side, way in ways[metric].items()}
+            times.setdefault(metric, []).append(in_turns(watched, 1, time.process_time, LEAST_SECONDS))
     print(f"metrics of {samples:,} samples of {DIMENSIONS} dimensions, first of {cells} cells and median of the later:")
     for metric, each in times.items():
         report(metric, each)
+        print("    most memory beyond the features: "
+              + ", ".join(f"{side} {peak:,} MiB" for side, peak in peaks[metric].items()))  # fmt: skip
     together = [{side: sum(each[i][side] for each in times.values()) for side in (THEIRS, OURS)} for i in range(cells)]
     report("all", together)
+    if spent["errors"]:
+        print(f"  of taugrid's, for errors alone: {spent['errors'] / cells:.3f} CPU s a cell")
 
 
 def report(what: str, cells: list[dict[str, float]]) -> None:

@@ -1,7 +1,7 @@
 """Whether errors of metrics, intervals of ablations and the marks of tables hold what they promise, in simulations.
 
     python -m benchmarks.intervals [--parts metrics means equality effects marks infinity] [--repeats 2000]
-                                   [--features 20 2048] [--samples 200 500 1000 5000]
+                                   [--features 20] [--samples 200 500 1000]
     python -m benchmarks.intervals --parts real --run DIR [--samples 200 500 1000]
 
 The first three are of metrics: features are drawn, scored as a run scores them, and the number's mean over the repeats
@@ -34,6 +34,7 @@ from taugrid.eval.metrics.statistics import (
     Features,
     Moments,
     carrying,
+    difference_standard_error,
     standard_error,
     symmetric_root,
     too_few_carry,
@@ -199,8 +200,6 @@ NEAR, FAR = (1.05, 0.1), (1.3, 0.5)
 """A model's features: the data's, scaled and shifted by so much."""
 EQUAL = (1.0, 0.0)
 METRICS_WITH_ERRORS = ("fid", "isc", "kid", "prc", "cmmd", "mind")
-COST_OF_ONE = {20: 0.4, 2048: 40.0}
-"""Features -> time of N = 1,000, in units of which `--repeats` repeats may take `--repeats`: fewer repeats above."""
 REFERENCES = 1000
 PROJECTIONS = 20
 """Directions of MIND here: as many as there are features, to save time."""
@@ -253,27 +252,26 @@ class Interval(NamedTuple):
     """Whether it rests on enough samples, see `too_few_carry`."""
 
 
-def intervals(
-    data: Data, n: int, models: Sequence[tuple[float, float]], metrics: Sequence[str], repeats: int
-) -> dict[str, Array]:
-    """Column -> (repeats, 3), each row an `Interval`: of one model, or of the difference of two paired ones.
+def intervals(data: Data, n: int, metrics: Sequence[str], repeats: int) -> dict[str, dict[str, Array]]:
+    """Near, far or their paired difference -> column -> (repeats, 3), each row an `Interval`.
 
-    Half of the noise of two models is shared.
+    The two models share half of the numbers that their samples are made from.
     """
-    found: dict[str, list[Interval]] = {}
+    found: dict[str, dict[str, list[Interval]]] = {"near": {}, "far": {}, "far - near": {}}
     for repeat in range(repeats):
         random = np.random.default_rng((28, n, repeat))
-        shape = (n, len(data.scales))
-        common = data.draw(random, shape)
-        noises = [common, *((common + data.draw(random, shape)) / np.sqrt(2) for _ in models[1:])]
-        scores = [data.score(noise, model, metrics) for noise, model in zip(noises, models, strict=True)]
-        for name in scores[0].influences:
-            value, influence = scores[-1].values[name], scores[-1].influences[name]
-            if len(scores) > 1:
-                value, influence = value - scores[0].values[name], influence - scores[0].influences[name]
-            given = all(has_error(score, name) for score in scores)
-            found.setdefault(name, []).append(Interval(value, standard_error(influence), given))
-    return {name: np.array(values) for name, values in found.items()}
+        noise, other = (data.draw(random, (n, len(data.scales))) for _ in range(2))
+        near = data.score(noise, NEAR, metrics)
+        far = data.score(np.where(random.integers(2, size=noise.shape), noise, other), FAR, metrics)
+        for name in near.influences:
+            given = [has_error(score, name) for score in (near, far)]
+            for i, score in enumerate((near, far)):
+                interval = Interval(score.values[name], standard_error(score.influences[name]), given[i])
+                found[("near", "far")[i]].setdefault(name, []).append(interval)
+            error = difference_standard_error(near.influences[name], far.influences[name])
+            difference = Interval(far.values[name] - near.values[name], error, all(given))
+            found["far - near"].setdefault(name, []).append(difference)
+    return {said: {name: np.array(rows) for name, rows in columns.items()} for said, columns in found.items()}
 
 
 def has_error(score: MetricResult, name: str) -> bool:
@@ -292,16 +290,11 @@ def coverage(found: Array) -> str:
 def report_metrics(repeats: int, features: Sequence[int], samples: Sequence[int]) -> None:
     """Coverage of metrics and of paired differences, for three shapes of features and two models."""
     print("coverage in % where an error is given (how often one is), and if it always were")
-    pairs = {"near": (NEAR,), "far": (FAR,), "far - near": (NEAR, FAR)}
     for d, n, kind in product(features, samples, SHAPES):
-        data = Data.of(kind, d)
         metrics = [name for name in METRICS_WITH_ERRORS if d < 100 or name != "fid"]
-        for said, models in pairs.items():
-            some = min(repeats, int(repeats / (COST_OF_ONE[d] * (n / 1000) ** 1.5 * len(models) ** 2)))
-            found = intervals(data, n, models, metrics, some)
-
+        for said, found in intervals(Data.of(kind, d), n, metrics, repeats).items():
             columns = ", ".join(f"{name} {coverage(values)}" for name, values in found.items())
-            print(f"{d} features, N = {n}, {kind}, {said}, {some} repeats: {columns}", flush=True)
+            print(f"{d} features, N = {n}, {kind}, {said}, {repeats} repeats: {columns}", flush=True)
 
 
 def report_real(repeats: int, run: Path, samples: Sequence[int]) -> None:
@@ -399,8 +392,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=(*PARTS, REAL), default=PARTS)
     parser.add_argument("--repeats", type=int, default=2000)
-    parser.add_argument("--features", nargs="+", type=int, choices=COST_OF_ONE, default=list(COST_OF_ONE))
-    parser.add_argument("--samples", nargs="+", type=int, default=[200, 500, 1000, 5000])
+    parser.add_argument("--features", nargs="+", type=int, default=[20])
+    parser.add_argument("--samples", nargs="+", type=int, default=[200, 500, 1000])
     parser.add_argument("--run", type=Path, help="of part `real`: a run directory with features")
     given = parser.parse_args()
     if REAL in given.parts and given.run is None:
