@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taugrid.errors import UserError, user_errors
 from taugrid.eval.reference import open_reference
 from taugrid.orchestrator.dispatch import capacity, cluster
-from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Trainings
+from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, TrainingScheduler
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
@@ -319,7 +319,7 @@ class Session:
             self._connect()
             may_grow, others = self._address != "local", len(self.selected.models) > 1
             outputs = self._progress, self._log
-            failed = Trainings(trainings, self.config.cluster, may_grow, *outputs, others).run()
+            failed = TrainingScheduler(trainings, self.config.cluster, may_grow, *outputs, others).run()
         if trainings or "report" not in self._stages:
             write_losses(self.plan, self.rundir)
         if failed and len(failed) == len(self.selected.models):

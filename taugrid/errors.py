@@ -82,8 +82,8 @@ class CustomCodeError(ValueError):
     """A user's network or extractor can't be used: one line that says why and what to change."""
 
 
-class OtherBytes(_Message):
-    """A file that only one content can have was made twice, and differs."""
+class FileConflict(_Message):
+    """An object store already holds the file, with other bytes than those made here."""
 
 
 class NotFinite(ValueError):

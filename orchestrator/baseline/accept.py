@@ -103,7 +103,7 @@ def _accept(
 
 
 def _with_distances(snapshot: Snapshot, before: Snapshot) -> Snapshot:
-    """The snapshot with the distances between setups that the previous baseline had accepted."""
+    """The snapshot with the distances between environments that the previous baseline had accepted."""
     accepted = {new.cell: old.distances for new, old in matched(snapshot, before).pairs}
     cells = (replace(cell, distances={**accepted.get(cell.cell, {}), **cell.distances}) for cell in snapshot.cells)
     return replace(snapshot, cells=tuple(cells))

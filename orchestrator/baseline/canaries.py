@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, mean_grey_level_distance
-from taugrid.orchestrator.baseline.snapshot import Setup, Snapshot, SnapshotCell, pair_key
+from taugrid.orchestrator.baseline.snapshot import SamplingEnvironment, Snapshot, SnapshotCell, pair_key
 from taugrid.orchestrator.work.scorer import changes
 from taugrid.words import counted
 
 MAX_DISTANCE_RATIO = 2.0
 """On a different device or software, images may differ from the baseline's by up to this many times the distance that
-was accepted for the same pair of setups."""
+was accepted for the same pair of environments."""
 
 CheckResult = Literal["clean", "changed", "unknown", "not applicable"]
 
@@ -25,9 +25,9 @@ class Check(NamedTuple):
     result: CheckResult
     reason: str = ""
     distance: float | None = None
-    """The mean difference between today's images and the baseline's in grey levels; None on the same setup."""
+    """The mean difference between today's images and the baseline's in grey levels; None in the same environment."""
     pair: str | None = None
-    """The key of the two setups (`pair_key`) that `distance` is between."""
+    """The key of the two environments (`pair_key`) that `distance` is between."""
 
 
 UNCHECKED = Check("unknown", "it was not checked")
@@ -39,7 +39,7 @@ class Sampled(NamedTuple):
     digests: Digests
     images: ImageBatch | None
     """The first images of the batch."""
-    setup: Setup
+    environment: SamplingEnvironment
 
 
 def batch_of(cell: SnapshotCell) -> int:
@@ -50,7 +50,7 @@ def batch_of(cell: SnapshotCell) -> int:
 def sampled_again(cell: SnapshotCell) -> Sampled | None:
     """The first batch of a cell that has the baseline's weights; None if its images are gone."""
     digests = cell.load_digests()
-    return None if digests is None else Sampled(digests[: batch_of(cell)], cell.load_first(), cell.first_setup)
+    return None if digests is None else Sampled(digests[: batch_of(cell)], cell.load_first(), cell.first_environment)
 
 
 def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
@@ -66,13 +66,13 @@ def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
     distance = None if first is None or again.images is None else mean_grey_level_distance(again.images, first)
     by = "" if distance is None else f", by {distance:.2g} grey levels on average"
     message = f"{differing} of the first {counted(count, 'image')} of the baseline's network differ{by}"
-    setup_differences = again.setup.differences(old.first_setup)
-    if not setup_differences:
+    differences = again.environment.differences(old.first_environment)
+    if not differences:
         return Check("changed", f"{message}, on the same device and software")
-    pair = pair_key(again.setup, old.first_setup)
+    pair = pair_key(again.environment, old.first_environment)
     accepted = old.distances.get(pair)
     if accepted is None or distance is None:
-        return Check("unknown", f"other software or device ({', '.join(setup_differences)})", distance, pair)
+        return Check("unknown", f"other software or device ({', '.join(differences)})", distance, pair)
     if distance > MAX_DISTANCE_RATIO * accepted:
         return Check("changed", f"{message}; {accepted:.2g} were accepted for this software and device", distance, pair)
     return Check("clean", f"{message}, no more than was accepted for this software and device", distance, pair)

@@ -26,7 +26,7 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.score_cell import INFLUENCE_COLUMNS
 from taugrid.orchestrator.baseline.snapshot import (
     Network,
-    Setup,
+    SamplingEnvironment,
     Snapshot,
     SnapshotCell,
     TrainingScores,
@@ -127,7 +127,11 @@ def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
     if cell.trainings:  # the key of FIDs alone is what earlier versions read
         scores = [dict(training.metrics) for training in cell.trainings]
         trainings = {"trainings": [metrics.get("fid") for metrics in scores], "training_metrics": scores}
-    made = {"setup": asdict(cell.setup), "first_setup": asdict(cell.first_setup), "scored_with": scored_with}
+    made = {
+        "setup": asdict(cell.environment),
+        "first_setup": asdict(cell.first_environment),
+        "scored_with": scored_with,
+    }
     if cell.images is not None:
         plain["images"] = cell.images
     return plain | {"network": asdict(cell.network), **made, **trainings, "distances": dict(cell.distances)}
@@ -219,12 +223,12 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         metrics=value["metrics"],
         protocol=value["protocol"],
         network=Network(**value["network"]),
-        setup=_read_setup(value["setup"]),
+        environment=_read_environment(value["setup"]),
         influences=_influences(rows),
         reasons=value.get("reasons") or ({"fid": value["reason"]} if value["reason"] else {}),
         load_digests=lambda: digests,
         load_images=lambda: images_of_run(run, value["cell"], digests),
-        first=_read_setup(value.get("first_setup", value["setup"])),
+        first=_read_environment(value.get("first_setup", value["setup"])),
         load_first=first_images,
         distances=value.get("distances", {}),
         images=value.get("images"),
@@ -252,5 +256,5 @@ def _rows_of(table: pa.Table, cell: str) -> pa.Table:
     return table.filter(pa.compute.equal(table["cell"], cell))
 
 
-def _read_setup(value: Mapping[str, Any]) -> Setup:
-    return Setup(tuple(value["devices"]), value["versions"], str(value["threads"]), value["batch_size"])
+def _read_environment(value: Mapping[str, Any]) -> SamplingEnvironment:
+    return SamplingEnvironment(tuple(value["devices"]), value["versions"], str(value["threads"]), value["batch_size"])

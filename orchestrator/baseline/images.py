@@ -11,7 +11,7 @@ from taugrid.eval.pairs import named_order
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import Check
 from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, GateSettings
-from taugrid.orchestrator.baseline.snapshot import Network, Setup, Snapshot, SnapshotCell, reasons_of
+from taugrid.orchestrator.baseline.snapshot import Network, SamplingEnvironment, Snapshot, SnapshotCell, reasons_of
 from taugrid.orchestrator.external import OpenedSets, flag, open_sets, section_of, user_errors_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.origins import TAUGRID
@@ -91,7 +91,7 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, c
         metrics=document["metrics"],
         protocol=document["protocol"],
         network=Network(None, {}, None, None),
-        setup=Setup((), {}, "unknown", source.num_images),
+        environment=SamplingEnvironment((), {}, "unknown", source.num_images),
         influences=scored.influences,
         reasons=reasons_of(document, scored.influences),
         load_digests=lambda: scored.digests,

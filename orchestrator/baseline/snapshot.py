@@ -48,11 +48,11 @@ AND = " and "
 
 
 @dataclass(frozen=True)
-class Setup:
+class SamplingEnvironment:
     """The software and hardware on which the bytes of a cell's images depend, as the workers recorded it.
 
     A cell that several kinds of worker made has all their values. Which of them made which image is unknown, so its
-    setup equals that of no other cell.
+    environment equals that of no other cell.
     """
 
     devices: tuple[str, ...]
@@ -69,11 +69,11 @@ class Setup:
 
     @property
     def key(self) -> str:
-        """A hash of the setup without the version of taugrid."""
+        """A hash of the environment without the version of taugrid."""
         versions = {name: version for name, version in self.versions.items() if name != TAUGRID}
         return json_sha256([self.devices, versions, self.threads, self.batch_size])[:16]
 
-    def differences(self, before: "Setup") -> list[str]:
+    def differences(self, before: "SamplingEnvironment") -> list[str]:
         """The changes since `before`, such as "torch 2.9.1 -> 2.10.0"; unknown and mixed values differ."""
         names = sorted({*self.versions, *before.versions} - {TAUGRID})
         pairs = [(name, before.versions.get(name, "unknown"), self.versions.get(name, "unknown")) for name in names]
@@ -126,7 +126,7 @@ class SnapshotCell:
     metrics: Mapping[str, float]
     protocol: Mapping[str, Any]
     network: Network
-    setup: Setup
+    environment: SamplingEnvironment
     influences: Mapping[str, Array]
     """Column of quality.csv -> (N,): how far each sample moves it; of those that have a standard error."""
     reasons: Mapping[str, str]
@@ -137,12 +137,12 @@ class SnapshotCell:
     """Whether files of its images are gone, although no record says that they were removed."""
     load_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
     """The decoded images by index, or None if they are gone."""
-    first: Setup | None = None
-    """The setup that made the first shard; None: the same as `setup`."""
+    first: SamplingEnvironment | None = None
+    """The environment that made the first shard; None: the same as `environment`."""
     load_first: Callable[[], NDArray[np.uint8] | None] = field(repr=False, default=lambda: None)
     """The first images (n, C, H, W), at most `pixels.FIRST_IMAGES`; None if they are gone."""
     distances: Mapping[str, float] = field(default_factory=dict)
-    """Pair of setups (`pair_key`) -> the accepted distance between their images in grey levels."""
+    """Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels."""
     scored_with: ScoredWith | None = None
     """None: unknown, in a baseline of an earlier version."""
     trainings: tuple["TrainingScores", ...] = ()
@@ -178,9 +178,9 @@ class SnapshotCell:
         return [Scored(float(network.metrics[column]), network.influences[column]) for network in networks]
 
     @property
-    def first_setup(self) -> Setup:
-        """The setup that made image 0."""
-        return self.first or self.setup
+    def first_environment(self) -> SamplingEnvironment:
+        """The environment that made image 0."""
+        return self.first or self.environment
 
     @property
     def reason(self) -> str | None:
@@ -264,10 +264,10 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
             unscored[cell.name] = cell.label
             continue
         network = _network(rundir, cell.model, weights.get(cell.model.id, {}).get(cell.settings.weights))
-        setup, of_first = (
-            setup_of(who.get(cell.id, Origin()), threads, cell.settings.batch_size) for who in (made, first)
+        environment, of_first = (
+            sampling_environment(who.get(cell.id, Origin()), threads, cell.settings.batch_size) for who in (made, first)
         )
-        found = replace(_sampled_cell(rundir, cell, network, setup), first=of_first)
+        found = replace(_sampled_cell(rundir, cell, network, environment), first=of_first)
         if score is None:
             cells.append(replace(found, protocol=protocols[cell.id], failed=failed[cell.name]))
         else:
@@ -297,13 +297,13 @@ def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
     scoring = scoring_of(config, run.plan, rundir.extractor)
     cells = []
     for cell in run.plan.cells:
-        setup = setup_of(Origin(), 1, cell.settings.batch_size)
-        found = _sampled_cell(rundir, cell, _network(rundir, cell.model, None), setup)
+        environment = sampling_environment(Origin(), 1, cell.settings.batch_size)
+        found = _sampled_cell(rundir, cell, _network(rundir, cell.model, None), environment)
         cells.append(replace(found, protocol=json.loads(json.dumps(scoring.protocol(cell).as_dict()))))
     return Snapshot(rundir.shown, run.config.name, {}, tuple(cells))
 
 
-def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) -> SnapshotCell:
+def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, environment: SamplingEnvironment) -> SnapshotCell:
     return SnapshotCell(
         cell=cell.id,
         name=cell.name,
@@ -313,7 +313,7 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, setup: Setup) ->
         metrics={},
         protocol={},
         network=network,
-        setup=setup,
+        environment=environment,
         influences={},
         reasons={"fid": "it is not scored"},
         load_digests=lambda: pixel_digests(rundir, cell),
@@ -361,7 +361,7 @@ def reasons_of(score: Mapping[str, Any], influences: Mapping[str, Array]) -> dic
     return reasons
 
 
-def pair_key(one: Setup, other: Setup) -> str:
+def pair_key(one: SamplingEnvironment, other: SamplingEnvironment) -> str:
     return "-".join(sorted((one.key, other.key)))
 
 
@@ -392,8 +392,8 @@ def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Networ
             return Network(weights_sha256, diffusion, None, None)
 
 
-def setup_of(origin: Origin, planned_threads: int, batch_size: int) -> Setup:
-    """The setup that the events record; threads that they do not record are taken from the config."""
+def sampling_environment(origin: Origin, planned_threads: int, batch_size: int) -> SamplingEnvironment:
+    """The environment that the events record; threads that they do not record are taken from the config."""
     versions: dict[str, set[str]] = {}
     for maker in origin.makers:
         for name, version in maker.versions:
@@ -401,4 +401,4 @@ def setup_of(origin: Origin, planned_threads: int, batch_size: int) -> Setup:
     joined = {name: AND.join(sorted(found)) for name, found in sorted(versions.items())}
     threads = {maker.threads or planned_threads for maker in origin.makers} or {planned_threads}
     devices = tuple(sorted({maker.device for maker in origin.makers}))
-    return Setup(devices, joined, AND.join(map(str, sorted(threads))), batch_size)
+    return SamplingEnvironment(devices, joined, AND.join(map(str, sorted(threads))), batch_size)

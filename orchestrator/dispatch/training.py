@@ -271,7 +271,7 @@ def another_fits(wanted: capacity.Trainers, under_way: int, starting: int, clust
     return room >= wanted.most * (starting + 1)
 
 
-class Trainings:
+class TrainingScheduler:
     """The trainings of a session. Only `fit.train` runs in other threads, so nothing here needs a lock."""
 
     def __init__(

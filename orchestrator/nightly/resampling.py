@@ -20,7 +20,7 @@ from taugrid.orchestrator.baseline.canaries import Check, Sampled, batch_of, sam
 from taugrid.orchestrator.baseline.comparison import Canaries, not_sampled
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.pixels import first_images, pixel_digests
-from taugrid.orchestrator.baseline.snapshot import Network, Snapshot, SnapshotCell, setup_of
+from taugrid.orchestrator.baseline.snapshot import Network, Snapshot, SnapshotCell, sampling_environment
 from taugrid.orchestrator.nightly.places import CANARY, Night
 from taugrid.orchestrator.opened import open_existing, open_to_run
 from taugrid.orchestrator.plan.trust import Code, require_trusted
@@ -138,8 +138,8 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
         elif cell.name in failed:
             canaries[key] = Check("changed", f"the baseline's network fails with today's code: {failed[cell.name]}")
         elif (digests := pixel_digests(rundir, cell)) is not None:
-            setup = setup_of(made_by.get(cell.id, Origin()), 1, cell.settings.batch_size)
-            canaries[key] = Sampled(digests, first_images(rundir, cell), setup)
+            environment = sampling_environment(made_by.get(cell.id, Origin()), 1, cell.settings.batch_size)
+            canaries[key] = Sampled(digests, first_images(rundir, cell), environment)
 
     def canary(old: SnapshotCell) -> Sampled | Check:
         missing = Check("unknown", "the canary's images are missing")

@@ -181,7 +181,7 @@ class RunDir(RemovedImages, ModelRecords):
             if part is not None and _is_of(path, part, expected, on_damage) and part.stop >= shard.stop
         }
 
-    def is_whole(
+    def has_intact_file(
         self, path: Path, stop: int, on_damage: OnDamage, start: int = 0, expected: Mapping[str, Any] | None = None
     ) -> bool:
         """Whether there is an intact file with rows `start` to `stop` - 1 and `expected` in its metadata.

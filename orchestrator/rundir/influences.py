@@ -20,7 +20,7 @@ def influences_of(rundir: RunDir, cell: Cell, scoring_id: str, metrics: Mapping[
     """
     path, n = rundir.influence(cell, scoring_id), cell.settings.num_samples
     wanted = [column.name for column in SAMPLED if column.sampling_error in metrics]
-    if not wanted or not rundir.is_whole(path, n, lambda damage: None, expected={"cell": cell.id}):
+    if not wanted or not rundir.has_intact_file(path, n, lambda damage: None, expected={"cell": cell.id}):
         return {}
     found = {}
     for name in wanted:

@@ -40,7 +40,7 @@ class InterpolateWork(WorkKind):
     def tasks(self) -> Iterator[Task]:
         for cell in self._cells():
             path, count = self._path(cell), cell.settings.num_samples
-            if self.rundir.is_whole(path, count, self.survey.on_damage):
+            if self.rundir.has_intact_file(path, count, self.survey.on_damage):
                 continue
             assert cell.settings.seed is not None
             job = InterpolateJob(
@@ -99,7 +99,7 @@ class InterpolateWork(WorkKind):
         return ode_cells(self.plan, num_samples=self.config.report.interpolated_pairs * steps + steps**2)
 
     def _is_whole(self, cell: Cell) -> bool:
-        return self.rundir.is_whole(self._path(cell), cell.settings.num_samples, ignore_damage)
+        return self.rundir.has_intact_file(self._path(cell), cell.settings.num_samples, ignore_damage)
 
     def _path(self, cell: Cell) -> Path:
         source = identity(self._source(cell))[:8]

@@ -204,7 +204,7 @@ class ReconstructWork(WorkKind):
         return {"data": content, "weights_sha256": self.rundir.weights_sha256(cell.model, cell.settings.weights)}
 
     def _is_whole(self, file: ShardFile, on_damage: OnDamage) -> bool:
-        return self.rundir.is_whole(
+        return self.rundir.has_intact_file(
             file.path, file.shard.stop, on_damage, file.shard.start, expected={"cell": file.cell.id}
         )
 

@@ -128,7 +128,9 @@ class Survey:
         influence = self.rundir.influence(cell, scoring.id(cell))
         scored = value is not None and (
             not any(column.sampling_error in value["metrics"] for column in SAMPLED)
-            or self.rundir.is_whole(influence, cell.settings.num_samples, self.on_damage, expected={"cell": cell.id})
+            or self.rundir.has_intact_file(
+                influence, cell.settings.num_samples, self.on_damage, expected={"cell": cell.id}
+            )
         )
         # Features may have been removed to save space: they are only needed for the score.
         to_score = bool(damages) or len(sampled) < len(cell.shards) or not scored
@@ -155,12 +157,12 @@ class Survey:
         expected = {"reference": reference.sha256, "extractor": folder}
         parts = part_bounds(reference.num_images)
         paths = tuple(self.rundir.reference_part(folder, reference.sha256, number) for number in range(len(parts)))
-        if self.rundir.is_whole(paths[0], reference.num_images, self.on_damage, expected=expected):
+        if self.rundir.has_intact_file(paths[0], reference.num_images, self.on_damage, expected=expected):
             return ReferenceState(paths[:1], ())  # one file, as earlier versions made it of any reference
         missing = [
             number
             for number, (start, stop) in enumerate(parts)
-            if not self.rundir.is_whole(paths[number], stop, self.on_damage, start, expected)
+            if not self.rundir.has_intact_file(paths[number], stop, self.on_damage, start, expected)
         ]
         return ReferenceState(paths, tuple(missing))
 

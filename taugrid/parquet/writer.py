@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from taugrid.errors import DamagedFile, OtherBytes
+from taugrid.errors import DamagedFile, FileConflict
 from taugrid.hashing import canonical_json
 from taugrid.parquet.reader import PartSummary, inspect
 from taugrid.parquet.seal import write_seal
@@ -126,7 +126,7 @@ class PartWriter:
         """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False.
 
         Raises:
-            OtherBytes: if an object store holds the file already, with different bytes.
+            FileConflict: if an object store holds the file already, with different bytes.
         """
         self._writer.close()
         write_seal(self._temporary)
@@ -169,7 +169,7 @@ class PartWriter:
         created = self._storage.commit(self._path, self._temporary)
         # Not an error on a disk: a second copy may come from another kind of device; the lock excludes other drivers.
         if not created and not self._storage.on_disk and not is_same(self._path, self._temporary, self._storage):
-            raise OtherBytes(
+            raise FileConflict(
                 f"{self._path} was made by another driver or worker meanwhile, and its bytes are not those made here; "
                 "it is kept: compare the devices and versions of both, or remove it"
             )

@@ -12,7 +12,7 @@ from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
 from taugrid import parquet
-from taugrid.errors import ContentMismatch, OtherBytes, RunFailed, StoreError, UserError
+from taugrid.errors import ContentMismatch, FileConflict, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
@@ -183,7 +183,7 @@ def test_a_shard_that_someone_else_made_with_other_bytes_is_an_error(bucket, tmp
 
     assert write(1.0) is True
     assert write(1.0) is False, "who comes second finds the same bytes"
-    with pytest.raises(OtherBytes, match=r"s3://.*part-000000.parquet was made by another") as caught:
+    with pytest.raises(FileConflict, match=r"s3://.*part-000000.parquet was made by another") as caught:
         write(2.0)
     assert "\n" not in str(caught.value)
     assert [list(x) for _, x in parquet.read_numbers(root / "part-000000.parquet", "x", storage)] == [[1.0]]

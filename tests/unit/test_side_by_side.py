@@ -190,7 +190,7 @@ def test_one_that_fails_leaves_those_beside_it(opened, monkeypatch):
 
 def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkeypatch):
     late, tries, at_work, again = opened.plan.models[2].id, [], threading.Event(), threading.Event()
-    show = stage.Trainings._show
+    show = stage.TrainingScheduler._show
 
     def shown(self):
         show(self)
@@ -209,7 +209,7 @@ def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkey
         again.set()
         trained(spec)
 
-    monkeypatch.setattr(stage.Trainings, "_show", shown)
+    monkeypatch.setattr(stage.TrainingScheduler, "_show", shown)
     outcome, printed = do(opened, monkeypatch, train)
     assert (tries.count(late), outcome.missing) == (4, {})
     assert printed.count("train.seed=2 was interrupted at step 2") == 1
@@ -223,7 +223,7 @@ def test_one_that_found_no_room_while_another_worked_begins_again(opened, monkey
     """The first has ended when the second gives up, and the third, in its room, has logged no step yet."""
     first, second, _ = (model.id for model in opened.plan.models)
     others, tries, refused = threading.Semaphore(0), [], threading.Event()
-    end, put_back = stage.Training.end, stage.Trainings._end
+    end, put_back = stage.Training.end, stage.TrainingScheduler._end
 
     def ended(self, log):
         end(self, log)
@@ -246,7 +246,7 @@ def test_one_that_found_no_room_while_another_worked_begins_again(opened, monkey
         trained(spec)
 
     monkeypatch.setattr(stage.Training, "end", ended)
-    monkeypatch.setattr(stage.Trainings, "_end", handled)
+    monkeypatch.setattr(stage.TrainingScheduler, "_end", handled)
     outcome, _ = do(opened, monkeypatch, train)
     assert (tries.count(second), outcome.missing) == (2, {})
     assert "training waits" in events(opened)
@@ -307,7 +307,7 @@ def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage.Trainings, "_show", interrupted)
+        patched.setattr(stage.TrainingScheduler, "_show", interrupted)
         with pytest.raises(KeyboardInterrupt):
             do(opened, patched, train)
     stay.set()
