@@ -41,14 +41,18 @@ def compare(
         and of a judged one `margin`, `upper` (of the interval of the regression) and `detectable` (the regression that
         is called worse with a probability of 80 %), all in the metric's unit; `critical`, which T must exceed;
         `distinct`, the shares of distinct images of A and B; `result`, the worst verdict; `not_judged`, the reasons for
-        exit code 5.
+        exit code 5; `notes`, why numbers that have an error are not judged.
     """
+    sizes = [len(side.digests) for side in (a, b)]
     same = paired and np.array_equal(a.digests, b.digests)
     rows: dict[str, dict[str, Any]] = {}
-    changes = []
+    changes, notes = [], list[str]()
     for column in _columns(a, b):
         value_a, value_b = (side.document["metrics"][column.name] for side in (a, b))
         error, change = column.sampling_error, None if same else _change(column, a, b, paired, margin)
+        if change is not None and sizes[0] != sizes[1] and not column.unbiased:
+            change, reason = None, "its bias depends on N, of which A has {:,} and B {:,}".format(*sizes)
+            notes.append(f"no verdict on {column.name}: {reason}")
         alike = same or (change is not None and _is_rounding(change, a))
         rows[column.name] = {
             "a": value_a,
@@ -66,7 +70,7 @@ def compare(
         rows[judged.name] |= {key: getattr(judged, key) for key in ("se", "verdict", "margin", "upper", "detectable")}
     distinct = [len(np.unique(side.digests)) / len(side.digests) for side in (a, b)]
     verdicts = {name: row["verdict"] for name, row in rows.items() if row["verdict"] is not Verdict.NOT_JUDGED}
-    not_judged = list(_reasons(verdicts, required, [*a.document["notes"], *b.document["notes"]]))
+    not_judged = list(_reasons(verdicts, required, [*a.document["notes"], *b.document["notes"], *notes]))
     repeats = [Verdict.COLLAPSED] if distinct[1] < REPEATS * distinct[0] else []
     return {
         "metrics": rows,
@@ -74,6 +78,7 @@ def compare(
         "distinct": distinct,
         "result": worst([*verdicts.values(), *repeats, *([Verdict.NOT_JUDGED] if not_judged else [])]),
         "not_judged": not_judged,
+        "notes": notes,
     }
 
 
@@ -128,5 +133,7 @@ def _reasons(judged: Collection[str], required: Collection[str], notes: Sequence
         columns = METRICS[name].columns
         for column in [column for column in columns if column.sampling_error] or columns:
             if column.name not in judged:
-                known = (note for note in notes if note.startswith((f"no {column.sampling_error}: ", f"no {name}: ")))
-                yield next(known, f"no verdict on {column.name}: it has no standard error on both sides")
+                unjudged = f"no verdict on {column.name}: "
+                begins = (f"no {column.sampling_error}: ", f"no {name}: ", unjudged)
+                known = (note for note in notes if note.startswith(begins))
+                yield next(known, f"{unjudged}it has no standard error on both sides")
