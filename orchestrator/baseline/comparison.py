@@ -92,7 +92,7 @@ def compare_snapshots(
         margin=gate.margin,
         critical=critical,
         usual_critical=critical,
-        rule=_rule(judgement, gate.alpha),
+        rule=_rule(judgement, gate.alpha, "the usual seeds" if new.images is None else "these images"),
         scorer_check=scorer,
         gate=gate,
     )
@@ -112,11 +112,11 @@ def _unjudged(cells: Sequence[CellComparison]) -> list[str]:
     return [f"{said} ({listed(labels, MAX_CELLS_NAMED)})" for said, labels in found.items()]
 
 
-def _rule(judgement: NightJudgement, alpha: float) -> str:
+def _rule(judgement: NightJudgement, alpha: float, samples: str) -> str:
     if not judgement.cells:
         return f"one stage at alpha = {alpha:g}: there is no cell to judge"
     judged = tests_in_words(judgement)
-    return f"one stage: the usual seeds at alpha = {alpha:g} over {judged} ({threshold(judgement.critical)})"
+    return f"one stage: {samples} at alpha = {alpha:g} over {judged} ({threshold(judgement.critical)})"
 
 
 def tests_in_words(judgement: NightJudgement) -> str:

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from taugrid.errors import Exit, UserError
 from taugrid.orchestrator.cli.options import (
+    OF_IMAGES,
     SHARE,
     Command,
     Finite,
@@ -15,18 +16,28 @@ from taugrid.orchestrator.cli.options import (
     RunOptions,
     Whole,
     cluster_options,
+    images_options,
     json_option,
-    names_in,
     print_value,
     set_option,
     trust_option,
 )
 from taugrid.words import with_urls
 
+if TYPE_CHECKING:
+    from taugrid.orchestrator.nightly.night import NightResult
+    from taugrid.orchestrator.progress import Progress
+
+
+OF_A_RUN = ("assignments", "keep_images", "grow_to", "allow_missing", "workers", "address")
+"""The options of a night that have no meaning for images from elsewhere."""
+
 
 @click.command(cls=Command)
-@click.argument("config")
+@click.argument("config", required=False)
 @set_option
+@click.option("--samples", metavar="DIR", help="In place of CONFIG: judge these images, which another server made.")
+@images_options
 @click.option("--history", required=True, metavar="DIR", help="Where all nights are kept.")
 @click.option("--baseline", metavar="FILE", help="A baseline file or run.  [default: HISTORY/baseline.json, if there]")
 @click.option("--id", "night", metavar="NAME", help="The night's name.  [default: an unfinished night's, or the date]")
@@ -52,13 +63,49 @@ def nightly(**given: Any) -> None:
     Runs or resumes a night, compares it with the baseline, and adds it to the history. Exits with 3 if a cell got
     worse, or the sampler or the scorer changed; with 4 if some cells could not be finished (the same command goes on);
     and with 5 if something could not be judged.
+
+    With --samples, another server made tonight's images: a folder of PNG or JPEG, .npz or Parquet. They are scored in
+    this process, as the baseline's were (`taugrid baseline accept DIR --reference R`), and paired with them by name.
     """
-    from taugrid.orchestrator.baseline.compared import GateSettings
-    from taugrid.orchestrator.nightly.judging import Terms
-    from taugrid.orchestrator.nightly.night import NightRequest, run_night
     from taugrid.orchestrator.nightly.summary import summary
     from taugrid.orchestrator.progress import Progress
 
+    if given["samples"] is None and given["config"] is None:
+        raise UserError("give CONFIG, whose model is sampled tonight, or --samples DIR with images that there are")
+    with Progress() as progress:
+        result = (_night_of_images if given["samples"] is not None else _sampled_night)(given, progress)
+    print_value(result.verdict, given["as_json"], lambda verdict: summary(verdict).rstrip())
+    click.echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
+    if result.exit != Exit.DONE:
+        sys.exit(result.exit)
+
+
+def _flag(name: str) -> str:
+    return "--set" if name == "assignments" else f"--{name.replace('_', '-')}"
+
+
+def _night_of_images(given: dict[str, Any], progress: "Progress") -> "NightResult":
+    """The night that the options of `nightly` ask for, with --samples."""
+    from taugrid.orchestrator.nightly.images import ImagesNightRequest, run_night_of_images
+
+    useless = [_flag(name) for name in OF_A_RUN if given[name] not in (None, (), False, "local")]
+    if unfit := [*(["CONFIG"] if given["config"] else []), *useless]:
+        raise UserError(f"{unfit[0]} is for nights that sample, and --samples has its images; leave one of them out")
+    values = {name: given[name] for name in ("samples", "history", "baseline", "night", "break_lock", "trust_code")}
+    scoring = {name: given[name] for name in OF_IMAGES if given[name]}
+    gate = {name: given[name] for name in ("margin", "alpha", "sharpness")}
+    return run_night_of_images(ImagesNightRequest(**values, scoring=scoring, gate=gate), progress)
+
+
+def _sampled_night(given: dict[str, Any], progress: "Progress") -> "NightResult":
+    """The night that the options of `nightly` ask for, without --samples."""
+    from taugrid.orchestrator.baseline.compared import GateSettings
+    from taugrid.orchestrator.nightly.judging import Terms
+    from taugrid.orchestrator.nightly.night import NightRequest, run_night
+
+    if unfit := [_flag(name) for name in OF_IMAGES if given[name]]:
+        raise UserError(f"{unfit[0]} is for images from elsewhere: give --samples DIR with it, or leave it out")
+    given = {name: value for name, value in given.items() if name not in ("samples", *OF_IMAGES)}
     asked = [name for name in GateSettings._fields if name in given]
     gate = GateSettings(**{name: given.pop(name) for name in asked})
     values = {name: given.pop(name) for name in ("history", "baseline", "night", "keep_images", "grow_to")}
@@ -72,13 +119,7 @@ def nightly(**given: Any) -> None:
         trust_code=requested.trust_code,
         **values,
     )
-    with Progress() as progress:
-        result = run_night(request, progress)
-
-    print_value(result.verdict, requested.as_json, lambda verdict: summary(verdict).rstrip())
-    click.echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
-    if result.exit != Exit.DONE:
-        sys.exit(result.exit)
+    return run_night(request, progress)
 
 
 def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str, Any], as_json: bool) -> None:
@@ -130,13 +171,7 @@ def baseline() -> None:
 @click.option("--to", "file", required=True, metavar="FILE", help="A .json file; a .parquet file is written beside it.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why this run is the new measure; kept in FILE.")
 @click.option("--force", is_flag=True, help="Accept a night's run although the night was judged worse or changed.")
-@click.option(
-    "--reference", metavar="PATH | RUN", help="DIR holds images: what they are scored against, as in evaluate."
-)
-@click.option("--extractor", metavar="NAME", help="Images: as in evaluate.  [default: that of the reference, if any]")
-@click.option("--weights", metavar="FILE", help="Images: the extractor's weights.")
-@click.option("--metrics", callback=names_in, metavar="LIST", help="Images: what judges.  [default: fid, else kid]")
-@click.option("--pair-by", metavar="COLUMN", help="Images: the Parquet column that names them, as files have names.")
+@images_options
 @trust_option
 @json_option
 def accept(
@@ -173,13 +208,11 @@ def accept(
 
 def _require_runs(directories: tuple[str, ...], given: Mapping[str, Any]) -> None:
     """Raise `UserError` for images, or options for them, without --reference."""
-    from taugrid.orchestrator.opened import is_other_folder
+    from taugrid.orchestrator.opened import are_images
 
-    images = [place for place in directories if is_other_folder(place) or place.endswith((".npz", ".parquet"))]
+    images = [place for place in directories if are_images(place)]
     if images or given:
-        what = (
-            f"{images[0]} is no run directory" if images else f"--{next(iter(given)).replace('_', '-')} is for images"
-        )
+        what = f"{images[0]} is no run directory" if images else f"{_flag(next(iter(given)))} is for images"
         raise UserError(f"{what}; give --reference R if DIR holds images, or the directory of a run")
 
 

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from taugrid.eval.gate.power import frozen_seeds_remark
 from taugrid.eval.gate.verdict import NO_BASELINE, REGRESSIONS, Verdict
 from taugrid.eval.pages.environment import environment
+from taugrid.eval.tables.entries import shown_number
 from taugrid.orchestrator.baseline import text
 from taugrid.orchestrator.nightly.outcome import worst_first
 from taugrid.registry.metrics import COLUMNS, MetricColumn
@@ -92,7 +93,7 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
     column = next(known, COLUMNS["fid"])
     scored = [(score["label"], score["metrics"]) for score in scores]
     errors = column.sampling_error or column.error or ""
-    rows = [(label, text.number(metrics.get(column.name), metrics.get(errors))) for label, metrics in scored]
+    rows = [(label, shown_number(metrics.get(column.name), metrics.get(errors))) for label, metrics in scored]
     return markdown_table(("cell", column.title), "lr", rows)
 
 
@@ -111,6 +112,8 @@ def _sides(verdict: Mapping[str, Any]) -> dict[str, str]:
     baseline, software = verdict["baseline"], verdict.get("software", {})
     recorded = {"baseline": (baseline.get("model"), baseline.get("git_commit")),
                 "tonight": (verdict.get("model"), software.get("git_commit"))}  # fmt: skip
+    if images := verdict.get("images"):
+        return {"tonight": f"`{images['path']}` ({images['sha256'][:10]}), scored with `{images['options']}`"}
     sides = {}
     for side, (networks, commit) in recorded.items():
         names = []
@@ -125,7 +128,7 @@ def _sides(verdict: Mapping[str, Any]) -> dict[str, str]:
 def _frozen(verdict: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     """The remark on changes that the usual seeds may hide, where a cell is undecided."""
     undecided = any(cell["result"] == Verdict.UNDECIDED for cell in comparison["cells"])
-    if not undecided or comparison["usual_critical"] is None:
+    if not undecided or comparison["usual_critical"] is None or verdict.get("images"):
         return ""
     n = min(score["settings"]["num_samples"] for score in verdict["scores"])
     remark = frozen_seeds_remark(comparison["usual_critical"], n)

@@ -116,13 +116,26 @@ def test_the_first_line_says_which_side_is_new(places):
     assert "--to FOLDER writes them" in out
 
 
-def test_sets_without_names_are_independent(places):
-    found = compared(places / "a", places / "b.npz")
+def test_sets_without_names_are_independent(places, tmp_path):
+    found = compared(places / "a", places / "b.npz", "--to", tmp_path / "out")
+    assert f"nothing is written to {tmp_path / 'out'}: no pairs were compared" in found["notes"]
+    assert (found["written"], (tmp_path / "out").exists()) == (None, False)
     assert found["pairing"] == "unpaired: the images of B have no names"
     assert found["pairs"] is None
     for row in (found["metrics"]["fid"], found["metrics"]["kid"]):
         assert row["se"] == pytest.approx(np.hypot(row["a_se"], row["b_se"]))
         assert (row["verdict"], row["paired"]) == ("undecided", False)
+
+
+def test_sets_of_different_sizes_are_judged_by_what_does_not_depend_on_n(places, tmp_path, noisy):
+    """FID falls as N grows, also where nothing else changes."""
+    more = folder(tmp_path / "more", np.concatenate([noisy(1), 255 - noisy(1)[:1]]))
+    found = compared(more, places / "a", "--metrics", "fid,kid", code=Exit.NOT_JUDGED)
+    reason = "no verdict on fid: its bias depends on N, of which A has 701 and B 700"
+    assert (found["not_judged"], reason in found["notes"]) == ([reason], True)
+    verdicts = {name: row["verdict"] for name, row in found["metrics"].items()}
+    assert verdicts == {"fid": "not judged", "kid_mean": "not judged", "kid": "undecided"}
+    assert compared(more, places / "a")["result"] == "undecided", "without --metrics, what can be judged is enough"
 
 
 def test_independent_sets_keep_their_errors_and_correlations():
@@ -160,7 +173,9 @@ def test_where_higher_is_better_a_fall_is_worse():
     better = compare(b, a, True, margin=0.02, alpha=0.01)
     assert {row["verdict"] for row in better["metrics"].values()} == {"not worse"}
     one_alone = compare(a, scored(12, 9.0, 12 + a_influence + 0.1 * noise, a_influence), True, 0.02, 0.01)
-    assert [row["verdict"] for row in one_alone["metrics"].values()] == ["worse", "identical"]
+    assert [row["verdict"] for row in one_alone["metrics"].values()] == ["worse", "not worse"], (
+        "other images are not identical"
+    )
 
 
 def test_the_same_images_are_identical_however_they_are_kept(places):
