@@ -242,7 +242,8 @@ class Data(NamedTuple):
         values = {name: value for score in scores for name, value in score.values.items()}
         influences = {name: phi for score in scores for name, phi in score.influences.items()}
         of_reference = {name: phi for score in scores for name, phi in score.reference_influences.items()}
-        return MetricResult(values, influences, reference_influences=of_reference)
+        typical = {name: phi for score in scores for name, phi in score.typical_influences.items()}
+        return MetricResult(values, influences, (), of_reference, typical)
 
 
 class Interval(NamedTuple):
@@ -276,7 +277,7 @@ def intervals(data: Data, n: int, metrics: Sequence[str], repeats: int) -> dict[
 
 def has_error(score: MetricResult, name: str) -> bool:
     """Whether a run would give an error. FID has its own rule and always has one here."""
-    return name == "fid" or too_few_carry(score.influences[name], score.reference_influences.get(name)) is None
+    return name == "fid" or too_few_carry(score.influences[name], score.typical_influences.get(name)) is None
 
 
 def coverage(found: Array) -> str:
@@ -312,7 +313,7 @@ def report_real(repeats: int, run: Path, samples: Sequence[int]) -> None:
                 drawn = random.integers(len(population), size=n)
                 within = Term.of(kernel, population[drawn], population[drawn])
                 influence = 2 * (within.of_x - between.of_x[drawn])
-                given = too_few_carry(influence, 2 * (of_reference - between.of_y)) is None
+                given = too_few_carry(influence, of_reference) is None
                 value = within.mean - 2 * between.of_x[drawn].mean()
                 found.append(Interval(value, standard_error(influence), given))
                 carries.append(carrying(influence))

@@ -67,10 +67,7 @@ def compute_kid(inputs: MetricInputs) -> MetricResult:
     values = {"kid_mean": found.mean, "kid_std": found.std}
     if min(inputs.num_samples, len(reference.features)) < LEAST_FOR_ERROR:
         return MetricResult(values, notes=(NO_KID,))
-    whole = found.whole
-    return MetricResult(
-        values | {"kid": whole.value}, {"kid": whole.influence}, reference_influences={"kid": whole.reference_influence}
-    )
+    return found.whole.result("kid", values | {"kid": found.whole.value})
 
 
 def compute_cmmd(inputs: MetricInputs) -> MetricResult:
@@ -82,8 +79,7 @@ def compute_cmmd(inputs: MetricInputs) -> MetricResult:
     found = discrepancy(inputs.all_features, reference.features, reference.kept, UNIT_GAUSSIAN)
     n, m = inputs.num_samples, len(reference.features)
     with_themselves = (SCALE - found.within) / n + (SCALE - found.within_reference) / m
-    values = {"cmmd": found.value, "cmmd_biased": found.value + with_themselves}
-    return MetricResult(values, {"cmmd": found.influence}, reference_influences={"cmmd": found.reference_influence})
+    return found.result("cmmd", {"cmmd": found.value, "cmmd_biased": found.value + with_themselves})
 
 
 class Kernel(NamedTuple):
@@ -145,6 +141,13 @@ class Discrepancy(NamedTuple):
     """The kernel's mean over pairs of samples."""
     within_reference: float
     """The same of the reference."""
+    typical: Array
+    """(m,): proportional to the kernel's mean of each reference image with the others. It has the tails of influences,
+    and samples don't change it."""
+
+    def result(self, name: str, values: dict[str, float]) -> MetricResult:
+        """With `values`, among them that of the column `name`, which the influences are of."""
+        return MetricResult(values, {name: self.influence}, (), {name: self.reference_influence}, {name: self.typical})
 
 
 def discrepancy(
@@ -181,6 +184,7 @@ def _together(within: "Term", of_reference: "Term", between: "Term") -> Discrepa
         2 * (of_reference.of_x - between.of_y),
         within.mean,
         of_reference.mean,
+        of_reference.of_x,
     )
 
 

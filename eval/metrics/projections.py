@@ -23,9 +23,8 @@ PROJECTED_AT_ONCE = 2**22
 def compute_mind(inputs: MetricInputs) -> MetricResult:
     settings, reference = inputs.settings, inputs.compared_with.features
     found = monge_distance(inputs.all_features, reference, settings.mind_projections, settings.seed)
-    return MetricResult(
-        {"mind": found.value}, {"mind": found.influence}, reference_influences={"mind": found.reference_influence}
-    )
+    of_reference = {"mind": found.reference_influence}
+    return MetricResult({"mind": found.value}, {"mind": found.influence}, (), of_reference, of_reference)
 
 
 class MongeDistance(NamedTuple):

@@ -54,6 +54,9 @@ class MetricResult(NamedTuple):
     """Why a number is missing."""
     reference_influences: Mapping[str, Array] = {}
     """Column of a table -> (m,): how far each reference image moves that number, up to a constant."""
+    typical_influences: Mapping[str, Array] = {}
+    """Column of a table -> (m,): influences of images like the reference's. They decide whether N samples carry an
+    error, and should hardly depend on the samples."""
 
 
 class Feasible(NamedTuple):
@@ -143,8 +146,9 @@ def score(
     together = MetricResult({})
     for metric in settings.chosen:
         compute: Callable[[MetricInputs], MetricResult] = pkgutil.resolve_name(metric.compute)
-        values, influences, notes, _ = _with_errors(metric, compute(inputs))
-        together = MetricResult(together.values | values, {**together.influences, **influences}, together.notes + notes)
+        found = _with_errors(metric, compute(inputs))
+        influences = {**together.influences, **found.influences}
+        together = MetricResult(together.values | found.values, influences, together.notes + found.notes)
     return together
 
 
@@ -159,7 +163,7 @@ def _with_errors(metric: Metric, result: MetricResult) -> MetricResult:
         if column.sampling_error is None or column.sampling_error in values or column.name not in influences:
             continue
         influence = influences[column.name]
-        if (reason := too_few_carry(influence, result.reference_influences.get(column.name))) is None:
+        if (reason := too_few_carry(influence, result.typical_influences.get(column.name))) is None:
             values[column.sampling_error] = standard_error(influence)
         else:
             del influences[column.name]

@@ -35,7 +35,8 @@ the samples themselves selects: sets that happened to lack their distribution's 
 carrying samples and the worst coverage (docs/decisions.md)."""
 
 LEAST_TYPICAL = 20
-"""The same where the reference says how many typically carry it, which does not depend on that luck."""
+"""The same where the reference says how many typically carry it, which depends little on that luck, and for kernels not
+at all."""
 
 
 def require_finite(features: FloatFeatures) -> None:
@@ -128,19 +129,16 @@ def carrying(influence: Array) -> float:
     return total**2 / float(np.square(squares).sum()) if total > 0 else 0.0
 
 
-def too_few_carry(influence: Array, reference_influence: Array | None = None) -> str | None:
+def too_few_carry(influence: Array, typical: Array | None = None) -> str | None:
     """Why `influence` (N,) of all samples gives no standard error; None if it gives one.
 
-    `reference_influence` (m,), if the metric has one, says how many of N samples like the reference images would carry
-    it. Images with an influence of 0 were not compared.
+    `typical` (m,), if the metric has it, are influences of images like the reference's: they say how many of N samples
+    typically carry it. Images with an influence of 0 were not compared.
     """
     n, rests = len(influence), "it would rest on fewer than {} of {:,} samples; a larger N helps"
     if carrying(influence) < LEAST_CARRYING:
         return f"{rests.format(LEAST_CARRYING, n)}, unless a few samples are far from all others"
-    if reference_influence is None:
-        return None
-    typical = n * carrying(reference_influence) / max(1, int(np.count_nonzero(reference_influence)))
-    if typical < LEAST_TYPICAL:
+    if typical is not None and n * carrying(typical) / max(1, int(np.count_nonzero(typical))) < LEAST_TYPICAL:
         return f"as far as the reference tells, {rests.format(LEAST_TYPICAL, n)}"
     return None
 

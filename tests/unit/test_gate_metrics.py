@@ -319,7 +319,7 @@ def test_cmmd_sees_a_missing_digit_where_fid_has_no_standard_error():
         base = kernel.discrepancy(features[drawn], features, kept, kernel.UNIT_GAUSSIAN)
         old = Scored(base.value, base.influence)
         for name, indices in (("without 2", lacking), ("healthy", alike)):
-            assert too_few_carry(old.influence, base.reference_influence) is None
+            assert too_few_carry(old.influence, base.typical) is None
             found = kernel.discrepancy(features[indices], features, kept, kernel.UNIT_GAUSSIAN)
             change = Change.between(
                 "a", Scored(found.value, found.influence), [old], MARGIN * size_of([old]), "s", CMMD

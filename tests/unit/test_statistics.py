@@ -426,6 +426,8 @@ def test_a_discrepancy_is_the_definition_and_its_influences_leave_one_out(kernel
     x, y = correlated(12, 5, seed=1, shift=0.5), correlated(9, 5, seed=2)
     found = discrepancy(x, y, {}, kernel)
     assert found.value == pytest.approx(unbiased(matrix, x, y), rel=1e-10)
+    others = matrix(y, y) - np.diag(np.diag(matrix(y, y)))
+    np.testing.assert_allclose(found.typical / found.typical.sum(), others.sum(axis=1) / others.sum())
     for influence, left_out in (
         (found.influence, [unbiased(matrix, np.delete(x, i, axis=0), y) for i in range(12)]),
         (found.reference_influence, [unbiased(matrix, x, np.delete(y, j, axis=0)) for j in range(9)]),
