@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
@@ -84,6 +84,8 @@ class ScoredImages:
     """Column of quality.csv -> (N,) float64, of each metric that has a standard error; see `MetricResult`."""
     order: NDArray[np.int64] | None
     """(N,): the images' positions in their source, in the order of the influences; None: as they are."""
+    unsure: Mapping[str, Array] = field(default_factory=dict)
+    """The influences of metrics whose standard error would rest on too few images."""
 
     @cached_property
     def digests(self) -> NDArray[np.int64]:
@@ -151,7 +153,7 @@ def score_sets(
         floors = keep_floors(None if cache is None else floor_path(cache, key, n, left), compared, n, left)
         document = about | {"metrics": scores.values, "notes": [*about["notes"], *scores.notes]}
         document |= {"floor": {name: floor._asdict() for name, floor in floors.items()}}
-        scored.append(ScoredImages(samples, document, scores.influences, order))
+        scored.append(ScoredImages(samples, document, scores.influences, order, scores.unsure))
     return scored
 
 

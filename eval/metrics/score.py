@@ -54,6 +54,8 @@ class MetricResult(NamedTuple):
     """Why a number is missing."""
     reference_influences: Mapping[str, Array] = {}
     """Column of a table -> (m,): how far each reference image moves that number, up to a constant."""
+    unsure: Mapping[str, Array] = {}
+    """As `influences`, of those that have no standard error because it would rest on too few samples."""
 
 
 class Feasible(NamedTuple):
@@ -143,17 +145,23 @@ def score(
     together = MetricResult({})
     for metric in settings.chosen:
         compute: Callable[[MetricInputs], MetricResult] = pkgutil.resolve_name(metric.compute)
-        values, influences, notes, _ = _with_errors(metric, compute(inputs))
-        together = MetricResult(together.values | values, {**together.influences, **influences}, together.notes + notes)
+        found = _with_errors(metric, compute(inputs))
+        together = MetricResult(
+            together.values | found.values,
+            {**together.influences, **found.influences},
+            together.notes + found.notes,
+            unsure={**together.unsure, **found.unsure},
+        )
     return together
 
 
 def _with_errors(metric: Metric, result: MetricResult) -> MetricResult:
-    """The metric with the standard errors that influences give, without influences that give none.
+    """The metric with the standard errors that influences give; those that give none are `unsure`.
 
     FID gives its error itself: it has its own rule, which depends on the number of features.
     """
     values, influences, notes = dict(result.values), dict(result.influences), list(result.notes)
+    unsure: dict[str, Array] = {}
     values |= {f"{name}_reference_se": standard_error(phi) for name, phi in result.reference_influences.items()}
     for column in metric.columns:
         if column.sampling_error is None or column.sampling_error in values or column.name not in influences:
@@ -162,6 +170,6 @@ def _with_errors(metric: Metric, result: MetricResult) -> MetricResult:
         if (reason := too_few_carry(influence, result.reference_influences.get(column.name))) is None:
             values[column.sampling_error] = standard_error(influence)
         else:
-            del influences[column.name]
+            unsure[column.name] = influences.pop(column.name)
             notes.append(f"no {column.sampling_error}: {reason}")
-    return MetricResult(values, influences, tuple(notes))
+    return MetricResult(values, influences, tuple(notes), unsure=unsure)

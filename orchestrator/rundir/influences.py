@@ -13,13 +13,16 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.metrics import SAMPLED
 
 
-def influences_of(rundir: RunDir, cell: Cell, scoring_id: str, metrics: Mapping[str, float]) -> dict[str, Array]:
+def influences_of(
+    rundir: RunDir, cell: Cell, scoring_id: str, metrics: Mapping[str, float], unsure: bool = False
+) -> dict[str, Array]:
     """Column of quality.csv -> (N,), of each number in `metrics` (a score's) that has a standard error of sampling.
 
-    Those that are missing or damaged are left out.
+    With `unsure`, of those that have none (`MetricResult.unsure`). Those that are missing or damaged are left out.
     """
     path, n = rundir.influence(cell, scoring_id), cell.settings.num_samples
-    wanted = [column.name for column in SAMPLED if column.sampling_error in metrics]
+    wanted = [column.name for column in SAMPLED
+              if column.name in metrics and (column.sampling_error in metrics) is not unsure]  # fmt: skip
     if not wanted or not rundir.has_intact_file(path, n, lambda damage: None, expected={"cell": cell.id}):
         return {}
     found = {}
