@@ -57,8 +57,6 @@ def _no_progress(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of scoring besides the metrics."""
-
     versions: Mapping[str, str]
     """The software's versions, for the protocol."""
     device: str = "cpu"

@@ -184,7 +184,6 @@ class Pivot:
 
     @property
     def short_settings(self) -> dict[str, str]:
-        """The settings under the names of `short_columns`."""
         names = short_columns(self.settings)
         return {names[column]: value for column, value in self.settings.items()}
 

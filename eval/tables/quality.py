@@ -161,7 +161,6 @@ class QualityTable:
         )
 
     def arranged(self, layout: Layout) -> Arrangement:
-        """The cells in the places of a layout."""
         return self._arranged if layout == self.layout else self._in(layout)
 
     def _in(self, layout: Layout) -> Arrangement:

@@ -80,8 +80,4 @@ def _loss(run: Run) -> Figure:
     return losses_figure(curves)
 
 
-DRAWN: Mapping[str, Callable[[Run], Figure]] = {
-    "quality": _quality,
-    "reconstruction": _reconstruction,
-    "loss": _loss,
-}
+DRAWN: Mapping[str, Callable[[Run], Figure]] = {"quality": _quality, "reconstruction": _reconstruction, "loss": _loss}

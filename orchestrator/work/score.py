@@ -69,11 +69,7 @@ class ScoreWork(WorkKind):
             num_samples=n,
             reference=self._reference_files(),
             settings=settings,
-            header={
-                "cell": cell.id,
-                "evaluation": scoring.id(cell),
-                "protocol": scoring.protocol(cell).as_dict(),
-            },
+            header={"cell": cell.id, "evaluation": scoring.id(cell), "protocol": scoring.protocol(cell).as_dict()},
             floor_path=floors,
             sample_paths=tuple(str(self.rundir.sample_part(cell, shard)) for shard in cell.shards)
             if settings.sample_columns

@@ -96,11 +96,9 @@ class ScorerRecord:
     """The changes of the scorer between the sessions that scored the cells."""
 
     def is_comparable(self, other: "ScorerRecord") -> bool:
-        """Whether both have the same reference and extractor."""
         return (self.reference, self.extractor) == (other.reference, other.extractor)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
         coded = base64.b64encode(self.features.astype("<f4").tobytes()).decode()
         plain = {name: getattr(self, name) for name in ("reference", "extractor", "settings", "scores")}
         about = {"made_with": asdict(self.made_with), "mixed": list(self.mixed), "shape": list(self.features.shape)}

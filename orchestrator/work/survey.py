@@ -60,7 +60,6 @@ class Survey:
 
     @property
     def plan(self) -> Plan:
-        """What is to be done."""
         return self.selected or self.run.plan
 
     @property

@@ -32,7 +32,6 @@ class Decided(NamedTuple):
 
     @property
     def undecided(self) -> set[str]:
-        """The cells of all groups."""
         return {cell for group in self.groups for cell in group}
 
 

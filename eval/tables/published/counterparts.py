@@ -35,8 +35,6 @@ SOURCE_TIME = (
 
 
 class NetworkOrigin(NamedTuple):
-    """The origin of the network that made the samples."""
-
     source: str
     """A loaded checkpoint's id on the hub or folder; otherwise words such as "trained here"."""
     process: str | None

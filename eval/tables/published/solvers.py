@@ -41,5 +41,4 @@ def solvers_markdown() -> str:
 
 
 def write_solvers(folder: Path) -> None:
-    """Write published-solvers.md into `folder`."""
     write_files(folder, STEM, md=solvers_markdown())
