@@ -20,8 +20,7 @@ from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.floors import floors_of
-from taugrid.orchestrator.rundir.influences import influences_of
+from taugrid.orchestrator.rundir.evidence import floors_of, influences_of
 from taugrid.orchestrator.rundir.origins import device_kinds, origins
 from taugrid.protocol import ProtocolFields, comparability_key, on_devices, short_name
 from taugrid.registry.extractors import PIXELS

@@ -22,7 +22,7 @@ from taugrid.parquet import first_pictures
 from taugrid.registry.samplers import DEFAULT
 from taugrid.words import listed, some_of
 from taugrid.workers.data import load as data
-from taugrid.workers.reconstruct import ReconstructJob
+from taugrid.workers.ode import ReconstructJob
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.published.counterparts import EncodedImages

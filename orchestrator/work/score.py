@@ -9,7 +9,7 @@ from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import larger_table, quality_table, write_larger, write_report
 from taugrid.orchestrator.rundir.directory import Damage
-from taugrid.orchestrator.rundir.floors import path_of_floors
+from taugrid.orchestrator.rundir.evidence import path_of_floors
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import ExtractWork, not_extracted, reference_keys
 from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind, shard_key

@@ -16,8 +16,8 @@ a function like its `sample`."""
 
 SAMPLERS = {
     "ddim": "taugrid.workers.samplers.ddim:DDIM",
-    "dpm++2m": "taugrid.workers.samplers.dpmpp2m:DPMpp2M",
-    "dpm++3m": "taugrid.workers.samplers.dpmpp3m:DPMpp3M",
+    "dpm++2m": "taugrid.workers.samplers.dpmpp:DPMpp2M",
+    "dpm++3m": "taugrid.workers.samplers.dpmpp:DPMpp3M",
     "heun": "taugrid.workers.samplers.heun:Heun",
     "unipc": "taugrid.workers.samplers.unipc:UniPC",
 }
