@@ -46,7 +46,9 @@ def compare(
     same = paired and np.array_equal(a.digests, b.digests)
     rows: dict[str, dict[str, Any]] = {}
     changes = []
-    for column in _columns(a, b):
+    for column in COLUMNS.values():
+        if not all(column.name in side.document["metrics"] for side in (a, b)):
+            continue
         value_a, value_b = (side.document["metrics"][column.name] for side in (a, b))
         error, change = column.sampling_error, None if same else _change(column, a, b, paired, margin)
         identical = same or (change is not None and _is_rounding(change, a))
@@ -75,12 +77,6 @@ def compare(
         "result": worst([*verdicts.values(), *repeats, *([Verdict.NOT_JUDGED] if not_judged else [])]),
         "not_judged": not_judged,
     }
-
-
-def _columns(a: "ScoredImages", b: "ScoredImages") -> list[MetricColumn]:
-    """The numbers that both sets have."""
-    sides = (a, b)
-    return [column for name, column in COLUMNS.items() if all(name in side.document["metrics"] for side in sides)]
 
 
 def _change(column: MetricColumn, a: "ScoredImages", b: "ScoredImages", paired: bool, margin: float) -> Change | None:

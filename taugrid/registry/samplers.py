@@ -46,10 +46,11 @@ def unchecked(is_so: bool = True) -> Iterator[None]:
         _unchecked.reset(token)
 
 
-def check(name: str) -> None:
-    """Raise `ValueError` if there is no sampler of that name. A module of the user's is not looked for."""
+def checked(name: str) -> str:
+    """`name`; `ValueError` if there is no sampler of that name. A module of the user's is not looked for."""
     if not _unchecked.get():
         entry(name)
+    return name
 
 
 def is_custom(name: str) -> bool:
