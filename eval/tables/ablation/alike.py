@@ -1,9 +1,9 @@
 """Finds cells that can't be distinguished from the best of their column, by the influences of the samples.
 
 Runs that sample more images of undecided cells alone look again at growing N (`look`). That would make a false
-difference ever more likely, so the level of 5 % is shared among the looks: each has 5 % / their largest number. Within a
-look, the limit holds jointly for all pairs that are still compared, in every column. So at most 5 % of procedures tell
-any two cells apart in the wrong order (docs/decisions.md).
+difference ever more likely, so the level of 5 % is shared among the looks: each has 5 % / their largest number. Within
+a look, the limit holds jointly for all pairs that are still compared, in every column. So at most 5 % of procedures
+tell any two cells apart in the wrong order (docs/decisions.md).
 """
 
 import math
