@@ -2,9 +2,11 @@
 
     python -m benchmarks.intervals [--parts metrics means equality effects marks infinity] [--repeats 2000]
                                    [--features 20 2048] [--samples 200 500 1000 5000]
+    python -m benchmarks.intervals --parts real --run DIR [--samples 200 500 1000]
 
 The first three are of metrics: features are drawn, scored as a run scores them, and the number's mean over the repeats
-is what intervals have to cover. `means` has plain means in place of metrics.
+is what intervals have to cover. `means` has plain means in place of metrics. `real` draws from the features of a run's
+cells, with replacement, against 10,000 features of its reference.
 
 In `effects` and `marks`, samples are influences of FID: each of its setting's noise, which all trainings share, and of
 its own. A skewed world has exponential trainings and samples in place of normal ones. No part trains or samples a
@@ -14,20 +16,24 @@ network.
 import argparse
 from collections.abc import Callable, Sequence
 from itertools import product
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from taugrid import parquet
 from taugrid.eval.metrics.extrapolation import fid_infinity
 from taugrid.eval.metrics.frechet import frechet_distance
+from taugrid.eval.metrics.kernel import Term, cubic
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import (
     Array,
     Features,
     Moments,
+    carrying,
     standard_error,
     symmetric_root,
     too_few_carry,
@@ -43,6 +49,8 @@ from taugrid.eval.tables.ablation.seeds import (
 from taugrid.registry.metrics import MetricSettings
 
 PARTS = ("metrics", "means", "equality", "effects", "marks", "infinity")
+REAL = "real"
+"""The part that needs a run."""
 COMPARISONS = 9
 N = 100
 """Samples of a cell."""
@@ -296,6 +304,36 @@ def report_metrics(repeats: int, features: Sequence[int], samples: Sequence[int]
             print(f"{d} features, N = {n}, {kind}, {said}, {some} repeats: {columns}", flush=True)
 
 
+def report_real(repeats: int, run: Path, samples: Sequence[int]) -> None:
+    """Coverage of KID where the features of a run's cell are the population: of every fifth cell of each extractor."""
+    print("coverage of KID in % where an error is given (how often one is), and if it always were")
+    for at in sorted((run / "features").glob("*/reference-*")):
+        reference = _features_in(at)[:10_000]
+        kernel = cubic(reference.shape[1])
+        of_reference = Term.of(kernel, reference, reference).of_x
+        for cell, n in product(sorted(set(at.parent.iterdir()) - {at})[::5], samples):
+            population, random = _features_in(cell), np.random.default_rng((31, n))
+            between = Term.of(kernel, population, reference)
+            found, carries = [], []
+            for _ in range(some := min(repeats, int(repeats * (1000 / n) ** 2))):
+                drawn = random.integers(len(population), size=n)
+                within = Term.of(kernel, population[drawn], population[drawn])
+                influence = 2 * (within.of_x - between.of_x[drawn])
+                given = too_few_carry(influence, 2 * (of_reference - between.of_y)) is None
+                value = within.mean - 2 * between.of_x[drawn].mean()
+                found.append(Interval(value, standard_error(influence), given))
+                carries.append(carrying(influence))
+            low, high = np.quantile(carries, (0.05, 0.95))
+            said = f"{coverage(np.array(found))}, carried by {low:.0f} to {high:.0f} samples (90 % of repeats)"
+            print(f"{cell.name}, N = {n}, {some} repeats: {said}", flush=True)
+
+
+def _features_in(folder: Path) -> Features:
+    return np.concatenate(
+        [f for part in sorted(folder.glob("part-*")) for _, f in parquet.read_features(part, "features")]
+    )
+
+
 def report_means(repeats: int) -> None:
     """Coverage of plain means whose samples are skewed or heavy-tailed: where `too_few_carry` draws its line."""
     draws: dict[str, tuple[Draw, float]] = {
@@ -359,14 +397,18 @@ def _alarms(one: MetricResult, other: MetricResult) -> dict[str, bool]:
 def main() -> None:
     """Print the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, REAL), default=PARTS)
     parser.add_argument("--repeats", type=int, default=2000)
     parser.add_argument("--features", nargs="+", type=int, choices=COST_OF_ONE, default=list(COST_OF_ONE))
     parser.add_argument("--samples", nargs="+", type=int, default=[200, 500, 1000, 5000])
+    parser.add_argument("--run", type=Path, help="of part `real`: a run directory with features")
     given = parser.parse_args()
+    if REAL in given.parts and given.run is None:
+        parser.error("the part `real` needs --run DIR, a run directory with features")
     reports = {
         "metrics": lambda repeats: report_metrics(repeats, given.features, given.samples),
         "means": report_means,
+        REAL: lambda repeats: report_real(repeats, given.run, given.samples),
         "equality": report_equality,
         "effects": report_effects,
         "marks": report_marks,

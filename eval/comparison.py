@@ -51,18 +51,18 @@ def compare(
             continue
         value_a, value_b = (side.document["metrics"][column.name] for side in (a, b))
         error, change = column.sampling_error, None if same else _change(column, a, b, paired, margin)
-        identical = same or (change is not None and _is_rounding(change, a))
+        alike = same or (change is not None and _is_rounding(change, a))
         rows[column.name] = {
             "a": value_a,
             "b": value_b,
             "a_se": error and a.document["metrics"].get(error),
             "b_se": error and b.document["metrics"].get(error),
             "difference": value_b - value_a,
-            "se": 0.0 if identical else None,
-            "verdict": Verdict.IDENTICAL if identical else Verdict.NOT_JUDGED,
+            "se": 0.0 if alike else None,
+            "verdict": _unjudged(column, same) if alike else Verdict.NOT_JUDGED,
             "paired": paired,
         }
-        changes += [] if change is None or identical else [change]
+        changes += [] if change is None or alike else [change]
     judgement = judge(changes, alpha)
     for judged in judgement.cells:
         rows[judged.name] |= {key: getattr(judged, key) for key in ("se", "verdict", "margin", "upper", "detectable")}
@@ -91,8 +91,13 @@ def _change(column: MetricColumn, a: "ScoredImages", b: "ScoredImages", paired: 
     return Change.between(column.name, new, [old], margin * size_of([old]), 0, column)
 
 
+def _unjudged(column: MetricColumn, same: bool) -> Verdict:
+    """The verdict where every pair moves a number alike: of a distance, the features are the same."""
+    return Verdict.IDENTICAL if same or not column.higher_is_better else Verdict.NOT_WORSE
+
+
 def _is_rounding(change: Change, a: "ScoredImages") -> bool:
-    """Whether both sides have the same features, but for rounding."""
+    """Whether both images of every pair move a number alike, but for rounding."""
     return float(change.influence.std()) <= ROUNDING * float(a.influences[change.name].std())
 
 

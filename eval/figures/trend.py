@@ -1,4 +1,4 @@
-"""The figure of a history: FID of every cell over the nights, against the baseline, and the verdict on each night."""
+"""The figures of a history: a metric of every cell over the nights, against the baseline, and each night's verdict."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -20,6 +20,8 @@ from taugrid.eval.figures.drawing import (
     x_offsets,
 )
 from taugrid.eval.nights import Light
+from taugrid.eval.tables.long_form import FID
+from taugrid.registry.metrics import COLUMNS, MetricColumn
 
 MAX_NIGHTS = 60
 """The newest nights; older ones are in history.parquet."""
@@ -44,10 +46,31 @@ class TrendPanel(NamedTuple):
     links: Mapping[str, str]
 
 
-def trend_figure(history: pd.DataFrame, lights: Mapping[str, Light], links: Mapping[str, str] = {}) -> Figure:
-    """FID over nights: a panel for each S, a line for each other setting, bars of ±1 standard error.
+OF_FID = {"baseline": "baseline_fid", "margin": "margin", "t": "t"}
+"""The columns of history.parquet that other metrics have under their own name, such as `kid_margin`."""
 
-    A line breaks where a night lacks the cell. The baseline's FID plus the accepted loss is a band of the line's
+
+def _column(metric: MetricColumn, key: str) -> str:
+    return OF_FID.get(key, f"fid_{key}") if metric == FID else f"{metric.name}_{key}"
+
+
+def judged_metrics(history: pd.DataFrame) -> list[MetricColumn]:
+    """The metrics that judged some cell; without any, the first of the registry that the cells have, or FID."""
+    known = [column for column in COLUMNS.values() if column.sampling_error]
+    judged = [column for column in known if _has(history, _column(column, "t"))]
+    return judged or [column for column in known if _has(history, column.name)][:1] or [FID]
+
+
+def _has(history: pd.DataFrame, column: str) -> bool:
+    return column in history and bool(history[column].notna().any())
+
+
+def trend_figure(
+    history: pd.DataFrame, lights: Mapping[str, Light], links: Mapping[str, str] = {}, metric: MetricColumn = FID
+) -> Figure:
+    """A metric over nights: a panel for each S, a line for each other setting, bars of ±1 standard error.
+
+    A line breaks where a night lacks the cell. The baseline's value plus the accepted loss is a band of the line's
     colour. A vertical line marks the first night that was compared with a newly accepted baseline. The marks on the
     horizontal axis are the verdicts on the nights, and lead to `links` in an SVG. `history` has the columns of
     history.parquet, `lights` all nights in their order.
@@ -55,10 +78,20 @@ def trend_figure(history: pd.DataFrame, lights: Mapping[str, Light], links: Mapp
     nights = dict(list(lights.items())[-MAX_NIGHTS:])
     shown = history[history["night"].isin(nights)].copy()
     shown["line"] = shown["label"].str.replace(r"^S\d+-", "", regex=True)
-    panels = [TrendPanel(f"S = {steps}", rows, nights, links) for steps, rows in shown.groupby("steps")]
+    worse = -1 if metric.higher_is_better else 1
+    given = {"value": metric.name, **{key: _column(metric, key) for key in ("se", "baseline", "margin")}}
+    scales = {"margin": worse * metric.scale}
+    for key, name in given.items():
+        found = shown[name] if name in shown else pd.Series(np.nan, shown.index)
+        shown[f"of_{key}"] = found.astype(np.float64) * scales.get(key, metric.scale)
+    panels = [
+        TrendPanel("images" if pd.isna(steps) else f"S = {steps!s}", rows, nights, links)
+        for steps, rows in shown.astype({"steps": "Int64"}).groupby("steps", dropna=False)
+    ]
     lines = list(dict.fromkeys(shown["line"]))
     styles = ordered_styles({line: line for line in lines}, x_offsets(len(lines)))
-    return panels_figure(panels, _draw_trend, styles, "linear")
+    has_place = bool((shown["of_value"].dropna() > 0).all())
+    return panels_figure(panels, _draw_trend, styles, "linear", metric, "log" if has_place else "linear")
 
 
 def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
@@ -69,8 +102,8 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
         x: Values = np.array([places[night] for night in rows["night"]], dtype=np.float64)
         values: Values = np.full(len(places), np.nan)
         errors: Values = np.full(len(places), np.nan)
-        values[x.astype(int)] = rows["fid"].where(rows["fid"] > 0)
-        errors[x.astype(int)] = rows["fid_se"]
+        values[x.astype(int)] = rows["of_value"]
+        errors[x.astype(int)] = rows["of_se"]
         draw_line(panel, along + look.x_offset * len(places), values, errors, look)
         _draw_band(panel, x, rows, look)
     baselines = table.rows.groupby("night", sort=False)["baseline"].first().reindex(list(places)).ffill()
@@ -93,8 +126,8 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
 
 def _draw_band(panel: Axes, places: Values, rows: pd.DataFrame, look: LineStyle) -> None:
     """Fill each night's own stretch: with one night, a band over the nights would have no width."""
-    base = np.repeat(rows["baseline_fid"].to_numpy(dtype=np.float64), 3)
-    margin = np.repeat(rows["margin"].to_numpy(dtype=np.float64), 3)
+    base = np.repeat(rows["of_baseline"].to_numpy(dtype=np.float64), 3)
+    margin = np.repeat(rows["of_margin"].to_numpy(dtype=np.float64), 3)
     stretches = np.repeat(places, 3) + np.tile([-0.5, 0.5, np.nan], len(places))
     is_there = np.isfinite(stretches) & np.isfinite(base + margin)
     if is_there.any():

@@ -29,13 +29,13 @@ ROWS_AT_ONCE = 4096
 """Rows of features that are centred in float64 at a time, so that 50,000 x 2048 need no second copy in memory."""
 
 
-LEAST_CARRYING = 20
-"""Least effective number of samples that a standard error may rest on, see `carrying`."""
+LEAST_CARRYING = 5
+"""Least effective number of samples that a standard error may rest on, see `carrying`. It is low, because a limit on
+the samples themselves selects: sets that happened to lack their distribution's tail have the smallest errors, the most
+carrying samples and the worst coverage (docs/decisions.md)."""
 
-LEAST_TYPICAL = 40
-"""The same where the reference says how many typically carry it. In simulations (`benchmarks/intervals.py`, part
-`metrics`), sets of samples that happened to lack their distribution's tail had the smallest errors, the most carrying
-samples and the worst coverage. The reference does not depend on that luck."""
+LEAST_TYPICAL = 20
+"""The same where the reference says how many typically carry it, which does not depend on that luck."""
 
 
 def require_finite(features: FloatFeatures) -> None:

@@ -8,11 +8,13 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from taugrid.eval.figures.trend import MAX_NIGHTS, trend_figure
+from taugrid.eval.figures.trend import MAX_NIGHTS, judged_metrics, trend_figure
 from taugrid.eval.nights import UNFINISHED, Light, NightLine
 from taugrid.eval.pages.charts import Chart, chart
 from taugrid.eval.pages.environment import rendered
 from taugrid.eval.tables.entries import write_number
+from taugrid.eval.tables.long_form import FID
+from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted
 
 MAX_ROWS = 1000
@@ -45,7 +47,7 @@ def history_html(
         name=name,
         newest=complete[-1] if complete else None,
         answer=_answer(complete, len(nights) - len(complete)),
-        trend=_trend(rows, complete, leads_to),
+        trends=_trends(rows, complete, leads_to),
         max_nights=MAX_NIGHTS,
         nights=nights[::-1][:MAX_ROWS],
         left_out=max(0, len(nights) - MAX_ROWS),
@@ -65,17 +67,31 @@ def _answer(nights: Sequence[NightLine], unfinished: int) -> list[str]:
     return [f"Newest night, {newest.id}: {newest.verdict}{cells}.", f"{counted(len(nights), 'night')}: {lights}{more}."]
 
 
-def _trend(rows: Sequence[Mapping[str, Any]], nights: Sequence[NightLine], leads_to: Mapping[str, str]) -> Chart | None:
+def _trends(
+    rows: Sequence[Mapping[str, Any]], nights: Sequence[NightLine], leads_to: Mapping[str, str]
+) -> dict[str, Chart]:
+    """Title -> the trend of each metric that judged the nights; empty if no night has a score."""
     lights = {night.id: night.light for night in nights[-MAX_NIGHTS:]}
-    shown = [row for row in rows if row["night"] in lights and row["fid"] is not None and row["fid"] > 0]
-    if not shown:
-        return None
-    figure = trend_figure(pd.DataFrame(shown), lights, leads_to)
-    for panel in figure.axes:
-        panel.set_xlabel("night")
-    numbers = [(row["night"], row["label"], _fid(row), row["result"] or "") for row in shown]
-    return chart(figure, "trend", "FID over the nights", ("night", "cell", "FID", "verdict"), numbers)
+    table = pd.DataFrame([row for row in rows if row["night"] in lights])
+    found = {}
+    for metric in judged_metrics(table):
+        shown = table[table[metric.name].notna()] if metric.name in table else table[:0]
+        if shown.empty:
+            continue
+        figure = trend_figure(shown, lights, leads_to, metric)
+        for panel in figure.axes:
+            panel.set_xlabel("night")
+        numbers = [
+            (row["night"], row["label"], _number(row, metric), row["result"] or "") for _, row in shown.iterrows()
+        ]
+        title = f"{metric.title} over the nights"
+        columns = ("night", "cell", metric.title, "verdict")
+        found[title] = chart(figure, f"trend{'' if metric == FID else f'-{metric.name}'}", title, columns, numbers)
+    return found
 
 
-def _fid(row: Mapping[str, Any]) -> str:
-    return " ".join(write_number(row["fid"], math.nan if row["fid_se"] is None else row["fid_se"])).strip()
+def _number(row: "pd.Series[Any]", metric: MetricColumn) -> str:
+    error = row.get(f"{metric.name}_se")
+    return " ".join(
+        write_number(metric.scale * row[metric.name], math.nan if error is None else metric.scale * error)
+    ).strip()

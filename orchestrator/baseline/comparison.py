@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from taugrid.errors import UserError
-from taugrid.eval.comparison import independent
-from taugrid.eval.gate.rule import CellJudgement, Change, NightJudgement, judge, size_of
+from taugrid.eval.comparison import REPEATS, independent
+from taugrid.eval.gate.rule import FID, CellJudgement, Change, NightJudgement, judge, size_of
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
@@ -35,12 +35,6 @@ from taugrid.orchestrator.baseline.text import other_metrics
 from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 from taugrid.words import counted, listed
-
-METRIC_SETTINGS = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood", "mind_projections")
-"""Fields of a protocol that metrics other than FID depend on."""
-
-REPEATS = 0.9
-"""Images repeat if the share of distinct ones is below this share of the baseline's."""
 
 MAX_CELLS_NAMED = 3
 """The number of cells that a note on a metric names."""
@@ -98,7 +92,7 @@ def compare_snapshots(
         margin=gate.margin,
         critical=critical,
         usual_critical=critical,
-        rule=_rule(judgement, gate.alpha),
+        rule=_rule(judgement, gate.alpha, "the usual seeds" if new.images is None else "these images"),
         scorer_check=scorer,
         gate=gate,
     )
@@ -118,11 +112,11 @@ def _unjudged(cells: Sequence[CellComparison]) -> list[str]:
     return [f"{said} ({listed(labels, MAX_CELLS_NAMED)})" for said, labels in found.items()]
 
 
-def _rule(judgement: NightJudgement, alpha: float) -> str:
+def _rule(judgement: NightJudgement, alpha: float, samples: str) -> str:
     if not judgement.cells:
         return f"one stage at alpha = {alpha:g}: there is no cell to judge"
     judged = tests_in_words(judgement)
-    return f"one stage: the usual seeds at alpha = {alpha:g} over {judged} ({threshold(judgement.critical)})"
+    return f"one stage: {samples} at alpha = {alpha:g} over {judged} ({threshold(judgement.critical)})"
 
 
 def tests_in_words(judgement: NightJudgement) -> str:
@@ -297,9 +291,8 @@ def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) 
             return f"{called} was not scored by it"
         if not side.scored(name):
             return MISSING_INFLUENCES if name in side.lacking else side.reasons.get(name, NO_ERROR)
-    metric = next(metric for metric in METRICS.values() if column in metric.columns)
-    if any(new.protocol.get(key) != old.protocol.get(key) for key in metric.settings):
-        return f"its settings are not the baseline's ({', '.join(metric.settings)})"
+    if changed := _changed_settings(new, old, name):
+        return f"its settings are not the baseline's ({', '.join(changed)})"
     (tonight,), baseline = new.scored(name), old.scored(name)[0]
     spread = float((tonight.influence - baseline.influence).std())
     if spread > ROUNDING * float(baseline.influence.std()):
@@ -321,7 +314,7 @@ def _before_judgement(
         return _same_samples(new, old, "")
     if situation == "same weights and setup" and pixels is not None:
         return Verdict.CHANGED_PIXELS, "same weights, software, device and threads, but other images"
-    if "fid" not in new.influences and "fid" in old.influences and (reason := _collapse(new, old)) is not None:
+    if (reason := _collapse(new, old)) is not None:
         return Verdict.COLLAPSED, reason
     if new.seed_set != old.seed_set and not unjudged and new.images is None:
         return Verdict.NOT_JUDGED, "the runs share no noise (their seeds differ)"
@@ -376,25 +369,34 @@ def _scores_agree(new: SnapshotCell, old: SnapshotCell) -> bool:
 def _differing_metrics(new: SnapshotCell, old: SnapshotCell) -> list[str]:
     """The names of the metrics whose values for the same images differ by more than rounding."""
     allowed = tolerance(new.scored_with, old.scored_with)
-    same_settings = all(new.protocol.get(key) == old.protocol.get(key) for key in METRIC_SETTINGS)
-    names = new.metrics.keys() & old.metrics.keys() if same_settings else {"fid"}
+    names = (name for name in new.metrics.keys() & old.metrics.keys() if not _changed_settings(new, old, name))
     return sorted(name for name in names if differs(new.metrics[name], old.metrics[name], allowed))
 
 
-def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
-    """The way in which the images vary less than the baseline's, if that is why FID has no standard error; else None.
+def _changed_settings(new: SnapshotCell, old: SnapshotCell, name: str) -> list[str]:
+    """The settings in which both sides differ, of those that the metric with the column `name` depends on."""
+    metrics = [metric for metric in METRICS.values() if any(name in column.names for column in metric.columns)]
+    keys = () if name in FID.names else ("seed", *(key for metric in metrics for key in metric.settings))
+    return [key for key in keys if new.protocol.get(key) != old.protocol.get(key)]
 
-    Both have the same N. So either no feature varies any more, or more do than before, which is not a collapse unless
-    images repeat.
+
+def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
+    """The way in which the images vary less than the baseline's, if that is why a distance has no error; else None.
+
+    Both have the same N. FID's error is gone either because no feature varies any more, or because more do than before,
+    which is not a collapse unless images repeat. KID's may be gone by chance.
     """
-    if "fid" in new.lacking:
+    gone = (name for name in old.influences.keys() - new.influences.keys() if name in new.reasons)
+    distances = [name for name in gone if name not in new.lacking and not COLUMNS[name].higher_is_better]
+    if not distances:
         return None
     digests = (side.load_digests() for side in (new, old))
     shares = [None if hashes is None else len(np.unique(hashes)) / len(hashes) for hashes in digests]
-    repeats = shares[0] is not None and shares[1] is not None and shares[0] < shares[1]
+    repeats = shares[0] is not None and shares[1] is not None and shares[0] < REPEATS * shares[1]
     if new.reason != NOTHING_VARIES and not repeats:
         return None
-    return f"{new.reason}; {_distinct_images(*shares)}"
+    said = NOTHING_VARIES if new.reason == NOTHING_VARIES else new.reasons[min(distances, key=list(COLUMNS).index)]
+    return f"{said}; {_distinct_images(*shares)}"
 
 
 def _distinct_images(share: float | None, before: float | None) -> str:

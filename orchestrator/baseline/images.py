@@ -22,7 +22,9 @@ from taugrid.versions import versions
 CANARY_IMAGES = 2 * FEATURES
 """Images of the reference whose features are extracted anew for the canary of the scorer."""
 
-NOT_OURS = Check("not applicable", "the images come from elsewhere, so only their scores are checked")
+NOT_OURS = Check(
+    "not applicable", "the images come from elsewhere: no sampler, weights or fresh seed to check, only their scores"
+)
 """The canary of the sampler."""
 
 
@@ -42,24 +44,30 @@ class ImagesRequest(NamedTuple):
         """For a baseline file. Whether code is trusted is said each time."""
         return {key: value for key, value in self._asdict().items() if key != "trust_code"}
 
+    @property
+    def options(self) -> str:
+        """The options of `baseline accept` that score images in this way."""
+        given = {key: ",".join(value) if key == "metrics" else value for key, value in self.recorded.items() if value}
+        return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in given.items())
+
     @classmethod
-    def of_baseline(cls, baseline: Snapshot, trust_code: bool) -> "ImagesRequest":
-        """That of a baseline file; `UserError` if it is one of a run."""
+    def of_baseline(cls, baseline: Snapshot, trust_code: bool, **given: Any) -> "ImagesRequest":
+        """That of a baseline file, with what was `given`; `UserError` if it is one of a run."""
         recorded = (baseline.accepted or {}).get("images")
         if recorded is None:
             raise UserError(
                 f"{baseline.source} is the baseline of a run, and these are images: compare them with images "
                 "(compare A B --reference R), or accept images as a baseline (baseline accept DIR --reference R)"
             )
-        return cls(**{**recorded, "metrics": tuple(recorded["metrics"])}, trust_code=trust_code)
+        return cls(**{**recorded, "metrics": tuple(recorded["metrics"]), **given}, trust_code=trust_code)
 
     def gate(self, **requested: Any) -> GateSettings:
         """The settings of the gate with these metrics."""
         return GateSettings(metrics=self.metrics or None, **requested)
 
 
-def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress) -> Snapshot:
-    """Score the images in a folder, .npz or Parquet, in this process.
+def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, called: str = "DIR") -> Snapshot:
+    """Score the images in a folder, .npz or Parquet, which messages call `called`, in this process.
 
     Raises:
         UserError: if images, reference, weights or settings can't be used.
@@ -68,13 +76,12 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress) -
     section = section_of({**settings, "metrics": list(request.metrics or DEFAULT_METRICS)}, (), flag)
     with user_errors_of(settings, flag, progress):
         progress.say("reading images")
-        opened = open_sets({"DIR": place}, request.reference, section, flag, request.trust_code)
+        opened = open_sets({called: place}, request.reference, section, flag, request.trust_code)
         names = named_order(opened.sets[0], request.pair_by)
         (scored,) = opened.scored(progress, keep=True, orders=[names.order if names else None])
         canary = _canary(opened)
     place_of_scoring = canary.made_with.places if isinstance(canary, ScorerRecord) else ()
     document, source = scored.document, opened.sets[0]
-    software = versions((TAUGRID, *SOFTWARE))
     cell = SnapshotCell(
         cell="images",
         name="images",
@@ -92,7 +99,9 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress) -
         images=json_sha256(list(names.names)) if names else source.sha256,
     )
     name = Path(place).name or "images"
-    return Snapshot(place, name, {"versions": software, "git_commit": None}, (cell,), load_scorer=lambda: canary)
+    about = {"path": place, "sha256": source.sha256, **request.recorded, "options": request.options}
+    software = {"versions": versions((TAUGRID, *SOFTWARE)), "git_commit": None}
+    return Snapshot(place, name, software, (cell,), load_scorer=lambda: canary, images=about)
 
 
 def _canary(opened: OpenedSets) -> ScorerRecord | str:

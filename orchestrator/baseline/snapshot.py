@@ -227,6 +227,8 @@ class Snapshot:
     """The hashes of taugrid's code in the sessions that sampled it."""
     load_scorer: Callable[[], ScorerRecord | str] = field(repr=False, default=lambda: "none was recorded")
     """Called without arguments: the canary of the scorer, or the reason why there is none."""
+    images: Mapping[str, Any] | None = None
+    """Of images from elsewhere: `path`, `sha256`, how they are scored (`ImagesRequest`), and those `options`."""
 
 
 def snapshot_of_run(directory: str) -> Snapshot:

@@ -7,7 +7,7 @@ lack some fields.
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from taugrid.eval.gate.power import POWER
@@ -82,12 +82,12 @@ def counts(comparison: Mapping[str, Any]) -> str:
     return ", ".join(f"{number_of[verdict]} {verdict}" for verdict in Verdict if number_of[verdict])
 
 
-def check_lines(comparison: Mapping[str, Any]) -> list[str]:
-    """A line for each canary that is not clean."""
+def check_lines(comparison: Mapping[str, Any], unsaid: Collection[str] = ("clean",)) -> list[str]:
+    """A line for each canary whose result is not among `unsaid`."""
     return [
         f"{name} {'not checked' if check['result'] == 'unknown' else check['result']}: {check['reason']}"
         for name, check in _checks(comparison).items()
-        if check["result"] != "clean"
+        if check["result"] not in unsaid
     ]
 
 

@@ -25,7 +25,7 @@ NO_REFERENCE = (
 @click.argument("others", metavar="BASELINE | CELL CELL | B", nargs=-1, required=True)
 @click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ or no noise is shared.")
 @click.option(
-    "--margin", type=Finite(0), help="The accepted regression, as a share of the old side's FID.  [default: 0.02]"
+    "--margin", type=Finite(0), help="The accepted regression, as a share of the old side's value.  [default: 0.02]"
 )
 @click.option(
     "--alpha",
@@ -33,7 +33,7 @@ NO_REFERENCE = (
     help="The share of comparisons without a regression that may be called worse.  [default: 0.01]",
 )
 @click.option("--allow-missing", is_flag=True, help="Baseline: cells of it may be missing in DIR.")
-@click.option("--sharpness", type=SHARE, help="Baseline: the regression / FID that half of the cells must detect.")
+@click.option("--sharpness", type=SHARE, help="Baseline: the regression / baseline that half of the cells must detect.")
 @click.option("--reference", metavar="PATH | RUN", help="Images: what both are scored against, as in evaluate.")
 @click.option("--extractor", metavar="NAME", help="Images: as in evaluate.  [default: that of the reference, if any]")
 @click.option("--weights", metavar="FILE", help="Images: the extractor's weights.")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,16 +17,40 @@ from taugrid.orchestrator.cli.options import (
     cluster_options,
     json_option,
     names_in,
+    options,
     print_value,
     set_option,
     trust_option,
 )
 from taugrid.words import with_urls
 
+if TYPE_CHECKING:
+    from taugrid.orchestrator.nightly.night import NightResult
+    from taugrid.orchestrator.progress import Progress
+
+
+images_options = options(
+    click.option("--extractor", metavar="NAME", help="Images: as in evaluate.  [default: the reference's, if any]"),
+    click.option("--weights", metavar="FILE", help="Images: the extractor's weights."),
+    click.option("--metrics", callback=names_in, metavar="LIST", help="Images: what judges.  [default: fid, else kid]"),
+    click.option(
+        "--pair-by", metavar="COLUMN", help="Images: the Parquet column that names them, as files have names."
+    ),
+)
+"""How images from elsewhere are scored and paired, beside --reference."""
+
+OF_IMAGES = ("reference", "extractor", "weights", "metrics", "pair_by")
+
+OF_A_RUN = ("assignments", "keep_images", "grow_to", "allow_missing", "workers", "address")
+"""The options of a night that have no meaning for images from elsewhere."""
+
 
 @click.command(cls=Command)
-@click.argument("config")
+@click.argument("config", required=False)
 @set_option
+@click.option("--samples", metavar="DIR", help="In place of CONFIG: judge these images, which another server made.")
+@click.option("--reference", metavar="PATH | RUN | NAME", help="Images: what they are scored against, as in evaluate.")
+@images_options
 @click.option("--history", required=True, metavar="DIR", help="Where all nights are kept.")
 @click.option("--baseline", metavar="FILE", help="A baseline file or run.  [default: HISTORY/baseline.json, if there]")
 @click.option("--id", "night", metavar="NAME", help="The night's name.  [default: an unfinished night's, or the date]")
@@ -52,13 +76,49 @@ def nightly(**given: Any) -> None:
     Runs or resumes a night, compares it with the baseline, and adds it to the history. Exits with 3 if a cell got
     worse, or the sampler or the scorer changed; with 4 if some cells could not be finished (the same command goes on);
     and with 5 if something could not be judged.
+
+    With --samples, another server made tonight's images: a folder of PNG or JPEG, .npz or Parquet. They are scored in
+    this process, as the baseline's were (`taugrid baseline accept DIR --reference R`), and paired with them by name.
     """
-    from taugrid.orchestrator.baseline.compared import GateSettings
-    from taugrid.orchestrator.nightly.judging import Terms
-    from taugrid.orchestrator.nightly.night import NightRequest, run_night
     from taugrid.orchestrator.nightly.summary import summary
     from taugrid.orchestrator.progress import Progress
 
+    if given["samples"] is None and given["config"] is None:
+        raise UserError("give CONFIG, whose model is sampled tonight, or --samples DIR with images that there are")
+    with Progress() as progress:
+        result = (_night_of_images if given["samples"] is not None else _sampled_night)(given, progress)
+    print_value(result.verdict, given["as_json"], lambda verdict: summary(verdict).rstrip())
+    click.echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
+    if result.exit != Exit.DONE:
+        sys.exit(result.exit)
+
+
+def _flag(name: str) -> str:
+    return "--set" if name == "assignments" else f"--{name.replace('_', '-')}"
+
+
+def _night_of_images(given: dict[str, Any], progress: "Progress") -> "NightResult":
+    """The night that the options of `nightly` ask for, with --samples."""
+    from taugrid.orchestrator.nightly.images import ImagesNightRequest, run_night_of_images
+
+    useless = [_flag(name) for name in OF_A_RUN if given[name] not in (None, (), False, "local")]
+    if unfit := [*(["CONFIG"] if given["config"] else []), *useless]:
+        raise UserError(f"{unfit[0]} is for nights that sample, and --samples has its images; leave one of them out")
+    values = {name: given[name] for name in ("samples", "history", "baseline", "night", "break_lock", "trust_code")}
+    scoring = {name: given[name] for name in OF_IMAGES if given[name]}
+    gate = {name: given[name] for name in ("margin", "alpha", "sharpness")}
+    return run_night_of_images(ImagesNightRequest(**values, scoring=scoring, gate=gate), progress)
+
+
+def _sampled_night(given: dict[str, Any], progress: "Progress") -> "NightResult":
+    """The night that the options of `nightly` ask for, without --samples."""
+    from taugrid.orchestrator.baseline.compared import GateSettings
+    from taugrid.orchestrator.nightly.judging import Terms
+    from taugrid.orchestrator.nightly.night import NightRequest, run_night
+
+    if unfit := [_flag(name) for name in OF_IMAGES if given[name]]:
+        raise UserError(f"{unfit[0]} is for images from elsewhere: give --samples DIR with it, or leave it out")
+    given = {name: value for name, value in given.items() if name not in ("samples", *OF_IMAGES)}
     asked = [name for name in GateSettings._fields if name in given]
     gate = GateSettings(**{name: given.pop(name) for name in asked})
     values = {name: given.pop(name) for name in ("history", "baseline", "night", "keep_images", "grow_to")}
@@ -72,13 +132,7 @@ def nightly(**given: Any) -> None:
         trust_code=requested.trust_code,
         **values,
     )
-    with Progress() as progress:
-        result = run_night(request, progress)
-
-    print_value(result.verdict, requested.as_json, lambda verdict: summary(verdict).rstrip())
-    click.echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
-    if result.exit != Exit.DONE:
-        sys.exit(result.exit)
+    return run_night(request, progress)
 
 
 def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str, Any], as_json: bool) -> None:
@@ -133,10 +187,7 @@ def baseline() -> None:
 @click.option(
     "--reference", metavar="PATH | RUN", help="DIR holds images: what they are scored against, as in evaluate."
 )
-@click.option("--extractor", metavar="NAME", help="Images: as in evaluate.  [default: that of the reference, if any]")
-@click.option("--weights", metavar="FILE", help="Images: the extractor's weights.")
-@click.option("--metrics", callback=names_in, metavar="LIST", help="Images: what judges.  [default: fid, else kid]")
-@click.option("--pair-by", metavar="COLUMN", help="Images: the Parquet column that names them, as files have names.")
+@images_options
 @trust_option
 @json_option
 def accept(

@@ -128,7 +128,7 @@ set_option = click.option(
 )
 
 SHARE = Finite(0, min_open=True)
-"""A share of FID."""
+"""A share of a metric."""
 
 only_option = click.option(
     "--only",

@@ -77,25 +77,42 @@ def run_night(request: NightRequest, progress: Progress) -> NightResult:
         verdict = night.verdict
         if verdict is not None:
             check_same_night(run, night, verdict)
-            progress.say(f"night {night.id} is complete; nothing to do")
-            if not is_current(history):  # the process was killed after the verdict was written
-                write_history(history)
-            return NightResult(night, verdict, was_complete=True)
+            return complete(history, night, verdict, progress)
         _require_extension(run, night)
         request = replace(request, terms=request.terms.of(run.config))
         check_standard_error(run)
         check_grow_to(request.terms.grow_to, run)
-        baseline = _baseline(request, history)
+        baseline = baseline_of(request.baseline, history)
         if baseline is not None:
             check_comparable(planned_snapshot(run), baseline, run)  # before anything is sampled
         outcome = Session(run, request.address, progress).do(STAGES, request.break_lock)
         verdict = _judge(request, run, night, baseline, outcome, progress)
-        write_night(night, verdict)
+        result = written(history, night, verdict)
         if not verdict["missing"]:
-            write_sealed(night.verdict_file, verdict, night.storage)
-            write_history(history)
             remove_old_images(history, request.keep_images, progress.say)
-        return NightResult(night, verdict, was_complete=False)
+        return result
+
+
+def complete(history: History, night: Night, verdict: dict[str, Any], progress: Progress) -> NightResult:
+    """The result of a night that has its verdict."""
+    progress.say(f"night {night.id} is complete; nothing to do")
+    if not is_current(history):  # the process was killed after the verdict was written
+        write_history(history)
+    return NightResult(night, verdict, was_complete=True)
+
+
+def written(history: History, night: Night, verdict: dict[str, Any]) -> NightResult:
+    """The result of a night whose files are written and, if nothing is missing, those of its history."""
+    write_night(night, verdict)
+    if not verdict["missing"]:
+        write_sealed(night.verdict_file, verdict, night.storage)
+        write_history(history)
+    return NightResult(night, verdict, was_complete=False)
+
+
+def today() -> str:
+    """The id of a night that has no other."""
+    return datetime.now(UTC).date().isoformat()
 
 
 def _open_night(request: NightRequest, history: History, progress: Progress) -> tuple[Run, Night]:
@@ -114,9 +131,8 @@ def _open_night(request: NightRequest, history: History, progress: Progress) -> 
     if request.night is not None:
         night = history.night(request.night)
         return run_of(night), night
-    today = datetime.now(UTC).date().isoformat()
     for night in history.unfinished_nights():
-        if night.id == today:
+        if night.id == today():
             continue
         run = run_of(night)
         if _is_same_night(run):
@@ -126,7 +142,7 @@ def _open_night(request: NightRequest, history: History, progress: Progress) -> 
             f"night {night.id} was not finished and can't be: its checkpoint or config has changed since; remove "
             f"{with_urls(str(night.folder))} to forget it"
         )
-    night = history.night(today)
+    night = history.night(today())
     return run_of(night), night
 
 
@@ -145,9 +161,10 @@ def _require_extension(run: Run, night: Night) -> None:
         )
 
 
-def _baseline(request: NightRequest, history: History) -> Snapshot | None:
-    if request.baseline is not None:
-        return snapshot_of(request.baseline)
+def baseline_of(given: str | None, history: History) -> Snapshot | None:
+    """The baseline that is `given`, or that of the history; None if there is none."""
+    if given is not None:
+        return snapshot_of(given)
     if history.storage.exists(history.default_baseline):
         return snapshot_of(with_urls(str(history.default_baseline)))
     return None
@@ -170,4 +187,4 @@ def _judge(
         canaries = resampler.canaries(tonight, baseline)
         comparison = judge_night(tonight, baseline, request.terms, SecondLook(resampler, tonight), canaries)
         missing |= comparison.missing_inputs
-    return as_verdict(night, run, tonight, baseline, comparison, missing)
+    return as_verdict(night, tonight, baseline, comparison, missing)

@@ -72,7 +72,7 @@ def _remarks(verdict: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[
     """The number of missing cells, what was not judged, and the checks that are not clean."""
     missing = [f"{counted(len(verdict['missing']), 'cell')} missing"] if verdict["missing"] else []
     unchecked = ["sampler and scorer not checked"] if comparison else []
-    checks = check_lines(comparison) if "checks" in comparison else unchecked
+    checks = check_lines(comparison, ("clean", "not applicable")) if "checks" in comparison else unchecked
     judged = [f"judged by {name}"] if (name := titles(comparison.get("cells", ()))) not in ("", "FID") else []
     return [*missing, *verdict.get("not_judged", ()), *checks, *judged]
 
@@ -88,6 +88,8 @@ def _models(verdict: Mapping[str, Any]) -> list[NightModel]:
     """The networks; verdicts of earlier versions hold only the hashes, of the scored cells."""
     if verdict.get("model"):
         return [NightModel(model.get("checkpoint"), model.get("weights_sha256")) for model in verdict["model"]]
+    if verdict.get("images"):
+        return [NightModel(verdict["images"]["path"], None)]
     hashes = dict.fromkeys(score["weights_sha256"] for score in verdict["scores"])
     return [NightModel(None, weights) for weights in hashes if weights]
 
@@ -157,4 +159,7 @@ class HistoryView:
         if night not in ids:
             newest = ", ".join(ids[-MAX_NIGHTS_NAMED:])
             raise UserError(f"{self.directory} has no night {night!r}; its newest are {newest}")
-        return RunView(open_existing(self._history.night(night).run_name))
+        found = self._history.night(night)
+        if (found.verdict or {}).get("images"):
+            raise UserError(f"night {night} judged images from elsewhere, so it has no run")
+        return RunView(open_existing(found.run_name))

@@ -13,12 +13,11 @@ from taugrid.eval.gate.verdict import INCOMPLETE, NO_BASELINE, REGRESSIONS, Verd
 from taugrid.hashing import identity
 from taugrid.orchestrator.baseline.compared import BaselineComparison
 from taugrid.orchestrator.baseline.matching import labels
-from taugrid.orchestrator.baseline.pixels import ImageBatch, first_images
+from taugrid.orchestrator.baseline.pixels import ImageBatch
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
 from taugrid.orchestrator.baseline.text import tests
 from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.plan.cells import name_of
-from taugrid.orchestrator.run import Run
 from taugrid.storage import Storage
 
 MAX_STRIPS = 4
@@ -30,7 +29,6 @@ IMAGES = 8
 
 def as_verdict(
     night: Night,
-    run: Run,
     tonight: Snapshot,
     baseline: Snapshot | None,
     comparison: BaselineComparison | None,
@@ -41,7 +39,7 @@ def as_verdict(
     failed = {label_of[cell.cell]: cell.failed for cell in tonight.cells if cell.failed}
     verdict: dict[str, Any] = {
         "night": night.id,
-        "name": run.config.name,
+        "name": tonight.name,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "result": _result(comparison, baseline, bool(failed)),
         "missing": dict(missing),
@@ -49,15 +47,16 @@ def as_verdict(
         "not_judged": [] if comparison is None or missing else comparison.not_judged,
         "baseline": None if baseline is None else _baseline_dict(baseline),
         "model": _networks(tonight),
+        **({} if tonight.images is None else {"images": dict(tonight.images)}),
         "scores": [_score(cell, label_of[cell.cell]) for cell in tonight.cells],
         "comparison": None if comparison is None else comparison.as_dict(),
         "software": dict(tonight.software),
     }
     if baseline is None and not failed and not missing:
-        verdict["next"] = _acceptance(night, "FILE")
+        verdict["next"] = _acceptance(night, tonight, "FILE")
     if baseline is not None and comparison is not None:
-        verdict["strips"] = _strips_of_the_worst(night, run, baseline, verdict["comparison"])
-        verdict["next"] = _next(night, baseline, verdict)
+        verdict["strips"] = _strips_of_the_worst(night, tonight, baseline, verdict["comparison"])
+        verdict["next"] = _next(night, tonight, baseline, verdict)
     return verdict
 
 
@@ -95,31 +94,36 @@ def _baseline_dict(baseline: Snapshot) -> dict[str, Any]:
 def _networks(snapshot: Snapshot) -> list[dict[str, str | None]]:
     """The distinct networks of a run: where their weights are or were, and their SHA-256."""
     networks: dict[str | None, dict[str, str | None]] = {}
-    for network in (cell.network for cell in snapshot.cells):
+    for network in (cell.network for cell in snapshot.cells if cell.images is None):
         place = network.folder or network.weights_file or network.callable
         networks[network.weights_sha256] = {"checkpoint": place, "weights_sha256": network.weights_sha256}
     return list(networks.values())
 
 
-def _next(night: Night, baseline: Snapshot, verdict: Mapping[str, Any]) -> str:
+def _next(night: Night, tonight: Snapshot, baseline: Snapshot, verdict: Mapping[str, Any]) -> str:
     """The next step: find out why cells fail, sample more, or make tonight's network the baseline."""
     if verdict["failed"]:
         return "find out why the cells above fail; this night can't be a baseline"
     if verdict["result"] == Verdict.UNDECIDED:
+        if tonight.images is not None:
+            return "to decide more, let baseline and nights have more images"
         return "to decide more, raise `sample.num_samples`, or sample the undecided cells alone with `--grow-to N`"
     to = baseline.source if baseline.accepted else "FILE"
     if verdict["comparison"]["only_baseline"]:
         return (
             "a run of the cells that only the baseline has; later nights lack them if you accept this one: "
-            f"{_acceptance(night, to)}"
+            f"{_acceptance(night, tonight, to)}"
         )
     if verdict["result"] in REGRESSIONS:
-        return f"if the change is meant, {_acceptance(night, to, ' --force')}"
-    return _acceptance(night, to)
+        return f"if the change is meant, {_acceptance(night, tonight, to, ' --force')}"
+    return _acceptance(night, tonight, to)
 
 
-def _acceptance(night: Night, to: str, force: str = "") -> str:
-    command = f"`taugrid baseline accept {night.run_name} --to {to} --reason TEXT{force}`"
+def _acceptance(night: Night, tonight: Snapshot, to: str, force: str = "") -> str:
+    what = f"{night.run_name} --to {to} --reason TEXT{force}"
+    if (images := tonight.images) is not None:
+        what = f"{images['path']} {images['options']} --to {to} --reason TEXT"
+    command = f"`taugrid baseline accept {what}`"
     return f"{command} makes tonight the measure of later nights"
 
 
@@ -140,16 +144,14 @@ class BeforeAndAfter(NamedTuple):
     tonight: ImageBatch | None
 
 
-def _strips_of_the_worst(night: Night, run: Run, baseline: Snapshot, comparison: Mapping[str, Any]) -> dict[str, str]:
+def _strips_of_the_worst(
+    night: Night, tonight: Snapshot, baseline: Snapshot, comparison: Mapping[str, Any]
+) -> dict[str, str]:
     """Label -> path from the summary, of the pictures of the worst cells that are undecided or worse."""
     before = {cell.cell: cell for cell in baseline.cells}
-    now = {cell.id: cell for cell in run.plan.cells}
+    now = {cell.cell: cell for cell in tonight.cells}
     pairs = [
-        BeforeAndAfter(
-            cell["label"],
-            before[cell["baseline_cell"]].load_first(),
-            first_images(run.rundir, now[cell["cell"]]),
-        )
+        BeforeAndAfter(cell["label"], before[cell["baseline_cell"]].load_first(), now[cell["cell"]].load_first())
         for cell in sorted(comparison["cells"], key=worst_first)[:MAX_STRIPS]
         if Verdict(cell["result"]).rank <= Verdict.UNDECIDED.rank and not has_failed(cell)
     ]

@@ -1,6 +1,6 @@
 """The files of a history of nights. A night is one run of `taugrid nightly`.
 
-HISTORY/nights/<id>/run/        tonight's run directory
+HISTORY/nights/<id>/run/        tonight's run directory; a night of images from elsewhere has none
 HISTORY/nights/<id>/canary-*/   the first batch of each cell, from the baseline's network
 HISTORY/nights/<id>/fresh/      both networks, sampled with a fresh seed (`grown/`: with more samples)
 HISTORY/nights/<id>/verdict.json   sealed; its presence makes the night complete

@@ -111,6 +111,8 @@ def _sides(verdict: Mapping[str, Any]) -> dict[str, str]:
     baseline, software = verdict["baseline"], verdict.get("software", {})
     recorded = {"baseline": (baseline.get("model"), baseline.get("git_commit")),
                 "tonight": (verdict.get("model"), software.get("git_commit"))}  # fmt: skip
+    if images := verdict.get("images"):
+        return {"tonight": f"`{images['path']}` ({images['sha256'][:10]}), scored with `{images['options']}`"}
     sides = {}
     for side, (networks, commit) in recorded.items():
         names = []
@@ -125,7 +127,7 @@ def _sides(verdict: Mapping[str, Any]) -> dict[str, str]:
 def _frozen(verdict: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     """The remark on changes that the usual seeds may hide, where a cell is undecided."""
     undecided = any(cell["result"] == Verdict.UNDECIDED for cell in comparison["cells"])
-    if not undecided or comparison["usual_critical"] is None:
+    if not undecided or comparison["usual_critical"] is None or verdict.get("images"):
         return ""
     n = min(score["settings"]["num_samples"] for score in verdict["scores"])
     remark = frozen_seeds_remark(comparison["usual_critical"], n)

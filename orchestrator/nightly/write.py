@@ -33,7 +33,7 @@ COLUMNS_ABOUT = (
     ("night_result", pa.string(), "the verdict on the night: the worst of its cells', or 'no baseline'"),
     ("label", pa.string(), "the cell's name, the same every night, such as S0010-eta0.2"),
     ("cell", pa.string(), "the cell's id in tonight's run directory"),
-    ("steps", pa.int64(), "S"),
+    ("steps", pa.int64(), "S; null of images from elsewhere"),
     ("eta", pa.string(), "eta of ddim as a number, or sigma_hat; empty for other samplers"),
     ("num_samples", pa.int64(), "N"),
     ("settings", pa.string(), "all settings of `sample`, as JSON"),
@@ -103,7 +103,7 @@ def write_night(night: Night, verdict: Mapping[str, Any]) -> None:
 def write_history(history: History) -> None:
     """Write history.parquet, the trend figure and the page from the verdicts of all complete nights."""
     from taugrid.eval.figures.drawing import save  # matplotlib, which only the end of a night needs
-    from taugrid.eval.figures.trend import trend_figure
+    from taugrid.eval.figures.trend import judged_metrics, trend_figure
     from taugrid.eval.pages.history import history_html
 
     verdicts = [verdict for night in history.complete_nights() if (verdict := night.verdict) is not None]
@@ -111,8 +111,11 @@ def write_history(history: History) -> None:
     table = pa.Table.from_pylist(rows, schema=schema_of(rows))
     with replacing(history.parquet, history.storage) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+    frame, lights = table.to_pandas(), {night.id: night.light for night in nights}
     with history.storage.local_folder(history.root) as folder:
-        save(trend_figure(table.to_pandas(), {night.id: night.light for night in nights}), folder / "trend")
+        for number, metric in enumerate(judged_metrics(frame)):
+            name = "trend" if number == 0 else f"trend-{metric.name}"
+            save(trend_figure(frame, lights, {}, metric), folder / name)
     name = verdicts[-1]["name"] if verdicts else history.root.name
     page = history_html(name, [*nights, *unfinished(history)], rows, _files(history))
     with replacing(history.index, history.storage) as temporary:
@@ -141,7 +144,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for score in verdict["scores"]:
         comparison, settings, metrics = compared.get(score["cell"], {}), score["settings"], score["metrics"]
-        eta = settings["eta"] if settings.get("sampler", DEFAULT) == DEFAULT else None
+        eta = settings.get("eta") if settings.get("sampler", DEFAULT) == DEFAULT else None
         rows.append(
             {name: metrics.get(name) for name in ("fid", "fid_se", *(column.name for column in OTHER_COLUMNS))}
             | _judged_beside_fid(comparison, metrics)
@@ -151,7 +154,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "night": verdict["night"],
                 "time": verdict["time"],
                 "night_result": verdict["result"],
-                "steps": settings["steps"],
+                "steps": settings.get("steps"),
                 "eta": f"{eta:g}" if isinstance(eta, int | float) else eta,
                 "num_samples": settings["num_samples"],
                 "settings": json.dumps(settings, sort_keys=True),

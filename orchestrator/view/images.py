@@ -76,16 +76,20 @@ def compare_images(request: Request, progress: Progress) -> dict[str, Any]:
         "alpha": request.alpha,
         **compared,
         "pairs": None if found is None else _about_pairs(found, paired),
-        "notes": [*of_all({"A": a.document, "B": b.document}, "notes"), *_without_pixels(paired, found)],
+        "notes": [
+            *of_all({"A": a.document, "B": b.document}, "notes"),
+            *_without_pixels(paired, found, request.target),
+        ],
         "warnings": of_all({"A": a.document, "B": b.document}, "warnings"),
         "written": None if found is None or request.target is None else str(request.target),
     }
 
 
-def _without_pixels(paired: Pairing, found: Distances | None) -> list[str]:
-    """Why pairs have no PSNR or SSIM."""
+def _without_pixels(paired: Pairing, found: Distances | None, target: Path | None) -> list[str]:
+    """Why pairs have no PSNR or SSIM, or nothing is written to `target`."""
     if found is None:
-        return ["no PSNR and SSIM: A and B differ in height, width or channels"] if paired.orders else []
+        differing = ["no PSNR and SSIM: A and B differ in height, width or channels"] if paired.orders else []
+        return [*differing, *([f"nothing is written to {target}: no pairs were compared"] if target else [])]
     return ["no SSIM: its window is 11 x 11 pixels, and the images are smaller"] if found.ssim is None else []
 
 

@@ -103,13 +103,19 @@ OF_SAMPLING = "one standard error of sampling at this N"
 """The meaning of the number after ±, if it comes from the samples' influences."""
 
 
+def _sampled(name: str, title: str, *further: str, higher_is_better: bool = False) -> MetricColumn:
+    """A number whose ± is its standard error of drawing these samples."""
+    error = f"{name}_se"
+    return MetricColumn(name, title, error, OF_SAMPLING, higher_is_better, sampling_error=error, further=further)
+
+
 METRICS = {
     metric.name: metric
     for metric in (
         Metric(
             "fid",
             "Frechet Inception Distance",
-            (MetricColumn("fid", "FID", "fid_se", OF_SAMPLING, sampling_error="fid_se"),),
+            (_sampled("fid", "FID"),),
             compute="taugrid.eval.metrics.frechet:compute_fid",
             least_images=2,
         ),
@@ -137,14 +143,7 @@ METRICS = {
             "Kernel Inception Distance",
             (
                 MetricColumn("kid_mean", "KID", "kid_std", "the standard deviation over subsets"),
-                MetricColumn(
-                    "kid",
-                    "KID of the whole set",
-                    "kid_se",
-                    OF_SAMPLING,
-                    sampling_error="kid_se",
-                    further=("kid_reference_se",),
-                ),
+                _sampled("kid", "KID of the whole set", "kid_reference_se"),
             ),
             compute="taugrid.eval.metrics.kernel:compute_kid",
             limits="taugrid.eval.metrics.kernel:kid_limits",
@@ -158,14 +157,7 @@ METRICS = {
             "prc",
             "precision and recall",
             (
-                MetricColumn(
-                    "precision",
-                    "Precision",
-                    "precision_se",
-                    OF_SAMPLING,
-                    higher_is_better=True,
-                    sampling_error="precision_se",
-                ),
+                _sampled("precision", "Precision", higher_is_better=True),
                 MetricColumn("recall", "Recall", higher_is_better=True),
             ),
             compute="taugrid.eval.metrics.neighbours:compute_prc",
@@ -187,16 +179,7 @@ METRICS = {
         Metric(
             "cmmd",
             "maximum mean discrepancy of unit features with a Gaussian kernel, CMMD where they are CLIP's",
-            (
-                MetricColumn(
-                    "cmmd",
-                    "CMMD",
-                    "cmmd_se",
-                    OF_SAMPLING,
-                    sampling_error="cmmd_se",
-                    further=("cmmd_reference_se", "cmmd_biased"),
-                ),
-            ),
+            (_sampled("cmmd", "CMMD", "cmmd_reference_se", "cmmd_biased"),),
             compute="taugrid.eval.metrics.kernel:compute_cmmd",
             needs_all_features=True,
             needs_reference_features=True,
@@ -206,11 +189,7 @@ METRICS = {
         Metric(
             "mind",
             "Monge Inception Distance",
-            (
-                MetricColumn(
-                    "mind", "MIND", "mind_se", OF_SAMPLING, sampling_error="mind_se", further=("mind_reference_se",)
-                ),
-            ),
+            (_sampled("mind", "MIND", "mind_reference_se"),),
             compute="taugrid.eval.metrics.projections:compute_mind",
             settings=("mind_projections",),
             needs_all_features=True,

@@ -16,8 +16,8 @@ SWAPPED, STEPS = {0.0: 1.0, 1.0: 0.0}, 3
 """Cells with these values of eta and so many steps are taken for each other."""
 
 
-def _with_job(monkeypatch, change):
-    """Sample with `change` of the indices and the job."""
+def _with_spec(monkeypatch, change):
+    """Sample with `change` of the indices and the `SamplingSpec`."""
     whole = sampling.sample_batch
     monkeypatch.setattr(sampling, "sample_batch", lambda model, *given: whole(model, *change(*given[:2]), *given[2:]))
 
@@ -44,29 +44,29 @@ def darken_later_batches(monkeypatch):
 
 
 def repeat_the_first_batch(monkeypatch):
-    _with_job(monkeypatch, lambda indices, job: (indices % job.settings.batch_size, job))
+    _with_spec(monkeypatch, lambda indices, spec: (indices % spec.settings.batch_size, spec))
 
 
 def swap_images(monkeypatch):
-    def swapped(indices, job):
-        eta = SWAPPED.get(job.settings.eta) if job.settings.steps == STEPS else None
-        settings = job.settings if eta is None else job.settings.model_copy(update={"eta": eta})
-        return indices, replace(job, settings=settings)
+    def swapped(indices, spec):
+        eta = SWAPPED.get(spec.settings.eta) if spec.settings.steps == STEPS else None
+        settings = spec.settings if eta is None else spec.settings.model_copy(update={"eta": eta})
+        return indices, spec._replace(settings=settings)
 
-    _with_job(monkeypatch, swapped)
+    _with_spec(monkeypatch, swapped)
 
 
 def swap_scores(monkeypatch):
     """The score of each of two cells of a run is written as that of the other one."""
     whole = ScoreWork._job
 
-    def swapped(self, state):
+    def swapped(self, state, floors):
         of = state.cell.settings
         wanted = of.model_copy(update={"eta": SWAPPED.get(of.eta)}) if of.steps == STEPS else None
         for other in self.survey.found.cells:
             if (other.cell.settings, other.cell.model.id) == (wanted, state.cell.model.id):
-                return replace(whole(self, other), feature_paths=whole(self, state).feature_paths)
-        return whole(self, state)
+                return replace(whole(self, other, floors), feature_paths=whole(self, state, floors).feature_paths)
+        return whole(self, state, floors)
 
     monkeypatch.setattr(ScoreWork, "_job", swapped)
     monkeypatch.setattr(score_cell, "_require_own", lambda job, path: None)

@@ -116,8 +116,10 @@ def test_the_first_line_says_which_side_is_new(places):
     assert "--to FOLDER writes them" in out
 
 
-def test_sets_without_names_are_independent(places):
-    found = compared(places / "a", places / "b.npz")
+def test_sets_without_names_are_independent(places, tmp_path):
+    found = compared(places / "a", places / "b.npz", "--to", tmp_path / "out")
+    assert f"nothing is written to {tmp_path / 'out'}: no pairs were compared" in found["notes"]
+    assert (found["written"], (tmp_path / "out").exists()) == (None, False)
     assert found["pairing"] == "unpaired: the images of B have no names"
     assert found["pairs"] is None
     for row in (found["metrics"]["fid"], found["metrics"]["kid"]):
@@ -160,7 +162,9 @@ def test_where_higher_is_better_a_fall_is_worse():
     better = compare(b, a, True, margin=0.02, alpha=0.01)
     assert {row["verdict"] for row in better["metrics"].values()} == {"not worse"}
     one_alone = compare(a, scored(12, 9.0, 12 + a_influence + 0.1 * noise, a_influence), True, 0.02, 0.01)
-    assert [row["verdict"] for row in one_alone["metrics"].values()] == ["worse", "identical"]
+    assert [row["verdict"] for row in one_alone["metrics"].values()] == ["worse", "not worse"], (
+        "other images are not identical"
+    )
 
 
 def test_the_same_images_are_identical_however_they_are_kept(places):

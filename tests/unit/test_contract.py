@@ -111,12 +111,18 @@ def repeatable(kind):
     return [kind_of, required, True, *others]
 
 
+def optional(kind):
+    """The kind of an argument that may be left out, too."""
+    kind_of, _, *others = kind
+    return [kind_of, False, *others]
+
+
 def test_commands_and_options_stay(recorded, now):
     changed = [
         f"{name} {option}"
         for name, options in recorded["commands"].items()
         for option, kind in options.items()
-        if now["commands"].get(name, {}).get(option) not in (kind, repeatable(kind))
+        if now["commands"].get(name, {}).get(option) not in (kind, repeatable(kind), optional(kind))
     ]
     assert changed == []
 

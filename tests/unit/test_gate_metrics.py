@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,6 +22,9 @@ from taugrid.eval.features.resolve import resolve
 from taugrid.eval.gate.rule import INDISTINGUISHABLE_FROM_ZERO, MARGIN, Change, Scored, judge, size_of
 from taugrid.eval.metrics import kernel
 from taugrid.eval.metrics.statistics import too_few_carry
+from taugrid.orchestrator.baseline.compared import GateSettings
+from taugrid.orchestrator.baseline.comparison import compare_snapshots
+from taugrid.orchestrator.baseline.files import read_baseline
 from taugrid.registry.metrics import METRICS
 from taugrid.workers.data.load import load_images
 
@@ -122,6 +126,40 @@ def test_images_that_repeat_or_no_longer_vary_are_collapsed_by_their_influences_
     assert (cell["result"], cell["note"]) == (
         "collapsed", "images repeat; distinct images: 0.667 % (the baseline: 100 %)"
     )  # fmt: skip
+
+
+def changed(few, **fields):
+    """The baseline's only cell as another network's: `fields` differ."""
+    old = read_baseline(few / "history/baseline.json")
+    cell = replace(old.cells[0], network=replace(old.cells[0].network, weights_sha256="0" * 64))
+    return replace(old, cells=(replace(cell, **fields),)), old
+
+
+@pytest.mark.parametrize(("distinct", "result"), [(1, "collapsed"), (75, "collapsed"), (149, "not judged")])
+def test_images_that_repeat_are_collapsed_where_kid_has_lost_its_error(few, distinct, result):
+    """All images the same give influences that vary by rounding, or not at all: then KID has no error, as by chance."""
+    reasons = {"fid": "150 samples for 16 varying features", "kid": "it would rest on fewer than 20 of 150 samples"}
+    new, old = changed(few, influences={}, reasons=reasons, load_digests=lambda: np.arange(150) % distinct)
+    new = replace(new, cells=(replace(new.cells[0], metrics={"fid": 9.0, "kid": 9.0}),))
+    (cell,) = compare_snapshots(new, old).cells
+    assert cell.result == result
+    note = f"{reasons['kid']}; distinct images: {100 * distinct / 150:.3g} % (the baseline: 100 %)"
+    assert (cell.note == note) == (result == "collapsed")
+
+
+def test_the_same_images_must_have_the_same_scores_by_the_metrics_whose_settings_are_the_same(few):
+    """A metric that is new, or has other settings, says nothing of the scorer."""
+    new, old = changed(few)
+    (cell,) = new.cells
+    metrics = {name: value for name, value in cell.metrics.items() if "fid" not in name}
+    for settings, kid, result in (
+        ({"prc_neighborhood": 5}, 0.0, "identical"),
+        ({"prc_neighborhood": 5}, 1.0, "changed scorer"),
+        ({"kid_subsets": 7}, 1.0, "identical"),
+    ):
+        its = replace(cell, protocol={**cell.protocol, **settings}, metrics={**metrics, "kid": metrics["kid"] + kid})
+        (found,) = compare_snapshots(replace(new, cells=(its,)), old, GateSettings(metrics=("kid",))).cells
+        assert found.result == result, settings
 
 
 def test_a_fault_that_no_canary_shows_is_red_because_kid_of_fresh_samples_denies_it(few, history, monkeypatch):

@@ -1,7 +1,10 @@
 """A baseline of images from elsewhere: `baseline accept DIR --reference R`, and `compare DIR FILE` by its terms."""
 
 import json
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,9 @@ from nights import taugrid
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import taugrid as taugrid_api
 from taugrid.config import Data
+from taugrid.errors import UserError
 from taugrid.eval.metrics import kernel
 from taugrid.registry.metrics import COLUMNS
 from taugrid.workers.data.load import load_images
@@ -83,6 +88,101 @@ def test_a_changed_scorer_is_red(place, monkeypatch):
     monkeypatch.setattr(kernel, "_together", lambda *terms: (found := whole(*terms))._replace(value=1.01 * found.value))
     found, _ = compared(place / "healthy", place / "base.json", code=3)
     assert found["result"] == "changed scorer"
+
+
+@pytest.fixture(scope="module")
+def history(place):
+    """Nights 1 to 3: without a baseline, healthy, and without any 2."""
+    history = place / "history"
+    taugrid("nightly", "--samples", place / "base", "--history", history, "--id", "1", *SCORED)
+    for name in ("base.json", "base.parquet"):
+        shutil.copy(place / name, history / name.replace("base", "baseline"))
+    for night, images, code in (("2", "healthy", 0), ("3", "without", 3)):
+        taugrid("nightly", "--samples", place / images, "--history", history, "--id", night, code=code)
+    return history
+
+
+def of_night(history, night):
+    folder = history / "nights" / night
+    return json.loads((folder / "verdict.json").read_text()), (folder / "summary.md").read_text()
+
+
+def test_a_night_of_images_has_the_verdict_of_compare(place, history):
+    for night, images in (("2", "healthy"), ("3", "without")):
+        verdict, _ = of_night(history, night)
+        (cell,) = verdict["comparison"]["cells"]
+        _, same = compared(place / images, place / "base.json", code=None)
+        assert cell == same
+    assert verdict["model"] == []
+    assert verdict["images"]["path"] == str(place / "without")
+
+
+def test_a_night_says_what_has_no_meaning_for_images(place, history):
+    _, summary = of_night(history, "3")
+    assert "Sampler not applicable: the images come from elsewhere: no sampler, weights or fresh seed" in summary
+    assert "Rule: one stage: these images at alpha = 0.01" in summary
+    scored = " ".join(SCORED)
+    assert f"- tonight: `{place / 'without'}` (" in summary
+    assert f"`taugrid baseline accept {place / 'without'} {scored} --to {history / 'baseline.json'} " in summary
+    assert "report.html" not in summary
+    assert "usual seed" not in of_night(history, "2")[1], "undecided, and there are no seeds"
+
+
+def test_the_history_shows_nights_of_images(place, history):
+    lines = taugrid("status", history)[0].splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    assert "CMMD over the nights" in (history / "index.html").read_text()
+    opened = taugrid_api.open(str(history))
+    assert list(opened.table["by"].dropna()) == ["cmmd", "cmmd"]
+    assert opened.table["steps"].isna().all()
+    with pytest.raises(UserError, match="night 3 judged images from elsewhere"):
+        opened.open("3")
+
+
+def test_a_complete_night_of_images_is_left_as_it_is(place, history):
+    before = of_night(history, "2")
+    asked = ("nightly", "--history", history, "--id", "2", "--samples")
+    assert "night 2 is complete; nothing to do" in taugrid(*asked, place / "healthy")[1]
+    assert "complete, but not of these images" in taugrid(*asked, place / "base", code=2)[1]
+    assert of_night(history, "2") == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--grow-to", 900), "--grow-to is for nights that sample"),
+        (("--set", "sample.seed=1"), "--set is for nights that sample"),
+        (("night.yaml",), "CONFIG is for nights that sample"),
+        (("--reference", "digits/test"), "accept {healthy} --reference digits/test --extractor digits-convnet"),
+        (("--baseline", "none.json"), "none.json does not exist"),
+        (("--history", "{new}"), "--reference is missing, and there is no baseline that has one"),
+    ],
+)
+def test_what_a_night_of_images_can_not_do_is_one_line(place, history, tmp_path, words, told):
+    names = {"new": tmp_path / "new", "healthy": place / "healthy"}
+    where = () if "--history" in words else ("--history", history)
+    given = [str(word).format(**names) for word in words]
+    said = taugrid("nightly", "--samples", place / "healthy", "--id", "x", *where, *given, code=2)[1]
+    assert told.format(**names) in said
+
+
+def test_options_of_images_need_images(place, history):
+    said = taugrid("nightly", "night.yaml", "--history", history, "--metrics", "kid", code=2)[1]
+    assert "--metrics is for images from elsewhere: give --samples DIR" in said
+    assert "give CONFIG" in taugrid("nightly", "--history", history, code=2)[1]
+
+
+def test_the_commands_of_the_page_are_nights(place, tmp_path, monkeypatch):
+    """Those of docs/nightly.md, in their order."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs/nightly.md").read_text()
+    lines = re.findall(r"^ {4}taugrid (nightly --samples [^#\n]+|baseline accept tonight [^#\n]+)", page, re.MULTILINE)
+    assert len(lines) == 3
+    for number, line in enumerate(lines):
+        shutil.copytree(place / ("healthy" if number == 2 else "base"), "tonight", dirs_exist_ok=True)
+        name = ("--id", number) if line.startswith("nightly") else ()
+        taugrid(*shlex.split(line), *name)
+    assert of_night(Path("history"), "2")[0]["comparison"]["cells"][0]["by"] == "kid"
 
 
 def test_accepting_worse_images_says_so(place, tmp_path):

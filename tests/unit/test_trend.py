@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from taugrid.eval.figures.trend import LIGHTS, trend_figure
-from taugrid.orchestrator.nightly.write import SCHEMA
+from taugrid.eval.figures.trend import LIGHTS, judged_metrics, trend_figure
+from taugrid.orchestrator.nightly.write import SCHEMA, schema_of
+from taugrid.registry.metrics import COLUMNS
 
 
 def history(*cells):
@@ -49,6 +50,27 @@ def test_each_night_has_the_mark_of_its_verdict_even_without_a_score():
         ([0], "_grey"), ([1], "_green"), ([2], "_red"), ([3], "_green"),
     ]  # fmt: skip
     assert [(line.get_marker(), line.get_color()) for line in marks] == [LIGHTS[light] for light in nights.values()]
+
+
+def test_a_metric_beside_fid_has_a_figure_if_it_judged_the_nights():
+    """KID of images from elsewhere, negative and without an S."""
+    schema = schema_of([{"kid_t": 0.0}])
+    told = {"kid": -1e-4, "kid_se": 1e-5, "kid_baseline": -2e-4, "kid_margin": 1e-5, "kid_t": 4.0}
+    rows = [dict.fromkeys(schema.names) | told | {"night": night, "label": "images"} for night in "12"]
+    frame = pa.Table.from_pylist(rows, schema=schema).to_pandas()
+    assert judged_metrics(frame) == [COLUMNS["kid"]]
+    (panel,) = trend_figure(frame, dict.fromkeys("12", "green"), {}, COLUMNS["kid"]).axes
+    line = next(line for line in panel.lines if line.get_linestyle() == "-")
+    assert (panel.get_title(), list(line.get_ydata())) == ("images", pytest.approx([-1e-4, -1e-4]))
+    assert panel.get_ylabel().startswith(COLUMNS["kid"].title)
+    (band,) = [shape for shape in panel.collections if shape.get_alpha() == 0.2]
+    assert [part.vertices[:, 1].max() for part in band.get_paths()] == pytest.approx([-1.9e-4, -1.9e-4])
+
+
+def test_fid_is_drawn_beside_kid_if_both_judged():
+    rows = history(("1", 10, "A")).assign(t=1.0, kid_t=0.5)
+    assert [metric.name for metric in judged_metrics(rows)] == ["fid", "kid"]
+    assert judged_metrics(rows.assign(t=np.nan, kid_t=np.nan)) == [COLUMNS["fid"]], "nothing judged: the first"
 
 
 def test_a_band_covers_each_night_that_has_a_baseline_from_its_fid_to_that_and_the_margin():
