@@ -20,12 +20,11 @@ from taugrid.parquet.seal import write_seal
 from taugrid.retries import retried
 from taugrid.storage import ANY, LOCAL, Storage, is_same
 
-_TEXTS = ("sigma", "spacing", "sampler", "clip", "cell", "model")
 SETTING_FIELDS = (
     ("seed", pa.int64()),
     ("steps", pa.int32()),
     ("eta", pa.float64()),
-    *((name, pa.string()) for name in _TEXTS),
+    *((name, pa.string()) for name in ("sigma", "spacing", "sampler", "clip", "cell", "model")),
 )
 """Every setting is a column with one value in a file, so that files of many cells can be read as one table."""
 
