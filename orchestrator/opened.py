@@ -174,6 +174,11 @@ def is_other_folder(name: str) -> bool:
     return not storage.exists(root / CONFIG_NAME) and not _has_run_files(root, storage)
 
 
+def are_images(place: str) -> bool:
+    """Whether a place may hold images from elsewhere, and is no run."""
+    return is_other_folder(place) or place.endswith((".npz", ".parquet"))
+
+
 def directory_of(given: str) -> str:
     """The run directory: `given` or, if that is a config, the directory of its runs without --out.
 

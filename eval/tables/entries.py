@@ -70,6 +70,12 @@ def write_number(value: float, error: float = math.nan) -> tuple[str, str]:
     return f"{value:z.{decimals}f}", f"± {error:.{decimals}f}"
 
 
+def shown_number(value: float | None, error: float | None = None) -> str:
+    """`write_number` as one text; None is a missing value, or no error."""
+    texts = write_number(math.nan if value is None else value, math.nan if error is None else error)
+    return " ".join(filter(None, texts))
+
+
 def _decimals(number: float, digits: int) -> int:
     """The number of decimals that show `digits` significant digits, at most 6, after rounding: 0.0999 becomes 0.10."""
     exponent = int(f"{number:.{digits - 1}e}".split("e")[1]) if number else 0

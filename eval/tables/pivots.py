@@ -17,7 +17,7 @@ import pandas as pd
 
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.tables.ablation.replicates import Averaged
-from taugrid.eval.tables.entries import MEANINGS, MISSING, Entry, write_mean, write_number
+from taugrid.eval.tables.entries import MEANINGS, MISSING, Entry, shown_number, write_mean
 from taugrid.eval.tables.labels import (
     EVALUATIONS,
     IGNORABLE,
@@ -145,7 +145,7 @@ class Pivot:
     def floor_value(self) -> str:
         """The floor with its standard deviation over draws, as text; empty if none is known."""
         scale, floor = self.metric.scale, self.floor
-        return " ".join(write_number(scale * floor.mean, scale * floor.spread)).rstrip() if floor else ""
+        return shown_number(scale * floor.mean, scale * floor.spread) if floor else ""
 
     @property
     def about_floor(self) -> list[str]:

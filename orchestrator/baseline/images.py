@@ -1,6 +1,8 @@
 """Snapshots of images from anywhere: one cell, whose images are paired by their names in place of their noise."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +63,19 @@ class ImagesRequest(NamedTuple):
             )
         return cls(**{**recorded, "metrics": tuple(recorded["metrics"]), **given}, trust_code=trust_code)
 
+    @contextmanager
+    def opened(self, sets: Mapping[str, str], progress: Progress) -> Iterator[OpenedSets]:
+        """Sets of images (what messages call each -> its path), opened; errors within the block name the options.
+
+        Raises:
+            UserError: if images, reference, weights or settings can't be used.
+        """
+        settings = {key: value for key in ("extractor", "weights") if (value := getattr(self, key)) is not None}
+        section = section_of({**settings, "metrics": list(self.metrics or DEFAULT_METRICS)}, (), flag)
+        with user_errors_of(settings, flag, progress):
+            progress.say("reading images")
+            yield open_sets(sets, self.reference, section, flag, self.trust_code)
+
     def gate(self, **requested: Any) -> GateSettings:
         """The settings of the gate with these metrics."""
         return GateSettings(metrics=self.metrics or None, **requested)
@@ -72,11 +87,7 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, c
     Raises:
         UserError: if images, reference, weights or settings can't be used.
     """
-    settings = {key: value for key in ("extractor", "weights") if (value := getattr(request, key)) is not None}
-    section = section_of({**settings, "metrics": list(request.metrics or DEFAULT_METRICS)}, (), flag)
-    with user_errors_of(settings, flag, progress):
-        progress.say("reading images")
-        opened = open_sets({called: place}, request.reference, section, flag, request.trust_code)
+    with request.opened({called: place}, progress) as opened:
         names = named_order(opened.sets[0], request.pair_by)
         (scored,) = opened.scored(progress, keep=True, orders=[names.order if names else None])
         canary = _canary(opened)

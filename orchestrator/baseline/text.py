@@ -4,7 +4,6 @@ A comparison is plain data here (`BaselineComparison.as_dict`), as in a night's 
 lack some fields.
 """
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.verdict import Verdict
-from taugrid.eval.tables.entries import MISSING, write_number
+from taugrid.eval.tables.entries import shown_number, write_number
 from taugrid.orchestrator.baseline.compared import FID_KEYS, sharpness_in_words
 from taugrid.orchestrator.baseline.matching import labels_of
 from taugrid.registry.metrics import COLUMNS, SAMPLED, MetricColumn
@@ -97,13 +96,6 @@ def _checks(comparison: Mapping[str, Any]) -> Mapping[str, Any]:
     return checks
 
 
-def number(value: float | None, error: float | None = None) -> str:
-    """A value with its standard error, formatted as in the tables."""
-    if value is None:
-        return MISSING
-    return " ".join(write_number(value, math.nan if error is None else error)).strip()
-
-
 def sharpnesses(comparison: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Column -> the sharpness of each metric that was judged; earlier versions judged FID alone."""
     of_fid = comparison.get("sharpness")
@@ -136,14 +128,14 @@ def sides(metric: Mapping[str, Any], column: MetricColumn) -> tuple[str, str]:
     They are those of a second look, which samples both networks once more, if there was one.
     """
     new, base = metric["judged"] or (metric["value"], metric["baseline"])
-    return number(_scaled(base, column)), number(_scaled(new, column))
+    return shown_number(_scaled(base, column)), shown_number(_scaled(new, column))
 
 
 def change(metric: Mapping[str, Any], column: MetricColumn) -> str:
     """The judged difference with its sign and standard error; empty if there is none."""
     if metric["difference"] is None:
         return ""
-    shown = number(_scaled(metric["difference"], column), _scaled(metric["se"], column))
+    shown = shown_number(_scaled(metric["difference"], column), _scaled(metric["se"], column))
     return f"{'+' if metric['difference'] > 0 else ''}{shown}"
 
 
@@ -210,7 +202,7 @@ def columns_in(cells: Iterable[CellDict]) -> list[MetricColumn]:
 
 def other_change(cell: CellDict, column: MetricColumn, arrow: str = "->") -> str:
     """Such as "2.31 -> 2.35": the baseline's value of a metric other than FID, and the new one."""
-    new, old = (number(_scaled(value, column)) for value in cell["others"].get(column.name, (None, None)))
+    new, old = (shown_number(_scaled(value, column)) for value in cell["others"].get(column.name, (None, None)))
     return f"{old} {arrow} {new}"
 
 
@@ -274,7 +266,7 @@ def baseline_text(value: Mapping[str, Any]) -> str:
 def _score(column: MetricColumn, metrics: Mapping[str, float], trainings: Sequence[Mapping[str, float]]) -> str:
     """A metric of a baseline's cell, with its standard error, and the mean and spread over a recipe's trainings."""
     error = metrics.get(column.sampling_error or "")
-    shown = f"{column.title} {number(_scaled(metrics.get(column.name), column), _scaled(error, column))}"
+    shown = f"{column.title} {shown_number(_scaled(metrics.get(column.name), column), _scaled(error, column))}"
     values = [found[column.name] * column.scale for found in (metrics, *trainings) if column.name in found]
     if len(values) < 2:
         return shown

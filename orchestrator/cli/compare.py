@@ -9,10 +9,16 @@ from typing import Any
 import click
 
 from taugrid.errors import Exit, UserError
-from taugrid.orchestrator.cli.options import SHARE, Command, Finite, json_option, names_in, print_value, trust_option
-
-OF_IMAGES = ("reference", "extractor", "weights", "metrics", "pair_by", "target", "trust_code")
-"""The options that only a comparison of images takes."""
+from taugrid.orchestrator.cli.options import (
+    OF_IMAGES,
+    SHARE,
+    Command,
+    Finite,
+    images_options,
+    json_option,
+    print_value,
+    trust_option,
+)
 
 NO_REFERENCE = (
     "--reference is missing; give what A and B are scored against: images, a data set with its split "
@@ -34,16 +40,7 @@ NO_REFERENCE = (
 )
 @click.option("--allow-missing", is_flag=True, help="Baseline: cells of it may be missing in DIR.")
 @click.option("--sharpness", type=SHARE, help="Baseline: the regression / baseline that half of the cells must detect.")
-@click.option("--reference", metavar="PATH | RUN", help="Images: what both are scored against, as in evaluate.")
-@click.option("--extractor", metavar="NAME", help="Images: as in evaluate.  [default: that of the reference, if any]")
-@click.option("--weights", metavar="FILE", help="Images: the extractor's weights.")
-@click.option(
-    "--metrics",
-    callback=names_in,
-    metavar="LIST",
-    help="Images: the metrics that must be judged.  [default: fid and kid, as far as they can be]",
-)
-@click.option("--pair-by", metavar="COLUMN", help="Images: the Parquet column that names them, as files have names.")
+@images_options
 @click.option(
     "--to",
     "target",
@@ -70,9 +67,11 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
 
     DIR BASELINE may also be images and a file of `taugrid baseline accept DIR --reference R`.
     """
+    from taugrid.orchestrator.opened import are_images
+
     requested = {key: value for key, value in given.items() if value is not None and value is not False and value != ()}
-    of_images = {key: requested.pop(key) for key in OF_IMAGES if key in requested}
-    if len(others) == 1 and others[0].endswith(".json") and _is_images(directory):
+    of_images = {key: requested.pop(key) for key in (*OF_IMAGES, "target", "trust_code") if key in requested}
+    if len(others) == 1 and others[0].endswith(".json") and are_images(directory):
         from taugrid.orchestrator.cli.nightly import compare_images_with_baseline
 
         trusts = bool(of_images.pop("trust_code", False))
@@ -83,7 +82,7 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
     if len(others) == 1 and _are_images(directory, others[0], bool(of_images)):
         if join or requested.keys() - {"margin", "alpha"}:
             raise click.UsageError("--join is for two cells, --allow-missing and --sharpness are for a baseline")
-        _compare_images({"a": directory, "b": others[0], **of_images, **requested}, as_json)
+        _compare_images(directory, others[0], of_images, requested, as_json)
         return
     if of_images:
         raise click.UsageError(f"--{next(iter(of_images)).replace('_', '-')} is for two sets of images (compare A B)")
@@ -106,22 +105,17 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
     print_value(compared, as_json, _compared_text)
 
 
-def _is_images(place: str) -> bool:
-    from taugrid.orchestrator.opened import is_other_folder
-
-    return is_other_folder(place) or place.endswith((".npz", ".parquet"))
-
-
 def _are_images(a: str, b: str, asked: bool) -> bool:
     """Whether two places are compared as images: `asked` for by an option, or because neither is a run.
 
     Raises:
         UserError: if one is a run where images are compared.
     """
+    from taugrid.orchestrator.opened import are_images
     from taugrid.storage import is_url
 
     sides = {"A": a, "B": b}
-    images = [_is_images(place) for place in sides.values()]
+    images = [are_images(place) for place in sides.values()]
     absent = [not is_url(place) and not Path(place).expanduser().exists() for place in sides.values()]
     if not asked and not (any(images) and all(map(operator.or_, images, absent))):
         return False
@@ -160,17 +154,19 @@ def _compared_text(row: dict[str, Any]) -> str:
     return "\n".join(filter(None, [*lines, meaning, row["note"]]))
 
 
-def _compare_images(asked: Mapping[str, Any], as_json: bool) -> None:
-    """Print the comparison of two sets of images, and exit with its code; `asked` has the fields of a `Request`."""
-    if "reference" not in asked:
+def _compare_images(a: str, b: str, scoring: dict[str, Any], judging: Mapping[str, float], as_json: bool) -> None:
+    """Print the comparison of two sets of images, and exit with its code."""
+    if "reference" not in scoring:
         raise UserError(NO_REFERENCE)
     from taugrid.eval.gate.verdict import exit_of
+    from taugrid.orchestrator.baseline.images import ImagesRequest
     from taugrid.orchestrator.cli.images import comparison_text
     from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.view.images import Request, compare_images
+    from taugrid.orchestrator.view.images import compare_images
 
+    target = scoring.pop("target", None)
     with Progress() as progress:
-        compared = compare_images(Request(**asked), progress)
+        compared = compare_images(a, b, ImagesRequest(**scoring), progress, target, **judging)
     print_value(compared, as_json, comparison_text)
     if (code := exit_of(compared["result"], (), compared["not_judged"])) is not Exit.DONE:
         sys.exit(code)

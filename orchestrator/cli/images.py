@@ -1,12 +1,11 @@
 """Scores and comparisons of external images as text."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.verdict import Verdict
-from taugrid.eval.tables.entries import write_number
+from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import score_columns
 from taugrid.orchestrator.external import of_all
 from taugrid.protocol import extractor_in_words
@@ -43,8 +42,7 @@ def _score(column: MetricColumn, values: Mapping[str, float]) -> str:
 
 
 def _number(column: MetricColumn, values: Mapping[str, float]) -> str:
-    error = values.get(column.error, math.nan) if column.error else math.nan
-    return " ".join(write_number(values.get(column.name, math.nan), error)).rstrip()
+    return shown_number(values.get(column.name), values.get(column.error or ""))
 
 
 def _place(about: Document) -> str:
@@ -87,8 +85,8 @@ def comparison_text(compared: Document) -> str:
 
 def _change(column: MetricColumn, row: Document) -> tuple[str, str, str]:
     """A's number and B's, the difference, and the verdict."""
-    values = [" ".join(write_number(row[side], row[f"{side}_se"] or math.nan)).rstrip() for side in ("a", "b")]
-    difference = " ".join(write_number(row["difference"], row["se"] or math.nan)).rstrip()
+    values = [shown_number(row[side], row[f"{side}_se"]) for side in ("a", "b")]
+    difference = shown_number(row["difference"], row["se"])
     verdict = "shown, not judged" if row["verdict"] == Verdict.NOT_JUDGED else str(row["verdict"])
     if row["verdict"] == Verdict.UNDECIDED:
         verdict += f": a regression of {row['detectable']:.3g} is detected with {100 * POWER:g} % probability"
@@ -101,9 +99,8 @@ def _pairs(compared: Document) -> Iterator[str]:
     yield f"identical images: {pairs['identical']:,} of {counted(pairs['count'], 'pair')} ({share})"
     for name, unit, of in (("psnr", " dB", "of the pairs that differ"), ("ssim", "", "of all pairs")):
         if (found := pairs[name]) is not None:
-            mean = " ".join(write_number(found["mean"], found["se"] or math.nan)).rstrip()
             quantiles = ", ".join(f"{_quantile(share)} {value:.3g}" for share, value in found["quantiles"].items())
-            yield f"{name.upper()} {of}: {mean}{unit}; {quantiles}"
+            yield f"{name.upper()} {of}: {shown_number(found['mean'], found['se'])}{unit}; {quantiles}"
     if pairs["worst"]:
         names = listed([pair["name"] for pair in pairs["worst"]], SHOWN_NAMES)
         written = (

@@ -8,6 +8,7 @@ import click
 
 from taugrid.errors import Exit, UserError
 from taugrid.orchestrator.cli.options import (
+    OF_IMAGES,
     SHARE,
     Command,
     Finite,
@@ -15,9 +16,8 @@ from taugrid.orchestrator.cli.options import (
     RunOptions,
     Whole,
     cluster_options,
+    images_options,
     json_option,
-    names_in,
-    options,
     print_value,
     set_option,
     trust_option,
@@ -29,18 +29,6 @@ if TYPE_CHECKING:
     from taugrid.orchestrator.progress import Progress
 
 
-images_options = options(
-    click.option("--extractor", metavar="NAME", help="Images: as in evaluate.  [default: the reference's, if any]"),
-    click.option("--weights", metavar="FILE", help="Images: the extractor's weights."),
-    click.option("--metrics", callback=names_in, metavar="LIST", help="Images: what judges.  [default: fid, else kid]"),
-    click.option(
-        "--pair-by", metavar="COLUMN", help="Images: the Parquet column that names them, as files have names."
-    ),
-)
-"""How images from elsewhere are scored and paired, beside --reference."""
-
-OF_IMAGES = ("reference", "extractor", "weights", "metrics", "pair_by")
-
 OF_A_RUN = ("assignments", "keep_images", "grow_to", "allow_missing", "workers", "address")
 """The options of a night that have no meaning for images from elsewhere."""
 
@@ -49,7 +37,6 @@ OF_A_RUN = ("assignments", "keep_images", "grow_to", "allow_missing", "workers",
 @click.argument("config", required=False)
 @set_option
 @click.option("--samples", metavar="DIR", help="In place of CONFIG: judge these images, which another server made.")
-@click.option("--reference", metavar="PATH | RUN | NAME", help="Images: what they are scored against, as in evaluate.")
 @images_options
 @click.option("--history", required=True, metavar="DIR", help="Where all nights are kept.")
 @click.option("--baseline", metavar="FILE", help="A baseline file or run.  [default: HISTORY/baseline.json, if there]")
@@ -184,9 +171,6 @@ def baseline() -> None:
 @click.option("--to", "file", required=True, metavar="FILE", help="A .json file; a .parquet file is written beside it.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why this run is the new measure; kept in FILE.")
 @click.option("--force", is_flag=True, help="Accept a night's run although the night was judged worse or changed.")
-@click.option(
-    "--reference", metavar="PATH | RUN", help="DIR holds images: what they are scored against, as in evaluate."
-)
 @images_options
 @trust_option
 @json_option
@@ -224,13 +208,11 @@ def accept(
 
 def _require_runs(directories: tuple[str, ...], given: Mapping[str, Any]) -> None:
     """Raise `UserError` for images, or options for them, without --reference."""
-    from taugrid.orchestrator.opened import is_other_folder
+    from taugrid.orchestrator.opened import are_images
 
-    images = [place for place in directories if is_other_folder(place) or place.endswith((".npz", ".parquet"))]
+    images = [place for place in directories if are_images(place)]
     if images or given:
-        what = (
-            f"{images[0]} is no run directory" if images else f"--{next(iter(given)).replace('_', '-')} is for images"
-        )
+        what = f"{images[0]} is no run directory" if images else f"{_flag(next(iter(given)))} is for images"
         raise UserError(f"{what}; give --reference R if DIR holds images, or the directory of a run")
 
 

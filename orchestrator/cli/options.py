@@ -147,6 +147,22 @@ until_options = options(
     click.option("--max", "most", type=Whole(1), metavar="N", help="The largest N of --until."),
 )
 
+OF_IMAGES = ("reference", "extractor", "weights", "metrics", "pair_by")
+"""The names of `images_options`, which are the fields of `baseline.images.ImagesRequest`."""
+
+images_options = options(
+    click.option(
+        "--reference", metavar="PATH | RUN | NAME", help="Images: what they are scored against, as in evaluate."
+    ),
+    click.option("--extractor", metavar="NAME", help="Images: as in evaluate.  [default: the reference's, if any]"),
+    click.option("--weights", metavar="FILE", help="Images: the extractor's weights."),
+    click.option(
+        "--metrics", callback=names_in, metavar="LIST", help="Images: what judges.  [default: fid or kid, as N allows]"
+    ),
+    click.option("--pair-by", metavar="COLUMN", help="Images: the Parquet column with their names."),
+)
+"""How images from elsewhere are scored and paired."""
+
 trust_option = click.option(
     "--trust-code",
     is_flag=True,

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from taugrid.eval.gate.power import frozen_seeds_remark
 from taugrid.eval.gate.verdict import NO_BASELINE, REGRESSIONS, Verdict
 from taugrid.eval.pages.environment import environment
+from taugrid.eval.tables.entries import shown_number
 from taugrid.orchestrator.baseline import text
 from taugrid.orchestrator.nightly.outcome import worst_first
 from taugrid.registry.metrics import COLUMNS, MetricColumn
@@ -92,7 +93,7 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
     column = next(known, COLUMNS["fid"])
     scored = [(score["label"], score["metrics"]) for score in scores]
     errors = column.sampling_error or column.error or ""
-    rows = [(label, text.number(metrics.get(column.name), metrics.get(errors))) for label, metrics in scored]
+    rows = [(label, shown_number(metrics.get(column.name), metrics.get(errors))) for label, metrics in scored]
     return markdown_table(("cell", column.title), "lr", rows)
 
 

@@ -1,43 +1,38 @@
 """Compares images B with images A, wherever they come from: scores, verdicts, and the pixels of pairs."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from taugrid.eval.comparison import compare
 from taugrid.eval.gate.rule import ALPHA, MARGIN
 from taugrid.eval.pairs import Distances, Pairing, distances, distribution, pairing
-from taugrid.orchestrator.external import flag, of_all, open_sets, section_of, user_errors_of
+from taugrid.orchestrator.baseline.images import ImagesRequest
+from taugrid.orchestrator.external import of_all
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.view.inspection import make_new_folder, require_new_folder
 
-DEFAULT_METRICS = ("fid", "kid")
-"""What images are compared by, if nothing is said."""
 
-
-class Request(NamedTuple):
-    """What `taugrid compare A B` was asked for; None: not said."""
-
-    a: str
-    """The old side: a path."""
-    b: str
-    """The new side."""
-    reference: str
-    extractor: str | None = None
-    weights: str | None = None
-    metrics: tuple[str, ...] = ()
-    """Metrics that must be judged; none: `DEFAULT_METRICS`, as far as N allows."""
-    pair_by: str | None = None
-    target: Path | None = None
-    """A new folder for a picture of the worst pairs and the numbers of all."""
-    trust_code: bool = False
-    margin: float = MARGIN
-    alpha: float = ALPHA
-
-
-def compare_images(request: Request, progress: Progress) -> dict[str, Any]:
+def compare_images(
+    a: str,
+    b: str,
+    request: ImagesRequest,
+    progress: Progress,
+    target: Path | None = None,
+    margin: float = MARGIN,
+    alpha: float = ALPHA,
+) -> dict[str, Any]:
     """Score both sides against one reference, judge B, and measure pairs. Features are extracted in this process.
+
+    Args:
+        a: the old side: a path.
+        b: the new side.
+        request: how both are scored. All of its metrics must be judged; of the default ones, those that can be.
+        progress: hears of the stages.
+        target: a new folder for a picture of the worst pairs and the numbers of all.
+        margin: the accepted regression, as a share of A's value.
+        alpha: the probability of a false alarm.
 
     Returns:
         `new` ("b"), `a`, `b` and `reference` (kind, path, num_images, sha256), `extractor`, `pairing` (how, or why
@@ -47,41 +42,35 @@ def compare_images(request: Request, progress: Progress) -> dict[str, Any]:
     Raises:
         UserError: if images, reference, weights or settings can't be used.
     """
-    if request.target is not None:
-        require_new_folder(request.target)
-    settings = {key: value for key in ("extractor", "weights") if (value := getattr(request, key)) is not None}
-    section = section_of({**settings, "metrics": list(request.metrics or DEFAULT_METRICS)}, (), flag)
-    with user_errors_of(settings, flag, progress):
-        progress.say("reading images")
-        opened = open_sets({"A": request.a, "B": request.b}, request.reference, section, flag, request.trust_code)
+    if target is not None:
+        require_new_folder(target)
+    with request.opened({"A": a, "B": b}, progress) as opened:
         old, new = opened.sets
         paired = pairing(old, new, request.pair_by)
-        a, b = opened.scored(progress, keep=True, orders=paired.orders)
+        scored_a, scored_b = opened.scored(progress, keep=True, orders=paired.orders)
         found = None
         if paired.orders and old.shape == new.shape:
             progress.begin("comparing pixels", old.num_images, "pairs")
             found = distances(old, new, paired, progress.update)
         progress.say("counting the images that repeat")
-        compared = compare(a, b, bool(paired.orders), request.margin, request.alpha, request.metrics)
-    if request.target is not None and found is not None:
-        _write(request.target, found, paired)
+        compared = compare(scored_a, scored_b, bool(paired.orders), margin, alpha, request.metrics)
+    if target is not None and found is not None:
+        _write(target, found, paired)
+    documents = {"A": scored_a.document, "B": scored_b.document}
     return {
         "new": "b",
-        "a": a.document["samples"],
-        "b": b.document["samples"],
-        "reference": a.document["reference"],
-        "extractor": a.document["protocol"]["extractor"],
+        "a": documents["A"]["samples"],
+        "b": documents["B"]["samples"],
+        "reference": documents["A"]["reference"],
+        "extractor": documents["A"]["protocol"]["extractor"],
         "pairing": paired.about,
-        "margin": request.margin,
-        "alpha": request.alpha,
+        "margin": margin,
+        "alpha": alpha,
         **compared,
         "pairs": None if found is None else _about_pairs(found, paired),
-        "notes": [
-            *of_all({"A": a.document, "B": b.document}, "notes"),
-            *_without_pixels(paired, found, request.target),
-        ],
-        "warnings": of_all({"A": a.document, "B": b.document}, "warnings"),
-        "written": None if found is None or request.target is None else str(request.target),
+        "notes": [*of_all(documents, "notes"), *_without_pixels(paired, found, target)],
+        "warnings": of_all(documents, "warnings"),
+        "written": None if found is None or target is None else str(target),
     }
 
 

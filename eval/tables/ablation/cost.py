@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from taugrid.eval.tables.ablation.replicates import UNITS, averaged
-from taugrid.eval.tables.entries import MISSING, write_number
+from taugrid.eval.tables.entries import MISSING, shown_number, write_number
 from taugrid.eval.tables.labels import labelled, prepared, short_columns
 from taugrid.eval.tables.pivots import USUAL
 from taugrid.eval.tables.quality import QualityTable
@@ -143,7 +143,7 @@ def costs_markdown(costs: Sequence[Cost]) -> str:
 
 
 def _line(cost: Cost) -> list[str]:
-    numbers = [" ".join(write_number(cost.fid, cost.fid_se)).rstrip(), str(cost.evaluations)]
+    numbers = [shown_number(cost.fid, cost.fid_se), str(cost.evaluations)]
     times = [MISSING if time is None else write_number(time)[0] for time in (cost.seconds, cost.train_seconds)]
     marks = [OPTIMAL if best else "" for best in (cost.best_for_evaluations, cost.best_for_seconds)]
     return [*cost.settings.values(), *numbers, *times, *marks]
