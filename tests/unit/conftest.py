@@ -80,7 +80,7 @@ def unreported():
         (score, "write_report", lambda *_: None),
         (page, "write_page", lambda *_: []),
         (trend, "trend_figure", lambda *_: Figure()),
-        (history, "_trend", lambda *_: None),
+        (history, "_trends", lambda *_: {}),
     ]
     with pytest.MonkeyPatch.context() as patch:
         whole = [(module, name, getattr(module, name)) for module, name, _ in instead]
