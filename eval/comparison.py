@@ -41,34 +41,28 @@ def compare(
         and of a judged one `margin`, `upper` (of the interval of the regression) and `detectable` (the regression that
         is called worse with a probability of 80 %), all in the metric's unit; `critical`, which T must exceed;
         `distinct`, the shares of distinct images of A and B; `result`, the worst verdict; `not_judged`, the reasons for
-        exit code 5.
+        exit code 5; `notes`, why numbers that have an error are not judged.
     """
+    sizes = [len(side.digests) for side in (a, b)]
     same = paired and np.array_equal(a.digests, b.digests)
     rows: dict[str, dict[str, Any]] = {}
-    changes = []
-    for column in COLUMNS.values():
-        if not all(column.name in side.document["metrics"] for side in (a, b)):
-            continue
-        value_a, value_b = (side.document["metrics"][column.name] for side in (a, b))
-        error, change = column.sampling_error, None if same else _change(column, a, b, paired, margin)
-        alike = same or (change is not None and _is_rounding(change, a))
-        rows[column.name] = {
-            "a": value_a,
-            "b": value_b,
-            "a_se": error and a.document["metrics"].get(error),
-            "b_se": error and b.document["metrics"].get(error),
-            "difference": value_b - value_a,
-            "se": 0.0 if alike else None,
-            "verdict": _unjudged(column, same) if alike else Verdict.NOT_JUDGED,
-            "paired": paired,
-        }
-        changes += [] if change is None or alike else [change]
+    changes, notes = [], list[str]()
+    for column in _columns(a, b):
+        change = None if same else _change(column, a, b, paired, margin)
+        if change is not None and sizes[0] != sizes[1] and not column.unbiased:
+            change, reason = None, "its bias depends on N, of which A has {:,} and B {:,}".format(*sizes)
+            notes.append(f"no verdict on {column.name}: {reason}")
+        rows[column.name] = _shown(column, a, b) | {"paired": paired}
+        if same or (change is not None and _is_rounding(change, a)):
+            rows[column.name] |= {"se": 0.0, "verdict": _unjudged(column, same)}
+        elif change is not None:
+            changes.append(change)
     judgement = judge(changes, alpha)
     for judged in judgement.cells:
         rows[judged.name] |= {key: getattr(judged, key) for key in ("se", "verdict", "margin", "upper", "detectable")}
     distinct = [len(np.unique(side.digests)) / len(side.digests) for side in (a, b)]
     verdicts = {name: row["verdict"] for name, row in rows.items() if row["verdict"] is not Verdict.NOT_JUDGED}
-    not_judged = list(_reasons(verdicts, required, [*a.document["notes"], *b.document["notes"]]))
+    not_judged = list(_reasons(verdicts, required, [*a.document["notes"], *b.document["notes"], *notes]))
     repeats = [Verdict.COLLAPSED] if distinct[1] < REPEATS * distinct[0] else []
     return {
         "metrics": rows,
@@ -76,6 +70,26 @@ def compare(
         "distinct": distinct,
         "result": worst([*verdicts.values(), *repeats, *([Verdict.NOT_JUDGED] if not_judged else [])]),
         "not_judged": not_judged,
+        "notes": notes,
+    }
+
+
+def _columns(a: "ScoredImages", b: "ScoredImages") -> list[MetricColumn]:
+    """The numbers that both sets have."""
+    sides = (a, b)
+    return [column for name, column in COLUMNS.items() if all(name in side.document["metrics"] for side in sides)]
+
+
+def _shown(column: MetricColumn, a: "ScoredImages", b: "ScoredImages") -> dict[str, Any]:
+    """The numbers of both sets, before they are judged."""
+    values, errors = (
+        [side.document["metrics"].get(name) for side in (a, b)] for name in (column.name, column.sampling_error)
+    )
+    return {
+        **dict(zip(("a", "b", "a_se", "b_se"), [*values, *errors], strict=True)),
+        "difference": values[1] - values[0],
+        "se": None,
+        "verdict": Verdict.NOT_JUDGED,
     }
 
 
@@ -124,5 +138,7 @@ def _reasons(judged: Collection[str], required: Collection[str], notes: Sequence
         columns = METRICS[name].columns
         for column in [column for column in columns if column.sampling_error] or columns:
             if column.name not in judged:
-                known = (note for note in notes if note.startswith((f"no {column.sampling_error}: ", f"no {name}: ")))
-                yield next(known, f"no verdict on {column.name}: it has no standard error on both sides")
+                unjudged = f"no verdict on {column.name}: "
+                begins = (f"no {column.sampling_error}: ", f"no {name}: ", unjudged)
+                known = (note for note in notes if note.startswith(begins))
+                yield next(known, f"{unjudged}it has no standard error on both sides")

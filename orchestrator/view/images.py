@@ -68,7 +68,7 @@ def compare_images(
         "alpha": alpha,
         **compared,
         "pairs": None if found is None else _about_pairs(found, paired),
-        "notes": [*of_all(documents, "notes"), *_without_pixels(paired, found, target)],
+        "notes": [*of_all(documents, "notes"), *compared["notes"], *_without_pixels(paired, found, target)],
         "warnings": of_all(documents, "warnings"),
         "written": None if found is None or target is None else str(target),
     }

@@ -29,6 +29,8 @@ class MetricColumn:
     """The factor that tables multiply it by."""
     sampling_error: str | None = None
     """The column with its standard error of drawing these samples, from their influences; None: it has none."""
+    unbiased: bool = False
+    """Whether its expectation is the same at every N, so that sets of different sizes can be compared."""
     further: tuple[str, ...] = ()
     """More columns of quality.csv, which tables don't show."""
 
@@ -103,10 +105,10 @@ OF_SAMPLING = "one standard error of sampling at this N"
 """The meaning of the number after ±, if it comes from the samples' influences."""
 
 
-def _sampled(name: str, title: str, *further: str, higher_is_better: bool = False) -> MetricColumn:
+def _sampled(name: str, title: str, *further: str, **fields: Any) -> MetricColumn:
     """A number whose ± is its standard error of drawing these samples."""
     error = f"{name}_se"
-    return MetricColumn(name, title, error, OF_SAMPLING, higher_is_better, sampling_error=error, further=further)
+    return MetricColumn(name, title, error, OF_SAMPLING, sampling_error=error, further=further, **fields)
 
 
 METRICS = {
@@ -143,7 +145,7 @@ METRICS = {
             "Kernel Inception Distance",
             (
                 MetricColumn("kid_mean", "KID", "kid_std", "the standard deviation over subsets"),
-                _sampled("kid", "KID of the whole set", "kid_reference_se"),
+                _sampled("kid", "KID of the whole set", "kid_reference_se", unbiased=True),
             ),
             compute="taugrid.eval.metrics.kernel:compute_kid",
             limits="taugrid.eval.metrics.kernel:kid_limits",
@@ -157,7 +159,7 @@ METRICS = {
             "prc",
             "precision and recall",
             (
-                _sampled("precision", "Precision", higher_is_better=True),
+                _sampled("precision", "Precision", higher_is_better=True, unbiased=True),
                 MetricColumn("recall", "Recall", higher_is_better=True),
             ),
             compute="taugrid.eval.metrics.neighbours:compute_prc",
@@ -179,7 +181,7 @@ METRICS = {
         Metric(
             "cmmd",
             "maximum mean discrepancy of unit features with a Gaussian kernel, CMMD where they are CLIP's",
-            (_sampled("cmmd", "CMMD", "cmmd_reference_se", "cmmd_biased"),),
+            (_sampled("cmmd", "CMMD", "cmmd_reference_se", "cmmd_biased", unbiased=True),),
             compute="taugrid.eval.metrics.kernel:compute_cmmd",
             needs_all_features=True,
             needs_reference_features=True,

@@ -127,6 +127,17 @@ def test_sets_without_names_are_independent(places, tmp_path):
         assert (row["verdict"], row["paired"]) == ("undecided", False)
 
 
+def test_sets_of_different_sizes_are_judged_by_what_does_not_depend_on_n(places, tmp_path, noisy):
+    """FID falls as N grows, also where nothing else changes."""
+    more = folder(tmp_path / "more", np.concatenate([noisy(1), 255 - noisy(1)[:1]]))
+    found = compared(more, places / "a", "--metrics", "fid,kid", code=Exit.NOT_JUDGED)
+    reason = "no verdict on fid: its bias depends on N, of which A has 701 and B 700"
+    assert (found["not_judged"], reason in found["notes"]) == ([reason], True)
+    verdicts = {name: row["verdict"] for name, row in found["metrics"].items()}
+    assert verdicts == {"fid": "not judged", "kid_mean": "not judged", "kid": "undecided"}
+    assert compared(more, places / "a")["result"] == "undecided", "without --metrics, what can be judged is enough"
+
+
 def test_independent_sets_keep_their_errors_and_correlations():
     generator = np.random.default_rng(0)
     a, b = generator.normal(3, 2, (2, 50)), generator.normal(-1, 1, (2, 80))
