@@ -49,23 +49,15 @@ def compare(
     rows: dict[str, dict[str, Any]] = {}
     changes, notes = [], list[str]()
     for column in _columns(a, b):
-        value_a, value_b = (side.document["metrics"][column.name] for side in (a, b))
-        error, change = column.sampling_error, None if same else _change(column, a, b, paired, margin)
+        change = None if same else _change(column, a, b, paired, margin)
         if change is not None and sizes[0] != sizes[1] and not column.unbiased:
             change, reason = None, "its bias depends on N, of which A has {:,} and B {:,}".format(*sizes)
             notes.append(f"no verdict on {column.name}: {reason}")
-        alike = same or (change is not None and _is_rounding(change, a))
-        rows[column.name] = {
-            "a": value_a,
-            "b": value_b,
-            "a_se": error and a.document["metrics"].get(error),
-            "b_se": error and b.document["metrics"].get(error),
-            "difference": value_b - value_a,
-            "se": 0.0 if alike else None,
-            "verdict": _unjudged(column, same) if alike else Verdict.NOT_JUDGED,
-            "paired": paired,
-        }
-        changes += [] if change is None or alike else [change]
+        rows[column.name] = _shown(column, a, b) | {"paired": paired}
+        if same or (change is not None and _is_rounding(change, a)):
+            rows[column.name] |= {"se": 0.0, "verdict": _unjudged(column, same)}
+        elif change is not None:
+            changes.append(change)
     judgement = judge(changes, alpha)
     for judged in judgement.cells:
         if judged.verdict is Verdict.NOT_JUDGED:
@@ -89,6 +81,19 @@ def _columns(a: "ScoredImages", b: "ScoredImages") -> list[MetricColumn]:
     """The numbers that both sets have."""
     sides = (a, b)
     return [column for name, column in COLUMNS.items() if all(name in side.document["metrics"] for side in sides)]
+
+
+def _shown(column: MetricColumn, a: "ScoredImages", b: "ScoredImages") -> dict[str, Any]:
+    """The numbers of both sets, before they are judged."""
+    values, errors = (
+        [side.document["metrics"].get(name) for side in (a, b)] for name in (column.name, column.sampling_error)
+    )
+    return {
+        **dict(zip(("a", "b", "a_se", "b_se"), [*values, *errors], strict=True)),
+        "difference": values[1] - values[0],
+        "se": None,
+        "verdict": Verdict.NOT_JUDGED,
+    }
 
 
 def _change(column: MetricColumn, a: "ScoredImages", b: "ScoredImages", paired: bool, margin: float) -> Change | None:

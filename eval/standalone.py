@@ -51,14 +51,8 @@ BYTES_IN_MEMORY = 2**28
 """Larger features go to an unnamed file that vanishes with the process, so memory does not grow with N."""
 
 
-def _no_progress(what: str, done: int, total: int) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Options:
-    """Settings of scoring besides the metrics."""
-
     versions: Mapping[str, str]
     """The software's versions, for the protocol."""
     device: str = "cpu"
@@ -69,7 +63,7 @@ class Options:
     """Folder that keeps the reference's statistics, and features if a metric needs them; None keeps nothing."""
     features: Path | None = None
     """Folder that keeps the samples' features, so that a later call need not extract them; None keeps nothing."""
-    progress: OnProgress = _no_progress
+    progress: OnProgress = lambda what, done, total: None
     """Called after each batch."""
 
 

@@ -139,8 +139,6 @@ class Change:
 
 
 class CellJudgement(NamedTuple):
-    """The verdict on one metric of a cell."""
-
     name: str
     metric: str
     verdict: Verdict

@@ -66,6 +66,11 @@ def matched(new: Snapshot, baseline: Snapshot) -> Matched:
     if not pairs:
         if changed := changed_code(new, baseline):
             raise UserError("; ".join(changed))
+        if any(cell.images is not None for cell in baseline.cells):
+            raise UserError(
+                f"{baseline.source} is a baseline of images, and {new.source} is a run: give images (export writes a "
+                f"cell's), or accept a run as the baseline: {ACCEPT}"
+            )
         raise UserError(
             f"no cell of {new.source} has the settings of one of {baseline.source} "
             f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"

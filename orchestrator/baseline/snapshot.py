@@ -20,7 +20,7 @@ from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.influences import influences_of
+from taugrid.orchestrator.rundir.evidence import influences_of
 from taugrid.orchestrator.rundir.origins import (
     REFERENCE,
     TAUGRID,

@@ -17,6 +17,7 @@ from scipy.stats import norm
 from sklearn.datasets import load_digits
 
 from taugrid.config import Data
+from taugrid.errors import UserError
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.gate.rule import INDISTINGUISHABLE_FROM_ZERO, MARGIN, Change, Scored, judge, size_of
@@ -145,6 +146,12 @@ def test_images_that_repeat_are_collapsed_where_kid_has_lost_its_error(few, dist
     assert cell.result == result
     note = f"{reasons['kid']}; distinct images: {100 * distinct / 150:.3g} % (the baseline: 100 %)"
     assert (cell.note == note) == (result == "collapsed")
+
+
+def test_a_run_is_not_compared_with_a_baseline_of_images(few):
+    images, run = changed(few, images="names", settings={"num_samples": 150})
+    with pytest.raises(UserError, match=r"is a baseline of images, and .* is a run: give images"):
+        compare_snapshots(run, images)
 
 
 def test_the_same_images_must_have_the_same_scores_by_the_metrics_whose_settings_are_the_same(few):

@@ -1,14 +1,17 @@
-"""The influences of a scored cell: how far each of its samples moves each metric."""
+"""What is read beside scores: how far each sample moves a metric, and what real images score against others."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile
+from taugrid.eval.metrics.floor import Floor, floor_path, read_floors
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.score_cell import INFLUENCE_COLUMNS
 from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.metrics import SAMPLED
 
@@ -35,3 +38,19 @@ def influences_of(
             continue
         found[name] = np.concatenate(parts)[:n]
     return found
+
+
+def path_of_floors(rundir: RunDir, scoring: Scoring, num_samples: int) -> Path:
+    """The file of the floors at N, beside the features of the reference."""
+    folder = rundir.extractor_folder(scoring.extractor)
+    part = rundir.reference_part(folder, scoring.reference.sha256, 0)
+    return floor_path(part.parent, scoring.reference_key, num_samples, scoring.feasible(num_samples).settings)
+
+
+def floors_of(rundir: RunDir, scoring: Scoring, num_samples: int) -> dict[str, Floor]:
+    """Column of quality.csv -> its floor at N.
+
+    Empty if none is known: the run was scored before there were floors, or its reference is only a mean and a
+    covariance.
+    """
+    return read_floors(path_of_floors(rundir, scoring, num_samples), rundir.storage) or {}
