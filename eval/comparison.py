@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +60,8 @@ def compare(
             changes.append(change)
     judgement = judge(changes, alpha)
     for judged in judgement.cells:
+        if judged.verdict is Verdict.NOT_JUDGED:
+            continue
         rows[judged.name] |= {key: getattr(judged, key) for key in ("se", "verdict", "margin", "upper", "detectable")}
     distinct = [len(np.unique(side.digests)) / len(side.digests) for side in (a, b)]
     verdicts = {name: row["verdict"] for name, row in rows.items() if row["verdict"] is not Verdict.NOT_JUDGED}
@@ -94,15 +97,19 @@ def _shown(column: MetricColumn, a: "ScoredImages", b: "ScoredImages") -> dict[s
 
 
 def _change(column: MetricColumn, a: "ScoredImages", b: "ScoredImages", paired: bool, margin: float) -> Change | None:
-    """How much worse a number of B is than A's; None if one side has no standard error."""
+    """How much worse a number of B is than A's; None if A has no standard error, or B none because N is smaller."""
     influence_a, influence_b = (side.influences.get(column.name) for side in (a, b))
+    only_worse = influence_b is None and a.images.num_images <= b.images.num_images
+    if only_worse:
+        influence_b = b.unsure.get(column.name)
     if influence_a is None or influence_b is None or not influence_a.std() or not influence_b.std():
         return None
     if not paired:
         influence_a, influence_b = independent(influence_a, influence_b)
     old = Scored(a.document["metrics"][column.name], influence_a)
     new = Scored(b.document["metrics"][column.name], influence_b)
-    return Change.between(column.name, new, [old], margin * size_of([old]), 0, column)
+    change = Change.between(column.name, new, [old], margin * size_of([old]), 0, column)
+    return replace(change, only_worse=only_worse)
 
 
 def _unjudged(column: MetricColumn, same: bool) -> Verdict:

@@ -61,7 +61,6 @@ class NightLine(NamedTuple):
 
     @property
     def code(self) -> str:
-        """The commit, shortened."""
         return f"{self.commit[:DIGITS]}{' and changes' if self.is_dirty else ''}" if self.commit else ""
 
     def as_dict(self) -> dict[str, Any]:

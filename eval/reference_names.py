@@ -16,8 +16,6 @@ from taugrid.workers.data.fashion_mnist import FILES as IDX_FILES
 
 
 class ResolvedReference(NamedTuple):
-    """A reference, and the extractor that goes with it."""
-
     given: Data | str
     """A data set, or a path as `eval.sources.open_source` takes it."""
     extractor: str | None

@@ -81,8 +81,8 @@ def run(job: ScoreJob, device: Device) -> Result:
     job.check_run()
     if reference is not None and job.floor_path is not None:
         keep_floors(Path(job.floor_path), reference, job.num_samples, job.settings, job.storage)
-    if scores.influences:
-        _write_influences(job, scores.influences)  # before the score, which marks the cell as complete
+    if influences := {**scores.influences, **scores.unsure}:
+        _write_influences(job, influences)  # before the score, which marks the cell as complete
     header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
     write_sealed(Path(job.path), header, job.storage)
     return Result(time.perf_counter() - began, job.num_samples, created_file=True)

@@ -37,8 +37,6 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, eq=False)
 class CellSettings:
-    """The settings that determine a cell's images."""
-
     data: Gaussian | TwoPoints
     alpha_bar: Array
     """(T + 1,) with `alpha_bar[0] == 1`."""

@@ -14,14 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.statistics import Array
-from taugrid.eval.selfcheck import (
-    CellFindings,
-    beyond_limit,
-    compared,
-    equal_images,
-    index_problems,
-    standard_normals,
-)
+from taugrid.eval.selfcheck import CellFindings, beyond_limit, compared, equal_images, index_problems, standard_normals
 from taugrid.registry.samplers import SAMPLERS
 from taugrid.words import counted
 from taugrid.workers.diffusion.gaussian import Gaussian

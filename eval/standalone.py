@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
@@ -51,14 +51,8 @@ BYTES_IN_MEMORY = 2**28
 """Larger features go to an unnamed file that vanishes with the process, so memory does not grow with N."""
 
 
-def _no_progress(what: str, done: int, total: int) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Options:
-    """Settings of scoring besides the metrics."""
-
     versions: Mapping[str, str]
     """The software's versions, for the protocol."""
     device: str = "cpu"
@@ -69,7 +63,7 @@ class Options:
     """Folder that keeps the reference's statistics, and features if a metric needs them; None keeps nothing."""
     features: Path | None = None
     """Folder that keeps the samples' features, so that a later call need not extract them; None keeps nothing."""
-    progress: OnProgress = _no_progress
+    progress: OnProgress = lambda what, done, total: None
     """Called after each batch."""
 
 
@@ -84,6 +78,8 @@ class ScoredImages:
     """Column of quality.csv -> (N,) float64, of each metric that has a standard error; see `MetricResult`."""
     order: NDArray[np.int64] | None
     """(N,): the images' positions in their source, in the order of the influences; None: as they are."""
+    unsure: Mapping[str, Array] = field(default_factory=dict)
+    """The influences of metrics whose standard error would rest on too few images."""
 
     @cached_property
     def digests(self) -> NDArray[np.int64]:
@@ -151,7 +147,7 @@ def score_sets(
         floors = keep_floors(None if cache is None else floor_path(cache, key, n, left), compared, n, left)
         document = about | {"metrics": scores.values, "notes": [*about["notes"], *scores.notes]}
         document |= {"floor": {name: floor._asdict() for name, floor in floors.items()}}
-        scored.append(ScoredImages(samples, document, scores.influences, order))
+        scored.append(ScoredImages(samples, document, scores.influences, order, scores.unsure))
     return scored
 
 

@@ -28,7 +28,6 @@ def set_loss_message(text: str) -> None:
 
 
 def interrupted() -> str:
-    """The message about an interruption."""
     return "; ".join(filter(None, ["interrupted", _lost, "run the same command again to continue"]))
 
 

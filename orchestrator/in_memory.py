@@ -99,7 +99,6 @@ def _planned(
 
 
 def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> SamplingSpec:
-    """The settings for a network that the caller holds."""
     if shape is None:
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))

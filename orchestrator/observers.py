@@ -48,7 +48,6 @@ class Observers(Observer):
         self._notify(lambda observer: observer.session_failed(error))
 
     def add_installed(self) -> None:
-        """Add the observers of installed packages."""
         for entry in entry_points(group=GROUP):
             try:
                 self._observers.append(entry.load()())

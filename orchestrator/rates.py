@@ -84,8 +84,6 @@ def _average(spans: Collection[Span]) -> float | None:
 
 
 class Waiting(NamedTuple):
-    """Tasks that no worker has begun."""
-
     number: int
     seconds: float
     """The time that each takes."""

@@ -65,7 +65,6 @@ def select(plan: Plan, selectors: Sequence[str]) -> Plan:
 
 
 def without_models(plan: Plan, ids: Collection[str]) -> Plan:
-    """The plan without the cells of some models."""
     return plan.with_cells(cell for cell in plan.cells if cell.model.id not in ids)
 
 

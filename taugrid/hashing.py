@@ -22,7 +22,6 @@ class SourceFile(NamedTuple):
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -19,7 +19,6 @@ def this_node() -> str:
 
 
 def call_this_node(name: str) -> None:
-    """Set the name that `this_node` returns."""
     global _node
     _node = name
 

@@ -93,7 +93,6 @@ class HeartbeatActor:
 
     @ray.method(concurrency_group="heartbeat")  # type: ignore[untyped-decorator]
     def locate(self) -> tuple[str, str]:
-        """Address and id of this worker's node."""
         node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # asking would start a Ray
         address = ray.util.get_node_ip_address()
         call_this_node(address)

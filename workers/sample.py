@@ -58,7 +58,6 @@ class SampleJob(Job):
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """The arithmetic of its network."""
         return Arithmetic.of(self.settings)
 
     def remedy(self, device: Device) -> str:

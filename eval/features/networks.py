@@ -111,8 +111,6 @@ class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[mis
 
 
 class DigitsConvnet(ConvnetExtractor):
-    """Classifies grey 8x8 digits."""
-
     shipped_as = DIGITS_CONVNET
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from taugrid.eval.gate.critical import DRAWS, correlation, critical_value, recipe_critical_value
 from taugrid.eval.gate.power import VARIANCE_GROWTH, DetectionPower, Variance, standard_errors_for_power
 from taugrid.eval.gate.verdict import Verdict
-from taugrid.eval.metrics.statistics import Array, standard_error
+from taugrid.eval.metrics.statistics import LEAST_CARRYING, Array, standard_error
 from taugrid.registry.metrics import METRICS, MetricColumn
 
 FID = METRICS["fid"].columns[0]
@@ -87,6 +87,10 @@ class Change:
     """s^2 / FID: the growth of the variance between training runs with each unit of a true change."""
     metric: str = "fid"
     """Its column in quality.csv."""
+    only_worse: bool = False
+    """The new value alone has no standard error, because that would rest on too few samples: the verdict is worse or
+    none, and T leaves out what the `LEAST_CARRYING` samples for the worse add to the difference. A baseline that has an
+    error happens to lack such samples, so with them nights of equal networks would alarm more often than alpha."""
 
     @classmethod
     def between(
@@ -135,8 +139,6 @@ class Change:
 
 
 class CellJudgement(NamedTuple):
-    """The verdict on one metric of a cell."""
-
     name: str
     metric: str
     verdict: Verdict
@@ -220,12 +222,19 @@ def is_denied(usual: tuple[float, float], fresh: tuple[float, float]) -> bool:
     return gap > BEYOND_CHANCE * math.hypot(usual[1], fresh[1]) or usual[1] > MAX_ERROR_RATIO * fresh[1]
 
 
+def _by_few(influence: Array) -> float:
+    """What the `LEAST_CARRYING` largest of all influences (N,) add to a mean."""
+    return float(np.sort(influence - influence.mean())[-LEAST_CARRYING:].clip(0).sum()) / len(influence)
+
+
 def _judged(change: Change, critical: float, standard_errors: float) -> CellJudgement:
     sampling = Variance(standard_error(change.influence) ** 2, change.sampling_slope)
     training = Variance(change.spread**2 * (1 + 1 / change.trainings), change.training_slope)
     power = DetectionPower(change.margin, standard_errors, sampling, training)
     se = math.sqrt(sampling.at_zero + training.at(change.difference))
-    t = (change.difference - change.margin) / se
+    t = (change.difference - (_by_few(change.influence) if change.only_worse else 0.0) - change.margin) / se
     verdict = Verdict.WORSE if t > critical else Verdict.NOT_WORSE if t < -critical else Verdict.UNDECIDED
+    if change.only_worse and verdict is not Verdict.WORSE:
+        verdict = Verdict.NOT_JUDGED
     numbers = (change.difference, se, change.margin, t, change.difference + critical * se, power.detectable)
     return CellJudgement(change.name, change.metric, verdict, *numbers, power)

@@ -57,6 +57,8 @@ class MetricResult(NamedTuple):
     typical_influences: Mapping[str, Array] = {}
     """Column of a table -> (m,): influences of images like the reference's. They decide whether N samples carry an
     error, and should hardly depend on the samples."""
+    unsure: Mapping[str, Array] = {}
+    """As `influences`, of those that have no standard error because it would rest on too few samples."""
 
 
 class Feasible(NamedTuple):
@@ -147,17 +149,22 @@ def score(
     for metric in settings.chosen:
         compute: Callable[[MetricInputs], MetricResult] = pkgutil.resolve_name(metric.compute)
         found = _with_errors(metric, compute(inputs))
-        influences = {**together.influences, **found.influences}
-        together = MetricResult(together.values | found.values, influences, together.notes + found.notes)
+        together = MetricResult(
+            together.values | found.values,
+            {**together.influences, **found.influences},
+            together.notes + found.notes,
+            unsure={**together.unsure, **found.unsure},
+        )
     return together
 
 
 def _with_errors(metric: Metric, result: MetricResult) -> MetricResult:
-    """The metric with the standard errors that influences give, without influences that give none.
+    """The metric with the standard errors that influences give; those that give none are `unsure`.
 
     FID gives its error itself: it has its own rule, which depends on the number of features.
     """
     values, influences, notes = dict(result.values), dict(result.influences), list(result.notes)
+    unsure: dict[str, Array] = {}
     values |= {f"{name}_reference_se": standard_error(phi) for name, phi in result.reference_influences.items()}
     for column in metric.columns:
         if column.sampling_error is None or column.sampling_error in values or column.name not in influences:
@@ -166,6 +173,6 @@ def _with_errors(metric: Metric, result: MetricResult) -> MetricResult:
         if (reason := too_few_carry(influence, result.typical_influences.get(column.name))) is None:
             values[column.sampling_error] = standard_error(influence)
         else:
-            del influences[column.name]
+            unsure[column.name] = influences.pop(column.name)
             notes.append(f"no {column.sampling_error}: {reason}")
-    return MetricResult(values, influences, tuple(notes))
+    return MetricResult(values, influences, tuple(notes), unsure=unsure)

@@ -28,10 +28,7 @@ SHAPES: Mapping[Light, str] = {
 
 
 def history_html(
-    name: str,
-    nights: Sequence[NightLine],
-    rows: Sequence[Mapping[str, Any]],
-    files: Mapping[str, Mapping[str, str]],
+    name: str, nights: Sequence[NightLine], rows: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]
 ) -> str:
     """The page of a history.
 

@@ -127,11 +127,7 @@ def _grid(
     etas = sorted({eta for eta, _ in cells}, key=lambda eta: float(eta) if is_number(eta) else math.inf)
     steps = tuple(sorted({steps for _, steps in cells}))
     rows = tuple(
-        (
-            eta_in_words(eta),
-            tuple(tuple(map(data_uri, cells.get((eta, s), ())[:count])) for s in steps),
-        )
-        for eta in etas
+        (eta_in_words(eta), tuple(tuple(map(data_uri, cells.get((eta, s), ())[:count])) for s in steps)) for eta in etas
     )
     first = next(iter(images.values()))
     return ImageGrid(title, steps, rows, min(count, len(first)), max(first.shape[1:3]) <= PIXELATED)

@@ -172,7 +172,6 @@ def _tables(quality: QualityTable) -> Iterator[ShadedMetric]:
 
 
 def _meaning(has_best: bool, tables: Sequence[ShadedTable]) -> str:
-    """Explains bold numbers and shades, if there are any."""
     bold = "The best of a column is bold." if has_best else ""
     shades = "Shades go from the best value (blue) to the worst (orange)."
     is_shaded = any(shade != NO_SHADE for table in tables for _, row in table.rows for _, shade in row)

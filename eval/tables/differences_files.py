@@ -92,13 +92,10 @@ def with_short_keys(rows: Sequence[Row]) -> list[Row]:
 
 
 def write_differences(rows: Sequence[Row], folder: Path) -> None:
-    """Write differences.{csv,md} into `folder`."""
     write_files(folder, "differences", csv=as_csv(differences_frame(rows)), md=differences_markdown(rows))
 
 
 class DifferenceRow(NamedTuple):
-    """A difference as text."""
-
     where: str
     """The change of settings, such as "S 10 -> 20 at eta 0"."""
     value: str

@@ -184,7 +184,6 @@ class Pivot:
 
     @property
     def short_settings(self) -> dict[str, str]:
-        """The settings under the names of `short_columns`."""
         names = short_columns(self.settings)
         return {names[column]: value for column, value in self.settings.items()}
 
@@ -217,7 +216,7 @@ class Arrangement:
         self.implied, self.table_keys = _determined_by_eta(self.ready), _incomparable(self.ready)
         self.settings = [name for name in _varying(self.ready) if name not in (*self.implied, *self.table_keys)]
         """The settings in the rows of the usual table, besides eta."""
-        self._protocol_notes = protocol_notes(means.frame, protocols)
+        self._notes = protocol_notes(means.frame, protocols)
 
     def tables(self, metric: MetricColumn) -> list[Pivot]:
         """The tables of a metric with its errors, replicates averaged.
@@ -246,13 +245,13 @@ class Arrangement:
                 (rows, columns),
                 settings={name: labelled(group, name).iloc[0] or MISSING for name in table_keys if name != OPTIONS}
                 | {name: text for name in table_keys if name == OPTIONS and (text := labelled(group, name).iloc[0])},
-                notes=(*(row_note(group, name) for name in self.implied), *self._notes_of(group)),
+                notes=(
+                    *(row_note(group, name) for name in self.implied),
+                    *self._notes.get(group["protocol"].iloc[0], []),
+                ),
             )
             for group in _groups(ready, table_keys)
         ]
-
-    def _notes_of(self, group: pd.DataFrame) -> list[str]:
-        return self._protocol_notes.get(group["protocol"].iloc[0], [])
 
 
 def pivot_tables(

@@ -161,15 +161,11 @@ class QualityTable:
         )
 
     def arranged(self, layout: Layout) -> Arrangement:
-        """The cells in the places of a layout."""
-        return self._arranged if layout == self.layout else self._in(layout)
-
-    def _in(self, layout: Layout) -> Arrangement:
-        return Arrangement(self.means, self.used_protocols, layout)
+        return self._arranged if layout == self.layout else Arrangement(self.means, self.used_protocols, layout)
 
     @cached_property
     def _arranged(self) -> Arrangement:
-        return self._in(self.layout)
+        return Arrangement(self.means, self.used_protocols, self.layout)
 
     def _spelled(self, frame: pd.DataFrame) -> list[ProtocolFields]:
         return [self.protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in self.protocols]

@@ -84,6 +84,8 @@ class CellComparison:
     """The columns that the statistical test judges."""
     unjudged: Mapping[str, str] = field(default_factory=dict)
     """Column -> why it is not judged, of those that `gate.metrics` names."""
+    unsure: Mapping[str, str] = field(default_factory=dict)
+    """Column -> why it can only be worse: it has no standard error, and the baseline's has (`Change.only_worse`)."""
     num_samples: int = 0
     seeds: str = "usual"
     """The samples that were judged: `usual`, or those of a second look, `fresh` or `grown`."""

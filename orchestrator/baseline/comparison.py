@@ -39,6 +39,9 @@ from taugrid.words import counted, listed
 MAX_CELLS_NAMED = 3
 """The number of cells that a note on a metric names."""
 
+MAX_IMAGES_NAMED = 3
+"""The number of images that a note on a metric names."""
+
 UNCHANGED = "it is the baseline's, and every image has the same part in it"
 """Why the test can't judge a metric of other images, such as a precision of which all are precise on both sides."""
 
@@ -134,13 +137,15 @@ def changes_of(new: SnapshotCell, old: SnapshotCell, cell: CellComparison) -> li
     """The changes of a pair's metrics that the statistical test judges, under the name of `cell`."""
     changes = []
     for name in cell.judging:
-        (tonight,), baseline = new.scored(name), old.scored(name)
+        tonight, baseline = new.tested(name), old.scored(name)
+        assert tonight is not None
         if new.seed_set != old.seed_set:  # images from elsewhere, which have no names in common
             influences = independent(baseline[0].influence, tonight.influence)
             baseline = [baseline[0]._replace(influence=influences[0])]
             tonight = tonight._replace(influence=influences[1])
         margin = cell.metrics[name].margin
-        changes.append(Change.between(cell.name, tonight, baseline, margin, new.seed_set, COLUMNS[name]))
+        change = Change.between(cell.name, tonight, baseline, margin, new.seed_set, COLUMNS[name])
+        changes.append(replace(change, only_worse=name not in new.influences))
     return changes
 
 
@@ -155,13 +160,24 @@ def with_judgement(
 
 
 def _with_judgement(cell: CellComparison, judged: Sequence[CellJudgement], seeds: str) -> CellComparison:
-    metrics = dict(cell.metrics)
+    metrics, unjudged, verdicts, notes = dict(cell.metrics), dict(cell.unjudged), set(), [cell.note]
     for found in judged:
+        if found.verdict is Verdict.NOT_JUDGED:
+            unjudged[found.metric] = cell.unsure.get(found.metric, NO_ERROR)
+            metrics[found.metric] = replace(metrics[found.metric], verdict=None)
+            continue
+        verdicts.add(found.verdict)
+        if found.metric in cell.unsure and seeds == "usual":
+            notes.append(f"{COLUMNS[found.metric].title}: {cell.unsure[found.metric]}")
         better = -1 if COLUMNS[found.metric].higher_is_better else 1
         names = ("verdict", "se", "t", "upper", "detectable", "reach")
         fields = {name: getattr(found, name) for name in names}
         metrics[found.metric] = replace(metrics[found.metric], difference=better * found.difference, **fields)
-    return replace(cell, metrics=metrics, seeds=seeds, result=worst(found.verdict for found in judged))
+    if not verdicts:
+        notes.append("; ".join(dict.fromkeys(unjudged.values())))
+    result = worst(verdicts or [Verdict.NOT_JUDGED])
+    note = "; ".join(filter(None, notes))
+    return replace(cell, metrics=metrics, unjudged=unjudged, seeds=seeds, result=result, note=note)
 
 
 def _checked(
@@ -184,7 +200,7 @@ def _checked(
 def judged_columns(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> list[MetricColumn]:
     """The metrics that judge a cell: those that `gate` names, else the first default one with a standard error.
 
-    `new` may be unscored or failed: then what the baseline has decides.
+    `new` may be unscored or failed: then what the baseline has decides. So it does of a metric that is `unsure`.
     """
     if gate.metrics is not None:
         named = (column for name in gate.metrics for column in METRICS[name].columns)
@@ -193,7 +209,7 @@ def judged_columns(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> 
     sides = [old, *([new] if new.metrics else [])]
     for wanted in ("sampling_error", "name"):
         for column in default:
-            if all(side.has(getattr(column, wanted)) for side in sides):
+            if all(side.has(getattr(column, wanted)) or (side is new and column.name in new.unsure) for side in sides):
                 return [column]
     return default[:1]
 
@@ -225,6 +241,7 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
         metrics=metrics,
         judging=judging,
         unjudged=unjudged,
+        unsure={name: _why_unsure(new, name) for name in judging if name not in new.influences},
         pixels=pixels,
         note="; ".join(filter(None, [note, *gone])),
         num_samples=new.num_samples,
@@ -283,17 +300,27 @@ def _missing_influences(new: SnapshotCell, old: SnapshotCell, columns: Sequence[
     return f"{' and '.join(sides)} influences are missing or damaged; `taugrid evaluate` computes them" if sides else ""
 
 
+def _why_unsure(new: SnapshotCell, column: str) -> str:
+    """Why a metric has no standard error, and which images move it most."""
+    influence = new.unsure[column]
+    furthest = np.argsort(-np.abs(influence - influence.mean()))[:MAX_IMAGES_NAMED]
+    names = ", ".join(new.names[image] if new.names else str(image) for image in furthest)
+    why = new.reasons.get(column, NO_ERROR)
+    return f"its value alone has no standard error ({why}), unlike the baseline's; look at images such as {names}"
+
+
 def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) -> str | None:
     """The reason why a metric of a cell can't be judged; None if it can."""
     name = column.name
     for called, side in (("this run", new), ("the baseline", old)):
         if not side.has(name):
             return f"{called} was not scored by it"
-        if not side.scored(name):
+        if not side.scored(name) and not (side is new and name in new.unsure):
             return MISSING_INFLUENCES if name in side.lacking else side.reasons.get(name, NO_ERROR)
     if changed := _changed_settings(new, old, name):
         return f"its settings are not the baseline's ({', '.join(changed)})"
-    (tonight,), baseline = new.scored(name), old.scored(name)[0]
+    tonight, baseline = new.tested(name), old.scored(name)[0]
+    assert tonight is not None
     spread = float((tonight.influence - baseline.influence).std())
     if spread > ROUNDING * float(baseline.influence.std()):
         return None

@@ -104,10 +104,12 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, c
         network=Network(None, {}, None, None),
         environment=SamplingEnvironment((), {}, "unknown", source.num_images),
         influences=scored.influences,
+        unsure=scored.unsure,
         reasons=reasons_of(document, scored.influences),
         load_digests=lambda: scored.digests,
         scored_with=ScoredWith.of(place_of_scoring, document["protocol"]),
         images=json_sha256(list(names.names)) if names else source.sha256,
+        names=names.names if names else (),
     )
     name = Path(place).name or "images"
     about = {"path": place, "sha256": source.sha256, **request.recorded, "options": request.options}

@@ -20,7 +20,7 @@ from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.influences import influences_of
+from taugrid.orchestrator.rundir.evidence import influences_of
 from taugrid.orchestrator.rundir.origins import (
     REFERENCE,
     TAUGRID,
@@ -149,7 +149,10 @@ class SnapshotCell:
     """The same cell of a recipe's other training runs; `metrics` are those of the first."""
     failed: str | None = None
     """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
-
+    unsure: Mapping[str, Array] = field(default_factory=dict)
+    """As `influences`, of those whose standard error would rest on too few samples; not in a baseline file."""
+    names: tuple[str, ...] = ()
+    """Of images from elsewhere: their names, in the order of the influences; none: their positions are known."""
     images: str | None = None
     """Of images from elsewhere: a hash of their names, or of the images themselves where they have none."""
 
@@ -176,6 +179,11 @@ class SnapshotCell:
         if not all(column in network.influences for network in networks):
             return []
         return [Scored(float(network.metrics[column]), network.influences[column]) for network in networks]
+
+    def tested(self, column: str) -> Scored | None:
+        """A metric of one network for a test against a baseline, if need be by influences that are `unsure`."""
+        influence = self.influences.get(column, self.unsure.get(column))
+        return None if influence is None else Scored(float(self.metrics[column]), influence)
 
     @property
     def first_environment(self) -> SamplingEnvironment:
@@ -347,6 +355,7 @@ def _with_score(found: SnapshotCell, rundir: RunDir, cell: Cell, score: Mapping[
         protocol=score["protocol"],
         influences=influences,
         reasons=reasons_of(score, influences),
+        unsure=influences_of(rundir, cell, score["evaluation"], score["metrics"], unsure=True),
     )
 
 

@@ -70,7 +70,6 @@ def exact(amount: float) -> Fraction:
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -109,11 +109,7 @@ def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFi
     try:
         with nullcontext() if address == "local" else _shipped(modules) as runtime_env:
             ray.init(
-                log_to_driver=False,
-                logging_level="error",
-                configure_logging=True,
-                runtime_env=runtime_env,
-                **options,
+                log_to_driver=False, logging_level="error", configure_logging=True, runtime_env=runtime_env, **options
             )
     except SystemExit as received:  # from the handler of SIGTERM that Ray sets in init
         raise KeyboardInterrupt from received

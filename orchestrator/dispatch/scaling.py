@@ -21,8 +21,6 @@ MESSAGE_SECONDS = 60.0
 
 
 class Counts(NamedTuple):
-    """Numbers of workers."""
-
     general: int
     """Workers that do all kinds of tasks."""
     cpu_only: int
@@ -92,7 +90,6 @@ class Scaling:
 
     @property
     def draining(self) -> set[str]:
-        """The ids of the nodes that drain."""
         return {node.id for node in self._nodes.values() if node.draining}
 
     @property

@@ -166,7 +166,6 @@ class WorkerManager:
         self._say(f"{reason}; {who} gets no work for {duration(seconds)}")
 
     def lost(self, event: Lost) -> None:
-        """A worker that had no task is gone."""
         name, reason, now = event.worker, event.reason, time.monotonic()
         self._outputs.log(name, event.details or reason)
         self._outputs.events.note("lost", worker=name, reason=reason)
@@ -201,7 +200,6 @@ class WorkerManager:
                 worker.checked_since += seconds
 
     def worked(self) -> None:
-        """A task was done."""
         self._fruitless = 0
         self._has_worked = True
 
@@ -310,7 +308,6 @@ class WorkerManager:
         self._workers[name] = _ManagedWorker(for_node)
 
     def _release(self, names: Iterable[str], now: float, why: str) -> None:
-        """End workers that have nothing to do."""
         for name in names:
             worker = self._workers.pop(name)
             self._pool.kill(name)

@@ -266,7 +266,6 @@ def _accepts(address: str, header: Header | None) -> bool:
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """Unset these environment variables within the block."""
     values = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield

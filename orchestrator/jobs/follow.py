@@ -44,7 +44,6 @@ class Tail:
             position += len(text)
 
     def finish(self) -> None:
-        """Print the rest of the log."""
         self._print(0, self._jobs.log(self._job))
 
     def _print(self, start: int, text: str) -> None:

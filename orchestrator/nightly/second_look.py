@@ -90,7 +90,7 @@ class SecondLook:
 
 def _resampled(usual: CellComparison, new: SnapshotCell, old: SnapshotCell) -> Resampled:
     """The fresh samples of a cell; its margins stay shares of what the baseline recorded."""
-    lacking = [name for name in usual.judging if not new.scored(name)]
+    lacking = [name for name in usual.judging if new.tested(name) is None]
     if lacking:
         failed = new.failed or new.reason or f"{COLUMNS[lacking[0]].title} has no standard error"
         return Resampled(usual.name, failed=failed)

@@ -86,7 +86,6 @@ class Progress(Observer):
 
     @classmethod
     def silent(cls) -> "Progress":
-        """A progress that shows nothing."""
         return cls(Console(file=io.StringIO(), quiet=True))
 
     def __enter__(self) -> "Progress":
@@ -153,7 +152,6 @@ class Progress(Observer):
                 self.state.score(scored, value)
 
     def heard(self, worker: str, fraction: float) -> None:
-        """A worker's task is done to `fraction`."""
         with self._shown():
             if self.state is not None:
                 self.state.heard(self._clock(), worker, fraction)

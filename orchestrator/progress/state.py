@@ -158,7 +158,6 @@ class LiveState:
         self.cells, self.metric = dict(cells), metric
 
     def observe(self, at: float, event: Mapping[str, Any]) -> None:
-        """Process a line of the events file."""
         name, worker = event["event"], event.get("worker", "")
         if name == "session":
             self.stages = event["stages"]
@@ -225,7 +224,6 @@ class LiveState:
             self.refresh(at)
 
     def refresh(self, at: float) -> None:
-        """Update the bars."""
         self._now = at
         under_way = list(self._under_way)
         for name, bar in self._bars.items():

@@ -99,7 +99,6 @@ class Watching:
         return state
 
     def _tasks(self) -> Iterator[Task]:
-        """The tasks that the plan may have."""
         for cell in self._plan.cells:
             for shard in cell.shards:
                 yield Task(shard_key("sample", shard), "sample", shard.total_nfe, cell=cell)

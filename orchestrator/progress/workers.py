@@ -103,7 +103,6 @@ class Workers:
 
     @property
     def starting(self) -> list[WorkerState]:
-        """The workers that have not joined yet."""
         return [state for state in self.by_name.values() if not state.joined]
 
     @property
@@ -197,7 +196,6 @@ class Todo:
         return {kind for (kind, _), amount in self._open.items() if amount.tasks > 0}
 
     def is_open(self, key: str) -> bool:
-        """Whether a task is neither done nor given up."""
         return key not in self._closed
 
     def _close(self, task: Task) -> None:

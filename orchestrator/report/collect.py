@@ -20,8 +20,7 @@ from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.floors import floors_of
-from taugrid.orchestrator.rundir.influences import influences_of
+from taugrid.orchestrator.rundir.evidence import floors_of, influences_of
 from taugrid.orchestrator.rundir.origins import device_kinds, origins
 from taugrid.protocol import ProtocolFields, comparability_key, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
@@ -93,15 +92,12 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     if any(EXACT in row for row in rows):
         foreign = {row["cell"] for row in rows if row["sampler"] != DEFAULT}
         cells_of[NO_CLOSED_FORM] += [cell.label for cell in plan.cells if cell.id in foreign]
-    notes = [f"{_listed(names, len(rows))}: {note}" for note, names in cells_of.items() if names]
+    named = {note: listed(names, NAMED_CELLS) for note, names in cells_of.items() if names}
+    notes = [f"{'every cell' if len(cells_of[note]) == len(rows) else its}: {note}" for note, its in named.items()]
     evidence = Evidence(influences.pop(FID.name, {}), pairings, protocols, reasons, influences)
     sizes = dict.fromkeys(row["num_samples"] for row in rows)
     floors = {n: known for n in sizes if (known := floors_of(rundir, scoring, n))}
     return Rows(rows, [*plan.remarks, *notes], evidence, floors)
-
-
-def _listed(names: list[str], cells: int) -> str:
-    return "every cell" if len(names) == cells else listed(names, NAMED_CELLS)
 
 
 def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: float | None) -> dict[str, Any]:

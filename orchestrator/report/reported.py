@@ -20,8 +20,6 @@ SOURCES = ("scores/*", "samples/*/*", "removed/*", "models/*/train/*", "grown.js
 
 
 class Reported(NamedTuple):
-    """The content of report.json."""
-
     sources: str = ""
     """A hash of what the report was made from; empty: nothing was reported yet."""
     warnings: Sequence[str] = ()

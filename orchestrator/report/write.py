@@ -20,8 +20,15 @@ from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.differences import best_checkpoints, differences
 from taugrid.eval.tables.differences_files import write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
-from taugrid.eval.tables.published.counterparts import NetworkOrigin, pointer, quality_counterparts, write_published
-from taugrid.eval.tables.published.solvers import STEM, concerns, write_solvers
+from taugrid.eval.tables.published.counterparts import (
+    SOLVERS_STEM,
+    NetworkOrigin,
+    has_other_samplers,
+    pointer,
+    quality_counterparts,
+    write_published,
+    write_solvers,
+)
 from taugrid.eval.tables.quality import QualityTable, write_quality
 from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
@@ -95,10 +102,10 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     rows, evidence = collected.rows, collected.evidence
     origins = {model.id: network_origin(model) for model in plan.models}
     counterparts = quality_counterparts(rows, evidence.protocols, origins)
-    of_solvers = concerns(rows, evidence.protocols)
+    of_solvers = has_other_samplers(rows, evidence.protocols)
     if not (counterparts and of_solvers):  # those that there are get written again
         rundir.remove_tables("published*")
-    beside = [f"solvers with another network, as published, are in {STEM}.md"] if of_solvers else []
+    beside = [f"solvers with another network, as published, are in {SOLVERS_STEM}.md"] if of_solvers else []
     quality = quality_table(run, collected, [*pointer(counterparts, "published"), *beside])
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_published(counterparts, tables, "published")

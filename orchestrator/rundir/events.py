@@ -101,8 +101,6 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 class LastSession:
-    """Follows the events of a run's last session."""
-
     def __init__(self, run: Paths) -> None:
         self._run = run
         self._read: dict[Path, int] = {}  # file -> bytes of it that were read

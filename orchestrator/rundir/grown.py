@@ -50,5 +50,4 @@ def resized(plan: Plan, sizes: Mapping[str, int]) -> Plan:
 
 
 def at(cell: Cell, num_samples: int) -> Cell:
-    """The cell with another N."""
     return replace(cell, settings=cell.settings.model_copy(update={"num_samples": num_samples}))

@@ -22,8 +22,6 @@ MAX_SUPERSEDED = 1_000
 
 
 class LedgerEntry(NamedTuple):
-    """A file that was found intact."""
-
     version: str
     part: PartSummary
     """The contents. Only metadata that are texts are kept, since only those are compared."""

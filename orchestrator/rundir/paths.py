@@ -4,6 +4,8 @@ import hashlib
 import uuid
 from pathlib import Path
 
+from taugrid.eval.reference import Reference
+from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Cell, Model, Shard, name_of, part_name
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.registry.extractors import ExtractorSpec
@@ -92,6 +94,11 @@ class Paths:
     def reference_part(self, extractor: str, sha256: str, number: int) -> Path:
         """A file of the reference's features, next to those of the cells; `sha256` is that of all its content."""
         return self.features / extractor / f"reference-{sha256[:10]}" / part_name(number)
+
+    def reference_parts(self, extractor: str, reference: Reference) -> list[Path]:
+        """The files of all the reference's features, in the order of its images; none if only moments are known."""
+        numbers = range(len(part_bounds(reference.num_images or 0)))
+        return [self.reference_part(extractor, reference.sha256, number) for number in numbers]
 
     def score(self, cell: Cell, scoring_id: str) -> Path:
         """The file of a cell's score by one `Scoring.id`; `*` gives the pattern of all its scores."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taugrid.errors import UserError
-from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
 from taugrid.orchestrator.plan.sources import RECORD
@@ -62,8 +61,7 @@ def _unused(damages: Sequence[Damage], run: Run) -> set[Path]:
     except UserError:
         return set()
     folder, reference = rundir.extractor_folder(scoring.extractor), scoring.reference
-    parts = range(len(part_bounds(reference.num_images or 0)))
-    used = {rundir.reference_part(folder, reference.sha256, number) for number in parts}
+    used = set(rundir.reference_parts(folder, reference))
     for cell in (cell for part in run.at_each_size for cell in part.cells):
         key = scoring.id(cell)
         used |= {rundir.score(cell, key), rundir.influence(cell, key)}

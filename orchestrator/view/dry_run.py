@@ -13,13 +13,7 @@ from taugrid.eval.sources import nothing_there
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
-from taugrid.orchestrator.plan.scoring import (
-    Foreseen,
-    foreseen,
-    name_and_dimensions,
-    singular_samples,
-    too_few_samples,
-)
+from taugrid.orchestrator.plan.scoring import Foreseen, foreseen, name_and_dimensions, singular_samples, too_few_samples
 from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.report.up_to_date import RequestedScores

@@ -69,10 +69,6 @@ def _quality(run: Run) -> Figure:
     return quality_figure(quality.means.frame, quality.used_protocols, x=x, floors=quality.floors)
 
 
-def _reconstruction(run: Run) -> Figure:
-    return reconstruction_figure(Tables(run.rundir).frame("reconstruction"))
-
-
 def _loss(run: Run) -> Figure:
     curves = loss_curves(run.plan, run.rundir)
     if not curves:
@@ -82,6 +78,6 @@ def _loss(run: Run) -> Figure:
 
 DRAWN: Mapping[str, Callable[[Run], Figure]] = {
     "quality": _quality,
-    "reconstruction": _reconstruction,
+    "reconstruction": lambda run: reconstruction_figure(Tables(run.rundir).frame("reconstruction")),
     "loss": _loss,
 }

@@ -9,7 +9,6 @@ from taugrid.errors import UserError
 from taugrid.eval.metrics.reference_statistics import PRECISION, MomentsFile, read_all, read_moments
 from taugrid.eval.metrics.statistics import Moments, moments
 from taugrid.eval.reference import image_batches
-from taugrid.eval.sources import part_bounds
 from taugrid.images import encode_png
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.run import Run
@@ -72,9 +71,7 @@ def _moments(scoring: Scoring, rundir: RunDir) -> Moments:
     if isinstance(reference.given, MomentsFile):
         return read_moments(reference.given)
     assert reference.num_images is not None, "only of moments it is unknown"
-    folder = rundir.extractor_folder(scoring.extractor)
-    parts = range(len(part_bounds(reference.num_images)))
-    paths = [rundir.reference_part(folder, reference.sha256, number) for number in parts]
+    paths = rundir.reference_parts(rundir.extractor_folder(scoring.extractor), reference)
     if missing := [path for path in paths if not rundir.storage.exists(path)]:
         raise UserError(f"{rundir.relative(missing[0])} is not there yet; `taugrid evaluate` extracts the reference")
     return moments(read_all(paths, rundir.storage), reference.num_images)

@@ -179,8 +179,6 @@ def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int
 
 
 class _Read(NamedTuple):
-    """The result of reading a whole file."""
-
     damages: list[Damage]
     images: int
     """The number of decoded images."""

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from taugrid.errors import UserError
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
+from taugrid.eval.tables.ablation.alike import Contenders, columns, look
 from taugrid.eval.tables.ablation.replicates import SEEDS
-from taugrid.eval.tables.ablation.told_apart import Contenders, columns, look
 from taugrid.eval.tables.differences import differences
 from taugrid.eval.tables.long_form import FID, STAND_INS
 from taugrid.orchestrator.plan.cells import Plan

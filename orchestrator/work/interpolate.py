@@ -11,7 +11,7 @@ from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, KindResult, Work
 from taugrid.orchestrator.work.reconstruct import ignore_damage, left_out, ode_cells, require_ode_cells
 from taugrid.parquet import first_pictures
 from taugrid.words import counted
-from taugrid.workers.interpolate import InterpolateJob
+from taugrid.workers.ode import InterpolateJob
 
 INTERPOLATION_STEPS = 11
 """Number of points from one x_T to another, both included, as in the paper's figure 6."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from taugrid import parquet
-from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.hashing import identity
 from taugrid.images import to_pictures
@@ -22,7 +21,7 @@ from taugrid.parquet import first_pictures
 from taugrid.registry.samplers import DEFAULT
 from taugrid.words import listed, some_of
 from taugrid.workers.data import load as data
-from taugrid.workers.reconstruct import ReconstructJob
+from taugrid.workers.ode import ReconstructJob
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.published.counterparts import EncodedImages
@@ -186,11 +185,9 @@ class ReconstructWork(WorkKind):
         return ode_cells(plan, seed=0)
 
     def _cells(self) -> list[Cell]:
-        counts = ((cell, self._count(cell.model.data.held_out)) for cell in self.cells_of(self.plan))
-        return [with_settings(cell, {"num_samples": count}) for cell, count in counts]
-
-    def _count(self, held_out: Data) -> int:
-        return min(len(data.load_images(held_out)), self.config.report.reconstructed_images)
+        most = self.config.report.reconstructed_images
+        counts = ((cell, len(data.load_images(cell.model.data.held_out))) for cell in self.cells_of(self.plan))
+        return [with_settings(cell, {"num_samples": min(count, most)}) for cell, count in counts]
 
     def _files(self, cells: list[Cell]) -> Iterator[ShardFile]:
         for cell in cells:

@@ -16,8 +16,6 @@ from taugrid.workers.sample import SampleJob
 
 
 class SampleWork(WorkKind):
-    """The images of every cell."""
-
     name = "sample"
     priority = 10
     folder = "samples"

@@ -9,7 +9,7 @@ from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import larger_table, quality_table, write_larger, write_report
 from taugrid.orchestrator.rundir.directory import Damage
-from taugrid.orchestrator.rundir.floors import path_of_floors
+from taugrid.orchestrator.rundir.evidence import path_of_floors
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import ExtractWork, not_extracted, reference_keys
 from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind, shard_key
@@ -69,11 +69,7 @@ class ScoreWork(WorkKind):
             num_samples=n,
             reference=self._reference_files(),
             settings=settings,
-            header={
-                "cell": cell.id,
-                "evaluation": scoring.id(cell),
-                "protocol": scoring.protocol(cell).as_dict(),
-            },
+            header={"cell": cell.id, "evaluation": scoring.id(cell), "protocol": scoring.protocol(cell).as_dict()},
             floor_path=floors,
             sample_paths=tuple(str(self.rundir.sample_part(cell, shard)) for shard in cell.shards)
             if settings.sample_columns

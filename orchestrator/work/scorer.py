@@ -10,7 +10,6 @@ import json
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,13 @@ from taugrid.errors import DamagedFile
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_files, of_features, read_all
 from taugrid.eval.metrics.score import feasible, score
-from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import REFERENCE, TAUGRID, scorers
 from taugrid.protocol import SOFTWARE, canonical
 from taugrid.registry.metrics import MetricSettings
-from taugrid.storage import Storage, read_sealed, write_sealed
+from taugrid.storage import read_sealed, write_sealed
 from taugrid.versions import versions
 
 FILE = "scorer.json"
@@ -96,11 +94,9 @@ class ScorerRecord:
     """The changes of the scorer between the sessions that scored the cells."""
 
     def is_comparable(self, other: "ScorerRecord") -> bool:
-        """Whether both have the same reference and extractor."""
         return (self.reference, self.extractor) == (other.reference, other.extractor)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
         coded = base64.b64encode(self.features.astype("<f4").tobytes()).decode()
         plain = {name: getattr(self, name) for name in ("reference", "extractor", "settings", "scores")}
         about = {"made_with": asdict(self.made_with), "mixed": list(self.mixed), "shape": list(self.features.shape)}
@@ -176,17 +172,17 @@ def keep_record(config: Config, rundir: RunDir, scoring: Scoring) -> None:
 
 
 def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | str:
-    reference, folder = scoring.reference, rundir.extractor_folder(scoring.extractor)
+    reference = scoring.reference
     if reference.num_images is None:
         return "only a mean and a covariance of the reference are known"
-    parts = range(len(part_bounds(reference.num_images)))
-    paths = [rundir.reference_part(folder, reference.sha256, number) for number in parts]
-    wanted = config.evaluate.metric_settings
-    metrics = tuple(metric.name for metric in wanted.chosen if metric.name in DRIVER_METRICS)
-    few = replace(wanted, metrics=metrics, kid_subsets=min(wanted.kid_subsets, KID_SUBSETS))
+    paths = rundir.reference_parts(rundir.extractor_folder(scoring.extractor), reference)
+    settings = config.evaluate.metric_settings
+    metrics = tuple(metric.name for metric in settings.chosen if metric.name in DRIVER_METRICS)
+    few = replace(settings, metrics=metrics, kid_subsets=min(settings.kid_subsets, KID_SUBSETS))
     try:
         features = np.concatenate(list(read_all(paths[:1], rundir.storage)))
-        logits = _logits(paths[0], rundir.storage) if few.need("logits") else None
+        wanted = parquet.read_features(paths[0], "logits", rundir.storage) if few.need("logits") else None
+        logits = None if wanted is None else np.concatenate([values for _, values in wanted])
         half = len(features) // 2
         settings = feasible(few, scoring.extractor, half, half).settings
         with threadpool_limits(1):  # so that the result does not depend on the number of cores
@@ -202,10 +198,6 @@ def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | 
     made_with = ScoredWith.of(places, {"versions": versions(SOFTWARE) | {"cpu": _cpu()}})
     about, used = json.loads(json.dumps([scoring.extractor.describe(), settings.as_dict()]))
     return ScorerRecord(reference.sha256, about, used, made_with, features[:FEATURES], scores)
-
-
-def _logits(path: Path, storage: Storage) -> NDArray[np.float32]:
-    return np.concatenate([values for _, values in parquet.read_features(path, "logits", storage)])
 
 
 def halves(

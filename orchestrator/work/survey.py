@@ -60,7 +60,6 @@ class Survey:
 
     @property
     def plan(self) -> Plan:
-        """What is to be done."""
         return self.selected or self.run.plan
 
     @property
@@ -156,7 +155,7 @@ class Survey:
             return ReferenceState((), ())  # moments are read as they are
         expected = {"reference": reference.sha256, "extractor": folder}
         parts = part_bounds(reference.num_images)
-        paths = tuple(self.rundir.reference_part(folder, reference.sha256, number) for number in range(len(parts)))
+        paths = tuple(self.rundir.reference_parts(folder, reference))
         if self.rundir.has_intact_file(paths[0], reference.num_images, self.on_damage, expected=expected):
             return ReferenceState(paths[:1], ())  # one file, as earlier versions made it of any reference
         missing = [

@@ -225,10 +225,7 @@ def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
         _follow_seed(values, merged)
     config = _with_absolute_paths(_with_references_root(validate(Config, merged, str(path or "config"))))
     return config.model_copy(
-        update={
-            "train": _with_seed(config.train, config.seed),
-            "sample": _with_seed(config.sample, config.seed),
-        }
+        update={"train": _with_seed(config.train, config.seed), "sample": _with_seed(config.sample, config.seed)}
     )
 
 

@@ -23,11 +23,6 @@ SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")
 FORMS = f"the form {samplers.DIFFUSERS}SchedulerClass or module:function"
 
 
-def _known(name: str) -> str:
-    samplers.check(name)
-    return name
-
-
 def _names(schema: dict[str, Any]) -> None:
     """Have the schema list the samplers that are installed, and allow a function of the user's."""
     schema |= {"anyOf": [{"enum": samplers.names()}, {"pattern": r"^[\w.]+:\w+$", "type": "string", "form": FORMS}]}
@@ -56,7 +51,7 @@ class Sample(Section):
     """Scale of the noise in each step (eq. 16): 0 is DDIM, 1 is DDPM; `sigma_hat` is DDPM's larger variance."""
     spacing: Spacing | Times = "linear"
     """How tau is chosen (workers/diffusion/timesteps.py), or tau itself: `steps` increasing times in 1..T."""
-    sampler: Annotated[str, AfterValidator(_known), Field(json_schema_extra=_names)] = samplers.DEFAULT
+    sampler: Annotated[str, AfterValidator(samplers.checked), Field(json_schema_extra=_names)] = samplers.DEFAULT
     """The update from one time to the next (eq. 12): a name, or `package.module:function` of a custom sampler."""
     clip: Literal["none", "x0", "x0_and_eps"] | None = None
     """null: the loaded pipeline's setting, else `none`."""

@@ -100,7 +100,7 @@ NOT_YET = {
 
 GONE = {
     "cluster.cuda_graphs": "taugrid no longer makes CUDA graphs; remove the key, or use sample.compile, which makes "
-    "other cells",
+    "other cells"
 }
 """Keys of earlier versions, and what to do about them. The config of a run directory may still have them."""
 

@@ -24,12 +24,7 @@ SETTING_FIELDS = (
     ("seed", pa.int64()),
     ("steps", pa.int32()),
     ("eta", pa.float64()),
-    ("sigma", pa.string()),
-    ("spacing", pa.string()),
-    ("sampler", pa.string()),
-    ("clip", pa.string()),
-    ("cell", pa.string()),
-    ("model", pa.string()),
+    *((name, pa.string()) for name in ("sigma", "spacing", "sampler", "clip", "cell", "model")),
 )
 """Every setting is a column with one value in a file, so that files of many cells can be read as one table."""
 

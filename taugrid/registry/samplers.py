@@ -16,8 +16,8 @@ a function like its `sample`."""
 
 SAMPLERS = {
     "ddim": "taugrid.workers.samplers.ddim:DDIM",
-    "dpm++2m": "taugrid.workers.samplers.dpmpp2m:DPMpp2M",
-    "dpm++3m": "taugrid.workers.samplers.dpmpp3m:DPMpp3M",
+    "dpm++2m": "taugrid.workers.samplers.dpmpp:DPMpp2M",
+    "dpm++3m": "taugrid.workers.samplers.dpmpp:DPMpp3M",
     "heun": "taugrid.workers.samplers.heun:Heun",
     "unipc": "taugrid.workers.samplers.unipc:UniPC",
 }
@@ -46,10 +46,11 @@ def unchecked(is_so: bool = True) -> Iterator[None]:
         _unchecked.reset(token)
 
 
-def check(name: str) -> None:
-    """Raise `ValueError` if there is no sampler of that name. A module of the user's is not looked for."""
+def checked(name: str) -> str:
+    """`name`; `ValueError` if there is no sampler of that name. A module of the user's is not looked for."""
     if not _unchecked.get():
         entry(name)
+    return name
 
 
 def is_custom(name: str) -> bool:

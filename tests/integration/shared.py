@@ -98,7 +98,7 @@ def connected(address: str, *arguments: Any) -> Iterator[None]:
 cluster_connected = cluster.connected
 
 
-def taugrid(*arguments: object, code: int = 0) -> Ended:
+def taugrid(*arguments: object, code: int = 0, workers: type[pool.Pool] = KeptPool) -> Ended:
     """Run a command to its end in this process; fails the test if it ends otherwise than with `code`."""
     out, err = io.StringIO(), io.StringIO()
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -107,7 +107,7 @@ def taugrid(*arguments: object, code: int = 0) -> Ended:
             pytest.raises(SystemExit) as end,
             mock.patch.object(sys, "argv", ["taugrid", *map(str, arguments)]),
             mock.patch.object(cluster, "connected", connected),
-            mock.patch.object(pool, "Pool", KeptPool),
+            mock.patch.object(pool, "Pool", workers),
             redirect_stdout(out),
             redirect_stderr(err),
         ):

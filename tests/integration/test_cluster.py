@@ -1,69 +1,392 @@
-"""A Ray cluster that taugrid did not start."""
+"""A Ray cluster with a token that taugrid did not start: runs that join it, and jobs that are submitted to it.
 
+The tests share one head: each start of one costs what fifty tests of a function do.
+"""
+
+import fcntl
 import json
-import secrets
+import os
+import pty
+import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from command import events, sample_files, taugrid_alone
+import yaml
+from command import COMMAND, TINY, Started, command_line, descendants, events, sample_files, taugrid_alone
 from ray_head import free_port, started_head
 from shared import taugrid
 
+import taugrid as package
+from taugrid.config import Config, validate
 from taugrid.orchestrator.dispatch import address
+from taugrid.orchestrator.jobs.client import Jobs
 from taugrid.workers import ray_compat
 from taugrid.workers.ray_compat import accepts_token
 
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # how Ray calls aiohttp
+
+NETWORK = """
+import time
+from pathlib import Path
+
+import torch
+
+import taugrid
+from own_parts.scale import SCALE
+
+
+def load():
+    Path({place!r}).write_text(f"{{__file__}} {{taugrid.__file__}}")
+    return lambda x, t: SCALE * x
+
+
+def broken():
+    Path({place!r}).write_text(f"{{__file__}} {{taugrid.__file__}}")
+    return lambda x, t: SCALE * x * (torch.nan if len(x) > 2 else 1)  # the trial before a run has 2 images
+
+
+def slow():
+    return lambda x, t: (SCALE * x, time.sleep(0.5 if len(x) > 2 else 0))[0]
+"""
+
+EXTRACTOR = """
+from torch_fidelity import FeatureExtractorBase
+
+
+class Means(FeatureExtractorBase):
+    def __init__(self, name, features_list, **options):
+        super().__init__(name, features_list)
+
+    def forward(self, x):
+        return (x.float().mean(dim=(1, 2, 3), keepdim=True).flatten(1),)
+
+    @staticmethod
+    def get_provided_features_list():
+        return ("means",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return {"isc": "means", "fid": "means", "kid": "means", "prc": "means"}[metric]
+"""
+
+CONFIG = {
+    "name": "own",
+    "model": {"callable": "own_network:load"},
+    "sample": {"num_samples": 60, "batch_size": 30},
+    "grid": {"steps": [2], "eta": [0.0]},
+    "evaluate": {"extractor": "own_extractor:Means", "metrics": ["fid"]},
+    "cluster": {"workers": 1},
+}
+
+
+SMALL = {
+    "name": "mine",
+    "data": {"name": "gaussian"},
+    "model": {"oracle": "gaussian"},
+    "sample": {"num_samples": 60},
+    "grid": {"steps": [2], "eta": [0.0]},
+    "evaluate": {"metrics": ["fid"]},
+    "cluster": {"workers": 1},
+}
+
+PAGES = [Path(__file__).parents[2] / name for name in ("README.md", "docs/cluster.md")]
+
 
 @pytest.fixture(scope="module")
-def cluster():
-    """The address of a head node with a token, in processes of its own."""
-    token = secrets.token_hex(32)
-    with started_head(token, dashboard=False) as head, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN", token)
-        yield head.gcs
+def head():
+    """A head whose token this process has, too."""
+    with started_head(os.environ["RAY_AUTH_TOKEN"], dashboard=True) as head:
+        yield head
 
 
-def test_a_run_on_a_cluster_elsewhere_has_the_same_files(cluster, config, finished, tmp_path):
-    """It samples and scores; the training is of the other run: where a cluster is makes no difference to Ray Train."""
-    shutil.copytree(finished / "models", tmp_path / "run/models")
-    done = taugrid_alone("run", config, "--out", tmp_path / "run", "--address", cluster, "--json")
+@pytest.fixture(scope="module")
+def at(head):
+    return ("--address", head.dashboard)
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The current folder: a config and the modules that it names beside it, which no node sees."""
+    folder = tmp_path / "mine"
+    (folder / "own_parts").mkdir(parents=True)
+    (folder / "own_network.py").write_text(NETWORK.format(place=str(tmp_path / "imported-from")))
+    (folder / "own_extractor.py").write_text(EXTRACTOR)
+    (folder / "own_parts" / "__init__.py").write_text("")
+    (folder / "own_parts" / "scale.py").write_text("SCALE = 0.25\n")
+    (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
+    monkeypatch.chdir(folder)
+    return tmp_path
+
+
+def imported_from(mine):
+    """The files of the network's module and of taugrid, as a worker imported them last."""
+    return (mine / "imported-from").read_text().split()
+
+
+def test_a_run_sends_its_modules_to_a_cluster_that_it_joins_and_a_job_takes_them_along(head, at, mine):
+    done = taugrid_alone("run", "mine.yaml", "--out", mine / "run", "--address", head.gcs, "--json")
     assert json.loads(done.stdout)["status"] == "done", "nothing else is on stdout"
-    assert sample_files(tmp_path / "run") == sample_files(finished)
-    assert sum(event["event"] == "worker" for event in events(tmp_path / "run")) == 2
+    network, installed = imported_from(mine)
+    assert "working_dir_files" in network
+    assert installed == package.__file__
+    done = taugrid("submit", "mine.yaml", "--out", mine / "run", "--ship", *at)
+    assert "FID (lower is better)" in done.stdout, "its log"
+    assert all("working_dir_files" in file for file in imported_from(mine)), "taugrid as well"
+    assert events(mine / "run")[-1]["missing"] == {}
 
 
-def test_a_cluster_that_demands_a_token_is_known_to_be_closed(cluster):
-    assert not accepts_token(cluster, None)
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_an_incomplete_run_is_4(at, mine):
+    """A worker finds the network, which returns nan.
+
+    In short: any code comes back, and the job of the test of Ctrl-C finds its module too, though it is not shipped.
+    """
+    broken = ("--set", "model.callable=own_network:broken", "--set", "evaluate.extractor=pixels")
+    done = taugrid("submit", "mine.yaml", "--out", mine / "run", *broken, *at, code=4)
+    assert "NotFinite" in done.stdout
+    assert "working_dir_files" in imported_from(mine)[0]
+
+
+def test_a_run_that_the_cluster_can_not_do_is_2(at, mine):
+    nowhere = ("--set", "data={name: folder, root: /nowhere, shape: [1, 8, 8]}", "--set", "model={unet: {}}")
+    done = taugrid("submit", "mine.yaml", "--out", mine / "run", *nowhere, *at, code=2)
+    assert "/nowhere" in done.stdout
+
+
+def test_another_taugrid_on_the_cluster_is_2(at, mine, monkeypatch):
+    monkeypatch.setattr(package, "__version__", "99.0")
+    done = taugrid("submit", "gaussian", "--out", mine / "run", *at, code=2)
+    assert (
+        "but the job was submitted with taugrid 99.0; install taugrid 99.0 on every node, or submit with --ship"
+        in done.stdout
+    )
+
+
+def test_any_exit_code_of_a_command_comes_back(head, at):
+    """A job can only be `taugrid run`, which never ends with 3: here a shell does. A driver that is killed has none."""
+    jobs = Jobs(head.dashboard)
+    for job, entrypoint in (("three-1", "sleep 1; echo one; sleep 2; echo two; exit 3"), ("killed-1", "kill -9 $$")):
+        jobs.client.submit_job(entrypoint=entrypoint, submission_id=job)
+    done = taugrid("logs", "three-1", "--follow", *at, code=3)
+    assert done.stdout.splitlines()[-2:] == ["one", "two"]
+    assert taugrid("logs", "three-1", *at).stdout == done.stdout
+    killed = taugrid("logs", "killed-1", "--follow", *at, code=1)
+    assert "the driver of job killed-1 was killed by signal 9; submit it again to continue" in killed.stderr
+
+
+def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(head, finished, tmp_path, monkeypatch):
+    """Those of README and docs/cluster.md for a cluster; `tests/unit/test_cluster_configs.py` reads the others.
+
+    The first joins the cluster, samples and scores. The training is of the run that this process's Ray did: where a
+    cluster is makes no difference to Ray Train.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.dashboard)
+    Path("my.yaml").write_text(yaml.safe_dump(TINY | {"name": "mine"}))
+    shutil.copytree(finished / "models", "runs/mine/models")
+    lines = [line for page in PAGES for line in re.findall(r"^ {4}(taugrid .+)$", page.read_text(), re.MULTILINE)]
+    done = {}
+    for command in dict.fromkeys(line.split(" #")[0].strip() for line in lines):
+        if re.search("--address|submit|jobs|logs|stop", command) and "s3://" not in command:
+            words = command.replace("HEAD:6379", head.gcs).replace("/shared", str(tmp_path)).split()[1:]
+            joins = words[0] == "run"  # a process has one Ray, and this one may have it
+            done[command] = taugrid_alone(*words) if joins else taugrid(*words)
+    assert list(done) == [
+        "taugrid run my.yaml --address HEAD:6379 --out /shared/runs/mine",
+        "taugrid submit my.yaml --out /shared/runs/mine",
+        "taugrid jobs",
+        "taugrid logs mine-1 --follow",
+        "taugrid stop mine-1",
+        "taugrid submit my.yaml --out /shared/runs/mine --no-follow",
+    ]
+    assert "FID" in done["taugrid submit my.yaml --out /shared/runs/mine"].stdout
+    assert done["taugrid submit my.yaml --out /shared/runs/mine --no-follow"].stdout == "mine-2\n"
+    assert sample_files(tmp_path / "runs/mine") == sample_files(finished)
+    assert sum(event["event"] == "worker" for event in events(tmp_path / "runs/mine", 0)) == 2
+    taugrid("logs", "mine-2", "--follow")  # until it has ended: two jobs can't work in one run directory
+    assert re.search(r"^mine-1 +succeeded +0 ", done["taugrid jobs"].stdout, re.MULTILINE)
+    shutil.rmtree("runs/mine/events")
+    Path("runs/mine/events").symlink_to("/sys")  # where nobody can write
+    failed = taugrid("submit", "my.yaml", "--out", tmp_path / "runs/mine", "--json", code=1)
+    answer = json.loads(failed.stdout)
+    assert "taugrid: " in failed.stderr, "its log"
+    assert "Traceback" not in failed.stderr
+    assert [answer[key] for key in ("id", "run", "dir")] == ["mine-3", "mine", str(tmp_path / "runs/mine")]
+    assert (answer["status"], answer["exit_code"]) == ("FAILED", 1)
+    assert json.loads(taugrid("jobs", "--json").stdout)[0] == answer
+
+
+def test_submits_at_once_get_ids_of_their_own_and_nobody_elses(head, tmp_path, monkeypatch):
+    """Both choose an id before either has it. The jobs end soon: the cluster has another version."""
+    both = threading.Barrier(2)
+    monkeypatch.setattr(package, "__version__", "99.0")
+
+    class AtOnce(Jobs):
+        met = False
+
+        def _next_id(self, run):
+            chosen = super()._next_id(run)
+            if not self.met:
+                self.met = True
+                assert both.wait(60) in (0, 1)
+            return chosen
+
+    clients = [AtOnce(head.dashboard), AtOnce(head.dashboard)]
+    clients[0].client.submit_job(entrypoint="true", submission_id="both-7")
+    config = validate(Config, SMALL | {"name": "both"}, "test")
+    with ThreadPoolExecutor(2) as threads:
+        ids = list(threads.map(lambda jobs: jobs.submit(config, str(tmp_path / "run"), False, False), clients))
+    assert sorted(ids) == ["both-8", "both-9"]
+
+
+def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, mine, tmp_path):
+    """The job sleeps, so that it does not take a core from the tests beside this one."""
+    out = tmp_path / "run"
+    settings = ("name=endless", "model.callable=own_network:slow", "evaluate.extractor=pixels")
+    endless = [word for setting in (*settings, "sample.num_samples=100000") for word in ("--set", setting)]
+    with Started(tmp_path / "log", "submit", "mine.yaml", "--out", out, *endless, *at) as run:
+        run.wait_until(lambda: "starting 1 worker" in run.output)
+        os.kill(run.process.pid, signal.SIGINT)
+        run.wait(code=130, timeout=30)
+        assert "job endless-1 runs on" in run.output
+        assert f"`taugrid stop endless-1 --address {head.dashboard}` stops it" in run.output
+    at_terminal(("\x03", "Stop it?"), ("\x03", "` stops it"), "logs", "endless-1", "--follow", *at)
+    assert status(at, "endless-1") == "RUNNING"
+    with Started(tmp_path / "log", "logs", "endless-1", "--follow", *at) as follower:
+        follower.wait_until(lambda: "starting 1 worker" in follower.output)
+        with frozen_job_server(head.dashboard.rpartition(":")[2]):
+            time.sleep(2)  # its status is asked for once a second
+            os.kill(follower.process.pid, signal.SIGINT)
+            follower.wait(code=130, timeout=10)
+    with Started(tmp_path / "log", "logs", "endless-1", "--follow", *at) as follower:
+        follower.wait_until(lambda: "starting 1 worker" in follower.output)
+        assert "job endless-1 is stopped" in taugrid("stop", "endless-1", *at).stderr
+        follower.wait(code=130, timeout=30)
+    assert "job endless-1 had ended before (STOPPED)" in taugrid("stop", "endless-1", *at).stderr
+    assert not [pid for pid in descendants(1) if str(out) in command_line(pid)], "its driver is gone"
+
+
+@contextmanager
+def frozen_job_server(port):
+    """Within the block, the head's job server takes connections and answers nothing."""
+    lines = {pid: command_line(pid) for pid in descendants(os.getpid())}
+    [server] = [pid for pid, line in lines.items() if "dashboard/dashboard.py" in line and f"--port={port}" in line]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server, signal.SIGCONT)
+
+
+def at_terminal(first, second, *arguments):
+    """Run a command at a terminal of its own until the job's workers start. It must end with 130.
+
+    Each of `first` and `second` is what is typed then, and what is printed for it. It is typed again every few seconds
+    until that is printed, as a person would: a signal that arrives between Python's last look for signals and the read
+    of the terminal leaves `input()` waiting, and the question is on the screen by then.
+    """
+    master, slave = pty.openpty()
+
+    def takes_terminal():
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=takes_terminal,
+    )  # fmt: skip
+    os.close(slave)
+    shown = ""
+    try:
+        for typed, expected in (("", "starting 1 worker"), first, second):
+            now = again = time.monotonic()
+            end = now + 60
+            while expected not in shown:
+                assert now < end, shown
+                if now >= again:
+                    os.write(master, typed.encode())
+                    again = now + 5
+                if select.select([master], [], [], 1)[0]:
+                    shown += os.read(master, 4096).decode()
+                now = time.monotonic()
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def status(at, job):
+    return next(one["status"] for one in json.loads(taugrid("jobs", "--json", *at).stdout) if one["id"] == job)
+
+
+def test_mistakes_are_one_line(at, mine, monkeypatch):
+    def said(*arguments):
+        done = taugrid(*arguments, code=2)
+        assert done.stdout == ""
+        [line] = done.stderr.splitlines()
+        return line
+
+    assert "there is no job nothing-1 at" in said("logs", "nothing-1", "--follow", *at)
+    assert "there is no job nothing-1 at" in said("stop", "nothing-1", *at)
+    for out in ((), ("--out", "relative")):
+        assert "--out must be an absolute path" in said("submit", "mine.yaml", *out, *at)
+    assert "there is no module 'not_mine'" in said(
+        "submit", "mine.yaml", "--out", "/x", "--set", "model.callable=not_mine:load", *at
+    )
+    assert "nothing answers there (Connection refused)" in said("jobs", "--address", f"http://127.0.0.1:{free_port()}")
+    assert "must be http://HOST:8265" in said("jobs", "--address", "127.0.0.1:8265")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    assert "does not accept the token in RAY_AUTH_TOKEN" in said("jobs", *at)
+    monkeypatch.setenv("HOME", str(mine))
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    assert "demands a token, and there is none here" in said("jobs", *at)
+    assert "a cluster beyond this machine must have a token" in said("jobs", "--address", "http://192.0.2.1:8265")
+
+
+def test_a_head_without_a_job_server_is_told_from_one(head):
+    done = taugrid("jobs", "--address", f"http://{head.gcs}", code=2)
+    assert "that is not a Ray job server" in done.stderr
+
+
+def test_a_cluster_that_demands_a_token_is_known_to_be_closed(head):
+    assert not accepts_token(head.gcs, None)
 
 
 @pytest.mark.parametrize(
     ("token", "said"), [("0" * 64, "does not accept the token in RAY_AUTH_TOKEN"), ("", "demands")]
 )
-def test_a_wrong_or_missing_token_is_one_line_at_once(cluster, config, tmp_path, monkeypatch, token, said):
+def test_a_wrong_or_missing_token_is_one_line_at_once(head, config, tmp_path, monkeypatch, token, said):
     """Ray itself prints 20 lines of C++ over 22 seconds."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     monkeypatch.setenv("HOME", str(tmp_path))
     began = time.monotonic()
-    done = taugrid("run", config, "--out", tmp_path / "run", "--address", cluster, code=2)
+    done = taugrid("run", config, "--out", tmp_path / "run", "--address", head.gcs, code=2)
     assert time.monotonic() - began < 10
     assert said in done.stderr.splitlines()[-1]
-    assert done.stderr.count(cluster) == 2  # connecting to it, and why not
+    assert done.stderr.count(head.gcs) == 2  # connecting to it, and why not
 
 
-def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(cluster, config, tmp_path, monkeypatch):
+def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(head, config, tmp_path, monkeypatch):
     """Ray looks for a node for a minute, then speaks of attributes; where it finds another cluster's, it crashes."""
     monkeypatch.setattr(address, "NODE_SECONDS", 0)
     monkeypatch.setattr(ray_compat, "node_ids_here", lambda: {"0" * 56})
-    done = taugrid("run", config, "--out", tmp_path / "run", "--address", cluster, code=2)
+    done = taugrid("run", config, "--out", tmp_path / "run", "--address", head.gcs, code=2)
     assert "this machine is not a node of that cluster" in done.stderr.splitlines()[-1]
     assert "`taugrid submit`" in done.stderr
 
 
-def test_a_local_run_leaves_a_cluster_of_this_machine_alone(cluster, tmp_path):
+def test_a_local_run_leaves_a_cluster_of_this_machine_alone(head, tmp_path):
     """Ray by itself joins a cluster that `ray start` began here, and refuses the CPUs that a private one is given."""
     one_cell = ("--set", "grid=[]", "--set", "sample.num_samples=8", "--set", "evaluate.metrics=[fid]")
     taugrid_alone("sample", "gaussian", "--out", tmp_path / "run", "--workers", 1, *one_cell)

@@ -1,10 +1,9 @@
 """docs/custom-network.md as a reader follows it: its files and then its commands, with fewer samples."""
 
 import importlib.util
-import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -51,8 +50,14 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("custom")
     for name, text in files().items():
         (path / name).write_text(text)
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # two that wait for each other take minutes on a busy machine
-    subprocess.run([sys.executable, "train_my_network.py"], cwd=path, check=True, timeout=120, env=one_thread)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two that wait for each other take minutes on a busy machine
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.syspath_prepend(path)
+        runpy.run_path("train_my_network.py", run_name="__main__")
+    torch.set_num_threads(threads)
+    del sys.modules["my_network"]
     return path
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("README.md", *(f"docs/{name}.md" for name in ("grid", "models", "scores", "external-images", "run-directory")))
 PAGES = [ROOT / name for name in NAMES]
 NOT_RUN_HERE = ("--address", "submit", "jobs", "logs", "stop", "taugrid selfcheck")
-"""test_submitted_jobs.py has a cluster; test_selfcheck_run.py."""
+"""test_cluster.py has a cluster; test_selfcheck_run.py."""
 
 
 def commands():

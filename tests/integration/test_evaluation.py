@@ -18,7 +18,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.floors import floors_of
+from taugrid.orchestrator.rundir.evidence import floors_of
 from taugrid.orchestrator.work.extract import ExtractWork, ReferenceWork
 from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.orchestrator.work.survey import Survey

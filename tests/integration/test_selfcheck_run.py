@@ -1,27 +1,37 @@
 """`taugrid selfcheck` as people run it: it passes, and a fault in the workers alone makes it fail."""
 
 import json
-import os
 import shutil
-import subprocess
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from command import COMMAND
 from shared import taugrid
 
 from taugrid import parquet
+from taugrid.orchestrator.dispatch import pool
 from taugrid.storage import read_sealed, write_sealed
 
-FAULT = """
-import sys
 
-if any("default_worker" in argument for argument in sys.orig_argv):  # Ray's workers, not the driver
-    import taugrid.workers.samplers.ddim as sampler
+def faulty(worker):
+    """A class of workers with one percent in sigma-hat's coefficient; made in a function, so that it travels by value.
 
-    sampler.sigma_hat = lambda alpha_t, alpha_prev: 1.01 * (1 - alpha_t / alpha_prev) ** 0.5
-"""
+    The driver judges with its own code.
+    """
+
+    class Faulty(worker):
+        def do(self, job):
+            import taugrid.workers.samplers.ddim as sampler
+
+            sampler.sigma_hat = lambda alpha_t, alpha_prev: 1.01 * (1 - alpha_t / alpha_prev) ** 0.5
+            return super().do(job)
+
+    return Faulty
+
+
+class FaultyPool(pool.Pool):
+    def __init__(self, worker, *arguments):
+        super().__init__(faulty(worker), *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +115,20 @@ def test_what_is_wrong_on_disk_under_a_right_seal_is_found(checked, tmp_path):
     assert done.stdout.count("WRONG") == 3
 
 
-def test_a_fault_in_the_workers_is_found(tmp_path):
-    """One percent in sigma-hat's coefficient, planted in the actors: the driver judges with its own code."""
-    (tmp_path / "sitecustomize.py").write_text(FAULT)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*COMMAND, "selfcheck", "--workers", "1"],
-        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
+def test_a_fault_in_the_workers_is_found(checked, tmp_path):
+    """Such workers sample the cells with sigma-hat again, and those with eta = 1, which the fault does not touch."""
+    findings, root = checked
+    copy = shutil.copytree(root, tmp_path / "run")
+    again = [cell["name"] for cell in findings["cells"] if "-sigma_hat-" in cell["name"] or "-eta1-" in cell["name"]]
+    for name in again:
+        shutil.rmtree(copy / "samples" / name)
+    done = taugrid("selfcheck", "--workers", "1", "--out", copy, code=1, workers=FaultyPool)
+    assert len(list(copy.glob("samples/*"))) == 32
     wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: ")]
     assert wrong
     assert all("sigma_hat" in line for line in wrong), "cells with a numeric eta are not touched by it"
     assert done.stdout.count("WRONG") == 9
+    assert len(again) > 9
 
 
 def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):

@@ -146,7 +146,7 @@ def shown(program):
 
 @pytest.mark.parametrize("command", shown("taugrid"))
 def test_a_command_that_a_document_shows_exists_with_its_options(command):
-    """Many are run by test_documents.py and test_submitted_jobs.py; this covers those that need another machine."""
+    """Many are run by test_documents.py and test_cluster.py; this covers those that need another machine."""
     _, name, *words = shlex.split(command)
     cli.commands[name].make_context(name, words)
 
@@ -171,4 +171,4 @@ def test_a_cluster_takes_ten_lines_of_readme():
         "taugrid jobs",
         "taugrid logs mine-1 --follow",
         "taugrid stop mine-1",
-    ], "test_submitted_jobs.py runs those of taugrid, in this order"
+    ], "test_cluster.py runs those of taugrid, in this order"

@@ -28,7 +28,7 @@ from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.run_id import RunId
 from taugrid.storage import write_json
-from taugrid.workers import reconstruct as reconstruction
+from taugrid.workers import ode
 from taugrid.workers.data import load as data
 from taugrid.workers.data.builtin import distribution
 from taugrid.workers.device import Device
@@ -251,11 +251,10 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     said = rf"^data: .* different images of folder in {pictures} \(SHA-256 {here[:8]}\) from the driver's \(abababab\)"
     assert data.load_known_images(section, here) is data.load_images(section)
     network, diffusion = SavedUnet("unused", "", ""), config.DIFFUSION_DEFAULTS
-    reconstruct = reconstruction.ReconstructJob(
-        str(tmp_path / "a"), 0, 12, network, section, there, 4, diffusion, (1, 2), {}
-    )
+    along = {"network": network, "batch_size": 4, "diffusion": diffusion, "tau": (1, 2), "metadata": {}}
+    reconstruct = ode.ReconstructJob(str(tmp_path / "a"), 0, 12, section, there, **along)
     with pytest.raises(UserError, match=said):
-        reconstruction.reconstruct_shard(reconstruct, lambda x, t: x, "cpu")
+        ode.reconstruct_shard(reconstruct, lambda x, t: x, "cpu")
     pixels = resolve("pixels", "folder", None, section.image_shape)
     extract = extraction.ExtractJob(str(tmp_path / "b"), section, there, pixels, 4, {}, 0, 12)
     with pytest.raises(UserError, match=said):

@@ -25,7 +25,7 @@ NAME = "my_extractor:Thumbnail"
 RUN = """
 name: thumbnails
 model: {oracle: gaussian}
-data: {name: gaussian, shape: [1, 8, 8]}
+data: {name: gaussian, shape: [1, 8, 8], limit: 1000}
 sample: {num_samples: 200, batch_size: 100}
 grid: {steps: [2]}
 evaluate: {metrics: [fid, isc]}

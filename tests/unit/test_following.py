@@ -1,4 +1,4 @@
-"""How a job's log is printed and how its end is told, whatever Ray does. test_submitted_jobs.py follows real jobs."""
+"""How a job's log is printed and how its end is told, whatever Ray does. test_cluster.py follows real jobs."""
 
 import asyncio
 import os

@@ -326,3 +326,47 @@ def test_cmmd_sees_a_missing_digit_where_fid_has_no_standard_error():
             )
             reds[name] += bool(judge([change]).worse)
     assert reds == {"without 2": 10, "healthy": 0}
+
+
+RARE = 20.0
+"""How far a rare sample moves the metric, in standard deviations of the others."""
+
+
+def nights_by_means(share, repeats, n=300):
+    """Verdicts at alpha 5 % of nights by a mean with a share of `RARE` samples; and whether tonight's is unsure."""
+    random = np.random.default_rng(29)
+    for _ in range(repeats):
+        old, new = random.standard_normal((2, n)) + RARE * (random.random((2, n)) < share)
+        if too_few_carry(old) is None:
+            change = Change.between("cell", Scored(new.mean(), new), [Scored(old.mean(), old)], 0.0, 0)
+            unsure = too_few_carry(new) is not None
+            (found,) = judge([replace(change, only_worse=unsure)], 0.05).cells
+            yield found.verdict, unsure
+
+
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.03])
+def test_nights_of_equal_networks_whose_metric_has_lost_its_error_alarm_no_more_than_alpha(share):
+    """Of 2,000 nights, 140 are 4.1 standard deviations of a binomial more than the 5 % that are allowed."""
+    found = list(nights_by_means(share, 2_000))
+    assert sum(unsure for _, unsure in found) > (20 if share < 0.03 else 0), "the simulation has such nights"
+    assert sum(verdict == "worse" for verdict, _ in found) <= 0.07 * len(found)
+    assert {verdict for verdict, unsure in found if unsure} <= {"worse", "not judged"}
+
+
+def test_a_few_samples_far_from_all_others_are_not_judged_and_named(few):
+    """Their difference can be chance; a night says which images to look at."""
+    new, old = changed(few)
+    (cell,) = new.cells
+    heavy = cell.influences["kid"] * 1e-3
+    heavy[[3, 141]] += (2.0, 5.0)
+    metrics = {name: value for name, value in cell.metrics.items() if name not in ("kid_se", "fid")}
+    metrics["kid"] += heavy.mean()
+    why = {"kid": too_few_carry(heavy)}
+    its = replace(cell, influences={}, unsure={"kid": heavy}, metrics=metrics, reasons=why, load_digests=lambda: None)
+    for index, (shift, result) in enumerate([(0.0, "not judged"), (1.0, "worse")]):
+        moved = replace(its, metrics={**its.metrics, "kid": its.metrics["kid"] + shift})
+        found = compare_snapshots(replace(new, cells=(moved,)), old, GateSettings(metrics=("kid",)))
+        (judged,) = found.cells
+        assert judged.result == result, index
+        assert "look at images such as 141, 3, " in judged.note
+        assert found.exit == (5, 3)[index]

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import taugrid
 from taugrid.errors import UserError
-from taugrid.eval.tables.ablation.told_apart import look
+from taugrid.eval.tables.ablation.alike import look
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run

@@ -1,4 +1,4 @@
-"""How a job server is asked, and what is told of its answers. test_submitted_jobs.py asks a real one."""
+"""How a job server is asked, and what is told of its answers. test_cluster.py asks a real one."""
 
 import json
 import os

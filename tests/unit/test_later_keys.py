@@ -22,6 +22,20 @@ KEY = [
 """A new key of `diffusion`: what becomes what in taugrid/config/diffusion.py."""
 
 
+PRINTED = """
+import io, json, sys
+from contextlib import redirect_stdout
+from taugrid.orchestrator.cli.main import cli
+
+texts = [io.StringIO() for _ in json.loads(sys.argv[1])]
+for command, text in zip(json.loads(sys.argv[1]), texts):
+    with redirect_stdout(text):
+        cli.main(command, prog_name="taugrid", standalone_mode=False)
+print(json.dumps([text.getvalue() for text in texts]))
+"""
+"""What each of some commands prints."""
+
+
 def test_a_new_key_of_diffusion_at_its_default_leaves_runs_and_baselines_of_earlier_versions_as_they_are(tmp_path):
     copy_tree(tmp_path / "tree")
     file = tmp_path / "tree/taugrid/config/diffusion.py"
@@ -32,16 +46,20 @@ def test_a_new_key_of_diffusion_at_its_default_leaves_runs_and_baselines_of_earl
     file.write_text(text)
     run = shutil.copytree(OLD / "run", tmp_path / "run")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "tree"), "OMP_NUM_THREADS": "1"}
-
-    def printed(*command):
-        words = [sys.executable, "-m", "taugrid", *map(str, command)]
-        done = subprocess.run(words, cwd=tmp_path / "tree", env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert '"tilt"' in printed("config", "schema"), "the patched tree is what runs"
-    compared = json.loads(printed("compare", run, OLD / "baseline.json", "--json"))
+    commands = [
+        ["config", "schema"],
+        ["compare", str(run), str(OLD / "baseline.json"), "--json"],
+        ["verify", str(run), "--json"],
+        ["status", str(run), "--json"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTED, json.dumps(commands)],
+        cwd=tmp_path / "tree", env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    schema, compared, verified, status = map(json.loads, json.loads(done.stdout))
+    assert '"tilt"' in json.dumps(schema), "the patched tree is what runs"
     assert compared["result"] == "identical"
     assert all(cell["situation"].startswith("same weights") for cell in compared["cells"])
-    assert json.loads(printed("verify", run, "--json"))["damaged"] == []
-    assert json.loads(printed("status", run, "--json"))["remarks"] == []
+    assert verified["damaged"] == []
+    assert status["remarks"] == []

@@ -32,7 +32,7 @@ from taugrid.storage import LocalStorage
 from taugrid.workers.data import load as data
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
-from taugrid.workers.reconstruct import reconstruct_shard
+from taugrid.workers.ode import reconstruct_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 

@@ -10,7 +10,7 @@ from nights import checkpoint, taugrid, write_config
 
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.storage import LOCAL, read_sealed, write_sealed
-from taugrid.workers.samplers import description, dpmpp2m, solver
+from taugrid.workers.samplers import description, dpmpp, solver
 
 OF_DIFFUSERS = "diffusers:DPMSolverMultistepScheduler"
 GRID = {"sampler": ["ddim", "dpm++2m", "heun", OF_DIFFUSERS], "steps": [2, 3]}
@@ -67,7 +67,7 @@ def test_a_night_is_priced_with_the_evaluations_of_each_sampler(begun, history):
 
 
 def test_a_changed_coefficient_is_red_although_the_weights_are_new(begun, history, monkeypatch):
-    monkeypatch.setattr(dpmpp2m, "length", lambda a, b: 1.02 * solver.length(a, b))
+    monkeypatch.setattr(dpmpp, "length", lambda a, b: 1.02 * solver.length(a, b))
     found = night(history, begun / "nearby.yaml", "2", code=3)
     assert found["result"] == "changed sampler"
     results = {cell["label"]: cell["result"] for cell in found["comparison"]["cells"]}

@@ -36,8 +36,7 @@ from taugrid.eval.tables.differences_files import difference_line
 from taugrid.eval.tables.labels import EVALUATIONS
 from taugrid.eval.tables.long_form import FID, long_form
 from taugrid.eval.tables.pivots import Layout
-from taugrid.eval.tables.published.counterparts import FOLDER
-from taugrid.eval.tables.published.solvers import concerns, solvers_markdown
+from taugrid.eval.tables.published.counterparts import FOLDER, has_other_samplers, solvers_markdown
 from taugrid.eval.tables.quality import QualityTable, to_markdown
 from taugrid.grids.names import value_text
 from taugrid.grids.selectors import fits, parse
@@ -361,9 +360,9 @@ def test_the_published_numbers_of_solvers_are_another_networks():
     assert "| Heun | polynomial rho=7 | – | 319.87 | – | 99.74 | – | 38.06 | – | 15.93 |" in text
     rows = product()
     protocols = {"p": {"reference": {"dataset": "cifar10"}}}
-    assert concerns(rows, protocols)
-    assert not concerns(rows[:4], protocols), "ddim alone"
-    assert not concerns(rows, {"p": {"reference": {"dataset": "digits"}}})
+    assert has_other_samplers(rows, protocols)
+    assert not has_other_samplers(rows[:4], protocols), "ddim alone"
+    assert not has_other_samplers(rows, {"p": {"reference": {"dataset": "digits"}}})
     if SHARED.is_dir():
         theirs, ours = (
             folder / name for folder, name in ((SHARED, "solvers_cifar10_edm.csv"), (FOLDER, "solvers_edm.csv"))

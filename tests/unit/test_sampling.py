@@ -17,7 +17,7 @@ from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers import interpolate, reconstruct, schedules
+from taugrid.workers import ode, schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.denoiser import Denoiser
@@ -120,7 +120,7 @@ def test_a_shard_is_sampled_by_what_the_network_predicts(run):
 
 def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
     job, network, alpha_bar, times = the_only_job(ReconstructWork(survey(run, "reconstruct")).tasks())
-    assert_beats(reconstruct.reconstruct_shard, job, network)
+    assert_beats(ode.reconstruct_shard, job, network)
     x0 = torch.tensor(data.load_images(config.Data())[:N]).float() / 127.5 - 1
     mse = np.concatenate([part for _, part in parquet.read_numbers(job.path, "mse")])
     for reading in READINGS:
@@ -136,7 +136,7 @@ def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
 def test_what_lies_between_is_decoded_by_what_the_network_predicts(run):
     job, network, alpha_bar, times = the_only_job(InterpolateWork(survey(run, "interpolate")).tasks())
     job = replace(job, batch_size=50)
-    assert_beats(interpolate.interpolate_cell, job, network)
-    x_T = interpolate.points(job, "cpu")[::11]
+    assert_beats(ode.interpolate_cell, job, network)
+    x_T = ode.points(job, "cpu")[::11]
     by_reading = {r: decode(network, x_T, alpha_bar, times, r) for r in READINGS}
     assert_read_as(run, pictures(job)[::11], by_reading)

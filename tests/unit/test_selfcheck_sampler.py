@@ -22,8 +22,7 @@ from taugrid.workers.diffusion.gaussian import draw, gaussian
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.diffusion.timesteps import times
 from taugrid.workers.samplers import unipc
-from taugrid.workers.samplers.dpmpp2m import DPMpp2M
-from taugrid.workers.samplers.dpmpp3m import DPMpp3M
+from taugrid.workers.samplers.dpmpp import DPMpp2M, DPMpp3M
 from taugrid.workers.samplers.sampler import find
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -22,8 +22,7 @@ from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.diffusion.timesteps import times
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
-from taugrid.workers.samplers.dpmpp2m import DPMpp2M
-from taugrid.workers.samplers.dpmpp3m import DPMpp3M
+from taugrid.workers.samplers.dpmpp import DPMpp2M, DPMpp3M
 from taugrid.workers.samplers.sampler import find
 from taugrid.workers.samplers.solver import Evaluated
 from taugrid.workers.samplers.unipc import moments

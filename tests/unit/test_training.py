@@ -602,15 +602,18 @@ def test_logged_steps_are_few_in_a_long_training():
 
 
 MEETING = """
+import os
 import sys
 from pathlib import Path
 from torch import distributed
 from taugrid.workers.training.loop import meet, stay_on_loopback
 
+child = os.fork()  # one import of torch serves both
 stay_on_loopback()
-meet(Path(sys.argv[1]), int(sys.argv[2]), 2, "cpu")
+meet(Path(sys.argv[1]), int(child == 0), 2, "cpu")
 distributed.barrier()
-print(Path(sys.argv[1]).exists())
+print(Path(sys.argv[1]).exists(), flush=True)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
 """
 
 
@@ -620,6 +623,6 @@ def test_ranks_meet_in_a_run_directory_of_any_name(tmp_path):
     folder.mkdir()
     (tmp_path / "run").mkdir()
     command = [sys.executable, "-c", MEETING, str(folder / "meeting")]
-    ranks = [subprocess.Popen([*command, rank], stdout=subprocess.PIPE, text=True) for rank in "01"]
-    assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["True\n", "True\n"]
+    ranks = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ranks.stdout.split(), ranks.returncode) == (["True", "True"], 0), ranks.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", folder.name]

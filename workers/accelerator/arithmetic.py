@@ -137,7 +137,6 @@ def repeat_backward() -> None:
 
 
 def has_tf32(device: str) -> bool:
-    """Whether a device can compute in TF32."""
     import torch
 
     if device != "cuda" or torch.version.hip is not None:

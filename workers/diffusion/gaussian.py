@@ -170,7 +170,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     Raises:
         ValueError: if the eigenvectors differ.
     """
-    _check_eigenvectors(a, b)
+    if not np.array_equal(a.eigenvectors, b.eigenvectors):
+        raise ValueError("the closed forms need Gaussians with the same eigenvectors")
     return float(np.square(a.mean - b.mean).sum() + np.square(np.sqrt(a.eigenvalues) - np.sqrt(b.eigenvalues)).sum())
 
 
@@ -212,8 +213,3 @@ def expected_fid(samples: Gaussian, reference: Gaussian, num_samples: int, num_r
         mean=float(exact + mean_error.sum() + quadratic.sum()),
         sd=math.sqrt(linear_in_mean + linear_in_covariance + of_squares),
     )
-
-
-def _check_eigenvectors(a: Gaussian, b: Gaussian) -> None:
-    if not np.array_equal(a.eigenvectors, b.eigenvectors):
-        raise ValueError("the closed forms need Gaussians with the same eigenvectors")

@@ -23,13 +23,7 @@ from taugrid.words import listed
 from taugrid.workers.content import require_same, verified_copy
 from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 from taugrid.workers.importing import imported_on_use, uncollected
-from taugrid.workers.network.checkpoint import (
-    CONFIG_FILE,
-    MAX_NAMED,
-    WEIGHTS_FILE,
-    config_sha256,
-    weights_file,
-)
+from taugrid.workers.network.checkpoint import CONFIG_FILE, MAX_NAMED, WEIGHTS_FILE, config_sha256, weights_file
 from taugrid.workers.network.scheduler import scheduler_config
 
 with uncollected(), imported_on_use("scipy.integrate", "scipy.stats"):

@@ -24,8 +24,6 @@ from taugrid.workers.training.log import LOG, Record, events_folder
 
 @dataclass
 class State:
-    """The content of a checkpoint."""
-
     unet: UNet2DModel
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
@@ -76,7 +74,6 @@ def not_finite(record: Record, to_be_kept: State | None) -> str | None:
 
 
 def save(state: State, path: Path) -> None:
-    """Write a checkpoint that `load` reads."""
     tensors = {"unet": state.unet.state_dict(), "ema": state.ema, "optimizer": state.optimizer.state_dict()}
     torch.save(tensors | {"step": state.step, "seconds": state.seconds}, path)
 

@@ -112,7 +112,6 @@ def pareto(points: Sequence[tuple[object, float | None, float]]) -> list[bool]:
 
 
 def write_costs(costs: Sequence[Cost], folder: Path) -> None:
-    """Write cost.{csv,md} into `folder`."""
     rows: list[dict[str, Any]] = [
         {
             "cell": cost.cell,

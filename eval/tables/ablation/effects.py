@@ -105,7 +105,6 @@ class Effects:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """The short names of the keys."""
         return short_key_names(self.every)
 
     @property

@@ -66,7 +66,6 @@ def write_effects(effects: Effects, folder: Path) -> None:
 
 
 def about(effects: Effects) -> list[str]:
-    """Explains effects, p and intervals."""
     lines = [ABOUT, *(INTERVAL_EXPLANATION[over] for over in dict.fromkeys(effect.over for effect in effects.every))]
     others = (effect for metric, found in effects.by_metric.items() if metric != FID for effect in found)
     if any(effect.se_sampling is not None for effect in others):
@@ -86,8 +85,6 @@ def effects_markdown(effects: Effects) -> str:
 
 
 class EffectRow(NamedTuple):
-    """A row of a table of effects, as text."""
-
     key: str
     value: str
     base: str

@@ -11,8 +11,6 @@ do, and to try each on every node of a large cluster would take long."""
 
 @dataclass(slots=True)
 class TaskHistory:
-    """The failures of a task."""
-
     errors: Counter[str] = field(default_factory=Counter)
     """Node -> how often it raised an error of its own there."""
     losses: Counter[str] = field(default_factory=Counter)
@@ -84,7 +82,6 @@ class PoisonTasks:
         self._waiting.move_to_end(key, last=False)
 
     def begin(self, key: str) -> None:
-        """A task that waited is tried."""
         del self._waiting[key]
 
     def drop(self, keys: Iterable[str]) -> None:

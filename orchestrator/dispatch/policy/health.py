@@ -178,7 +178,6 @@ class Health:
         return Cooldown(worker, record.node, seconds, whole_node)
 
     def readmitted(self, worker: str) -> None:
-        """`worker` passed its health check."""
         record = self._workers[worker]
         record.until, record.is_checked = None, False
         self._cooling.pop(worker, None)
@@ -187,7 +186,6 @@ class Health:
         return self._workers[worker].node
 
     def takes(self, worker: str) -> frozenset[str]:
-        """The kinds of tasks that `worker` does."""
         return self._workers[worker].takes
 
     def available(self, workers: Iterable[str], kinds: Set[str]) -> list[str]:

@@ -1,0 +1,174 @@
+"""Reconstructs images of a data set, and interpolates between samples, along the ODE of eq. 14.
+
+Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taugrid import parquet
+from taugrid.config import Data, Diffusion
+from taugrid.images import to_uint8
+from taugrid.jobs import Job, NetworkSpec, Result
+from taugrid.workers import schedules
+from taugrid.workers.accelerator.memory import smaller_batch
+from taugrid.workers.data import load as data
+from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, with_heartbeats
+from taugrid.workers.diffusion.decoder import Decoder
+from taugrid.workers.diffusion.denoiser import Denoise
+from taugrid.workers.diffusion.process import path
+from taugrid.workers.finite import Watched
+from taugrid.workers.samplers import ddim
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taugrid.workers.diffusion.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class OdeJob(Job, ABC):
+    """What both jobs need to follow the ODE of a network."""
+
+    entry_point = "taugrid.workers.ode:run"
+
+    _: KW_ONLY
+    network: NetworkSpec
+    batch_size: int
+    diffusion: Diffusion
+    tau: tuple[float, ...]
+    metadata: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network takes."""
+
+    def remedy(self, device: Device) -> str:
+        load = partial(device.network, self.network, self.diffusion)
+        return smaller_batch(load, self.shape, self.batch_size, device.name)
+
+
+@dataclass(frozen=True)
+class ReconstructJob(OdeJob):
+    """Encode and decode images `start` to `stop` - 1 of a data set, and write the results with their errors."""
+
+    start: int
+    stop: int
+    data: Data
+    data_sha256: str
+    """SHA-256 of these images on the driver (`workers.data.load.fingerprint`)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.data.image_shape
+
+
+@dataclass(frozen=True)
+class InterpolateJob(OdeJob):
+    """Decode points between the x_T of samples 0, 1, 2, ...: `pairs` rows, and the square of the first two pairs."""
+
+    pairs: int
+    steps: int
+    """Number of points from one x_T to another, both included."""
+    decoder: Decoder
+    seed: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.decoder.network_shape
+
+
+def run(job: ReconstructJob | InterpolateJob, device: Device) -> Result:
+    network = device.network(job.network, job.diffusion)
+    if isinstance(job, ReconstructJob):
+        return reconstruct_shard(job, network, device.name, device.heartbeat)
+    return interpolate_cell(job, network, device.name, device.heartbeat)
+
+
+def reconstruct_shard(
+    job: ReconstructJob, model: "Denoiser", device: str, heartbeat: SendHeartbeat = ignore_heartbeat
+) -> Result:
+    """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
+
+    An image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats,
+    `mse_8bit` of the picture that is kept.
+
+    Raises:
+        NotFinite: if the network returns NaN or infinity.
+    """
+    import torch
+
+    originals = data.load_known_rows(job.data, job.start, job.stop, job.data_sha256)
+    process = schedules.process(job.diffusion)
+    visited = path(process, job.tau)
+    starts = range(0, len(originals), job.batch_size)
+    watched = Watched(with_heartbeats(model, heartbeat, 2 * len(starts) * len(job.tau)))
+    denoise = Denoise(watched, process, job.diffusion.predicts)
+    seconds, first_row = 0.0, job.start
+    schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))
+    job.check_run()
+    with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
+        for start in starts:
+            batch = originals[start : start + job.batch_size]
+            began = time.perf_counter()
+            x0 = torch.tensor(batch, device=device).float() / 127.5 - 1
+            rebuilt = ddim.decode(ddim.encode(x0, visited, denoise), visited, denoise)
+            mse = ((rebuilt - x0).double() / 2).square().flatten(1).mean(dim=1).cpu().numpy()
+            pixels = to_uint8(rebuilt.cpu().numpy())
+            watched.require_finite(first_row, first_row + len(batch))
+            seconds += time.perf_counter() - began
+            mse_8bit = ((pixels.astype(np.float64) - batch) / 255) ** 2
+            columns = {"mse": mse, "mse_8bit": mse_8bit.reshape(len(batch), -1).mean(axis=1)}
+            part.write(parquet.pictures(pixels, first_row) | columns)
+            first_row += len(batch)
+        created = part.commit_over(job.replaces)
+    return Result(seconds, len(originals), created, part=part.content)
+
+
+def interpolate_cell(
+    job: InterpolateJob, model: "Denoiser", device: str, heartbeat: SendHeartbeat = ignore_heartbeat
+) -> Result:
+    """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square.
+
+    Raises:
+        NotFinite: if the network returns NaN or infinity.
+    """
+    import torch
+
+    x_T, process = points(job, device), schedules.process(job.diffusion)
+    visited = path(process, job.tau)
+    batches = torch.split(x_T, job.batch_size)
+    watched = Watched(with_heartbeats(model, heartbeat, len(batches) * len(job.tau)))
+    denoise = Denoise(watched, process, job.diffusion.predicts)
+    seconds, first_row = 0.0, 0
+    job.check_run()
+    with parquet.PartWriter(Path(job.path), parquet.picture_schema(job.metadata), job.storage) as part:
+        for batch in batches:
+            began = time.perf_counter()
+            x0 = ddim.decode(batch, visited, denoise)
+            pixels = to_uint8(job.decoder(x0).cpu().numpy())
+            watched.require_finite(first_row, first_row + len(pixels))
+            seconds += time.perf_counter() - began
+            part.write(parquet.pictures(pixels, first_row))
+            first_row += len(pixels)
+        created = part.commit(replace=False)
+    return Result(seconds, len(x_T), created, part=part.content)
+
+
+def points(job: InterpolateJob, device: str) -> "Tensor":
+    """The job's x_T, (pairs k + k^2, C, H, W) float32 for k steps; the ends are those of the samples 0, 1, 2, ..."""
+    import torch
+
+    from taugrid.workers.diffusion import interpolation, noise
+
+    ends = noise.normal(job.seed, torch.arange(max(4, 2 * job.pairs), device=device), 0, job.decoder.network_shape)
+    rows = interpolation.rows(ends[: 2 * job.pairs], job.steps)
+    square = interpolation.square(ends[:4], job.steps)
+    return torch.cat([rows.flatten(0, 1), square.flatten(0, 1)])
