@@ -250,8 +250,6 @@ def test_the_reference_says_how_many_samples_typically_carry_an_error():
     tail[:50] *= 10
     few = "as far as the reference tells, it would rest on fewer than 20 of 200 samples; a larger N helps"
     assert too_few_carry(samples, tail) == few
-    not_compared = np.zeros(20_000)
-    assert too_few_carry(samples, np.concatenate([reference, not_compared])) is None
 
 
 # Inception Score
