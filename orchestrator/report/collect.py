@@ -24,13 +24,20 @@ from taugrid.orchestrator.rundir.evidence import floors_of, influences_of
 from taugrid.orchestrator.rundir.origins import device_kinds, origins
 from taugrid.protocol import ProtocolFields, comparability_key, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
+from taugrid.registry.metrics import SAMPLED
 from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import read_sealed
 from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
 
-NO_INFLUENCE = "its samples' influences are missing or incomplete; `taugrid evaluate` computes them"
+NO_INFLUENCE = "its samples' influences are missing or damaged; `taugrid run` computes them"
+
+NOT_TESTED = (
+    "its influences, which differences need, are missing or damaged: no cell of its column is claimed to differ from "
+    "the best, with ≈ or without; `taugrid run` computes them"
+)
+"""The note on a cell that has standard errors, but not the influences that they came from."""
 
 NO_IMAGES = "images that it was scored on are gone, so nothing can check the score; `taugrid run` makes both again"
 """The note on a cell whose images were not removed by a command that records this."""
@@ -64,7 +71,7 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     influences: dict[str, dict[str, Array]] = defaultdict(dict)
     pairings: dict[str, Hashable] = {}
     reasons: dict[str, str] = {}
-    cells_of: dict[str, list[str]] = defaultdict(list)  # note -> names
+    cells_of: dict[str, list[str]] = defaultdict(list, {NOT_TESTED: []})  # note -> names, the gravest first
     for cell in plan.cells:
         score = read_sealed(rundir.score(cell, scoring.id(cell)), rundir.storage)
         if score is None:
@@ -78,10 +85,11 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         rows.append(row_of(cell, score["metrics"], short, seconds) | exact)
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
         no_images = NO_IMAGES if rundir.lacks_images(cell) else None
-        for note in (*score["notes"], *filter(None, [about, no_images])):
+        found = influences_of(rundir, cell, scoring.id(cell), score["metrics"])
+        is_lost = any(c.sampling_error in score["metrics"] and c.name not in found for c in SAMPLED)
+        for note in (*score["notes"], *filter(None, [about, no_images, NOT_TESTED if is_lost else None])):
             cells_of[note].append(cell.label)
         pairings[cell.id] = (cell.settings.seed, cell.model.decoder.network_shape)
-        found = influences_of(rundir, cell, scoring.id(cell), score["metrics"])
         for name, influence in found.items():
             influences[name][cell.id] = influence
         if FID.name not in found:

@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -70,3 +71,20 @@ def test_a_decompression_bomb_is_one_line():
         with pytest.raises(DamagedFile, match="pixels") as error:
             read(bomb(20_000))
         assert "\n" not in str(error.value)
+
+
+def test_no_flipped_byte_of_a_png_is_other_pixels():
+    """Pillow decodes some of them without a word, since it checks no checksum of compressed pixels."""
+    grain = np.random.default_rng(0).integers(0, 3, (32, 32))
+    slope = (np.add.outer(3 * np.arange(32), 2 * np.arange(32)) + grain).astype(np.uint8)
+    whole, silent = encode_png(slope[None]), []
+    assert np.array_equal(decode_image(EncodedImage("a.png", whole)).pixels, slope[None])
+    for place in range(whole.index(b"IDAT") + 4, len(whole) - 16):
+        data = bytearray(whole)
+        data[place] ^= 1
+        with suppress(OSError, SyntaxError), Image.open(io.BytesIO(data)) as picture:
+            silent += [bytes(data)] if not np.array_equal(np.asarray(picture), slope) else []
+    assert len(silent) > 3
+    for data in silent:
+        with pytest.raises(DamagedFile, match=r"^a\.png can't be decoded: .*checksum.*; replace or remove it$"):
+            decode_image(EncodedImage("a.png", data))

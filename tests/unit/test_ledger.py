@@ -1,11 +1,13 @@
 """What was found whole is not read again; what may have changed is."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
 
 import pytest
-from in_process import Faulty, drive, results, small_run
+from in_process import CONFIG, Faulty, drive, results, small_run
+from nights import taugrid
 
 from taugrid import parquet
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -197,3 +199,31 @@ def test_a_last_line_without_its_end_is_not_continued(tmp_path):
     again = Ledger(tmp_path, LOCAL)
     again.keep()
     assert [again.find(each, "0") for each in (path, other)] == [parquet.PartSummary(0, 3, {})] * 2
+
+
+def test_a_damaged_influence_takes_no_claim_of_the_table_with_it_unsaid(tmp_path, sketched):
+    """A cell without ≈ is worse, and without the best's influences no cell of its column can have the mark."""
+    text = CONFIG.replace("num_samples: 20", "num_samples: 200").replace("1.0]", "0.05]")
+    root, cells = tmp_path / "run", {"S=2 eta=0", "S=2 eta=0.05"}
+    said = "no cell of its column is claimed to differ from the best"
+    with small_run(tmp_path, text) as opened:
+        command = ("run", tmp_path / "small.yaml", "--out", root)
+        told = taugrid(*command)
+        table = (root / "tables/quality.md").read_text()
+        assert "≈" in table
+        assert not any(said in shown for shown in (*told, table))
+        rows = json.loads((root / "tables/quality.json").read_text())["rows"]
+        best = min(rows, key=lambda row: row["fid"])["cell"]
+        (label,) = {cell.label for cell in opened.plan.cells if cell.id == best} & cells
+        (path,) = (root / "scores").glob(f"{best}-*.parquet")
+        flip(path)
+        told = taugrid("report", root)[1]
+        of_damage = [line for line in told.splitlines() if said in line]
+        assert len(of_damage) == 1
+        assert of_damage[0].startswith(f"warning: {label}: its influences, which differences need, are missing or ")
+        assert of_damage[0].endswith("; `taugrid run` computes them")
+        after = (root / "tables/quality.md").read_text()
+        assert "≈ not" not in after, "the mark itself"
+        assert of_damage[0].removeprefix("warning: ") in after
+        taugrid(*command)
+        assert (root / "tables/quality.md").read_text() == table

@@ -77,9 +77,12 @@ def decode_image(image: EncodedImage) -> DecodedImage:
                 mode = f"16-bit {mode.removesuffix(';16')}"
             pixels = np.asarray(picture) if mode in ("L", "RGB") else None
             turned = "exif" in picture.info and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        if not lossy:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+                picture.verify()  # decoding alone checks no checksum, so a flipped byte would be other pixels
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "it is neither PNG nor JPEG" if isinstance(error, UnidentifiedImageError) else joined_lines(error)
-        raise DamagedFile(f"{name} can't be decoded: {reason}") from None
+        raise DamagedFile(f"{name} can't be decoded: {reason}; replace or remove it") from None
     if pixels is None:
         raise SourceError(f"{name} must be 8-bit grey (L) or RGB, not {mode} (Pillow's mode): convert it first")
     return DecodedImage(name, pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), lossy, turned)
