@@ -55,8 +55,8 @@ class MetricResult(NamedTuple):
     reference_influences: Mapping[str, Array] = {}
     """Column of a table -> (m,): how far each reference image moves that number, up to a constant."""
     typical_influences: Mapping[str, Array] = {}
-    """Column of a table -> (m,): influences of images like the reference's. They decide whether N samples carry an
-    error, and should hardly depend on the samples."""
+    """Column of a table -> (m,): of each reference image, a number with the tails that influences have. They decide
+    whether N samples carry an error, and must not depend on the samples."""
     unsure: Mapping[str, Array] = {}
     """As `influences`, of those that have no standard error because it would rest on too few samples."""
 

@@ -36,8 +36,7 @@ the samples themselves selects: sets that happened to lack their distribution's 
 carrying samples and the worst coverage (docs/decisions.md)."""
 
 LEAST_TYPICAL = 20
-"""The same where the reference says how many typically carry it, which depends little on that luck, and for kernels not
-at all."""
+"""The same where the reference alone says how many typically carry it, which does not depend on that luck."""
 
 
 def require_finite(features: FloatFeatures) -> None:
@@ -133,8 +132,8 @@ def carrying(influence: Array) -> float:
 def too_few_carry(influence: Array, typical: Array | None = None) -> str | None:
     """Why `influence` (N,) of all samples gives no standard error; None if it gives one.
 
-    `typical` (m,), if the metric has it, are influences of images like the reference's: they say how many of N samples
-    typically carry it. Images with an influence of 0 were not compared.
+    `typical` (m,), if the metric has it, has the tails of influences, but is of the reference alone: it says how many
+    of N samples typically carry it.
     """
     n = len(influence)
     if n < (LEAST_CARRYING if typical is None else LEAST_TYPICAL):
@@ -144,7 +143,7 @@ def too_few_carry(influence: Array, typical: Array | None = None) -> str | None:
             f"it would rest on fewer than {LEAST_CARRYING} of {n:,} samples; a larger N helps, unless a few samples "
             "are far from all others"
         )
-    if typical is not None and n * carrying(typical) / max(1, int(np.count_nonzero(typical))) < LEAST_TYPICAL:
+    if typical is not None and n * carrying(typical) / len(typical) < LEAST_TYPICAL:
         return (
             f"a few rare kinds of images would decide it, fewer than {LEAST_TYPICAL} of {n:,} samples if they are like "
             "the reference; a larger N helps"

@@ -251,8 +251,6 @@ def test_the_reference_says_how_many_samples_typically_carry_an_error():
     tail[:50] *= 10
     few = "a few rare kinds of images would decide it, fewer than 20 of 200 samples if they are like the reference"
     assert too_few_carry(samples, tail) == f"{few}; a larger N helps"
-    not_compared = np.zeros(20_000)
-    assert too_few_carry(samples, np.concatenate([reference, not_compared])) is None
 
 
 # Inception Score
