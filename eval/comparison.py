@@ -139,8 +139,8 @@ def independent(influence_a: Array, influence_b: Array) -> tuple[Array, Array]:
 def _reasons(judged: Collection[str], required: Collection[str], notes: Sequence[str]) -> Iterator[str]:
     """Why the verdict is incomplete, from the columns with a verdict and the notes of both sets."""
     if not required and not judged:
-        missing = dict.fromkeys(note for note in notes if note.startswith("no "))
-        yield "; ".join(missing) or "no metric has a standard error on both sides"
+        of_both = {note.partition(":")[0]: note for note in reversed(notes) if note.startswith("no ")}
+        yield "; ".join(reversed(of_both.values())) or "no metric has a standard error on both sides"
     for name in required:
         columns = METRICS[name].columns
         for column in [column for column in columns if column.sampling_error] or columns:

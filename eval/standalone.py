@@ -16,7 +16,7 @@ from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval.features.load import Extraction, load
 from taugrid.eval.metrics.floor import floor_path, keep_floors
-from taugrid.eval.metrics.frechet import singular
+from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION, singular
 from taugrid.eval.metrics.reference_statistics import (
     MomentsFile,
     ReferenceStatistics,
@@ -64,7 +64,7 @@ class Options:
     features: Path | None = None
     """Folder that keeps the samples' features, so that a later call need not extract them; None keeps nothing."""
     progress: OnProgress = lambda what, done, total: None
-    """Called after each batch."""
+    """Called at the beginning of an activity, and after each batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +200,7 @@ class _Extracting:
     def __call__(self, images: Source | Data, count: int, what: str) -> Iterator[Columns]:
         """The extractions of all `count` images, a batch at a time; progress is reported as that of `what`."""
         done = 0
+        self.options.progress(what, 0, count)
         read = one_ahead(image_batches(images, self.options.batch_size))
         begun = (self.extract(torch.from_numpy(batch)) for batch in read)
         for extraction in completed(begun):
@@ -311,6 +312,12 @@ def warnings(samples: Source, reference: Reference, extractor: ExtractorSpec) ->
     for side, count in counts.items():
         if count is not None and (warning := singular(count, side, extractor.dimensions)) is not None:
             lines.append(warning)
+    needed = SAMPLES_PER_DIMENSION * extractor.dimensions
+    if extractor.dimensions <= (reference.num_images or needed) < needed:
+        lines.append(
+            f"{reference.num_images:,} references for {extractor.dimensions:,} features: every number depends much on "
+            f"which images these are, and no ± says how much; give {needed:,} or more"
+        )
     return lines
 
 

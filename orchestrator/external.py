@@ -24,6 +24,7 @@ from taugrid.protocol import SOFTWARE
 from taugrid.registry.extractors import ExtractorSpec, FeaturePrecision
 from taugrid.storage import user_cache
 from taugrid.versions import versions
+from taugrid.words import counted
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.data.load import MissingImages, default_root
 from taugrid.workers.device import usual_device
@@ -228,6 +229,7 @@ def _as_stages(progress: Progress) -> Callable[[str, int, int], None]:
         nonlocal stage
         if what != stage:
             stage = what
+            progress.say(f"extracting the features of {counted(total, 'image')} ({what})")
             progress.begin(what, total, "images")
         progress.update(done)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from taugrid.words import counted
 from taugrid.workers.heartbeat import alive
 
 Array = NDArray[np.float64]
@@ -134,11 +135,19 @@ def too_few_carry(influence: Array, typical: Array | None = None) -> str | None:
     `typical` (m,), if the metric has it, has the tails of influences, but is of the reference alone: it says how many
     of N samples typically carry it.
     """
-    n, rests = len(influence), "it would rest on fewer than {} of {:,} samples; a larger N helps"
+    n = len(influence)
+    if n < (LEAST_CARRYING if typical is None else LEAST_TYPICAL):
+        return f"it needs more than {counted(n, 'image')}"
     if carrying(influence) < LEAST_CARRYING:
-        return f"{rests.format(LEAST_CARRYING, n)}, unless a few samples are far from all others"
+        return (
+            f"it would rest on fewer than {LEAST_CARRYING} of {n:,} samples; a larger N helps, unless a few samples "
+            "are far from all others"
+        )
     if typical is not None and n * carrying(typical) / len(typical) < LEAST_TYPICAL:
-        return f"as far as the reference tells, {rests.format(LEAST_TYPICAL, n)}"
+        return (
+            f"a few rare kinds of images would decide it, fewer than {LEAST_TYPICAL} of {n:,} samples if they are like "
+            "the reference; a larger N helps"
+        )
     return None
 
 

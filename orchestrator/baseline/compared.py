@@ -174,14 +174,16 @@ class Sharpness(NamedTuple):
 
 def sharpness_in_words(sharpnesses: Mapping[str, Mapping[str, Any]]) -> str:
     """The sharpness of each judged metric, such as "detects regressions of 12 % of KID with 80 % probability"."""
-    only_fid = list(sharpnesses) == ["fid"]
-    shares = [
-        f"{100 * sharpness['loss']:.2g} %{'' if only_fid else f' of {COLUMNS[name].title}'}"
-        for name, sharpness in sharpnesses.items()
-    ]
+    shares = shares_in_words({name: sharpness["loss"] for name, sharpness in sharpnesses.items()})
     cells = max(sharpness["cells"] for sharpness in sharpnesses.values())
     median = f" (the median of {cells:,} cells)" if cells > 1 else ""
-    return f"detects regressions of {' and '.join(shares)} with {100 * POWER:g} % probability{median}"
+    return f"detects regressions of {shares} with {100 * POWER:g} % probability{median}"
+
+
+def shares_in_words(shares: Mapping[str, float]) -> str:
+    """Shares of metrics with two digits, such as "140 % of FID and 12 % of KID"; FID alone is not named."""
+    of_it = {name: "" if list(shares) == ["fid"] else f" of {COLUMNS[name].title}" for name in shares}
+    return " and ".join(f"{float(f'{100 * share:.2g}'):,g} %{of_it[name]}" for name, share in shares.items())
 
 
 @dataclass(frozen=True)

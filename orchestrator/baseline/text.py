@@ -14,6 +14,7 @@ from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import shown_number, write_number
 from taugrid.orchestrator.baseline.compared import FID_KEYS, sharpness_in_words
 from taugrid.orchestrator.baseline.matching import labels_of
+from taugrid.protocol import extractor_in_words
 from taugrid.registry.metrics import COLUMNS, SAMPLED, MetricColumn
 from taugrid.words import counted, in_columns, listed
 
@@ -212,7 +213,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     first = f"{headline(comparison)}; {comparison['directory']} (new) - {comparison['baseline']}"
     lines = [first, f"{counts(comparison)}.", ""]
     lines += in_columns((cell["result"], cell["label"], reason(cell)) for cell in cells)
-    lines += ["", *check_lines(comparison)]
+    lines += ["", *check_lines(comparison, ("clean", "not applicable"))]
     lines += [f"not judged: {reason}" for reason in comparison["not_judged"]]
     lines += [f"missing: {name}: {message}" for name, message in comparison["missing"].items()]
     if comparison["critical"] is not None:
@@ -240,14 +241,22 @@ def unmatched(comparison: Mapping[str, Any], limit: int) -> dict[str, str]:
     return {title: listed([labels.get(name, name) for name in names], limit) for title, names in sides.items() if names}
 
 
+def scored_as(images: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
+    """Lines with the reference and the extractor of images from elsewhere; `images` says how they were scored."""
+    number = protocol["reference"]["num_images"]
+    size = "mean and covariance" if number is None else counted(number, "image")
+    return [f"reference: {images['reference']} ({size})", f"extractor: {extractor_in_words(protocol['extractor'])}"]
+
+
 def baseline_text(value: Mapping[str, Any]) -> str:
     software = value["software"]
     commit = software.get("git_commit")
     lines = [
         f"baseline of {value['name']}, accepted {value['accepted']}: {value['reason']}",
-        f"run: {value['run']}",
+        f"{'images' if value.get('images') else 'run'}: {value['run']}",
         *(f"training of the recipe: {place}" for place in value.get("trainings", ())[1:]),
         *(f"remark: {remark}" for remark in value["remarks"]),
+        *(scored_as(of_images, value["cells"][0]["protocol"]) if (of_images := value.get("images")) else ()),
         f"taugrid {(software.get('versions') or {}).get('taugrid')}, commit {commit[:12] if commit else 'unknown'}",
         "",
     ]

@@ -80,7 +80,13 @@ def comparison_text(compared: Document) -> str:
         _side("reference", compared["reference"]),
         _extractor(compared["extractor"]),
     ]
-    return "\n".join([*lines, *compared["notes"], *(f"warning: {text}" for text in compared["warnings"])])
+    unsaid = (note for note in compared["notes"] if not any(_subject(note) in said for said in compared["not_judged"]))
+    return "\n".join([*lines, *unsaid, *(f"warning: {text}" for text in compared["warnings"])])
+
+
+def _subject(note: str) -> str:
+    """What a note of both sides or one is about: "no fid_se:" of "A: no fid_se: 100 samples"."""
+    return f"{note.removeprefix('A: ').removeprefix('B: ').partition(':')[0]}:"
 
 
 def _change(column: MetricColumn, row: Document) -> tuple[str, str, str]:

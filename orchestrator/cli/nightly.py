@@ -22,7 +22,7 @@ from taugrid.orchestrator.cli.options import (
     set_option,
     trust_option,
 )
-from taugrid.words import with_urls
+from taugrid.words import counted, with_urls
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.nightly.night import NightResult
@@ -148,7 +148,7 @@ def compare_images_with_baseline(
     from taugrid.orchestrator.baseline.comparison import compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
     from taugrid.orchestrator.baseline.images import NOT_OURS, ImagesRequest, snapshot_of_images
-    from taugrid.orchestrator.baseline.text import comparison_text
+    from taugrid.orchestrator.baseline.text import comparison_text, scored_as
     from taugrid.orchestrator.progress import Progress
 
     before = snapshot_of(baseline)
@@ -156,7 +156,10 @@ def compare_images_with_baseline(
     with Progress() as progress:
         new = snapshot_of_images(images, request, progress)
     comparison = compare_snapshots(new, before, request.gate(**requested), lambda old: NOT_OURS)
-    print_value(comparison.as_dict(), as_json, comparison_text)
+    (cell,), (old,) = new.cells, before.cells
+    pairs = [f"{counted(cell.num_samples, 'pair')} by name"] if cell.names and cell.seed_set == old.seed_set else []
+    about = [*pairs, *scored_as(request.recorded, cell.protocol)]
+    print_value(comparison.as_dict(), as_json, lambda value: "\n".join([comparison_text(value), *about]))
     if comparison.exit is not Exit.DONE:
         sys.exit(comparison.exit)
 

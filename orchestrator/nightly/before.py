@@ -8,7 +8,7 @@ import numpy as np
 
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.gate.power import POWER
-from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, gate_of
+from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, gate_of, shares_in_words
 from taugrid.orchestrator.baseline.comparison import judged_columns, require_common_metric
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.matching import Matched, changed_code, labels, matched
@@ -21,7 +21,6 @@ from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted, duration, quantity
 
 
@@ -141,11 +140,9 @@ def price_text(night: Mapping[str, Any]) -> str:
     canary = quantity(night["network_evaluations_of_the_canary_at_most"])
     lines = [f"a night: {cost}", f"canaries of new weights: at most {canary} network evaluations more"]
     if losses := night["smallest_losses_seen"]:
-        of_it = {name: "" if list(losses) == ["fid"] else f" of {COLUMNS[name].title}" for name in losses}
-        shares = " and ".join(f"{100 * loss:.2g} %{of_it[name]}" for name, loss in losses.items())
         lines.append(
-            f"judged by the last night, half of its cells detect regressions of {shares} with {100 * POWER:g} % "
-            "probability"
+            f"judged by the last night, half of its cells detect regressions of {shares_in_words(losses)} with "
+            f"{100 * POWER:g} % probability"
         )
     return "\n".join(lines)
 

@@ -295,6 +295,20 @@ def test_an_image_that_does_not_belong_is_named_with_its_side(places, tmp_path, 
     assert words in said
 
 
+def test_few_images_are_told_each_reason_once(places, tmp_path, noisy):
+    a, b = (folder(tmp_path / name, noisy(sharp)[:3]) for name, sharp in (("a", 1), ("b", 2)))
+    reference = folder(tmp_path / "reference", noisy(3)[:100])
+    scored = ("--reference", reference, "--extractor", "digits-convnet", "--metrics", "fid,kid")
+    out, told = taugrid("compare", a, b, *scored, code=Exit.NOT_JUDGED)
+    said = [line for line in out.splitlines() if "no fid_se: " in line or "no kid_se: " in line]
+    assert [line.partition(" samples")[0] for line in said] == [
+        "not judged: no fid_se: 3",
+        "not judged: no kid_se: it needs more than 3 images",
+    ]
+    assert "extracting the features of 100 images (reference)" in told
+    assert "warning: 100 references for 64 features: every number depends much on which images these are" in out
+
+
 def test_a_pickled_npz_is_refused(places, tmp_path):
     np.savez(tmp_path / "b.npz", np.array([{}]))
     assert refused("compare", places / "a", tmp_path / "b.npz", *REFERENCE).startswith(

@@ -16,6 +16,7 @@ import taugrid as taugrid_api
 from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.eval.metrics import kernel
+from taugrid.orchestrator.baseline.compared import shares_in_words
 from taugrid.registry.metrics import COLUMNS
 from taugrid.workers.data.load import load_images
 
@@ -67,6 +68,18 @@ def test_images_without_one_digit_are_red_by_cmmd_and_others_are_not(place):
     text, _ = taugrid("compare", place / "without", place / "base.json", code=3)
     assert text.startswith("❌ worse; 1 of 1 baseline cell compared; detects regressions of ")
     assert f"{COLUMNS['cmmd'].title} " in text
+    assert re.search(r"detects regressions of [\d.,]+ % of CMMD", text), "as a plain number"
+    about = ["reference: digits/train (1,437 images)", "extractor: digits-convnet"]
+    assert text.splitlines()[-3:] == [f"{N} pairs by name", *about]
+    assert "sampler" not in text
+    shown, _ = taugrid("baseline", "show", place / "base.json")
+    assert f"images: {place / 'base'}" in shown.splitlines()
+    assert set(about) < set(shown.splitlines())
+
+
+def test_shares_are_plain_numbers():
+    assert shares_in_words({"fid": 1.403}) == "140 %"
+    assert shares_in_words({"fid": 0.0123, "kid": 12}) == "1.2 % of FID and 1,200 % of KID of the whole set"
 
 
 def test_images_with_other_names_are_unpaired_and_have_larger_errors(place, tmp_path):
