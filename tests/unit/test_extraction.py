@@ -135,7 +135,7 @@ def test_scores_of_external_images_are_those_of_a_cpu(images, spec, tmp_path, mo
 
     expected = scores()
     monkeypatch.setattr(standalone, "load", lambda spec, device: gpu)
-    assert scores(progress=lambda what, done, of: heard.update({what: 1})) == expected
+    assert scores(progress=lambda what, done, of: heard.update({what: done > 0})) == expected
     assert heard == {"samples": 4, "reference": 6}
     first_of_samples = 6
     for number, begun in gpu.waited_for:
