@@ -24,7 +24,7 @@ def compute_mind(inputs: MetricInputs) -> MetricResult:
     settings, reference = inputs.settings, inputs.compared_with.features
     found = monge_distance(inputs.all_features, reference, settings.mind_projections, settings.seed)
     # Up to a constant, squared distances from the reference's mean: potentials grow as squares do.
-    spread = np.einsum("nd,nd->n", reference, reference, dtype=np.float64) - 2 * reference @ reference.mean(axis=0)
+    spread = np.einsum("nd,nd->n", reference, reference, dtype=np.float64) - 2 * (reference @ reference.mean(axis=0))
     of_reference = {"mind": found.reference_influence}
     return MetricResult({"mind": found.value}, {"mind": found.influence}, (), of_reference, {"mind": spread})
 
