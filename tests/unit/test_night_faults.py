@@ -140,7 +140,7 @@ def test_a_fresh_seed_denies_the_usual_ones_only_beyond_chance(usual, fresh, den
 
 @pytest.mark.parametrize(("plant", "result"), [(swap_images, "changed pixels"), (swap_scores, "changed scorer")])
 def test_cells_that_are_taken_for_each_other_are_red(begun, history, monkeypatch, plant, result):
-    """Two of four, of the baseline's weights. The long fault table alone had shown that these plants planted nothing."""
+    """Two of four. Only the long fault table had shown that these plants planted nothing."""
     plant(monkeypatch)
     found = night(history, begun / "same.yaml", "2", code=3)
     by_steps = {cell["name"][:5]: cell["result"] for cell in found["comparison"]["cells"]}
