@@ -5,24 +5,18 @@ Everything that lays out memory, sets a switch of torch or chooses a kernel asks
 
 from typing import Literal, NamedTuple
 
-Layout = Literal["channels_last", "contiguous"]
-"""torch's names of memory formats."""
-
 HALF = {"bf16": "bfloat16", "fp16": "float16", "bf16-weights": "bfloat16"}
 """Precisions whose layers compute in half precision -> torch's name of the type."""
 
 ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 """torch's kernels for attention, as it names their switches."""
 
-NVIDIA_LIKE = ("cuda", "rocm")
-"""Kinds of device that torch calls `cuda`."""
-
 
 class Policy(NamedTuple):
     """How a network is computed; every field changes its output in the last digits, or more."""
 
-    layout: Layout
-    """Of weights and images."""
+    layout: Literal["channels_last", "contiguous"]
+    """The memory format of weights and images."""
     tf32: bool
     """Whether float32 products and convolutions may round their factors to TF32."""
     autocast: str | None
