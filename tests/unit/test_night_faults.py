@@ -20,6 +20,8 @@ from planted_faults import (
     repeat_the_first_batch,
     scaled_fid,
     scaled_sigma,
+    swap_images,
+    swap_scores,
 )
 
 from taugrid import versions
@@ -134,6 +136,15 @@ def test_a_fresh_seed_denies_the_usual_ones_only_beyond_chance(usual, fresh, den
 
     found = judging._contradiction(side(*usual, "usual"), side(*fresh, "fresh"))
     assert (found is not None) == denied
+
+
+@pytest.mark.parametrize(("plant", "result"), [(swap_images, "changed pixels"), (swap_scores, "changed scorer")])
+def test_cells_that_are_taken_for_each_other_are_red(begun, history, monkeypatch, plant, result):
+    """Two of four. Only the long fault table had shown that these plants planted nothing."""
+    plant(monkeypatch)
+    found = night(history, begun / "same.yaml", "2", code=3)
+    by_steps = {cell["name"][:5]: cell["result"] for cell in found["comparison"]["cells"]}
+    assert by_steps == {"S0002": "identical", "S0003": result}
 
 
 def test_images_that_repeat_are_collapsed_although_fid_hardly_moves(begun, history, monkeypatch):
