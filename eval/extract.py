@@ -112,20 +112,22 @@ class InBatches:
     def __init__(
         self, extractor: "Callable[[Tensor], Extraction]", size: int, device: Device, number_of_images: int = 0
     ) -> None:
+        from taugrid.workers.accelerator.transfer import Submitted
+
         self._extractor = extractor
         self._size = size
         self._device = device
-        self._done, self._of = 0, number_of_images  # 0: not known
+        self._submitted = Submitted(lambda finished: device.heartbeat(finished, number_of_images))  # 0: not known
 
     def __call__(self, images: "Tensor") -> "Iterator[Extraction]":
         """The extractions of `images` (N, C, H, W), batch by batch, each once its work was begun."""
         start = 0
         while start < len(images):
-            self._device.heartbeat(self._done, self._of)
+            self._submitted.make_room()
             batch = images[start : start + _even(len(images) - start, self._size)]
             if (extraction := self._try(batch)) is not None:
                 start += len(batch)
-                self._done += len(batch)
+                self._submitted.add(extraction.copied, len(batch))
                 yield extraction
 
     def _try(self, batch: "Tensor") -> "Extraction | None":
