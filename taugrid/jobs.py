@@ -69,6 +69,14 @@ class OracleNetwork:
     data: Data
 
 
+A_FUNCTION = "a function"
+"""The `summary` of a custom network that is no `nn.Module`."""
+
+NO_WEIGHTS = (
+    "sample.precision: bf16-weights casts the weights of an nn.Module; return one, or set sample.precision: bf16"
+)
+
+
 @dataclass(frozen=True)
 class CustomNetwork:
     """A user's function that returns a network (`model.callable`), and the identity of the network that it returned."""

@@ -61,7 +61,9 @@ class SampleJob(Job):
         return Arithmetic.of(self.settings)
 
     def remedy(self, device: Device) -> str:
-        load = partial(device.network, self.network, self.diffusion, self.arithmetic._replace(compile="none"))
+        load = partial(
+            device.network, self.network, self.diffusion, self.arithmetic._replace(compile="none", batch_size=None)
+        )
         return smaller_batch(load, self.decoder.network_shape, self.settings.batch_size, device.name)
 
 
