@@ -130,6 +130,14 @@ class WorkerInfo:
     """Ray's id of the node; several nodes may share an address."""
     threads: int | None = None
     """CPU threads that torch uses; None: not known."""
+    accelerator: Mapping[str, str] = field(default_factory=dict)
+    """`kind` (`cuda`, `rocm` or `mps`) and the versions of what it computes with, as far as known. Empty: a CPU."""
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What is recorded of it, besides its node."""
+        recorded = {"device": self.device, "versions": self.versions, "threads": self.threads}
+        return recorded | ({"accelerator": dict(self.accelerator)} if self.accelerator else {})
 
 
 class Hopeless(Exception):
