@@ -78,7 +78,7 @@ def run(job: ExtractJob, device: Device) -> Result:
             part.write(columns)
             count += len(index)
         created = part.commit_over(job.replaces)
-    return Result(time.perf_counter() - began, count, created, part=part.content)
+    return Result(time.perf_counter() - began, count, created, part=part.content, conflict=part.conflict)
 
 
 def _begun(job: ExtractJob, extracted: "InBatches", groups: "deque[NDArray[np.int64]]") -> "Iterator[Extraction]":

@@ -83,7 +83,7 @@ class CustomCodeError(ValueError):
 
 
 class FileConflict(_Message):
-    """An object store already holds the file, with other bytes than those made here."""
+    """Another worker committed the file first, with other bytes than those made here, and no device explains it."""
 
 
 class NotFinite(ValueError):

@@ -129,7 +129,7 @@ def reconstruct_shard(
             part.write(parquet.pictures(pixels, first_row) | columns)
             first_row += len(batch)
         created = part.commit_over(job.replaces)
-    return Result(seconds, len(originals), created, part=part.content)
+    return Result(seconds, len(originals), created, part=part.content, conflict=part.conflict)
 
 
 def interpolate_cell(
@@ -159,7 +159,7 @@ def interpolate_cell(
             part.write(parquet.pictures(pixels, first_row))
             first_row += len(pixels)
         created = part.commit(replace=False)
-    return Result(seconds, len(x_T), created, part=part.content)
+    return Result(seconds, len(x_T), created, part=part.content, conflict=part.conflict)
 
 
 def points(job: InterpolateJob, device: str) -> "Tensor":

@@ -109,7 +109,7 @@ def sample_shard(
         computed()
         writer.finish()
         created = part.commit_over(job.replaces)
-    return Result(clock.seconds, stop - first_new, created, part=part.content)
+    return Result(clock.seconds, stop - first_new, created, part=part.content, conflict=part.conflict)
 
 
 def _transfers(

@@ -5,7 +5,7 @@ to which the shard was assigned are listed, since each may have made it.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -97,6 +97,25 @@ def scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
     return devices
 
 
+def other_makers(events: Iterable[Mapping[str, Any]], task: str, worker: str) -> set[Maker] | None:
+    """The makers other than `worker`'s kind that may have made a task's file which `worker` found in place.
+
+    None: no event says that anyone else had the task.
+    """
+    assigned: list[Maker] = []
+    finished = False
+    workers: Mapping[str, Maker] = {}
+    for event, workers in _with_makers(events):
+        if event["event"] == "session" and finished:  # the file has gone since, or nobody would have the task again
+            assigned, finished = [], False
+        elif event["event"] == "assigned" and event["task"] == task:
+            assigned.append(_maker(event, workers))
+        finished = finished or (_task(event) == task and event.get("committed", False))
+    mine = workers[worker]
+    others = Counter(assigned) - Counter([mine])
+    return set(others) - {mine} if others else None
+
+
 def device_kinds(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, set[str]]]:
     """Cell id -> `sampled` and `scored` -> the kinds of device that did so, `cpu` or `cuda`."""
     events = list(events)
@@ -123,15 +142,8 @@ def codes(events: Iterable[Mapping[str, Any]], stage: str) -> set[str]:
 def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard]:
     """(cell id, file name) -> the origin of the shard."""
     shards: dict[tuple[str, str], _Shard] = defaultdict(_Shard)
-    workers: dict[str, Maker] = {}
-    for event in events:
+    for event, workers in _with_makers(events):
         match event["event"]:
-            case "session":
-                workers = {}  # each session uses the same worker names
-            case "worker":
-                versions = event.get("versions") or {}
-                software = tuple((name, versions[name]) for name in PACKAGES if versions.get(name))
-                workers[event["worker"]] = Maker(event["device"], software, event.get("threads"))
             case "assigned" if event["task"].startswith("sample/"):
                 _, cell, number = event["task"].split("/")
                 shards[cell, part_name(int(number))].assigned.append(_maker(event, workers))
@@ -144,9 +156,30 @@ def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard
     return shards
 
 
+def _with_makers(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Maker]]]:
+    """Each event with the workers that its session has had so far."""
+    workers: dict[str, Maker] = {}
+    for event in events:
+        match event["event"]:
+            case "session":
+                workers = {}  # each session uses the same worker names
+            case "worker":
+                versions = event.get("versions") or {}
+                software = tuple((name, versions[name]) for name in PACKAGES if versions.get(name))
+                workers[event["worker"]] = Maker(event["device"], software, event.get("threads"))
+        yield event, workers
+
+
 def _maker(event: Mapping[str, Any], workers: Mapping[str, Maker]) -> Maker:
     """The worker of a shard's event; the first version of taugrid wrote no `worker` events."""
     return workers.get(event["worker"], Maker("", ()))._replace(device=event["device"])
+
+
+def _task(event: Mapping[str, Any]) -> Any:
+    """The key of an event's task; a shard's event has only the cell and the name of the file."""
+    if event["event"] != "shard":
+        return event.get("task")
+    return f"sample/{event['cell']}/{int(event['path'].partition('-')[2].partition('.')[0])}"
 
 
 def _committed(shard: _Shard, event: Mapping[str, Any], maker: Maker) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from taugrid.orchestrator.rundir.origins import origins
+from taugrid.orchestrator.rundir.origins import origins, other_makers
 
 
 def session(*devices, torch="2.9"):
@@ -86,3 +86,31 @@ def test_other_software_is_a_mixture_too_and_packages_that_make_no_image_are_not
 def test_events_of_the_first_version_are_read():
     """They know no assignments, and nothing of what was there or copied."""
     assert mixtures(*session("cpu", "a100"), shard(0, "cpu"), shard(0, "a100", "worker-1")) == []
+
+
+def devices_of(makers):
+    return None if makers is None else sorted(maker.device for maker in makers)
+
+
+A_TWICE = [*session("a100", "a100", "cpu"), assigned(0, "a100")]
+
+
+@pytest.mark.parametrize(
+    ("events", "worker", "others"),
+    [
+        ([*session("cpu"), assigned(0, "cpu")], "worker-0", None),  # nobody else had it
+        ([*A_TWICE, assigned(0, "a100", "worker-1")], "worker-1", []),  # an equal one
+        ([*A_TWICE, assigned(0, "a100")], "worker-0", []),  # itself, before
+        ([*A_TWICE, assigned(0, "cpu", "worker-2")], "worker-2", ["a100"]),
+        ([*A_TWICE, shard(0, "a100"), assigned(0, "cpu", "worker-2")], "worker-2", ["a100"]),  # a superfluous copy
+        ([*A_TWICE, *session("cpu"), assigned(0, "cpu")], "worker-0", ["a100"]),  # left over from a killed driver
+        ([*A_TWICE, shard(0, "a100"), *session("cpu", "cpu"), assigned(0, "cpu"), assigned(0, "cpu", "worker-1")],
+         "worker-1", []),  # what the a100 made has gone since
+        ([*session("cpu", torch="2.9"), assigned(0, "cpu"), *session("cpu"), assigned(0, "cpu")], "worker-0", []),
+        ([*session("cpu", torch="2.8"), assigned(0, "cpu"), *session("cpu"), assigned(0, "cpu")], "worker-0", ["cpu"]),
+        ([*A_TWICE, assigned(1, "cpu", "worker-2")], "worker-2", None),  # another shard
+    ],
+)  # fmt: skip
+def test_who_else_may_have_made_a_file_is_known_from_the_events(events, worker, others):
+    task = events[-1]["task"]
+    assert devices_of(other_makers(events, task, worker)) == others
