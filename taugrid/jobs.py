@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from taugrid.config import Data, Diffusion, Train, Unet
+from taugrid.errors import is_out_of_memory
 from taugrid.hashing import SourceFile
 from taugrid.run_id import RunId, check_run
 from taugrid.storage import LOCAL, Storage
@@ -38,11 +39,14 @@ class Job:
     """The version (`Stat.version`) of a shorter file of the same shard, from when there were fewer rows: the job's
     file takes its place. None: there is none. Any other file that is found there is kept."""
 
-    def remedy(self, device: Any) -> str:
+    def remedy(self, device: Any, error: Exception) -> str:
         """A sentence that says what to change if the job does not fit into memory.
 
-        `device` is its `workers.device.Device`.
+        `device` is its `workers.device.Device`, and `error` what the job raised; it is raised again unless it is about
+        memory.
         """
+        if not is_out_of_memory(error, surely=True):
+            raise error
         return "give workers more memory, or start fewer on a node (cluster.cpus_per_worker)"
 
     def check_run(self) -> None:

@@ -159,9 +159,19 @@ class Device:
 
     def clear_caches(self) -> None:
         """Free the memory of all networks and extractors of earlier jobs."""
-        self._networks.clear()
         self._extractors.clear()
+        self.clear_networks()
+
+    def clear_networks(self) -> bool:
+        """Free the memory of all networks of earlier jobs; returns whether there were any."""
+        had_any = self.keeps_networks
+        self._networks.clear()
         release_memory(self.name)
+        return had_any
+
+    @property
+    def keeps_networks(self) -> bool:
+        return len(self._networks) > 0
 
     def heartbeat(self, done: float, of: float) -> None:
         """Report that the running job makes progress: `done` of `of` is done, in any unit.

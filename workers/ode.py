@@ -50,9 +50,9 @@ class OdeJob(Job, ABC):
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network takes."""
 
-    def remedy(self, device: Device) -> str:
+    def remedy(self, device: Device, error: Exception) -> str:
         load = partial(device.network, self.network, self.diffusion)
-        return smaller_batch(load, self.shape, self.batch_size, device.name)
+        return smaller_batch(load, self.shape, self.batch_size, device.name, error)
 
 
 @dataclass(frozen=True)
