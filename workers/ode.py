@@ -51,9 +51,9 @@ class OdeJob(Job, ABC):
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network takes."""
 
-    def remedy(self, device: Device) -> str:
+    def remedy(self, device: Device, error: Exception) -> str:
         load = partial(device.network, self.network, self.diffusion)
-        return smaller_batch(load, self.shape, self.batch_size, device.name)
+        return smaller_batch(load, self.shape, self.batch_size, device.name, error)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def reconstruct_shard(
             part.write(parquet.pictures(pixels, first_row) | columns)
             first_row += len(batch)
         created = part.commit_over(job.replaces)
-    return Result(seconds, len(originals), created, part=part.content)
+    return Result(seconds, len(originals), created, part=part.content, conflict=part.conflict)
 
 
 def interpolate_cell(
@@ -160,7 +160,7 @@ def interpolate_cell(
             part.write(parquet.pictures(pixels, first_row))
             first_row += len(pixels)
         created = part.commit(replace=False)
-    return Result(seconds, len(x_T), created, part=part.content)
+    return Result(seconds, len(x_T), created, part=part.content, conflict=part.conflict)
 
 
 def points(job: InterpolateJob, device: str) -> "Tensor":
