@@ -22,7 +22,6 @@ from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.threads import one_ahead
 from taugrid.words import this_node
-from taugrid.workers.accelerator.memory import release_memory
 from taugrid.workers.data import load as data
 from taugrid.workers.data.picture import SourceError
 from taugrid.workers.device import Device
@@ -79,7 +78,7 @@ def run(job: ExtractJob, device: Device) -> Result:
             part.write(columns)
             count += len(index)
         created = part.commit_over(job.replaces)
-    return Result(time.perf_counter() - began, count, created, part=part.content)
+    return Result(time.perf_counter() - began, count, created, part=part.content, conflict=part.conflict)
 
 
 def _begun(job: ExtractJob, extracted: "InBatches", groups: "deque[NDArray[np.int64]]") -> "Iterator[Extraction]":
@@ -106,37 +105,44 @@ def _whole(extractions: "Iterable[Extraction]", groups: "deque[NDArray[np.int64]
 class InBatches:
     """An extractor that works in batches, and in smaller ones after a batch did not fit into memory.
 
+    What sampling kept on the device goes first: the same batch is then tried again.
+
     An image's features do not depend on its batch, except for rounding (docs/decisions.md has how much).
     """
 
     def __init__(
         self, extractor: "Callable[[Tensor], Extraction]", size: int, device: Device, number_of_images: int = 0
     ) -> None:
+        from taugrid.workers.accelerator.transfer import Submitted
+
         self._extractor = extractor
         self._size = size
         self._device = device
-        self._done, self._of = 0, number_of_images  # 0: not known
+        self._submitted = Submitted(lambda finished: device.heartbeat(finished, number_of_images))  # 0: not known
 
     def __call__(self, images: "Tensor") -> "Iterator[Extraction]":
         """The extractions of `images` (N, C, H, W), batch by batch, each once its work was begun."""
         start = 0
         while start < len(images):
-            self._device.heartbeat(self._done, self._of)
+            self._submitted.make_room()
             batch = images[start : start + _even(len(images) - start, self._size)]
             if (extraction := self._try(batch)) is not None:
                 start += len(batch)
-                self._done += len(batch)
+                self._submitted.add(extraction.copied, len(batch))
                 yield extraction
 
     def _try(self, batch: "Tensor") -> "Extraction | None":
-        """The extraction of a batch; None if it did not fit into memory, and the next one is half as large."""
+        """The extraction of a batch; None if it did not fit into memory, and the next one is half as large.
+
+        The next one has the same size if there was something else to be freed.
+        """
         try:
             return self._extractor(batch)
         except Exception as error:
-            if len(batch) == 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error) or (len(batch) == 1 and not self._device.keeps_networks):
                 raise
-        release_memory(self._device.name)  # after the error, which holds what was computed so far
-        self._size = len(batch) // 2
+        if not self._device.clear_networks():  # after the error, which holds what was computed so far
+            self._size = len(batch) // 2
         return None
 
 

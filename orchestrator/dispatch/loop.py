@@ -13,6 +13,7 @@ from taugrid.errors import (
     FULL,
     DamagedFile,
     DoesNotFit,
+    FileConflict,
     NotCommitted,
     NotFinite,
     RunFailed,
@@ -30,10 +31,12 @@ from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Loca
 from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.rundir.directory import Committed, confirm, require_in_place
+from taugrid.orchestrator.rundir.origins import other_makers
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.orchestrator.work.score import ScoreWork
+from taugrid.parquet import OTHER_BYTES
 from taugrid.words import counted, duration, listed, quantity
 from taugrid.workers.sample import SampleJob
 
@@ -109,6 +112,7 @@ class Loop:
         self._reasons: dict[str, str] = {}
         self._fractions: dict[str, float] = {}  # worker -> how much of the task that it runs is done
         self._long_shards = LongShards()
+        self._mixed = False  # whether a file that two kinds of worker made was spoken of
         self._listened = time.monotonic()
         self.permanent_failures: set[str] = set()
         """Names of cells that failed and would fail again (`_is_permanent`)."""
@@ -151,7 +155,7 @@ class Loop:
                     waited_for -= set(self._dispatcher.in_flight.keys(event.worker))
                 elif isinstance(event, Done | Failed) and event.key in waited_for:
                     waited_for -= {event.key}
-                    if isinstance(event, Done) and self._missing_file_fault(event.key, event.result) is None:
+                    if isinstance(event, Done) and self._fault_of_file(*event) is None:
                         shards[event.key] = shards[event.key]._replace(kept=event.result.images)
                         self._record(event.worker, event.result, event.key)
         ending.set_loss_message(interruption(shards.values()))
@@ -222,7 +226,7 @@ class Loop:
                     self._heard(event)
             case Done(worker, result, key):
                 self._manager.worked()
-                if (fault := self._missing_file_fault(key, result)) is None:
+                if (fault := self._fault_of_file(worker, result, key)) is None:
                     self._record(worker, result, key)
                 else:
                     self._failed(Failed(worker, fault, str(fault), key))
@@ -251,14 +255,47 @@ class Loop:
         if (message := self._long_shards.warning(worker, self._job(event.key), fraction, now)) is not None:
             self._progress.say(message)
 
-    def _missing_file_fault(self, key: str, result: Result) -> NotCommitted | None:
-        """The fault if the driver does not find the file of a task. A copy of a task that is done may be missing."""
-        if key not in self._dispatcher.done:
-            try:
+    def _fault_of_file(self, worker: str, result: Result, key: str) -> NotCommitted | FileConflict | None:
+        """The fault if the driver does not find the file of a task, or one that nothing explains.
+
+        A copy of a task that is done may be missing.
+        """
+        try:
+            if key not in self._dispatcher.done:
                 confirm(self._job(key), result)
-            except NotCommitted as fault:
-                return fault
+            if result.conflict is not None:
+                self._judge(worker, key, result.conflict)
+        except (NotCommitted, FileConflict) as fault:
+            return fault
         return None
+
+    def _judge(self, worker: str, key: str, conflict: str) -> None:
+        """Keep the file that `worker` found, with a note, if its maker's device, software or threads may be different.
+
+        Raises:
+            FileConflict: if not.
+        """
+        path = self._job(key).path
+        makers = other_makers(self._events.so_far(), key, worker)
+        if conflict != OTHER_BYTES or makers is None:
+            raise FileConflict(
+                f"{path} was made by another driver or worker meanwhile, and it {conflict}; compare their devices and "
+                "versions, or remove it"
+            )
+        device = self._manager.info(worker).device
+        if not makers:
+            raise FileConflict(
+                f"{path} {conflict}, although it was made with the same software and threads, on the same kind of "
+                f"device ({device}): something is not deterministic, such as a custom network or sampler; it is kept"
+            )
+        first = sorted({maker.device for maker in makers})
+        self._events.note("other bytes", task=key, worker=worker, device=device, first=first)
+        if not self._mixed:
+            self._progress.say(
+                f"{key} was made twice, with other bytes on {' or '.join(first)} than on {device} (device, software or "
+                "threads differ); the first counts, here and wherever it happens again"
+            )
+        self._mixed = True
 
     def _record(self, worker: str, result: Result, key: str) -> None:
         task = self._tasks[key]

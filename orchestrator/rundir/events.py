@@ -37,7 +37,7 @@ class Events:
     """Writes the events of a new session to its file, and reports them to an observer."""
 
     def __init__(self, run: Paths, observer: Observer | None = None) -> None:
-        self._storage, self._observer = run.storage, observer or Observer()
+        self._run, self._storage, self._observer = run, run.storage, observer or Observer()
         last = max(map(_session, _files(run)), default=0)
         self._lines: list[str] = []
         self.path = next(path for n in count(last + 1) if _reserve(path := run.events / f"{n:04d}.jsonl", run.storage))
@@ -52,6 +52,11 @@ class Events:
         record = {"time": now.isoformat(timespec="milliseconds"), "event": event, **values}
         self._lines.append(with_urls(json.dumps(record)) + "\n")
         self._observer.happened(now, record)
+
+    def so_far(self) -> Iterator[dict[str, Any]]:
+        """All events of all sessions, with those of this one that were not written yet."""
+        self.flush()
+        return read_events(self._run)
 
     def flush(self) -> None:
         """Write the lines: each write costs a request in an object store."""

@@ -5,23 +5,38 @@ to which the shard was assigned are listed, since each may have made it.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from taugrid.orchestrator.plan.cells import part_name
+from taugrid.words import listed
 
 PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")
 """Software that an image's bytes depend on."""
 
+LIBRARIES = ("cuda", "cudnn", "hip", "miopen", "driver")
+"""The same of a GPU (`workers.accelerator.libraries`), which events of earlier versions lack."""
+
+
+NAMED_CELLS = 4
+"""Cells of a mixture that are named; the rest are counted."""
+
 
 class Maker(NamedTuple):
-    """A kind of worker: its device, the versions of `PACKAGES` on it, and the number of CPU threads."""
+    """A kind of worker: its device, the versions of `PACKAGES` and `LIBRARIES` on it, the number of CPU threads."""
 
     device: str
     versions: tuple[tuple[str, str], ...]
     threads: int | None = None
     """None: an event of an earlier version, which did not record them."""
+    recorded_kind: str = ""
+
+    @property
+    def kind(self) -> str:
+        """`cpu`, `cuda`, `rocm` or `mps`. If it was not recorded: the name of a CPU begins with "cpu"."""
+        by_name = "cpu" if self.device.startswith("cpu") or not self.device else "cuda"
+        return self.recorded_kind or by_name
 
 
 @dataclass
@@ -39,7 +54,7 @@ class Origin:
         """The differences between the makers, a phrase for each kind."""
         devices = sorted({maker.device for maker in self.makers})
         mixtures = [f"mixed: sampled on {', '.join(devices)}"] if len(devices) > 1 else []
-        for name in PACKAGES:
+        for name in (*PACKAGES, *LIBRARIES):
             versions = sorted({version for maker in self.makers for key, version in maker.versions if key == name})
             if len(versions) > 1:
                 mixtures.append(f"mixed: sampled with {name} {', '.join(versions)}")
@@ -66,6 +81,15 @@ def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
     return by_cell
 
 
+def mixtures_in_words(events: Iterable[Mapping[str, Any]], labels: Mapping[str, str]) -> list[str]:
+    """A line for each mixture in the cells of these ids, with their labels."""
+    cells: dict[str, list[str]] = defaultdict(list)
+    for cell, origin in origins(events).items():
+        for mixture in origin.mixtures if cell in labels else ():
+            cells[mixture].append(labels[cell])
+    return [f"{listed(names, NAMED_CELLS, 'cell')}: {mixture}" for mixture, names in cells.items()]
+
+
 def first_origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
     """Cell id -> the origin of its first shard."""
     shards = _shards(events).items()
@@ -82,36 +106,50 @@ REFERENCE = "reference"
 
 def scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
     """Cell id, or `REFERENCE` -> the devices, with their threads, that extracted its features and scored it."""
-    devices: dict[str, set[str]] = defaultdict(set)
-    threads: dict[str, Any] = {}
-    for event in events:
-        match event["event"]:
-            case "session":
-                threads = {}
-            case "worker":
-                threads[event["worker"]] = event.get("threads")
-            case "extract" | "score":
-                kind, _, rest = event["task"].partition("/")
-                key = REFERENCE if kind == REFERENCE else rest.partition("/")[0]
-                devices[key].add(f"{event['device']}, threads: {threads.get(event['worker']) or 'unknown'}")
-    return devices
+    return {
+        key: {f"{maker.device}, threads: {maker.threads or 'unknown'}" for maker in makers}
+        for key, makers in _scorers(events).items()
+    }
+
+
+def _scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[Maker]]:
+    makers: dict[str, set[Maker]] = defaultdict(set)
+    for event, workers in _with_makers(events):
+        if event["event"] in ("extract", "score"):
+            kind, _, rest = event["task"].partition("/")
+            makers[REFERENCE if kind == REFERENCE else rest.partition("/")[0]].add(_maker(event, workers))
+    return makers
+
+
+def other_makers(events: Iterable[Mapping[str, Any]], task: str, worker: str) -> set[Maker] | None:
+    """The makers other than `worker`'s kind that may have made a task's file which `worker` found in place.
+
+    None: no event says that anyone else had the task.
+    """
+    assigned: list[Maker] = []
+    finished = False
+    workers: Mapping[str, Maker] = {}
+    for event, workers in _with_makers(events):
+        if event["event"] == "session" and finished:  # the file has gone since, or nobody would have the task again
+            assigned, finished = [], False
+        elif event["event"] == "assigned" and event["task"] == task:
+            assigned.append(_maker(event, workers))
+        finished = finished or (_task(event) == task and event.get("committed", False))
+    mine = workers[worker]
+    others = Counter(assigned) - Counter([mine])
+    return set(others) - {mine} if others else None
 
 
 def device_kinds(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, set[str]]]:
-    """Cell id -> `sampled` and `scored` -> the kinds of device that did so, `cpu` or `cuda`."""
+    """Cell id -> `sampled` and `scored` -> the kinds of device that did so (`Maker.kind`)."""
     events = list(events)
     kinds: dict[str, dict[str, set[str]]] = defaultdict(dict)
     for cell, origin in origins(events).items():
-        kinds[cell]["sampled"] = {_kind(maker.device) for maker in origin.makers}
-    devices = scorers(events)
-    for cell in devices.keys() - {REFERENCE}:
-        kinds[cell]["scored"] = {_kind(device) for device in devices[cell] | devices.get(REFERENCE, set())}
+        kinds[cell]["sampled"] = {maker.kind for maker in origin.makers}
+    makers = _scorers(events)
+    for cell in makers.keys() - {REFERENCE}:
+        kinds[cell]["scored"] = {maker.kind for maker in makers[cell] | makers.get(REFERENCE, set())}
     return kinds
-
-
-def _kind(device: str) -> str:
-    """The kind of a device by its name: a CPU's begins with "cpu" (`workers.actor`)."""
-    return "cpu" if device.startswith("cpu") or not device else "cuda"
 
 
 def codes(events: Iterable[Mapping[str, Any]], stage: str) -> set[str]:
@@ -123,15 +161,8 @@ def codes(events: Iterable[Mapping[str, Any]], stage: str) -> set[str]:
 def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard]:
     """(cell id, file name) -> the origin of the shard."""
     shards: dict[tuple[str, str], _Shard] = defaultdict(_Shard)
-    workers: dict[str, Maker] = {}
-    for event in events:
+    for event, workers in _with_makers(events):
         match event["event"]:
-            case "session":
-                workers = {}  # each session uses the same worker names
-            case "worker":
-                versions = event.get("versions") or {}
-                software = tuple((name, versions[name]) for name in PACKAGES if versions.get(name))
-                workers[event["worker"]] = Maker(event["device"], software, event.get("threads"))
             case "assigned" if event["task"].startswith("sample/"):
                 _, cell, number = event["task"].split("/")
                 shards[cell, part_name(int(number))].assigned.append(_maker(event, workers))
@@ -144,9 +175,32 @@ def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard
     return shards
 
 
+def _with_makers(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Maker]]]:
+    """Each event with the workers that its session has had so far."""
+    workers: dict[str, Maker] = {}
+    for event in events:
+        match event["event"]:
+            case "session":
+                workers = {}  # each session uses the same worker names
+            case "worker":
+                accelerator = event.get("accelerator") or {}
+                versions = {**(event.get("versions") or {}), **accelerator}
+                software = tuple((name, versions[name]) for name in (*PACKAGES, *LIBRARIES) if versions.get(name))
+                threads, kind = event.get("threads"), accelerator.get("kind", "")
+                workers[event["worker"]] = Maker(event["device"], software, threads, kind)
+        yield event, workers
+
+
 def _maker(event: Mapping[str, Any], workers: Mapping[str, Maker]) -> Maker:
     """The worker of a shard's event; the first version of taugrid wrote no `worker` events."""
     return workers.get(event["worker"], Maker("", ()))._replace(device=event["device"])
+
+
+def _task(event: Mapping[str, Any]) -> Any:
+    """The key of an event's task; a shard's event has only the cell and the name of the file."""
+    if event["event"] != "shard":
+        return event.get("task")
+    return f"sample/{event['cell']}/{int(event['path'].partition('-')[2].partition('.')[0])}"
 
 
 def _committed(shard: _Shard, event: Mapping[str, Any], maker: Maker) -> None:

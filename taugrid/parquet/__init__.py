@@ -13,6 +13,7 @@ from taugrid.parquet.reader import (
 from taugrid.parquet.samples import SampleWriter, pictures
 from taugrid.parquet.seal import check_seal, file_end
 from taugrid.parquet.writer import (
+    OTHER_BYTES,
     ROWS_PER_GROUP,
     PartWriter,
     feature_schema,

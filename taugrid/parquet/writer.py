@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from taugrid.errors import DamagedFile, FileConflict
+from taugrid.errors import DamagedFile
 from taugrid.hashing import canonical_json
 from taugrid.parquet.reader import PartSummary, inspect
 from taugrid.parquet.seal import write_seal
@@ -31,6 +31,9 @@ SETTING_FIELDS = (
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 32 * 2**20
 """A row group ends at whichever limit comes first, so that neither writer nor reader holds more in memory."""
+
+OTHER_BYTES = "has other bytes than those made here"
+"""The `conflict` with an intact file of the same rows, as another kind of device makes."""
 
 
 def sample_schema(metadata: Mapping[str, Any]) -> pa.Schema:
@@ -77,6 +80,8 @@ class PartWriter:
         self._storage = storage
         self._rows: tuple[int, int] | None = None  # the first index, and the one after the last
         self._in_order = True
+        self.conflict: str | None = None
+        """What the file that `commit` kept is or has, if it is not what was made here: the driver judges it."""
         with ExitStack() as removal:  # removes the temporary file on an error, and names it in Arrow's error
             self._temporary = removal.enter_context(storage.temporary(path))
             self._writer = retried(self._open)
@@ -118,11 +123,7 @@ class PartWriter:
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=ROWS_PER_GROUP)
 
     def commit(self, replace: bool) -> bool:
-        """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False.
-
-        Raises:
-            FileConflict: if an object store holds the file already, with different bytes.
-        """
+        """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False."""
         self._writer.close()
         write_seal(self._temporary)
         return self._storage.commit(self._path, self._temporary, ANY) if replace else self._create()
@@ -130,7 +131,7 @@ class PartWriter:
     def commit_over(self, version: str | None) -> bool:
         """Put the file in place of the one that has this version (`Stat.version`), of a shorter one, or of none.
 
-        Any other file is kept; then it returns False. Raises what `commit` raises.
+        Any other file is kept; then it returns False.
         """
         self._writer.close()
         write_seal(self._temporary)
@@ -155,20 +156,29 @@ class PartWriter:
             existing = inspect(self._path, every_byte=False, storage=self._storage)
         except (FileNotFoundError, NotADirectoryError, DamagedFile):
             return None
-        same = existing.start == content.start and all(
-            existing.metadata.get(key) == content.metadata[key] for key in content.metadata
-        )
-        return version if same and existing.stop < content.stop else None
+        return version if _is_of_same_rows(existing, content) and existing.stop < content.stop else None
 
     def _create(self) -> bool:
         created = self._storage.commit(self._path, self._temporary)
-        # Not an error on a disk: a second copy may come from another kind of device; the lock excludes other drivers.
-        if not created and not self._storage.on_disk and not is_same(self._path, self._temporary, self._storage):
-            raise FileConflict(
-                f"{self._path} was made by another driver or worker meanwhile, and its bytes are not those made here; "
-                "it is kept: compare the devices and versions of both, or remove it"
-            )
+        if not created and not is_same(self._path, self._temporary, self._storage):
+            self.conflict = self._difference()
         return created
+
+    def _difference(self) -> str | None:
+        """What is different about the file that is kept; None: it only has more rows."""
+        try:
+            kept = inspect(self._path, storage=self._storage)
+        except DamagedFile as error:
+            return f"is damaged: {error}"
+        if (content := self.content) is None or not _is_of_same_rows(kept, content):
+            return "is of other images or settings"
+        return OTHER_BYTES if kept.stop == content.stop else None
+
+
+def _is_of_same_rows(existing: PartSummary, content: PartSummary) -> bool:
+    """Whether a file begins with the same rows of the same cell."""
+    has_metadata = all(existing.metadata.get(key) == content.metadata[key] for key in content.metadata)
+    return existing.start == content.start and has_metadata
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:

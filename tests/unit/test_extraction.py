@@ -17,6 +17,7 @@ from taugrid.eval.sources import open_source
 from taugrid.registry.extractors import DIGITS_CONVNET, EXTRACTORS, PIXELS
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.accelerator import transfer
+from taugrid.workers.accelerator.transfer import Transfer
 from taugrid.workers.device import Device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,18 +74,19 @@ class Copied:
 
     def __init__(self, gpu, number, there, found):
         self.gpu, self.number, self.there, self.found = gpu, number, there, found
+        self.is_there = False
 
     def query(self):
-        is_there = self.number in self.gpu.quick
-        if is_there:
+        if self.number in self.gpu.quick:
             self._copy()
-        return is_there
+        return self.is_there
 
     def synchronize(self):
         self._copy()
         self.gpu.waited_for.append((self.number, self.gpu.begun))
 
     def _copy(self):
+        self.is_there = True
         for place, values in zip(self.there, self.found, strict=True):
             place.copy_(values)
 
@@ -196,6 +198,6 @@ def test_what_a_custom_extractor_left_on_the_host_is_taken_as_it_is():
 
 def test_batches_are_of_even_sizes():
     sizes = []
-    in_batches = extract.InBatches(lambda batch: sizes.append(len(batch)) or batch, 64, Device("cpu"))
+    in_batches = extract.InBatches(lambda batch: sizes.append(len(batch)) or Transfer(), 64, Device("cpu"))
     list(in_batches(torch.zeros(100, 1, 2, 2)))
     assert sizes == [50, 50]

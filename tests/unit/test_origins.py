@@ -2,7 +2,7 @@
 
 import pytest
 
-from taugrid.orchestrator.rundir.origins import origins
+from taugrid.orchestrator.rundir.origins import mixtures_in_words, origins, other_makers
 
 
 def session(*devices, torch="2.9"):
@@ -86,3 +86,56 @@ def test_other_software_is_a_mixture_too_and_packages_that_make_no_image_are_not
 def test_events_of_the_first_version_are_read():
     """They know no assignments, and nothing of what was there or copied."""
     assert mixtures(*session("cpu", "a100"), shard(0, "cpu"), shard(0, "a100", "worker-1")) == []
+
+
+def devices_of(makers):
+    return None if makers is None else sorted(maker.device for maker in makers)
+
+
+A_TWICE = [*session("a100", "a100", "cpu"), assigned(0, "a100")]
+
+
+@pytest.mark.parametrize(
+    ("events", "worker", "others"),
+    [
+        ([*session("cpu"), assigned(0, "cpu")], "worker-0", None),  # nobody else had it
+        ([*A_TWICE, assigned(0, "a100", "worker-1")], "worker-1", []),  # an equal one
+        ([*A_TWICE, assigned(0, "a100")], "worker-0", []),  # itself, before
+        ([*A_TWICE, assigned(0, "cpu", "worker-2")], "worker-2", ["a100"]),
+        ([*A_TWICE, shard(0, "a100"), assigned(0, "cpu", "worker-2")], "worker-2", ["a100"]),  # a superfluous copy
+        ([*A_TWICE, *session("cpu"), assigned(0, "cpu")], "worker-0", ["a100"]),  # left over from a killed driver
+        ([*A_TWICE, shard(0, "a100"), *session("cpu", "cpu"), assigned(0, "cpu"), assigned(0, "cpu", "worker-1")],
+         "worker-1", []),  # what the a100 made has gone since
+        ([*session("cpu", torch="2.9"), assigned(0, "cpu"), *session("cpu"), assigned(0, "cpu")], "worker-0", []),
+        ([*session("cpu", torch="2.8"), assigned(0, "cpu"), *session("cpu"), assigned(0, "cpu")], "worker-0", ["cpu"]),
+        ([*A_TWICE, assigned(1, "cpu", "worker-2")], "worker-2", None),  # another shard
+    ],
+)  # fmt: skip
+def test_who_else_may_have_made_a_file_is_known_from_the_events(events, worker, others):
+    task = events[-1]["task"]
+    assert devices_of(other_makers(events, task, worker)) == others
+
+
+def gpu(name="a100", **libraries):
+    accelerator = {"kind": "cuda", "cuda": "13.0", "cudnn": "91002", "driver": "580.65.06"} | libraries
+    return [{"event": "session"}, {**session(name)[1], "accelerator": accelerator}]
+
+
+def test_other_libraries_of_a_gpu_are_a_mixture_and_events_without_them_are_not():
+    assert mixtures(*gpu(), shard(0, "a100"), *gpu(), shard(1, "a100")) == []
+    assert mixtures(*gpu(), shard(0, "a100"), *gpu(cudnn="92000"), shard(1, "a100")) == [
+        "mixed: sampled with cudnn 91002, 92000"
+    ]
+    assert mixtures(*session("a100"), shard(0, "a100"), *gpu(), shard(1, "a100")) == [], "earlier versions lack them"
+
+
+def test_a_copy_of_other_libraries_counts_as_one_of_a_different_maker():
+    """The patch: `LIBRARIES` is empty, as before they were recorded (defect 19)."""
+    events = [*gpu(), assigned(0, "a100"), *gpu(driver="590.1"), assigned(0, "a100")]
+    assert devices_of(other_makers(events, "sample/c/0", "worker-0")) == ["a100"]
+
+
+def test_status_names_the_cells_of_a_mixture():
+    events = [*session("a100", "h100"), shard(0, "a100"), shard(1, "h100", "worker-1")]
+    assert mixtures_in_words(events, {"c": "S=10 eta=0"}) == ["S=10 eta=0: mixed: sampled on a100, h100"]
+    assert mixtures_in_words(events, {}) == []

@@ -1,4 +1,5 @@
-"""Transfers to the device and back while it computes: sampled images as 8 bits, and extracted features.
+"""Transfers to the device and back while it computes: sampled images as 8 bits, and extracted features. And how far
+the device is with what was submitted to it.
 
 A GPU is never left with nothing to do: the work of the next batch is begun before the host waits for the last one. A
 CPU has computed a batch when its call returns, so there every transfer is done at once.
@@ -6,9 +7,9 @@ CPU has computed a batch when its call returns, so there every transfer is done 
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,17 +19,83 @@ from torch import Tensor
 IN_FLIGHT = 2
 """Batches that were submitted to a GPU and are not on the host yet."""
 
+CALLS_AHEAD = 8
+"""Network calls that a GPU has not finished when the host submits the next one. CUDA itself queues about 1,000
+launches, 60 calls of a CUDA graph; so far behind, heartbeats would say nothing of the device. Eight calls of 2 ms
+outlast the 5 ms for which another Python thread may keep the host from launching."""
+
+SLOW_SECONDS = 1.0
+"""A call for which the host waits this long keeps a GPU busy by itself: then one is ahead, so that after the last call
+the host is silent for two calls and not for nine."""
+
+
+class Mark(Protocol):
+    """A point in a device's queue. It is reached once all that was submitted before is finished."""
+
+    def query(self) -> bool:
+        """Whether it is reached. Raises a device's error."""
+
+    def synchronize(self) -> None:
+        """Return once it is reached. Raises a device's error."""
+
+
+def mark(device: torch.device) -> Mark | None:
+    """The point after all that was submitted so far. None: a call has computed when it returns, as on CPUs.
+
+    Tests and benchmarks replace this function to simulate a GPU.
+    """
+    if device.type != "cuda":
+        return None
+    event: Mark = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting for it keeps no core busy
+    event.record(torch.cuda.current_stream(device))  # type: ignore[attr-defined]  # that GPU need not be the current
+    return event
+
+
+class Submitted:
+    """The calls that were submitted to a device, and how many of them it has finished."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        """`report` is called with what is finished, in the unit of `add`."""
+        self._report = report
+        self._finished, self._ahead = 0, CALLS_AHEAD
+        self._pending: deque[tuple[Mark, int]] = deque()
+
+    def add(self, end: Mark | None, amount: int = 1) -> None:
+        """Note a call, which is finished when the device reaches its `end`."""
+        if end is None:
+            self._finished += amount
+        else:
+            self._pending.append((end, amount))
+
+    def make_room(self) -> None:
+        """Report what is finished, and wait until another call may be submitted, with a report after each call.
+
+        If the device hangs, there is none: this function waits for it.
+        """
+        while self._pending and self._pending[0][0].query():
+            self._finish_one()
+        self._report(self._finished)
+        while len(self._pending) > self._ahead:
+            began = time.monotonic()
+            self._pending[0][0].synchronize()
+            self._ahead = CALLS_AHEAD if time.monotonic() - began < SLOW_SECONDS else 1
+            self._finish_one()
+            self._report(self._finished)
+
+    def _finish_one(self) -> None:
+        self._finished += self._pending.popleft()[1]
+
 
 @dataclass
 class Transfer:
     """Tensors on their way to the host. Read them once `wait` has returned."""
 
-    copied: Any = field(default=None, repr=False, kw_only=True)
-    """The CUDA event after the copies. None: the tensors are on the host."""
+    copied: Mark | None = field(default=None, repr=False, kw_only=True)
+    """The point after the copies. None: the tensors are on the host."""
 
     @property
     def is_done(self) -> bool:
-        return self.copied is None or bool(self.copied.query())
+        return self.copied is None or self.copied.query()
 
     def wait(self) -> None:
         """Return once the tensors are on the host."""
@@ -74,22 +141,17 @@ def images_to_host(x0: Tensor, network_was_finite: Tensor, start: int, began: fl
     return ImageTransfer(start, began, pixels, flags, copied=copied)
 
 
-def to_host(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
-    """The tensors in host memory, and the CUDA event after their copies, before which they may not be filled.
+def to_host(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Mark | None]:
+    """The tensors in host memory, and the point after their copies, before which they may not be filled.
 
-    The host does not wait for a GPU. Without one, the event is None.
+    The host does not wait for a GPU. Without one, the point is None.
     """
-    on_gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
-    if on_gpu is None:
-        return [tensor.cpu() for tensor in tensors], None
     # A copy in pinned memory is filled when the device reaches it in its queue; torch reuses such memory.
     copies = [
-        torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True) if x.is_cuda else x
+        torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True) if x.is_cuda else x.cpu()
         for x in tensors
     ]
-    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting for it keeps no core busy
-    copied.record(torch.cuda.current_stream(on_gpu))  # of that GPU, which need not be the current one
-    return copies, copied
+    return copies, mark(next((x.device for x in tensors if x.is_cuda), tensors[0].device))
 
 
 def to_device(tensor: Tensor, device: str) -> Tensor:

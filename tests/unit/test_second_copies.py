@@ -1,0 +1,116 @@
+"""A worker commits a shard and dies unheard; the copy made by another one has other bytes, or the file is not whole.
+
+`DEFECT 11`, the patch that these tests fail with: `Loop._judge` raises `FileConflict` for every conflict.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from in_process import CONFIG, PoolHere, drive, small_run
+
+from taugrid.orchestrator.dispatch import pool
+from taugrid.orchestrator.dispatch.pool import Joined, Lost
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.origins import origins
+from taugrid.orchestrator.view.verify import verify
+from taugrid.storage import LocalStorage, replacing
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
+GPU = "NVIDIA A100-SXM4-80GB"
+
+
+class DiesUnheard(PoolHere):
+    """Its first worker commits its first shard, whose bytes only it makes, and dies without a word."""
+
+    devices = (GPU, "cpu")
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._started, self._dead = 0, False
+
+    def start(self, avoid=()):
+        worker = f"worker-{self._started}"
+        info = replace(self._worker.check_health(self._probe), device=self.devices[min(self._started, 1)])
+        self._started += 1
+        self._events.append(Joined(worker, info))
+        return worker
+
+    def submit(self, worker, job, key):
+        if worker != "worker-0" or not key.startswith("sample/"):
+            super().submit(worker, job, key)
+        elif not self._dead:
+            self._dead = True
+            seed = {"seed": job.settings.seed + 1}  # stands for a device that rounds differently
+            self._worker.do(replace(job, settings=job.settings.model_copy(update=seed)))
+            self.spoil(job)
+            self._events.append(Lost(worker, "it died", False))
+
+    def spoil(self, job):
+        pass
+
+    def kill(self, worker):
+        pass
+
+
+def flip_a_bit(pool, job):
+    data = bytearray(job.storage.read(Path(job.path)))
+    data[len(data) // 2] ^= 1
+    with replacing(Path(job.path), job.storage) as temporary:
+        temporary.write_bytes(data)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path):
+    if request.param == "bucket":
+        return request.getfixturevalue("bucket")
+    return tmp_path / "run", LocalStorage(tmp_path / "run")
+
+
+@pytest.fixture
+def run_of(place, tmp_path, monkeypatch):
+    """Drives a run whose first worker dies unheard; returns the outcome, what was printed, and the run directory."""
+
+    def run(**attributes):
+        root, storage = place
+        with small_run(tmp_path, CONFIG) as opened:
+            monkeypatch.setattr(pool, "Pool", type("Planted", (DiesUnheard,), attributes))
+            outcome, printed = drive(opened, root, storage)
+            return outcome, printed, replace(opened, rundir=RunDir(root, storage))
+
+    return run
+
+
+def events_of(run, name):
+    return [event for event in read_events(run.rundir) if event["event"] == name]
+
+
+def test_of_two_kinds_of_device_the_first_to_commit_counts(run_of):
+    outcome, printed, run = run_of()
+    assert outcome.missing == {}
+    assert [event["worker"] for event in events_of(run, "failed")] == ["worker-0"], "its death, and no other failure"
+    [noted] = events_of(run, "other bytes")
+    assert (noted["device"], noted["first"]) == ("cpu", [GPU])
+    assert printed.count("was made twice, with other bytes") == 1
+    cell = noted["task"].split("/")[1]
+    assert {shard["cell"] for shard in events_of(run, "shard") if not shard["own"]} == {cell}
+    assert GPU in [maker.device for maker in origins(read_events(run.rundir))[cell].makers]
+    assert list(verify(run, lambda images: None)[0]) == []
+    assert "damaged" not in printed
+
+
+def test_of_two_equal_workers_one_is_wrong_and_the_shard_is_an_error(run_of):
+    outcome, printed, run = run_of(devices=("cpu", "cpu"))
+    assert len(outcome.missing) == 1
+    assert "has other bytes than those made here, although it was made with the same software and threads" in printed
+    assert "something is not deterministic" in printed
+    assert events_of(run, "other bytes") == []
+
+
+def test_a_first_copy_that_is_not_whole_does_not_count(run_of):
+    outcome, printed, run = run_of(spoil=flip_a_bit)
+    assert len(outcome.missing) == 1
+    assert "it is damaged: its bytes have changed since it was written" in printed
+    assert events_of(run, "other bytes") == []
