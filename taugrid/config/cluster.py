@@ -71,7 +71,7 @@ class Cluster(Section):
     train: TrainingWorker = TrainingWorker()
     """What a training worker takes, if it is not what other workers take."""
     score: ScoringWorker = ScoringWorker()
-    """The workers without a GPU that compute scores beside workers with one."""
+    """What a worker without a GPU takes that computes scores beside workers with one, and how many a node has."""
     max_attempts: Positive = 3
     """Number of nodes that a task must fail on (all nodes, if there are fewer) before it is quarantined and reported;
     on a single node, its number of attempts. Failures that are the node's fault do not count."""
