@@ -36,7 +36,7 @@ from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.threads import one_ahead
 from taugrid.workers.accelerator.transfer import completed
-from taugrid.workers.device import set_up, usual_device
+from taugrid.workers.device import kind_of, set_up, usual_device
 
 Columns = Mapping[str, Features]
 """An extraction: `features` (B, d) and, of a classifier, `logits` (B, k), both float32."""
@@ -162,7 +162,7 @@ def _document(
         "metrics": {},
         "notes": [*(f"no {metric}: {reason}" for metric, reason in possible.reasons.items()), *possible.remarks],
         "warnings": warnings(samples, reference, extractor),
-        "protocol": on_devices(protocol.as_dict(), {"scored": [options.device.partition(":")[0]]}),
+        "protocol": on_devices(protocol.as_dict(), {"scored": [kind_of(options.device)]}),
     }
 
 

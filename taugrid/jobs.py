@@ -73,6 +73,14 @@ class OracleNetwork:
     data: Data
 
 
+A_FUNCTION = "a function"
+"""The `summary` of a custom network that is no `nn.Module`."""
+
+NO_WEIGHTS = (
+    "sample.precision: bf16-weights casts the weights of an nn.Module; return one, or set sample.precision: bf16"
+)
+
+
 @dataclass(frozen=True)
 class CustomNetwork:
     """A user's function that returns a network (`model.callable`), and the identity of the network that it returned."""
@@ -134,6 +142,14 @@ class WorkerInfo:
     """Ray's id of the node; several nodes may share an address."""
     threads: int | None = None
     """CPU threads that torch uses; None: not known."""
+    accelerator: Mapping[str, str] = field(default_factory=dict)
+    """`kind` (`cuda`, `rocm` or `mps`) and the versions of what it computes with, as far as known. Empty: a CPU."""
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What is recorded of it, besides its node."""
+        recorded = {"device": self.device, "versions": self.versions, "threads": self.threads}
+        return recorded | ({"accelerator": dict(self.accelerator)} if self.accelerator else {})
 
 
 class Hopeless(Exception):

@@ -37,7 +37,8 @@ from taugrid.versions import versions
 from taugrid.words import call_this_node
 from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import configure
-from taugrid.workers.device import ComputeLock, Device, set_up
+from taugrid.workers.accelerator.libraries import libraries
+from taugrid.workers.device import ComputeLock, Device, kind_of, set_up
 from taugrid.workers.importing import uncollected
 
 HEARTBEAT_WAIT_SECONDS = 10.0
@@ -146,7 +147,9 @@ class Worker(HeartbeatActor):
         device = self._set_up()
         with self._guard_accelerator():
             check_device(device.name, self._given_gpu, node)
-        return WorkerInfo(node, device.hardware, installed, node_id, self._threads)
+        kind = kind_of(device.name)
+        accelerator = {} if kind == "cpu" else {"kind": kind, **libraries(kind)}
+        return WorkerInfo(node, device.hardware, installed, node_id, self._threads, accelerator)
 
     def do(self, job: Job) -> Result:
         """Do a job with the function that it names, and commit its file.

@@ -61,7 +61,8 @@ class SampleJob(Job):
         return Arithmetic.of(self.settings)
 
     def remedy(self, device: Device, error: Exception) -> str:
-        load = partial(device.network, self.network, self.diffusion, self.arithmetic._replace(compile="none"))
+        how = self.arithmetic._replace(compile="none", batch_size=None)
+        load = partial(device.network, self.network, self.diffusion, how)
         return smaller_batch(load, self.decoder.network_shape, self.settings.batch_size, device.name, error)
 
 

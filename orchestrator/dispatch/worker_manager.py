@@ -123,8 +123,7 @@ class WorkerManager:
         self._names.setdefault(worker.node, info.node)
         if worker.info is None:
             worker.info = info
-            made_by = {"device": info.device, "versions": info.versions, "threads": info.threads}
-            self._outputs.events.note("worker", worker=event.worker, node=info.node, **made_by)
+            self._outputs.events.note("worker", worker=event.worker, node=info.node, **info.made_by)
         if worker.is_starting:
             self._not_started = 0
             self._enlist(event.worker)
