@@ -22,7 +22,6 @@ from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.threads import one_ahead
 from taugrid.words import this_node
-from taugrid.workers.accelerator.memory import release_memory
 from taugrid.workers.data import load as data
 from taugrid.workers.data.picture import SourceError
 from taugrid.workers.device import Device
@@ -106,6 +105,8 @@ def _whole(extractions: "Iterable[Extraction]", groups: "deque[NDArray[np.int64]
 class InBatches:
     """An extractor that works in batches, and in smaller ones after a batch did not fit into memory.
 
+    What sampling kept on the device goes first: the same batch is then tried again.
+
     An image's features do not depend on its batch, except for rounding (docs/decisions.md has how much).
     """
 
@@ -131,14 +132,17 @@ class InBatches:
                 yield extraction
 
     def _try(self, batch: "Tensor") -> "Extraction | None":
-        """The extraction of a batch; None if it did not fit into memory, and the next one is half as large."""
+        """The extraction of a batch; None if it did not fit into memory, and the next one is half as large.
+
+        The next one has the same size if there was something else to be freed.
+        """
         try:
             return self._extractor(batch)
         except Exception as error:
-            if len(batch) == 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error) or (len(batch) == 1 and not self._device.keeps_networks):
                 raise
-        release_memory(self._device.name)  # after the error, which holds what was computed so far
-        self._size = len(batch) // 2
+        if not self._device.clear_networks():  # after the error, which holds what was computed so far
+            self._size = len(batch) // 2
         return None
 
 

@@ -35,6 +35,7 @@ from taugrid.protocol import Protocol, on_devices
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.threads import one_ahead
+from taugrid.workers.accelerator.policy import kind_of
 from taugrid.workers.accelerator.transfer import completed
 from taugrid.workers.device import set_up, usual_device
 
@@ -162,7 +163,7 @@ def _document(
         "metrics": {},
         "notes": [*(f"no {metric}: {reason}" for metric, reason in possible.reasons.items()), *possible.remarks],
         "warnings": warnings(samples, reference, extractor),
-        "protocol": on_devices(protocol.as_dict(), {"scored": [options.device.partition(":")[0]]}),
+        "protocol": on_devices(protocol.as_dict(), {"scored": [kind_of(options.device)]}),
     }
 
 

@@ -113,9 +113,10 @@ def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
     """A network that the caller holds, computed as `settings` say."""
     if settings.compile != "none":
         raise UserError("compile is for models that taugrid loads; pass torch.compile(network) instead")
-    kind = place.partition(":")[0]
-    arithmetic.prepare(settings.precision, kind, kind)
-    return arithmetic.computed(network, Arithmetic.of(settings), kind)
+    if settings.precision == "bf16-weights":
+        raise UserError("precision: bf16-weights is for models that taugrid loads; set bf16, or cast the network's own")
+    arithmetic.prepare(settings.precision, place, place)
+    return arithmetic.computed(network, Arithmetic.of(settings), place)
 
 
 def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int], device: str) -> NDArray[np.uint8]:

@@ -33,7 +33,7 @@ from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_di
 from taugrid.orchestrator.rundir.grown import FILE as GROWN
 from taugrid.orchestrator.rundir.grown import grown, is_damaged, read_sizes
 from taugrid.orchestrator.selection import without_models
-from taugrid.orchestrator.shard_sizes import require_no_tf32, too_few_shards
+from taugrid.orchestrator.shard_sizes import require_no_gpu, too_few_shards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.growing import Growth, Until
@@ -411,12 +411,13 @@ class Session:
         cluster_config = self.config.cluster
         cpus, gpus = capacity.worker_size(cluster_config)
         if not gpus:
-            require_no_tf32(self.selected)
+            require_no_gpu(self.selected)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
         cpu_only = None
-        if cluster_config.use_cpus and gpus:
-            share = float(capacity.exact(cluster_config.score.cpus_per_worker or cluster_config.cpus_per_worker))
-            cpu_only = CpuOnly((max(1, int(share)),), share)
+        if gpus:
+            scoring = cluster_config.score
+            share = float(capacity.exact(scoring.cpus_per_worker or cluster_config.cpus_per_worker))
+            cpu_only = CpuOnly((max(1, int(share)),), share, cluster_config.use_cpus, scoring.workers_per_node)
         return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, cluster_config.label_selector, cpu_only)
 
     def _set_aside(self, damage: Damage) -> None:

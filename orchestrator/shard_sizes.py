@@ -6,6 +6,7 @@ from taugrid.config import Sample
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.words import counted, duration
+from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.sample import SampleJob
 
 LONG_SECONDS = 300.0
@@ -25,13 +26,14 @@ SHARDS_A_WORKER = 4
 """The recommended number, so that a slow worker can do fewer than a fast one."""
 
 
-def require_no_tf32(plan: Plan) -> None:
-    """Raise `UserError` if a cell wants TF32 from workers without a GPU."""
-    if any(cell.settings.precision == "tf32" for cell in plan.cells):
-        raise UserError(
-            "sample.precision: tf32 needs an NVIDIA GPU, and workers have none here; set float32, bf16 or fp16, or "
-            "join a cluster with such GPUs (--address)"
-        )
+def require_no_gpu(plan: Plan) -> None:
+    """Raise `UserError` if a cell wants TF32 or CUDA graphs from workers without a GPU."""
+    for cell in plan.cells:
+        if (need := lacks("cpu", cell.settings.precision, cell.settings.compile)) is not None:
+            raise UserError(
+                f"{need.setting} needs {need.device}, and workers have none here; set {need.instead}, or join a "
+                "cluster with such GPUs (--address)"
+            )
 
 
 def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:

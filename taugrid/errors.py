@@ -214,11 +214,26 @@ _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 
 _ACCELERATOR = re.compile(
     r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b.{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_|Triton Error"
+    r"|captures_underway"
 )
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|_ALLOC(ATION)?_FAILED|OutOfMemory|can't allocate memory|bad_alloc", re.IGNORECASE
+    r"out of memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"
+    r"|_?ALLOC(ATION)?_?FAILED|failed to allocate|allocation failed",
+    re.IGNORECASE,
 )
-"""cuBLAS writes `_ALLOC_FAILED`, cuDNN since its version 9 `_DEVICE_ALLOCATION_FAILED`."""
+_PERHAPS_OUT_OF_MEMORY = re.compile(
+    r"unable to find an engine to execute this computation|Unable to find a valid cuDNN algorithm"
+    r"|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED|miopenStatus(Unknown|Internal)Error"
+    r"|captures_underway|due to a previous error during capture"
+)
+"""Texts that lack of memory hides behind, and other faults too. tests/unit/test_memory_texts.py names the source of
+each text here and above.
+
+- cuDNN's engines and algorithms: torch tries each, and drops those that raise OutOfMemoryError or an error of cuDNN's.
+  At the end it says only that none was left (Conv_v8.cpp, Conv_v7.cpp; pytorch#108645).
+- Handles of cuBLAS and cuDNN, which need memory of their own, outside of torch's.
+- MIOpen throws "Memory not available to allocate buffer" with the status that it uses for everything unexpected.
+- A capture of a CUDA graph that ended early: the allocator may not return memory until it ends."""
 
 
 def is_environment_error(error: BaseException) -> bool:
@@ -240,11 +255,12 @@ def is_accelerator_error(error: BaseException) -> bool:
     """Whether an error is an accelerator's, other than out of memory: its process can't use the accelerator any more.
 
     torch is not imported here, so its errors are recognised by the names of their types and by their texts. Causes are
-    not checked, because Ray does not pass them on: see `accelerator_error_in`.
+    not checked, because Ray does not pass them on: see `accelerator_error_in`. Texts of which memory is only one cause
+    count: whoever can make a job smaller asks `is_out_of_memory` first, and lets such an error pass if that is no help.
     """
     if isinstance(error, BrokenAccelerator):
         return True
-    if is_out_of_memory(error):
+    if _is_surely_out_of_memory(error):
         return False
     is_cudas = isinstance(error, RuntimeError) and _ACCELERATOR.search(str(error)) is not None
     return type(error).__name__ == "AcceleratorError" or is_cudas
@@ -260,8 +276,19 @@ def accelerator_error_in(error: BaseException) -> BaseException | None:
     return None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that an accelerator's or the machine's memory is used up."""
+def is_out_of_memory(error: BaseException, surely: bool = False) -> bool:
+    """Whether an error means that an accelerator's or the machine's memory is used up.
+
+    It counts errors that often mean it and can mean something else (`_PERHAPS_OUT_OF_MEMORY`), such as a type that the
+    device lacks: free memory, try again, then try a smaller batch. If not even one image works, the error is not about
+    memory. `surely`: leave them out.
+    """
+    return _is_surely_out_of_memory(error) or (
+        not surely and isinstance(error, RuntimeError) and _PERHAPS_OUT_OF_MEMORY.search(str(error)) is not None
+    )
+
+
+def _is_surely_out_of_memory(error: BaseException) -> bool:
     name = type(error).__name__
     return isinstance(error, MemoryError) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from taugrid.config import Data, Diffusion, Train, Unet
+from taugrid.errors import is_out_of_memory
 from taugrid.hashing import SourceFile
 from taugrid.run_id import RunId, check_run
 from taugrid.storage import LOCAL, Storage
@@ -38,11 +39,14 @@ class Job:
     """The version (`Stat.version`) of a shorter file of the same shard, from when there were fewer rows: the job's
     file takes its place. None: there is none. Any other file that is found there is kept."""
 
-    def remedy(self, device: Any) -> str:
+    def remedy(self, device: Any, error: Exception) -> str:
         """A sentence that says what to change if the job does not fit into memory.
 
-        `device` is its `workers.device.Device`.
+        `device` is its `workers.device.Device`, and `error` what the job raised; it is raised again unless it is about
+        memory.
         """
+        if not is_out_of_memory(error, surely=True):
+            raise error
         return "give workers more memory, or start fewer on a node (cluster.cpus_per_worker)"
 
     def check_run(self) -> None:
@@ -67,6 +71,14 @@ class OracleNetwork:
     """The optimal eps for the distribution that `data` names."""
 
     data: Data
+
+
+A_FUNCTION = "a function"
+"""The `summary` of a custom network that is no `nn.Module`."""
+
+NO_WEIGHTS = (
+    "sample.precision: bf16-weights casts the weights of an nn.Module; return one, or set sample.precision: bf16"
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,14 @@ class WorkerInfo:
     """Ray's id of the node; several nodes may share an address."""
     threads: int | None = None
     """CPU threads that torch uses; None: not known."""
+    accelerator: Mapping[str, str] = field(default_factory=dict)
+    """`kind` (`cuda`, `rocm` or `mps`) and the versions of what it computes with, as far as known. Empty: a CPU."""
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What is recorded of it, besides its node."""
+        recorded = {"device": self.device, "versions": self.versions, "threads": self.threads}
+        return recorded | ({"accelerator": dict(self.accelerator)} if self.accelerator else {})
 
 
 class Hopeless(Exception):

@@ -9,6 +9,7 @@ Torch is imported by the health check, not with this module: the driver only nam
 import platform
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ from taugrid.words import call_this_node, this_node
 from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import configure
 from taugrid.workers.accelerator.gpu import about_broken, start_gpu
+from taugrid.workers.accelerator.libraries import libraries
+from taugrid.workers.accelerator.policy import kind_of
 from taugrid.workers.device import ComputeLock, Device, set_up
 from taugrid.workers.importing import uncollected
 
@@ -147,7 +150,9 @@ class Worker(HeartbeatActor):
         with self._guard_accelerator():
             device = self._set_up()
             check_device(device.name, node)
-        return WorkerInfo(node, device.hardware, installed, node_id, self._threads)
+        kind = kind_of(device.name)
+        accelerator = {} if kind == "cpu" else {"kind": kind, **libraries(kind)}
+        return WorkerInfo(node, device.hardware, installed, node_id, self._threads, accelerator)
 
     def do(self, job: Job) -> Result:
         """Do a job with the function that it names, and commit its file.
@@ -221,24 +226,29 @@ def run_in_memory(job: Job, device: Device) -> Result:
 
     Raises:
         DoesNotFit: if it runs out of memory again; the message says what would fit.
+        RuntimeError: its own error, if that only may mean lack of memory, and smaller batches do not help.
     """
+    shortage: Exception = MemoryError()
     for _ in range(2):
         done = _result_or_shortage(job, device)
         if isinstance(done, Result):
             return done
+        shortage = done
         device.compute_lock.acquire()  # the job may have released it before it ran out of memory
         device.clear_caches()  # not in the handler, where the error's frames still hold tensors
-    raise DoesNotFit(f"{job.remedy(device)} ({device.hardware}: {done})")
+    raise DoesNotFit(f"{job.remedy(device, shortage)} ({device.hardware}: {last_line(shortage)})")
 
 
-def _result_or_shortage(job: Job, device: Device) -> Result | str:
-    """The job's result, or the last line of its out-of-memory error."""
+def _result_or_shortage(job: Job, device: Device) -> Result | Exception:
+    """The job's result, or its out-of-memory error, without the frames that hold what was computed so far."""
     try:
         result: Result = resolve_name(job.entry_point)(job, device)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return last_line(error)
+        error.add_note(traceback.format_exc())
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
     return result
 
 

@@ -126,6 +126,7 @@ class Device:
         self._last_heartbeat = -MIN_HEARTBEAT_SECONDS
         self._progress = (0.0, 0.0)
         self._networks = LRUCache(MAX_NETWORKS)
+        self._has_graphs = False
         self._extractors = LRUCache(MAX_EXTRACTORS)
 
     def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
@@ -138,10 +139,11 @@ class Device:
         """
         from taugrid.workers.network.load import load_network
 
-        arithmetic.prepare(how.precision, self.kind, self.hardware)
-        key, compiles = (spec, diffusion, how.compile), how.compile != "none"
-        network: Denoiser = self._networks.get(key, lambda: load_network(spec, diffusion, self.name, compiles))
-        arithmetic.prepare(how.precision, self.kind, self.hardware)  # a custom network may have changed it
+        decided = arithmetic.prepare(how.precision, self.kind, self.hardware, how.compile)
+        self._has_graphs |= decided.compile == "reduce-overhead"
+        key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
+        network: Denoiser = self._networks.get(key, lambda: load_network(spec, diffusion, self.name, decided))
+        arithmetic.configure(decided)  # a custom network may have changed it
         return arithmetic.computed(network, how, self.kind)
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
@@ -151,9 +153,23 @@ class Device:
 
     def clear_caches(self) -> None:
         """Free the memory of all networks and extractors of earlier jobs."""
-        self._networks.clear()
         self._extractors.clear()
+        self.clear_networks()
+
+    def clear_networks(self) -> bool:
+        """Free the memory of all networks of earlier jobs; returns whether there were any."""
+        had_any = self.keeps_networks
+        self._networks.clear()
+        if self._has_graphs:
+            from taugrid.workers.accelerator.compiled import release_graphs
+
+            release_graphs()
         release_memory(self.name)
+        return had_any
+
+    @property
+    def keeps_networks(self) -> bool:
+        return len(self._networks) > 0
 
     def heartbeat(self, done: float, of: float) -> None:
         """Report that the running job makes progress: `done` of `of` is done, in any unit.

@@ -17,6 +17,7 @@ from taugrid.config import Data, Diffusion
 from taugrid.images import to_uint8
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import schedules
+from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, with_heartbeats
@@ -50,9 +51,9 @@ class OdeJob(Job, ABC):
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network takes."""
 
-    def remedy(self, device: Device) -> str:
+    def remedy(self, device: Device, error: Exception) -> str:
         load = partial(device.network, self.network, self.diffusion)
-        return smaller_batch(load, self.shape, self.batch_size, device.name)
+        return smaller_batch(load, self.shape, self.batch_size, device.name, error)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class InterpolateJob(OdeJob):
 
 
 def run(job: ReconstructJob | InterpolateJob, device: Device) -> Result:
-    network = device.network(job.network, job.diffusion)
+    network = device.network(job.network, job.diffusion, Arithmetic(batch_size=job.batch_size))
     if isinstance(job, ReconstructJob):
         return reconstruct_shard(job, network, device.name, device.heartbeat)
     return interpolate_cell(job, network, device.name, device.heartbeat)

@@ -60,9 +60,10 @@ class SampleJob(Job):
     def arithmetic(self) -> Arithmetic:
         return Arithmetic.of(self.settings)
 
-    def remedy(self, device: Device) -> str:
-        load = partial(device.network, self.network, self.diffusion, self.arithmetic._replace(compile="none"))
-        return smaller_batch(load, self.decoder.network_shape, self.settings.batch_size, device.name)
+    def remedy(self, device: Device, error: Exception) -> str:
+        how = self.arithmetic._replace(compile="none", batch_size=None)
+        load = partial(device.network, self.network, self.diffusion, how)
+        return smaller_batch(load, self.decoder.network_shape, self.settings.batch_size, device.name, error)
 
 
 def run(job: SampleJob, device: Device) -> Result:

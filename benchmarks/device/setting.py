@@ -105,12 +105,12 @@ def denoiser(
     batch: int | None = None,
 ) -> Denoiser:
     """`network` as workers call it, in a precision, compiled or not."""
-    arithmetic.prepare(precision, setting.device, setting.device)
+    how = arithmetic.prepare(precision, setting.device, setting.device, compiled)
     module = network
     if compiled != "none":
         from taugrid.workers.accelerator.compiled import by_torch
 
-        module = by_torch(network)
+        module = by_torch(network, how)
     layout = torch.channels_last if _is_channels_last(network) else torch.contiguous_format
 
     @torch.inference_mode()

@@ -21,6 +21,7 @@ from taugrid.images import encode_png
 from taugrid.jobs import OracleNetwork
 from taugrid.registry.extractors import INCEPTION, FeaturePrecision
 from taugrid.workers.accelerator import arithmetic
+from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.accelerator.transfer import completed
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoiser
@@ -61,7 +62,7 @@ def pipeline(setting: Setting) -> dict[str, Any]:
     pipe.set_progress_bar_config(disable=True)
     found = {}
     for tf32 in (True, False) if arithmetic.has_tf32(setting.device) else (False,):
-        arithmetic.configure(tf32)
+        arithmetic.configure(policy("cuda", "tf32" if tf32 else "float32"))
         if tf32:
             torch.backends.cuda.matmul.allow_tf32 = False  # torch ships TF32 for convolutions alone
         seconds = setting.seconds(lambda: pipe(batch, num_inference_steps=STEPS, output_type="np"), 3)

@@ -102,10 +102,16 @@ def why_lost(error: RayError, with_its_node: bool) -> str:
 
 
 class CpuOnly(NamedTuple):
-    """Actor arguments and CPUs of CPU-only workers, in a pool whose other workers have a GPU."""
+    """CPU-only workers, in a pool whose other workers have a GPU."""
 
     arguments: tuple[Any, ...]
+    """Of the actor."""
     cpus: float
+    """CPUs of each worker."""
+    on_cpu_nodes: bool = False
+    """Whether they also start on nodes without a GPU."""
+    per_gpu_node: int = 0
+    """The most of them on a node with GPUs."""
 
 
 class _Call(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import SourceFile
-from taugrid.jobs import CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
+from taugrid.jobs import A_FUNCTION, NO_WEIGHTS, CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
 from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import short_path
@@ -256,6 +256,8 @@ class Custom(ModelSource):
             raise UserError(
                 f"sample.weights is {settings.weights}, but a custom network has one set of weights; remove the key"
             )
+        if settings.precision == "bf16-weights" and self.spec.summary == A_FUNCTION:
+            raise UserError(f"{self.spec.callable} returns a function: {NO_WEIGHTS}")
         return {}
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
@@ -296,11 +298,10 @@ class Oracle(ModelSource):
         return {"oracle": self.distribution, "shape": shape, "diffusion": diffusion_identity(diffusion)}
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
-        """No keys; `UserError` if it is to be compiled."""
-        if settings.compile != "none":
-            raise UserError(
-                f"sample.compile is {settings.compile}, but an oracle is not a torch network; remove the key"
-            )
+        """No keys; `UserError` if it is to be compiled, or its weights to be cast."""
+        for key, wanted in (("compile", settings.compile), ("precision", settings.precision)):
+            if wanted in ("default", "reduce-overhead", "bf16-weights"):
+                raise UserError(f"sample.{key} is {wanted}, but an oracle is not a torch network; remove the key")
         return {}
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:

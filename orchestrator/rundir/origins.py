@@ -10,18 +10,33 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from taugrid.orchestrator.plan.cells import part_name
+from taugrid.words import listed
 
 PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")
 """Software that an image's bytes depend on."""
 
+LIBRARIES = ("cuda", "cudnn", "hip", "miopen", "driver")
+"""The same of a GPU (`workers.accelerator.libraries`), which events of earlier versions lack."""
+
+
+NAMED_CELLS = 4
+"""Cells of a mixture that are named; the rest are counted."""
+
 
 class Maker(NamedTuple):
-    """A kind of worker: its device, the versions of `PACKAGES` on it, and the number of CPU threads."""
+    """A kind of worker: its device, the versions of `PACKAGES` and `LIBRARIES` on it, the number of CPU threads."""
 
     device: str
     versions: tuple[tuple[str, str], ...]
     threads: int | None = None
     """None: an event of an earlier version, which did not record them."""
+    recorded_kind: str = ""
+
+    @property
+    def kind(self) -> str:
+        """`cpu`, `cuda`, `rocm` or `mps`. If it was not recorded: the name of a CPU begins with "cpu"."""
+        by_name = "cpu" if self.device.startswith("cpu") or not self.device else "cuda"
+        return self.recorded_kind or by_name
 
 
 @dataclass
@@ -39,7 +54,7 @@ class Origin:
         """The differences between the makers, a phrase for each kind."""
         devices = sorted({maker.device for maker in self.makers})
         mixtures = [f"mixed: sampled on {', '.join(devices)}"] if len(devices) > 1 else []
-        for name in PACKAGES:
+        for name in (*PACKAGES, *LIBRARIES):
             versions = sorted({version for maker in self.makers for key, version in maker.versions if key == name})
             if len(versions) > 1:
                 mixtures.append(f"mixed: sampled with {name} {', '.join(versions)}")
@@ -66,6 +81,15 @@ def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
     return by_cell
 
 
+def mixtures_in_words(events: Iterable[Mapping[str, Any]], labels: Mapping[str, str]) -> list[str]:
+    """A line for each mixture in the cells of these ids, with their labels."""
+    cells: dict[str, list[str]] = defaultdict(list)
+    for cell, origin in origins(events).items():
+        for mixture in origin.mixtures if cell in labels else ():
+            cells[mixture].append(labels[cell])
+    return [f"{listed(names, NAMED_CELLS, 'cell')}: {mixture}" for mixture, names in cells.items()]
+
+
 def first_origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
     """Cell id -> the origin of its first shard."""
     shards = _shards(events).items()
@@ -82,19 +106,19 @@ REFERENCE = "reference"
 
 def scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
     """Cell id, or `REFERENCE` -> the devices, with their threads, that extracted its features and scored it."""
-    devices: dict[str, set[str]] = defaultdict(set)
-    threads: dict[str, Any] = {}
-    for event in events:
-        match event["event"]:
-            case "session":
-                threads = {}
-            case "worker":
-                threads[event["worker"]] = event.get("threads")
-            case "extract" | "score":
-                kind, _, rest = event["task"].partition("/")
-                key = REFERENCE if kind == REFERENCE else rest.partition("/")[0]
-                devices[key].add(f"{event['device']}, threads: {threads.get(event['worker']) or 'unknown'}")
-    return devices
+    return {
+        key: {f"{maker.device}, threads: {maker.threads or 'unknown'}" for maker in makers}
+        for key, makers in _scorers(events).items()
+    }
+
+
+def _scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[Maker]]:
+    makers: dict[str, set[Maker]] = defaultdict(set)
+    for event, workers in _with_makers(events):
+        if event["event"] in ("extract", "score"):
+            kind, _, rest = event["task"].partition("/")
+            makers[REFERENCE if kind == REFERENCE else rest.partition("/")[0]].add(_maker(event, workers))
+    return makers
 
 
 def other_makers(events: Iterable[Mapping[str, Any]], task: str, worker: str) -> set[Maker] | None:
@@ -117,20 +141,15 @@ def other_makers(events: Iterable[Mapping[str, Any]], task: str, worker: str) ->
 
 
 def device_kinds(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, set[str]]]:
-    """Cell id -> `sampled` and `scored` -> the kinds of device that did so, `cpu` or `cuda`."""
+    """Cell id -> `sampled` and `scored` -> the kinds of device that did so (`Maker.kind`)."""
     events = list(events)
     kinds: dict[str, dict[str, set[str]]] = defaultdict(dict)
     for cell, origin in origins(events).items():
-        kinds[cell]["sampled"] = {_kind(maker.device) for maker in origin.makers}
-    devices = scorers(events)
-    for cell in devices.keys() - {REFERENCE}:
-        kinds[cell]["scored"] = {_kind(device) for device in devices[cell] | devices.get(REFERENCE, set())}
+        kinds[cell]["sampled"] = {maker.kind for maker in origin.makers}
+    makers = _scorers(events)
+    for cell in makers.keys() - {REFERENCE}:
+        kinds[cell]["scored"] = {maker.kind for maker in makers[cell] | makers.get(REFERENCE, set())}
     return kinds
-
-
-def _kind(device: str) -> str:
-    """The kind of a device by its name: a CPU's begins with "cpu" (`workers.actor`)."""
-    return "cpu" if device.startswith("cpu") or not device else "cuda"
 
 
 def codes(events: Iterable[Mapping[str, Any]], stage: str) -> set[str]:
@@ -164,9 +183,11 @@ def _with_makers(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[
             case "session":
                 workers = {}  # each session uses the same worker names
             case "worker":
-                versions = event.get("versions") or {}
-                software = tuple((name, versions[name]) for name in PACKAGES if versions.get(name))
-                workers[event["worker"]] = Maker(event["device"], software, event.get("threads"))
+                accelerator = event.get("accelerator") or {}
+                versions = {**(event.get("versions") or {}), **accelerator}
+                software = tuple((name, versions[name]) for name in (*PACKAGES, *LIBRARIES) if versions.get(name))
+                threads, kind = event.get("threads"), accelerator.get("kind", "")
+                workers[event["worker"]] = Maker(event["device"], software, threads, kind)
         yield event, workers
 
 

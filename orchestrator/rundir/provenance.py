@@ -14,6 +14,7 @@ from typing import Any
 import taugrid
 from taugrid.config import Data
 from taugrid.errors import UserError
+from taugrid.hashing import canonical_json
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.sources import Trained
@@ -68,7 +69,8 @@ def write(rundir: RunDir, plan: Plan, scoring: Scoring | None) -> None:
     """Write provenance.json. Data and extractor stay as earlier sessions recorded them, if they are unknown now."""
     before = read_json(rundir.provenance, rundir.storage) or {}
     joined = (event for event in read_events(rundir) if event["event"] == "worker")
-    machines = sorted({(event["node"], event["device"]) for event in joined})
+    found = [{key: event[key] for key in ("node", "device", "accelerator") if key in event} for event in joined]
+    machines = {(machine["node"], machine["device"], canonical_json(machine)): machine for machine in found}
     value: dict[str, Any] = {
         **software(),
         "models": {
@@ -79,7 +81,7 @@ def write(rundir: RunDir, plan: Plan, scoring: Scoring | None) -> None:
         "dataset": _dataset(rundir, plan, scoring, before),
         "reference": before.get("reference"),
         "extractor": before.get("extractor"),
-        "machines": [{"node": node, "device": device} for node, device in machines],
+        "machines": [machines[key] for key in sorted(machines)],
     }
     if scoring is not None:
         reference, extractor = scoring.reference, scoring.extractor

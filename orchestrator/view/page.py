@@ -113,7 +113,7 @@ def _provenance(plan: Plan, rundir: RunDir) -> dict[str, str]:
     """provenance.json as lines of a table. Machines are known by their devices; their names stay here."""
     recorded = read_json(rundir.provenance, rundir.storage) or {}
     machines = recorded.get("machines") or ()
-    devices = sorted({str(machine["device"]) for machine in machines})
+    devices = sorted({" ".join(filter(None, [machine["device"], _libraries(machine)])) for machine in machines})
     versions = {"python": recorded.get("python"), **(recorded.get("versions") or {})}
     commit = recorded.get("git_commit")
     found = {
@@ -124,6 +124,12 @@ def _provenance(plan: Plan, rundir: RunDir) -> dict[str, str]:
         **{name: _in_words(recorded.get(name)) for name in ("dataset", "reference", "extractor")},
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _libraries(machine: Mapping[str, Any]) -> str:
+    """The versions of what a GPU computes with, such as "(cuda 13.0, cudnn 91002, driver 580.65)"."""
+    found = [f"{name} {version}" for name, version in (machine.get("accelerator") or {}).items() if name != "kind"]
+    return f"({', '.join(found)})" if found else ""
 
 
 def _weights(plan: Plan, recorded: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ Spacing = Literal[
     "linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad",
     "logsnr", "logsnr-int",
 ]  # fmt: skip
-Precision = Literal["float32", "tf32", "bf16", "fp16"]
-Compilation = Literal["none", "default"]
+Precision = Literal["float32", "tf32", "bf16", "fp16", "bf16-weights"]
+Compilation = Literal["none", "default", "reduce-overhead"]
 Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_length=1)]
 
 SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")
@@ -62,8 +62,8 @@ class Sample(Section):
     weights: Literal["ema", "raw"] = "ema"
     """`ema`: the averaged weights, or the only ones of a loaded model; `raw`: those before averaging."""
     precision: Precision = "float32"
-    """How the network computes: float32 is never TF32; tf32 needs an NVIDIA GPU; bf16 and fp16 are autocast's. The
-    sampler's own arithmetic is float32 for all of them."""
+    """How the network computes: float32 is never TF32; tf32 needs an NVIDIA GPU; bf16 and fp16 are autocast's;
+    bf16-weights casts weights and x once. The sampler's own arithmetic is float32 for all of them."""
     num_samples: Positive = 1_000
     """N. Not part of a cell's identity: raising it extends the cell."""
     batch_size: Positive = 256
@@ -73,7 +73,8 @@ class Sample(Section):
     shard_evaluations: Positive = 50_000
     """Number of network evaluations that one shard should take."""
     compile: Compilation = "none"
-    """`default`: the network is compiled by torch (torch.compile), for full batches."""
+    """`default`: the network is compiled by torch (torch.compile), for full batches. `reduce-overhead`: its kernels are
+    launched as one CUDA graph too; it needs an NVIDIA or AMD GPU."""
     sampler_options: Annotated[dict[str, Any], AfterValidator(_as_json)] = {}
     """Options of the sampler, by name; the others keep the sampler's own defaults."""
 
@@ -82,6 +83,8 @@ class Sample(Section):
         """The precision as protocols spell it."""
         if self.precision == "tf32":
             return "TF32"
+        if self.precision == "bf16-weights":
+            return "bf16 weights, no TF32"
         return f"{self.precision}{' autocast' if self.precision in ('bf16', 'fp16') else ''}, no TF32"
 
     @property

@@ -16,6 +16,7 @@ from taugrid.eval.features.load import as_input
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
+from taugrid.workers.accelerator.policy import ATTENTION, policy
 from taugrid.workers.training.loop import stay_on_loopback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +66,7 @@ def switches():
     kernels = (backends.cudnn.benchmark, backends.cudnn.deterministic, backends.miopen.immediate)
     names = ("fp16_reduced_precision_reduction", "bf16_reduced_precision_reduction", "fp16_accumulation")
     sums = [getattr(matmul, f"allow_{name}") for name in names]
-    attention = [getattr(backends.cuda, f"{name}_sdp_enabled")() for name in arithmetic.ATTENTION]
+    attention = [getattr(backends.cuda, f"{name}_sdp_enabled")() for name in ATTENTION]
     return new, old, kernels, sums, attention
 
 
@@ -99,7 +100,7 @@ def test_a_callers_switches_are_as_before_whichever_set_of_them_is_used(what, tf
     PLANTED[what]()
     before = switches()
     with arithmetic.restored():
-        arithmetic.configure(tf32)
+        arithmetic.configure(policy("cuda", "tf32" if tf32 else "float32"))
         assert switches() != before
     assert switches() == before
 
@@ -188,6 +189,7 @@ def test_float32_is_the_network_itself():
         ("tf32", "TF32"),
         ("bf16", "bf16 autocast, no TF32"),
         ("fp16", "fp16 autocast, no TF32"),
+        ("bf16-weights", "bf16 weights, no TF32"),
     ],
 )
 def test_a_protocol_says_how_the_network_computed(precision, said):

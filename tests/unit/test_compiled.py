@@ -1,5 +1,7 @@
 """Networks that torch compiles: once for an architecture, for full batches only."""
 
+import threading
+
 import pytest
 import torch
 from denoisers import at, of_time
@@ -10,6 +12,8 @@ from torch._inductor import config as inductor
 from taugrid.errors import DeviceUnusable
 from taugrid.workers.accelerator import compiled
 from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
+from taugrid.workers.accelerator.policy import policy
+from taugrid.workers.device import Device
 from taugrid.workers.network.custom import for_inference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,8 +31,8 @@ class Small(nn.Module):
         return nn.functional.silu(self.layer(x.flatten(1)) + t[:, None]).view_as(x)
 
 
-def denoiser(seed, compiled, how):
-    batched = for_inference(Small(seed), "mine:small", "cpu", compiled)
+def denoiser(seed, how):
+    batched = for_inference(Small(seed), "mine:small", "cpu", policy("cpu", how.precision, how.compile))
     return computed(of_time(lambda x, t: batched(x, torch.full((len(x),), t))), how, "cpu")
 
 
@@ -37,7 +41,7 @@ def test_one_compilation_serves_all_weights_of_an_architecture_and_smaller_batch
     x = torch.randn(4, 1, 3, 3)
     counters.clear()
     for seed in (0, 1):
-        network, plain = denoiser(seed, True, FULL), denoiser(seed, False, Arithmetic())
+        network, plain = denoiser(seed, FULL), denoiser(seed, Arithmetic())
         for t in (1, 999):
             whole = network(x, at(t))
             torch.testing.assert_close(whole, plain(x, at(t)), rtol=1e-5, atol=1e-6)
@@ -46,7 +50,7 @@ def test_one_compilation_serves_all_weights_of_an_architecture_and_smaller_batch
 
 
 def test_half_precision_is_another_compilation_that_returns_float32():
-    output = denoiser(0, True, FULL._replace(precision="bf16"))(torch.randn(4, 1, 3, 3), at(5))
+    output = denoiser(0, FULL._replace(precision="bf16"))(torch.randn(4, 1, 3, 3), at(5))
     assert output.dtype == torch.float32
     assert torch.equal(output.bfloat16().float(), output), "it was computed in bf16"
 
@@ -57,7 +61,7 @@ def test_a_node_without_a_compiler_is_refused_in_one_line():
         inductor.patch({"force_disable_caches": True, "cpp.cxx": ("/nowhere/c++",)}),
         pytest.raises(DeviceUnusable, match=r"sample.compile: default failed.* set sample.compile: none$") as caught,
     ):
-        denoiser(0, True, FULL)(torch.randn(4, 1, 3, 3), at(5))
+        denoiser(0, FULL)(torch.randn(4, 1, 3, 3), at(5))
     assert "\n" not in str(caught.value)
 
 
@@ -77,7 +81,7 @@ def outputs_of(widths):
     for width in widths:
         network = torch.compile(Wide(width).eval(), dynamic=False, backend="eager")
         with torch.inference_mode():
-            yield compiled.in_full_batches(of_time(network), 4)(torch.zeros(4, 1, 3, 3), at(5))
+            yield compiled.guarded(of_time(network), "default")(torch.zeros(4, 1, 3, 3), at(5))
 
 
 def test_a_worker_compiles_more_than_eight_architectures():
@@ -97,3 +101,65 @@ def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatc
     ) as caught:
         next(outputs)
     assert "\n" not in str(caught.value)
+
+
+def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
+    """torch keeps CUDA graphs by thread, and the next call overwrites what the last returned. Here without a GPU."""
+    buffer, threads, gradients = torch.zeros(2, 3), set(), set()
+
+    def network(x, at, condition=None):
+        threads.add(threading.get_ident())
+        gradients.add(torch.is_grad_enabled())
+        assert torch._dynamo.config.recompile_limit == compiled.MAX_COMPILATIONS
+        assert inductor.triton.cudagraph_or_error, "a call without a graph is an error in this thread"
+        return buffer.copy_(x)
+
+    graphed = compiled.guarded(network, "reduce-overhead")
+    outputs = {}
+
+    def job(value):
+        outputs[value] = graphed(torch.full((2, 3), float(value)), at(5))
+
+    jobs = [threading.Thread(target=job, args=(value,)) for value in (1, 2)]
+    for each in jobs:
+        each.start()
+        each.join()
+    assert {value: output.unique().tolist() for value, output in outputs.items()} == {1: [1.0], 2: [2.0]}
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+    assert gradients == {False}
+
+
+def test_a_network_without_a_graph_is_an_error_in_one_line():
+    def network(x, at, condition=None):
+        raise RuntimeError("skipping cudagraphs due to mutated inputs (1 instances)")
+
+    with pytest.raises(DeviceUnusable, match=r"compile: reduce-overhead failed: skipping cudagraphs due to mutated"):
+        compiled.guarded(network, "reduce-overhead")(torch.zeros(2, 3), at(5))
+
+
+def test_what_the_compiler_is_asked_for_is_known_to_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: asked.append(options))
+    for how in (policy("cpu", compile="default"), policy("cuda", compile="default"),
+                policy("cuda", "bf16-weights", "reduce-overhead")):  # fmt: skip
+        compiled.by_torch(None, how)
+    cpu, strict, graphs = asked
+    assert strict == cpu | {"layout_optimization": False}, "else it chooses channels_last for float32"
+    assert graphs == cpu | {"triton.cudagraphs": True, "triton.cudagraph_or_error": True}
+
+
+def test_clearing_the_caches_frees_graphs_in_their_thread(monkeypatch):
+    """D9: graph memory stays until then. Patch: `Device.clear_caches` without `release_graphs`."""
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(threading.get_ident()))
+    monkeypatch.setattr(
+        "taugrid.workers.device.arithmetic.prepare", lambda *args: policy("cuda", "bf16", "reduce-overhead")
+    )
+    monkeypatch.setattr("taugrid.workers.network.load.load_network", lambda *args: lambda x, at, c=None: x)
+    device = Device("cpu")
+    network = device.network(None, None, FULL._replace(compile="reduce-overhead"))
+    network(torch.zeros(4, 1, 3, 3), at(5))
+    device.clear_caches()
+    threads = {compiled.thread_of_graphs().submit(threading.get_ident).result()}
+    assert set(resets) == threads

@@ -2,7 +2,7 @@
 
 import pytest
 
-from taugrid.orchestrator.rundir.origins import origins, other_makers
+from taugrid.orchestrator.rundir.origins import mixtures_in_words, origins, other_makers
 
 
 def session(*devices, torch="2.9"):
@@ -114,3 +114,28 @@ A_TWICE = [*session("a100", "a100", "cpu"), assigned(0, "a100")]
 def test_who_else_may_have_made_a_file_is_known_from_the_events(events, worker, others):
     task = events[-1]["task"]
     assert devices_of(other_makers(events, task, worker)) == others
+
+
+def gpu(name="a100", **libraries):
+    accelerator = {"kind": "cuda", "cuda": "13.0", "cudnn": "91002", "driver": "580.65.06"} | libraries
+    return [{"event": "session"}, {**session(name)[1], "accelerator": accelerator}]
+
+
+def test_other_libraries_of_a_gpu_are_a_mixture_and_events_without_them_are_not():
+    assert mixtures(*gpu(), shard(0, "a100"), *gpu(), shard(1, "a100")) == []
+    assert mixtures(*gpu(), shard(0, "a100"), *gpu(cudnn="92000"), shard(1, "a100")) == [
+        "mixed: sampled with cudnn 91002, 92000"
+    ]
+    assert mixtures(*session("a100"), shard(0, "a100"), *gpu(), shard(1, "a100")) == [], "earlier versions lack them"
+
+
+def test_a_copy_of_other_libraries_counts_as_one_of_a_different_maker():
+    """The patch: `LIBRARIES` is empty, as before they were recorded (defect 19)."""
+    events = [*gpu(), assigned(0, "a100"), *gpu(driver="590.1"), assigned(0, "a100")]
+    assert devices_of(other_makers(events, "sample/c/0", "worker-0")) == ["a100"]
+
+
+def test_status_names_the_cells_of_a_mixture():
+    events = [*session("a100", "h100"), shard(0, "a100"), shard(1, "h100", "worker-1")]
+    assert mixtures_in_words(events, {"c": "S=10 eta=0"}) == ["S=10 eta=0: mixed: sampled on a100, h100"]
+    assert mixtures_in_words(events, {}) == []

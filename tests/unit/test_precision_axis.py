@@ -16,7 +16,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.shard_sizes import require_no_tf32
+from taugrid.orchestrator.shard_sizes import require_no_gpu
 from taugrid.orchestrator.work.reconstruct import ode_cells
 from taugrid.parquet import inspect
 from taugrid.storage import LOCAL, read_json, write_json
@@ -121,9 +121,9 @@ def test_reconstructions_are_computed_in_float32():
 
 
 def test_tf32_without_any_gpu_is_refused_before_a_worker_starts():
-    require_no_tf32(planned(precision="bf16"))
+    require_no_gpu(planned(precision="bf16"))
     with pytest.raises(UserError, match=r"^sample.precision: tf32 needs an NVIDIA GPU.*set float32, bf16 or fp16"):
-        require_no_tf32(planned(precision="tf32"))
+        require_no_gpu(planned(precision="tf32"))
 
 
 def test_what_files_record_is_json_without_later_defaults():

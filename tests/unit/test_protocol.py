@@ -159,6 +159,8 @@ def test_other_mathematics_devices_samplers_and_conditions_are_other_protocols()
     assert comparability_key(others[3]) == comparability_key(now), "samplers are compared on purpose"
     assert len({comparability_key(protocol) for protocol in [now, *others]}) == 5
     assert disagreements({"a": now, "b": others[0]}) == {"scoring": {"not set": ["a"], "2": ["b"]}}
+    kinds = [on_devices(now, {"sampled": {kind}}) for kind in ("cuda", "rocm", "mps")]
+    assert len({comparability_key(protocol) for protocol in [now, *kinds]}) == 4
     assert on_devices(now, {"sampled": {"cpu"}, "scored": {"cpu"}}) == now
     assert on_devices(RECORDED, {"sampled": {"cuda"}}) == RECORDED, "a file without scoring hashes as it was recorded"
 
@@ -178,6 +180,10 @@ def test_the_kinds_of_device_are_those_of_a_cells_shards_features_and_score():
     assert kinds == {"a": {"sampled": {"cpu"}, "scored": {"cpu"}}, "b": {"sampled": {"cuda"}, "scored": {"cuda"}}}
     kinds = device_kinds([shard("a", cpu), done("reference/0", gpu), done("score/a", cpu)])
     assert kinds["a"]["scored"] == {"cpu", "cuda"}
+    worker = {"event": "worker", "worker": "w", "node": "n", "device": "AMD Instinct MI300X"}
+    worker["accelerator"] = {"kind": "rocm", "hip": "7.0.51831"}
+    amd = shard("a", "AMD Instinct MI300X")
+    assert device_kinds([{"event": "session"}, worker, amd])["a"]["sampled"] == {"rocm"}, "torch calls it cuda"
 
 
 def test_long_lists_are_cut_and_stay_apart():

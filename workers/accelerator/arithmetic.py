@@ -3,28 +3,28 @@
 torch is imported when something is computed, not with this module: the driver must not import it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.config.sample import Compilation, Precision, Sample
 from taugrid.errors import DeviceUnusable
 from taugrid.words import this_node
+from taugrid.workers.accelerator.policy import ATTENTION, Policy, kind_of, lacks, policy
 from taugrid.workers.diffusion.denoiser import Wrapped
+from taugrid.workers.diffusion.process import Point
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from taugrid.workers.diffusion.denoiser import Denoiser
 
-FIRST_WITH_TF32 = (8, 0)
-"""The compute capability of Ampere (A100), the first NVIDIA architecture with TF32."""
+AMPERE = (8, 0)
+"""The compute capability of the A100, the first NVIDIA architecture with TF32 and bf16."""
 
-HALF = {"bf16": "bfloat16", "fp16": "float16"}
-"""Precisions under autocast -> torch's names of their types."""
-
-ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
-"""torch's kernels for attention, as it names their switches."""
+SUMS = ("bf16", "fp16")
+"""Types for whose sums of products torch has a switch, as the switch names them."""
 
 
 class Arithmetic(NamedTuple):
@@ -33,7 +33,8 @@ class Arithmetic(NamedTuple):
     precision: Precision = "float32"
     compile: Compilation = "none"
     batch_size: int | None = None
-    """The one number of images for which a compiled network is built. None: it is not compiled."""
+    """The one number of images with which the network is called, where the policy fills up smaller batches. None: it is
+    not compiled, and called with as many as there are."""
 
     @classmethod
     def of(cls, settings: Sample) -> "Arithmetic":
@@ -43,9 +44,12 @@ class Arithmetic(NamedTuple):
 
 PLAIN = Arithmetic()
 
+CONFIGURED = policy("cpu")
+"""What processes are set up for until a job asks for more."""
 
-def configure(tf32: bool = False) -> None:
-    """Make this process compute in true float32, or in TF32 where float32 is asked for, and the same every time.
+
+def configure(how: Policy = CONFIGURED) -> None:
+    """Make this process compute in true float32, or in TF32 where `how` says so, and the same every time.
 
     A user's network or extractor can change these settings of the whole process, so they are set for every job. torch
     has an old and a new set of switches. Libraries read the old ones, and torch raises an error if both disagree, so
@@ -57,21 +61,21 @@ def configure(tf32: bool = False) -> None:
     backends: Any = torch.backends  # torch sets its switches with modules whose types lag
     for above in (backends, backends.cudnn, backends.mkldnn):
         above.fp32_precision = "none"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    backends.cudnn.allow_tf32 = tf32  # on by default for convolutions
-    backends.cuda.matmul.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("high" if how.tf32 else "highest")
+    backends.cudnn.allow_tf32 = how.tf32  # on by default for convolutions
+    backends.cuda.matmul.allow_tf32 = how.tf32
     for place in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
-        place.fp32_precision = "tf32" if tf32 else "ieee"
+        place.fp32_precision = "tf32" if how.tf32 else "ieee"
     for place in (backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul):
         place.fp32_precision = "ieee"  # a CPU could take bf16 for it
     backends.cudnn.deterministic = True
-    backends.cudnn.benchmark = False  # it takes the kernel that was fastest this time
+    backends.cudnn.benchmark = how.benchmark  # it takes the kernel that was fastest this time
     backends.miopen.immediate = True  # the same on ROCm, whose library times kernels even without a benchmark
-    for half in HALF:
+    for half in SUMS:
         setattr(backends.cuda.matmul, f"allow_{half}_reduced_precision_reduction", True)
     backends.cuda.matmul.allow_fp16_accumulation = False
     for kernel in ATTENTION:
-        getattr(backends.cuda, f"enable_{kernel}_sdp")(True)
+        getattr(backends.cuda, f"enable_{kernel}_sdp")(kernel in how.attention)
 
 
 @contextmanager
@@ -88,7 +92,7 @@ def restored() -> Iterator[None]:
     switches = [(cudnn, "deterministic"), (cudnn, "benchmark"), (backends.miopen, "immediate")]
     switches.append((matmul, "allow_fp16_accumulation"))
     before = [(*switch, getattr(*switch)) for switch in switches]
-    before += [(matmul, *_reduced_sums(matmul, half)) for half in HALF]
+    before += [(matmul, *_reduced_sums(matmul, half)) for half in SUMS]
     attention = {kernel: getattr(backends.cuda, f"{kernel}_sdp_enabled")() for kernel in ATTENTION}
     precisions = []  # each place and what is set there itself, not from above
     for place in (backends, cudnn, mkldnn):  # the topmost first, or else its value would be read below
@@ -136,46 +140,111 @@ def repeat_backward() -> None:
         getattr(torch.backends.cuda, f"enable_{switch}_sdp")(False)
 
 
-def has_tf32(device: str) -> bool:
+def is_ampere(kind: str) -> bool:
+    """Whether a device of this `kind`, where it is NVIDIA's, is of the generation of the A100 or later."""
     import torch
 
-    if device != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability() >= FIRST_WITH_TF32
+    return kind != "cuda" or torch.cuda.get_device_capability() >= AMPERE
 
 
-def prepare(precision: Precision, device: str, hardware: str) -> None:
-    """Set this process up for a job of `precision`; DeviceUnusable if the device does not have it."""
-    if precision == "tf32" and not has_tf32(device):
+def has_tf32(device: str) -> bool:
+    kind = kind_of(device)
+    return kind == "cuda" and is_ampere(kind)
+
+
+def prepare(precision: Precision, device: str, hardware: str, compile: Compilation = "none") -> Policy:
+    """Set this process up for a job, and return how it computes on `device` (torch's name of it).
+
+    Raises:
+        DeviceUnusable: if the device does not have the precision, or what `compile` needs.
+    """
+    kind = kind_of(device)
+    if (need := lacks(kind, precision, compile, is_ampere(kind))) is not None:
         raise DeviceUnusable(
-            f"node {this_node()}: sample.precision: tf32 needs an NVIDIA GPU of the generation of the A100 or later, "
-            f"and this worker has {hardware}; set float32, bf16 or fp16, or choose nodes with cluster.label_selector"
+            f"node {this_node()}: {need.setting} needs {need.device}, and this worker has {hardware}; set "
+            f"{need.instead}, or choose nodes with cluster.label_selector"
         )
-    configure(tf32=precision == "tf32")
+    how = policy(kind, precision, compile)
+    configure(how)
+    return how
 
 
 def computed(network: "Denoiser", how: Arithmetic, device: str) -> "Denoiser":
-    """`network` with the precision and batch size of `how`; if `how` asks for compilation, it is compiled already."""
-    if how.precision in HALF:
-        network = under_autocast(network, HALF[how.precision], device)
-    if how.compile != "none" and how.batch_size is not None:
-        from taugrid.workers.accelerator.compiled import in_full_batches
+    """`network` with the precision and batch size of `how`; its weights are cast and it is compiled already."""
+    decided = policy(kind_of(device), how.precision, how.compile)
+    if decided.autocast is not None:
+        network = under_autocast(network, decided.autocast, device)
+    if decided.weights is not None:
+        network = in_type_of_weights(network, decided.weights)
+    if how.batch_size is None:
+        return network
+    if how.compile != "none":
+        from taugrid.workers.accelerator.compiled import guarded
 
-        network = in_full_batches(network, how.batch_size)
-    return network
+        network = guarded(network, how.compile)
+    return in_full_batches(network, how.batch_size) if decided.pads else network
 
 
 def under_autocast(network: "Denoiser", half: str, device: str) -> "Denoiser":
     """`network` under autocast to torch's type `half`. x and the output are float32.
 
-    Only the network runs under autocast. The sampler's own arithmetic stays float32, and so does t: in bf16, 998 would
-    be 1000.
+    Only the network runs under autocast. The sampler's own arithmetic stays float32, and so does t.
     """
     import torch
 
+    kind = device.partition(":")[0]
+
     def in_half(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
-        with torch.autocast(device, getattr(torch, half)):
+        with torch.autocast(kind, getattr(torch, half)):
             output = call(x)
         return output.float()
 
     return Wrapped(network, in_half)
+
+
+def in_type_of_weights(network: "Denoiser", half: str) -> "Denoiser":
+    """`network`, whose weights have torch's type `half`, for x in float32. The output is float32; t stays as it is."""
+    import torch
+
+    return Wrapped(network, lambda call, x: call(x.to(getattr(torch, half))).float())
+
+
+def cast_weights(module: "Module", half: str, but: Collection[str] = ()) -> None:
+    """Cast the floating-point parameters of a module to torch's type `half`, in place.
+
+    Buffers stay in float32, such as frequencies of a time embedding, and so do batch norms, which torch computes with
+    float32 parameters in any type, and the children named in `but`.
+    """
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    kept = [part for name in but if (child := getattr(module, name, None)) is not None for part in child.modules()]
+    for part in module.modules():
+        if isinstance(part, _BatchNorm) or any(part is other for other in kept):
+            continue
+        for parameter in part.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(getattr(torch, half))
+
+
+def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
+    """`network`, always called with `batch_size` images: zeros fill up a smaller batch.
+
+    Else a batch that is cut short would be compiled again, or computed by other kernels of a library: on GPUs they are
+    chosen by the number of images, and an image would depend on where its shard ends.
+    """
+
+    def filled_up(x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
+        missing = batch_size - len(x)
+        if missing <= 0:
+            return network(x, at, condition)
+        whole = None if condition is None else _filled(condition, missing)
+        return network(_filled(x, missing), at, whole)[: len(x)]
+
+    return filled_up
+
+
+def _filled(tensor: "Tensor", missing: int) -> "Tensor":
+    import torch
+
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])

@@ -7,7 +7,10 @@ This is the one file that uses `torch._dynamo` and `torch._inductor`: torch 2.13
 compilations, for the errors of its compiler, or for what an installed compiler has as options.
 """
 
+import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,8 +19,10 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor import config as inductor
 from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
+from taugrid.config.sample import Compilation
 from taugrid.errors import DeviceUnusable, is_out_of_memory, last_line
 from taugrid.words import this_node
+from taugrid.workers.accelerator.policy import Policy
 from taugrid.workers.diffusion.denoiser import Wrapped
 
 if TYPE_CHECKING:
@@ -27,8 +32,11 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-CHOICES_BY_TIMING = {"shape_padding": False, "deterministic": True}
+CHOICES_BY_TIMING: dict[str, bool] = {"shape_padding": False, "deterministic": True}
 """Options of torch's compiler, of which older versions lack some."""
+
+CUDA_GRAPHS = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True}
+"""What `mode="reduce-overhead"` sets (a mode excludes options), and an error in place of a network without graphs."""
 
 MAX_COMPILATIONS = 256
 """How often torch may compile the same code, for different shapes of weights or batches and different precisions.
@@ -36,39 +44,85 @@ torch's own limit is 8 in a process. Beyond it torch silently runs the code unco
 depend on what its worker did before."""
 
 
-def by_torch(function: F) -> F:
-    """`function`, which torch compiles when it is first called."""
-    options: dict[str, Any] = {name: value for name, value in CHOICES_BY_TIMING.items() if hasattr(inductor, name)}
-    return torch.compile(function, dynamic=False, options=options)  # type: ignore[return-value]
+def by_torch(function: F, how: Policy) -> F:
+    """`function`, which torch compiles when it is first called, as `how` says."""
+    options = dict(CHOICES_BY_TIMING)
+    if how.layout == "contiguous_format":
+        options["layout_optimization"] = False  # torch's compiler would choose channels_last for convolutions
+    if how.compile == "reduce-overhead":
+        options |= CUDA_GRAPHS
+    known = set(torch._inductor.list_options())
+    return torch.compile(function, dynamic=False, options={k: v for k, v in options.items() if k in known})  # type: ignore[return-value]
 
 
-def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
-    """`network`, always called with `batch_size` images: zeros fill up a smaller batch, which would be compiled again.
+def guarded(network: "Denoiser", compile: Compilation) -> "Denoiser":
+    """`network`, compiled as `compile` says, whose calls raise `DeviceUnusable` if torch can't compile it here."""
+    network = Wrapped(network, _limited)
+    if compile == "reduce-overhead":
+        network = in_thread_of_graphs(network)
 
-    Calling it raises `DeviceUnusable` if torch can't compile it here.
-    """
-
-    def filled_up(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
-        missing = batch_size - len(x)
-        whole = torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+    def called(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         try:
-            with dynamo.patch(
-                recompile_limit=MAX_COMPILATIONS,
-                accumulated_recompile_limit=MAX_COMPILATIONS,
-                fail_on_recompile_limit_hit=True,
-            ):
-                return call(whole)[: len(x)]
+            return call(x)
         except FailOnRecompileLimitHit as error:
             raise DeviceUnusable(
-                f"node {this_node()}: sample.compile: default failed: torch compiled a network's code "
+                f"node {this_node()}: sample.compile: {compile} failed: torch compiled a network's code "
                 f"{MAX_COMPILATIONS} times in one process; set sample.compile: none"
             ) from error
-        except (TorchDynamoException, InductorError, InvalidCxxCompiler) as error:
-            if is_out_of_memory(error):
+        except (InvalidCxxCompiler, RuntimeError) as error:
+            if is_out_of_memory(error) or not _is_compilers(error):
                 raise
             raise DeviceUnusable(
-                f"node {this_node()}: sample.compile: default failed: {last_line(error)[:300]}; it needs a C++ "
+                f"node {this_node()}: sample.compile: {compile} failed: {last_line(error)[:300]}; it needs a C++ "
                 "compiler on CPUs and Triton on GPUs; set sample.compile: none"
             ) from error
 
-    return Wrapped(network, filled_up)
+    return Wrapped(network, called)
+
+
+def _limited(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
+    """`call(x)`, in the thread whose limit on compilations this sets."""
+    with dynamo.patch(
+        recompile_limit=MAX_COMPILATIONS,
+        accumulated_recompile_limit=MAX_COMPILATIONS,
+        fail_on_recompile_limit_hit=True,
+    ):
+        return call(x)
+
+
+def _is_compilers(error: Exception) -> bool:
+    """Whether an error is one of torch's compiler, or of a network that it can't record in a CUDA graph."""
+    return isinstance(error, TorchDynamoException | InductorError | InvalidCxxCompiler) or "cudagraph" in str(error)
+
+
+@functools.cache
+def thread_of_graphs() -> ThreadPoolExecutor:
+    """The one thread of this process that calls networks with CUDA graphs."""
+    return ThreadPoolExecutor(1, "cuda-graphs", initializer=_forbid_calls_without_graphs)
+
+
+def _forbid_calls_without_graphs() -> None:
+    """Set what is read at each call: options are for the compiler, and settings of torch's compiler for one thread."""
+    inductor.triton.cudagraph_or_error = True
+
+
+def in_thread_of_graphs(network: "Denoiser") -> "Denoiser":
+    """`network`, always called in one thread, whose outputs are copied before the next call overwrites them.
+
+    torch keeps its CUDA graphs by thread (pytorch#123177), and a worker has two for its jobs: each would record graphs
+    in memory of its own, and free only those. Without a mark before each call torch would take a call for one that
+    continues from the last, and record it anew.
+    """
+
+    def called(device: torch.device, call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return call(x).clone()
+
+    return Wrapped(network, lambda call, x: thread_of_graphs().submit(called, x.device, call, x).result())
+
+
+def release_graphs() -> None:
+    """Free what CUDA graphs hold. Networks that are still in use are compiled anew, from torch's cache."""
+    if thread_of_graphs.cache_info().currsize:
+        thread_of_graphs().submit(torch.compiler.reset).result()

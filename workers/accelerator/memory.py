@@ -34,14 +34,21 @@ class LRUCache:
     def clear(self) -> None:
         self._values.clear()
 
+    def __len__(self) -> int:
+        return len(self._values)
+
 
 def release_memory(device: str) -> None:
-    """Return unreferenced memory to the device, for other processes too."""
+    """Return unreferenced memory to the device (`cuda`, `cuda:1`, ...), for other processes too."""
     import torch
 
     gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        with torch.cuda.device(device):  # else torch would set up the first GPU for it
+            torch.cuda.empty_cache()
+    elif kind == "mps":
+        torch.mps.empty_cache()
 
 
 def batch_that_fits(network: "Denoiser", image_shape: tuple[int, int, int], batch_size: int, device: str) -> int | None:
@@ -61,8 +68,8 @@ def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
     try:
         with torch.no_grad():  # as the sampler does
             network(torch.zeros(shape, device=device), FIRST)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -73,18 +80,24 @@ def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
 
 
 def smaller_batch(
-    load: "Callable[[], Denoiser]", image_shape: tuple[int, int, int], batch_size: int, device: str
+    load: "Callable[[], Denoiser]", image_shape: tuple[int, int, int], batch_size: int, device: str, error: Exception
 ) -> str:
-    """A sentence that says what to set so that a job of the network that `load` returns fits."""
-    size = None
+    """A sentence that says what to set so that a job of the network that `load` returns fits.
+
+    `error` is what the job raised. It is raised again if it only may mean lack of memory, and no smaller batch works.
+    """
+    size, surely = None, is_out_of_memory(error, surely=True)
     try:
         size = batch_that_fits(load(), image_shape, batch_size, device)
-    except Exception as error:
-        if not is_out_of_memory(error):
+    except Exception as found:
+        if not is_out_of_memory(found):
             raise
-    if size is None:
-        return "not even one image fits into memory; use devices with more memory (cluster.label_selector)"
-    return (
-        f"sample.batch_size: {batch_size} does not fit into memory, {size} does; set that, which makes other cells, or "
-        "use devices with more memory (cluster.label_selector)"
-    )
+    if size is not None:
+        fault = "does not fit into memory" if surely else "does not work here"
+        return (
+            f"sample.batch_size: {batch_size} {fault}, {size} does; set that, which makes other cells, or use "
+            "devices with more memory (cluster.label_selector)"
+        )
+    if not surely:
+        raise error
+    return "not even one image fits into memory; use devices with more memory (cluster.label_selector)"

@@ -5,6 +5,8 @@ Everything that lays out memory, sets a switch of torch or chooses a kernel asks
 
 from typing import Literal, NamedTuple
 
+from taugrid.config.sample import Compilation, Precision
+
 HALF = {"bf16": "bfloat16", "fp16": "float16", "bf16-weights": "bfloat16"}
 """Precisions whose layers compute in half precision -> torch's name of the type."""
 
@@ -15,8 +17,8 @@ ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 class Policy(NamedTuple):
     """How a network is computed; every field changes its output in the last digits, or more."""
 
-    layout: Literal["channels_last", "contiguous"]
-    """The memory format of weights and images."""
+    layout: Literal["channels_last", "contiguous_format"]
+    """torch's name of the memory format of weights and images."""
     tf32: bool
     """Whether float32 products and convolutions may round their factors to TF32."""
     autocast: str | None
@@ -25,13 +27,14 @@ class Policy(NamedTuple):
     """torch's name of the type that weights and x are cast to; None: they stay in float32."""
     attention: tuple[str, ...]
     """The kernels that torch may choose from."""
+    compile: Compilation
     pads: bool
     """Whether a batch that is cut short is filled up: libraries choose kernels by the number of images."""
     benchmark: bool = False
     """Whether libraries choose kernels by timing them. Never: it differs from one process to the next."""
 
 
-def policy(kind: str, precision: str = "float32", compile: str = "none") -> Policy:
+def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none") -> Policy:
     """How a network samples on a `kind` of device: `cpu`, `cuda` (NVIDIA), `rocm` (AMD) or `mps` (Apple).
 
     channels_last: oneDNN on CPUs is faster with it. cuDNN's tensor cores in half precision need it; its kernels for
@@ -41,13 +44,38 @@ def policy(kind: str, precision: str = "float32", compile: str = "none") -> Poli
     half = HALF.get(precision)
     casts = precision == "bf16-weights"
     return Policy(
-        layout="channels_last" if kind == "cpu" or (kind == "cuda" and half) else "contiguous",
+        layout="channels_last" if kind == "cpu" or (kind == "cuda" and half) else "contiguous_format",
         tf32=precision == "tf32",
         autocast=None if casts else half,
         weights=half if casts else None,
         attention=ATTENTION,
+        compile=compile,
         pads=kind != "cpu" or compile != "none",
     )
+
+
+class Need(NamedTuple):
+    """What a setting of a cell needs of a device that lacks it, for messages."""
+
+    setting: str
+    device: str
+    instead: str
+
+
+def lacks(kind: str, precision: Precision, compile: Compilation, is_ampere: bool = True) -> Need | None:
+    """What a cell's settings need that a device of this `kind` lacks; None: nothing.
+
+    `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
+    through float32, and leave a network uncompiled.
+    """
+    gpu = "an NVIDIA GPU of the generation of the A100 or later"
+    if precision == "tf32" and not (kind == "cuda" and is_ampere):
+        return Need("sample.precision: tf32", gpu, "float32, bf16 or fp16")
+    if precision in ("bf16", "bf16-weights") and not is_ampere:
+        return Need(f"sample.precision: {precision}", gpu, "float32 or fp16")
+    if compile == "reduce-overhead" and kind not in ("cuda", "rocm"):
+        return Need("sample.compile: reduce-overhead", "an NVIDIA or AMD GPU", "default or none")
+    return None
 
 
 def kind_of(device: str) -> str:

@@ -1,6 +1,7 @@
 """Custom networks (`model.callable: package.module:function`): describes one by trying it, loads it, checks it."""
 
 import inspect
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taugrid.errors import CustomCodeError, joined_lines
-from taugrid.jobs import CustomNetwork
+from taugrid.errors import CustomCodeError, joined_lines, last_line
+from taugrid.jobs import A_FUNCTION, NO_WEIGHTS, CustomNetwork
+from taugrid.workers.accelerator.arithmetic import cast_weights
+from taugrid.workers.accelerator.policy import Policy, kind_of, policy
 from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
@@ -23,7 +26,11 @@ TOLERANCE = 0.05
 output. Rounding in half precision moves it by 0.01, dropout or batch norm in training mode by about 1."""
 
 
-def load(network: CustomNetwork, device: str, compiled: bool = False) -> BatchedDenoiser:
+MIXED_TYPES = re.compile(r"same d?type|should be the same|scalar type|mixed dtype|BFloat16")
+"""Matches what torch says of a layer whose weights and input have different types."""
+
+
+def load(network: CustomNetwork, device: str, how: Policy | None = None) -> BatchedDenoiser:
     """The network that was described when the run was planned, for inference on `device`.
 
     Raises:
@@ -39,7 +46,7 @@ def load(network: CustomNetwork, device: str, compiled: bool = False) -> Batched
         made = make(name, network.weights)
     loaded = tensors_sha256(tensors(made))
     require_same(f"the network that {name} returns, by its weights,", loaded, network.tensors_sha256)
-    return for_inference(made, name, device, compiled)
+    return for_inference(made, name, device, how)
 
 
 def make(name: str, weights: str | None) -> Any:
@@ -154,7 +161,7 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
 
 def _summary(made: Any) -> str:
     if not isinstance(made, nn.Module):
-        return "a function"
+        return A_FUNCTION
     return f"{type(made).__name__}, {sum(parameter.numel() for parameter in made.parameters()):,} parameters"
 
 
@@ -178,23 +185,37 @@ def tensors(network: Any) -> dict[str, Any]:
     return tensors_by_name
 
 
-def for_inference(made: Any, name: str, device: str, compiled: bool = False) -> BatchedDenoiser:
+def for_inference(made: Any, name: str, device: str, how: Policy | None = None) -> BatchedDenoiser:
     """`made` as a `BatchedDenoiser` whose every output is `checked`.
 
     A module is moved to `device`, set to evaluation mode and called in inference mode. Any other function is left
-    alone: it may need gradients, or choose its devices itself. Either is compiled by torch if `compiled`.
+    alone: it may need gradients, or choose its devices itself. Either is compiled by torch, and a module's weights are
+    cast, if `how` says so. Its memory format stays: not every network works with another one.
     """
+    how = how or policy(kind_of(device))
+    if how.weights is not None:
+        if not isinstance(made, nn.Module):
+            raise CustomCodeError(f"{name} returns a function: {NO_WEIGHTS}")
+        cast_weights(made, how.weights)
     function = made.to(device).eval() if isinstance(made, nn.Module) else made
-    if compiled:
+    if how.compile != "none":
         from taugrid.workers.accelerator.compiled import by_torch
 
-        function = by_torch(function)
+        function = by_torch(function, how)
     if not isinstance(made, nn.Module):
         return lambda x, t: checked(function(x, t), x, name)
 
     @torch.inference_mode()
     def network(x: Tensor, t: Tensor) -> Tensor:
-        return checked(function(x, t), x, name)
+        try:
+            return checked(function(x, t), x, name)
+        except RuntimeError as error:
+            if how.weights is None or not MIXED_TYPES.search(str(error)):
+                raise
+            raise CustomCodeError(
+                f"the network of {name} does not compute with weights in bf16 ({last_line(error)[:200]}): cast what it "
+                "makes of t to x.dtype before its layers, or set sample.precision: bf16, which is autocast"
+            ) from error
 
     return network
 
@@ -204,7 +225,7 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
 
     float64 is rounded, which loses nothing that sampling in float32 would keep. Half precision is refused rather than
     converted: samples are recorded as coming from a float32 network, and weights saved in half precision are usually a
-    mistake. Under autocast (`sample.precision`), the type of autocast is what was asked for.
+    mistake. With `sample.precision: bf16` and the like, the type of autocast or of x is what was asked for.
 
     Raises:
         CustomCodeError: if it is not a tensor, or its shape, dtype or device is wrong.
@@ -221,7 +242,7 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
             f"the network of {name} returned the shape {tuple(output.shape)} for x of shape {tuple(x.shape)}, but must "
             f"keep the shape{hint}"
         )
-    if output.dtype not in (torch.float32, torch.float64, _autocast_dtype(x.device.type)):
+    if output.dtype not in (torch.float32, torch.float64, x.dtype, _autocast_dtype(x.device.type)):
         hint = "; end it with .float() if half precision is intended" if output.is_floating_point() else ""
         raise CustomCodeError(f"the network of {name} returned {output.dtype}, but must return torch.float32{hint}")
     if output.device != x.device:

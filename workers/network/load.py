@@ -11,14 +11,18 @@ from taugrid.config import Diffusion
 from taugrid.errors import CustomCodeError
 from taugrid.jobs import CustomNetwork, NetworkSpec, SavedUnet
 from taugrid.workers import schedules
+from taugrid.workers.accelerator.policy import Policy, kind_of, policy
 from taugrid.workers.data.builtin import distribution
 from taugrid.workers.diffusion import gaussian, oracle
 from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 from taugrid.workers.network import custom
 
 
-def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, compiled: bool = False) -> Denoiser:
-    """A network for inference on `device`, which predicts `diffusion.prediction`. `compiled`: by torch.compile.
+def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: Policy | None = None) -> Denoiser:
+    """A network for inference on `device`, which predicts `diffusion.prediction`. `how`: by default in float32.
+
+    Its memory format, the type of its weights and its compilation are those of `how`; the rest is for its callers
+    (`accelerator.arithmetic.computed`).
 
     Raises:
         ContentMismatch: if this node has other files, code or weights than the driver planned with, or none.
@@ -27,12 +31,13 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, compil
         CustomCodeError: if a custom function returns no network. Calling it raises the same for a wrong output, see
             `custom.checked`.
     """
+    how = how or policy(kind_of(device))
     if isinstance(network, SavedUnet):
         from taugrid.workers.network.unet import load_unet  # diffusers takes seconds, and only these need it
 
-        return load_unet(network, device, compiled)
+        return load_unet(network, device, how)
     if isinstance(network, CustomNetwork):
-        return from_times(custom.load(network, device, compiled))
+        return from_times(custom.load(network, device, how))
     data = distribution(network.data)
     if isinstance(data, gaussian.Gaussian):
         return oracle.gaussian_eps(data, schedules.alpha_bar(diffusion), device)

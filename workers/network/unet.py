@@ -20,6 +20,8 @@ from taugrid.errors import WrongWeights, joined_lines
 from taugrid.jobs import SavedUnet
 from taugrid.storage import Storage
 from taugrid.words import listed
+from taugrid.workers.accelerator.arithmetic import cast_weights
+from taugrid.workers.accelerator.policy import Policy
 from taugrid.workers.content import require_same, verified_copy
 from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 from taugrid.workers.importing import imported_on_use, uncollected
@@ -68,8 +70,8 @@ def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], di
     raw.save_pretrained(folder / "unet_raw", safe_serialization=True)
 
 
-def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser:
-    """The saved UNet2DModel, for inference on `device`. Only tensors are unpickled.
+def load_unet(saved: SavedUnet, device: str, how: Policy) -> Denoiser:
+    """The saved UNet2DModel, for inference on `device` as `how` says. Only tensors are unpickled.
 
     Raises:
         ContentMismatch: if this node has other files in the folder than the driver, or none.
@@ -80,16 +82,19 @@ def load_unet(saved: SavedUnet, device: str, compiled: bool = False) -> Denoiser
     with verified_copy(weights_file(folder, saved.storage), saved.weights_sha256, saved.storage) as weights:
         weights.with_name(CONFIG_FILE).write_bytes(_config(folder / CONFIG_FILE, saved.config_sha256, saved.storage))
         unet = _from_folder(weights.parent, folder)
-    unet = unet.to(device=device, memory_format=torch.channels_last).eval()
+    if how.weights is not None:
+        cast_weights(unet, how.weights, but=("time_proj",))
+    layout = getattr(torch, how.layout)
+    unet = unet.to(device=device, memory_format=layout).eval()
     module: Callable[..., Any] = unet
-    if compiled:
+    if how.compile != "none":
         from taugrid.workers.accelerator.compiled import by_torch  # torch's compiler takes a second to import
 
-        module = by_torch(unet)
+        module = by_torch(unet, how)
 
     @torch.inference_mode()
     def network(x: Tensor, t: Tensor) -> Tensor:
-        output: Tensor = module(x.contiguous(memory_format=torch.channels_last), t, return_dict=False)[0]
+        output: Tensor = module(x.contiguous(memory_format=layout), t, return_dict=False)[0]
         return output
 
     return from_times(network)

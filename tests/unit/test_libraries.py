@@ -1,0 +1,80 @@
+"""What is recorded of the GPU that a worker computes with (defect 19)."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from in_process import CONFIG, PoolHere, drive, small_run
+
+from taugrid.jobs import WorkerInfo
+from taugrid.orchestrator.dispatch import pool
+from taugrid.orchestrator.dispatch.pool import Joined
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
+from taugrid.storage import LocalStorage
+from taugrid.workers.accelerator.libraries import libraries
+
+ACCELERATOR = {"kind": "cuda", "cuda": "13.0", "cudnn": "91002", "driver": "580.65.06"}
+
+
+@pytest.fixture
+def modules(tmp_path):
+    for module, version in (("nvidia", "580.65.06"), ("amdgpu", "6.12.12")):
+        (tmp_path / module).mkdir()
+        (tmp_path / module / "version").write_text(f"{version}\n")
+    return tmp_path
+
+
+def versions(monkeypatch, cuda=None, hip=None, cudnn=None):
+    for name, value in (("cuda", cuda), ("hip", hip)):
+        monkeypatch.setattr(torch.version, name, value)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+
+
+def test_nvidias_libraries_are_those_that_torch_loaded(monkeypatch, modules):
+    versions(monkeypatch, cuda="13.0", cudnn=91002)
+    assert {"kind": "cuda", **libraries("cuda", modules)} == ACCELERATOR
+
+
+def test_amds_libraries_go_by_their_own_names(monkeypatch, modules):
+    versions(monkeypatch, hip="7.0.51831", cudnn=3005000)
+    assert libraries("rocm", modules) == {"hip": "7.0.51831", "miopen": "3005000", "driver": "6.12.12"}
+
+
+def test_what_is_unknown_is_left_out(monkeypatch, tmp_path):
+    def refuses():
+        raise RuntimeError("cuDNN version incompatibility: PyTorch was compiled  against (9, 10, 2)")
+
+    versions(monkeypatch, cuda="13.0")
+    assert libraries("cuda", tmp_path) == {"cuda": "13.0"}
+    monkeypatch.setattr(torch.backends.cudnn, "version", refuses)
+    assert libraries("cuda", tmp_path) == {"cuda": "13.0"}
+    assert libraries("cpu") == {}
+    assert libraries("mps") == {}
+
+
+def test_a_cpu_is_recorded_as_before():
+    assert WorkerInfo("n", "cpu", {"torch": "2.13.0"}, "id", 1).made_by == {
+        "device": "cpu", "versions": {"torch": "2.13.0"}, "threads": 1
+    }  # fmt: skip
+
+
+class OnACard(PoolHere):
+    def check_health(self, worker):
+        info = replace(self._worker.check_health(self._probe), device="NVIDIA H100", accelerator=ACCELERATOR)
+        self._events.append(Joined(worker, info))
+
+
+@pytest.mark.usefixtures("one_thread", "sketched")
+@pytest.mark.parametrize("accelerator", [None, ACCELERATOR])
+def test_events_and_provenance_name_them(tmp_path, monkeypatch, accelerator):
+    root = tmp_path / "run"
+    with small_run(tmp_path, CONFIG) as opened:
+        if accelerator:
+            monkeypatch.setattr(pool, "Pool", OnACard)
+        drive(opened, root, LocalStorage(root))
+    [worker] = [event for event in read_events(RunDir(root)) if event["event"] == "worker"]
+    [machine] = json.loads((root / "provenance.json").read_text())["machines"]
+    assert worker.get("accelerator") == machine.get("accelerator") == accelerator
+    assert [*machine] == ["node", "device", *(["accelerator"] if accelerator else [])]
