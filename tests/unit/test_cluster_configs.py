@@ -50,19 +50,6 @@ def test_the_recipes_are_there_and_are_no_experiments():
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_the_image_pins_a_build_of_torch_that_is_published_and_drivers_of_two_years_ago_run():
-    """The defect: no `ARG CUDA`. PyPI's torch is for the newest CUDA, and "the NVIDIA driver on your system is too
-    old" comes only on the cluster."""
-    tag = re.search(r"^ARG CUDA=cu(\d\d)(\d)$", DOCKERFILE, re.MULTILINE)
-    torch_first = DOCKERFILE.index("--index-url https://download.pytorch.org/whl/${CUDA}") < DOCKERFILE.index(
-        "COPY dist"
-    )
-    assert torch_first, "else pip has put PyPI's torch there for taugrid"
-    if (published := getattr(torch.cuda, "PYTORCH_RELEASES_CODE_CC", None)) is not None:
-        assert ".".join(tag.groups()) in published
-    assert tag.group(1) == "12"
-
-
 def test_a_manifest_is_what_kuberay_takes(name):
     document = manifest(name)
     jsonschema.validate(document, schema(document["kind"]))
@@ -186,3 +173,16 @@ def test_a_cluster_takes_ten_lines_of_readme():
         "taugrid logs mine-1 --follow",
         "taugrid stop mine-1",
     ], "test_cluster.py runs those of taugrid, in this order"
+
+
+def test_the_image_pins_a_build_of_torch_that_is_published_and_drivers_of_two_years_ago_run():
+    """The defect: no `ARG CUDA`. PyPI's torch is for the newest CUDA, and "the NVIDIA driver on your system is too
+    old" comes only on the cluster."""
+    tag = re.search(r"^ARG CUDA=cu(\d\d)(\d)$", DOCKERFILE, re.MULTILINE)
+    torch_first = DOCKERFILE.index("--index-url https://download.pytorch.org/whl/${CUDA}") < DOCKERFILE.index(
+        "COPY dist"
+    )
+    assert torch_first, "else pip has put PyPI's torch there for taugrid"
+    if (published := getattr(torch.cuda, "PYTORCH_RELEASES_CODE_CC", None)) is not None:
+        assert ".".join(tag.groups()) in published
+    assert tag.group(1) == "12"
