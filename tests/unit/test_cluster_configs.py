@@ -105,7 +105,7 @@ def test_one_version_of_ray_everywhere():
 
 def test_the_image_is_built_from_the_wheel():
     instructions = [line.split(maxsplit=1) for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
-    assert [name for name, _ in instructions] == ["ARG", "FROM", "ARG", "COPY", "RUN", "RUN"]
+    assert [name for name, _ in instructions] == ["ARG", "FROM", "ARG", "ARG", "RUN", "COPY", "RUN", "RUN"]
     steps = dict(instructions)
     assert steps["FROM"] == "rayproject/ray:${RAY}-py312-gpu"
     assert steps["COPY"] == "dist/taugrid-*.whl /tmp/wheels/"
