@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from taugrid.config import Diffusion, Sample, validate
 from taugrid.config.load import load
-from taugrid.errors import CustomCodeError, DeviceUnusable, UserError, last_line
+from taugrid.errors import CustomCodeError, DeviceUnusable, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
@@ -140,4 +140,5 @@ def _require_device(place: str) -> None:
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {place} can't be used: {last_line(error)}") from None
+        words = str(error).partition("\n")[0].partition(". This could be")[0]  # then torch lists what it has
+        raise UserError(f"device: {place} can't be used: {words}") from None
