@@ -24,6 +24,9 @@ from taugrid.storage import read_json
 from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import MissingImages, require_files
 
+DRIVERS_OF_GPUS = ("/proc/driver/nvidia", "/dev/kfd")
+"""What is there where a driver of NVIDIA's or AMD's GPUs is loaded."""
+
 
 def describe_plan(run: Run) -> dict[str, Any]:
     """The description by `describe`, with remarks on missing files, missing error bars and replaced tables.
@@ -103,7 +106,7 @@ def _workers(config: Config) -> int | None:
 
     None: one for each GPU, and the number of usable GPUs is unknown without torch.
     """
-    if config.cluster.workers or Path("/proc/driver/nvidia").exists():
+    if config.cluster.workers or any(Path(driver).exists() for driver in DRIVERS_OF_GPUS):
         return config.cluster.workers
     return int(capacity.available_cpus() // config.cluster.cpus_per_worker)
 
