@@ -75,9 +75,9 @@ class Failed(NamedTuple):
     @property
     def summary(self) -> str:
         """The name of the error's type and its last line."""
-        lines = [line for line in (str(self.cause) or repr(self.cause)).splitlines() if line.strip()]
         name = type(self.cause).__name__
-        return f"{name}: {lines[-1]}" if lines else name
+        line = last_line(self.cause)
+        return name if line == name else f"{name}: {line}"
 
 
 class Lost(NamedTuple):
@@ -104,10 +104,16 @@ def why_lost(error: RayError, with_its_node: bool) -> str:
 
 
 class CpuOnly(NamedTuple):
-    """Actor arguments and CPUs of CPU-only workers, in a pool whose other workers have a GPU."""
+    """CPU-only workers, in a pool whose other workers have a GPU."""
 
     arguments: tuple[Any, ...]
+    """Of the actor."""
     cpus: float
+    """CPUs of each worker."""
+    on_cpu_nodes: bool = False
+    """Whether they also start on nodes without a GPU."""
+    per_gpu_node: int = 0
+    """The most of them on a node with GPUs."""
 
 
 class _Call(NamedTuple):

@@ -1,0 +1,165 @@
+"""What a call would cost a GPU, counted without one: kernels, bytes and memory."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import taugrid.configs
+from taugrid.config import Unet
+from taugrid.workers.accelerator.counting import count
+from taugrid.workers.accelerator.policy import policy
+from taugrid.workers.network.unet import build_unet
+
+BATCH = 250
+GB = 1e9
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """The network of configs/cifar10-table1.yaml, without data."""
+    config = yaml.safe_load(Path(taugrid.configs.__path__[0], "cifar10-table1.yaml").read_text())
+    with torch.device("meta"):
+        return build_unet(Unet(**config["model"]["unet"]), (3, 32, 32)).eval()
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(shape, device="meta", dtype=dtype)
+
+
+def forward(unet, precision, layout=None):
+    """The `Count` of a forward of 250 images as the policy for NVIDIA's GPUs says; `layout` replaces its layout."""
+    how = policy("cuda", precision)
+    memory_format = torch.channels_last if (layout or how.layout) == "channels_last" else torch.contiguous_format
+    weights = None if how.weights is None else getattr(torch, how.weights)
+    unet = copy.deepcopy(unet).to(memory_format=memory_format)
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.to(weights)
+    x = meta(BATCH, 3, 32, 32, dtype=weights or torch.float32).contiguous(memory_format=memory_format)
+    autocast = None if how.autocast is None else getattr(torch, how.autocast)
+    return count(lambda x, t: unet(x, t, return_dict=False), x, meta(BATCH, dtype=torch.int64), autocast=autocast)
+
+
+def test_true_float32_makes_no_copies_for_group_norm(unet):
+    """Defect 1: put back by `layout="channels_last"` for every device in workers/accelerator/policy.py."""
+    found = forward(unet, "float32")
+    assert (found.launches, round(found.bytes / GB, 1)) == (570, 53.9)
+    assert found.kernels["to_layout"] < 25
+
+
+def test_in_channels_last_every_group_norm_copies_there_and_back(unet):
+    found = forward(unet, "float32", layout="channels_last")
+    assert (found.launches, round(found.bytes / GB, 1)) == (654, 66.6)
+
+
+def test_weights_in_half_precision_are_cast_once(unet):
+    """Defect 2: put back by `weights=None` and `autocast=half` for bf16-weights in workers/accelerator/policy.py."""
+    found = forward(unet, "bf16-weights")
+    assert (found.launches, round(found.bytes / GB, 1)) == (655, 33.3)
+    assert found.kernels["_to_copy"] == 2, "the times' frequencies, and their embedding"
+
+
+def test_autocast_casts_weights_and_images_at_each_call(unet):
+    """Six casts more than the review counted: CUDA's autocast also enlarges images in float32."""
+    found = forward(unet, "bf16")
+    assert (found.launches, found.kernels["_to_copy"], round(found.bytes / GB, 1)) == (984, 349, 56.0)
+
+
+def test_memory_is_that_of_what_is_alive_at_once():
+    """x, y and z at first; then y is gone when the last sum is made."""
+
+    def call(x):
+        y = x + 1
+        z = y * 2
+        del y
+        return z + x
+
+    found = count(call, meta(1000))
+    assert (found.peak, found.launches, found.bytes) == (3 * 4000, 3, 4000 * (2 + 2 + 3))
+
+
+def test_views_calls_in_place_and_weights_need_no_memory():
+    weight = torch.ones(1000)
+    found = count(lambda x: x.view(10, 100).t()[1:].add_(1).unsqueeze(0), meta(1000))
+    assert (found.peak, found.launches) == (4000, 1)
+    found = count(lambda x: x.mul_(weight[None].view(-1)), meta(1000))
+    assert (found.peak, found.launches, found.bytes) == (4000, 1, 3 * 4000)
+    assert torch.equal(weight, torch.ones(1000))
+
+
+def test_the_largest_tensor_is_told_for_kernels_that_count_in_31_bits():
+    assert count(lambda x: x.expand(2, -1).contiguous(), meta(1000)).largest == 2000
+
+
+def test_attention_is_one_kernel_where_cuda_fuses_it_and_else_holds_every_pair():
+    def peak(width, dtype=torch.float32, **options):
+        q = meta(2, 4, 1024, width, dtype=dtype)
+        found = count(lambda q: nn.functional.scaled_dot_product_attention(q, q, q, **options), q)
+        return found.kernels["attention"], found.peak / _bytes(q)
+
+    assert peak(8) == (1, 2)
+    assert peak(8, torch.bfloat16) == (1, 2)
+    fused, times = peak(6)
+    assert fused == 0
+    assert times > 1024 / 6, "(1024, 1024) for each head"
+
+
+def _bytes(tensor):
+    return tensor.numel() * tensor.element_size()
+
+
+def test_a_convolution_follows_either_layout_and_adds_its_bias_apart():
+    layer = nn.Conv2d(8, 8, 3, padding=1)
+    x = meta(2, 8, 16, 16)
+    assert count(layer, x).kernels == {"convolution": 1, "add_bias": 1}
+    mixed = count(layer, x.contiguous(memory_format=torch.channels_last))
+    assert mixed.kernels == {"to_layout": 1, "convolution": 1, "add_bias": 1}, "the weight is copied at each call"
+    layer = layer.to(memory_format=torch.channels_last)
+    assert count(layer, x).kernels == {"to_layout": 1, "convolution": 1, "add_bias": 1}, "the images are"
+
+
+def test_room_is_counted_for_a_workspace_of_cudnn():
+    x, layer = meta(4, 8, 16, 16), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    assert count(layer, x).peak == 4 * _bytes(x) + _bytes(layer.weight)
+
+
+def test_what_a_network_makes_on_a_device_of_its_own_is_traced_too():
+    """As on a GPU: weights there, x without data, and a device that is named."""
+    place = "meta"  # stands for cuda:0; torch for CPUs has no other
+    table = torch.arange(8.0)
+
+    def network(x):
+        return x + torch.ones(8, device=place) * table.to(place)
+
+    assert count(network, meta(4, 8)).kernels == {"ones": 1, "mul": 1, "add": 1}
+
+
+def test_a_call_that_reads_values_can_not_be_counted():
+    with pytest.raises(Exception, match="meta"):
+        count(lambda x: x if x.max() > 1 else 2 * x, meta(4))
+
+
+def test_a_decoder_of_256_pixels_can_be_planned_for():
+    """Latent models: the largest tensor of 32 images has 0.5 billion elements; 250 images would have over 2^31."""
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        decoder = AutoencoderKL(
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+        ).eval()
+
+    def decode(images):
+        return count(lambda z: decoder.decode(z, return_dict=False), meta(images, 4, 32, 32))
+
+    found = decode(32)
+    assert found.largest == 32 * 256 * 256 * 256
+    assert round(4 * found.largest / GB, 1) == 2.1
+    assert decode(250).largest > 2**31
+    assert 3 < found.peak / (4 * found.largest) < 8
