@@ -78,7 +78,7 @@ def test_weights_in_half_precision_are_cast_once(saved):
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_autocast_casts_weights_and_images_at_each_call(saved):
-    """984 kernels, 349 casts and 56.0 GB in the network itself; six casts are of images that are enlarged in float32."""
+    """984 kernels, 349 casts and 56.0 GB in the network itself; images are enlarged in float32."""
     found = forward(saved, "bf16")
     assert found.kernels["_to_copy"] >= 340
     assert found.launches >= 975
