@@ -62,14 +62,6 @@ def usual_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def kind_of(device: str) -> str:
-    """The kind of one of torch's devices: `cpu`, `cuda`, `mps` or, as torch calls AMD's GPUs `cuda` too, `rocm`."""
-    import torch
-
-    kind = torch.device(device).type
-    return "rocm" if kind == "cuda" and torch.version.hip is not None else kind
-
-
 def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -> "Denoiser":
     """`network`, with a heartbeat before each call: it will be called `calls` times.
 

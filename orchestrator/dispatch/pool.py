@@ -73,9 +73,9 @@ class Failed(NamedTuple):
     @property
     def summary(self) -> str:
         """The name of the error's type and its last line."""
-        lines = [line for line in (str(self.cause) or repr(self.cause)).splitlines() if line.strip()]
         name = type(self.cause).__name__
-        return f"{name}: {lines[-1]}" if lines else name
+        line = last_line(self.cause)
+        return name if line == name else f"{name}: {line}"
 
 
 class Lost(NamedTuple):

@@ -12,16 +12,19 @@ SMALLEST_SHARE = 0.0001
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 
 
-def _whole_beyond_one(gpus: float) -> float:
-    if gpus > 1 and not gpus.is_integer():
-        raise ValueError("must be a whole number if it is more than 1")
+def _one_at_most(gpus: float) -> float:
+    if gpus > 1:
+        raise ValueError(
+            "must be at most 1 (a worker computes on one GPU: more workers use more; networks larger than the memory "
+            "of one GPU are not supported)"
+        )
     if 0 < gpus < SMALLEST_SHARE:
         raise ValueError(f"must be 0 or at least {SMALLEST_SHARE}")
     return gpus
 
 
 Cpus = Annotated[float, Field(ge=SMALLEST_SHARE)]
-Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_beyond_one)]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_one_at_most)]
 LabelKey = Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{LABEL}$")]
 LabelValue = Annotated[str, Field(pattern=rf"^!?({LABEL}|in\({LABEL}(, ?{LABEL})*\))$")]
 
@@ -57,8 +60,8 @@ class Cluster(Section):
     cpus_per_worker: Cpus = 1
     """CPUs that a worker takes."""
     gpus_per_worker: Gpus | None = None
-    """A fraction shares a GPU: five workers of 0.2. null: 1 if a node has a GPU that its torch can use when a stage
-    begins, else 0. Set it to 1 if nodes with GPUs join later."""
+    """At most 1. A fraction shares a GPU: five workers of 0.2. null: 1 if a node has a GPU that its torch can use when
+    a stage begins, else 0. Set it to 1 if nodes with GPUs join later."""
     label_selector: dict[LabelKey, LabelValue] = {}
     """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
     !in(x, y)."""

@@ -1,8 +1,11 @@
 """How many workers fit on a cluster."""
 
+import json
+
 import pytest
 
 from taugrid.config import Cluster, Config, validate
+from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.dispatch.capacity import Node, Size, selects
@@ -144,7 +147,31 @@ def test_training_workers_never_share_a_gpu(monkeypatch, workers):
     assert capacity.trainers(Cluster(gpus_per_worker=0.5, train={"gpus_per_worker": 1}), workers).gpus == 1
 
 
-@pytest.mark.parametrize("gpus", [1.5, 0.00001])
-def test_a_share_that_ray_can_not_count_is_refused(gpus):
-    with pytest.raises(UserError, match=rf"^x: cluster.gpus_per_worker: must be .*, not {gpus}"):
-        validate(Config, {"name": "x", "model": {"unet": {}}, "cluster": {"gpus_per_worker": gpus}}, "x")
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        (0.00001, "0 or at least 0.0001"),
+        (
+            1.5,
+            r"at most 1 \(a worker computes on one GPU: more workers use more; networks larger than .* not supported\)",
+        ),
+        (2, "at most 1 "),
+    ],
+)
+@pytest.mark.parametrize("of_training", [False, True])
+def test_a_worker_takes_one_gpu_or_a_share_that_ray_can_count(gpus, expected, of_training):
+    """The defect: `_one_at_most` takes whole numbers above 1. Each worker would take two GPUs, and one would idle."""
+    section, key = {"gpus_per_worker": gpus}, "cluster.train." if of_training else "cluster."
+    section = {"train": section} if of_training else section
+    with pytest.raises(UserError, match=rf"^x: {key}gpus_per_worker: must be {expected}.*, not {gpus}$"):
+        validate(Config, {"name": "x", "model": {"unet": {}}, "cluster": section}, "x")
+
+
+def test_a_run_that_was_made_with_two_gpus_for_a_worker_can_still_be_read(tmp_path):
+    """One of them idled."""
+    cluster = {"gpus_per_worker": 2, "train": {"gpus_per_worker": 4.0}}
+    (tmp_path / "config.json").write_text(json.dumps({"name": "x", "model": {"unet": {}}, "cluster": cluster}))
+    found = load(str(tmp_path)).cluster
+    assert (found.gpus_per_worker, found.train.gpus_per_worker) == (1, 1)
+    with pytest.raises(UserError, match="must be at most 1"):
+        load(str(tmp_path), ["cluster.gpus_per_worker=2"])

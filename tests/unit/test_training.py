@@ -541,9 +541,13 @@ def test_a_training_on_a_cluster_that_may_grow_asks_for_all_its_workers_and_says
 
 
 def test_a_gpu_that_torch_can_not_use_is_named_and_not_replaced_by_the_cpu(tmp_path, monkeypatch):
-    """As with a driver that is too old."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceUnusable, match=r"^node .*: Ray gave a training worker a GPU that torch can't use"):
+    """With torch's own words (c10/cuda/CUDAFunctions.cpp); more of them in test_gpu.py."""
+
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040). Please update it.")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(DeviceUnusable, match=r"^node .*: torch .* the GPU that Ray gave a training worker: .* too old"):
         loop._device(dataclasses.replace(a_spec(tmp_path), gpus_per_worker=1.0))
 
 

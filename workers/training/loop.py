@@ -23,12 +23,12 @@ from torch import Tensor, distributed
 from torch.distributed.constants import default_pg_timeout
 
 from taugrid.config import Train
-from taugrid.errors import DeviceUnusable, UserError
+from taugrid.errors import UserError
 from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
-from taugrid.words import this_node
 from taugrid.workers.accelerator.arithmetic import repeat_backward
+from taugrid.workers.accelerator.gpu import start_gpu
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.process import network_time
 from taugrid.workers.network.unet import UNet2DModel, ema_decay, ema_update
@@ -235,14 +235,11 @@ def _device(spec: TrainingSpec) -> str:
     """The worker's device, set up with a thread for each of its CPUs.
 
     Raises:
-        DeviceUnusable: if Ray gave it a GPU that torch can't use. Ray Train restarts it, perhaps on a different node.
+        DeviceUnusable: if Ray gave it a GPU that torch can't use.
     """
     set_up(threads=max(1, int(spec.cpus_per_worker)))
     if not spec.gpus_per_worker:
         return "cpu"
-    if not torch.cuda.is_available():
-        raise DeviceUnusable(
-            f"node {this_node()}: Ray gave a training worker a GPU that torch can't use; check its driver and torch"
-        )
+    start_gpu("a training worker")
     repeat_backward()
     return "cuda"
