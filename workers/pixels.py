@@ -16,7 +16,7 @@ MAX_BYTES = 256 * 2**20
 """Bytes that a worker keeps, in host memory: 87,000 images of 3 x 32 x 32."""
 
 
-class Pixels:
+class KeptPixels:
     """The (B, C, H, W) uint8 batches of one shard; none are kept of a shard that is too large."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Sampled(NamedTuple):
     """The index of its first image."""
     counts: tuple[int, ...]
     """The number of images in each of its row groups."""
-    pixels: Pixels
+    pixels: KeptPixels
 
     @property
     def groups(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:

@@ -20,7 +20,7 @@ from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.finite import Watched, blame, not_finite
-from taugrid.workers.pixels import LastSampled, Pixels, Sampled
+from taugrid.workers.pixels import LastSampled, KeptPixels, Sampled
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import require_code
 
@@ -94,7 +94,7 @@ def sample_shard(
     """
     from taugrid.workers.accelerator.transfer import Clock, completed
 
-    schema, clock, pixels = parquet.sample_schema(job.metadata), Clock(), Pixels()
+    schema, clock, pixels = parquet.sample_schema(job.metadata), Clock(), KeptPixels()
     job.check_run()
     with (
         parquet.PartWriter(Path(job.path), schema, job.storage) as part,

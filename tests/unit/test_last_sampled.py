@@ -13,7 +13,7 @@ from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.storage import LOCAL, LocalStorage
 from taugrid.workers import pixels
 from taugrid.workers.device import Device
-from taugrid.workers.pixels import LastSampled, Pixels, Sampled
+from taugrid.workers.pixels import LastSampled, KeptPixels, Sampled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +30,7 @@ LARGE = LARGE.replace("shard_evaluations: 20", "shard_evaluations: 5000")
 def written(path, seed, last_sampled, batch=250):
     """Write a file of images as a worker does, which it then has in memory."""
     images = np.random.default_rng(seed).integers(0, 256, (IMAGES, 1, 8, 8), dtype=np.uint8)
-    kept = Pixels()
+    kept = KeptPixels()
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
         with parquet.SampleWriter(part, SETTINGS, 7) as writer:
             for start in range(0, IMAGES, batch):
