@@ -20,7 +20,7 @@ from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.finite import Watched, blame, not_finite
-from taugrid.workers.pixels import LastSampled, KeptPixels, Sampled
+from taugrid.workers.pixels import KeptPixels, LastSampled, Sampled
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import require_code
 

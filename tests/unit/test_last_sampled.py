@@ -13,7 +13,7 @@ from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.storage import LOCAL, LocalStorage
 from taugrid.workers import pixels
 from taugrid.workers.device import Device
-from taugrid.workers.pixels import LastSampled, KeptPixels, Sampled
+from taugrid.workers.pixels import KeptPixels, LastSampled, Sampled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
