@@ -36,7 +36,7 @@ class KeptPixels:
         return iter(np.split(images, np.cumsum(counts)[:-1]))
 
 
-class Sampled(NamedTuple):
+class SampledShard(NamedTuple):
     """What a committed file holds."""
 
     digest: bytes
@@ -62,9 +62,9 @@ class LastSampled:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._shards: OrderedDict[str, Sampled] = OrderedDict()
+        self._shards: OrderedDict[str, SampledShard] = OrderedDict()
 
-    def add(self, path: str, sampled: Sampled) -> None:
+    def add(self, path: str, sampled: SampledShard) -> None:
         if sampled.pixels.size > MAX_BYTES:
             return
         with self._lock:
@@ -73,7 +73,7 @@ class LastSampled:
             while sum(shard.pixels.size for shard in self._shards.values()) > MAX_BYTES:
                 self._shards.popitem(last=False)
 
-    def take(self, path: str, storage: Storage) -> Sampled | None:
+    def take(self, path: str, storage: Storage) -> SampledShard | None:
         """Remove and return a shard, if the file in place is the one that was written here, by its seal; else None."""
         with self._lock:
             sampled = self._shards.pop(path, None)

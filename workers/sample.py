@@ -20,7 +20,7 @@ from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.finite import Watched, blame, not_finite
-from taugrid.workers.pixels import KeptPixels, LastSampled, Sampled
+from taugrid.workers.pixels import KeptPixels, LastSampled, SampledShard
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import require_code
 
@@ -115,7 +115,7 @@ def sample_shard(
         writer.finish()
         created = part.commit_over(job.replaces)
     if last_sampled is not None and first_new == job.start:
-        sampled = Sampled(part.digest, job.metadata["cell"], job.start, tuple(writer.counts), pixels)
+        sampled = SampledShard(part.digest, job.metadata["cell"], job.start, tuple(writer.counts), pixels)
         last_sampled.add(job.path, sampled)
     return Result(clock.seconds, stop - first_new, created, part=part.content, conflict=part.conflict)
 

@@ -13,7 +13,7 @@ from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.storage import LOCAL, LocalStorage
 from taugrid.workers import pixels
 from taugrid.workers.device import Device
-from taugrid.workers.pixels import KeptPixels, LastSampled, Sampled
+from taugrid.workers.pixels import KeptPixels, LastSampled, SampledShard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,7 +38,7 @@ def written(path, seed, last_sampled, batch=250):
                 kept.append(images[start : start + batch])
             writer.finish()
         part.commit(replace=True)
-    last_sampled.add(str(path), Sampled(part.digest, "x", 7, tuple(writer.counts), kept))
+    last_sampled.add(str(path), SampledShard(part.digest, "x", 7, tuple(writer.counts), kept))
 
 
 def features(images, path, device):
