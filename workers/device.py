@@ -7,11 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from taugrid.config import Diffusion
 from taugrid.errors import Stopped
-from taugrid.jobs import NetworkSpec
+from taugrid.jobs import NetworkSpec, SavedUnet
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import LRUCache, release_memory
@@ -28,16 +30,24 @@ MAX_NETWORKS = 2
 
 MAX_EXTRACTORS = 1
 
+COMPILE_PROCESSES = 4
+"""Processes that torch's compiler starts in each worker that compiles: by itself one for each of up to 32 CPUs, and a
+node has several workers."""
+
+COMPILING = "compiling"
+"""What a worker does while torch compiles a network, or while it waits for another worker that does."""
+
 MIN_HEARTBEAT_SECONDS = 1.0
 """Heartbeats that follow the last one sooner are not sent: a job may call `Device.heartbeat` as often as it likes."""
 
 L = TypeVar("L")
 
-SendHeartbeat = Callable[[float, float], None]
-"""Called with how much of a job is done and how much there is in all, in any unit."""
+SendHeartbeat = Callable[..., None]
+"""Called with how much of a job is done, how much there is in all, in any unit, and what is done if it is no progress.
+"""
 
 
-def ignore_heartbeat(done: float, of: float) -> None:
+def ignore_heartbeat(done: float, of: float, doing: str = "") -> None:
     """A `SendHeartbeat` that sends nothing."""
 
 
@@ -48,6 +58,8 @@ def no_op() -> None:
 def set_up(threads: int | None = None) -> None:
     """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable sums; read when CUDA starts
+    if threads is not None:
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(COMPILE_PROCESSES, os.cpu_count() or 1)))
     import torch
 
     if threads is not None:
@@ -146,7 +158,14 @@ class Device:
         key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
         network: Denoiser = self._networks.get(key, lambda: load_network(spec, diffusion, self.name, decided))
         arithmetic.configure(decided)  # a custom network may have changed it
-        return arithmetic.computed(network, how, self.kind)
+        return arithmetic.computed(network, how, self.kind, partial(self._first_call, spec, decided, how))
+
+    def _first_call(self, spec: NetworkSpec, *how: Hashable) -> AbstractContextManager[None]:
+        """The context of the first call of a compiled network, which is when torch compiles it."""
+        from taugrid.workers.accelerator.compiled import once_on_a_node
+
+        code = spec.config_sha256 if isinstance(spec, SavedUnet) else getattr(spec, "source_sha256", "")
+        return once_on_a_node((code, self.hardware, *how), self.compiling)
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
@@ -183,6 +202,10 @@ class Device:
         """
         self._progress = (done, of)
         self.alive()
+
+    def compiling(self) -> None:
+        """Report that torch compiles a network, which takes minutes without progress."""
+        self._send(*self._progress, COMPILING)
 
     def start_job(self) -> None:
         """Reset the progress for a new job. Its first heartbeat is sent after `MIN_HEARTBEAT_SECONDS`, if it lasts."""

@@ -4,7 +4,7 @@ torch is imported when something is computed, not with this module: the driver m
 """
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.config.sample import Compilation, Precision, Sample
@@ -169,8 +169,16 @@ def prepare(precision: Precision, device: str, hardware: str, compile: Compilati
     return how
 
 
-def computed(network: "Denoiser", how: Arithmetic, device: str) -> "Denoiser":
-    """`network` with the precision and batch size of `how`; its weights are cast and it is compiled already."""
+def computed(
+    network: "Denoiser",
+    how: Arithmetic,
+    device: str,
+    first_call: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> "Denoiser":
+    """`network` with the precision and batch size of `how`; its weights are cast already.
+
+    torch compiles it when it is first called, in the context that `first_call` returns.
+    """
     decided = policy(kind_of(device), how.precision, how.compile)
     if decided.autocast is not None:
         network = under_autocast(network, decided.autocast, device)
@@ -181,7 +189,7 @@ def computed(network: "Denoiser", how: Arithmetic, device: str) -> "Denoiser":
     if how.compile != "none":
         from taugrid.workers.accelerator.compiled import guarded
 
-        network = guarded(network, how.compile)
+        network = guarded(network, how.compile, first_call)
     return in_full_batches(network, how.batch_size) if decided.pads else network
 
 
