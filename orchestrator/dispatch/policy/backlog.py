@@ -117,7 +117,9 @@ class Backlog:
     def complete(self, key: str, worker: str = "") -> None:
         """`key` is done, by `worker`; tasks that required nothing else are ready."""
         self.done.add(key)
-        for dependent in self._dependents.pop(self._ranks[key], ()):
+        for dependent in reversed(
+            self._dependents.pop(self._ranks[key], [])
+        ):  # so that the first is the last of `_own`
             self._missing[dependent] -= 1
             if not self._missing[dependent] and self._tasks[dependent].key not in self.quarantined:
                 self._add(dependent)
