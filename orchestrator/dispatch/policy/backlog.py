@@ -117,9 +117,8 @@ class Backlog:
     def complete(self, key: str, worker: str = "") -> None:
         """`key` is done, by `worker`; tasks that required nothing else are ready."""
         self.done.add(key)
-        for dependent in reversed(
-            self._dependents.pop(self._ranks[key], [])
-        ):  # so that the first is the last of `_own`
+        dependents = self._dependents.pop(self._ranks[key], [])
+        for dependent in reversed(dependents):  # the last of `_own` is the first that is taken
             self._missing[dependent] -= 1
             if not self._missing[dependent] and self._tasks[dependent].key not in self.quarantined:
                 self._add(dependent)
