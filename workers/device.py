@@ -18,6 +18,7 @@ from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import LRUCache, release_memory
 from taugrid.workers.diffusion.denoiser import Wrapped
+from taugrid.workers.pixels import LastSampled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,6 +144,7 @@ class Device:
         self._extractors = LRUCache(MAX_EXTRACTORS)
         self._needed: dict[Hashable, int | None] = {}
         self._has_run_compiled: set[Hashable] = set()
+        self.last_sampled = LastSampled()
 
     def network(
         self,
@@ -210,7 +212,8 @@ class Device:
         return extractor
 
     def clear_caches(self) -> None:
-        """Free the memory of all networks and extractors of earlier jobs."""
+        """Free the memory of all networks, extractors and images of earlier jobs."""
+        self.last_sampled.clear()
         self._extractors.clear()
         self.clear_networks()
 
