@@ -23,6 +23,7 @@ from taugrid.workers.pixels import LastSampled
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taugrid.workers.accelerator.preflight import BatchShape
     from taugrid.workers.diffusion.denoiser import Denoiser
     from taugrid.workers.diffusion.process import Point
 
@@ -151,12 +152,12 @@ class Device:
         spec: NetworkSpec,
         diffusion: Diffusion,
         how: Arithmetic = PLAIN,
-        batch: tuple[int, int, int, int] | None = None,
+        batch: "BatchShape | None" = None,
     ) -> "Denoiser":
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
-        A spec holds the hashes of the network's files, so a replaced network has a different spec. `batch`: the shape
-        (B, C, H, W) of a full batch, for which memory must be free.
+        A spec holds the hashes of the network's files, so a replaced network has a different spec. `batch`: what it
+        will be called with, for which memory must be free.
 
         Raises:
             DeviceUnusable: if this device can't compute so.
@@ -188,9 +189,7 @@ class Device:
 
         return called
 
-    def _require_room(
-        self, key: Hashable, network: "Denoiser", how: Arithmetic, batch: tuple[int, int, int, int]
-    ) -> None:
+    def _require_room(self, key: Hashable, network: "Denoiser", how: Arithmetic, batch: "BatchShape") -> None:
         """Raise `NotEnoughMemory` unless a batch fits. It is counted once; what is free differs from job to job.
 
         A compiled network keeps memory that it frees for nobody else, so it is compared once only.

@@ -29,7 +29,7 @@ TENSORS_OF_SAMPLER = 4
 """Tensors like x that a step holds while it calls the network: x itself, noise, and the predictions before."""
 
 
-Shape = tuple[int, int, int, int]
+BatchShape = tuple[int, int, int, int]
 """(B, C, H, W) of what a network is called with."""
 
 
@@ -51,7 +51,7 @@ def free_bytes(device: str) -> int | None:
     return free + sum(int(s["total_size"] - s["allocated_size"]) for s in usable)
 
 
-def needed_bytes(network: "Denoiser", how: Arithmetic, batch: Shape, device: str) -> int | None:
+def needed_bytes(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str) -> int | None:
     """The memory that a call of a network takes beside its weights; None: it can't be traced, so nothing is claimed.
 
     `network` is as loaded, before `arithmetic.computed`. What is counted is the uncompiled network: torch's compiler
@@ -70,7 +70,7 @@ def needed_bytes(network: "Denoiser", how: Arithmetic, batch: Shape, device: str
     return int(call.peak * FRAGMENTATION) + TENSORS_OF_SAMPLER * x.nbytes + LIBRARIES_BYTES
 
 
-def require(needed: int | None, free: int, batch: Shape) -> None:
+def require(needed: int | None, free: int, batch: BatchShape) -> None:
     """Raise `NotEnoughMemory` if a batch needs more bytes than are free. None: not known."""
     if needed is not None and needed > free:
         raise NotEnoughMemory(
