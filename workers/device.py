@@ -18,6 +18,7 @@ from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import LRUCache, release_memory
 from taugrid.workers.diffusion.denoiser import Wrapped
+from taugrid.workers.pixels import LastSampled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,6 +141,7 @@ class Device:
         self._networks = LRUCache(MAX_NETWORKS)
         self._has_graphs = False
         self._extractors = LRUCache(MAX_EXTRACTORS)
+        self.last_sampled = LastSampled()
 
     def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
         """The network that `spec` names, computed as `how` says; kept for the next job.
@@ -171,7 +173,8 @@ class Device:
         return extractor
 
     def clear_caches(self) -> None:
-        """Free the memory of all networks and extractors of earlier jobs."""
+        """Free the memory of all networks, extractors and images of earlier jobs."""
+        self.last_sampled.clear()
         self._extractors.clear()
         self.clear_networks()
 
