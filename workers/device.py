@@ -144,7 +144,7 @@ class Device:
         self._has_graphs = False
         self._extractors = LRUCache(MAX_EXTRACTORS)
         self._needed: dict[Hashable, int | None] = {}
-        self._has_run_compiled: set[Hashable] = set()
+        self._with_graphs: set[Hashable] = set()
         self.last_sampled = LastSampled()
 
     def network(
@@ -192,18 +192,18 @@ class Device:
     def _require_room(self, key: Hashable, network: "Denoiser", how: Arithmetic, batch: "BatchShape") -> None:
         """Raise `NotEnoughMemory` unless a batch fits. It is counted once; what is free differs from job to job.
 
-        A compiled network keeps memory that it frees for nobody else, so it is compared once only.
+        A network with CUDA graphs keeps memory that only they can use, so it is compared once only.
         """
         from taugrid.workers.accelerator import preflight
 
         key = key, how.precision, batch
-        if (free := preflight.free_bytes(self.name)) is None or key in self._has_run_compiled:
+        if (free := preflight.free_bytes(self.name)) is None or key in self._with_graphs:
             return
         if key not in self._needed:
             self._needed[key] = preflight.needed_bytes(network, how, batch, self.kind)
         preflight.require(self._needed[key], free, batch)
-        if how.compile != "none":
-            self._has_run_compiled.add(key)
+        if how.compile == "reduce-overhead":
+            self._with_graphs.add(key)
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
@@ -220,7 +220,7 @@ class Device:
         """Free the memory of all networks of earlier jobs; returns whether there were any."""
         had_any = self.keeps_networks
         self._networks.clear()
-        self._has_run_compiled.clear()
+        self._with_graphs.clear()
         if self._has_graphs:
             from taugrid.workers.accelerator.compiled import release_graphs
 

@@ -10,6 +10,8 @@ from torch import nn
 
 from taugrid import config
 from taugrid.errors import BrokenAccelerator, DoesNotFit, NotEnoughMemory, UserError
+from taugrid.eval.extract import InBatches
+from taugrid.eval.features.load import Extraction
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -200,9 +202,22 @@ def test_a_convolution_without_an_engine_above_some_batch_names_the_batch(job):
         run_in_memory(job, Device("cpu"))
 
 
-def test_a_convolution_without_an_engine_for_any_batch_fails_in_its_own_words(job):
+def test_a_convolution_without_an_engine_for_any_batch_fails_in_its_own_words_and_costs_no_process(job):
+    worker = Worker(1)
     with Card(engine_for=0), pytest.raises(RuntimeError, match=NO_ENGINE):
-        run_in_memory(job, Device("cpu"))
+        worker.do(job)
+    assert worker.do(job).created_file
+
+
+def test_an_extractor_on_a_full_card_frees_what_sampling_kept_there():
+    """Defect 8, with memory counted: a network of 4 MB, and 3.7 MB for what is computed of 16 images."""
+    layer, device = nn.Conv2d(1, 64, 3).requires_grad_(False), Device("cpu")
+    with Card(room=5e6) as card:
+        device._networks.get("network", lambda: torch.zeros(10**6))
+        extracted = InBatches(lambda x: Extraction(layer(x).mean((2, 3)), None), 16, device)
+        sizes = [len(each.features) for each in extracted(torch.zeros(48, 1, 32, 32))]
+    assert sizes == [16, 16, 16]
+    assert card.convolutions == 4
 
 
 def test_a_sticky_error_costs_the_process_and_no_second_job_is_begun(job):
