@@ -102,6 +102,10 @@ class DoesNotFit(_Message):
     """A job does not fit into its worker's memory, even with empty caches; the message says what would fit."""
 
 
+class NotEnoughMemory(MemoryError):
+    """What a batch needs is not free on its device, as counted before it was computed."""
+
+
 class BrokenAccelerator(RuntimeError):
     """A process has met an error after which it can't use its accelerator any more: it must be replaced."""
 

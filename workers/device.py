@@ -23,7 +23,9 @@ from taugrid.workers.pixels import LastSampled
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taugrid.workers.accelerator.preflight import BatchShape
     from taugrid.workers.diffusion.denoiser import Denoiser
+    from taugrid.workers.diffusion.process import Point
 
 MAX_NETWORKS = 2
 """Networks that a worker keeps in memory: jobs of two models may alternate where one's end and the next one's begin."""
@@ -141,15 +143,25 @@ class Device:
         self._networks = LRUCache(MAX_NETWORKS)
         self._has_graphs = False
         self._extractors = LRUCache(MAX_EXTRACTORS)
+        self._needed: dict[Hashable, int | None] = {}
+        self._has_run_compiled: set[Hashable] = set()
         self.last_sampled = LastSampled()
 
-    def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
+    def network(
+        self,
+        spec: NetworkSpec,
+        diffusion: Diffusion,
+        how: Arithmetic = PLAIN,
+        batch: "BatchShape | None" = None,
+    ) -> "Denoiser":
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
-        A spec holds the hashes of the network's files, so a replaced network has a different spec.
+        A spec holds the hashes of the network's files, so a replaced network has a different spec. `batch`: what it
+        will be called with, for which memory must be free.
 
         Raises:
             DeviceUnusable: if this device can't compute so.
+            NotEnoughMemory: if memory for a batch is not free, beside all that this device keeps.
         """
         from taugrid.workers.network.load import load_network
 
@@ -158,6 +170,8 @@ class Device:
         key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
         network: Denoiser = self._networks.get(key, lambda: load_network(spec, diffusion, self.name, decided))
         arithmetic.configure(decided)  # a custom network may have changed it
+        if batch is not None:
+            self._require_room(key, network, how, batch)
         return arithmetic.computed(network, how, self.kind, partial(self._first_call, spec, decided, how))
 
     def _first_call(self, spec: NetworkSpec, *how: Hashable) -> AbstractContextManager[None]:
@@ -166,6 +180,30 @@ class Device:
 
         code = spec.config_sha256 if isinstance(spec, SavedUnet) else getattr(spec, "source_sha256", "")
         return once_on_a_node((code, self.hardware, *how), self.compiling)
+
+    def loading(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
+        """A Denoiser that loads its network when it is called, and requires memory for what it is called with."""
+
+        def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
+            return self.network(spec, diffusion, how, tuple(x.shape))(x, at, condition)  # type: ignore[arg-type]
+
+        return called
+
+    def _require_room(self, key: Hashable, network: "Denoiser", how: Arithmetic, batch: "BatchShape") -> None:
+        """Raise `NotEnoughMemory` unless a batch fits. It is counted once; what is free differs from job to job.
+
+        A compiled network keeps memory that it frees for nobody else, so it is compared once only.
+        """
+        from taugrid.workers.accelerator import preflight
+
+        key = key, how.precision, batch
+        if (free := preflight.free_bytes(self.name)) is None or key in self._has_run_compiled:
+            return
+        if key not in self._needed:
+            self._needed[key] = preflight.needed_bytes(network, how, batch, self.kind)
+        preflight.require(self._needed[key], free, batch)
+        if how.compile != "none":
+            self._has_run_compiled.add(key)
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
@@ -182,6 +220,7 @@ class Device:
         """Free the memory of all networks of earlier jobs; returns whether there were any."""
         had_any = self.keeps_networks
         self._networks.clear()
+        self._has_run_compiled.clear()
         if self._has_graphs:
             from taugrid.workers.accelerator.compiled import release_graphs
 

@@ -6,7 +6,6 @@ Torch is imported when a job runs, not with this module, because the driver buil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +62,14 @@ class SampleJob(Job):
 
     def remedy(self, device: Device, error: Exception) -> str:
         how = self.arithmetic._replace(compile="none", batch_size=None)
-        load = partial(device.network, self.network, self.diffusion, how)
-        return smaller_batch(load, self.decoder.network_shape, self.settings.batch_size, device.name, error)
+        network = device.loading(self.network, self.diffusion, how)
+        return smaller_batch(network, self.decoder.network_shape, self.settings.batch_size, device.name, error)
 
 
 def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
-    model = device.network(job.network, job.diffusion, job.arithmetic)
+    batch = (job.settings.batch_size, *job.decoder.network_shape)
+    model = device.network(job.network, job.diffusion, job.arithmetic, batch)
     return sample_shard(job, model, device.name, device.heartbeat, device.compute_lock.release, device.last_sampled)
 
 
