@@ -24,10 +24,6 @@ from taugrid.storage import read_json
 from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import MissingImages, require_files
 
-NVIDIA = Path("/proc/driver/nvidia")
-"""A folder of NVIDIA's driver, where there is one."""
-
-
 def describe_plan(run: Run) -> dict[str, Any]:
     """The description by `describe`, with remarks on missing files, missing error bars and replaced tables.
 
@@ -53,7 +49,7 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     if described["network_evaluations_remaining"]:
         yield from _fit(run, described)
         gpus = config.cluster.gpus_per_worker
-        if (NVIDIA.exists() if gpus is None else gpus) and (message := faster_on_gpus(plan)) is not None:
+        if (_has_nvidia() if gpus is None else gpus) and (message := faster_on_gpus(plan)) is not None:
             yield message
     yield from unequal(plan.cells)
     if models := compared_trainings(plan):
@@ -104,12 +100,17 @@ def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:
     return [warning for warning in warnings if warning is not None]
 
 
+def _has_nvidia() -> bool:
+    """Whether NVIDIA's driver is on this machine, as far as known without torch."""
+    return Path("/proc/driver/nvidia").exists()
+
+
 def _workers(config: Config) -> int | None:
     """The number of workers, as far as known without Ray: as configured, else as many as fit this machine.
 
     None: one for each GPU, and the number of usable GPUs is unknown without torch.
     """
-    if config.cluster.workers or NVIDIA.exists():
+    if config.cluster.workers or _has_nvidia():
         return config.cluster.workers
     return int(capacity.available_cpus() // config.cluster.cpus_per_worker)
 
