@@ -24,6 +24,7 @@ from taugrid.storage import read_json
 from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import MissingImages, require_files
 
+
 def describe_plan(run: Run) -> dict[str, Any]:
     """The description by `describe`, with remarks on missing files, missing error bars and replaced tables.
 
