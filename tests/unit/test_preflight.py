@@ -27,7 +27,7 @@ from taugrid.workers.device import Device
 from taugrid.workers.diffusion.denoiser import from_times
 from taugrid.workers.network.custom import for_inference
 from taugrid.workers.network.load import load_network
-from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
+from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, save_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -268,5 +268,7 @@ def test_sampling_in_memory_says_it_too(job, free, tmp_path):
     import taugrid
 
     free.append(0)
-    with pytest.raises(UserError, match=r"a batch of 8 needs an estimated 0.5 GB .* set a smaller batch_size"):
-        taugrid.sample(job.network.folder, 2, batch_size=8, steps=2)
+    in_memory = UNet2DModel.from_pretrained(job.network.folder)
+    for model in (job.network.folder, in_memory):
+        with pytest.raises(UserError, match=r"a batch of 8 needs an estimated 0.5 GB .* set a smaller batch_size"):
+            taugrid.sample(model, 2, batch_size=8, steps=2)
