@@ -102,6 +102,10 @@ class DoesNotFit(_Message):
     """A job does not fit into its worker's memory, even with empty caches; the message says what would fit."""
 
 
+class NotEnoughMemory(MemoryError):
+    """What a batch needs is not free on its device, as counted before it was computed."""
+
+
 class BrokenAccelerator(RuntimeError):
     """A process has met an error after which it can't use its accelerator any more: it must be replaced."""
 
@@ -218,7 +222,7 @@ _ACCELERATOR = re.compile(
 )
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"
-    r"|_?ALLOC(ATION)?_?FAILED|failed to allocate|allocation failed",
+    r"|_?ALLOC(ATION)?_?FAILED|failed to allocate (memory|workspace)|(memory|workspace) allocation failed",
     re.IGNORECASE,
 )
 _PERHAPS_OUT_OF_MEMORY = re.compile(

@@ -63,6 +63,8 @@ class LastHeartbeat(NamedTuple):
     """The task that began to compute last. Files of an earlier one may still be written."""
     done: float
     of: float
+    doing: str = ""
+    """What it does that is no progress, such as `compiling`."""
 
 
 class HeartbeatActor:
@@ -76,10 +78,10 @@ class HeartbeatActor:
         self._changed = threading.Condition()
         self._last = LastHeartbeat(0, "", 0.0, 0.0)
 
-    def beat(self, done: float, of: float) -> None:
+    def beat(self, done: float, of: float, doing: str = "") -> None:
         """Record a heartbeat of the job in this process: `done` of `of` is done."""
         with self._changed:
-            self._last = LastHeartbeat(self._last.number + 1, self._last.key, done, of)
+            self._last = LastHeartbeat(self._last.number + 1, self._last.key, done, of, doing)
             self._changed.notify_all()
 
     def do(self, job: Job) -> Result:

@@ -155,8 +155,7 @@ def samplers(setting: Setting) -> dict[str, Any]:
 
 def training(setting: Setting) -> dict[str, Any]:
     """Whether 20 steps of training give the same weights twice, what torch can't repeat, and milliseconds of a step."""
-    if setting.on_gpu:
-        arithmetic.repeat_backward()
+    arithmetic.prepare_training("float32", setting.device, setting.device)
     count, batch = (3, 8) if setting.short else (20, 128)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -50,6 +50,8 @@ class Alive(NamedTuple):
     """The job's task."""
     done: float
     of: float
+    doing: str = ""
+    """What it does that is no progress, such as `compiling`."""
 
 
 class Done(NamedTuple):
@@ -252,7 +254,7 @@ class Pool:
         # The first answer after `locate` returns at once, with whatever heartbeat was the last; an equal number means
         # that the wait timed out.
         is_new = before not in (-1, number)
-        return Alive(worker, answer.key, answer.done, answer.of) if is_new else None
+        return Alive(worker, *answer[1:]) if is_new else None
 
     def _outcome(self, call: _Call, answer: Future[Any]) -> PoolEvent:
         try:

@@ -30,11 +30,13 @@ class WorkerState:
     first: TaskProgress | None = None
     """The first heartbeat with progress on the task, after loading and warming up."""
     last: TaskProgress | None = None
+    doing: str = ""
+    """What it does that is no progress, by its last heartbeat."""
     warm: set[str] = field(default_factory=set)
     """The rate keys of finished tasks, whose networks are loaded."""
 
     def begin(self, at: float, task: str | None) -> None:
-        self.task, self.since, self.first, self.last = task, at, None, None
+        self.task, self.since, self.first, self.last, self.doing = task, at, None, None, ""
 
     @property
     def fraction(self) -> float:
@@ -75,8 +77,10 @@ class Workers:
             self.lost += name == "lost"
             self.by_name.pop(worker, None)
 
-    def heard(self, at: float, worker: str, fraction: float) -> None:
+    def heard(self, at: float, worker: str, fraction: float, doing: str = "") -> None:
         state = self.by_name.get(worker)
+        if state is not None:
+            state.doing = doing
         if state is not None and fraction > 0:
             state.last = TaskProgress(at, fraction)
             state.first = state.first or state.last

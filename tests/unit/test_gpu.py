@@ -8,11 +8,8 @@ import ray
 import torch
 from test_memory import Poison, poison  # noqa: F401  # the job's entry point
 
-from taugrid.config import Config
 from taugrid.errors import BrokenAccelerator, DeviceUnusable, WorkerRefusal, last_line
-from taugrid.orchestrator.dispatch.capacity import available_cpus
 from taugrid.orchestrator.dispatch.pool import Failed
-from taugrid.orchestrator.view import dry_run
 from taugrid.workers import actor
 from taugrid.workers.accelerator import gpu
 from taugrid.workers.actor import Probe, Worker
@@ -230,15 +227,3 @@ def test_what_torch_adds_to_each_error_of_cuda_is_not_the_error():
     assert failure.summary == "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
     assert last_line(ValueError("two\nlines\n")) == "lines"
     assert last_line(ValueError()) == "ValueError"
-
-
-@pytest.mark.parametrize("driver", dry_run.DRIVERS_OF_GPUS)
-def test_a_plan_does_not_count_cpus_where_there_is_a_gpus_driver(tmp_path, monkeypatch, driver):
-    """NVIDIA's or AMD's."""
-    config = Config(name="x", model={"unet": {}})
-    monkeypatch.setattr(dry_run, "DRIVERS_OF_GPUS", [str(tmp_path / "none")])
-    assert dry_run._workers(config) == available_cpus()
-    there = tmp_path / driver.strip("/")
-    there.mkdir(parents=True)
-    monkeypatch.setattr(dry_run, "DRIVERS_OF_GPUS", [str(tmp_path / "none"), str(there)])
-    assert dry_run._workers(config) is None

@@ -296,6 +296,16 @@ def test_copies_count_once_and_the_better_one_counts():
     assert session.snapshot.done == 1000
 
 
+def test_a_worker_that_compiles_is_shown_so_until_it_makes_progress():
+    session = Session()
+    session.join("w0")
+    session.give("w0", "sample/a/0")
+    session.state.heard(session.now, "w0", 0.0, "compiling")
+    assert any(line.split()[-1:] == ["compiling"] for line in session.drawn())
+    session.beat("w0", 0.2)
+    assert not any("compiling" in line for line in session.drawn())
+
+
 def test_a_lost_worker_takes_its_progress_with_it():
     session = Session()
     session.join("w0", "w1")

@@ -297,7 +297,9 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
 ):
     run = scripted(["long"] * 4)
     running, heard = run.loop._dispatcher.in_flight.running, {}
-    monkeypatch.setattr(Progress, "heard", lambda _, worker, at: heard.setdefault(running[worker].key, []).append(at))
+    monkeypatch.setattr(
+        Progress, "heard", lambda _, worker, at, doing: heard.setdefault(running[worker].key, []).append(at)
+    )
     begun = START_SECONDS + 0.1
     for after in (0.5, 0.6):  # the first is computed, and the second at its beginning
         run.pool._at(begun + LONG_SECONDS - 10 + after, Alive("worker-0", "paint/1", after, LONG_SECONDS))

@@ -3,6 +3,7 @@
 Everything that lays out memory, sets a switch of torch or chooses a kernel asks here. benchmarks/device measures it.
 """
 
+from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from taugrid.config.sample import Compilation, Precision
@@ -12,6 +13,20 @@ HALF = {"bf16": "bfloat16", "fp16": "float16", "bf16-weights": "bfloat16"}
 
 ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 """torch's kernels for attention, as it names their switches."""
+
+
+RATES: dict[tuple[Precision, Compilation], float] = {
+    ("float32", "none"): 2_840,
+    ("tf32", "none"): 7_200,
+    ("bf16", "none"): 10_000,
+    ("bf16-weights", "none"): 13_300,
+    ("bf16", "default"): 18_000,
+}
+"""Network evaluations a second, the slowest first: the U-Net of cifar10-table1, 250 images at a time."""
+
+RATES_OF = "estimated for an H100 and the U-Net of cifar10-table1"
+"""Where `RATES` come from: bytes counted on meta tensors at 3.0 TB/s, convolutions of 3.1 TFLOP at 45, 200 (TF32) or
+400 TFLOP/s (bf16). No card has run them."""
 
 
 class Policy(NamedTuple):
@@ -34,12 +49,15 @@ class Policy(NamedTuple):
     """Whether libraries choose kernels by timing them. Never: it differs from one process to the next."""
 
 
-def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none") -> Policy:
-    """How a network samples on a `kind` of device: `cpu`, `cuda` (NVIDIA), `rocm` (AMD) or `mps` (Apple).
+def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none", trains: bool = False) -> Policy:
+    """How a network samples, or `trains`, on a `kind` of device: `cpu`, `cuda` (NVIDIA), `rocm` (AMD) or `mps` (Apple).
 
     channels_last: oneDNN on CPUs is faster with it. cuDNN's tensor cores in half precision need it; its kernels for
     true float32 do not, and torch's GroupNorm copies such images there and back. MIOpen copies them at each
     convolution unless PYTORCH_MIOPEN_SUGGEST_NHWC is set.
+
+    Backward passes of attention add in any order, except that of plain products and, under torch's strict determinism,
+    that of flash attention, which is for half precision (torch's attention_backward.cu). cuDNN's has no such form.
     """
     half = HALF.get(precision)
     casts = precision == "bf16-weights"
@@ -48,34 +66,67 @@ def policy(kind: str, precision: Precision = "float32", compile: Compilation = "
         tf32=precision == "tf32",
         autocast=None if casts else half,
         weights=half if casts else None,
-        attention=ATTENTION,
+        attention=_repeatable(kind, half) if trains else ATTENTION,
         compile=compile,
         pads=kind != "cpu" or compile != "none",
     )
 
 
+def _repeatable(kind: str, half: str | None) -> tuple[str, ...]:
+    if kind == "cpu":
+        return ATTENTION
+    return ("flash", "math") if kind == "cuda" and half else ("math",)
+
+
 class Need(NamedTuple):
-    """What a setting of a cell needs of a device that lacks it, for messages."""
+    """What a setting needs of a device that lacks it."""
 
     setting: str
     device: str
     instead: str
 
+    def refused(self, because: str, way_out: str) -> str:
+        """The error message: why there is no such device, and how to get one."""
+        return f"{self.setting} needs {self.device}, and {because}; set {self.instead}, or {way_out}"
 
-def lacks(kind: str, precision: Precision, compile: Compilation, is_ampere: bool = True) -> Need | None:
-    """What a cell's settings need that a device of this `kind` lacks; None: nothing.
+
+def lacks(
+    kind: str, precision: Precision, compile: Compilation = "none", is_ampere: bool = True, section: str = "sample"
+) -> Need | None:
+    """What the settings of a `section` need that a device of this `kind` lacks; None: nothing.
 
     `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
     through float32, and leave a network uncompiled.
     """
-    gpu = "an NVIDIA GPU of the generation of the A100 or later"
+    setting, gpu = f"{section}.precision: {precision}", "an NVIDIA GPU of the generation of the A100 or later"
+    trains = section == "train"
     if precision == "tf32" and not (kind == "cuda" and is_ampere):
-        return Need("sample.precision: tf32", gpu, "float32, bf16 or fp16")
+        return Need(setting, gpu, "float32 or bf16" if trains else "float32, bf16 or fp16")
     if precision in ("bf16", "bf16-weights") and not is_ampere:
-        return Need(f"sample.precision: {precision}", gpu, "float32 or fp16")
+        return Need(setting, gpu, "float32" if trains else "float32 or fp16")
     if compile == "reduce-overhead" and kind not in ("cuda", "rocm"):
         return Need("sample.compile: reduce-overhead", "an NVIDIA or AMD GPU", "default or none")
     return None
+
+
+def faster(computed: Collection[tuple[Precision, Compilation]]) -> str | None:
+    """A line that says which settings are faster on GPUs than the only one of a plan, and by how much; else None.
+
+    None of a plan with several: it compares them.
+    """
+    if len(set(computed)) != 1 or (now := RATES.get(setting := next(iter(computed)))) is None:
+        return None
+    quicker = [
+        f"{precision}{f' with compile: {compile}' if compile != 'none' else ''} {rate / now:.1f} x"
+        for (precision, compile), rate in RATES.items()
+        if rate > now
+    ]
+    if not quicker:
+        return None
+    return (
+        f"on GPUs, sample.precision: {setting[0]} computes {now:,.0f} network evaluations a second; faster by "
+        f"{', '.join(quicker)} ({RATES_OF}); they make other cells"
+    )
 
 
 def kind_of(device: str) -> str:

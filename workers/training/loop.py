@@ -7,6 +7,8 @@ restart changes the result, apart from the rounding of sums.
 import hashlib
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray.train
@@ -18,7 +20,7 @@ from taugrid.errors import DeviceUnusable, UserError
 from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
-from taugrid.workers.accelerator.arithmetic import repeat_backward
+from taugrid.workers.accelerator.arithmetic import prepare_training
 from taugrid.workers.accelerator.gpu import start_gpu
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.process import network_time
@@ -28,6 +30,9 @@ from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import State, new_state, not_finite
 from taugrid.workers.training.log import Log, Record, is_logged
 from taugrid.workers.training.meeting import Meeting
+
+NOT_REPEATABLE = "does not have a deterministic implementation"
+"""What torch says of an operation that gives something else each time, where that is an error."""
 
 
 def run(spec: TrainingSpec) -> None:
@@ -57,10 +62,24 @@ def run(spec: TrainingSpec) -> None:
         fault = str(error)
     meeting.stop_together("data", fault)
     assert batches is not None
-    with meeting.process_group(device):
+    with meeting.process_group(device), repeatable(spec.train):
         _loop(spec, state, batches, log, rank, world_size)
     if rank == 0:
         checkpoints.commit(spec, state)
+
+
+@contextmanager
+def repeatable(settings: Train) -> Iterator[None]:
+    """Raise `Hopeless` for an operation that torch can't repeat, where that is an error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if NOT_REPEATABLE not in str(error):
+            raise
+        raise Hopeless(
+            f"train.precision: {settings.precision}: {str(error).partition(',')[0]}; set train.precision: float32, "
+            "where it is only noted, or another model.unet"
+        ) from error
 
 
 def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
@@ -185,11 +204,12 @@ def _device(spec: TrainingSpec) -> str:
     """The worker's device, set up with a thread for each of its CPUs.
 
     Raises:
-        DeviceUnusable: if Ray gave it a GPU that torch can't use.
+        DeviceUnusable: if Ray gave it a GPU that torch can't use, or that lacks `train.precision`.
     """
     set_up(threads=max(1, int(spec.cpus_per_worker)))
     if not spec.gpus_per_worker:
+        prepare_training(spec.train.precision, "cpu", "a CPU")
         return "cpu"
     start_gpu("a training worker")
-    repeat_backward()
+    prepare_training(spec.train.precision, "cuda", torch.cuda.get_device_name())
     return "cuda"

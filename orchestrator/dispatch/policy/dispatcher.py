@@ -174,7 +174,7 @@ class Dispatcher:
         self._poison.drop([key])
         if not overtook:
             self.throughput.add(running.task, now - running.since)
-        self.backlog.complete(key)
+        self.backlog.complete(key, worker)
         return True
 
     def failed(
@@ -326,7 +326,7 @@ class Dispatcher:
                 takes = self.health.takes(worker)
                 if leave and takes == self._kinds and self.backlog.count(left_kinds) <= self._helpers:
                     takes = takes - left_kinds
-                if (key := self.backlog.take(takes, place(worker))) is not None:
+                if (key := self.backlog.take(takes, place(worker), worker)) is not None:
                     yield worker, key
                 elif self.backlog:
                     left.append(worker)
@@ -394,7 +394,7 @@ class Dispatcher:
             running = self.in_flight.running[worker]
             if running.since == now or running.key in self._histories:  # the first must begin first
                 continue
-            if plenty > 0 and (key := self.backlog.take_fresh(running.task.kind)) is not None:
+            if plenty > 0 and (key := self.backlog.take_fresh(running.task.kind, worker)) is not None:
                 plenty -= 1
                 task = self.backlog.task(key)
                 self.in_flight.queue(worker, task)
