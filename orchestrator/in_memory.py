@@ -75,8 +75,12 @@ def _sample(
         spec, planned = _planned(model, shape, diffusion, settings)
         place = device or usual_device()
         batch = (planned.settings.batch_size, *planned.decoder.network_shape)
-        network = Device(place).network(spec, planned.diffusion, Arithmetic.of(planned.settings), batch)
-        return _sampled(network, planned, wanted, place)
+        device_here = Device(place)
+        network = device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings), batch)
+        try:
+            return _sampled(network, planned, wanted, place)
+        finally:
+            device_here.release_graphs()
     from taugrid.workers.network.load import device_of, network_in_memory, shape_of
 
     sampling = _settings(shape or shape_of(model), diffusion, settings)
