@@ -167,9 +167,10 @@ _HARDWARE = re.compile(r"ECC|hardware stack error|fallen off the bus|GPU is lost
 
 def about_broken(words: str) -> str:
     """What to do about an accelerator's error after which a process can't use it any more, in a phrase."""
+    counts, log = ("rocm-smi --showrasinfo", "amdgpu") if "HIP" in words else ("nvidia-smi -q -d ECC", "Xid")
     if _HARDWARE.search(words):
         return (
-            "the card is broken or must be reset: nvidia-smi -q -d ECC and Xid in dmesg of that node tell; keep the "
-            "node out (cluster.label_selector) until it is mended"
+            f"the card is broken or must be reset: {counts} and {log} in dmesg of that node tell; keep the node out "
+            "(cluster.label_selector) until it is mended"
         )
-    return "Xid in dmesg of that node tells whether the card is broken"
+    return f"{log} in dmesg of that node tells whether the card is broken"
