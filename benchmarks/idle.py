@@ -14,6 +14,7 @@ import argparse
 import io
 import json
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -114,27 +115,28 @@ class OnFakeDevice(Worker):
 
 
 class Idle(NamedTuple):
-    """Shares of the time from a device's first call to its last in which it waits; and its calls a second."""
+    """Shares of the time from a device's first call to its last in which it waits; calls a second; and medians."""
 
     within_batches: float
     between_batches: float
     between_shards: float
     calls_a_second: float
+    wait_for_batch: float
+    """The median, in seconds, of the waits for the first call of a batch."""
+    wait_for_shard: float
 
     @classmethod
     def of(cls, calls: Sequence[Sequence[float]], of_a_call: float) -> "Idle":
         """Of calls that begin and end at these seconds, and keep the device busy for `of_a_call` seconds each."""
-        seconds, found = calls[-1][1] - calls[0][0], [0.0, 0.0, 0.0]
+        waits: tuple[list[float], ...] = ([], [], [])
         for number, (begin, end) in enumerate(calls):
             if number:
                 boundary = (number % STEPS == 0) + (number % (STEPS * BATCHES) == 0)
-                found[boundary] += begin - calls[number - 1][1]
-            found[0] += end - begin - of_a_call
-        return cls(*(part / seconds for part in found), len(calls) / seconds)
-
-    @property
-    def share(self) -> float:
-        return sum(self[:3])
+                waits[boundary].append(begin - calls[number - 1][1])
+            waits[0].append(end - begin - of_a_call)
+        seconds = calls[-1][1] - calls[0][0]
+        shares = (sum(each) / seconds for each in waits)
+        return cls(*shares, len(calls) / seconds, *(statistics.median(each) for each in waits[1:]))
 
 
 def experiment(shards: int) -> Config:
@@ -185,10 +187,13 @@ def main() -> None:
         for ms in given.ms:
             for workers in given.workers:
                 found = measured(workers, ms / 1000, given, Path(name) / f"{workers}-{ms}")
-                parts = [sum(values) / len(found) for values in zip(*found, strict=True)]
+                within, batches, shards, calls, batch, shard = (
+                    sum(each) / len(found) for each in zip(*found, strict=True)
+                )
                 print(
-                    f"{ms:g} ms a call, {workers} workers: idle {sum(parts[:3]):.2%} (within batches {parts[0]:.2%}, "
-                    f"between batches {parts[1]:.2%}, between shards {parts[2]:.2%}); {parts[3]:.2f} calls/s a device",
+                    f"{ms:g} ms a call, {workers} workers: idle {within + batches + shards:.2%} (within batches "
+                    f"{within:.2%}, between batches {batches:.2%}, between shards {shards:.2%}), {calls:.2f} calls/s; "
+                    f"median wait {1000 * batch:.1f} ms for a batch, {1000 * shard:.1f} ms for a shard",
                     flush=True,
                 )
 
