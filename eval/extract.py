@@ -64,13 +64,18 @@ def run(job: ExtractJob, device: Device) -> Result:
     from taugrid.workers.accelerator.transfer import completed
 
     extractor = device.extractor(job.extractor, lambda: _load(job.extractor, device.name))
-    extracted = InBatches(extractor, job.batch_size, device, _number_of_images(job))
+    sampled = device.last_sampled.take(job.images, job.storage) if isinstance(job.images, str) else None
+    if sampled is not None and sampled.cell != job.metadata["cell"]:
+        sampled = None
+    row_groups = _batches(job) if sampled is None else (Batch(*group) for group in sampled.groups)
+    number = _number_of_images(job) if sampled is None else sum(sampled.counts)
+    extracted = InBatches(extractor, job.batch_size, device, number)
     began, count = time.perf_counter(), 0  # excludes loading the extractor, as times of networks do
     schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)
     job.check_run()
     with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
         groups: deque[NDArray[np.int64]] = deque()
-        for chunks in _whole(completed(_begun(job, extracted, groups)), groups):
+        for chunks in _whole(completed(_begun(row_groups, extracted, groups)), groups):
             index = groups.popleft()
             columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
             if job.extractor.classes is not None:
@@ -81,11 +86,13 @@ def run(job: ExtractJob, device: Device) -> Result:
     return Result(time.perf_counter() - began, count, created, part=part.content, conflict=part.conflict)
 
 
-def _begun(job: ExtractJob, extracted: "InBatches", groups: "deque[NDArray[np.int64]]") -> "Iterator[Extraction]":
-    """The job's extractions, each once its work was begun. The indices of their row groups are added to `groups`."""
+def _begun(
+    row_groups: Iterator[Batch], extracted: "InBatches", groups: "deque[NDArray[np.int64]]"
+) -> "Iterator[Extraction]":
+    """The extractions, each once its work was begun. The indices of their row groups are added to `groups`."""
     import torch
 
-    for index, images in one_ahead(_batches(job)):
+    for index, images in one_ahead(row_groups):
         groups.append(index)
         yield from extracted(torch.tensor(images))
 

@@ -35,8 +35,9 @@ from taugrid.protocol import Protocol, on_devices
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.threads import one_ahead
+from taugrid.workers.accelerator.policy import kind_of
 from taugrid.workers.accelerator.transfer import completed
-from taugrid.workers.device import kind_of, set_up, usual_device
+from taugrid.workers.device import set_up, usual_device
 
 Columns = Mapping[str, Features]
 """An extraction: `features` (B, d) and, of a classifier, `logits` (B, k), both float32."""

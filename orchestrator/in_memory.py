@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from taugrid.config import Diffusion, Sample, validate
 from taugrid.config.load import load
-from taugrid.errors import CustomCodeError, DeviceUnusable, UserError, last_line
+from taugrid.errors import CustomCodeError, DeviceUnusable, NotEnoughMemory, UserError, last_line
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
@@ -57,6 +57,8 @@ def sample_in_memory(
         set_up()
         try:
             return _sample(model, wanted, shape, diffusion, settings, device)
+        except NotEnoughMemory as error:
+            raise UserError(f"{error}; set a smaller batch_size") from error
         except (CustomCodeError, DeviceUnusable) as error:
             raise UserError(str(error)) from error
 
@@ -72,7 +74,8 @@ def _sample(
     if isinstance(model, str | Mapping):
         spec, planned = _planned(model, shape, diffusion, settings)
         place = device or usual_device()
-        network = Device(place).network(spec, planned.diffusion, Arithmetic.of(planned.settings))
+        batch = (planned.settings.batch_size, *planned.decoder.network_shape)
+        network = Device(place).network(spec, planned.diffusion, Arithmetic.of(planned.settings), batch)
         return _sampled(network, planned, wanted, place)
     from taugrid.workers.network.load import device_of, network_in_memory, shape_of
 

@@ -414,9 +414,10 @@ class Session:
             require_no_gpu(self.selected)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
         cpu_only = None
-        if cluster_config.use_cpus and gpus:
-            share = float(capacity.exact(cluster_config.score.cpus_per_worker or cluster_config.cpus_per_worker))
-            cpu_only = CpuOnly((max(1, int(share)),), share)
+        if gpus:
+            scoring = cluster_config.score
+            share = float(capacity.exact(scoring.cpus_per_worker or cluster_config.cpus_per_worker))
+            cpu_only = CpuOnly((max(1, int(share)),), share, cluster_config.use_cpus, scoring.workers_per_node)
         return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, cluster_config.label_selector, cpu_only)
 
     def _set_aside(self, damage: Damage) -> None:

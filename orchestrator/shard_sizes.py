@@ -26,14 +26,15 @@ SHARDS_A_WORKER = 4
 """The recommended number, so that a slow worker can do fewer than a fast one."""
 
 
+NO_GPU = "workers have none here", "join a cluster with such GPUs (--address)"
+"""Why a plan can't compute what needs a GPU, and the way out."""
+
+
 def require_no_gpu(plan: Plan) -> None:
     """Raise `UserError` if a cell wants TF32 or CUDA graphs from workers without a GPU."""
     for cell in plan.cells:
         if (need := lacks("cpu", cell.settings.precision, cell.settings.compile)) is not None:
-            raise UserError(
-                f"{need.setting} needs {need.device}, and workers have none here; set {need.instead}, or join a "
-                "cluster with such GPUs (--address)"
-            )
+            raise UserError(need.refused(*NO_GPU))
 
 
 def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:

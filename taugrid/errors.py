@@ -102,6 +102,10 @@ class DoesNotFit(_Message):
     """A job does not fit into its worker's memory, even with empty caches; the message says what would fit."""
 
 
+class NotEnoughMemory(MemoryError):
+    """What a batch needs is not free on its device, as counted before it was computed."""
+
+
 class BrokenAccelerator(RuntimeError):
     """A process has met an error after which it can't use its accelerator any more: it must be replaced."""
 
@@ -298,7 +302,18 @@ def joined_lines(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+_TORCHS_ADVICE = re.compile(
+    r"Search for `|(CUDA|HIP) kernel errors might|For (debugging|more detailed error)|Compile with `TORCH_|"
+    r"Device-side assertion|GPU device may be out of range"
+)
+"""How the lines begin that torch adds to each error of CUDA (c10/cuda/CUDAMiscFunctions.cpp, CUDAException.cpp)."""
+
+
 def last_line(error: BaseException) -> str:
-    """The last non-empty line of an error's text (in a traceback, the error itself), or else the error's type."""
+    """The last non-empty line of an error's text (in a traceback, the error itself), or else the error's type.
+
+    Lines of general advice that torch adds to errors of CUDA do not count.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    said = [line for line in lines if not _TORCHS_ADVICE.match(line)] or lines
+    return said[-1] if said else type(error).__name__

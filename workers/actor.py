@@ -26,6 +26,7 @@ from taugrid.errors import (
     DoesNotFit,
     RunDirectoryNotVisible,
     VersionMismatch,
+    WorkerRefusal,
     accelerator_error_in,
     is_out_of_memory,
     last_line,
@@ -34,11 +35,13 @@ from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.run_id import RunId, check_run
 from taugrid.storage import LOCAL, Storage
 from taugrid.versions import versions
-from taugrid.words import call_this_node
+from taugrid.words import call_this_node, this_node
 from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import configure
+from taugrid.workers.accelerator.gpu import about_broken, start_gpu
 from taugrid.workers.accelerator.libraries import libraries
-from taugrid.workers.device import ComputeLock, Device, kind_of, set_up
+from taugrid.workers.accelerator.policy import kind_of
+from taugrid.workers.device import ComputeLock, Device, set_up
 from taugrid.workers.importing import uncollected
 
 HEARTBEAT_WAIT_SECONDS = 10.0
@@ -60,6 +63,8 @@ class LastHeartbeat(NamedTuple):
     """The task that began to compute last. Files of an earlier one may still be written."""
     done: float
     of: float
+    doing: str = ""
+    """What it does that is no progress, such as `compiling`."""
 
 
 class HeartbeatActor:
@@ -73,10 +78,10 @@ class HeartbeatActor:
         self._changed = threading.Condition()
         self._last = LastHeartbeat(0, "", 0.0, 0.0)
 
-    def beat(self, done: float, of: float) -> None:
+    def beat(self, done: float, of: float, doing: str = "") -> None:
         """Record a heartbeat of the job in this process: `done` of `of` is done."""
         with self._changed:
-            self._last = LastHeartbeat(self._last.number + 1, self._last.key, done, of)
+            self._last = LastHeartbeat(self._last.number + 1, self._last.key, done, of, doing)
             self._changed.notify_all()
 
     def do(self, job: Job) -> Result:
@@ -144,9 +149,9 @@ class Worker(HeartbeatActor):
         node, node_id = self.locate()
         check_run_directory(probe, node)
         installed = check_versions(probe, node)
-        device = self._set_up()
         with self._guard_accelerator():
-            check_device(device.name, self._given_gpu, node)
+            device = self._set_up()
+            check_device(device.name, node)
         kind = kind_of(device.name)
         accelerator = {} if kind == "cpu" else {"kind": kind, **libraries(kind)}
         return WorkerInfo(node, device.hardware, installed, node_id, self._threads, accelerator)
@@ -186,14 +191,21 @@ class Worker(HeartbeatActor):
             raise BrokenAccelerator(self._broken)
         try:
             yield
+        except WorkerRefusal:
+            raise  # it says what an accelerator's error means
         except Exception as error:
             if (fault := accelerator_error_in(error)) is None:
                 raise
-            self._broken = f"{type(fault).__name__}: {last_line(fault)}"
+            words = last_line(fault)
+            self._broken = f"node {this_node()}: {type(fault).__name__}: {words}; {about_broken(words)}"
             raise BrokenAccelerator(self._broken) from error
 
     def _set_up(self) -> Device:
-        """Set up torch: its arithmetic for each job, and its number of threads once in each thread, as OpenMP needs."""
+        """Set up torch: its arithmetic for each job, and its number of threads once in each thread, as OpenMP needs.
+
+        Raises:
+            DeviceUnusable: if Ray gave this worker a GPU that torch can't use (`start_gpu`).
+        """
         if getattr(self._thread, "is_set_up", False):
             configure()
         else:
@@ -203,11 +215,11 @@ class Worker(HeartbeatActor):
         if self._device is None:
             import torch
 
-            self._given_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
-            on_gpu = torch.cuda.is_available() and self._given_gpu
-            self._device = Device("cuda" if on_gpu else "cpu", self.beat, self._compute_lock)
+            has_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
             cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-            self._device.hardware = torch.cuda.get_device_name() if on_gpu else cpu
+            hardware = start_gpu() if has_gpu else cpu
+            self._device = Device("cuda" if has_gpu else "cpu", self.beat, self._compute_lock)
+            self._device.hardware = hardware
         return self._device
 
 
@@ -274,13 +286,9 @@ def check_versions(probe: Probe, node: str) -> dict[str, str]:
     return installed
 
 
-def check_device(device: str, given_gpu: bool, node: str) -> None:
-    """Compute a sum on the device, which must be a GPU if Ray gave this worker one."""
+def check_device(device: str, node: str) -> None:
+    """Compute a sum on the device."""
     import torch
 
-    if given_gpu and device == "cpu":
-        raise DeviceUnusable(
-            f"node {node}: Ray gave this worker a GPU, but torch can't use it; check its driver and torch"
-        )
     if (total := float(torch.arange(8.0, device=device).square().sum())) != 140.0:
         raise DeviceUnusable(f"node {node}: its device {device} computes 0 + 1 + 4 + ... + 49 = {total}, not 140")

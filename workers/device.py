@@ -7,36 +7,49 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from taugrid.config import Diffusion
 from taugrid.errors import Stopped
-from taugrid.jobs import NetworkSpec
+from taugrid.jobs import NetworkSpec, SavedUnet
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import LRUCache, release_memory
 from taugrid.workers.diffusion.denoiser import Wrapped
+from taugrid.workers.pixels import LastSampled
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taugrid.workers.accelerator.preflight import BatchShape
     from taugrid.workers.diffusion.denoiser import Denoiser
+    from taugrid.workers.diffusion.process import Point
 
 MAX_NETWORKS = 2
 """Networks that a worker keeps in memory: jobs of two models may alternate where one's end and the next one's begin."""
 
 MAX_EXTRACTORS = 1
 
+COMPILE_PROCESSES = 4
+"""Processes that torch's compiler starts in each worker that compiles: by itself one for each of up to 32 CPUs, and a
+node has several workers."""
+
+COMPILING = "compiling"
+"""What a worker does while torch compiles a network, or while it waits for another worker that does."""
+
 MIN_HEARTBEAT_SECONDS = 1.0
 """Heartbeats that follow the last one sooner are not sent: a job may call `Device.heartbeat` as often as it likes."""
 
 L = TypeVar("L")
 
-SendHeartbeat = Callable[[float, float], None]
-"""Called with how much of a job is done and how much there is in all, in any unit."""
+SendHeartbeat = Callable[..., None]
+"""Called with how much of a job is done, how much there is in all, in any unit, and what is done if it is no progress.
+"""
 
 
-def ignore_heartbeat(done: float, of: float) -> None:
+def ignore_heartbeat(done: float, of: float, doing: str = "") -> None:
     """A `SendHeartbeat` that sends nothing."""
 
 
@@ -47,6 +60,8 @@ def no_op() -> None:
 def set_up(threads: int | None = None) -> None:
     """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable sums; read when CUDA starts
+    if threads is not None:
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(COMPILE_PROCESSES, os.cpu_count() or 1)))
     import torch
 
     if threads is not None:
@@ -59,14 +74,6 @@ def usual_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def kind_of(device: str) -> str:
-    """The kind of one of torch's devices: `cpu`, `cuda`, `mps` or, as torch calls AMD's GPUs `cuda` too, `rocm`."""
-    import torch
-
-    kind = torch.device(device).type
-    return "rocm" if kind == "cuda" and torch.version.hip is not None else kind
 
 
 def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -> "Denoiser":
@@ -136,14 +143,25 @@ class Device:
         self._networks = LRUCache(MAX_NETWORKS)
         self._has_graphs = False
         self._extractors = LRUCache(MAX_EXTRACTORS)
+        self._needed: dict[Hashable, int | None] = {}
+        self._has_run_compiled: set[Hashable] = set()
+        self.last_sampled = LastSampled()
 
-    def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
+    def network(
+        self,
+        spec: NetworkSpec,
+        diffusion: Diffusion,
+        how: Arithmetic = PLAIN,
+        batch: "BatchShape | None" = None,
+    ) -> "Denoiser":
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
-        A spec holds the hashes of the network's files, so a replaced network has a different spec.
+        A spec holds the hashes of the network's files, so a replaced network has a different spec. `batch`: what it
+        will be called with, for which memory must be free.
 
         Raises:
             DeviceUnusable: if this device can't compute so.
+            NotEnoughMemory: if memory for a batch is not free, beside all that this device keeps.
         """
         from taugrid.workers.network.load import load_network
 
@@ -152,7 +170,40 @@ class Device:
         key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
         network: Denoiser = self._networks.get(key, lambda: load_network(spec, diffusion, self.name, decided))
         arithmetic.configure(decided)  # a custom network may have changed it
-        return arithmetic.computed(network, how, self.kind)
+        if batch is not None:
+            self._require_room(key, network, how, batch)
+        return arithmetic.computed(network, how, self.kind, partial(self._first_call, spec, decided, how))
+
+    def _first_call(self, spec: NetworkSpec, *how: Hashable) -> AbstractContextManager[None]:
+        """The context of the first call of a compiled network, which is when torch compiles it."""
+        from taugrid.workers.accelerator.compiled import once_on_a_node
+
+        code = spec.config_sha256 if isinstance(spec, SavedUnet) else getattr(spec, "source_sha256", "")
+        return once_on_a_node((code, self.hardware, *how), self.compiling)
+
+    def loading(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
+        """A Denoiser that loads its network when it is called, and requires memory for what it is called with."""
+
+        def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
+            return self.network(spec, diffusion, how, tuple(x.shape))(x, at, condition)  # type: ignore[arg-type]
+
+        return called
+
+    def _require_room(self, key: Hashable, network: "Denoiser", how: Arithmetic, batch: "BatchShape") -> None:
+        """Raise `NotEnoughMemory` unless a batch fits. It is counted once; what is free differs from job to job.
+
+        A compiled network keeps memory that it frees for nobody else, so it is compared once only.
+        """
+        from taugrid.workers.accelerator import preflight
+
+        key = key, how.precision, batch
+        if (free := preflight.free_bytes(self.name)) is None or key in self._has_run_compiled:
+            return
+        if key not in self._needed:
+            self._needed[key] = preflight.needed_bytes(network, how, batch, self.kind)
+        preflight.require(self._needed[key], free, batch)
+        if how.compile != "none":
+            self._has_run_compiled.add(key)
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
@@ -160,7 +211,8 @@ class Device:
         return extractor
 
     def clear_caches(self) -> None:
-        """Free the memory of all networks and extractors of earlier jobs."""
+        """Free the memory of all networks, extractors and images of earlier jobs."""
+        self.last_sampled.clear()
         self._extractors.clear()
         self.clear_networks()
 
@@ -168,6 +220,7 @@ class Device:
         """Free the memory of all networks of earlier jobs; returns whether there were any."""
         had_any = self.keeps_networks
         self._networks.clear()
+        self._has_run_compiled.clear()
         if self._has_graphs:
             from taugrid.workers.accelerator.compiled import release_graphs
 
@@ -188,6 +241,10 @@ class Device:
         """
         self._progress = (done, of)
         self.alive()
+
+    def compiling(self) -> None:
+        """Report that torch compiles a network, which takes minutes without progress."""
+        self._send(*self._progress, COMPILING)
 
     def start_job(self) -> None:
         """Reset the progress for a new job. Its first heartbeat is sent after `MIN_HEARTBEAT_SECONDS`, if it lasts."""

@@ -6,7 +6,6 @@ Torch is imported when a job runs, not with this module, because the driver buil
 import time
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +51,8 @@ class OdeJob(Job, ABC):
         """(C, H, W) of what the network takes."""
 
     def remedy(self, device: Device, error: Exception) -> str:
-        load = partial(device.network, self.network, self.diffusion)
-        return smaller_batch(load, self.shape, self.batch_size, device.name, error)
+        network = device.loading(self.network, self.diffusion)
+        return smaller_batch(network, self.shape, self.batch_size, device.name, error)
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ class InterpolateJob(OdeJob):
 
 
 def run(job: ReconstructJob | InterpolateJob, device: Device) -> Result:
-    network = device.network(job.network, job.diffusion, Arithmetic(batch_size=job.batch_size))
+    batch = (job.batch_size, *job.shape)
+    network = device.network(job.network, job.diffusion, Arithmetic(batch_size=job.batch_size), batch)
     if isinstance(job, ReconstructJob):
         return reconstruct_shard(job, network, device.name, device.heartbeat)
     return interpolate_cell(job, network, device.name, device.heartbeat)

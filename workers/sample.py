@@ -6,7 +6,6 @@ Torch is imported when a job runs, not with this module, because the driver buil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.finite import Watched, blame, not_finite
+from taugrid.workers.pixels import KeptPixels, LastSampled, SampledShard
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import require_code
 
@@ -62,14 +62,15 @@ class SampleJob(Job):
 
     def remedy(self, device: Device, error: Exception) -> str:
         how = self.arithmetic._replace(compile="none", batch_size=None)
-        load = partial(device.network, self.network, self.diffusion, how)
-        return smaller_batch(load, self.decoder.network_shape, self.settings.batch_size, device.name, error)
+        network = device.loading(self.network, self.diffusion, how)
+        return smaller_batch(network, self.decoder.network_shape, self.settings.batch_size, device.name, error)
 
 
 def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
-    model = device.network(job.network, job.diffusion, job.arithmetic)
-    return sample_shard(job, model, device.name, device.heartbeat, device.compute_lock.release)
+    batch = (job.settings.batch_size, *job.decoder.network_shape)
+    model = device.network(job.network, job.diffusion, job.arithmetic, batch)
+    return sample_shard(job, model, device.name, device.heartbeat, device.compute_lock.release, device.last_sampled)
 
 
 def sample_shard(
@@ -78,11 +79,13 @@ def sample_shard(
     device: str,
     heartbeat: SendHeartbeat = ignore_heartbeat,
     computed: Callable[[], None] = no_op,
+    last_sampled: LastSampled | None = None,
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
     It calls `computed` when only the last batch must be encoded and the file written. If a heartbeat raises `Stopped`,
-    it commits the batches so far: a shorter file, from which the next job for this shard continues.
+    it commits the batches so far: a shorter file, from which the next job for this shard continues. What it sampled is
+    added to `last_sampled`, unless it continued another file.
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
@@ -91,7 +94,7 @@ def sample_shard(
     """
     from taugrid.workers.accelerator.transfer import Clock, completed
 
-    schema, clock = parquet.sample_schema(job.metadata), Clock()
+    schema, clock, pixels = parquet.sample_schema(job.metadata), Clock(), KeptPixels()
     job.check_run()
     with (
         parquet.PartWriter(Path(job.path), schema, job.storage) as part,
@@ -103,6 +106,7 @@ def sample_shard(
                 _require_finite(batch, job)
                 clock.completed(batch)
                 writer.append(batch.images)
+                pixels.append(batch.images)
                 stop = batch.start + len(batch.images)
         except Stopped:
             if stop == first_new:
@@ -110,6 +114,9 @@ def sample_shard(
         computed()
         writer.finish()
         created = part.commit_over(job.replaces)
+    if last_sampled is not None and first_new == job.start:
+        sampled = SampledShard(part.digest, job.metadata["cell"], job.start, tuple(writer.counts), pixels)
+        last_sampled.add(job.path, sampled)
     return Result(clock.seconds, stop - first_new, created, part=part.content, conflict=part.conflict)
 
 

@@ -2,14 +2,13 @@
 
     python -m benchmarks.device [--device cuda] [--short] [--from PART] [PART ...]
 
-Each figure is a line, printed as soon as it is measured, with the goal on a GPU beside it where there is one. After
-each part comes a line of JSON with its figures. Parts come in the order of their worth, so that a card that is gone
-after some minutes has told the most; `compiled` and `compiled-diffusers`, the only ones that compile, come last. A part
-that takes longer than a minute is stopped and keeps what it has found. One that can't be measured here says why
-("skipped"). One that fails says how ("failed"), the rest goes on, and the exit code is 1.
+Each figure is a line, printed as soon as it is measured, with its goal on a GPU if it has one; after each part comes a
+line of JSON. Parts come in the order of their worth, and those that compile come last. One that takes over a minute is
+stopped and keeps its figures; one that can't be measured here says why ("skipped"); one that fails says how ("failed"),
+the rest goes on, and the exit code is 1.
 
-On a CPU the command takes its short form, `--short`: a small network and small batches, within 90 s on two cores,
-without a compiler. That shows that all parts run, and says nothing of a GPU.
+On a CPU it is always `--short`: a small network, without a compiler, within 90 s on two cores. That shows that all
+parts run, and says nothing of a GPU.
 """
 
 import argparse
@@ -37,7 +36,6 @@ PARTS: dict[str, Callable[[Setting], None]] = {
     "compiled": speed.compiled,
     "compiled-diffusers": speed.compiled_diffusers,
 }
-"""In the order of their worth."""
 
 SECONDS = 60.0
 """The most that a part may take."""
@@ -57,7 +55,7 @@ def _stop(signum: int, frame: object) -> None:
 def measure(part: str, setting: Setting, seconds: float = SECONDS) -> dict[str, Any]:
     """Run a part, and return the line of JSON about it."""
     began, outcome = time.perf_counter(), dict[str, str]()
-    setting.begin(part)
+    setting.part, setting.figures = part, {}
     before = signal.signal(signal.SIGALRM, _stop)
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -8,16 +8,14 @@ from benchmarks.device.setting import Setting, in_a_process
 from taugrid.config.sample import Precision
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.libraries import libraries
+from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.noise import normal, words
 from taugrid.workers.diffusion.process import Point
 from taugrid.workers.samplers.batch import sample_batch
 
 SEED = 20
 NORMALS = 20_000_000
-OTHER_PROCESS = (
-    "from benchmarks.device import exactness, setting; from taugrid.workers.device import set_up; set_up(1); "
-    "print(exactness.digest(setting.Setting('{}', {}), '{}'))"
-)
+DIGESTS = "from benchmarks.device import exactness, setting; print(*exactness.digests(setting.Setting('{}', {})))"
 
 
 def card(setting: Setting) -> None:
@@ -27,8 +25,8 @@ def card(setting: Setting) -> None:
     """
     about = {"torch": torch.__version__, **libraries(setting.kind)}
     if setting.on_gpu:
-        about |= {"device": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability()}
-        about |= {"bytes free, and in all": torch.cuda.mem_get_info()}
+        found = (torch.cuda.get_device_name(), torch.cuda.get_device_capability(), torch.cuda.mem_get_info())
+        about |= dict(zip(("device", "capability", "bytes free, and in all"), found, strict=True))
     for name, value in about.items():
         setting.say(name, value)
     for precision in setting.precisions:
@@ -45,8 +43,8 @@ def _errors(setting: Setting, precision: Precision) -> dict[str, float]:
     with torch.autocast(setting.device, getattr(torch, half or "bfloat16"), enabled=half is not None):
         product, convolved = a @ b, torch.nn.functional.conv2d(image, kernel)
     arithmetic.configure()
-    exact = a.double() @ b.double(), torch.nn.functional.conv2d(image.double(), kernel.double())
-    pairs = {"product": (product, exact[0]), "convolution": (convolved, exact[1])}
+    exactly = torch.nn.functional.conv2d(image.double(), kernel.double())
+    pairs = {"product": (product, a.double() @ b.double()), "convolution": (convolved, exactly)}
     return {name: float((x - y).abs().max() / y.abs().max()) for name, (x, y) in pairs.items()}
 
 
@@ -54,12 +52,11 @@ def bits(setting: Setting) -> None:
     """Whether noise has the CPU's bits; and whether a network gives the same bits twice, in another process and, where
     the policy fills up batches, for an image alone."""
     _noise(setting)
-    for precision in setting.precisions:
-        first = digest(setting, precision)
-        setting.say(f"network twice, {precision}", digest(setting, precision) == first)
-        if precision == setting.precisions[0] or not setting.short:
-            other = in_a_process(OTHER_PROCESS.format(setting.device, setting.short, precision))
-            setting.say(f"network in another process, {precision}", other == first)
+    here, again = digests(setting), digests(setting)
+    there = in_a_process(DIGESTS.format(setting.device, setting.short)).split()
+    for n, precision in enumerate(setting.precisions):
+        setting.say(f"network twice, {precision}", here[n] == again[n])
+        setting.say(f"network in another process, {precision}", here[n] == there[n])
     model, indices = setting.network("float32"), torch.arange(setting.batch, device=setting.device)
     spec = setting.job(setting.batch).spec
     equal = torch.equal(sample_batch(model, indices, spec)[:1], sample_batch(model, indices[:1], spec))
@@ -81,8 +78,10 @@ def _noise(setting: Setting) -> None:
     setting.say("largest difference of a normal", largest)
 
 
-def digest(setting: Setting, precision: Precision) -> str:
-    """SHA-256 of the network's output for a batch of noise."""
+def digests(setting: Setting) -> list[str]:
+    """SHA-256 of the network's output for a batch of noise, in each precision."""
+    set_up(1)
     x = normal(SEED, torch.arange(setting.batch, device=setting.device), 0, setting.shape)
-    output = setting.network(precision)(x, Point(alpha=0.5, sigma=0.75**0.5, alpha_bar=0.25, time=500, key=501))
-    return hashlib.sha256(output.cpu().numpy().tobytes()).hexdigest()
+    at = Point(alpha=0.5, sigma=0.75**0.5, alpha_bar=0.25, time=500, key=501)
+    outputs = (setting.network(precision)(x, at).cpu() for precision in setting.precisions)
+    return [hashlib.sha256(output.numpy().tobytes()).hexdigest() for output in outputs]

@@ -12,6 +12,9 @@ from taugrid.workers.accelerator.policy import policy
 ROOM_BYTES = 2 * 2**30
 """What this process may have, so that small batches use it up."""
 
+LARGEST = 4096
+"""Images for which that is not enough, whatever the device."""
+
 BREAKS = "import torch; torch.zeros(2, device='cuda')[torch.tensor([5], device='cuda')]; torch.cuda.synchronize()"
 
 
@@ -21,11 +24,14 @@ def memory(setting: Setting) -> None:
         _peak(setting, precision)
     if not setting.on_gpu:
         raise NotHere("peaks were only counted: device memory and device asserts need a GPU")
-    _used_up(setting)
+    try:
+        _used_up(setting)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
     try:
         in_a_process(BREAKS)
     except RuntimeError as error:
-        setting.say("an assert on the device", last_line(error)[:200])
+        setting.say("an assert on the device", str(error)[-600:])
         setting.say("is known as the accelerator's", is_accelerator_error(error))
     setting.say("another process after it", in_a_process("import torch; print(torch.ones(1, device='cuda').item())"))
 
@@ -48,21 +54,17 @@ def _peak(setting: Setting, precision: Precision) -> None:
 
 def _used_up(setting: Setting) -> None:
     """What torch says where 2 GiB are not enough, and which batch taugrid would name."""
-    model, batch = setting.network("float32"), max(1, setting.batch // 8)
+    model, batch = setting.network("float32", fills_up=False), 1 if setting.short else 64
     release_memory(setting.device)
     room = ROOM_BYTES + torch.cuda.memory_reserved()
     torch.cuda.set_per_process_memory_fraction(min(1.0, room / torch.cuda.get_device_properties(0).total_memory))
     try:
-        while batch <= 8 * setting.batch:
-            try:
-                model(torch.zeros(batch, *setting.shape, device=setting.device), FIRST)
-                setting.wait()
-                batch *= 2
-            except Exception as error:
-                setting.say(f"batch {batch} in 2 GiB", f"{type(error).__name__}: {last_line(error)[:200]}")
-                setting.say("is known as lack of memory", is_out_of_memory(error))
-                break
-        release_memory(setting.device)
-        setting.say("batch that taugrid names", batch_that_fits(model, setting.shape, batch, setting.device))
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+        while batch < LARGEST:
+            model(torch.zeros(batch, *setting.shape, device=setting.device), FIRST)
+            setting.wait()
+            batch *= 2
+    except Exception as error:
+        setting.say(f"batch {batch} in 2 GiB", f"{type(error).__name__}: {last_line(error)[:200]}")
+        setting.say("is known as lack of memory", is_out_of_memory(error))
+    release_memory(setting.device)
+    setting.say("batch that taugrid names", batch_that_fits(model, setting.shape, batch, setting.device))

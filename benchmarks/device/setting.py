@@ -75,14 +75,14 @@ class Setting:
         """Of its images."""
         return self.config.data.image_shape
 
-    def begin(self, part: str) -> None:
-        """Figures belong to this part from now on."""
-        self.part, self.figures = part, {}
-
     def say(self, name: str, value: Any, goal: str = "") -> None:
         """Print a figure now, with the goal that it has on a GPU, and keep it for the part's line of JSON."""
         self.figures[name] = value = float(f"{value:.4g}") if isinstance(value, float) else value
         print(f"{self.part}: {name}: {value}{f' (goal on a GPU: {goal})' if goal else ''}", flush=True)
+
+    def require_compiler(self) -> None:
+        if self.short or "bf16-weights" not in self.precisions:
+            raise NotHere("compiling needs a compiler, a GPU that has bf16 and more time than the short form")
 
     def wait(self) -> None:
         """Return once the device has nothing left to do."""
@@ -113,9 +113,13 @@ class Setting:
         self.unet().save_pretrained(folder)
         return saved_unet(folder)
 
-    def network(self, precision: Precision, compile: Compilation = "none") -> Denoiser:
-        """The network as a worker loads and calls it. It makes this process compute so, until it is called again."""
-        return self._worker.network(self._saved, DIFFUSION_DEFAULTS, Arithmetic(precision, compile, self.batch))
+    def network(self, precision: Precision, compile: Compilation = "none", fills_up: bool = True) -> Denoiser:
+        """The network as a worker loads and calls it. It makes this process compute so, until it is called again.
+
+        Without `fills_up`, smaller batches stay as they are on GPUs too.
+        """
+        how = Arithmetic(precision, compile, self.batch if fills_up else None)
+        return self._worker.network(self._saved, DIFFUSION_DEFAULTS, how)
 
     def module(self, how: Policy, device: str) -> UNet2DModel:
         """The network itself on `device`, with weights and layout as workers have them."""

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from torch import Tensor
 
-from benchmarks.device.setting import ETA, STEPS, NotHere, Setting
+from benchmarks.device.setting import ETA, STEPS, Setting
 from benchmarks.evaluation import draw_weights
 from taugrid.config import DIFFUSION_DEFAULTS, Data
 from taugrid.config.sample import Compilation, Precision
@@ -21,7 +21,6 @@ from taugrid.eval.features.resolve import resolve
 from taugrid.jobs import TrainingSpec
 from taugrid.registry.extractors import INCEPTION, FeaturePrecision
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.accelerator.transfer import ImageTransfer, completed, images_to_host
 from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped
 from taugrid.workers.diffusion.noise import normal
@@ -37,8 +36,6 @@ BATCHES = 4
 SHIPPED = "diffusers, float32 as shipped (TF32 for convolutions)"
 
 OF_BARE = {("float32", "none"): "at least 0.97", ("bf16-weights", "default"): "at least 0.95"}
-IDLE = "at most 0.03"
-TIMES_SHIPPED = "at least 2.5"
 
 
 def side_by_side(setting: Setting) -> None:
@@ -112,7 +109,7 @@ def _shard(setting: Setting, precision: Precision, compile: Compilation = "none"
     """Say how a shard compares with its bare network and, on a GPU, how long that idles."""
     name = precision if compile == "none" else f"{precision}, compile: {compile}"
     model = setting.network(precision, compile)
-    until_computed, starved = list[float](), list[bool]()
+    took, starved = list[float](), list[bool]()
 
     def call(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if setting.on_gpu:
@@ -121,22 +118,18 @@ def _shard(setting: Setting, precision: Precision, compile: Compilation = "none"
 
     def shard() -> None:
         job, began = setting.job(BATCHES * setting.batch), time.perf_counter()
-        ended = partial(_note_time, until_computed, began)
-        sample_shard(job, Wrapped(model, call), setting.device, computed=ended)
+        watched = Wrapped(model, call)
+        sample_shard(job, watched, setting.device, computed=lambda: took.append(time.perf_counter() - began))
 
     setting.seconds(shard, most=8.0)
-    last = statistics.median(until_computed[1:])
+    last = statistics.median(took[1:])
     setting.say(f"images/s: a shard, {name}", BATCHES * setting.batch / last)
     if setting.on_gpu:
         busy = _busy(setting, _sampling(setting, model, BATCHES))
-        setting.say(f"idle share: {name}", 1 - busy / last, IDLE)
+        setting.say(f"idle share: {name}", 1 - busy / last, "at most 0.03")
         setting.say(f"calls that found the device with nothing to do: {name}", statistics.mean(starved))
     bare = BATCHES * setting.seconds(setting.bare(precision, compile))
     setting.say(f"of a bare loop: {name}", bare / last, OF_BARE.get((precision, compile), ""))
-
-
-def _note_time(times: list[float], began: float) -> None:
-    times.append(time.perf_counter() - began)
 
 
 def _busy(setting: Setting, work: Callable[[], None]) -> float:
@@ -153,16 +146,9 @@ def _busy(setting: Setting, work: Callable[[], None]) -> float:
     return min(times)
 
 
-def _require_compiler(setting: Setting) -> None:
-    if setting.short:
-        raise NotHere("compiling takes longer than the short form has, and needs a compiler")
-    if "bf16-weights" not in setting.precisions:
-        raise NotHere("bf16 needs an NVIDIA GPU of the generation of the A100 or later")
-
-
 def compiled(setting: Setting) -> None:
     """The fastest cell, bf16-weights and compile: default. It compiles once: torch keeps that for the bare network."""
-    _require_compiler(setting)
+    setting.require_compiler()
     if SHIPPED not in setting.known:
         _shipped(setting)
     began, model = time.perf_counter(), setting.network("bf16-weights", "default")
@@ -170,13 +156,13 @@ def compiled(setting: Setting) -> None:
     setting.say("s: to load, compile and sample a batch", time.perf_counter() - began)
     speed = setting.batch / setting.seconds(_sampling(setting, model, 1))
     setting.say("images/s: taugrid, bf16-weights, compile: default", speed)
-    setting.say("over diffusers as shipped", speed / setting.known[SHIPPED], TIMES_SHIPPED)
+    setting.say("over diffusers as shipped", speed / setting.known[SHIPPED], "at least 2.5")
     _shard(setting, "bf16-weights", "default")
 
 
 def compiled_diffusers(setting: Setting) -> None:
     """Images a second of diffusers' pipeline with its network in bf16 and compiled, as its guide says."""
-    _require_compiler(setting)
+    setting.require_compiler()
     arithmetic.configure()
     speed = setting.batch / setting.seconds(_pipeline(setting, torch.bfloat16, compile=True))
     setting.say("images/s: diffusers, bf16, compiled", speed)
@@ -188,12 +174,10 @@ def training(setting: Setting) -> None:
     torch warns on stderr of what it can't repeat.
     """
     count, size = (3, 8) if setting.short else (12, 128)
-    if setting.on_gpu:
-        arithmetic.repeat_backward()
     try:
-        for precision in get_args(Train.model_fields["precision"].annotation):
-            if lacks(setting.kind, precision, "none") is not None:
-                continue
+        precisions = get_args(Train.model_fields["precision"].annotation)
+        for precision in filter(setting.precisions.__contains__, precisions):
+            arithmetic.prepare_training(precision, setting.device, setting.device)
             (first, _), (second, seconds) = (_trained(setting, precision, count, size) for _ in range(2))
             setting.say(f"ms: a step of {size} images, {precision}", 1000 * seconds)
             setting.say(f"same weights twice, {precision}", torch.equal(first, second))

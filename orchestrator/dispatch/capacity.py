@@ -63,6 +63,11 @@ class Node(NamedTuple):
             fits.append((exact(self.gpus) - exact(self.taken.gpus)) // gpus)
         return int(max(0, min(fits, default=0)))
 
+    def spare_capacity(self, cpus: float, size: Size) -> int:
+        """How many workers of `cpus` CPUs fit beside as many workers of `size` as fit."""
+        taken = exact(size.cpus) * self.capacity(size)
+        return self._replace(taken=Size(float(taken), 0)).capacity(Size(cpus, 0))
+
 
 def exact(amount: float) -> Fraction:
     """The decimal fraction that a number is written as, in Ray's units: 0.2 as a float is a bit more than a fifth."""

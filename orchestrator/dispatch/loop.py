@@ -251,7 +251,7 @@ class Loop:
         if event.key != self._dispatcher.in_flight.running[worker].key:
             return  # of its second task, which computes while the first is written
         fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
-        self._progress.heard(worker, fraction)
+        self._progress.heard(worker, fraction, event.doing)
         if (message := self._long_shards.warning(worker, self._job(event.key), fraction, now)) is not None:
             self._progress.say(message)
 

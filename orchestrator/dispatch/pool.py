@@ -50,6 +50,8 @@ class Alive(NamedTuple):
     """The job's task."""
     done: float
     of: float
+    doing: str = ""
+    """What it does that is no progress, such as `compiling`."""
 
 
 class Done(NamedTuple):
@@ -73,9 +75,9 @@ class Failed(NamedTuple):
     @property
     def summary(self) -> str:
         """The name of the error's type and its last line."""
-        lines = [line for line in (str(self.cause) or repr(self.cause)).splitlines() if line.strip()]
         name = type(self.cause).__name__
-        return f"{name}: {lines[-1]}" if lines else name
+        line = last_line(self.cause)
+        return name if line == name else f"{name}: {line}"
 
 
 class Lost(NamedTuple):
@@ -102,10 +104,16 @@ def why_lost(error: RayError, with_its_node: bool) -> str:
 
 
 class CpuOnly(NamedTuple):
-    """Actor arguments and CPUs of CPU-only workers, in a pool whose other workers have a GPU."""
+    """CPU-only workers, in a pool whose other workers have a GPU."""
 
     arguments: tuple[Any, ...]
+    """Of the actor."""
     cpus: float
+    """CPUs of each worker."""
+    on_cpu_nodes: bool = False
+    """Whether they also start on nodes without a GPU."""
+    per_gpu_node: int = 0
+    """The most of them on a node with GPUs."""
 
 
 class _Call(NamedTuple):
@@ -246,7 +254,7 @@ class Pool:
         # The first answer after `locate` returns at once, with whatever heartbeat was the last; an equal number means
         # that the wait timed out.
         is_new = before not in (-1, number)
-        return Alive(worker, answer.key, answer.done, answer.of) if is_new else None
+        return Alive(worker, *answer[1:]) if is_new else None
 
     def _outcome(self, call: _Call, answer: Future[Any]) -> PoolEvent:
         try:

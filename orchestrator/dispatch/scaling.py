@@ -5,10 +5,11 @@ On an embedded cluster their number is given. A cluster that the run joined is p
 
 import time
 from collections.abc import Collection, Mapping, Set
+from functools import cached_property
 from typing import NamedTuple
 
 from taugrid.errors import RunFailed
-from taugrid.orchestrator.dispatch.capacity import Node, Size, no_capacity
+from taugrid.orchestrator.dispatch.capacity import Node, no_capacity
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Pool
 from taugrid.words import counted, duration
@@ -53,7 +54,7 @@ class Scaling:
 
     `elastic` means that the run joined a running cluster, whose nodes may come and go. Without `max_workers`, there are
     then as many workers as fit on the nodes, at least one. An embedded cluster has `max_workers` from beginning to end.
-    Workers without a GPU do only `cpu_kinds`, on nodes without one.
+    Workers without a GPU do only `cpu_kinds`, on CPUs that nodes with GPUs have to spare, and perhaps on other nodes.
     """
 
     def __init__(
@@ -114,20 +115,34 @@ class Scaling:
 
     def wanted(self, now: float, busy: Counts) -> Counts:
         """How many workers there should be on usable nodes, on which `busy` workers have tasks."""
+        cpu_only = sum(self.cpu_only_capacity.values())
         if not self.elastic:
-            return Counts(self._max_workers or 1, 0)
+            ready = self._dispatcher.demand_by_kind(now)
+            cpu_tasks = sum(ready[kind] for kind in self.cpu_kinds)
+            return Counts(self._max_workers or 1, min(cpu_only, busy.cpu_only + cpu_tasks))
         general = sum(node.capacity(self._pool.size) for node in self.large)
-        capacity = Counts(general, sum(self.cpu_only_capacity.values()))
+        capacity = Counts(general, cpu_only)
         counts = demand(self._dispatcher.demand_by_kind(now), self.cpu_kinds, busy, capacity)
         return counts._replace(general=min(self._max_workers or max(1, general), counts.general))
 
     @property
     def cpu_only_capacity(self) -> dict[str, int]:
-        """Node id -> how many CPU-only workers fit there, for usable nodes without a GPU."""
-        if not self.elastic or self._pool.cpu_only is None:
+        """Node id -> how many CPU-only workers fit there, for usable nodes."""
+        if (cpu_only := self._pool.cpu_only) is None:
             return {}
-        size = Size(self._pool.cpu_only.cpus, 0)
-        return {node.id: node.capacity(size) for node in self._usable if not node.gpus}
+        capacity = {}
+        for node in self._usable if self.elastic else self._embedded:
+            fit = node.spare_capacity(cpu_only.cpus, self._pool.size)
+            if node.gpus:
+                capacity[node.id] = min(fit, cpu_only.per_gpu_node)
+            elif cpu_only.on_cpu_nodes:
+                capacity[node.id] = fit
+        return capacity
+
+    @cached_property
+    def _embedded(self) -> list[Node]:
+        """The node of an embedded cluster."""
+        return self._pool.nodes()
 
     def waiting_message(self, now: float, no_worker: bool, all_unfit: bool) -> str | None:
         """A message for the user, every `MESSAGE_SECONDS` while the run waits for a worker; else None.

@@ -24,10 +24,12 @@ from taugrid.orchestrator.progress.state import name_of_trainings, note_of_train
 from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
+from taugrid.orchestrator.shard_sizes import NO_GPU
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
 from taugrid.words import counted, duration, listed, with_urls
+from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.ray_compat import memory_here
 from taugrid.workers.training import fit
@@ -225,6 +227,9 @@ class Training:
 
     def _specified(self, wanted: capacity.Trainers) -> TrainingSpec:
         source = self._source
+        need = lacks("cpu", source.train.precision, section="train")
+        if need is not None and not wanted.gpus:
+            raise UserError(need.refused(*NO_GPU))
         folder, run_id = self._rundir.training_folder(self._cluster.scratch), self._rundir.run_id
         if not self._rundir.storage.on_disk:
             make_folder(folder)

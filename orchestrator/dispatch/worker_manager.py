@@ -7,7 +7,7 @@ work, idle workers are released, and nodes that drain are left.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,9 @@ MAX_PAUSE_SECONDS = 60.0
 RESIZE_SECONDS = 0.5
 """How often the number of workers is adjusted: with hundreds, not after every event."""
 
+PLACE_SECONDS = 30.0
+"""How long a CPU-only worker may wait for its process to start, before workers with GPUs no longer count on it."""
+
 RELEASE_SECONDS = 30.0
 """How long there may be more workers than work for them, before the superfluous ones are released. The next stage of a
 cell may come a moment later, and another start of torch takes seconds; an autoscaler waits for minutes itself."""
@@ -63,6 +66,8 @@ class _ManagedWorker:
     """The id of its node; None until its process has started."""
     info: WorkerInfo | None = None
     """None until it has passed a health check."""
+    started: float = 0.0
+    """When it was started."""
     is_starting: bool = True
     """Whether its first health check is not over."""
     checked_since: float | None = None
@@ -275,6 +280,7 @@ class WorkerManager:
         self._pauses = [until for until in self._pauses if until > now]
         for _ in range(wanted.general - there.general - len(self._pauses)):
             self._start(self._pool.start(avoided))
+        self._dispatcher.expect_helpers(self._helpers(places, now), self._scaling.cpu_kinds)
         taken = Counter(worker.for_node for worker in self._workers.values())
         free = [node for node, capacity in places.items() for _ in range(capacity - taken[node])]
         for node in free[: max(0, wanted.cpu_only - there.cpu_only - len(self._pauses))]:
@@ -283,6 +289,13 @@ class WorkerManager:
         since = self._too_many_since = (self._too_many_since or now) if too_many else None
         if since is not None and now - since >= RELEASE_SECONDS:
             self._release(too_many, now, "there is no work for it")
+
+    def _helpers(self, places: Mapping[str, int], now: float) -> int:
+        """How many CPU-only workers there are or could soon be: only those that are there, if others get no room."""
+        cpu_only = [worker for worker in self._workers.values() if worker.is_cpu_only]
+        waiting = [worker for worker in cpu_only if worker.node is None]
+        has_room = all(now - worker.started < PLACE_SECONDS for worker in waiting)
+        return sum(places.values()) if has_room else len(cpu_only) - len(waiting)
 
     def _count(self, names: Iterable[str]) -> Counts:
         cpu_only = Counter(self._workers[name].is_cpu_only for name in names)
@@ -303,8 +316,8 @@ class WorkerManager:
         return full[: beyond[0]] + cpu_only[: beyond[1]]
 
     def _start(self, name: str, for_node: str | None = None) -> None:
-        self._outputs.events.note("starting", worker=name)
-        self._workers[name] = _ManagedWorker(for_node)
+        self._outputs.events.note("starting", worker=name, **({} if for_node is None else {"cpu_only": True}))
+        self._workers[name] = _ManagedWorker(for_node, started=time.monotonic())
 
     def _release(self, names: Iterable[str], now: float, why: str) -> None:
         for name in names:

@@ -151,10 +151,10 @@ class Progress(Observer):
             if scored is not None:
                 self.state.score(scored, value)
 
-    def heard(self, worker: str, fraction: float) -> None:
+    def heard(self, worker: str, fraction: float, doing: str = "") -> None:
         with self._shown():
             if self.state is not None:
-                self.state.heard(self._clock(), worker, fraction)
+                self.state.heard(self._clock(), worker, fraction, doing)
 
     def tick(self) -> None:
         """Time has passed, and nothing else has changed."""
@@ -263,7 +263,7 @@ def _workers(state: LiveState, at: float) -> Iterator[RenderableType]:
             if worker.task is not None:
                 task = state.todo.task(worker.task)
                 cell = "" if task.cell is None else task.cell.label
-                done = f"{worker.fraction:.0%}" if worker.last else ""
+                done = worker.doing or (f"{worker.fraction:.0%}" if worker.last else "")
                 table.add_row(f"  {name}", _activity(state, worker.task), Text(cell), done, style="dim")
         for column in table.columns:
             column.no_wrap = True

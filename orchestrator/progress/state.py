@@ -182,8 +182,8 @@ class LiveState:
         self.workers.observe(at, event)
         self._refresh_if_due(at)
 
-    def heard(self, at: float, worker: str, fraction: float) -> None:
-        self.workers.heard(at, worker, fraction)
+    def heard(self, at: float, worker: str, fraction: float, doing: str = "") -> None:
+        self.workers.heard(at, worker, fraction, doing)
         self._refresh_if_due(at)
 
     def score(self, cell: str, value: float | None) -> None:

@@ -19,6 +19,8 @@ class TaskProgress(NamedTuple):
 class WorkerState:
     since: float
     """The time when the worker was started or got its task."""
+    cpu_only: bool = False
+    """Whether it only does tasks that run no network, beside workers with a GPU."""
     joined: bool = False
     cooling_down: bool = False
     node: str = ""
@@ -28,11 +30,13 @@ class WorkerState:
     first: TaskProgress | None = None
     """The first heartbeat with progress on the task, after loading and warming up."""
     last: TaskProgress | None = None
+    doing: str = ""
+    """What it does that is no progress, by its last heartbeat."""
     warm: set[str] = field(default_factory=set)
     """The rate keys of finished tasks, whose networks are loaded."""
 
     def begin(self, at: float, task: str | None) -> None:
-        self.task, self.since, self.first, self.last = task, at, None, None
+        self.task, self.since, self.first, self.last, self.doing = task, at, None, None, ""
 
     @property
     def fraction(self) -> float:
@@ -50,7 +54,7 @@ class Workers:
         """Process a line of the events file. Events that are not about workers are ignored."""
         name, worker = event["event"], event.get("worker", "")
         if name == "starting":
-            self.by_name[worker] = WorkerState(at)
+            self.by_name[worker] = WorkerState(at, event.get("cpu_only", False))
         elif name == "worker":
             state = self._worker(at, worker)
             state.joined, state.node = True, event.get("node", "")
@@ -73,8 +77,10 @@ class Workers:
             self.lost += name == "lost"
             self.by_name.pop(worker, None)
 
-    def heard(self, at: float, worker: str, fraction: float) -> None:
+    def heard(self, at: float, worker: str, fraction: float, doing: str = "") -> None:
         state = self.by_name.get(worker)
+        if state is not None:
+            state.doing = doing
         if state is not None and fraction > 0:
             state.last = TaskProgress(at, fraction)
             state.first = state.first or state.last
@@ -97,9 +103,11 @@ class Workers:
         return sum(state.joined for state in self.by_name.values())
 
     @property
-    def usable(self) -> int:
-        """The number of workers that have joined and get tasks."""
-        return sum(state.joined and not self.is_cooling_down(state) for state in self.by_name.values())
+    def usable(self) -> tuple[int, int]:
+        """The numbers of workers that joined and get tasks: those for all kinds of tasks, and the CPU-only ones."""
+        usable = [state for state in self.by_name.values() if state.joined and not self.is_cooling_down(state)]
+        cpu_only = sum(state.cpu_only for state in usable)
+        return len(usable) - cpu_only, cpu_only
 
     @property
     def starting(self) -> list[WorkerState]:
@@ -203,27 +211,39 @@ class Todo:
         if (amount := self._open.get((task.kind, self.rate_key(task)))) is not None:
             amount.add(-1, -task.cost)
 
-    def left(self, running: Mapping[str, WorkerState], workers: int, at: float) -> Left:
-        """The time that `workers` need for the rest; `running` are the known tasks that they are doing."""
+    def left(self, running: Mapping[str, WorkerState], usable: tuple[int, int], at: float) -> Left:
+        """The time that `Workers.usable` need for the rest; `running` are the known tasks that they are doing.
+
+        What runs no network is left to CPU-only workers, if there are any.
+        """
         in_flight = [(self.tasks[key], worker) for key, worker in running.items()]
         rates = self._rates(in_flight)
-        begun, taken = [], Counter[tuple[str, str]]()
+        begun: tuple[list[float], list[float]] = ([], [])  # of workers for all kinds, and of CPU-only ones
+        waiting: tuple[list[Waiting], list[Waiting]] = ([], [])
+        unknown, taken = [], Counter[tuple[str, str]]()
+
+        def on_cpus(kind: str) -> bool:
+            return bool(usable[1]) and kind in self.kinds and not self.kinds[kind].needs_network
+
         for task, worker in in_flight:
             key = self.rate_key(task)
             taken[task.kind, key] += 1
             if (rate := rates.get(key)) is not None:
                 last_seen = worker.last.at if worker.last else worker.since
-                begun.append(max(0.0, (1 - worker.fraction) * task.cost * rate - max(0.0, at - last_seen)))
-        waiting, unknown = [], []
+                begun[on_cpus(task.kind)].append(
+                    max(0.0, (1 - worker.fraction) * task.cost * rate - max(0.0, at - last_seen))
+                )
         for (kind, key), amount in self._open.items():
             seconds = rates[key]
             if amount.tasks > 0 and seconds is None:
                 unknown.append(kind)
             elif amount.tasks > taken[kind, key] and seconds is not None:
-                waiting.append(Waiting(amount.tasks - taken[kind, key], amount.cost / amount.tasks * seconds))
-        if not workers or not (begun or waiting):
+                group = Waiting(amount.tasks - taken[kind, key], amount.cost / amount.tasks * seconds)
+                waiting[on_cpus(kind)].append(group)
+        todo = [(b, w, workers) for b, w, workers in zip(begun, waiting, usable, strict=True) if b or w]
+        if not todo or not all(workers for *_, workers in todo):
             return Left(None, tuple(unknown))
-        return Left(seconds_left(begun, waiting, max(workers, len(begun))), tuple(unknown))
+        return Left(max(seconds_left(b, w, max(workers, len(b))) for b, w, workers in todo), tuple(unknown))
 
     def _rates(self, running: Iterable[tuple[Task, WorkerState]]) -> dict[str, float | None]:
         """Seconds per unit of cost by rate key, with what heartbeats report."""

@@ -345,4 +345,4 @@ def _fault(path: Path, job: Job, result: Result) -> str | None:
         return "there is no such file"
     if result.size is not None and end.size != result.size:
         return f"it has {end.size} bytes, not {result.size}"
-    return "its seal is not in its place" if path.suffix == ".parquet" and not end.sealed else None
+    return "its seal is not in its place" if path.suffix == ".parquet" and end.digest is None else None

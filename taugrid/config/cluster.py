@@ -12,16 +12,19 @@ SMALLEST_SHARE = 0.0001
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 
 
-def _whole_beyond_one(gpus: float) -> float:
-    if gpus > 1 and not gpus.is_integer():
-        raise ValueError("must be a whole number if it is more than 1")
+def _one_at_most(gpus: float) -> float:
+    if gpus > 1:
+        raise ValueError(
+            "must be at most 1 (a worker computes on one GPU: more workers use more; networks larger than the memory "
+            "of one GPU are not supported)"
+        )
     if 0 < gpus < SMALLEST_SHARE:
         raise ValueError(f"must be 0 or at least {SMALLEST_SHARE}")
     return gpus
 
 
 Cpus = Annotated[float, Field(ge=SMALLEST_SHARE)]
-Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_beyond_one)]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_one_at_most)]
 LabelKey = Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{LABEL}$")]
 LabelValue = Annotated[str, Field(pattern=rf"^!?({LABEL}|in\({LABEL}(, ?{LABEL})*\))$")]
 
@@ -36,10 +39,12 @@ class TrainingWorker(Section):
 
 
 class ScoringWorker(Section):
-    """What a worker of `cluster.use_cpus` takes."""
+    """The workers without a GPU that compute scores beside workers with one."""
 
     cpus_per_worker: Cpus | None = None
     """null: as `cluster.cpus_per_worker`."""
+    workers_per_node: Annotated[int, Field(ge=0)] = 8
+    """The most of them on the CPUs that a node with GPUs has to spare. 0: none, so workers with GPUs compute scores."""
 
 
 class Cluster(Section):
@@ -55,21 +60,21 @@ class Cluster(Section):
     cpus_per_worker: Cpus = 1
     """CPUs that a worker takes."""
     gpus_per_worker: Gpus | None = None
-    """A fraction shares a GPU: five workers of 0.2. null: 1 if a node has a GPU that its torch can use when a stage
-    begins, else 0. Set it to 1 if nodes with GPUs join later."""
+    """At most 1. A fraction shares a GPU: five workers of 0.2. null: 1 if a node has a GPU that its torch can use when
+    a stage begins, else 0. Set it to 1 if nodes with GPUs join later."""
     label_selector: dict[LabelKey, LabelValue] = {}
     """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
     !in(x, y)."""
     use_cpus: bool = False
-    """Workers with GPUs are joined by workers without one, on nodes that have none; those only compute scores. This
-    uses CPU nodes that are there; it asks for none. `label_selector` holds for them too: one that only nodes with GPUs
-    match leaves none."""
+    """Scores are computed on CPUs that nodes with GPUs have to spare; with this, on nodes without a GPU too. It uses
+    CPU nodes that are there and asks for none. `label_selector` holds for them too: one that only nodes with GPUs match
+    leaves none."""
     max_wait_seconds: Annotated[float, Field(gt=0)] = 600
     """How long a run on a cluster that it joins waits for the resources of its first worker."""
     train: TrainingWorker = TrainingWorker()
     """What a training worker takes, if it is not what other workers take."""
     score: ScoringWorker = ScoringWorker()
-    """What a worker of `use_cpus` takes, if it is not what other workers take."""
+    """What a worker without a GPU takes that computes scores beside workers with one, and how many a node has."""
     max_attempts: Positive = 3
     """Number of nodes that a task must fail on (all nodes, if there are fewer) before it is quarantined and reported;
     on a single node, its number of attempts. Failures that are the node's fault do not count."""

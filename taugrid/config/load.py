@@ -90,7 +90,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
     own = {key: value for key, value in values.items() if not _is_ignored(key, path)}
-    return _without_gone_keys(own) if path.name == CONFIG_NAME else own
+    return _one_gpu(_without_gone_keys(own)) if path.name == CONFIG_NAME else own
 
 
 def _place_and_problem(error: yaml.MarkedYAMLError, text: str) -> str:
@@ -111,6 +111,17 @@ def _without_gone_keys(values: dict[str, Any]) -> dict[str, Any]:
         else value
         for section, value in values.items()
     }
+
+
+def _one_gpu(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with one GPU for each worker: earlier versions took more, and used one."""
+
+    def one(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _one_gpu(value)
+        return 1 if key == "gpus_per_worker" and isinstance(value, int | float) and value > 1 else value
+
+    return {key: one(key, value) for key, value in values.items()}
 
 
 def _is_ignored(key: Any, path: Path) -> bool:

@@ -50,12 +50,12 @@ class Train(Section):
     """Random horizontal flips."""
     antithetic: bool = False
     """Draw times in pairs t, T + 1 - t. Each time stays as likely as before, and the loss varies less."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16: the network runs under autocast; weights, the loss and the average stay float32."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """tf32: on NVIDIA GPUs. bf16: the network runs under autocast; weights, the loss and the average stay float32."""
     compile: bool = False
     """torch.compile: minutes at the start, then faster steps. Like `channels_last`, it changes the last digits."""
     channels_last: bool = True
-    """The memory format of convolutions."""
+    """The memory format of convolutions, except on GPUs in float32 and tf32, which are faster without it."""
     seed: Seed | None = None
     """Defaults to the top-level `seed`."""
     workers: Positive | tuple[Positive, Positive] = 1

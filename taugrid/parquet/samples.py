@@ -45,6 +45,8 @@ class SampleWriter:
         self._part, self._settings, self._next = part, settings, start
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self.counts: list[int] = []
+        """The number of images in each row group that was written."""
         self._encoders, self._scribe = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)
         self._writing: deque[Future[None]] = deque()
 
@@ -86,5 +88,6 @@ class SampleWriter:
             columns = _picture_columns(self._pending, self._next)
             columns |= {name: [self._settings[name]] * count for name, _ in SETTING_FIELDS}
             self._part.write(columns)
+            self.counts.append(count)
             self._next += count
             self._pending, self._pending_bytes = [], 0

@@ -20,8 +20,8 @@ TAIL_BYTES = 8
 CHUNK_BYTES = 2**20
 
 
-def write_seal(path: Path) -> None:
-    """Insert `SEAL` and the SHA-256 of all other bytes before the footer.
+def write_seal(path: Path) -> bytes:
+    """Insert `SEAL` and the SHA-256 of all other bytes before the footer; returns that SHA-256.
 
     The file stays valid: the footer is found from the file's end, and its offsets point before the seal.
     """
@@ -32,6 +32,7 @@ def write_seal(path: Path) -> None:
         end = file.read()
         file.seek(footer)
         file.write(SEAL + digest + end)
+    return digest
 
 
 class FileEnd(NamedTuple):
@@ -40,8 +41,8 @@ class FileEnd(NamedTuple):
     size: int
     footer: int
     """The offset of Parquet's footer; negative if this is not a complete Parquet file."""
-    sealed: bool
-    """Whether a seal stands before the footer. The seal itself is not checked."""
+    digest: bytes | None
+    """The SHA-256 in the seal before the footer, which is not checked; None: there is no seal."""
 
 
 def read_end(file: IO[bytes]) -> FileEnd:
@@ -50,9 +51,10 @@ def read_end(file: IO[bytes]) -> FileEnd:
     tail = file.read(TAIL_BYTES)
     footer = size - TAIL_BYTES - int.from_bytes(tail[:4], "little") if tail[4:] == b"PAR1" else -1
     if footer < SEAL_BYTES:
-        return FileEnd(size, footer, False)
+        return FileEnd(size, footer, None)
     file.seek(footer - SEAL_BYTES)
-    return FileEnd(size, footer, file.read(len(SEAL)) == SEAL)
+    seal = file.read(SEAL_BYTES)
+    return FileEnd(size, footer, seal.removeprefix(SEAL) if seal.startswith(SEAL) else None)
 
 
 def file_end(path: Path, storage: Storage) -> FileEnd:

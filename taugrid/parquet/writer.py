@@ -80,6 +80,8 @@ class PartWriter:
         self._storage = storage
         self._rows: tuple[int, int] | None = None  # the first index, and the one after the last
         self._in_order = True
+        self.digest = b""
+        """The SHA-256 in the seal of the file that was made here, once it is complete."""
         self.conflict: str | None = None
         """What the file that `commit` kept is or has, if it is not what was made here: the driver judges it."""
         with ExitStack() as removal:  # removes the temporary file on an error, and names it in Arrow's error
@@ -124,8 +126,7 @@ class PartWriter:
 
     def commit(self, replace: bool) -> bool:
         """Put the file in place, atomically. If a file is already there and `replace` is off, keep it, return False."""
-        self._writer.close()
-        write_seal(self._temporary)
+        self._close()
         return self._storage.commit(self._path, self._temporary, ANY) if replace else self._create()
 
     def commit_over(self, version: str | None) -> bool:
@@ -133,12 +134,15 @@ class PartWriter:
 
         Any other file is kept; then it returns False.
         """
-        self._writer.close()
-        write_seal(self._temporary)
+        self._close()
         if version is None and self._storage.commit(self._path, self._temporary):
             return True
         replaced = self._replace(version) or self._replace(self._shorter())
         return replaced or self._create()
+
+    def _close(self) -> None:
+        self._writer.close()
+        self.digest = write_seal(self._temporary)
 
     def _replace(self, version: str | None) -> bool:
         return version is not None and self._storage.commit(self._path, self._temporary, version)

@@ -440,3 +440,67 @@ try:
 except KeyboardInterrupt:
     print(not ray.is_initialized(), signal.getsignal(signal.SIGTERM) == before, descendants(os.getpid()))
 """
+
+
+def test_spare_cpus_of_a_machine_with_a_gpu_compute_scores_while_the_gpu_works(tmp_path):
+    """D6, on a real Ray that believes in one GPU. With `CpuOnly` left out in `Session._pool`, this waits in vain."""
+    (tmp_path / "small.yaml").write_text(WITH_A_GPU)
+    command, here = [sys.executable, "-c", BELIEVES_IN_A_GPU, tmp_path], Path(__file__).parent
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    happened = events(tmp_path / "run")
+    helpers = {event["worker"] for event in happened if event["event"] == "starting" and event.get("cpu_only")}
+    assigned = [event for event in happened if event["event"] == "assigned"]
+    kinds = {event["task"].split("/")[0] for event in assigned if event["worker"] in helpers}
+    assert (kinds, len(helpers) <= 2) == ({"score"}, True), "one CPU of three is the GPU's worker's"
+
+
+WITH_A_GPU = """
+name: small
+model: {oracle: gaussian}
+data: {name: gaussian, shape: [1, 4, 4]}
+sample: {seed: 0, num_samples: 20, batch_size: 10}
+grid: {steps: [2, 3, 4]}
+evaluate: {metrics: [fid]}
+cluster: {workers: 1, gpus_per_worker: 1, max_attempts: 1}
+"""
+
+BELIEVES_IN_A_GPU = """
+import sys, time
+from pathlib import Path
+from taugrid.orchestrator.dispatch import cluster
+cluster.prepare_embedded()
+import ray
+from taugrid.orchestrator.cli.main import main
+from taugrid.orchestrator.dispatch import pool
+from taugrid.workers.actor import Worker
+
+folder = Path(sys.argv[1])
+
+class OnAGpu(Worker):
+    extracted = 0
+
+    def _set_up(self):
+        device = super()._set_up()
+        self._given_gpu = False  # torch has none to check
+        return device
+
+    def do(self, job):
+        end = time.monotonic() + 60
+        if type(job).__name__ == "ExtractJob" and isinstance(job.images, str) and ray.get_gpu_ids():
+            self.extracted += 1
+            while self.extracted > 1 and not [*folder.glob("run/scores/*.json")]:
+                assert time.monotonic() < end, "no score is computed while the GPU works"
+                time.sleep(0.1)
+        return super().do(job)
+
+class OfGpus(pool.Pool):
+    def __init__(self, actor, *others):
+        super().__init__(OnAGpu, *others)
+
+pool.Pool = OfGpus
+embedded = cluster._embedded
+cluster._embedded = lambda *arguments: {**embedded(*arguments), "num_cpus": 3, "num_gpus": 1}
+sys.argv[1:] = ["run", str(folder / "small.yaml"), "--out", str(folder / "run")]
+main()
+"""

@@ -196,20 +196,42 @@ def test_a_protocol_says_how_the_network_computed(precision, said):
     assert Sample(precision=precision).precision_in_words == said
 
 
-def test_backward_passes_on_gpus_are_made_repeatable():
-    """The switches alone: whether they suffice, benchmarks/device.py asks on a card."""
-    names = ("flash", "mem_efficient", "cudnn")
-    backends = torch.backends.cuda
+@pytest.mark.parametrize(
+    ("precision", "kernels", "warns"),
+    [("float32", {"math"}, True), ("tf32", {"math"}, True), ("bf16", {"math", "flash"}, False)],
+)
+def test_backward_passes_on_gpus_are_made_repeatable(monkeypatch, precision, kernels, warns):
+    """D15. The switches alone: whether they suffice, benchmarks/device asks on a card.
+
+    Flash attention's backward pass adds in any order unless torch's determinism is strict. Patch: `warn_only=True`.
+    """
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     try:
-        arithmetic.repeat_backward()
+        how = arithmetic.prepare_training(precision, "cuda", "simulated")
         assert torch.are_deterministic_algorithms_enabled()
-        assert torch.is_deterministic_algorithms_warn_only_enabled(), "an operation without such a form goes on"
-        assert not any(getattr(backends, f"{name}_sdp_enabled")() for name in names)
-        assert backends.math_sdp_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warns
+        on = {name for name in ATTENTION if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()}
+        assert on == kernels
+        assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+        assert how.layout == ("channels_last" if precision == "bf16" else "contiguous_format")
     finally:
         torch.use_deterministic_algorithms(False)
-        for name in names:
-            getattr(backends, f"enable_{name}_sdp")(True)
+
+
+def test_training_on_a_cpu_is_as_before():
+    arithmetic.prepare_training("bf16", "cpu", "a CPU")
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert all(getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ATTENTION)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_training_is_refused_where_a_gpu_lacks_its_precision(monkeypatch, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    expected = rf"train.precision: {precision} needs an NVIDIA GPU.* this worker has a T4; set float32"
+    with pytest.raises(DeviceUnusable, match=expected):
+        arithmetic.prepare_training(precision, "cuda", "a T4")
+    arithmetic.prepare_training("float32", "cuda", "a T4")
+    torch.use_deterministic_algorithms(False)
 
 
 def test_a_training_on_loopback_listens_nowhere_else(monkeypatch):

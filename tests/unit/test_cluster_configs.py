@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 import yaml
 from kuberay import refused, schema
 from ray.scripts import scripts
@@ -104,7 +105,7 @@ def test_one_version_of_ray_everywhere():
 
 def test_the_image_is_built_from_the_wheel():
     instructions = [line.split(maxsplit=1) for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
-    assert [name for name, _ in instructions] == ["ARG", "FROM", "ARG", "COPY", "RUN", "RUN"]
+    assert [name for name, _ in instructions] == ["ARG", "FROM", "ARG", "ARG", "RUN", "COPY", "RUN", "RUN"]
     steps = dict(instructions)
     assert steps["FROM"] == "rayproject/ray:${RAY}-py312-gpu"
     assert steps["COPY"] == "dist/taugrid-*.whl /tmp/wheels/"
@@ -172,3 +173,16 @@ def test_a_cluster_takes_ten_lines_of_readme():
         "taugrid logs mine-1 --follow",
         "taugrid stop mine-1",
     ], "test_cluster.py runs those of taugrid, in this order"
+
+
+def test_the_image_pins_a_build_of_torch_that_is_published_and_drivers_of_two_years_ago_run():
+    """The defect: no `ARG CUDA`. PyPI's torch is for the newest CUDA, and "the NVIDIA driver on your system is too
+    old" comes only on the cluster."""
+    tag = re.search(r"^ARG CUDA=cu(\d\d)(\d)$", DOCKERFILE, re.MULTILINE)
+    torch_first = DOCKERFILE.index("--index-url https://download.pytorch.org/whl/${CUDA}") < DOCKERFILE.index(
+        "COPY dist"
+    )
+    assert torch_first, "else pip has put PyPI's torch there for taugrid"
+    if (published := getattr(torch.cuda, "PYTORCH_RELEASES_CODE_CC", None)) is not None:
+        assert ".".join(tag.groups()) in published
+    assert tag.group(1) == "12"

@@ -1,6 +1,8 @@
 """Networks that torch compiles: once for an architecture, for full batches only."""
 
+import os
 import threading
+import time
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from taugrid.errors import DeviceUnusable
 from taugrid.workers.accelerator import compiled
 from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
 from taugrid.workers.accelerator.policy import policy
-from taugrid.workers.device import Device
+from taugrid.workers.device import Device, set_up
 from taugrid.workers.network.custom import for_inference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -163,3 +165,81 @@ def test_clearing_the_caches_frees_graphs_in_their_thread(monkeypatch):
     device.clear_caches()
     threads = {compiled.thread_of_graphs().submit(threading.get_ident).result()}
     assert set(resets) == threads
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled, "BEAT_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_worker_says_that_it_compiles(monkeypatch):
+    """D17: a first call of minutes sent nothing. Patch: no `first_call` in `Device.network`. Here a call is slow."""
+    said = []
+
+    def slow(x, at, condition=None):
+        while len(said) < 3:
+            time.sleep(0.01)
+        return x
+
+    monkeypatch.setattr("taugrid.workers.network.load.load_network", lambda *args: slow)
+    device = Device("cpu", lambda *progress: said.append(progress))
+    network = device.network(None, None, FULL)
+    network(torch.zeros(4, 1, 3, 3), at(5))
+    assert set(said) == {(0.0, 0.0, "compiling")}
+    before = len(said)
+    network(torch.zeros(4, 1, 3, 3), at(5))
+    time.sleep(0.05)
+    assert len(said) == before, "only its first call compiles"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_compiler_that_hangs_falls_silent(monkeypatch):
+    monkeypatch.setattr(compiled, "COMPILE_SECONDS", 0.1)
+    said = []
+    with compiled.beating(lambda: said.append(time.monotonic())):
+        began = time.monotonic()
+        time.sleep(0.3)
+    assert said
+    assert said[-1] - began < 0.2
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_one_worker_of_a_node_compiles_and_the_others_wait():
+    """D17: eight workers compiled the same at once. Patch: `once_on_a_node` without its lock."""
+    running, together, order = set(), [], []
+    first, gate = threading.Event(), threading.Event()
+
+    def worker(name):
+        with compiled.once_on_a_node("a network", lambda: None):
+            running.add(name)
+            order.append(name)
+            if len(order) == 1:
+                first.set()
+                gate.wait(5)
+            else:
+                everybody.wait(5)  # these two read the cache at the same time
+            together.append(len(running))
+            running.discard(name)
+
+    everybody = threading.Barrier(2)
+    workers = [threading.Thread(target=worker, args=(name,)) for name in range(3)]
+    for each in workers:
+        each.start()
+    first.wait(5)
+    time.sleep(0.1)
+    assert len(order) == 1
+    gate.set()
+    for each in workers:
+        each.join()
+    assert together[0] == 1
+    assert len(order) == 3
+    assert not everybody.broken
+
+
+def test_compilers_start_few_processes(monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    set_up(threads=1)
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "4"

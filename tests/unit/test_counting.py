@@ -1,6 +1,5 @@
 """What a call would cost a GPU, counted without one: kernels, bytes and memory."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,13 @@ import yaml
 from torch import nn
 
 import taugrid.configs
-from taugrid.config import Unet
+from taugrid.config import DIFFUSION_DEFAULTS, Unet
+from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
 from taugrid.workers.accelerator.counting import count
+from taugrid.workers.accelerator.memory import FIRST
 from taugrid.workers.accelerator.policy import policy
+from taugrid.workers.network.checkpoint import saved_unet
+from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet
 
 BATCH = 250
@@ -19,53 +22,67 @@ GB = 1e9
 
 
 @pytest.fixture(scope="module")
-def unet():
-    """The network of configs/cifar10-table1.yaml, without data."""
+def saved(tmp_path_factory):
+    """The network of configs/cifar10-table1.yaml in a folder; its weights are those that memory happened to hold."""
     config = yaml.safe_load(Path(taugrid.configs.__path__[0], "cifar10-table1.yaml").read_text())
     with torch.device("meta"):
-        return build_unet(Unet(**config["model"]["unet"]), (3, 32, 32)).eval()
+        unet = build_unet(Unet(**config["model"]["unet"]), (3, 32, 32)).to_empty(device="cpu")
+    unet.save_pretrained(folder := tmp_path_factory.mktemp("saved"))
+    return saved_unet(folder)
 
 
 def meta(*shape, dtype=torch.float32):
     return torch.empty(shape, device="meta", dtype=dtype)
 
 
-def forward(unet, precision, layout=None):
-    """The `Count` of a forward of 250 images as the policy for NVIDIA's GPUs says; `layout` replaces its layout."""
-    how = policy("cuda", precision)
-    memory_format = torch.channels_last if (layout or how.layout) == "channels_last" else torch.contiguous_format
-    weights = None if how.weights is None else getattr(torch, how.weights)
-    unet = copy.deepcopy(unet).to(memory_format=memory_format)
-    for parameter in unet.parameters():
-        parameter.data = parameter.data.to(weights)
-    x = meta(BATCH, 3, 32, 32, dtype=weights or torch.float32).contiguous(memory_format=memory_format)
+def forward(saved, precision, how=None):
+    """The `Count` of a forward of 250 images, loaded and called as a worker with an NVIDIA GPU does it.
+
+    `how` replaces its policy.
+    """
+    how = how or policy("cuda", precision)
+    loaded = load_network(saved, DIFFUSION_DEFAULTS, "cpu", how)
+    network = computed(loaded, Arithmetic(precision, batch_size=BATCH), "cuda")
     autocast = None if how.autocast is None else getattr(torch, how.autocast)
-    return count(lambda x, t: unet(x, t, return_dict=False), x, meta(BATCH, dtype=torch.int64), autocast=autocast)
+    return count(lambda x: network(x, FIRST), meta(BATCH, 3, 32, 32), autocast=autocast)
 
 
-def test_true_float32_makes_no_copies_for_group_norm(unet):
-    """Defect 1: put back by `layout="channels_last"` for every device in workers/accelerator/policy.py."""
-    found = forward(unet, "float32")
-    assert (found.launches, round(found.bytes / GB, 1)) == (570, 53.9)
+def test_true_float32_makes_no_copies_for_group_norm(saved):
+    """Defect 1: put back by `layout="channels_last"` for every device in workers/accelerator/policy.py.
+
+    The network itself has 570 kernels and 53.9 GB; one more makes the times.
+    """
+    found = forward(saved, "float32")
+    assert found.launches <= 575
+    assert found.bytes <= 54 * GB
     assert found.kernels["to_layout"] < 25
 
 
-def test_in_channels_last_every_group_norm_copies_there_and_back(unet):
-    found = forward(unet, "float32", layout="channels_last")
-    assert (found.launches, round(found.bytes / GB, 1)) == (654, 66.6)
+def test_in_channels_last_every_group_norm_copies_there_and_back(saved):
+    """654 kernels and 66.6 GB in the network itself."""
+    found = forward(saved, "float32", policy("cuda")._replace(layout="channels_last"))
+    assert found.launches >= 650
+    assert found.bytes >= 66 * GB
 
 
-def test_weights_in_half_precision_are_cast_once(unet):
-    """Defect 2: put back by `weights=None` and `autocast=half` for bf16-weights in workers/accelerator/policy.py."""
-    found = forward(unet, "bf16-weights")
-    assert (found.launches, round(found.bytes / GB, 1)) == (655, 33.3)
-    assert found.kernels["_to_copy"] == 2, "the times' frequencies, and their embedding"
+def test_weights_in_half_precision_are_cast_once(saved):
+    """Defect 2: put back by `weights=None` and `autocast=half` for bf16-weights in workers/accelerator/policy.py.
+
+    655 kernels and 33.3 GB in the network itself.
+    """
+    found = forward(saved, "bf16-weights")
+    assert found.launches <= 660
+    assert found.bytes <= 34 * GB
+    assert found.kernels["_to_copy"] <= 6, "of images, times and their embedding"
 
 
-def test_autocast_casts_weights_and_images_at_each_call(unet):
-    """Six casts more than the review counted: CUDA's autocast also enlarges images in float32."""
-    found = forward(unet, "bf16")
-    assert (found.launches, found.kernels["_to_copy"], round(found.bytes / GB, 1)) == (984, 349, 56.0)
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_autocast_casts_weights_and_images_at_each_call(saved):
+    """984 kernels, 349 casts and 56.0 GB in the network itself; images are enlarged in float32."""
+    found = forward(saved, "bf16")
+    assert found.kernels["_to_copy"] >= 340
+    assert found.launches >= 975
+    assert found.bytes >= 55 * GB
 
 
 def test_memory_is_that_of_what_is_alive_at_once():

@@ -317,7 +317,7 @@ def test_a_wrong_output_at_work_is_said_in_one_line():
 def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(folder):
     found = described("mine:scaled", save_weights(folder / "scale.pt", 0.25))
     x = torch.ones(1, *SHAPE)
-    assert load(found, "cpu")(x, torch.zeros(1, dtype=torch.int64)).unique().tolist() == [0.25]
+    assert load(found, "cpu")(x, at(0)).unique().tolist() == [0.25]
     save_weights(folder / "scale.pt", 0.5)
     with pytest.raises(ContentMismatch, match=rf"{this_node()}: .*scale.pt has SHA-256 \w{{12}} .* \w{{12}} "):
         load(found, "cpu")

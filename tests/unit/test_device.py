@@ -16,6 +16,7 @@ from taugrid.eval.metrics.statistics import moments
 from taugrid.orchestrator.dispatch.policy.in_flight import SILENT_SECONDS
 from taugrid.workers import device, heartbeat
 from taugrid.workers.accelerator import transfer
+from taugrid.workers.accelerator.policy import kind_of
 from taugrid.workers.device import MIN_HEARTBEAT_SECONDS, Device, with_heartbeats
 
 
@@ -171,6 +172,6 @@ def test_an_extraction_counts_the_images_of_which_features_are_there(monkeypatch
 
 def test_amds_gpus_have_a_kind_of_their_own(monkeypatch):
     """torch calls them cuda (torch.version.hip: "HIP interfaces reuse the CUDA interfaces")."""
-    assert [device.kind_of(name) for name in ("cpu", "cuda", "cuda:1", "mps")] == ["cpu", "cuda", "cuda", "mps"]
+    assert [kind_of(name) for name in ("cpu", "cuda", "cuda:1", "mps")] == ["cpu", "cuda", "cuda", "mps"]
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    assert [device.kind_of(name) for name in ("cpu", "cuda:1", "mps")] == ["cpu", "rocm", "mps"]
+    assert [kind_of(name) for name in ("cpu", "cuda:1", "mps")] == ["cpu", "rocm", "mps"]

@@ -27,7 +27,7 @@ EAGER = [part for part in benchmark.PARTS if not part.startswith("compiled")]
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(Setting, "batch", 2)
-    monkeypatch.setattr(exactness, "in_a_process", lambda code: "another")
+    monkeypatch.setattr(exactness, "in_a_process", lambda code: "a b c d")
 
 
 class Event:
@@ -114,7 +114,6 @@ def test_diffusers_samples_at_taugrids_eta(monkeypatch):
 
     monkeypatch.setattr(DDIMPipeline, "__call__", watched)
     here = Setting("cpu", short=True)
-    here.begin("side-by-side")
     speed.side_by_side(here)
     assert etas == {ETA} == {here.job(2).settings.eta}
 
@@ -128,7 +127,7 @@ def test_every_way_to_say_no_memory_is_a_figure(faked, text, monkeypatch):
             raise RuntimeError(text)
         return x
 
-    monkeypatch.setattr(faked, "network", lambda precision: network)
+    monkeypatch.setattr(faked, "network", lambda precision, fills_up=True: network)
     found = benchmark.measure("memory", faked)
     assert "failed" not in found
     assert found["figures"]["batch 8 in 2 GiB"] == f"RuntimeError: {text}"

@@ -212,6 +212,35 @@ def test_a_task_is_to_blame_for_losses_in_a_row_and_another_ones_loss_in_between
     assert losing_a_worker_each_time([shard(0, 2), shard(1, 1)]) == (["sample/0", "sample/1", "sample/0"], False)
 
 
+def with_helpers(tasks, helpers=2):
+    """Two workers for all kinds, and one helper that is there, of `helpers` that could be."""
+    d = Dispatcher(tasks, ("sample", "score"))
+    for worker, kinds in (("gpu", None), ("gpu too", None), ("cpu", {"score"})):
+        d.worker_joined(worker, "n", 0.0, kinds)
+    d.expect_helpers(helpers, {"score"})
+    return d
+
+
+def scores(number):
+    return [Task(f"score/{i}", "score", 1.0) for i in range(number)]
+
+
+def test_others_leave_scores_to_helpers_while_they_may_get_other_work():
+    """D6: with `leave = False` in `_ready`, "gpu too" takes a score, and samples may wait for it."""
+    d = with_helpers([Task("sample/0", "sample", 1.0), *scores(3)])
+    assert assigned(d, 0.0) == {"cpu": "score/0", "gpu": "sample/0"}
+    assert assigned(d, 1.0) == {}, "two scores wait, and two helpers are there or could soon be"
+    d.succeeded("cpu", 2.0)
+    assert assigned(d, 2.0) == {"cpu": "score/1"}
+
+
+def test_others_take_the_scores_that_are_too_many_for_helpers_or_all_that_is_left():
+    d = with_helpers([Task("sample/0", "sample", 1.0), *scores(4)])
+    assert assigned(d, 0.0) == {"cpu": "score/0", "gpu": "sample/0", "gpu too": "score/1"}
+    d = with_helpers(scores(3))
+    assert assigned(d, 0.0) == {"cpu": "score/0", "gpu": "score/1", "gpu too": "score/2"}
+
+
 def node(*workers):
     health = Health()
     for worker in workers:

@@ -71,7 +71,7 @@ def test_an_old_value_is_gone_before_a_new_one_is_loaded():
 def test_what_would_fit_is_found_by_trying(room, fits):
     card = Card(room)
     assert batch_that_fits(card.network, (1, 2, 2), 16, "cpu") == fits
-    said = smaller_batch(lambda: card.network, (1, 2, 2), 16, "cpu", OutOfMemoryError())
+    said = smaller_batch(card.network, (1, 2, 2), 16, "cpu", OutOfMemoryError())
     if fits:
         assert f"sample.batch_size: 16 does not fit into memory, {fits} does" in said
     else:
@@ -92,10 +92,10 @@ def test_what_would_fit_is_tried_as_the_sampler_calls_a_network_without_gradient
 
 
 def test_a_network_that_can_not_be_loaded_leaves_nothing_that_fits():
-    def load():
+    def loading(x, t):
         raise OutOfMemoryError("CUDA out of memory")
 
-    assert "not even one image fits" in smaller_batch(load, (1, 2, 2), 256, "cpu", OutOfMemoryError())
+    assert "not even one image fits" in smaller_batch(loading, (1, 2, 2), 256, "cpu", OutOfMemoryError())
 
 
 def test_another_error_is_not_taken_for_lack_of_memory():
@@ -120,7 +120,7 @@ class Hungry(Job):
     says: str = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
     def remedy(self, device, error):
-        return smaller_batch(lambda: Card(self.room, error).network, (1, 2, 2), 256, device.name, error)
+        return smaller_batch(Card(self.room, error).network, (1, 2, 2), 256, device.name, error)
 
 
 def work(job, device):

@@ -165,6 +165,18 @@ def test_earlier_sessions_on_the_same_device_tell_the_time_at_once():
     assert session.left == "24 s left", "4,000 evaluations, 400 features and 400 scores, by two"
 
 
+def test_workers_without_a_gpu_sample_nothing_and_score_beside_the_others():
+    known = by_key(
+        *(sampling("a", number) for number in range(2)), *(Task(f"score/{i}", "score", 100) for i in range(8))
+    )
+    session = Session(known, {("sample/m", "cpu"): 0.01, ("score", "cpu"): 0.1})
+    session.join("w0")
+    for worker in ("w1", "w2"):
+        session.tell("starting", worker=worker, cpu_only=True)
+        session.tell("worker", worker=worker, device="cpu")
+    assert session.left == "40 s left", "2,000 evaluations by one, and meanwhile 800 scores by two"
+
+
 def test_the_rate_of_the_reference_foretells_that_of_features():
     known = by_key(REFERENCE) | tasks(("a",), 1)
     session = Session(known)
@@ -284,6 +296,16 @@ def test_copies_count_once_and_the_better_one_counts():
     assert session.snapshot.done == 1000
 
 
+def test_a_worker_that_compiles_is_shown_so_until_it_makes_progress():
+    session = Session()
+    session.join("w0")
+    session.give("w0", "sample/a/0")
+    session.state.heard(session.now, "w0", 0.0, "compiling")
+    assert any(line.split()[-1:] == ["compiling"] for line in session.drawn())
+    session.beat("w0", 0.2)
+    assert not any("compiling" in line for line in session.drawn())
+
+
 def test_a_lost_worker_takes_its_progress_with_it():
     session = Session()
     session.join("w0", "w1")
@@ -302,9 +324,9 @@ def test_workers_of_a_node_that_cools_down_do_none_of_what_is_left():
         session.tell("starting", worker=worker)
         session.tell("worker", worker=worker, device="cpu", node=node)
     session.tell("benched", worker="w0", node="a", seconds=1.0, reason="errors", whole_node=True)
-    assert session.state.workers.usable == 1, "w1 cools down with its node"
+    assert session.state.workers.usable == (1, 0), "w1 cools down with its node"
     session.tell("assigned", worker="w1", task="sample/a/0", node="a")
-    assert session.state.workers.usable == 2, "the node is back, and w0 has to pass its health check"
+    assert session.state.workers.usable == (2, 0), "the node is back, and w0 has to pass its health check"
 
 
 def test_what_is_given_up_is_not_left_to_do():

@@ -1,8 +1,11 @@
 """How many workers fit on a cluster."""
 
+import json
+
 import pytest
 
 from taugrid.config import Cluster, Config, validate
+from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.dispatch.capacity import Node, Size, selects
@@ -76,6 +79,20 @@ def test_gpus_are_used_where_there_are_any_that_torch_can_use_and_that_stay(monk
     assert capacity.worker_size(Cluster(gpus_per_worker=1)) == (1, 1), "what the user says holds"
 
 
+@pytest.mark.parametrize(
+    ("node", "size", "cpus", "fit"),
+    [
+        (Node("g", 104, 8), Size(1, 1), 1, 96),
+        (Node("g", 104, 8), Size(12, 1), 2, 4),
+        (Node("g", 4, 8), Size(1, 1), 1, 0),  # its CPUs are too few for its GPUs
+        (Node("g", 4, 1), Size(0.3333, 0.3333), 1, 3),
+        (Node("c", 4, 0), Size(1, 1), 1, 4),
+    ],
+)
+def test_a_worker_with_a_gpu_keeps_its_cpus(node, size, cpus, fit):
+    assert node.spare_capacity(cpus, size) == fit
+
+
 def test_labels_that_no_node_has_are_named(monkeypatch):
     monkeypatch.setattr(capacity, "nodes", lambda selector=None: [])
     labels = {"ray.io/accelerator-type": "A100"}
@@ -130,7 +147,31 @@ def test_training_workers_never_share_a_gpu(monkeypatch, workers):
     assert capacity.trainers(Cluster(gpus_per_worker=0.5, train={"gpus_per_worker": 1}), workers).gpus == 1
 
 
-@pytest.mark.parametrize("gpus", [1.5, 0.00001])
-def test_a_share_that_ray_can_not_count_is_refused(gpus):
-    with pytest.raises(UserError, match=rf"^x: cluster.gpus_per_worker: must be .*, not {gpus}"):
-        validate(Config, {"name": "x", "model": {"unet": {}}, "cluster": {"gpus_per_worker": gpus}}, "x")
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        (0.00001, "0 or at least 0.0001"),
+        (
+            1.5,
+            r"at most 1 \(a worker computes on one GPU: more workers use more; networks larger than .* not supported\)",
+        ),
+        (2, "at most 1 "),
+    ],
+)
+@pytest.mark.parametrize("of_training", [False, True])
+def test_a_worker_takes_one_gpu_or_a_share_that_ray_can_count(gpus, expected, of_training):
+    """The defect: `_one_at_most` takes whole numbers above 1. Each worker would take two GPUs, and one would idle."""
+    section, key = {"gpus_per_worker": gpus}, "cluster.train." if of_training else "cluster."
+    section = {"train": section} if of_training else section
+    with pytest.raises(UserError, match=rf"^x: {key}gpus_per_worker: must be {expected}.*, not {gpus}$"):
+        validate(Config, {"name": "x", "model": {"unet": {}}, "cluster": section}, "x")
+
+
+def test_a_run_that_was_made_with_two_gpus_for_a_worker_can_still_be_read(tmp_path):
+    """One of them idled."""
+    cluster = {"gpus_per_worker": 2, "train": {"gpus_per_worker": 4.0}}
+    (tmp_path / "config.json").write_text(json.dumps({"name": "x", "model": {"unet": {}}, "cluster": cluster}))
+    found = load(str(tmp_path)).cluster
+    assert (found.gpus_per_worker, found.train.gpus_per_worker) == (1, 1)
+    with pytest.raises(UserError, match="must be at most 1"):
+        load(str(tmp_path), ["cluster.gpus_per_worker=2"])

@@ -229,6 +229,25 @@ def test_formats_of_the_network_change_the_last_digits_alone(tmp_path, keys):
     assert {t.dtype for t in [*state.unet.parameters(), *state.ema.values(), *moments]} == {torch.float32}
 
 
+@pytest.mark.parametrize(("precision", "channels_last"), [("float32", False), ("tf32", False), ("bf16", True)])
+def test_a_gpu_trains_in_the_layout_that_is_faster_in_its_precision(tmp_path, monkeypatch, precision, channels_last):
+    """D15. On a simulated GPU: torch's GroupNorm there copies channels_last there and back."""
+    monkeypatch.setattr("taugrid.workers.training.checkpoints.kind_of", lambda device: "cuda")
+    state = new_state(steady(tmp_path, precision=precision), "cpu")
+    weight = state.unet.conv_out.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert weight.is_contiguous() != channels_last
+
+
+def test_what_torch_can_not_repeat_ends_a_training_in_one_line(tmp_path):
+    said = "reflection_pad2d_backward_cuda does not have a deterministic implementation, but you set 'torch.use_det"
+    expected = r"^train.precision: bf16: reflection_pad2d_backward_cuda does not have .* set train.precision: float32"
+    with pytest.raises(Hopeless, match=expected), loop.repeatable(steady(tmp_path, precision="bf16").train):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="another"), loop.repeatable(steady(tmp_path).train):
+        raise RuntimeError("another")
+
+
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):
@@ -541,9 +560,13 @@ def test_a_training_on_a_cluster_that_may_grow_asks_for_all_its_workers_and_says
 
 
 def test_a_gpu_that_torch_can_not_use_is_named_and_not_replaced_by_the_cpu(tmp_path, monkeypatch):
-    """As with a driver that is too old."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceUnusable, match=r"^node .*: Ray gave a training worker a GPU that torch can't use"):
+    """With torch's own words (c10/cuda/CUDAFunctions.cpp); more of them in test_gpu.py."""
+
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040). Please update it.")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(DeviceUnusable, match=r"^node .*: torch .* the GPU that Ray gave a training worker: .* too old"):
         loop._device(dataclasses.replace(a_spec(tmp_path), gpus_per_worker=1.0))
 
 

@@ -114,6 +114,8 @@ def short_benches(monkeypatch):
 class PoolHere:
     """A pool whose one worker lives in this process and does a job as soon as it gets it."""
 
+    cpu_only = None
+
     def __init__(self):
         self._worker, self._events = Worker(1), deque()
 

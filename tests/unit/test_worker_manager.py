@@ -13,7 +13,7 @@ from in_process import Faulty
 from rich.console import Console
 
 from taugrid.config import Cluster, Config, validate
-from taugrid.errors import NotFinite, RunDirectoryNotVisible, RunFailed, UserError
+from taugrid.errors import DeviceUnusable, NotFinite, RunDirectoryNotVisible, RunFailed, UserError
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
@@ -59,7 +59,7 @@ class ScriptedJob(Job):
 class ScriptedPool:
     """Workers on a clock of its own. `rooms` is node -> how many workers it has room for, which is what it is large
     enough for, or that for one if others have taken it all. `node_is` is node -> what ails it: `unseen`, `mute` (no
-    health check is answered), `startless`, `broken` (its accelerator) or `draining`.
+    health check is answered), `startless`, `broken` (its accelerator), `GPU` (torch can't use it) or `draining`.
 
     A job is `good`, `count`, `long`, `long count`, `breaks` the accelerator of its process, `kills` it, or is
     `infinite` (`NotFinite`).
@@ -67,10 +67,12 @@ class ScriptedPool:
 
     size, cpu_only, selector = Size(1, 0), None, {}
     gpus = frozenset()  # nodes that have them
+    spare = {}  # node -> CPUs beyond those of its workers with GPUs  # noqa: RUF012
 
     def __init__(self, rooms, node_is):
         self.now, self.rooms, self.node_is = 0.0, rooms, node_is
         self.where, self.sick, self.ended = {}, set(), Counter()
+        self.on_spare = set()  # workers without a GPU on a node with one
         self.free = {}  # worker -> when it will have done what it was given
         self.started = 0
         self.given = []  # (when, node) of each job
@@ -91,20 +93,24 @@ class ScriptedPool:
         return self._start({*avoid, *without})
 
     def start_cpu_only(self, node):
-        return self._start({other for other in self.rooms if other != node})
+        return self._start({other for other in self.rooms if other != node}, node in self.gpus)
 
-    def _start(self, avoid):
+    def _start(self, avoid, on_spare=False):
         worker = f"worker-{self.started}"
         self.started += 1
+        if on_spare:
+            self.on_spare.add(worker)
         self.waiting.append((worker, frozenset(avoid)))
         self._place()
         return worker
 
     def _place(self):
         for worker, avoid in list(self.waiting):
-            taken = Counter(self.where.values())
+            is_spare = worker in self.on_spare
+            taken = Counter(node for other, node in self.where.items() if (other in self.on_spare) == is_spare)
+            room = self.spare if is_spare else self.rooms
             allowed = [node for node in self.rooms if node not in avoid and self.node_is.get(node) != "draining"]
-            free = [node for node in allowed if taken[node] < self.rooms[node]]
+            free = [node for node in allowed if taken[node] < room[node]]
             if free:
                 self.waiting.remove((worker, avoid))
                 self.where[worker] = node = min(free, key=lambda node: taken[node])
@@ -114,7 +120,9 @@ class ScriptedPool:
     def check_health(self, worker):
         node = self.where[worker]
         ill = self.node_is.get(node)
-        if ill == "unseen":
+        if ill == "GPU" and worker not in self.on_spare:
+            self._at(0.1, Failed(worker, DeviceUnusable(f"node {node}: torch can't use its GPU"), "traceback"))
+        elif ill == "unseen":
             self._at(0.1, Failed(worker, RunDirectoryNotVisible(f"node {node} does not see /run"), "traceback"))
         elif ill == "broken" or worker in self.sick:
             self._at(0.1, Failed(worker, RuntimeError(CUDA), "traceback"))
@@ -146,7 +154,12 @@ class ScriptedPool:
 
     def nodes(self):
         return [
-            Node(node, max(1, room), room if node in self.gpus else 0, self.node_is.get(node) == "draining")
+            Node(
+                node,
+                max(1, room) + self.spare.get(node, 0),
+                room if node in self.gpus else 0,
+                self.node_is.get(node) == "draining",
+            )
             for node, room in self.rooms.items()
         ]
 
@@ -182,7 +195,7 @@ def two_cells():
 class Scripted:
     """A run of tasks that behave as told, of two cells in turns."""
 
-    def __init__(self, monkeypatch, root, behaviours, rooms, node_is, workers):
+    def __init__(self, monkeypatch, root, behaviours, rooms, node_is, workers, embedded):
         self.pool = ScriptedPool(rooms, node_is)
         monkeypatch.setattr(worker_manager, "time", self.pool)
         monkeypatch.setattr(loop, "time", self.pool)
@@ -199,7 +212,7 @@ class Scripted:
         progress = Progress(Console(file=self.printed, soft_wrap=True))
         events = Events(self.rundir)
         outputs = Outputs(progress, events, lambda name, text: root)
-        self.loop = Loop(tasks, [Painting, Counting], self.pool, workers, False, Cluster(), outputs)
+        self.loop = Loop(tasks, [Painting, Counting], self.pool, workers, embedded, Cluster(), outputs)
 
     def run(self):
         self.problems = self.loop.run()
@@ -217,9 +230,9 @@ class Scripted:
 def scripted(monkeypatch, tmp_path):
     """Makes a run; it must end within a simulated day."""
 
-    def make(behaviours, rooms=None, node_is=None, workers=1):
+    def make(behaviours, rooms=None, node_is=None, workers=1, embedded=False):
         rooms = {"n0": 1} if rooms is None else rooms
-        run = Scripted(monkeypatch, tmp_path / "run", behaviours, rooms, node_is or {}, workers)
+        run = Scripted(monkeypatch, tmp_path / "run", behaviours, rooms, node_is or {}, workers, embedded)
         events = run.pool.events
 
         def bounded(timeout_seconds):
@@ -284,7 +297,9 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
 ):
     run = scripted(["long"] * 4)
     running, heard = run.loop._dispatcher.in_flight.running, {}
-    monkeypatch.setattr(Progress, "heard", lambda _, worker, at: heard.setdefault(running[worker].key, []).append(at))
+    monkeypatch.setattr(
+        Progress, "heard", lambda _, worker, at, doing: heard.setdefault(running[worker].key, []).append(at)
+    )
     begun = START_SECONDS + 0.1
     for after in (0.5, 0.6):  # the first is computed, and the second at its beginning
         run.pool._at(begun + LONG_SECONDS - 10 + after, Alive("worker-0", "paint/1", after, LONG_SECONDS))
@@ -479,7 +494,7 @@ def test_what_is_lost_on_a_node_that_drains_is_nobodys_fault(scripted):
 
 def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scripted):
     run = scripted(["good"] * 20 + ["count"] * 20, {"g": 1, "c": 2}, workers=None)
-    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1)
+    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1, on_cpu_nodes=True)
     d = run.run()
     assert len(d.done) == 40
     where = {(event["task"].split("/")[0], event["node"]) for event in run.events if event["event"] == "assigned"}
@@ -490,7 +505,7 @@ def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scr
 
 def beside_gpus(run):
     """Let node g have GPUs, which workers take, but for those without one on other nodes."""
-    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1)
+    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1, on_cpu_nodes=True)
     return run
 
 
@@ -531,9 +546,61 @@ def test_workers_without_gpus_do_not_hide_that_none_has_one_for_the_rest(scripte
 
 def test_workers_without_gpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
     run = scripted(["good"] * 3, {"g": 1, "c": 1}, {"g": "unseen"}, workers=None)
-    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1)
+    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1, on_cpu_nodes=True)
     with pytest.raises(RunDirectoryNotVisible, match="node g does not see"):
         run.run()
+
+
+def with_spare_cpus(run, spare=4, most=8):
+    """Let node g have GPUs, and `spare` CPUs beside those of the workers with GPUs."""
+    run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), {"g": spare}
+    run.pool.cpu_only = CpuOnly((), 1, per_gpu_node=most)
+    return run
+
+
+def who_did(run):
+    """Kind of task, and whether its worker had no GPU -> the number of such tasks."""
+    starts = {event["worker"]: "cpu_only" in event for event in run.events if event["event"] == "starting"}
+    assigned = [event for event in run.events if event["event"] == "assigned"]
+    return Counter((event["task"].split("/")[0], starts[event["worker"]]) for event in assigned)
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_spare_cpus_of_a_node_with_gpus_do_what_needs_no_network(scripted, embedded):
+    """D6: with `self._embedded` empty, or `if node.gpus: continue` in `cpu_only_capacity`, GPUs' workers do it all."""
+    run = with_spare_cpus(scripted(["good"] * 20 + ["count"] * 20, {"g": 1}, workers=1, embedded=embedded))
+    assert len(run.run().done) == 40
+    assert who_did(run) == {("paint", False): 20, ("count", True): 20}
+    assert run.pool.started == 1 + 4
+    assert run.pool.now < 20 * TASK_SECONDS + 20
+
+
+@pytest.mark.parametrize(("spare", "most", "helpers"), [(100, 3, 3), (0, 8, 0), (100, 0, 0)])
+def test_scoring_workers_of_a_node_are_limited_and_workers_with_gpus_score_without_them(scripted, spare, most, helpers):
+    run = with_spare_cpus(scripted(["count"] * 30, {"g": 1}, embedded=True), spare, most)
+    assert len(run.run().done) == 30
+    assert run.pool.started == 1 + helpers
+
+
+def test_workers_on_spare_cpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
+    """They finish what they can; then the run ends. It never would if `broken_nodes` asked all workers of a node."""
+    run = scripted(["good"] + ["count"] * 4, {"g": 1}, {"g": "GPU"}, embedded=True)
+    with pytest.raises(DeviceUnusable, match="can't use its GPU"):
+        with_spare_cpus(run).run()
+    assert run.loop._dispatcher.done == {f"count/{number}" for number in range(1, 5)}
+
+
+def test_a_gpu_scores_where_others_took_its_nodes_spare_cpus(scripted):
+    """Ray does not place workers on them: after a while nobody counts on those."""
+    run = with_spare_cpus(scripted(["long"] + ["count"] * 3, {"g": 2}, workers=2, embedded=True))
+    run.pool.spare = {"g": 4}
+    nodes = run.pool.nodes()
+    run.pool.nodes, run.pool.spare = lambda: nodes, {"g": 0}
+    assert len(run.run().done) == 4
+    assert who_did(run) == {("paint", False): 1, ("count", False): 3}
+    counted = [event for event in run.events if event["event"] == "assigned"][1:]
+    assert len(counted) == 3
+    assert run.pool.now < LONG_SECONDS + 30
 
 
 @pytest.mark.parametrize("cause", [KeyboardInterrupt(), RunFailed("another driver took over")], ids=["^C", "lease"])

@@ -4,13 +4,13 @@ torch is imported when something is computed, not with this module: the driver m
 """
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.config.sample import Compilation, Precision, Sample
 from taugrid.errors import DeviceUnusable
 from taugrid.words import this_node
-from taugrid.workers.accelerator.policy import ATTENTION, Policy, kind_of, lacks, policy
+from taugrid.workers.accelerator.policy import ATTENTION, Need, Policy, kind_of, lacks, policy
 from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.diffusion.process import Point
 
@@ -127,19 +127,6 @@ def _reduced_sums(matmul: Any, half: str) -> tuple[str, Any]:
     return name, getattr(matmul, name) if split is None else (getattr(matmul, name), split)
 
 
-def repeat_backward() -> None:
-    """Make backward passes on GPUs give the same every time, where torch can; where it can't, it warns in the log.
-
-    The fast backward passes of attention add in any order, so attention is computed from plain matrix products.
-    """
-    import torch
-
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # saves time
-    for switch in ("flash", "mem_efficient", "cudnn"):
-        getattr(torch.backends.cuda, f"enable_{switch}_sdp")(False)
-
-
 def is_ampere(kind: str) -> bool:
     """Whether a device of this `kind`, where it is NVIDIA's, is of the generation of the A100 or later."""
     import torch
@@ -159,18 +146,46 @@ def prepare(precision: Precision, device: str, hardware: str, compile: Compilati
         DeviceUnusable: if the device does not have the precision, or what `compile` needs.
     """
     kind = kind_of(device)
-    if (need := lacks(kind, precision, compile, is_ampere(kind))) is not None:
-        raise DeviceUnusable(
-            f"node {this_node()}: {need.setting} needs {need.device}, and this worker has {hardware}; set "
-            f"{need.instead}, or choose nodes with cluster.label_selector"
-        )
+    _require(lacks(kind, precision, compile, is_ampere(kind)), hardware)
     how = policy(kind, precision, compile)
     configure(how)
     return how
 
 
-def computed(network: "Denoiser", how: Arithmetic, device: str) -> "Denoiser":
-    """`network` with the precision and batch size of `how`; its weights are cast and it is compiled already."""
+def prepare_training(precision: Precision, device: str, hardware: str) -> Policy:
+    """`prepare` for training, whose backward passes give the same every time on GPUs, where torch can.
+
+    In float32, torch warns in the log of an operation that it can't repeat. In half precision it raises RuntimeError:
+    flash attention's backward pass is repeatable only in this strict mode.
+    """
+    import torch
+
+    kind = kind_of(device)
+    _require(lacks(kind, precision, is_ampere=is_ampere(kind), section="train"), hardware)
+    how = policy(kind, precision, trains=True)
+    configure(how)
+    if kind != "cpu":
+        torch.use_deterministic_algorithms(True, warn_only="flash" not in how.attention)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # saves time
+    return how
+
+
+def _require(need: Need | None, hardware: str) -> None:
+    if need is not None:
+        refused = need.refused(f"this worker has {hardware}", "choose nodes with cluster.label_selector")
+        raise DeviceUnusable(f"node {this_node()}: {refused}")
+
+
+def computed(
+    network: "Denoiser",
+    how: Arithmetic,
+    device: str,
+    first_call: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> "Denoiser":
+    """`network` with the precision and batch size of `how`; its weights are cast already.
+
+    torch compiles it when it is first called, in the context that `first_call` returns.
+    """
     decided = policy(kind_of(device), how.precision, how.compile)
     if decided.autocast is not None:
         network = under_autocast(network, decided.autocast, device)
@@ -181,7 +196,7 @@ def computed(network: "Denoiser", how: Arithmetic, device: str) -> "Denoiser":
     if how.compile != "none":
         from taugrid.workers.accelerator.compiled import guarded
 
-        network = guarded(network, how.compile)
+        network = guarded(network, how.compile, first_call)
     return in_full_batches(network, how.batch_size) if decided.pads else network
 
 

@@ -8,9 +8,14 @@ compilations, for the errors of its compiler, or for what an installed compiler 
 """
 
 import functools
-from collections.abc import Callable
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import chain, repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -18,11 +23,13 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor import config as inductor
 from torch._inductor.exc import InductorError, InvalidCxxCompiler
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from taugrid.config.sample import Compilation
 from taugrid.errors import DeviceUnusable, is_out_of_memory, last_line
 from taugrid.words import this_node
 from taugrid.workers.accelerator.policy import Policy
+from taugrid.workers.data.decoding import locked
 from taugrid.workers.diffusion.denoiser import Wrapped
 
 if TYPE_CHECKING:
@@ -44,6 +51,13 @@ torch's own limit is 8 in a process. Beyond it torch silently runs the code unco
 depend on what its worker did before."""
 
 
+BEAT_SECONDS = 5.0
+"""How often a worker says that it compiles."""
+
+COMPILE_SECONDS = 1800.0
+"""How long it may say so. Compiling takes minutes, and hours only if torch's compiler hangs."""
+
+
 def by_torch(function: F, how: Policy) -> F:
     """`function`, which torch compiles when it is first called, as `how` says."""
     options = dict(CHOICES_BY_TIMING)
@@ -55,15 +69,22 @@ def by_torch(function: F, how: Policy) -> F:
     return torch.compile(function, dynamic=False, options={k: v for k, v in options.items() if k in known})  # type: ignore[return-value]
 
 
-def guarded(network: "Denoiser", compile: Compilation) -> "Denoiser":
-    """`network`, compiled as `compile` says, whose calls raise `DeviceUnusable` if torch can't compile it here."""
+def guarded(
+    network: "Denoiser", compile: Compilation, first_call: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> "Denoiser":
+    """`network`, compiled as `compile` says, whose calls raise `DeviceUnusable` if torch can't compile it here.
+
+    Its first call, which compiles it, is in the context that `first_call` returns.
+    """
+    contexts = chain([first_call], repeat(nullcontext))
     network = Wrapped(network, _limited)
     if compile == "reduce-overhead":
         network = in_thread_of_graphs(network)
 
     def called(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         try:
-            return call(x)
+            with next(contexts)():
+                return call(x)
         except FailOnRecompileLimitHit as error:
             raise DeviceUnusable(
                 f"node {this_node()}: sample.compile: {compile} failed: torch compiled a network's code "
@@ -78,6 +99,45 @@ def guarded(network: "Denoiser", compile: Compilation) -> "Denoiser":
             ) from error
 
     return Wrapped(network, called)
+
+
+@contextmanager
+def once_on_a_node(compiled: object, beat: Callable[[], None]) -> Iterator[None]:
+    """The first call of a network of which `compiled` says all that torch compiles it by.
+
+    The first worker of a node to get here compiles alone, and the others wait: they read torch's cache then, by default
+    a folder of the user's on the node. Not all code is kept there, so they do not wait for each other. `beat` is called
+    every `BEAT_SECONDS`, for at most `COMPILE_SECONDS`: if the compiler hangs, the worker falls silent then.
+    """
+    marker = Path(cache_dir()) / "taugrid" / hashlib.sha256(repr((compiled, torch.__version__)).encode()).hexdigest()
+    with beating(beat):
+        if marker.exists():
+            yield
+            return
+        with ExitStack() as lock:
+            lock.enter_context(locked(marker.with_suffix(".lock")))
+            if marker.exists():  # another worker has compiled it
+                lock.close()
+            yield
+            marker.touch()
+
+
+@contextmanager
+def beating(beat: Callable[[], None]) -> Iterator[None]:
+    """Call `beat` every `BEAT_SECONDS` in a thread, until the context ends or `COMPILE_SECONDS` are over."""
+    ended, deadline = threading.Event(), time.monotonic() + COMPILE_SECONDS
+
+    def beats() -> None:
+        while not ended.wait(BEAT_SECONDS) and time.monotonic() < deadline:
+            beat()
+
+    thread = threading.Thread(target=beats, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _limited(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":

@@ -4,16 +4,17 @@ The call is traced with tensors of torch's device `meta`, which have shapes and 
 kernels differ from what torch would run for `meta`, they are modelled here; each model names its source in torch 2.13.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -106,10 +107,44 @@ def count(call: Callable[..., Any], *inputs: Tensor, autocast: torch.dtype | Non
         RuntimeError: or another error, if the call reads values, or an operator can't be traced.
     """
     mode = Counting(autocast)
+    mode.memory.hold(inputs)
     with torch.inference_mode(), mode:
-        mode.hold(inputs)
         call(*inputs)
-    return mode.count
+    return replace(mode.count, peak=mode.memory.peak)
+
+
+def without_data(module: nn.Module) -> Any:
+    """A copy of a module whose parameters and buffers are of the device `meta`. Calling it changes nothing of it."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if is_parameter else twin
+    return copy.deepcopy(module, memo)
+
+
+class LiveMemory:
+    """The memory that tensors hold, from when they are made until the last view of it is gone."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.peak = 0
+        self._held: dict[int, Any] = {}  # id of a storage -> the reference that notices its end
+
+    def hold(self, outputs: Any, inputs: Any = (), workspace: int = 0) -> None:
+        """Count memory of `outputs` that is not memory of `inputs`; `workspace` is held only meanwhile."""
+        of_inputs = {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}
+        for tensor in _tensors(outputs):
+            storage = tensor.untyped_storage()
+            if id(storage) in of_inputs or id(storage) in self._held:
+                continue
+            self._held[id(storage)] = ref(storage, partial(self._freed, id(storage), storage.nbytes()))
+            self.bytes += storage.nbytes()
+        self.peak = max(self.peak, self.bytes + workspace)
+
+    def _freed(self, key: int, size: int, _: Any) -> None:
+        del self._held[key]
+        self.bytes -= size
 
 
 class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -119,8 +154,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = Count()
         self._autocast = autocast
-        self._live = 0
-        self._held: dict[int, Any] = {}  # id of a storage -> the reference that notices its end
+        self.memory = LiveMemory()
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}  # id of a tensor with data -> itself and its meta twin
 
     def __torch_dispatch__(
@@ -143,8 +177,8 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def kernel(self, name: str, outputs: T, inputs: Any, launches: int = 1, workspace: int = 0) -> T:
         """Note a kernel that reads `inputs` and writes `outputs`, which it returns."""
-        self.hold(outputs, inputs)
-        self.count.peak = max(self.count.peak, self._live + workspace)
+        self.memory.hold(outputs, inputs, workspace)
+        self.count.largest = max([self.count.largest, *(tensor.numel() for tensor in _tensors(outputs))])
         if launches:
             self.count.kernels[name] += launches
             self.count.bytes += _bytes((inputs, outputs))
@@ -154,22 +188,6 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """`tensor` in a memory format, with a kernel if that takes a copy."""
         copy = tensor.contiguous(memory_format=layout)
         return tensor if copy is tensor else self.kernel("to_layout", copy, tensor)
-
-    def hold(self, outputs: Any, inputs: Any = ()) -> None:
-        """Count memory of `outputs` as live until it is freed, unless it is memory of `inputs`."""
-        of_inputs = {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}
-        for tensor in _tensors(outputs):
-            self.count.largest = max(self.count.largest, tensor.numel())
-            storage = tensor.untyped_storage()
-            if id(storage) in of_inputs or id(storage) in self._held:
-                continue
-            self._held[id(storage)] = ref(storage, partial(self._freed, id(storage), storage.nbytes()))
-            self._live += storage.nbytes()
-        self.count.peak = max(self.count.peak, self._live)
-
-    def _freed(self, key: int, size: int, _: Any) -> None:
-        del self._held[key]
-        self._live -= size
 
     def _without_data(self, value: Any) -> Any:
         """A tensor without data in place of one that has some; `meta` in place of any device."""

@@ -80,19 +80,14 @@ def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
 
 
 def smaller_batch(
-    load: "Callable[[], Denoiser]", image_shape: tuple[int, int, int], batch_size: int, device: str, error: Exception
+    network: "Denoiser", image_shape: tuple[int, int, int], batch_size: int, device: str, error: Exception
 ) -> str:
-    """A sentence that says what to set so that a job of the network that `load` returns fits.
+    """A sentence that says what to set so that a job of `network` fits.
 
     `error` is what the job raised. It is raised again if it only may mean lack of memory, and no smaller batch works.
     """
-    size, surely = None, is_out_of_memory(error, surely=True)
-    try:
-        size = batch_that_fits(load(), image_shape, batch_size, device)
-    except Exception as found:
-        if not is_out_of_memory(found):
-            raise
-    if size is not None:
+    surely = is_out_of_memory(error, surely=True)
+    if (size := batch_that_fits(network, image_shape, batch_size, device)) is not None:
         fault = "does not fit into memory" if surely else "does not work here"
         return (
             f"sample.batch_size: {batch_size} {fault}, {size} does; set that, which makes other cells, or use "

@@ -34,12 +34,15 @@ class Policy(NamedTuple):
     """Whether libraries choose kernels by timing them. Never: it differs from one process to the next."""
 
 
-def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none") -> Policy:
-    """How a network samples on a `kind` of device: `cpu`, `cuda` (NVIDIA), `rocm` (AMD) or `mps` (Apple).
+def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none", trains: bool = False) -> Policy:
+    """How a network samples, or `trains`, on a `kind` of device: `cpu`, `cuda` (NVIDIA), `rocm` (AMD) or `mps` (Apple).
 
     channels_last: oneDNN on CPUs is faster with it. cuDNN's tensor cores in half precision need it; its kernels for
     true float32 do not, and torch's GroupNorm copies such images there and back. MIOpen copies them at each
     convolution unless PYTORCH_MIOPEN_SUGGEST_NHWC is set.
+
+    Backward passes of attention add in any order, except that of plain products and, under torch's strict determinism,
+    that of flash attention, which is for half precision (torch's attention_backward.cu). cuDNN's has no such form.
     """
     half = HALF.get(precision)
     casts = precision == "bf16-weights"
@@ -48,31 +51,44 @@ def policy(kind: str, precision: Precision = "float32", compile: Compilation = "
         tf32=precision == "tf32",
         autocast=None if casts else half,
         weights=half if casts else None,
-        attention=ATTENTION,
+        attention=_repeatable(kind, half) if trains else ATTENTION,
         compile=compile,
         pads=kind != "cpu" or compile != "none",
     )
 
 
+def _repeatable(kind: str, half: str | None) -> tuple[str, ...]:
+    if kind == "cpu":
+        return ATTENTION
+    return ("flash", "math") if kind == "cuda" and half else ("math",)
+
+
 class Need(NamedTuple):
-    """What a setting of a cell needs of a device that lacks it, for messages."""
+    """What a setting needs of a device that lacks it."""
 
     setting: str
     device: str
     instead: str
 
+    def refused(self, because: str, way_out: str) -> str:
+        """The error message: why there is no such device, and how to get one."""
+        return f"{self.setting} needs {self.device}, and {because}; set {self.instead}, or {way_out}"
 
-def lacks(kind: str, precision: Precision, compile: Compilation, is_ampere: bool = True) -> Need | None:
-    """What a cell's settings need that a device of this `kind` lacks; None: nothing.
+
+def lacks(
+    kind: str, precision: Precision, compile: Compilation = "none", is_ampere: bool = True, section: str = "sample"
+) -> Need | None:
+    """What the settings of a `section` need that a device of this `kind` lacks; None: nothing.
 
     `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
     through float32, and leave a network uncompiled.
     """
-    gpu = "an NVIDIA GPU of the generation of the A100 or later"
+    setting, gpu = f"{section}.precision: {precision}", "an NVIDIA GPU of the generation of the A100 or later"
+    trains = section == "train"
     if precision == "tf32" and not (kind == "cuda" and is_ampere):
-        return Need("sample.precision: tf32", gpu, "float32, bf16 or fp16")
+        return Need(setting, gpu, "float32 or bf16" if trains else "float32, bf16 or fp16")
     if precision in ("bf16", "bf16-weights") and not is_ampere:
-        return Need(f"sample.precision: {precision}", gpu, "float32 or fp16")
+        return Need(setting, gpu, "float32" if trains else "float32 or fp16")
     if compile == "reduce-overhead" and kind not in ("cuda", "rocm"):
         return Need("sample.compile: reduce-overhead", "an NVIDIA or AMD GPU", "default or none")
     return None

@@ -41,17 +41,33 @@ class Wrapped:
         return self._around(lambda x: self._network(x, at, condition), x)
 
 
-def from_times(network: Callable[["Tensor", "Tensor"], "Tensor"]) -> Denoiser:
-    """A Denoiser from an unconditional network of x and the index of each image's time in 0..T-1, (B,).
+OfTimes = Callable[["Tensor", "Tensor"], "Tensor"]
+"""An unconditional network of x and the index of each image's time in 0..T-1, (B,).
 
-    Indices are int64 where they are whole numbers, as on DDIM's paths, else float32.
+Indices are int64 where they are whole numbers, as on DDIM's paths, else float32.
+"""
+
+
+def from_times(network: OfTimes, without_data: Callable[[], OfTimes] | None = None) -> Denoiser:
+    """A Denoiser from a network `OfTimes`. See `FromTimes` for `without_data`."""
+    return FromTimes(network, without_data)
+
+
+class FromTimes:
+    """A Denoiser from a network `OfTimes`.
+
+    `without_data()`: a copy whose tensors are of torch's device `meta`, to be traced. None: there is none, because
+    tracing the network could change what it holds.
     """
-    import torch
 
-    def denoiser(x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
-        return network(x, torch.full((len(x),), at.time, device=x.device))
+    def __init__(self, network: OfTimes, without_data: Callable[[], OfTimes] | None = None) -> None:
+        self._network, self.without_data = network, without_data
 
-    return denoiser
+    def __call__(self, x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
+        """The prediction, shaped like x."""
+        import torch
+
+        return self._network(x, torch.full((len(x),), at.time, device=x.device))
 
 
 class Denoise:

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from taugrid.errors import CustomCodeError, joined_lines, last_line
 from taugrid.jobs import A_FUNCTION, NO_WEIGHTS, CustomNetwork
 from taugrid.workers.accelerator.arithmetic import cast_weights
+from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy, kind_of, policy
 from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
+from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 
 BatchedDenoiser = Callable[[Tensor, Tensor], Tensor]
 """What a network predicts from x, (B, C, H, W) float32, and the index 0..T-1 of each image's time step, (B,) int64."""
@@ -30,7 +33,7 @@ MIXED_TYPES = re.compile(r"same d?type|should be the same|scalar type|mixed dtyp
 """Matches what torch says of a layer whose weights and input have different types."""
 
 
-def load(network: CustomNetwork, device: str, how: Policy | None = None) -> BatchedDenoiser:
+def load(network: CustomNetwork, device: str, how: Policy | None = None) -> Denoiser:
     """The network that was described when the run was planned, for inference on `device`.
 
     Raises:
@@ -46,7 +49,8 @@ def load(network: CustomNetwork, device: str, how: Policy | None = None) -> Batc
         made = make(name, network.weights)
     loaded = tensors_sha256(tensors(made))
     require_same(f"the network that {name} returns, by its weights,", loaded, network.tensors_sha256)
-    return for_inference(made, name, device, how)
+    copied = partial(without_data, made) if isinstance(made, nn.Module) else None  # other functions have no copies
+    return from_times(for_inference(made, name, device, how), copied)
 
 
 def make(name: str, weights: str | None) -> Any:

@@ -37,7 +37,7 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
 
         return load_unet(network, device, how)
     if isinstance(network, CustomNetwork):
-        return from_times(custom.load(network, device, how))
+        return custom.load(network, device, how)
     data = distribution(network.data)
     if isinstance(data, gaussian.Gaussian):
         return oracle.gaussian_eps(data, schedules.alpha_bar(diffusion), device)

@@ -21,9 +21,10 @@ from taugrid.jobs import SavedUnet
 from taugrid.storage import Storage
 from taugrid.words import listed
 from taugrid.workers.accelerator.arithmetic import cast_weights
+from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy
 from taugrid.workers.content import require_same, verified_copy
-from taugrid.workers.diffusion.denoiser import Denoiser, from_times
+from taugrid.workers.diffusion.denoiser import Denoiser, OfTimes, from_times
 from taugrid.workers.importing import imported_on_use, uncollected
 from taugrid.workers.network.checkpoint import CONFIG_FILE, MAX_NAMED, WEIGHTS_FILE, config_sha256, weights_file
 from taugrid.workers.network.scheduler import scheduler_config
@@ -92,12 +93,15 @@ def load_unet(saved: SavedUnet, device: str, how: Policy) -> Denoiser:
 
         module = by_torch(unet, how)
 
-    @torch.inference_mode()
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        output: Tensor = module(x.contiguous(memory_format=layout), t, return_dict=False)[0]
-        return output
+    def called(module: Callable[..., Any]) -> OfTimes:
+        @torch.inference_mode()
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            output: Tensor = module(x.contiguous(memory_format=layout), t, return_dict=False)[0]
+            return output
 
-    return from_times(network)
+        return network
+
+    return from_times(called(module), lambda: called(without_data(unet)))
 
 
 def _config(file: Path, sha256: str, storage: Storage) -> bytes:

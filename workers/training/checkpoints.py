@@ -18,6 +18,7 @@ from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.storage.local import commit_folder
+from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, save_pipeline
 from taugrid.workers.training.log import LOG, Record, events_folder
 
@@ -47,7 +48,8 @@ def new_state(spec: TrainingSpec, device: str) -> State:
         unet(torch.zeros(1, *shape), 0)
     except (ValueError, RuntimeError, TypeError) as error:
         raise Hopeless(f"model.unet does not work for images of shape {shape}: {error}") from error
-    memory_format = torch.channels_last if spec.train.channels_last else torch.contiguous_format
+    how = policy(kind_of(device), spec.train.precision, trains=True)
+    memory_format = getattr(torch, how.layout) if spec.train.channels_last else torch.contiguous_format
     unet = unet.to(device=device, memory_format=memory_format).train()
     return State(unet, ema_start(unet), _optimizer(spec.train, unet))
 

@@ -23,12 +23,12 @@ from torch import Tensor, distributed
 from torch.distributed.constants import default_pg_timeout
 
 from taugrid.config import Train
-from taugrid.errors import DeviceUnusable, UserError
+from taugrid.errors import UserError
 from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
-from taugrid.words import this_node
-from taugrid.workers.accelerator.arithmetic import repeat_backward
+from taugrid.workers.accelerator.arithmetic import prepare_training
+from taugrid.workers.accelerator.gpu import start_gpu
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.process import network_time
 from taugrid.workers.network.unet import UNet2DModel, ema_decay, ema_update
@@ -36,6 +36,9 @@ from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import State, new_state, not_finite
 from taugrid.workers.training.log import Log, Record, is_logged
+
+NOT_REPEATABLE = "does not have a deterministic implementation"
+"""What torch says of an operation that gives something else each time, where that is an error."""
 
 
 def run(spec: TrainingSpec) -> None:
@@ -61,9 +64,24 @@ def run(spec: TrainingSpec) -> None:
     with _process_group(spec, rank, world_size, device):
         _stop_together(fault, world_size)
         assert batches is not None
-        _loop(spec, state, batches, log, rank, world_size)
+        with repeatable(spec.train):
+            _loop(spec, state, batches, log, rank, world_size)
     if rank == 0:
         checkpoints.commit(spec, state)
+
+
+@contextmanager
+def repeatable(settings: Train) -> Iterator[None]:
+    """Raise `Hopeless` for an operation that torch can't repeat, where that is an error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if NOT_REPEATABLE not in str(error):
+            raise
+        raise Hopeless(
+            f"train.precision: {settings.precision}: {str(error).partition(',')[0]}; set train.precision: float32, "
+            "where it is only noted, or another model.unet"
+        ) from error
 
 
 @contextmanager
@@ -235,14 +253,12 @@ def _device(spec: TrainingSpec) -> str:
     """The worker's device, set up with a thread for each of its CPUs.
 
     Raises:
-        DeviceUnusable: if Ray gave it a GPU that torch can't use. Ray Train restarts it, perhaps on a different node.
+        DeviceUnusable: if Ray gave it a GPU that torch can't use, or that lacks `train.precision`.
     """
     set_up(threads=max(1, int(spec.cpus_per_worker)))
     if not spec.gpus_per_worker:
+        prepare_training(spec.train.precision, "cpu", "a CPU")
         return "cpu"
-    if not torch.cuda.is_available():
-        raise DeviceUnusable(
-            f"node {this_node()}: Ray gave a training worker a GPU that torch can't use; check its driver and torch"
-        )
-    repeat_backward()
+    start_gpu("a training worker")
+    prepare_training(spec.train.precision, "cuda", torch.cuda.get_device_name())
     return "cuda"

@@ -1,7 +1,8 @@
 """The tasks of a run: which are ready, in which order they are assigned, and which are done or quarantined. Pure.
 
-Ready tasks are assigned in the order of their kinds, the costliest of a kind first. A task that has failed goes behind
-all that have not, so that a few hopeless ones can't delay the others.
+Ready tasks are assigned in the order of their kinds, the costliest of a kind first. A worker prefers, of a kind, those
+that required only what it did itself, the last first: it may still have what it made. A task that has failed goes
+behind all that have not, so that a few hopeless ones can't delay the others.
 
 A run may have a million tasks, so each is one number here: its place in that order.
 """
@@ -34,6 +35,7 @@ class Backlog:
         self._dependents: dict[int, list[int]] = {}
         self._fresh: dict[str, list[int]] = {kind: [] for kind in kinds}  # heaps
         self._is_fresh = bytearray(len(self._tasks))  # whether it waits in one of them
+        self._own: dict[tuple[str, str], list[int]] = {}  # worker and kind -> tasks that only required what it did
         self._retries = {kind: Retries() for kind in kinds}
         self._ready = dict.fromkeys(kinds, 0)
         self.done: set[str] = set()
@@ -59,6 +61,10 @@ class Backlog:
         """Kind -> the number of its tasks that are ready and wait, if there are any."""
         return {kind: count for kind, count in self._ready.items() if count}
 
+    def count(self, kinds: Iterable[str]) -> int:
+        """The number of tasks of `kinds` that are ready and wait."""
+        return sum(self._ready[kind] for kind in kinds)
+
     @property
     def kinds(self) -> set[str]:
         return set(self.ready)
@@ -83,10 +89,13 @@ class Backlog:
             self._is_fresh[rank] = True
             heapq.heappush(self._fresh[kind], rank)
 
-    def take(self, kinds: Collection[str], place: str | None = None) -> str | None:
-        """Remove and return the first task of `kinds` that has not failed at `place`, a node or a worker; or None."""
+    def take(self, kinds: Collection[str], place: str | None = None, worker: str = "") -> str | None:
+        """Remove and return the first task of `kinds` for `worker` that has not failed at `place`, a node or a worker.
+
+        None if there is none.
+        """
         for kind in self._fresh:
-            if kind in kinds and (key := self.take_fresh(kind)) is not None:
+            if kind in kinds and (key := self.take_fresh(kind, worker)) is not None:
                 return key
         for kind, retries in self._retries.items():
             if retries and kind in kinds and (again := retries.take(place)) is not None:
@@ -94,24 +103,27 @@ class Backlog:
                 return self._tasks[again].key
         return None
 
-    def take_fresh(self, kind: str) -> str | None:
-        """Remove and return the first task of `kind` that has not failed anywhere; None if there is none."""
-        queue = self._fresh[kind]
+    def take_fresh(self, kind: str, worker: str = "") -> str | None:
+        """Remove and return the first task of `kind` for `worker` that has not failed anywhere, if there is one."""
+        queue, own = self._fresh[kind], self._own.get((worker, kind))
         while queue:
-            rank = heapq.heappop(queue)
+            rank = own.pop() if own else heapq.heappop(queue)
             if self._is_fresh[rank]:  # not removed meanwhile
                 self._is_fresh[rank] = False
                 self._ready[kind] -= 1
                 return self._tasks[rank].key
         return None
 
-    def complete(self, key: str) -> None:
-        """`key` is done; tasks that required nothing else are ready."""
+    def complete(self, key: str, worker: str = "") -> None:
+        """`key` is done, by `worker`; tasks that required nothing else are ready."""
         self.done.add(key)
-        for dependent in self._dependents.pop(self._ranks[key], ()):
+        dependents = self._dependents.pop(self._ranks[key], [])
+        for dependent in reversed(dependents):  # the last of `_own` is the first that is taken
             self._missing[dependent] -= 1
             if not self._missing[dependent] and self._tasks[dependent].key not in self.quarantined:
                 self._add(dependent)
+                if len(self._tasks[dependent].requires) == 1:
+                    self._own.setdefault((worker, self._tasks[dependent].kind), []).append(dependent)
 
     def quarantine(self, key: str) -> None:
         """Never try `key` again, queued or not; all tasks that require it, even indirectly, are unreachable."""

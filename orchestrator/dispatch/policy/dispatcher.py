@@ -12,6 +12,9 @@ What a failure is charged to:
   such task runs at a time.
 - the loss of a node: to neither.
 
+Where workers that do only some kinds of tasks help, the others leave those kinds to them, as long as they have other
+tasks or may get some, and no more such tasks wait than there are such workers: a GPU should not wait for a score.
+
 A worker that runs a task may have a second one queued, which it begins by itself when the first only writes or is done:
 then the accelerator does not wait for the driver. It gets one only while more are ready than there are workers, so that
 none is kept from an idle one, and only if neither has ever failed. Which of the two a worker died of cannot be known,
@@ -103,6 +106,8 @@ class Dispatcher:
         self._poison = PoisonTasks()
         self._lost_last: str | None = None  # the task that the last lost worker ran
         self._none_overdue_until = float("-inf")
+        self._left_to_helpers: frozenset[str] = frozenset()
+        self._helpers = 0
 
     @property
     def finished(self) -> bool:
@@ -128,6 +133,10 @@ class Dispatcher:
         self.in_flight.join(worker)
         takes = self._kinds if kinds is None else frozenset(kinds)
         self.health.joined(worker, worker if node is None else node, now, takes)
+
+    def expect_helpers(self, number: int, kinds: Collection[str]) -> None:
+        """There are, or could soon be, `number` workers that do only tasks of `kinds`."""
+        self._helpers, self._left_to_helpers = number, frozenset(kinds)
 
     def worker_released(self, worker: str, now: float) -> None:
         """`worker`, which is idle, was ended because it is not needed."""
@@ -165,7 +174,7 @@ class Dispatcher:
         self._poison.drop([key])
         if not overtook:
             self.throughput.add(running.task, now - running.since)
-        self.backlog.complete(key)
+        self.backlog.complete(key, worker)
         return True
 
     def failed(
@@ -306,11 +315,18 @@ class Dispatcher:
     def _ready(self) -> Iterator[tuple[str, str]]:
         """Idle workers, the healthiest first, each with the ready task that it gets."""
         workers = self.health.available(self.in_flight.idle, self.backlog.kinds)
+        workers.sort(key=lambda worker: self.health.takes(worker) == self._kinds)  # helpers first; stable
+        left_kinds = self._left_to_helpers
+        of_all = self.backlog.kinds | {running.task.kind for running in self.in_flight.running.values()}
+        leave = bool(of_all - left_kinds)
         places: tuple[Callable[[str], str | None], ...] = (self.health.node, str, lambda worker: None)
         for place in places:
             left = []
             for worker in workers:
-                if (key := self.backlog.take(self.health.takes(worker), place(worker))) is not None:
+                takes = self.health.takes(worker)
+                if leave and takes == self._kinds and self.backlog.count(left_kinds) <= self._helpers:
+                    takes = takes - left_kinds
+                if (key := self.backlog.take(takes, place(worker), worker)) is not None:
                     yield worker, key
                 elif self.backlog:
                     left.append(worker)
@@ -378,7 +394,7 @@ class Dispatcher:
             running = self.in_flight.running[worker]
             if running.since == now or running.key in self._histories:  # the first must begin first
                 continue
-            if plenty > 0 and (key := self.backlog.take_fresh(running.task.kind)) is not None:
+            if plenty > 0 and (key := self.backlog.take_fresh(running.task.kind, worker)) is not None:
                 plenty -= 1
                 task = self.backlog.task(key)
                 self.in_flight.queue(worker, task)

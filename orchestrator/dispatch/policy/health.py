@@ -12,10 +12,10 @@ a node that cools down for those again and again is unfit.
 - A usable node counts when a task is blamed: it does not drain, and has a worker without a cooldown on strong
   evidence since its last task.
 - A proven node has done a task and has not cooled down since.
-- An unfit node has only workers with `COOLDOWNS_UNTIL_UNFIT` cooldowns on strong evidence. All others are fit.
+- An unfit node has only workers with `COOLDOWNS_UNTIL_UNFIT` cooldowns on strong evidence. All others are fit. Workers
+  that do fewer kinds of tasks than others of their node don't count: a GPU may be broken where CPUs are well.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -198,7 +198,8 @@ class Health:
     def may_become_available(self, workers: Iterable[str], kinds: Set[str]) -> bool:
         """Whether any of `workers` may be given a task of `kinds`, now or once its cooldown is over."""
         unfit = self.broken_nodes()
-        return any(self._workers[worker].node not in unfit and self._serves(worker, kinds) for worker in workers)
+        records = {worker: self._workers[worker] for worker in workers if self._serves(worker, kinds)}
+        return any(record.node not in unfit or not record.is_unfit for record in records.values())
 
     def _serves(self, worker: str, kinds: Set[str]) -> bool:
         record = self._workers[worker]
@@ -242,10 +243,15 @@ class Health:
 
     def broken_nodes(self) -> dict[str, str]:
         """Node -> why the run no longer counts on it."""
-        unfit = [worker for worker in self._cooling if self._workers[worker].is_unfit]
-        numbers = Counter(self._workers[worker].node for worker in unfit)
-        nodes = [node for node, number in numbers.items() if number == len(self._nodes[node].workers)]
-        return {node: self._workers[next(iter(self._nodes[node].workers))].reason for node in nodes}
+        unfit = dict.fromkeys(record.node for worker in self._cooling if (record := self._workers[worker]).is_unfit)
+        reasons = {}
+        for node in unfit:
+            records = [self._workers[worker] for worker in self._nodes[node].workers]
+            most = max(len(record.takes) for record in records)
+            able = [record for record in records if len(record.takes) == most]
+            if all(record.is_unfit for record in able):
+                reasons[node] = able[0].reason
+        return reasons
 
     def _cool(self, worker: str, until: float) -> None:
         self._workers[worker].until = until

@@ -1,0 +1,59 @@
+"""A GPU that this machine lacks, with the faults of one: torch computes on the CPU, and this raises what cards raise.
+
+Within `with Card(...)`, in the thread that enters it, calls of torch's operators fail as torch reports it on a GPU.
+"""
+
+import time
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from taugrid.workers.accelerator.counting import LiveMemory
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+class AcceleratorError(RuntimeError):
+    """As torch names it."""
+
+
+NO_ENGINE = "GET was unable to find an engine to execute this computation"
+STICKY = "CUDA error: an illegal memory access was encountered"
+CONVOLUTIONS = ("conv2d", "convolution")
+
+
+class Card(TorchDispatchMode):
+    """Raises what a card does.
+
+    - `room`: OutOfMemoryError once what was computed within the context holds more bytes.
+    - `engine_for`: no engine for a convolution of more images.
+    - `breaks_at`: a sticky error at the convolution of this number, counted from 1, and at every later call.
+    - `slow`: seconds that a convolution takes longer.
+    - `hangs`: an event for which the first convolution waits.
+    """
+
+    def __init__(self, room=float("inf"), engine_for=None, breaks_at=None, slow=0.0, hangs=None):
+        super().__init__()
+        self.room, self.engine_for, self.breaks_at, self.slow, self.hangs = room, engine_for, breaks_at, slow, hangs
+        self.memory, self.convolutions, self.calls_when_broken = LiveMemory(), 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in CONVOLUTIONS:
+            self._convolution(len(args[0]))
+        if self.breaks_at is not None and self.convolutions >= self.breaks_at:
+            self.calls_when_broken += 1
+            raise AcceleratorError(STICKY)
+        outputs = func(*args, **(kwargs or {}))
+        self.memory.hold(outputs, (args, kwargs))
+        if self.memory.bytes > self.room:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return outputs
+
+    def _convolution(self, images):
+        self.convolutions += 1
+        time.sleep(self.slow)
+        if self.hangs is not None:
+            self.hangs.wait()
+        if self.engine_for is not None and images > self.engine_for:
+            raise RuntimeError(NO_ENGINE)

@@ -1,0 +1,248 @@
+"""Memory is compared before the first batch, and a card's faults meet the code that workers run."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from cards import NO_ENGINE, STICKY, Card
+from torch import nn
+
+from taugrid import config
+from taugrid.errors import BrokenAccelerator, DoesNotFit, NotEnoughMemory, UserError
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.sample import SampleWork
+from taugrid.orchestrator.work.survey import Survey
+from taugrid.workers.accelerator import preflight
+from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
+from taugrid.workers.accelerator.counting import without_data
+from taugrid.workers.accelerator.policy import policy
+from taugrid.workers.actor import Worker, run_in_memory
+from taugrid.workers.device import Device
+from taugrid.workers.diffusion.denoiser import from_times
+from taugrid.workers.network.custom import for_inference
+from taugrid.workers.network.load import load_network
+from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+UNET = {
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D"] * 2,
+    "up_block_types": ["UpBlock2D"] * 2,
+    "add_attention": False,
+}
+SHAPE, BATCH = (1, 8, 8), 16
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A job that samples 32 images in batches of 16 with a small untrained network."""
+    values = {
+        "name": "x",
+        "model": {"unet": UNET},
+        "train": {"seed": 0},
+        "sample": {"steps": 2, "num_samples": 2 * BATCH, "batch_size": BATCH, "seed": 0},
+    }
+    loaded = config.validate(config.Config, values, "test")
+    planned, rundir = plan(loaded), RunDir(tmp_path / "run")
+    [model] = planned.models
+    torch.manual_seed(3)
+    unet = build_unet(model.source.unet, SHAPE)
+    save_pipeline(rundir.models / model.id, unet, ema_start(unet), model.diffusion)
+    survey = Survey(Run(loaded, planned, rundir), None, frozenset({"sample"}), pytest.fail)
+    [task] = SampleWork(survey).tasks()
+    return task.job
+
+
+def needs(job, images, how=PLAIN):
+    network = load_network(job.network, job.diffusion, "cpu", policy("cpu", how.precision))
+    return preflight.needed_bytes(network, how, (images, *SHAPE), "cpu")
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Free bytes of a simulated card: a list whose last value counts, or a function."""
+    values = [10**12]
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: values[-1]() if callable(values[-1]) else values[-1])
+    return values
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """So small networks that half a GB for libraries would hide what they need."""
+    monkeypatch.setattr(preflight, "LIBRARIES_BYTES", 0)
+
+
+def test_what_a_batch_needs_grows_with_it_and_shrinks_with_the_type(job, libraries):
+    assert 1.9 < needs(job, 64) / needs(job, 32) < 2.1
+    assert needs(job, 64, Arithmetic("bf16-weights")) < needs(job, 64)
+
+
+def test_a_batch_that_fits_is_sampled(job, free):
+    assert run_in_memory(job, Device("cpu")).created_file
+
+
+def test_a_batch_that_does_not_fit_is_refused_before_it_is_computed(job, free, libraries):
+    """Defect 3: cuDNN would take another engine and remember it.
+
+    Put back by deleting `preflight.require` from `Device._require_room`: images are sampled.
+    """
+    free.append(needs(job, BATCH) - 1)
+    device = Device("cpu")
+    device.hardware = "NVIDIA Simulated"
+    with Card() as card, pytest.raises(DoesNotFit) as caught:
+        run_in_memory(job, device)
+    said = str(caught.value)
+    assert f"sample.batch_size: {BATCH} does not fit into memory, {BATCH // 2} does" in said
+    assert "NVIDIA Simulated: a batch of 16 needs an estimated 0.0 GB beside the network's weights, and" in said
+    assert card.convolutions > 0, "a batch of 8 was tried"
+    assert card.memory.peak < needs(job, BATCH)
+
+
+def test_what_other_networks_hold_goes_before_a_job_is_refused(job, free, libraries):
+    """Defect 9: beside two kept networks and their graphs a third had to fit, or one with a batch that is cut short.
+
+    Put back by comparing before networks are loaded, once for all jobs of a worker: the second job is sampled beside
+    the first one's network.
+    """
+    device, seen = Device("cpu"), []
+
+    def now():
+        seen.append(len(device._networks))
+        return needs(job, BATCH) - 1 if len(device._networks) > 1 else 10**12
+
+    free.append(now)
+    other = replace(job, diffusion=job.diffusion.model_copy(update={"timesteps": 1001}), path=job.path + ".other")
+    assert other.diffusion != job.diffusion
+    assert run_in_memory(job, device).created_file
+    assert run_in_memory(other, device).created_file
+    assert seen == [1, 2, 1], "the second job asked again, with its own network alone"
+
+
+def test_a_network_is_traced_once_and_compared_for_each_job(job, free, monkeypatch):
+    """Another network may have been loaded since."""
+    traced, needed_bytes = [], preflight.needed_bytes
+    monkeypatch.setattr(preflight, "needed_bytes", lambda *given: traced.append(given) or needed_bytes(*given))
+    device, shape = Device("cpu"), (BATCH, *SHAPE)
+    for _ in range(2):
+        device.network(job.network, job.diffusion, PLAIN, shape)
+    assert len(traced) == 1
+    free.append(0)
+    with pytest.raises(NotEnoughMemory, match=r"and 0\.0 GB are free"):
+        device.network(job.network, job.diffusion, PLAIN, shape)
+    assert len(traced) == 1
+
+
+def test_on_a_cpu_nothing_is_traced(job, monkeypatch):
+    monkeypatch.setattr(preflight, "needed_bytes", pytest.fail)
+    assert run_in_memory(job, Device("cpu")).created_file
+
+
+class Remembers(nn.Module):
+    """A custom network that keeps what it makes at its first call, as tables of rotary embeddings are kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.table, self.reads = nn.Conv2d(1, 1, 3, padding=1), None, False
+
+    def forward(self, x, t):
+        if self.table is None:
+            self.table = torch.arange(8, device=x.device) / 8
+        if self.reads and x.abs().max() > 1:
+            x = x / 2
+        return self.layer(x) * self.table
+
+
+def test_a_custom_module_is_traced_without_leaving_a_trace(job):
+    made = Remembers()
+    network = from_times(for_inference(made, "mine:net", "cpu"), lambda: without_data(made))
+    assert preflight.needed_bytes(network, PLAIN, (4, *SHAPE), "cpu") > 0
+    assert made.table is None
+    assert network(torch.zeros(4, *SHAPE), preflight.FIRST).shape == (4, *SHAPE)
+
+
+def test_of_what_can_not_be_traced_nothing_is_claimed():
+    made = Remembers()
+    made.reads = True
+    network = from_times(for_inference(made, "mine:net", "cpu"), lambda: without_data(made))
+    assert preflight.needed_bytes(network, PLAIN, (4, *SHAPE), "cpu") is None
+    assert preflight.needed_bytes(from_times(lambda x, t: x), PLAIN, (4, *SHAPE), "cpu") is None
+    preflight.require(None, 0, (4, *SHAPE))
+
+
+def test_memory_that_torch_holds_unused_is_free_but_for_graphs(monkeypatch):
+    """And only that of the device that is asked for."""
+    segment = {"device": 1, "total_size": 100, "allocated_size": 30, "segment_pool_id": (0, 0)}
+    segments = [segment, segment | {"device": 0}, segment | {"segment_pool_id": (0, 1)}]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (1000 * (index + 1), 10**6))
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert preflight.free_bytes("cuda:1") == 2070
+    assert preflight.free_bytes("cuda") == 1070
+    assert preflight.free_bytes("cpu") is None
+
+
+def test_memory_that_runs_out_on_the_way_is_told_with_the_batch_that_fits(job):
+    """A card's own faults, met by the code that workers run."""
+    with Card() as all_fits:
+        run_in_memory(replace(job, path=job.path + ".first"), Device("cpu"))
+    with Card(room=all_fits.memory.peak * 0.6), pytest.raises(DoesNotFit, match="16 does not fit into memory, 8 does"):
+        run_in_memory(job, Device("cpu"))
+
+
+def test_a_convolution_without_an_engine_above_some_batch_names_the_batch(job):
+    with Card(engine_for=5), pytest.raises(DoesNotFit, match=f"16 does not work here, 4 does.*{NO_ENGINE}"):
+        run_in_memory(job, Device("cpu"))
+
+
+def test_a_convolution_without_an_engine_for_any_batch_fails_in_its_own_words(job):
+    with Card(engine_for=0), pytest.raises(RuntimeError, match=NO_ENGINE):
+        run_in_memory(job, Device("cpu"))
+
+
+def test_a_sticky_error_costs_the_process_and_no_second_job_is_begun(job):
+    worker = Worker(1)
+    with Card(breaks_at=3) as card:
+        for _ in range(2):
+            with pytest.raises(BrokenAccelerator, match=STICKY):
+                worker.do(job)
+    assert card.convolutions == 3
+    assert card.calls_when_broken == 1, "nothing is tried on a broken card, not even to free memory"
+
+
+def test_a_slow_card_is_heard_and_one_that_hangs_is_not(job, monkeypatch):
+    from taugrid.workers import device as devices
+
+    monkeypatch.setattr(devices, "MIN_HEARTBEAT_SECONDS", 0.0)
+    heard, released = [], threading.Event()
+    device = Device("cpu", lambda done, of: heard.append((done, of)))
+    with Card(slow=0.002):
+        run_in_memory(job, device)
+    assert heard == [(done, 4) for done in range(4)]
+    heard.clear()
+
+    def sample():
+        with Card(hangs=released):
+            run_in_memory(replace(job, path=job.path + ".hangs"), device)
+
+    sampling = threading.Thread(target=sample)
+    sampling.start()
+    sampling.join(0.3)
+    assert sampling.is_alive()
+    assert len(heard) <= 1
+    released.set()
+    sampling.join(30)
+    assert len(heard) == 4
+
+
+def test_sampling_in_memory_says_it_too(job, free, tmp_path):
+    import taugrid
+
+    free.append(0)
+    with pytest.raises(UserError, match=r"a batch of 8 needs an estimated 0.5 GB .* set a smaller batch_size"):
+        taugrid.sample(job.network.folder, 2, batch_size=8, steps=2)

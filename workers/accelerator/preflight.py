@@ -1,0 +1,79 @@
+"""Whether a batch fits into a GPU's memory, before it is computed.
+
+Where memory is short, cuDNN does not fail: torch catches the error, takes the next kernel and remembers it (ATen's
+native/cudnn/Conv_v8.cpp, `run_single_conv`). So the bits of an image would depend on what else was in memory.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from taugrid.errors import NotEnoughMemory
+from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
+from taugrid.workers.accelerator.counting import count
+from taugrid.workers.accelerator.memory import FIRST
+from taugrid.workers.accelerator.policy import kind_of, policy
+from taugrid.workers.diffusion.denoiser import from_times
+
+if TYPE_CHECKING:
+    from taugrid.workers.diffusion.denoiser import Denoiser
+
+LIBRARIES_BYTES = 512 * 2**20
+"""Estimated, no card has measured it: kernels that CUDA loads when they are first called, and workspaces of cuBLAS (32
+MiB with the setting in `device.set_up`). Those of convolutions are counted with each (`counting`)."""
+
+FRAGMENTATION = 1.1
+"""Estimated, no card has measured it: memory reserved in blocks of 2 to 20 MiB over memory that tensors take."""
+
+TENSORS_OF_SAMPLER = 4
+"""Tensors like x that a step holds while it calls the network: x itself, noise, and the predictions before."""
+
+
+BatchShape = tuple[int, int, int, int]
+"""(B, C, H, W) of what a network is called with."""
+
+
+def free_bytes(device: str) -> int | None:
+    """Memory that a call on `device` can take: what the driver has left, and what torch holds unused.
+
+    None: not known, and on CPUs, where nothing is chosen by it. Memory of CUDA graphs is left out: it serves only them.
+    """
+    if device.partition(":")[0] != "cuda":
+        return None
+    index = torch.device(device).index
+    index = torch.cuda.current_device() if index is None else index
+    free: int = torch.cuda.mem_get_info(index)[0]
+    try:
+        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    except RuntimeError:  # CUDA's own allocator, which torch can be told to use, has none
+        return free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+    usable = [s for s in segments if s["device"] == index and tuple(s["segment_pool_id"]) == (0, 0)]
+    return free + sum(int(s["total_size"] - s["allocated_size"]) for s in usable)
+
+
+def needed_bytes(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str) -> int | None:
+    """The memory that a call of a network takes beside its weights; None: it can't be traced, so nothing is claimed.
+
+    `network` is as loaded, before `arithmetic.computed`. What is counted is the uncompiled network: torch's compiler
+    fuses kernels, which need less.
+    """
+    if (without_data := getattr(network, "without_data", None)) is None:
+        return None
+    how = how._replace(compile="none", batch_size=batch[0])
+    autocast = policy(kind_of(device), how.precision).autocast
+    x = torch.empty(batch, device="meta")
+    try:
+        traced = computed(from_times(without_data()), how, device)
+        call = count(lambda x: traced(x, FIRST), x, autocast=None if autocast is None else getattr(torch, autocast))
+    except Exception:  # a custom network may read values, or do what only its own device can
+        return None
+    return int(call.peak * FRAGMENTATION) + TENSORS_OF_SAMPLER * x.nbytes + LIBRARIES_BYTES
+
+
+def require(needed: int | None, free: int, batch: BatchShape) -> None:
+    """Raise `NotEnoughMemory` if a batch needs more bytes than are free. None: not known."""
+    if needed is not None and needed > free:
+        raise NotEnoughMemory(
+            f"a batch of {batch[0]} needs an estimated {needed / 1e9:.1f} GB beside the network's weights, and "
+            f"{free / 1e9:.1f} GB are free"
+        )
