@@ -33,7 +33,7 @@ from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_di
 from taugrid.orchestrator.rundir.grown import FILE as GROWN
 from taugrid.orchestrator.rundir.grown import grown, is_damaged, read_sizes
 from taugrid.orchestrator.selection import without_models
-from taugrid.orchestrator.shard_sizes import require_no_gpu, too_few_shards
+from taugrid.orchestrator.shard_sizes import faster_on_gpus, require_no_gpu, too_few_shards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.growing import Growth, Until
@@ -391,7 +391,7 @@ class Session:
         probe = self.rundir.new_probe()
         with replacing(probe, self.rundir.storage) as temporary:
             write_text(temporary, "")
-        pool = self._pool(probe)
+        pool = self._pool(probe, samples)
         try:
             outputs = Outputs(self._progress, self._events, self._log, self.rundir.committed)
             loop = Loop(tasks, work_kinds(), pool, workers, embedded, cluster_config, outputs)
@@ -403,7 +403,7 @@ class Session:
             with suppress(OSError):  # an earlier error matters more; `remove_temporaries` removes the probe later
                 self.rundir.storage.delete(probe)
 
-    def _pool(self, probe: Path) -> "Pool":
+    def _pool(self, probe: Path, samples: bool) -> "Pool":
         """The workers; each must see the file `probe` before it gets a task."""
         from taugrid.orchestrator.dispatch.pool import CpuOnly, Pool
         from taugrid.workers.actor import Probe, Worker
@@ -412,6 +412,8 @@ class Session:
         cpus, gpus = capacity.worker_size(cluster_config)
         if not gpus:
             require_no_gpu(self.selected)
+        elif samples and (message := faster_on_gpus(self.selected)) is not None:
+            self._progress.say(message)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
         cpu_only = None
         if gpus:

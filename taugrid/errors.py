@@ -222,7 +222,7 @@ _ACCELERATOR = re.compile(
 )
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"
-    r"|_?ALLOC(ATION)?_?FAILED|failed to allocate|allocation failed",
+    r"|_?ALLOC(ATION)?_?FAILED|failed to allocate (memory|workspace)|(memory|workspace) allocation failed",
     re.IGNORECASE,
 )
 _PERHAPS_OUT_OF_MEMORY = re.compile(

@@ -18,7 +18,7 @@ from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
+from taugrid.orchestrator.shard_sizes import faster_on_gpus, longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.storage import read_json
 from taugrid.workers.data.cifar import FIDELITY_NAMES
@@ -49,6 +49,9 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     yield from _replaced_tables(run)
     if described["network_evaluations_remaining"]:
         yield from _fit(run, described)
+        gpus = config.cluster.gpus_per_worker
+        if (_has_nvidia() if gpus is None else gpus) and (message := faster_on_gpus(plan)) is not None:
+            yield message
     yield from unequal(plan.cells)
     if models := compared_trainings(plan):
         ids = {model.id for model in models}
@@ -98,12 +101,17 @@ def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:
     return [warning for warning in warnings if warning is not None]
 
 
+def _has_nvidia() -> bool:
+    """Whether NVIDIA's driver is on this machine, as far as known without torch."""
+    return Path("/proc/driver/nvidia").exists()
+
+
 def _workers(config: Config) -> int | None:
     """The number of workers, as far as known without Ray: as configured, else as many as fit this machine.
 
     None: one for each GPU, and the number of usable GPUs is unknown without torch.
     """
-    if config.cluster.workers or Path("/proc/driver/nvidia").exists():
+    if config.cluster.workers or _has_nvidia():
         return config.cluster.workers
     return int(capacity.available_cpus() // config.cluster.cpus_per_worker)
 

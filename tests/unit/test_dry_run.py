@@ -297,3 +297,16 @@ def test_moments_are_looked_at_where_the_weights_are_missing(tmp_path, monkeypat
     config = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
     asked = ("evaluate.extractor=inception-v3-compat", f"evaluate.reference={tmp_path}/m.npz")
     assert "moments of 9 features, but inception-v3-compat has 2048" in planned(config, tmp_path / "run", *asked)[1]
+
+
+def test_what_a_precision_costs_on_gpus_is_said_where_there_are_some(made, tmp_path, monkeypatch):
+    config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "cluster": {"gpus_per_worker": 1}}
+    _, said = planned(config, tmp_path / "run")
+    assert (
+        "on GPUs, sample.precision: float32 computes 2,840 network evaluations a second; faster by tf32 2.5 x" in said
+    )
+    assert "bf16 with compile: default 6.3 x (estimated for an H100 and the U-Net of cifar10-table1)" in said
+    _, said = planned(config, tmp_path / "run", "sample.precision=bf16", "sample.compile=default")
+    assert "on GPUs" not in said, "nothing is faster"
+    _, said = planned(config, tmp_path / "run", "cluster.gpus_per_worker=0")
+    assert "on GPUs" not in said

@@ -39,6 +39,7 @@ SURELY = {
     "cuDNN 9, cudnnGetErrorString": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     "cuDNN 9, of the host": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
     "aten/src/ATen/miopen/Exceptions.h, MIOPEN_CHECK": RuntimeError("miopenStatusAllocFailed"),
+    "MIOpen through hipDNN": RuntimeError("hipDNN workspace allocation failed"),
     "MIOpen, src/hip/handlehip.cpp": RuntimeError("Memory not available to allocate buffer: 655360000"),
     "Triton's driver.c: Triton Error [CUDA]": RuntimeError("Triton Error [CUDA]: out of memory"),
     "NCCL, quoted by torch/csrc/distributed/c10d/NCCLUtils.cpp": RuntimeError(
@@ -79,6 +80,7 @@ NOT_AT_ALL = {
     ),
     "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     "ECC": AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+    "another resource": ValueError("failed to allocate a port"),
     "a bug": RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     "a text that only quotes one": ValueError(NO_ENGINE),
 }

@@ -25,8 +25,9 @@ MiB with the setting in `device.set_up`). Those of convolutions are counted with
 FRAGMENTATION = 1.1
 """Estimated, no card has measured it: memory reserved in blocks of 2 to 20 MiB over memory that tensors take."""
 
-TENSORS_OF_SAMPLER = 4
-"""Tensors like x that a step holds while it calls the network: x itself, noise, and the predictions before."""
+TENSORS_OF_SAMPLER = 8
+"""Tensors like x that a step holds while it calls the network: x, noise, what a solver keeps of its last three steps,
+and the images of the batch before, on their way to the host."""
 
 
 BatchShape = tuple[int, int, int, int]
@@ -68,6 +69,12 @@ def needed_bytes(network: "Denoiser", how: Arithmetic, batch: BatchShape, device
     except Exception:  # a custom network may read values, or do what only its own device can
         return None
     return int(call.peak * FRAGMENTATION) + TENSORS_OF_SAMPLER * x.nbytes + LIBRARIES_BYTES
+
+
+def check(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str) -> None:
+    """Raise `NotEnoughMemory` if a call of a network would not fit; arguments as of `needed_bytes`."""
+    if (free := free_bytes(device)) is not None:
+        require(needed_bytes(network, how, batch, device), free, batch)
 
 
 def require(needed: int | None, free: int, batch: BatchShape) -> None:
