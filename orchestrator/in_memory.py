@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from taugrid.config import Diffusion, Sample, validate
 from taugrid.config.load import load
-from taugrid.errors import CustomCodeError, DeviceUnusable, NotEnoughMemory, UserError, last_line
+from taugrid.errors import CustomCodeError, DeviceUnusable, NotEnoughMemory, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
@@ -74,15 +74,21 @@ def _sample(
     if isinstance(model, str | Mapping):
         spec, planned = _planned(model, shape, diffusion, settings)
         place = device or usual_device()
-        batch = (planned.settings.batch_size, *planned.decoder.network_shape)
-        network = Device(place).network(spec, planned.diffusion, Arithmetic.of(planned.settings), batch)
-        return _sampled(network, planned, wanted, place)
+        device_here = Device(place)
+        network = device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
+        try:
+            return _sampled(network, planned, wanted, place)
+        finally:
+            device_here.release_graphs()
+    from taugrid.workers.accelerator.preflight import check
     from taugrid.workers.network.load import device_of, network_in_memory, shape_of
 
     sampling = _settings(shape or shape_of(model), diffusion, settings)
     with network_in_memory(model) as network:
         place = device or device_of(model) or usual_device()
-        return _sampled(_computed(network, sampling.settings, place), sampling, wanted, place)
+        computed = _computed(network, sampling.settings, place)
+        check(network, Arithmetic.of(sampling.settings), _batch(sampling), place)
+        return _sampled(computed, sampling, wanted, place)
 
 
 def _planned(
@@ -99,6 +105,11 @@ def _planned(
     [cell] = plan(config).cells
     network = cell.model.source.network(Path(), cell.settings.weights)  # such a source needs no run directory
     return network, SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
+
+
+def _batch(sampling: SamplingSpec) -> tuple[int, int, int, int]:
+    """(B, C, H, W) of a full batch."""
+    return (sampling.settings.batch_size, *sampling.decoder.network_shape)
 
 
 def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> SamplingSpec:
@@ -143,4 +154,5 @@ def _require_device(place: str) -> None:
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {place} can't be used: {last_line(error)}") from None
+        words = str(error).partition("\n")[0].partition(". This could be")[0]  # then torch lists what it has
+        raise UserError(f"device: {place} can't be used: {words}") from None

@@ -17,7 +17,7 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.policy import ATTENTION, policy
-from taugrid.workers.training.loop import stay_on_loopback
+from taugrid.workers.training.meeting import stay_on_loopback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

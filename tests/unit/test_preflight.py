@@ -19,14 +19,15 @@ from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.accelerator import preflight
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.counting import without_data
+from taugrid.workers.accelerator.counting import count, without_data
+from taugrid.workers.accelerator.memory import FIRST
 from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.actor import Worker, run_in_memory
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.denoiser import from_times
 from taugrid.workers.network.custom import for_inference
 from taugrid.workers.network.load import load_network
-from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
+from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, save_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,6 +84,14 @@ def libraries(monkeypatch):
 def test_what_a_batch_needs_grows_with_it_and_shrinks_with_the_type(job, libraries):
     assert 1.9 < needs(job, 64) / needs(job, 32) < 2.1
     assert needs(job, 64, Arithmetic("bf16-weights")) < needs(job, 64)
+
+
+def test_a_traced_peak_is_that_of_a_real_call_and_room_for_a_workspace(job):
+    network, x = load_network(job.network, job.diffusion, "cpu"), torch.zeros(BATCH, *SHAPE)
+    with Card() as card, torch.inference_mode():
+        network(x, FIRST)
+    traced = count(lambda x: network(x, FIRST), x.to("meta")).peak
+    assert 1.0 < traced / (card.memory.peak + x.nbytes) < 1.5
 
 
 def test_a_batch_that_fits_is_sampled(job, free):
@@ -165,7 +174,7 @@ def test_a_custom_module_is_traced_without_leaving_a_trace(job):
     network = from_times(for_inference(made, "mine:net", "cpu"), lambda: without_data(made))
     assert preflight.needed_bytes(network, PLAIN, (4, *SHAPE), "cpu") > 0
     assert made.table is None
-    assert network(torch.zeros(4, *SHAPE), preflight.FIRST).shape == (4, *SHAPE)
+    assert network(torch.zeros(4, *SHAPE), FIRST).shape == (4, *SHAPE)
 
 
 def test_of_what_can_not_be_traced_nothing_is_claimed():
@@ -259,5 +268,7 @@ def test_sampling_in_memory_says_it_too(job, free, tmp_path):
     import taugrid
 
     free.append(0)
-    with pytest.raises(UserError, match=r"a batch of 8 needs an estimated 0.5 GB .* set a smaller batch_size"):
-        taugrid.sample(job.network.folder, 2, batch_size=8, steps=2)
+    in_memory = UNet2DModel.from_pretrained(job.network.folder)
+    for model in (job.network.folder, in_memory):
+        with pytest.raises(UserError, match=r"a batch of 8 needs an estimated 0.5 GB .* set a smaller batch_size"):
+            taugrid.sample(model, 2, batch_size=8, steps=2)

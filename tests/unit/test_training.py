@@ -629,11 +629,11 @@ import os
 import sys
 from pathlib import Path
 from torch import distributed
-from taugrid.workers.training.loop import meet, stay_on_loopback
+from taugrid.workers.training.meeting import connect, stay_on_loopback, store_in
 
 child = os.fork()  # one import of torch serves both
 stay_on_loopback()
-meet(Path(sys.argv[1]), int(child == 0), 2, "cpu")
+connect(store_in(Path(sys.argv[1]), 2), int(child == 0), 2, "cpu")
 distributed.barrier()
 os.write(1, f"{Path(sys.argv[1]).exists()}\\n".encode())  # both write at once: print's line and its end are two writes
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)

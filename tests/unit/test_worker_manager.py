@@ -308,6 +308,15 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
     assert all(fractions == sorted(fractions) for fractions in heard.values())
 
 
+def test_the_time_of_compiling_says_nothing_of_a_shards(scripted, monkeypatch):
+    """D17. A shard whose first minutes compile would be warned of as too long."""
+    run, warned = scripted(["long"]), []
+    monkeypatch.setattr(run.loop._long_shards, "warning", lambda *about: warned.append(about))
+    run.pool._at(START_SECONDS + 0.2, Alive("worker-0", "paint/0", 0.0, 0.0, "compiling"))
+    run.run()
+    assert len(warned) == 29, "of those with progress"
+
+
 def test_a_slot_that_fails_to_start_ends_no_healthy_run(scripted):
     run = scripted(["good"] * 200, {"n0": 1, "n1": 1, "n2": 1}, {"n2": "startless"}, workers=3)
     assert len(run.run().done) == 200
@@ -330,6 +339,8 @@ def test_a_run_whose_nodes_are_unfit_waits_for_room_elsewhere_says_so_and_ends(s
         run.said("waiting for room for a worker of 1 CPU and 0 GPUs: 1 node that is fit and large enough is full") > 8
     )
     assert MAX_WAIT_SECONDS < run.pool.now < 1.2 * MAX_WAIT_SECONDS
+    assert run.said("does not see /run") == 1, "a reason may be a long line"
+    assert run.said("gets no work for 2 s, for the same reason") == 1
 
 
 def test_room_elsewhere_that_is_found_in_time_is_used(scripted):

@@ -71,6 +71,12 @@ def needed_bytes(network: "Denoiser", how: Arithmetic, batch: BatchShape, device
     return int(call.peak * FRAGMENTATION) + TENSORS_OF_SAMPLER * x.nbytes + LIBRARIES_BYTES
 
 
+def check(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str) -> None:
+    """Raise `NotEnoughMemory` if a call of a network would not fit; arguments as of `needed_bytes`."""
+    if (free := free_bytes(device)) is not None:
+        require(needed_bytes(network, how, batch, device), free, batch)
+
+
 def require(needed: int | None, free: int, batch: BatchShape) -> None:
     """Raise `NotEnoughMemory` if a batch needs more bytes than are free. None: not known."""
     if needed is not None and needed > free:

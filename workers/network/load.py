@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from taugrid.config import Diffusion
 from taugrid.errors import CustomCodeError
 from taugrid.jobs import CustomNetwork, NetworkSpec, SavedUnet
 from taugrid.workers import schedules
+from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy, kind_of, policy
 from taugrid.workers.data.builtin import distribution
 from taugrid.workers.diffusion import gaussian, oracle
@@ -58,16 +60,19 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
         raise CustomCodeError(f"a model is a folder, a mapping, or a network to be called, not {made!r}")
     name = type(made).__name__
 
+    def predicted(module: Any, x: Tensor, t: Tensor) -> Any:
+        output = module(x, t)
+        return getattr(output, "sample", output)
+
     @torch.inference_mode()
     def network(x: Tensor, t: Tensor) -> Tensor:
-        output = made(x, t)
-        return custom.checked(getattr(output, "sample", output), x, name)
+        return custom.checked(predicted(made, x, t), x, name)
 
     modes = [(part, part.training) for part in made.modules()] if isinstance(made, nn.Module) else []
     if modes:
         made.eval()
     try:
-        yield from_times(network)
+        yield from_times(network, (lambda: partial(predicted, without_data(made))) if modes else None)
     finally:
         for part, mode in modes:  # each its own: `train` would set those that the caller has frozen, too
             part.training = mode
