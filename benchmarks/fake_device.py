@@ -15,9 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taugrid.config import DIFFUSION_DEFAULTS, Data
+from taugrid.jobs import OracleNetwork
 from taugrid.workers.accelerator import transfer
 from taugrid.workers.accelerator.transfer import Mark
+from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped, from_times
+from taugrid.workers.sample import SampleJob
+from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 
 QUEUE = 1000
 """Launches that CUDA queues before it lets the host wait."""
@@ -121,3 +126,14 @@ def photographs(number: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     coarse = random.normal(128, 50, (number, channels, height // 8, width // 8)).repeat(8, 2).repeat(8, 3)
     noise = random.normal(0, 4, (number, *shape))
     return (coarse + noise).clip(0, 255).astype(np.uint8)
+
+
+def job_of(path: str, shape: tuple[int, int, int], batch: int, images: int) -> SampleJob:
+    """Samples `images` images in `path`, of S = 10 and eta = 1. Its network is never loaded: callers bring their own."""
+    given = {"steps": 10, "eta": 1.0, "batch_size": batch}
+    settings = SAMPLE_DEFAULTS.model_copy(update=given)
+    described = describe_sampler(settings, DIFFUSION_DEFAULTS)
+    oracle, decoder = OracleNetwork(Data(name="gaussian", shape=shape)), Identity(shape)
+    metadata = {"cell": "benchmark", "model": "benchmark"}
+    told = described.tau, described.evaluations, metadata
+    return SampleJob(path, 0, images, oracle, decoder, settings, DIFFUSION_DEFAULTS, *told)

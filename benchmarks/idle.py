@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.overhead import WarmPool
 from taugrid import parquet
-from taugrid.config import Cluster, Config, validate
+from taugrid.config import DIFFUSION_DEFAULTS, Cluster, Config, validate
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.loop import Loop
@@ -43,6 +43,7 @@ from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import LocalStorage, Stat
 from taugrid.workers.actor import Probe, Worker
 from taugrid.workers.sample import SampleJob, sample_shard
+from taugrid.workers.schedules import process
 
 SMALL = (3, 2, 2)
 """The shape of the sampler's tensors: their arithmetic then costs the host what launches cost it."""
@@ -89,7 +90,6 @@ class OnFakeDevice(Worker):
     def check_health(self, probe: Probe) -> WorkerInfo:
         import torch
 
-        from benchmarks.device.setting import MIDDLE
         from benchmarks.fake_device import FakeDevice
 
         info = super().check_health(probe)
@@ -100,7 +100,7 @@ class OnFakeDevice(Worker):
         self._installed = self._fake.installed()
         self._installed.__enter__()  # for as long as this process lives
         for _ in range(5):
-            self._model(torch.zeros(BATCH, *SMALL), MIDDLE)
+            self._model(torch.zeros(BATCH, *SMALL), process(DIFFUSION_DEFAULTS).at(500))
         self._fake.calls.clear()
         return info
 

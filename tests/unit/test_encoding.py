@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.device.speed import job_of
+from benchmarks.fake_device import job_of
 from taugrid import parquet
 from taugrid.errors import is_environment_error
 from taugrid.images import encode_png

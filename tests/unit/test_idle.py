@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from benchmarks import fake_device
-from benchmarks.device.speed import job_of
-from benchmarks.fake_device import LAUNCHES, QUEUE, FakeDevice
+from benchmarks.fake_device import LAUNCHES, QUEUE, FakeDevice, job_of
 from taugrid.workers import sample as sample_module
 from taugrid.workers.accelerator import transfer
 
