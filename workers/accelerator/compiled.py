@@ -170,7 +170,10 @@ def _limited(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
 
 def _is_compilers(error: Exception) -> bool:
     """Whether an error is one of torch's compiler, or of a network that it can't record in a CUDA graph."""
-    return isinstance(error, TorchDynamoException | InductorError | InvalidCxxCompiler) or "cudagraph" in str(error)
+    return (
+        isinstance(error, TorchDynamoException | InductorError | InvalidCxxCompiler)
+        or "cudagraph" in str(error).lower()
+    )
 
 
 @functools.cache
