@@ -129,7 +129,7 @@ def photographs(number: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def job_of(path: str, shape: tuple[int, int, int], batch: int, images: int) -> SampleJob:
-    """Samples `images` images in `path`, of S = 10 and eta = 1. Its network is never loaded: callers bring their own."""
+    """Samples `images` images in `path`, with S = 10 and eta = 1. Its network is never loaded: bring another."""
     given = {"steps": 10, "eta": 1.0, "batch_size": batch}
     settings = SAMPLE_DEFAULTS.model_copy(update=given)
     described = describe_sampler(settings, DIFFUSION_DEFAULTS)
