@@ -217,7 +217,7 @@ _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust, such as safetensors, quote an errno in errors of their own types."""
 
 _ACCELERATOR = re.compile(
-    r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b.{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_|Triton Error"
+    r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b(?! Frontend).{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_|Triton Error"
     r"|captures_underway"
 )
 _OUT_OF_MEMORY = re.compile(

@@ -248,6 +248,19 @@ def test_what_torch_can_not_repeat_ends_a_training_in_one_line(tmp_path):
         raise RuntimeError("another")
 
 
+@pytest.mark.parametrize(("precision", "strict"), [("float32", True), ("bf16", False)])
+def test_a_training_that_is_compiled_chooses_nothing_by_timing_on_gpus(tmp_path, monkeypatch, precision, strict):
+    """And no channels_last for float32 (D15). On CPUs it has torch's options as ever. Patch: `unet.compile()`."""
+    asked, spec = [], a_spec(tmp_path, compile=True, precision=precision)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, options: asked.append(options))
+    for kind in ("cpu", "cuda"):
+        monkeypatch.setattr(loop, "kind_of", lambda device, kind=kind: kind)
+        loop._network(spec.train, new_state(spec, "cpu").unet, None, 1)
+    cpu, cuda = asked
+    assert cpu is None
+    assert cuda == {"shape_padding": False, "deterministic": True} | ({"layout_optimization": False} if strict else {})
+
+
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):

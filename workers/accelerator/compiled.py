@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 CHOICES_BY_TIMING: dict[str, bool] = {"shape_padding": False, "deterministic": True}
-"""Options of torch's compiler, of which older versions lack some."""
+"""Options of torch's compiler. Before torch 2.10 it lacks `deterministic` and is refused on GPUs."""
 
 CUDA_GRAPHS = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True}
 """What `mode="reduce-overhead"` sets (a mode excludes options), and an error in place of a network without graphs."""
@@ -58,15 +58,20 @@ COMPILE_SECONDS = 1800.0
 """How long it may say so. Compiling takes minutes, and hours only if torch's compiler hangs."""
 
 
-def by_torch(function: F, how: Policy) -> F:
-    """`function`, which torch compiles when it is first called, as `how` says."""
+def options(how: Policy) -> dict[str, Any]:
+    """The options of torch's compiler for what is computed as `how` says."""
     options = dict(CHOICES_BY_TIMING)
     if how.layout == "contiguous_format":
         options["layout_optimization"] = False  # torch's compiler would choose channels_last for convolutions
     if how.compile == "reduce-overhead":
         options |= CUDA_GRAPHS
     known = set(torch._inductor.list_options())
-    return torch.compile(function, dynamic=False, options={k: v for k, v in options.items() if k in known})  # type: ignore[return-value]
+    return {name: value for name, value in options.items() if name in known}
+
+
+def by_torch(function: F, how: Policy) -> F:
+    """`function`, which torch compiles when it is first called, as `how` says."""
+    return torch.compile(function, dynamic=False, options=options(how))  # type: ignore[return-value]
 
 
 def guarded(
@@ -91,7 +96,7 @@ def guarded(
                 f"{MAX_COMPILATIONS} times in one process; set sample.compile: none"
             ) from error
         except (InvalidCxxCompiler, RuntimeError) as error:
-            if is_out_of_memory(error) or not _is_compilers(error):
+            if is_out_of_memory(error) or not _is_compilers(error) or _is_cudas(error):
                 raise
             raise DeviceUnusable(
                 f"node {this_node()}: sample.compile: {compile} failed: {last_line(error)[:300]}; it needs a C++ "
@@ -153,6 +158,16 @@ def _limited(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
 def _is_compilers(error: Exception) -> bool:
     """Whether an error is one of torch's compiler, or of a network that it can't record in a CUDA graph."""
     return isinstance(error, TorchDynamoException | InductorError | InvalidCxxCompiler) or "cudagraph" in str(error)
+
+
+def _is_cudas(error: BaseException | None) -> bool:
+    """Whether an error came from an error of CUDA, which torch's compiler wraps in its own.
+
+    Texts do not tell: "Triton Error [CUDA]" is the compiler's too.
+    """
+    while error is not None and type(error).__name__ != "AcceleratorError":
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return error is not None
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.workers.accelerator.arithmetic import prepare_training
 from taugrid.workers.accelerator.gpu import start_gpu
+from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.process import network_time
 from taugrid.workers.network.unet import UNet2DModel, ema_decay, ema_update
@@ -226,7 +227,13 @@ def _network(settings: Train, unet: UNet2DModel, batches: Batches, world_size: i
     effect comes first, so that a resumed training has the same buckets at each step as an uninterrupted one.
     """
     if settings.compile:
-        unet.compile()
+        from taugrid.workers.accelerator.compiled import options  # torch's compiler takes a second to import
+
+        kind = kind_of(str(unet.device))
+        how = policy(kind, settings.precision, "default", trains=True)
+        unet.compile(
+            options=None if kind == "cpu" else options(how)
+        )  # on CPUs they would change bits of what was trained
     if world_size == 1:
         return unet
     network = torch.nn.parallel.DistributedDataParallel(unet)
@@ -257,8 +264,8 @@ def _device(spec: TrainingSpec) -> str:
     """
     set_up(threads=max(1, int(spec.cpus_per_worker)))
     if not spec.gpus_per_worker:
-        prepare_training(spec.train.precision, "cpu", "a CPU")
+        prepare_training(spec.train.precision, "cpu", "a CPU", spec.train.compile)
         return "cpu"
     start_gpu("a training worker")
-    prepare_training(spec.train.precision, "cuda", torch.cuda.get_device_name())
+    prepare_training(spec.train.precision, "cuda", torch.cuda.get_device_name(), spec.train.compile)
     return "cuda"
