@@ -146,7 +146,7 @@ def test_a_network_without_a_graph_is_an_error_in_one_line():
 def test_a_card_that_breaks_while_torch_compiles_is_not_the_compilers_fault(is_cudas):
     """It would be refused with "set compile: none", and not be replaced. Patch: `guarded` without `_is_cudas`."""
     inner = (
-        AcceleratorError(STICKY) if is_cudas else RuntimeError("Triton Error [CUDA]: device kernel image is invalid")
+        AcceleratorError(STICKY) if is_cudas else RuntimeError("Triton Error [CUDA]: invalid argument")
     )
 
     def network(x, at, condition=None):

@@ -232,8 +232,8 @@ def _require_compiler(kind: str, setting: str, instead: str) -> None:
 
     if kind != "cpu" and torch.__version__ < REPEATABLE_COMPILER:
         raise DeviceUnusable(
-            f"node {this_node()}: {setting} needs torch {REPEATABLE_COMPILER} or later on GPUs, because the compiler of "
-            f"torch {torch.__version__} chooses the order of sums by timing; set {instead}, or install a newer torch"
+            f"node {this_node()}: {setting} needs torch {REPEATABLE_COMPILER} or later on GPUs, because the compiler "
+            f"of torch {torch.__version__} chooses the order of sums by timing; set {instead}, or install a newer torch"
         )
 
 

@@ -15,8 +15,9 @@ ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 """torch's kernels for attention, as it names their switches."""
 
 SAMPLING_ATTENTION = ("flash", "mem_efficient", "math")
-"""Those that torch may choose from where nothing is trained. torch prefers cuDNN's on an H100 or B200 if the cuDNN found
-at run time is new enough (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp), so bits would depend on it."""
+"""Those that torch may choose from where nothing is trained on a GPU. On an H100 or B200 it prefers cuDNN's, if the
+cuDNN found at run time is new enough (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp): bits would depend on it.
+"""
 
 RATES: dict[tuple[Precision, Compilation], float] = {
     ("float32", "none"): 2_840,
