@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from taugrid.config import Diffusion, Sample, validate
 from taugrid.config.load import load
-from taugrid.errors import CustomCodeError, DeviceUnusable, NotEnoughMemory, UserError, last_line
+from taugrid.errors import CustomCodeError, DeviceUnusable, NotEnoughMemory, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
@@ -74,8 +74,12 @@ def _sample(
     if isinstance(model, str | Mapping):
         spec, planned = _planned(model, shape, diffusion, settings)
         place = device or usual_device()
-        network = Device(place).network(spec, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
-        return _sampled(network, planned, wanted, place)
+        device_here = Device(place)
+        network = device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
+        try:
+            return _sampled(network, planned, wanted, place)
+        finally:
+            device_here.release_graphs()
     from taugrid.workers.accelerator.preflight import check
     from taugrid.workers.network.load import device_of, network_in_memory, shape_of
 
@@ -150,4 +154,5 @@ def _require_device(place: str) -> None:
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {place} can't be used: {last_line(error)}") from None
+        words = str(error).partition("\n")[0].partition(". This could be")[0]  # then torch lists what it has
+        raise UserError(f"device: {place} can't be used: {words}") from None

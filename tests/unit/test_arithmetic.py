@@ -19,7 +19,7 @@ from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.policy import ATTENTION, SAMPLING_ATTENTION, policy
 from taugrid.workers.device import set_up
-from taugrid.workers.training.loop import stay_on_loopback
+from taugrid.workers.training.meeting import stay_on_loopback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -167,14 +167,14 @@ def test_cublas_has_a_workspace_with_which_torch_knows_its_sums_to_be_repeatable
 
 @pytest.mark.parametrize(("kind", "refused"), [("cuda", True), ("rocm", True), ("cpu", False)])
 def test_a_compiler_that_chooses_sums_by_timing_is_refused_on_gpus(monkeypatch, kind, refused):
-    """torch 2.9 has no option `deterministic`. Patch: no `_require_compiler`."""
+    """torch 2.9 has no option `deterministic`. Patch: no `_require_repeatable_compiler`."""
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cu128"))
     monkeypatch.setattr(arithmetic, "kind_of", lambda device: kind)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *args, **kwargs: None)
     for setting, prepare in {
-        "sample.compile: default": lambda: arithmetic.prepare("float32", kind, "simulated", "default"),
-        "train.compile: true": lambda: arithmetic.prepare_training("float32", kind, "simulated", compile=True),
+        "sample.compile": lambda: arithmetic.prepare("float32", kind, "simulated", "default"),
+        "train.compile": lambda: arithmetic.prepare_training("float32", kind, "simulated", compiles=True),
     }.items():
         if not refused:
             prepare()

@@ -248,17 +248,27 @@ def test_what_torch_can_not_repeat_ends_a_training_in_one_line(tmp_path):
         raise RuntimeError("another")
 
 
-@pytest.mark.parametrize(("precision", "strict"), [("float32", True), ("bf16", False)])
-def test_a_training_that_is_compiled_chooses_nothing_by_timing_on_gpus(tmp_path, monkeypatch, precision, strict):
+class OnDevice:
+    """A network somewhere, that notes with which options it was compiled."""
+
+    def __init__(self, device):
+        self.device, self.asked = device, None
+
+    def parameters(self):
+        yield self
+
+    def compile(self, **options):
+        self.asked = options
+
+
+@pytest.mark.parametrize(("precision", "layout"), [("float32", {"layout_optimization": False}), ("bf16", {})])
+def test_a_training_that_is_compiled_chooses_nothing_by_timing_on_gpus(tmp_path, precision, layout):
     """And no channels_last for float32 (D15). On CPUs it has torch's options as ever. Patch: `unet.compile()`."""
-    asked, spec = [], a_spec(tmp_path, compile=True, precision=precision)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, options: asked.append(options))
-    for kind in ("cpu", "cuda"):
-        monkeypatch.setattr(loop, "kind_of", lambda device, kind=kind: kind)
-        loop._network(spec.train, new_state(spec, "cpu").unet, None, 1)
-    cpu, cuda = asked
-    assert cpu is None
-    assert cuda == {"shape_padding": False, "deterministic": True} | ({"layout_optimization": False} if strict else {})
+    gpu, cpu, spec = OnDevice("cuda:0"), OnDevice("cpu"), a_spec(tmp_path, compile=True, precision=precision)
+    for network in (gpu, cpu):
+        assert loop._network(spec.train, network, None, 1) is network
+    assert gpu.asked == {"options": {"shape_padding": False, "deterministic": True} | layout}
+    assert cpu.asked == {}
 
 
 @pytest.mark.chaos
@@ -642,11 +652,11 @@ import os
 import sys
 from pathlib import Path
 from torch import distributed
-from taugrid.workers.training.loop import meet, stay_on_loopback
+from taugrid.workers.training.meeting import connect, stay_on_loopback, store_in
 
 child = os.fork()  # one import of torch serves both
 stay_on_loopback()
-meet(Path(sys.argv[1]), int(child == 0), 2, "cpu")
+connect(store_in(Path(sys.argv[1]), 2), int(child == 0), 2, "cpu")
 distributed.barrier()
 os.write(1, f"{Path(sys.argv[1]).exists()}\\n".encode())  # both write at once: print's line and its end are two writes
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taugrid.config.sample import Compilation, Precision, Sample
 from taugrid.errors import DeviceUnusable
 from taugrid.words import this_node
-from taugrid.workers.accelerator.policy import ATTENTION, Need, Policy, kind_of, lacks, policy
+from taugrid.workers.accelerator.policy import ATTENTION, Policy, kind_of, lacks, policy
 from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.diffusion.process import Point
 
@@ -191,16 +191,13 @@ def prepare(precision: Precision, device: str, hardware: str, compile: Compilati
     Raises:
         DeviceUnusable: if the device does not have the precision, or what `compile` needs.
     """
-    kind = kind_of(device)
-    _require(lacks(kind, precision, compile, is_ampere(device)), hardware)
-    if compile != "none":
-        _require_compiler(kind, f"sample.compile: {compile}", "none")
-    how = policy(kind, precision, compile)
+    require(precision, device, hardware, compile)
+    how = policy(kind_of(device), precision, compile)
     configure(how)
     return how
 
 
-def prepare_training(precision: Precision, device: str, hardware: str, compile: bool = False) -> Policy:
+def prepare_training(precision: Precision, device: str, hardware: str, compiles: bool = False) -> Policy:
     """`prepare` for training, whose backward passes give the same every time on GPUs, where torch can.
 
     In float32, torch warns in the log of an operation that it can't repeat. In half precision it raises RuntimeError:
@@ -208,10 +205,8 @@ def prepare_training(precision: Precision, device: str, hardware: str, compile: 
     """
     import torch
 
+    require(precision, device, hardware, "default" if compiles else "none", section="train")
     kind = kind_of(device)
-    _require(lacks(kind, precision, is_ampere=is_ampere(device), section="train"), hardware)
-    if compile:
-        _require_compiler(kind, "train.compile: true", "false")
     how = policy(kind, precision, trains=True)
     configure(how)
     if kind != "cpu":
@@ -220,20 +215,26 @@ def prepare_training(precision: Precision, device: str, hardware: str, compile: 
     return how
 
 
-def _require(need: Need | None, hardware: str) -> None:
-    if need is not None:
+def require(
+    precision: Precision, device: str, hardware: str, compile: Compilation = "none", section: str = "sample"
+) -> None:
+    """Raise `DeviceUnusable` if `device` lacks what the settings of a section of the config need."""
+    kind = kind_of(device)
+    if (need := lacks(kind, precision, compile, is_ampere(device), section)) is not None:
         refused = need.refused(f"this worker has {hardware}", "choose nodes with cluster.label_selector")
         raise DeviceUnusable(f"node {this_node()}: {refused}")
+    if compile != "none" and kind != "cpu":
+        _require_repeatable_compiler(f"{section}.compile")
 
 
-def _require_compiler(kind: str, setting: str, instead: str) -> None:
+def _require_repeatable_compiler(setting: str) -> None:
     """Raise `DeviceUnusable` where torch's compiler would choose the order of sums on GPUs by timing."""
     import torch
 
-    if kind != "cpu" and torch.__version__ < REPEATABLE_COMPILER:
+    if torch.__version__ < REPEATABLE_COMPILER:
         raise DeviceUnusable(
             f"node {this_node()}: {setting} needs torch {REPEATABLE_COMPILER} or later on GPUs, because the compiler "
-            f"of torch {torch.__version__} chooses the order of sums by timing; set {instead}, or install a newer torch"
+            f"of torch {torch.__version__} chooses the order of sums by timing; leave it out, or install a newer torch"
         )
 
 

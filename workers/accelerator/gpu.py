@@ -150,6 +150,13 @@ _WAYS_OUT: tuple[tuple[str, Callable[[str], str]], ...] = (
         ),
     ),
     (
+        "device < num_gpus",  # pytorch#130181
+        lambda _: (
+            "a process sees one MIG instance: start Ray with --num-gpus=1 and with the name of one (nvidia-smi -L) in "
+            "CUDA_VISIBLE_DEVICES"
+        ),
+    ),
+    (
         "Found no NVIDIA driver|driver initialization failed",
         lambda _: "install its driver there, or give the container its GPUs (docker run --gpus all)",
     ),
@@ -167,9 +174,10 @@ _HARDWARE = re.compile(r"ECC|hardware stack error|fallen off the bus|GPU is lost
 
 def about_broken(words: str) -> str:
     """What to do about an accelerator's error after which a process can't use it any more, in a phrase."""
+    counts, log = ("rocm-smi --showrasinfo", "amdgpu") if "HIP" in words else ("nvidia-smi -q -d ECC", "Xid")
     if _HARDWARE.search(words):
         return (
-            "the card is broken or must be reset: nvidia-smi -q -d ECC and Xid in dmesg of that node tell; keep the "
-            "node out (cluster.label_selector) until it is mended"
+            f"the card is broken or must be reset: {counts} and {log} in dmesg of that node tell; keep the node out "
+            "(cluster.label_selector) until it is mended"
         )
-    return "Xid in dmesg of that node tells whether the card is broken"
+    return f"{log} in dmesg of that node tells whether the card is broken"

@@ -18,6 +18,9 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 
+WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Types of devices on which torch has no float64. Noise for them is made on the CPU."""
+
 Words4 = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -53,12 +56,14 @@ def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain
     Raises:
         ValueError: if `time` is out of range.
     """
-    dims = math.prod(shape)
+    dims, device = math.prod(shape), indices.device
+    if device.type in WITHOUT_FLOAT64:
+        indices = indices.cpu()
     w = words(seed, domain, indices, time, blocks=-(-dims // 4))
     u = (w.double() + 0.5) * 2.0**-32  # exact in float64, and never 0 or 1
     radius, angle = (-2 * u[:, 0::2].log()).sqrt(), 2 * math.pi * u[:, 1::2]
     z = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).float()
-    return z.flatten(1)[:, :dims].reshape(len(indices), *shape)
+    return z.flatten(1)[:, :dims].reshape(len(indices), *shape).to(device)
 
 
 def training_draws(

@@ -117,7 +117,10 @@ def _fit(spec: TrainingSpec) -> None:
 
 
 def _in_one_line(error: "TrainingFailedError") -> str:
-    """The last lines of the workers' errors, with ranks. Errors that only follow from another worker's are left out."""
+    """The last lines of the workers' errors, with ranks. Errors that only follow from another worker's are left out.
+
+    If all are about connections, each may follow from another: one of them is shown.
+    """
     from ray.train import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
@@ -125,8 +128,13 @@ def _in_one_line(error: "TrainingFailedError") -> str:
     ranks: dict[str, list[str]] = {}
     for rank, failure in sorted(error.worker_failures.items()):
         ranks.setdefault(_of_worker(failure), []).append(str(rank))
-    causes = [line for line in ranks if not COLLATERAL.search(line)] or list(ranks)
+    causes = [line for line in ranks if not COLLATERAL.search(line)] or [min(ranks, key=_is_aftermath)]
     return "; ".join(f"{line} (worker {', '.join(ranks[line])})" for line in causes)
+
+
+def _is_aftermath(line: str) -> bool:
+    """Whether a worker's error of its connection may only mean that another worker ended."""
+    return re.search(r"connection (closed|reset)|remote process exited", line, re.I) is not None
 
 
 def _of_worker(failure: BaseException) -> str:

@@ -6,24 +6,17 @@ restart changes the result, apart from the rounding of sums.
 
 import hashlib
 import math
-import os
-import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray.train
-import ray.util
 import torch
-from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, distributed
-from torch.distributed.constants import default_pg_timeout
 
 from taugrid.config import Train
-from taugrid.errors import UserError
+from taugrid.errors import DeviceUnusable, UserError
 from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
@@ -37,6 +30,7 @@ from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import State, new_state, not_finite
 from taugrid.workers.training.log import Log, Record, is_logged
+from taugrid.workers.training.meeting import Meeting
 
 NOT_REPEATABLE = "does not have a deterministic implementation"
 """What torch says of an operation that gives something else each time, where that is an error."""
@@ -46,27 +40,31 @@ def run(spec: TrainingSpec) -> None:
     """Train, and commit the model from rank 0.
 
     Raises:
-        Hopeless: if the network can't be built, a node lacks the run directory, the driver's images or TensorBoard, or
-            the training diverges.
+        Hopeless: if the network can't be built, a worker can't use its GPU, a node lacks the run directory, the
+            driver's images or TensorBoard, or the training diverges.
     """
     if spec.final.is_dir():
         return  # a worker died after the commit, and Ray Train started the function again
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = _device(spec)
+    meeting = Meeting(spec.running, rank, world_size)
+    device, batches, log, fault = "", None, None, None
+    try:
+        device = _device(spec)
+    except DeviceUnusable as error:
+        fault = str(error)
+    meeting.stop_together("device", fault)
     state = new_state(spec, device)
     checkpoints.resume(spec, state, rank)
-    batches, log, fault = None, None, None
     try:
         batches = _batches(spec, rank, world_size, device)
         log = Log(spec.running, state.step, spec.train.tensorboard) if rank == 0 else None
     except Hopeless as error:
         fault = str(error)
-    with _process_group(spec, rank, world_size, device):
-        _stop_together(fault, world_size)
-        assert batches is not None
-        with repeatable(spec.train):
-            _loop(spec, state, batches, log, rank, world_size)
+    meeting.stop_together("data", fault)
+    assert batches is not None
+    with meeting.process_group(device), repeatable(spec.train):
+        _loop(spec, state, batches, log, rank, world_size)
     if rank == 0:
         checkpoints.commit(spec, state)
 
@@ -85,44 +83,6 @@ def repeatable(settings: Train) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _process_group(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Iterator[None]:
-    """Connect the ranks through a file in the run directory, a new one for each start.
-
-    Ray Train would use torch's TCP store, which listens on all of a machine's interfaces, and gloo listens on the one
-    that the host's name resolves to. A cluster on loopback must not listen anywhere else.
-
-    A rank that fails does not destroy the group. If it did, all others would fail too and bury its error under theirs.
-    Instead they wait until Ray Train stops them.
-    """
-    if world_size == 1:
-        yield
-        return
-    if ray.util.get_node_ip_address() == "127.0.0.1":
-        stay_on_loopback()
-    meeting = broadcast_from_rank_zero(f"meeting-{uuid.uuid4().hex[:12]}" if rank == 0 else None)
-    meet(spec.running / str(meeting), rank, world_size, device)
-    yield
-    distributed.destroy_process_group()
-
-
-def meet(file: Path, rank: int, world_size: int, device: str) -> None:
-    """Make the process group with the ranks that come to this file.
-
-    It is opened by its path. In a URL, as torch's `init_method` takes it, a name would end before # or ?: elsewhere.
-    """
-    store = distributed.FileStore(str(file), world_size)  # type: ignore[attr-defined]  # public, but not to mypy
-    store.set_timeout(default_pg_timeout)
-    backend = "nccl" if device == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
-
-
-def stay_on_loopback() -> None:
-    """Have gloo and NCCL listen on the loopback interface alone."""
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
-
-
 def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
     """The `Batches` of one rank. Made before the process group, which would not wait for slow decoding.
 
@@ -134,15 +94,6 @@ def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Bat
         return Batches(spec, rank, world_size, device)
     except UserError as error:
         raise Hopeless(str(error)) from error
-
-
-def _stop_together(fault: str | None, world_size: int) -> None:
-    """Stop all ranks if any of them has a `fault`: the others can't go on without it."""
-    faults = [fault] * world_size
-    if world_size > 1:
-        distributed.all_gather_object(faults, fault)
-    if any(faults):
-        raise Hopeless(next(filter(None, faults)))
 
 
 def learning_rate(step: int, settings: Train) -> float:
@@ -226,14 +177,13 @@ def _network(settings: Train, unet: UNet2DModel, batches: Batches, world_size: i
     DDP reorders its buckets after the first backward pass, which changes the order of sums. A backward pass without
     effect comes first, so that a resumed training has the same buckets at each step as an uninterrupted one.
     """
-    if settings.compile:
-        from taugrid.workers.accelerator.compiled import options  # torch's compiler takes a second to import
+    device = str(next(unet.parameters()).device)
+    if settings.compile and device == "cpu":
+        unet.compile()
+    elif settings.compile:
+        from taugrid.workers.accelerator.compiled import options
 
-        kind = kind_of(str(unet.device))
-        how = policy(kind, settings.precision, "default", trains=True)
-        unet.compile(
-            options=None if kind == "cpu" else options(how)
-        )  # on CPUs they would change bits of what was trained
+        unet.compile(options=options(policy(kind_of(device), settings.precision, trains=True)))
     if world_size == 1:
         return unet
     network = torch.nn.parallel.DistributedDataParallel(unet)

@@ -1,0 +1,209 @@
+"""How the ranks of a training meet, and the one line if they can't: file locks, faults of one rank, NCCL's network."""
+
+import errno
+import fcntl
+import os
+import platform
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+import torch
+from ray.train import WorkerGroupError
+from torch import distributed
+
+from taugrid.jobs import Hopeless
+from taugrid.workers.training import fit, meeting
+from taugrid.workers.training.meeting import Meeting, connect, store_in, unconnected, without_locks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FLOCK = {"x86_64": 73, "aarch64": 32}
+"""The number of the system call, by machine (asm/unistd.h)."""
+
+NO_FLOCK = """
+import ctypes, errno, platform, sys
+from pathlib import Path
+
+class Filter(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint)]
+
+class Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.POINTER(Filter))]
+
+# A BPF program (linux/seccomp.h): load the call's number; if it is flock, answer ENOSYS; else go on.
+rules = (Filter * 4)(
+    Filter(0x20, 0, 0, 0), Filter(0x15, 0, 1, int(sys.argv[2])), Filter(0x06, 0, 0, 0x00050000 | errno.ENOSYS),
+    Filter(0x06, 0, 0, 0x7FFF0000),
+)
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert libc.prctl(22, 2, ctypes.byref(Program(4, rules)), 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+from taugrid.workers.training import meeting
+folder = Path(sys.argv[1])
+try:
+    meeting.store_in(folder / "meeting", 2).set("a", "b")
+except Exception as error:
+    print("torch:", error)
+meeting.broadcast_from_rank_zero = lambda value: value
+try:
+    meeting.Meeting(folder, 0, 2)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in FLOCK or sys.platform != "linux", reason="needs Linux's seccomp")
+def test_a_file_system_without_locks_is_named_with_the_ways_out(tmp_path):
+    """As Lustre without `-o flock`: here the kernel refuses the system call to torch's own FileStore.
+
+    The defect: no `without_locks` in `Meeting`. All that is said is then torch's "Function not implemented".
+    """
+    command = [sys.executable, "-c", NO_FLOCK, str(tmp_path), str(FLOCK[platform.machine()])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    torchs, ours = done.stdout.splitlines()
+    assert torchs == "torch: Function not implemented", "torch names no file and no cause"
+    assert ours.startswith("Hopeless node ")
+    for part in (f"can't lock files in {tmp_path} (flock: Function not implemented)", "-o flock", "train.workers: 1"):
+        assert part in ours
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".lock")] == []
+
+
+@pytest.mark.parametrize("number", sorted(meeting.NO_LOCKS))
+def test_each_way_of_having_no_locks_is_known_and_another_error_is_none_of_them(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    assert without_locks(tmp_path) is None
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert os.strerror(number) in without_locks(tmp_path)
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        without_locks(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_that_does_not_see_the_folder_says_so_and_does_not_wait_for_the_file(tmp_path, monkeypatch):
+    """FileStore waits half an hour for a file in a folder that is not there."""
+    monkeypatch.setattr(meeting, "broadcast_from_rank_zero", lambda _: ("meeting-0", None))
+    with pytest.raises(OSError, match=rf"^node .* does not see {tmp_path}/gone; every training worker must see it"):
+        Meeting(tmp_path / "gone", 1, 2)
+
+
+TOGETHER = """
+import os, sys
+from pathlib import Path
+from taugrid.jobs import Hopeless
+from taugrid.workers.training import meeting
+meeting.broadcast_from_rank_zero = lambda _: ("meeting-0", None)
+child = os.fork()
+rank = int(child == 0)
+place = meeting.Meeting(Path(sys.argv[1]), rank, 2)
+place.stop_together("data", None)
+try:
+    place.stop_together("device", "node b: no GPU" if rank == 1 else None)
+except Hopeless as error:
+    os.write(1, f"{rank} {error}\\n".encode())
+del place
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
+"""
+
+
+def test_a_fault_of_one_rank_stops_all_without_a_process_group(tmp_path):
+    """A rank without a GPU could not join NCCL's. Two processes and torch's own store."""
+    done = subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert sorted(done.stdout.splitlines()) == ["0 node b: no GPU", "1 node b: no GPU"], done.stderr
+    assert done.returncode == 0
+    with pytest.raises(Hopeless, match="alone"):
+        Meeting(tmp_path, 0, 1).stop_together("device", "alone")
+
+
+def nccl(kind, what, last):
+    """As torch words it (torch/csrc/distributed/c10d/NCCLUtils.hpp: C10D_NCCL_CHECK; see pytorch#149984)."""
+    return (
+        f"NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, {what} (run with "
+        f"NCCL_DEBUG=INFO for details), NCCL version 2.27.5\n{kind}: System call (e.g. socket, malloc) or external "
+        f"library call failed or device error. \nLast error:\n{last}"
+    )
+
+
+REFUSED = "socketStartConnect: Connect to 192.168.19.14<52822> failed : No route to host"
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """A process group of NCCL whose first collective fails."""
+
+    def fails(text):
+        def all_reduce(*_):
+            raise distributed.DistBackendError(text)
+
+        zeros = torch.zeros
+        monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
+        monkeypatch.setattr(distributed, "init_process_group", lambda *_, **__: None)
+        monkeypatch.setattr(distributed, "all_reduce", all_reduce)
+        monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "last"),
+    [
+        ("ncclSystemError", "unhandled system error", REFUSED),
+        ("ncclInternalError", "internal error - please report this issue", "Bootstrap : no socket interface found"),
+        ("ncclRemoteError", "remote process exited or there was a network error", "Call to recv : Connection refused"),
+    ],
+)  # fmt: skip
+def test_nccl_that_can_not_connect_says_why_and_which_variable_names_the_interface(
+    unreachable, monkeypatch, kind, what, last
+):
+    """The defect: no collective in `connect`. The error then comes from within DDP, without the variable."""
+    unreachable(nccl(kind, what, last))
+    with pytest.raises(ConnectionError) as caught:
+        connect(None, 0, 2, "cuda")
+    text = str(caught.value)
+    assert f"NCCL can't connect the training workers: {kind}: {last}; set NCCL_SOCKET_IFNAME to the network" in text
+    assert "in front of `ray start` on every node, or set train.workers: 1" in text
+    assert "\n" not in text
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
+    assert "other nodes (it is 'eth7' there), as" in unconnected(nccl(kind, what, last))
+
+
+def test_another_error_of_nccl_is_not_taken_for_the_network(unreachable):
+    unreachable(nccl("ncclUnhandledCudaError", "unhandled cuda error", "Cuda failure 2 'out of memory'"))
+    with pytest.raises(distributed.DistBackendError, match="out of memory"):
+        connect(None, 0, 2, "cuda")
+
+
+def test_a_rank_that_does_not_come_is_said_in_one_line(tmp_path, unreachable, monkeypatch):
+    """torch's own words are "Timeout waiting for key: gpu/1". Patch: no `waiting_for_others`."""
+    meeting = object.__new__(Meeting)
+    meeting.rank, meeting.world_size, meeting._store = 0, 2, store_in(tmp_path / "store", 2)
+    meeting._store.set_timeout(timedelta(seconds=0.1))
+    said = r"another training worker did not come within 30 minutes.* set train.workers: 1$"
+    with pytest.raises(ConnectionError, match=said):
+        meeting.stop_together("gpu", None)
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.0.0.1")
+    unreachable(
+        "[0] is setting up NCCL communicator and retrieving ncclUniqueId from [0] via c10d key-value store by key '0', "
+        "but store->get('0') got error: wait timeout after 1800000ms"
+    )
+    with pytest.raises(ConnectionError, match=said), meeting.process_group("cuda"):
+        pass
+
+
+def test_ranks_that_could_not_connect_are_one_line():
+    """Each has its own words; those of a rank whose connection was only closed say the least."""
+    remote = unconnected(nccl("ncclRemoteError", "remote process exited", "connection closed by remote peer a<1>"))
+    failures = {
+        0: ConnectionError(remote),
+        1: ConnectionError(unconnected(nccl("ncclSystemError", "unhandled system error", REFUSED))),
+        2: ConnectionError(unconnected(nccl("ncclSystemError", "unhandled system error", REFUSED.replace("14", "15")))),
+    }
+    line = fit._in_one_line(WorkerGroupError("all of it", failures))
+    assert REFUSED in line
+    assert line.count("NCCL_SOCKET_IFNAME") == 1
+    assert line.endswith("train.workers: 1 (worker 1)")

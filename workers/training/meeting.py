@@ -1,0 +1,178 @@
+"""How the ranks of a training meet: through a file in the run directory, with one line if they can't.
+
+Ray Train would use torch's TCP store, which listens on all of a machine's interfaces, and gloo listens on the one that
+the host's name resolves to. A cluster on loopback must not listen anywhere else.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray.util
+import torch
+from ray.train.collective import broadcast_from_rank_zero
+from torch import distributed
+from torch.distributed import FileStore, Store  # type: ignore[attr-defined]  # public, but not to mypy
+from torch.distributed.constants import default_pg_timeout
+
+from taugrid.jobs import Hopeless
+from taugrid.words import this_node
+
+NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
+"""From file systems without flock, such as Lustre mounted without `-o flock` (ENOSYS)."""
+
+CONNECTING = re.compile(r"nccl(System|Internal|Remote)Error")
+"""What NCCL calls an error of its network, in torch's text (NCCLUtils.hpp); it has others for CUDA and wrong calls."""
+
+LATE = re.compile(r"wait timeout|timeout waiting for key", re.IGNORECASE)
+"""What torch's store says of a value that no other rank has set; errors of process groups quote it."""
+
+
+class Meeting:
+    """Where the ranks of one start of a training exchange what each of them knows, before and while they compute."""
+
+    def __init__(self, folder: Path, rank: int, world_size: int) -> None:
+        """All ranks make it at the same time. One rank alone needs no file.
+
+        Raises:
+            Hopeless: if the folder's file system has no locks.
+            OSError: if only this rank's node can't lock files there; Ray Train then stops the others.
+        """
+        self.rank, self.world_size = rank, world_size
+        if world_size == 1:
+            return
+        fault = without_locks(folder)
+        name, fault_of_all = broadcast_from_rank_zero(
+            (f"meeting-{uuid.uuid4().hex[:12]}", fault) if rank == 0 else None
+        )
+        if fault_of_all is not None:
+            raise Hopeless(fault_of_all)
+        if fault is not None:
+            raise OSError(fault)
+        self._store = store_in(folder / name, world_size)
+
+    def stop_together(self, about: str, fault: str | None) -> None:
+        """Stop all ranks if any of them has a fault `about` something: the others can't go on without it.
+
+        It needs no process group, which a rank without a GPU could not join.
+
+        Raises:
+            Hopeless: the fault of the first rank that has one.
+            ConnectionError: if a rank does not come.
+        """
+        faults = [fault or ""]
+        if self.world_size > 1:
+            self._store.set(f"{about}/{self.rank}", fault or "")
+            with waiting_for_others():
+                faults = [self._store.get(f"{about}/{rank}").decode() for rank in range(self.world_size)]
+        if any(faults):
+            raise Hopeless(next(filter(None, faults)))
+
+    @contextmanager
+    def process_group(self, device: str) -> Iterator[None]:
+        """Connect the ranks.
+
+        A rank that fails does not destroy the group. If it did, all others would fail too and bury its error under
+        theirs. Instead they wait until Ray Train stops them.
+
+        Raises:
+            ConnectionError: if a rank does not come, or NCCL can't connect them; it has NCCL's own words and what to
+                set.
+        """
+        if self.world_size == 1:
+            yield
+            return
+        if ray.util.get_node_ip_address() == "127.0.0.1":
+            stay_on_loopback()
+        with waiting_for_others():
+            connect(self._store, self.rank, self.world_size, device)
+        yield
+        distributed.destroy_process_group()
+
+
+def store_in(file: Path, world_size: int) -> Store:
+    """The store of `world_size` ranks in a file.
+
+    It is opened by its path. In a URL, as torch's `init_method` takes it, a name would end before # or ?: elsewhere.
+    """
+    store = FileStore(str(file), world_size)
+    store.set_timeout(default_pg_timeout)
+    return store
+
+
+@contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """Raise a ConnectionError of one line if another rank does not come in the block until torch's store gives up."""
+    try:
+        yield
+    except RuntimeError as error:
+        if LATE.search(str(error)) is None:
+            raise
+        raise ConnectionError(
+            f"node {this_node()}: another training worker did not come within "
+            f"{default_pg_timeout.total_seconds() / 60:.0f} minutes; look for what it waits for in its log in logs/, "
+            "or set train.workers: 1"
+        ) from error
+
+
+def connect(store: Store, rank: int, world_size: int, device: str) -> None:
+    """Make the process group of the ranks that have this store; ConnectionError if NCCL can't connect them."""
+    backend = "nccl" if device == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    if backend == "nccl":  # it connects at the first collective, which would be one deep in DDP
+        try:
+            distributed.all_reduce(torch.zeros(1, device=device))
+        except distributed.DistBackendError as error:
+            if CONNECTING.search(str(error)) is None:
+                raise
+            raise ConnectionError(unconnected(str(error))) from error
+
+
+def unconnected(text: str) -> str:
+    """One line about an error of NCCL's network: NCCL's own words, out of the lines that torch makes, and the fix."""
+    kind, last = re.search(r"nccl\w+Error", text), re.search(r"Last error:\s*(\S.*)", text)
+    words = ": ".join(found.group(group) for found, group in ((kind, 0), (last, 1)) if found is not None)
+    name = "NCCL_SOCKET_IFNAME"
+    now = f" (it is {os.environ[name]!r} there)" if name in os.environ else ""
+    return (
+        f"node {this_node()}: NCCL can't connect the training workers: {words.strip()}; set {name} to the network "
+        f"interface that reaches the other nodes{now}, as `ip -brief address` names it, in front of `ray start` on "
+        "every node, or set train.workers: 1"
+    )
+
+
+def without_locks(folder: Path) -> str | None:
+    """What is wrong if this node does not see `folder`, or can't lock files there, as torch's FileStore must; or None.
+
+    FileStore's own error is "Function not implemented", without a file or a cause.
+    """
+    if not folder.is_dir():
+        return f"node {this_node()} does not see {folder}; every training worker must see it at the same path"
+    path = folder / f".lock-{uuid.uuid4().hex[:12]}"
+    file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return (
+            f"node {this_node()}: can't lock files in {folder} (flock: {error.strerror}), as a training with several "
+            "workers must; mount its file system with locks (Lustre: -o flock), keep the run directory elsewhere, or "
+            "set train.workers: 1"
+        )
+    finally:
+        os.close(file)
+        path.unlink()
+    return None
+
+
+def stay_on_loopback() -> None:
+    """Have gloo and NCCL listen on the loopback interface alone."""
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
