@@ -195,6 +195,7 @@ def thread_of_graphs() -> ThreadPoolExecutor:
 def _set_up_thread_of_graphs() -> None:
     """Set what is read at each call: options are for the compiler, and settings of torch's compiler for one thread.
 
+    Older versions (2.9) have those settings for the whole process: there the caller's own graphs obey this one too.
     Before 2.13, torch kept graphs in threads of its own alone, and others failed with an AssertionError.
     """
     inductor.triton.cudagraph_or_error = True
