@@ -26,7 +26,6 @@ from taugrid.errors import (
     DoesNotFit,
     RunDirectoryNotVisible,
     VersionMismatch,
-    WorkerRefusal,
     accelerator_error_in,
     is_out_of_memory,
     last_line,
@@ -191,8 +190,6 @@ class Worker(HeartbeatActor):
             raise BrokenAccelerator(self._broken)
         try:
             yield
-        except WorkerRefusal:
-            raise  # it says what an accelerator's error means
         except Exception as error:
             if (fault := accelerator_error_in(error)) is None:
                 raise

@@ -108,11 +108,11 @@ def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatc
 
 def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
     """torch keeps CUDA graphs by thread, and the next call overwrites what the last returned. Here without a GPU."""
-    buffer, threads, gradients = torch.zeros(2, 3), set(), set()
+    buffer, threads, modes = torch.zeros(2, 3), set(), set()
 
     def network(x, at, condition=None):
         threads.add(threading.get_ident())
-        gradients.add(torch.is_grad_enabled())
+        modes.add(torch.is_inference_mode_enabled())
         assert torch._dynamo.config.recompile_limit == compiled.MAX_COMPILATIONS
         assert inductor.triton.cudagraph_or_error, "a call without a graph is an error in this thread"
         return buffer.copy_(x)
@@ -130,7 +130,7 @@ def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
     assert {value: output.unique().tolist() for value, output in outputs.items()} == {1: [1.0], 2: [2.0]}
     assert len(threads) == 1
     assert threading.get_ident() not in threads
-    assert gradients == {False}
+    assert modes == {True}
 
 
 def test_graphs_of_other_threads_need_nothing_of_torchs_own():

@@ -184,8 +184,10 @@ def test_a_custom_modules_weights_are_cast_and_its_frequencies_are_not():
 def test_a_custom_network_that_can_not_compute_in_bf16_weights_is_refused_in_one_line():
     with pytest.raises(CustomCodeError, match=r"mine:net does not compute .* bf16 .* x\.dtype.*bf16, which"):
         custom(Custom(casts=False))(torch.randn(2, *SHAPE), at(900))
-    with pytest.raises(CustomCodeError, match=r"mine:net returns a function: .*bf16-weights.*precision: bf16"):
+    with pytest.raises(CustomCodeError, match=r"mine:net returns a function: .*bf16-weights.* or set bf16$"):
         custom(lambda x, t: x)
+    with pytest.raises(CustomCodeError, match=r"mine:net returns a function: .*reduce-overhead.* or set default$"):
+        for_inference(lambda x, t: x, "mine:net", "cpu", policy("cuda", "float32", "reduce-overhead"))
 
 
 def test_half_precision_is_still_refused_of_a_custom_network_in_float32():

@@ -199,12 +199,13 @@ def in_thread_of_graphs(network: "Denoiser") -> "Denoiser":
 
     torch keeps its CUDA graphs by thread (pytorch#123177), and a worker has two for its jobs: each would record graphs
     in memory of its own, and free only those. Without a mark before each call torch would take a call for one that
-    continues from the last, and record it anew.
+    continues from the last, and record it anew. All is in inference mode: graphs of both modes in a process fail
+    (pytorch#166792).
     """
 
     def called(device: torch.device, call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             return call(x).clone()
 
     return Wrapped(network, lambda call, x: thread_of_graphs().submit(called, x.device, call, x).result())
