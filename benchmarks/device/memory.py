@@ -12,9 +12,6 @@ from taugrid.workers.accelerator.policy import policy
 ROOM_BYTES = 2 * 2**30
 """What this process may have, so that small batches use it up."""
 
-LARGEST = 4096
-"""Images for which that is not enough, whatever the device."""
-
 BREAKS = "import torch; torch.zeros(2, device='cuda')[torch.tensor([5], device='cuda')]; torch.cuda.synchronize()"
 
 
@@ -59,7 +56,7 @@ def _used_up(setting: Setting) -> None:
     room = ROOM_BYTES + torch.cuda.memory_reserved()
     torch.cuda.set_per_process_memory_fraction(min(1.0, room / torch.cuda.get_device_properties(0).total_memory))
     try:
-        while batch < LARGEST:
+        while batch < 16 * setting.batch:
             model(torch.zeros(batch, *setting.shape, device=setting.device), FIRST)
             setting.wait()
             batch *= 2

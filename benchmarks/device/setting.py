@@ -169,8 +169,8 @@ def in_a_process(code: str) -> str:
     Raises:
         RuntimeError: with what it wrote to stderr, if it fails.
     """
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     if done.returncode:
         raise RuntimeError(f"a child process ended with {done.returncode}: {done.stderr.strip()[-1500:]}")
     return done.stdout.strip()

@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -16,7 +15,7 @@ from benchmarks.evaluation import draw_weights
 from taugrid.config import DIFFUSION_DEFAULTS, Data
 from taugrid.config.sample import Compilation, Precision
 from taugrid.config.train import Train
-from taugrid.eval.features.load import Extraction, load
+from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.jobs import TrainingSpec
 from taugrid.registry.extractors import INCEPTION, FeaturePrecision
@@ -217,10 +216,5 @@ def features(setting: Setting) -> None:
         images = torch.from_numpy(random.integers(0, 256, (count, *shape), dtype=np.uint8))
         for precision in get_args(FeaturePrecision):
             extract = load(resolve(INCEPTION, "any", str(weights), shape, precision=precision), setting.device)
-            seconds = setting.seconds(partial(_extract, extract, images), 2)
+            seconds = setting.seconds(lambda run=extract, x=images: [*completed(run(x) for _ in range(BATCHES))], 2)
             setting.say(f"images/s: {side} pixels, {precision}", BATCHES * count / seconds)
-
-
-def _extract(extract: Callable[[Tensor], Extraction], images: Tensor) -> None:
-    for _ in completed(extract(images) for _ in range(BATCHES)):
-        pass

@@ -6,13 +6,15 @@ import time
 
 import pytest
 import torch
+from cards import STICKY, AcceleratorError
 from denoisers import at, of_time
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch._inductor import cudagraph_trees
+from torch._inductor.exc import InductorError
 
-from taugrid.errors import DeviceUnusable
+from taugrid.errors import DeviceUnusable, accelerator_error_in
 from taugrid.workers.accelerator import compiled
 from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
 from taugrid.workers.accelerator.policy import policy
@@ -166,6 +168,23 @@ def test_a_network_without_a_graph_is_an_error_in_one_line():
 
     with pytest.raises(DeviceUnusable, match=r"compile: reduce-overhead failed: skipping cudagraphs due to mutated"):
         compiled.guarded(network, "reduce-overhead")(torch.zeros(2, 3), at(5))
+
+
+@pytest.mark.parametrize("is_cudas", [True, False])
+def test_a_card_that_breaks_while_torch_compiles_is_not_the_compilers_fault(is_cudas):
+    """It would be refused with "set compile: none", and not be replaced. Patch: `guarded` without `_is_cudas`."""
+    inner = AcceleratorError(STICKY) if is_cudas else RuntimeError("Triton Error [CUDA]: invalid argument")
+
+    def network(x, at, condition=None):
+        try:
+            raise inner
+        except RuntimeError as error:
+            raise InductorError(error, None) from None
+
+    with pytest.raises(InductorError if is_cudas else DeviceUnusable) as caught:
+        compiled.guarded(network, "default")(torch.zeros(2, 3), at(5))
+    if is_cudas:
+        assert accelerator_error_in(caught.value) is not None, "its worker is replaced"
 
 
 def test_what_the_compiler_is_asked_for_is_known_to_it(monkeypatch):
