@@ -221,13 +221,14 @@ _ACCELERATOR = re.compile(
     r"|captures_underway"
 )
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"
-    r"|_?ALLOC(ATION)?_?FAILED|failed to allocate (memory|workspace)|(memory|workspace) allocation failed",
+    r"out[ _]of[ _]memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"
+    r"|_?ALLOC(ATION)?_?FAILED|failed to allocate (memory|workspace)|(memory|workspace) allocation failed"
+    r"|Invalid buffer size: [\d.]+ [KMGTP]i?B|NVML_SUCCESS == .{0,80}INTERNAL ASSERT FAILED at .{0,80}CUDACachingAllocator",
     re.IGNORECASE,
 )
 _PERHAPS_OUT_OF_MEMORY = re.compile(
     r"unable to find an engine to execute this computation|Unable to find a valid cuDNN algorithm"
-    r"|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED|miopenStatus(Unknown|Internal)Error"
+    r"|(CUBLAS|HIPBLAS|CUDNN)_STATUS_NOT_INITIALIZED|miopenStatus(Unknown|Internal)Error"
     r"|captures_underway|due to a previous error during capture"
 )
 """Texts that lack of memory hides behind, and other faults too. tests/unit/test_memory_texts.py names the source of
