@@ -106,6 +106,10 @@ class NotEnoughMemory(MemoryError):
     """What a batch needs is not free on its device, as counted before it was computed."""
 
 
+class FellBack(RuntimeError):
+    """A device's memory ran out while it computed, and a library took other kernels without an error: other bits."""
+
+
 class BrokenAccelerator(RuntimeError):
     """A process has met an error after which it can't use its accelerator any more: it must be replaced."""
 
@@ -295,7 +299,7 @@ def is_out_of_memory(error: BaseException, surely: bool = False) -> bool:
 
 def _is_surely_out_of_memory(error: BaseException) -> bool:
     name = type(error).__name__
-    return isinstance(error, MemoryError) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))
+    return isinstance(error, MemoryError | FellBack) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))
 
 
 def joined_lines(error: BaseException) -> str:
