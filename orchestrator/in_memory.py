@@ -75,8 +75,12 @@ def _sample(
     if isinstance(model, str | Mapping):
         spec, planned = _planned(model, shape, diffusion, settings)
         place = device or usual_device()
-        network = Device(place).network(spec, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
-        return _sampled(network, planned, wanted, place)
+        device_here = Device(place)
+        network = device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
+        try:
+            return _sampled(network, planned, wanted, place)
+        finally:
+            device_here.release_graphs()
     from taugrid.workers.accelerator.preflight import check
     from taugrid.workers.network.load import device_of, network_in_memory, shape_of
 

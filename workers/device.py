@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 MAX_NETWORKS = 2
 """Networks that a worker keeps in memory: jobs of two models may alternate where one's end and the next one's begin."""
 
+MAX_NETWORKS_WITH_GRAPHS = 32
+"""Networks whose CUDA graphs a worker records before it forgets them all. torch keeps those of networks that are gone,
+and records at most 128 of one architecture."""
+
 MAX_EXTRACTORS = 1
 
 COMPILE_PROCESSES = 4
@@ -146,7 +150,7 @@ class Device:
         self._last_heartbeat = -MIN_HEARTBEAT_SECONDS
         self._progress = (0.0, 0.0)
         self._networks = LRUCache(MAX_NETWORKS)
-        self._has_graphs = False
+        self._networks_with_graphs = 0
         self._extractors = LRUCache(MAX_EXTRACTORS)
         self._needed: dict[Hashable, int | None] = {}
         self._with_graphs: set[Hashable] = set()
@@ -171,11 +175,16 @@ class Device:
         from taugrid.workers.network.load import load_network
 
         decided = arithmetic.prepare(how.precision, self.kind, self.hardware, how.compile)
-        self._has_graphs |= decided.compile == "reduce-overhead"
         key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
-        network: Denoiser = self._kept(
-            self._networks, key, lambda: load_network(spec, diffusion, self.name, decided)
-        )
+
+        def load() -> "Denoiser":
+            if decided.compile == "reduce-overhead":
+                self._networks_with_graphs += 1
+                if self._networks_with_graphs % MAX_NETWORKS_WITH_GRAPHS == 0:
+                    self.release_graphs()
+            return load_network(spec, diffusion, self.name, decided)
+
+        network: Denoiser = self._kept(self._networks, key, load)
         arithmetic.configure(decided)  # a custom network may have changed it
         if batch is not None:
             self._require_room(key, network, how, batch)
@@ -249,13 +258,17 @@ class Device:
         """Free the memory of all networks of earlier jobs; returns whether there were any."""
         had_any = self.keeps_networks
         self._networks.clear()
+        self.release_graphs()
+        release_memory(self.name)
+        return had_any
+
+    def release_graphs(self) -> None:
+        """Free the memory of all CUDA graphs. Networks record theirs anew when they are called."""
         self._with_graphs.clear()
-        if self._has_graphs:
+        if self._networks_with_graphs:
             from taugrid.workers.accelerator.compiled import release_graphs
 
             release_graphs()
-        release_memory(self.name)
-        return had_any
 
     @property
     def keeps_networks(self) -> bool:

@@ -21,6 +21,7 @@ from taugrid.errors import ContentMismatch, CustomCodeError, joined_lines
 from taugrid.eval.features.resolve import MissingWeights, require_published, shipped_weights
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor
 from taugrid.words import this_node
+from taugrid.workers.accelerator.arithmetic import require
 from taugrid.workers.accelerator.transfer import Transfer, to_device, to_host
 from taugrid.workers.content import require_same, unchanged, verified_copy
 from taugrid.workers.custom.describe import find
@@ -52,6 +53,7 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     Raises:
         ContentMismatch: if this node has another file of weights than the resolved one, or none; or if a custom class
             has other source code or loads other weights.
+        DeviceUnusable: if the device lacks the extractor's precision.
         ValueError: if the file of weights could run code or doesn't fit the extractor.
     """
     layers = layers_read(spec.feature_layer, spec.logits_layer)
@@ -61,6 +63,7 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     if known is not None and known.on_host:
         device = "cpu"
     module.to(device)
+    require(spec.precision, device, device, section="evaluate")
     kind = torch.device(device).type
     at_once = known.at_once_on_cpu if known is not None and kind == "cpu" else None
     takes_grey = known is not None and known.takes_grey

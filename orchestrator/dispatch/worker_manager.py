@@ -91,6 +91,7 @@ class WorkerManager:
         self._workers: dict[str, _ManagedWorker] = {}  # in the order in which they were started
         self._names: dict[str, str] = {}  # id of a node -> its name for people
         self._causes: dict[str, BaseException] = {}  # id of a node -> its last error
+        self._said: dict[str, str] = {}  # a node's name -> the reason that was last given for not using it
         self._pauses: list[float] = []  # until when a worker that did nothing is not replaced
         self._fruitless = 0  # workers that did nothing, since a task was done
         self._not_started = 0  # the same, since another worker joined
@@ -167,7 +168,9 @@ class WorkerManager:
         whole_node = {"whole_node": True} if cooldown.whole_node else {}
         about = {"worker": cooldown.worker, "node": node, "seconds": seconds, "reason": reason}
         self._outputs.events.note("benched", **about, **whole_node)  # its name in files of earlier versions
-        self._say(f"{reason}; {who} gets no work for {duration(seconds)}")
+        then = f"{who} gets no work for {duration(seconds)}"
+        self._say(f"{then}, for the same reason" if self._said.get(node) == reason else f"{reason}; {then}")
+        self._said[node] = reason
 
     def lost(self, event: Lost) -> None:
         name, reason, now = event.worker, event.reason, time.monotonic()

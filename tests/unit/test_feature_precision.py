@@ -9,7 +9,7 @@ from in_process import CONFIG, drive, results, small_run
 
 import taugrid
 from taugrid.config import Config, validate
-from taugrid.errors import UserError
+from taugrid.errors import DeviceUnusable, UserError
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import cache_key, open_reference
@@ -51,6 +51,14 @@ def both(tmp_path_factory):
     """A run directory that was scored in float32 and then in bf16: its folder, and what there was after each."""
     root = tmp_path_factory.mktemp("features")
     return root / "run", done(root, IN_FLOAT32), done(root, IN_BF16)
+
+
+def test_a_gpu_without_bf16_extracts_nothing_in_it(monkeypatch):
+    """torch would compute it through float32 there."""
+    monkeypatch.setattr("taugrid.workers.accelerator.arithmetic.kind_of", lambda device: "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(DeviceUnusable, match=r"evaluate.precision: bf16 needs an NVIDIA GPU.*; set float32, or choose"):
+        load(convnet("bf16"), "cpu")
 
 
 def test_features_of_both_precisions_stand_beside_each_other(both):

@@ -159,9 +159,9 @@ def test_a_broken_amd_card_is_looked_up_with_amds_tools():
 def test_an_error_within_the_start_is_quoted_without_torchs_tracebacks(card):
     """torch/cuda/__init__.py: DeferredCudaCallError has the text of its cause and the traceback of its origin."""
     error = RuntimeError("CUDA call failed lazily at initialization with error: x\n\nCUDA call was\n\n  File ...")
-    error.__cause__ = RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED")
+    error.__cause__ = RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED")  # of a MIG instance
     card(error)
-    with pytest.raises(DeviceUnusable, match=r"num_gpus INTERNAL ASSERT FAILED; check its driver"):
+    with pytest.raises(DeviceUnusable, match=r"num_gpus INTERNAL ASSERT FAILED; a process sees one MIG instance: "):
         gpu.start_gpu()
 
 

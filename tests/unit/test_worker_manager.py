@@ -330,6 +330,8 @@ def test_a_run_whose_nodes_are_unfit_waits_for_room_elsewhere_says_so_and_ends(s
         run.said("waiting for room for a worker of 1 CPU and 0 GPUs: 1 node that is fit and large enough is full") > 8
     )
     assert MAX_WAIT_SECONDS < run.pool.now < 1.2 * MAX_WAIT_SECONDS
+    assert run.said("does not see /run") == 1, "a reason may be a long line"
+    assert run.said("gets no work for 2 s, for the same reason") == 1
 
 
 def test_room_elsewhere_that_is_found_in_time_is_used(scripted):

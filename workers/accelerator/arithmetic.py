@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taugrid.config.sample import Compilation, Precision, Sample
 from taugrid.errors import DeviceUnusable
 from taugrid.words import this_node
-from taugrid.workers.accelerator.policy import ATTENTION, Need, Policy, kind_of, lacks, policy
+from taugrid.workers.accelerator.policy import ATTENTION, Policy, kind_of, lacks, policy
 from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.diffusion.process import Point
 
@@ -145,9 +145,8 @@ def prepare(precision: Precision, device: str, hardware: str, compile: Compilati
     Raises:
         DeviceUnusable: if the device does not have the precision, or what `compile` needs.
     """
-    kind = kind_of(device)
-    _require(lacks(kind, precision, compile, is_ampere(kind)), hardware)
-    how = policy(kind, precision, compile)
+    require(precision, device, hardware, compile)
+    how = policy(kind_of(device), precision, compile)
     configure(how)
     return how
 
@@ -160,8 +159,8 @@ def prepare_training(precision: Precision, device: str, hardware: str) -> Policy
     """
     import torch
 
+    require(precision, device, hardware, section="train")
     kind = kind_of(device)
-    _require(lacks(kind, precision, is_ampere=is_ampere(kind), section="train"), hardware)
     how = policy(kind, precision, trains=True)
     configure(how)
     if kind != "cpu":
@@ -170,8 +169,12 @@ def prepare_training(precision: Precision, device: str, hardware: str) -> Policy
     return how
 
 
-def _require(need: Need | None, hardware: str) -> None:
-    if need is not None:
+def require(
+    precision: Precision, device: str, hardware: str, compile: Compilation = "none", section: str = "sample"
+) -> None:
+    """Raise `DeviceUnusable` if `device` lacks what the settings of a section of the config need."""
+    kind = kind_of(device)
+    if (need := lacks(kind, precision, compile, is_ampere(kind), section)) is not None:
         refused = need.refused(f"this worker has {hardware}", "choose nodes with cluster.label_selector")
         raise DeviceUnusable(f"node {this_node()}: {refused}")
 

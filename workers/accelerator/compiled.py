@@ -11,17 +11,20 @@ import functools
 import hashlib
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain, repeat
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch._dynamo import config as dynamo
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor import config as inductor
+from torch._inductor import cudagraph_trees
 from torch._inductor.exc import InductorError, InvalidCxxCompiler
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -42,8 +45,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 CHOICES_BY_TIMING: dict[str, bool] = {"shape_padding": False, "deterministic": True}
 """Options of torch's compiler, of which older versions lack some."""
 
-CUDA_GRAPHS = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True}
-"""What `mode="reduce-overhead"` sets (a mode excludes options), and an error in place of a network without graphs."""
+CUDA_GRAPHS = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True, "graph_partition": False}
+"""What `mode="reduce-overhead"` sets (a mode excludes options), and an error in place of a network without graphs,
+which torch leaves out where it partitions graphs (pytorch#193044)."""
 
 MAX_COMPILATIONS = 256
 """How often torch may compile the same code, for different shapes of weights or batches and different precisions.
@@ -59,14 +63,28 @@ COMPILE_SECONDS = 1800.0
 
 
 def by_torch(function: F, how: Policy) -> F:
-    """`function`, which torch compiles when it is first called, as `how` says."""
-    options = dict(CHOICES_BY_TIMING)
+    """`function`, which torch compiles when it is first called, as `how` says.
+
+    Raises:
+        DeviceUnusable: if this torch can't promise CUDA graphs.
+    """
+    return torch.compile(function, dynamic=False, options=options(how))  # type: ignore[return-value]
+
+
+def options(how: Policy) -> dict[str, Any]:
+    """Options of torch's compiler; those that an older one lacks are left out."""
+    chosen = dict(CHOICES_BY_TIMING)
     if how.layout == "contiguous_format":
-        options["layout_optimization"] = False  # torch's compiler would choose channels_last for convolutions
-    if how.compile == "reduce-overhead":
-        options |= CUDA_GRAPHS
+        chosen["layout_optimization"] = False  # torch's compiler would choose channels_last for convolutions
     known = set(torch._inductor.list_options())
-    return torch.compile(function, dynamic=False, options={k: v for k, v in options.items() if k in known})  # type: ignore[return-value]
+    if how.compile == "reduce-overhead":
+        chosen |= CUDA_GRAPHS
+        if CUDA_GRAPHS.keys() - known:
+            raise DeviceUnusable(
+                f"node {this_node()}: sample.compile: reduce-overhead needs a newer torch than {torch.__version__}, "
+                "which does not say if it leaves a network without a CUDA graph; set default or none"
+            )
+    return {name: value for name, value in chosen.items() if name in known}
 
 
 def guarded(
@@ -158,12 +176,19 @@ def _is_compilers(error: Exception) -> bool:
 @functools.cache
 def thread_of_graphs() -> ThreadPoolExecutor:
     """The one thread of this process that calls networks with CUDA graphs."""
-    return ThreadPoolExecutor(1, "cuda-graphs", initializer=_forbid_calls_without_graphs)
+    return ThreadPoolExecutor(1, "cuda-graphs", initializer=_set_up_thread_of_graphs)
 
 
-def _forbid_calls_without_graphs() -> None:
-    """Set what is read at each call: options are for the compiler, and settings of torch's compiler for one thread."""
+def _set_up_thread_of_graphs() -> None:
+    """Set what is read at each call: options are for the compiler, and settings of torch's compiler for one thread.
+
+    Before 2.13, torch kept graphs in threads of its own alone, and others failed with an AssertionError.
+    """
     inductor.triton.cudagraph_or_error = True
+    kept: tuple[tuple[str, Any], ...] = (("tree_manager_containers", {}), ("tree_manager_locks", defaultdict(Lock)))
+    for name, value in kept:
+        setattr(cudagraph_trees.local, name, value)
+        torch._C._stash_obj_in_tls(name, value)
 
 
 def in_thread_of_graphs(network: "Denoiser") -> "Denoiser":

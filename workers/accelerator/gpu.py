@@ -150,6 +150,13 @@ _WAYS_OUT: tuple[tuple[str, Callable[[str], str]], ...] = (
         ),
     ),
     (
+        "device < num_gpus",  # pytorch#130181
+        lambda _: (
+            "a process sees one MIG instance: start Ray with --num-gpus=1 and with the name of one (nvidia-smi -L) in "
+            "CUDA_VISIBLE_DEVICES"
+        ),
+    ),
+    (
         "Found no NVIDIA driver|driver initialization failed",
         lambda _: "install its driver there, or give the container its GPUs (docker run --gpus all)",
     ),

@@ -99,11 +99,11 @@ def lacks(
     through float32, and leave a network uncompiled.
     """
     setting, gpu = f"{section}.precision: {precision}", "an NVIDIA GPU of the generation of the A100 or later"
-    trains = section == "train"
+    has_fp16 = section == "sample"
     if precision == "tf32" and not (kind == "cuda" and is_ampere):
-        return Need(setting, gpu, "float32 or bf16" if trains else "float32, bf16 or fp16")
+        return Need(setting, gpu, "float32, bf16 or fp16" if has_fp16 else "float32 or bf16")
     if precision in ("bf16", "bf16-weights") and not is_ampere:
-        return Need(setting, gpu, "float32" if trains else "float32 or fp16")
+        return Need(setting, gpu, "float32 or fp16" if has_fp16 else "float32")
     if compile == "reduce-overhead" and kind not in ("cuda", "rocm"):
         return Need("sample.compile: reduce-overhead", "an NVIDIA or AMD GPU", "default or none")
     return None

@@ -23,6 +23,7 @@ from taugrid.storage import LOCAL
 from taugrid.workers.accelerator.arithmetic import prepare_training
 from taugrid.workers.accelerator.gpu import start_gpu
 from taugrid.workers.accelerator.memory import Shortages
+from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.process import network_time
 from taugrid.workers.network.unet import UNet2DModel, ema_decay, ema_update
@@ -180,8 +181,13 @@ def _network(settings: Train, unet: UNet2DModel, batches: Batches, world_size: i
     DDP reorders its buckets after the first backward pass, which changes the order of sums. A backward pass without
     effect comes first, so that a resumed training has the same buckets at each step as an uninterrupted one.
     """
-    if settings.compile:
+    device = str(next(unet.parameters()).device)
+    if settings.compile and device == "cpu":
         unet.compile()
+    elif settings.compile:
+        from taugrid.workers.accelerator.compiled import options
+
+        unet.compile(options=options(policy(kind_of(device), settings.precision, trains=True)))
     if world_size == 1:
         return unet
     network = torch.nn.parallel.DistributedDataParallel(unet)
