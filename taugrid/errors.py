@@ -227,7 +227,8 @@ _ACCELERATOR = re.compile(
 _OUT_OF_MEMORY = re.compile(
     r"out[ _]of[ _]memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"
     r"|_?ALLOC(ATION)?_?FAILED|failed to allocate (memory|workspace)|(memory|workspace) allocation failed"
-    r"|Invalid buffer size: [\d.]+ [KMGTP]i?B|NVML_SUCCESS == .{0,80}INTERNAL ASSERT FAILED at .{0,80}CUDACachingAllocator",
+    r"|Invalid buffer size: [\d.]+ [KMGTP]i?B"
+    r"|NVML_SUCCESS == .{0,80}INTERNAL ASSERT FAILED at .{0,80}CUDACachingAllocator",
     re.IGNORECASE,
 )
 _PERHAPS_OUT_OF_MEMORY = re.compile(

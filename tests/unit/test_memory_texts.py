@@ -27,7 +27,7 @@ SURELY = {
     "cudnn/Conv_v8.cpp, a workspace of over 1 TiB": OutOfMemoryError("Not enough memory for workspace!"),
     "aten/src/ATen/mps/MPSAllocator.mm": RuntimeError("MPS backend out of memory (MPS allocated: 7.64 GiB, ...)"),
     "Metal's largest buffer, which the same allocator reports": RuntimeError("Invalid buffer size: 9.02 GB"),
-    "the allocator's message about a full card, where NVML fails (a MIG slice, a new driver); pytorch#112377": RuntimeError(
+    "what CUDA's allocator says of a full card where NVML fails (MIG, a new driver); pytorch#112377": RuntimeError(
         'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/CUDACachingAllocator.cpp":1154, please report a'
     ),
     "the same, where NVML can't start": RuntimeError(

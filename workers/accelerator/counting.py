@@ -246,7 +246,7 @@ def _convolution(on: Counting, func: Any, x: Tensor, weight: Tensor, bias: Tenso
     x and weight are both copied to channels_last if one of them has that layout (native/ConvUtils.h,
     `_conv_suggest_memory_format_impl`; native/cudnn/ConvShared.cpp). The workspace is an estimate, for the largest of
     cuDNN's usual kernels: Winograd's F(4 x 4, 3 x 3) in three passes keeps 36 transformed values for each 4 x 4 of x
-    and of the output, and for each 3 x 3 of the weight. Kernels for the other layout need a copy of each, which is less.
+    and of the output, and for each 3 x 3 of the weight. Kernels for the other layout need a copy of each: less.
     """
     plain = torch.contiguous_format
     layout = next((each for each in map(suggest_memory_format, (x, weight)) if each != plain), plain)
