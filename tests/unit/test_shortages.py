@@ -60,6 +60,16 @@ def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts
     assert len(attempts) == 1
 
 
+def test_of_the_process_that_goes_the_message_tells_why(tmp_path, attempts):  # noqa: F811
+    worker = Worker(1)
+    worker._set_up().kind = "cuda"
+    worker._device.start_job()
+    for _ in range(2):
+        with pytest.raises(BrokenAccelerator, match=r"^node \S+: after its GPU ran out of memory .*GiB\.\)$"):
+            worker.do(Hungry(str(tmp_path / "x"), most=0))
+    assert len(attempts) == 1
+
+
 def test_in_a_new_process_it_does_not_fit(attempts):  # noqa: F811
     with pytest.raises(DoesNotFit, match=r"sample.batch_size: 256 does not fit into memory, 64 does"):
         run_in_memory(Hungry("x", most=0), gpu(jobs=1))
@@ -102,13 +112,16 @@ def test_a_process_that_ran_out_of_memory_begins_no_other_job(tmp_path, attempts
 
 
 def test_images_of_kernels_that_a_library_fell_back_to_are_not_committed(job, counted):  # noqa: F811
-    """The defect: `device.compute_lock.release` in place of `device.computed` in workers/sample.py."""
+    """The defect: `device.compute_lock.release` in place of `device.computed` in workers/sample.py.
+
+    A batch of 8 would fall back too: put back by deleting `require_none` from `memory._fits`.
+    """
     with Card() as all_fits:
         run_in_memory(job, Device("cpu"))
     Path(job.path).unlink()
-    with Card(room=all_fits.memory.peak * 0.6, hides=True) as card:
+    with Card(room=all_fits.memory.peak * 0.3, hides=True) as card:
         counted.append(lambda: card.shortages)
-        with pytest.raises(DoesNotFit, match=r"16 does not fit into memory, 8 does.*went on with other kernels"):
+        with pytest.raises(DoesNotFit, match=r"16 does not fit into memory, 4 does.*went on with other kernels"):
             run_in_memory(job, Device("cpu"))
     assert not Path(job.path).exists()
 
@@ -154,8 +167,8 @@ def test_one_image_that_does_not_fit_on_a_gpu_is_not_tried_again(counted):
         raise OUT_OF_MEMORY
 
     with pytest.raises(type(OUT_OF_MEMORY)):
-        list(InBatches(extractor, 2, device)(torch.zeros(2, 1)))
-    assert tried == [2, 1]
+        list(InBatches(extractor, 1, device)(torch.zeros(2, 1)))
+    assert tried == [1]
 
 
 def test_sampling_in_memory_names_the_batch_to_set(counted):
