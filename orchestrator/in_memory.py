@@ -55,8 +55,8 @@ def sample_in_memory(
     if device is not None:
         _require_device(device)
     with arithmetic.restored():
-        set_up()
         try:
+            set_up()
             return _sample(model, wanted, shape, diffusion, settings, device)
         except NotEnoughMemory as error:
             raise UserError(f"{error}; set a smaller batch_size") from error

@@ -221,8 +221,8 @@ _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust, such as safetensors, quote an errno in errors of their own types."""
 
 _ACCELERATOR = re.compile(
-    r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b.{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_|Triton Error"
-    r"|captures_underway"
+    r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b(?! Frontend).{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_"
+    r"|Triton Error|captures_underway"
 )
 _OUT_OF_MEMORY = re.compile(
     r"out[ _]of[ _]memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"

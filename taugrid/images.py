@@ -1,6 +1,9 @@
 """Images from [-1, 1] to 8 bits to PNG, and back. Imports no torch, because the driver verifies files with it."""
 
 import io
+import pickle
+import signal
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +36,26 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def serve_encoding() -> None:
+    """Encode each pickled batch of images that stdin brings, until it ends: a process does nothing else.
+
+    To stdout goes, pickled, a list of PNG bytes for each, or the error.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who still need it
+    while True:
+        try:
+            images = pickle.load(sys.stdin.buffer)
+        except EOFError:  # the other process has ended, however it did
+            return
+        answer: list[bytes] | Exception
+        try:
+            answer = [encode_png(image) for image in images]
+        except Exception as error:
+            answer = error
+        pickle.dump(answer, sys.stdout.buffer, protocol=5)
+        sys.stdout.buffer.flush()
 
 
 def decode_png(data: bytes) -> NDArray[np.uint8]:

@@ -26,7 +26,6 @@ from taugrid.errors import (
     DoesNotFit,
     RunDirectoryNotVisible,
     VersionMismatch,
-    WorkerRefusal,
     accelerator_error_in,
     is_out_of_memory,
     last_line,
@@ -193,8 +192,6 @@ class Worker(HeartbeatActor):
             raise BrokenAccelerator(self._broken)
         try:
             yield
-        except WorkerRefusal:
-            raise  # it says what an accelerator's error means
         except BrokenAccelerator as error:
             self._broken = str(error)
             raise

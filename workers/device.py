@@ -62,8 +62,12 @@ def no_op() -> None:
 
 
 def set_up(threads: int | None = None) -> None:
-    """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged)."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable sums; read when CUDA starts
+    """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged).
+
+    Raises:
+        DeviceUnusable: if its environment makes libraries compute float32 differently.
+    """
+    arithmetic.set_environment(os.environ)
     if threads is not None:
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(COMPILE_PROCESSES, os.cpu_count() or 1)))
     import torch
@@ -153,7 +157,7 @@ class Device:
         self._networks_with_graphs = 0
         self._extractors = LRUCache(MAX_EXTRACTORS)
         self._needed: dict[Hashable, int | None] = {}
-        self._with_graphs: set[Hashable] = set()
+        self._with_graphs: set[tuple[Hashable, ...]] = set()
         self.last_sampled = LastSampled()
 
     def network(
@@ -174,10 +178,11 @@ class Device:
         """
         from taugrid.workers.network.load import load_network
 
-        decided = arithmetic.prepare(how.precision, self.kind, self.hardware, how.compile)
+        decided = arithmetic.prepare(how.precision, self.name, self.hardware, how.compile)
         key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
 
         def load() -> "Denoiser":
+            self._with_graphs = {known for known in self._with_graphs if known[0] != key}  # the dropped one had those
             if decided.compile == "reduce-overhead":
                 self._networks_with_graphs += 1
                 if self._networks_with_graphs % MAX_NETWORKS_WITH_GRAPHS == 0:

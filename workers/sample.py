@@ -98,7 +98,7 @@ def sample_shard(
     job.check_run()
     with (
         parquet.PartWriter(Path(job.path), schema, job.storage) as part,
-        parquet.SampleWriter(part, _columns(job), job.start) as writer,
+        parquet.SampleWriter(part, _columns(job), job.start, launching=not device.startswith("cpu")) as writer,
     ):
         first_new = stop = job.start + _copy_kept(job, writer)
         try:

@@ -1,10 +1,8 @@
-"""Time: of a network's step, of diffusers' pipeline, of a shard, of extraction, of PNG."""
+"""Time: of sampling beside diffusers' pipeline and bare networks, of waiting, of training, of extraction."""
 
-import tempfile
+import statistics
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -12,175 +10,211 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from torch import Tensor
 
-from benchmarks.device.setting import MIDDLE, NAMES, Setting, Shape, denoiser, unet
+from benchmarks.device.setting import ETA, STEPS, Setting
 from benchmarks.evaluation import draw_weights
 from taugrid.config import DIFFUSION_DEFAULTS, Data
-from taugrid.eval.features.load import Extraction, load
+from taugrid.config.sample import Compilation, Precision
+from taugrid.config.train import Train
+from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
-from taugrid.images import encode_png
-from taugrid.jobs import OracleNetwork
+from taugrid.jobs import TrainingSpec
 from taugrid.registry.extractors import INCEPTION, FeaturePrecision
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.policy import policy
-from taugrid.workers.accelerator.transfer import completed
-from taugrid.workers.diffusion.decoder import Identity
-from taugrid.workers.diffusion.denoiser import Denoiser
-from taugrid.workers.diffusion.timesteps import tau
-from taugrid.workers.sample import SampleJob, sample_shard
+from taugrid.workers.accelerator.transfer import ImageTransfer, completed, images_to_host
+from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped
+from taugrid.workers.diffusion.noise import normal
+from taugrid.workers.sample import sample_shard
 from taugrid.workers.samplers.batch import sample_batch
-from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
-from taugrid.workers.schedules import process
+from taugrid.workers.training import loop
+from taugrid.workers.training.batches import Loss, TrainingBatch
+from taugrid.workers.training.checkpoints import new_state
 
-STEPS = 10
 BATCHES = 4
-"""How many are extracted one after another."""
+"""How many a shard has, and how many are extracted one after another."""
+
+SHIPPED = "diffusers, float32 as shipped (TF32 for convolutions)"
+
+OF_BARE = {("float32", "none"): "at least 0.97", ("bf16-weights", "default"): "at least 0.95"}
 
 
-def steps(setting: Setting) -> dict[str, Any]:
-    """Milliseconds of a network evaluation: precision x layout x eager or compiled, for each network and batch."""
-    found = {}
-    for shape in setting.shapes:
-        for channels_last in (True, False):
-            network = unet(shape, setting.device, channels_last)
-            for precision in setting.precisions:
-                for compiled in ("none",) if setting.short else ("none", "default"):
-                    for batch in setting.batches:
-                        model = denoiser(network, setting, precision, compiled, batch)
-                        x = torch.zeros(batch, *shape, device=setting.device)
-                        milliseconds = 1000 * setting.seconds(lambda model=model, x=x: model(x, MIDDLE))
-                        layout = "NHWC" if channels_last else "NCHW"
-                        name = f"{NAMES[shape]} batch {batch} {precision} {layout} compile={compiled}"
-                        found[name] = round(milliseconds, 3)
-    return {"milliseconds": found}
-
-
-def pipeline(setting: Setting) -> dict[str, Any]:
-    """Images a second of diffusers' DDIM pipeline, with TF32 as torch ships it and off, and of taugrid's sampler."""
-    shape, batch = setting.shapes[-1], setting.batches[-1 if setting.short else 1]
-    network = unet(shape, setting.device)
-    pipe = DDIMPipeline(network, DDIMScheduler(num_train_timesteps=1000))
-    pipe.set_progress_bar_config(disable=True)
-    found = {}
-    for tf32 in (True, False) if arithmetic.has_tf32(setting.device) else (False,):
-        arithmetic.configure(policy("cuda", "tf32" if tf32 else "float32"))
-        if tf32:
-            torch.backends.cuda.matmul.allow_tf32 = False  # torch ships TF32 for convolutions alone
-        seconds = setting.seconds(lambda: pipe(batch, num_inference_steps=STEPS, output_type="np"), 3)
-        found[f"diffusers, TF32 {'as shipped' if tf32 else 'off'}"] = round(batch / seconds, 2)
-    job, indices = job_of("unused", shape, batch, batch), torch.arange(batch, device=setting.device)
+def side_by_side(setting: Setting) -> None:
+    """Images a second from noise to the host, at one eta: diffusers' DDIM pipeline and taugrid's sampler, eager."""
+    _shipped(setting)
     for precision in setting.precisions:
-        model = denoiser(network, setting, precision)
-        seconds = setting.seconds(lambda model=model: sample_batch(model, indices, job.spec).cpu(), 3)
-        found[f"taugrid, {precision}"] = round(batch / seconds, 2)
-    return {"network": NAMES[shape], "batch": batch, "steps": STEPS, "images_per_second": found}
+        speed = setting.batch / setting.seconds(_sampling(setting, setting.network(precision), 1))
+        setting.say(f"images/s: taugrid, {precision}", speed)
+        setting.say(f"taugrid, {precision}, over diffusers as shipped", speed / setting.known[SHIPPED])
+    for name, dtype in (("float32, TF32 off", torch.float32), ("bf16", torch.bfloat16)):
+        arithmetic.configure()
+        speed = setting.batch / setting.seconds(_pipeline(setting, dtype))
+        setting.say(f"images/s: diffusers, {name}", speed)
 
 
-def shard(setting: Setting) -> dict[str, Any]:
-    """A shard of four batches with noise, PNG and Parquet, over the bare network: 1 if nothing waits for anything."""
-    found, batch = {}, setting.batches[-1 if setting.short else 1]
-    for shape in setting.shapes:
-        for precision in setting.precisions:
-            model = denoiser(unet(shape, setting.device), setting, precision)
-            bare = setting.seconds(lambda model=model, shape=shape: _bare(model, shape, batch, setting.device), 3)
-            whole = setting.seconds(lambda model=model, shape=shape: _shard(model, shape, batch, setting.device), 3)
-            found[f"{NAMES[shape]} batch {batch} {precision}"] = round(bare / whole, 3)
-    return {"bare_over_shard": found}
+def _shipped(setting: Setting) -> None:
+    """Measure diffusers with torch's own defaults, which later figures are compared with."""
+    arithmetic.configure()
+    backends: Any = torch.backends
+    backends.cudnn.allow_tf32 = True  # torch ships TF32 for convolutions alone
+    backends.cudnn.conv.fp32_precision = "tf32"
+    setting.known[SHIPPED] = setting.batch / setting.seconds(_pipeline(setting, torch.float32))
+    arithmetic.configure()
+    setting.say(f"images/s: {SHIPPED}", setting.known[SHIPPED])
 
 
-def _bare(model: Denoiser, shape: Shape, batch: int, device: str) -> None:
-    x = torch.zeros(batch, *shape, device=device)
-    for _ in range(4):
-        for t in tau("linear", STEPS, 1000):
-            model(x, process(DIFFUSION_DEFAULTS).at(t))
+def _pipeline(setting: Setting, dtype: torch.dtype, compile: bool = False) -> Callable[[], object]:
+    unet: Any = setting.unet().to(setting.device)
+    if dtype != torch.float32:
+        unet.to(dtype)
+    pipe = DDIMPipeline(torch.compile(unet) if compile else unet, DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    # To arrays it takes no bf16: NumPy has none.
+    return lambda: pipe(setting.batch, eta=ETA, num_inference_steps=STEPS, output_type="pt").images.float().cpu()
 
 
-def _shard(model: Denoiser, shape: Shape, batch: int, device: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        sample_shard(job_of(str(Path(folder) / "shard.parquet"), shape, batch, 4 * batch), model, device)
+def _sampling(setting: Setting, model: Denoiser, batches: int) -> Callable[[], None]:
+    """Samples whole batches and copies them to the host, as a shard does, without PNG and files."""
+    job = setting.job(setting.batch)
+
+    def transfers() -> Iterator[ImageTransfer]:
+        finite = torch.ones((), dtype=torch.bool, device=setting.device)
+        for start in range(0, batches * setting.batch, setting.batch):
+            indices = torch.arange(start, start + setting.batch, device=setting.device)
+            yield images_to_host(sample_batch(model, indices, job.spec), finite, start, time.perf_counter())
+
+    def sample() -> None:
+        for _ in completed(transfers()):
+            pass
+
+    return sample
 
 
-def job_of(path: str, shape: Shape, batch: int, images: int, sampler: str = "ddim") -> SampleJob:
-    """Samples `images` images in `path`. Its network is never loaded: callers bring their own."""
-    given = {"sampler": sampler, "steps": STEPS, "eta": 1.0, "batch_size": batch}
-    settings = SAMPLE_DEFAULTS.model_copy(update=given)
-    described = describe_sampler(settings, DIFFUSION_DEFAULTS)
-    metadata = {"cell": "benchmark", "model": "benchmark"}
-    return SampleJob(
-        path,
-        0,
-        images,
-        OracleNetwork(Data(name="gaussian", shape=shape)),
-        Identity(shape),
-        settings,
-        DIFFUSION_DEFAULTS,
-        described.tau,
-        described.evaluations,
-        metadata,
-    )
+def idle(setting: Setting) -> None:
+    """How much of the time of a sampled shard the device waits, and how far the shard is from a bare network.
 
-
-def extraction(setting: Setting) -> dict[str, Any]:
-    """Images a second through Inception with weights from a seed: grey and RGB, 32 and 256 pixels, both precisions.
-
-    Each batch waited for by itself, and as in a run, where the next one is begun before.
+    The device is busy for the time between two CUDA events around the same batches, when the host only submits them.
+    A shard's time lasts until it only has to be encoded and written: then the worker's next job computes. What its time
+    is longer by is idle time. Gaps between the kernels of one call are in both times; if launching them is too slow,
+    the device is found with nothing to do when a call is submitted, and that is counted.
     """
-    found: dict[str, dict[str, float]] = {"by_itself": {}, "in_flight": {}}
-    waits = []
-    count = 2 if setting.short else 250
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "inception.pth"
-        draw_weights(weights)
-        random = np.random.default_rng(0)
-        for channels in (1, 3):
-            for side in (32,) if setting.short else (32, 256):
-                shape = (channels, side, side)
-                images = torch.from_numpy(random.integers(0, 256, (count, *shape), dtype=np.uint8))
-                for precision in get_args(FeaturePrecision):
-                    spec = resolve(INCEPTION, "any", str(weights), shape, precision=precision)
-                    extract = load(spec, setting.device)
-                    name = f"{'x'.join(map(str, shape))} {precision}"
-                    alone, flying = (
-                        setting.seconds(lambda way=way, extract=extract, images=images: way(extract, images), 1)
-                        for way in (_each_waited_for, _in_flight)
-                    )
-                    found["by_itself"][name] = round(BATCHES * count / alone, 1)
-                    found["in_flight"][name] = round(BATCHES * count / flying, 1)
-                    if setting.on_gpu and (said := _waits(extract, images)) is not None:
-                        waits.append(f"{name}: {said}")
-    return {"images_per_second": found, "waits_for_the_device": waits if setting.on_gpu else "skipped: this is the CPU"}
+    batch = torch.arange(setting.batch, device=setting.device)
+    noise = setting.seconds(lambda: normal(0, batch, 1, setting.shape))
+    setting.say("ms: noise of a step", 1000 * noise)
+    for precision in ("bf16-weights", "float32", "bf16"):
+        if precision in setting.precisions:
+            _shard(setting, precision)
 
 
-def _each_waited_for(extract: Callable[[Tensor], Extraction], images: Tensor) -> None:
-    for _ in range(BATCHES):
-        extract(images).wait()
+def _shard(setting: Setting, precision: Precision, compile: Compilation = "none") -> None:
+    """Say how a shard compares with its bare network and, on a GPU, how long that idles."""
+    name = precision if compile == "none" else f"{precision}, compile: {compile}"
+    model = setting.network(precision, compile)
+    took, starved = list[float](), list[bool]()
+
+    def call(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if setting.on_gpu:
+            starved.append(torch.cuda.current_stream().query())
+        return call(x)
+
+    def shard() -> None:
+        job, began = setting.job(BATCHES * setting.batch), time.perf_counter()
+        watched = Wrapped(model, call)
+        sample_shard(job, watched, setting.device, computed=lambda: took.append(time.perf_counter() - began))
+
+    setting.seconds(shard, most=8.0)
+    last = statistics.median(took[1:])
+    setting.say(f"images/s: a shard, {name}", BATCHES * setting.batch / last)
+    if setting.on_gpu:
+        busy = _busy(setting, _sampling(setting, model, BATCHES))
+        setting.say(f"idle share: {name}", 1 - busy / last, "at most 0.03")
+        setting.say(f"calls that found the device with nothing to do: {name}", statistics.mean(starved))
+    bare = BATCHES * setting.seconds(setting.bare(precision, compile))
+    setting.say(f"of a bare loop: {name}", bare / last, OF_BARE.get((precision, compile), ""))
 
 
-def _in_flight(extract: Callable[[Tensor], Extraction], images: Tensor) -> None:
-    for _ in completed(extract(images) for _ in range(BATCHES)):
-        pass
+def _busy(setting: Setting, work: Callable[[], None]) -> float:
+    """Seconds that a GPU takes for work which the host only submits: the least of two."""
+    times = []
+    for _ in range(2):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        setting.wait()
+        start.record()
+        work()
+        end.record()
+        setting.wait()
+        times.append(start.elapsed_time(end) / 1000)
+    return min(times)
 
 
-def _waits(extract: Callable[[Tensor], Extraction], images: Tensor) -> str | None:
-    """What makes the host wait while a batch is begun; None if nothing does."""
-    torch.cuda.set_sync_debug_mode("error")
+def compiled(setting: Setting) -> None:
+    """The fastest cell, bf16-weights and compile: default. It compiles once: torch keeps that for the bare network."""
+    setting.require_compiler()
+    if SHIPPED not in setting.known:
+        _shipped(setting)
+    began, model = time.perf_counter(), setting.network("bf16-weights", "default")
+    _sampling(setting, model, 1)()
+    setting.say("s: to load, compile and sample a batch", time.perf_counter() - began)
+    speed = setting.batch / setting.seconds(_sampling(setting, model, 1))
+    setting.say("images/s: taugrid, bf16-weights, compile: default", speed)
+    setting.say("over diffusers as shipped", speed / setting.known[SHIPPED], "at least 2.5")
+    _shard(setting, "bf16-weights", "default")
+
+
+def compiled_diffusers(setting: Setting) -> None:
+    """Images a second of diffusers' pipeline with its network in bf16 and compiled, as its guide says."""
+    setting.require_compiler()
+    arithmetic.configure()
+    speed = setting.batch / setting.seconds(_pipeline(setting, torch.bfloat16, compile=True))
+    setting.say("images/s: diffusers, bf16, compiled", speed)
+
+
+def training(setting: Setting) -> None:
+    """Milliseconds of a training step by precision, and whether weights are the same twice.
+
+    torch warns on stderr of what it can't repeat.
+    """
+    count, size = (3, 8) if setting.short else (12, 128)
     try:
-        extract(images)
-    except RuntimeError as error:
-        return str(error)[:200]
+        precisions = get_args(Train.model_fields["precision"].annotation)
+        for precision in filter(setting.precisions.__contains__, precisions):
+            arithmetic.prepare_training(precision, setting.device, setting.device)
+            (first, _), (second, seconds) = (_trained(setting, precision, count, size) for _ in range(2))
+            setting.say(f"ms: a step of {size} images, {precision}", 1000 * seconds)
+            setting.say(f"same weights twice, {precision}", torch.equal(first, second))
     finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return None
+        torch.use_deterministic_algorithms(False)
+        arithmetic.configure()  # attention as workers compute it
 
 
-def encoders(setting: Setting) -> dict[str, Any]:
-    """PNGs a second of this host with 1, 2 and 4 threads, of noise, which compresses least."""
-    found = {}
-    random = np.random.default_rng(0)
-    for side in (32,) if setting.short else (32, 64, 256):
-        images = list(random.integers(0, 256, (500 if side < 256 else 50, 3, side, side), dtype=np.uint8))
-        for threads in (1, 2, 4):
-            with ThreadPoolExecutor(threads) as pool:
-                began = time.perf_counter()
-                list(pool.map(encode_png, images))
-                found[f"{side} pixels, {threads} threads"] = round(len(images) / (time.perf_counter() - began))
-    return {"images_per_second": found}
+def _trained(setting: Setting, precision: str, count: int, size: int) -> tuple[Tensor, float]:
+    """The weights after a training of `count` steps, and the seconds of a step after the first."""
+    train = setting.config.train.model_copy(update={"precision": precision, "batch_size": size, "seed": 0})
+    unet = setting.config.model.unet
+    assert unet is not None
+    spec = TrainingSpec(Data(name="gaussian", shape=setting.shape), "", unet, DIFFUSION_DEFAULTS, train, "m", "", 1, 0)
+    state = new_state(spec, setting.device)
+    indices = torch.arange(size, device=setting.device)
+    network, loss_of = loop._network(train, state.unet, None, 1), Loss(DIFFUSION_DEFAULTS, None, setting.device)
+    for step in range(count):
+        x0, eps = (normal(0, indices, step, setting.shape, domain) for domain in ("train", "train-eps"))
+        batch = TrainingBatch(x0 + eps, torch.full((size,), 500, device=setting.device), x0, eps)
+        loop._step(spec, state, network, batch, loss_of, 1e-4, 1)
+        if step == 0:  # libraries choose their kernels
+            setting.wait()
+            began = time.perf_counter()
+    setting.wait()
+    seconds = (time.perf_counter() - began) / (count - 1)
+    return torch.cat([weight.detach().flatten().cpu() for weight in state.unet.parameters()]), seconds
+
+
+def features(setting: Setting) -> None:
+    """Images a second through Inception with weights from a seed."""
+    weights = setting.folder / "inception.pth"
+    draw_weights(weights)
+    count, random = 2 if setting.short else 250, np.random.default_rng(0)
+    for side in (32,) if setting.short else (32, 256):
+        shape = (3, side, side)
+        images = torch.from_numpy(random.integers(0, 256, (count, *shape), dtype=np.uint8))
+        for precision in get_args(FeaturePrecision):
+            extract = load(resolve(INCEPTION, "any", str(weights), shape, precision=precision), setting.device)
+            seconds = setting.seconds(lambda run=extract, x=images: [*completed(run(x) for _ in range(BATCHES))], 2)
+            setting.say(f"images/s: {side} pixels, {precision}", BATCHES * count / seconds)

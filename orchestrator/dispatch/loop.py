@@ -252,6 +252,8 @@ class Loop:
             return  # of its second task, which computes while the first is written
         fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
         self._progress.heard(worker, fraction, event.doing)
+        if event.doing:
+            return  # its time says nothing of the rest
         if (message := self._long_shards.warning(worker, self._job(event.key), fraction, now)) is not None:
             self._progress.say(message)
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import SourceFile
-from taugrid.jobs import A_FUNCTION, NO_WEIGHTS, CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet
+from taugrid.jobs import A_FUNCTION, CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet, needs_module
 from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import short_path
@@ -256,8 +256,9 @@ class Custom(ModelSource):
             raise UserError(
                 f"sample.weights is {settings.weights}, but a custom network has one set of weights; remove the key"
             )
-        if settings.precision == "bf16-weights" and self.spec.summary == A_FUNCTION:
-            raise UserError(f"{self.spec.callable} returns a function: {NO_WEIGHTS}")
+        needed = needs_module(settings.precision, settings.compile)
+        if needed is not None and self.spec.summary == A_FUNCTION:
+            raise UserError(f"{self.spec.callable} returns a function: {needed}")
         return {}
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:

@@ -1,4 +1,4 @@
-"""Encodes a shard's images as PNG, in threads of its own, and lays them out in the columns of a file, in order."""
+"""Encodes a shard's images as PNG, beside what samples them, and lays them out in the columns of a file, in order."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.images import encode_png
+from taugrid.parquet.encoder import encode_elsewhere
 from taugrid.parquet.writer import BYTES_PER_GROUP, ROWS_PER_GROUP, SETTING_FIELDS, PartWriter
+from taugrid.threads import LARGE_BYTES
 
 ENCODERS = 2
-"""Threads that encode. Pillow lets go of Python's lock meanwhile, so they use two cores where there are two."""
+"""Threads that encode. Pillow lets go of Python's lock in zlib, so they use two cores where there are two."""
 
 MAX_WAITING_BATCHES = 2
 """Batches that wait for their encoding; `append` blocks at more, so memory does not grow with the shard."""
@@ -38,11 +40,13 @@ def _encoded(images: NDArray[np.uint8]) -> list[bytes]:
 class SampleWriter:
     """Encodes the images of one shard in threads, and writes them in order.
 
-    Row groups depend on the images alone, not on timing.
+    Row groups depend on the images alone, not on timing. With `launching`, another thread of this process launches the
+    work of a GPU, and small images are encoded in another process: Pillow needs Python's lock for most of their time.
     """
 
-    def __init__(self, part: PartWriter, settings: Mapping[str, Any], start: int) -> None:
+    def __init__(self, part: PartWriter, settings: Mapping[str, Any], start: int, launching: bool = False) -> None:
         self._part, self._settings, self._next = part, settings, start
+        self._launching = launching
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self.counts: list[int] = []
@@ -59,7 +63,9 @@ class SampleWriter:
 
     def append(self, images: NDArray[np.uint8]) -> None:
         """Add a (B, C, H, W) batch. What failed in a thread is raised here, or by `finish`."""
-        parts = [self._encoders.submit(_encoded, part) for part in np.array_split(images, ENCODERS)]
+        elsewhere = self._launching and images[0].nbytes < LARGE_BYTES
+        encode = encode_elsewhere if elsewhere else _encoded
+        parts = [self._encoders.submit(encode, part) for part in np.array_split(images, ENCODERS)]
         self._writing.append(self._scribe.submit(self._write, parts))
         while len(self._writing) > MAX_WAITING_BATCHES:
             self._writing.popleft().result()

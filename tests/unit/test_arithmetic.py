@@ -9,6 +9,7 @@ import pytest
 import torch
 from denoisers import of_time, sample
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from taugrid.config import DIFFUSION_DEFAULTS, Sample
 from taugrid.errors import DeviceUnusable
@@ -16,7 +17,8 @@ from taugrid.eval.features.load import as_input
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.policy import ATTENTION, policy
+from taugrid.workers.accelerator.policy import ATTENTION, SAMPLING_ATTENTION, policy
+from taugrid.workers.device import set_up
 from taugrid.workers.training.meeting import stay_on_loopback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,6 +43,7 @@ PLANTED = {
     "the new switch of CPUs": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
     "sums in bf16": lambda: setattr(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
     "sums in fp16": lambda: setattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", True),
+    "cuDNN's attention": lambda: torch.backends.cuda.enable_cudnn_sdp(True),
     "a kernel of attention": lambda: torch.backends.cuda.enable_flash_sdp(False),
 }
 
@@ -72,10 +75,11 @@ def switches():
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_no_switch_that_users_code_sets_outlives_its_job(what):
+    """cuDNN's attention is off: it depends on the cuDNN found at run time. Patch: "cudnn" in SAMPLING_ATTENTION."""
     arithmetic.configure()
     expected = switches()
     old = (False, False, "highest")
-    assert expected == (["ieee"] * 5, old, (False, True, True), [True, True, False], [True] * 4)
+    assert expected == (["ieee"] * 5, old, (False, True, True), [True, True, False], [True, True, True, False])
     PLANTED[what]()
     arithmetic.configure()
     assert switches() == expected, "and torch does not refuse to read the old ones"
@@ -116,6 +120,72 @@ def test_what_a_caller_sets_above_all_still_reaches_what_was_not_set():
     assert [place.fp32_precision for place in FROM_ABOVE] == ["ieee"] * 3
 
 
+def test_a_caller_who_asked_for_ieee_from_above_keeps_it_for_convolutions():
+    """They have a value that no call sets again, below which TF32 lies. Patch: restore what `below` reads as it is."""
+    code = """
+import torch
+from taugrid.workers.accelerator import arithmetic
+backends = torch.backends
+backends.fp32_precision = "ieee"
+for expected in ("ieee", "tf32"):
+    with arithmetic.restored():
+        arithmetic.configure()
+    assert backends.cudnn.conv.fp32_precision == backends.cudnn.rnn.fp32_precision == expected
+    backends.fp32_precision = "tf32"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("name", "value", "harmless"), [
+    ("NVIDIA_TF32_OVERRIDE", "0", False), ("CUBLAS_EMULATE_SINGLE_PRECISION", "1", False),
+    ("CUBLAS_EMULATE_SINGLE_PRECISION", "0", True), ("DNNL_DEFAULT_FPMATH_MODE", "BF16", False),
+    ("ONEDNN_DEFAULT_FPMATH_MODE", "any", False), ("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT", True),
+])  # fmt: skip
+def test_an_environment_that_changes_float32_is_refused_in_one_line(monkeypatch, name, value, harmless):
+    """Patch: `set_up` without `set_environment`."""
+    monkeypatch.setenv(name, value)
+    if harmless:
+        set_up()
+        return
+    with pytest.raises(DeviceUnusable, match=rf"{name}={value} changes how .* float32; unset it .*`ray start`"):
+        set_up()
+
+
+@pytest.mark.parametrize("value", [None, ":16:8", ":4096:8", ":4096:2:16:8"])
+def test_cublas_has_a_workspace_with_which_torch_knows_its_sums_to_be_repeatable(monkeypatch, capsys, value):
+    """torch refuses others where determinism is strict. Patch: `setdefault` alone."""
+    if value is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    else:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", value)
+    set_up()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (":16:8" if value == ":16:8" else ":4096:8")
+    said = capsys.readouterr().err
+    assert said == (f"CUBLAS_WORKSPACE_CONFIG={value} does not repeat sums: it is :4096:8 here\n"
+                    if value == ":4096:2:16:8" else "")  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("cuda", True), ("rocm", True), ("cpu", False)])
+def test_a_compiler_that_chooses_sums_by_timing_is_refused_on_gpus(monkeypatch, kind, refused):
+    """torch 2.9 has no option `deterministic`. Patch: no `_require_repeatable_compiler`."""
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cu128"))
+    monkeypatch.setattr(arithmetic, "kind_of", lambda device: kind)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *args, **kwargs: None)
+    for setting, prepare in {
+        "sample.compile": lambda: arithmetic.prepare("float32", kind, "simulated", "default"),
+        "train.compile": lambda: arithmetic.prepare_training("float32", kind, "simulated", compiles=True),
+    }.items():
+        if not refused:
+            prepare()
+            continue
+        with pytest.raises(DeviceUnusable, match=rf"{setting} needs torch 2.10 or later on GPUs.* torch 2.9.1"):
+            prepare()
+    arithmetic.prepare("float32", "cpu", "simulated")
+    assert not torch.__version__ >= arithmetic.REPEATABLE_COMPILER
+    assert TorchVersion("2.13.0") >= arithmetic.REPEATABLE_COMPILER
+
+
 def test_a_product_of_matrices_has_the_same_bits_whatever_a_user_has_set():
     """On CPUs with bf16, `medium` makes another product of it."""
     a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(0))
@@ -129,7 +199,7 @@ def test_a_product_of_matrices_has_the_same_bits_whatever_a_user_has_set():
 @pytest.mark.parametrize(("capability", "hip", "has"), [((8, 0), None, True), ((9, 0), None, True),
                                                        ((7, 5), None, False), ((9, 4), "6.4", False)])  # fmt: skip
 def test_tf32_is_used_where_a_device_has_it_and_refused_elsewhere(monkeypatch, capability, hip, has):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
     if has:
         arithmetic.prepare("tf32", "cuda", "simulated")
@@ -205,7 +275,7 @@ def test_backward_passes_on_gpus_are_made_repeatable(monkeypatch, precision, ker
 
     Flash attention's backward pass adds in any order unless torch's determinism is strict. Patch: `warn_only=True`.
     """
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     try:
         how = arithmetic.prepare_training(precision, "cuda", "simulated")
         assert torch.are_deterministic_algorithms_enabled()
@@ -221,12 +291,12 @@ def test_backward_passes_on_gpus_are_made_repeatable(monkeypatch, precision, ker
 def test_training_on_a_cpu_is_as_before():
     arithmetic.prepare_training("bf16", "cpu", "a CPU")
     assert not torch.are_deterministic_algorithms_enabled()
-    assert all(getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ATTENTION)
+    assert all(getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in SAMPLING_ATTENTION)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_a_training_is_refused_where_a_gpu_lacks_its_precision(monkeypatch, precision):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     expected = rf"train.precision: {precision} needs an NVIDIA GPU.* this worker has a T4; set float32"
     with pytest.raises(DeviceUnusable, match=expected):
         arithmetic.prepare_training(precision, "cuda", "a T4")

@@ -6,13 +6,15 @@ import time
 
 import pytest
 import torch
+from cards import STICKY, AcceleratorError
 from denoisers import at, of_time
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch._inductor import cudagraph_trees
+from torch._inductor.exc import InductorError
 
-from taugrid.errors import DeviceUnusable
+from taugrid.errors import DeviceUnusable, accelerator_error_in
 from taugrid.workers.accelerator import compiled
 from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
 from taugrid.workers.accelerator.policy import policy
@@ -108,11 +110,11 @@ def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatc
 
 def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
     """torch keeps CUDA graphs by thread, and the next call overwrites what the last returned. Here without a GPU."""
-    buffer, threads, gradients = torch.zeros(2, 3), set(), set()
+    buffer, threads, modes = torch.zeros(2, 3), set(), set()
 
     def network(x, at, condition=None):
         threads.add(threading.get_ident())
-        gradients.add(torch.is_grad_enabled())
+        modes.add(torch.is_inference_mode_enabled())
         assert torch._dynamo.config.recompile_limit == compiled.MAX_COMPILATIONS
         assert inductor.triton.cudagraph_or_error, "a call without a graph is an error in this thread"
         return buffer.copy_(x)
@@ -130,7 +132,7 @@ def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
     assert {value: output.unique().tolist() for value, output in outputs.items()} == {1: [1.0], 2: [2.0]}
     assert len(threads) == 1
     assert threading.get_ident() not in threads
-    assert gradients == {False}
+    assert modes == {True}
 
 
 def test_graphs_of_other_threads_need_nothing_of_torchs_own():
@@ -166,6 +168,23 @@ def test_a_network_without_a_graph_is_an_error_in_one_line():
 
     with pytest.raises(DeviceUnusable, match=r"compile: reduce-overhead failed: skipping cudagraphs due to mutated"):
         compiled.guarded(network, "reduce-overhead")(torch.zeros(2, 3), at(5))
+
+
+@pytest.mark.parametrize("is_cudas", [True, False])
+def test_a_card_that_breaks_while_torch_compiles_is_not_the_compilers_fault(is_cudas):
+    """It would be refused with "set compile: none", and not be replaced. Patch: `guarded` without `_is_cudas`."""
+    inner = AcceleratorError(STICKY) if is_cudas else RuntimeError("Triton Error [CUDA]: invalid argument")
+
+    def network(x, at, condition=None):
+        try:
+            raise inner
+        except RuntimeError as error:
+            raise InductorError(error, None) from None
+
+    with pytest.raises(InductorError if is_cudas else DeviceUnusable) as caught:
+        compiled.guarded(network, "default")(torch.zeros(2, 3), at(5))
+    if is_cudas:
+        assert accelerator_error_in(caught.value) is not None, "its worker is replaced"
 
 
 def test_what_the_compiler_is_asked_for_is_known_to_it(monkeypatch):

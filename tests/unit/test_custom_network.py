@@ -186,6 +186,13 @@ def planned(describe_network=described, **sections):
     return plan(validate(Config, values, "test"), describe_network=describe_network)
 
 
+@pytest.mark.parametrize("setting", [{"precision": "bf16-weights"}, {"compile": "reduce-overhead"}])
+def test_what_needs_a_module_is_refused_of_a_function_before_a_worker_starts(folder, setting):
+    planned(sample={"seed": 0} | setting)
+    with pytest.raises(UserError, match=r"^mine:plain returns a function: .* nn.Module; return one, or set"):
+        planned(model={"callable": "mine:plain"}, sample={"seed": 0} | setting)
+
+
 def test_another_process_tries_the_network(folder):
     weights = save_weights(folder / "scale.pt", 0.25)
     found = custom_process.describe("mine:scaled", "scale.pt", SHAPE, T)

@@ -1,18 +1,17 @@
 """What is recorded of the GPU that a worker computes with (defect 19)."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
-from in_process import CONFIG, PoolHere, drive, small_run
+from in_process import CONFIG, drive, small_run
 
 from taugrid.jobs import WorkerInfo
-from taugrid.orchestrator.dispatch import pool
-from taugrid.orchestrator.dispatch.pool import Joined
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.view import page
 from taugrid.storage import LocalStorage
+from taugrid.workers import actor
 from taugrid.workers.accelerator.libraries import libraries
 
 ACCELERATOR = {"kind": "cuda", "cuda": "13.0", "cudnn": "91002", "driver": "580.65.06"}
@@ -60,21 +59,19 @@ def test_a_cpu_is_recorded_as_before():
     }  # fmt: skip
 
 
-class OnACard(PoolHere):
-    def check_health(self, worker):
-        info = replace(self._worker.check_health(self._probe), device="NVIDIA H100", accelerator=ACCELERATOR)
-        self._events.append(Joined(worker, info))
-
-
 @pytest.mark.usefixtures("one_thread", "sketched")
 @pytest.mark.parametrize("accelerator", [None, ACCELERATOR])
 def test_events_and_provenance_name_them(tmp_path, monkeypatch, accelerator):
+    """The patch: `Worker.check_health` leaves `accelerator` out (defect 19)."""
+    if accelerator:
+        monkeypatch.setattr(actor, "kind_of", lambda device: "cuda")
+        monkeypatch.setattr(actor, "libraries", lambda kind: {k: v for k, v in accelerator.items() if k != "kind"})
     root = tmp_path / "run"
     with small_run(tmp_path, CONFIG) as opened:
-        if accelerator:
-            monkeypatch.setattr(pool, "Pool", OnACard)
         drive(opened, root, LocalStorage(root))
+        shown = page._provenance(opened.plan, RunDir(root))["devices"]
     [worker] = [event for event in read_events(RunDir(root)) if event["event"] == "worker"]
     [machine] = json.loads((root / "provenance.json").read_text())["machines"]
     assert worker.get("accelerator") == machine.get("accelerator") == accelerator
+    assert ("(cuda 13.0, cudnn 91002, driver 580.65.06)" in shown) is bool(accelerator)
     assert [*machine] == ["node", "device", *(["accelerator"] if accelerator else [])]

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import distributed
 
 from taugrid.jobs import Hopeless
 from taugrid.workers.training import fit, meeting
-from taugrid.workers.training.meeting import Meeting, connect, unconnected, without_locks
+from taugrid.workers.training.meeting import Meeting, connect, store_in, unconnected, without_locks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -175,6 +176,23 @@ def test_another_error_of_nccl_is_not_taken_for_the_network(unreachable):
     unreachable(nccl("ncclUnhandledCudaError", "unhandled cuda error", "Cuda failure 2 'out of memory'"))
     with pytest.raises(distributed.DistBackendError, match="out of memory"):
         connect(None, 0, 2, "cuda")
+
+
+def test_a_rank_that_does_not_come_is_said_in_one_line(tmp_path, unreachable, monkeypatch):
+    """torch's own words are "Timeout waiting for key: gpu/1". Patch: no `waiting_for_others`."""
+    meeting = object.__new__(Meeting)
+    meeting.rank, meeting.world_size, meeting._store = 0, 2, store_in(tmp_path / "store", 2)
+    meeting._store.set_timeout(timedelta(seconds=0.1))
+    said = r"another training worker did not come within 30 minutes.* set train.workers: 1$"
+    with pytest.raises(ConnectionError, match=said):
+        meeting.stop_together("gpu", None)
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.0.0.1")
+    unreachable(
+        "[0] is setting up NCCL communicator and retrieving ncclUniqueId from [0] via c10d key-value store by key '0', "
+        "but store->get('0') got error: wait timeout after 1800000ms"
+    )
+    with pytest.raises(ConnectionError, match=said), meeting.process_group("cuda"):
+        pass
 
 
 def test_ranks_that_could_not_connect_are_one_line():

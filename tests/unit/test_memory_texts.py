@@ -118,3 +118,12 @@ def test_what_lack_of_memory_hides_behind_and_other_faults_too(source):
 @pytest.mark.parametrize("source", NOT_AT_ALL)
 def test_what_is_not_about_memory(source):
     assert not is_out_of_memory(NOT_AT_ALL[source])
+
+
+@pytest.mark.parametrize("words", ["No execution plans support the graph.", "No valid execution plans built"])
+def test_a_graph_that_cudnn_can_not_build_is_no_broken_card(words):
+    """Nothing was launched, and another call works (diffusers#9704). Patch: `_ACCELERATOR` without `(?! Frontend)`."""
+    error = RuntimeError(f"cuDNN Frontend error: [cudnn_frontend] Error: {words}")
+    assert not is_accelerator_error(error)
+    assert not is_out_of_memory(error)
+    assert is_accelerator_error(NOT_AT_ALL["cuDNN"])

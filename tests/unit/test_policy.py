@@ -13,7 +13,7 @@ from taugrid.errors import CustomCodeError, DeviceUnusable
 from taugrid.jobs import OracleNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
-from taugrid.workers.accelerator.policy import ATTENTION, Policy, faster, lacks, policy
+from taugrid.workers.accelerator.policy import SAMPLING_ATTENTION, Policy, faster, lacks, policy
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.denoiser import from_times
 from taugrid.workers.network.checkpoint import saved_unet
@@ -32,8 +32,8 @@ UNET = Unet(
 )
 SHAPE = (3, 8, 8)
 
-CPU = Policy("channels_last", False, None, None, ATTENTION, "none", pads=False)
-BARE = Policy("contiguous_format", False, None, None, ATTENTION, "none", pads=True)
+CPU = Policy("channels_last", False, None, None, SAMPLING_ATTENTION, "none", pads=False)
+BARE = Policy("contiguous_format", False, None, None, SAMPLING_ATTENTION, "none", pads=True)
 TENSOR_CORES = BARE._replace(layout="channels_last")
 
 
@@ -184,8 +184,10 @@ def test_a_custom_modules_weights_are_cast_and_its_frequencies_are_not():
 def test_a_custom_network_that_can_not_compute_in_bf16_weights_is_refused_in_one_line():
     with pytest.raises(CustomCodeError, match=r"mine:net does not compute .* bf16 .* x\.dtype.*bf16, which"):
         custom(Custom(casts=False))(torch.randn(2, *SHAPE), at(900))
-    with pytest.raises(CustomCodeError, match=r"mine:net returns a function: .*bf16-weights.*precision: bf16"):
+    with pytest.raises(CustomCodeError, match=r"mine:net returns a function: .*bf16-weights.* or set bf16$"):
         custom(lambda x, t: x)
+    with pytest.raises(CustomCodeError, match=r"mine:net returns a function: .*reduce-overhead.* or set default$"):
+        for_inference(lambda x, t: x, "mine:net", "cpu", policy("cuda", "float32", "reduce-overhead"))
 
 
 def test_half_precision_is_still_refused_of_a_custom_network_in_float32():
@@ -219,7 +221,7 @@ def test_a_cpu_computes_the_images_there_are():
 
 def test_all_networks_of_a_worker_ask_the_policy(monkeypatch):
     """A worker on an NVIDIA GPU: each precision is loaded as it is computed, and those that agree are one network."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     loaded = []
     monkeypatch.setattr(
         "taugrid.workers.network.load.load_network", lambda *args: (loaded.append(args[-1]), lambda x, at, c: x)[1]
@@ -232,6 +234,19 @@ def test_all_networks_of_a_worker_ask_the_policy(monkeypatch):
     finally:
         arithmetic.configure()
     assert loaded == [policy("cuda", precision) for precision in ("float32", "bf16", "bf16-weights")]
+
+
+def test_the_gpu_that_computes_is_asked_for_its_generation_and_not_the_first_one(monkeypatch):
+    """A V100 and an A100 in one machine. Patch: `self.kind` in `Device.network`, or no device in `is_ampere`."""
+    capabilities = {"cuda": (7, 0), "cuda:0": (7, 0), "cuda:1": (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device="cuda": capabilities[device])
+    monkeypatch.setattr("taugrid.workers.network.load.load_network", lambda *args: lambda x, at, c: x)
+    try:
+        Device("cuda:1").network(OracleNetwork(Data()), DIFFUSION_DEFAULTS, Arithmetic("bf16"))
+        with pytest.raises(DeviceUnusable, match="precision: bf16 needs"):
+            Device("cuda:0").network(OracleNetwork(Data()), DIFFUSION_DEFAULTS, Arithmetic("bf16"))
+    finally:
+        arithmetic.configure()
 
 
 @pytest.mark.parametrize(

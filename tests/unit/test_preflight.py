@@ -17,13 +17,13 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.accelerator import preflight
+from taugrid.workers.accelerator import arithmetic, preflight
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.counting import count, without_data
 from taugrid.workers.accelerator.memory import FIRST
 from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.actor import Worker, run_in_memory
-from taugrid.workers.device import Device
+from taugrid.workers.device import MAX_NETWORKS, Device
 from taugrid.workers.diffusion.denoiser import from_times
 from taugrid.workers.network.custom import for_inference
 from taugrid.workers.network.load import load_network
@@ -147,6 +147,19 @@ def test_a_network_is_traced_once_and_compared_for_each_job(job, free, monkeypat
     with pytest.raises(NotEnoughMemory, match=r"and 0\.0 GB are free"):
         device.network(job.network, job.diffusion, PLAIN, shape)
     assert len(traced) == 1
+
+
+def test_a_network_with_graphs_that_was_dropped_is_compared_again(job, free, monkeypatch):
+    """Its graphs went with it, so they are recorded anew. Patch: `_with_graphs` keeps what is known of it."""
+    graphs, shape = Arithmetic("float32", "reduce-overhead"), (BATCH, *SHAPE)
+    monkeypatch.setattr(arithmetic, "lacks", lambda *args: None)
+    device = Device("cpu")
+    for timesteps in range(1000, 1000 + MAX_NETWORKS + 1):
+        device.network(job.network, job.diffusion.model_copy(update={"timesteps": timesteps}), graphs, shape)
+    free.append(0)
+    device.network(job.network, job.diffusion.model_copy(update={"timesteps": timesteps}), graphs, shape)
+    with pytest.raises(NotEnoughMemory):
+        device.network(job.network, job.diffusion, graphs, shape)
 
 
 def test_on_a_cpu_nothing_is_traced(job, monkeypatch):

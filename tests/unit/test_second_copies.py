@@ -14,6 +14,7 @@ from taugrid.orchestrator.dispatch.pool import Joined, Lost
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import origins
+from taugrid.orchestrator.view.inspection import describe_status
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage, replacing
 
@@ -97,6 +98,7 @@ def test_of_two_kinds_of_device_the_first_to_commit_counts(run_of):
     cell = noted["task"].split("/")[1]
     assert {shard["cell"] for shard in events_of(run, "shard") if not shard["own"]} == {cell}
     assert GPU in [maker.device for maker in origins(read_events(run.rundir))[cell].makers]
+    assert f"mixed: sampled on {GPU}, cpu" in " ".join(describe_status(run)["remarks"])
     assert list(verify(run, lambda images: None)[0]) == []
     assert "damaged" not in printed
 

@@ -248,6 +248,29 @@ def test_what_torch_can_not_repeat_ends_a_training_in_one_line(tmp_path):
         raise RuntimeError("another")
 
 
+class OnDevice:
+    """A network somewhere, that notes with which options it was compiled."""
+
+    def __init__(self, device):
+        self.device, self.asked = device, None
+
+    def parameters(self):
+        yield self
+
+    def compile(self, **options):
+        self.asked = options
+
+
+@pytest.mark.parametrize(("precision", "layout"), [("float32", {"layout_optimization": False}), ("bf16", {})])
+def test_a_training_that_is_compiled_chooses_nothing_by_timing_on_gpus(tmp_path, precision, layout):
+    """And no channels_last for float32 (D15). On CPUs it has torch's options as ever. Patch: `unet.compile()`."""
+    gpu, cpu, spec = OnDevice("cuda:0"), OnDevice("cpu"), a_spec(tmp_path, compile=True, precision=precision)
+    for network in (gpu, cpu):
+        assert loop._network(spec.train, network, None, 1) is network
+    assert gpu.asked == {"options": {"shape_padding": False, "deterministic": True} | layout}
+    assert cpu.asked == {}
+
+
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):

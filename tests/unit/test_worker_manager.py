@@ -308,6 +308,15 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
     assert all(fractions == sorted(fractions) for fractions in heard.values())
 
 
+def test_the_time_of_compiling_says_nothing_of_a_shards(scripted, monkeypatch):
+    """D17. A shard whose first minutes compile would be warned of as too long."""
+    run, warned = scripted(["long"]), []
+    monkeypatch.setattr(run.loop._long_shards, "warning", lambda *about: warned.append(about))
+    run.pool._at(START_SECONDS + 0.2, Alive("worker-0", "paint/0", 0.0, 0.0, "compiling"))
+    run.run()
+    assert len(warned) == 29, "of those with progress"
+
+
 def test_a_slot_that_fails_to_start_ends_no_healthy_run(scripted):
     run = scripted(["good"] * 200, {"n0": 1, "n1": 1, "n2": 1}, {"n2": "startless"}, workers=3)
     assert len(run.run().done) == 200

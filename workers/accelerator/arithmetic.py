@@ -3,7 +3,8 @@
 torch is imported when something is computed, not with this module: the driver must not import it.
 """
 
-from collections.abc import Callable, Collection, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,8 +24,26 @@ if TYPE_CHECKING:
 AMPERE = (8, 0)
 """The compute capability of the A100, the first NVIDIA architecture with TF32 and bf16."""
 
+REPEATABLE_COMPILER = "2.10"
+"""The first torch whose compiler has the option `deterministic`. Of a reduction, older ones time up to seven kernels
+that add in other orders (`_reduction_configs` in torch/_inductor/runtime/triton_heuristics.py)."""
+
 SUMS = ("bf16", "fp16")
 """Types for whose sums of products torch has a switch, as the switch names them."""
+
+
+STRICT = {
+    "NVIDIA_TF32_OVERRIDE": (),
+    "CUBLAS_EMULATE_SINGLE_PRECISION": ("", "0"),
+    "ONEDNN_DEFAULT_FPMATH_MODE": ("", "strict"),
+    "DNNL_DEFAULT_FPMATH_MODE": ("", "strict"),
+}
+"""Variables by which libraries compute float32 differently whatever torch's switches say -> the values that do not."""
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+REPEATABLE_WORKSPACES = (":4096:8", ":16:8")
+"""Sizes of cuBLAS's workspace with which its sums are repeatable, as torch checks them (ATen's Context.cpp)."""
 
 
 class Arithmetic(NamedTuple):
@@ -48,13 +67,32 @@ CONFIGURED = policy("cpu")
 """What processes are set up for until a job asks for more."""
 
 
+def set_environment(environ: MutableMapping[str, str]) -> None:
+    """Make sure, before CUDA starts, that a process's environment changes no arithmetic.
+
+    Libraries read it when they are loaded, which may be over, so a variable of `STRICT` can't be taken back here.
+
+    Raises:
+        DeviceUnusable: if one is set.
+    """
+    for name, harmless in STRICT.items():
+        if (value := environ.get(name)) is not None and value.lower() not in harmless:
+            raise DeviceUnusable(
+                f"node {this_node()}: {name}={value} changes how libraries compute float32; unset it (for workers, in "
+                "front of `ray start` on every node)"
+            )
+    if (size := environ.setdefault(WORKSPACE, REPEATABLE_WORKSPACES[0])) not in REPEATABLE_WORKSPACES:
+        environ[WORKSPACE] = REPEATABLE_WORKSPACES[0]
+        print(f"{WORKSPACE}={size} does not repeat sums: it is {environ[WORKSPACE]} here", file=sys.stderr)
+
+
 def configure(how: Policy = CONFIGURED) -> None:
     """Make this process compute in true float32, or in TF32 where `how` says so, and the same every time.
 
     A user's network or extractor can change these settings of the whole process, so they are set for every job. torch
     has an old and a new set of switches. Libraries read the old ones, and torch raises an error if both disagree, so
     both are set. The new ones are set where they are read, not from above: there no later setting reaches them. Sums in
-    half precision and the kernels of attention are as torch ships them.
+    half precision are as torch ships them.
     """
     import torch
 
@@ -84,6 +122,10 @@ def restored() -> Iterator[None]:
 
     torch refuses to read float32's old switches where they disagree with the new ones, and its users are told to use
     the new ones alone. So the new ones are read first, and made to agree within the context.
+
+    cuDNN's convolutions and recurrent layers begin as TF32 unless a setting from above says otherwise (torch 2.13), and
+    no call sets that again. Where it does, they obey it afterwards too. Else they are TF32 of their own afterwards, and
+    `torch.backends.fp32_precision = "ieee"` no longer reaches them.
     """
     import torch
 
@@ -99,7 +141,12 @@ def restored() -> Iterator[None]:
         precisions.append((place, place.fp32_precision))
         place.fp32_precision = "none"
     below = (cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
-    precisions += [(place, place.fp32_precision) for place in below]
+    own = [place.fp32_precision for place in below]
+    if any(value != "none" for _, value in precisions[:2]):
+        backends.fp32_precision = "ieee"  # reaches what has no value of its own, whatever that reads
+        own[:2] = [was if place.fp32_precision == was else "none" for place, was in zip(below[:2], own, strict=False)]
+        backends.fp32_precision = "none"
+    precisions += zip(below, own, strict=True)
     for place in below:
         place.fp32_precision = "ieee"
     try:
@@ -127,16 +174,15 @@ def _reduced_sums(matmul: Any, half: str) -> tuple[str, Any]:
     return name, getattr(matmul, name) if split is None else (getattr(matmul, name), split)
 
 
-def is_ampere(kind: str) -> bool:
-    """Whether a device of this `kind`, where it is NVIDIA's, is of the generation of the A100 or later."""
+def is_ampere(device: str) -> bool:
+    """Whether a device that torch names so, where it is NVIDIA's, is of the generation of the A100 or later."""
     import torch
 
-    return kind != "cuda" or torch.cuda.get_device_capability() >= AMPERE
+    return kind_of(device) != "cuda" or torch.cuda.get_device_capability(device) >= AMPERE
 
 
 def has_tf32(device: str) -> bool:
-    kind = kind_of(device)
-    return kind == "cuda" and is_ampere(kind)
+    return kind_of(device) == "cuda" and is_ampere(device)
 
 
 def prepare(precision: Precision, device: str, hardware: str, compile: Compilation = "none") -> Policy:
@@ -151,7 +197,7 @@ def prepare(precision: Precision, device: str, hardware: str, compile: Compilati
     return how
 
 
-def prepare_training(precision: Precision, device: str, hardware: str) -> Policy:
+def prepare_training(precision: Precision, device: str, hardware: str, compiles: bool = False) -> Policy:
     """`prepare` for training, whose backward passes give the same every time on GPUs, where torch can.
 
     In float32, torch warns in the log of an operation that it can't repeat. In half precision it raises RuntimeError:
@@ -159,7 +205,7 @@ def prepare_training(precision: Precision, device: str, hardware: str) -> Policy
     """
     import torch
 
-    require(precision, device, hardware, section="train")
+    require(precision, device, hardware, "default" if compiles else "none", section="train")
     kind = kind_of(device)
     how = policy(kind, precision, trains=True)
     configure(how)
@@ -174,9 +220,22 @@ def require(
 ) -> None:
     """Raise `DeviceUnusable` if `device` lacks what the settings of a section of the config need."""
     kind = kind_of(device)
-    if (need := lacks(kind, precision, compile, is_ampere(kind), section)) is not None:
+    if (need := lacks(kind, precision, compile, is_ampere(device), section)) is not None:
         refused = need.refused(f"this worker has {hardware}", "choose nodes with cluster.label_selector")
         raise DeviceUnusable(f"node {this_node()}: {refused}")
+    if compile != "none" and kind != "cpu":
+        _require_repeatable_compiler(f"{section}.compile")
+
+
+def _require_repeatable_compiler(setting: str) -> None:
+    """Raise `DeviceUnusable` where torch's compiler would choose the order of sums on GPUs by timing."""
+    import torch
+
+    if torch.__version__ < REPEATABLE_COMPILER:
+        raise DeviceUnusable(
+            f"node {this_node()}: {setting} needs torch {REPEATABLE_COMPILER} or later on GPUs, because the compiler "
+            f"of torch {torch.__version__} chooses the order of sums by timing; leave it out, or install a newer torch"
+        )
 
 
 def computed(

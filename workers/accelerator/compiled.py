@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 CHOICES_BY_TIMING: dict[str, bool] = {"shape_padding": False, "deterministic": True}
-"""Options of torch's compiler, of which older versions lack some."""
+"""Options of torch's compiler. Before torch 2.10 it lacks `deterministic` and is refused on GPUs."""
 
 CUDA_GRAPHS = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True, "graph_partition": False}
 """What `mode="reduce-overhead"` sets (a mode excludes options), and an error in place of a network without graphs,
@@ -109,7 +109,7 @@ def guarded(
                 f"{MAX_COMPILATIONS} times in one process; set sample.compile: none"
             ) from error
         except (InvalidCxxCompiler, RuntimeError) as error:
-            if is_out_of_memory(error) or not _is_compilers(error):
+            if is_out_of_memory(error) or not _is_compilers(error) or _is_cudas(error):
                 raise
             raise DeviceUnusable(
                 f"node {this_node()}: sample.compile: {compile} failed: {last_line(error)[:300]}; it needs a C++ "
@@ -170,7 +170,20 @@ def _limited(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
 
 def _is_compilers(error: Exception) -> bool:
     """Whether an error is one of torch's compiler, or of a network that it can't record in a CUDA graph."""
-    return isinstance(error, TorchDynamoException | InductorError | InvalidCxxCompiler) or "cudagraph" in str(error)
+    return (
+        isinstance(error, TorchDynamoException | InductorError | InvalidCxxCompiler)
+        or "cudagraph" in str(error).lower()
+    )
+
+
+def _is_cudas(error: BaseException | None) -> bool:
+    """Whether an error came from an error of CUDA, which torch's compiler wraps in its own.
+
+    Texts do not tell: "Triton Error [CUDA]" is the compiler's too.
+    """
+    while error is not None and type(error).__name__ != "AcceleratorError":
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return error is not None
 
 
 @functools.cache
@@ -182,6 +195,7 @@ def thread_of_graphs() -> ThreadPoolExecutor:
 def _set_up_thread_of_graphs() -> None:
     """Set what is read at each call: options are for the compiler, and settings of torch's compiler for one thread.
 
+    Older versions (2.9) have those settings for the whole process: there the caller's own graphs obey this one too.
     Before 2.13, torch kept graphs in threads of its own alone, and others failed with an AssertionError.
     """
     inductor.triton.cudagraph_or_error = True
@@ -196,12 +210,13 @@ def in_thread_of_graphs(network: "Denoiser") -> "Denoiser":
 
     torch keeps its CUDA graphs by thread (pytorch#123177), and a worker has two for its jobs: each would record graphs
     in memory of its own, and free only those. Without a mark before each call torch would take a call for one that
-    continues from the last, and record it anew.
+    continues from the last, and record it anew. All is in inference mode: graphs of both modes in a process fail
+    (pytorch#166792).
     """
 
     def called(device: torch.device, call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             return call(x).clone()
 
     return Wrapped(network, lambda call, x: thread_of_graphs().submit(called, x.device, call, x).result())

@@ -32,19 +32,20 @@ def start_gpu(who: str = "this worker") -> str:
 
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]  # unlike `is_available`, it raises the reason
-        model = torch.cuda.get_device_name()
+        model = str(torch.cuda.get_device_name())
         torch.zeros(1, device="cuda").add_(1).item()  # the first kernel: it makes the process's context
+        return model
     except Exception as error:
         words = torchs_words(error)
         if (out := way_out(words)) is None:
             if is_accelerator_error(error):
                 raise
             out = "check its driver and its torch"
-        raise DeviceUnusable(
-            f"node {this_node()}: torch {torch.__version__} can't use the GPU that Ray gave {who}: {words}; {out}, or "
-            "set cluster.gpus_per_worker: 0 to use CPUs"
-        ) from error
-    return str(model)
+    # Not in the handler: with torch's error as its context, it would count as a broken accelerator.
+    raise DeviceUnusable(
+        f"node {this_node()}: torch {torch.__version__} can't use the GPU that Ray gave {who}: {words}; {out}, or set "
+        "cluster.gpus_per_worker: 0 to use CPUs"
+    )
 
 
 def torchs_words(error: BaseException) -> str:

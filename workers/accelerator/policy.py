@@ -14,6 +14,10 @@ HALF = {"bf16": "bfloat16", "fp16": "float16", "bf16-weights": "bfloat16"}
 ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 """torch's kernels for attention, as it names their switches."""
 
+SAMPLING_ATTENTION = ("flash", "mem_efficient", "math")
+"""Those that torch may choose from where nothing is trained on a GPU. On an H100 or B200 it prefers cuDNN's, if the
+cuDNN found at run time is new enough (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp): bits would depend on it.
+"""
 
 RATES: dict[tuple[Precision, Compilation], float] = {
     ("float32", "none"): 2_840,
@@ -58,6 +62,9 @@ def policy(kind: str, precision: Precision = "float32", compile: Compilation = "
 
     Backward passes of attention add in any order, except that of plain products and, under torch's strict determinism,
     that of flash attention, which is for half precision (torch's attention_backward.cu). cuDNN's has no such form.
+
+    In float32, mem_efficient attention on an A100 or later makes each product of three in TF32 and leaves out the
+    smallest (2^-22 of it), whatever `tf32` says: no switch reaches it (mem_eff_attention/gemm_kernel_utils.h).
     """
     half = HALF.get(precision)
     casts = precision == "bf16-weights"
@@ -66,7 +73,7 @@ def policy(kind: str, precision: Precision = "float32", compile: Compilation = "
         tf32=precision == "tf32",
         autocast=None if casts else half,
         weights=half if casts else None,
-        attention=_repeatable(kind, half) if trains else ATTENTION,
+        attention=_repeatable(kind, half) if trains else SAMPLING_ATTENTION,
         compile=compile,
         pads=kind != "cpu" or compile != "none",
     )
@@ -74,7 +81,7 @@ def policy(kind: str, precision: Precision = "float32", compile: Compilation = "
 
 def _repeatable(kind: str, half: str | None) -> tuple[str, ...]:
     if kind == "cpu":
-        return ATTENTION
+        return SAMPLING_ATTENTION
     return ("flash", "math") if kind == "cuda" and half else ("math",)
 
 

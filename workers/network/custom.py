@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrid.errors import CustomCodeError, joined_lines, last_line
-from taugrid.jobs import A_FUNCTION, NO_WEIGHTS, CustomNetwork
+from taugrid.jobs import A_FUNCTION, CustomNetwork, needs_module
 from taugrid.workers.accelerator.arithmetic import cast_weights
 from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy, kind_of, policy
@@ -197,9 +197,10 @@ def for_inference(made: Any, name: str, device: str, how: Policy | None = None) 
     cast, if `how` says so. Its memory format stays: not every network works with another one.
     """
     how = how or policy(kind_of(device))
+    needed = needs_module("bf16-weights" if how.weights else "", how.compile)
+    if needed is not None and not isinstance(made, nn.Module):
+        raise CustomCodeError(f"{name} returns a function: {needed}")
     if how.weights is not None:
-        if not isinstance(made, nn.Module):
-            raise CustomCodeError(f"{name} returns a function: {NO_WEIGHTS}")
         cast_weights(made, how.weights)
     function = made.to(device).eval() if isinstance(made, nn.Module) else made
     if how.compile != "none":

@@ -218,8 +218,8 @@ def _device(spec: TrainingSpec) -> str:
     """
     set_up(threads=max(1, int(spec.cpus_per_worker)))
     if not spec.gpus_per_worker:
-        prepare_training(spec.train.precision, "cpu", "a CPU")
+        prepare_training(spec.train.precision, "cpu", "a CPU", spec.train.compile)
         return "cpu"
     start_gpu("a training worker")
-    prepare_training(spec.train.precision, "cuda", torch.cuda.get_device_name())
+    prepare_training(spec.train.precision, "cuda", torch.cuda.get_device_name(), spec.train.compile)
     return "cuda"

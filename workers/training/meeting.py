@@ -30,6 +30,9 @@ NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL
 CONNECTING = re.compile(r"nccl(System|Internal|Remote)Error")
 """What NCCL calls an error of its network, in torch's text (NCCLUtils.hpp); it has others for CUDA and wrong calls."""
 
+LATE = re.compile(r"wait timeout|timeout waiting for key", re.IGNORECASE)
+"""What torch's store says of a value that no other rank has set; errors of process groups quote it."""
+
 
 class Meeting:
     """Where the ranks of one start of a training exchange what each of them knows, before and while they compute."""
@@ -61,11 +64,13 @@ class Meeting:
 
         Raises:
             Hopeless: the fault of the first rank that has one.
+            ConnectionError: if a rank does not come.
         """
         faults = [fault or ""]
         if self.world_size > 1:
             self._store.set(f"{about}/{self.rank}", fault or "")
-            faults = [self._store.get(f"{about}/{rank}").decode() for rank in range(self.world_size)]
+            with waiting_for_others():
+                faults = [self._store.get(f"{about}/{rank}").decode() for rank in range(self.world_size)]
         if any(faults):
             raise Hopeless(next(filter(None, faults)))
 
@@ -77,14 +82,16 @@ class Meeting:
         theirs. Instead they wait until Ray Train stops them.
 
         Raises:
-            ConnectionError: if NCCL can't connect them; it has NCCL's own words and what to set.
+            ConnectionError: if a rank does not come, or NCCL can't connect them; it has NCCL's own words and what to
+                set.
         """
         if self.world_size == 1:
             yield
             return
         if ray.util.get_node_ip_address() == "127.0.0.1":
             stay_on_loopback()
-        connect(self._store, self.rank, self.world_size, device)
+        with waiting_for_others():
+            connect(self._store, self.rank, self.world_size, device)
         yield
         distributed.destroy_process_group()
 
@@ -97,6 +104,21 @@ def store_in(file: Path, world_size: int) -> Store:
     store = FileStore(str(file), world_size)
     store.set_timeout(default_pg_timeout)
     return store
+
+
+@contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """Raise a ConnectionError of one line if another rank does not come in the block until torch's store gives up."""
+    try:
+        yield
+    except RuntimeError as error:
+        if LATE.search(str(error)) is None:
+            raise
+        raise ConnectionError(
+            f"node {this_node()}: another training worker did not come within "
+            f"{default_pg_timeout.total_seconds() / 60:.0f} minutes; look for what it waits for in its log in logs/, "
+            "or set train.workers: 1"
+        ) from error
 
 
 def connect(store: Store, rank: int, world_size: int, device: str) -> None:

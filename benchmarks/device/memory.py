@@ -1,0 +1,67 @@
+"""Memory: the peak of a network call beside the counted one, what happens when it is used up, and a broken device."""
+
+import torch
+
+from benchmarks.device.setting import NotHere, Setting, in_a_process
+from taugrid.config.sample import Precision
+from taugrid.errors import is_accelerator_error, is_out_of_memory, last_line
+from taugrid.workers.accelerator.counting import count
+from taugrid.workers.accelerator.memory import FIRST, batch_that_fits, release_memory
+from taugrid.workers.accelerator.policy import policy
+
+ROOM_BYTES = 2 * 2**30
+"""What this process may have, so that small batches use it up."""
+
+BREAKS = "import torch; torch.zeros(2, device='cuda')[torch.tensor([5], device='cuda')]; torch.cuda.synchronize()"
+
+
+def memory(setting: Setting) -> None:
+    """Peaks, counted and measured; the batch that does not fit in 2 GiB and the one that taugrid names; an assert."""
+    for precision in setting.precisions:
+        _peak(setting, precision)
+    if not setting.on_gpu:
+        raise NotHere("peaks were only counted: device memory and device asserts need a GPU")
+    try:
+        _used_up(setting)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    try:
+        in_a_process(BREAKS)
+    except RuntimeError as error:
+        setting.say("an assert on the device", str(error)[-600:])
+        setting.say("is known as the accelerator's", is_accelerator_error(error))
+    setting.say("another process after it", in_a_process("import torch; print(torch.ones(1, device='cuda').item())"))
+
+
+def _peak(setting: Setting, precision: Precision) -> None:
+    how = policy(setting.kind, precision)
+    half = None if how.autocast is None else getattr(torch, how.autocast)
+    counted = count(setting.module(how, "meta"), *setting.inputs(how, "meta"), autocast=half)
+    setting.say(f"GB: peak of a call, {precision}, counted", counted.peak / 1e9)
+    setting.say(f"kernels of a call, {precision}, counted", counted.launches)
+    if setting.on_gpu:
+        model = setting.network(precision)
+        x = torch.zeros(setting.batch, *setting.shape, device=setting.device)
+        model(x, FIRST)
+        before = torch.cuda.memory_allocated() - x.nbytes
+        torch.cuda.reset_peak_memory_stats()
+        model(x, FIRST)
+        setting.say(f"GB: peak of a call, {precision}", (torch.cuda.max_memory_allocated() - before) / 1e9)
+
+
+def _used_up(setting: Setting) -> None:
+    """What torch says where 2 GiB are not enough, and which batch taugrid would name."""
+    model, batch = setting.network("float32", fills_up=False), 1 if setting.short else 64
+    release_memory(setting.device)
+    room = ROOM_BYTES + torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, room / torch.cuda.get_device_properties(0).total_memory))
+    try:
+        while batch < 16 * setting.batch:
+            model(torch.zeros(batch, *setting.shape, device=setting.device), FIRST)
+            setting.wait()
+            batch *= 2
+    except Exception as error:
+        setting.say(f"batch {batch} in 2 GiB", f"{type(error).__name__}: {last_line(error)[:200]}")
+        setting.say("is known as lack of memory", is_out_of_memory(error))
+    release_memory(setting.device)
+    setting.say("batch that taugrid names", batch_that_fits(model, setting.shape, batch, setting.device))

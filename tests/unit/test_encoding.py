@@ -1,0 +1,131 @@
+"""Small images that a GPU samples are encoded in another process (D7): its bytes, its errors, its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.fake_device import job_of
+from taugrid import parquet
+from taugrid.errors import is_environment_error
+from taugrid.images import encode_png
+from taugrid.parquet import samples
+from taugrid.parquet.encoder import EncodingProcess
+from taugrid.workers import sample
+
+SETTINGS = {
+    "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
+    "cell": "x", "model": "y",
+}  # fmt: skip
+
+
+def images(side=8, number=20, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (number, channels, side, side), dtype=np.uint8)
+
+
+@pytest.fixture
+def process():
+    found = EncodingProcess()
+    yield found
+    found.close()
+
+
+def test_its_bytes_are_those_of_this_process_and_its_errors_are_passed_on(process):
+    for some in (images(), images(channels=1), images()[:0]):
+        assert process(some) == [encode_png(image) for image in some]
+    number = process._process.pid
+    with pytest.raises(TypeError) as expected:
+        encode_png(images(channels=5)[0])
+    with pytest.raises(TypeError) as raised:
+        process(images(channels=5))
+    assert str(raised.value) == str(expected.value)
+    assert process(images()) == [encode_png(image) for image in images()]
+    assert process._process.pid == number != os.getpid()
+
+
+def test_if_it_is_killed_that_is_the_nodes_fault_and_another_takes_its_place(process):
+    process(images())
+    process._process.kill()
+    process._process.wait()
+    with pytest.raises(BrokenPipeError, match="the process that encodes images is gone") as raised:
+        process(images())
+    assert is_environment_error(raised.value)
+    assert process(images()) == [encode_png(image) for image in images()]
+
+
+PARENT = """
+import time
+import numpy as np
+from taugrid.parquet.encoder import encode_elsewhere
+encode_elsewhere(np.zeros((1, 1, 4, 4), np.uint8))
+print(encode_elsewhere._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are found in /proc")
+def test_it_ends_with_its_worker_however_that_ends_and_has_no_torch():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        child = int(parent.stdout.readline())
+        assert "torch" not in Path(f"/proc/{child}/maps").read_text()
+        os.kill(child, signal.SIGINT)  # Ctrl-C is not for it
+        parent.kill()
+    end = time.monotonic() + 30
+    while is_alive(child):
+        assert time.monotonic() < end, "it lives on"
+        time.sleep(0.05)
+
+
+def is_alive(number):
+    """Whether a process is there that is no zombie, which nobody may have waited for."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def written(path, some, launching):
+    with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
+        with parquet.SampleWriter(part, SETTINGS, 7, launching) as writer:
+            for start in range(0, len(some), 8):
+                writer.append(some[start : start + 8])
+            writer.finish()
+        part.commit(replace=True)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(("side", "elsewhere"), [(8, True), (64, False)])
+def test_small_images_beside_launches_are_encoded_elsewhere_with_the_same_bytes(
+    tmp_path, monkeypatch, process, side, elsewhere
+):
+    """D7: with `encode = _encoded` in `SampleWriter.append`, small images share Python's lock with the launches."""
+    asked = []
+    monkeypatch.setattr(samples, "encode_elsewhere", lambda some: asked.append(len(some)) or process(some))
+    here = written(tmp_path / "here", images(side), False)
+    assert asked == [], "a CPU's worker launches nothing"
+    assert written(tmp_path / "there", images(side), True) == here
+    assert sum(asked) == (20 if elsewhere else 0)
+
+
+def test_what_could_not_be_encoded_elsewhere_leaves_no_file(tmp_path, monkeypatch, process):
+    monkeypatch.setattr(samples, "encode_elsewhere", process)
+    with pytest.raises(TypeError):
+        written(tmp_path / "x", images(channels=5), True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("device", "launching"), [("cpu", False), ("cuda:1", True), ("mps", True)])
+def test_a_shard_is_encoded_elsewhere_if_an_accelerator_samples_it(tmp_path, monkeypatch, device, launching):
+    """D7: without `launching` in `sample_shard`, no worker does so."""
+    asked, writer = [], parquet.SampleWriter
+    monkeypatch.setattr(sample, "_transfers", lambda *arguments: [])
+    monkeypatch.setattr(
+        parquet, "SampleWriter", lambda *given, launching: asked.append(launching) or writer(*given, launching)
+    )
+    sample.sample_shard(job_of(str(tmp_path / "x"), (3, 8, 8), 10, 20), None, device)
+    assert asked == [launching]

@@ -1,0 +1,74 @@
+"""A device that only keeps time, on a clock that only waiting and launching move on: it has no gaps between batches."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import fake_device
+from benchmarks.fake_device import LAUNCHES, QUEUE, FakeDevice, job_of
+from taugrid.workers import sample as sample_module
+from taugrid.workers.accelerator import transfer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CALL, LAUNCH = 0.014, 0.004
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A network's launches take `LAUNCH`."""
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds):
+        clock.now += seconds
+
+    clock.sleep, clock.perf_counter = sleep, lambda: clock.now
+    monkeypatch.setattr(fake_device, "time", clock)
+    monkeypatch.setattr(fake_device, "launches", lambda: lambda: sleep(LAUNCH))
+    return clock
+
+
+def waits(device):
+    return [after.began - before.ended for before, after in zip(device.calls, device.calls[1:], strict=False)]
+
+
+def test_the_host_is_as_far_ahead_as_cuda_queues_launches(clock):
+    device = FakeDevice(CALL)
+    for number in range(5):
+        device.submit(lambda: clock.sleep(LAUNCH))
+        queued = sum(min(1.0, max(0.0, (call.ended - clock.now) / CALL)) * LAUNCHES for call in device.calls)
+        assert queued <= QUEUE + 1e-6, number
+    assert queued == pytest.approx(QUEUE), "and no less"
+    mark = device.mark(torch.device("cpu"))
+    assert not mark.query()
+    mark.synchronize()
+    assert clock.now == pytest.approx(5 * CALL)
+    assert mark.query()
+
+
+@pytest.fixture
+def sampled(clock, tmp_path, monkeypatch):
+    """Samples four batches of ten calls, with `noise` seconds of the host before each; returns how long it waited."""
+
+    def sample(noise):
+        device = FakeDevice(CALL)
+        with device.installed(), monkeypatch.context() as patch:
+            batch = sample_module.sample_batch
+            patch.setattr(sample_module, "sample_batch", lambda *given: (clock.sleep(noise), batch(*given))[1])
+            sample_module.sample_shard(job_of(str(tmp_path / "x"), (3, 2, 2), 4, 16), device.network(), "cpu")
+        assert len(device.calls) == 40
+        return sum(waits(device))
+
+    return sample
+
+
+def test_a_device_does_not_wait_for_the_next_batchs_noise(sampled):
+    """It may take the host as long as CUDA's queue lasts, 1.66 calls."""
+    assert sampled(noise=1.6 * CALL) == pytest.approx(0)
+    assert sampled(noise=2 * CALL) > 0
+
+
+def test_it_would_wait_if_only_one_batch_were_in_flight(sampled, monkeypatch):
+    monkeypatch.setattr(transfer, "IN_FLIGHT", 1)
+    assert sampled(noise=LAUNCH) == pytest.approx(3 * LAUNCH)
