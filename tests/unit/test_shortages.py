@@ -171,12 +171,17 @@ def test_one_image_that_does_not_fit_on_a_gpu_is_not_tried_again(counted):
     assert tried == [1]
 
 
-def test_sampling_in_memory_names_the_batch_to_set(counted):
+@pytest.mark.parametrize(("hides", "says"), [(True, "other kernels"), (False, "Tried to allocate")])
+def test_sampling_in_memory_names_the_batch_to_set(counted, hides, says):
+    """A second call with the same batch would find the kernels that the first one left."""
+
     def network(x, t):
         counted.append("a convolution")
+        if not hides:
+            raise OUT_OF_MEMORY
         return x
 
-    with pytest.raises(UserError, match=r"other kernels.*; set batch_size: 4, or free memory and start a new process"):
+    with pytest.raises(UserError, match=rf"{says}.*; set batch_size: 4, or start a new process"):
         taugrid.sample(network, 8, shape=(1, 8, 8), steps=2, batch_size=8)
 
 
