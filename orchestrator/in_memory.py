@@ -21,6 +21,7 @@ from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
+from taugrid.workers.accelerator.memory import FELL_BACK, Shortages
 from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.finite import Watched
@@ -137,13 +138,16 @@ def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int],
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
 
-    watched = Watched(network)
-    batches = []
-    for start in range(0, len(wanted), sampling.settings.batch_size):
-        batch = wanted[start : start + sampling.settings.batch_size]
+    watched, shortages = Watched(network), Shortages(device)
+    batches, size = [], sampling.settings.batch_size
+    for start in range(0, len(wanted), size):
+        batch = wanted[start : start + size]
         x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling)
         watched.require_finite(start, start + len(batch), sampling.settings)
         batches.append(to_uint8(sampling.decoder(x0).cpu().numpy()))
+    if shortages.any:
+        smaller = f"set batch_size: {size // 2}" if size > 1 else "use a device with more memory"
+        raise UserError(f"{FELL_BACK}; {smaller}, or free memory and start a new process: this one keeps those kernels")
     return to_pictures(np.concatenate(batches))
 
 
