@@ -105,7 +105,7 @@ def test_weights_that_do_not_fit_beside_others_were_not_computed_with(counted):
 
 
 def test_a_process_that_ran_out_of_memory_begins_no_other_job(tmp_path, attempts, counted):  # noqa: F811
-    """Looking for a batch that fits may have filled the GPU, too. The defect: without `finally` in `Worker._guard_accelerator`."""
+    """Looking for a batch that fits may have filled the GPU, too. The defect: no `finally` in `_guard_accelerator`."""
     worker = Worker(1)
     counted_before = worker._set_up().shortages.any
     with pytest.raises(DoesNotFit):
