@@ -112,7 +112,9 @@ def _whole(extractions: "Iterable[Extraction]", groups: "deque[NDArray[np.int64]
 class InBatches:
     """An extractor that works in batches, and in smaller ones after a batch did not fit into memory.
 
-    What sampling kept on the device goes first: the same batch is then tried again.
+    What sampling kept on the device goes first: the same batch is then tried again. Not on a GPU, where cuDNN keeps the
+    kernels that it took for batches of this size while memory was short: no larger ones are extracted there either, as
+    long as the process lives.
 
     An image's features do not depend on its batch, except for rounding (docs/decisions.md has how much).
     """
@@ -132,7 +134,8 @@ class InBatches:
         start = 0
         while start < len(images):
             self._submitted.make_room()
-            batch = images[start : start + _even(len(images) - start, self._size)]
+            most = min(self._size, self._device.most_to_extract or self._size)
+            batch = images[start : start + _even(len(images) - start, most)]
             if (extraction := self._try(batch)) is not None:
                 start += len(batch)
                 self._submitted.add(extraction.copied, len(batch))
@@ -141,14 +144,22 @@ class InBatches:
     def _try(self, batch: "Tensor") -> "Extraction | None":
         """The extraction of a batch; None if it did not fit into memory, and the next one is half as large.
 
-        The next one has the same size if there was something else to be freed.
+        The next one has the same size if there was something else to be freed and this is no GPU.
         """
+        on_gpu = self._device.kind == "cuda"
         try:
-            return self._extractor(batch)
+            extraction = self._extractor(batch)
+            self._device.shortages.require_none()
         except Exception as error:
-            if not is_out_of_memory(error) or (len(batch) == 1 and not self._device.keeps_networks):
+            if not is_out_of_memory(error) or (len(batch) == 1 and (on_gpu or not self._device.keeps_networks)):
                 raise
-        if not self._device.clear_networks():  # after the error, which holds what was computed so far
+        else:
+            return extraction
+        freed = self._device.clear_networks()  # after the error, which holds what was computed so far
+        if on_gpu:
+            self._device.most_to_extract = len(batch) // 2
+            self._device.shortages.forget()
+        elif not freed:
             self._size = len(batch) // 2
         return None
 

@@ -106,6 +106,10 @@ class NotEnoughMemory(MemoryError):
     """What a batch needs is not free on its device, as counted before it was computed."""
 
 
+class FellBack(RuntimeError):
+    """A device's memory ran out while it computed, and a library took other kernels without an error: other bits."""
+
+
 class BrokenAccelerator(RuntimeError):
     """A process has met an error after which it can't use its accelerator any more: it must be replaced."""
 
@@ -221,13 +225,15 @@ _ACCELERATOR = re.compile(
     r"|Triton Error|captures_underway"
 )
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"
-    r"|_?ALLOC(ATION)?_?FAILED|failed to allocate (memory|workspace)|(memory|workspace) allocation failed",
+    r"out[ _]of[ _]memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"
+    r"|_?ALLOC(ATION)?_?FAILED|failed to allocate (memory|workspace)|(memory|workspace) allocation failed"
+    r"|Invalid buffer size: [\d.]+ [KMGTP]i?B"
+    r"|NVML_SUCCESS == .{0,80}INTERNAL ASSERT FAILED at .{0,80}CUDACachingAllocator",
     re.IGNORECASE,
 )
 _PERHAPS_OUT_OF_MEMORY = re.compile(
     r"unable to find an engine to execute this computation|Unable to find a valid cuDNN algorithm"
-    r"|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED|miopenStatus(Unknown|Internal)Error"
+    r"|(CUBLAS|HIPBLAS|CUDNN)_STATUS_NOT_INITIALIZED|miopenStatus(Unknown|Internal)Error"
     r"|captures_underway|due to a previous error during capture"
 )
 """Texts that lack of memory hides behind, and other faults too. tests/unit/test_memory_texts.py names the source of
@@ -294,7 +300,7 @@ def is_out_of_memory(error: BaseException, surely: bool = False) -> bool:
 
 def _is_surely_out_of_memory(error: BaseException) -> bool:
     name = type(error).__name__
-    return isinstance(error, MemoryError) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))
+    return isinstance(error, MemoryError | FellBack) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))
 
 
 def joined_lines(error: BaseException) -> str:

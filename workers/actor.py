@@ -52,6 +52,8 @@ MAX_IN_FLIGHT = 2
 CONCURRENCY_GROUPS = {"heartbeat": 1, "work": MAX_IN_FLIGHT}
 """Threads in each concurrency group of a `HeartbeatActor`."""
 
+AFTER_SHORTAGE = "after its GPU ran out of memory a process may compute other bits, so a new one takes its place"
+
 VERSIONS = ("taugrid", "torch", "diffusers", "torch-fidelity", "pyarrow", "numpy", "pillow", "ray")
 
 
@@ -190,12 +192,18 @@ class Worker(HeartbeatActor):
             raise BrokenAccelerator(self._broken)
         try:
             yield
+        except BrokenAccelerator as error:
+            self._broken = str(error)
+            raise
         except Exception as error:
             if (fault := accelerator_error_in(error)) is None:
                 raise
             words = last_line(fault)
             self._broken = f"node {this_node()}: {type(fault).__name__}: {words}; {about_broken(words)}"
             raise BrokenAccelerator(self._broken) from error
+        finally:
+            if self._broken is None and self._device is not None and self._device.shortages.any:
+                self._broken = f"node {this_node()}: {AFTER_SHORTAGE}"
 
     def _set_up(self) -> Device:
         """Set up torch: its arithmetic for each job, and its number of threads once in each thread, as OpenMP needs.
@@ -223,11 +231,17 @@ class Worker(HeartbeatActor):
 def run_in_memory(job: Job, device: Device) -> Result:
     """Run a job. If it runs out of memory, clear the caches and run it once more.
 
+    If a GPU has begun to compute the job, only another process may run it again: cuDNN keeps the kernels that it took
+    while memory was short (docs/decisions.md, "Memory of a GPU"). There it is `alone`.
+
     Raises:
-        DoesNotFit: if it runs out of memory again; the message says what would fit.
+        DoesNotFit: if it runs out of memory again, here or, on a GPU, in a later process; it says what would fit.
+        BrokenAccelerator: if it is to be run again in a process whose GPU never ran out of memory.
         RuntimeError: its own error, if that only may mean lack of memory, and smaller batches do not help.
     """
     shortage: Exception = MemoryError()
+    if job.alone:
+        device.clear_caches()
     for _ in range(2):
         done = _result_or_shortage(job, device)
         if isinstance(done, Result):
@@ -235,7 +249,12 @@ def run_in_memory(job: Job, device: Device) -> Result:
         shortage = done
         device.compute_lock.acquire()  # the job may have released it before it ran out of memory
         device.clear_caches()  # not in the handler, where the error's frames still hold tensors
-    raise DoesNotFit(f"{job.remedy(device, shortage)} ({device.hardware}: {last_line(shortage)})")
+        if in_kernels := device.kind == "cuda" and not isinstance(shortage, MemoryError):
+            break
+    found = f"{job.remedy(device, shortage)} ({device.hardware}: {last_line(shortage)})"
+    if in_kernels and not job.alone:
+        raise BrokenAccelerator(f"node {this_node()}: {AFTER_SHORTAGE}; {found}")
+    raise DoesNotFit(found)
 
 
 def _result_or_shortage(job: Job, device: Device) -> Result | Exception:

@@ -12,11 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from taugrid.config import Diffusion
-from taugrid.errors import Stopped
+from taugrid.errors import NotEnoughMemory, Stopped, is_out_of_memory, last_line
 from taugrid.jobs import NetworkSpec, SavedUnet
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.memory import LRUCache, release_memory
+from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory
 from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.pixels import LastSampled
 
@@ -145,6 +145,9 @@ class Device:
         """A job may release it once it only encodes and writes, so that the worker's next job begins to compute."""
         self.stop_requested = False
         """Whether jobs on this device must end at their next heartbeat."""
+        self.shortages = Shortages(name)
+        self.most_to_extract: int | None = None
+        """Images of which features may be extracted at once in this process; None: as many as a job says."""
         self._send = heartbeat
         self._last_heartbeat = -MIN_HEARTBEAT_SECONDS
         self._progress = (0.0, 0.0)
@@ -184,7 +187,7 @@ class Device:
                     self.release_graphs()
             return load_network(spec, diffusion, self.name, decided)
 
-        network: Denoiser = self._networks.get(key, load)
+        network: Denoiser = self._kept(self._networks, key, load)
         arithmetic.configure(decided)  # a custom network may have changed it
         if batch is not None:
             self._require_room(key, network, how, batch)
@@ -223,8 +226,30 @@ class Device:
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
-        extractor: L = self._extractors.get(spec, load)
-        return extractor
+        return self._kept(self._extractors, spec, load)
+
+    def _kept(self, cache: LRUCache, key: Hashable, load: Callable[[], L]) -> L:
+        """What `cache` has, or `load` returns.
+
+        If memory does not suffice for weights, nothing was computed with them: `NotEnoughMemory`, as for a batch.
+        """
+        try:
+            loaded: L = cache.get(key, load)
+        except Exception as error:
+            if self.kind != "cuda" or not is_out_of_memory(error, surely=True):
+                raise
+            self.shortages.forget()
+            raise NotEnoughMemory(last_line(error)) from error
+        return loaded
+
+    def computed(self) -> None:
+        """Note that a job has computed all that it will commit: another job may begin to compute.
+
+        Raises:
+            FellBack: if it must not be committed.
+        """
+        self.shortages.require_none()
+        self.compute_lock.release()
 
     def clear_caches(self) -> None:
         """Free the memory of all networks, extractors and images of earlier jobs."""

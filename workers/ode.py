@@ -5,6 +5,7 @@ Torch is imported when a job runs, not with this module, because the driver buil
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
-from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, with_heartbeats
+from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
@@ -89,12 +90,16 @@ def run(job: ReconstructJob | InterpolateJob, device: Device) -> Result:
     batch = (job.batch_size, *job.shape)
     network = device.network(job.network, job.diffusion, Arithmetic(batch_size=job.batch_size), batch)
     if isinstance(job, ReconstructJob):
-        return reconstruct_shard(job, network, device.name, device.heartbeat)
-    return interpolate_cell(job, network, device.name, device.heartbeat)
+        return reconstruct_shard(job, network, device.name, device.heartbeat, device.computed)
+    return interpolate_cell(job, network, device.name, device.heartbeat, device.computed)
 
 
 def reconstruct_shard(
-    job: ReconstructJob, model: "Denoiser", device: str, heartbeat: SendHeartbeat = ignore_heartbeat
+    job: ReconstructJob,
+    model: "Denoiser",
+    device: str,
+    heartbeat: SendHeartbeat = ignore_heartbeat,
+    computed: Callable[[], None] = no_op,
 ) -> Result:
     """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
 
@@ -105,6 +110,8 @@ def reconstruct_shard(
         NotFinite: if the network returns NaN or infinity.
     """
     import torch
+
+    from taugrid.workers.diffusion import noise
 
     originals = data.load_known_rows(job.data, job.start, job.stop, job.data_sha256)
     process = schedules.process(job.diffusion)
@@ -121,7 +128,7 @@ def reconstruct_shard(
             began = time.perf_counter()
             x0 = torch.tensor(batch, device=device).float() / 127.5 - 1
             rebuilt = ddim.decode(ddim.encode(x0, visited, denoise), visited, denoise)
-            mse = ((rebuilt - x0).double() / 2).square().flatten(1).mean(dim=1).cpu().numpy()
+            mse = (noise.in_float64(rebuilt - x0) / 2).square().flatten(1).mean(dim=1).cpu().numpy()
             pixels = to_uint8(rebuilt.cpu().numpy())
             watched.require_finite(first_row, first_row + len(batch))
             seconds += time.perf_counter() - began
@@ -129,12 +136,17 @@ def reconstruct_shard(
             columns = {"mse": mse, "mse_8bit": mse_8bit.reshape(len(batch), -1).mean(axis=1)}
             part.write(parquet.pictures(pixels, first_row) | columns)
             first_row += len(batch)
+        computed()
         created = part.commit_over(job.replaces)
     return Result(seconds, len(originals), created, part=part.content, conflict=part.conflict)
 
 
 def interpolate_cell(
-    job: InterpolateJob, model: "Denoiser", device: str, heartbeat: SendHeartbeat = ignore_heartbeat
+    job: InterpolateJob,
+    model: "Denoiser",
+    device: str,
+    heartbeat: SendHeartbeat = ignore_heartbeat,
+    computed: Callable[[], None] = no_op,
 ) -> Result:
     """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square.
 
@@ -159,6 +171,7 @@ def interpolate_cell(
             seconds += time.perf_counter() - began
             part.write(parquet.pictures(pixels, first_row))
             first_row += len(pixels)
+        computed()
         created = part.commit(replace=False)
     return Result(seconds, len(x_T), created, part=part.content, conflict=part.conflict)
 

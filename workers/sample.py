@@ -70,7 +70,7 @@ def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     batch = (job.settings.batch_size, *job.decoder.network_shape)
     model = device.network(job.network, job.diffusion, job.arithmetic, batch)
-    return sample_shard(job, model, device.name, device.heartbeat, device.compute_lock.release, device.last_sampled)
+    return sample_shard(job, model, device.name, device.heartbeat, device.computed, device.last_sampled)
 
 
 def sample_shard(

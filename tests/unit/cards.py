@@ -26,16 +26,18 @@ CONVOLUTIONS = ("conv2d", "convolution")
 class Card(TorchDispatchMode):
     """Raises what a card does.
 
-    - `room`: OutOfMemoryError once what was computed within the context holds more bytes.
+    - `room`: OutOfMemoryError once what was computed within the context holds more bytes. `shortages` counts them.
+    - `hides`: none is raised: a library goes on with other kernels.
     - `engine_for`: no engine for a convolution of more images.
     - `breaks_at`: a sticky error at the convolution of this number, counted from 1, and at every later call.
     - `slow`: seconds that a convolution takes longer.
     - `hangs`: an event for which the first convolution waits.
     """
 
-    def __init__(self, room=float("inf"), engine_for=None, breaks_at=None, slow=0.0, hangs=None):
+    def __init__(self, room=float("inf"), engine_for=None, breaks_at=None, slow=0.0, hangs=None, hides=False):
         super().__init__()
         self.room, self.engine_for, self.breaks_at, self.slow, self.hangs = room, engine_for, breaks_at, slow, hangs
+        self.hides, self.shortages = hides, 0
         self.memory, self.convolutions, self.calls_when_broken = LiveMemory(), 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -47,7 +49,9 @@ class Card(TorchDispatchMode):
         outputs = func(*args, **(kwargs or {}))
         self.memory.hold(outputs, (args, kwargs))
         if self.memory.bytes > self.room:
-            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            self.shortages += 1
+            if not self.hides:
+                raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return outputs
 
     def _convolution(self, images):

@@ -169,6 +169,7 @@ def test_on_a_gpu_images_go_and_features_come_back_without_waiting(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"of {device}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
     monkeypatch.setattr(torch.Tensor, "copy_", copy)
     monkeypatch.setitem(EXTRACTORS, PIXELS, replace(EXTRACTORS[PIXELS], on_host=False))  # it needs no weights

@@ -4,6 +4,7 @@ import pytest
 from in_process import SMALL_UNET, small_run
 from test_reconstruct_work import save_network
 
+from taugrid.errors import UserError
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_result
 from taugrid.orchestrator.dispatch.capacity import Trainers
@@ -112,3 +113,16 @@ def test_failures_that_an_earlier_version_wrote_down_are_told(tmp_path):
     Events(rundir).add("training failed", model="0123456789", reason="nan; lower it", log="logs/x.txt")
     told = {"reason": "nan; lower it", "log": "logs/x.txt", "fails_again": False}
     assert failed_trainings(rundir) == {"0123456789": told}
+
+
+def test_tf32_is_refused_before_a_training_without_a_gpu_starts(tmp_path):
+    """D15. Patch: `_specified` without `lacks`."""
+    with small_run(tmp_path, CONFIG + "train: {precision: tf32}\n") as opened:
+        opened.rundir.root.mkdir()
+        model, source = opened.plan.trained_here[0]
+        events = Events(opened.rundir)
+        training = session.Training(model, source, opened.rundir, opened.config.cluster, print, events)
+        expected = r"^train.precision: tf32 needs an NVIDIA GPU.*workers have none here; set float32 or bf16, or join"
+        with pytest.raises(UserError, match=expected):
+            training._specified(Trainers(1, 1, 0))
+        assert training._specified(Trainers(1, 1, 1)).train.precision == "tf32"

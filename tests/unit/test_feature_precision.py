@@ -56,7 +56,7 @@ def both(tmp_path_factory):
 def test_a_gpu_without_bf16_extracts_nothing_in_it(monkeypatch):
     """torch would compute it through float32 there."""
     monkeypatch.setattr("taugrid.workers.accelerator.arithmetic.kind_of", lambda device: "cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(DeviceUnusable, match=r"evaluate.precision: bf16 needs an NVIDIA GPU.*; set float32, or choose"):
         load(convnet("bf16"), "cpu")
 

@@ -26,6 +26,15 @@ SURELY = {
     "the same on ROCm, whose sources are made from CUDA's": OutOfMemoryError("HIP out of memory. Tried to allocate"),
     "cudnn/Conv_v8.cpp, a workspace of over 1 TiB": OutOfMemoryError("Not enough memory for workspace!"),
     "aten/src/ATen/mps/MPSAllocator.mm": RuntimeError("MPS backend out of memory (MPS allocated: 7.64 GiB, ...)"),
+    "Metal's largest buffer, which the same allocator reports": RuntimeError("Invalid buffer size: 9.02 GB"),
+    "what CUDA's allocator says of a full card where NVML fails (MIG, a new driver); pytorch#112377": RuntimeError(
+        'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/CUDACachingAllocator.cpp":1154, please report a'
+    ),
+    "the same, where NVML can't start": RuntimeError(
+        "NVML_SUCCESS == DriverAPI::get()->nvmlInit_v2_() INTERNAL ASSERT FAILED at "
+        '"../c10/cuda/CUDACachingAllocator.cpp":963, please report a bug to PyTorch.'
+    ),
+    "cuda.h's name of it, in CuPy and Numba": RuntimeError("Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY"),
     "C10_CUDA_CHECK of cudaErrorMemoryAllocation": AcceleratorError("CUDA error: out of memory"),
     "C10_CUDA_CHECK of hipErrorOutOfMemory": AcceleratorError("HIP error: out of memory"),
     "aten/src/ATen/cuda/Exceptions.h, TORCH_CUDABLAS_CHECK": RuntimeError(
@@ -63,6 +72,7 @@ PERHAPS = {
     "cublasCreate; EleutherAI/lm-evaluation-harness#1689": RuntimeError(
         "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
     ),
+    "hipblasCreate": RuntimeError("CUDA error: HIPBLAS_STATUS_NOT_INITIALIZED when calling `hipblasCreate(handle)`"),
     "cudnnCreate; haotian-liu/LLaVA#392": RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
     "MIOpen's status for all that is unexpected; ROCm/MIOpen#47": RuntimeError("miopenStatusUnknownError"),
     "CUDACachingAllocator.cpp after a capture that failed; pytorch#76247, #180395": RuntimeError(
@@ -80,6 +90,9 @@ NOT_AT_ALL = {
     ),
     "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     "ECC": AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+    "expandable segments where NVML is broken": RuntimeError(
+        'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/PeerToPeerAccess.cpp":61, please report a bug'
+    ),
     "another resource": ValueError("failed to allocate a port"),
     "a bug": RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     "a text that only quotes one": ValueError(NO_ENGINE),

@@ -16,7 +16,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.shard_sizes import require_no_gpu
+from taugrid.orchestrator.shard_sizes import faster_on_gpus, require_no_gpu
 from taugrid.orchestrator.work.reconstruct import ode_cells
 from taugrid.parquet import inspect
 from taugrid.storage import LOCAL, read_json, write_json
@@ -124,6 +124,19 @@ def test_tf32_without_any_gpu_is_refused_before_a_worker_starts():
     require_no_gpu(planned(precision="bf16"))
     with pytest.raises(UserError, match=r"^sample.precision: tf32 needs an NVIDIA GPU.*set float32, bf16 or fp16"):
         require_no_gpu(planned(precision="tf32"))
+
+
+def test_what_is_faster_on_gpus_is_said_of_networks_alone():
+    assert "faster by tf32 2.5 x" in faster_on_gpus(planned())
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    assert faster_on_gpus(plan(validate(Config, values | {"sample": {"seed": 0}}, "test"))) is None
+
+
+def test_graphs_and_cast_weights_are_refused_of_an_oracle():
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    for setting in ({"precision": "bf16-weights"}, {"compile": "reduce-overhead"}):
+        with pytest.raises(UserError, match=r"an oracle is not a torch network; remove the key"):
+            plan(validate(Config, values | {"sample": {"seed": 0} | setting}, "test"))
 
 
 def test_what_files_record_is_json_without_later_defaults():

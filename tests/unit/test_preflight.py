@@ -91,7 +91,7 @@ def test_a_traced_peak_is_that_of_a_real_call_and_room_for_a_workspace(job):
     with Card() as card, torch.inference_mode():
         network(x, FIRST)
     traced = count(lambda x: network(x, FIRST), x.to("meta")).peak
-    assert 1.0 < traced / (card.memory.peak + x.nbytes) < 1.5
+    assert 1.0 < traced / (card.memory.peak + x.nbytes) < 2.0
 
 
 def test_a_batch_that_fits_is_sampled(job, free):
@@ -201,14 +201,19 @@ def test_of_what_can_not_be_traced_nothing_is_claimed():
 
 def test_memory_that_torch_holds_unused_is_free_but_for_graphs(monkeypatch):
     """And only that of the device that is asked for."""
+    fraction = 1.0
     segment = {"device": 1, "total_size": 100, "allocated_size": 30, "segment_pool_id": (0, 0)}
     segments = [segment, segment | {"device": 0}, segment | {"segment_pool_id": (0, 1)}]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (1000 * (index + 1), 10**6))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: fraction)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: 10**5)
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert preflight.free_bytes("cuda:1") == 2070
     assert preflight.free_bytes("cuda") == 1070
     assert preflight.free_bytes("cpu") is None
+    fraction = 0.1005
+    assert preflight.free_bytes("cuda") == 500 + 70, "a process may be given a part of the card"
 
 
 def test_memory_that_runs_out_on_the_way_is_told_with_the_batch_that_fits(job):

@@ -8,7 +8,8 @@ from torch.utils._pytree import tree_map
 
 import taugrid
 from taugrid.errors import UserError
-from taugrid.workers.diffusion import noise
+from taugrid.workers.diffusion import interpolation, noise
+from taugrid.workers.diffusion.process import predict_eps
 from taugrid.workers.network import custom
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,6 +98,19 @@ def test_so_are_an_oracles(apple):
     with Apple():
         found = taugrid.sample({"oracle": "gaussian"}, 5, shape=SHAPE, steps=4, device="meta")
     assert np.array_equal(found, expected)
+
+
+def test_so_are_interpolations(apple):
+    """The defect: `a.double()` in `slerp`, or fractions that are made on the device."""
+    ends = noise.normal(0, torch.arange(4), 0, (2, 3))
+    alpha_bar = torch.linspace(0.1, 0.9, 4)
+    expected = interpolation.rows(ends, 3), interpolation.square(ends, 3), predict_eps(ends, ends / 2, alpha_bar)
+    with Apple():
+        there, at = ends.to("meta"), alpha_bar.to("meta")
+        found = interpolation.rows(there, 3), interpolation.square(there, 3), predict_eps(there, there / 2, at)
+    for here, elsewhere in zip(expected, found, strict=True):
+        assert elsewhere.device.type == "meta"
+        assert torch.equal(elsewhere.values, here)
 
 
 def test_the_simulated_device_refuses_float64_as_apples_does():

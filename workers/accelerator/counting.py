@@ -244,14 +244,15 @@ def _convolution(on: Counting, func: Any, x: Tensor, weight: Tensor, bias: Tenso
     """CuDNN's convolution, then a kernel that adds the bias (native/Convolution.cpp).
 
     x and weight are both copied to channels_last if one of them has that layout (native/ConvUtils.h,
-    `_conv_suggest_memory_format_impl`; native/cudnn/ConvShared.cpp). The workspace is an estimate: a kernel for the
-    other layout converts what it reads and writes.
+    `_conv_suggest_memory_format_impl`; native/cudnn/ConvShared.cpp). The workspace is an estimate, for the largest of
+    cuDNN's usual kernels: Winograd's F(4 x 4, 3 x 3) in three passes keeps 36 transformed values for each 4 x 4 of x
+    and of the output, and for each 3 x 3 of the weight. Kernels for the other layout need a copy of each: less.
     """
     plain = torch.contiguous_format
     layout = next((each for each in map(suggest_memory_format, (x, weight)) if each != plain), plain)
     x, weight = on.copied(x, layout), on.copied(weight, layout)
     output: Tensor = func(x, weight, None, *args).contiguous(memory_format=layout)
-    on.kernel("convolution", output, (x, weight), workspace=_bytes((x, weight, output)))
+    on.kernel("convolution", output, (x, weight), workspace=int(2.25 * _bytes((x, output))) + 4 * _bytes(weight))
     return output if bias is None else on.kernel("add_bias", output, (output, bias))
 
 

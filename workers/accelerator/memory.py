@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-from taugrid.errors import is_out_of_memory
+from taugrid.errors import FellBack, is_out_of_memory
 from taugrid.workers.diffusion.process import Point
 
 if TYPE_CHECKING:
@@ -38,6 +38,45 @@ class LRUCache:
         return len(self._values)
 
 
+def count_shortages(device: str) -> int:
+    """How often torch has found a GPU's memory used up in this process, whoever caught its error. 0: no GPU.
+
+    It counts before it throws OutOfMemoryError (`num_ooms` in c10/cuda/CUDACachingAllocator.cpp); not with CUDA's own
+    allocator (cudaMallocAsync), nor what a library reserves past torch.
+    """
+    if device.partition(":")[0] != "cuda":
+        return 0
+    import torch
+
+    return int(torch.cuda.memory_stats(device).get("num_ooms", 0))
+
+
+class Shortages:
+    """Notices that memory of a device ran out while something was computed, although nothing was raised.
+
+    cuDNN takes its next kernel then, and remembers it for as long as the process lives (`preflight`).
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self.forget()
+
+    def forget(self) -> None:
+        """What happened so far does not count: nothing will be computed that it could have changed."""
+        self._forgotten = count_shortages(self._device)
+
+    @property
+    def any(self) -> bool:
+        return count_shortages(self._device) > self._forgotten
+
+    def require_none(self) -> None:
+        """Raise `FellBack` if there was one."""
+        if self.any:
+            raise FellBack(
+                "memory ran out while this was computed, and a library went on with other kernels: their bits differ"
+            )
+
+
 def release_memory(device: str) -> None:
     """Return unreferenced memory to the device (`cuda`, `cuda:1`, ...), for other processes too."""
     import torch
@@ -65,11 +104,13 @@ def batch_that_fits(network: "Denoiser", image_shape: tuple[int, int, int], batc
 def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
     import torch
 
+    shortages = Shortages(device)
     try:
         with torch.no_grad():  # as the sampler does
             network(torch.zeros(shape, device=device), FIRST)
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
+        shortages.require_none()
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -43,7 +43,9 @@ def free_bytes(device: str) -> int | None:
         return None
     index = torch.device(device).index
     index = torch.cuda.current_device() if index is None else index
-    free: int = torch.cuda.mem_get_info(index)[0]
+    free, total = torch.cuda.mem_get_info(index)
+    allowed = torch.cuda.get_per_process_memory_fraction(index) * total - torch.cuda.memory_reserved(index)
+    free = min(free, int(allowed))
     try:
         segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
     except RuntimeError:  # CUDA's own allocator, which torch can be told to use, has none

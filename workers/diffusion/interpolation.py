@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from taugrid.workers.diffusion.noise import in_float64
+
 PARALLEL = 1e-7
 """Below this sin(theta), float64's cosine can't distinguish two directions."""
 
@@ -21,13 +23,13 @@ def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
     Returns:
         (k, *shape), from a at u = 0 to b at u = 1.
     """
-    x, y = a.double().flatten(), b.double().flatten()
+    x, y = in_float64(a).flatten(), in_float64(b).flatten()
     theta = torch.arccos((torch.dot(x, y) / (x.norm() * y.norm())).clamp(-1, 1))
-    u = fractions.double()[:, None]
+    u = in_float64(fractions).to(x.device)[:, None]
     if torch.sin(theta) < PARALLEL:
-        return ((1 - u) * x + u * y).reshape(-1, *a.shape).to(a.dtype)
+        return ((1 - u) * x + u * y).reshape(-1, *a.shape).to(a)
     between = (torch.sin((1 - u) * theta) * x + torch.sin(u * theta) * y) / torch.sin(theta)
-    return between.reshape(-1, *a.shape).to(a.dtype)
+    return between.reshape(-1, *a.shape).to(a)
 
 
 def rows(x_T: Tensor, steps: int) -> Tensor:
@@ -40,7 +42,7 @@ def rows(x_T: Tensor, steps: int) -> Tensor:
     Returns:
         (r, k, *shape).
     """
-    u = torch.linspace(0, 1, steps, dtype=torch.float64, device=x_T.device)
+    u = torch.linspace(0, 1, steps, dtype=torch.float64)
     return torch.stack([slerp(a, b, u) for a, b in zip(x_T[0::2], x_T[1::2], strict=True)])
 
 
@@ -51,6 +53,6 @@ def square(x_T: Tensor, steps: int) -> Tensor:
         x_T: (4, *shape).
         steps: k.
     """
-    u = torch.linspace(0, 1, steps, dtype=torch.float64, device=x_T.device)
+    u = torch.linspace(0, 1, steps, dtype=torch.float64)
     above, below = slerp(x_T[0], x_T[1], u), slerp(x_T[2], x_T[3], u)
     return torch.stack([slerp(a, b, u) for a, b in zip(above, below, strict=True)], dim=1)

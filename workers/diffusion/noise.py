@@ -19,9 +19,14 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 
 WITHOUT_FLOAT64 = frozenset({"mps"})
-"""Types of devices on which torch has no float64. Noise for them is made on the CPU."""
+"""Types of devices on which torch has no float64: there, noise and interpolation are computed on the CPU."""
 
 Words4 = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """A tensor in float64: on its device or, if that has none, on the CPU."""
+    return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).double()
 
 
 class TrainingDraws(NamedTuple):

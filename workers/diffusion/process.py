@@ -183,5 +183,7 @@ def _scales(at: "Tensor | float | Point", x: "Tensor") -> "tuple[Tensor, Tensor]
         return at.alpha, at.sigma
     if isinstance(at, int | float):
         return math.sqrt(at), math.sqrt(1 - at)
-    per_image = at.double().reshape(-1, *[1] * (x.ndim - 1))
-    return per_image.sqrt().to(x.dtype), (1 - per_image).sqrt().to(x.dtype)
+    from taugrid.workers.diffusion.noise import in_float64
+
+    per_image = in_float64(at).reshape(-1, *[1] * (x.ndim - 1))
+    return per_image.sqrt().to(x), (1 - per_image).sqrt().to(x)

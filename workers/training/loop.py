@@ -22,6 +22,7 @@ from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.workers.accelerator.arithmetic import prepare_training
 from taugrid.workers.accelerator.gpu import start_gpu
+from taugrid.workers.accelerator.memory import Shortages
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.process import network_time
@@ -111,7 +112,8 @@ def learning_rate(step: int, settings: Train) -> float:
 
 def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, rank: int, world_size: int) -> None:
     settings = spec.train
-    loss_of = Loss(spec.diffusion, settings.loss_weights, str(next(state.unet.parameters()).device))
+    device = str(next(state.unet.parameters()).device)
+    loss_of, shortages = Loss(spec.diffusion, settings.loss_weights, device), Shortages(device)
     network = _network(settings, state.unet, batches, world_size)
     began = time.perf_counter() - state.seconds
     checkpointed = state.step
@@ -129,6 +131,8 @@ def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, r
         record = Record(state.step, loss.item(), rate, gradient_norm.item(), world_size, state.seconds)
         if (fault := not_finite(record, state if due or last else None)) is not None:
             raise Hopeless(_diverged(spec, fault, checkpointed))
+        if due or last:
+            shortages.require_none()  # else Ray Train goes on from the last checkpoint, in new processes
         if logged and log is not None:
             log.write(record)
         if due:
