@@ -468,6 +468,7 @@ cluster: {workers: 1, gpus_per_worker: 1, max_attempts: 1}
 BELIEVES_IN_A_GPU = """
 import sys, time
 from pathlib import Path
+from unittest import mock
 from taugrid.orchestrator.dispatch import cluster
 cluster.prepare_embedded()
 import ray
@@ -481,9 +482,8 @@ class OnAGpu(Worker):
     extracted = 0
 
     def _set_up(self):
-        device = super()._set_up()
-        self._given_gpu = False  # torch has none to check
-        return device
+        with mock.patch.object(ray, "get_gpu_ids", return_value=[]):  # torch has none to start
+            return super()._set_up()
 
     def do(self, job):
         end = time.monotonic() + 60
