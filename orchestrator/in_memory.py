@@ -3,7 +3,8 @@
 Torch is imported when something is sampled, not with this module.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from taugrid.config import Diffusion, Sample, validate
 from taugrid.config.load import load
-from taugrid.errors import CustomCodeError, DeviceUnusable, NotEnoughMemory, UserError
+from taugrid.errors import CustomCodeError, DeviceUnusable, NotEnoughMemory, UserError, is_out_of_memory, last_line
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
@@ -21,7 +22,7 @@ from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.memory import FELL_BACK, Shortages
+from taugrid.workers.accelerator.memory import Shortages
 from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.finite import Watched
@@ -138,17 +139,31 @@ def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int],
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
 
-    watched, shortages = Watched(network), Shortages(device)
-    batches, size = [], sampling.settings.batch_size
-    for start in range(0, len(wanted), size):
-        batch = wanted[start : start + size]
-        x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling)
-        watched.require_finite(start, start + len(batch), sampling.settings)
-        batches.append(to_uint8(sampling.decoder(x0).cpu().numpy()))
-    if shortages.any:
-        smaller = f"set batch_size: {size // 2}" if size > 1 else "use a device with more memory"
-        raise UserError(f"{FELL_BACK}; {smaller}, or free memory and start a new process: this one keeps those kernels")
+    watched, batches = Watched(network), []
+    size = sampling.settings.batch_size
+    with _enough_memory(device, size):
+        for start in range(0, len(wanted), size):
+            batch = wanted[start : start + size]
+            x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling)
+            watched.require_finite(start, start + len(batch), sampling.settings)
+            batches.append(to_uint8(sampling.decoder(x0).cpu().numpy()))
     return to_pictures(np.concatenate(batches))
+
+
+@contextmanager
+def _enough_memory(device: str, batch_size: int) -> Iterator[None]:
+    """Raise `UserError` if memory of a GPU runs out within the context, even if a library hides it."""
+    shortages = Shortages(device)
+    try:
+        yield
+        shortages.require_none()
+    except Exception as error:
+        if not (shortages.any and is_out_of_memory(error)):
+            raise
+        smaller = f"set batch_size: {batch_size // 2}" if batch_size > 1 else "use a device with more memory"
+        raise UserError(
+            f"{last_line(error)}; {smaller}, or start a new process, for this one keeps the kernels of a full device"
+        ) from error
 
 
 def _require_device(place: str) -> None:

@@ -231,15 +231,17 @@ class Worker(HeartbeatActor):
 def run_in_memory(job: Job, device: Device) -> Result:
     """Run a job. If it runs out of memory, clear the caches and run it once more.
 
-    If a GPU has begun to compute the job, only a new process may run it again: cuDNN keeps the kernels that it took
-    while memory was short (docs/decisions.md, "Memory of a GPU").
+    If a GPU has begun to compute the job, only another process may run it again: cuDNN keeps the kernels that it took
+    while memory was short (docs/decisions.md, "Memory of a GPU"). There it is `alone`.
 
     Raises:
-        DoesNotFit: if it runs out of memory again, or on a GPU as its process's first job; it says what would fit.
-        BrokenAccelerator: if it needs a new process.
+        DoesNotFit: if it runs out of memory again, here or, on a GPU, in a later process; it says what would fit.
+        BrokenAccelerator: if it is to be run again in a process whose GPU never ran out of memory.
         RuntimeError: its own error, if that only may mean lack of memory, and smaller batches do not help.
     """
     shortage: Exception = MemoryError()
+    if job.alone:
+        device.clear_caches()
     for _ in range(2):
         done = _result_or_shortage(job, device)
         if isinstance(done, Result):
@@ -250,7 +252,7 @@ def run_in_memory(job: Job, device: Device) -> Result:
         if in_kernels := device.kind == "cuda" and not isinstance(shortage, MemoryError):
             break
     found = f"{job.remedy(device, shortage)} ({device.hardware}: {last_line(shortage)})"
-    if in_kernels and device.jobs > 1:
+    if in_kernels and not job.alone:
         raise BrokenAccelerator(f"node {this_node()}: {AFTER_SHORTAGE}; {found}")
     raise DoesNotFit(found)
 

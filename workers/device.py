@@ -146,8 +146,6 @@ class Device:
         self.stop_requested = False
         """Whether jobs on this device must end at their next heartbeat."""
         self.shortages = Shortages(name)
-        self.jobs = 0
-        """How many jobs were begun on it in this process."""
         self.most_to_extract: int | None = None
         """Images of which features may be extracted at once in this process; None: as many as a job says."""
         self._send = heartbeat
@@ -295,7 +293,6 @@ class Device:
 
     def start_job(self) -> None:
         """Reset the progress for a new job. Its first heartbeat is sent after `MIN_HEARTBEAT_SECONDS`, if it lasts."""
-        self.jobs += 1
         self._progress = (0.0, 0.0)
         self._last_heartbeat = time.monotonic()
 

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
@@ -194,7 +195,8 @@ class Loop:
             self._events.note("assigned", task=task.key, worker=worker, node=info.node, device=info.device)
         self._flush()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
-            self._pool.submit(worker, self._job(task.key), task.key)
+            failed_before = self._dispatcher.attempts(task.key) > 0
+            self._pool.submit(worker, replace(self._job(task.key), alone=failed_before), task.key)
         self._progress.tick()
 
     def _flush(self) -> None:

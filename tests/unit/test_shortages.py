@@ -34,10 +34,10 @@ def counted(monkeypatch):
     return found
 
 
-def gpu(jobs):
-    """A simulated GPU, in a process that has begun so many jobs."""
+def gpu():
+    """A simulated GPU."""
     device = Device("cpu")
-    device.kind, device.jobs = "cuda", jobs
+    device.kind = "cuda"
     return device
 
 
@@ -53,7 +53,7 @@ def test_torchs_count_is_read_whoever_caught_the_error(monkeypatch):
 
 def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts):  # noqa: F811
     """The defect: without the `break` in `run_in_memory` it is run once more here, with the kernels of a full card."""
-    device = gpu(jobs=2)
+    device = gpu()
     device.extractor("taken", lambda: 0)
     with pytest.raises(BrokenAccelerator, match=r"a new one takes its place; sample.batch_size: 256 .*, 64 does"):
         run_in_memory(Hungry("x"), device)
@@ -63,30 +63,37 @@ def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts
 def test_of_the_process_that_goes_the_message_tells_why(tmp_path, attempts):  # noqa: F811
     worker = Worker(1)
     worker._set_up().kind = "cuda"
-    worker._device.start_job()
     for _ in range(2):
         with pytest.raises(BrokenAccelerator, match=r"^node \S+: after its GPU ran out of memory .*GiB\.\)$"):
             worker.do(Hungry(str(tmp_path / "x"), most=0))
     assert len(attempts) == 1
 
 
-def test_in_a_new_process_it_does_not_fit(attempts):  # noqa: F811
+def test_in_another_one_it_begins_with_empty_caches(attempts):  # noqa: F811
+    device = gpu()
+    device.extractor("taken", lambda: 0)
+    attempts.append("in the process that went")
+    assert run_in_memory(Hungry("x", alone=True), device) == Result(0.1, 1, True)
+    assert len(attempts) == 2
+
+
+def test_or_it_does_not_fit(attempts):  # noqa: F811
     with pytest.raises(DoesNotFit, match=r"sample.batch_size: 256 does not fit into memory, 64 does"):
-        run_in_memory(Hungry("x", most=0), gpu(jobs=1))
+        run_in_memory(Hungry("x", most=0, alone=True), gpu())
     assert len(attempts) == 1
 
 
 @pytest.mark.parametrize("fault", [NotEnoughMemory, MemoryError])
 def test_what_failed_before_a_kernel_ran_is_run_once_more_in_the_same_process(attempts, fault):  # noqa: F811
     """The comparison with what is free, or the host's memory."""
-    device = gpu(jobs=2)
+    device = gpu()
     device.extractor("taken", lambda: 0)
     assert run_in_memory(Hungry("x", fault=fault), device) == Result(0.1, 1, True)
     assert attempts == [0, 1]
 
 
 def test_weights_that_do_not_fit_beside_others_were_not_computed_with(counted):
-    device = gpu(jobs=2)
+    device = gpu()
 
     def load():
         counted.append("by loading")
@@ -98,7 +105,7 @@ def test_weights_that_do_not_fit_beside_others_were_not_computed_with(counted):
 
 
 def test_a_process_that_ran_out_of_memory_begins_no_other_job(tmp_path, attempts, counted):  # noqa: F811
-    """Nor after looking for a batch that fits. The defect: without `finally` in `Worker._guard_accelerator`."""
+    """Looking for a batch that fits may have filled the GPU, too. The defect: no `finally` in `_guard_accelerator`."""
     worker = Worker(1)
     counted_before = worker._set_up().shortages.any
     with pytest.raises(DoesNotFit):
@@ -139,7 +146,7 @@ def test_nor_are_reconstructions(tmp_path, counted):
 @pytest.mark.parametrize("hides", [False, True])
 def test_on_a_gpu_an_extractor_never_tries_a_size_again(counted, hides):
     """The defects: `if not freed` alone, `self._size` in place of `most_to_extract`, or no `require_none`."""
-    device, tried = gpu(jobs=2), []
+    device, tried = gpu(), []
     device._networks.get("a network and its graphs", Thing)
 
     def extractor(x):
@@ -159,7 +166,7 @@ def test_on_a_gpu_an_extractor_never_tries_a_size_again(counted, hides):
 
 
 def test_one_image_that_does_not_fit_on_a_gpu_is_not_tried_again(counted):
-    device, tried = gpu(jobs=2), []
+    device, tried = gpu(), []
     device._networks.get("a network", Thing)
 
     def extractor(x):
@@ -171,12 +178,17 @@ def test_one_image_that_does_not_fit_on_a_gpu_is_not_tried_again(counted):
     assert tried == [1]
 
 
-def test_sampling_in_memory_names_the_batch_to_set(counted):
+@pytest.mark.parametrize(("hides", "says"), [(True, "other kernels"), (False, "Tried to allocate")])
+def test_sampling_in_memory_names_the_batch_to_set(counted, hides, says):
+    """A second call with the same batch would find the kernels that the first one left."""
+
     def network(x, t):
         counted.append("a convolution")
+        if not hides:
+            raise OUT_OF_MEMORY
         return x
 
-    with pytest.raises(UserError, match=r"other kernels.*; set batch_size: 4, or free memory and start a new process"):
+    with pytest.raises(UserError, match=rf"{says}.*; set batch_size: 4, or start a new process"):
         taugrid.sample(network, 8, shape=(1, 8, 8), steps=2, batch_size=8)
 
 

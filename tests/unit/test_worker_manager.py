@@ -13,7 +13,15 @@ from in_process import Faulty
 from rich.console import Console
 
 from taugrid.config import Cluster, Config, validate
-from taugrid.errors import DeviceUnusable, NotFinite, RunDirectoryNotVisible, RunFailed, UserError
+from taugrid.errors import (
+    BrokenAccelerator,
+    DeviceUnusable,
+    DoesNotFit,
+    NotFinite,
+    RunDirectoryNotVisible,
+    RunFailed,
+    UserError,
+)
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
@@ -32,7 +40,7 @@ START_SECONDS = 5.0
 TASK_SECONDS = 10.0
 LONG_SECONDS = 300.0
 MAX_WAIT_SECONDS = Cluster().max_wait_seconds
-COSTS = {"good": 1.0, "long": LONG_SECONDS / TASK_SECONDS}
+COSTS = {"good": 1.0, "long": LONG_SECONDS / TASK_SECONDS, "fills": 1.0, "does not fit": 1.0}
 CUDA = "CUDA error: device-side assert triggered"
 
 
@@ -61,8 +69,8 @@ class ScriptedPool:
     enough for, or that for one if others have taken it all. `node_is` is node -> what ails it: `unseen`, `mute` (no
     health check is answered), `startless`, `broken` (its accelerator), `GPU` (torch can't use it) or `draining`.
 
-    A job is `good`, `count`, `long`, `long count`, `breaks` the accelerator of its process, `kills` it, or is
-    `infinite` (`NotFinite`).
+    A job is `good`, `count`, `long`, `long count`, `breaks` the accelerator of its process, `kills` it, `fills`
+    a GPU's memory beside what other jobs left, `does not fit` even so, or is `infinite` (`NotFinite`).
     """
 
     size, cpu_only, selector = Size(1, 0), None, {}
@@ -136,6 +144,12 @@ class ScriptedPool:
         if worker in self.sick or job.behaviour == "breaks":
             self.sick.add(worker)
             self._at(wait + seconds, Failed(worker, RuntimeError(CUDA), "traceback", key))
+        elif job.behaviour in ("fills", "does not fit") and not job.alone:
+            self.sick.add(worker)
+            self._at(wait + seconds, Failed(worker, BrokenAccelerator("out of memory; 64 does"), "traceback", key))
+        elif job.behaviour == "does not fit":
+            self.sick.add(worker)
+            self._at(wait + seconds, Failed(worker, DoesNotFit("256 does not fit, 64 does"), "traceback", key))
         elif job.behaviour == "kills":
             self._at(wait + seconds, Lost(worker, "it died", False))
         elif job.behaviour == "infinite":
@@ -250,6 +264,28 @@ def test_a_task_that_breaks_the_accelerator_of_every_process_is_given_up_and_the
     d = run.run()
     assert (d.quarantined, len(d.done)) == ({"paint/0"}, 5)
     assert run.pool.started == 3, "one in the beginning, and one after each attempt but the last"
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("where", range(0, 20, 3))
+def test_a_job_for_which_a_gpus_memory_was_short_gets_another_process_with_empty_caches(scripted, where, workers):
+    """The defect: `alone` left out in `Loop`. Processes that have done other jobs are given it, and it is given up."""
+    behaviours = ["good"] * 20
+    behaviours[where] = "fills"
+    d = scripted(behaviours, {"n0": workers}, workers=workers).run()
+    assert (d.quarantined, len(d.done)) == (set(), 20)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("where", range(0, 20, 3))
+def test_a_job_that_does_not_fit_into_a_gpu_is_given_up_with_the_batch_that_does(scripted, where, workers):
+    behaviours = ["good"] * 20
+    behaviours[where] = "does not fit"
+    run = scripted(behaviours, {"n0": workers}, workers=workers)
+    d = run.run()
+    assert f"paint/{where}" in d.quarantined
+    assert len(d.done) + len(d.quarantined) == 20
+    assert "64 does" in "".join(run.problems.values())
 
 
 def test_a_broken_accelerator_costs_no_task(scripted):

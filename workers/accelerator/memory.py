@@ -51,9 +51,6 @@ def count_shortages(device: str) -> int:
     return int(torch.cuda.memory_stats(device).get("num_ooms", 0))
 
 
-FELL_BACK = "memory ran out while this was computed, and a library went on with other kernels, which give other bits"
-
-
 class Shortages:
     """Notices that memory of a device ran out while something was computed, although nothing was raised.
 
@@ -75,7 +72,9 @@ class Shortages:
     def require_none(self) -> None:
         """Raise `FellBack` if there was one."""
         if self.any:
-            raise FellBack(FELL_BACK)
+            raise FellBack(
+                "memory ran out while this was computed, and a library went on with other kernels: their bits differ"
+            )
 
 
 def release_memory(device: str) -> None:
