@@ -152,12 +152,15 @@ class WorkerInfo:
     """CPU threads that torch uses; None: not known."""
     accelerator: Mapping[str, str] = field(default_factory=dict)
     """`kind` (`cuda`, `rocm` or `mps`) and the versions of what it computes with, as far as known. Empty: a CPU."""
+    processor: str = ""
+    """The model of a CPU that computes; empty: not known, or a GPU does."""
 
     @property
     def made_by(self) -> dict[str, Any]:
         """What is recorded of it, besides its node."""
         recorded = {"device": self.device, "versions": self.versions, "threads": self.threads}
-        return recorded | ({"accelerator": dict(self.accelerator)} if self.accelerator else {})
+        further = {"accelerator": dict(self.accelerator), "processor": self.processor}
+        return recorded | {name: value for name, value in further.items() if value}
 
 
 class Hopeless(Exception):

@@ -38,7 +38,7 @@ from taugrid.words import call_this_node, this_node
 from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import configure
 from taugrid.workers.accelerator.gpu import about_broken, start_gpu
-from taugrid.workers.accelerator.libraries import libraries
+from taugrid.workers.accelerator.libraries import libraries, processor
 from taugrid.workers.accelerator.policy import kind_of
 from taugrid.workers.device import ComputeLock, Device, set_up
 from taugrid.workers.importing import uncollected
@@ -154,8 +154,8 @@ class Worker(HeartbeatActor):
             device = self._set_up()
             check_device(device.name, node)
         kind = kind_of(device.name)
-        accelerator = {} if kind == "cpu" else {"kind": kind, **libraries(kind)}
-        return WorkerInfo(node, device.hardware, installed, node_id, self._threads, accelerator)
+        accelerator, model = ({}, processor()) if kind == "cpu" else ({"kind": kind, **libraries(kind)}, "")
+        return WorkerInfo(node, device.hardware, installed, node_id, self._threads, accelerator, model)
 
     def do(self, job: Job) -> Result:
         """Do a job with the function that it names, and commit its file.

@@ -296,8 +296,8 @@ class Loop:
         self._events.note("other bytes", task=key, worker=worker, device=device, first=first)
         if not self._mixed:
             self._progress.say(
-                f"{key} was made twice, with other bytes on {' or '.join(first)} than on {device} (device, software or "
-                "threads differ); the first counts, here and wherever it happens again"
+                f"{key} was made twice, with other bytes on {' or '.join(first)} than on {device} (device, processor, "
+                "software or threads differ); the first counts, here and wherever it happens again"
             )
         self._mixed = True
 

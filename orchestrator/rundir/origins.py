@@ -31,6 +31,8 @@ class Maker(NamedTuple):
     threads: int | None = None
     """None: an event of an earlier version, which did not record them."""
     recorded_kind: str = ""
+    processor: str = ""
+    """The model of a CPU, as far as it is recorded: two models may differ in the last bits under one `device`."""
 
     @property
     def kind(self) -> str:
@@ -187,7 +189,8 @@ def _with_makers(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[
                 versions = {**(event.get("versions") or {}), **accelerator}
                 software = tuple((name, versions[name]) for name in (*PACKAGES, *LIBRARIES) if versions.get(name))
                 threads, kind = event.get("threads"), accelerator.get("kind", "")
-                workers[event["worker"]] = Maker(event["device"], software, threads, kind)
+                processor = event.get("processor", "")
+                workers[event["worker"]] = Maker(event["device"], software, threads, kind, processor)
         yield event, workers
 
 

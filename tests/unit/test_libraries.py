@@ -1,6 +1,7 @@
 """What is recorded of the GPU that a worker computes with (defect 19)."""
 
 import json
+import platform
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.view import page
 from taugrid.storage import LocalStorage
 from taugrid.workers import actor
-from taugrid.workers.accelerator.libraries import libraries
+from taugrid.workers.accelerator.libraries import libraries, processor
 
 ACCELERATOR = {"kind": "cuda", "cuda": "13.0", "cudnn": "91002", "driver": "580.65.06"}
 
@@ -51,6 +52,12 @@ def test_what_is_unknown_is_left_out(monkeypatch, tmp_path):
     assert libraries("cuda", tmp_path) == {"cuda": "13.0"}
     assert libraries("cpu") == {}
     assert libraries("mps") == {}
+
+
+def test_a_cpus_model_is_what_linux_calls_it(tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel\t\t: 17\nmodel name\t: AMD EPYC 9654 96-Core Processor\n")
+    assert processor(tmp_path / "cpuinfo") == "AMD EPYC 9654 96-Core Processor"
+    assert processor(tmp_path / "none") == platform.processor()
 
 
 def test_a_cpu_is_recorded_as_before():

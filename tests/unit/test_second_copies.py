@@ -27,6 +27,7 @@ class DiesUnheard(PoolHere):
     """Its first worker commits its first shard, whose bytes only it makes, and dies without a word."""
 
     devices = (GPU, "cpu")
+    processors = ("AMD EPYC 9654", "AMD EPYC 9654")
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -34,7 +35,9 @@ class DiesUnheard(PoolHere):
 
     def start(self, avoid=()):
         worker = f"worker-{self._started}"
-        info = replace(self._worker.check_health(self._probe), device=self.devices[min(self._started, 1)])
+        number = min(self._started, 1)
+        info = self._worker.check_health(self._probe)
+        info = replace(info, device=self.devices[number], processor=self.processors[number])
         self._started += 1
         self._events.append(Joined(worker, info))
         return worker
@@ -109,6 +112,13 @@ def test_of_two_equal_workers_one_is_wrong_and_the_shard_is_an_error(run_of):
     assert "has other bytes than those made here, although it was made with the same software and threads" in printed
     assert "something is not deterministic" in printed
     assert events_of(run, "other bytes") == []
+
+
+def test_two_models_of_cpu_are_not_equal_workers(run_of):
+    """Their vectors are equally wide, so their `device` is the same; the patch: `processor` is not recorded."""
+    outcome, _, run = run_of(devices=("cpu", "cpu"), processors=("AMD EPYC 9654", "Intel Xeon Gold 6430"))
+    assert outcome.missing == {}
+    assert len(events_of(run, "other bytes")) == 1
 
 
 def test_a_first_copy_that_is_not_whole_does_not_count(run_of):

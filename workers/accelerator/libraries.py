@@ -1,5 +1,6 @@
-"""The libraries and the driver that a GPU computes with, for records."""
+"""What a device computes with, for records: the libraries and the driver of a GPU, the model of a CPU."""
 
+import platform
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,3 +25,11 @@ def libraries(kind: str, modules: Path = Path("/sys/module")) -> dict[str, str]:
     with suppress(OSError):
         found["driver"] = (modules / DRIVERS[kind] / "version").read_text().strip()
     return {name: str(version) for name, version in found.items() if version}
+
+
+def processor(file: Path = Path("/proc/cpuinfo")) -> str:
+    """The model of this machine's CPU; empty if it is not known."""
+    with suppress(OSError):
+        models = [line for line in file.read_text().splitlines() if line.startswith("model name")]
+        return models[0].partition(":")[2].strip() if models else platform.processor()
+    return platform.processor()
