@@ -144,7 +144,7 @@ class ScriptedPool:
         if worker in self.sick or job.behaviour == "breaks":
             self.sick.add(worker)
             self._at(wait + seconds, Failed(worker, RuntimeError(CUDA), "traceback", key))
-        elif job.behaviour in ("fills", "does not fit") and not job.alone:
+        elif job.behaviour in ("fills", "does not fit") and not job.failed_before:
             self.sick.add(worker)
             self._at(wait + seconds, Failed(worker, BrokenAccelerator("out of memory; 64 does"), "traceback", key))
         elif job.behaviour == "does not fit":
