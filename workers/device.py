@@ -67,13 +67,16 @@ def set_up(threads: int | None = None) -> None:
     Raises:
         DeviceUnusable: if its environment makes libraries compute float32 differently.
     """
-    arithmetic.set_environment(os.environ)
-    if threads is not None:
+    workspace = "CUBLAS_WORKSPACE_CONFIG"  # 32 MiB, with which sums are repeatable (ATen's Context.cpp)
+    os.environ.setdefault(workspace, ":4096:8")
+    if threads is not None:  # a caller's process keeps its own
+        os.environ[workspace] = ":4096:8"
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(COMPILE_PROCESSES, os.cpu_count() or 1)))
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS=1, however many CPUs a worker has
+    arithmetic.require_float32(torch.cuda.is_available())
     arithmetic.configure()
 
 
