@@ -146,9 +146,7 @@ def test_two_models_of_cpu_are_not_equal_workers(run_of):
 @pytest.mark.parametrize("kind", ["extract", "reference"])
 def test_features_of_equal_workers_may_differ_because_memory_decides_the_size_of_a_batch(run_of, kind):
     """Defect 11. The patch: `if not makers` alone in `Loop._judge`."""
-    outcome, printed, run = run_of(
-        devices=("cpu", "cpu"), kind=kind, commit_other_bytes=extract_in_smaller_batches
-    )
+    outcome, printed, run = run_of(devices=("cpu", "cpu"), kind=kind, commit_other_bytes=extract_in_smaller_batches)
     assert outcome.missing == {}
     [noted] = events_of(run, "other bytes")
     assert noted["task"].startswith(kind)
