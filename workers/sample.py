@@ -112,7 +112,7 @@ def sample_shard(
                 clock.completed(batch)
                 writer.append(batch.images)
                 if first_new == job.start and batch.images[0].nbytes * (job.stop - job.start) <= pixels.MAX_BYTES:
-                    sampled.append(batch.images.copy())  # torch reuses the pinned memory that a GPU copies images to
+                    sampled.append(np.array(batch.images))  # torch reuses the pinned memory that a GPU copies images to
                 stop = batch.start + len(batch.images)
         except Stopped:
             if stop == first_new:
