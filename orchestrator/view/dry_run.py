@@ -1,6 +1,5 @@
 """The output of `taugrid plan`: what a run would do, lack and replace. It starts and downloads nothing."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +108,7 @@ GPU_DRIVERS = "/proc/driver/nvidia", "/dev/kfd"
 
 def _has_gpus() -> bool:
     """Whether a driver of GPUs is on this machine, as far as known without torch."""
-    return any(map(os.path.exists, GPU_DRIVERS))
+    return any(Path(driver).exists() for driver in GPU_DRIVERS)
 
 
 def _workers(config: Config) -> int | None:

@@ -304,10 +304,10 @@ def test_moments_are_looked_at_where_the_weights_are_missing(tmp_path, monkeypat
 @pytest.mark.parametrize("driver", ["/proc/driver/nvidia", "/dev/kfd"])
 def test_cpus_do_not_count_as_workers_where_there_is_a_driver_of_gpus(monkeypatch, driver):
     """The patch: `/dev/kfd`, which AMD's driver makes, is not looked for."""
-    monkeypatch.setattr("os.path.exists", lambda path: path == driver)
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: str(path) == driver)
     config = validate(Config, {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}}, "x")
     assert dry_run._workers(config) is None
-    monkeypatch.setattr("os.path.exists", lambda path: False)
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
     assert dry_run._workers(config) > 0
 
 
