@@ -58,7 +58,7 @@ except Exception as error:
 def test_a_file_system_without_locks_is_named_with_the_ways_out(tmp_path):
     """As Lustre without `-o flock`: here the kernel refuses the system call to torch's own FileStore.
 
-    The defect: no `without_locks` in `Meeting`. All that is said is then torch's "Function not implemented".
+    Defect 16: no `without_locks` in `Meeting`. All that is said is then torch's "Function not implemented".
     """
     command = [sys.executable, "-c", NO_FLOCK, str(tmp_path), str(FLOCK[platform.machine()])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -159,7 +159,7 @@ def unreachable(monkeypatch):
 def test_nccl_that_can_not_connect_says_why_and_which_variable_names_the_interface(
     unreachable, monkeypatch, kind, what, last
 ):
-    """The defect: no collective in `connect`. The error then comes from within DDP, without the variable."""
+    """The patch: no collective in `connect`. The error then comes from within DDP, without the variable."""
     unreachable(nccl(kind, what, last))
     with pytest.raises(ConnectionError) as caught:
         connect(None, 0, 2, "cuda")

@@ -103,7 +103,7 @@ def seen(saved, kind, precision="float32", t=500):
      ("cuda", "bf16-weights", True), ("mps", "float32", False)],
 )  # fmt: skip
 def test_a_saved_networks_weights_and_images_have_the_layout_of_the_policy(saved, kind, precision, channels_last):
-    """D1: NHWC wherever a weight or an image is NHWC, and torch's GroupNorm on GPUs copies it there and back.
+    """Defect 1: NHWC wherever a weight or an image is NHWC, and torch's GroupNorm on GPUs copies it there and back.
 
     Patch: `unet.to(device=device, memory_format=torch.channels_last)` in `load_unet`, whatever `how.layout` says.
     """
@@ -113,7 +113,7 @@ def test_a_saved_networks_weights_and_images_have_the_layout_of_the_policy(saved
 
 
 def test_weights_are_cast_once_and_not_at_each_call(saved):
-    """D2: autocast casts weights and activations at each call. Patch: `policy` returns autocast for bf16-weights."""
+    """Defect 2: autocast casts weights at each call. Patch: `policy` returns autocast for bf16-weights."""
     under_autocast, _ = seen(saved, "cpu", "bf16")
     cast, output = seen(saved, "cpu", "bf16-weights")
     assert {half for *_, half in cast.convolutions} == {torch.bfloat16}
@@ -196,7 +196,7 @@ def test_half_precision_is_still_refused_of_a_custom_network_in_float32():
 
 
 def test_every_batch_is_full_on_an_accelerator(monkeypatch):
-    """D10: libraries choose kernels by the number of images, so a shard's end would decide the bits of an image.
+    """Defect 10: libraries choose kernels by the number of images, so a shard's end would decide the bits of an image.
 
     Patch: `pads=compile != "none"` in `policy`.
     """
