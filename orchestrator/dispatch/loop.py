@@ -197,7 +197,7 @@ class Loop:
         self._flush()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
             failed_before = self._dispatcher.attempts(task.key) > 0
-            self._pool.submit(worker, replace(self._job(task.key), alone=failed_before), task.key)
+            self._pool.submit(worker, replace(self._job(task.key), failed_before=failed_before), task.key)
         self._progress.tick()
 
     def _flush(self) -> None:

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -238,8 +239,36 @@ def test_a_worker_says_that_it_compiles(monkeypatch):
     network = device.network(None, None, FULL)
     network(torch.zeros(4, 1, 3, 3), at(5))
     assert set(said) == {(0.0, 0.0, "compiling")}
-    monkeypatch.setattr(compiled, "beating", lambda beat: pytest.fail("only its first call compiles"))
+    once, entered = compiled.once_on_a_node, []
+    monkeypatch.setattr(compiled, "once_on_a_node", lambda *args: entered.append(args) or once(*args))
     network(torch.zeros(4, 1, 3, 3), at(5))
+    device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
+    assert not entered, "only its first call compiles, and not that of the next job"
+    device.release_graphs()
+    device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
+    device.clear_caches()
+    device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
+    assert len(entered) == 2, "what was compiled may be gone"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_first_call_that_fails_was_not_compiled(monkeypatch):
+    """Patch: `_first_call` notes its call before it returns."""
+    entered, calls = [], []
+
+    def fails_once(x, at, condition=None):
+        calls.append(x)
+        if len(calls) == 1:
+            raise ValueError
+        return x
+
+    monkeypatch.setattr(compiled, "once_on_a_node", lambda *args: entered.append(args) or nullcontext())
+    monkeypatch.setattr("taugrid.workers.network.load.load_network", lambda *args: fails_once)
+    device = Device("cpu")
+    with pytest.raises(ValueError):
+        device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
+    device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
+    assert len(entered) == 2
 
 
 @pytest.mark.usefixtures("own_cache")

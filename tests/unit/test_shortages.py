@@ -51,11 +51,15 @@ def test_torchs_count_is_read_whoever_caught_the_error(monkeypatch):
     assert memory.count_shortages("cuda") == 0
 
 
-def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts):  # noqa: F811
-    """Defect 3: without the `break` in `run_in_memory` it is run once more here, with the kernels of a full card."""
+def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts, monkeypatch):  # noqa: F811
+    """Defect 3: without `in_kernels` in `run_in_memory` it is run once more here, with the kernels of a full card.
+
+    Nothing is looked for in a process that goes. Put back by `job.remedy` before `BrokenAccelerator`.
+    """
     device = gpu()
     device.extractor("taken", lambda: 0)
-    with pytest.raises(BrokenAccelerator, match=r"a new one takes its place; sample.batch_size: 256 .*, 64 does"):
+    monkeypatch.setattr(Hungry, "remedy", pytest.fail)
+    with pytest.raises(BrokenAccelerator, match=r"a new one takes its place.*Tried to allocate"):
         run_in_memory(Hungry("x"), device)
     assert len(attempts) == 1
 
@@ -73,13 +77,21 @@ def test_in_another_one_it_begins_with_empty_caches(attempts):  # noqa: F811
     device = gpu()
     device.extractor("taken", lambda: 0)
     attempts.append("in the process that went")
-    assert run_in_memory(Hungry("x", alone=True), device) == Result(0.1, 1, True)
+    assert run_in_memory(Hungry("x", failed_before=True), device) == Result(0.1, 1, True)
     assert len(attempts) == 2
+
+
+def test_a_cpu_keeps_its_caches_although_a_task_failed_before(attempts):  # noqa: F811
+    """A hiccup of a bucket must not cost it its networks. Patch: `if job.failed_before` alone."""
+    device = Device("cpu")
+    device.extractor("taken", lambda: "kept")
+    run_in_memory(Hungry("x", failed_before=True), device)
+    assert attempts == ["kept"]
 
 
 def test_or_it_does_not_fit(attempts):  # noqa: F811
     with pytest.raises(DoesNotFit, match=r"sample.batch_size: 256 does not fit into memory, 64 does"):
-        run_in_memory(Hungry("x", most=0, alone=True), gpu())
+        run_in_memory(Hungry("x", most=0, failed_before=True), gpu())
     assert len(attempts) == 1
 
 

@@ -144,7 +144,7 @@ class ScriptedPool:
         if worker in self.sick or job.behaviour == "breaks":
             self.sick.add(worker)
             self._at(wait + seconds, Failed(worker, RuntimeError(CUDA), "traceback", key))
-        elif job.behaviour in ("fills", "does not fit") and not job.alone:
+        elif job.behaviour in ("fills", "does not fit") and not job.failed_before:
             self.sick.add(worker)
             self._at(wait + seconds, Failed(worker, BrokenAccelerator("out of memory; 64 does"), "traceback", key))
         elif job.behaviour == "does not fit":
@@ -625,7 +625,7 @@ def who_did(run):
 
 @pytest.mark.parametrize("embedded", [False, True])
 def test_spare_cpus_of_a_node_with_gpus_do_what_needs_no_network(scripted, embedded):
-    """Defect 6: GPUs' workers do all with `self._embedded` empty, or `if node.gpus: continue` in `cpu_only_capacity`."""
+    """Defect 6: GPUs' workers do it all if `_embedded` is empty, or `if node.gpus: continue` in `cpu_only_capacity`."""
     run = with_spare_cpus(scripted(["good"] * 20 + ["count"] * 20, {"g": 1}, workers=1, embedded=embedded))
     assert len(run.run().done) == 40
     assert who_did(run) == {("paint", False): 20, ("count", True): 20}
