@@ -50,7 +50,10 @@ class Job:
         """
         if not is_out_of_memory(error, surely=True):
             raise error
-        return "give workers more memory, or start fewer on a node (cluster.cpus_per_worker)"
+        return (
+            "give workers more memory, or start fewer on a node (cluster.cpus_per_worker; for scores beside GPUs "
+            "cluster.score.workers_per_node)"
+        )
 
     def check_run(self) -> None:
         """Raise `RunDirectoryNotVisible` unless this machine sees the run directory. Call it before writing."""

@@ -271,7 +271,7 @@ def test_a_protocol_says_how_the_network_computed(precision, said):
     [("float32", {"math"}, True), ("tf32", {"math"}, True), ("bf16", {"math", "flash"}, False)],
 )
 def test_backward_passes_on_gpus_are_made_repeatable(monkeypatch, precision, kernels, warns):
-    """D15. The switches alone: whether they suffice, benchmarks/device asks on a card.
+    """Defect 15. The switches alone: whether they suffice, benchmarks/device asks on a card.
 
     Flash attention's backward pass adds in any order unless torch's determinism is strict. Patch: `warn_only=True`.
     """

@@ -17,7 +17,6 @@ from taugrid.orchestrator.dispatch.pool import Joined, Lost
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import origins
-from taugrid.orchestrator.view.inspection import describe_status
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage, replacing
 
@@ -122,8 +121,7 @@ def test_of_two_kinds_of_device_the_first_to_commit_counts(run_of):
     assert printed.count("was made twice, with other bytes") == 1
     cell = noted["task"].split("/")[1]
     assert {shard["cell"] for shard in events_of(run, "shard") if not shard["own"]} == {cell}
-    assert GPU in [maker.device for maker in origins(read_events(run.rundir))[cell].makers]
-    assert f"mixed: sampled on {GPU}, cpu" in " ".join(describe_status(run)["remarks"])
+    assert f"mixed: sampled on {GPU}, cpu" in origins(read_events(run.rundir))[cell].mixtures
     assert list(verify(run, lambda images: None)[0]) == []
     assert "damaged" not in printed
 

@@ -52,7 +52,7 @@ def test_torchs_count_is_read_whoever_caught_the_error(monkeypatch):
 
 
 def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts, monkeypatch):  # noqa: F811
-    """The defect: without `in_kernels` in `run_in_memory` it is run once more here, with the kernels of a full card.
+    """Defect 3: without `in_kernels` in `run_in_memory` it is run once more here, with the kernels of a full card.
 
     Nothing is looked for in a process that goes. Put back by `job.remedy` before `BrokenAccelerator`.
     """
@@ -117,7 +117,7 @@ def test_weights_that_do_not_fit_beside_others_were_not_computed_with(counted):
 
 
 def test_a_process_that_ran_out_of_memory_begins_no_other_job(tmp_path, attempts, counted):  # noqa: F811
-    """Looking for a batch that fits may have filled the GPU, too. The defect: no `finally` in `_guard_accelerator`."""
+    """Looking for a batch that fits may have filled the GPU, too. Defect 3: no `finally` in `_guard_accelerator`."""
     worker = Worker(1)
     counted_before = worker._set_up().shortages.any
     with pytest.raises(DoesNotFit):
@@ -131,7 +131,7 @@ def test_a_process_that_ran_out_of_memory_begins_no_other_job(tmp_path, attempts
 
 
 def test_images_of_kernels_that_a_library_fell_back_to_are_not_committed(job, counted):  # noqa: F811
-    """The defect: `device.compute_lock.release` in place of `device.computed` in workers/sample.py.
+    """Defect 3: `device.compute_lock.release` in place of `device.computed` in workers/sample.py.
 
     A batch of 8 would fall back too: put back by deleting `require_none` from `memory._fits`.
     """
@@ -146,7 +146,7 @@ def test_images_of_kernels_that_a_library_fell_back_to_are_not_committed(job, co
 
 
 def test_nor_are_reconstructions(tmp_path, counted):
-    """The defect: no `computed` in `ode.run`."""
+    """Defect 3: no `computed` in `ode.run`."""
     [task, *_] = reconstruct(tmp_path / "run", 8, **GAUSSIAN).tasks()
     device = Device("cpu")
     counted.append("while it computed")

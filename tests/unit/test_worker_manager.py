@@ -269,7 +269,7 @@ def test_a_task_that_breaks_the_accelerator_of_every_process_is_given_up_and_the
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("where", range(0, 20, 3))
 def test_a_job_for_which_a_gpus_memory_was_short_gets_another_process_with_empty_caches(scripted, where, workers):
-    """The defect: `alone` left out in `Loop`. Processes that have done other jobs are given it, and it is given up."""
+    """Defect 3: `alone` left out in `Loop`. Processes that have done other jobs are given it, and it is given up."""
     behaviours = ["good"] * 20
     behaviours[where] = "fills"
     d = scripted(behaviours, {"n0": workers}, workers=workers).run()
@@ -345,7 +345,7 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
 
 
 def test_the_time_of_compiling_says_nothing_of_a_shards(scripted, monkeypatch):
-    """D17. A shard whose first minutes compile would be warned of as too long."""
+    """Defect 17. A shard whose first minutes compile would be warned of as too long."""
     run, warned = scripted(["long"]), []
     monkeypatch.setattr(run.loop._long_shards, "warning", lambda *about: warned.append(about))
     run.pool._at(START_SECONDS + 0.2, Alive("worker-0", "paint/0", 0.0, 0.0, "compiling"))
@@ -625,7 +625,7 @@ def who_did(run):
 
 @pytest.mark.parametrize("embedded", [False, True])
 def test_spare_cpus_of_a_node_with_gpus_do_what_needs_no_network(scripted, embedded):
-    """D6: with `self._embedded` empty, or `if node.gpus: continue` in `cpu_only_capacity`, GPUs' workers do it all."""
+    """Defect 6: GPUs' workers do it all if `_embedded` is empty, or `if node.gpus: continue` in `cpu_only_capacity`."""
     run = with_spare_cpus(scripted(["good"] * 20 + ["count"] * 20, {"g": 1}, workers=1, embedded=embedded))
     assert len(run.run().done) == 40
     assert who_did(run) == {("paint", False): 20, ("count", True): 20}
