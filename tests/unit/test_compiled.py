@@ -18,7 +18,7 @@ from torch.torch_version import TorchVersion
 
 from taugrid.errors import DeviceUnusable, accelerator_error_in
 from taugrid.workers.accelerator import compiled
-from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
+from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.device import MAX_NETWORKS_WITH_GRAPHS, Device, set_up
 from taugrid.workers.network.custom import for_inference
@@ -40,7 +40,7 @@ class Small(nn.Module):
 
 def denoiser(seed, how):
     batched = for_inference(Small(seed), "mine:small", "cpu", policy("cpu", how.precision, how.compile))
-    return computed(of_time(lambda x, t: batched(x, torch.full((len(x),), t))), how, "cpu")
+    return adapted(of_time(lambda x, t: batched(x, torch.full((len(x),), t))), how, "cpu")
 
 
 def test_one_compilation_serves_all_weights_of_an_architecture_and_smaller_batches():
