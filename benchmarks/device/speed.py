@@ -84,7 +84,7 @@ def _sampling(setting: Setting, model: Denoiser, batches: int) -> Callable[[], N
 
     def sample() -> None:
         for _ in completed(transfers()):
-            setting.worker.release_graphs()
+            pass
 
     return sample
 
