@@ -64,7 +64,7 @@ def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts
     assert len(attempts) == 1
 
 
-def test_of_the_process_that_goes_the_message_tells_why(tmp_path, attempts):  # noqa: F811
+def test_a_process_that_is_replaced_says_why(tmp_path, attempts):  # noqa: F811
     worker = Worker(1)
     worker._set_up().kind = "cuda"
     for _ in range(2):
@@ -89,7 +89,7 @@ def test_a_cpu_keeps_its_caches_although_a_task_failed_before(attempts):  # noqa
     assert attempts == ["kept"]
 
 
-def test_or_it_does_not_fit(attempts):  # noqa: F811
+def test_a_job_that_does_not_fit_into_empty_memory_names_the_batch_that_does(attempts):  # noqa: F811
     with pytest.raises(DoesNotFit, match=r"sample.batch_size: 256 does not fit into memory, 64 does"):
         run_in_memory(Hungry("x", most=0, failed_before=True), gpu())
     assert len(attempts) == 1
@@ -145,7 +145,7 @@ def test_images_of_kernels_that_a_library_fell_back_to_are_not_committed(job, co
     assert not Path(job.path).exists()
 
 
-def test_nor_are_reconstructions(tmp_path, counted):
+def test_reconstructions_of_such_kernels_are_not_committed(tmp_path, counted):
     """Defect 3: no `computed` in `ode.run`."""
     [task, *_] = reconstruct(tmp_path / "run", 8, **GAUSSIAN).tasks()
     device = Device("cpu")
@@ -191,7 +191,7 @@ def test_one_image_that_does_not_fit_on_a_gpu_is_not_tried_again(counted):
 
 
 @pytest.mark.parametrize(("hides", "says"), [(True, "other kernels"), (False, "Tried to allocate")])
-def test_sampling_in_memory_names_the_batch_to_set(counted, hides, says):
+def test_sampling_in_memory_says_what_to_set(counted, hides, says):
     """A second call with the same batch would find the kernels that the first one left."""
 
     def network(x, t):
@@ -200,7 +200,7 @@ def test_sampling_in_memory_names_the_batch_to_set(counted, hides, says):
             raise OUT_OF_MEMORY
         return x
 
-    with pytest.raises(UserError, match=rf"{says}.*; set batch_size: 4, or start a new process"):
+    with pytest.raises(UserError, match=rf"{says}.*; set a smaller batch_size, or restart Python"):
         taugrid.sample(network, 8, shape=(1, 8, 8), steps=2, batch_size=8)
 
 

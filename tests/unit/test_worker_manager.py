@@ -269,7 +269,7 @@ def test_a_task_that_breaks_the_accelerator_of_every_process_is_given_up_and_the
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("where", range(0, 20, 3))
 def test_a_job_for_which_a_gpus_memory_was_short_gets_another_process_with_empty_caches(scripted, where, workers):
-    """Defect 3: `alone` left out in `Loop`. Processes that have done other jobs are given it, and it is given up."""
+    """Defect 3: processes that have done other jobs are given it, and it is given up. Patch: no `failed_before`."""
     behaviours = ["good"] * 20
     behaviours[where] = "fills"
     d = scripted(behaviours, {"n0": workers}, workers=workers).run()
@@ -345,7 +345,7 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
 
 
 def test_the_time_of_compiling_says_nothing_of_a_shards(scripted, monkeypatch):
-    """Defect 17. A shard whose first minutes compile would be warned of as too long."""
+    """Defect 17: a shard whose first minutes compile would be warned of. Patch: no `if event.doing` in `_heard`."""
     run, warned = scripted(["long"]), []
     monkeypatch.setattr(run.loop._long_shards, "warning", lambda *about: warned.append(about))
     run.pool._at(START_SECONDS + 0.2, Alive("worker-0", "paint/0", 0.0, 0.0, "compiling"))
