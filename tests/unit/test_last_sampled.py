@@ -99,7 +99,7 @@ def test_the_last_ones_are_kept_as_far_as_they_fit(tmp_path, monkeypatch):
 def test_no_block_that_a_batch_was_copied_to_is_held_on_to(tmp_path, monkeypatch, fits):
     """On a GPU they are pinned memory, which torch reuses. Patch: keep `batch.images` itself.
 
-    Of a shard that is too large nothing is kept.
+    Of a shard that is too large nothing is kept, and for it nothing goes. Patch: no comparison with `MAX_BYTES`.
     """
     given, held, append = [], [], parquet.SampleWriter.append
 
@@ -111,10 +111,12 @@ def test_no_block_that_a_batch_was_copied_to_is_held_on_to(tmp_path, monkeypatch
     monkeypatch.setattr(parquet.SampleWriter, "append", lambda self, x: append(self, x.copy()))
     monkeypatch.setattr(pixels, "MAX_BYTES", 16 * 192 if fits else 16 * 192 - 1)
     kept, job = LastSampled(), job_of(str(tmp_path / "x"), (3, 8, 8), 2, 16)
+    kept.add("other", b"", row_groups(0, [1], [np.zeros((1, 3, 8, 8), np.uint8)]))
     count = lambda: held.append(sum(each() is not None for each in given))  # noqa: E731
     sample_shard(job, of_time(lambda x, t: x), "cpu", computed=count, last_sampled=kept)
     assert held == [0]
     assert len(given) >= 8
+    assert ("other" not in kept._shards) == fits
     assert (kept.take(job.path, LOCAL) is not None) == fits
 
 
