@@ -65,10 +65,8 @@ def run(job: ExtractJob, device: Device) -> Result:
 
     extractor = device.extractor(job.extractor, lambda: _load(job.extractor, device.name))
     sampled = device.last_sampled.take(job.images, job.storage) if isinstance(job.images, str) else None
-    if sampled is not None and sampled.cell != job.metadata["cell"]:
-        sampled = None
-    row_groups = _batches(job) if sampled is None else (Batch(*group) for group in sampled.groups)
-    number = _number_of_images(job) if sampled is None else sum(sampled.counts)
+    row_groups = _batches(job) if sampled is None else (Batch(*group) for group in sampled)
+    number = _number_of_images(job) if sampled is None else sum(len(index) for index, _ in sampled)
     extracted = InBatches(extractor, job.batch_size, device, number)
     began, count = time.perf_counter(), 0  # excludes loading the extractor, as times of networks do
     schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)

@@ -141,7 +141,7 @@ def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int],
 
     watched, batches = Watched(network), []
     size = sampling.settings.batch_size
-    with _enough_memory(device, size):
+    with _enough_memory(device):
         for start in range(0, len(wanted), size):
             batch = wanted[start : start + size]
             x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling)
@@ -151,7 +151,7 @@ def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int],
 
 
 @contextmanager
-def _enough_memory(device: str, batch_size: int) -> Iterator[None]:
+def _enough_memory(device: str) -> Iterator[None]:
     """Raise `UserError` if memory of a GPU runs out within the context, even if a library hides it."""
     shortages = Shortages(device)
     try:
@@ -160,9 +160,9 @@ def _enough_memory(device: str, batch_size: int) -> Iterator[None]:
     except Exception as error:
         if not (shortages.any and is_out_of_memory(error)):
             raise
-        smaller = f"set batch_size: {batch_size // 2}" if batch_size > 1 else "use a device with more memory"
         raise UserError(
-            f"{last_line(error)}; {smaller}, or start a new process, for this one keeps the kernels of a full device"
+            f"{last_line(error)}; set a smaller batch_size, or restart Python: cuDNN keeps the kernels that it chose "
+            "while memory was full"
         ) from error
 
 

@@ -17,6 +17,7 @@ from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Tra
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.devices import faster_on_gpus, require_no_gpu
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
@@ -33,7 +34,7 @@ from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_di
 from taugrid.orchestrator.rundir.grown import FILE as GROWN
 from taugrid.orchestrator.rundir.grown import grown, is_damaged, read_sizes
 from taugrid.orchestrator.selection import without_models
-from taugrid.orchestrator.shard_sizes import faster_on_gpus, require_no_gpu, too_few_shards
+from taugrid.orchestrator.shard_sizes import too_few_shards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.growing import Growth, Until

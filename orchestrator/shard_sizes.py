@@ -3,11 +3,8 @@
 from typing import NamedTuple
 
 from taugrid.config import Sample
-from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.words import counted, duration
-from taugrid.workers.accelerator.policy import faster, lacks
 from taugrid.workers.sample import SampleJob
 
 LONG_SECONDS = 300.0
@@ -25,23 +22,6 @@ PREDICTION_SECONDS = 10.0
 
 SHARDS_A_WORKER = 4
 """The recommended number, so that a slow worker can do fewer than a fast one."""
-
-
-NO_GPU = "workers have none here", "join a cluster with such GPUs (--address)"
-"""Why a plan can't compute what needs a GPU, and the way out."""
-
-
-def require_no_gpu(plan: Plan) -> None:
-    """Raise `UserError` if a cell wants TF32 or CUDA graphs from workers without a GPU."""
-    for cell in plan.cells:
-        if (need := lacks("cpu", cell.settings.precision, cell.settings.compile)) is not None:
-            raise UserError(need.refused(*NO_GPU))
-
-
-def faster_on_gpus(plan: Plan) -> str | None:
-    """`policy.faster` of the cells whose network torch computes."""
-    settings = [cell.settings for cell in plan.cells if not isinstance(cell.model.source, Oracle)]
-    return faster([(each.precision, each.compile) for each in settings])
 
 
 def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:

@@ -266,7 +266,7 @@ def is_accelerator_error(error: BaseException) -> bool:
 
     torch is not imported here, so its errors are recognised by the names of their types and by their texts. Causes are
     not checked, because Ray does not pass them on: see `accelerator_error_in`. Texts of which memory is only one cause
-    count: whoever can make a job smaller asks `is_out_of_memory` first, and lets such an error pass if that is no help.
+    count: a caller that can make its job smaller must ask `is_out_of_memory` first.
     """
     if isinstance(error, BrokenAccelerator):
         return True

@@ -39,8 +39,8 @@ class Job:
     """The version (`Stat.version`) of a shorter file of the same shard, from when there were fewer rows: the job's
     file takes its place. None: there is none. Any other file that is found there is kept."""
 
-    alone: bool = field(default=False, kw_only=True)
-    """Whether it begins with empty caches, because it has failed before: perhaps for memory that they took."""
+    failed_before: bool = field(default=False, kw_only=True)
+    """On a GPU it then begins with empty caches: it may have failed for memory that they took."""
 
     def remedy(self, device: Any, error: Exception) -> str:
         """A sentence that says what to change if the job does not fit into memory.
@@ -50,7 +50,10 @@ class Job:
         """
         if not is_out_of_memory(error, surely=True):
             raise error
-        return "give workers more memory, or start fewer on a node (cluster.cpus_per_worker)"
+        return (
+            "give workers more memory, or start fewer on a node (cluster.cpus_per_worker; for scores beside GPUs "
+            "cluster.score.workers_per_node)"
+        )
 
     def check_run(self) -> None:
         """Raise `RunDirectoryNotVisible` unless this machine sees the run directory. Call it before writing."""

@@ -232,42 +232,46 @@ def run_in_memory(job: Job, device: Device) -> Result:
     """Run a job. If it runs out of memory, clear the caches and run it once more.
 
     If a GPU has begun to compute the job, only another process may run it again: cuDNN keeps the kernels that it took
-    while memory was short (docs/decisions.md, "Memory of a GPU"). There it is `alone`.
+    while memory was short (docs/decisions.md, "Memory of a GPU").
 
     Raises:
         DoesNotFit: if it runs out of memory again, here or, on a GPU, in a later process; it says what would fit.
         BrokenAccelerator: if it is to be run again in a process whose GPU never ran out of memory.
         RuntimeError: its own error, if that only may mean lack of memory, and smaller batches do not help.
     """
-    shortage: Exception = MemoryError()
-    if job.alone:
+
+    def in_kernels(done: Result | Exception) -> bool:
+        return device.kind == "cuda" and not isinstance(done, MemoryError | Result)
+
+    if job.failed_before and device.kind == "cuda":
         device.clear_caches()
-    for _ in range(2):
+    done = _result_or_shortage(job, device)
+    if not isinstance(done, Result) and not in_kernels(done):
         done = _result_or_shortage(job, device)
-        if isinstance(done, Result):
-            return done
-        shortage = done
-        device.compute_lock.acquire()  # the job may have released it before it ran out of memory
-        device.clear_caches()  # not in the handler, where the error's frames still hold tensors
-        if in_kernels := device.kind == "cuda" and not isinstance(shortage, MemoryError):
-            break
-    found = f"{job.remedy(device, shortage)} ({device.hardware}: {last_line(shortage)})"
-    if in_kernels and not job.alone:
-        raise BrokenAccelerator(f"node {this_node()}: {AFTER_SHORTAGE}; {found}")
-    raise DoesNotFit(found)
+    if isinstance(done, Result):
+        return done
+    if in_kernels(done) and not job.failed_before:
+        raise BrokenAccelerator(f"node {this_node()}: {AFTER_SHORTAGE} ({last_line(done)})")
+    raise DoesNotFit(f"{job.remedy(device, done)} ({device.hardware}: {last_line(done)})")
 
 
 def _result_or_shortage(job: Job, device: Device) -> Result | Exception:
-    """The job's result, or its out-of-memory error, without the frames that hold what was computed so far."""
+    """The job's result, or its out-of-memory error, without the frames that hold what was computed so far.
+
+    After an error the caches are empty, and no other job computes.
+    """
     try:
         result: Result = resolve_name(job.entry_point)(job, device)
+        return result
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         error.add_note(traceback.format_exc())
         error.__cause__ = error.__context__ = None
-        return error.with_traceback(None)
-    return result
+        shortage = error.with_traceback(None)
+    device.compute_lock.acquire()  # the job may have released it before it ran out of memory
+    device.clear_caches()  # not in the handler, where the error's frames still hold tensors
+    return shortage
 
 
 def check_run_directory(probe: Probe, node: str) -> None:

@@ -6,8 +6,8 @@ Torch is imported when a device is set up, not with this module: the driver must
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -67,13 +67,16 @@ def set_up(threads: int | None = None) -> None:
     Raises:
         DeviceUnusable: if its environment makes libraries compute float32 differently.
     """
-    arithmetic.set_environment(os.environ)
-    if threads is not None:
+    workspace = "CUBLAS_WORKSPACE_CONFIG"  # 32 MiB, with which sums are repeatable (ATen's Context.cpp)
+    os.environ.setdefault(workspace, ":4096:8")
+    if threads is not None:  # a caller's process keeps its own
+        os.environ[workspace] = ":4096:8"
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(COMPILE_PROCESSES, os.cpu_count() or 1)))
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS=1, however many CPUs a worker has
+    arithmetic.require_float32(torch.cuda.is_available())
     arithmetic.configure()
 
 
@@ -156,6 +159,8 @@ class Device:
         self._extractors = LRUCache(MAX_EXTRACTORS)
         self._needed: dict[Hashable, int | None] = {}
         self._with_graphs: set[tuple[Hashable, ...]] = set()
+        self._compiled: set[tuple[Hashable, Arithmetic]] = set()
+        """Kept networks, and how, whose first call has returned. torch may compile at any other."""
         self.last_sampled = LastSampled()
 
     def network(
@@ -181,6 +186,7 @@ class Device:
 
         def load() -> "Denoiser":
             self._with_graphs = {known for known in self._with_graphs if known[0] != key}  # the dropped one had those
+            self._compiled = {known for known in self._compiled if known[0] in self._networks}
             if decided.compile == "reduce-overhead":
                 self._networks_with_graphs += 1
                 if self._networks_with_graphs % MAX_NETWORKS_WITH_GRAPHS == 0:
@@ -191,14 +197,18 @@ class Device:
         arithmetic.configure(decided)  # a custom network may have changed it
         if batch is not None:
             self._require_room(key, network, how, batch)
-        return arithmetic.computed(network, how, self.kind, partial(self._first_call, spec, decided, how))
+        first_call = nullcontext if (key, how) in self._compiled else partial(self._first_call, spec, key, how)
+        return arithmetic.computed(network, how, self.kind, first_call)
 
-    def _first_call(self, spec: NetworkSpec, *how: Hashable) -> AbstractContextManager[None]:
+    @contextmanager
+    def _first_call(self, spec: NetworkSpec, key: tuple[Hashable, ...], how: Arithmetic) -> Iterator[None]:
         """The context of the first call of a compiled network, which is when torch compiles it."""
         from taugrid.workers.accelerator.compiled import once_on_a_node
 
         code = spec.config_sha256 if isinstance(spec, SavedUnet) else getattr(spec, "source_sha256", "")
-        return once_on_a_node((code, self.hardware, *how), self.compiling)
+        with once_on_a_node((code, self.hardware, *key[2:], how), self.compiling):
+            yield
+        self._compiled.add((key, how))
 
     def loading(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
         """A Denoiser that loads its network when it is called, and requires memory for what it is called with."""
@@ -268,6 +278,7 @@ class Device:
     def release_graphs(self) -> None:
         """Free the memory of all CUDA graphs. Networks record theirs anew when they are called."""
         self._with_graphs.clear()
+        self._compiled.clear()
         if self._networks_with_graphs:
             from taugrid.workers.accelerator.compiled import release_graphs
 

@@ -9,17 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
 from taugrid.errors import DamagedFile, NotFinite, Stopped
 from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result
+from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.finite import Watched, blame, not_finite
-from taugrid.workers.pixels import KeptPixels, LastSampled, SampledShard
+from taugrid.workers.pixels import LastSampled
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import require_code
 
@@ -94,7 +98,8 @@ def sample_shard(
     """
     from taugrid.workers.accelerator.transfer import Clock, completed
 
-    schema, clock, pixels = parquet.sample_schema(job.metadata), Clock(), KeptPixels()
+    schema, clock = parquet.sample_schema(job.metadata), Clock()
+    sampled: list[NDArray[np.uint8]] = []
     job.check_run()
     with (
         parquet.PartWriter(Path(job.path), schema, job.storage) as part,
@@ -106,7 +111,8 @@ def sample_shard(
                 _require_finite(batch, job)
                 clock.completed(batch)
                 writer.append(batch.images)
-                pixels.append(batch.images)
+                if first_new == job.start and batch.images[0].nbytes * (job.stop - job.start) <= pixels.MAX_BYTES:
+                    sampled.append(np.array(batch.images))  # torch reuses the pinned memory that a GPU copies images to
                 stop = batch.start + len(batch.images)
         except Stopped:
             if stop == first_new:
@@ -114,9 +120,8 @@ def sample_shard(
         computed()
         writer.finish()
         created = part.commit_over(job.replaces)
-    if last_sampled is not None and first_new == job.start:
-        sampled = SampledShard(part.digest, job.metadata["cell"], job.start, tuple(writer.counts), pixels)
-        last_sampled.add(job.path, sampled)
+    if last_sampled is not None and sampled:
+        last_sampled.add(job.path, part.digest, pixels.row_groups(job.start, writer.counts, sampled))
     return Result(clock.seconds, stop - first_new, created, part=part.content, conflict=part.conflict)
 
 

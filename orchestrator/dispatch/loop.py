@@ -25,6 +25,7 @@ from taugrid.errors import (
     is_accelerator_error,
     is_environment_error,
 )
+from taugrid.eval.extract import ExtractJob
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
@@ -113,7 +114,7 @@ class Loop:
         self._reasons: dict[str, str] = {}
         self._fractions: dict[str, float] = {}  # worker -> how much of the task that it runs is done
         self._long_shards = LongShards()
-        self._mixed = False  # whether a file that two kinds of worker made was spoken of
+        self._told: set[str] = set()  # what is said once in a run
         self._listened = time.monotonic()
         self.permanent_failures: set[str] = set()
         """Names of cells that failed and would fail again (`_is_permanent`)."""
@@ -196,7 +197,7 @@ class Loop:
         self._flush()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
             failed_before = self._dispatcher.attempts(task.key) > 0
-            self._pool.submit(worker, replace(self._job(task.key), alone=failed_before), task.key)
+            self._pool.submit(worker, replace(self._job(task.key), failed_before=failed_before), task.key)
         self._progress.tick()
 
     def _flush(self) -> None:
@@ -262,44 +263,56 @@ class Loop:
     def _fault_of_file(self, worker: str, result: Result, key: str) -> NotCommitted | FileConflict | None:
         """The fault if the driver does not find the file of a task, or one that nothing explains.
 
-        A copy of a task that is done may be missing.
+        A copy of a task that is done may be missing, and one that differs is no fault of its worker.
         """
+        is_done = key in self._dispatcher.done
         try:
-            if key not in self._dispatcher.done:
+            if not is_done:
                 confirm(self._job(key), result)
             if result.conflict is not None:
                 self._judge(worker, key, result.conflict)
         except (NotCommitted, FileConflict) as fault:
-            return fault
+            if not is_done:
+                return fault
+            self._events.note("late copy", task=key, worker=worker, reason=str(fault))
+            self._say_once("late copy", f"{key}: {fault}; it was already done, and nothing is done again")
         return None
 
     def _judge(self, worker: str, key: str, conflict: str) -> None:
-        """Keep the file that `worker` found, with a note, if its maker's device, software or threads may be different.
+        """Keep the file that `worker` found, with a note, if its maker may round differently.
+
+        So may one whose device, software or threads differ, and equal ones that extract features in batches of
+        different sizes, because memory decides these.
 
         Raises:
             FileConflict: if not.
         """
-        path = self._job(key).path
+        job = self._job(key)
         makers = other_makers(self._events.so_far(), key, worker)
         if conflict != OTHER_BYTES or makers is None:
             raise FileConflict(
-                f"{path} was made by another driver or worker meanwhile, and it {conflict}; compare their devices and "
-                "versions, or remove it"
+                f"{job.path} was made by another driver or worker meanwhile, and it {conflict}; compare their devices "
+                "and versions, or remove it"
             )
         device = self._manager.info(worker).device
-        if not makers:
+        if not makers and not isinstance(job, ExtractJob):
             raise FileConflict(
-                f"{path} {conflict}, although it was made with the same software and threads, on the same kind of "
+                f"{job.path} {conflict}, although it was made with the same software and threads, on the same kind of "
                 f"device ({device}): something is not deterministic, such as a custom network or sampler; it is kept"
             )
-        first = sorted({maker.device for maker in makers})
+        first = sorted({maker.device for maker in makers}) or [device]
         self._events.note("other bytes", task=key, worker=worker, device=device, first=first)
-        if not self._mixed:
-            self._progress.say(
-                f"{key} was made twice, with other bytes on {' or '.join(first)} than on {device} (device, processor, "
-                "software or threads differ); the first counts, here and wherever it happens again"
-            )
-        self._mixed = True
+        why = "device, processor, software or threads differ" if makers else "memory decides the size of a batch"
+        self._say_once(
+            "other bytes",
+            f"{key} was made twice, with other bytes on {' or '.join(first)} than on {device} ({why}); the first "
+            "counts, here and wherever it happens again",
+        )
+
+    def _say_once(self, about: str, message: str) -> None:
+        if about not in self._told:
+            self._told.add(about)
+            self._progress.say(message)
 
     def _record(self, worker: str, result: Result, key: str) -> None:
         task = self._tasks[key]

@@ -18,13 +18,13 @@ from taugrid.jobs import TrainingSpec
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model
+from taugrid.orchestrator.plan.devices import NO_GPU
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import name_of_trainings, note_of_trainings
 from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
-from taugrid.orchestrator.shard_sizes import NO_GPU
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder

@@ -10,17 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from taugrid.orchestrator.plan.cells import part_name
-from taugrid.words import listed
 
 PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")
 """Software that an image's bytes depend on."""
 
 LIBRARIES = ("cuda", "cudnn", "hip", "miopen", "driver")
 """The same of a GPU (`workers.accelerator.libraries`), which events of earlier versions lack."""
-
-
-NAMED_CELLS = 4
-"""Cells of a mixture that are named; the rest are counted."""
 
 
 class Maker(NamedTuple):
@@ -81,15 +76,6 @@ def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
         by_cell[cell].images += shard.images
         by_cell[cell].makers |= shard.all_makers
     return by_cell
-
-
-def mixtures_in_words(events: Iterable[Mapping[str, Any]], labels: Mapping[str, str]) -> list[str]:
-    """A line for each mixture in the cells of these ids, with their labels."""
-    cells: dict[str, list[str]] = defaultdict(list)
-    for cell, origin in origins(events).items():
-        for mixture in origin.mixtures if cell in labels else ():
-            cells[mixture].append(labels[cell])
-    return [f"{listed(names, NAMED_CELLS, 'cell')}: {mixture}" for mixture, names in cells.items()]
 
 
 def first_origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:

@@ -13,12 +13,13 @@ from taugrid.eval.sources import nothing_there
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
+from taugrid.orchestrator.plan.devices import faster_on_gpus
 from taugrid.orchestrator.plan.scoring import Foreseen, foreseen, name_and_dimensions, singular_samples, too_few_samples
 from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.shard_sizes import faster_on_gpus, longest_shard, too_few_shards
+from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.storage import read_json
 from taugrid.workers.data.cifar import FIDELITY_NAMES
@@ -50,7 +51,7 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     if described["network_evaluations_remaining"]:
         yield from _fit(run, described)
         gpus = config.cluster.gpus_per_worker
-        if (_has_nvidia() if gpus is None else gpus) and (message := faster_on_gpus(plan)) is not None:
+        if (_has_gpus() if gpus is None else gpus) and (message := faster_on_gpus(plan)) is not None:
             yield message
     yield from unequal(plan.cells)
     if models := compared_trainings(plan):
@@ -101,9 +102,13 @@ def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:
     return [warning for warning in warnings if warning is not None]
 
 
-def _has_nvidia() -> bool:
-    """Whether NVIDIA's driver is on this machine, as far as known without torch."""
-    return Path("/proc/driver/nvidia").exists()
+GPU_DRIVERS = "/proc/driver/nvidia", "/dev/kfd"
+"""What NVIDIA's and AMD's drivers make on a machine."""
+
+
+def _has_gpus() -> bool:
+    """Whether a driver of GPUs is on this machine, as far as known without torch."""
+    return any(Path(driver).exists() for driver in GPU_DRIVERS)
 
 
 def _workers(config: Config) -> int | None:
@@ -111,7 +116,7 @@ def _workers(config: Config) -> int | None:
 
     None: one for each GPU, and the number of usable GPUs is unknown without torch.
     """
-    if config.cluster.workers or _has_nvidia():
+    if config.cluster.workers or _has_gpus():
         return config.cluster.workers
     return int(capacity.available_cpus() // config.cluster.cpus_per_worker)
 

@@ -16,7 +16,6 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.grown import at
 from taugrid.orchestrator.rundir.lease import Lease
-from taugrid.orchestrator.rundir.origins import mixtures_in_words
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.work.sample import images_to_keep
 
@@ -30,10 +29,8 @@ def describe_status(run: Run) -> dict[str, Any]:
     lease = Lease(run.rundir)
     holder, last = lease.live_holder(), lease.holder()
     driver = None if holder is None else {"host": holder.host, "process": holder.process, "last_seen": holder.heartbeat}
-    described, labels = describe(run), {cell.id: cell.label for cell in run.plan.cells}
-    remarks = [*described["remarks"], *mixtures_in_words(read_events(run.rundir), labels)]
     killed = str(last) if last and holder is None else None
-    return described | {"remarks": remarks, "killed_driver": killed, "driver": driver}
+    return describe(run) | {"killed_driver": killed, "driver": driver}
 
 
 def describe(run: Run) -> dict[str, Any]:

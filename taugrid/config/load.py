@@ -115,13 +115,11 @@ def _without_gone_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 def _one_gpu(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with one GPU for each worker: earlier versions took more, and used one."""
-
-    def one(key: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return _one_gpu(value)
-        return 1 if key == "gpus_per_worker" and isinstance(value, int | float) and value > 1 else value
-
-    return {key: one(key, value) for key, value in values.items()}
+    cluster = values.get("cluster")
+    for section in (cluster, cluster.get("train") if isinstance(cluster, dict) else None):
+        if isinstance(section, dict) and isinstance(gpus := section.get("gpus_per_worker"), int | float) and gpus > 1:
+            section["gpus_per_worker"] = 1
+    return values
 
 
 def _is_ignored(key: Any, path: Path) -> bool:

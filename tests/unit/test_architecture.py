@@ -246,6 +246,15 @@ def test_the_tests_that_failures_names_exist():
     assert named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
 
 
+def test_the_defects_that_decisions_counts_are_named_in_their_tests():
+    rows = re.findall(r"^\| (\d+) \| .* \| (`test_.*`) \|$", (ROOT / "docs/decisions.md").read_text(), re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 20))
+    for number, names in rows:
+        for name in re.findall(r"`(test_\w+\.py)`", names):
+            said = (ROOT / "tests/unit" / name).read_text()
+            assert re.search(rf"\bdefect {number}\b", said, re.IGNORECASE), (number, name)
+
+
 def test_the_mutants_fit_the_code():
     """`planted` exits if a mutant's old text is not in its file exactly once, or one of its tests is gone."""
     for mutant in mutants.read((ROOT / "tools/mutants.txt").read_text()):

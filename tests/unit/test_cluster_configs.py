@@ -176,7 +176,7 @@ def test_a_cluster_takes_ten_lines_of_readme():
 
 
 def test_the_image_pins_a_build_of_torch_that_is_published_and_drivers_of_two_years_ago_run():
-    """The defect: no `ARG CUDA`. PyPI's torch is for the newest CUDA, and "the NVIDIA driver on your system is too
+    """Defect 5: no `ARG CUDA`. PyPI's torch is for the newest CUDA, and "the NVIDIA driver on your system is too
     old" comes only on the cluster."""
     tag = re.search(r"^ARG CUDA=cu(\d\d)(\d)$", DOCKERFILE, re.MULTILINE)
     torch_first = DOCKERFILE.index("--index-url https://download.pytorch.org/whl/${CUDA}") < DOCKERFILE.index(

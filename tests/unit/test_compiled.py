@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -202,7 +203,7 @@ def test_what_the_compiler_is_asked_for_is_known_to_it(monkeypatch):
 
 
 def test_clearing_the_caches_frees_graphs_in_their_thread(monkeypatch):
-    """D9: graph memory stays until then. Patch: `Device.clear_caches` without `release_graphs`."""
+    """Defect 9: graph memory stays until then. Patch: `Device.clear_caches` without `release_graphs`."""
     resets = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(threading.get_ident()))
     monkeypatch.setattr(
@@ -225,7 +226,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("own_cache")
 def test_a_worker_says_that_it_compiles(monkeypatch):
-    """D17: a first call of minutes sent nothing. Patch: no `first_call` in `Device.network`. Here a call is slow."""
+    """Defect 17: a first call of minutes sent nothing. Patch: no `first_call` in `Device.network`. A call is slow."""
     said = []
 
     def slow(x, at, condition=None):
@@ -238,10 +239,36 @@ def test_a_worker_says_that_it_compiles(monkeypatch):
     network = device.network(None, None, FULL)
     network(torch.zeros(4, 1, 3, 3), at(5))
     assert set(said) == {(0.0, 0.0, "compiling")}
-    before = len(said)
+    once, entered = compiled.once_on_a_node, []
+    monkeypatch.setattr(compiled, "once_on_a_node", lambda *args: entered.append(args) or once(*args))
     network(torch.zeros(4, 1, 3, 3), at(5))
-    time.sleep(0.05)
-    assert len(said) == before, "only its first call compiles"
+    device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
+    assert not entered, "only its first call compiles, and not that of the next job"
+    device.release_graphs()
+    device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
+    device.clear_caches()
+    device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
+    assert len(entered) == 2, "what was compiled may be gone"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_first_call_that_fails_was_not_compiled(monkeypatch):
+    """Patch: `_first_call` notes its call before it returns."""
+    entered, calls = [], []
+
+    def fails_once(x, at, condition=None):
+        calls.append(x)
+        if len(calls) == 1:
+            raise ValueError
+        return x
+
+    monkeypatch.setattr(compiled, "once_on_a_node", lambda *args: entered.append(args) or nullcontext())
+    monkeypatch.setattr("taugrid.workers.network.load.load_network", lambda *args: fails_once)
+    device = Device("cpu")
+    with pytest.raises(ValueError):
+        device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
+    device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
+    assert len(entered) == 2
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -256,10 +283,11 @@ def test_a_compiler_that_hangs_falls_silent(monkeypatch):
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_one_worker_of_a_node_compiles_and_the_others_wait():
-    """D17: eight workers compiled the same at once. Patch: `once_on_a_node` without its lock."""
+def test_one_worker_of_a_node_compiles_and_the_others_wait(monkeypatch):
+    """Defect 17: eight workers compiled the same at once. Patch: `once_on_a_node` without its lock."""
     running, together, order = set(), [], []
-    first, gate = threading.Event(), threading.Event()
+    first, gate, asked, locked = threading.Event(), threading.Event(), threading.Semaphore(0), compiled.locked
+    monkeypatch.setattr(compiled, "locked", lambda path: asked.release() or locked(path))
 
     def worker(name):
         with compiled.once_on_a_node("a network", lambda: None):
@@ -277,8 +305,8 @@ def test_one_worker_of_a_node_compiles_and_the_others_wait():
     workers = [threading.Thread(target=worker, args=(name,)) for name in range(3)]
     for each in workers:
         each.start()
-    first.wait(5)
-    time.sleep(0.1)
+    assert first.wait(5)
+    assert all(asked.acquire(timeout=5) for _ in workers), "each has asked for the lock"
     assert len(order) == 1
     gate.set()
     for each in workers:

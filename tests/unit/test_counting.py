@@ -140,7 +140,7 @@ def test_a_convolution_follows_either_layout_and_adds_its_bias_apart():
 
 
 def test_room_is_counted_for_a_workspace_of_cudnn():
-    """The defect: x, y and the weight once more. A U-Net at 256 x 256 had 29.1 GB required for 64 images, of which
+    """The patch: x, y and the weight once more. A U-Net at 256 x 256 had 29.1 GB required for 64 images, of which
     Winograd's kernels need 33.9.
     """
     x, layer = meta(4, 8, 16, 16), nn.Conv2d(8, 8, 3, padding=1, bias=False)

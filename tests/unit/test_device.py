@@ -123,7 +123,7 @@ def sampled(gpu, calls, send=lambda *_: None):
 
 @pytest.mark.parametrize("seconds", [2**-9, 0.875, 6.0, 20.0])
 def test_heartbeats_of_a_gpu_count_the_calls_that_it_has_finished_and_come_as_often(monkeypatch, seconds):
-    """The defect: `with_heartbeats` beats at launches alone (`submitted.add(None)`). CUDA queues about 1,000 launches,
+    """Defect 4: `with_heartbeats` beats at launches alone (`submitted.add(None)`). CUDA queues about 1,000 launches,
     so the host ends within 0.1 s and is then silent for as long as the device computes: over 60 s of silence gets a
     copy, over 600 s a kill."""
     gpu, calls = Gpu(monkeypatch, seconds), 200
@@ -156,7 +156,7 @@ def test_a_gpu_job_that_must_stop_does_so_within_a_call(monkeypatch):
 
 
 def test_an_extraction_counts_the_images_of_which_features_are_there(monkeypatch):
-    """The defect: `add(None, len(batch))` in `InBatches` counts batches that were only launched."""
+    """Defect 4: `add(None, len(batch))` in `InBatches` counts batches that were only launched."""
     gpu, heard = Gpu(monkeypatch, 0.5), []
     beating = Device("cuda")
     beating.heartbeat = lambda done, of: heard.append((gpu.now, done))

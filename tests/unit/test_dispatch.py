@@ -226,7 +226,7 @@ def scores(number):
 
 
 def test_others_leave_scores_to_helpers_while_they_may_get_other_work():
-    """D6: with `leave = False` in `_ready`, "gpu too" takes a score, and samples may wait for it."""
+    """Defect 6: with `leave = False` in `_ready`, "gpu too" takes a score, and samples may wait for it."""
     d = with_helpers([Task("sample/0", "sample", 1.0), *scores(3)])
     assert assigned(d, 0.0) == {"cpu": "score/0", "gpu": "sample/0"}
     assert assigned(d, 1.0) == {}, "two scores wait, and two helpers are there or could soon be"

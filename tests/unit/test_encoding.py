@@ -1,4 +1,4 @@
-"""Small images that a GPU samples are encoded in another process (D7): its bytes, its errors, its end."""
+"""Small images that a GPU samples are encoded in another process (defect 7): its bytes, its errors, its end."""
 
 import os
 import signal
@@ -103,7 +103,7 @@ def written(path, some, launching):
 def test_small_images_beside_launches_are_encoded_elsewhere_with_the_same_bytes(
     tmp_path, monkeypatch, process, side, elsewhere
 ):
-    """D7: with `encode = _encoded` in `SampleWriter.append`, small images share Python's lock with the launches."""
+    """Defect 7: with `encode = _encoded` in `SampleWriter.append`, they share Python's lock with the launches."""
     asked = []
     monkeypatch.setattr(samples, "encode_elsewhere", lambda some: asked.append(len(some)) or process(some))
     here = written(tmp_path / "here", images(side), False)
@@ -121,7 +121,7 @@ def test_what_could_not_be_encoded_elsewhere_leaves_no_file(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(("device", "launching"), [("cpu", False), ("cuda:1", True), ("mps", True)])
 def test_a_shard_is_encoded_elsewhere_if_an_accelerator_samples_it(tmp_path, monkeypatch, device, launching):
-    """D7: without `launching` in `sample_shard`, no worker does so."""
+    """Defect 7: without `launching` in `sample_shard`, no worker does so."""
     asked, writer = [], parquet.SampleWriter
     monkeypatch.setattr(sample, "_transfers", lambda *arguments: [])
     monkeypatch.setattr(

@@ -116,7 +116,7 @@ def test_failures_that_an_earlier_version_wrote_down_are_told(tmp_path):
 
 
 def test_tf32_is_refused_before_a_training_without_a_gpu_starts(tmp_path):
-    """D15. Patch: `_specified` without `lacks`."""
+    """Defect 15. Patch: `_specified` without `lacks`."""
     with small_run(tmp_path, CONFIG + "train: {precision: tf32}\n") as opened:
         opened.rundir.root.mkdir()
         model, source = opened.plan.trained_here[0]

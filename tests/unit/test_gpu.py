@@ -95,7 +95,7 @@ FIRST_KERNEL = [
 
 @pytest.mark.parametrize(("words", "said", "at"), [(*i, "init") for i in INIT] + [(*k, "kernel") for k in FIRST_KERNEL])
 def test_a_gpu_that_torch_can_not_use_is_refused_in_one_line_with_torchs_words_and_the_ways_out(card, words, said, at):
-    """The defect: `torch.cuda.is_available()` in `Worker._set_up`, which is False and says nothing, in place of
+    """Defect 5: `torch.cuda.is_available()` in `Worker._set_up`, which is False and says nothing, in place of
     `start_gpu`. Torch's own words then reach only Ray's logs, as a warning."""
     card((AcceleratorError if at == "kernel" else RuntimeError)(words), at)
     with pytest.raises(
@@ -201,7 +201,7 @@ def test_a_refused_gpu_is_no_broken_one_and_may_be_checked_again(on_a_gpu, card,
 def test_a_broken_card_is_named_with_its_node_and_torchs_words(
     on_a_gpu, card, tmp_path, monkeypatch, words, said, when
 ):
-    """The defect: the last line of torch's text, "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions",
+    """The patch: the last line of torch's text, "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions",
     was all that a user saw (`lines[-1]` in `errors.last_line`)."""
     (tmp_path / ".probe").touch()
     monkeypatch.setattr(actor, "this_node", lambda: "node-7")

@@ -1,9 +1,13 @@
 """Features of what a worker has just sampled come from its memory, with the bytes of those from the file."""
 
+import weakref
+
 import numpy as np
 import pytest
+from denoisers import of_time
 from in_process import CONFIG, drive, results, small_run
 
+from benchmarks.fake_device import job_of
 from taugrid import parquet
 from taugrid.eval import extract
 from taugrid.eval.features.resolve import resolve
@@ -12,8 +16,10 @@ from taugrid.orchestrator.task import Task
 from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.storage import LOCAL, LocalStorage
 from taugrid.workers import pixels
+from taugrid.workers.accelerator.transfer import ImageTransfer
 from taugrid.workers.device import Device
-from taugrid.workers.pixels import KeptPixels, LastSampled, SampledShard
+from taugrid.workers.pixels import LastSampled, row_groups
+from taugrid.workers.sample import sample_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,15 +36,13 @@ LARGE = LARGE.replace("shard_evaluations: 20", "shard_evaluations: 5000")
 def written(path, seed, last_sampled, batch=250):
     """Write a file of images as a worker does, which it then has in memory."""
     images = np.random.default_rng(seed).integers(0, 256, (IMAGES, 1, 8, 8), dtype=np.uint8)
-    kept = KeptPixels()
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
         with parquet.SampleWriter(part, SETTINGS, 7) as writer:
             for start in range(0, IMAGES, batch):
                 writer.append(images[start : start + batch])
-                kept.append(images[start : start + batch])
             writer.finish()
         part.commit(replace=True)
-    last_sampled.add(str(path), SampledShard(part.digest, "x", 7, tuple(writer.counts), kept))
+    last_sampled.add(str(path), part.digest, row_groups(7, writer.counts, [images]))
 
 
 def features(images, path, device):
@@ -89,10 +93,29 @@ def test_the_last_ones_are_kept_as_far_as_they_fit(tmp_path, monkeypatch):
     assert found.take(str(tmp_path / "a"), LOCAL) is None
     assert found.take(str(tmp_path / "c"), LOCAL) is not None
     assert found.take(str(tmp_path / "c"), LOCAL) is None, "it is needed once"
-    monkeypatch.setattr(pixels, "MAX_BYTES", size - 1)
-    written(tmp_path / "d", 0, found)
-    assert found.take(str(tmp_path / "d"), LOCAL) is None, "it is too large"
-    assert found.take(str(tmp_path / "b"), LOCAL) is not None, "for which nothing else had to go"
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_no_block_that_a_batch_was_copied_to_is_held_on_to(tmp_path, monkeypatch, fits):
+    """On a GPU they are pinned memory, which torch reuses. Patch: keep `batch.images` itself.
+
+    Of a shard that is too large nothing is kept.
+    """
+    given, held, append = [], [], parquet.SampleWriter.append
+
+    def images(self):
+        given.append(weakref.ref(found := self.pixels.numpy()))
+        return found
+
+    monkeypatch.setattr(ImageTransfer, "images", property(images))
+    monkeypatch.setattr(parquet.SampleWriter, "append", lambda self, x: append(self, x.copy()))
+    monkeypatch.setattr(pixels, "MAX_BYTES", 16 * 192 if fits else 16 * 192 - 1)
+    kept, job = LastSampled(), job_of(str(tmp_path / "x"), (3, 8, 8), 2, 16)
+    count = lambda: held.append(sum(each() is not None for each in given))  # noqa: E731
+    sample_shard(job, of_time(lambda x, t: x), "cpu", computed=count, last_sampled=kept)
+    assert held == [0]
+    assert len(given) >= 8
+    assert (kept.take(job.path, LOCAL) is not None) == fits
 
 
 def test_a_worker_extracts_what_it_sampled_the_last_first():

@@ -187,7 +187,7 @@ def test_a_job_that_does_not_fit_is_tried_twice_and_says_what_would(attempts):
 
 
 def test_a_convolution_without_an_engine_is_told_with_the_batch_that_works(attempts):
-    """Defect 3: cuDNN's last word on lack of memory, for which the task was blamed."""
+    """Defect 3: cuDNN's last word, for which the task was blamed. Patch: `_PERHAPS_OUT_OF_MEMORY` lacks it."""
     job = Hungry("x", most=0, fault=RuntimeError, says=str(NO_ENGINE))
     with pytest.raises(DoesNotFit, match=r"256 does not work here, 64 does.*unable to find an engine"):
         run_in_memory(job, Device("cpu"))

@@ -1,6 +1,6 @@
 """Each way in which torch and its libraries say "no memory", with the source of its text.
 
-Defect 3 of the review for the first GPU: put back by deleting `_PERHAPS_OUT_OF_MEMORY` from taugrid/errors.py.
+Defect 3: put back by deleting `_PERHAPS_OUT_OF_MEMORY` from taugrid/errors.py.
 """
 
 import errno

@@ -2,7 +2,7 @@
 
 import pytest
 
-from taugrid.orchestrator.rundir.origins import mixtures_in_words, origins, other_makers
+from taugrid.orchestrator.rundir.origins import origins, other_makers
 
 
 def session(*devices, torch="2.9"):
@@ -133,9 +133,3 @@ def test_a_copy_of_other_libraries_counts_as_one_of_a_different_maker():
     """The patch: `LIBRARIES` is empty, as before they were recorded (defect 19)."""
     events = [*gpu(), assigned(0, "a100"), *gpu(driver="590.1"), assigned(0, "a100")]
     assert devices_of(other_makers(events, "sample/c/0", "worker-0")) == ["a100"]
-
-
-def test_status_names_the_cells_of_a_mixture():
-    events = [*session("a100", "h100"), shard(0, "a100"), shard(1, "h100", "worker-1")]
-    assert mixtures_in_words(events, {"c": "S=10 eta=0"}) == ["S=10 eta=0: mixed: sampled on a100, h100"]
-    assert mixtures_in_words(events, {}) == []

@@ -12,11 +12,11 @@ from taugrid.errors import UserError
 from taugrid.eval.tables.long_form import COLUMNS
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
+from taugrid.orchestrator.plan.devices import faster_on_gpus, require_no_gpu
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.shard_sizes import faster_on_gpus, require_no_gpu
 from taugrid.orchestrator.work.reconstruct import ode_cells
 from taugrid.parquet import inspect
 from taugrid.storage import LOCAL, read_json, write_json
@@ -127,7 +127,7 @@ def test_tf32_without_any_gpu_is_refused_before_a_worker_starts():
 
 
 def test_what_is_faster_on_gpus_is_said_of_networks_alone():
-    assert "faster by tf32 2.5 x" in faster_on_gpus(planned())
+    assert "tf32 would be about 2.5 times as fast" in faster_on_gpus(planned())
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
     assert faster_on_gpus(plan(validate(Config, values | {"sample": {"seed": 0}}, "test"))) is None
 

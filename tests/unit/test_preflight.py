@@ -237,7 +237,10 @@ def test_a_convolution_without_an_engine_for_any_batch_fails_in_its_own_words_an
 
 
 def test_an_extractor_on_a_full_card_frees_what_sampling_kept_there():
-    """Defect 8, with memory counted: a network of 4 MB, and 3.7 MB for what is computed of 16 images."""
+    """Defect 8, with memory counted: a network of 4 MB, and 3.7 MB for what is computed of 16 images.
+
+    Put back by `InBatches._try` without `clear_networks`.
+    """
     layer, device = nn.Conv2d(1, 64, 3).requires_grad_(False), Device("cpu")
     with Card(room=5e6) as card:
         device._networks.get("network", lambda: torch.zeros(10**6))

@@ -160,7 +160,7 @@ def test_training_workers_never_share_a_gpu(monkeypatch, workers):
 )
 @pytest.mark.parametrize("of_training", [False, True])
 def test_a_worker_takes_one_gpu_or_a_share_that_ray_can_count(gpus, expected, of_training):
-    """The defect: `_one_at_most` takes whole numbers above 1. Each worker would take two GPUs, and one would idle."""
+    """Defect 14: `_one_at_most` takes whole numbers above 1. Each worker would take two GPUs, and one would idle."""
     section, key = {"gpus_per_worker": gpus}, "cluster.train." if of_training else "cluster."
     section = {"train": section} if of_training else section
     with pytest.raises(UserError, match=rf"^x: {key}gpus_per_worker: must be {expected}.*, not {gpus}$"):

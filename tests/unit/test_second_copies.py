@@ -1,20 +1,22 @@
 """A worker commits a shard and dies unheard; the copy made by another one has other bytes, or the file is not whole.
 
-`DEFECT 11`, the patch that these tests fail with: `Loop._judge` raises `FileConflict` for every conflict.
+Defect 11, the patch that these tests fail with: `Loop._judge` raises `FileConflict` for every conflict.
 """
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from in_process import CONFIG, PoolHere, drive, small_run
 
+from taugrid.eval import extract
 from taugrid.orchestrator.dispatch import pool
 from taugrid.orchestrator.dispatch.pool import Joined, Lost
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import origins
-from taugrid.orchestrator.view.inspection import describe_status
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage, replacing
 
@@ -28,6 +30,7 @@ class DiesUnheard(PoolHere):
 
     devices = (GPU, "cpu")
     processors = ("AMD EPYC 9654", "AMD EPYC 9654")
+    kind = "sample"
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -43,20 +46,38 @@ class DiesUnheard(PoolHere):
         return worker
 
     def submit(self, worker, job, key):
-        if worker != "worker-0" or not key.startswith("sample/"):
+        if worker != "worker-0" or not key.startswith(f"{self.kind}/"):
             super().submit(worker, job, key)
         elif not self._dead:
             self._dead = True
-            seed = {"seed": job.settings.seed + 1}  # stands for a device that rounds differently
-            self._worker.do(replace(job, settings=job.settings.model_copy(update=seed)))
+            self.commit_other_bytes(job)
             self.spoil(job)
             self._events.append(Lost(worker, "it died", False))
+
+    def commit_other_bytes(self, job):
+        seed = {"seed": job.settings.seed + 1}  # stands for a device that rounds differently
+        self._worker.do(replace(job, settings=job.settings.model_copy(update=seed)))
 
     def spoil(self, job):
         pass
 
     def kill(self, worker):
         pass
+
+
+class InSmallerBatches(extract.InBatches):
+    """Stands for batches that were halved, after which features differ in the last digits."""
+
+    def __call__(self, images):
+        for extraction in super().__call__(images):
+            with torch.inference_mode():
+                extraction.features.mul_(1.000001)
+            yield extraction
+
+
+def extract_in_smaller_batches(pool, job):
+    with mock.patch.object(extract, "InBatches", InSmallerBatches):
+        pool._worker.do(job)
 
 
 def flip_a_bit(pool, job):
@@ -100,8 +121,7 @@ def test_of_two_kinds_of_device_the_first_to_commit_counts(run_of):
     assert printed.count("was made twice, with other bytes") == 1
     cell = noted["task"].split("/")[1]
     assert {shard["cell"] for shard in events_of(run, "shard") if not shard["own"]} == {cell}
-    assert GPU in [maker.device for maker in origins(read_events(run.rundir))[cell].makers]
-    assert f"mixed: sampled on {GPU}, cpu" in " ".join(describe_status(run)["remarks"])
+    assert f"mixed: sampled on {GPU}, cpu" in origins(read_events(run.rundir))[cell].mixtures
     assert list(verify(run, lambda images: None)[0]) == []
     assert "damaged" not in printed
 
@@ -119,6 +139,16 @@ def test_two_models_of_cpu_are_not_equal_workers(run_of):
     outcome, _, run = run_of(devices=("cpu", "cpu"), processors=("AMD EPYC 9654", "Intel Xeon Gold 6430"))
     assert outcome.missing == {}
     assert len(events_of(run, "other bytes")) == 1
+
+
+@pytest.mark.parametrize("kind", ["extract", "reference"])
+def test_features_of_equal_workers_may_differ_because_memory_decides_the_size_of_a_batch(run_of, kind):
+    """Defect 11. The patch: `if not makers` alone in `Loop._judge`."""
+    outcome, printed, run = run_of(devices=("cpu", "cpu"), kind=kind, commit_other_bytes=extract_in_smaller_batches)
+    assert outcome.missing == {}
+    [noted] = events_of(run, "other bytes")
+    assert noted["task"].startswith(kind)
+    assert "with other bytes on cpu than on cpu (memory decides the size of a batch); the first counts" in printed
 
 
 def test_a_first_copy_that_is_not_whole_does_not_count(run_of):

@@ -231,7 +231,7 @@ def test_formats_of_the_network_change_the_last_digits_alone(tmp_path, keys):
 
 @pytest.mark.parametrize(("precision", "channels_last"), [("float32", False), ("tf32", False), ("bf16", True)])
 def test_a_gpu_trains_in_the_layout_that_is_faster_in_its_precision(tmp_path, monkeypatch, precision, channels_last):
-    """D15. On a simulated GPU: torch's GroupNorm there copies channels_last there and back."""
+    """Defect 15. On a simulated GPU: GroupNorm copies it there and back. Patch: channels_last always."""
     monkeypatch.setattr("taugrid.workers.training.checkpoints.kind_of", lambda device: "cuda")
     state = new_state(steady(tmp_path, precision=precision), "cpu")
     weight = state.unet.conv_out.weight
@@ -263,7 +263,7 @@ class OnDevice:
 
 @pytest.mark.parametrize(("precision", "layout"), [("float32", {"layout_optimization": False}), ("bf16", {})])
 def test_a_training_that_is_compiled_chooses_nothing_by_timing_on_gpus(tmp_path, precision, layout):
-    """And no channels_last for float32 (D15). On CPUs it has torch's options as ever. Patch: `unet.compile()`."""
+    """And no channels_last for float32 (defect 15). On CPUs it has torch's options as ever. Patch: `unet.compile()`."""
     gpu, cpu, spec = OnDevice("cuda:0"), OnDevice("cpu"), a_spec(tmp_path, compile=True, precision=precision)
     for network in (gpu, cpu):
         assert loop._network(spec.train, network, None, 1) is network

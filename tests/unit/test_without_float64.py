@@ -86,7 +86,7 @@ def network(x, t):
     ids=str,
 )
 def test_images_are_those_of_a_cpu(apple, settings):
-    """The defect: noise in float64 on the device (`WITHOUT_FLOAT64` empty) ends in torch's TypeError."""
+    """Defect 12: noise in float64 on the device (`WITHOUT_FLOAT64` empty) ends in torch's TypeError."""
     expected = taugrid.sample(network, 5, shape=SHAPE, steps=4, **settings)
     with Apple():
         found = taugrid.sample(network, 5, shape=SHAPE, steps=4, device="meta", **settings)
@@ -101,7 +101,7 @@ def test_so_are_an_oracles(apple):
 
 
 def test_so_are_interpolations(apple):
-    """The defect: `a.double()` in `slerp`, or fractions that are made on the device."""
+    """Defect 12: `a.double()` in `slerp`, or fractions that are made on the device."""
     ends = noise.normal(0, torch.arange(4), 0, (2, 3))
     alpha_bar = torch.linspace(0.1, 0.9, 4)
     expected = interpolation.rows(ends, 3), interpolation.square(ends, 3), predict_eps(ends, ends / 2, alpha_bar)

@@ -144,7 +144,7 @@ class ScriptedPool:
         if worker in self.sick or job.behaviour == "breaks":
             self.sick.add(worker)
             self._at(wait + seconds, Failed(worker, RuntimeError(CUDA), "traceback", key))
-        elif job.behaviour in ("fills", "does not fit") and not job.alone:
+        elif job.behaviour in ("fills", "does not fit") and not job.failed_before:
             self.sick.add(worker)
             self._at(wait + seconds, Failed(worker, BrokenAccelerator("out of memory; 64 does"), "traceback", key))
         elif job.behaviour == "does not fit":
@@ -269,7 +269,7 @@ def test_a_task_that_breaks_the_accelerator_of_every_process_is_given_up_and_the
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("where", range(0, 20, 3))
 def test_a_job_for_which_a_gpus_memory_was_short_gets_another_process_with_empty_caches(scripted, where, workers):
-    """The defect: `alone` left out in `Loop`. Processes that have done other jobs are given it, and it is given up."""
+    """Defect 3: processes that have done other jobs are given it, and it is given up. Patch: no `failed_before`."""
     behaviours = ["good"] * 20
     behaviours[where] = "fills"
     d = scripted(behaviours, {"n0": workers}, workers=workers).run()
@@ -345,7 +345,7 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
 
 
 def test_the_time_of_compiling_says_nothing_of_a_shards(scripted, monkeypatch):
-    """D17. A shard whose first minutes compile would be warned of as too long."""
+    """Defect 17: a shard whose first minutes compile would be warned of. Patch: no `if event.doing` in `_heard`."""
     run, warned = scripted(["long"]), []
     monkeypatch.setattr(run.loop._long_shards, "warning", lambda *about: warned.append(about))
     run.pool._at(START_SECONDS + 0.2, Alive("worker-0", "paint/0", 0.0, 0.0, "compiling"))
@@ -477,6 +477,17 @@ def test_a_worker_that_was_released_is_started_again_for_a_straggler(scripted):
     run.run()
     assert ["worker-0"] in run.pool.given
     assert [event["worker"] for event in run.events if event["event"] == "duplicate"] == ["worker-2"]
+
+
+def test_a_late_copy_of_a_task_that_is_done_is_no_fault_of_its_worker(scripted):
+    """It differs, and its worker cooled down. The patch: `_fault_of_file` returns the fault of any task."""
+    run = scripted(["good", "good"])
+    assert len(run.run().done) == 2
+    late = Result(1.0, 1, False, conflict="is damaged")
+    assert [run.loop._fault_of_file("worker-0", late, f"paint/{number}") for number in (0, 1)] == [None, None]
+    run.loop._flush()
+    assert [event["task"] for event in run.events if event["event"] == "late copy"] == ["paint/0", "paint/1"]
+    assert run.said("it was already done, and nothing is done again") == 1
 
 
 @pytest.mark.parametrize(
@@ -614,7 +625,7 @@ def who_did(run):
 
 @pytest.mark.parametrize("embedded", [False, True])
 def test_spare_cpus_of_a_node_with_gpus_do_what_needs_no_network(scripted, embedded):
-    """D6: with `self._embedded` empty, or `if node.gpus: continue` in `cpu_only_capacity`, GPUs' workers do it all."""
+    """Defect 6: GPUs' workers do it all if `_embedded` is empty, or `if node.gpus: continue` in `cpu_only_capacity`."""
     run = with_spare_cpus(scripted(["good"] * 20 + ["count"] * 20, {"g": 1}, workers=1, embedded=embedded))
     assert len(run.run().done) == 40
     assert who_did(run) == {("paint", False): 20, ("count", True): 20}

@@ -3,8 +3,8 @@
 torch is imported when something is computed, not with this module: the driver must not import it.
 """
 
-import sys
-from collections.abc import Callable, Collection, Iterator, MutableMapping
+import os
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,19 +31,9 @@ that add in other orders (`_reduction_configs` in torch/_inductor/runtime/triton
 SUMS = ("bf16", "fp16")
 """Types for whose sums of products torch has a switch, as the switch names them."""
 
-
-STRICT = {
-    "NVIDIA_TF32_OVERRIDE": (),
-    "CUBLAS_EMULATE_SINGLE_PRECISION": ("", "0"),
-    "ONEDNN_DEFAULT_FPMATH_MODE": ("", "strict"),
-    "DNNL_DEFAULT_FPMATH_MODE": ("", "strict"),
-}
-"""Variables by which libraries compute float32 differently whatever torch's switches say -> the values that do not."""
-
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-
-REPEATABLE_WORKSPACES = (":4096:8", ":16:8")
-"""Sizes of cuBLAS's workspace with which its sums are repeatable, as torch checks them (ATen's Context.cpp)."""
+ON_CPUS = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
+ON_GPUS = ("NVIDIA_TF32_OVERRIDE", "CUBLAS_EMULATE_SINGLE_PRECISION")
+"""Variables by which libraries compute float32 differently whatever torch's switches say."""
 
 
 class Arithmetic(NamedTuple):
@@ -67,23 +57,14 @@ CONFIGURED = policy("cpu")
 """What processes are set up for until a job asks for more."""
 
 
-def set_environment(environ: MutableMapping[str, str]) -> None:
-    """Make sure, before CUDA starts, that a process's environment changes no arithmetic.
-
-    Libraries read it when they are loaded, which may be over, so a variable of `STRICT` can't be taken back here.
-
-    Raises:
-        DeviceUnusable: if one is set.
-    """
-    for name, harmless in STRICT.items():
-        if (value := environ.get(name)) is not None and value.lower() not in harmless:
+def require_float32(has_gpu: bool) -> None:
+    """Raise `DeviceUnusable` if a variable changes float32. Libraries may have read it, so it can't be taken back."""
+    for name in (*ON_CPUS, *(ON_GPUS if has_gpu else ())):
+        if (value := os.environ.get(name, "")).lower() not in ("", "0", "strict"):
             raise DeviceUnusable(
                 f"node {this_node()}: {name}={value} changes how libraries compute float32; unset it (for workers, in "
                 "front of `ray start` on every node)"
             )
-    if (size := environ.setdefault(WORKSPACE, REPEATABLE_WORKSPACES[0])) not in REPEATABLE_WORKSPACES:
-        environ[WORKSPACE] = REPEATABLE_WORKSPACES[0]
-        print(f"{WORKSPACE}={size} does not repeat sums: it is {environ[WORKSPACE]} here", file=sys.stderr)
 
 
 def configure(how: Policy = CONFIGURED) -> None:
@@ -179,10 +160,6 @@ def is_ampere(device: str) -> bool:
     import torch
 
     return kind_of(device) != "cuda" or torch.cuda.get_device_capability(device) >= AMPERE
-
-
-def has_tf32(device: str) -> bool:
-    return kind_of(device) == "cuda" and is_ampere(device)
 
 
 def prepare(precision: Precision, device: str, hardware: str, compile: Compilation = "none") -> Policy:

@@ -37,6 +37,9 @@ class LRUCache:
     def __len__(self) -> int:
         return len(self._values)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
 
 def count_shortages(device: str) -> int:
     """How often torch has found a GPU's memory used up in this process, whoever caught its error. 0: no GPU.

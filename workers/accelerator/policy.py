@@ -26,11 +26,12 @@ RATES: dict[tuple[Precision, Compilation], float] = {
     ("bf16-weights", "none"): 13_300,
     ("bf16", "default"): 18_000,
 }
-"""Network evaluations a second, the slowest first: the U-Net of cifar10-table1, 250 images at a time."""
+"""Network evaluations a second, the slowest first, estimated for an H100 and the U-Net of cifar10-table1, 250 images at
+a time: bytes counted on meta tensors at 3.0 TB/s, convolutions of 3.1 TFLOP at 45, 200 (TF32) or 400 TFLOP/s (bf16). No
+card has run them. fp16 computes as bf16 does, and `reduce-overhead` as `default` in such large batches."""
 
-RATES_OF = "estimated for an H100 and the U-Net of cifar10-table1"
-"""Where `RATES` come from: bytes counted on meta tensors at 3.0 TB/s, convolutions of 3.1 TFLOP at 45, 200 (TF32) or
-400 TFLOP/s (bf16). No card has run them."""
+AMPERE = "an NVIDIA GPU of the A100's generation or later"
+"""What TF32 and bf16 need."""
 
 
 class Policy(NamedTuple):
@@ -105,35 +106,42 @@ def lacks(
     `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
     through float32, and leave a network uncompiled.
     """
-    setting, gpu = f"{section}.precision: {precision}", "an NVIDIA GPU of the generation of the A100 or later"
+    setting = f"{section}.precision: {precision}"
     has_fp16 = section == "sample"
     if precision == "tf32" and not (kind == "cuda" and is_ampere):
-        return Need(setting, gpu, "float32, bf16 or fp16" if has_fp16 else "float32 or bf16")
+        return Need(setting, AMPERE, "float32, bf16 or fp16" if has_fp16 else "float32 or bf16")
     if precision in ("bf16", "bf16-weights") and not is_ampere:
-        return Need(setting, gpu, "float32 or fp16" if has_fp16 else "float32")
+        return Need(setting, AMPERE, "float32 or fp16" if has_fp16 else "float32")
     if compile == "reduce-overhead" and kind not in ("cuda", "rocm"):
         return Need("sample.compile: reduce-overhead", "an NVIDIA or AMD GPU", "default or none")
     return None
 
 
 def faster(computed: Collection[tuple[Precision, Compilation]]) -> str | None:
-    """A line that says which settings are faster on GPUs than the only one of a plan, and by how much; else None.
+    """A line that says by how much other settings are faster than the only one of a plan; else None.
 
-    None of a plan with several: it compares them.
+    Which GPU will compute is not known, so the line names those that have TF32 and bf16. None of a plan with several
+    settings, which compares them.
     """
-    if len(set(computed)) != 1 or (now := RATES.get(setting := next(iter(computed)))) is None:
+    if len(set(computed)) != 1:
         return None
-    quicker = [
-        f"{precision}{f' with compile: {compile}' if compile != 'none' else ''} {rate / now:.1f} x"
-        for (precision, compile), rate in RATES.items()
-        if rate > now
-    ]
-    if not quicker:
+    precision, compile = next(iter(computed))
+    like_bf16: Precision = "bf16" if precision == "fp16" else precision
+    now = RATES.get((like_bf16, "none" if compile == "none" else "default"))
+    if now is None or not (quicker := {setting: rate / now for setting, rate in RATES.items() if rate > now}):
         return None
+    first, *others = [_in_words(*setting) for setting in quicker]
+    best, *times = [f"{ratio:.1f} times" for ratio in quicker.values()]
+    rest = "".join(f", {name} {ratio}" for name, ratio in zip(others, times, strict=True))
+    here = _in_words(precision, compile)
     return (
-        f"on GPUs, sample.precision: {setting[0]} computes {now:,.0f} network evaluations a second; faster by "
-        f"{', '.join(quicker)} ({RATES_OF}); they make other cells"
+        f"on {AMPERE}, sample.precision: {first} would be about {best} as fast as {here}{rest} "
+        "(estimated for an H100); each makes other cells"
     )
+
+
+def _in_words(precision: str, compile: str) -> str:
+    return precision if compile == "none" else f"{precision} with sample.compile: {compile}"
 
 
 def kind_of(device: str) -> str:

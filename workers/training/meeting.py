@@ -24,14 +24,8 @@ from torch.distributed.constants import default_pg_timeout
 from taugrid.jobs import Hopeless
 from taugrid.words import this_node
 
-NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
-"""From file systems without flock, such as Lustre mounted without `-o flock` (ENOSYS)."""
-
 CONNECTING = re.compile(r"nccl(System|Internal|Remote)Error")
 """What NCCL calls an error of its network, in torch's text (NCCLUtils.hpp); it has others for CUDA and wrong calls."""
-
-LATE = re.compile(r"wait timeout|timeout waiting for key", re.IGNORECASE)
-"""What torch's store says of a value that no other rank has set; errors of process groups quote it."""
 
 
 class Meeting:
@@ -64,13 +58,11 @@ class Meeting:
 
         Raises:
             Hopeless: the fault of the first rank that has one.
-            ConnectionError: if a rank does not come.
         """
         faults = [fault or ""]
         if self.world_size > 1:
             self._store.set(f"{about}/{self.rank}", fault or "")
-            with waiting_for_others():
-                faults = [self._store.get(f"{about}/{rank}").decode() for rank in range(self.world_size)]
+            faults = [self._store.get(f"{about}/{rank}").decode() for rank in range(self.world_size)]
         if any(faults):
             raise Hopeless(next(filter(None, faults)))
 
@@ -82,16 +74,14 @@ class Meeting:
         theirs. Instead they wait until Ray Train stops them.
 
         Raises:
-            ConnectionError: if a rank does not come, or NCCL can't connect them; it has NCCL's own words and what to
-                set.
+            ConnectionError: if NCCL can't connect them; it has NCCL's own words and what to set.
         """
         if self.world_size == 1:
             yield
             return
         if ray.util.get_node_ip_address() == "127.0.0.1":
             stay_on_loopback()
-        with waiting_for_others():
-            connect(self._store, self.rank, self.world_size, device)
+        connect(self._store, self.rank, self.world_size, device)
         yield
         distributed.destroy_process_group()
 
@@ -104,21 +94,6 @@ def store_in(file: Path, world_size: int) -> Store:
     store = FileStore(str(file), world_size)
     store.set_timeout(default_pg_timeout)
     return store
-
-
-@contextmanager
-def waiting_for_others() -> Iterator[None]:
-    """Raise a ConnectionError of one line if another rank does not come in the block until torch's store gives up."""
-    try:
-        yield
-    except RuntimeError as error:
-        if LATE.search(str(error)) is None:
-            raise
-        raise ConnectionError(
-            f"node {this_node()}: another training worker did not come within "
-            f"{default_pg_timeout.total_seconds() / 60:.0f} minutes; look for what it waits for in its log in logs/, "
-            "or set train.workers: 1"
-        ) from error
 
 
 def connect(store: Store, rank: int, world_size: int, device: str) -> None:
@@ -150,7 +125,7 @@ def unconnected(text: str) -> str:
 def without_locks(folder: Path) -> str | None:
     """What is wrong if this node does not see `folder`, or can't lock files there, as torch's FileStore must; or None.
 
-    FileStore's own error is "Function not implemented", without a file or a cause.
+    FileStore's own error is "Function not implemented" on Lustre mounted without `-o flock`, with no file or cause.
     """
     if not folder.is_dir():
         return f"node {this_node()} does not see {folder}; every training worker must see it at the same path"
@@ -159,7 +134,7 @@ def without_locks(folder: Path) -> str | None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno == errno.EIO:  # a disk, which may come back
             raise
         return (
             f"node {this_node()}: can't lock files in {folder} (flock: {error.strerror}), as a training with several "
