@@ -132,7 +132,7 @@ def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
     if settings.precision == "bf16-weights":
         raise UserError("precision: bf16-weights is for models that taugrid loads; set bf16, or cast the network's own")
     arithmetic.prepare(settings.precision, place, place)
-    return arithmetic.computed(network, Arithmetic.of(settings), place)
+    return arithmetic.adapted(network, Arithmetic.of(settings), place)
 
 
 def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int], device: str) -> NDArray[np.uint8]:

@@ -198,7 +198,7 @@ class Device:
         if batch is not None:
             self._require_room(key, network, how, batch)
         first_call = nullcontext if (key, how) in self._compiled else partial(self._first_call, spec, key, how)
-        return arithmetic.computed(network, how, self.kind, first_call)
+        return arithmetic.adapted(network, how, self.kind, first_call)
 
     @contextmanager
     def _first_call(self, spec: NetworkSpec, key: tuple[Hashable, ...], how: Arithmetic) -> Iterator[None]:

@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[Setting], None]] = {
     "features": speed.features,
     "compiled": speed.compiled,
     "compiled-diffusers": speed.compiled_diffusers,
+    "graphs": speed.graphs,
 }
 
 SECONDS = 60.0

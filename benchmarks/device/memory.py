@@ -34,19 +34,27 @@ def memory(setting: Setting) -> None:
 
 
 def _peak(setting: Setting, precision: Precision) -> None:
+    """Say what the preflight asks for, what is free before, and what a call then takes and torch reserves for it."""
     how = policy(setting.kind, precision)
     half = None if how.autocast is None else getattr(torch, how.autocast)
     counted = count(setting.module(how, "meta"), *setting.inputs(how, "meta"), autocast=half)
     setting.say(f"GB: peak of a call, {precision}, counted", counted.peak / 1e9)
     setting.say(f"kernels of a call, {precision}, counted", counted.launches)
-    if setting.on_gpu:
-        model = setting.network(precision)
-        x = torch.zeros(setting.batch, *setting.shape, device=setting.device)
-        model(x, FIRST)
-        before = torch.cuda.memory_allocated() - x.nbytes
-        torch.cuda.reset_peak_memory_stats()
-        model(x, FIRST)
-        setting.say(f"GB: peak of a call, {precision}", (torch.cuda.max_memory_allocated() - before) / 1e9)
+    setting.say(f"GB: needed by the preflight, {precision}", (setting.needed_bytes(precision) or 0) / 1e9)
+    if not setting.on_gpu:
+        return
+    model, x = setting.network(precision), torch.zeros(setting.batch, *setting.shape, device=setting.device)
+    release_memory(setting.device)
+    held, reserved, free = torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[0]
+    torch.cuda.reset_peak_memory_stats()
+    model(x, FIRST)
+    setting.wait()
+    taken = free - torch.cuda.mem_get_info()[0]
+    for what, size in {
+        "free before": free, "peak of a call": torch.cuda.max_memory_allocated() - held + x.nbytes,
+        "reserved for it": torch.cuda.max_memory_reserved() - reserved, "taken from the driver": taken,
+    }.items():  # fmt: skip
+        setting.say(f"GB: {what}, {precision}", size / 1e9)
 
 
 def _used_up(setting: Setting) -> None:

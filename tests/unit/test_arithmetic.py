@@ -236,7 +236,7 @@ def test_only_the_network_computes_in_half_precision(precision, half):
     def sampled(network):
         return sample(network, lambda t: x_T, alpha_bar, (250, 500, 750, 1000), 0.5, "none")
 
-    half_network = arithmetic.computed(of_time(spy), Arithmetic(precision), "cpu")
+    half_network = arithmetic.adapted(of_time(spy), Arithmetic(precision), "cpu")
     exact, rounded = sampled(of_time(spy)), sampled(half_network)
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
@@ -249,7 +249,7 @@ def test_only_the_network_computes_in_half_precision(precision, half):
 
 def test_float32_is_the_network_itself():
     spy = Spy()
-    assert arithmetic.computed(spy, Arithmetic(), "cpu") is spy
+    assert arithmetic.adapted(spy, Arithmetic(), "cpu") is spy
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 
 import taugrid.configs
 from taugrid.config import DIFFUSION_DEFAULTS, Unet
-from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
+from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.counting import count
 from taugrid.workers.accelerator.memory import FIRST
 from taugrid.workers.accelerator.policy import policy
@@ -43,7 +43,7 @@ def forward(saved, precision, how=None):
     """
     how = how or policy("cuda", precision)
     loaded = load_network(saved, DIFFUSION_DEFAULTS, "cpu", how)
-    network = computed(loaded, Arithmetic(precision, batch_size=BATCH), "cuda")
+    network = adapted(loaded, Arithmetic(precision, batch_size=BATCH), "cuda")
     autocast = None if how.autocast is None else getattr(torch, how.autocast)
     return count(lambda x: network(x, FIRST), meta(BATCH, 3, 32, 32), autocast=autocast)
 
@@ -108,10 +108,6 @@ def test_views_calls_in_place_and_weights_need_no_memory():
     assert torch.equal(weight, torch.ones(1000))
 
 
-def test_the_largest_tensor_is_told_for_kernels_that_count_in_31_bits():
-    assert count(lambda x: x.expand(2, -1).contiguous(), meta(1000)).largest == 2000
-
-
 def test_attention_is_one_kernel_where_cuda_fuses_it_and_else_holds_every_pair():
     def peak(width, dtype=torch.float32, **options):
         q = meta(2, 4, 1024, width, dtype=dtype)
@@ -174,7 +170,7 @@ def test_a_call_that_reads_values_can_not_be_counted():
 
 
 def test_a_decoder_of_256_pixels_can_be_planned_for():
-    """Latent models: the largest tensor of 32 images has 0.5 billion elements; 250 images would have over 2^31."""
+    """Latent models: the largest tensor of 32 images, 256 x 256 x 256 each, takes 2.1 GB."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
@@ -189,8 +185,4 @@ def test_a_decoder_of_256_pixels_can_be_planned_for():
     def decode(images):
         return count(lambda z: decoder.decode(z, return_dict=False), meta(images, 4, 32, 32))
 
-    found = decode(32)
-    assert found.largest == 32 * 256 * 256 * 256
-    assert round(4 * found.largest / GB, 1) == 2.1
-    assert decode(250).largest > 2**31
-    assert 3 < found.peak / (4 * found.largest) < 8
+    assert 3 < decode(32).peak / (4 * 32 * 256**3) < 8

@@ -21,7 +21,8 @@ from taugrid.workers.accelerator import arithmetic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-EAGER = [part for part in benchmark.PARTS if not part.startswith("compiled")]
+COMPILING = ["compiled", "compiled-diffusers", "graphs"]
+EAGER = [part for part in benchmark.PARTS if part not in COMPILING]
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,8 @@ def faked(monkeypatch):
     fakes = {
         "synchronize": None, "Event": Event, "current_stream": SimpleNamespace(query=lambda: False),
         "get_device_name": "NVIDIA H100", "get_device_capability": (9, 0), "mem_get_info": (1, 2),
-        "memory_allocated": 0, "memory_reserved": 0, "max_memory_allocated": 10**9, "reset_peak_memory_stats": None,
+        "memory_allocated": 0, "memory_reserved": 0, "max_memory_allocated": 10**9, "max_memory_reserved": 2 * 10**9,
+        "reset_peak_memory_stats": None,
         "set_per_process_memory_fraction": None, "get_device_properties": SimpleNamespace(total_memory=2**36),
     }  # fmt: skip
     for name, value in fakes.items():
@@ -80,7 +82,7 @@ def test_a_part_runs_in_its_short_form(part, capsys):
 
 @pytest.mark.parametrize("part", [part for part in EAGER if part != "features"])
 def test_a_part_runs_on_a_gpu_and_compiles_nothing(faked, part, monkeypatch, capsys):
-    """The patch: a part before the last two calls `by_torch` or `torch.compile`."""
+    """The patch: a part before the last three calls `by_torch` or `torch.compile`."""
     monkeypatch.setattr(torch, "compile", lambda *given, **options: pytest.fail("compiled"))
     found = benchmark.measure(part, faked)
     printed = capsys.readouterr()
@@ -88,7 +90,30 @@ def test_a_part_runs_on_a_gpu_and_compiles_nothing(faked, part, monkeypatch, cap
     first, *_ = printed.out.splitlines()
     assert first.split(": ")[1] in next(iter(found["figures"])), "printed at once"
     assert ("(goal on a GPU: at most 0.03)" in printed.out) is (part == "idle")
-    assert list(benchmark.PARTS)[-2:] == ["compiled", "compiled-diffusers"], "what may take longest comes last"
+    assert list(benchmark.PARTS)[-3:] == COMPILING, "what may take longest comes last"
+
+
+def test_a_shard_is_sampled_again_once_graphs_were_released(faked, monkeypatch):
+    """The patch: `graphs` leaves out `release_graphs`."""
+    order, network = [], faked.network
+    monkeypatch.setattr(Setting, "require_compiler", lambda self: None)
+    monkeypatch.setattr(faked, "network", lambda precision, compile: order.append(compile) or network(precision))
+    monkeypatch.setattr(faked.worker, "release_graphs", lambda: order.append("released"))
+    whole = speed.sample_shard
+    monkeypatch.setattr(speed, "sample_shard", lambda *given: order.append("shard") or whole(*given))
+    found = benchmark.measure("graphs", faked)
+    assert order == ["reduce-overhead", "shard", "released", "shard"]
+    assert found["figures"]["the same file"]
+
+
+def test_the_preflight_is_shown_beside_what_a_call_takes(faked):
+    """The patch: `memory._peak` says allocated memory alone, or `Setting.network` gives no batch."""
+    figures = benchmark.measure("memory", faked)["figures"]
+    for precision in faked.precisions:
+        needed = figures[f"GB: needed by the preflight, {precision}"]
+        assert needed > figures[f"GB: peak of a call, {precision}, counted"]
+        assert figures[f"GB: reserved for it, {precision}"] == 2.0
+        assert f"GB: free before, {precision}" in figures
 
 
 def test_training_does_not_time_the_building_of_its_network(monkeypatch):

@@ -499,7 +499,7 @@ def test_wrappers_pass_points_and_conditions_on():
         seen.append((at, condition))
         return 0.5 * x
 
-    computed = arithmetic.computed(network, Arithmetic("bf16", "default", 4), "cpu")
+    computed = arithmetic.adapted(network, Arithmetic("bf16", "default", 4), "cpu")
     wrapped = Watched(with_heartbeats(computed, ignore_heartbeat, 1))
     process, labels = schedules.process(DIFFUSION_DEFAULTS), torch.tensor([3, 1, 4, 1])
     point = process.at(7)

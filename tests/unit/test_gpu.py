@@ -61,35 +61,28 @@ def card(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
     monkeypatch.setattr(torch.cuda, "init", answer(None))
     monkeypatch.setattr(torch.cuda, "get_device_name", answer("NVIDIA H100"))
-    monkeypatch.setattr(torch.cuda, "get_arch_list", answer(["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"]))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", answer((6, 1)))
-    monkeypatch.setattr(gpu.platform, "machine", answer("x86_64"))
-    monkeypatch.setattr(gpu, "versions", answer({"torch": "2.13.0+cu130", "torchvision": "0.28.0"}))
     monkeypatch.setattr(torch, "zeros", lambda *size, device: SimpleNamespace(add_=lambda _: torch.tensor(1.0)))
-    for name in gpu.VISIBLE:
-        monkeypatch.delenv(name, raising=False)
     return fails
 
 
+BUILDS = "on every node: see https://pytorch.org/get-started/previous-versions"
+
 INIT = [
-    (DRIVER.format(12040), ["is too old (found version 12040); update the driver", "CUDA 12 on every node: pip install "
-     "torch==2.13.0+cu129 torchvision==0.28.0+cu129 --index-url https://download.pytorch.org/whl/cu129"]),
-    (DRIVER.format(11080), ["CUDA 11 on every node: see https://pytorch.org/get-started/previous-versions"]),
-    ("No CUDA GPUs are available", ["No CUDA GPUs are available; start Ray on the node with --num-gpus as nvidia-smi"]),
-    ("No HIP GPUs are available", ["--num-gpus"]),
+    (DRIVER.format(12040), ["is too old (found version 12040); update the driver, or", BUILDS]),
+    ("Torch not compiled with CUDA enabled", ["install a torch for GPUs", BUILDS]),
+    ("No CUDA GPUs are available", ["available; start Ray on the node with --num-gpus", "nvidia-smi lists"]),
+    ("No HIP GPUs are available", ["--num-gpus", "rocm-smi lists"]),
     (NO_DRIVER, ["Found no NVIDIA driver on your system; install its driver there, or give the container its GPUs"]),
     ("CUDA driver initialization failed, you might not have a CUDA gpu.", ["install its driver there"]),
-    (UNEXPECTED.format("802: system not yet initialized"), ["not yet initialized; start nvidia-fabricmanager on the"]),
-    (UNEXPECTED.format("803: system has unsupported display driver / cuda driver combination"), ["restart the node"]),
-    (UNEXPECTED.format("804: forward compatibility was attempted on non supported HW"), ["LD_LIBRARY_PATH"]),
-    ("what torch may say one day", ["what torch may say one day; check its driver and its torch"]),
+    (UNEXPECTED.format("802: system not yet initialized"), ["not yet initialized; check its driver and its torch"]),
 ]  # fmt: skip
 
 FIRST_KERNEL = [
-    (CUDA.format("no kernel image is available for execution on the device"),
-     ["compute capability 6.1, and this torch has kernels for sm_75 sm_80 sm_90 sm_100 sm_120", "/whl/cu126"]),
-    (CUDA.format("CUDA-capable device(s) is/are busy or unavailable"), ["exclusive-process mode", "MIG"]),
-    (CUDA.format("out of memory"), ["CUDA error: out of memory; other processes fill its memory: nvidia-smi shows"]),
+    (CUDA.format("no kernel image is available for execution on the device"), ["has kernels for this card", BUILDS]),
+    (CUDA.format("CUDA-capable device(s) is/are busy or unavailable"), ["exclusive-process mode"]),
+    (CUDA.format("out of memory"), ["CUDA error: out of memory; end the other processes that nvidia-smi shows"]),
+    ("HIP error: invalid device function", ["has kernels for this card"]),
+    ("HIP error: out of memory", ["rocm-smi shows"]),
 ]  # fmt: skip
 
 
@@ -105,55 +98,27 @@ def test_a_gpu_that_torch_can_not_use_is_refused_in_one_line_with_torchs_words_a
     text = str(caught.value)
     for part in [*said, "or set cluster.gpus_per_worker: 0 to use CPUs"]:
         assert part in text
+    assert "nvidia-smi" not in text or "HIP" not in text
     assert "\n" not in text
     assert "Please" not in text
     assert "TORCH_USE_CUDA_DSA" not in text
     assert type(pickle.loads(pickle.dumps(caught.value))) is DeviceUnusable, "it travels to the driver by its type"
 
 
-@pytest.mark.parametrize(
-    ("capability", "said"),
-    [((6, 1), r"torch==2.13.0\+cu126"), ((10, 3), r"torch==2.13.0\+cu129"), ((3, 5), "see https.*previous-versions")],
-)
-def test_a_build_is_named_that_has_kernels_for_the_card(card, monkeypatch, capability, said):
-    """By torch's own list of what it publishes; a card of a minor version takes the kernels of those before."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    card(AcceleratorError(FIRST_KERNEL[0][0]), "kernel")
-    with pytest.raises(DeviceUnusable, match=said):
-        gpu.start_gpu()
-    monkeypatch.delattr(torch.cuda, "PYTORCH_RELEASES_CODE_CC")  # older versions have no list
-    with pytest.raises(DeviceUnusable, match="previous-versions"):
-        gpu.start_gpu()
-
-
-def test_on_rocm_nothing_needs_nvidias_tools(card, monkeypatch):
-    monkeypatch.setattr(torch.version, "hip", "7.0")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(gcnArchName="gfx803"))
-    for error, at, said in (
-        (RuntimeError("No HIP GPUs are available"), "init", "as rocm-smi counts them"),
-        (AcceleratorError("HIP error: invalid device function"), "kernel", "the card is gfx803"),
-        (AcceleratorError("HIP error: out of memory"), "kernel", "rocm-smi shows which"),
-    ):
-        monkeypatch.setattr(torch.cuda, "init", lambda: None)
-        card(error, at)
-        with pytest.raises(DeviceUnusable, match=said) as caught:
-            gpu.start_gpu()
-        assert "nvidia-smi" not in str(caught.value)
-
-
-@pytest.mark.parametrize("value", ["", "-1", "3"])
-def test_a_variable_that_hides_the_gpu_is_quoted(card, monkeypatch, value):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+def test_the_variable_that_ray_set_is_not_blamed(card, monkeypatch):
+    """The patch: the message quotes the process's CUDA_VISIBLE_DEVICES, which is Ray's."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     card(RuntimeError("No CUDA GPUs are available"))
-    with pytest.raises(DeviceUnusable, match=f"; CUDA_VISIBLE_DEVICES='{value}' there hides it or names one that"):
+    with pytest.raises(DeviceUnusable, match="with CUDA_VISIBLE_DEVICES unset") as caught:
         gpu.start_gpu()
+    assert "'3'" not in str(caught.value)
 
 
 def test_a_broken_amd_card_is_looked_up_with_amds_tools():
     told = gpu.about_broken("HIP error: uncorrectable ECC error encountered")
-    assert "rocm-smi --showrasinfo and amdgpu in dmesg" in told
+    assert "`rocm-smi --showrasinfo` and amdgpu lines in dmesg" in told
     assert "nvidia" not in told
-    assert gpu.about_broken("HIP error: unspecified launch failure").startswith("amdgpu in dmesg")
+    assert gpu.about_broken("HIP error: unspecified launch failure").startswith("amdgpu lines in dmesg")
 
 
 def test_an_error_within_the_start_is_quoted_without_torchs_tracebacks(card):
@@ -161,7 +126,7 @@ def test_an_error_within_the_start_is_quoted_without_torchs_tracebacks(card):
     error = RuntimeError("CUDA call failed lazily at initialization with error: x\n\nCUDA call was\n\n  File ...")
     error.__cause__ = RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED")  # of a MIG instance
     card(error)
-    with pytest.raises(DeviceUnusable, match=r"num_gpus INTERNAL ASSERT FAILED; a process sees one MIG instance: "):
+    with pytest.raises(DeviceUnusable, match=r"num_gpus INTERNAL ASSERT FAILED; check its driver"):
         gpu.start_gpu()
 
 
@@ -191,10 +156,13 @@ def test_a_refused_gpu_is_no_broken_one_and_may_be_checked_again(on_a_gpu, card,
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("uncorrectable ECC error encountered", "the card is broken or must be reset: nvidia-smi -q -d ECC and Xid in"),
-        ("GPU has fallen off the bus", "keep the node out (cluster.label_selector)"),
-        ("an illegal memory access was encountered", "encountered; Xid in dmesg of that node tells whether"),
-        ("unspecified launch failure", "Xid in dmesg"),
+        (
+            "uncorrectable ECC error encountered",
+            "broken or must be reset: check `nvidia-smi -q -d ECC` and Xid lines in",
+        ),
+        ("GPU has fallen off the bus", "exclude the node with cluster.label_selector"),
+        ("an illegal memory access was encountered", "encountered; Xid lines in dmesg there tell whether"),
+        ("unspecified launch failure", "Xid lines in dmesg"),
     ],
 )
 @pytest.mark.parametrize("when", ["start", "job"])

@@ -12,7 +12,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, Data, Unet
 from taugrid.errors import CustomCodeError, DeviceUnusable
 from taugrid.jobs import OracleNetwork
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
+from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.policy import SAMPLING_ATTENTION, Policy, faster, lacks, policy
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.denoiser import from_times
@@ -90,7 +90,7 @@ class Seen(TorchDispatchMode):
 def seen(saved, kind, precision="float32", t=500):
     """What a network computes on this CPU as the policy has it for another kind of device, and its output."""
     network = load_network(saved, DIFFUSION_DEFAULTS, "cpu", policy(kind, precision))
-    network = computed(network, Arithmetic(precision), "cpu")
+    network = adapted(network, Arithmetic(precision), "cpu")
     x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), Seen() as found:
         output = network(x, at(t))
@@ -167,7 +167,7 @@ class Custom(nn.Module):
 
 def custom(made, precision="bf16-weights"):
     network = for_inference(made, "mine:net", "cpu", policy("cpu", precision))
-    return computed(from_times(network), Arithmetic(precision), "cpu")
+    return adapted(from_times(network), Arithmetic(precision), "cpu")
 
 
 def test_a_custom_modules_weights_are_cast_and_its_frequencies_are_not():
@@ -207,7 +207,7 @@ def test_every_batch_is_full_on_an_accelerator(monkeypatch):
         sizes.append((len(x), None if condition is None else len(condition)))
         return 2 * x
 
-    filled = computed(network, Arithmetic(batch_size=4), "cpu")
+    filled = adapted(network, Arithmetic(batch_size=4), "cpu")
     x = torch.randn(3, *SHAPE)
     assert torch.equal(filled(x, at(5)), 2 * x)
     assert torch.equal(filled(x[:1], at(5), torch.ones(1)), 2 * x[:1])
@@ -216,7 +216,7 @@ def test_every_batch_is_full_on_an_accelerator(monkeypatch):
 
 def test_a_cpu_computes_the_images_there_are():
     network = lambda x, at, condition=None: x  # noqa: E731
-    assert computed(network, Arithmetic(batch_size=4), "cpu") is network
+    assert adapted(network, Arithmetic(batch_size=4), "cpu") is network
 
 
 def test_all_networks_of_a_worker_ask_the_policy(monkeypatch):

@@ -215,7 +215,7 @@ def _require_repeatable_compiler(setting: str) -> None:
         )
 
 
-def computed(
+def adapted(
     network: "Denoiser",
     how: Arithmetic,
     device: str,

@@ -11,20 +11,17 @@ import functools
 import hashlib
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain, repeat
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch._dynamo import config as dynamo
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor import config as inductor
-from torch._inductor import cudagraph_trees
 from torch._inductor.exc import InductorError, InvalidCxxCompiler
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -48,6 +45,10 @@ CHOICES_BY_TIMING: dict[str, bool] = {"shape_padding": False, "deterministic": T
 CUDA_GRAPHS = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True, "graph_partition": False}
 """What `mode="reduce-overhead"` sets (a mode excludes options), and an error in place of a network without graphs,
 which torch leaves out where it partitions graphs (pytorch#193044)."""
+
+CUDA_GRAPHS_SINCE = "2.13"
+"""The torch whose source was read for this: older ones do not say if they leave a network without a graph, and keep
+graphs in threads of their own alone."""
 
 MAX_COMPILATIONS = 256
 """How often torch may compile the same code, for different shapes of weights or batches and different precisions.
@@ -76,14 +77,14 @@ def options(how: Policy) -> dict[str, Any]:
     chosen = dict(CHOICES_BY_TIMING)
     if how.layout == "contiguous_format":
         chosen["layout_optimization"] = False  # torch's compiler would choose channels_last for convolutions
-    known = set(torch._inductor.list_options())
     if how.compile == "reduce-overhead":
-        chosen |= CUDA_GRAPHS
-        if CUDA_GRAPHS.keys() - known:
+        if torch.__version__ < CUDA_GRAPHS_SINCE:
             raise DeviceUnusable(
-                f"node {this_node()}: sample.compile: reduce-overhead needs a newer torch than {torch.__version__}, "
-                "which does not say if it leaves a network without a CUDA graph; set default or none"
+                f"node {this_node()}: sample.compile: reduce-overhead needs torch {CUDA_GRAPHS_SINCE} or later, and "
+                f"this is {torch.__version__}; set default or none"
             )
+        chosen |= CUDA_GRAPHS
+    known = set(torch._inductor.list_options())
     return {name: value for name, value in chosen.items() if name in known}
 
 
@@ -193,16 +194,8 @@ def thread_of_graphs() -> ThreadPoolExecutor:
 
 
 def _set_up_thread_of_graphs() -> None:
-    """Set what is read at each call: options are for the compiler, and settings of torch's compiler for one thread.
-
-    Older versions (2.9) have those settings for the whole process: there the caller's own graphs obey this one too.
-    Before 2.13, torch kept graphs in threads of its own alone, and others failed with an AssertionError.
-    """
+    """Set what is read at each call: options are for the compiler, and settings of torch's compiler for one thread."""
     inductor.triton.cudagraph_or_error = True
-    kept: tuple[tuple[str, Any], ...] = (("tree_manager_containers", {}), ("tree_manager_locks", defaultdict(Lock)))
-    for name, value in kept:
-        setattr(cudagraph_trees.local, name, value)
-        torch._C._stash_obj_in_tls(name, value)
 
 
 def in_thread_of_graphs(network: "Denoiser") -> "Denoiser":

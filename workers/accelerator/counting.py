@@ -87,8 +87,6 @@ class Count:
     """Bytes of the inputs and outputs of all kernels."""
     peak: int = 0
     """The most bytes that were live at once: x and all that was computed, not the network's weights."""
-    largest: int = 0
-    """Elements of the largest tensor. Many kernels count them in 31 bits."""
 
     @property
     def launches(self) -> int:
@@ -178,7 +176,6 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def kernel(self, name: str, outputs: T, inputs: Any, launches: int = 1, workspace: int = 0) -> T:
         """Note a kernel that reads `inputs` and writes `outputs`, which it returns."""
         self.memory.hold(outputs, inputs, workspace)
-        self.count.largest = max([self.count.largest, *(tensor.numel() for tensor in _tensors(outputs))])
         if launches:
             self.count.kernels[name] += launches
             self.count.bytes += _bytes((inputs, outputs))

@@ -1,4 +1,4 @@
-"""The policy of arithmetic: how a network is computed on a kind of device. Pure, and without torch.
+"""The policy of arithmetic: how a network is computed on a kind of device. Without torch, but for `kind_of`.
 
 Everything that lays out memory, sets a switch of torch or chooses a kernel asks here. benchmarks/device measures it.
 """

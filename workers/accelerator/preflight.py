@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from taugrid.errors import NotEnoughMemory
-from taugrid.workers.accelerator.arithmetic import Arithmetic, computed
+from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.counting import count
 from taugrid.workers.accelerator.memory import FIRST
 from taugrid.workers.accelerator.policy import kind_of, policy
@@ -57,7 +57,7 @@ def free_bytes(device: str) -> int | None:
 def needed_bytes(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str) -> int | None:
     """The memory that a call of a network takes beside its weights; None: it can't be traced, so nothing is claimed.
 
-    `network` is as loaded, before `arithmetic.computed`. What is counted is the uncompiled network: torch's compiler
+    `network` is as loaded, before `arithmetic.adapted`. What is counted is the uncompiled network: torch's compiler
     fuses kernels, which need less.
     """
     if (without_data := getattr(network, "without_data", None)) is None:
@@ -66,7 +66,7 @@ def needed_bytes(network: "Denoiser", how: Arithmetic, batch: BatchShape, device
     autocast = policy(kind_of(device), how.precision).autocast
     x = torch.empty(batch, device="meta")
     try:
-        traced = computed(from_times(without_data()), how, device)
+        traced = adapted(from_times(without_data()), how, device)
         call = count(lambda x: traced(x, FIRST), x, autocast=None if autocast is None else getattr(torch, autocast))
     except Exception:  # a custom network may read values, or do what only its own device can
         return None

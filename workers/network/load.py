@@ -24,7 +24,7 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
     """A network for inference on `device`, which predicts `diffusion.prediction`. `how`: by default in float32.
 
     Its memory format, the type of its weights and its compilation are those of `how`; the rest is for its callers
-    (`accelerator.arithmetic.computed`).
+    (`accelerator.arithmetic.adapted`).
 
     Raises:
         ContentMismatch: if this node has other files, code or weights than the driver planned with, or none.

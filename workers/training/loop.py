@@ -220,6 +220,5 @@ def _device(spec: TrainingSpec) -> str:
     if not spec.gpus_per_worker:
         prepare_training(spec.train.precision, "cpu", "a CPU", spec.train.compile)
         return "cpu"
-    start_gpu("a training worker")
-    prepare_training(spec.train.precision, "cuda", torch.cuda.get_device_name(), spec.train.compile)
+    prepare_training(spec.train.precision, "cuda", start_gpu("a training worker"), spec.train.compile)
     return "cuda"
