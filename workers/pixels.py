@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from taugrid import parquet
 from taugrid.storage import Storage
 
-MAX_BYTES = 256 * 2**20
-"""Bytes that a worker keeps, in host memory: 87,000 images of 3 x 32 x 32."""
+MAX_BYTES = 64 * 2**20
+"""Bytes that a worker keeps, in host memory: 21,000 images of 3 x 32 x 32. A node may have a hundred workers."""
 
 
 RowGroup = tuple[NDArray[np.int64], NDArray[np.uint8]]

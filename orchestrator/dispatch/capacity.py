@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 from taugrid.config import Cluster
@@ -22,6 +22,9 @@ RAYS_UNITS = 10_000
 
 ASK_SECONDS = 60.0
 """How long nodes may take to report whether their torch can use their GPUs; later, workers' health checks find out."""
+
+SCORER_BYTES = 2e9
+"""Memory that a worker on spare CPUs may need, estimated: torch, SciPy, the features of a cell and of the reference."""
 
 MAX_SHARED_GPU = 0.5
 """The largest fraction of a GPU of which two fit on one."""
@@ -46,6 +49,8 @@ class Node(NamedTuple):
     """Whether it will be taken away: Ray places nothing more on it."""
     taken: Size = Size(0, 0)
     """Resources in use; only `free` sets it."""
+    memory: float = inf
+    """Bytes, as Ray counts them."""
 
     def capacity(self, size: Size) -> int:
         """How many workers fit on it beside what is `taken`. A fraction of a GPU can't span two GPUs.
@@ -64,9 +69,13 @@ class Node(NamedTuple):
         return int(max(0, min(fits, default=0)))
 
     def spare_capacity(self, cpus: float, size: Size) -> int:
-        """How many workers of `cpus` CPUs fit beside as many workers of `size` as fit."""
-        taken = exact(size.cpus) * self.capacity(size)
-        return self._replace(taken=Size(float(taken), 0)).capacity(Size(cpus, 0))
+        """How many workers of `cpus` CPUs fit beside as many workers of `size` as fit.
+
+        Where there are GPUs, each of both kinds has `SCORER_BYTES`.
+        """
+        others = self.capacity(size)
+        fit = self._replace(taken=Size(float(exact(size.cpus) * others), 0)).capacity(Size(cpus, 0))
+        return int(max(0, min(fit, self.memory // SCORER_BYTES - others))) if self.gpus else fit
 
 
 def exact(amount: float) -> Fraction:
@@ -84,10 +93,10 @@ def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
 
     draining = ray_compat.draining_nodes()
     return [
-        Node(node["NodeID"], has.get("CPU", 0), has.get("GPU", 0), node["NodeID"] in draining)
+        Node(id, has.get("CPU", 0), has.get("GPU", 0), id in draining, memory=has.get("memory", inf))
         for node in ray.nodes()
         if node["Alive"] and selects(selector or {}, node["Labels"])
-        for has in [node["Resources"]]
+        for id, has in [(node["NodeID"], node["Resources"])]
     ]
 
 

@@ -72,7 +72,7 @@ def oracle_copy(oracle, tmp_path):
 
 
 def table(root):
-    return pd.read_csv(root / "tables/quality.csv").set_index("cell")
+    return pd.read_csv(root / "tables/quality.csv", dtype={"cell": str}).set_index("cell")
 
 
 def differences(root):

@@ -30,7 +30,8 @@ def run_with_nothing_to_do(root, original, ids):
     assert (sample_files(root), scores(root)) == (before, scored)
     assert not (root / "damaged").exists()
     taugrid("verify", root)
-    return (pd.read_csv(each / "tables" / "quality.csv", index_col="cell") for each in (original, root))
+    files = (each / "tables" / "quality.csv" for each in (original, root))
+    return (pd.read_csv(file, index_col="cell", dtype={"cell": str}) for file in files)
 
 
 def test_an_old_run_is_finished(oracle):

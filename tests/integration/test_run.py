@@ -138,7 +138,8 @@ def test_stages_one_by_one_end_as_run_does_and_two_schedules_are_two_models_in_o
     text = (copy / "tables/quality.md").read_text()
     assert "cosine" in text
     assert "linear" in text
-    found, expected = (pd.read_csv(root / "tables/quality.csv", index_col="cell") for root in (copy, finished))
+    files = (root / "tables/quality.csv" for root in (copy, finished))
+    found, expected = (pd.read_csv(file, index_col="cell", dtype={"cell": str}) for file in files)
     columns = expected.columns.difference(["seconds"])
     pd.testing.assert_frame_equal(found.loc[expected.index, columns], expected[columns], check_exact=True)
 

@@ -135,7 +135,7 @@ def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
     """`report` on what selfcheck made. FID at infinite N is below what N = 1000 leads to expect."""
     findings, root = checked
     taugrid("report", root)
-    table = pd.read_csv(root / "tables" / "quality.csv").set_index("cell")
+    table = pd.read_csv(root / "tables" / "quality.csv", dtype={"cell": str}).set_index("cell")
     for cell in findings["cells"]:
         exact = table.loc[cell["cell"], "fid_exact"]
         if cell["data"] == "gaussian":

@@ -92,7 +92,8 @@ def exported(finished, tmp_path_factory):
 
 def row_of(root, name):
     [cell] = [path.name.rsplit("-", 1)[1] for path in root.glob(f"samples/{name}*")]
-    return pd.read_csv(root / "tables/quality.csv").set_index("cell").loc[cell]
+    table = pd.read_csv(root / "tables/quality.csv", dtype={"cell": str})  # pandas takes 29e0919434 for a number
+    return table.set_index("cell").loc[cell]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 import taugrid as api
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
-from taugrid.orchestrator.view import dry_run
+from taugrid.orchestrator.view import dry_run, inspection
 from taugrid.workers.data import fashion_mnist
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -299,6 +299,14 @@ def test_moments_are_looked_at_where_the_weights_are_missing(tmp_path, monkeypat
     config = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
     asked = ("evaluate.extractor=inception-v3-compat", f"evaluate.reference={tmp_path}/m.npz")
     assert "moments of 9 features, but inception-v3-compat has 2048" in planned(config, tmp_path / "run", *asked)[1]
+
+
+def test_status_reads_the_events_once(made, monkeypatch):
+    """In a bucket each reading is requests. The patch: `describe_status` reads them too."""
+    read, whole = [], inspection.read_events
+    monkeypatch.setattr(inspection, "read_events", lambda rundir: read.append(rundir) or whole(rundir))
+    taugrid("status", made / "run")
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("driver", ["/proc/driver/nvidia", "/dev/kfd"])

@@ -35,6 +35,7 @@ from taugrid.orchestrator.plan import scoring
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
 from taugrid.workers import actor
+from taugrid.workers.accelerator.libraries import processor
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
 
@@ -271,6 +272,8 @@ EARLIER = Path(__file__).parents[1] / "fixtures/baseline-011be7a"
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_baseline_of_an_earlier_version_checks_the_sampler_by_its_hashes(begun, tmp_path, monkeypatch, broken):
+    if not broken and not processor().startswith("AMD EPYC"):
+        pytest.skip("its images are of an AMD EPYC; another CPU with vectors as wide may move a pixel")
     value = json.loads((EARLIER / "baseline.json").read_text().replace("NETWORK", str(begun / "same")))
     del value["sha256"]
     write_sealed(tmp_path / "baseline.json", value)

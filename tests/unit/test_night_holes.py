@@ -14,6 +14,7 @@ from taugrid.eval.sources import Batch
 from taugrid.orchestrator.nightly import night as night_module
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
+from taugrid.workers import pixels
 from taugrid.workers import sample as sampling
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.network.checkpoint import weights_file, weights_sha256
@@ -192,6 +193,7 @@ def test_trainings_with_other_diffusion_are_no_recipe(begun, tmp_path):
 
 def test_a_fault_in_reading_samples_is_red_because_the_baselines_network_denies_it(begun, history, monkeypatch):
     """Neither canary sees it: one compares pixels, the other scores the reference."""
+    monkeypatch.setattr(pixels, "MAX_BYTES", 0)  # else a worker would not read what it sampled itself
     whole = extract._batches
 
     def darker(job):

@@ -84,6 +84,9 @@ def test_gpus_are_used_where_there_are_any_that_torch_can_use_and_that_stay(monk
     [
         (Node("g", 104, 8), Size(1, 1), 1, 96),
         (Node("g", 104, 8), Size(12, 1), 2, 4),
+        (Node("g", 16, 1, memory=11e9), Size(1, 1), 1, 4),  # and one for the worker with the GPU
+        (Node("g", 16, 1, memory=1e9), Size(1, 1), 1, 0),
+        (Node("c", 4, 0, memory=1e9), Size(1, 1), 1, 4),
         (Node("g", 4, 8), Size(1, 1), 1, 0),  # its CPUs are too few for its GPUs
         (Node("g", 4, 1), Size(0.3333, 0.3333), 1, 3),
         (Node("c", 4, 0), Size(1, 1), 1, 4),
