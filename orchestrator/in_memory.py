@@ -23,6 +23,7 @@ from taugrid.registry.datasets import Shape
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import Shortages
+from taugrid.workers.accelerator.policy import kind_of, lacks
 from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.finite import Watched
@@ -76,6 +77,7 @@ def _sample(
     if isinstance(model, str | Mapping):
         spec, planned = _planned(model, shape, diffusion, settings)
         place = device or usual_device()
+        _require_settings(planned.settings, place)
         device_here = Device(place)
         network = device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
         try:
@@ -130,7 +132,8 @@ def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
     if settings.compile != "none":
         raise UserError("compile is for models that taugrid loads; pass torch.compile(network) instead")
     if settings.precision == "bf16-weights":
-        raise UserError("precision: bf16-weights is for models that taugrid loads; set bf16, or cast the network's own")
+        raise UserError("precision: bf16-weights is for models that taugrid loads; set bf16")
+    _require_settings(settings, place)
     arithmetic.prepare(settings.precision, place, place)
     return arithmetic.adapted(network, Arithmetic.of(settings), place)
 
@@ -166,6 +169,13 @@ def _enough_memory(device: str) -> Iterator[None]:
         ) from error
 
 
+def _require_settings(settings: Sample, place: str) -> None:
+    """Raise `UserError` if the device lacks what `settings` need. A worker's words for it name its node."""
+    need = lacks(kind_of(place), settings.precision, settings.compile, arithmetic.is_ampere(place))
+    if need is not None:
+        raise UserError(need.refused(f"device {place} is none", "use another device"))
+
+
 def _require_device(place: str) -> None:
     """Raise `UserError` if torch has no device of that name, or can't use it."""
     import torch
@@ -173,5 +183,12 @@ def _require_device(place: str) -> None:
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        words = str(error).partition("\n")[0].partition(". This could be")[0]  # then torch lists what it has
-        raise UserError(f"device: {place} can't be used: {words}") from None
+        kind = str(place).partition(":")[0]
+        if kind not in ("cpu", "cuda", "mps"):
+            raise UserError(f"device must be cpu, cuda, cuda:N or mps, not {str(place)!r}") from None
+        words = str(error).partition("\n")[0]
+        if kind == "cuda" and not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+            words = "this torch is built without CUDA; install a CUDA build"
+        elif kind == "mps" and not torch.backends.mps.is_available():
+            words = "this torch finds no Apple GPU; install torch for macOS there"
+        raise UserError(f"device: {place} can't be used: {words}, or use device='cpu'") from None

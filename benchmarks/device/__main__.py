@@ -21,6 +21,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from benchmarks.device import exactness, memory, speed
 from benchmarks.device.setting import NotHere, Setting
 from taugrid.workers.device import set_up, usual_device
@@ -78,7 +80,7 @@ def measure(part: str, setting: Setting, seconds: float = SECONDS) -> dict[str, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 1 if a part failed, else 0."""
+    """The exit code: 1 if a part failed, else 0. SystemExit(2): arguments that can't be used, or no such device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all if none is named: {', '.join(PARTS)}")
     parser.add_argument("--from", dest="first", choices=PARTS, help="skip the parts before")
@@ -87,11 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.parts) - PARTS.keys()):
         parser.error(f"unknown part {', '.join(unknown)}; known: {', '.join(PARTS)}")
+    if given.parts and given.first:
+        parser.error("--from goes with no PART: it names the first of all")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        why = "torch finds no GPU" if torch.backends.cuda.is_built() else "this torch is built without CUDA"
+        parser.exit(2, f"--device cuda: {why}; install a torch for this machine's GPU, or use --device cpu\n")
     names = list(PARTS)
     set_up(1)
     setting = Setting(given.device, given.short or given.device == "cpu")
     exit_code = 0
-    for part in given.parts or names[names.index(given.first or names[0]) :]:
+    for part in dict.fromkeys(given.parts) or names[names.index(given.first or names[0]) :]:
         faulthandler.dump_traceback_later(HANGS_AFTER_SECONDS, exit=True, file=sys.__stderr__)
         found = measure(part, setting)
         faulthandler.cancel_dump_traceback_later()

@@ -40,10 +40,13 @@ class ProgressSnapshot(NamedTuple):
     """The remaining time as text; empty: unknown."""
     workers: int = 0
     note: str = ""
+    doing: str = ""
+    """What workers do that is no progress, as text."""
 
     @property
     def line(self) -> str:
-        workers = counted(self.workers, "worker") if self.workers else ""
+        doing = f" ({self.doing})" if self.doing else ""
+        workers = f"{counted(self.workers, 'worker')}{doing}" if self.workers else ""
         if not self.name:
             return ", ".join(filter(None, [workers, self.note]))
         amount = f"{quantity(self.done)} of {quantity(self.total)} {self.unit}"
@@ -306,7 +309,14 @@ class LiveState:
         if kind.finished_noun:  # the line counts the tasks itself, a few a minute
             return ProgressSnapshot(*of, left=left, workers=workers)
         images = self.bars.tasks[self._images].speed if kind.counts_images else None
-        return ProgressSnapshot(*of, bar.speed, images, left, workers, self._finished_in_words)
+        return ProgressSnapshot(*of, bar.speed, images, left, workers, self._finished_in_words, self._doing_in_words)
+
+    @property
+    def _doing_in_words(self) -> str:
+        """What workers do that is no progress, such as compiling; their number too unless all of them do."""
+        doing = Counter(worker.doing for worker in self.running.values() if worker.doing)
+        joined = self.workers.joined
+        return ", ".join(what if count == joined else f"{count} {what}" for what, count in doing.items())
 
     def left(self, at: float) -> str:
         """The remaining time and the work that it does not include, as text; empty if unknown yet."""

@@ -211,6 +211,27 @@ def test_parts_may_begin_later(monkeypatch, capsys):
     assert [line["part"] for line in lines_of(capsys)] == ["b", "c"]
 
 
+def test_a_part_runs_once(monkeypatch, capsys):
+    """Patch: `given.parts` without `dict.fromkeys`."""
+    monkeypatch.setattr(benchmark, "PARTS", {name: lambda here: None for name in "abc"})
+    assert benchmark.main(["--device", "cpu", "b", "a", "b"]) == 0
+    assert [line["part"] for line in lines_of(capsys)] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--device", "cuda"], "--device cuda: "), (["--device", "cpu", "--from", "memory", "card"], "--from goes with")],
+)
+def test_what_can_not_be_measured_is_refused(arguments, said, monkeypatch, capsys):
+    """Patch: no check, so that each part fails with the same traceback, or `--from` is ignored."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(arguments)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2
+    assert said in last
+
+
 def test_the_long_form_measures_the_network_of_table_1():
     here = Setting("cpu", short=False)
     assert sum(p.numel() for p in here.unet().parameters()) == pytest.approx(35.75e6, rel=1e-3)

@@ -1,6 +1,7 @@
 """The policy of arithmetic: what is decided for each kind of device and precision, and that networks obey it."""
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taugrid.config import DIFFUSION_DEFAULTS, Data, Unet
+from taugrid.config.sample import Precision
 from taugrid.errors import CustomCodeError, DeviceUnusable
 from taugrid.jobs import OracleNetwork
 from taugrid.workers.accelerator import arithmetic
@@ -267,18 +269,27 @@ def test_what_a_device_lacks_is_refused(asked, refused):
     assert (need and need.setting) == refused
 
 
+def test_what_is_offered_instead_can_be_computed_there():
+    """Patch: `bf16-weights` left out, or bf16 offered to a V100."""
+    for kind, is_ampere in (("cpu", True), ("rocm", True), ("cuda", False)):
+        offered = lacks(kind, "tf32", "none", is_ampere).instead.replace(" or ", ", ").split(", ")
+        usable = [each for each in get_args(Precision) if lacks(kind, each, "none", is_ampere) is None]
+        assert sorted(offered) == sorted(usable)
+
+
 def test_what_is_faster_is_said_of_plans_with_one_setting():
     on = "on an NVIDIA GPU of the A100's generation or later, sample.precision: "
-    end = " (estimated for an H100); each makes other cells"
+    end = " (estimated for a U-Net of CIFAR-10's size on an H100); each is a different cell"
     assert faster([("float32", "none")] * 2) == (
         f"{on}tf32 would be about 2.5 times as fast as float32, bf16 3.5 times, bf16-weights 4.7 times, "
         f"bf16 with sample.compile: default 6.3 times{end}"
     )
-    compiled = f"{on}bf16 with sample.compile: default would be about"
+    compiled = f"{on}bf16-weights with sample.compile: default would be about"
     assert faster([("bf16-weights", "none")]) == f"{compiled} 1.4 times as fast as bf16-weights{end}"
     assert faster([("fp16", "none")]).startswith(f"{on}bf16-weights would be about 1.3 times as fast as fp16")
     assert faster([("float32", "none"), ("bf16", "none")]) is None, "it compares them itself"
-    assert faster([("bf16", "default")]) is faster([("bf16", "reduce-overhead")]) is None, "nothing is faster"
+    for fastest in (("bf16", "default"), ("bf16", "reduce-overhead"), ("bf16-weights", "default")):
+        assert faster([fastest]) is None, "nothing is faster"
     assert faster([("float32", "default")]) is None, "not known"
     assert faster([]) is None
 

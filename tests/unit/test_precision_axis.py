@@ -122,7 +122,9 @@ def test_reconstructions_are_computed_in_float32():
 
 def test_tf32_without_any_gpu_is_refused_before_a_worker_starts():
     require_no_gpu(planned(precision="bf16"))
-    with pytest.raises(UserError, match=r"^sample.precision: tf32 needs an NVIDIA GPU.*set float32, bf16 or fp16"):
+    with pytest.raises(
+        UserError, match=r"^sample.precision: tf32 needs an NVIDIA GPU.*set float32, bf16, bf16-weights or fp16"
+    ):
         require_no_gpu(planned(precision="tf32"))
 
 

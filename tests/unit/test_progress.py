@@ -451,6 +451,21 @@ def test_plain_lines_of_a_session_say_the_same_as_its_bar():
     assert line.endswith("1 worker, 0 of 2 cells scored")
 
 
+def test_a_plain_line_says_that_workers_compile():
+    """Patch: no `doing` in the line, which says "0 of 4,000" for minutes."""
+    session = Session(tasks())
+    for worker, task in (("w0", "sample/a/0"), ("w1", "sample/a/1")):
+        session.join(worker)
+        session.give(worker, task)
+    session.state.heard(session.now, "w0", 0.0, "compiling")
+    assert ", 2 workers (1 compiling), " in session.snapshot.line
+    session.state.heard(session.now, "w1", 0.0, "compiling")
+    assert ", 2 workers (compiling), " in session.snapshot.line
+    session.state.heard(session.now, "w0", 0.1)
+    session.state.heard(session.now, "w1", 0.1)
+    assert "compiling" not in session.snapshot.line
+
+
 def test_a_plain_line_after_the_last_task_counts_no_work():
     """The session may go on for a while: tables are written."""
     session = Session(tasks(("a",), 1))

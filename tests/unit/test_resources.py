@@ -97,10 +97,21 @@ def test_a_worker_with_a_gpu_keeps_its_cpus(node, size, cpus, fit):
 
 
 def test_labels_that_no_node_has_are_named(monkeypatch):
-    monkeypatch.setattr(capacity, "nodes", lambda selector=None: [])
+    monkeypatch.setattr(capacity, "nodes", lambda selector=None: [] if selector else [Node("a", 8, 1)])
     labels = {"ray.io/accelerator-type": "A100"}
     with pytest.raises(UserError, match=r"no node with the labels .*A100'} has as much; .*cluster.label_selector$"):
         capacity.embedded_workers(Cluster(gpus_per_worker=1, label_selector=labels))
+
+
+def test_that_no_gpu_was_found_is_said(monkeypatch):
+    """Patch: `no_capacity` alone, whose advice to lower gpus_per_worker hides that there is none."""
+    monkeypatch.setattr(capacity, "nodes", lambda selector=None: [Node("a", 8, 0)])
+    said = r"each takes 1 CPU and 0.5 GPUs, and no GPU was found; set cluster.gpus_per_worker: 0 "
+    cluster = Cluster(gpus_per_worker=0.5)
+    with pytest.raises(UserError, match=said):
+        capacity.embedded_workers(cluster)
+    with pytest.raises(UserError, match=said):
+        capacity.trainers(cluster, 1)
 
 
 def test_training_may_take_other_resources(monkeypatch):

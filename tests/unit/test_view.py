@@ -301,7 +301,12 @@ def test_each_part_of_a_network_in_memory_is_in_evaluation_mode_and_then_as_it_w
         ({"model": ORACLE, "indices": [0.5]}, "indices must be whole numbers"),
         ({"model": ORACLE, "indices": np.arange(4) == 2}, "indices must be whole numbers"),
         ({"model": ORACLE, "indices": 2.0}, "indices must be whole numbers"),
-        ({"model": ORACLE, "indices": 1, "device": "nonsense"}, "device: nonsense can't be used"),
+        (
+            {"model": ORACLE, "indices": 1, "device": "nonsense"},
+            "^device must be cpu, cuda, cuda:N or mps, not 'nonsense'$",
+        ),
+        ({"model": ORACLE, "indices": 1, "device": ""}, "^device must be cpu, cuda, cuda:N or mps, not ''$"),
+        ({"model": ORACLE, "indices": 1, "device": "cpu:x"}, "^device: cpu:x can't be used: .*, or use device='cpu'$"),
         ({"model": ORACLE, "num_samples": 5}, "num_samples is for a run"),
         ({"model": ORACLE, "steps": 0}, "sample.steps"),
         ({"model": {"unet": {}}}, "trained"),
@@ -310,7 +315,12 @@ def test_each_part_of_a_network_in_memory_is_in_evaluation_mode_and_then_as_it_w
         ({"model": lambda x, t: x[:1], "shape": (1, 4, 4)}, "keep the shape"),
         ({"model": 5, "shape": (1, 4, 4)}, "to be called"),
         ({"model": lambda x, t: x, "shape": (1, 4, 4), "compile": "default"}, "torch.compile"),
-        ({"model": lambda x, t: x, "shape": (1, 4, 4), "precision": "tf32", "device": "cpu"}, "sample.precision: tf32"),
+        (
+            {"model": lambda x, t: x, "shape": (1, 4, 4), "precision": "tf32", "device": "cpu"},
+            "^sample.precision: tf32",
+        ),
+        ({"model": ORACLE, "precision": "tf32", "device": "cpu"}, "^sample.precision: tf32 .* use another device$"),
+        ({"model": lambda x, t: x, "shape": (1, 4, 4), "precision": "bf16-weights"}, "loads; set bf16$"),
         ({"model": "no/such/folder"}, "no/such/folder"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -318,6 +328,40 @@ def test_each_part_of_a_network_in_memory_is_in_evaluation_mode_and_then_as_it_w
 def test_what_can_not_be_sampled_is_refused(arguments, words):
     with pytest.raises(UserError, match=words):
         taugrid.sample(**arguments)
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built with CUDA")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_torch_without_cuda_is_named(device):
+    """Patch: torch's own words, which name no way out."""
+    said = f"^device: {device} can't be used: this torch is built without CUDA; install a CUDA build, or use device="
+    with pytest.raises(UserError, match=said):
+        taugrid.sample(ORACLE, 1, device=device)
+
+
+class Mixed(torch.nn.Module):
+    """A network that does not cast what it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 1, 1)
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_is_refused_unless_it_casts(half):
+    """Patch: no `_half_of`, so that torch's RuntimeError passes."""
+    network = Mixed().to(half)
+    with pytest.raises(UserError, match=rf"^the network's own weights are in {half}, .*network.float\(\)"):
+        taugrid.sample(network, 1, shape=(1, 4, 4), steps=2)
+    assert taugrid.sample(lambda x, t: network(x.to(half), t).float(), 1, shape=(1, 4, 4), steps=2).shape == (1, 4, 4)
+
+
+def test_a_network_in_bf16_is_computed_under_autocast():
+    network = Mixed().to(torch.bfloat16)
+    assert taugrid.sample(network, 1, shape=(1, 4, 4), steps=2, precision="bf16").shape == (1, 4, 4)
 
 
 def test_a_network_in_memory_computes_in_the_precision_that_is_asked_for():
