@@ -259,7 +259,7 @@ def test_a_worker_says_that_it_compiles(monkeypatch):
 
 @pytest.mark.usefixtures("own_cache")
 def test_compiling_is_no_time_of_sampling(monkeypatch, tmp_path):
-    """`plan` expected 15 minutes of one worker that had compiled for 100 s. Patch: `run` returns the result as it is."""
+    """`plan` expected 15 minutes of one worker that had compiled for 100 s. Patch: `run` changes no result."""
     calls = []
 
     def slow_at_first(x, at, condition=None):
