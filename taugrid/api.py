@@ -170,7 +170,7 @@ def sample(
     *,
     shape: tuple[int, int, int] | None = None,
     diffusion: Mapping[str, Any] = {},
-    device: str | None = None,
+    device: Any = None,
     **settings: Any,
 ) -> "NDArray[np.uint8]":
     """Images of a model, as arrays in memory, without a run: image n is what a run would sample with the same settings.
@@ -182,7 +182,7 @@ def sample(
         indices: which samples; a number n means 0 to n - 1.
         shape: (channels, height, width), needed where the model does not say it.
         diffusion: keys of the config's section diffusion; others come from the checkpoint, or are the defaults.
-        device: as torch names it; None: a GPU if there is one.
+        device: a torch.device, or its name; None: a GPU if there is one.
         settings: keys of the config's section sample, such as `steps=20, eta=0.5, seed=1`. In a run with another
             `batch_size` (the default is its default, 256), or on another device, bytes may differ in the last bit.
 
@@ -195,7 +195,8 @@ def sample(
     """
     from taugrid.orchestrator.in_memory import sample_in_memory
 
-    return sample_in_memory(_given(model), indices, shape, diffusion, settings, device)
+    place = None if device is None else str(device)
+    return sample_in_memory(_given(model), indices, shape, diffusion, settings, place)
 
 
 def _given(value: Any) -> Any:

@@ -310,15 +310,16 @@ def joined_lines(error: BaseException) -> str:
 
 _TORCHS_ADVICE = re.compile(
     r"Search for `|(CUDA|HIP) kernel errors might|For (debugging|more detailed error)|Compile with `TORCH_|"
-    r"Device-side assertion|GPU device may be out of range"
+    r"Device-side assertion|GPU device may be out of range|Set TORCH(DYNAMO_VERBOSE|_LOGS)"
 )
-"""How the lines begin that torch adds to each error of CUDA (c10/cuda/CUDAMiscFunctions.cpp, CUDAException.cpp)."""
+"""How the lines begin that torch adds to each error of CUDA (c10/cuda/CUDAMiscFunctions.cpp, CUDAException.cpp), and of
+its compiler (torch/_dynamo/exc.py)."""
 
 
 def last_line(error: BaseException) -> str:
     """The last non-empty line of an error's text (in a traceback, the error itself), or else the error's type.
 
-    Lines of general advice that torch adds to errors of CUDA do not count.
+    Lines of general advice that torch adds to errors of CUDA and of its compiler do not count.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not _TORCHS_ADVICE.match(line)] or lines

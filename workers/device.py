@@ -148,6 +148,8 @@ class Device:
         """A job may release it once it only encodes and writes, so that the worker's next job begins to compute."""
         self.stop_requested = False
         """Whether jobs on this device must end at their next heartbeat."""
+        self.compile_seconds = 0.0
+        """How long the job's first call of a network took, in which torch compiled it; 0 if it did not."""
         self.shortages = Shortages(name)
         self.most_to_extract: int | None = None
         """Images of which features may be extracted at once in this process; None: as many as a job says."""
@@ -206,8 +208,10 @@ class Device:
         from taugrid.workers.accelerator.compiled import once_on_a_node
 
         code = spec.config_sha256 if isinstance(spec, SavedUnet) else getattr(spec, "source_sha256", "")
+        began = time.perf_counter()
         with once_on_a_node((code, self.hardware, *key[2:], how), self.compiling):
             yield
+        self.compile_seconds += time.perf_counter() - began
         self._compiled.add((key, how))
 
     def loading(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
@@ -305,6 +309,7 @@ class Device:
     def start_job(self) -> None:
         """Reset the progress for a new job. Its first heartbeat is sent after `MIN_HEARTBEAT_SECONDS`, if it lasts."""
         self._progress = (0.0, 0.0)
+        self.compile_seconds = 0.0
         self._last_heartbeat = time.monotonic()
 
     def alive(self) -> None:

@@ -3,9 +3,10 @@
 Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,19 @@ def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     batch = (job.settings.batch_size, *job.decoder.network_shape)
     model = device.network(job.network, job.diffusion, job.arithmetic, batch)
-    return sample_shard(job, model, device.name, device.heartbeat, device.computed, device.last_sampled)
+    result = sample_shard(job, model, device.name, device.heartbeat, device.computed, device.last_sampled)
+    calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
+    return replace(result, seconds=_without_compiling(result.seconds, device.compile_seconds, calls))
+
+
+def _without_compiling(seconds: float, compile_seconds: float, calls: int) -> float:
+    """The time of a job as if its first network call, which compiled, had taken as long as the others.
+
+    Rates, and so remaining times, come from it. Of a job with one call nothing else is known.
+    """
+    if not compile_seconds or calls < 2:
+        return seconds
+    return (seconds - compile_seconds) * calls / (calls - 1)
 
 
 def sample_shard(

@@ -42,6 +42,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"expected sampling time: {_expected(plan)}",
         *_longest_shard(plan),
         *(f"warning: {remark}" for remark in plan["remarks"]),
+        *(f"tip: {tip}" for tip in plan.get("tips", ())),
     ]
     return "\n".join(lines)
 

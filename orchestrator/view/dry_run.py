@@ -34,7 +34,12 @@ def describe_plan(run: Run) -> dict[str, Any]:
     """
     described = describe(run)
     described |= _on_workers(run.config, run.plan, described)
-    return described | {"remarks": [*described["remarks"], *_remarks(run, described)]}
+    described |= {"remarks": [*described["remarks"], *_remarks(run, described)]}
+    gpus = run.config.cluster.gpus_per_worker
+    may_use_gpus = _has_gpus() if gpus is None else gpus
+    if may_use_gpus and described["network_evaluations_remaining"] and (tip := faster_on_gpus(run.plan)) is not None:
+        described["tips"] = [tip]
+    return described
 
 
 def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
@@ -50,9 +55,6 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     yield from _replaced_tables(run)
     if described["network_evaluations_remaining"]:
         yield from _fit(run, described)
-        gpus = config.cluster.gpus_per_worker
-        if (_has_gpus() if gpus is None else gpus) and (message := faster_on_gpus(plan)) is not None:
-            yield message
     yield from unequal(plan.cells)
     if models := compared_trainings(plan):
         ids = {model.id for model in models}

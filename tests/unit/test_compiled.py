@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from torch._inductor import cudagraph_trees
 from torch._inductor.exc import InductorError
 from torch.torch_version import TorchVersion
 
+from benchmarks.fake_device import job_of
 from taugrid.errors import DeviceUnusable, accelerator_error_in
+from taugrid.workers import sample
 from taugrid.workers.accelerator import compiled
 from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.policy import policy
@@ -66,7 +69,9 @@ def test_a_node_without_a_compiler_is_refused_in_one_line():
     torch._dynamo.reset()
     with (
         inductor.patch({"force_disable_caches": True, "cpp.cxx": ("/nowhere/c++",)}),
-        pytest.raises(DeviceUnusable, match=r"sample.compile: default failed.* set sample.compile: none$") as caught,
+        pytest.raises(
+            DeviceUnusable, match=r"sample.compile: default failed: .*nowhere.* set sample.compile: none$"
+        ) as caught,
     ):
         denoiser(0, FULL)(torch.randn(4, 1, 3, 3), at(5))
     assert "\n" not in str(caught.value)
@@ -250,6 +255,28 @@ def test_a_worker_says_that_it_compiles(monkeypatch):
     device.clear_caches()
     device.network(None, None, FULL)(torch.zeros(4, 1, 3, 3), at(5))
     assert len(entered) == 2, "what was compiled may be gone"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_compiling_is_no_time_of_sampling(monkeypatch, tmp_path):
+    """`plan` expected 15 minutes of one worker that had compiled for 100 s. Patch: `run` changes no result."""
+    calls = []
+
+    def slow_at_first(x, at, condition=None):
+        calls.append(x)
+        time.sleep(3.0 if len(calls) == 1 else 0.01)
+        return x
+
+    monkeypatch.setattr("taugrid.workers.network.load.load_network", lambda *args: slow_at_first)
+    job = job_of(str(tmp_path / "part-00000.parquet"), (1, 4, 4), 4, 8)
+    job = replace(job, settings=job.settings.model_copy(update={"compile": "default"}))
+    device = Device("cpu")
+    device.start_job()
+    assert sample.run(job, device).seconds < 3.0
+    assert device.compile_seconds >= 3.0
+    device.start_job()
+    assert device.compile_seconds == 0
+    assert sample._without_compiling(101.5, 100.0, 4) == pytest.approx(2.0)
 
 
 @pytest.mark.usefixtures("own_cache")

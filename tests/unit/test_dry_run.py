@@ -11,6 +11,7 @@ from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 import taugrid as api
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
+from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.view import dry_run, inspection
 from taugrid.workers.data import fashion_mnist
 
@@ -319,11 +320,15 @@ def test_cpus_do_not_count_as_workers_where_there_is_a_driver_of_gpus(monkeypatc
     assert dry_run._workers(config) > 0
 
 
-def test_what_a_precision_costs_on_gpus_is_said_where_there_are_some(made, tmp_path, monkeypatch):
+def test_what_a_precision_costs_on_gpus_is_said_where_there_are_some(made, tmp_path):
+    """As a tip: `plan --strict` counts warnings."""
     config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "cluster": {"gpus_per_worker": 1}}
-    _, said = planned(config, tmp_path / "run")
-    assert "sample.precision: tf32 would be about 2.5 times as fast as float32, bf16 3.5 times" in said
-    _, said = planned(config, tmp_path / "run", "sample.precision=bf16", "sample.compile=default")
-    assert "times as fast" not in said, "nothing is faster"
-    _, said = planned(config, tmp_path / "run", "cluster.gpus_per_worker=0")
-    assert "times as fast" not in said
+    found, said = planned(config, tmp_path / "run")
+    [tip] = found["tips"]
+    assert "sample.precision: tf32 would be about 2.5 times as fast as float32, bf16 3.5 times" in tip
+    assert f"tip: {tip}" in plan_text(found)
+    assert tip not in said
+    found, _ = planned(config, tmp_path / "run", "sample.precision=bf16", "sample.compile=default")
+    assert "tips" not in found, "nothing is faster"
+    found, _ = planned(config, tmp_path / "run", "cluster.gpus_per_worker=0")
+    assert "tips" not in found
