@@ -306,7 +306,7 @@ def test_each_part_of_a_network_in_memory_is_in_evaluation_mode_and_then_as_it_w
             "^device must be cpu, cuda, cuda:N or mps, not 'nonsense'$",
         ),
         ({"model": ORACLE, "indices": 1, "device": ""}, "^device must be cpu, cuda, cuda:N or mps, not ''$"),
-        ({"model": ORACLE, "indices": 1, "device": "cpu:x"}, "^device: cpu:x can't be used: .*, or use device='cpu'$"),
+        ({"model": ORACLE, "indices": 1, "device": "cpu:x"}, "^device: cpu:x can't be used: .*; use device='cpu'$"),
         ({"model": ORACLE, "num_samples": 5}, "num_samples is for a run"),
         ({"model": ORACLE, "steps": 0}, "sample.steps"),
         ({"model": {"unet": {}}}, "trained"),
