@@ -60,7 +60,7 @@ def test_a_worker_and_a_training_say_once_that_torch_has_no_cuda(tmp_path):
     assert done.returncode == 0, done.stderr
     (kind, worker), (failure, training) = json.loads(done.stdout.splitlines()[-1])
     assert (kind, failure) == ("DeviceUnusable", "FailsAgain")
-    said = "Torch not compiled with CUDA enabled; install a torch for GPUs on every node: pip install torch=="
+    said = "Torch not compiled with CUDA enabled; install a torch"
     for text, who in ((worker, "this worker"), (training, "a training worker")):
         assert f"can't use the GPU that Ray gave {who}: {said}" in text
         assert text.endswith("or set cluster.gpus_per_worker: 0 to use CPUs")
