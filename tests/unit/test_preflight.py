@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cards import NO_ENGINE, STICKY, Card
+from tiny import UNET
 from torch import nn
 
 from taugrid import config
@@ -31,14 +32,6 @@ from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, sav
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-UNET = {
-    "block_out_channels": [8, 8],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "down_block_types": ["DownBlock2D"] * 2,
-    "up_block_types": ["UpBlock2D"] * 2,
-    "add_attention": False,
-}
 SHAPE, BATCH = (1, 8, 8), 16
 
 

@@ -13,6 +13,7 @@ import torch
 from in_process import CONFIG as SMALL
 from in_process import small_run
 from rich.console import Console
+from tiny import UNET
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
@@ -36,14 +37,6 @@ from taugrid.workers.ode import reconstruct_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
-UNET = {
-    "block_out_channels": [8, 8],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "down_block_types": ["DownBlock2D"] * 2,
-    "up_block_types": ["UpBlock2D"] * 2,
-    "add_attention": False,
-}
 GAUSSIAN = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import decode, encode, sample
+from tiny import UNET
 
 from taugrid import config, parquet
 from taugrid.images import to_uint8
@@ -27,14 +28,6 @@ from taugrid.workers.sample import sample_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-UNET = {
-    "block_out_channels": [8, 8],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "down_block_types": ["DownBlock2D"] * 2,
-    "up_block_types": ["UpBlock2D"] * 2,
-    "add_attention": False,
-}
 SHAPE, SEED, N = (1, 8, 8), 5, 10
 READINGS = ["epsilon", "sample", "v_prediction"]
 
