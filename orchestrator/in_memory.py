@@ -25,12 +25,13 @@ from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import Shortages
 from taugrid.workers.accelerator.policy import kind_of, lacks
 from taugrid.workers.device import Device, set_up, usual_device
-from taugrid.workers.diffusion.decoder import Identity
+from taugrid.workers.diffusion.decoder import Identity, pictures
 from taugrid.workers.finite import Watched
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import Case, describe_samplers, honoured
 
 if TYPE_CHECKING:
+    from taugrid.workers.diffusion.decoder import Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
 
 FOR_A_RUN = ("num_samples", "shard_evaluations")
@@ -81,7 +82,8 @@ def _sample(
         device_here = Device(place)
         network = device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
         try:
-            return _sampled(network, planned, wanted, place)
+            decode = device_here.decoder(planned.decoder, planned.settings)
+            return _sampled(network, planned, wanted, place, decode)
         finally:
             device_here.release_graphs()
     from taugrid.workers.accelerator.preflight import check
@@ -138,7 +140,9 @@ def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
     return arithmetic.adapted(network, Arithmetic.of(settings), place)
 
 
-def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int], device: str) -> NDArray[np.uint8]:
+def _sampled(
+    network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int], device: str, decode: "Decode | None" = None
+) -> NDArray[np.uint8]:
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
 
@@ -149,7 +153,8 @@ def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int],
             batch = wanted[start : start + size]
             x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling)
             watched.require_finite(start, start + len(batch), sampling.settings)
-            batches.append(to_uint8(sampling.decoder(x0).cpu().numpy()))
+            images = x0 if decode is None else pictures(sampling.decoder, decode, x0, sampling.settings.decode_batch)
+            batches.append(to_uint8(images.cpu().numpy(), sampling.settings.rounding))
     return to_pictures(np.concatenate(batches))
 
 

@@ -63,13 +63,15 @@ class Job:
 
 @dataclass(frozen=True)
 class SavedUnet:
-    """A `UNet2DModel` in a folder: its config and its weights, as the driver found them."""
+    """A network of diffusers in a folder: its config and its weights, as the driver found them."""
 
     folder: str
     weights_sha256: str
     config_sha256: str
     """Hash of the settings in config.json (`workers.network.checkpoint.config_sha256`)."""
     storage: Storage = LOCAL
+    kind: str = "UNet2DModel"
+    """diffusers' name of its class."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _source_to_json(source: ModelSource) -> dict[str, Any]:
             dumped = {name: section.model_dump(mode="json") for name, section in sections.items()}
             return {"kind": "trained", "data_identity": dict(data_identity), **dumped}
         case Loaded(checkpoint):
-            return {"kind": "loaded", **asdict(checkpoint), "diffusion": checkpoint.diffusion.model_dump(mode="json")}
+            return {"kind": "loaded", **checkpoint.recorded}
         case Custom(spec):
             return {"kind": "custom", **asdict(spec)}
         case Oracle(distribution, data):
@@ -104,7 +104,7 @@ def _source_from_json(value: Mapping[str, Any]) -> ModelSource:
             sections: dict[str, type[Section]] = {"data": Data, "unet": Unet, "train": Train}
             return Trained(**fields | {name: kind.model_validate(fields[name]) for name, kind in sections.items()})
         case "loaded":
-            return Loaded(Checkpoint(**fields | {"diffusion": Diffusion.model_validate(fields["diffusion"])}))
+            return Loaded(Checkpoint.restored(fields))
         case "custom":
             shape = tuple(fields["image_shape"])
             return Custom(custom_process.restored(fields | {"unusable": fields["unusable"] or WITHOUT_CODE}, shape))

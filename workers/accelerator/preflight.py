@@ -4,16 +4,20 @@ Where memory is short, cuDNN does not fail: torch catches the error, takes the n
 native/cudnn/Conv_v8.cpp, `run_single_conv`). So the bits of an image would depend on what else was in memory.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from taugrid.config import Sample
 from taugrid.errors import NotEnoughMemory
 from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
-from taugrid.workers.accelerator.counting import count
+from taugrid.workers.accelerator.counting import count, without_data
 from taugrid.workers.accelerator.memory import FIRST
-from taugrid.workers.accelerator.policy import kind_of, policy
+from taugrid.workers.accelerator.policy import Policy, kind_of, policy
+from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.diffusion.denoiser import from_times
+from taugrid.workers.network.vae import decoding
 
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.denoiser import Denoiser
@@ -28,6 +32,11 @@ FRAGMENTATION = 1.1
 TENSORS_OF_SAMPLER = 8
 """Tensors like x that a step holds while it calls the network: x, noise, what a solver keeps of its last three steps,
 and the images of the batch before, on their way to the host."""
+
+
+TENSORS_OF_PICTURES = 5
+"""Tensors like a batch of pictures that are held where a VAE decodes it: its slices, the batch that is made of them,
+one while it is rounded, and 8-bit ones on their way to the host."""
 
 
 BatchShape = tuple[int, int, int, int]
@@ -73,16 +82,32 @@ def needed_bytes(network: "Denoiser", how: Arithmetic, batch: BatchShape, device
     return int(call.peak * FRAGMENTATION) + TENSORS_OF_SAMPLER * x.nbytes + LIBRARIES_BYTES
 
 
+def needed_to_decode(module: torch.nn.Module, vae: Vae, how: Policy, settings: Sample) -> int | None:
+    """The memory that decoding a batch takes beside the VAE's weights; None: it can't be traced."""
+    size = min(settings.decode_batch, settings.batch_size)
+    z = torch.empty((size, *vae.network_shape), device="meta")
+    decode = decoding(without_data(module), vae, how._replace(autocast=None), size)
+    try:
+        call = count(decode, z, autocast=None if how.autocast is None else getattr(torch, how.autocast))
+    except Exception:  # as of a network
+        return None
+    batch = settings.batch_size * 4 * math.prod(vae.picture_shape)
+    return int(call.peak * FRAGMENTATION) + TENSORS_OF_PICTURES * batch + LIBRARIES_BYTES
+
+
 def check(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str) -> None:
     """Raise `NotEnoughMemory` if a call of a network would not fit; arguments as of `needed_bytes`."""
     if (free := free_bytes(device)) is not None:
         require(needed_bytes(network, how, batch, device), free, batch)
 
 
-def require(needed: int | None, free: int, batch: BatchShape) -> None:
-    """Raise `NotEnoughMemory` if a batch needs more bytes than are free. None: not known."""
+def require(needed: int | None, free: int, batch: BatchShape, decoding: bool = False) -> None:
+    """Raise `NotEnoughMemory` if a batch, or `decoding` it, needs more bytes than are free. None: not known."""
     if needed is not None and needed > free:
+        what, whose = (
+            (f"decoding {batch[0]} latents at once", "VAE") if decoding else (f"a batch of {batch[0]}", "network")
+        )
         raise NotEnoughMemory(
-            f"a batch of {batch[0]} needs an estimated {needed / 1e9:.1f} GB beside the network's weights, and "
+            f"{what} needs an estimated {needed / 1e9:.1f} GB beside the {whose}'s weights, and "
             f"{free / 1e9:.1f} GB are free"
         )
