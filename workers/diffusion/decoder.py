@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def pictures(decoder: "Decoder", decode: "Decode", x0: "Tensor", size: int, around: "Around | None" = None) -> "Tensor":
-    """The pictures of a batch of samples; a `Vae` decodes at most `size` at once, called by `around` as in `Wrapped`."""
+    """The pictures of a batch of samples; a `Vae` decodes at most `size` at once, in calls by `around`."""
     if not isinstance(decoder, Vae):
         return decode(x0)
     import torch
