@@ -235,6 +235,7 @@ class Device:
         if not isinstance(decoder, Vae):
             return as_function(decoder)
         from taugrid.workers.accelerator import preflight
+        from taugrid.workers.accelerator.counting import without_data
         from taugrid.workers.network.vae import decoding, load_vae
 
         arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
@@ -244,7 +245,9 @@ class Device:
         if (free := preflight.free_bytes(self.name)) is not None:
             key = decoder, how, size, settings.batch_size
             if key not in self._needed:
-                self._needed[key] = preflight.needed_to_decode(vae, decoder, how, settings)
+                traced = decoding(without_data(vae), decoder, how._replace(autocast=None), size)
+                needed = preflight.needed_to_decode(traced, decoder, size, settings.batch_size, how.autocast)
+                self._needed[key] = needed
             preflight.require(self._needed[key], free, (size, *decoder.network_shape), decoding=True)
         return decoding(vae, decoder, how, size)
 

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from taugrid.config import Sample
 from taugrid.errors import NotEnoughMemory
 from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
-from taugrid.workers.accelerator.counting import count, without_data
+from taugrid.workers.accelerator.counting import count
 from taugrid.workers.accelerator.memory import FIRST
-from taugrid.workers.accelerator.policy import Policy, kind_of, policy
+from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.diffusion.denoiser import from_times
-from taugrid.workers.network.vae import decoding
 
 if TYPE_CHECKING:
+    from taugrid.workers.diffusion.decoder import Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
 
 LIBRARIES_BYTES = 512 * 2**20
@@ -82,16 +81,17 @@ def needed_bytes(network: "Denoiser", how: Arithmetic, batch: BatchShape, device
     return int(call.peak * FRAGMENTATION) + TENSORS_OF_SAMPLER * x.nbytes + LIBRARIES_BYTES
 
 
-def needed_to_decode(module: torch.nn.Module, vae: Vae, how: Policy, settings: Sample) -> int | None:
-    """The memory that decoding a batch takes beside the VAE's weights; None: it can't be traced."""
-    size = min(settings.decode_batch, settings.batch_size)
-    z = torch.empty((size, *vae.network_shape), device="meta")
-    decode = decoding(without_data(module), vae, how._replace(autocast=None), size)
+def needed_to_decode(decode: "Decode", vae: Vae, size: int, batch_size: int, autocast: str | None) -> int | None:
+    """The memory that decoding a batch, `size` latents at once, takes beside the VAE's weights; None: not known.
+
+    `decode` is without data and without autocast, to torch's type `autocast`, which is counted.
+    """
+    half = None if autocast is None else getattr(torch, autocast)
     try:
-        call = count(decode, z, autocast=None if how.autocast is None else getattr(torch, how.autocast))
+        call = count(decode, torch.empty((size, *vae.network_shape), device="meta"), autocast=half)
     except Exception:  # as of a network
         return None
-    batch = settings.batch_size * 4 * math.prod(vae.picture_shape)
+    batch = batch_size * 4 * math.prod(vae.picture_shape)
     return int(call.peak * FRAGMENTATION) + TENSORS_OF_PICTURES * batch + LIBRARIES_BYTES
 
 
