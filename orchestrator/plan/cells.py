@@ -13,6 +13,7 @@ from taugrid.hashing import SourceFile, canonical_json, identity
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import listed
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.description import SamplerDescription, describe_sampler
@@ -121,6 +122,8 @@ class Cell:
     naming: Naming = field(default=Naming(), compare=False, repr=False)
     described: SamplerDescription | None = field(default=None, compare=False, repr=False)
     """The description of its sampler when it was planned. None: it is one of taugrid's own, which is asked now."""
+    label_rule: LabelRule | None = field(default=None, compare=False, repr=False)
+    """The labels of its samples. None: its network is unconditional, or a file that is not here."""
 
     @cached_property
     def label(self) -> str:
@@ -150,6 +153,11 @@ class Cell:
             **described.versions,
             **({} if described.code is None else {"code": described.code}),
         }
+
+    @property
+    def conditions_block(self) -> dict[str, Any] | None:
+        """The labels in the scoring protocol and in sample files. None: its network is unconditional."""
+        return None if self.label_rule is None else {"labels": self.label_rule.said, "classes": self.label_rule.classes}
 
     def honours(self, key: str) -> bool:
         """Whether its sampler honours one of `SAMPLER_KEYS`."""

@@ -30,6 +30,7 @@ from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
     Fingerprint,
@@ -43,6 +44,8 @@ from taugrid.orchestrator.plan.sections import (
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.registry.samplers import DEFAULT, DIFFUSERS
 from taugrid.words import counted
+from taugrid.workers.conditions.column import read_column
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
@@ -76,6 +79,7 @@ class Lookups(NamedTuple):
     read_checkpoint: ReadCheckpoint
     describe_network: DescribeNetwork
     fingerprint: Fingerprint
+    read_column: ReadColumn
     assumed_timesteps: int | None
     """T of a checkpoint that is missing. None: the plan is to be run, so a missing file is an error."""
 
@@ -109,6 +113,11 @@ class Planned(NamedTuple):
     ignored: dict[str, Any]
     """The values of the keys of `sample` that the sampler ignores."""
     described: SamplerDescription
+    label_rule: LabelRule | None
+
+    @property
+    def cell_id(self) -> str:
+        return _cell_id(self.model, self.settings, self.described.code, self.label_rule)
 
 
 def plan(
@@ -118,6 +127,7 @@ def plan(
     fingerprint: Fingerprint = content_fingerprint,
     try_sampler: TrySampler = try_sampler,
     dry: bool = False,
+    read_column: ReadColumn = read_column,
 ) -> Plan:
     """The models and cells of `config`, in the order of its grid.
 
@@ -128,20 +138,22 @@ def plan(
         fingerprint: identifies training images that no published name does.
         try_sampler: asks the custom samplers that `sample.sampler` names.
         dry: models whose files are not here are planned too (`Model.lacks`).
+        read_column: reads what `sample.labels` names.
 
     Raises:
         UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
         MissingInput: a checkpoint, weights or training images are missing, unless `dry` is set.
     """
     assumed = _assumed_timesteps(config) if dry else None
-    lookups = Lookups(cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), assumed)
+    read = cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), cache(read_column)
+    lookups = Lookups(*read, assumed)
     mappings = config.grid or [{}]
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
     answers = describe_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
     planned = [
-        _planned(config, at, dict.fromkeys(keys), described)
+        _planned(config, at, dict.fromkeys(keys), described, lookups)
         for at, described in zip(placed, answers.descriptions, strict=True)
     ]
     names = Naming.of([each.values for each in planned], Sample.model_fields)
@@ -150,8 +162,8 @@ def plan(
     seen: set[tuple[str, str]] = set()
     for each in planned:
         model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
-        found = _cell_id(model, each.settings, each.described.code)
-        cell = Cell(found, model, each.settings, axes(each.values), each.values, names, each.described)
+        about = (axes(each.values), each.values, names, each.described, each.label_rule)
+        cell = Cell(each.cell_id, model, each.settings, *about)
         key = cell.id, plain_text(each.ignored)
         if key in seen or cells.get(cell.id, cell).settings != cell.settings:  # or with another N
             raise _twice(each.point, len(mappings))
@@ -165,7 +177,7 @@ def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
     for name, group in groupby(sorted(planned, key=_sampler), key=_sampler):
         every = list(group)
         keys = sorted({key for each in every for key in each.ignored if key in each.point})
-        number = len({_cell_id(each.model, each.settings, each.described.code) for each in every})
+        number = len({each.cell_id for each in every})
         if keys:
             numbers = f"{counted(len(every), 'point')} of the grid, {counted(number, 'cell')}"
             yield f"{name} ignores {' and '.join(keys)}: {numbers}"
@@ -236,7 +248,9 @@ def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Place
     return Placed(point, model, sections._replace(diffusion=model.diffusion), settings)
 
 
-def _planned(config: Config, at: Placed, keys: Iterable[str], described: SamplerDescription) -> Planned:
+def _planned(
+    config: Config, at: Placed, keys: Iterable[str], described: SamplerDescription, lookups: Lookups
+) -> Planned:
     settings, source = honoured(at.settings, described.keys), at.model.source
     if isinstance(source, Custom) and not source.spec.takes_fractions:
         require_whole_times(settings, described.times, source.name)
@@ -244,7 +258,14 @@ def _planned(config: Config, at: Placed, keys: Iterable[str], described: Sampler
     _require_used(config.sample, settings.sampler, described.ignored_keys - at.point.keys())
     resolved = at.sections._replace(sample=settings)
     values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
-    return Planned(at.point, at.model, settings, values, ignored, described)
+    unknown = isinstance(source, Absent)
+    labels = None if unknown else label_rule(settings, source.conditions, _network(source), lookups.read_column)
+    return Planned(at.point, at.model, settings, values, ignored, described, labels)
+
+
+def _network(source: ModelSource) -> str:
+    """The network of a source in messages."""
+    return f"the network of {source.name}" if isinstance(source, Loaded | Custom) else f"the network ({source.name})"
 
 
 def _require_used(sample: Sample, name: str, ignored_keys: Iterable[str]) -> None:
@@ -366,12 +387,14 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     described = describe_sampler(settings, cell.model.diffusion)
     settings = honoured(settings, described.keys)
     values = {key: value for key, value in cell.values.items() if key not in changes}
-    cell_id = _cell_id(cell.model, settings, described.code)
-    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described)
+    assert settings.seed is not None
+    rule = cell.label_rule and replace(cell.label_rule, seed=settings.seed)
+    cell_id = _cell_id(cell.model, settings, described.code, rule)
+    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described, rule)
 
 
-def _cell_id(model: Model, settings: Sample, code: str | None) -> str:
-    return identity({"model": model.id, "sample": sample_identity(settings, code)})
+def _cell_id(model: Model, settings: Sample, code: str | None, labels: LabelRule | None) -> str:
+    return identity({"model": model.id, "sample": sample_identity(settings, code, labels)})
 
 
 def _value_at(sections: Sections, key: str) -> Any:

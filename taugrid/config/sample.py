@@ -28,6 +28,18 @@ def _names(schema: dict[str, Any]) -> None:
     schema |= {"anyOf": [{"enum": samplers.names()}, {"pattern": r"^[\w.]+:\w+$", "type": "string", "form": FORMS}]}
 
 
+Class = Annotated[int, Field(ge=0, strict=True)]
+
+
+class LabelColumn(Section):
+    """Labels in a Parquet file: sample n has the label in row n."""
+
+    parquet: str
+    """The file. Not part of any id: the values are."""
+    column: str
+    """A column of whole numbers."""
+
+
 def _as_json(options: dict[str, Any]) -> dict[str, Any]:
     try:
         canonical_json(options)
@@ -36,7 +48,7 @@ def _as_json(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-LATER_KEYS = {"compile": "none", "sampler_options": {}}
+LATER_KEYS: dict[str, Any] = {"compile": "none", "sampler_options": {}, "labels": None}
 """Keys that files of earlier versions lack, with the defaults that mean the same."""
 
 
@@ -77,6 +89,11 @@ class Sample(Section):
     launched as one CUDA graph too; it needs an NVIDIA or AMD GPU."""
     sampler_options: Annotated[dict[str, Any], AfterValidator(_as_json)] = {}
     """Options of the sampler, by name; the others keep the sampler's own defaults."""
+    labels: Literal["balanced", "random"] | Class | Annotated[list[Class], Field(min_length=1)] | LabelColumn | None = (
+        None
+    )
+    """The class of each image, for networks with classes: `balanced` has each equally often, up to one; a list is
+    repeated. null: for unconditional networks."""
 
     @property
     def precision_in_words(self) -> str:

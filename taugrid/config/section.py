@@ -90,7 +90,7 @@ TEXTS_MEAN = {
 
 NOT_YET = {
     "guided models": ("guidance", "guidance_scale", "cfg", "cfg_scale", "classifier_free_guidance"),
-    "conditional models": ("label", "labels", "class_labels", "classes", "num_classes", "condition", "conditional"),
+    "conditional models": ("num_classes", "condition", "conditional"),
     "text prompts": ("prompt", "prompts", "negative_prompt", "text_encoder", "tokenizer"),
     "latent models": ("latent", "latents", "vae", "autoencoder"),
     "adapters": ("lora", "controlnet", "adapter", "adapters"),

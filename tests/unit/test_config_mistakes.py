@@ -134,7 +134,6 @@ def test_a_missing_key_is_named():
         ({"train": {"mlflow": True}}, "train.mlflow", "experiment trackers"),
         ({"sample": {"guidance_scale": 7.5}}, "sample.guidance_scale", "guided models"),
         ({"model": {"unet": {"num_classes": 10}}}, "model.unet.num_classes", "conditional models"),
-        ({"data": {"labels": True}}, "data.labels", "conditional models"),
         ({"model": {"vae": "a/b"}}, "model.vae", "latent models"),
         ({"prompts": ["a cat"]}, "prompts", "text prompts"),
         ({"model": {"lora": "a/b"}}, "model.lora", "adapters"),
