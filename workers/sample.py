@@ -21,6 +21,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch, smaller_slice
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, SendHeartbeat, beating, ignore_heartbeat, no_op
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
 from taugrid.workers.diffusion.denoiser import Wrapped
@@ -57,6 +58,8 @@ class SampleJob(Job):
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
+    label_rule: LabelRule | None = None
+    """The labels of its images. None: the network is unconditional."""
 
     @property
     def spec(self) -> SamplingSpec:
@@ -66,6 +69,11 @@ class SampleJob(Job):
     @property
     def arithmetic(self) -> Arithmetic:
         return Arithmetic.of(self.settings)
+
+    @property
+    def labels(self) -> NDArray[np.int32] | None:
+        """The labels of its images, (stop - start,)."""
+        return None if self.label_rule is None else self.label_rule.at(np.arange(self.start, self.stop))
 
     def remedy(self, device: Device, error: Exception) -> str:
         if isinstance(self.decoder, Vae):
@@ -121,17 +129,20 @@ def sample_shard(
     """
     from taugrid.workers.accelerator.transfer import Clock, completed
 
-    schema, clock = parquet.sample_schema(job.metadata), Clock()
+    labels, clock = job.labels, Clock()
+    schema = parquet.sample_schema(job.metadata, conditional=labels is not None)
     sampled: list[NDArray[np.uint8]] = []
     job.check_run()
     with (
         parquet.PartWriter(Path(job.path), schema, job.storage) as part,
-        parquet.SampleWriter(part, _columns(job), job.start, launching=not device.startswith("cpu")) as writer,
+        parquet.SampleWriter(
+            part, _columns(job), job.start, launching=not device.startswith("cpu"), labels=labels
+        ) as writer,
     ):
         first_new = stop = job.start + _copy_kept(job, writer)
         try:
             loaded = decode or as_function(job.decoder)
-            for batch in completed(_transfers(job, first_new, model, loaded, device, heartbeat)):
+            for batch in completed(_transfers(job, first_new, labels, model, loaded, device, heartbeat)):
                 _require_finite(batch, job)
                 clock.completed(batch)
                 writer.append(batch.images)
@@ -150,22 +161,31 @@ def sample_shard(
 
 
 def _transfers(
-    job: SampleJob, first_new: int, model: "Denoiser", decode: "Decode", device: str, heartbeat: SendHeartbeat
+    job: SampleJob,
+    first_new: int,
+    labels: NDArray[np.int32] | None,
+    model: "Denoiser",
+    decode: "Decode",
+    device: str,
+    heartbeat: SendHeartbeat,
 ) -> "Iterator[ImageTransfer]":
     """The job's batches from image `first_new` on, each being copied to the host as soon as its steps are enqueued."""
     import torch
 
-    from taugrid.workers.accelerator.transfer import images_to_host
+    from taugrid.workers.accelerator.transfer import images_to_host, to_device
 
     size, settings = job.settings.batch_size, job.settings
+    condition = None if labels is None else to_device(torch.from_numpy(labels).long(), device)
     starts = range(first_new, job.stop, size)
     slices = math.ceil(size / settings.decode_batch) if isinstance(job.decoder, Vae) else 0
     around = beating(heartbeat, len(starts) * (job.nfe + slices))
     watched = Watched(Wrapped(model, around))
     for start in starts:
         began = time.perf_counter()
-        indices = torch.arange(start, min(start + size, job.stop), device=device)
-        x0 = sample_batch(watched, indices, job.spec)
+        stop = min(start + size, job.stop)
+        indices = torch.arange(start, stop, device=device)
+        asked = None if condition is None else condition[start - job.start : stop - job.start]
+        x0 = sample_batch(watched, indices, job.spec, asked)
         images = pictures(job.decoder, decode, x0, settings.decode_batch, around)
         yield images_to_host(images, watched.answer(), start, began, settings.rounding)
 
@@ -206,4 +226,5 @@ def _columns(job: SampleJob) -> dict[str, object]:
         "clip": settings.clip,
         "cell": job.metadata["cell"],
         "model": job.metadata["model"],
+        **({} if job.label_rule is None else {"guidance": 1.0}),
     }

@@ -32,6 +32,18 @@ def _names(schema: dict[str, Any]) -> None:
     schema |= {"anyOf": [{"enum": samplers.names()}, {"pattern": r"^[\w.]+:\w+$", "type": "string", "form": FORMS}]}
 
 
+Class = Annotated[int, Field(ge=0, strict=True)]
+
+
+class LabelColumn(Section):
+    """Labels in a Parquet file: sample n has the label in row n."""
+
+    parquet: str
+    """The file. Not part of any id: the values are."""
+    column: str
+    """A column of whole numbers."""
+
+
 def _as_json(options: dict[str, Any]) -> dict[str, Any]:
     try:
         canonical_json(options)
@@ -46,12 +58,13 @@ def _rising(interval: list[float] | None) -> list[float] | None:
     return interval
 
 
-LATER_KEYS = {
+LATER_KEYS: dict[str, Any] = {
     "compile": "none",
     "sampler_options": {},
     "guidance": 1.0,
     "guidance_interval": None,
     "guidance_channels": None,
+    "labels": None,
     "vae_precision": "float32",
     "decode_batch": 32,
     "keep_latents": False,
@@ -105,6 +118,11 @@ class Sample(Section):
     """
     guidance_channels: Positive | None = None
     """Guided are only so many of the first channels (DiT's paper: 3 of 4); null: all."""
+    labels: Literal["balanced", "random"] | Class | Annotated[list[Class], Field(min_length=1)] | LabelColumn | None = (
+        None
+    )
+    """The class of each image, for networks with classes: `balanced` has each equally often, up to one; a list is
+    repeated. null: for unconditional networks."""
     vae_precision: Literal["float32", "bf16"] = "float32"
     """How a latent network's VAE computes, whatever `precision` is: float32 is never TF32; bf16 is autocast's."""
     decode_batch: Positive = 32

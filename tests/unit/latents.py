@@ -60,7 +60,7 @@ def save_dit(folder):
     """A `DiTPipeline` of 10 classes with learned sigma; returns its parts."""
     torch.manual_seed(1)
     vae = lively(AutoencoderKL(**VAE, latent_channels=4, scaling_factor=0.3))
-    dit = DiTTransformer2DModel(**DIT)
+    dit = DiTTransformer2DModel(**DIT).eval()  # in training, labels are dropped
     with torch.no_grad():  # diffusers begins with zeros that would leave labels without effect
         for weight in dit.parameters():
             weight += 0.05 * torch.randn_like(weight)

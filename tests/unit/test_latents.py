@@ -61,6 +61,24 @@ def test_an_ldms_pictures_are_those_of_diffusers_parts(ldm):
     assert 0 < abs(found - in_half.astype(int)).mean() < 8
 
 
+def test_a_dits_pictures_are_those_of_diffusers_parts_without_its_learned_sigma(dit):
+    folder, parts = dit
+    labels = torch.tensor([3, 9, 0, 3, 7])
+
+    def predict(x, t):
+        return parts.transformer(x, t.expand(len(x)), class_labels=labels).sample[:, :4]
+
+    x = by_diffusers(predict, parts.vae, (4, 8, 8), 5)
+    found = taugrid.sample(str(folder), 5, labels=labels.tolist(), batch_size=2, decode_batch=2, **SETTINGS)
+    assert abs(found - grey(x)).max() <= 1
+    others = taugrid.sample(str(folder), 5, labels=5, batch_size=2, decode_batch=2, **SETTINGS)
+    assert abs(found - others.astype(int)).max() > 4, "labels matter"
+    [model] = planned(folder, sample={"labels": "balanced"}).models
+    assert model.source.conditions == (10, 10), "ten classes, and the null class"
+    said = model.source.description(model.diffusion, [])
+    assert "latents of 4x8x8 by a DiTTransformer2DModel, whose learned sigma is dropped, decoded to 3x16x16" in said
+
+
 def test_batches_and_slices_change_no_picture(ldm):
     folder, _ = ldm
     first = taugrid.sample(str(folder), 8, batch_size=8, decode_batch=2, **SETTINGS)

@@ -72,7 +72,7 @@ def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], di
 
 
 def load_unet(saved: SavedUnet, device: str, how: Policy) -> Denoiser:
-    """The saved UNet2DModel, for inference on `device` as `how` says. Only tensors are unpickled.
+    """The saved network, for inference on `device` as `how` says. Only tensors are unpickled.
 
     Raises:
         ContentMismatch: if this node has other files in the folder than the driver, or none.
@@ -92,9 +92,9 @@ def load_unet(saved: SavedUnet, device: str, how: Policy) -> Denoiser:
 
     def called(module: Callable[..., Any]) -> OfTimes:
         @torch.inference_mode()
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            output: Tensor = module(x.contiguous(memory_format=layout), t, return_dict=False)[0]
-            return output
+        def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+            output: Tensor = module(x.contiguous(memory_format=layout), t, *labels, return_dict=False)[0]
+            return output if output.shape == x.shape else output[:, : x.shape[1]]  # without DiT's learned sigma
 
         return network
 
