@@ -284,14 +284,14 @@ def _with_references_root(config: Config) -> Config:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Models and references as absolute paths, so that config.json means the same in every working directory."""
-    absolute = {"model.checkpoint": _absolute_model, "model.weights": _absolute}
+    absolute = {"model.checkpoint": _absolute_model, "model.weights": _absolute, "model.guide": _absolute_model}
 
     def with_absolute(key: str, values: list[Any]) -> list[Any]:
         return [absolute[key](value) for value in values] if key in absolute else values
 
     grid = [with_values(mapping, with_absolute) for mapping in config.grid]
     source = config.model
-    paths = {"checkpoint": _absolute_model(source.checkpoint), "weights": _absolute(source.weights)}
+    paths = {key: absolute[f"model.{key}"](getattr(source, key)) for key in ("checkpoint", "weights", "guide")}
     model = source.model_copy(update=paths)
     evaluate, reference = config.evaluate, config.evaluate.reference
     if isinstance(reference, str) and Path(reference).expanduser().exists():  # else a data set's name

@@ -30,6 +30,10 @@ class Dataset:
     reader: str
     """Import string, module:function. Called with a `taugrid.config.Data`; returns all images of its split, as
     (N, H, W) or (N, C, H, W) uint8, or as a `workers.data.decoding.EncodedDataset` that is decoded once and cached."""
+    labels: str = ""
+    """Import string of a function that returns the `workers.data.labels.Labels` of these images; empty: it has none."""
+    classes: tuple[str, ...] = ()
+    """The names of the classes, where they are known without a file: label k is of the k-th."""
     shape: Shape | None = None
     """The shape of its images, or the default if `shape` is among `keys`. None: `shape` is required."""
     splits: tuple[str, ...] = ("all", "train", "test")
@@ -64,6 +68,8 @@ _EVERY_DATASET = (
         name="digits",
         description="scikit-learn's 1797 handwritten digits, grey; `train` is the first 1437, `test` the last 360",
         reader="taugrid.workers.data.builtin:read_digits",
+        labels="taugrid.workers.data.builtin:digits_labels",
+        classes=tuple("0123456789"),
         shape=(1, 8, 8),
         keys=frozenset(),
         num_images={"train": 1_437, "test": 360},
@@ -91,6 +97,19 @@ _EVERY_DATASET = (
         name="fashion-mnist",
         description="70,000 articles of clothing, grey",
         reader="taugrid.workers.data.fashion_mnist:read",
+        labels="taugrid.workers.data.fashion_mnist:labels",
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
         shape=(1, 28, 28),
         num_images={"train": 60_000, "test": 10_000},
         extractor="fashion-convnet",
@@ -99,6 +118,8 @@ _EVERY_DATASET = (
         name="cifar10",
         description="60,000 photographs of ten classes, RGB",
         reader="taugrid.workers.data.cifar:read",
+        labels="taugrid.workers.data.cifar:labels",
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         shape=(3, 32, 32),
         num_images={"train": 50_000, "test": 10_000},
     ),
@@ -127,6 +148,7 @@ _EVERY_DATASET = (
         name="folder",
         description="all PNG and JPEG files below `root`; a split is the subfolder of that name",
         reader="taugrid.workers.data.folder:read",
+        labels="taugrid.workers.data.folder:labels",
         splits=ALL_SPLITS,
         keys=frozenset({"shape", "root"}),
         required=frozenset({"shape", "root"}),
@@ -137,6 +159,7 @@ _EVERY_DATASET = (
         description="the image column of Parquet files, such as Hugging Face's data sets; a split is the files named "
         "SPLIT.parquet or SPLIT-*.parquet, and those in a folder named SPLIT",
         reader="taugrid.workers.data.parquet:read",
+        labels="taugrid.workers.data.parquet:labels",
         splits=ALL_SPLITS,
         keys=frozenset({"shape", "root", "download"}),
         required=frozenset({"shape", "root"}),

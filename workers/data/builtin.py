@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from taugrid.config import Data
 from taugrid.images import to_uint8
 from taugrid.registry.datasets import DATASETS
+from taugrid.workers.data.labels import Labels
 from taugrid.workers.diffusion import gaussian
 
 DIGITS_LEVELS = 16
@@ -21,10 +22,20 @@ def read_digits(data: Data) -> NDArray[np.uint8]:
     """The digits of a split, (N, 8, 8) uint8, with the levels spread over 0 to 255."""
     from sklearn.datasets import load_digits
 
-    train, test = slice(DIGITS_FOR_TRAINING), slice(DIGITS_FOR_TRAINING, None)
-    counts = load_digits().images[{"all": slice(None), "train": train, "test": test}[data.split]]
-    images: NDArray[np.uint8] = np.rint(counts * (255 / DIGITS_LEVELS)).astype(np.uint8)
+    images: NDArray[np.uint8] = np.rint(load_digits().images[_split(data)] * (255 / DIGITS_LEVELS)).astype(np.uint8)
     return images
+
+
+def digits_labels(data: Data) -> Labels:
+    """Which digit each image of a split shows."""
+    from sklearn.datasets import load_digits
+
+    return Labels(load_digits().target[_split(data)].astype(np.int32), data.dataset.classes)
+
+
+def _split(data: Data) -> slice:
+    train, test = slice(DIGITS_FOR_TRAINING), slice(DIGITS_FOR_TRAINING, None)
+    return {"all": slice(None), "train": train, "test": test}[data.split]
 
 
 def read_draws(data: Data) -> NDArray[np.uint8]:

@@ -2,13 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
+from taugrid.workers.data.labels import Labels
 from taugrid.workers.data.load import MissingImages, download, root_of
 from taugrid.workers.data.picture import DecodedImage, Reader, SourceError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
 
 FIDELITY_NAMES = ("cifar10-train", "cifar10-val", "cifar100-train", "cifar100-val", "stl10-train", "stl10-test",
                   "stl10-unlabeled")  # fmt: skip
@@ -21,14 +26,24 @@ def read(data: Data) -> NDArray[np.uint8]:
     Raises:
         UserError: if a file is missing or differs from the published one, saying how to get it.
     """
+    images = np.concatenate([part.data for part in _parts(data)])
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def labels(data: Data) -> Labels:
+    """The labels of the images of `read`; raises the same errors."""
+    return Labels(np.concatenate([part.targets for part in _parts(data)]).astype(np.int32), data.dataset.classes)
+
+
+def _parts(data: Data) -> "list[CIFAR10]":
     from torchvision.datasets import CIFAR10
 
     root = root_of(data)
-    images = _images(root, data.split)
-    if images is None and data.download:
+    parts = _in_folder(root, data.split)
+    if parts is None and data.download:
         download("CIFAR10", root)
-        images = _images(root, data.split)
-    if images is None:
+        parts = _in_folder(root, data.split)
+    if parts is None:
         folder = root / CIFAR10.base_folder
         fault = f"files in {folder} are missing or changed" if folder.is_dir() else f"there is no {folder}"
         raise MissingImages(
@@ -36,18 +51,17 @@ def read(data: Data) -> NDArray[np.uint8]:
             f"the folder where {CIFAR10.filename} was unpacked ({CIFAR10.url})",
             "data.download: true",
         )
-    return images
+    return parts
 
 
-def _images(root: Path, split: str) -> NDArray[np.uint8] | None:
+def _in_folder(root: Path, split: str) -> "list[CIFAR10] | None":
     from torchvision.datasets import CIFAR10
 
     parts = {"train": (True,), "test": (False,), "all": (True, False)}[split]
     try:
-        images = np.concatenate([CIFAR10(str(root), train=train).data for train in parts])
+        return [CIFAR10(str(root), train=train) for train in parts]
     except RuntimeError:  # torchvision's, for a missing or changed file
         return None
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def fidelity_reader(root: Path, name: str) -> Reader:

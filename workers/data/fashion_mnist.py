@@ -5,6 +5,7 @@ import hashlib
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +13,25 @@ from numpy.typing import NDArray
 
 from taugrid.config import Data
 from taugrid.errors import UserError
+from taugrid.workers.data.labels import Labels
 from taugrid.workers.data.load import MissingImages, download, root_of
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
 
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
 
 SHA256 = {
-    "train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
-    "test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+    "train-images-idx3-ubyte": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+    "t10k-images-idx3-ubyte": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+    "train-labels-idx1-ubyte": "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+    "t10k-labels-idx1-ubyte": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
 }
-"""SHA-256 of the pixels. MNIST's files have the same names, so the two data sets are easily confused."""
+"""SHA-256 of pixels and labels. MNIST's files have the same names, so the two data sets are easily confused."""
 
-IDX_UINT8_3D = 0x00000803
-"""The first four bytes of an IDX file of bytes in three dimensions."""
+IDX_UINT8 = 0x00000800
+"""The first four bytes of an IDX file of bytes; the last of them is the number of dimensions."""
 
 
 def read(data: Data) -> NDArray[np.uint8]:
@@ -38,19 +43,28 @@ def read(data: Data) -> NDArray[np.uint8]:
     Raises:
         UserError: if a file is missing or damaged, saying how to get it.
     """
-    splits = ("train", "test") if data.split == "all" else (data.split,)
-    return np.concatenate([_split(_find(data, split), split) for split in splits])
+    return _read(data, FILES, "images")
 
 
-def _split(path: Path, split: str) -> NDArray[np.uint8]:
-    images = read_idx(path)
-    if hashlib.sha256(images.tobytes()).hexdigest() != SHA256[split]:
-        raise UserError(f"data: {path} does not hold Fashion-MNIST's published images (perhaps MNIST's): get it again")
-    return images
+def labels(data: Data) -> Labels:
+    """The labels of the images of `read`, from the IDX files beside theirs; raises the same errors."""
+    return Labels(_read(data, LABELS, "labels").astype(np.int32), data.dataset.classes)
 
 
-def _find(data: Data, split: str) -> Path:
-    root, name = root_of(data), FILES[split]
+def _read(data: Data, files: Mapping[str, str], what: str) -> NDArray[np.uint8]:
+    names = [name for split, name in files.items() if data.split in ("all", split)]
+    return np.concatenate([_published(_find(data, name), name, what) for name in names])
+
+
+def _published(path: Path, name: str, what: str) -> NDArray[np.uint8]:
+    values = read_idx(path, what)
+    if hashlib.sha256(values.tobytes()).hexdigest() != SHA256[name]:
+        raise UserError(f"data: {path} does not hold Fashion-MNIST's published {what} (perhaps MNIST's): get it again")
+    return values
+
+
+def _find(data: Data, name: str) -> Path:
+    root = root_of(data)
     folders = [root, root / "FashionMNIST" / "raw", *([DEBIAN_FOLDER] if data.root is None else [])]
     candidates = [folder / f"{name}{ending}" for folder in folders for ending in (".gz", "")]
     path = next(filter(Path.is_file, candidates), None)
@@ -67,21 +81,23 @@ def _find(data: Data, split: str) -> Path:
     return path
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The images of an IDX file, (N, height, width) uint8. A file whose name ends in .gz is unpacked.
+def read_idx(path: Path, what: str = "images") -> NDArray[np.uint8]:
+    """An IDX file of images, (N, height, width), or of labels, (N,), uint8. One whose name ends in .gz is unpacked.
 
     Raises:
-        UserError: if it is not an IDX file of images, or is cut short.
+        UserError: if it is not an IDX file of `what`, or is cut short.
     """
+    dimensions = {"images": 3, "labels": 1}[what]
+    begin = 4 + 4 * dimensions
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"data: {path} can't be read ({error}): get it again") from None
-    if len(content) < 16:
-        raise UserError(f"data: {path} is not an IDX file of images: get it again")
-    kind, *shape = struct.unpack(">IIII", content[:16])
-    if kind != IDX_UINT8_3D or len(content) != 16 + math.prod(shape):
-        raise UserError(f"data: {path} is not a complete IDX file of images: get it again")
-    return np.frombuffer(content, np.uint8, offset=16).reshape(shape)
+    if len(content) < begin:
+        raise UserError(f"data: {path} is not an IDX file of {what}: get it again")
+    kind, *shape = struct.unpack(f">I{dimensions}I", content[:begin])
+    if kind != IDX_UINT8 + dimensions or len(content) != begin + math.prod(shape):
+        raise UserError(f"data: {path} is not a complete IDX file of {what}: get it again")
+    return np.frombuffer(content, np.uint8, offset=begin).reshape(shape)

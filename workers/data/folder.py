@@ -10,6 +10,7 @@ from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.registry.datasets import DATASETS
 from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.labels import Labels, of_folders
 from taugrid.workers.data.load import root_of
 from taugrid.workers.data.picture import DecodedImage, EncodedImage, Reader, decode_image
 
@@ -56,6 +57,23 @@ def read(data: Data) -> EncodedDataset:
         ways = "set data.root to the folder" + ("" if data.split == "all" else " above it, or data.split: all")
         raise UserError(f"data: there is no folder {root}: {ways}")
     raise UserError(f"data: {root} and its subfolders hold no .png, .jpg or .jpeg: set data.root to their folder")
+
+
+def labels(data: Data) -> Labels:
+    """The labels of the images of `read`: the classes are the folders directly below the split's, sorted by name.
+
+    Raises:
+        UserError: as `read`, and if an image is in none of them.
+    """
+    found = read(data)
+    parts = [path.relative_to(found.root).parts for path in found.files]
+    loose = next((path for path, names in zip(found.files, parts, strict=True) if len(names) == 1), None)
+    if loose is not None:
+        raise UserError(
+            f"data: the images in {found.root} have no labels, since {loose.name} is in no subfolder: put the images "
+            "of each class in a subfolder of its own"
+        )
+    return of_folders([names[0] for names in parts])
 
 
 def _other_data(root: Path, split: str) -> str | None:

@@ -3,6 +3,7 @@
 They are taugrid's, Hugging Face's, or any other with the bytes of PNG or JPEG.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from taugrid.config import Data
@@ -21,6 +23,7 @@ from taugrid.errors import DamagedFile, MissingInput, UserError, joined_lines
 from taugrid.workers import hub
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.folder import below, files, fits
+from taugrid.workers.data.labels import Labels
 from taugrid.workers.data.load import root_of
 from taugrid.workers.data.picture import IMAGES_AT_ONCE, EncodedImage, Reader, SourceError, decode_image
 
@@ -60,6 +63,46 @@ def read(data: Data) -> EncodedDataset:
         return islice(chain.from_iterable(one.items(0) for one in readers), first, None)
 
     return EncodedDataset(root, paths, Reader(sum(one.num_images for one in readers), rows, decode_image))
+
+
+LABEL = "label"
+"""The column of labels, as Hugging Face's data sets and taugrid's own files name it."""
+
+
+def labels(data: Data) -> Labels:
+    """The column `label` of the files of `read`. Hugging Face writes the names of its classes beside it.
+
+    Raises:
+        UserError: as `read`, and if there is no such column, or one with anything but whole numbers from 0 on.
+    """
+    values, names = [], []
+    for path in read(data).files:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            schema = file.schema_arrow
+            if LABEL not in schema.names:
+                raise UserError(
+                    f"data: {path} has no column {LABEL}, only {', '.join(schema.names)}: data has no labels"
+                )
+            column = file.read(columns=[LABEL]).column(LABEL)
+        if not pa.types.is_integer(column.type) or column.null_count or (len(column) and pc.min(column).as_py() < 0):
+            has = f"{column.null_count} nulls" if column.null_count else f"{column.type} or a negative number"
+            raise UserError(f"data: the column {LABEL} of {path} must have whole numbers from 0 on, not {has}")
+        values.append(column.to_numpy().astype(np.int32))
+        names.append(_class_names(schema))
+    every = np.concatenate(values)
+    classes = names[0] or tuple(map(str, range(int(every.max()) + 1)))
+    if set(names) != {names[0]} or every.max() >= len(classes):
+        raise UserError(f"data: the files in {data.root} name different classes, or too few for their labels")
+    return Labels(every, classes)
+
+
+def _class_names(schema: pa.Schema) -> tuple[str, ...]:
+    """The names of the classes in Hugging Face's metadata; none if it has none."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(map(str, features[LABEL]["names"]))
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def _require_all_shards(paths: Sequence[Path]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from taugrid.config import DIFFUSION_DEFAULTS, Diffusion, Sample, Section
-from taugrid.config.sample import SAMPLER_KEYS
+from taugrid.config.sample import GUIDANCE_KEYS, SAMPLER_KEYS
 from taugrid.errors import CustomCodeError, UserError
 from taugrid.hashing import SourceFile, canonical_json
 from taugrid.registry.samplers import CONSISTENCY, DEFAULT, is_custom
@@ -195,8 +195,9 @@ def honoured(settings: Sample, keys: Collection[str]) -> Sample:
     `keys` are those of `SAMPLER_KEYS` that the sampler honours.
     """
     found = settings.model_copy(update={key: getattr(SAMPLE_DEFAULTS, key) for key in SAMPLER_KEYS if key not in keys})
-    idle = {"clip_range": 1.0} if found.clip == "none" else {}
+    idle: dict[str, Any] = {"clip_range": 1.0} if found.clip == "none" else {}
     idle |= {} if found.spacing == "leading" else {"steps_offset": 0}
+    idle |= {} if found.is_guided else dict.fromkeys(GUIDANCE_KEYS)
     return found.model_copy(update=idle)
 
 

@@ -1,0 +1,159 @@
+"""The labels of data sets: beside their images, in their order."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torchvision
+from pictures import noise, write_picture
+from sklearn.datasets import load_digits
+
+from taugrid.config import Data
+from taugrid.errors import ContentMismatch, UserError
+from taugrid.images import encode_png
+from taugrid.workers.data.labels import load_known_labels, load_labels, number_of_classes
+from taugrid.workers.data.load import load_images
+
+FASHION = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
+
+pytestmark = pytest.mark.usefixtures("user_cache")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept():
+    load_labels.cache_clear()
+
+
+def refused(section):
+    with pytest.raises(UserError) as error:
+        load_labels(section)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_digits_have_the_labels_of_their_images():
+    whole, target = load_labels(Data()), load_digits().target
+    assert np.array_equal(whole.of_images, target)
+    assert whole.of_images.dtype == np.int32
+    train, test = (load_labels(Data(split=split)).of_images for split in ("train", "test"))
+    assert np.array_equal(np.concatenate([train, test]), target)
+    assert np.array_equal(load_labels(Data(split="test", limit=7)).of_images, test[:7])
+    assert number_of_classes(Data()) == 10
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Fashion-MNIST's files in ../shared")
+def test_fashion_mnist_has_its_published_labels():
+    whole, train, test = (
+        load_labels(Data(name="fashion-mnist", root=str(FASHION), split=split)) for split in ("all", "train", "test")
+    )
+    assert train.of_images[:5].tolist() == [9, 0, 0, 3, 0]  # an ankle boot, as its readers show it first
+    assert np.array_equal(whole.of_images, np.concatenate([train.of_images, test.of_images]))
+    assert np.bincount(train.of_images).tolist() == [6000] * 10
+    assert train.classes[9] == "Ankle boot"
+    boots = load_images(Data(name="fashion-mnist", root=str(FASHION), split="test"))[test.of_images == 9]
+    trousers = load_images(Data(name="fashion-mnist", root=str(FASHION), split="test"))[test.of_images == 1]
+    assert boots[:, 0, 20, :].mean() > 2 * trousers[:, 0, 20, :].mean(), "a boot is wide where trousers are not"
+
+
+def test_labels_of_fashion_mnist_that_are_missing_or_not_its_own(tmp_path):
+    section = Data(name="fashion-mnist", root=str(tmp_path), split="test")
+    assert "t10k-labels-idx1-ubyte" in refused(section)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 3) + bytes(3))
+    assert "does not hold Fashion-MNIST's published labels" in refused(section)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 4) + bytes(3))
+    assert "not a complete IDX file of labels" in refused(section)
+    assert number_of_classes(section) == 10, "known without a file"
+
+
+def test_cifar10_has_the_labels_of_its_batches_in_order(tmp_path, monkeypatch):
+    class Batches:
+        def __init__(self, root, train):
+            self.targets = [1, 2] if train else [3]
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Batches)
+    section = Data(name="cifar10", root=str(tmp_path), split="test")
+    monkeypatch.setattr(type(section.dataset), "published_size", lambda *_: None)
+    assert load_labels(section).of_images.tolist() == [3]
+    assert load_labels(section.model_copy(update={"split": "all"})).of_images.tolist() == [1, 2, 3]
+    monkeypatch.setattr(type(section.dataset), "published_size", lambda *_: 4)
+    load_labels.cache_clear()
+    assert "there are 1 labels" in refused(section)
+
+
+def test_the_classes_of_a_folder_are_its_subfolders(tmp_path):
+    names = ["b/1.png", "a/2.png", "b/deep/0.png", "c d/x.png"]
+    for i, name in enumerate(names):
+        write_picture(tmp_path / name, noise(1, 4, 4, seed=i))
+    (tmp_path / "empty").mkdir()
+    section = Data(name="folder", root=str(tmp_path), shape=(1, 4, 4))
+    found = load_labels(section)
+    assert found.classes == ("a", "b", "c d")
+    assert len(load_images(section)) == 4
+    assert found.of_images.tolist() == [0, 1, 1, 2]  # sorted by path, as the images are
+    assert np.array_equal(load_images(section)[0, 0], noise(1, 4, 4, seed=1)[0])
+    limited = section.model_copy(update={"limit": 2})
+    assert load_labels(limited).of_images.tolist() == [0, 1]
+    assert number_of_classes(limited) == 3, "a limit is of images, not of classes"
+    write_picture(tmp_path / "z.png", noise(1, 4, 4))
+    load_labels.cache_clear()
+    assert "z.png is in no subfolder" in refused(section)
+
+
+def write_table(path, labels, metadata=None, name="label"):
+    png = [encode_png(noise(1, 4, 4, seed=i)) for i in range(len(labels))]
+    table = pa.table({"image": png, name: labels})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def hugging_face(*names):
+    features = {"label": {"names": list(names), "_type": "ClassLabel"}}
+    return {"huggingface": json.dumps({"info": {"features": features}})}
+
+
+def test_the_labels_of_parquet_files_are_their_column(tmp_path):
+    write_table(tmp_path / "train-00001-of-00002.parquet", [0, 2])
+    write_table(tmp_path / "train-00000-of-00002.parquet", [1, 1, 0])
+    section = Data(name="parquet", root=str(tmp_path), shape=(1, 4, 4))
+    assert load_labels(section).of_images.tolist() == [1, 1, 0, 0, 2]
+    assert load_labels(section).classes == ("0", "1", "2")
+    for path in tmp_path.iterdir():
+        write_table(path, [0], hugging_face("cat", "dog"))
+    load_labels.cache_clear()
+    assert load_labels(section).classes == ("cat", "dog"), "more than are in the files"
+
+
+@pytest.mark.parametrize(
+    ("labels", "metadata", "name", "said"),
+    [
+        ([0.0, 1.0], None, "label", "not double"),
+        ([0, None], None, "label", "not 1 nulls"),
+        ([0, -1], None, "label", "a negative number"),
+        (["a", "b"], None, "label", "not string"),
+        ([0, 1], None, "fine_label", "has no column label, only image, fine_label"),
+        ([0, 2], hugging_face("a", "b"), "label", "too few for their labels"),
+    ],
+)
+def test_columns_that_are_no_labels_are_refused(labels, metadata, name, said, tmp_path):
+    write_table(tmp_path / "x.parquet", labels, metadata, name)
+    assert said in refused(Data(name="parquet", root=str(tmp_path), shape=(1, 4, 4)))
+
+
+def test_a_data_set_without_labels_says_which_have_them():
+    line = refused(Data(name="celeba"))
+    assert "celeba has no labels; digits, fashion-mnist, cifar10, folder, parquet can have them" in line
+
+
+def test_a_workers_labels_must_be_the_drivers(tmp_path):
+    labels = load_labels(Data(split="test"))
+    assert load_known_labels(Data(split="test"), labels.sha256) is labels
+    changed = labels._replace(of_images=labels.of_images[::-1])
+    for other in (changed, labels._replace(classes=(*labels.classes, "x"))):
+        with pytest.raises(ContentMismatch, match="has different labels of digits"):
+            load_known_labels(Data(split="test"), other.sha256)
+    with pytest.raises(ContentMismatch, match="celeba has no labels"):
+        load_known_labels(Data(name="celeba"), labels.sha256)
