@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from taugrid.config.section import Positive, Section
 
-PredictionType = Literal["epsilon", "sample", "v_prediction", "consistency"]
 SIGMA_KEYS = ("sigma_min", "sigma_max", "rho", "sigma_data")
 """Keys of the process `edm`."""
 
@@ -28,7 +27,7 @@ class Diffusion(Section):
     """beta_1, where the schedule has one."""
     beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
     """beta_T, where the schedule has one."""
-    prediction: PredictionType | None = None
+    prediction: Literal["epsilon", "sample", "v_prediction", "consistency"] | None = None
     """What the network predicts: the noise, the image, or v (Salimans & Ho 2022); `consistency`: the end of the ODE's
     path, scaled as in Song et al. 2023, appendix C."""
     trained_betas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
@@ -50,7 +49,7 @@ class Diffusion(Section):
     """The images' standard deviation as the network's scalings have it; for `edm`."""
 
     @property
-    def predicts(self) -> PredictionType:
+    def predicts(self) -> Literal["epsilon", "sample", "v_prediction", "consistency"]:
         """`prediction`; the section must be resolved, with no key left null."""
         assert self.prediction is not None
         return self.prediction
