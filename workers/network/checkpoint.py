@@ -93,7 +93,7 @@ class Checkpoint:
     @property
     def recorded(self) -> dict[str, Any]:
         """As JSON, see `restored`, without what earlier versions did not have."""
-        fields = asdict(self) | {"diffusion": self.diffusion.model_dump(mode="json")}
+        fields = asdict(self) | {"diffusion": self.diffusion.recorded}
         later = {"network": None if self.network == UNET else self.network, "vae": self.vae and self.vae.recorded}
         return {key: value for key, value in (fields | later).items() if key not in later or value is not None}
 
