@@ -182,7 +182,7 @@ def _transfers(
     watched = Watched(Wrapped(model, around))
     for start in starts:
         began = time.perf_counter()
-        stop = min(start + size, job.stop)
+        stop = min(start + job.settings.batch_size, job.stop)
         indices = torch.arange(start, stop, device=device)
         asked = None if condition is None else condition[start - job.start : stop - job.start]
         x0 = sample_batch(watched, indices, job.spec, asked)
