@@ -33,7 +33,7 @@ from taugrid.eval.sources import Source, batches
 from taugrid.hashing import digests_of
 from taugrid.protocol import Protocol, on_devices
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
-from taugrid.registry.metrics import MetricSettings
+from taugrid.registry.metrics import MetricSettings, PerSample
 from taugrid.threads import one_ahead
 from taugrid.workers.accelerator.policy import kind_of
 from taugrid.workers.accelerator.transfer import completed
@@ -168,7 +168,7 @@ def _document(
 
 
 def _possible(samples: Source, reference: Reference, extractor: ExtractorSpec, settings: MetricSettings) -> Feasible:
-    found = feasible(settings, extractor, samples.num_images, reference.num_images, columns=())
+    found = feasible(settings, extractor, samples.num_images, reference.num_images, PerSample(()))
     if not found.settings.metrics:
         details = "; ".join(f"{metric}: {reason}" for metric, reason in found.reasons.items())
         raise ValueError(f"none of the metrics can be given ({details})")

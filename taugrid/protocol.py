@@ -114,9 +114,10 @@ def canonical(protocol: ProtocolFields) -> dict[str, Any]:
     return fields
 
 
-COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile", "sampler"})
+COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile", "sampler", "decoder", "conditions.guidance"})
 """Fields that a grid varies on purpose, from cell to cell: comparisons are about them. All others must agree, because
-each of them changes a score by itself. So must a field that is unknown here."""
+each of them changes a score by itself. So must a field that is unknown here. Names of nested fields have dots: labels
+and classes must agree, guidance need not."""
 
 MAX_LIST_LENGTH = 60
 """Characters of a list that a message shows whole: a sampler may call the network at a thousand times."""
@@ -162,7 +163,7 @@ def disagreements(
 def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED, path: str = "") -> Iterator[tuple[str, str]]:
     """Dotted names, and values as JSON."""
     for key, value in protocol.items():
-        if (not path and key in may_differ) or f"{path}{key}" in LABELS:
+        if f"{path}{key}" in may_differ | LABELS:
             continue
         if isinstance(value, Mapping):
             yield from _must_agree(value, may_differ, f"{path}{key}.")

@@ -6,14 +6,14 @@ Torch is imported only when a metric needs it, because the driver asks this modu
 """
 
 import pkgutil
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.statistics import Array, Features, Stream, loaded, standard_error, too_few_carry
-from taugrid.registry.extractors import ExtractorSpec
-from taugrid.registry.metrics import METRICS, SAMPLE_COLUMNS, Limits, Metric, MetricSettings, Sizes
+from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec
+from taugrid.registry.metrics import METRICS, UNLABELLED, Limits, Metric, MetricSettings, PerSample, Sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ def feasible(
     extractor: ExtractorSpec,
     num_samples: int,
     num_reference: int | None,
-    columns: Container[str] = SAMPLE_COLUMNS,
+    samples: PerSample = UNLABELLED,
 ) -> Feasible:
     """The metrics in `wanted` that can be computed, and their settings.
 
@@ -82,7 +82,7 @@ def feasible(
         extractor: the extractor that made the features.
         num_samples: N.
         num_reference: None if only the mean and covariance of the reference are known.
-        columns: names of the per-sample numbers that exist; external images have none.
+        samples: what is known of each sample; nothing of external images.
 
     Raises:
         ValueError: for an unknown metric.
@@ -93,8 +93,10 @@ def feasible(
     sizes = Sizes(num_samples, num_reference, extractor.dimensions)
     settings, reasons, remarks = wanted, {}, []
     for metric in wanted.chosen:
-        lacking = [column for column in metric.sample_columns if column not in columns]
+        lacking = [column for column in metric.sample_columns if column not in samples.columns]
         limit = _lacks(lacking) if lacking else _limits(metric, wanted, extractor, sizes)
+        if metric.needs_label_order and limit.reason is None:
+            limit = _order(extractor, samples.label_order)
         if limit.reason is not None:
             reasons[metric.name] = limit.reason
             continue
@@ -106,6 +108,16 @@ def feasible(
 
 def _lacks(columns: Sequence[str]) -> Limits:
     return Limits(f"it needs the {' and '.join(columns)} of each sample, and these images have none")
+
+
+def _order(extractor: ExtractorSpec, order: str | None) -> Limits:
+    """Whether logit k is of label k."""
+    own = EXTRACTORS[extractor.name].label_order if extractor.name in EXTRACTORS else None
+    if own is None:
+        return Limits(f"the classes of {extractor.name} are not known to be in the order of a data set's labels")
+    if own != order:
+        return Limits(f"the classes of {extractor.name} are those of {own}, and the labels are {order or 'others'}")
+    return Limits()
 
 
 def _limits(metric: Metric, wanted: MetricSettings, extractor: ExtractorSpec, sizes: Sizes) -> Limits:

@@ -21,6 +21,7 @@ from taugrid.eval.tables.labels import EVALUATIONS, IGNORABLE, OPTIONS, options_
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, STAND_INS, axes, long_form
 from taugrid.eval.tables.pivots import Pivot, pivot_tables
 from taugrid.eval.tables.rows import Row, as_text
+from taugrid.grids.names import PATHS, of_model
 from taugrid.protocol import ProtocolFields, disagreements
 from taugrid.registry.metrics import SAMPLED, MetricColumn
 
@@ -114,9 +115,9 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
         ValueError: if a cell does not have as many influences as samples.
         KeyError: if a cell has no pairing, or a protocol is missing.
     """
-    names = short_checkpoints(row.get(CHECKPOINT) for row in rows)
+    names = {key: short_checkpoints(row.get(key) for row in rows) for key in PATHS}
     by_cell = {
-        row["cell"]: {key: names.get(value, value) if key == CHECKPOINT else value for key, value in row.items()}
+        row["cell"]: {key: names[key].get(value, value) if key in PATHS else value for key, value in row.items()}
         for row in rows
     }
     scored = {row["cell"] for row in rows if _compared(row, row)}
@@ -260,7 +261,7 @@ def _others(row_a: Row, row_b: Row) -> str:
     idle = [key for key in IGNORABLE if None in (row_a.get(key), row_b.get(key))]
     keys = [key for key in keys if key not in idle] + [EVALUATIONS] * (row_a["steps"] == row_b["steps"])
     differing = [key for key in keys if as_text(row_a.get(key)) != as_text(row_b.get(key))]
-    if any("." in key for key in differing):
+    if any(of_model(key) for key in differing):
         differing.remove("model")
     as_shown = partial(options_text, if_none="defaults")
     texts = {key: as_shown if key == OPTIONS else as_text for key in differing}

@@ -3,14 +3,15 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from taugrid.config import Sample
-from taugrid.eval.tables.long_form import CHECKPOINT, axes
+from taugrid.eval.tables.long_form import axes
 from taugrid.eval.tables.rows import as_text
-from taugrid.grids.names import SHOWN, plain_text, short_keys, short_names
+from taugrid.grids.names import PATHS, SHOWN, plain_text, short_keys, short_names
 from taugrid.protocol import ProtocolFields, comparability_key
 
 SIGMA_HAT = "σ̂"
@@ -32,10 +33,14 @@ def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd
     keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
     changed = {"protocol": frame["protocol"].map(lambda name: keys.get(name, "unknown"))}
     changed |= {name: frame[name].ffill().bfill() for name in IGNORABLE if frame[name].nunique() == 1}
-    if CHECKPOINT in frame:
-        names = short_checkpoints(frame[CHECKPOINT])
-        changed[CHECKPOINT] = frame[CHECKPOINT].map(lambda path: names.get(path, path))
+    for key in frame.columns.intersection([*PATHS]):
+        names = short_checkpoints(frame[key])
+        changed[key] = frame[key].map(partial(_of, names))
     return frame.assign(**changed)
+
+
+def _of(names: Mapping[str, str], path: Any) -> Any:
+    return names.get(path, path)
 
 
 def short_columns(columns: Iterable[str]) -> dict[str, str]:

@@ -32,7 +32,7 @@ from taugrid.eval.tables.labels import (
 )
 from taugrid.eval.tables.long_form import COLUMNS, EXACT, FID, axes
 from taugrid.eval.tables.rows import as_text
-from taugrid.grids.names import SHOWN
+from taugrid.grids.names import SHOWN, of_model
 from taugrid.protocol import ProtocolFields, comparability_key, disagreements
 from taugrid.registry.metrics import MetricColumn
 from taugrid.registry.samplers import DEFAULT
@@ -389,12 +389,12 @@ def _separate(frame: pd.DataFrame, rows: Sequence[str]) -> tuple[list[str], list
     columns = list(frame.columns)
     others = sorted(set(axes(columns)) - set(rows), key=columns.index)
     table_keys = [axis for axis in [*others, "num_samples"]
-                  if ("." in axis or axis in COLUMNS) and not _determined(frame, axis, [])]  # fmt: skip
+                  if (of_model(axis) or axis in COLUMNS) and not _determined(frame, axis, [])]  # fmt: skip
     if not _determined(frame, "model", table_keys):
         table_keys.append("model")
     implied: list[str] = []
     # Clip comes last: the row may determine it only within another setting, which already has separate tables then.
-    for column in [*(axis for axis in others if "." not in axis), *OTHERS]:
+    for column in [*(axis for axis in others if not of_model(axis)), *OTHERS]:
         if column not in rows and not _determined(frame, column, []):
             is_implied = column != "sampler" and _determined(frame, column, [*table_keys, "sigma", *rows])
             (implied if is_implied else table_keys).append(column)
@@ -412,7 +412,7 @@ def _varying(frame: pd.DataFrame) -> list[str]:
 
 def _determined_by_eta(frame: pd.DataFrame) -> list[str]:
     """The settings that vary, and only with eta: in the paper, only sigma_hat clips."""
-    names = [name for name in (*axes(frame.columns), *OTHERS) if "." not in name and name != "sampler"]
+    names = [name for name in (*axes(frame.columns), *OTHERS) if not of_model(name) and name != "sampler"]
     return [n for n in names if not _determined(frame, n, []) and _determined(frame, n, ["sigma", "eta"])]
 
 

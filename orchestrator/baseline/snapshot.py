@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.statistics import Array
+from taugrid.grids.names import PATHS
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_images, pixel_digests
 from taugrid.orchestrator.opened import open_existing
@@ -39,7 +40,7 @@ from taugrid.storage import read_json, read_sealed
 NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
 """Keys of `sample` that do not identify a cell: how many images it has, and how the work is divided."""
 
-MODEL_FILES = frozenset({"model.checkpoint", "model.weights"})
+MODEL_FILES = frozenset({"model.weights", *PATHS})
 """Grid keys whose values are file paths: they differ from night to night."""
 
 

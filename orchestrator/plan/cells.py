@@ -13,6 +13,9 @@ from taugrid.hashing import SourceFile, canonical_json, identity
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import listed
+from taugrid.workers import schedules
+from taugrid.workers.conditions.guidance import Guidance, inside
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.description import SamplerDescription, describe_sampler
@@ -121,6 +124,10 @@ class Cell:
     naming: Naming = field(default=Naming(), compare=False, repr=False)
     described: SamplerDescription | None = field(default=None, compare=False, repr=False)
     """The description of its sampler when it was planned. None: it is one of taugrid's own, which is asked now."""
+    guide: Model | None = field(default=None, compare=False, repr=False)
+    """The network of `model.guide`. None: there is none, or guidance is 1."""
+    label_rule: LabelRule | None = field(default=None, compare=False, repr=False)
+    """The labels of its samples. None: its network is unconditional, or a file that is not here."""
 
     @cached_property
     def label(self) -> str:
@@ -150,6 +157,11 @@ class Cell:
             **described.versions,
             **({} if described.code is None else {"code": described.code}),
         }
+
+    @property
+    def conditions_block(self) -> dict[str, Any] | None:
+        """The labels in the scoring protocol and in sample files. None: its network is unconditional."""
+        return None if self.label_rule is None else {"labels": self.label_rule.said, "classes": self.label_rule.classes}
 
     def honours(self, key: str) -> bool:
         """Whether its sampler honours one of `SAMPLER_KEYS`."""
@@ -182,8 +194,25 @@ class Cell:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations per image."""
-        return self.sampler_description.evaluations
+        """Network evaluations per image; guided calls count twice."""
+        return self.sampler_description.evaluations + len(self.guided_times)
+
+    @cached_property
+    def guided_times(self) -> list[float]:
+        """The network's times at which calls are guided, in the order of the calls."""
+        if not self.settings.is_guided:
+            return []
+        process = schedules.process(self.model.diffusion)
+        return inside(self.settings.guidance_interval, self.sampler_description.times, process)
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """How workers guide its predictions; None: they do not."""
+        settings, interval = self.settings, self.settings.guidance_interval
+        if not settings.is_guided:
+            return None
+        ends = None if interval is None else (interval[0], interval[1])
+        return Guidance(settings.guidance, len(self.guided_times), ends, settings.guidance_channels)
 
     @property
     def name(self) -> str:
@@ -192,7 +221,12 @@ class Cell:
 
     @property
     def shown_id(self) -> str:
-        return self.id if self.model.lacks is None else PENDING
+        return self.id if all(model.lacks is None for model in self.networks) else PENDING
+
+    @property
+    def networks(self) -> tuple[Model, ...]:
+        """The models whose networks workers load for it."""
+        return (self.model,) if self.guide is None else (self.model, self.guide)
 
     @property
     def total_nfe(self) -> int:
@@ -243,7 +277,12 @@ class Plan:
     @property
     def pending(self) -> list[Model]:
         """The models whose ids, and so their cells' ids, are unknown yet."""
-        return [model for model in self.models if model.lacks is not None]
+        return [model for model in (*self.models, *self.guides) if model.lacks is not None]
+
+    @property
+    def guides(self) -> tuple[Model, ...]:
+        """The networks of `model.guide`, each once."""
+        return tuple({cell.guide.id: cell.guide for cell in self.cells if cell.guide is not None}.values())
 
     @property
     def trained_here(self) -> list[tuple[Model, Trained]]:

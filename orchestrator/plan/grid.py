@@ -5,7 +5,8 @@ key orphans no old run. Reads no clock, and from disk only the checkpoints, code
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
@@ -23,13 +24,16 @@ from taugrid.config import (
     Train,
     validate,
 )
+from taugrid.config.sample import GUIDANCE_KEYS, SAMPLER_KEYS
 from taugrid.config.section import not_yet
 from taugrid.errors import MissingInput, UserError
-from taugrid.grids.names import Naming, plain_text
+from taugrid.grids.names import CELL_KEYS, Naming, plain_text
 from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, require_guided
+from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
     Fingerprint,
@@ -44,6 +48,8 @@ from taugrid.orchestrator.plan.sections import (
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.registry.samplers import DEFAULT, DIFFUSERS
 from taugrid.words import counted
+from taugrid.workers.conditions.column import read_column
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
@@ -77,6 +83,7 @@ class Lookups(NamedTuple):
     read_checkpoint: ReadCheckpoint
     describe_network: DescribeNetwork
     fingerprint: Fingerprint
+    read_column: ReadColumn
     assumed_timesteps: int | None
     """T of a checkpoint that is missing. None: the plan is to be run, so a missing file is an error."""
 
@@ -95,6 +102,7 @@ class Placed(NamedTuple):
     point: Mapping[str, Any]
     """The point of the grid, as in the config."""
     model: Model
+    guide: Model | None
     sections: Sections
     """As in the config, but for `diffusion`, which is resolved."""
     settings: Sample
@@ -104,12 +112,18 @@ class Placed(NamedTuple):
 class Planned(NamedTuple):
     point: Mapping[str, Any]
     model: Model
+    guide: Model | None
     settings: Sample
     values: dict[str, Any]
-    """The resolved values of all keys of the grid; None for those that the sampler ignores."""
+    """The resolved values of all keys of the grid; None for those that are ignored."""
     ignored: dict[str, Any]
-    """The values of the keys of `sample` that the sampler ignores."""
+    """The values of the keys of `sample` that the sampler ignores, and of those that guidance 1 ignores."""
     described: SamplerDescription
+    label_rule: LabelRule | None
+
+    @property
+    def cell_id(self) -> str:
+        return _cell_id(self.model, self.settings, self.described.code, self.guide, self.label_rule)
 
 
 def plan(
@@ -119,6 +133,7 @@ def plan(
     fingerprint: Fingerprint = content_fingerprint,
     try_sampler: TrySampler = try_sampler,
     dry: bool = False,
+    read_column: ReadColumn = read_column,
 ) -> Plan:
     """The models and cells of `config`, in the order of its grid.
 
@@ -129,30 +144,34 @@ def plan(
         fingerprint: identifies training images that no published name does.
         try_sampler: asks the custom samplers that `sample.sampler` names.
         dry: models whose files are not here are planned too (`Model.lacks`).
+        read_column: reads what `sample.labels` names.
 
     Raises:
         UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
         MissingInput: a checkpoint, weights or training images are missing, unless `dry` is set.
     """
     assumed = _assumed_timesteps(config) if dry else None
-    lookups = Lookups(cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), assumed)
+    read = cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), cache(read_column)
+    lookups = Lookups(*read, assumed)
     mappings = config.grid or [{}]
-    keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config.sample)
+    keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
     answers = describe_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
     planned = [
-        _planned(config, at, dict.fromkeys(keys), described)
+        _planned(config, at, dict.fromkeys(keys), described, lookups)
         for at, described in zip(placed, answers.descriptions, strict=True)
     ]
+    require_guided(config, any(each.settings.is_guided for each in planned))
     names = Naming.of([each.values for each in planned], Sample.model_fields)
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
     seen: set[tuple[str, str]] = set()
     for each in planned:
         model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
-        found = _cell_id(model, each.settings, each.described.code)
-        cell = Cell(found, model, each.settings, axes(each.values), each.values, names, each.described)
+        about = (axes(each.values), each.values, names, each.described, each.guide, each.label_rule)
+        cell = Cell(each.cell_id, model, each.settings, *about)
+        check_guidance(cell)
         key = cell.id, plain_text(each.ignored)
         if key in seen or cells.get(cell.id, cell).settings != cell.settings:  # or with another N
             raise _twice(each.point, len(mappings))
@@ -162,14 +181,13 @@ def plan(
 
 
 def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
-    """A line for each sampler that ignores a key of the grid, or what a loaded pipeline sets."""
+    """A line for each sampler that ignores a key of the grid, or what a loaded pipeline sets; one for guidance 1."""
+    if line := _of_those("guidance 1", [each for each in planned if not each.settings.is_guided], OF_GUIDANCE):
+        yield line
     for name, group in groupby(sorted(planned, key=_sampler), key=_sampler):
         every = list(group)
-        keys = sorted({key for each in every for key in each.ignored if key in each.point})
-        number = len({_cell_id(each.model, each.settings, each.described.code) for each in every})
-        if keys:
-            numbers = f"{counted(len(every), 'point')} of the grid, {counted(number, 'cell')}"
-            yield f"{name} ignores {' and '.join(keys)}: {numbers}"
+        if line := _of_those(name, every, SAMPLER_KEYS):
+            yield line
         theirs = {key: value for each in every for key, value in each.model.source.sample_keys(each.settings).items()}
         for key in sorted(theirs.keys() & every[0].described.ignored_keys):
             if theirs[key] not in (None, getattr(SAMPLE_DEFAULTS, key)):
@@ -179,6 +197,16 @@ def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
             each.described.arguments.get("set_alpha_to_one", True) for each in ends_at_1
         ):
             yield f"{name} ignores diffusion.set_alpha_to_one: false; its last step leads where its options say"
+
+
+def _of_those(what: str, planned: Sequence[Planned], among: Collection[str]) -> str | None:
+    """A line if `what` ignores keys of the grid at these points, `among` others; else None."""
+    keys = sorted({key for each in planned for key in each.ignored if key in each.point and key in among})
+    if not keys:
+        return None
+    number = len({each.cell_id for each in planned})
+    numbers = f"{counted(len(planned), 'point')} of the grid, {counted(number, 'cell')}"
+    return f"{what} ignores {' and '.join(keys)}: {numbers}"
 
 
 def _sampler(planned: Planned) -> str:
@@ -234,18 +262,30 @@ def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Place
     sections = _sections_at(config, point)
     model = _model(sections, lookups)
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
-    return Placed(point, model, sections._replace(diffusion=model.diffusion), settings)
+    guide = _guide(sections, model, lookups) if settings.is_guided and sections.model.guide is not None else None
+    return Placed(point, model, guide, sections._replace(diffusion=model.diffusion), settings)
 
 
-def _planned(config: Config, at: Placed, keys: Iterable[str], described: SamplerDescription) -> Planned:
+def _planned(
+    config: Config, at: Placed, keys: Iterable[str], described: SamplerDescription, lookups: Lookups
+) -> Planned:
     settings, source = honoured(at.settings, described.keys), at.model.source
     if isinstance(source, Custom) and not source.spec.takes_fractions:
         require_whole_times(settings, described.times, source.name)
     ignored = {key: getattr(at.sections.sample, key) for key in described.ignored_keys}
     _require_used(config.sample, settings.sampler, described.ignored_keys - at.point.keys())
+    if not settings.is_guided:
+        ignored |= {key: value for key in OF_GUIDANCE if (value := _value_at(at.sections, key)) is not None}
     resolved = at.sections._replace(sample=settings)
     values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
-    return Planned(at.point, at.model, settings, values, ignored, described)
+    unknown = isinstance(source, Absent)
+    labels = None if unknown else label_rule(settings, source.conditions, _network(source), lookups.read_column)
+    return Planned(at.point, at.model, at.guide, settings, values, ignored, described, labels)
+
+
+def _network(source: ModelSource) -> str:
+    """The network of a source in messages."""
+    return f"the network of {source.name}" if isinstance(source, Loaded | Custom) else f"the network ({source.name})"
 
 
 def _require_used(sample: Sample, name: str, ignored_keys: Iterable[str]) -> None:
@@ -260,9 +300,11 @@ def _require_used(sample: Sample, name: str, ignored_keys: Iterable[str]) -> Non
             )
 
 
-def _unusual(sample: Sample) -> list[str]:
+def _unusual(config: Config) -> list[str]:
     """The keys of how networks compute that differ from their defaults. Tables show them even without a grid."""
-    return [key for key in ("precision", "compile") if getattr(sample, key) != getattr(SAMPLE_DEFAULTS, key)]
+    keys = ("precision", "compile", "guidance", *GUIDANCE_KEYS)
+    found = [key for key in keys if getattr(config.sample, key) != getattr(SAMPLE_DEFAULTS, key)]
+    return [*found, *(key for key in CELL_KEYS if getattr(config.model, key.partition(".")[2]) is not None)]
 
 
 def _describe(point: Mapping[str, Any]) -> str:
@@ -333,6 +375,23 @@ def _present(sections: Sections, lookups: Lookups) -> Model:
     return Model(identity(source.content(diffusion)), sections.data, diffusion, source)
 
 
+def _guide(sections: Sections, model: Model, lookups: Lookups) -> Model:
+    """The network of `model.guide`. A folder without a scheduler is taken to be for the process of the model."""
+    path = str(sections.model.guide)
+
+    def read(path: str) -> Checkpoint:
+        try:
+            return lookups.read_checkpoint(path)
+        except UserError as error:
+            raise type(error)(str(error).replace("model.checkpoint", "model.guide")) from None
+
+    with suppress(MissingInput):
+        if read(path).diffusion == Diffusion():
+            sections = sections._replace(diffusion=model.diffusion)
+    guide = sections._replace(model=ModelSection(checkpoint=path))
+    return _model(guide, lookups._replace(read_checkpoint=read))
+
+
 def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> ModelSource:
     data, model = sections.data, sections.model
     if model.oracle is not None:
@@ -370,12 +429,16 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     described = describe_sampler(settings, cell.model.diffusion)
     settings = honoured(settings, described.keys)
     values = {key: value for key, value in cell.values.items() if key not in changes}
-    cell_id = _cell_id(cell.model, settings, described.code)
-    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described)
+    guide = cell.guide if settings.is_guided else None
+    assert settings.seed is not None
+    rule = cell.label_rule and replace(cell.label_rule, seed=settings.seed)
+    cell_id = _cell_id(cell.model, settings, described.code, guide, rule)
+    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described, guide, rule)
 
 
-def _cell_id(model: Model, settings: Sample, code: str | None) -> str:
-    return identity({"model": model.id, "sample": sample_identity(settings, code)})
+def _cell_id(model: Model, settings: Sample, code: str | None, guide: Model | None, labels: LabelRule | None) -> str:
+    others = {} if guide is None else {"guide": guide.id}
+    return identity({"model": model.id, "sample": sample_identity(settings, code, labels), **others})
 
 
 def _value_at(sections: Sections, key: str) -> Any:

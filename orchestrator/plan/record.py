@@ -15,6 +15,7 @@ from taugrid.orchestrator.plan.grid import axes
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 from taugrid.workers.samplers.description import SamplerDescription
@@ -23,15 +24,7 @@ from taugrid.workers.samplers.description import SamplerDescription
 def to_json(plan: Plan) -> dict[str, Any]:
     """A plan as plain data, with what was read from its checkpoints, code and data. No model may be pending."""
     return {
-        "models": [
-            {
-                "id": model.id,
-                "data": model.data.model_dump(mode="json"),
-                "diffusion": model.diffusion.recorded,
-                "source": _source_to_json(model.source),
-            }
-            for model in plan.models
-        ],
+        "models": [_model_to_json(model) for model in plan.models],
         "cells": [
             {
                 "id": cell.id,
@@ -39,9 +32,12 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "settings": cell.settings.recorded,
                 "values": dict(cell.values),
                 **({} if cell.settings.sampler in SAMPLERS else {"sampler": cell.sampler_description._asdict()}),
+                **({} if cell.guide is None else {"guide": cell.guide.id}),
+                **({} if cell.label_rule is None else {"labels": [cell.label_rule.said, cell.label_rule.classes]}),
             }
             for cell in plan.cells
         ],
+        **({"guides": [_model_to_json(guide) for guide in plan.guides]} if plan.guides else {}),
     }
 
 
@@ -54,16 +50,8 @@ def from_json(value: Mapping[str, Any]) -> Plan:
     names = Naming.of([cell["values"] for cell in value["cells"]], Sample.model_fields)
     # Reversed, since the last entry of a key wins: a model's label is that of its first cell.
     labels = {cell["model"]: names.model(cell["values"]) for cell in reversed(value["cells"])}
-    models = {
-        model["id"]: Model(
-            model["id"],
-            Data.model_validate(model["data"]),
-            Diffusion.model_validate({**Diffusion.later_keys, **model["diffusion"]}),
-            _source_from_json(model["source"]),
-            labels[model["id"]],
-        )
-        for model in value["models"]
-    }
+    models = {model["id"]: _model_from_json(model, labels[model["id"]]) for model in value["models"]}
+    guides = {model["id"]: _model_from_json(model) for model in value.get("guides", ())}
     cells = [
         Cell(
             cell["id"],
@@ -75,10 +63,35 @@ def from_json(value: Mapping[str, Any]) -> Plan:
             None
             if cell["settings"].get("sampler", DEFAULT) in SAMPLERS
             else SamplerDescription.restored(cell["sampler"]),
+            guides[cell["guide"]] if "guide" in cell else None,
+            _label_rule(cell),
         )
         for cell in value["cells"]
     ]
     return Plan(tuple(models.values()), tuple(cells))
+
+
+def _label_rule(cell: Mapping[str, Any]) -> LabelRule | None:
+    """The labels of a recorded cell, without a column's values."""
+    if "labels" not in cell:
+        return None
+    said, classes = cell["labels"]
+    return LabelRule(said, cell["settings"]["seed"], classes)
+
+
+def _model_to_json(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "data": model.data.model_dump(mode="json"),
+        "diffusion": model.diffusion.recorded,
+        "source": _source_to_json(model.source),
+    }
+
+
+def _model_from_json(value: Mapping[str, Any], label: str = "") -> Model:
+    diffusion = Diffusion.model_validate({**Diffusion.later_keys, **value["diffusion"]})
+    source = _source_from_json(value["source"])
+    return Model(value["id"], Data.model_validate(value["data"]), diffusion, source, label)
 
 
 def _source_to_json(source: ModelSource) -> dict[str, Any]:
@@ -90,7 +103,7 @@ def _source_to_json(source: ModelSource) -> dict[str, Any]:
         case Loaded(checkpoint):
             return {"kind": "loaded", **asdict(checkpoint), "diffusion": checkpoint.diffusion.model_dump(mode="json")}
         case Custom(spec):
-            return {"kind": "custom", **asdict(spec)}
+            return {"kind": "custom", **spec.recorded}
         case Oracle(distribution, data):
             return {"kind": "oracle", "distribution": distribution, "data": data.model_dump(mode="json")}
         case _:

@@ -14,7 +14,8 @@ from taugrid.eval.reference import Reference, open_reference
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.protocol import SOFTWARE, Protocol
-from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec
+from taugrid.registry.extractors import EXTRACTORS, IMAGENET_1K, IMAGENET_LITE0, ExtractorSpec
+from taugrid.registry.metrics import LABEL_COLUMNS, SAMPLE_COLUMNS, UNLABELLED, PerSample
 from taugrid.versions import versions
 from taugrid.workers.data.load import MissingImages
 
@@ -72,6 +73,29 @@ def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foresee
         return Foreseen(name, dimensions, str(error))
 
 
+def classes_of(cell: Cell) -> int | None:
+    """The number of classes that its network knows; None: it takes no labels."""
+    conditions = getattr(cell.model.source, "conditions", None)
+    return None if conditions is None else int(conditions.classes)
+
+
+def per_sample(data: Data, classes: int | None) -> PerSample:
+    """What sample files hold of a network with so many classes, whose data set is `data`.
+
+    Labels are the data set's. With 1000 classes and no data set by name they are taken to be ImageNet's.
+    """
+    if classes is None:
+        return UNLABELLED
+    order = (
+        data.name
+        if data.dataset.is_published
+        else IMAGENET_1K
+        if classes == EXTRACTORS[IMAGENET_LITE0].classes
+        else None
+    )
+    return PerSample((*SAMPLE_COLUMNS, *LABEL_COLUMNS), order)
+
+
 MANY_SAMPLES = 10**9
 """A number of samples that is enough for any metric."""
 
@@ -88,9 +112,14 @@ class Scoring:
     def reference_key(self) -> str:
         return self.reference.cache_key(self.extractor)
 
-    def feasible(self, num_samples: int) -> Feasible:
+    def feasible(self, num_samples: int, samples: PerSample = UNLABELLED) -> Feasible:
         """The metrics that can be computed at N with their settings, and why others can't."""
-        return feasible(self.config.evaluate.metric_settings, self.extractor, num_samples, self.reference.num_images)
+        wanted = self.config.evaluate.metric_settings
+        return feasible(wanted, self.extractor, num_samples, self.reference.num_images, samples)
+
+    def of_cell(self, cell: Cell) -> Feasible:
+        """As `feasible`, of a cell."""
+        return self.feasible(cell.settings.num_samples, per_sample(cell.model.data, classes_of(cell)))
 
     def id(self, cell: Cell) -> str:
         """A hash of what is measured, which names the score file. Without versions: upgrades keep scores."""
@@ -99,7 +128,7 @@ class Scoring:
         extractor = {"name": spec.name, "weights": spec.weights_sha256, **spec.other_precision}
         if spec.source_sha256 is not None:
             extractor["source"] = spec.source_sha256
-        settings = self.feasible(n).settings.as_dict()
+        settings = self.of_cell(cell).settings.as_dict()
         return identity({"reference": self.reference.sha256, "N": n, "extractor": extractor, **settings})
 
     def protocol(self, cell: Cell) -> Protocol:
@@ -112,10 +141,11 @@ class Scoring:
             precision=cell.settings.precision_in_words,
             rounding="8 bits, to nearest",
             extractor=self.extractor.describe(),
-            metrics=self.feasible(cell.settings.num_samples).settings,
+            metrics=self.of_cell(cell).settings,
             versions=versions(SOFTWARE),
             compile=None if cell.settings.compile == "none" else cell.settings.compile,
             sampler=cell.sampler_block,
+            conditions=cell.conditions_block,
         )
 
 
@@ -192,11 +222,10 @@ def scoring_of(
     except ValueError as error:
         raise UserError(f"evaluate.reference: {error}") from None
     scoring = Scoring(config, spec, reference)
-    left, reasons, _ = scoring.feasible(MANY_SAMPLES)
-    if not left.metrics:
-        details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
-        reason = (
-            f"none of them can be computed at any N ({details})" if details else "it is empty; name at least one metric"
-        )
-        raise UserError(f"evaluate.metrics: {reason}")
+    for samples in {per_sample(cell.model.data, classes_of(cell)) for cell in plan.cells}:
+        left, reasons, _ = scoring.feasible(MANY_SAMPLES, samples)
+        if not left.metrics:
+            details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
+            none = f"none of them can be computed at any N ({details})"
+            raise UserError(f"evaluate.metrics: {none if details else 'it is empty; name at least one metric'}")
     return scoring

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from taugrid.grids.names import of_model
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.progress.state import GridCell
@@ -114,8 +115,8 @@ def position(cell: Cell, across: str) -> tuple[str, str]:
         del values["eta"]
     key = next((key for key in values if across in (key, naming.short.get(key))), "steps")
     column = naming.part(key, values[key])
-    of_model = [name for name in naming.keys if "." in name]
-    shown = dict.fromkeys([*of_model, "steps", "eta", *naming.keys])  # in the order of the label
+    of_models = [name for name in naming.keys if of_model(name)]
+    shown = dict.fromkeys([*of_models, "steps", "eta", *naming.keys])  # in the order of the label
     return " ".join(naming.part(name, values[name]) for name in shown if name != key and name in values), column
 
 

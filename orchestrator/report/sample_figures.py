@@ -13,7 +13,7 @@ from taugrid.eval.figures import pictures
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.labels import OPTIONS, options_text, short_checkpoints, short_samplers
-from taugrid.eval.tables.long_form import CHECKPOINT
+from taugrid.grids.names import PATHS
 from taugrid.orchestrator.plan.cells import Cell, Plan, name_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -69,7 +69,7 @@ def _title(cells: Sequence[Cell], without: Collection[str] = ()) -> str:
 def _groups(plan: Plan) -> dict[str, list[Cell]]:
     """Cells that share a figure, by the name of their group."""
     groups: dict[str, list[Cell]] = defaultdict(list)
-    checkpoints = short_checkpoints(cell.axes.get(CHECKPOINT) for cell in plan.cells)
+    checkpoints = {key: short_checkpoints(cell.axes.get(key) for cell in plan.cells) for key in PATHS}
     for cell in plan.cells:
         groups[_group_name(cell, checkpoints, with_clip=False)].append(cell)
     for name, cells in list(groups.items()):
@@ -92,10 +92,9 @@ def _place(cell: Cell) -> EtaAndSteps:
     return (eta if isinstance(eta, str) else f"{eta:g}", cell.settings.steps)
 
 
-def _group_name(cell: Cell, checkpoints: Mapping[str, str], with_clip: bool) -> str:
+def _group_name(cell: Cell, checkpoints: Mapping[str, Mapping[str, str]], with_clip: bool) -> str:
     settings, axes = cell.settings, dict(cell.axes)
-    if (checkpoint := axes.get(CHECKPOINT)) is not None:
-        axes[CHECKPOINT] = checkpoints[checkpoint]
+    axes |= {key: short[axes[key]] for key, short in checkpoints.items() if axes.get(key) is not None}
     others = [
         *filter(None, [cell.spacing_name]),
         *(f"{key.split('.')[-1]}={value}" for key, value in axes.items() if key != OPTIONS and value != {}),

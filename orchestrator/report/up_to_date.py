@@ -11,7 +11,7 @@ from taugrid.eval.metrics.score import feasible
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.reference_names import resolve_reference
 from taugrid.orchestrator.plan.cells import Cell
-from taugrid.orchestrator.plan.scoring import Scoring, name_and_dimensions
+from taugrid.orchestrator.plan.scoring import Scoring, name_and_dimensions, per_sample
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import ExtractorSpec
@@ -70,7 +70,8 @@ class RequestedScores:
             requested: dict[str, Any] = {"seed": wanted.seed}
         else:
             num_reference = protocol["reference"]["num_images"]
-            requested = feasible(wanted, self.extractor, num_samples, num_reference).settings.as_dict()
+            samples = per_sample(self.config.data, (protocol.get("conditions") or {}).get("classes"))
+            requested = feasible(wanted, self.extractor, num_samples, num_reference, samples).settings.as_dict()
         return {key: (protocol[key], now) for key, now in requested.items() if protocol.get(key, now) != now}
 
     def reference(self, given: Data | str) -> Reference:

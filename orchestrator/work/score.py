@@ -59,7 +59,7 @@ class ScoreWork(WorkKind):
     def _job(self, state: CellState, floors: str | None) -> ScoreJob:
         cell, scoring = state.cell, self._scoring
         n, folder = cell.settings.num_samples, self.rundir.extractor_folder(scoring.extractor)
-        settings, reasons, remarks = scoring.feasible(n)
+        settings, reasons, remarks = scoring.of_cell(cell)
         return ScoreJob(
             storage=self.rundir.storage,
             run_id=self.rundir.run_id,

@@ -71,8 +71,14 @@ class Unet(Section):
         return self
 
 
+LATER_KEYS = {"guide": None}
+"""Keys that files of earlier versions lack, with the defaults that mean the same."""
+
+
 class ModelSection(Section):
     """The network: exactly one of `unet` (trained by taugrid), `checkpoint`, `callable` and `oracle`."""
+
+    later_keys = LATER_KEYS
 
     unet: Unet | None = None
     """A network that taugrid trains: arguments of diffusers' `UNet2DModel`."""
@@ -85,6 +91,9 @@ class ModelSection(Section):
     """A file of weights for `callable`: its path is passed to the function."""
     oracle: Literal["gaussian", "two-points"] | None = None
     """The optimal eps, in closed form, for the data set of that name."""
+    guide: str | None = None
+    """A diffusers folder, or a model's id on the hub: the network that `sample.guidance` leads away from
+    (autoguidance). Its averaged weights are used. null: the network itself, without its labels."""
 
     @field_validator("callable")
     @classmethod

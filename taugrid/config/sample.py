@@ -14,7 +14,11 @@ Spacing = Literal[
 ]  # fmt: skip
 Precision = Literal["float32", "tf32", "bf16", "fp16", "bf16-weights"]
 Compilation = Literal["none", "default", "reduce-overhead"]
+Interval = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
 Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_length=1)]
+
+GUIDANCE_KEYS = ("guidance_interval", "guidance_channels")
+"""Keys of `Sample` that mean nothing where guidance is 1."""
 
 SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")
 """Keys of `Sample` that a sampler may honour or not; all samplers honour the others."""
@@ -28,6 +32,18 @@ def _names(schema: dict[str, Any]) -> None:
     schema |= {"anyOf": [{"enum": samplers.names()}, {"pattern": r"^[\w.]+:\w+$", "type": "string", "form": FORMS}]}
 
 
+Class = Annotated[int, Field(ge=0, strict=True)]
+
+
+class LabelColumn(Section):
+    """Labels in a Parquet file: sample n has the label in row n."""
+
+    parquet: str
+    """The file. Not part of any id: the values are."""
+    column: str
+    """A column of whole numbers."""
+
+
 def _as_json(options: dict[str, Any]) -> dict[str, Any]:
     try:
         canonical_json(options)
@@ -36,7 +52,20 @@ def _as_json(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-LATER_KEYS = {"compile": "none", "sampler_options": {}}
+def _rising(interval: list[float] | None) -> list[float] | None:
+    if interval is not None and not interval[0] < interval[1]:
+        raise ValueError("must be [low, high], two noise levels sigma, with low below high")
+    return interval
+
+
+LATER_KEYS: dict[str, Any] = {
+    "compile": "none",
+    "sampler_options": {},
+    "guidance": 1.0,
+    "guidance_interval": None,
+    "guidance_channels": None,
+    "labels": None,
+}
 """Keys that files of earlier versions lack, with the defaults that mean the same."""
 
 
@@ -77,6 +106,24 @@ class Sample(Section):
     launched as one CUDA graph too; it needs an NVIDIA or AMD GPU."""
     sampler_options: Annotated[dict[str, Any], AfterValidator(_as_json)] = {}
     """Options of the sampler, by name; the others keep the sampler's own defaults."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """g in p_0 + g (p - p_0): p is what the network predicts with an image's label, p_0 without it, or what
+    `model.guide` predicts. 1: none, and one call; any other number is two calls. Diffusers' guidance_scale is g."""
+    guidance_interval: Annotated[Interval | None, AfterValidator(_rising)] = None
+    """[low, high]: guided are only calls at noise levels low < sigma / alpha <= high, in images of [-1, 1]; null: all.
+    """
+    guidance_channels: Positive | None = None
+    """Guided are only so many of the first channels (DiT's paper: 3 of 4); null: all."""
+    labels: Literal["balanced", "random"] | Class | Annotated[list[Class], Field(min_length=1)] | LabelColumn | None = (
+        None
+    )
+    """The class of each image, for networks with classes: `balanced` has each equally often, up to one; a list is
+    repeated. null: for unconditional networks."""
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a second prediction is made and used."""
+        return self.guidance != 1
 
     @property
     def precision_in_words(self) -> str:

@@ -89,14 +89,16 @@ TEXTS_MEAN = {
 """Sections that users write as a folder or a name by mistake, and how to write them."""
 
 NOT_YET = {
-    "guided models": ("guidance", "guidance_scale", "cfg", "cfg_scale", "classifier_free_guidance"),
-    "conditional models": ("label", "labels", "class_labels", "classes", "num_classes", "condition", "conditional"),
+    "conditional models": ("num_classes", "condition", "conditional"),
     "text prompts": ("prompt", "prompts", "negative_prompt", "text_encoder", "tokenizer"),
     "latent models": ("latent", "latents", "vae", "autoencoder"),
     "adapters": ("lora", "controlnet", "adapter", "adapters"),
     "experiment trackers": ("wandb", "mlflow", "comet", "neptune", "tracker", "trackers"),
 }
 """Features that this version lacks, and the keys with which users ask for them. docs/limits.md has the list."""
+
+GUIDANCE = ("guidance_scale", "cfg", "cfg_scale", "classifier_free_guidance")
+"""What others call `sample.guidance`."""
 
 GONE = {
     "cluster.cuda_graphs": "taugrid no longer makes CUDA graphs; remove the key, or use sample.compile, which makes "
@@ -139,7 +141,9 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def not_yet(key: str) -> str | None:
-    """The message for a dotted key of a feature that taugrid lacks; None for any other key."""
+    """The message for a dotted key of a feature that taugrid lacks, or calls differently; None for any other key."""
+    if key.rpartition(".")[2].lower() in GUIDANCE:
+        return f"{key!r}: write sample.guidance; 1 is none, as in diffusers (w of Ho & Salimans' paper is guidance - 1)"
     for feature, keys in NOT_YET.items():
         if key.rpartition(".")[2].lower() in keys:
             return f"{key!r}: {feature} are not supported yet; remove the key (docs/limits.md lists what is missing)"

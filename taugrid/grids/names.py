@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 CHECKPOINT = "model.checkpoint"
+CELL_KEYS = ("model.guide",)
+"""Dotted keys that belong to cells: how a network is sampled, not how it is made. No model's id depends on them."""
+PATHS = (CHECKPOINT, *CELL_KEYS)
+"""Keys whose values are paths."""
 SHOWN = {"steps": "S", "num_samples": "N"}
 """Keys that names write as the paper does."""
 BETWEEN = " · "
@@ -34,20 +38,21 @@ class Naming:
     def of(cls, points: Sequence[Mapping[str, Any]], reserved: Collection[str]) -> "Naming":
         """How to name the `points` of a grid, each with a value for every key; `reserved` as in `short_keys`."""
         keys = list(dict.fromkeys(key for point in points for key in point))
-        paths = dict.fromkeys(path for point in points if isinstance(path := point.get(CHECKPOINT), str))
+        every = (point.get(key) for key in PATHS for point in points)
+        paths = dict.fromkeys(path for path in every if isinstance(path, str))
         names = dict(zip(paths, short_names(list(paths)), strict=True))
         return cls(_telling(points), short_keys(keys, reserved), names)
 
     def model(self, values: Mapping[str, Any]) -> str:
         """The name of a model with these `values` of the grid's keys; empty if it is the only one."""
-        return " ".join(self.part(key, values[key]) for key in self.keys if "." in key)
+        return " ".join(self.part(key, values[key]) for key in self.keys if of_model(key))
 
     def cell(self, values: Mapping[str, Any], steps: int, eta: float | str | None) -> str:
         """The name of a cell within its model. S is always shown, and so is eta, unless its sampler has none.
 
         A value None means that the cell's sampler ignores the key, {} that its options are the defaults.
         """
-        own = [key for key in self.keys if "." not in key and key not in ("steps", "eta")]
+        own = [key for key in self.keys if not of_model(key) and key not in ("steps", "eta")]
         others = [key for key in own if values.get(key) not in (None, {})]
         first = {"steps": steps} | ({} if eta is None else {"eta": eta})
         return " ".join(
@@ -59,7 +64,12 @@ class Naming:
 
     def value(self, key: str, value: Any) -> str:
         """A value as text; a checkpoint by its short name."""
-        return value_text(self.checkpoints.get(value, value) if key == CHECKPOINT else value)
+        return value_text(self.checkpoints.get(value, value) if key in PATHS else value)
+
+
+def of_model(key: str) -> bool:
+    """Whether a key of a grid makes another model, not only another cell of the same one."""
+    return "." in key and key not in CELL_KEYS
 
 
 def _telling(points: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

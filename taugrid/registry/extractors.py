@@ -15,6 +15,9 @@ IMAGENET_LITE0 = "imagenet-lite0"
 INCEPTION = "inception-v3-compat"
 PIXELS = "pixels"
 
+IMAGENET_1K = "imagenet-1k"
+"""The 1000 classes of ILSVRC 2012, in the order of their WordNet ids: torchvision's, timm's and DiT's order."""
+
 FeaturePrecision = Literal["float32", "bf16"]
 """How an extractor's network computes: float32 is never TF32; bf16 is autocast's."""
 
@@ -81,6 +84,8 @@ class KnownExtractor:
     logits_layer: str | None = None
     classes: int | None = None
     """Width of the logits; None: it has none."""
+    label_order: str | None = None
+    """Whose labels its logits are in the order of: the name of a data set, or `IMAGENET_1K`; None: not known."""
     image_side: int | None = None
     """Height and width of the only images that it takes; None: any size."""
     takes_grey: bool = False
@@ -104,6 +109,7 @@ EXTRACTORS = {
             weights=ShippedWeights(),
             logits_layer="logits",
             classes=10,
+            label_order="digits",
             image_side=8,
             takes_grey=True,
         ),
@@ -115,6 +121,7 @@ EXTRACTORS = {
             weights=ShippedWeights(),
             logits_layer="logits",
             classes=10,
+            label_order="fashion-mnist",
             image_side=28,
             takes_grey=True,
         ),
@@ -130,7 +137,7 @@ EXTRACTORS = {
                 is_pickle=True,
             ),
             logits_layer="logits_unbiased",
-            classes=1008,
+            classes=1008,  # the 1000 of ImageNet among them, in an order of its own
             # A larger batch overflows the caches of a CPU: 8 images take 129 ms each where 64 take 145 (one core,
             # channels last), and 250 would take 1.4 GB for one layer.
             at_once_on_cpu=8,
@@ -181,6 +188,7 @@ EXTRACTORS = {
             ),
             logits_layer="logits",
             classes=1000,
+            label_order=IMAGENET_1K,
             at_once_on_cpu=8,
         ),
         KnownExtractor(

@@ -9,7 +9,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 SAMPLE_COLUMNS = ("index", "seed", "steps", "eta")
-"""The columns of numbers in a sample file (`taugrid.parquet.writer`). Images from elsewhere have none."""
+"""The columns of numbers in every sample file (`taugrid.parquet.writer`). Images from elsewhere have none."""
+
+LABEL_COLUMNS = ("label", "guidance")
+"""Those that sample files of a class-conditional network have besides."""
+
+
+class PerSample(NamedTuple):
+    """What is known of each sample besides its image."""
+
+    columns: tuple[str, ...] = SAMPLE_COLUMNS
+    label_order: str | None = None
+    """Whose labels they are, as `KnownExtractor.label_order`; None: not known, or there are none."""
+
+
+UNLABELLED = PerSample()
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,9 @@ class Metric:
     needs_reference_features: bool = False
     """Whether it needs more of the reference than mean and covariance."""
     sample_columns: tuple[str, ...] = ()
-    """The columns of `SAMPLE_COLUMNS` that it reads, a number for each sample."""
+    """The columns of `PerSample` that it reads, a number for each sample."""
+    needs_label_order: bool = False
+    """Whether logit k must be of label k."""
     least_images: int = 1
     """The minimum number of samples, and of reference images."""
     floor_up_to: int = sys.maxsize
@@ -109,6 +125,13 @@ def _sampled(name: str, title: str, *further: str, **fields: Any) -> MetricColum
     """A number whose ± is its standard error of drawing these samples."""
     error = f"{name}_se"
     return MetricColumn(name, title, error, OF_SAMPLING, sampling_error=error, further=further, **fields)
+
+
+def _binomial(name: str, title: str) -> MetricColumn:
+    """A share of the samples."""
+    error = f"{name}_se"
+    means = "its binomial standard error at this N"
+    return MetricColumn(name, title, error, means, higher_is_better=True, sampling_error=error, unbiased=True)
 
 
 METRICS = {
@@ -197,6 +220,16 @@ METRICS = {
             needs_all_features=True,
             needs_reference_features=True,
             least_images=2,
+        ),
+        Metric(
+            "agreement",
+            "share of images that the extractor, a classifier, puts in the class that was asked for",
+            (_binomial("agreement", "Agreement"),),
+            compute="taugrid.eval.metrics.agreement:compute_agreement",
+            needs_logits=True,
+            needs_reference=False,
+            needs_label_order=True,
+            sample_columns=("label",),
         ),
     )
 }

@@ -132,9 +132,7 @@ def test_a_missing_key_is_named():
     [
         ({"wandb": {"project": "p"}}, "wandb", "experiment trackers"),
         ({"train": {"mlflow": True}}, "train.mlflow", "experiment trackers"),
-        ({"sample": {"guidance_scale": 7.5}}, "sample.guidance_scale", "guided models"),
         ({"model": {"unet": {"num_classes": 10}}}, "model.unet.num_classes", "conditional models"),
-        ({"data": {"labels": True}}, "data.labels", "conditional models"),
         ({"model": {"vae": "a/b"}}, "model.vae", "latent models"),
         ({"prompts": ["a cat"]}, "prompts", "text prompts"),
         ({"model": {"lora": "a/b"}}, "model.lora", "adapters"),
@@ -151,10 +149,19 @@ def test_every_feature_that_is_lacking_is_on_the_page_of_limits():
     assert [feature for feature in NOT_YET if feature not in page] == []
 
 
-def test_a_grid_over_guidance_is_not_supported_yet():
+def test_what_others_call_guidance_is_named_as_it_is_here():
+    meant = "write sample.guidance; 1 is none, as in diffusers (w of Ho & Salimans' paper is guidance - 1)"
+    assert refusal({"sample": {"guidance_scale": 7.5}}) == f"'sample.guidance_scale': {meant}"
     config = load({"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "grid": {"cfg": [1.0]}})
-    with pytest.raises(UserError, match=r"^grid: 'cfg': guided models are not supported yet"):
+    with pytest.raises(UserError, match=r"^grid: 'cfg': write sample.guidance;"):
         plan(config)
+
+
+def test_an_interval_upside_down_is_refused():
+    wrong = "sample.guidance_interval: must be [low, high], two noise levels sigma, with low below high, not [1.0, 0.3]"
+    assert refusal({"sample": {"guidance_interval": [1.0, 0.3]}}) == wrong
+    assert "must be a list of 2 numbers of at least 0, or null" in refusal({"sample": {"guidance_interval": [1.0]}})
+    assert refusal({"sample": {"guidance": -1}}) == "sample.guidance: must be a number of at least 0, not -1"
 
 
 def test_no_key_that_there_is_counts_as_not_supported():

@@ -162,7 +162,7 @@ def test_a_wrong_grid_is_one_line(grid, message):
 
 def of_classes(num_classes=10, **sections):
     unet = BASE["model"]["unet"] | {"num_classes": num_classes}
-    return {"model": {"unet": unet}} | sections
+    return {"model": {"unet": unet}, "sample": {"labels": None if num_classes is None else "balanced"}} | sections
 
 
 def test_classes_make_another_model_and_so_does_the_share_of_dropped_labels():
@@ -288,7 +288,7 @@ def test_a_scheduler_gives_its_settings_and_the_config_overrides_them(tmp_path):
         ({"variance_type": "learned_range"}, {}, "variance_type"),
         ({"trained_betas": [0.1, 0.2, 1.5]}, {}, "trained_betas"),
         ({}, {"out_channels": 2}, "channels"),
-        ({}, {"num_class_embeds": 10}, "class labels"),
+        ({}, {"class_embed_type": "timestep"}, "class labels"),
         ({"num_train_timesteps": 0}, {}, "timesteps: must be a positive whole number, or null, not 0"),
         ({}, {"sample_size": None}, "sample_size"),
         ({}, {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),

@@ -89,17 +89,20 @@ def test_the_columns_of_quality_csv_are_those_of_the_contract():
     )  # fmt: skip
     assert [column.name for column in score_columns()] == [
         "fid", "fid_exact", "fid_infinity", "isc_mean", "kid", "kid_mean", "precision", "recall", "cmmd", "mind",
+        "agreement",
     ]  # fmt: skip
     assert appended_columns() == [
         "isc_se", "kid", "kid_se", "kid_reference_se", "precision_se",
         "cmmd", "cmmd_se", "cmmd_reference_se", "cmmd_biased", "mind", "mind_se", "mind_reference_se",
+        "agreement", "agreement_se",
     ]  # fmt: skip
 
 
 def test_a_config_takes_known_metrics_alone():
     with pytest.raises(UserError) as raised:
         validate(Config, ORACLE | {"evaluate": {"metrics": ["fid", "ppl"]}}, "test")
-    assert "evaluate.metrics: must be fid, isc, kid, prc, fid_infinity, cmmd or mind, not 'ppl'" in str(raised.value)
+    names = "fid, isc, kid, prc, fid_infinity, cmmd, mind or agreement"
+    assert f"evaluate.metrics: must be {names}, not 'ppl'" in str(raised.value)
     assert schema()["$defs"]["Evaluate"]["properties"]["metrics"]["items"]["enum"] == list(METRICS)
 
 

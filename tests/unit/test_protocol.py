@@ -153,7 +153,7 @@ def test_other_mathematics_devices_samplers_and_conditions_are_other_protocols()
         on_devices(now, {"sampled": {"cuda"}, "scored": {"cpu"}}),
         on_devices(now, {"sampled": {"cuda"}, "scored": {"cuda"}}),
         recorded_now(sampler={"name": "heun"}),
-        recorded_now(conditions={"guidance": 2.0}),
+        recorded_now(conditions={"labels": "balanced", "classes": 10}),
     ]
     assert len({short_name(protocol) for protocol in [now, *others]}) == 6
     assert comparability_key(others[3]) == comparability_key(now), "samplers are compared on purpose"
@@ -163,6 +163,25 @@ def test_other_mathematics_devices_samplers_and_conditions_are_other_protocols()
     assert len({comparability_key(protocol) for protocol in [now, *kinds]}) == 4
     assert on_devices(now, {"sampled": {"cpu"}, "scored": {"cpu"}}) == now
     assert on_devices(RECORDED, {"sampled": {"cuda"}}) == RECORDED, "a file without scoring hashes as it was recorded"
+
+
+def test_rows_may_differ_in_guidance_and_decoder_and_must_agree_on_labels_classes_and_rounding():
+    """Fields of the same names elsewhere must agree."""
+    conditions = {"labels": "balanced", "classes": 10}
+    guided = recorded_now(conditions=conditions | {"guidance": {"scale": 2.0, "times": [1, 2]}})
+    unguided = recorded_now(conditions=conditions)
+    assert comparability_key(guided) == comparability_key(unguided) != comparability_key(recorded_now())
+    assert short_name(guided) != short_name(unguided)
+    assert disagreements({"a": guided | {"decoder": {"vae": "1"}}, "b": unguided | {"decoder": {"vae": "2"}}}) == {}
+    others = recorded_now(conditions={"labels": {"column": "y", "sha256": "0" * 64}, "classes": 10})
+    found = disagreements({"a": unguided, "b": others})
+    assert found["conditions.labels"] == {"balanced": ["a"], "not set": ["b"]}
+    assert found["conditions.labels.sha256"] == {"not set": ["a"], "0" * 10: ["b"]}
+    of_others = recorded_now(conditions=conditions | {"classes": 100})
+    assert disagreements({"a": unguided, "b": of_others}) == {"conditions.classes": {"10": ["a"], "100": ["b"]}}
+    assert list(disagreements({"a": unguided, "b": unguided | {"rounding": "truncated"}})) == ["rounding"]
+    nested = unguided | {"extractor": {**unguided["extractor"], "conditions.guidance": 1, "decoder": 2}}
+    assert len(disagreements({"a": unguided, "b": nested})) == 2
 
 
 def test_the_kinds_of_device_are_those_of_a_cells_shards_features_and_score():

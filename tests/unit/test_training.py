@@ -42,7 +42,7 @@ from taugrid.workers.data import load as data
 from taugrid.workers.data.labels import load_labels
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import velocity
-from taugrid.workers.network.checkpoint import saved_unet
+from taugrid.workers.network.checkpoint import read_checkpoint, saved_unet
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, ema_decay, save_pipeline
 from taugrid.workers.training import checkpoints, fit, loop
@@ -159,6 +159,8 @@ def test_a_network_with_classes_is_saved_with_its_null_class_and_diffusers_loads
         theirs = unet(x, 5, labels).sample
         state.unet.load_state_dict(state.ema)
         torch.testing.assert_close(theirs, state.unet.eval()(x, 5, labels).sample, rtol=0, atol=1e-6)  # by layout
+    assert read_checkpoint(str(tmp_path / "p")).conditions == (10, 10)
+    assert saved_unet(tmp_path / "p" / "unet_raw").conditions == (10, 10)
     without = build_unet(spec.unet, (1, 8, 8))
     assert "null_label" not in without.config
     assert without.config.num_class_embeds == 10

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from taugrid.config import DIFFUSION_DEFAULTS, Diffusion, Sample, Section
-from taugrid.config.sample import SAMPLER_KEYS
+from taugrid.config.sample import GUIDANCE_KEYS, SAMPLER_KEYS
 from taugrid.errors import CustomCodeError, UserError
 from taugrid.hashing import SourceFile, canonical_json
 from taugrid.registry.samplers import is_custom
@@ -187,14 +187,15 @@ def honoured(settings: Sample, keys: Collection[str]) -> Sample:
     `keys` are those of `SAMPLER_KEYS` that the sampler honours.
     """
     found = settings.model_copy(update={key: getattr(SAMPLE_DEFAULTS, key) for key in SAMPLER_KEYS if key not in keys})
-    idle = {"clip_range": 1.0} if found.clip == "none" else {}
+    idle: dict[str, Any] = {"clip_range": 1.0} if found.clip == "none" else {}
     idle |= {} if found.spacing == "leading" else {"steps_offset": 0}
+    idle |= {} if found.is_guided else dict.fromkeys(GUIDANCE_KEYS)
     return found.model_copy(update=idle)
 
 
 def _given(section: Section) -> dict[str, Any]:
     """The keys of a section that differ from the defaults and that a sampler may depend on."""
     defaults = SAMPLE_DEFAULTS if isinstance(section, Sample) else DIFFUSION_DEFAULTS
-    unasked = ("sampler", "seed", "num_samples", "shard_evaluations")
+    unasked = ("sampler", "seed", "num_samples", "shard_evaluations", "labels")
     values, base = section.model_dump(mode="json"), defaults.model_dump(mode="json")
     return {key: value for key, value in values.items() if value != base[key] and key not in unasked}

@@ -1,0 +1,155 @@
+"""Guidance and guides in plans: identities, names, ignored keys, evaluations, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from taugrid.config import Config, Diffusion, validate
+from taugrid.errors import MissingInput, UserError
+from taugrid.grids.names import Naming
+from taugrid.orchestrator.plan import record
+from taugrid.orchestrator.plan.grid import plan, with_settings
+from taugrid.workers import schedules
+from taugrid.workers.network.checkpoint import Checkpoint
+
+FOLDERS = {
+    "/m/net": {},
+    "/m/weak": {},
+    "/m/bare": {"diffusion": Diffusion()},
+    "/m/large": {"size": 16},
+    "/m/cosine": {"diffusion": Diffusion(timesteps=1000, schedule="cosine")},
+    "/m/short": {"diffusion": Diffusion(timesteps=100)},
+    "/m/v": {"diffusion": Diffusion(prediction="v_prediction")},
+}
+"""Folders of checkpoints, and what is special about each."""
+
+
+def read(path):
+    """A fake `read_checkpoint`."""
+    if path not in FOLDERS:
+        raise MissingInput(f"model.checkpoint: no folder {path!r}; give a diffusers folder")
+    special = FOLDERS[path]
+    unet = {"sample_size": special.get("size", 8), "in_channels": 3}
+    return Checkpoint(path, path, unet, path.rjust(64, "0"), special.get("diffusion", Diffusion(timesteps=1000)), {})
+
+
+def planned(dry=False, checkpoint="/m/net", **sections):
+    given = {"name": "x", **sections, "model": {"checkpoint": checkpoint, **sections.get("model", {})}}
+    given["sample"] = {"seed": 0, "steps": 5, **sections.get("sample", {})}
+    return plan(validate(Config, given, "test"), read, dry=dry)
+
+
+def refusal(**sections):
+    with pytest.raises(UserError) as caught:
+        planned(**sections)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def guided(**sample):
+    return {"model": {"guide": "/m/weak"}, "sample": {"guidance": 2.0, **sample}}
+
+
+def test_guidance_1_is_the_cell_without_any_of_its_keys():
+    plain = planned().cells
+    keys = {"guidance_interval": [[0.1, 1.0]], "model.guide": ["/m/weak"], "guidance_channels": [2]}
+    both = planned(grid=[{"guidance": [1, 3], **keys}])
+    assert [cell.id for cell in both.cells][:1] == [plain[0].id]
+    assert both.cells[0].guide is None
+    assert [cell.nfe for cell in both.cells] == [5, 5 + len(both.cells[1].guided_times)]
+    assert (
+        "guidance 1 ignores guidance_channels and guidance_interval and model.guide: 1 point of the grid, 1 cell"
+        in (both.notes)
+    )
+
+
+def test_scale_interval_channels_and_the_guides_weights_make_cells_and_nothing_makes_another_model():
+    cases = [
+        guided(), guided(guidance=3.0), guided(guidance_interval=[0.1, 2]), guided(guidance_channels=2),
+        {**guided(), "model": {"guide": "/m/bare"}}, {},
+    ]  # fmt: skip
+    plans = [planned(**case) for case in cases]
+    assert len({each.cells[0].id for each in plans}) == len(plans)
+    assert len({each.models[0].id for each in plans}) == 1
+
+
+def test_a_guide_belongs_to_the_names_of_cells_not_to_those_of_models():
+    cells = planned(
+        grid=[{"model.guide": ["/m/weak", "/m/bare"], "guidance": [2], "model.checkpoint": ["/m/net"]}]
+    ).cells
+    assert [cell.label for cell in cells] == ["S=5 eta=0 guide=weak", "S=5 eta=0 guide=bare"]
+    points = [{"model.guide": "/a", "model.oracle": name} for name in ("p", "q")]
+    assert Naming.of(points, ()).model(points[1]) == "oracle=q"
+
+
+def test_guided_calls_count_twice():
+    cell = planned(**guided(guidance_interval=[0.1, 2.0])).cells[0]
+    process = schedules.process(cell.model.diffusion)
+    ratios = [process.at(t + 1).ratio for t in cell.sampler_description.times]
+    assert cell.nfe == 5 + sum(0.1 < ratio <= 2.0 for ratio in ratios) == 5 + cell.guidance.calls
+    assert 0 < cell.guidance.calls < 5
+    assert planned(**guided()).cells[0].nfe == 10
+
+
+def test_an_interval_is_open_below_and_closed_above_also_after_rounding():
+    process = schedules.process(planned().models[0].diffusion)
+    times = planned().cells[0].sampler_description.times
+    low, high = sorted(process.at(t + 1).ratio for t in times)[1:3]
+    assert planned(**guided(guidance_interval=[low, high])).cells[0].guidance.calls == 1
+    nudged = [np.nextafter(low, 0), np.nextafter(high, 0)]  # the last bit decides nothing
+    assert planned(**guided(guidance_interval=nudged)).cells[0].guidance.calls == 1
+
+
+def test_the_last_time_of_a_schedule_without_signal_is_outside_every_interval():
+    diffusion = {"rescale_betas_zero_snr": True, "prediction": "v_prediction"}
+    cell = planned(**guided(guidance_interval=[0.1, 1e6], spacing="trailing"), diffusion=diffusion).cells[0]
+    assert cell.guidance.calls == 4
+
+
+def test_a_recorded_plan_has_its_guides():
+    before = planned(grid=[{"guidance": [1, 2], "model.guide": ["/m/weak"]}])
+    value = json.loads(json.dumps(record.to_json(before)))
+    assert [each["id"] for each in value["guides"]] == [before.cells[1].guide.id]
+    after = record.from_json(value)
+    assert [cell.guide for cell in after.cells] == [cell.guide for cell in before.cells]
+    assert after.cells == before.cells
+    assert "guides" not in record.to_json(planned())
+
+
+def test_a_cell_with_other_settings_keeps_its_guide_unless_it_is_not_guided_any_more():
+    cell = planned(**guided()).cells[0]
+    more = with_settings(cell, {"num_samples": 7})
+    assert (more.id, more.guide) == (cell.id, cell.guide)
+    assert with_settings(cell, {"guidance": 1.0}).id == planned().cells[0].id
+
+
+@pytest.mark.parametrize(("sections", "message"), [
+    ({"sample": {"guidance": 2}}, "sample.guidance is 2, but the network has no null class"),
+    ({**guided(), "model": {"guide": "/m/gone"}}, "model.guide: no folder '/m/gone'"),
+    ({**guided(), "model": {"guide": "/m/large"}},
+     "model.guide: /m/large predicts (3, 16, 16) (channels, height, width), but the model (3, 8, 8)"),
+    ({**guided(), "model": {"guide": "/m/v"}}, "model.guide: /m/v predicts v_prediction, but the model epsilon"),
+    ({**guided(), "model": {"guide": "/m/short"}}, "model.guide: /m/short has 100 times, but the model 1000"),
+    ({**guided(), "model": {"guide": "/m/cosine"}}, "model.guide: /m/cosine was trained with cosine betas"),
+    (guided(guidance_channels=4), "sample.guidance_channels: 4 is more than the 3 channels of the network"),
+    (guided(guidance_interval=[200, 300]),
+     "sample.guidance_interval: [200, 300] has none of the calls of ddim with steps 5, which are at sigma "),
+    ({"sample": {"guidance_interval": [0.1, 1]}}, "sample.guidance_interval: [0.1, 1] has no effect with guidance 1"),
+    ({"model": {"guide": "/m/weak"}}, "model.guide: /m/weak has no effect with guidance 1"),
+])  # fmt: skip
+def test_what_can_not_be_guided_is_refused_in_one_line(sections, message):
+    assert refusal(**sections).startswith(message)
+
+
+def test_a_guide_without_a_scheduler_is_for_the_models_process():
+    """A bare folder's defaults would be linear betas."""
+    cell = planned(checkpoint="/m/cosine", **{**guided(), "model": {"guide": "/m/bare"}}).cells[0]
+    assert cell.guide.diffusion.schedule == "cosine"
+
+
+def test_a_plan_prices_cells_whose_guide_is_missing():
+    cells = planned(dry=True, **{**guided(), "model": {"guide": "/m/gone"}})
+    assert cells.cells[0].nfe == 10
+    assert cells.cells[0].shown_id == "pending"
+    assert cells.remarks[0].startswith("model.guide: no folder '/m/gone'")
