@@ -148,7 +148,7 @@ def test_a_model_of_ones_own_images_is_known_by_their_pixels(pictures, tmp_path)
 
 
 def test_a_model_of_ones_own_labelled_images_is_known_by_their_labels_too(pictures, tmp_path):
-    unet = {"model": {"unet": {**UNET, "norm_num_groups": 4, "num_classes": 2}}}
+    unet = {"model": {"unet": {**UNET, "norm_num_groups": 4, "num_classes": 2}}, "sample": {"labels": 0}}
     for i, path in enumerate(sorted(pictures.iterdir())):
         (pictures / "ab"[i // 6]).mkdir(exist_ok=True)
         path.rename(pictures / "ab"[i // 6] / path.name)
@@ -163,7 +163,7 @@ def test_a_model_of_ones_own_labelled_images_is_known_by_their_labels_too(pictur
     assert model_id(section) == unconditional
     assert planned(section, **unet)[1].models[0].id != first.models[0].id != unconditional
     with pytest.raises(UserError, match=r"model\.unet\.num_classes: 3, but folder has 2 classes: set 2"):
-        planned(section, model={"unet": unet["model"]["unet"] | {"num_classes": 3}})
+        planned(section, **unet | {"model": {"unet": unet["model"]["unet"] | {"num_classes": 3}}})
     rundir = RunDir(tmp_path / "run")
     recorded = settings.data.model_dump(mode="json", exclude={"download"})
     write_json(rundir.provenance, {"dataset": recorded | {"num_images": 12, "sha256": "ab", "labels_sha256": "cd"}})
