@@ -438,8 +438,7 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     settings = honoured(settings, described.keys)
     values = {key: value for key, value in cell.values.items() if key not in changes}
     guide = cell.guide if settings.is_guided else None
-    assert settings.seed is not None
-    rule = cell.label_rule and replace(cell.label_rule, seed=settings.seed)
+    rule = cell.label_rule and replace(cell.label_rule, seed=settings.seed or 0)  # with labels it is set
     cell_id = _cell_id(cell.model, settings, described.code, guide, rule)
     return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described, guide, rule)
 

@@ -148,7 +148,7 @@ def test_a_model_of_ones_own_images_is_known_by_their_pixels(pictures, tmp_path)
 
 
 def test_a_model_of_ones_own_labelled_images_is_known_by_their_labels_too(pictures, tmp_path):
-    unet = {"model": {"unet": {**UNET, "norm_num_groups": 4, "num_classes": 2}}, "sample": {"labels": 0}}
+    unet = {"model": {"unet": {**UNET, "norm_num_groups": 4, "num_classes": 2}}, "sample": {"labels": 0, "seed": 0}}
     for i, path in enumerate(sorted(pictures.iterdir())):
         (pictures / "ab"[i // 6]).mkdir(exist_ok=True)
         path.rename(pictures / "ab"[i // 6] / path.name)
