@@ -18,7 +18,7 @@ from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.labels import label_rule
-from taugrid.orchestrator.plan.sections import diffusion_section, sample_section
+from taugrid.orchestrator.plan.sections import diffusion_section, require_decoder_keys, sample_section
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers.accelerator import arithmetic
@@ -122,7 +122,7 @@ def _planned(
     config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": sample})
     [cell] = plan(config).cells
     network = cell.model.source.network(Path(), cell.settings.weights)  # such a source needs no run directory
-    spec = SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
+    spec = SamplingSpec(cell.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
     return network, spec, cell.label_rule
 
 
@@ -137,6 +137,7 @@ def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mappi
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
     [described] = describe_samplers([Case(resolved, process)]).descriptions
+    require_decoder_keys(resolved, Identity(shape))
     return SamplingSpec(
         Identity(shape), process, honoured(resolved, described.keys), described.tau, described.evaluations
     )

@@ -46,7 +46,7 @@ class SampleWork(WorkKind):
                     start=shard.start,
                     stop=shard.stop,
                     network=network,
-                    decoder=cell.model.decoder,
+                    decoder=cell.decoder,
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,

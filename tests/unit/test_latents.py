@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from latents import SETTINGS, by_diffusers, edit, save_dit, save_ldm
+from latents import SETTINGS, by_diffusers, edit, other_vae, save_dit, save_ldm
 from safetensors.torch import load_file, save_file
 
 import taugrid
@@ -14,6 +14,8 @@ from taugrid.errors import NotEnoughMemory, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.reconstruct import require_ode_cells
 from taugrid.workers.accelerator import arithmetic, preflight
 from taugrid.workers.accelerator.memory import smaller_slice
 from taugrid.workers.accelerator.policy import policy
@@ -125,9 +127,10 @@ def test_a_record_of_a_latent_pipeline_is_the_pipeline(dit):
     assert found.vae.picture_shape == (3, 16, 16)
 
 
-def planned(folder, **sections):
-    sections = {"name": "x", **sections, "sample": SETTINGS | sections.get("sample", {})}
-    return plan(config.validate(config.Config, sections | {"model": {"checkpoint": str(folder)}}, "test"))
+def planned(folder, vae=None, **sections):
+    sections = {"name": "x", "model": {"checkpoint": str(folder), "vae": vae and str(vae)}, **sections}
+    sections["sample"] = SETTINGS | sections.get("sample", {})
+    return plan(config.validate(config.Config, sections, "test"))
 
 
 def test_the_vae_is_part_of_the_models_identity(ldm, tmp_path):
@@ -178,6 +181,88 @@ def test_a_vae_that_can_not_decode_is_one_line_before_anything_is_sampled(ldm, t
         planned(place)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+CLASSES = {"labels": "balanced"}
+
+
+def test_another_vae_makes_other_cells_of_the_same_model(dit, tmp_path):
+    """Put back by leaving `vae` out of `_cell_id`: the grid's two cells are one."""
+    folder, parts = dit
+    made = other_vae(tmp_path / "other")
+    found = planned(folder, sample=CLASSES, grid={"model.vae": [None, str(tmp_path / "other")]})
+    [model], [own, other] = found.models, found.cells
+    [alone] = planned(folder, sample=CLASSES).cells
+    assert (own.id, model.id) == (alone.id, alone.model.id)
+    assert other.id != own.id
+    assert other.decoder.identity != own.decoder.identity
+    assert "other" in other.label
+    again = from_json(to_json(found))
+    assert [cell.decoder for cell in again.cells] == [cell.decoder for cell in found.cells]
+    arguments = {"batch_size": 4, "decode_batch": 2, "labels": 1, **SETTINGS}
+    pictures = taugrid.sample({"checkpoint": str(folder), "vae": str(tmp_path / "other")}, 3, **arguments)
+
+    def predict(x, t):
+        return parts.transformer(x, t.expand(len(x)), class_labels=torch.ones(len(x), dtype=torch.long)).sample[:, :4]
+
+    assert abs(pictures - grey(by_diffusers(predict, made, (4, 8, 8), 3))).max() <= 1
+    shutil.copytree(folder / "vae", tmp_path / "same")
+    [same] = planned(folder, tmp_path / "same", sample=CLASSES).cells
+    assert same.id == own.id, "the pipeline's own VAE under another path"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_channels": 3}, "takes latents of 3 channels, but the network makes 4; give the VAE that"),
+        (
+            {"block_out_channels": (8,), "down_block_types": ["DownEncoderBlock2D"],
+             "up_block_types": ["UpDecoderBlock2D"]},
+            "makes pictures of (3, 8, 8) (channels, height, width) of this network's latents, but its own VAE",
+        ),
+        (None, "model.vae: no folder"),
+    ],
+)  # fmt: skip
+def test_a_vae_of_other_latents_is_one_line(dit, tmp_path, changes, message):
+    if changes is not None:
+        other_vae(tmp_path / "vae", **changes)
+    with pytest.raises(UserError) as caught:
+        planned(dit[0], tmp_path / "vae", sample=CLASSES)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("vae_precision", "bf16"), ("keep_latents", True), ("decode_batch", 8), ("model.vae", "/a")],
+)
+def test_keys_of_a_vae_are_refused_for_networks_of_pixels(key, value):
+    pixels = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    if key == "model.vae":
+        pixels["model"]["vae"] = value
+    else:
+        pixels["sample"] = {key: value}
+    with pytest.raises(UserError, match=rf"{key}: .*pixels.* remove"):
+        planned("", **pixels)
+    if key != "model.vae":
+        with pytest.raises(UserError, match=f"sample.{key}: "):
+            taugrid.sample(torch.nn.Identity(), 1, shape=(1, 4, 4), **{key: value})
+
+
+def test_the_stages_along_the_ode_are_refused_for_latents(ldm):
+    with pytest.raises(UserError, match=r"reconstruct is for networks that sample pixels, and .* samples latents"):
+        require_ode_cells(planned(ldm[0]), "reconstruct")
+
+
+def test_the_protocol_names_the_vae_and_the_rounding(ldm, tmp_path):
+    [cell] = planned(ldm[0], sample={"vae_precision": "bf16", "rounding": "truncate"}).cells
+    assert cell.decoder_block["precision"] == "bf16"
+    assert cell.decoder_block["weights"] == cell.decoder.saved.weights_sha256
+    assert cell.settings.rounding_in_words == "8 bits, truncated"
+    metadata = RunDir(tmp_path).sample_metadata(cell)
+    assert metadata["decoder"] == cell.decoder_block
+    [kept] = planned(ldm[0], sample={"vae_precision": "bf16", "rounding": "truncate", "keep_latents": True}).cells
+    assert kept.id == cell.id
+    assert RunDir(tmp_path).sample_metadata(kept) == metadata, "what is kept besides changes no image"
 
 
 def vae_of(folder):
