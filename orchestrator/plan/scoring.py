@@ -162,6 +162,7 @@ class Scoring:
             versions=versions(SOFTWARE),
             compile=None if cell.settings.compile == "none" else cell.settings.compile,
             sampler=cell.sampler_block,
+            conditions=cell.conditions_block,
         )
 
 

@@ -52,6 +52,7 @@ class SampleWork(WorkKind):
                     tau=cell.tau,
                     nfe=cell.nfe,
                     sampler_code=cell.sampler_description.code,
+                    label_rule=cell.label_rule and cell.label_rule.of_rows(shard.start, shard.stop),
                     metadata=metadata,
                     kept=kept,
                 )

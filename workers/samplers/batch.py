@@ -30,8 +30,12 @@ class SamplingSpec(NamedTuple):
     """Network evaluations per image, as the sampler promises."""
 
 
-def sample_batch(model: "Denoiser", indices: "Tensor", spec: SamplingSpec) -> "Tensor":
+def sample_batch(
+    model: "Denoiser", indices: "Tensor", spec: SamplingSpec, condition: "Tensor | None" = None
+) -> "Tensor":
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
+
+    `condition`: their labels (B,), int64, if the network takes some.
 
     Raises:
         SamplerFault: if the sampler returns something else, or does not call the network as often as it says.
@@ -47,7 +51,8 @@ def sample_batch(model: "Denoiser", indices: "Tensor", spec: SamplingSpec) -> "T
     def noise(key: int, draw: int = 0) -> "Tensor":
         return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
 
-    denoise = Denoise(model, process, spec.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0)
+    clip, clip_range = settings.clip or "none", settings.clip_range or 1.0
+    denoise = Denoise(model, process, spec.diffusion.predicts, clip, clip_range, condition)
     x_T, sampler = noise(0), find(settings.sampler)
     with torch.no_grad():
         x0 = sampler.sample(x_T, path(process, spec.tau), denoise, noise, with_defaults(settings, sampler))
