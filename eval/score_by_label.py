@@ -110,12 +110,11 @@ def of_label(
     n, m = len(own.labels), None if reference is None else len(reference.labels)
     if n == 0:
         return OfLabel({}, ["no image has this label"])
-    possible = feasible(wanted, extractor, n, m, samples)
-    possible = _without_singular(possible, min(n, n if m is None else m), extractor.dimensions)
-    if reference is None:
-        possible = _without(possible, NO_LABELS, [metric.name for metric in possible.settings.chosen
-                                                  if metric.needs_reference])  # fmt: skip
-    notes = [f"no {name}: {reason}" for name, reason in possible.reasons.items()]
+    unlabelled = [metric.name for metric in wanted.chosen if metric.needs_reference and reference is None]
+    left = replace(wanted, metrics=tuple(name for name in wanted.metrics if name not in unlabelled))
+    possible = _without_singular(feasible(left, extractor, n, m, samples), n if m is None else min(n, m), extractor)
+    reasons = {**dict.fromkeys(unlabelled, NO_LABELS), **possible.reasons}
+    notes = [f"no {name}: {reason}" for name, reason in reasons.items()]
     if not possible.settings.metrics:
         return OfLabel({}, notes)
     compared = None
@@ -127,16 +126,15 @@ def of_label(
     return OfLabel(scores.values, [*notes, *scores.notes])
 
 
-def _without(possible: Feasible, reason: str, names: Sequence[str]) -> Feasible:
-    left = tuple(name for name in possible.settings.metrics if name not in names)
-    reasons = possible.reasons | dict.fromkeys(names, reason)
-    return possible._replace(settings=replace(possible.settings, metrics=left), reasons=reasons)
-
-
-def _without_singular(possible: Feasible, fewest: int, dimensions: int) -> Feasible:
-    if "fid" not in possible.settings.metrics or fewest > dimensions:
+def _without_singular(possible: Feasible, fewest: int, extractor: ExtractorSpec) -> Feasible:
+    """What is possible of `fewest` images on the smaller side without a FID of a singular covariance."""
+    if "fid" not in possible.settings.metrics or fewest > extractor.dimensions:
         return possible
-    return _without(possible, f"it needs more than {dimensions} images on both sides, as many as features", ["fid"])
+    left = tuple(name for name in possible.settings.metrics if name != "fid")
+    reason = f"it needs more than {extractor.dimensions} images on both sides, as many as features"
+    return possible._replace(
+        settings=replace(possible.settings, metrics=left), reasons={"fid": reason, **possible.reasons}
+    )
 
 
 def _statistics(features: Features, with_root: bool) -> ReferenceStatistics:

@@ -102,6 +102,7 @@ def _rendered(page: Mapping[str, Any]) -> str:
 def _in_pictures(facts: PageFacts, shown: Sequence[ImageGrid]) -> str:
     """The contents of the section of pictures, such as "Consistency, interpolation"; empty without any."""
     parts = {
+        "classes": False,
         "consistency": any(grid.same_noise for grid in shown),
         "reconstruction": bool(facts.reconstruction.get("rows")),
         "interpolation": False,

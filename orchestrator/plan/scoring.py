@@ -77,8 +77,7 @@ def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foresee
 
 def classes_of(cell: Cell) -> int | None:
     """The number of classes that its network knows; None: it takes no labels."""
-    conditions = getattr(cell.model.source, "conditions", None)
-    return None if conditions is None else int(conditions.classes)
+    return None if cell.label_rule is None else cell.label_rule.classes
 
 
 def per_sample(data: Data, classes: int | None) -> PerSample:

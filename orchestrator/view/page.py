@@ -27,6 +27,7 @@ from taugrid.storage import read_json, replacing
 from taugrid.words import counted
 
 PICTURES: Mapping[str, tuple[str, str]] = {
+    "classes": ("Classes", "Rows are classes, with the first images of each"),
     "reconstructions": ("Reconstructions", "Held-out images, and below them what each S makes of their x_T"),
     "interpolations": ("Interpolations", "Rows lead from one sample's x_T to another's"),
     "interpolation-square": ("Interpolations between four samples", "The corners are samples"),

@@ -25,8 +25,8 @@ from taugrid.eval.pages.charts import quality_chart
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
 from taugrid.eval.tables.ablation.cost import costs
-from taugrid.eval.tables.pivots import Layout
 from taugrid.eval.tables.by_label import LabelTable
+from taugrid.eval.tables.pivots import Layout
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.opened import open_existing
