@@ -64,18 +64,16 @@ class OfLabel(NamedTuple):
     """Why metrics are missing."""
 
 
-class LabelledImages(NamedTuple):
-    """LabelledImages by their features and logits, in the order of their indices; None: they are not needed."""
+class Extracted(NamedTuple):
+    """Extracted by their features and logits, in the order of their indices; None: they are not needed."""
 
     features: Features
     logits: Features | None
     labels: NDArray[np.int64]
 
-    def of(self, label: int) -> "LabelledImages":
+    def of(self, label: int) -> "Extracted":
         rows = self.labels == label
-        return LabelledImages(
-            self.features[rows], None if self.logits is None else self.logits[rows], self.labels[rows]
-        )
+        return Extracted(self.features[rows], None if self.logits is None else self.logits[rows], self.labels[rows])
 
 
 def run(job: ByLabelJob, device: Device) -> Result:
@@ -88,7 +86,7 @@ def run(job: ByLabelJob, device: Device) -> Result:
     assert extractor is not None
     logits = loaded(read_stream(job, "logits"), n) if job.settings.need("logits") else None
     labels = read_column(job, "label").astype(np.int64)
-    samples = LabelledImages(loaded(read_stream(job, "features"), n), logits, labels)
+    samples = Extracted(loaded(read_stream(job, "features"), n), logits, labels)
     reference = _reference(job.reference, job.labels, job.storage) if job.settings.need("reference") else None
     found: list[OfLabel] = []
     sizes: list[tuple[int, int]] = []
@@ -103,8 +101,8 @@ def run(job: ByLabelJob, device: Device) -> Result:
 
 
 def of_label(
-    own: LabelledImages,
-    reference: LabelledImages | None,
+    own: Extracted,
+    reference: Extracted | None,
     wanted: MetricSettings,
     extractor: ExtractorSpec,
     samples: PerSample,
@@ -149,13 +147,13 @@ def _statistics(features: Features, with_root: bool) -> ReferenceStatistics:
     return ReferenceStatistics(moments, root, len(features), lambda: features)
 
 
-def _reference(files: ReferenceFiles, labelled: LabelledReference | None, storage: Storage) -> LabelledImages | None:
+def _reference(files: ReferenceFiles, labelled: LabelledReference | None, storage: Storage) -> Extracted | None:
     """The reference's images; None without their labels."""
     if labelled is None or isinstance(files.features, MomentsFile):
         return None
     labels = load_known_labels(labelled.data, labelled.sha256).of_images.astype(np.int64)
     features = np.concatenate(list(read_all([Path(path) for path in files.features], storage)))
-    return LabelledImages(features, None, labels)
+    return Extracted(features, None, labels)
 
 
 def _write(job: ByLabelJob, found: Sequence[OfLabel], sizes: Sequence[tuple[int, int]]) -> None:

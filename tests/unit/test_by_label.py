@@ -14,7 +14,7 @@ from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.score_by_label import LabelledImages, of_label
+from taugrid.eval.score_by_label import Extracted, of_label
 from taugrid.eval.tables.by_label import SHOWN, LabelTable
 from taugrid.orchestrator.plan.scoring import per_sample
 from taugrid.orchestrator.progress import Progress
@@ -35,7 +35,7 @@ def images(n, seed, shift=0.0):
     stream = np.random.default_rng(seed)
     labels = stream.integers(0, 3, n)
     features = (stream.normal(size=(n, 4)) + shift + labels[:, None]).astype(np.float32)
-    return LabelledImages(features, np.eye(10, dtype=np.float32)[labels] + 0.0, labels)
+    return Extracted(features, np.eye(10, dtype=np.float32)[labels] + 0.0, labels)
 
 
 def test_a_labels_numbers_are_those_of_its_images_alone():
@@ -52,7 +52,7 @@ def test_a_labels_numbers_are_those_of_its_images_alone():
 
 def test_a_label_with_too_few_images_says_so():
     own, reference = images(600, 0), images(500, 1)
-    few = LabelledImages(own.features[:12], own.logits[:12], np.repeat([0, 1, 2], [7, 4, 1]))
+    few = Extracted(own.features[:12], own.logits[:12], np.repeat([0, 1, 2], [7, 4, 1]))
     by_label = [of_label(few.of(label), reference.of(label), WANTED, SPEC, SAMPLES) for label in range(4)]
     assert [sorted({"fid", "kid", "agreement"} & set(found.metrics)) for found in by_label] == [
         ["agreement", "fid", "kid"], ["agreement", "kid"], ["agreement"], [],
