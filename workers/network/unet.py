@@ -105,14 +105,18 @@ def load_unet(saved: SavedUnet, device: str, how: Policy) -> Denoiser:
 
 
 def _config(file: Path, sha256: str, storage: Storage) -> bytes:
-    """The bytes of a config.json with the settings that the driver read; ContentMismatch if they differ."""
+    """The bytes of a config.json with the settings that the driver read; ContentMismatch if they differ.
+
+    Without `null_label`, of which diffusers would warn.
+    """
     try:
         data = storage.read(file)
-        actual = config_sha256(json.loads(data))
+        config = json.loads(data)
+        actual = config_sha256(config)
     except (FileNotFoundError, ValueError, AttributeError):  # missing, no JSON, or no object
         actual = "no config"
     require_same(file, actual, sha256)
-    return data
+    return json.dumps({key: value for key, value in config.items() if key != "null_label"}).encode()
 
 
 def _from_folder(private: Path, folder: Path) -> UNet2DModel:
