@@ -158,6 +158,20 @@ def test_files_of_conditional_cells_have_two_columns_more(ran, tmp_path):
     assert "label" not in parquet.sample_schema({}).names
 
 
+def test_labels_go_on_from_one_row_group_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("taugrid.parquet.samples.ROWS_PER_GROUP", 3)
+    images, labels = np.zeros((7, 1, 2, 2), np.uint8), np.arange(40, 47, dtype=np.int32)
+    settings = {name: None for name, _ in parquet.writer.SETTING_FIELDS} | {"guidance": 1.0}
+    with parquet.PartWriter(tmp_path / "p", parquet.sample_schema({}, conditional=True)) as part:
+        with parquet.SampleWriter(part, settings, 100, labels=labels) as writer:
+            writer.append(images)
+            writer.finish()
+        part.commit(replace=False)
+    found = pq.read_table(tmp_path / "p")
+    assert (writer.counts, found["index"].to_pylist()) == ([3, 3, 1], [*range(100, 107)])
+    assert found["label"].to_pylist() == labels.tolist()
+
+
 def test_images_in_memory_are_those_of_the_run(folder, bare, ran):
     _, images = rows(ran[0])
     settings = {"steps": 2, "batch_size": 4, "labels": "balanced"}
@@ -224,7 +238,7 @@ def test_labels_that_the_network_does_not_take_are_refused(folder, labels, messa
         ((0, -1), None, "class", "sample.labels.column: class has -1; the classes of"),
         ((0, 3), None, "class", "sample.labels.column: class has 3, its null label"),
         ((0, 2**64 - 1), pa.uint64(), "class", "has numbers beyond"),
-        ((0, 1), None, "class", "has 2 rows, but sample.num_samples is 5, and each sample needs one"),
+        ((0, 1), None, "class", "has 2 rows, but 5 samples need one each"),
     ],
 )
 def test_columns_that_are_no_labels_are_refused(folder, tmp_path, values, kind, column, message):
@@ -237,6 +251,12 @@ def test_a_file_that_is_missing_or_no_parquet_is_one_line(folder, tmp_path):
     assert refusal(folder, labels=given) == f"sample.labels.parquet: there is no file {tmp_path / 'a.parquet'}"
     (tmp_path / "a.parquet").write_text("text")
     assert "can't be read" in refusal(folder, labels=given)
+
+
+def test_each_image_in_memory_needs_a_row(folder, tmp_path):
+    given = labels_file(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="has 30 rows, but 31 samples need one each"):
+        taugrid.sample(folder, [30], labels=given)
 
 
 def test_labels_of_an_unconditional_network_are_refused():
