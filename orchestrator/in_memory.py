@@ -28,12 +28,13 @@ from taugrid.workers.accelerator.policy import kind_of, lacks
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, set_up, usual_device
-from taugrid.workers.diffusion.decoder import Identity
+from taugrid.workers.diffusion.decoder import Identity, pictures
 from taugrid.workers.finite import Watched
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import Case, describe_samplers, honoured
 
 if TYPE_CHECKING:
+    from taugrid.workers.diffusion.decoder import Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
 
 FOR_A_RUN = ("num_samples", "shard_evaluations")
@@ -85,7 +86,8 @@ def _sample(
         device_here = Device(place)
         network = device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
         try:
-            return _sampled(network, planned, wanted, labels, place)
+            decode = device_here.decoder(planned.decoder, planned.settings)
+            return _sampled(network, planned, wanted, labels, place, decode)
         finally:
             device_here.release_graphs()
     from taugrid.workers.accelerator.preflight import check
@@ -153,7 +155,12 @@ def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
 
 
 def _sampled(
-    network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int], labels: LabelRule | None, device: str
+    network: "Denoiser",
+    sampling: SamplingSpec,
+    wanted: Sequence[int],
+    labels: LabelRule | None,
+    device: str,
+    decode: "Decode | None" = None,
 ) -> NDArray[np.uint8]:
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
@@ -166,7 +173,8 @@ def _sampled(
             asked = None if labels is None else torch.from_numpy(labels.at(np.array(batch))).to(device, torch.int64)
             x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling, asked)
             watched.require_finite(start, start + len(batch), sampling.settings)
-            batches.append(to_uint8(sampling.decoder(x0).cpu().numpy()))
+            images = x0 if decode is None else pictures(sampling.decoder, decode, x0, sampling.settings.decode_batch)
+            batches.append(to_uint8(images.cpu().numpy(), sampling.settings.rounding))
     return to_pictures(np.concatenate(batches))
 
 

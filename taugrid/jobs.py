@@ -76,7 +76,7 @@ class Conditions(NamedTuple):
 
 @dataclass(frozen=True)
 class SavedUnet:
-    """A `UNet2DModel` in a folder: its config and its weights, as the driver found them."""
+    """A network of diffusers in a folder: its config and its weights, as the driver found them."""
 
     folder: str
     weights_sha256: str
@@ -85,6 +85,8 @@ class SavedUnet:
     storage: Storage = LOCAL
     conditions: Conditions | None = None
     """None: it is unconditional."""
+    kind: str = "UNet2DModel"
+    """diffusers' name of its class."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,8 @@ class TrainingSpec:
     """Ray labels that the workers' nodes must have."""
     run_id: RunId | None = None
     """The run directory, which every worker must see. None: not in one."""
+    labels_sha256: str | None = None
+    """The SHA-256 of the images' labels on the driver. None: the network takes none."""
 
     @property
     def final(self) -> Path:

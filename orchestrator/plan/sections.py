@@ -8,22 +8,42 @@ from typing import Any
 
 import numpy as np
 
-from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, Sample, Section, Train, Unet
+from taugrid.config import (
+    DIFFUSION_DEFAULTS,
+    EDM_DEFAULTS,
+    SCHEDULE_KEYS,
+    SIGMA_KEYS,
+    Data,
+    Diffusion,
+    Sample,
+    Section,
+    Train,
+    Unet,
+)
 from taugrid.errors import UserError
 from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
 from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.data.labels import number_of_classes, without_labels
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
 
 
 def diffusion_section(section: Diffusion, theirs: Diffusion = DIFFUSION_DEFAULTS) -> Diffusion:
     """`section` with no key left null: filled in from `theirs`, a loaded checkpoint's, then from the defaults.
 
+    The keys of the other process stay null.
+
     Raises:
-        UserError: if there are too few or too many betas, alpha does not fall, or no signal is left for epsilon.
+        UserError: if there are too few or too many betas, alpha does not fall, no signal is left for epsilon, or a key
+            belongs to another process.
     """
-    resolved = _filled(_filled(section, theirs), DIFFUSION_DEFAULTS)
-    _require_signal(resolved)
+    if section.process is not None and theirs.process is None:  # their betas are of another process
+        theirs = EDM_DEFAULTS
+    known = _filled(section, theirs)
+    resolved = _filled(known, DIFFUSION_DEFAULTS if known.process is None else EDM_DEFAULTS)
+    _require_one_process(resolved)
+    if resolved.process is None:
+        _require_signal(resolved)
     return resolved
 
 
@@ -42,6 +62,34 @@ def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
             "remove timesteps, or set a schedule instead of trained_betas"
         )
     return filled
+
+
+def _require_one_process(diffusion: Diffusion) -> None:
+    """Raise `UserError` if a key belongs to another process, or the noise levels of `edm` are impossible."""
+    is_edm = diffusion.process == "edm"
+    strangers = _OF_BETAS if is_edm else dict.fromkeys(SIGMA_KEYS)
+    for key, absent in strangers.items():
+        if getattr(diffusion, key) != absent:
+            why = "process: edm has no betas" if is_edm else "only process: edm has such a key"
+            raise UserError(f"diffusion.{key}: {why}; remove it{'' if is_edm else ', or set the process'}")
+    if is_edm != (diffusion.prediction == "consistency"):
+        way_out = "process: edm, and prediction: consistency" if is_edm else "process: edm, or another prediction"
+        raise UserError(
+            f"diffusion.prediction: {diffusion.prediction} does not go with "
+            f"{'process: edm' if is_edm else 'betas'}: its networks are consistency models; set {way_out}"
+        )
+    if is_edm:
+        try:
+            schedules.process(diffusion)
+        except ValueError as error:
+            raise UserError(f"diffusion: {error}; here, {diffusion.in_words}") from None
+
+
+_OF_BETAS = dict.fromkeys((*SCHEDULE_KEYS, "trained_betas")) | {
+    "rescale_betas_zero_snr": False,
+    "set_alpha_to_one": True,
+}
+"""Keys that say nothing without betas, with their values then."""
 
 
 def _require_signal(diffusion: Diffusion) -> None:
@@ -72,6 +120,27 @@ def check_loss_weights(train: Train, diffusion: Diffusion) -> None:
             raise UserError(f"train.loss_weights: {error}") from None
 
 
+def check_classes(data: Data, unet: Unet, train: Train) -> None:
+    """Raise `UserError` unless `data` has the labels that `unet` and `train` need. They are already in an identity."""
+    if unet.num_classes is None:
+        if train.label_dropout:
+            raise UserError(
+                f"train.label_dropout: {train.label_dropout} drops labels, but the network takes none: set "
+                "model.unet.num_classes, or remove it"
+            )
+        return
+    if not data.dataset.labels:
+        raise UserError(f"model.unet.num_classes: {unet.num_classes}, but {without_labels(data)}")
+    try:
+        classes = number_of_classes(data)
+    except UserError:
+        return  # they are gone since: `data_identity` knows them by their recorded hash
+    if classes != unet.num_classes:
+        raise UserError(
+            f"model.unet.num_classes: {unet.num_classes}, but {data.full_name} has {classes} classes: set {classes}"
+        )
+
+
 def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
     """`settings` with no key left null; `theirs` are the keys that a loaded pipeline sets."""
     given = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
@@ -93,16 +162,18 @@ def require_whole_times(settings: Sample, times: Iterable[float], name: str) -> 
 NOT_IDENTITY = {
     "data": {"root", "download"},
     "train": {"workers", "checkpoint_every", "tensorboard"},
-    "sample": {"num_samples"},
+    "sample": {"num_samples", "keep_latents"},
 }
 """Keys that do not change a result (`num_samples` only extends it)."""
 
-KEYS_OUTSIDE_IDENTITY = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
+KEYS_OUTSIDE_IDENTITY = NOT_IDENTITY["sample"] | {
+    f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]
+}
 """The same, as keys of a grid."""
 
 TRAIN_DEFAULTS = Train(seed=0)
 
-Fingerprint = Callable[[Data], str]
+Fingerprint = Callable[..., str]
 """Like `workers.data.load.content_fingerprint`."""
 
 
@@ -129,10 +200,11 @@ def sample_identity(settings: Sample, code: str | None, labels: LabelRule | None
     return differing if code is None else differing | {"sampler_code": code}
 
 
-def data_identity(data: Data, fingerprint: Fingerprint) -> dict[str, Any]:
-    """The training data's identity: the keys of a published data set, or else the images."""
+def data_identity(data: Data, fingerprint: Fingerprint, has_labels: bool = False) -> dict[str, Any]:
+    """The training data's identity: the keys of a published data set, or else the images and the labels, if used."""
     if not data.dataset.is_published:
-        return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data)}
+        labels = {"labels": fingerprint(data, "labels")} if has_labels else {}
+        return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data), **labels}
     return _differing(data.in_ids, Data(), NOT_IDENTITY["data"])
 
 

@@ -53,9 +53,11 @@ def sample_batch(
 
     clip, clip_range = settings.clip or "none", settings.clip_range or 1.0
     denoise = Denoise(model, process, spec.diffusion.predicts, clip, clip_range, condition)
-    x_T, sampler = noise(0), find(settings.sampler)
+    x_T, sampler, visited = noise(0), find(settings.sampler), path(process, spec.tau)
+    if (scale := process.first_scale(visited[0])) != 1:
+        x_T = scale * x_T
     with torch.no_grad():
-        x0 = sampler.sample(x_T, path(process, spec.tau), denoise, noise, with_defaults(settings, sampler))
+        x0 = sampler.sample(x_T, visited, denoise, noise, with_defaults(settings, sampler))
     _require_images(x0, x_T, settings.sampler)
     if denoise.calls != spec.nfe:
         raise SamplerFault(
