@@ -6,7 +6,7 @@ Torch is imported when a device is set up, not with this module: the driver must
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taugrid.workers.accelerator.preflight import BatchShape
-    from taugrid.workers.diffusion.denoiser import Denoiser
+    from taugrid.workers.diffusion.denoiser import Around, Denoiser
     from taugrid.workers.diffusion.process import Point
 
 MAX_NETWORKS = 2
@@ -88,7 +88,12 @@ def usual_device() -> str:
 
 
 def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -> "Denoiser":
-    """`network`, with a heartbeat before each call: it will be called `calls` times.
+    """`network`, with a heartbeat before each call: it will be called `calls` times."""
+    return Wrapped(network, beating(heartbeat, calls))
+
+
+def beating(heartbeat: SendHeartbeat, calls: int) -> "Around":
+    """What sends a heartbeat before each call of the networks that it is put around, which are `calls` in all.
 
     Heartbeats count the calls that the device has finished, and the host never runs far ahead of it
     (`transfer.Submitted`).
@@ -103,7 +108,7 @@ def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -
         submitted.add(transfer.mark(x.device))
         return output
 
-    return Wrapped(network, call_with_heartbeat)
+    return call_with_heartbeat
 
 
 class ComputeLock:
@@ -214,11 +219,21 @@ class Device:
         self.compile_seconds += time.perf_counter() - began
         self._compiled.add((key, how))
 
-    def loading(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
-        """A Denoiser that loads its network when it is called, and requires memory for what it is called with."""
+    def networks(
+        self, specs: Sequence[NetworkSpec], diffusion: Diffusion, how: Arithmetic, batch: "BatchShape"
+    ) -> "list[Denoiser]":
+        """The networks that `specs` name, `MAX_NETWORKS` at most, as by `network`: `batch` fits beside all of them."""
+        for spec in specs[1:]:
+            self.network(spec, diffusion, how)
+        return [self.network(spec, diffusion, how, batch) for spec in specs]
+
+    def loading(self, specs: Sequence[NetworkSpec], diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
+        """A Denoiser that loads its networks when it is called, and requires memory for what they are called with."""
 
         def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
-            return self.network(spec, diffusion, how, tuple(x.shape))(x, at, condition)  # type: ignore[arg-type]
+            loaded = self.networks(specs, diffusion, how, tuple(x.shape))  # type: ignore[arg-type]
+            first, *_ = [network(x, at, condition) for network in loaded]
+            return first
 
         return called
 

@@ -21,8 +21,10 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
-from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
+from taugrid.workers.conditions.guidance import Guidance
+from taugrid.workers.device import Device, SendHeartbeat, beating, ignore_heartbeat, no_op
 from taugrid.workers.diffusion.decoder import Decoder
+from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.finite import Watched, blame, not_finite
 from taugrid.workers.pixels import LastSampled
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
@@ -47,11 +49,16 @@ class SampleJob(Job):
     diffusion: Diffusion
     tau: tuple[float, ...]
     nfe: int
-    """Network evaluations per image (NFE)."""
+    """Network evaluations per image (NFE): a guided call is two."""
     metadata: dict[str, Any]
     kept: int = 0
     """Number of images that are copied from the file that it replaces, if that is intact. They are complete batches
     from its start, so all others are sampled in the same batches as in an uninterrupted run."""
+
+    guidance: Guidance | None = None
+    """None: predictions are the network's."""
+    guide: NetworkSpec | None = None
+    """The second network. None: there is none, or the first one guides itself."""
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
@@ -59,7 +66,12 @@ class SampleJob(Job):
     @property
     def spec(self) -> SamplingSpec:
         """What determines its images, besides the network and their indices."""
-        return SamplingSpec(self.decoder, self.diffusion, self.settings, self.tau, self.nfe)
+        return SamplingSpec(self.decoder, self.diffusion, self.settings, self.tau, self.nfe, self.guidance)
+
+    @property
+    def networks(self) -> list[NetworkSpec]:
+        """What a worker loads: the network, and the guide if there is one."""
+        return [self.network] if self.guide is None else [self.network, self.guide]
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -67,15 +79,15 @@ class SampleJob(Job):
 
     def remedy(self, device: Device, error: Exception) -> str:
         how = self.arithmetic._replace(compile="none", batch_size=None)
-        network = device.loading(self.network, self.diffusion, how)
+        network = device.loading(self.networks, self.diffusion, how)
         return smaller_batch(network, self.decoder.network_shape, self.settings.batch_size, device.name, error)
 
 
 def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     batch = (job.settings.batch_size, *job.decoder.network_shape)
-    model = device.network(job.network, job.diffusion, job.arithmetic, batch)
-    result = sample_shard(job, model, device.name, device.heartbeat, device.computed, device.last_sampled)
+    model, *guides = device.networks(job.networks, job.diffusion, job.arithmetic, batch)
+    result = sample_shard(job, model, device.name, device.heartbeat, device.computed, device.last_sampled, *guides)
     calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
     return replace(result, seconds=_without_compiling(result.seconds, device.compile_seconds, calls))
 
@@ -97,6 +109,7 @@ def sample_shard(
     heartbeat: SendHeartbeat = ignore_heartbeat,
     computed: Callable[[], None] = no_op,
     last_sampled: LastSampled | None = None,
+    guide: "Denoiser | None" = None,
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
@@ -120,7 +133,7 @@ def sample_shard(
     ):
         first_new = stop = job.start + _copy_kept(job, writer)
         try:
-            for batch in completed(_transfers(job, first_new, model, device, heartbeat)):
+            for batch in completed(_transfers(job, first_new, (model, guide), device, heartbeat)):
                 _require_finite(batch, job)
                 clock.completed(batch)
                 writer.append(batch.images)
@@ -139,7 +152,7 @@ def sample_shard(
 
 
 def _transfers(
-    job: SampleJob, first_new: int, model: "Denoiser", device: str, heartbeat: SendHeartbeat
+    job: SampleJob, first_new: int, networks: "tuple[Denoiser, Denoiser | None]", device: str, heartbeat: SendHeartbeat
 ) -> "Iterator[ImageTransfer]":
     """The job's batches from image `first_new` on, each being copied to the host as soon as its steps are enqueued."""
     import torch
@@ -147,11 +160,14 @@ def _transfers(
     from taugrid.workers.accelerator.transfer import images_to_host
 
     starts = range(first_new, job.stop, job.settings.batch_size)
-    watched = Watched(with_heartbeats(model, heartbeat, len(starts) * job.nfe))
+    around = beating(heartbeat, len(starts) * job.nfe)
+    model, guide = networks
+    watched = Watched(Wrapped(model, around))
+    guide = guide and watched.also(Wrapped(guide, around))
     for start in starts:
         began = time.perf_counter()
         indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)
-        x0 = sample_batch(watched, indices, job.spec)
+        x0 = sample_batch(watched, indices, job.spec, guide)
         yield images_to_host(job.decoder(x0), watched.answer(), start, began)
 
 

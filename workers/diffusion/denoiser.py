@@ -24,6 +24,10 @@ class Denoiser(Protocol):
         """The prediction, shaped like x."""
 
 
+Around = Callable[[Callable[["Tensor"], "Tensor"], "Tensor"], "Tensor"]
+"""What `Wrapped` puts around a network."""
+
+
 class Wrapped:
     """A Denoiser that wraps another one.
 
@@ -31,9 +35,7 @@ class Wrapped:
     and conditions are passed to the network unchanged.
     """
 
-    def __init__(
-        self, network: Denoiser, around: Callable[[Callable[["Tensor"], "Tensor"], "Tensor"], "Tensor"]
-    ) -> None:
+    def __init__(self, network: Denoiser, around: Around) -> None:
         self._network, self._around = network, around
 
     def __call__(self, x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
