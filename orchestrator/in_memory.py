@@ -17,6 +17,7 @@ from taugrid.errors import CustomCodeError, DeviceUnusable, NotEnoughMemory, Use
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.labels import label_rule
 from taugrid.orchestrator.plan.sections import diffusion_section, sample_section
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
@@ -24,6 +25,8 @@ from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import Shortages
 from taugrid.workers.accelerator.policy import kind_of, lacks
+from taugrid.workers.conditions.column import read_column
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.finite import Watched
@@ -75,40 +78,50 @@ def _sample(
     device: str | None,
 ) -> NDArray[np.uint8]:
     if isinstance(model, str | Mapping):
-        spec, planned = _planned(model, shape, diffusion, settings)
+        spec, planned, labels = _planned(model, shape, diffusion, settings, max(wanted) + 1)
         place = device or usual_device()
         _require_settings(planned.settings, place)
         device_here = Device(place)
         network = device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
         try:
-            return _sampled(network, planned, wanted, place)
+            return _sampled(network, planned, wanted, labels, place)
         finally:
             device_here.release_graphs()
     from taugrid.workers.accelerator.preflight import check
-    from taugrid.workers.network.load import device_of, network_in_memory, shape_of
+    from taugrid.workers.network.load import conditions_in_memory, device_of, network_in_memory, shape_of
 
     sampling = _settings(shape or shape_of(model), diffusion, settings)
+    takes, rows = conditions_in_memory(model), {"num_samples": max(wanted) + 1}
+    labels = label_rule(
+        sampling.settings.model_copy(update=rows), takes, f"the network {type(model).__name__}", read_column
+    )
     with network_in_memory(model) as network:
         place = device or device_of(model) or usual_device()
         computed = _computed(network, sampling.settings, place)
-        check(network, Arithmetic.of(sampling.settings), _batch(sampling), place)
-        return _sampled(computed, sampling, wanted, place)
+        check(network, Arithmetic.of(sampling.settings), _batch(sampling), place, takes is not None)
+        return _sampled(computed, sampling, wanted, labels, place)
 
 
 def _planned(
-    model: str | Mapping[str, Any], shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]
-) -> tuple[NetworkSpec, SamplingSpec]:
-    """What a run with a checkpoint, a custom network or an oracle would plan."""
+    model: str | Mapping[str, Any],
+    shape: Shape | None,
+    diffusion: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    num_samples: int,
+) -> tuple[NetworkSpec, SamplingSpec, LabelRule | None]:
+    """What a run of `num_samples` with a checkpoint, a custom network or an oracle would plan, and its labels."""
     section = {"checkpoint": model} if isinstance(model, str) else dict(model)
     if "unet" in section:
         raise UserError("model.unet is still to be trained; `taugrid.run` trains it, and its folder can be sampled")
     if shape is None and "callable" in section:
         raise UserError("shape is missing: a custom network does not say (channels, height, width) itself")
     data = {"name": section.get("oracle", "gaussian")} | ({} if shape is None else {"shape": shape})
-    config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": settings})
+    sample = dict(settings) | {"num_samples": num_samples}
+    config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": sample})
     [cell] = plan(config).cells
     network = cell.model.source.network(Path(), cell.settings.weights)  # such a source needs no run directory
-    return network, SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
+    spec = SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
+    return network, spec, cell.label_rule
 
 
 def _batch(sampling: SamplingSpec) -> tuple[int, int, int, int]:
@@ -138,7 +151,9 @@ def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
     return arithmetic.adapted(network, Arithmetic.of(settings), place)
 
 
-def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int], device: str) -> NDArray[np.uint8]:
+def _sampled(
+    network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int], labels: LabelRule | None, device: str
+) -> NDArray[np.uint8]:
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
 
@@ -147,7 +162,8 @@ def _sampled(network: "Denoiser", sampling: SamplingSpec, wanted: Sequence[int],
     with _enough_memory(device):
         for start in range(0, len(wanted), size):
             batch = wanted[start : start + size]
-            x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling)
+            asked = None if labels is None else torch.from_numpy(labels.at(np.array(batch))).to(device, torch.int64)
+            x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling, asked)
             watched.require_finite(start, start + len(batch), sampling.settings)
             batches.append(to_uint8(sampling.decoder(x0).cpu().numpy()))
     return to_pictures(np.concatenate(batches))

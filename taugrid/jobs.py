@@ -4,9 +4,9 @@ A concrete job is defined beside the function that does it, in `workers` or `eva
 """
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Optional
 
 from taugrid.config import Data, Diffusion, Train, Unet
 from taugrid.errors import is_out_of_memory
@@ -61,6 +61,15 @@ class Job:
             check_run(self.run_id, self.storage)
 
 
+class Conditions(NamedTuple):
+    """The labels that a network takes besides x and t."""
+
+    classes: int
+    """K; labels are 0..K-1."""
+    null_label: int | None = None
+    """The label that means no class, which is none of 0..K-1. None: the network was not trained with one."""
+
+
 @dataclass(frozen=True)
 class SavedUnet:
     """A `UNet2DModel` in a folder: its config and its weights, as the driver found them."""
@@ -70,6 +79,8 @@ class SavedUnet:
     config_sha256: str
     """Hash of the settings in config.json (`workers.network.checkpoint.config_sha256`)."""
     storage: Storage = LOCAL
+    conditions: Conditions | None = None
+    """None: it is unconditional."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ class OracleNetwork:
     """The optimal eps for the distribution that `data` names."""
 
     data: Data
+    conditions: Conditions | None = None
 
 
 A_FUNCTION = "a function"
@@ -119,6 +131,14 @@ class CustomNetwork:
     """`source_sha256` and `weights_sha256` as they were made before comments were cut out of the source."""
     takes_fractions: bool = True
     """Whether it can be called at times between whole ones, as some samplers and spacings do. True if unknown."""
+    conditions: Conditions | None = None
+    """The labels that it takes. None: it is a function of x and t."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Its fields for files, without `conditions` if it takes none: earlier versions knew no others."""
+        fields = asdict(self)
+        return fields if self.conditions is not None else {k: v for k, v in fields.items() if k != "conditions"}
 
 
 NetworkSpec = SavedUnet | OracleNetwork | CustomNetwork

@@ -22,6 +22,7 @@ from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.conditions.guidance import Guidance
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, SendHeartbeat, beating, ignore_heartbeat, no_op
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import Wrapped
@@ -62,6 +63,8 @@ class SampleJob(Job):
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
+    label_rule: LabelRule | None = None
+    """The labels of its images. None: the network is unconditional."""
 
     @property
     def spec(self) -> SamplingSpec:
@@ -76,6 +79,11 @@ class SampleJob(Job):
     @property
     def arithmetic(self) -> Arithmetic:
         return Arithmetic.of(self.settings)
+
+    @property
+    def labels(self) -> NDArray[np.int32] | None:
+        """The labels of its images, (stop - start,)."""
+        return None if self.label_rule is None else self.label_rule.at(np.arange(self.start, self.stop))
 
     def remedy(self, device: Device, error: Exception) -> str:
         how = self.arithmetic._replace(compile="none", batch_size=None)
@@ -124,16 +132,19 @@ def sample_shard(
     """
     from taugrid.workers.accelerator.transfer import Clock, completed
 
-    schema, clock = parquet.sample_schema(job.metadata), Clock()
+    labels, clock = job.labels, Clock()
+    schema = parquet.sample_schema(job.metadata, conditional=labels is not None)
     sampled: list[NDArray[np.uint8]] = []
     job.check_run()
     with (
         parquet.PartWriter(Path(job.path), schema, job.storage) as part,
-        parquet.SampleWriter(part, _columns(job), job.start, launching=not device.startswith("cpu")) as writer,
+        parquet.SampleWriter(
+            part, _columns(job), job.start, launching=not device.startswith("cpu"), labels=labels
+        ) as writer,
     ):
         first_new = stop = job.start + _copy_kept(job, writer)
         try:
-            for batch in completed(_transfers(job, first_new, (model, guide), device, heartbeat)):
+            for batch in completed(_transfers(job, first_new, labels, (model, guide), device, heartbeat)):
                 _require_finite(batch, job)
                 clock.completed(batch)
                 writer.append(batch.images)
@@ -152,13 +163,19 @@ def sample_shard(
 
 
 def _transfers(
-    job: SampleJob, first_new: int, networks: "tuple[Denoiser, Denoiser | None]", device: str, heartbeat: SendHeartbeat
+    job: SampleJob,
+    first_new: int,
+    labels: NDArray[np.int32] | None,
+    networks: "tuple[Denoiser, Denoiser | None]",
+    device: str,
+    heartbeat: SendHeartbeat,
 ) -> "Iterator[ImageTransfer]":
     """The job's batches from image `first_new` on, each being copied to the host as soon as its steps are enqueued."""
     import torch
 
-    from taugrid.workers.accelerator.transfer import images_to_host
+    from taugrid.workers.accelerator.transfer import images_to_host, to_device
 
+    condition = None if labels is None else to_device(torch.from_numpy(labels).long(), device)
     starts = range(first_new, job.stop, job.settings.batch_size)
     around = beating(heartbeat, len(starts) * job.nfe)
     model, guide = networks
@@ -166,8 +183,10 @@ def _transfers(
     guide = guide and watched.also(Wrapped(guide, around))
     for start in starts:
         began = time.perf_counter()
-        indices = torch.arange(start, min(start + job.settings.batch_size, job.stop), device=device)
-        x0 = sample_batch(watched, indices, job.spec, guide)
+        stop = min(start + job.settings.batch_size, job.stop)
+        indices = torch.arange(start, stop, device=device)
+        asked = None if condition is None else condition[start - job.start : stop - job.start]
+        x0 = sample_batch(watched, indices, job.spec, asked, guide)
         yield images_to_host(job.decoder(x0), watched.answer(), start, began)
 
 
@@ -206,4 +225,5 @@ def _columns(job: SampleJob) -> dict[str, object]:
         "clip": settings.clip,
         "cell": job.metadata["cell"],
         "model": job.metadata["model"],
+        **({} if job.label_rule is None else {"guidance": settings.guidance}),
     }

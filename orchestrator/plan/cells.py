@@ -15,6 +15,7 @@ from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.conditions.guidance import Guidance, inside
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.description import SamplerDescription, describe_sampler
@@ -125,6 +126,8 @@ class Cell:
     """The description of its sampler when it was planned. None: it is one of taugrid's own, which is asked now."""
     guide: Model | None = field(default=None, compare=False, repr=False)
     """The network of `model.guide`. None: there is none, or guidance is 1."""
+    label_rule: LabelRule | None = field(default=None, compare=False, repr=False)
+    """The labels of its samples. None: its network is unconditional, or a file that is not here."""
 
     @cached_property
     def label(self) -> str:
@@ -154,6 +157,11 @@ class Cell:
             **described.versions,
             **({} if described.code is None else {"code": described.code}),
         }
+
+    @property
+    def conditions_block(self) -> dict[str, Any] | None:
+        """The labels in the scoring protocol and in sample files. None: its network is unconditional."""
+        return None if self.label_rule is None else {"labels": self.label_rule.said, "classes": self.label_rule.classes}
 
     def honours(self, key: str) -> bool:
         """Whether its sampler honours one of `SAMPLER_KEYS`."""

@@ -33,6 +33,7 @@ from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, require_guided
+from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
     Fingerprint,
@@ -46,6 +47,8 @@ from taugrid.orchestrator.plan.sections import (
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.registry.samplers import DEFAULT, DIFFUSERS
 from taugrid.words import counted
+from taugrid.workers.conditions.column import read_column
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
@@ -79,6 +82,7 @@ class Lookups(NamedTuple):
     read_checkpoint: ReadCheckpoint
     describe_network: DescribeNetwork
     fingerprint: Fingerprint
+    read_column: ReadColumn
     assumed_timesteps: int | None
     """T of a checkpoint that is missing. None: the plan is to be run, so a missing file is an error."""
 
@@ -114,10 +118,11 @@ class Planned(NamedTuple):
     ignored: dict[str, Any]
     """The values of the keys of `sample` that the sampler ignores, and of those that guidance 1 ignores."""
     described: SamplerDescription
+    label_rule: LabelRule | None
 
     @property
     def cell_id(self) -> str:
-        return _cell_id(self.model, self.settings, self.described.code, self.guide)
+        return _cell_id(self.model, self.settings, self.described.code, self.guide, self.label_rule)
 
 
 def plan(
@@ -127,6 +132,7 @@ def plan(
     fingerprint: Fingerprint = content_fingerprint,
     try_sampler: TrySampler = try_sampler,
     dry: bool = False,
+    read_column: ReadColumn = read_column,
 ) -> Plan:
     """The models and cells of `config`, in the order of its grid.
 
@@ -137,20 +143,22 @@ def plan(
         fingerprint: identifies training images that no published name does.
         try_sampler: asks the custom samplers that `sample.sampler` names.
         dry: models whose files are not here are planned too (`Model.lacks`).
+        read_column: reads what `sample.labels` names.
 
     Raises:
         UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
         MissingInput: a checkpoint, weights or training images are missing, unless `dry` is set.
     """
     assumed = _assumed_timesteps(config) if dry else None
-    lookups = Lookups(cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), assumed)
+    read = cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), cache(read_column)
+    lookups = Lookups(*read, assumed)
     mappings = config.grid or [{}]
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
     answers = describe_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
     planned = [
-        _planned(config, at, dict.fromkeys(keys), described)
+        _planned(config, at, dict.fromkeys(keys), described, lookups)
         for at, described in zip(placed, answers.descriptions, strict=True)
     ]
     require_guided(config, any(each.settings.is_guided for each in planned))
@@ -160,8 +168,8 @@ def plan(
     seen: set[tuple[str, str]] = set()
     for each in planned:
         model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
-        shown = axes(each.values)
-        cell = Cell(each.cell_id, model, each.settings, shown, each.values, names, each.described, each.guide)
+        about = (axes(each.values), each.values, names, each.described, each.guide, each.label_rule)
+        cell = Cell(each.cell_id, model, each.settings, *about)
         check_guidance(cell)
         key = cell.id, plain_text(each.ignored)
         if key in seen or cells.get(cell.id, cell).settings != cell.settings:  # or with another N
@@ -257,7 +265,9 @@ def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Place
     return Placed(point, model, guide, sections._replace(diffusion=model.diffusion), settings)
 
 
-def _planned(config: Config, at: Placed, keys: Iterable[str], described: SamplerDescription) -> Planned:
+def _planned(
+    config: Config, at: Placed, keys: Iterable[str], described: SamplerDescription, lookups: Lookups
+) -> Planned:
     settings, source = honoured(at.settings, described.keys), at.model.source
     if isinstance(source, Custom) and not source.spec.takes_fractions:
         require_whole_times(settings, described.times, source.name)
@@ -267,7 +277,14 @@ def _planned(config: Config, at: Placed, keys: Iterable[str], described: Sampler
         ignored |= {key: value for key in OF_GUIDANCE if (value := _value_at(at.sections, key)) is not None}
     resolved = at.sections._replace(sample=settings)
     values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
-    return Planned(at.point, at.model, at.guide, settings, values, ignored, described)
+    unknown = isinstance(source, Absent)
+    labels = None if unknown else label_rule(settings, source.conditions, _network(source), lookups.read_column)
+    return Planned(at.point, at.model, at.guide, settings, values, ignored, described, labels)
+
+
+def _network(source: ModelSource) -> str:
+    """The network of a source in messages."""
+    return f"the network of {source.name}" if isinstance(source, Loaded | Custom) else f"the network ({source.name})"
 
 
 def _require_used(sample: Sample, name: str, ignored_keys: Iterable[str]) -> None:
@@ -409,13 +426,15 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     settings = honoured(settings, described.keys)
     values = {key: value for key, value in cell.values.items() if key not in changes}
     guide = cell.guide if settings.is_guided else None
-    cell_id = _cell_id(cell.model, settings, described.code, guide)
-    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described, guide)
+    assert settings.seed is not None
+    rule = cell.label_rule and replace(cell.label_rule, seed=settings.seed)
+    cell_id = _cell_id(cell.model, settings, described.code, guide, rule)
+    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described, guide, rule)
 
 
-def _cell_id(model: Model, settings: Sample, code: str | None, guide: Model | None) -> str:
+def _cell_id(model: Model, settings: Sample, code: str | None, guide: Model | None, labels: LabelRule | None) -> str:
     others = {} if guide is None else {"guide": guide.id}
-    return identity({"model": model.id, "sample": sample_identity(settings, code), **others})
+    return identity({"model": model.id, "sample": sample_identity(settings, code, labels), **others})
 
 
 def _value_at(sections: Sections, key: str) -> Any:

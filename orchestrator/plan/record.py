@@ -15,6 +15,7 @@ from taugrid.orchestrator.plan.grid import axes
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 from taugrid.workers.samplers.description import SamplerDescription
@@ -32,6 +33,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "values": dict(cell.values),
                 **({} if cell.settings.sampler in SAMPLERS else {"sampler": cell.sampler_description._asdict()}),
                 **({} if cell.guide is None else {"guide": cell.guide.id}),
+                **({} if cell.label_rule is None else {"labels": [cell.label_rule.said, cell.label_rule.classes]}),
             }
             for cell in plan.cells
         ],
@@ -62,10 +64,19 @@ def from_json(value: Mapping[str, Any]) -> Plan:
             if cell["settings"].get("sampler", DEFAULT) in SAMPLERS
             else SamplerDescription.restored(cell["sampler"]),
             guides[cell["guide"]] if "guide" in cell else None,
+            _label_rule(cell),
         )
         for cell in value["cells"]
     ]
     return Plan(tuple(models.values()), tuple(cells))
+
+
+def _label_rule(cell: Mapping[str, Any]) -> LabelRule | None:
+    """The labels of a recorded cell, without a column's values."""
+    if "labels" not in cell:
+        return None
+    said, classes = cell["labels"]
+    return LabelRule(said, cell["settings"]["seed"], classes)
 
 
 def _model_to_json(model: Model) -> dict[str, Any]:
@@ -92,7 +103,7 @@ def _source_to_json(source: ModelSource) -> dict[str, Any]:
         case Loaded(checkpoint):
             return {"kind": "loaded", **asdict(checkpoint), "diffusion": checkpoint.diffusion.model_dump(mode="json")}
         case Custom(spec):
-            return {"kind": "custom", **asdict(spec)}
+            return {"kind": "custom", **spec.recorded}
         case Oracle(distribution, data):
             return {"kind": "oracle", "distribution": distribution, "data": data.model_dump(mode="json")}
         case _:

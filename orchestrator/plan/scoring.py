@@ -145,6 +145,7 @@ class Scoring:
             versions=versions(SOFTWARE),
             compile=None if cell.settings.compile == "none" else cell.settings.compile,
             sampler=cell.sampler_block,
+            conditions=cell.conditions_block,
         )
 
 

@@ -12,6 +12,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, S
 from taugrid.errors import UserError
 from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
 
 
@@ -117,9 +118,14 @@ def train_identity(train: Train) -> dict[str, Any]:
     return _differing(train, TRAIN_DEFAULTS, NOT_IDENTITY["train"])
 
 
-def sample_identity(settings: Sample, code: str | None) -> dict[str, Any]:
-    """The keys of a resolved `sample` that differ from the defaults and change images, and a custom sampler's code."""
+def sample_identity(settings: Sample, code: str | None, labels: LabelRule | None) -> dict[str, Any]:
+    """The keys of a resolved `sample` that differ from the defaults and change images, and a custom sampler's code.
+
+    `labels`: as resolved, where what the network takes is known; of a column its content counts, not its path.
+    """
     differing = _differing(settings, SAMPLE_DEFAULTS, NOT_IDENTITY["sample"])
+    if labels is not None:
+        differing["labels"] = labels.said
     return differing if code is None else differing | {"sampler_code": code}
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import SourceFile
-from taugrid.jobs import A_FUNCTION, CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet, needs_module
+from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet, needs_module
 from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import short_path
@@ -49,6 +49,11 @@ class ModelSource(ABC):
     @property
     def decoder(self) -> Decoder:
         return Identity(self.image_shape)
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """The labels that the network takes; None: it is unconditional."""
+        return None
 
     @abstractmethod
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
@@ -144,6 +149,10 @@ class Loaded(ModelSource):
     def name(self) -> str:
         return self.checkpoint.path
 
+    @property
+    def conditions(self) -> Conditions | None:
+        return self.checkpoint.conditions
+
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         return {
             "weights": self.checkpoint.weights_sha256,
@@ -163,7 +172,8 @@ class Loaded(ModelSource):
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """What a worker loads; `weights` is `ema` or `raw`. The config is as planned."""
         digest, place = self.weights_sha256(folder, weights), self.weights_file(folder, weights).parent
-        return SavedUnet(str(place), digest, checkpoint.config_sha256(self.checkpoint.unet_config))
+        config_sha256 = checkpoint.config_sha256(self.checkpoint.unet_config)
+        return SavedUnet(str(place), digest, config_sha256, conditions=self.conditions)
 
     def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
         """SHA-256 of the weights; `UserError` if there are none, or others than the model's id is a hash of."""
@@ -241,6 +251,10 @@ class Custom(ModelSource):
     def modules(self) -> Collection[SourceFile]:
         return self.spec.files
 
+    @property
+    def conditions(self) -> Conditions | None:
+        return self.spec.conditions
+
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         return {
             "callable": self.spec.callable,
@@ -249,6 +263,7 @@ class Custom(ModelSource):
             "tensors": self.spec.tensors_sha256,  # the function may read more files than the one it is given
             "shape": list(self.spec.image_shape),
             "diffusion": diffusion_identity(diffusion),
+            **({} if self.conditions is None else {"conditions": list(self.conditions)}),
         }
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
@@ -279,7 +294,7 @@ class Custom(ModelSource):
 
     def record(self) -> dict[str, Any] | None:
         """The network's description, in case the code is gone later; None if it already is."""
-        return None if self.spec.unusable else asdict(self.spec)
+        return None if self.spec.unusable else self.spec.recorded
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         weights = f" with {self.spec.weights}" if self.spec.weights else ""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from taugrid.config import Config, Data, Diffusion
-from taugrid.errors import UserError
+from taugrid.config.sample import LabelColumn
+from taugrid.errors import MissingInput, UserError
 from taugrid.eval.features.resolve import restored
 from taugrid.hashing import canonical_json
 from taugrid.jobs import CustomNetwork, NetworkSpec
@@ -17,6 +18,7 @@ from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import read_json, write_json
+from taugrid.workers.conditions.column import Column, read_column
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
@@ -145,6 +147,17 @@ class ModelRecords(Paths):
                 return str(recorded["sha256"])
             raise
 
+    def read_column(self, section: LabelColumn) -> Column:
+        """The labels in a Parquet file; if it is gone, their hash as plan.json has it."""
+        try:
+            return read_column(section)
+        except MissingInput:
+            plan: Any = read_json(self.plan, self.storage) or {}
+            for cell in plan.get("cells", []):
+                if cell["settings"].get("labels") == section.model_dump() and "labels" in cell:
+                    return Column(cell["labels"][0]["column_sha256"], None)
+            raise
+
     def read_checkpoint(self, path: str) -> Checkpoint:
         """The files of a loaded model; if they are gone, as recorded when it was sampled.
 
@@ -171,14 +184,16 @@ class ModelRecords(Paths):
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
         """The JSON blob in every sample file of a cell. It does not depend on the number of samples."""
-        block = cell.sampler_block
+        block, conditions = cell.sampler_block, cell.conditions_block
+        settings = {key: value for key, value in cell.settings.recorded.items() if key != "num_samples"}
         return {
             "cell": cell.id,
             "model": cell.model.id,
-            "settings": {key: value for key, value in cell.settings.recorded.items() if key != "num_samples"},
+            "settings": settings if conditions is None else {**settings, "labels": conditions["labels"]},
             "diffusion": cell.model.diffusion.recorded,
             "tau": list(cell.tau),
             **({} if block is None else {"sampler": block | {"arguments": cell.sampler_description.arguments}}),
+            **({} if conditions is None else {"conditions": conditions}),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }
 

@@ -54,6 +54,7 @@ class SampleWork(WorkKind):
                     guidance=cell.guidance,
                     guide=guide,
                     sampler_code=cell.sampler_description.code,
+                    label_rule=cell.label_rule and cell.label_rule.of_rows(shard.start, shard.stop),
                     metadata=metadata,
                     kept=kept,
                 )

@@ -13,6 +13,7 @@ import yaml
 
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
 from taugrid.config.model import SOURCES, is_hub_id
+from taugrid.config.sample import LabelColumn
 from taugrid.config.section import GONE
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
@@ -284,7 +285,12 @@ def _with_references_root(config: Config) -> Config:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Models and references as absolute paths, so that config.json means the same in every working directory."""
-    absolute = {"model.checkpoint": _absolute_model, "model.weights": _absolute, "model.guide": _absolute_model}
+    absolute = {
+        "model.checkpoint": _absolute_model,
+        "model.weights": _absolute,
+        "model.guide": _absolute_model,
+        "labels": _absolute_labels,
+    }
 
     def with_absolute(key: str, values: list[Any]) -> list[Any]:
         return [absolute[key](value) for value in values] if key in absolute else values
@@ -296,13 +302,22 @@ def _with_absolute_paths(config: Config) -> Config:
     evaluate, reference = config.evaluate, config.evaluate.reference
     if isinstance(reference, str) and Path(reference).expanduser().exists():  # else a data set's name
         evaluate = evaluate.model_copy(update={"reference": _absolute(reference)})
-    return config.model_copy(update={"grid": grid, "model": model, "evaluate": evaluate})
+    sample, labels = config.sample, config.sample.labels
+    if isinstance(labels, LabelColumn):
+        labels = labels.model_copy(update={"parquet": _absolute(labels.parquet)})
+        sample = sample.model_copy(update={"labels": labels})
+    return config.model_copy(update={"grid": grid, "model": model, "evaluate": evaluate, "sample": sample})
 
 
 def _absolute_model(path: Any) -> Any:
     """An absolute path; an id on the hub stays as it is, unless a folder has that name."""
     is_on_hub = isinstance(path, str) and is_hub_id(path) and not Path(path).exists()
     return path if is_on_hub else _absolute(path)
+
+
+def _absolute_labels(value: Any) -> Any:
+    """Labels, as a grid has them."""
+    return {**value, "parquet": _absolute(value.get("parquet"))} if isinstance(value, dict) else value
 
 
 def _absolute(path: Any) -> Any:

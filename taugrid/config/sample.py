@@ -32,6 +32,18 @@ def _names(schema: dict[str, Any]) -> None:
     schema |= {"anyOf": [{"enum": samplers.names()}, {"pattern": r"^[\w.]+:\w+$", "type": "string", "form": FORMS}]}
 
 
+Class = Annotated[int, Field(ge=0, strict=True)]
+
+
+class LabelColumn(Section):
+    """Labels in a Parquet file: sample n has the label in row n."""
+
+    parquet: str
+    """The file. Not part of any id: the values are."""
+    column: str
+    """A column of whole numbers."""
+
+
 def _as_json(options: dict[str, Any]) -> dict[str, Any]:
     try:
         canonical_json(options)
@@ -46,12 +58,13 @@ def _rising(interval: list[float] | None) -> list[float] | None:
     return interval
 
 
-LATER_KEYS = {
+LATER_KEYS: dict[str, Any] = {
     "compile": "none",
     "sampler_options": {},
     "guidance": 1.0,
     "guidance_interval": None,
     "guidance_channels": None,
+    "labels": None,
 }
 """Keys that files of earlier versions lack, with the defaults that mean the same."""
 
@@ -101,6 +114,11 @@ class Sample(Section):
     """
     guidance_channels: Positive | None = None
     """Guided are only so many of the first channels (DiT's paper: 3 of 4); null: all."""
+    labels: Literal["balanced", "random"] | Class | Annotated[list[Class], Field(min_length=1)] | LabelColumn | None = (
+        None
+    )
+    """The class of each image, for networks with classes: `balanced` has each equally often, up to one; a list is
+    repeated. null: for unconditional networks."""
 
     @property
     def is_guided(self) -> bool:

@@ -89,7 +89,7 @@ TEXTS_MEAN = {
 """Sections that users write as a folder or a name by mistake, and how to write them."""
 
 NOT_YET = {
-    "conditional models": ("label", "labels", "class_labels", "classes", "num_classes", "condition", "conditional"),
+    "conditional models": ("num_classes", "condition", "conditional"),
     "text prompts": ("prompt", "prompts", "negative_prompt", "text_encoder", "tokenizer"),
     "latent models": ("latent", "latents", "vae", "autoencoder"),
     "adapters": ("lora", "controlnet", "adapter", "adapters"),

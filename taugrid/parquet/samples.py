@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from taugrid.images import encode_png
 from taugrid.parquet.encoder import encode_elsewhere
-from taugrid.parquet.writer import BYTES_PER_GROUP, ROWS_PER_GROUP, SETTING_FIELDS, PartWriter
+from taugrid.parquet.writer import BYTES_PER_GROUP, ROWS_PER_GROUP, PartWriter
 from taugrid.threads import LARGE_BYTES
 
 ENCODERS = 2
@@ -44,8 +44,17 @@ class SampleWriter:
     work of a GPU, and small images are encoded in another process: Pillow needs Python's lock for most of their time.
     """
 
-    def __init__(self, part: PartWriter, settings: Mapping[str, Any], start: int, launching: bool = False) -> None:
+    def __init__(
+        self,
+        part: PartWriter,
+        settings: Mapping[str, Any],
+        start: int,
+        launching: bool = False,
+        labels: NDArray[np.int32] | None = None,
+    ) -> None:
+        """`settings`: the columns with one value. `labels`: of the images from `start` on, if the file has any."""
         self._part, self._settings, self._next = part, settings, start
+        self._start, self._labels = start, labels
         self._launching = launching
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -92,7 +101,10 @@ class SampleWriter:
     def _flush(self) -> None:
         if count := len(self._pending):
             columns = _picture_columns(self._pending, self._next)
-            columns |= {name: [self._settings[name]] * count for name, _ in SETTING_FIELDS}
+            columns |= {name: [value] * count for name, value in self._settings.items()}
+            if self._labels is not None:
+                first = self._next - self._start
+                columns["label"] = self._labels[first : first + count]
             self._part.write(columns)
             self.counts.append(count)
             self._next += count

@@ -28,6 +28,9 @@ SETTING_FIELDS = (
 )
 """Every setting is a column with one value in a file, so that files of many cells can be read as one table."""
 
+CONDITION_FIELDS = (("label", pa.int32()), ("guidance", pa.float64()))
+"""Further columns of samples of a network with classes: the class that each image was asked for, and the guidance."""
+
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 32 * 2**20
 """A row group ends at whichever limit comes first, so that neither writer nor reader holds more in memory."""
@@ -36,9 +39,12 @@ OTHER_BYTES = "has other bytes than those made here"
 """The `conflict` with an intact file of the same rows, as another kind of device makes."""
 
 
-def sample_schema(metadata: Mapping[str, Any]) -> pa.Schema:
-    """The schema of a sample file; `metadata` goes under the key `taugrid` as JSON."""
-    return _schema_with_pictures(metadata, SETTING_FIELDS)
+def sample_schema(metadata: Mapping[str, Any], conditional: bool = False) -> pa.Schema:
+    """The schema of a sample file; `metadata` goes under the key `taugrid` as JSON.
+
+    `conditional`: the network takes labels.
+    """
+    return _schema_with_pictures(metadata, [*SETTING_FIELDS, *(CONDITION_FIELDS if conditional else ())])
 
 
 def picture_schema(metadata: Mapping[str, Any], numbers: Sequence[str] = ()) -> pa.Schema:
@@ -94,7 +100,7 @@ class PartWriter:
             self._temporary,
             self._schema,
             compression="none",  # PNG is compressed already, features don't compress
-            use_dictionary=[name for name, kind in SETTING_FIELDS],
+            use_dictionary=[name for name, kind in (*SETTING_FIELDS, *CONDITION_FIELDS)],
             write_page_index=True,
             write_page_checksum=True,
         )

@@ -133,7 +133,6 @@ def test_a_missing_key_is_named():
         ({"wandb": {"project": "p"}}, "wandb", "experiment trackers"),
         ({"train": {"mlflow": True}}, "train.mlflow", "experiment trackers"),
         ({"model": {"unet": {"num_classes": 10}}}, "model.unet.num_classes", "conditional models"),
-        ({"data": {"labels": True}}, "data.labels", "conditional models"),
         ({"model": {"vae": "a/b"}}, "model.vae", "latent models"),
         ({"prompts": ["a cat"]}, "prompts", "text prompts"),
         ({"model": {"lora": "a/b"}}, "model.lora", "adapters"),

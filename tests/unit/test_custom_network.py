@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -544,7 +544,7 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
         rundir.network(after, "ema")
     rundir.record_model(after)
     assert (rundir.models / before.id / "model.json").read_text() == record
-    assert json.loads(record) == json.loads(json.dumps(asdict(before.source.spec)))
+    assert json.loads(record) == json.loads(json.dumps(before.source.spec.recorded))
     with pytest.raises(UserError, match=r"^model.weights: there is no file"):
         planned(rundir.describe_network, model=model, data={"name": "fashion-mnist"})
 

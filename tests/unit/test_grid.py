@@ -248,7 +248,7 @@ def test_a_scheduler_gives_its_settings_and_the_config_overrides_them(tmp_path):
         ({"variance_type": "learned_range"}, {}, "variance_type"),
         ({"trained_betas": [0.1, 0.2, 1.5]}, {}, "trained_betas"),
         ({}, {"out_channels": 2}, "channels"),
-        ({}, {"num_class_embeds": 10}, "class labels"),
+        ({}, {"class_embed_type": "timestep"}, "class labels"),
         ({"num_train_timesteps": 0}, {}, "timesteps: must be a positive whole number, or null, not 0"),
         ({}, {"sample_size": None}, "sample_size"),
         ({}, {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),

@@ -11,7 +11,7 @@ import torch
 from taugrid.errors import NotEnoughMemory
 from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.counting import count
-from taugrid.workers.accelerator.memory import FIRST
+from taugrid.workers.accelerator.memory import FIRST, some_labels
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.diffusion.denoiser import from_times
 
@@ -54,29 +54,34 @@ def free_bytes(device: str) -> int | None:
     return free + sum(int(s["total_size"] - s["allocated_size"]) for s in usable)
 
 
-def needed_bytes(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str) -> int | None:
+def needed_bytes(
+    network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str, conditional: bool = False
+) -> int | None:
     """The memory that a call of a network takes beside its weights; None: it can't be traced, so nothing is claimed.
 
-    `network` is as loaded, before `arithmetic.adapted`. What is counted is the uncompiled network: torch's compiler
-    fuses kernels, which need less.
+    `network` is as loaded, before `arithmetic.adapted`; `conditional`: it takes labels. What is counted is the
+    uncompiled network: torch's compiler fuses kernels, which need less.
     """
     if (without_data := getattr(network, "without_data", None)) is None:
         return None
     how = how._replace(compile="none", batch_size=batch[0])
     autocast = policy(kind_of(device), how.precision).autocast
     x = torch.empty(batch, device="meta")
+    labels = some_labels(x) if conditional else None
     try:
         traced = adapted(from_times(without_data()), how, device)
-        call = count(lambda x: traced(x, FIRST), x, autocast=None if autocast is None else getattr(torch, autocast))
+        call = count(
+            lambda x: traced(x, FIRST, labels), x, autocast=None if autocast is None else getattr(torch, autocast)
+        )
     except Exception:  # a custom network may read values, or do what only its own device can
         return None
     return int(call.peak * FRAGMENTATION) + TENSORS_OF_SAMPLER * x.nbytes + LIBRARIES_BYTES
 
 
-def check(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str) -> None:
+def check(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str, conditional: bool = False) -> None:
     """Raise `NotEnoughMemory` if a call of a network would not fit; arguments as of `needed_bytes`."""
     if (free := free_bytes(device)) is not None:
-        require(needed_bytes(network, how, batch, device), free, batch)
+        require(needed_bytes(network, how, batch, device, conditional), free, batch)
 
 
 def require(needed: int | None, free: int, batch: BatchShape) -> None:

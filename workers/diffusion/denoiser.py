@@ -43,8 +43,8 @@ class Wrapped:
         return self._around(lambda x: self._network(x, at, condition), x)
 
 
-OfTimes = Callable[["Tensor", "Tensor"], "Tensor"]
-"""An unconditional network of x and the index of each image's time in 0..T-1, (B,).
+OfTimes = Callable[..., "Tensor"]
+"""A network of x and the index of each image's time in 0..T-1, (B,); and, if it takes labels, these, (B,) int64.
 
 Indices are int64 where they are whole numbers, as on DDIM's paths, else float32.
 """
@@ -69,7 +69,8 @@ class FromTimes:
         """The prediction, shaped like x."""
         import torch
 
-        return self._network(x, torch.full((len(x),), at.time, device=x.device))
+        labels = () if condition is None else (condition,)
+        return self._network(x, torch.full((len(x),), at.time, device=x.device), *labels)
 
 
 class Denoise:

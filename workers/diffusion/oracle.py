@@ -41,6 +41,28 @@ def gaussian_eps(
     return eps
 
 
+def classes_eps(
+    data: Gaussian,
+    offsets: NDArray[np.float64],
+    alpha_bar: NDArray[np.float64],
+    device: str,
+    dtype: torch.dtype = torch.float32,
+) -> Denoiser:
+    """The optimal eps of classes with one covariance: class c is N(m + offsets[c], Sigma), where `data` is N(m, Sigma).
+
+    For N(m + o, Sigma) it is that for N(m, Sigma) at x - sqrt(a) o. `offsets` is (K, d), or (K + 1, d) with a last row
+    for the null label K. The condition are labels (B,), int64. Other arguments are as in `gaussian_eps`.
+    """
+    eps_of_data = gaussian_eps(data, alpha_bar, device, dtype)
+    moved = torch.tensor(offsets, dtype=dtype, device=device)
+
+    def eps(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
+        assert condition is not None, "it takes labels"
+        return eps_of_data(x - at.alpha * moved[condition].reshape(x.shape), at)
+
+    return eps
+
+
 def two_points_eps(data: TwoPoints, device: str, dtype: torch.dtype = torch.float32) -> Denoiser:
     """eps(x, t) = (x - sqrt(a) E[x0 | x]) / sqrt(1 - a), a = alpha_bar[t], with E[x0 | x] = w p + (1 - w) q.
 

@@ -1,6 +1,7 @@
 """Reads the model in a diffusers folder: shapes, scheduler, SHA-256 of the weights. Imports no torch."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from taugrid.config import Diffusion
 from taugrid.config.model import is_hub_id
 from taugrid.errors import MissingInput, UserError
 from taugrid.hashing import file_sha256, json_sha256
-from taugrid.jobs import SavedUnet
+from taugrid.jobs import Conditions, SavedUnet
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import listed
 from taugrid.workers import hub
@@ -43,6 +44,11 @@ class Checkpoint:
     raw_folder: str | None = None
     """The folder of the network before averaging, in pipelines that taugrid trained."""
     commit: str | None = None
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """The labels that its network takes."""
+        return conditions_of(self.unet_config)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -124,7 +130,17 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
 def saved_unet(folder: Path, storage: Storage = LOCAL) -> SavedUnet:
     """The network in a folder as a job names it, by what its files hold now; UserError if one is missing."""
     digest = weights_sha256(weights_file(folder, storage), storage)
-    return SavedUnet(str(folder), digest, config_sha256(_json(folder / CONFIG_FILE, storage)), storage)
+    config = _json(folder / CONFIG_FILE, storage)
+    return SavedUnet(str(folder), digest, config_sha256(config), storage, conditions_of(config))
+
+
+def conditions_of(config: Mapping[str, Any]) -> Conditions | None:
+    """The labels that a `UNet2DModel` with this config takes.
+
+    `null_label`, which taugrid writes, is the last row of the table of classes; diffusers has no such key.
+    """
+    rows, null_label = config.get("num_class_embeds"), config.get("null_label")
+    return None if rows is None else Conditions(rows if null_label is None else null_label, null_label)
 
 
 def config_sha256(config: dict[str, Any]) -> str:
@@ -164,9 +180,18 @@ def _check_network(path: str, unet: Path, config: dict[str, Any]) -> None:
             f"model.checkpoint: {path} has {channels[0]} channels in and {channels[1]} out ({reason}?), but taugrid "
             "only samples networks that predict noise alone"
         )
-    conditional = [key for key in ("num_class_embeds", "class_embed_type") if config.get(key) is not None]
-    if conditional:
-        raise UserError(f"model.checkpoint: {path} needs class labels ({conditional[0]}), which taugrid does not pass")
+    if (embedded := config.get("class_embed_type")) is not None:
+        raise UserError(
+            f"model.checkpoint: {path} takes its condition as {embedded} (class_embed_type), but taugrid passes class "
+            "labels to networks with num_class_embeds alone"
+        )
+    if config.get("num_class_embeds") is not None:
+        _check_counts(unet / "config.json", "num_class_embeds", config["num_class_embeds"])
+        if config.get("null_label") not in (None, config["num_class_embeds"] - 1):
+            raise UserError(
+                f"model.checkpoint: {unet / 'config.json'}: null_label must be num_class_embeds - 1 = "
+                f"{config['num_class_embeds'] - 1}, not {json.dumps(config['null_label'])}"
+            )
     if config.get("time_embedding_type") == "fourier":
         raise UserError(
             f"model.checkpoint: {path} needs noise levels (time_embedding_type: fourier), but taugrid passes time steps"
@@ -174,7 +199,7 @@ def _check_network(path: str, unet: Path, config: dict[str, Any]) -> None:
 
 
 def _check_counts(path: Path, key: str, value: Any) -> None:
-    """Refuse a value that is not a number of pixels or channels; `sample_size` may be [height, width]."""
+    """Refuse a value that is not a number of pixels, channels or classes; `sample_size` may be [height, width]."""
     counts = value if key == "sample_size" and isinstance(value, list) and len(value) == 2 else [value]
     if not all(type(count) is int and count > 0 for count in counts):
         wanted = "a whole number, or [height, width]" if key == "sample_size" else "a whole number"

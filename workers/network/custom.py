@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrid.errors import CustomCodeError, joined_lines, last_line
-from taugrid.jobs import A_FUNCTION, CustomNetwork, needs_module
+from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, needs_module
 from taugrid.workers.accelerator.arithmetic import cast_weights
 from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy, kind_of, policy
@@ -21,8 +21,9 @@ from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
 from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 
-BatchedDenoiser = Callable[[Tensor, Tensor], Tensor]
-"""What a network predicts from x, (B, C, H, W) float32, and the index 0..T-1 of each image's time step, (B,) int64."""
+BatchedDenoiser = Callable[..., Tensor]
+"""What a network predicts from x, (B, C, H, W) float32, the index 0..T-1 of each image's time step, (B,) int64, and, if
+it takes labels, the label of each image, (B,) int64."""
 
 TOLERANCE = 0.05
 """How far one image's prediction may move when it is computed again or in another batch, relative to the largest
@@ -83,23 +84,33 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
         CustomCodeError: if it can't be used as a network of `timesteps` time steps, or differs from one process to
             another: see `_try`, `make` and `checked`.
     """
-    x, t = _inputs(image_shape, timesteps)
+    inputs = _inputs(image_shape, timesteps)
     made = make(name, weights)
+    takes = conditions_of(made, name)
     state = tensors_sha256(tensors(made))
     network = for_inference(made, name, "cpu")
-    output = _try(network, name, x, t)
+    inputs += () if takes is None else (torch.tensor([0, takes.classes - 1]),)
+    output = _try(network, name, *inputs)
+    if takes is not None and takes.null_label is not None:
+        _try(network, name, *inputs[:2], torch.tensor([takes.null_label, 0]))
     source = source_of([name.partition(":")[0]])
     identity = identity_of_code(source, state, weights)
     summary = _summary(made)
-    fractions = timesteps < 2 or _takes_fractions(network, x, timesteps)
+    fractions = timesteps < 2 or _takes_fractions(network, timesteps, *inputs)
     description = CustomNetwork(
-        callable=name, weights=weights, image_shape=image_shape, summary=summary, takes_fractions=fractions, **identity
+        callable=name,
+        weights=weights,
+        image_shape=image_shape,
+        summary=summary,
+        takes_fractions=fractions,
+        conditions=takes,
+        **identity,
     )
     del made, network  # two large networks may not fit into memory
     again = make(name, weights)
     same_tensors = tensors_sha256(tensors(again)) == state
     with torch.no_grad():
-        same_output = _is_close(for_inference(again, name, "cpu")(x, t), output)
+        same_output = _is_close(for_inference(again, name, "cpu")(*inputs), output)
     if not (same_tensors and same_output):
         raise CustomCodeError(
             f"{name} returned two different networks when it was called twice, so workers would get different ones: "
@@ -108,48 +119,95 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
     return description
 
 
-@torch.no_grad()  # as the sampler does
-def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor) -> Tensor:
-    """The network's output for `_inputs`; CustomCodeError unless each image's output depends only on its x and t."""
-    before = x.clone()
-    try:
-        output = network(x, t)
-    except IndexError as error:
+def conditions_of(made: Any, name: str) -> Conditions | None:
+    """The labels that a network takes: a result that has `num_classes` and `null_label` and takes (x, t, label).
+
+    None: it is a function of x and t.
+
+    Raises:
+        CustomCodeError: if it can be called with three arguments alone and says no classes, or says impossible ones.
+    """
+    classes, null_label = (getattr(made, key, None) for key in ("num_classes", "null_label"))
+    takes_two, takes_three = _takes(made, 2), _takes(made, 3)
+    if classes is None or not hasattr(made, "null_label"):
+        if takes_two or not takes_three:
+            return None
         raise CustomCodeError(
-            f"the network of {name} fails at the time indices {t.tolist()} ({joined_lines(error)}); set "
-            "diffusion.timesteps to the number of time steps that it was trained with"
+            f"the network of {name} takes three arguments: for labels, give what the function returns the attributes "
+            "num_classes and null_label (None, if it was not trained with one)"
+        )
+    if not takes_three:
+        return None
+    if type(classes) is not int or not 0 < classes < 2**31:
+        raise CustomCodeError(f"num_classes of the network of {name} must be a positive whole number, not {classes!r}")
+    if null_label is not None and (type(null_label) is not int or 0 <= null_label < classes):
+        raise CustomCodeError(
+            f"null_label of the network of {name} must be None or a whole number that is no class, such as "
+            f"num_classes = {classes}, not {null_label!r}"
+        )
+    return Conditions(classes, null_label)
+
+
+def _takes(made: Any, count: int) -> bool:
+    """Whether a network can be called with so many arguments, as far as its signature says."""
+    try:
+        inspect.signature(made.forward if isinstance(made, nn.Module) else made).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # it has none, as some that are written in C
+        return True
+    return True
+
+
+@torch.no_grad()  # as the sampler does
+def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+    """The network's output for `_inputs`; CustomCodeError unless each image's depends only on its x, t and label."""
+    before = [value.clone() for value in (x, *labels)]
+    try:
+        output = network(x, t, *labels)
+    except IndexError as error:
+        asked = "".join(f" and the labels {each.tolist()}" for each in labels)
+        classes = ", and its num_classes and null_label to the classes," if labels else ""
+        raise CustomCodeError(
+            f"the network of {name} fails at the time indices {t.tolist()}{asked} ({joined_lines(error)}); set "
+            f"diffusion.timesteps to the number of time steps{classes} that it was trained with"
         ) from error
     if not output.isfinite().all():
         raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
-    if not torch.equal(x, before):
-        raise CustomCodeError(f"the network of {name} changed x in place, but sampling still needs it: use x.clone()")
-    alone = torch.cat([network(x[i : i + 1], t[i : i + 1]) for i in range(len(x))])
+    for what, value, was in zip(("x", "the labels"), (x, *labels), before, strict=False):
+        if not torch.equal(value, was):
+            raise CustomCodeError(
+                f"the network of {name} changed {what} in place, but sampling still needs it: use "
+                f"{'x' if what == 'x' else 'label'}.clone()"
+            )
+    alone = torch.cat([network(*(each[i : i + 1] for each in (x, t, *labels))) for i in range(len(x))])
     if not _is_close(alone, output):
-        if not _is_close(network(x, t), output):
+        if not _is_close(network(x, t, *labels), output):
             raise CustomCodeError(
                 f"the network of {name} returned two different outputs for the same x and t: is dropout still on? "
                 "taugrid calls eval() only on an nn.Module that the function returns"
             )
         raise CustomCodeError(
             f"the network of {name} predicts something different for an image alone than in a batch with an image at a "
-            "different time: is batch norm in training mode, or one t used for all images?"
+            f"different time{' and of another class' if labels else ''}: is batch norm in training mode, or one t "
+            f"{'or label ' if labels else ''}used for all images?"
         )
     return output
 
 
 @torch.no_grad()
-def _takes_fractions(network: BatchedDenoiser, x: Tensor, timesteps: int) -> bool:
+def _takes_fractions(network: BatchedDenoiser, timesteps: int, x: Tensor, t: Tensor, *labels: Tensor) -> bool:
     """Whether a network works between whole times, and rounds none of them to a neighbour."""
     before = torch.tensor([0, timesteps - 2])
     try:
-        between = network(x, before + 0.5)
+        between = network(x, before + 0.5, *labels)
     except Exception:  # user code, and an embedding of integers fails in many ways
         return False
-    low, high = network(x, before), network(x, before + 1)
+    low, high = network(x, before, *labels), network(x, before + 1, *labels)
     return torch.equal(low, high) or not (torch.equal(between, low) or torch.equal(between, high))
 
 
-def _inputs(image_shape: tuple[int, int, int], timesteps: int) -> tuple[Tensor, Tensor]:
+def _inputs(image_shape: tuple[int, int, int], timesteps: int) -> tuple[Tensor, ...]:
     """Two images of noise, (2, C, H, W) float32, and the first and last time index of a DDPM network, (2,) int64.
 
     One image has less contrast. Otherwise, a batch norm that takes its statistics from the batch would hardly show.
@@ -208,12 +266,12 @@ def for_inference(made: Any, name: str, device: str, how: Policy | None = None) 
 
         function = by_torch(function, how)
     if not isinstance(made, nn.Module):
-        return lambda x, t: checked(function(x, t), x, name)
+        return lambda x, t, *labels: checked(function(x, t, *labels), x, name)
 
     @torch.inference_mode()
-    def network(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         try:
-            return checked(function(x, t), x, name)
+            return checked(function(x, t, *labels), x, name)
         except RuntimeError as error:
             if how.weights is None or not MIXED_TYPES.search(str(error)):
                 raise

@@ -6,7 +6,7 @@ from typing import Any
 
 from taugrid.errors import CustomCodeError, MissingInput, UserError
 from taugrid.hashing import SourceFile
-from taugrid.jobs import CustomNetwork
+from taugrid.jobs import Conditions, CustomNetwork
 from taugrid.workers.custom.describe import ask
 from taugrid.workers.network import checkpoint
 
@@ -41,7 +41,9 @@ def restored(fields: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Cu
     try:
         files = tuple(SourceFile(*file) for file in fields.get("files", ()))
         by_bytes = fields.get("by_bytes") and tuple(fields["by_bytes"])
-        return CustomNetwork(**{**fields, "image_shape": image_shape, "files": files, "by_bytes": by_bytes})
+        takes = fields.get("conditions") and Conditions(*fields["conditions"])
+        read = {"image_shape": image_shape, "files": files, "by_bytes": by_bytes, "conditions": takes}
+        return CustomNetwork(**{**fields, **read})
     except TypeError as error:
         raise UserError(f"the record of {fields.get('callable')} in models/ can't be read: {error}") from None
 

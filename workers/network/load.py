@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from taugrid.config import Diffusion
 from taugrid.errors import CustomCodeError
-from taugrid.jobs import CustomNetwork, NetworkSpec, SavedUnet
+from taugrid.jobs import Conditions, CustomNetwork, NetworkSpec, SavedUnet
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy, kind_of, policy
@@ -18,6 +18,7 @@ from taugrid.workers.data.builtin import distribution
 from taugrid.workers.diffusion import gaussian, oracle
 from taugrid.workers.diffusion.denoiser import Denoiser, from_times
 from taugrid.workers.network import custom
+from taugrid.workers.network.checkpoint import conditions_of
 
 
 def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: Policy | None = None) -> Denoiser:
@@ -46,12 +47,19 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
     return oracle.two_points_eps(data, device)
 
 
+def conditions_in_memory(made: Any) -> Conditions | None:
+    """The labels that a network in the caller's memory takes, by its attributes or as a diffusers network."""
+    if (config := getattr(made, "config", None)) is not None and hasattr(config, "num_class_embeds"):
+        return conditions_of(config)
+    return custom.conditions_of(made, type(made).__name__)
+
+
 @contextmanager
 def network_in_memory(made: Any) -> Iterator[Denoiser]:
     """`made`, an `nn.Module` or a function of x and time indices, for inference within the context, where it is.
 
-    A module is in evaluation mode meanwhile, and left as it was. Of diffusers' outputs, the `.sample` is taken. Every
-    output is `custom.checked`.
+    If it takes labels (`conditions_in_memory`), they are its third argument. A module is in evaluation mode meanwhile,
+    and left as it was. Of diffusers' outputs, the `.sample` is taken. Every output is `custom.checked`.
 
     Raises:
         CustomCodeError: if `made` is not callable; calling it can raise the same, also for weights in half precision
@@ -61,9 +69,9 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
         raise CustomCodeError(f"a model is a folder, a mapping, or a network to be called, not {made!r}")
     name = type(made).__name__
 
-    def predicted(module: Any, x: Tensor, t: Tensor) -> Any:
+    def predicted(module: Any, x: Tensor, t: Tensor, *labels: Tensor) -> Any:
         try:
-            output = module(x, t)
+            output = module(x, t, *labels)
         except RuntimeError as error:
             if (half := _half_of(made)) is None or not custom.MIXED_TYPES.search(str(error)):
                 raise
@@ -74,8 +82,8 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
         return getattr(output, "sample", output)
 
     @torch.inference_mode()
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        return custom.checked(predicted(made, x, t), x, name)
+    def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        return custom.checked(predicted(made, x, t, *labels), x, name)
 
     modes = [(part, part.training) for part in made.modules()] if isinstance(made, nn.Module) else []
     if modes:

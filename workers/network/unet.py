@@ -95,8 +95,8 @@ def load_unet(saved: SavedUnet, device: str, how: Policy) -> Denoiser:
 
     def called(module: Callable[..., Any]) -> OfTimes:
         @torch.inference_mode()
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            output: Tensor = module(x.contiguous(memory_format=layout), t, return_dict=False)[0]
+        def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+            output: Tensor = module(x.contiguous(memory_format=layout), t, *labels, return_dict=False)[0]
             return output
 
         return network

@@ -32,10 +32,17 @@ class SamplingSpec(NamedTuple):
     guidance: Guidance | None = None
 
 
-def sample_batch(model: "Denoiser", indices: "Tensor", spec: SamplingSpec, guide: "Denoiser | None" = None) -> "Tensor":
+def sample_batch(
+    model: "Denoiser",
+    indices: "Tensor",
+    spec: SamplingSpec,
+    condition: "Tensor | None" = None,
+    guide: "Denoiser | None" = None,
+) -> "Tensor":
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
 
-    `guide` is the second network that `spec.guidance` asks for. None: the network guides itself.
+    `condition`: their labels (B,), int64, if the network takes some. `guide`: the second network that `spec.guidance`
+    asks for; None: the network guides itself.
 
     Raises:
         SamplerFault: if the sampler returns something else, or does not call the network as often as it says.
@@ -52,9 +59,8 @@ def sample_batch(model: "Denoiser", indices: "Tensor", spec: SamplingSpec, guide
         return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
 
     guided = None if spec.guidance is None else Guided(model, guide, spec.guidance)
-    denoise = Denoise(
-        guided or model, process, spec.diffusion.predicts, settings.clip or "none", settings.clip_range or 1.0
-    )
+    network, clip, clip_range = guided or model, settings.clip or "none", settings.clip_range or 1.0
+    denoise = Denoise(network, process, spec.diffusion.predicts, clip, clip_range, condition)
     x_T, sampler = noise(0), find(settings.sampler)
     with torch.no_grad():
         x0 = sampler.sample(x_T, path(process, spec.tau), denoise, noise, with_defaults(settings, sampler))
