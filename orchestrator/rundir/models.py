@@ -189,7 +189,7 @@ class ModelRecords(Paths):
         return {
             "cell": cell.id,
             "model": cell.model.id,
-            "settings": settings if conditions is None else {**settings, "labels": conditions["labels"]},
+            "settings": settings if cell.label_rule is None else {**settings, "labels": cell.label_rule.said},
             "diffusion": cell.model.diffusion.recorded,
             "tau": list(cell.tau),
             **({} if block is None else {"sampler": block | {"arguments": cell.sampler_description.arguments}}),
