@@ -11,14 +11,25 @@ from numpy.typing import NDArray
 from taugrid.config import Diffusion, LossWeights
 from taugrid.workers.diffusion import schedule
 from taugrid.workers.diffusion.forward import sigma_hat
-from taugrid.workers.diffusion.process import DiscreteVP, Process
+from taugrid.workers.diffusion.process import EDM, DiscreteVP, Process
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
 
 
 @lru_cache(maxsize=16)
 def process(diffusion: Diffusion) -> Process:
-    """The forward process of a resolved section (no key is null)."""
+    """The forward process of a resolved section (no key that it needs is null).
+
+    Raises:
+        ValueError: see `alpha_bar` and `EDM`.
+    """
+    if diffusion.process == "edm":
+        assert diffusion.timesteps is not None
+        assert diffusion.sigma_min is not None
+        assert diffusion.sigma_max is not None
+        assert diffusion.rho is not None
+        assert diffusion.sigma_data is not None
+        return EDM(diffusion.timesteps, diffusion.sigma_min, diffusion.sigma_max, diffusion.rho, diffusion.sigma_data)
     return DiscreteVP(alpha_bar(diffusion), diffusion.predicts)
 
 

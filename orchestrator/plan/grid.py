@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from taugrid.config import (
     DIFFUSION_DEFAULTS,
+    EDM_DEFAULTS,
     GRID_SECTIONS,
     Config,
     Data,
@@ -45,7 +46,7 @@ from taugrid.orchestrator.plan.sections import (
     sample_section,
 )
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
-from taugrid.registry.samplers import DEFAULT, DIFFUSERS
+from taugrid.registry.samplers import CONSISTENCY, DEFAULT, DIFFUSERS
 from taugrid.words import counted
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.labels import LabelRule
@@ -344,6 +345,12 @@ def _locate(key: str) -> tuple[str, list[str]]:
 
 
 def _model(sections: Sections, lookups: Lookups) -> Model:
+    model, process = sections.model, sections.diffusion.process
+    if process is not None and (model.unet is not None or model.oracle is not None):
+        raise UserError(
+            f"diffusion.process: {process} is for consistency models, which taugrid does not train; give "
+            "model.checkpoint or model.callable, or remove the key"
+        )
     try:
         return _present(sections, lookups)
     except MissingInput as error:
@@ -360,7 +367,8 @@ def _absent(sections: Sections, reason: str, assumed_timesteps: int) -> Model:
         trained = Trained(data, {"absent": data.model_dump(mode="json")}, model.unet, sections.train)
         return Model(identity(trained.content(diffusion)), data, diffusion, trained, lacks=reason)
     if model.checkpoint is not None:
-        defaults = defaults.model_copy(update={"timesteps": assumed_timesteps})
+        is_consistency = sections.sample.sampler == CONSISTENCY  # which no other checkpoint can have
+        defaults = EDM_DEFAULTS if is_consistency else defaults.model_copy(update={"timesteps": assumed_timesteps})
     diffusion = diffusion_section(sections.diffusion, defaults)
     absent = Absent(str(model.checkpoint or model.weights), data)
     return Model(identity(absent.content(diffusion)), data, diffusion, absent, lacks=reason)

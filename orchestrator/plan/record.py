@@ -101,7 +101,7 @@ def _source_to_json(source: ModelSource) -> dict[str, Any]:
             dumped = {name: section.model_dump(mode="json") for name, section in sections.items()}
             return {"kind": "trained", "data_identity": dict(data_identity), **dumped}
         case Loaded(checkpoint):
-            return {"kind": "loaded", **asdict(checkpoint), "diffusion": checkpoint.diffusion.model_dump(mode="json")}
+            return {"kind": "loaded", **asdict(checkpoint), "diffusion": checkpoint.diffusion.recorded}
         case Custom(spec):
             return {"kind": "custom", **spec.recorded}
         case Oracle(distribution, data):

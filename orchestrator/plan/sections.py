@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from taugrid.config import DIFFUSION_DEFAULTS, SCHEDULE_KEYS, Data, Diffusion, Sample, Section, Train, Unet
+from taugrid.config import (
+    DIFFUSION_DEFAULTS,
+    EDM_DEFAULTS,
+    SCHEDULE_KEYS,
+    SIGMA_KEYS,
+    Data,
+    Diffusion,
+    Sample,
+    Section,
+    Train,
+    Unet,
+)
 from taugrid.errors import UserError
 from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
@@ -19,11 +30,19 @@ from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
 def diffusion_section(section: Diffusion, theirs: Diffusion = DIFFUSION_DEFAULTS) -> Diffusion:
     """`section` with no key left null: filled in from `theirs`, a loaded checkpoint's, then from the defaults.
 
+    The keys of the other process stay null.
+
     Raises:
-        UserError: if there are too few or too many betas, alpha does not fall, or no signal is left for epsilon.
+        UserError: if there are too few or too many betas, alpha does not fall, no signal is left for epsilon, or a key
+            belongs to another process.
     """
-    resolved = _filled(_filled(section, theirs), DIFFUSION_DEFAULTS)
-    _require_signal(resolved)
+    if section.process is not None and theirs.process is None:  # their betas are of another process
+        theirs = EDM_DEFAULTS
+    known = _filled(section, theirs)
+    resolved = _filled(known, DIFFUSION_DEFAULTS if known.process is None else EDM_DEFAULTS)
+    _require_one_process(resolved)
+    if resolved.process is None:
+        _require_signal(resolved)
     return resolved
 
 
@@ -42,6 +61,34 @@ def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
             "remove timesteps, or set a schedule instead of trained_betas"
         )
     return filled
+
+
+def _require_one_process(diffusion: Diffusion) -> None:
+    """Raise `UserError` if a key belongs to another process, or the noise levels of `edm` are impossible."""
+    is_edm = diffusion.process == "edm"
+    strangers = _OF_BETAS if is_edm else dict.fromkeys(SIGMA_KEYS)
+    for key, absent in strangers.items():
+        if getattr(diffusion, key) != absent:
+            why = "process: edm has no betas" if is_edm else "only process: edm has such a key"
+            raise UserError(f"diffusion.{key}: {why}; remove it{'' if is_edm else ', or set the process'}")
+    if is_edm != (diffusion.prediction == "consistency"):
+        way_out = "process: edm, and prediction: consistency" if is_edm else "process: edm, or another prediction"
+        raise UserError(
+            f"diffusion.prediction: {diffusion.prediction} does not go with "
+            f"{'process: edm' if is_edm else 'betas'}: its networks are consistency models; set {way_out}"
+        )
+    if is_edm:
+        try:
+            schedules.process(diffusion)
+        except ValueError as error:
+            raise UserError(f"diffusion: {error}; here, {diffusion.in_words}") from None
+
+
+_OF_BETAS = dict.fromkeys((*SCHEDULE_KEYS, "trained_betas")) | {
+    "rescale_betas_zero_snr": False,
+    "set_alpha_to_one": True,
+}
+"""Keys that say nothing without betas, with their values then."""
 
 
 def _require_signal(diffusion: Diffusion) -> None:

@@ -192,7 +192,7 @@ class Loaded(ModelSource):
         return checkpoint.weights_file(Path(place))
 
     def record(self) -> dict[str, Any] | None:
-        return asdict(self.checkpoint) | {"diffusion": self.checkpoint.diffusion.model_dump()}
+        return asdict(self.checkpoint) | {"diffusion": self.checkpoint.diffusion.recorded}
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         """The settings taken from the checkpoint's files, and those that the config overrides."""

@@ -6,7 +6,10 @@ from pydantic import Field, model_validator
 
 from taugrid.config.section import Positive, Section
 
-LATER_KEYS: dict[str, Any] = {}
+SIGMA_KEYS = ("sigma_min", "sigma_max", "rho", "sigma_data")
+"""Keys of the process `edm`."""
+
+LATER_KEYS: dict[str, Any] = {"process": None} | dict.fromkeys(SIGMA_KEYS)
 """Keys that files of earlier versions lack, with the values in `DIFFUSION_DEFAULTS` that mean the same."""
 
 
@@ -24,24 +27,38 @@ class Diffusion(Section):
     """beta_1, where the schedule has one."""
     beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
     """beta_T, where the schedule has one."""
-    prediction: Literal["epsilon", "sample", "v_prediction"] | None = None
-    """What the network predicts: the noise, the image, or v (Salimans & Ho 2022)."""
+    prediction: Literal["epsilon", "sample", "v_prediction", "consistency"] | None = None
+    """What the network predicts: the noise, the image, or v (Salimans & Ho 2022); `consistency`: the end of the ODE's
+    path, scaled as in Song et al. 2023, appendix C."""
     trained_betas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
     """beta_1..beta_T, listed. They replace `schedule`, `beta_start` and `beta_end`, which then stay null."""
     rescale_betas_zero_snr: bool | None = None
     """Shift and scale sqrt(alpha) so that no signal is left at T (Lin et al. 2024, algorithm 1)."""
     set_alpha_to_one: bool | None = None
     """alpha_0 = 1, as in the paper; false: alpha_0 = alpha_1, so the last step does not move (diffusers' name)."""
+    process: Literal["edm"] | None = None
+    """null: DDPM's, from betas. `edm`: x = x_0 + sigma eps, with sigma between `sigma_min` (time 1) and `sigma_max` (T)
+    as in Karras et al. 2022, eq. 5; it takes no betas, and `prediction: consistency` alone."""
+    sigma_min: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
+    """The least noise level of `edm`."""
+    sigma_max: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
+    """The largest noise level of `edm`, that of x_T."""
+    rho: Annotated[float, Field(ge=1, le=100)] | None = None
+    """How the noise levels of `edm` crowd at the small ones: sigma^(1/rho) is linear in time."""
+    sigma_data: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
+    """The images' standard deviation as the network's scalings have it; for `edm`."""
 
     @property
-    def predicts(self) -> Literal["epsilon", "sample", "v_prediction"]:
+    def predicts(self) -> Literal["epsilon", "sample", "v_prediction", "consistency"]:
         """`prediction`; the section must be resolved, with no key left null."""
         assert self.prediction is not None
         return self.prediction
 
     @property
     def named_betas(self) -> str:
-        """The betas of a resolved section, in a few words."""
+        """The betas, or the noise levels, of a resolved section, in a few words."""
+        if self.process == "edm":
+            return f"edm with sigma from {self.sigma_min:g} to {self.sigma_max:g}, rho {self.rho:g}"
         if self.trained_betas is not None:
             return f"{len(self.trained_betas)} trained_betas"
         return f"{self.schedule} betas from {self.beta_start:g} to {self.beta_end:g}"
@@ -81,3 +98,16 @@ DIFFUSION_DEFAULTS = Diffusion(
     rescale_betas_zero_snr=False,
     set_alpha_to_one=True,
 )
+
+EDM_DEFAULTS = Diffusion(
+    timesteps=40,
+    prediction="consistency",
+    rescale_betas_zero_snr=False,
+    set_alpha_to_one=True,
+    process="edm",
+    sigma_min=0.002,
+    sigma_max=80.0,
+    rho=7.0,
+    sigma_data=0.5,
+)
+"""The same for `process: edm`: those of diffusers' CMStochasticIterativeScheduler."""

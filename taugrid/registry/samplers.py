@@ -20,12 +20,16 @@ SAMPLERS = {
     "dpm++3m": "taugrid.workers.samplers.dpmpp:DPMpp3M",
     "heun": "taugrid.workers.samplers.heun:Heun",
     "unipc": "taugrid.workers.samplers.unipc:UniPC",
+    "consistency": "taugrid.workers.samplers.consistency:Consistency",
 }
 
 DIFFUSERS = "diffusers:"
 """What names of diffusers' schedulers begin with."""
 
 DEFAULT = "ddim"
+
+CONSISTENCY = "consistency"
+"""The one sampler of consistency models."""
 
 
 def names() -> list[str]:

@@ -410,7 +410,7 @@ MULTISTEP, ANCESTRAL = "DPMSolverMultistepScheduler", "KDPM2AncestralDiscreteSch
         ("EDMEulerScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
         ("FlowMatchEulerDiscreteScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
         ("CosineDPMSolverMultistepScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
-        ("CMStochasticIterativeScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
+        ("CMStochasticIterativeScheduler", 10, {}, {}, "can't be used: .* the sampler consistency; use that$"),
         (MULTISTEP, 10, {"solver_ordr": 3}, {}, r"unknown key 'solver_ordr' \(did you mean 'solver_order'\?\)$"),
         (MULTISTEP, 10, {"clip_sample": True}, {}, "unknown key 'clip_sample'"),
         ("DDIMScheduler", 10, {"eta": 0.5}, {}, r"unknown key 'eta' \(known keys: clip_sample, "),

@@ -8,7 +8,6 @@ import pytest
 from taugrid.config import Config, Diffusion, validate
 from taugrid.errors import MissingInput, UserError
 from taugrid.grids.names import Naming
-from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan import record
 from taugrid.orchestrator.plan.grid import plan, with_settings
 from taugrid.workers import schedules
@@ -21,9 +20,9 @@ FOLDERS = {
     "/m/large": {"size": 16},
     "/m/cosine": {"diffusion": Diffusion(timesteps=1000, schedule="cosine")},
     "/m/short": {"diffusion": Diffusion(timesteps=100)},
-    "/m/classes": {"takes": Conditions(10, 10)},
-    "/m/weak-classes": {"takes": Conditions(10)},
-    "/m/other-classes": {"takes": Conditions(7)},
+    "/m/classes": {"num_class_embeds": 11, "null_label": 10},
+    "/m/weak-classes": {"num_class_embeds": 10},
+    "/m/other-classes": {"num_class_embeds": 7},
     "/m/v": {"diffusion": Diffusion(prediction="v_prediction")},
 }
 """Folders of checkpoints, and what is special about each."""
@@ -34,9 +33,8 @@ def read(path):
     if path not in FOLDERS:
         raise MissingInput(f"model.checkpoint: no folder {path!r}; give a diffusers folder")
     special = FOLDERS[path]
-    unet = {"sample_size": special.get("size", 8), "in_channels": 3}
-    diffusion, takes = special.get("diffusion", Diffusion(timesteps=1000)), special.get("takes")
-    return Checkpoint(path, path, unet, path.rjust(64, "0"), diffusion, {}, conditions=takes)
+    unet = {"sample_size": special.get("size", 8), "in_channels": 3} | {k: v for k, v in special.items() if "_" in k}
+    return Checkpoint(path, path, unet, path.rjust(64, "0"), special.get("diffusion", Diffusion(timesteps=1000)), {})
 
 
 def planned(dry=False, checkpoint="/m/net", **sections):

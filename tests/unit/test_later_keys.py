@@ -12,12 +12,12 @@ from mutants import copy_tree
 OLD = Path(__file__).parents[1] / "data/run-011be7a"
 
 KEY = [
-    ("LATER_KEYS: dict[str, Any] = {}", 'LATER_KEYS: dict[str, Any] = {"tilt": 0.0}'),
+    ('= {"process": None} |', '= {"process": None, "tilt": 0.0} |'),
     (
         "    set_alpha_to_one: bool | None = None\n",
         '    tilt: float | None = None\n    """A toy."""\n    set_alpha_to_one: bool | None = None\n',
     ),
-    ("    set_alpha_to_one=True,\n", "    set_alpha_to_one=True,\n    tilt=0.0,\n"),
+    ("    set_alpha_to_one=True,\n)", "    set_alpha_to_one=True,\n    tilt=0.0,\n)"),
 ]
 """A new key of `diffusion`: what becomes what in taugrid/config/diffusion.py."""
 

@@ -98,22 +98,24 @@ class Denoise:
         import torch
 
         with torch.no_grad():
-            output = self.output(x, at)
-            return clipped(predicted(output, x, at, self.prediction), x, at, self._clip, self._clip_range)
+            output, scaling = self.output(x, at), self.process.preconditioning(at)
+            found = predicted(output, x, at, self.prediction) if scaling is None else scaling.predicted(output, x, at)
+            return clipped(found, x, at, self._clip, self._clip_range)
 
     def output(self, x: "Tensor", at: Point) -> "Tensor":
-        """What the network itself returns for x at a point: `prediction`, without clipping.
+        """What the network itself returns for x, which is scaled as it expects, at a point; nothing is clipped.
 
         Raises:
             SamplerFault: at the path's last point.
         """
         import torch
 
-        if at.time < 0:
+        if at.time < self.process.at(1).time:
             raise SamplerFault(
                 "the sampler calls the network at path[-1], which is time 0: networks are trained at times 1 to T; "
                 "stop at path[-1]"
             )
         self.calls += 1
         with torch.no_grad():
-            return self._network(x, at, self._condition)
+            scaling = self.process.preconditioning(at)
+            return self._network(x if scaling is None else scaling.into * x, at, self._condition)

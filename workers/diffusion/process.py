@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 Time = TypeVar("Time", int, float, "Tensor")
 
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "consistency"]
 """What a network predicts: the noise, the image x0, or v = sqrt(alpha_t) eps - sqrt(1 - alpha_t) x0 (Salimans & Ho
-2022, appendix D). The names are diffusers'."""
+2022, appendix D); the names are diffusers'. Or F of a consistency model (`EDM.preconditioning`)."""
 
 
 class Point(NamedTuple):
@@ -28,7 +28,7 @@ class Point(NamedTuple):
     alpha_bar: float
     """alpha^2 / (alpha^2 + sigma^2): the paper's alpha_t, which eq. 16 uses."""
     time: float
-    """The time index that is passed to the network; an int if it is a whole number."""
+    """The time that is passed to the network. Where it is a time index, an int if it is a whole number."""
     key: int
     """The integer that names the noise drawn at this point, at least 1; the key of x_T is 0."""
 
@@ -55,6 +55,12 @@ class Process(Protocol):
 
     def at(self, t: float) -> Point:
         """The point at the paper's time t in 0..T."""
+
+    def first_scale(self, first: Point) -> float:
+        """What standard normals are multiplied by to be x at the first point of a path."""
+
+    def preconditioning(self, at: Point) -> "Preconditioning | None":
+        """How the network's input and output are scaled at a point; None: they are x and `prediction` themselves."""
 
     def __hash__(self) -> int:
         """What is known of a process is cached by its identity."""
@@ -84,10 +90,84 @@ class DiscreteVP:
         alpha_t, time = math.exp(log_alpha_t), network_time(t)
         return Point(math.exp(log_alpha_t / 2), math.sqrt(-math.expm1(log_alpha_t)), alpha_t, time, key=noise_key(time))
 
+    def first_scale(self, first: Point) -> float:
+        """1, wherever a path begins."""
+        return 1.0
+
+    def preconditioning(self, at: Point) -> None:
+        """None: such networks take x itself."""
+
+
+class Preconditioning(NamedTuple):
+    """A network F as Karras et al. 2022 scale it (eq. 7): x0 = skip x + out F(into x)."""
+
+    into: float
+    skip: float
+    out: float
+
+    def predicted(self, output: "Tensor", x: "Tensor", at: Point) -> "Prediction":
+        """The x0 and eps that the output of F implies at a point; shapes as of `predict_x0`."""
+        x0 = self.skip * x + self.out * output
+        return Prediction(x0, predict_eps(x, x0, at))
+
+
+class EDM:
+    """The process of EDM and of consistency models: alpha = 1, with the noise levels of Karras et al. 2022, eq. 5."""
+
+    prediction: PredictionType = "consistency"
+
+    def __init__(self, timesteps: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float) -> None:
+        """Sigma is `sigma_min` at time 1, `sigma_max` at T = `timesteps`, and linear in t to the power 1 / `rho`.
+
+        Raises:
+            ValueError: for T = 1, or if sigma does not grow, or so little that two times have one key.
+        """
+        self.timesteps, self._rho, self._sigma_data = timesteps, rho, sigma_data
+        self._low, self._high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        if timesteps < 2 or sigma_max <= sigma_min:
+            raise ValueError("timesteps must be 2 or more, and sigma_max larger than sigma_min")
+        keys = [self.at(t).key for t in range(1, timesteps + 1)]
+        if len(set(keys)) < timesteps:
+            raise ValueError(f"{timesteps} timesteps from sigma_min to sigma_max are too close to have noise each")
+
+    @property
+    def alpha_bar(self) -> NDArray[np.float64]:
+        """(T + 1,) float64: 1 / (1 + sigma^2) at the times 0..T."""
+        return np.array([self.at(t).alpha_bar for t in range(self.timesteps + 1)])
+
+    def at(self, t: float) -> Point:
+        """The point at time t in 1..T, fractions included, or that of time 0, where sigma is 0.
+
+        The network is told 250 ln sigma, as Song et al. 2023 and diffusers' CMStochasticIterativeScheduler do.
+        """
+        if t == 0:
+            return Point(1.0, 0.0, 1.0, -math.inf, key=0)
+        sigma = (self._high + (self.timesteps - t) / (self.timesteps - 1) * (self._low - self._high)) ** self._rho
+        return Point(1.0, sigma, 1 / (1 + sigma**2), 250 * math.log(sigma), log_snr_key(-2 * math.log(sigma)))
+
+    def first_scale(self, first: Point) -> float:
+        """Sigma: beside it, the image counts for nothing."""
+        return first.sigma
+
+    def preconditioning(self, at: Point) -> Preconditioning:
+        """The scalings of a consistency model, for which f(x, sigma_min) = x: Song et al. 2023, appendix C."""
+        variance, above = self._sigma_data**2, at.sigma - self.at(1).sigma
+        root = math.sqrt(at.sigma**2 + variance)
+        return Preconditioning(1 / root, variance / (above**2 + variance), above * self._sigma_data / root)
+
 
 def noise_key(time: float) -> int:
     """The key of the noise drawn at a time index of the network: round-half-even(time) + 1."""
     return round(time) + 1
+
+
+def log_snr_key(log_snr: float) -> int:
+    """The key of the noise drawn at a point of a process without betas: 2^31 - round(2^20 log SNR).
+
+    log SNR is 2 ln(alpha / sigma). Keys grow with the noise, as times do, and are in 1..2^32 - 1 for any floats alpha
+    and sigma > 0. The rounding absorbs that logarithms differ in the last bit between CPUs.
+    """
+    return 2**31 - round(2**20 * log_snr)
 
 
 def path(process: Process, tau: Iterable[float]) -> tuple[Point, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from taugrid.config import Diffusion, Sample, validate
+from taugrid.config import SIGMA_KEYS, Diffusion, Sample, validate
 from taugrid.errors import UserError
 from taugrid.workers.diffusion import schedule
 
@@ -54,6 +54,18 @@ SCHEDULER_DEFAULTS: dict[str, Any] = {
 }
 """The values of absent keys, as in configs that were written before diffusers had them."""
 
+CONSISTENCY = "CMStochasticIterativeScheduler"
+"""diffusers' scheduler of consistency models, and its defaults."""
+CONSISTENCY_DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 40,
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "s_noise": 1.0,
+    "rho": 7.0,
+    "clip_denoised": True,
+}
+
 BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs != "sigmoid"}
 """taugrid's schedules -> DDIMScheduler's names; only DDPMScheduler has `sigmoid`."""
 
@@ -68,10 +80,12 @@ def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[
         if not isinstance(values.get(key), str | None):
             raise UserError(f"model.checkpoint: {path}: {key} must be a name, not {json.dumps(values[key])}")
     name = values.get("_class_name", "DDPMScheduler")
+    if name == CONSISTENCY:
+        return _consistency(CONSISTENCY_DEFAULTS | values, path)
     if name not in SCHEDULERS:
         raise UserError(
             f"model.checkpoint: {path} is for {name}, whose forward process is not known to be DDPM's; taugrid takes "
-            "DDPMScheduler, DDIMScheduler and schedulers that share their process"
+            f"DDPMScheduler, DDIMScheduler, schedulers that share their process, and {CONSISTENCY}"
         )
     unsupported = {
         "thresholding": bool(values.get("thresholding")),
@@ -86,6 +100,17 @@ def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[
         raise UserError(f"model.checkpoint: taugrid can't honour {', '.join(refused)} in {path}")
     settings = SCHEDULER_DEFAULTS | SCHEDULERS[name] | values
     return _diffusion(settings, path), _sample(settings, path)
+
+
+def _consistency(scheduler: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
+    """`read_scheduler` for the scheduler of a consistency model."""
+    where = f"model.checkpoint: {path}"
+    if scheduler["s_noise"] != 1:
+        raise UserError(f"{where}: taugrid can't honour s_noise: {scheduler['s_noise']}; set it to 1")
+    values = {key: scheduler[key] for key in SIGMA_KEYS} | {
+        "process": "edm", "prediction": "consistency", "timesteps": scheduler["num_train_timesteps"],
+    }  # fmt: skip
+    return validate(Diffusion, values, where), {"clip": "x0" if scheduler["clip_denoised"] else "none"}
 
 
 def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:

@@ -61,9 +61,11 @@ def sample_batch(
     guided = None if spec.guidance is None else Guided(model, guide, spec.guidance)
     network, clip, clip_range = guided or model, settings.clip or "none", settings.clip_range or 1.0
     denoise = Denoise(network, process, spec.diffusion.predicts, clip, clip_range, condition)
-    x_T, sampler = noise(0), find(settings.sampler)
+    x_T, sampler, visited = noise(0), find(settings.sampler), path(process, spec.tau)
+    if (scale := process.first_scale(visited[0])) != 1:
+        x_T = scale * x_T
     with torch.no_grad():
-        x0 = sampler.sample(x_T, path(process, spec.tau), denoise, noise, with_defaults(settings, sampler))
+        x0 = sampler.sample(x_T, visited, denoise, noise, with_defaults(settings, sampler))
     _require_images(x0, x_T, settings.sampler)
     _require_calls(denoise, guided, spec)
     return x0.detach()  # a sampler may have enabled gradients

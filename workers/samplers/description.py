@@ -15,7 +15,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, Diffusion, Sample, Section
 from taugrid.config.sample import GUIDANCE_KEYS, SAMPLER_KEYS
 from taugrid.errors import CustomCodeError, UserError
 from taugrid.hashing import SourceFile, canonical_json
-from taugrid.registry.samplers import is_custom
+from taugrid.registry.samplers import CONSISTENCY, DEFAULT, is_custom
 from taugrid.versions import versions
 from taugrid.workers import schedules
 from taugrid.workers.custom.describe import ask
@@ -146,6 +146,14 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
     """
     name, process = settings.sampler, schedules.process(diffusion)
     sampler = find(name)
+    if process.prediction not in sampler.predictions:
+        raise UserError(
+            f"sample.sampler: {name} follows a path step by step, which a consistency model jumps over; set sampler: "
+            f"{CONSISTENCY}"
+            if process.prediction == "consistency"
+            else f"sample.sampler: {name} is for consistency models, but this network predicts {process.prediction}; "
+            f"set another sampler, such as {DEFAULT}"
+        )
     try:
         sampler.check_options(settings.sampler_options)
     except ValueError as error:

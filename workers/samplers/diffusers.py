@@ -49,6 +49,7 @@ REFUSED = {
     "DDIMParallelScheduler": "its steps are those of diffusers:DDIMScheduler; use that",
     "DDPMParallelScheduler": "its steps are those of diffusers:DDPMScheduler; use that",
     "RePaintScheduler": "it needs an image and a mask to fill in",
+    "CMStochasticIterativeScheduler": "its steps are those of the sampler consistency; use that",
 }
 """Why not. Every other scheduler of diffusers is for another process."""
 

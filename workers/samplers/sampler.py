@@ -15,7 +15,7 @@ from taugrid.workers.content import require_same
 from taugrid.workers.custom.describe import find as find_object
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import Point, Process, network_time
+from taugrid.workers.diffusion.process import Point, PredictionType, Process, network_time
 from taugrid.workers.diffusion.timesteps import times as spaced_times
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ MOST_SIGNAL = 0.5
 
 def mostly_signal(process: Process, t: float) -> str | None:
     """What is wrong with a first call at time t in 1..T, as a phrase that follows a sampler's name; None if nothing."""
-    if (signal := process.at(t).alpha_bar) <= MOST_SIGNAL:
+    at = process.at(t)
+    if (signal := at.alpha_bar) <= MOST_SIGNAL:
         return None
     return (
-        f"first calls the network at time {network_time(t):g}, where {signal:.0%} of the variance should be signal, "
+        f"first calls the network at time {at.time:g}, where {signal:.0%} of the variance should be signal, "
         "but x_T is noise"
     )
 
@@ -57,6 +58,9 @@ class Sampler(ABC):
 
     order: ClassVar[int | None] = None
     """Of convergence, for a solver of the ODE: how fast the error falls with the number of steps."""
+
+    predictions: ClassVar[frozenset[PredictionType]] = frozenset({"epsilon", "sample", "v_prediction"})
+    """What the networks may predict that it samples."""
 
     libraries: ClassVar[tuple[str, ...]] = ()
     """The packages whose code computes its steps; their versions are part of the protocol."""

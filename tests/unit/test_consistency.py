@@ -1,0 +1,285 @@
+"""Consistency models: diffusers' own loop with our noise, a Gaussian's consistency function, and what is refused."""
+
+import json
+import math
+import shutil
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
+from diffusers.schedulers import scheduling_consistency_models
+from in_process import drive, results, small_run
+from tiny import UNET
+
+from taugrid import parquet
+from taugrid.config import EDM_DEFAULTS, Config, Diffusion, Sample, validate
+from taugrid.errors import UserError
+from taugrid.images import to_uint8
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sections import diffusion_section
+from taugrid.storage import LOCAL
+from taugrid.workers import schedules
+from taugrid.workers.diffusion.decoder import Identity
+from taugrid.workers.diffusion.noise import normal
+from taugrid.workers.diffusion.process import EDM, log_snr_key
+from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
+from taugrid.workers.samplers.sampler import find
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "sketched"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # diffusers'
+]
+
+SHAPE, N = (3, 8, 8), 7
+PROCESS = schedules.process(EDM_DEFAULTS)
+
+
+@pytest.fixture(scope="module")
+def folder(one_thread, tmp_path_factory):
+    """A pipeline with random weights."""
+    torch.manual_seed(0)
+    arguments = {key: value for key, value in UNET.items() if key != "add_attention"}
+    unet = UNet2DModel(8, 3, 3, **arguments, add_attention=False)
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(8)  # so that it says more than the noise that is left
+    path = tmp_path_factory.mktemp("consistency")
+    ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler()).save_pretrained(path)
+    return path
+
+
+def config(folder, batch=4, shard=8, grid="{steps: [1, 2, 3, 4]}", more=""):
+    return f"""
+name: small
+model: {{checkpoint: {folder}}}
+data: {{name: gaussian, shape: [3, 8, 8]}}
+sample: {{sampler: consistency, seed: 3, num_samples: {N}, batch_size: {batch}, shard_evaluations: {shard}{more}}}
+grid: {grid}
+evaluate: {{metrics: [fid]}}
+cluster: {{workers: 1}}
+"""
+
+
+def planned(folder, **sections):
+    sample = {"seed": 0, "sampler": "consistency", "steps": 2} | sections.pop("sample", {})
+    values = {"name": "x", "model": {"checkpoint": str(folder)}, "sample": sample} | sections
+    return plan(validate(Config, values, "test"))
+
+
+def refusal(function, *arguments, **named):
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@contextmanager
+def drawing(draws):
+    """Within the block, diffusers' scheduler draws these, in their order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduling_consistency_models, "randn_tensor", lambda *given, **named: next(draws))
+        yield
+
+
+@torch.no_grad()
+def by_diffusers(folder, steps):
+    """Pictures of an own loop of the pipeline's parts; the noise is named by the level that a step leads to."""
+    pipeline = ConsistencyModelPipeline.from_pretrained(folder)
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    scheduler.set_timesteps(steps)
+    keys = [2**31 + round(2**21 * math.log(sigma)) for sigma in np.exp(scheduler.timesteps.numpy()[1:] / 250)]
+    draws = iter([normal(3, torch.arange(N), key, SHAPE) for key in [*keys, 1]])  # the last is multiplied by 0
+    x = normal(3, torch.arange(N), 0, SHAPE) * scheduler.init_noise_sigma
+    with drawing(draws):
+        for t in scheduler.timesteps:
+            x = scheduler.step(unet(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
+    return to_uint8(x.numpy())
+
+
+def pictures(root, steps):
+    [cell] = (root / "samples").glob(f"S{steps:04d}-consistency-*")
+    return np.concatenate([images for part in sorted(cell.iterdir()) for _, images in parquet.read_images(part)])
+
+
+@pytest.fixture(scope="module")
+def ran(folder, tmp_path_factory, one_thread, sketched):
+    root = tmp_path_factory.mktemp("ran")
+    with small_run(root, config(folder)) as opened:
+        outcome, _ = drive(opened, root / "run", LOCAL)
+        assert not outcome.missing
+    return root / "run"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_pictures_are_those_of_diffusers_own_loop_with_our_noise(folder, ran, steps):
+    mine, theirs = pictures(ran, steps), by_diffusers(folder, steps)
+    assert mine.std() > 20
+    assert np.abs(mine.astype(int) - theirs).max() <= 1
+
+
+def test_batches_shards_and_a_restart_change_nothing(folder, ran, tmp_path):
+    with small_run(tmp_path, config(folder, batch=4, shard=1000)) as opened:
+        drive(opened, tmp_path / "run", LOCAL)
+    for steps in (1, 4):
+        np.testing.assert_array_equal(pictures(tmp_path / "run", steps), pictures(ran, steps))
+    with small_run(tmp_path, config(folder, batch=3)) as opened:
+        drive(opened, tmp_path / "other", LOCAL)
+    assert np.abs(pictures(tmp_path / "other", 4).astype(int) - pictures(ran, 4)).max() <= 1
+    kept = results(ran)
+    [lost] = (ran / "samples").glob("S0002-*/part-000000.parquet")
+    lost.unlink()
+    with small_run(tmp_path, config(folder)) as opened:
+        drive(opened, ran, LOCAL)
+    assert {name: of for name, of in results(ran).items() if name.startswith("samples")} == {
+        name: of for name, of in kept.items() if name.startswith("samples")
+    }
+
+
+MEAN, DEVIATION = 0.3, 0.4
+
+
+def gaussian_function(x, at, condition=None):
+    """F of the consistency function of N(MEAN, DEVIATION^2): its ODE scales x - MEAN as the deviation of x shrinks."""
+    into, skip, out = PROCESS.preconditioning(at)
+    x = x / into
+    shrinks = math.sqrt((DEVIATION**2 + 0.002**2) / (DEVIATION**2 + at.sigma**2))
+    return ((MEAN + shrinks * (x - MEAN)) - skip * x) / out
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_gaussians_consistency_function_gives_its_mean_and_deviation(steps):
+    """The exact moments, those of an x_T without the mean included; they are within 1 % of the data's."""
+    settings = Sample(sampler="consistency", steps=steps, seed=0, clip="none")
+    tau = find("consistency").tau(settings, PROCESS)
+    spec = SamplingSpec(Identity((1, 1, 1)), EDM_DEFAULTS, settings, tau, steps)
+    x0 = sample_batch(gaussian_function, torch.arange(40_000), spec).double()
+    mean, variance = 0.0, 80.0**2  # of x, beginning with x_T
+    for sigma, above in zip([PROCESS.at(t).sigma for t in reversed(tau)], [*reversed(tau[:-1]), 1], strict=True):
+        shrinks = math.sqrt((DEVIATION**2 + 0.002**2) / (DEVIATION**2 + sigma**2))
+        mean, final = MEAN + shrinks * (mean - MEAN), shrinks**2 * variance
+        variance = final + PROCESS.at(above).sigma ** 2 - 0.002**2
+    assert abs(mean - MEAN) < 0.01 * MEAN
+    assert abs(final**0.5 / DEVIATION - 1) < 0.01
+    assert abs(x0.mean().item() - mean) < 4 * DEVIATION / 200
+    assert abs(x0.std().item() / final**0.5 - 1) < 4 / math.sqrt(2 * 40_000)
+
+
+def test_the_process_is_that_of_diffusers_scheduler():
+    theirs = CMStochasticIterativeScheduler()
+    for t in (1, 2, 17, 40):
+        at = PROCESS.at(t)
+        assert (at.alpha, at.alpha_bar) == (1.0, pytest.approx(1 / (1 + at.sigma**2)))
+        assert at.sigma == pytest.approx(float(theirs.sigmas[40 - t]), rel=1e-12)
+        assert at.time == pytest.approx(float(theirs.timesteps[40 - t]), rel=1e-12)
+        skip, out = theirs.get_scalings_for_boundary_condition(torch.tensor(at.sigma, dtype=torch.float64))
+        expected = 1 / math.hypot(at.sigma, 0.5), float(skip), float(out)
+        assert PROCESS.preconditioning(at) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert PROCESS.preconditioning(PROCESS.at(1))[1:] == (1.0, 0.0), "f(x, sigma_min) = x"
+    assert PROCESS.at(0).sigma == 0
+    assert PROCESS.alpha_bar.shape == (41,)
+    assert PROCESS.at(1).sigma < PROCESS.at(1.5).sigma < PROCESS.at(2).sigma
+
+
+def test_keys_are_distinct_and_in_range_and_never_change():
+    keys = [PROCESS.at(t).key for t in range(1, 41)]
+    assert keys == sorted(set(keys))
+    assert keys[0] == 2134450670
+    assert keys[-1] == 2156673424
+    limits = [log_snr_key(2 * math.log(alpha / sigma)) for alpha, sigma in ((1, 1e300), (1e300, 1))]
+    assert limits[0] < 2**32
+    assert limits[1] > 0
+    with pytest.raises(ValueError, match="too close"):
+        EDM(1000, 1.0, 1.000001, 7.0, 0.5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 13, 40])
+def test_times_are_those_of_diffusers(steps):
+    scheduler = CMStochasticIterativeScheduler()
+    scheduler.set_timesteps(steps)
+    mine = find("consistency").times(Sample(sampler="consistency", steps=steps, seed=0), PROCESS)
+    np.testing.assert_allclose(mine, scheduler.timesteps.numpy(), rtol=1e-12)
+
+
+def test_a_list_of_times_is_taken_and_x_begins_with_the_noise_of_the_last(folder):
+    [cell] = planned(folder, sample={"spacing": [20, 39], "steps": 2}).cells
+    assert cell.tau == (20, 39)
+    settings = cell.settings.model_copy(update={"clip": "none"})
+    seen = []
+
+    def network(x, at, condition=None):
+        seen.append((x, at))
+        return torch.zeros_like(x)
+
+    sample_batch(network, torch.arange(3), SamplingSpec(Identity(SHAPE), EDM_DEFAULTS, settings, cell.tau, 2))
+    sigma = PROCESS.at(39).sigma
+    torch.testing.assert_close(seen[0][0], normal(0, torch.arange(3), 0, SHAPE) * sigma / math.hypot(sigma, 0.5))
+    assert [at.time for _, at in seen] == [PROCESS.at(39).time, PROCESS.at(20).time]
+
+
+def test_what_the_pipeline_says_is_taken_and_enters_the_id(folder):
+    [cell] = planned(folder).cells
+    assert cell.model.diffusion == EDM_DEFAULTS
+    assert (cell.settings.clip, cell.nfe, cell.sampler_block["last_sigma"]) == ("x0", 2, pytest.approx(0.002))
+    told = cell.model.source.description(cell.model.diffusion, [cell.settings])
+    assert "edm with sigma from 0.002 to 80, rho 7, T = 40, predicts consistency, clip x0" in told
+    [other] = planned(folder, diffusion={"sigma_max": 60.0}).cells
+    assert other.model.id != cell.model.id
+    assert other.model.diffusion.sigma_max == 60.0
+    assert Diffusion().recorded == Diffusion().model_dump(exclude=set(Diffusion.later_keys))
+
+
+def test_a_plan_without_the_weights_prices_it():
+    values = {"name": "x", "model": {"checkpoint": "no/such"}, "sample": {"sampler": "consistency", "seed": 0}}
+    found = plan(validate(Config, values | {"grid": {"steps": [1, 2]}}, "test"), dry=True)
+    assert [cell.nfe for cell in found.cells] == [1, 2]
+
+
+BETAS = {"name": "gaussian", "shape": [1, 4, 4]}
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++2m", "heun", "unipc", "diffusers:LCMScheduler"])
+def test_another_sampler_is_refused_on_a_consistency_model(folder, name):
+    assert "set sampler: consistency" in refusal(planned, folder, sample={"sampler": name})
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        ({"sample": {"steps": 41}}, ["41 sampling steps", "1..40"]),
+        ({"sample": {"spacing": "trailing"}}, ["has no spacing trailing", "list the times"]),
+        ({"sample": {"spacing": [3, 12]}}, ["first calls the network", "list later times"]),
+        ({"sample": {"eta": 0.5}}, ["sample.eta: 0.5 has no effect"]),
+        ({"diffusion": {"schedule": "cosine"}}, ["diffusion.schedule", "no betas"]),
+        ({"diffusion": {"rescale_betas_zero_snr": True}}, ["diffusion.rescale_betas_zero_snr", "no betas"]),
+        ({"diffusion": {"prediction": "epsilon"}}, ["diffusion.prediction: epsilon", "prediction: consistency"]),
+        ({"diffusion": {"sigma_max": 0.001}}, ["sigma_max larger than sigma_min"]),
+        ({"model": {"oracle": "gaussian"}, "data": BETAS}, ["is for consistency models", "predicts epsilon", "ddim"]),
+        ({"model": {"oracle": "gaussian"}, "data": BETAS, "diffusion": {"sigma_max": 1.0}}, ["only process: edm"]),
+        ({"model": {"oracle": "gaussian"}, "data": BETAS, "diffusion": {"process": "edm"}}, ["model.checkpoint"]),
+        ({"model": {"unet": {}}, "diffusion": {"process": "edm"}}, ["does not train"]),
+        ({"sample": {"sampler": "diffusers:CMStochasticIterativeScheduler"}}, ["the sampler consistency"]),
+    ],
+)
+def test_a_mistake_is_one_line(folder, sections, parts):
+    said = refusal(planned, folder, **sections)
+    for part in parts:
+        assert part in said
+
+
+def test_a_scheduler_that_cannot_be_honoured_is_one_line(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "it")
+    file = tmp_path / "it/scheduler/scheduler_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"s_noise": 1.01}))
+    assert "s_noise: 1.01" in refusal(planned, tmp_path / "it")
+    file.write_text(json.dumps(values | {"clip_denoised": False, "num_train_timesteps": 18}))
+    [cell] = planned(tmp_path / "it").cells
+    assert (cell.settings.clip, cell.tau) == ("none", (9, 18))
+
+
+def test_a_process_of_betas_is_as_before():
+    assert diffusion_section(Diffusion()).process is None
+    process = schedules.process(diffusion_section(Diffusion()))
+    assert process.preconditioning(process.at(3)) is None
+    assert process.first_scale(process.at(500)) == 1.0
