@@ -42,6 +42,7 @@ from taugrid.orchestrator.work.kind import KindResult, WorkKind
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import replacing, write_json, write_text
 from taugrid.words import counted, with_urls
+from taugrid.workers.data.labels import load_labels
 from taugrid.workers.data.load import load_images
 from taugrid.workers.sample import SampleJob
 from taugrid.workers.training import fit
@@ -234,6 +235,8 @@ class Session:
                 self._require_scratch()
                 fit.check(source.train)
                 load_images(source.data)
+                if source.unet.num_classes is not None:
+                    load_labels(source.data)
 
     def _record_run(self) -> None:
         """Claim the directory, and write the config, the plan and the list of cells."""

@@ -209,6 +209,8 @@ class TrainingSpec:
     """Ray labels that the workers' nodes must have."""
     run_id: RunId | None = None
     """The run directory, which every worker must see. None: not in one."""
+    labels_sha256: str | None = None
+    """The SHA-256 of the images' labels on the driver. None: the network takes none."""
 
     @property
     def final(self) -> Path:

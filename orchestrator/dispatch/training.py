@@ -30,6 +30,7 @@ from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
 from taugrid.words import counted, duration, listed, with_urls
 from taugrid.workers.accelerator.policy import lacks
+from taugrid.workers.data.labels import load_labels
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.ray_compat import memory_here
 from taugrid.workers.training import fit
@@ -252,6 +253,7 @@ class Training:
             gpus_per_worker=wanted.gpus,
             label_selector=self._cluster.label_selector,
             run_id=run_id,
+            labels_sha256=None if source.unet.num_classes is None else load_labels(source.data).sha256,
         )
 
 

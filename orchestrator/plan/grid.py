@@ -38,6 +38,7 @@ from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
     Fingerprint,
+    check_classes,
     check_loss_weights,
     data_identity,
     diffusion_section,
@@ -235,14 +236,14 @@ def _raising_not_here(fingerprint: Fingerprint) -> Fingerprint:
     """`fingerprint`, which raises `MissingInput` where images can't be used. The result, or the error, is cached."""
 
     @cache
-    def look(data: Data) -> str | UserError:
+    def look(data: Data, *of: str) -> str | UserError:
         try:
-            return fingerprint(data)
+            return fingerprint(data, *of)
         except UserError as error:
             return error
 
-    def found(data: Data) -> str:
-        result = look(data)
+    def found(data: Data, *of: str) -> str:
+        result = look(data, *of)
         if isinstance(result, UserError):
             raise MissingInput(str(result))
         return result
@@ -412,7 +413,10 @@ def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> Model
         check_loss_weights(sections.train, diffusion)
         if model.unet.dropout and sections.train.most_workers > 1:
             raise UserError("model.unet.dropout needs train.workers: 1, because masks depend on the number of workers")
-        return Trained(data, data_identity(data, lookups.fingerprint), model.unet, sections.train)
+        has_labels = model.unet.num_classes is not None
+        identified = data_identity(data, lookups.fingerprint, has_labels)
+        check_classes(data, model.unet, sections.train)
+        return Trained(data, identified, model.unet, sections.train)
     raise UserError(
         "model: give unet: {...} to train a network, checkpoint: FOLDER to load one, callable: MODULE:FUNCTION for a "
         "custom one, or oracle: NAME"
@@ -435,8 +439,7 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     settings = honoured(settings, described.keys)
     values = {key: value for key, value in cell.values.items() if key not in changes}
     guide = cell.guide if settings.is_guided else None
-    assert settings.seed is not None
-    rule = cell.label_rule and replace(cell.label_rule, seed=settings.seed)
+    rule = cell.label_rule and replace(cell.label_rule, seed=settings.seed or 0)  # with labels it is set
     cell_id = _cell_id(cell.model, settings, described.code, guide, rule)
     return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described, guide, rule)
 

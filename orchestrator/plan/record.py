@@ -1,7 +1,7 @@
 """plan.json: the plan of a run as its last session recorded it, so that read-only commands need not plan again.
 
-Settings and diffusion are written without keys at the defaults that later versions added (`Section.recorded`), as in
-hashes and in the metadata of sample files. The other sections are written in full (`model_dump`).
+Sections are written without keys at the defaults that later versions added (`Section.recorded`), as in hashes and in
+the metadata of sample files.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ def _source_to_json(source: ModelSource) -> dict[str, Any]:
     match source:
         case Trained(data, data_identity, unet, train):
             sections = {"data": data, "unet": unet, "train": train}
-            dumped = {name: section.model_dump(mode="json") for name, section in sections.items()}
+            dumped = {name: section.recorded for name, section in sections.items()}
             return {"kind": "trained", "data_identity": dict(data_identity), **dumped}
         case Loaded(checkpoint):
             return {"kind": "loaded", **asdict(checkpoint), "diffusion": checkpoint.diffusion.recorded}

@@ -24,6 +24,7 @@ from taugrid.errors import UserError
 from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
 from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.data.labels import number_of_classes, without_labels
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
 
 
@@ -119,6 +120,27 @@ def check_loss_weights(train: Train, diffusion: Diffusion) -> None:
             raise UserError(f"train.loss_weights: {error}") from None
 
 
+def check_classes(data: Data, unet: Unet, train: Train) -> None:
+    """Raise `UserError` unless `data` has the labels that `unet` and `train` need. They are already in an identity."""
+    if unet.num_classes is None:
+        if train.label_dropout:
+            raise UserError(
+                f"train.label_dropout: {train.label_dropout} drops labels, but the network takes none: set "
+                "model.unet.num_classes, or remove it"
+            )
+        return
+    if not data.dataset.labels:
+        raise UserError(f"model.unet.num_classes: {unet.num_classes}, but {without_labels(data)}")
+    try:
+        classes = number_of_classes(data)
+    except UserError:
+        return  # they are gone since: `data_identity` knows them by their recorded hash
+    if classes != unet.num_classes:
+        raise UserError(
+            f"model.unet.num_classes: {unet.num_classes}, but {data.full_name} has {classes} classes: set {classes}"
+        )
+
+
 def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
     """`settings` with no key left null; `theirs` are the keys that a loaded pipeline sets."""
     given = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
@@ -149,7 +171,7 @@ KEYS_OUTSIDE_IDENTITY = {"num_samples"} | {f"{name}.{key}" for name in ("data", 
 
 TRAIN_DEFAULTS = Train(seed=0)
 
-Fingerprint = Callable[[Data], str]
+Fingerprint = Callable[..., str]
 """Like `workers.data.load.content_fingerprint`."""
 
 
@@ -176,10 +198,11 @@ def sample_identity(settings: Sample, code: str | None, labels: LabelRule | None
     return differing if code is None else differing | {"sampler_code": code}
 
 
-def data_identity(data: Data, fingerprint: Fingerprint) -> dict[str, Any]:
-    """The training data's identity: the keys of a published data set, or else the images."""
+def data_identity(data: Data, fingerprint: Fingerprint, has_labels: bool = False) -> dict[str, Any]:
+    """The training data's identity: the keys of a published data set, or else the images and the labels, if used."""
     if not data.dataset.is_published:
-        return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data)}
+        labels = {"labels": fingerprint(data, "labels")} if has_labels else {}
+        return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data), **labels}
     return _differing(data.in_ids, Data(), NOT_IDENTITY["data"])
 
 

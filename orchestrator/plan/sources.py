@@ -109,6 +109,11 @@ class Trained(ModelSource):
     unet: Unet
     train: Train
 
+    @property
+    def conditions(self) -> Conditions | None:
+        classes = self.unet.num_classes
+        return None if classes is None else Conditions(classes, classes if self.train.label_dropout else None)
+
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         return {
             "data": self.data_identity,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from taugrid.config import Config, Data, Diffusion
 from taugrid.config.sample import LabelColumn
@@ -136,15 +136,16 @@ class ModelRecords(Paths):
             del record["precision"]  # it comes from the config
             write_json(path, record, self.storage)
 
-    def fingerprint(self, data: Data) -> str:
-        """SHA-256 of a data set's images; if they are gone, as recorded when a model was trained on them."""
+    def fingerprint(self, data: Data, of: Literal["images", "labels"] = "images") -> str:
+        """SHA-256 of a data set's images or labels; if they are gone, as recorded when a model was trained on them."""
         try:
-            return content_fingerprint(data if self.downloads else data.model_copy(update={"download": False}))
+            return content_fingerprint(data if self.downloads else data.model_copy(update={"download": False}), of)
         except UserError:
             recorded = (read_json(self.provenance, self.storage) or {}).get("dataset") or {}
             section = data.model_dump(mode="json", exclude={"download"})
-            if recorded and section.items() <= recorded.items():
-                return str(recorded["sha256"])
+            key = {"images": "sha256", "labels": "labels_sha256"}[of]
+            if key in recorded and section.items() <= recorded.items():
+                return str(recorded[key])
             raise
 
     def read_column(self, section: LabelColumn) -> Column:

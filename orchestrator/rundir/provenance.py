@@ -96,20 +96,22 @@ def _dataset(
     """The config's data set, if a model was trained on it or samples are scored against it; else as recorded."""
     if scoring is not None and scoring.reference.given == scoring.config.data:
         with suppress(UserError):  # a report of earlier scores needs no images
-            return _describe(scoring.config.data)
+            return _describe(scoring.config.data, plan)
     recorded: Mapping[str, Any] | None = before.get("dataset")
     recorded_models = before.get("models") or {}
     for model in plan.models:
         if isinstance(model.source, Trained) and rundir.is_ready(model) and model.id not in recorded_models:
             try:
-                return _describe(model.data)
+                return _describe(model.data, plan)
             except UserError:
                 return recorded  # trained on another machine, or the images are gone: nothing needs them now
     return recorded
 
 
-def _describe(data: Data) -> dict[str, Any]:
+def _describe(data: Data, plan: Plan) -> dict[str, Any]:
     content = {"num_images": len(load_images(data)), "sha256": content_fingerprint(data)}
+    if any(isinstance(m.source, Trained) and m.source.unet.num_classes and m.data == data for m in plan.models):
+        content["labels_sha256"] = content_fingerprint(data, "labels")
     return data.model_dump(mode="json", exclude={"download"}) | content
 
 

@@ -28,6 +28,8 @@ def is_hub_id(text: str) -> bool:
 class Unet(Section):
     """Arguments of diffusers' `UNet2DModel`; the defaults follow the DDPM U-Net, not diffusers."""
 
+    later_keys = {"num_classes": None}
+
     block_out_channels: list[Positive] = [128, 256, 256, 256]
     """Width of each level, from the full resolution down."""
     layers_per_block: Positive = 2
@@ -53,6 +55,8 @@ class Unet(Section):
     """Of the time embedding: cosines before sines."""
     downsample_padding: int = 0
     """Of the convolutions that halve the resolution; 0 pads below and on the right alone, as in DDPM."""
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    """Classes of the data set, whose labels the network takes besides x and t; null: it takes none."""
 
     @model_validator(mode="after")
     def _levels_agree(self) -> "Unet":

@@ -24,6 +24,8 @@ class LossWeights(Section):
 class Train(Section):
     """Training. `workers`, `checkpoint_every` and `tensorboard` do not change the result."""
 
+    later_keys = {"label_dropout": 0.0}
+
     steps: Positive = 100_000
     """Number of optimiser steps."""
     batch_size: Positive = 128
@@ -48,6 +50,8 @@ class Train(Section):
     """null: L_simple, the mean square of what the network predicts (eq. 5 with gamma = 1 for epsilon)."""
     flip: bool = False
     """Random horizontal flips."""
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of labels that become the null class, with which a network can be guided. Needs model.unet.num_classes."""
     antithetic: bool = False
     """Draw times in pairs t, T + 1 - t. Each time stays as likely as before, and the loss varies less."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"

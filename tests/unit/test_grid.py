@@ -12,6 +12,7 @@ from taugrid.config.load import load, merge
 from taugrid.errors import UserError
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.work.reconstruct import ode_cells
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, read_checkpoint
@@ -157,6 +158,45 @@ def test_a_wrong_grid_is_one_line(grid, message):
         planned(grid=grid)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def of_classes(num_classes=10, **sections):
+    unet = BASE["model"]["unet"] | {"num_classes": num_classes}
+    return {"model": {"unet": unet}, "sample": {"labels": None if num_classes is None else "balanced"}} | sections
+
+
+def test_classes_make_another_model_and_so_does_the_share_of_dropped_labels():
+    models = [
+        planned(**of_classes(k, train={"label_dropout": p})).models[0] for k, p in ((10, 0), (10, 0.1), (10, 0.2))
+    ]
+    assert len({model.id for model in [*models, planned().models[0]]}) == 4
+    same = planned(**of_classes(None, train={"label_dropout": 0.0}))
+    assert ids(same) == ids(planned()), "as if the keys were not there"
+    recorded = to_json(planned())["models"][0]["source"]
+    assert "num_classes" not in recorded["unet"]
+    assert "label_dropout" not in recorded["train"]
+    restored = from_json(json.loads(json.dumps(to_json(planned(**of_classes(train={"label_dropout": 0.1}))))))
+    assert (restored.models[0].source.unet.num_classes, restored.models[0].source.train.label_dropout) == (10, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (of_classes(9), "model.unet.num_classes: 9, but digits has 10 classes: set 10"),
+        (of_classes(11, data={"name": "cifar10"}), "model.unet.num_classes: 11, but cifar10 has 10 classes: set 10"),
+        (of_classes(2, data={"name": "gaussian"}), "model.unet.num_classes: 2, but gaussian has no labels (digits, "),
+        (of_classes(40, data={"name": "celeba"}), "model.unet.num_classes: 40, but celeba has no labels"),
+        (
+            {"train": {"label_dropout": 0.1}},
+            "train.label_dropout: 0.1 drops labels, but the network takes none: set model.unet.num_classes, or remove",
+        ),
+    ],
+)
+def test_classes_that_a_data_set_does_not_have_are_refused(sections, said):
+    with pytest.raises(UserError) as error:
+        planned(**sections)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_dropout_masks_need_one_worker():

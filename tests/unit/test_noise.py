@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from taugrid.workers.diffusion.noise import normal, philox4x32, stream_key, training_draws, uniform_integers, words
+from taugrid.workers.diffusion.noise import (
+    label_drops,
+    normal,
+    philox4x32,
+    stream_key,
+    training_draws,
+    uniform_integers,
+    words,
+)
 
 WORD = st.integers(0, 2**32 - 1)
 SEED = st.sampled_from([0, 1, 12345, 2**63 - 1])
@@ -145,6 +153,19 @@ def test_training_draws_are_uniform():
     assert (t.min(), t.max()) == (1, 10)
     for values, bins in ((index, 7), (t - 1, 10), (flip.long(), 2), (index + 7 * (t - 1), 70), (t - 1 + 10 * flip, 20)):
         assert stats.chisquare(torch.bincount(values, minlength=bins).numpy()).pvalue > 1e-5
+
+
+def test_dropped_labels_are_a_function_of_seed_step_and_position_and_never_change():
+    dropped = label_drops(3, 17, torch.arange(64), 0.25)
+    assert dropped.nonzero().flatten().tolist() == [1, 11, 12, 14, 20, 29, 32, 33, 38, 40, 42, 46, 54, 60, 62]
+    assert torch.equal(label_drops(3, 17, torch.arange(64)[1::2], 0.25), dropped[1::2])
+    assert not label_drops(3, 17, torch.arange(64), 0.0).any()
+    more = label_drops(3, 17, torch.arange(64), 0.5)
+    assert more[dropped].all(), "a larger share drops more, and the same"
+    assert not torch.equal(label_drops(3, 18, torch.arange(64), 0.25), dropped)
+    assert not torch.equal(label_drops(4, 17, torch.arange(64), 0.25), dropped)
+    many = label_drops(0, 0, torch.arange(40_000), 0.1).double().mean().item()
+    assert many == pytest.approx(0.1, abs=0.006)  # 4 standard errors
 
 
 def test_training_draws_depend_on_step_and_position_alone():

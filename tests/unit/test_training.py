@@ -39,11 +39,12 @@ from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
+from taugrid.workers.data.labels import load_labels
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import velocity
-from taugrid.workers.network.checkpoint import saved_unet
+from taugrid.workers.network.checkpoint import read_checkpoint, saved_unet
 from taugrid.workers.network.load import load_network
-from taugrid.workers.network.unet import ema_decay
+from taugrid.workers.network.unet import build_unet, ema_decay, save_pipeline
 from taugrid.workers.training import checkpoints, fit, loop
 from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.checkpoints import new_state
@@ -76,6 +77,12 @@ def a_spec(folder, **train):
     )
 
 
+def with_classes(spec):
+    """The same training, with the labels of the images."""
+    sha256 = load_labels(spec.data).sha256
+    return dataclasses.replace(spec, unet=UNET.model_copy(update={"num_classes": 10}), labels_sha256=sha256)
+
+
 def run_loop(spec, state, log=None):
     return loop._loop(spec, state, Batches(spec, 0, 1, "cpu"), log, 0, 1)
 
@@ -85,7 +92,7 @@ def weights(state):
 
 
 def test_slices_of_ranks_make_up_the_global_batch(tmp_path):
-    spec = a_spec(tmp_path, flip=True)
+    spec = with_classes(a_spec(tmp_path, flip=True, label_dropout=0.5))
     whole = Batches(spec, 0, 1, "cpu")[5]
     parts = [Batches(spec, rank, 3, "cpu")[5] for rank in range(3)]
     assert [len(part.t) for part in parts] == [3, 3, 4]
@@ -107,19 +114,75 @@ def test_batches_are_noisy_images_of_the_dataset(tmp_path):
     assert any(same)
 
 
+def test_labels_are_those_of_the_images_and_some_are_the_null_class(tmp_path):
+    plain = Batches(a_spec(tmp_path, batch_size=1000), 0, 1, "cpu")[7]
+    full = Batches(with_classes(a_spec(tmp_path, batch_size=1000)), 0, 1, "cpu")[7]
+    dropped = Batches(with_classes(a_spec(tmp_path, batch_size=1000, label_dropout=0.3)), 0, 1, "cpu")[7]
+    assert plain.labels is None
+    for other in (full, dropped):
+        assert all(torch.equal(a, b) for a, b in zip(plain[:4], other[:4], strict=True)), "no other draw moves"
+    images, of_images = data.load_images(config.Data()), load_labels(config.Data()).of_images
+    label_of = {image.tobytes(): label for image, label in zip(images, of_images, strict=True)}
+    shown = ((full.x0 + 1) * 127.5).round().byte()
+    assert full.labels.tolist() == [label_of[image.numpy().tobytes()] for image in shown]
+    is_null = dropped.labels == 10
+    assert is_null.float().mean().item() == pytest.approx(0.3, abs=0.06)  # 4 standard errors
+    assert torch.equal(dropped.labels[~is_null], full.labels[~is_null])
+
+
+@pytest.mark.parametrize("label_dropout", [0.0, 0.3])
+def test_a_network_learns_from_labels_and_only_the_rows_of_those_it_sees(tmp_path, label_dropout):
+    spec = with_classes(a_spec(tmp_path, steps=2, warmup_steps=0, label_dropout=label_dropout))
+    state = new_state(spec, "cpu")
+    before = state.unet.class_embedding.weight.detach().clone()
+    seen = set(torch.cat([Batches(spec, 0, 1, "cpu")[step].labels for step in range(2)]).tolist())
+    run_loop(spec, state)
+    changed = (state.unet.class_embedding.weight != before).any(dim=1)
+    assert set(changed.nonzero().flatten().tolist()) == seen
+    assert len(before) == (11 if label_dropout else 10)
+    assert (10 in seen) == (label_dropout > 0)
+
+
+def test_a_network_with_classes_is_saved_with_its_null_class_and_diffusers_loads_it(tmp_path):
+    import diffusers
+
+    spec = with_classes(a_spec(tmp_path, steps=1, label_dropout=0.1))
+    state = new_state(spec, "cpu")
+    run_loop(spec, state)
+    save_pipeline(tmp_path / "p", state.unet, state.ema, spec.diffusion)
+    for folder in ("unet", "unet_raw"):
+        saved = json.loads((tmp_path / "p" / folder / "config.json").read_text())
+        assert (saved["num_class_embeds"], saved["null_label"]) == (11, 10)
+    unet = diffusers.DDIMPipeline.from_pretrained(tmp_path / "p").unet
+    x, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 10])
+    with torch.inference_mode():
+        theirs = unet(x, 5, labels).sample
+        state.unet.load_state_dict(state.ema)
+        torch.testing.assert_close(theirs, state.unet.eval()(x, 5, labels).sample, rtol=0, atol=1e-6)  # by layout
+    assert read_checkpoint(str(tmp_path / "p")).conditions == (10, 10)
+    assert saved_unet(tmp_path / "p" / "unet_raw").conditions == (10, 10)
+    without = build_unet(spec.unet, (1, 8, 8))
+    assert "null_label" not in without.config
+    assert without.config.num_class_embeds == 10
+
+
 def _pairs(a, b):
     return [(((x + 1) * 127.5).round(), ((y + 1) * 127.5).round()) for x, y in zip(a.x_t, b.x_t, strict=True)]
 
 
-def test_a_checkpoint_holds_all_that_matters(tmp_path):
-    spec = a_spec(tmp_path)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_checkpoint_holds_all_that_matters(tmp_path, conditional):
+    def specified(**train):
+        return with_classes(a_spec(tmp_path, label_dropout=0.2, **train)) if conditional else a_spec(tmp_path, **train)
+
+    spec = specified()
     straight = new_state(spec, "cpu")
     run_loop(spec, straight)
 
     first = new_state(spec, "cpu")
-    run_loop(a_spec(tmp_path, steps=4), first)
+    run_loop(specified(steps=4), first)
     checkpoints.save(first, tmp_path / "state.pt")
-    resumed = new_state(a_spec(tmp_path, seed=99), "cpu")
+    resumed = new_state(specified(seed=99), "cpu")
     checkpoints.load(resumed, tmp_path / "state.pt")
     assert resumed.step == 4
     torch.manual_seed(1234)  # dropout must not lean on the generator's state

@@ -35,7 +35,7 @@ def load_labels(data: Data) -> Labels:
         UserError: if the data set has none, or its files of labels are missing, damaged or unusable.
     """
     if not data.dataset.labels:
-        raise UserError(f"data: {data.full_name} has no labels; {', '.join(_labelled())} can have them")
+        raise UserError(f"data: {without_labels(data)}")
     found: Labels = resolve_name(data.dataset.labels)(data)
     published = data.dataset.published_size(data.split, data.category)
     if published not in (None, len(found.of_images)):
@@ -77,5 +77,7 @@ def of_folders(first_folders: Sequence[str]) -> Labels:
     return Labels(labels.astype(np.int32), tuple(map(str, classes)))
 
 
-def _labelled() -> list[str]:
-    return [name for name, dataset in DATASETS.items() if dataset.labels]
+def without_labels(data: Data) -> str:
+    """What to say of a data set that has no labels."""
+    labelled = ", ".join(name for name, dataset in DATASETS.items() if dataset.labels)
+    return f"{data.full_name} has no labels ({labelled} can have them)"

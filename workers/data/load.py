@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from taugrid.hashing import digest_of_shape
 from taugrid.storage import user_cache
 from taugrid.words import this_node
 from taugrid.workers.data.decoding import Decoded, EncodedDataset, load_or_decode, locked
+from taugrid.workers.data.labels import load_labels
 
 FINGERPRINT_ROWS = 1024
 """Images that are brought into memory at a time to compute a fingerprint."""
@@ -84,9 +86,12 @@ def _require_drivers(data: Data, actual: str, expected: str) -> None:
         )
 
 
-def content_fingerprint(data: Data) -> str:
-    """The `fingerprint` of `load_images`; raises the same errors. With a decoded cache it is read from there."""
-    return _load(data).fingerprint
+def content_fingerprint(data: Data, of: Literal["images", "labels"] = "images") -> str:
+    """The `fingerprint` of `load_images`; raises the same errors. With a decoded cache it is read from there.
+
+    `of` labels: the SHA-256 of `load_labels`.
+    """
+    return load_labels(data).sha256 if of == "labels" else _load(data).fingerprint
 
 
 def require_files(data: Data) -> None:

@@ -92,6 +92,14 @@ def training_draws(
     return TrainingDraws(index=uniform_integers(w[0], w[1], num_images), t=t, flip=(w[4] & 1).bool())
 
 
+def label_drops(seed: int, step: int, positions: Tensor, share: float) -> Tensor:
+    """(B,) bool: whether each of the `positions` in the batch of a training step loses its label, with odds `share`.
+
+    Its stream is its own, so that no other draw depends on `share`.
+    """
+    return words(seed, "train-label", positions, step, blocks=1)[:, 0] < int(share * 2**32)
+
+
 def uniform_integers(high: Tensor, low: Tensor, n: int) -> Tensor:
     """floor(w n / 2^64) for the 64-bit w = (`high`, `low`): uniform in [0, n) up to n / 2^64.
 

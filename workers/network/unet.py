@@ -33,11 +33,19 @@ with uncollected(), imported_on_use("scipy.integrate", "scipy.stats"):
     from diffusers import UNet2DModel as UNet2DModel
 
 
-def build_unet(unet: Unet, image_shape: tuple[int, int, int]) -> UNet2DModel:
-    """A network for images of (channels, height, width), with random weights from torch's global generator."""
+def build_unet(unet: Unet, image_shape: tuple[int, int, int], has_null_label: bool = False) -> UNet2DModel:
+    """A network for images of (channels, height, width), with random weights from torch's global generator.
+
+    With `has_null_label`, label K of its K `num_classes` is the null class, which its saved config says.
+    """
     channels, height, width = image_shape
     size = {"sample_size": (height, width), "in_channels": channels, "out_channels": channels}
-    return UNet2DModel(**size, **unet.model_dump())
+    classes = unet.num_classes
+    rows = None if classes is None else classes + has_null_label
+    built = UNet2DModel(**size, **unet.model_dump(exclude={"num_classes"}), num_class_embeds=rows)
+    if has_null_label:
+        built.register_to_config(null_label=classes)  # diffusers ignores the key
+    return built
 
 
 def ema_start(unet: torch.nn.Module) -> dict[str, Tensor]:

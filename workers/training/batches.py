@@ -8,6 +8,7 @@ from torch import Tensor
 from taugrid import config
 from taugrid.jobs import TrainingSpec
 from taugrid.workers import schedules
+from taugrid.workers.data.labels import load_known_labels
 from taugrid.workers.data.load import load_known_images
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.objective import l_gamma, mean_square
@@ -25,6 +26,8 @@ class TrainingBatch(NamedTuple):
     """Shaped like `x_t`: the images in [-1, 1]."""
     eps: Tensor
     """Shaped like `x_t`: the noise."""
+    labels: Tensor | None = None
+    """(B,) int64 in 0..K, where K is the null class. None: the network takes none."""
 
 
 class Loss:
@@ -68,6 +71,11 @@ class Batches:
         fits = device != "cpu" and self._images.nbytes <= DEVICE_BYTES
         self._on_device = torch.tensor(self._images, device=device) if fits else None
         self._alpha_bar = torch.from_numpy(schedules.alpha_bar(spec.diffusion)).to(device)
+        self._classes, self._label_dropout = spec.unet.num_classes, spec.train.label_dropout
+        self._labels: Tensor | None = None
+        if spec.labels_sha256 is not None:
+            known = load_known_labels(spec.data, spec.labels_sha256).of_images
+            self._labels = torch.tensor(known, dtype=torch.int64, device=device)
 
     def __getitem__(self, step: int) -> TrainingBatch:
         """The images of `step` = 0, 1, ... with noise added to them, eq. 4."""
@@ -81,4 +89,13 @@ class Batches:
         if self._flip:
             x0 = torch.where(draws.flip[:, None, None, None], x0.flip(-1), x0)
         eps = noise.normal(self._seed, self._positions, step, self._shape, domain="train-eps")
-        return TrainingBatch(diffuse(x0, eps, self._alpha_bar[draws.t]), draws.t, x0, eps)
+        labels = None if self._labels is None else self._dropped(self._labels[draws.index], step)
+        return TrainingBatch(diffuse(x0, eps, self._alpha_bar[draws.t]), draws.t, x0, eps, labels)
+
+    def _dropped(self, labels: Tensor, step: int) -> Tensor:
+        """`labels`, of which a share of `train.label_dropout` is the null class."""
+        if not self._label_dropout:
+            return labels
+        assert self._classes is not None, "the plan refuses label_dropout without classes"
+        drops = noise.label_drops(self._seed, step, self._positions, self._label_dropout)
+        return labels.masked_fill(drops, self._classes)

@@ -44,8 +44,9 @@ def new_state(spec: TrainingSpec, device: str) -> State:
     shape = spec.data.image_shape
     torch.manual_seed(spec.train.seed)
     try:
-        unet = build_unet(spec.unet, shape)  # on the CPU, whose random numbers are the same anywhere
-        unet(torch.zeros(1, *shape), 0)
+        # on the CPU, whose random numbers are the same anywhere
+        unet = build_unet(spec.unet, shape, has_null_label=spec.train.label_dropout > 0)
+        unet(torch.zeros(1, *shape), 0, None if spec.unet.num_classes is None else torch.zeros(1, dtype=torch.int64))
     except (ValueError, RuntimeError, TypeError) as error:
         raise Hopeless(f"model.unet does not work for images of shape {shape}: {error}") from error
     how = policy(kind_of(device), spec.train.precision, trains=True)

@@ -169,7 +169,7 @@ def _step(
 def _output(settings: Train, network: Any, batch: TrainingBatch) -> Tensor:
     """The network's output, as float32 for any `precision`. bf16 has float32's range, so the loss needs no scaling."""
     with torch.autocast(batch.x_t.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        output: Tensor = network(batch.x_t, network_time(batch.t), return_dict=False)[0]
+        output: Tensor = network(batch.x_t, network_time(batch.t), batch.labels, return_dict=False)[0]
     return output.float()
 
 
