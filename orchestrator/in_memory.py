@@ -28,7 +28,7 @@ from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import Shortages
 from taugrid.workers.accelerator.policy import kind_of, lacks
 from taugrid.workers.conditions.column import read_column
-from taugrid.workers.conditions.guidance import guidance_of, inside
+from taugrid.workers.conditions.guidance import called, guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity
@@ -172,15 +172,16 @@ def _settings(
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
     [described] = describe_samplers([Case(resolved, process)]).descriptions
-    resolved, steps = honoured(resolved, described.keys), schedules.process(process)
-    guided = inside(resolved.guidance_interval, described.times, steps) if resolved.is_guided else []
+    resolved = honoured(resolved, described.keys)
+    points = called(described.tau, described.times, schedules.process(process))
+    guided = len(inside(resolved.guidance_interval, points)) if resolved.is_guided else 0
     how = guidance_of(resolved, guided, *takes)
     if how is None and len(takes) > 1:
         raise UserError("guide has no effect with guidance 1; set guidance, or leave it out")
     if how is not None:
         require_no(label_differences(takes[-1], takes[0]), "guide")
-        require_possible(resolved, how, len(takes) > 1, shape[0], described.times, steps)
-    return SamplingSpec(Identity(shape), process, resolved, described.tau, described.evaluations + len(guided), how)
+        require_possible(resolved, how, len(takes) > 1, shape[0], points)
+    return SamplingSpec(Identity(shape), process, resolved, described.tau, described.evaluations + guided, how)
 
 
 def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":

@@ -14,9 +14,10 @@ from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import listed
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, guidance_of, inside, whole_times
+from taugrid.workers.conditions.guidance import Guidance, called, guidance_of, inside, whole_times
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Decoder
+from taugrid.workers.diffusion.process import Point
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.description import SamplerDescription, describe_sampler
 from taugrid.workers.samplers.sampler import find
@@ -214,21 +215,24 @@ class Cell:
     @property
     def nfe(self) -> int:
         """Network evaluations per image; guided calls count twice."""
-        return self.sampler_description.evaluations + len(self.guided_times)
+        return self.sampler_description.evaluations + self.guided_calls
 
     @cached_property
-    def guided_times(self) -> list[float]:
-        """The network's times at which calls are guided, in the order of the calls."""
-        if not self.settings.is_guided:
-            return []
-        process = schedules.process(self.model.diffusion)
-        return inside(self.settings.guidance_interval, self.sampler_description.times, process)
+    def guided_calls(self) -> int:
+        """How many calls are guided for each image."""
+        return len(inside(self.settings.guidance_interval, self.points)) if self.settings.is_guided else 0
+
+    @property
+    def points(self) -> list[Point]:
+        """The points at which the network is called, in the order of the calls."""
+        described = self.sampler_description
+        return called(described.tau, described.times, schedules.process(self.model.diffusion))
 
     @property
     def guidance(self) -> Guidance | None:
         """How workers guide its predictions; None: they do not."""
         guide_takes = None if self.guide is None else self.guide.source.conditions
-        return guidance_of(self.settings, self.guided_times, self.model.source.conditions, guide_takes)
+        return guidance_of(self.settings, self.guided_calls, self.model.source.conditions, guide_takes)
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.conditions.guidance import Guidance, whole_times
-from taugrid.workers.diffusion.process import Process
+from taugrid.workers.diffusion.process import Point
 
 GUIDE = "model.guide"
 OF_GUIDANCE = (*GUIDANCE_KEYS, GUIDE)
@@ -40,14 +40,11 @@ def check_guidance(cell: Cell) -> None:
         return
     if guide is not None and guide.lacks is None:
         require_no(_differences(model, guide), guide.source.name)
-    times, process = cell.sampler_description.times, schedules.process(model.diffusion)
-    require_possible(cell.settings, how, guide is not None, model.decoder.network_shape[0], times, process)
+    require_possible(cell.settings, how, guide is not None, model.decoder.network_shape[0], cell.points)
 
 
-def require_possible(
-    settings: Sample, how: Guidance, has_guide: bool, channels: int, times: Sequence[float], process: Process
-) -> None:
-    """Raise `UserError` if a network of so many `channels`, called at `times`, can't be guided so."""
+def require_possible(settings: Sample, how: Guidance, has_guide: bool, channels: int, points: Sequence[Point]) -> None:
+    """Raise `UserError` if a network of so many `channels`, called at these points, can't be guided so."""
     if not has_guide and how.null_label is None:
         raise UserError(
             f"sample.guidance is {how.scale:g}, but the network has no null class, so nothing is there to lead away "
@@ -59,7 +56,6 @@ def require_possible(
             "out to guide all"
         )
     if not how.calls:
-        points = [process.at(time + 1) for time in times]
         levels = sorted(point.ratio if point.alpha else math.inf for point in points)
         raise UserError(
             f"sample.guidance_interval: {in_yaml(settings.guidance_interval)} has none of the calls of "
@@ -110,5 +106,5 @@ def interval_notes(cells: Sequence[Cell]) -> Iterator[str]:
         ends = its[0].settings.guidance_interval
         times = [f"{time:g}" for time in whole_times(ends or (), schedules.process(diffusion))]
         at = f" are the network's times {' to '.join(times)}" if times else " are between two of the network's times"
-        counts = dict.fromkeys(f"{len(c.guided_times)} of {c.sampler_description.evaluations}" for c in its)
+        counts = dict.fromkeys(f"{c.guided_calls} of {c.sampler_description.evaluations}" for c in its)
         yield f"guidance_interval {interval}: these noise levels{at}; guided calls: {listed([*counts], 6)}"

@@ -49,9 +49,15 @@ def is_inside(interval: Sequence[float], at: Point) -> bool:
     return low < at.sigma <= high
 
 
-def inside(interval: Sequence[float] | None, times: Iterable[float], process: Process) -> list[float]:
-    """Those of the network's `times` at which calls are guided."""
-    return [time for time in times if interval is None or is_inside(interval, process.at(time + 1))]
+def called(tau: Iterable[float], times: Iterable[float], process: Process) -> list[Point]:
+    """The points at which a sampler of the times `tau` calls a network, which it tells `times`, in their order."""
+    visited = {point.time: point for point in map(process.at, tau)}
+    return [visited.get(time) or process.at(time + 1) for time in times]
+
+
+def inside(interval: Sequence[float] | None, points: Iterable[Point]) -> list[Point]:
+    """Those of the `points` at which calls are guided."""
+    return [point for point in points if interval is None or is_inside(interval, point)]
 
 
 def whole_times(interval: Sequence[float], process: Process) -> list[float]:
@@ -63,13 +69,13 @@ def whole_times(interval: Sequence[float], process: Process) -> list[float]:
 
 def guidance_of(
     settings: Sample,
-    guided_times: Sequence[float],
+    guided_calls: int,
     takes: Conditions | None,
     guide_takes: Conditions | None = None,
 ) -> Guidance | None:
     """How a cell is guided that `settings` (resolved) describe; None: it is not.
 
-    `guided_times` are those of the guided calls; `takes` and `guide_takes` are the labels of the network and the guide.
+    `guided_calls` are those for each image; `takes` and `guide_takes` are the labels of the network and the guide.
     """
     if not settings.is_guided:
         return None
@@ -78,7 +84,7 @@ def guidance_of(
         None if settings.guidance_interval is None else (settings.guidance_interval[0], settings.guidance_interval[1])
     )
     channels = settings.guidance_channels
-    return Guidance(settings.guidance, len(guided_times), ends, channels, null_label, guide_takes is not None)
+    return Guidance(settings.guidance, guided_calls, ends, channels, null_label, guide_takes is not None)
 
 
 class Guided:
