@@ -31,12 +31,13 @@ from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.guidance import called, guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, set_up, usual_device
-from taugrid.workers.diffusion.decoder import Identity
+from taugrid.workers.diffusion.decoder import Identity, pictures
 from taugrid.workers.finite import Watched
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import Case, describe_samplers, honoured
 
 if TYPE_CHECKING:
+    from taugrid.workers.diffusion.decoder import Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
 
 FOR_A_RUN = ("num_samples", "shard_evaluations")
@@ -98,7 +99,8 @@ def _sample_planned(
     device_here = Device(place)
     networks = device_here.networks(specs, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
     try:
-        return _sampled(networks, planned, wanted, labels, place)
+        decode = device_here.decoder(planned.decoder, planned.settings)
+        return _sampled(networks, planned, wanted, labels, place, decode)
     finally:
         device_here.release_graphs()
 
@@ -201,6 +203,7 @@ def _sampled(
     wanted: Sequence[int],
     labels: LabelRule | None,
     device: str,
+    decode: "Decode | None" = None,
 ) -> NDArray[np.uint8]:
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
@@ -214,7 +217,8 @@ def _sampled(
             asked = None if labels is None else torch.from_numpy(labels.at(np.array(batch))).to(device, torch.int64)
             x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling, asked, guide)
             watched.require_finite(start, start + len(batch), sampling.settings)
-            batches.append(to_uint8(sampling.decoder(x0).cpu().numpy()))
+            images = x0 if decode is None else pictures(sampling.decoder, decode, x0, sampling.settings.decode_batch)
+            batches.append(to_uint8(images.cpu().numpy(), sampling.settings.rounding))
     return to_pictures(np.concatenate(batches))
 
 

@@ -15,17 +15,18 @@ from taugrid.errors import DamagedFile, NotFinite, joined_lines
 NOT_FINITE = "the images hold nan or infinity, so they would be meaningless; trying again changes nothing"
 
 
-def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
+def to_uint8(x: NDArray[np.float32], rounding: str = "round") -> NDArray[np.uint8]:
     """Values in [-1, 1] as 0..255, rounded to nearest (half to even); values outside are clipped.
 
-    guided-diffusion casts `(x + 1) * 127.5` instead, which truncates: half a grey level darker on average.
+    `truncate` casts `(x + 1) * 127.5` instead, as guided-diffusion and REPA do: half a grey level darker on average.
 
     Raises:
         NotFinite: if a value is NaN or infinite, which would silently become some grey level, black or white.
     """
     if not np.isfinite(x).all():
         raise NotFinite(NOT_FINITE)
-    grey = np.rint((x.astype(np.float32) + np.float32(1)) * np.float32(127.5))
+    grey = (x.astype(np.float32) + np.float32(1)) * np.float32(127.5)
+    grey = grey if rounding == "truncate" else np.rint(grey)
     result: NDArray[np.uint8] = np.clip(grey, 0, 255).astype(np.uint8)
     return result
 

@@ -72,7 +72,7 @@ class Conditions(NamedTuple):
 
 @dataclass(frozen=True)
 class SavedUnet:
-    """A `UNet2DModel` in a folder: its config and its weights, as the driver found them."""
+    """A network of diffusers in a folder: its config and its weights, as the driver found them."""
 
     folder: str
     weights_sha256: str
@@ -81,6 +81,8 @@ class SavedUnet:
     storage: Storage = LOCAL
     conditions: Conditions | None = None
     """None: it is unconditional."""
+    kind: str = "UNet2DModel"
+    """diffusers' name of its class."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from taugrid.config import Diffusion
+from taugrid.config import Diffusion, Sample
 from taugrid.errors import NotEnoughMemory, Stopped, is_out_of_memory, last_line
 from taugrid.jobs import NetworkSpec, SavedUnet
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory, some_labels
+from taugrid.workers.accelerator.policy import kind_of, policy
+from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function
 from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.pixels import LastSampled
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taugrid.workers.accelerator.preflight import BatchShape
-    from taugrid.workers.diffusion.denoiser import Around, Denoiser
+    from taugrid.workers.diffusion.decoder import Around, Decode
+    from taugrid.workers.diffusion.denoiser import Denoiser
     from taugrid.workers.diffusion.process import Point
 
 MAX_NETWORKS = 2
@@ -33,6 +36,8 @@ MAX_NETWORKS = 2
 MAX_NETWORKS_WITH_GRAPHS = 32
 """Networks whose CUDA graphs a worker records before it forgets them all. torch keeps those of networks that are gone,
 and records at most 128 of one architecture."""
+
+MAX_VAES = 2
 
 MAX_EXTRACTORS = 1
 
@@ -87,13 +92,8 @@ def usual_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -> "Denoiser":
-    """`network`, with a heartbeat before each call: it will be called `calls` times."""
-    return Wrapped(network, beating(heartbeat, calls))
-
-
 def beating(heartbeat: SendHeartbeat, calls: int) -> "Around":
-    """What sends a heartbeat before each call of the networks that it is put around, which are `calls` in all.
+    """A function that calls another one, with a heartbeat before each of `calls` calls.
 
     Heartbeats count the calls that the device has finished, and the host never runs far ahead of it
     (`transfer.Submitted`).
@@ -109,6 +109,11 @@ def beating(heartbeat: SendHeartbeat, calls: int) -> "Around":
         return output
 
     return call_with_heartbeat
+
+
+def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -> "Denoiser":
+    """`network`, with a heartbeat before each call: it will be called `calls` times. See `beating`."""
+    return Wrapped(network, beating(heartbeat, calls))
 
 
 class ComputeLock:
@@ -163,6 +168,7 @@ class Device:
         self._progress = (0.0, 0.0)
         self._networks = LRUCache(MAX_NETWORKS)
         self._networks_with_graphs = 0
+        self._vaes = LRUCache(MAX_VAES)
         self._extractors = LRUCache(MAX_EXTRACTORS)
         self._needed: dict[Hashable, int | None] = {}
         self._with_graphs: set[tuple[Hashable, ...]] = set()
@@ -226,6 +232,41 @@ class Device:
         for spec in specs[1:]:
             self.network(spec, diffusion, how)
         return [self.network(spec, diffusion, how, batch) for spec in specs]
+
+    def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
+        """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`.
+
+        Raises:
+            DeviceUnusable: if this device can't compute so.
+            NotEnoughMemory: if memory to decode a batch is not free, beside all that this device keeps.
+        """
+        if not isinstance(decoder, Vae):
+            return as_function(decoder)
+        from taugrid.workers.accelerator import preflight
+        from taugrid.workers.accelerator.counting import without_data
+        from taugrid.workers.network.vae import decoding, load_vae
+
+        arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
+        how = policy(kind_of(self.name), settings.vae_precision)
+        vae = self._kept(self._vaes, (decoder.saved, how.layout), lambda: load_vae(decoder.saved, self.name, how))
+        size = min(settings.decode_batch, settings.batch_size)
+        if (free := preflight.free_bytes(self.name)) is not None:
+            key = decoder, how, size, settings.batch_size
+            if key not in self._needed:
+                traced = decoding(without_data(vae), decoder, how._replace(autocast=None), size)
+                needed = preflight.needed_to_decode(traced, decoder, size, settings.batch_size, how.autocast)
+                self._needed[key] = needed
+            preflight.require(self._needed[key], free, (size, *decoder.network_shape), decoding=True)
+        return decoding(vae, decoder, how, size)
+
+    def decoding(self, decoder: Vae, settings: Sample) -> "Denoiser":
+        """A Denoiser that only decodes, and requires memory for as many latents as it is called with."""
+
+        def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
+            as_many = settings.model_copy(update={"decode_batch": len(x), "batch_size": max(len(x), 1)})
+            return self.decoder(decoder, as_many)(x)
+
+        return called
 
     def loading(self, specs: Sequence[NetworkSpec], diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
         """A Denoiser that loads its networks when it is called, and requires memory for what they are called with.
@@ -296,6 +337,7 @@ class Device:
         """Free the memory of all networks of earlier jobs; returns whether there were any."""
         had_any = self.keeps_networks
         self._networks.clear()
+        self._vaes.clear()
         self.release_graphs()
         release_memory(self.name)
         return had_any

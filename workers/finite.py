@@ -18,6 +18,10 @@ PLAIN = Sample()
 """Of DDIM's own passes: float32."""
 
 
+BY_VAE = "; the VAE made them: set sample.vae_precision: float32 or, if it is that, check the VAE's weights"
+"""What to do about pictures of latents that are not finite."""
+
+
 class Watched(Wrapped):
     """A network that records whether all its outputs were finite.
 

@@ -21,7 +21,7 @@ from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
-from taugrid.workers.diffusion.decoder import Decoder
+from taugrid.workers.diffusion.decoder import Decoder, as_function
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
@@ -166,7 +166,7 @@ def interpolate_cell(
         for batch in batches:
             began = time.perf_counter()
             x0 = ddim.decode(batch, visited, denoise)
-            pixels = to_uint8(job.decoder(x0).cpu().numpy())
+            pixels = to_uint8(as_function(job.decoder)(x0).cpu().numpy())
             watched.require_finite(first_row, first_row + len(pixels))
             seconds += time.perf_counter() - began
             part.write(parquet.pictures(pixels, first_row))

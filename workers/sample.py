@@ -20,19 +20,20 @@ from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.memory import smaller_batch
+from taugrid.workers.accelerator.memory import smaller_batch, smaller_slice
 from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, SendHeartbeat, beating, ignore_heartbeat, no_op
-from taugrid.workers.diffusion.decoder import Decoder
+from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
 from taugrid.workers.diffusion.denoiser import Wrapped
-from taugrid.workers.finite import Watched, blame, not_finite
+from taugrid.workers.finite import BY_VAE, Watched, blame, not_finite
 from taugrid.workers.pixels import LastSampled
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import require_code
 
 if TYPE_CHECKING:
     from taugrid.workers.accelerator.transfer import ImageTransfer
+    from taugrid.workers.diffusion.decoder import Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
 
 
@@ -86,6 +87,11 @@ class SampleJob(Job):
         return None if self.label_rule is None else self.label_rule.at(np.arange(self.start, self.stop))
 
     def remedy(self, device: Device, error: Exception) -> str:
+        if isinstance(self.decoder, Vae):
+            size = min(self.settings.decode_batch, self.settings.batch_size)
+            decode = device.decoding(self.decoder, self.settings)
+            if advice := smaller_slice(decode, self.decoder.network_shape, size, device.name):
+                return advice
         how = self.arithmetic._replace(compile="none", batch_size=None)
         network = device.loading(self.networks, self.diffusion, how)
         return smaller_batch(network, self.decoder.network_shape, self.settings.batch_size, device.name, error)
@@ -94,8 +100,10 @@ class SampleJob(Job):
 def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     batch = (job.settings.batch_size, *job.decoder.network_shape)
+    decode = device.decoder(job.decoder, job.settings)
     model, *guides = device.networks(job.networks, job.diffusion, job.arithmetic, batch)
-    result = sample_shard(job, model, device.name, device.heartbeat, device.computed, device.last_sampled, *guides)
+    callbacks = device.heartbeat, device.computed, device.last_sampled
+    result = sample_shard(job, model, device.name, *callbacks, decode, *guides)
     calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
     return replace(result, seconds=_without_compiling(result.seconds, device.compile_seconds, calls))
 
@@ -117,13 +125,15 @@ def sample_shard(
     heartbeat: SendHeartbeat = ignore_heartbeat,
     computed: Callable[[], None] = no_op,
     last_sampled: LastSampled | None = None,
+    decode: "Decode | None" = None,
     guide: "Denoiser | None" = None,
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
-    It calls `computed` when only the last batch must be encoded and the file written. If a heartbeat raises `Stopped`,
-    it commits the batches so far: a shorter file, from which the next job for this shard continues. What it sampled is
-    added to `last_sampled`, unless it continued another file.
+    `decode` is the job's decoder, loaded; None: it is a function itself. `computed` is called when only the last batch
+    must be encoded and the file written. If a heartbeat raises `Stopped`, it commits the batches so far: a shorter
+    file, from which the next job for this shard continues. What it sampled is added to `last_sampled`, unless it
+    continued another file.
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
@@ -144,7 +154,8 @@ def sample_shard(
     ):
         first_new = stop = job.start + _copy_kept(job, writer)
         try:
-            for batch in completed(_transfers(job, first_new, labels, (model, guide), device, heartbeat)):
+            loaded = decode or as_function(job.decoder)
+            for batch in completed(_transfers(job, first_new, labels, (model, guide), loaded, device, heartbeat)):
                 _require_finite(batch, job)
                 clock.completed(batch)
                 writer.append(batch.images)
@@ -167,6 +178,7 @@ def _transfers(
     first_new: int,
     labels: NDArray[np.int32] | None,
     networks: "tuple[Denoiser, Denoiser | None]",
+    decode: "Decode",
     device: str,
     heartbeat: SendHeartbeat,
 ) -> "Iterator[ImageTransfer]":
@@ -175,9 +187,11 @@ def _transfers(
 
     from taugrid.workers.accelerator.transfer import images_to_host, to_device
 
+    size, settings = job.settings.batch_size, job.settings
     condition = None if labels is None else to_device(torch.from_numpy(labels).long(), device)
-    starts = range(first_new, job.stop, job.settings.batch_size)
-    around = beating(heartbeat, len(starts) * job.nfe)
+    starts = range(first_new, job.stop, size)
+    slices = math.ceil(size / settings.decode_batch) if isinstance(job.decoder, Vae) else 0
+    around = beating(heartbeat, len(starts) * (job.nfe + slices))
     model, guide = networks
     watched = Watched(Wrapped(model, around))
     guide = guide and watched.also(Wrapped(guide, around))
@@ -187,14 +201,16 @@ def _transfers(
         indices = torch.arange(start, stop, device=device)
         asked = None if condition is None else condition[start - job.start : stop - job.start]
         x0 = sample_batch(watched, indices, job.spec, asked, guide)
-        yield images_to_host(job.decoder(x0), watched.answer(), start, began)
+        images = pictures(job.decoder, decode, x0, settings.decode_batch, around)
+        yield images_to_host(images, watched.answer(), start, began, settings.rounding)
 
 
 def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
     if not batch.network_was_finite:
         raise not_finite(batch.start, batch.start + len(batch.images), job.settings)
     if not batch.images_are_finite:
-        raise NotFinite(NOT_FINITE + blame(job.settings.sampler))
+        by = BY_VAE if isinstance(job.decoder, Vae) else ""
+        raise NotFinite(NOT_FINITE + by + blame(job.settings.sampler))
 
 
 def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:

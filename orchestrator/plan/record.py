@@ -5,7 +5,6 @@ the metadata of sample files.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Section, Train, Unet
@@ -101,7 +100,7 @@ def _source_to_json(source: ModelSource) -> dict[str, Any]:
             dumped = {name: section.recorded for name, section in sections.items()}
             return {"kind": "trained", "data_identity": dict(data_identity), **dumped}
         case Loaded(checkpoint):
-            return {"kind": "loaded", **asdict(checkpoint), "diffusion": checkpoint.diffusion.recorded}
+            return {"kind": "loaded", **checkpoint.recorded}
         case Custom(spec):
             return {"kind": "custom", **spec.recorded}
         case Oracle(distribution, data):
@@ -117,7 +116,7 @@ def _source_from_json(value: Mapping[str, Any]) -> ModelSource:
             sections: dict[str, type[Section]] = {"data": Data, "unet": Unet, "train": Train}
             return Trained(**fields | {name: kind.model_validate(fields[name]) for name, kind in sections.items()})
         case "loaded":
-            return Loaded(Checkpoint(**fields | {"diffusion": Diffusion.model_validate(fields["diffusion"])}))
+            return Loaded(Checkpoint.restored(fields))
         case "custom":
             shape = tuple(fields["image_shape"])
             return Custom(custom_process.restored(fields | {"unusable": fields["unusable"] or WITHOUT_CODE}, shape))

@@ -139,7 +139,7 @@ class Scoring:
             tau=cell.tau if cell.sampler_block is None else None,
             clip=cell.settings.clip_in_words,
             precision=cell.settings.precision_in_words,
-            rounding="8 bits, to nearest",
+            rounding=cell.settings.rounding_in_words,
             extractor=self.extractor.describe(),
             metrics=self.of_cell(cell).settings,
             versions=versions(SOFTWARE),

@@ -162,11 +162,13 @@ def require_whole_times(settings: Sample, times: Iterable[float], name: str) -> 
 NOT_IDENTITY = {
     "data": {"root", "download"},
     "train": {"workers", "checkpoint_every", "tensorboard"},
-    "sample": {"num_samples"},
+    "sample": {"num_samples", "keep_latents"},
 }
 """Keys that do not change a result (`num_samples` only extends it)."""
 
-KEYS_OUTSIDE_IDENTITY = {"num_samples"} | {f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]}
+KEYS_OUTSIDE_IDENTITY = NOT_IDENTITY["sample"] | {
+    f"{name}.{key}" for name in ("data", "train") for key in NOT_IDENTITY[name]
+}
 """The same, as keys of a grid."""
 
 TRAIN_DEFAULTS = Train(seed=0)

@@ -6,7 +6,7 @@ The argument `folder` is always the model's folder in the run directory, models/
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, NetworkSpec, Ora
 from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import short_path
-from taugrid.workers.diffusion.decoder import Decoder, Identity
+from taugrid.workers.diffusion.decoder import Decoder, Identity, Vae
 from taugrid.workers.network import checkpoint, custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 
@@ -148,7 +148,11 @@ class Loaded(ModelSource):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.checkpoint.image_shape
+        return self.decoder.picture_shape
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.checkpoint.decoder
 
     @property
     def name(self) -> str:
@@ -159,10 +163,12 @@ class Loaded(ModelSource):
         return self.checkpoint.conditions
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
+        loaded = self.checkpoint
         return {
-            "weights": self.checkpoint.weights_sha256,
-            "unet": self.checkpoint.unet_config,
+            "weights": loaded.weights_sha256,
+            "unet" if loaded.network == checkpoint.UNET else loaded.network: loaded.unet_config,
             "diffusion": diffusion_identity(diffusion),
+            **({} if loaded.vae is None else {"vae": loaded.vae.identity}),
         }
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
@@ -177,8 +183,8 @@ class Loaded(ModelSource):
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """What a worker loads; `weights` is `ema` or `raw`. The config is as planned."""
         digest, place = self.weights_sha256(folder, weights), self.weights_file(folder, weights).parent
-        config_sha256 = checkpoint.config_sha256(self.checkpoint.unet_config)
-        return SavedUnet(str(place), digest, config_sha256, conditions=self.conditions)
+        config = checkpoint.config_sha256(self.checkpoint.unet_config)
+        return SavedUnet(str(place), digest, config, conditions=self.conditions, kind=self.checkpoint.network)
 
     def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
         """SHA-256 of the weights; `UserError` if there are none, or others than the model's id is a hash of."""
@@ -197,7 +203,7 @@ class Loaded(ModelSource):
         return checkpoint.weights_file(Path(place))
 
     def record(self) -> dict[str, Any] | None:
-        return asdict(self.checkpoint) | {"diffusion": self.checkpoint.diffusion.recorded}
+        return self.checkpoint.recorded
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         """The settings taken from the checkpoint's files, and those that the config overrides."""
@@ -217,7 +223,8 @@ class Loaded(ModelSource):
         ]
         origin = "its scheduler" if loaded.sample else "no scheduler, so defaults"
         at = f" at commit {loaded.commit[:10]}" if loaded.commit else ""
-        return f"loaded {short_path(loaded.path)}{at} ({origin}: {', '.join(filter(None, phrases))})"
+        parts = "" if loaded.vae is None else f"; {_in_words(loaded, loaded.vae)}"
+        return f"loaded {short_path(loaded.path)}{at} ({origin}: {', '.join(filter(None, phrases))}{parts})"
 
     def warning(self, diffusion: Diffusion) -> str | None:
         """A warning if T differs from training: the same times then have different noise levels."""
@@ -228,6 +235,16 @@ class Loaded(ModelSource):
             f"diffusion.timesteps is {diffusion.timesteps}, but {self.checkpoint.path} was trained with {timesteps}; "
             "remove the key unless you mean that"
         )
+
+
+def _in_words(loaded: Checkpoint, vae: Vae) -> str:
+    """The parts of a latent pipeline, with the shapes of what they make."""
+    latent, picture = ("x".join(map(str, shape)) for shape in (vae.network_shape, vae.picture_shape))
+    dropped = ", whose learned sigma is dropped" if loaded.drops_sigma else ""
+    return (
+        f"latents of {latent} by a {loaded.network}{dropped}, decoded to {picture} by a {vae.saved.kind} "
+        f"(scaling factor {vae.scaling_factor:g})"
+    )
 
 
 def _unless_overridden(loaded: str, configured: Iterable[str | None]) -> str:

@@ -137,6 +137,8 @@ def _exact_fid(cell: Cell, scoring: Scoring) -> float | None:
     shape = source.image_shape
     if not isinstance(reference, Data) or (reference.name, reference.image_shape) != ("gaussian", shape):
         return None
+    if cell.settings.rounding != "round":
+        return None
     if (cell.settings.sampler, cell.settings.clip, cell.settings.precision) != ("ddim", "none", "float32"):
         return None  # the form is of eq. 12; a step that clips is not affine, and rounding adds to the covariance
     data = gaussian.gaussian(shape)

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from taugrid.config import Config, Data, Diffusion
+from taugrid.config import Config, Data
 from taugrid.config.sample import LabelColumn
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.features.resolve import restored
@@ -14,6 +14,7 @@ from taugrid.hashing import canonical_json
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.scoring import extractor
+from taugrid.orchestrator.plan.sections import NOT_IDENTITY
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import ExtractorSpec
@@ -23,6 +24,9 @@ from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
 from taugrid.workers.samplers.description import Case, Tried, honoured, try_sampler
+
+OUTSIDE = NOT_IDENTITY["sample"]
+"""Keys of `sample` that change no image."""
 
 
 class ModelRecords(Paths):
@@ -167,7 +171,7 @@ class ModelRecords(Paths):
         record = next((record for record in self.model_records() if record.get("path") == path), None)
         recorded = None
         if record is not None:
-            recorded = Checkpoint(**record | {"diffusion": Diffusion.model_validate(record["diffusion"])})
+            recorded = Checkpoint.restored(record)
         try:
             return read_checkpoint(path, recorded.commit if recorded else None, self.downloads)
         except UserError:
@@ -186,7 +190,7 @@ class ModelRecords(Paths):
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
         """The JSON blob in every sample file of a cell. It does not depend on the number of samples."""
         block, conditions = cell.sampler_block, cell.conditions_block
-        settings = {key: value for key, value in cell.settings.recorded.items() if key != "num_samples"}
+        settings = {key: value for key, value in cell.settings.recorded.items() if key not in OUTSIDE}
         return {
             "cell": cell.id,
             "model": cell.model.id,
@@ -201,7 +205,7 @@ class ModelRecords(Paths):
 
 def _case(settings: Mapping[str, Any], diffusion: Mapping[str, Any]) -> str:
     """What a sampler's answer depends on, as plan.json has it."""
-    return canonical_json([{key: value for key, value in settings.items() if key != "num_samples"}, diffusion])
+    return canonical_json([{key: value for key, value in settings.items() if key not in OUTSIDE}, diffusion])
 
 
 Spec = TypeVar("Spec", CustomNetwork, ExtractorSpec)

@@ -65,6 +65,10 @@ LATER_KEYS: dict[str, Any] = {
     "guidance_interval": None,
     "guidance_channels": None,
     "labels": None,
+    "vae_precision": "float32",
+    "decode_batch": 32,
+    "keep_latents": False,
+    "rounding": "round",
 }
 """Keys that files of earlier versions lack, with the defaults that mean the same."""
 
@@ -119,11 +123,24 @@ class Sample(Section):
     )
     """The class of each image, for networks with classes: `balanced` has each equally often, up to one; a list is
     repeated. null: for unconditional networks."""
+    vae_precision: Literal["float32", "bf16"] = "float32"
+    """How a latent network's VAE computes, whatever `precision` is: float32 is never TF32; bf16 is autocast's."""
+    decode_batch: Positive = 32
+    """Latents that the VAE decodes at once. Part of a cell's identity, as `batch_size` is."""
+    keep_latents: bool = False
+    """Keep the latents in the sample files, so that another VAE decodes them without sampling. Changes no image."""
+    rounding: Literal["round", "truncate"] = "round"
+    """From [-1, 1] to 0..255: `round` to the nearest of 127.5 (x + 1), `truncate` as guided-diffusion and REPA do."""
 
     @property
     def is_guided(self) -> bool:
         """Whether a second prediction is made and used."""
         return self.guidance != 1
+
+    @property
+    def rounding_in_words(self) -> str:
+        """The rounding as protocols spell it."""
+        return "8 bits, to nearest" if self.rounding == "round" else "8 bits, truncated"
 
     @property
     def precision_in_words(self) -> str:

@@ -270,7 +270,10 @@ def test_all_forms_of_folders_are_read(pipeline, saved, tmp_path):
 @pytest.mark.parametrize(
     ("index", "unet", "message"),
     [
-        ({"vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}, {}, "has vqvae besides its unet"),
+        ({"vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}, {}, "lacks its VAE: there is no"),
+        ({"safety_checker": ["a", "B"], "unet": ["diffusers", "UNet2DModel"]}, {}, "has safety_checker, but taugrid"),
+        ({"text_encoder": ["a", "B"], "tokenizer": ["a", "C"]}, {}, "takes prompts (text_encoder, tokenizer), which"),
+        ({}, {"_class_name": "UNet3DModel"}, "holds a UNet3DModel, but taugrid loads UNet2DModel and DiTTransformer2D"),
         ({}, {"out_channels": 2}, "1 channels in and 2 out (learned variance?)"),
         ({}, {"sample_size": [8]}, "unet/config.json: sample_size must be a whole number, or [height, width], not [8]"),
         ({}, {"sample_size": "8"}, 'unet/config.json: sample_size must be a whole number, or [height, width], not "8"'),

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import click
 import pytest
@@ -78,8 +77,8 @@ def nan_where(monkeypatch, wanted):
     """Samples of the jobs that are `wanted` are NaN."""
     whole = sampling._transfers
 
-    def transfers(job, *rest):
-        return whole(replace(job, decoder=NaNs(job.decoder.shape)) if wanted(job) else job, *rest)
+    def transfers(job, first_new, labels, model, decode, *rest):
+        return whole(job, first_new, labels, model, NaNs(job.decoder.shape) if wanted(job) else decode, *rest)
 
     monkeypatch.setattr(sampling, "_transfers", transfers)
 

@@ -77,6 +77,8 @@ def configure(how: Policy = CONFIGURED) -> None:
     """
     import torch
 
+    global _now
+    _now = how
     backends: Any = torch.backends  # torch sets its switches with modules whose types lag
     for above in (backends, backends.cudnn, backends.mkldnn):
         above.fp32_precision = "none"
@@ -95,6 +97,23 @@ def configure(how: Policy = CONFIGURED) -> None:
     backends.cuda.matmul.allow_fp16_accumulation = False
     for kernel in ATTENTION:
         getattr(backends.cuda, f"enable_{kernel}_sdp")(kernel in how.attention)
+
+
+_now = CONFIGURED
+"""What this process was last configured for."""
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Within the context, products of float32 are true, whatever the job's network computes in."""
+    before = _now
+    if before.tf32:
+        configure(before._replace(tf32=False))
+    try:
+        yield
+    finally:
+        if before.tf32:
+            configure(before)
 
 
 @contextmanager
@@ -193,11 +212,16 @@ def prepare_training(precision: Precision, device: str, hardware: str, compiles:
 
 
 def require(
-    precision: Precision, device: str, hardware: str, compile: Compilation = "none", section: str = "sample"
+    precision: Precision,
+    device: str,
+    hardware: str,
+    compile: Compilation = "none",
+    section: str = "sample",
+    key: str = "precision",
 ) -> None:
     """Raise `DeviceUnusable` if `device` lacks what the settings of a section of the config need."""
     kind = kind_of(device)
-    if (need := lacks(kind, precision, compile, is_ampere(device), section)) is not None:
+    if (need := lacks(kind, precision, compile, is_ampere(device), section, key)) is not None:
         refused = need.refused(f"this worker has {hardware}", "choose nodes with cluster.label_selector")
         raise DeviceUnusable(f"node {this_node()}: {refused}")
     if compile != "none" and kind != "cpu":

@@ -132,6 +132,18 @@ def _fits(network: "Denoiser", shape: tuple[int, ...], device: str) -> bool:
     return False
 
 
+def smaller_slice(decode: "Denoiser", latent_shape: tuple[int, int, int], size: int, device: str) -> str | None:
+    """A sentence that says what to set so that a VAE can decode; None: it can decode `size` latents at once."""
+    if _fits(decode, (size, *latent_shape), device):
+        return None
+    if (smaller := batch_that_fits(decode, latent_shape, size, device)) is None:
+        return "the VAE can't decode even one image in this memory; use devices with more (cluster.label_selector)"
+    return (
+        f"sample.decode_batch: the VAE can't decode {size} images at once in this memory, but {smaller}; set that, "
+        "which makes other cells, or use devices with more memory (cluster.label_selector)"
+    )
+
+
 def smaller_batch(
     network: "Denoiser", image_shape: tuple[int, int, int], batch_size: int, device: str, error: Exception
 ) -> str:

@@ -101,15 +101,22 @@ class Need(NamedTuple):
 
 
 def lacks(
-    kind: str, precision: Precision, compile: Compilation = "none", is_ampere: bool = True, section: str = "sample"
+    kind: str,
+    precision: Precision,
+    compile: Compilation = "none",
+    is_ampere: bool = True,
+    section: str = "sample",
+    key: str = "precision",
 ) -> Need | None:
     """What the settings of a `section` need that a device of this `kind` lacks; None: nothing.
+
+    `key` is that of the precision.
 
     `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
     through float32, and leave a network uncompiled.
     """
-    setting = f"{section}.precision: {precision}"
-    has_fp16 = section == "sample"
+    setting = f"{section}.{key}: {precision}"
+    has_fp16 = (section, key) == ("sample", "precision")
     if not is_ampere and precision in ("tf32", "bf16", "bf16-weights"):
         return Need(setting, AMPERE, "float32 or fp16" if has_fp16 else "float32")
     if precision == "tf32" and kind != "cuda":

@@ -4,6 +4,7 @@ Where memory is short, cuDNN does not fail: torch catches the error, takes the n
 native/cudnn/Conv_v8.cpp, `run_single_conv`). So the bits of an image would depend on what else was in memory.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,11 @@ from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.counting import count
 from taugrid.workers.accelerator.memory import FIRST, some_labels
 from taugrid.workers.accelerator.policy import kind_of, policy
+from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.diffusion.denoiser import from_times
 
 if TYPE_CHECKING:
+    from taugrid.workers.diffusion.decoder import Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
 
 LIBRARIES_BYTES = 512 * 2**20
@@ -28,6 +31,11 @@ FRAGMENTATION = 1.1
 TENSORS_OF_SAMPLER = 8
 """Tensors like x that a step holds while it calls the network: x, noise, what a solver keeps of its last three steps,
 and the images of the batch before, on their way to the host."""
+
+
+TENSORS_OF_PICTURES = 5
+"""Tensors like a batch of pictures that are held where a VAE decodes it: its slices, the batch that is made of them,
+one while it is rounded, and 8-bit ones on their way to the host."""
 
 
 BatchShape = tuple[int, int, int, int]
@@ -78,16 +86,33 @@ def needed_bytes(
     return int(call.peak * FRAGMENTATION) + TENSORS_OF_SAMPLER * x.nbytes + LIBRARIES_BYTES
 
 
+def needed_to_decode(decode: "Decode", vae: Vae, size: int, batch_size: int, autocast: str | None) -> int | None:
+    """The memory that decoding a batch, `size` latents at once, takes beside the VAE's weights; None: not known.
+
+    `decode` is without data and without autocast, to torch's type `autocast`, which is counted.
+    """
+    half = None if autocast is None else getattr(torch, autocast)
+    try:
+        call = count(decode, torch.empty((size, *vae.network_shape), device="meta"), autocast=half)
+    except Exception:  # as of a network
+        return None
+    batch = batch_size * 4 * math.prod(vae.picture_shape)
+    return int(call.peak * FRAGMENTATION) + TENSORS_OF_PICTURES * batch + LIBRARIES_BYTES
+
+
 def check(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str, conditional: bool = False) -> None:
     """Raise `NotEnoughMemory` if a call of a network would not fit; arguments as of `needed_bytes`."""
     if (free := free_bytes(device)) is not None:
         require(needed_bytes(network, how, batch, device, conditional), free, batch)
 
 
-def require(needed: int | None, free: int, batch: BatchShape) -> None:
-    """Raise `NotEnoughMemory` if a batch needs more bytes than are free. None: not known."""
+def require(needed: int | None, free: int, batch: BatchShape, decoding: bool = False) -> None:
+    """Raise `NotEnoughMemory` if a batch, or `decoding` it, needs more bytes than are free. None: not known."""
     if needed is not None and needed > free:
+        what, whose = (
+            (f"decoding {batch[0]} latents at once", "VAE") if decoding else (f"a batch of {batch[0]}", "network")
+        )
         raise NotEnoughMemory(
-            f"a batch of {batch[0]} needs an estimated {needed / 1e9:.1f} GB beside the network's weights, and "
+            f"{what} needs an estimated {needed / 1e9:.1f} GB beside the {whose}'s weights, and "
             f"{free / 1e9:.1f} GB are free"
         )

@@ -115,6 +115,8 @@ class ImageTransfer(Transfer):
     """(B, C, H, W) uint8, on the host."""
     flags: Tensor
     """(2,) bool, on the host: whether all outputs of the network were finite, and all values of the images."""
+    latents: Tensor | None = None
+    """(B, d) float32, on the host, where they are kept."""
 
     @property
     def images(self) -> NDArray[np.uint8]:
@@ -130,15 +132,26 @@ class ImageTransfer(Transfer):
         return bool(self.flags[1])
 
 
-def to_grey_levels(x: Tensor) -> Tensor:
+def to_grey_levels(x: Tensor, rounding: str = "round") -> Tensor:
     """`images.to_uint8` on the device of x, bit for bit. NaN becomes an arbitrary level: check for it first."""
-    return torch.add(x, 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    grey = torch.add(x, 1).mul_(127.5)
+    grey = grey if rounding == "truncate" else grey.round_()
+    return grey.clamp_(0, 255).to(torch.uint8)
 
 
-def images_to_host(x0: Tensor, network_was_finite: Tensor, start: int, began: float) -> ImageTransfer:
+def images_to_host(
+    x0: Tensor,
+    network_was_finite: Tensor,
+    start: int,
+    began: float,
+    rounding: str = "round",
+    latents: Tensor | None = None,
+) -> ImageTransfer:
     """The transfer of images x0, (B, C, H, W) float32; `network_was_finite` is a bool on their device."""
-    (pixels, flags), copied = to_host([to_grey_levels(x0), torch.stack([network_was_finite, x0.isfinite().all()])])
-    return ImageTransfer(start, began, pixels, flags, copied=copied)
+    flags = torch.stack([network_was_finite, x0.isfinite().all()])
+    kept = [] if latents is None else [latents.flatten(1)]
+    (pixels, flags, *kept), copied = to_host([to_grey_levels(x0, rounding), flags, *kept])
+    return ImageTransfer(start, began, pixels, flags, kept[0] if kept else None, copied=copied)
 
 
 def to_host(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Mark | None]:

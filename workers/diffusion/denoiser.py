@@ -24,10 +24,6 @@ class Denoiser(Protocol):
         """The prediction, shaped like x."""
 
 
-Around = Callable[[Callable[["Tensor"], "Tensor"], "Tensor"], "Tensor"]
-"""What `Wrapped` puts around a network."""
-
-
 class Wrapped:
     """A Denoiser that wraps another one.
 
@@ -35,7 +31,9 @@ class Wrapped:
     and conditions are passed to the network unchanged.
     """
 
-    def __init__(self, network: Denoiser, around: Around) -> None:
+    def __init__(
+        self, network: Denoiser, around: Callable[[Callable[["Tensor"], "Tensor"], "Tensor"], "Tensor"]
+    ) -> None:
         self._network, self._around = network, around
 
     def __call__(self, x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":

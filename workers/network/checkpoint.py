@@ -1,8 +1,8 @@
-"""Reads the model in a diffusers folder: shapes, scheduler, SHA-256 of the weights. Imports no torch."""
+"""Reads the model in a diffusers folder: shapes, scheduler, VAE, SHA-256 of the weights. Imports no torch."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from taugrid.jobs import Conditions, SavedUnet
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import listed
 from taugrid.workers import hub
+from taugrid.workers.diffusion.decoder import Decoder, Identity, Vae
 from taugrid.workers.network.scheduler import read_scheduler
 
 CONFIG_FILE = "config.json"
@@ -22,8 +23,29 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED_WEIGHTS_FILE = "diffusion_pytorch_model.bin"
 """Read only if there are no safetensors. Nothing but tensors is unpickled (`weights_only`)."""
 
-FOLDERS = ("", "unet/", "unet_raw/", "scheduler/")
+NETWORK_FOLDERS = ("unet", "transformer")
+VAE_FOLDERS = ("vae", "vqvae")
+"""Where a pipeline holds its network and its VAE."""
+
+FOLDERS = ("", *(f"{name}/" for name in (*NETWORK_FOLDERS, "unet_raw", "scheduler", *VAE_FOLDERS)))
 """Where a repository may hold the files of a network or a pipeline."""
+
+UNET, DIT = "UNet2DModel", "DiTTransformer2DModel"
+
+NETWORKS = {UNET: UNET, DIT: DIT, "Transformer2DModel": DIT}
+"""The class in a network's config.json -> the class that loads it. DiT's first configs name an older class."""
+
+ENDS: dict[str, tuple[tuple[str, int, str], ...]] = {
+    UNET: (("conv_in.weight", 1, "in_channels"), ("conv_out.weight", 0, "out_channels")),
+    DIT: (("pos_embed.proj.weight", 1, "in_channels"),),
+    "AutoencoderKL": (("decoder.conv_in.weight", 1, "latent_channels"), ("decoder.conv_out.weight", 0, "out_channels")),
+    "VQModel": (("decoder.conv_in.weight", 1, "latent_channels"), ("decoder.conv_out.weight", 0, "out_channels")),
+}
+"""Class -> its first and last layers: a tensor, an axis of it, and the key of config.json that is its length."""
+
+SCALING_FACTORS = {"AutoencoderKL": 0.18215, "VQModel": 1.0}
+"""Classes of VAEs -> the factor of configs that were written before diffusers had the key. Latents of a VQModel were
+not scaled then; diffusers 0.42 takes 0.18215 for them too (huggingface/diffusers#6725)."""
 
 MAX_NAMED = 3
 
@@ -44,6 +66,10 @@ class Checkpoint:
     raw_folder: str | None = None
     """The folder of the network before averaging, in pipelines that taugrid trained."""
     commit: str | None = None
+    network: str = UNET
+    """diffusers' name of the network's class."""
+    vae: Vae | None = None
+    """What makes pictures of what the network samples; None: those are pictures."""
 
     @property
     def conditions(self) -> Conditions | None:
@@ -51,60 +77,97 @@ class Checkpoint:
         return conditions_of(self.unet_config)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        size = self.unet_config["sample_size"]
-        height, width = size if isinstance(size, list) else (size, size)
-        return (self.unet_config["in_channels"], height, width)
+    def network_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what the network sees."""
+        return _shape(self.unet_config)
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.vae or Identity(self.network_shape)
+
+    @property
+    def drops_sigma(self) -> bool:
+        """Whether the network also predicts a variance (Nichol & Dhariwal 2021), which is not used."""
+        return bool(self.unet_config["out_channels"] == 2 * self.unet_config["in_channels"])
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """As JSON, see `restored`, without what earlier versions did not have."""
+        fields = asdict(self) | {"diffusion": self.diffusion.recorded}
+        later = {"network": None if self.network == UNET else self.network, "vae": self.vae and self.vae.recorded}
+        return {key: value for key, value in (fields | later).items() if key not in later or value is not None}
+
+    @classmethod
+    def restored(cls, recorded: Mapping[str, Any]) -> "Checkpoint":
+        """From what `recorded` returned."""
+        vae = recorded.get("vae")
+        diffusion = Diffusion.model_validate(recorded["diffusion"])
+        return cls(**{**recorded, "diffusion": diffusion, "vae": None if vae is None else Vae.restored(vae)})
+
+
+def _shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    size = config["sample_size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    return (config["in_channels"], height, width)
 
 
 def read_checkpoint(path: str, commit: str | None = None, download: bool = True) -> Checkpoint:
-    """The model in a pipeline folder (`unet/`, `scheduler/`), in a bare `UNet2DModel` folder, or on the hub.
+    """The model in a folder of a pipeline (network, `scheduler/`, perhaps `vae/`) or of a network alone, or on the hub.
 
     `commit` selects one on the hub in place of the newest or the revision in `path`. Without `download`, a model on the
     hub is used only if it was downloaded before.
 
     Raises:
         MissingInput: if there is no such folder, it is empty, or it lacks the weights or holds only a part of them.
-        UserError: if it is not a `UNet2DModel`, or it has a setting that taugrid can't honour.
+        UserError: if it is not a network of a class that taugrid loads, or it has a setting that taugrid can't honour.
     """
     if Path(path).is_dir():
         return _read(path, Path(path), None)
-    folder = _downloaded(path, commit, download)
+    folder = _downloaded(path, "model.checkpoint", commit, download)
     return _read(path, folder, folder.name)
 
 
-def _downloaded(path: str, commit: str | None, download: bool) -> Path:
-    """The folder with the files of a model on the hub. Pickled weights are fetched only if there are no others."""
+def _downloaded(path: str, key: str, commit: str | None, download: bool) -> Path:
+    """The folder with the files of a model on the hub. Pickled weights are fetched only where there are no others.
+
+    A pipeline that taugrid can't sample is refused before its weights are fetched.
+    """
     if not is_hub_id(path):
-        raise MissingInput(
-            f"model.checkpoint: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name"
-        )
-    names = ["config.json", "scheduler_config.json", "model_index.json", WEIGHTS_FILE, "*.index.json"]
+        raise MissingInput(f"{key}: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name")
+    names = ["config.json", "scheduler_config.json", "model_index.json", "*.index.json"]
     files = [place + name for place in FOLDERS for name in names]
-    folder = hub.snapshot(path, files, "model.checkpoint", commit, download=download)
-    if any((folder / place / WEIGHTS_FILE).exists() for place in FOLDERS):
+    folder = hub.snapshot(path, files, key, commit, download=download)
+    if key == "model.checkpoint":
+        _check_components(path, _index(folder))
+    files += [place + WEIGHTS_FILE for place in FOLDERS]
+    folder = hub.snapshot(path, files, key, commit, download=download)
+    lacking = [place for place in FOLDERS if not (folder / place / WEIGHTS_FILE).exists()]
+    if not any((folder / place / CONFIG_FILE).exists() for place in lacking):
         return folder
-    files += [place + PICKLED_WEIGHTS_FILE for place in FOLDERS]
-    return hub.snapshot(path, files, "model.checkpoint", commit, download=download)
+    files += [place + PICKLED_WEIGHTS_FILE for place in lacking]
+    return hub.snapshot(path, files, key, commit, download=download)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    file = folder / "model_index.json"
+    return _json(file) if file.is_file() else {}
 
 
 def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
-    in_pipeline = (folder / "unet").is_dir()
-    unet = folder / "unet" if in_pipeline else folder
+    found = [folder / name for name in NETWORK_FOLDERS if (folder / name).is_dir()]
+    unet = found[0] if found else folder
     if not (unet / "config.json").is_file():
         is_coming = commit is not None or not any(folder.iterdir())  # a download cut short, or not begun
         raise (MissingInput if is_coming else UserError)(
             f"model.checkpoint: {path} is not a diffusers model: it has neither {folder / 'unet' / 'config.json'} "
             f"nor {folder / 'config.json'}"
         )
-    config = _json(unet / "config.json")
-    index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    config, index = _json(unet / "config.json"), _index(folder)
     _check_components(path, index)
-    _check_network(path, unet, config)
+    kind = _check_network(path, unet, config)
     weights = weights_file(unet)
     digest = weights_sha256(weights)
-    _check_whole(weights, config)
+    _check_whole("model.checkpoint", weights, config, kind)
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
     if index.get("scheduler") and not any(place.is_file() for place in places):
         raise UserError(
@@ -115,6 +178,7 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
         (read_scheduler(_json(place), place) for place in places if place.is_file()), (Diffusion(), {})
     )
     raw = folder / "unet_raw"
+    named = [name for name in VAE_FOLDERS if index.get(name) or (folder / name).is_dir()]
     return Checkpoint(
         path=path,
         unet_folder=str(unet.resolve()),
@@ -122,23 +186,76 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
         weights_sha256=digest,
         diffusion=diffusion,
         sample=sample,
-        raw_folder=str(raw.resolve()) if in_pipeline and raw.is_dir() else None,
+        raw_folder=str(raw.resolve()) if found and raw.is_dir() else None,
         commit=commit,
+        network=kind,
+        vae=_vae("model.checkpoint", path, folder / named[0], _shape(config)) if found and named else None,
+    )
+
+
+def read_vae(path: str, of: Vae, download: bool = True) -> Vae:
+    """The VAE in a folder of its own or of a pipeline, or on the hub, which replaces a pipeline's: `of`.
+
+    Raises:
+        MissingInput: if there is no such folder, or it lacks the weights or holds only a part of them.
+        UserError: if it is not a VAE that taugrid loads, or takes other latents or makes other pictures than `of`.
+    """
+    folder = Path(path) if Path(path).is_dir() else _downloaded(path, "model.vae", None, download)
+    own = next((folder / name for name in VAE_FOLDERS if (folder / name).is_dir()), folder)
+    vae = _vae("model.vae", path, own, of.network_shape)
+    if vae.picture_shape != of.picture_shape:
+        raise UserError(
+            f"model.vae: {path} makes pictures of {vae.picture_shape} (channels, height, width) of this network's "
+            f"latents, but its own VAE ({of.path}) makes {of.picture_shape}; give one with the same factor of reduction"
+        )
+    return vae
+
+
+def _vae(key: str, path: str, folder: Path, latent_shape: tuple[int, int, int]) -> Vae:
+    """The VAE in a folder, for latents of (channels, height, width); `key` is the config's that names `path`."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise MissingInput(f"{key}: {path} lacks its VAE: there is no {folder / CONFIG_FILE}")
+    config = _json(folder / CONFIG_FILE)
+    kind, channels = config.get("_class_name"), config.get("latent_channels")
+    if kind not in SCALING_FACTORS:
+        raise UserError(f"{key}: {folder} holds a {kind}, but taugrid loads VAEs of {' and '.join(SCALING_FACTORS)}")
+    if refused := [name for name in ("latents_mean", "latents_std") if config.get(name) is not None]:
+        raise UserError(f"{key}: taugrid can't honour {refused[0]} in {folder / CONFIG_FILE}")
+    if channels != latent_shape[0]:
+        raise UserError(
+            f"{key}: the VAE of {path} takes latents of {channels} channels, but the network makes {latent_shape[0]}; "
+            "give the VAE that the network was trained with"
+        )
+    saved = saved_unet(folder.resolve())
+    _check_whole(key, weights_file(folder), config, kind)
+    times = 2 ** (len(config["block_out_channels"]) - 1)
+    given = {name: config.get(name) for name in ("scaling_factor", "shift_factor")}
+    return Vae(
+        path=path,
+        saved=saved,
+        scaling_factor=SCALING_FACTORS[kind] if given["scaling_factor"] is None else float(given["scaling_factor"]),
+        shift_factor=float(given["shift_factor"] or 0.0),
+        network_shape=latent_shape,
+        picture_shape=(config["out_channels"], latent_shape[1] * times, latent_shape[2] * times),
     )
 
 
 def saved_unet(folder: Path, storage: Storage = LOCAL) -> SavedUnet:
     """The network in a folder as a job names it, by what its files hold now; UserError if one is missing."""
-    digest = weights_sha256(weights_file(folder, storage), storage)
-    config = _json(folder / CONFIG_FILE, storage)
-    return SavedUnet(str(folder), digest, config_sha256(config), storage, conditions_of(config))
+    digest, config = weights_sha256(weights_file(folder, storage), storage), _json(folder / CONFIG_FILE, storage)
+    kind = str(config.get("_class_name", UNET))
+    known = conditions_of(config)
+    return SavedUnet(str(folder), digest, config_sha256(config), storage, known, NETWORKS.get(kind, kind))
 
 
 def conditions_of(config: Mapping[str, Any]) -> Conditions | None:
-    """The labels that a `UNet2DModel` with this config takes.
+    """The labels that a network with this config takes.
 
-    `null_label`, which taugrid writes, is the last row of the table of classes; diffusers has no such key.
+    `null_label`, which taugrid writes, is the last row of the table of classes; diffusers has no such key. DiT's table
+    has a row more than classes, for none: its training dropped labels.
     """
+    if (classes := config.get("num_embeds_ada_norm")) is not None:
+        return Conditions(classes, classes)
     rows, null_label = config.get("num_class_embeds"), config.get("null_label")
     return None if rows is None else Conditions(rows if null_label is None else null_label, null_label)
 
@@ -153,28 +270,37 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_components(path: str, components: dict[str, Any]) -> None:
-    """Refuse a pipeline with more than a network and a scheduler: a network for latents makes no images."""
+    """Refuse a pipeline with more than a network, a scheduler and a VAE."""
+    known = (*NETWORK_FOLDERS, "scheduler", *VAE_FOLDERS)
     others = [
         name
         for name, library in components.items()
-        if not name.startswith("_") and name not in ("unet", "scheduler") and isinstance(library, list) and any(library)
+        if not name.startswith("_") and name not in known and isinstance(library, list) and any(library)
     ]
+    if prompts := [name for name in others if name.startswith(("text_encoder", "tokenizer", "bert", "caption"))]:
+        raise UserError(
+            f"model.checkpoint: {path} takes prompts ({listed(prompts, MAX_NAMED)}), which taugrid does not support yet"
+        )
     if others:
         raise UserError(
-            f"model.checkpoint: {path} has {' and '.join(others)} besides its unet, but taugrid only samples networks "
-            "whose output is the image itself"
+            f"model.checkpoint: {path} has {listed(others, MAX_NAMED)}, but taugrid only samples pipelines of a "
+            "network, a scheduler and, for latents, a VAE"
         )
 
 
-def _check_network(path: str, unet: Path, config: dict[str, Any]) -> None:
-    if config.get("_class_name") != "UNet2DModel":
-        raise UserError(f"model.checkpoint: {unet} holds a {config.get('_class_name')}, but taugrid loads UNet2DModel")
-    for key in ("sample_size", "in_channels", "out_channels"):
+def _check_network(path: str, unet: Path, config: dict[str, Any]) -> str:
+    """Diffusers' name of the network's class; `UserError` if taugrid can't sample it."""
+    kind = NETWORKS.get(str(config.get("_class_name")))
+    if kind is None:
+        raise UserError(
+            f"model.checkpoint: {unet} holds a {config.get('_class_name')}, but taugrid loads {UNET} and {DIT}"
+        )
+    for key in ("sample_size", "in_channels", "out_channels", *(("num_embeds_ada_norm",) if kind == DIT else ())):
         if config.get(key) is None:
             raise UserError(f"model.checkpoint: {unet / 'config.json'} has no {key!r}, so the images' shape is unknown")
         _check_counts(unet / "config.json", key, config[key])
     channels = (config["in_channels"], config["out_channels"])
-    if channels[0] != channels[1]:
+    if channels[0] != channels[1] and (kind, channels[1]) != (DIT, 2 * channels[0]):
         reason = "learned variance" if channels[1] == 2 * channels[0] else "a condition, or another output"
         raise UserError(
             f"model.checkpoint: {path} has {channels[0]} channels in and {channels[1]} out ({reason}?), but taugrid "
@@ -196,6 +322,7 @@ def _check_network(path: str, unet: Path, config: dict[str, Any]) -> None:
         raise UserError(
             f"model.checkpoint: {path} needs noise levels (time_embedding_type: fourier), but taugrid passes time steps"
         )
+    return kind
 
 
 def _check_counts(path: Path, key: str, value: Any) -> None:
@@ -234,29 +361,29 @@ def _sha256(path: Path, storage: Storage, version: str) -> str:
         return file_sha256(local)
 
 
-def _check_whole(path: Path, config: dict[str, Any]) -> None:
+def _check_whole(key: str, path: Path, config: dict[str, Any], kind: str) -> None:
     """Check what can be checked without torch: the first and last layers. Loading the network checks the rest."""
     from safetensors import SafetensorError, safe_open
 
     index = path.with_name(f"{path.name}.index.json")
     if index.is_file():  # diffusers would prefer what it lists
-        raise UserError(f"model.checkpoint: {index} says that the weights are in several files; save them in one")
+        raise UserError(f"{key}: {index} says that the weights are in several files; save them in one")
     if path.name == PICKLED_WEIGHTS_FILE:
         return
     try:
         with safe_open(path, framework="numpy") as file:
-            ends = {"conv_in.weight", "conv_out.weight"} & set(file.keys())
+            ends = {name for name, *_ in ENDS[kind]} & set(file.keys())
             shapes = {name: file.get_slice(name).get_shape() for name in ends}
     except SafetensorError as error:
         raise MissingInput(
-            f"model.checkpoint: {path} is not a complete safetensors file ({error}); get it again (with git lfs "
+            f"{key}: {path} is not a complete safetensors file ({error}); get it again (with git lfs "
             "pull, if it is a Git LFS pointer)"
         ) from None
-    for name, axis, key in (("conv_in.weight", 1, "in_channels"), ("conv_out.weight", 0, "out_channels")):
+    for name, axis, length in ENDS[kind]:
         channels = shapes[name][axis] if name in shapes else None
-        if channels != config[key]:
+        if channels != config[length]:
             shown = f"none ({name} is missing)" if channels is None else channels
-            raise UserError(f"model.checkpoint: {path} has {key} {shown}, but config.json has {config[key]}")
+            raise UserError(f"{key}: {path} has {length} {shown}, but config.json has {config[length]}")
 
 
 def _json(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:

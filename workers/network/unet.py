@@ -1,8 +1,8 @@
-"""diffusers' UNet2DModel: built from the config, averaged over training, saved as a pipeline, loaded.
+"""diffusers' networks: UNet2DModel built, averaged over training, saved as a pipeline; all that a folder holds loaded.
 
-It is imported in half the time, because each worker imports it before its first image: diffusers imports parts of SciPy
-for the noise levels of schedulers that never run here, and makes enough objects for Python's garbage collector to take
-a third of the time. docs/decisions.md, "What a worker imports", has the figures.
+UNet2DModel is imported in half the time, because each worker imports it before its first image: diffusers imports parts
+of SciPy for the noise levels of schedulers that never run here, and makes enough objects for Python's garbage collector
+to take a third of the time. docs/decisions.md, "What a worker imports", has the figures.
 """
 
 import copy
@@ -80,17 +80,14 @@ def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], di
 
 
 def load_unet(saved: SavedUnet, device: str, how: Policy) -> Denoiser:
-    """The saved UNet2DModel, for inference on `device` as `how` says. Only tensors are unpickled.
+    """The saved network, for inference on `device` as `how` says. Only tensors are unpickled.
 
     Raises:
         ContentMismatch: if this node has other files in the folder than the driver, or none.
         OSError: if they can't be read.
         WrongWeights: if the weights do not fit the config.json next to them, or hold more than tensors.
     """
-    folder = Path(saved.folder)
-    with verified_copy(weights_file(folder, saved.storage), saved.weights_sha256, saved.storage) as weights:
-        weights.with_name(CONFIG_FILE).write_bytes(_config(folder / CONFIG_FILE, saved.config_sha256, saved.storage))
-        unet = _from_folder(weights.parent, folder)
+    unet = read_saved(saved)
     if how.weights is not None:
         cast_weights(unet, how.weights, but=("time_proj",))
     layout = getattr(torch, how.layout)
@@ -105,11 +102,19 @@ def load_unet(saved: SavedUnet, device: str, how: Policy) -> Denoiser:
         @torch.inference_mode()
         def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
             output: Tensor = module(x.contiguous(memory_format=layout), t, *labels, return_dict=False)[0]
-            return output
+            return output if output.shape == x.shape else output[:, : x.shape[1]]  # without DiT's learned sigma
 
         return network
 
     return from_times(called(module), lambda: called(without_data(unet)))
+
+
+def read_saved(saved: SavedUnet) -> Any:
+    """The module of diffusers in a folder, in float32 on the CPU; raises the errors of `load_unet`."""
+    folder = Path(saved.folder)
+    with verified_copy(weights_file(folder, saved.storage), saved.weights_sha256, saved.storage) as weights:
+        weights.with_name(CONFIG_FILE).write_bytes(_config(folder / CONFIG_FILE, saved.config_sha256, saved.storage))
+        return _from_folder(weights.parent, folder, saved.kind)
 
 
 def _config(file: Path, sha256: str, storage: Storage) -> bytes:
@@ -123,14 +128,16 @@ def _config(file: Path, sha256: str, storage: Storage) -> bytes:
     return data
 
 
-def _from_folder(private: Path, folder: Path) -> UNet2DModel:
-    """The network in `private`, a copy of `folder`; messages name `folder`."""
+def _from_folder(private: Path, folder: Path, kind: str) -> Any:
+    """The network of class `kind` in `private`, a copy of `folder`; messages name `folder`."""
+    import diffusers
+
     file = folder / weights_file(private).name
     is_pickled = file.name != WEIGHTS_FILE
     if is_pickled:
         _require_tensors(private / file.name, file)
     try:
-        unet, info = UNet2DModel.from_pretrained(
+        network, info = getattr(diffusers, kind).from_pretrained(
             private,
             torch_dtype=torch.float32,
             use_safetensors=not is_pickled,
@@ -140,13 +147,13 @@ def _from_folder(private: Path, folder: Path) -> UNet2DModel:
             output_loading_info=True,
         )
     except ValueError as error:
-        raise WrongWeights(f"{folder}/config.json is not a UNet2DModel's: {joined_lines(error)}") from error
+        raise WrongWeights(f"{folder}/config.json is not a {kind}'s: {joined_lines(error)}") from error
     shapes = [f"{name} {list(theirs)}, not {list(ours)}" for name, theirs, ours in info["mismatched_keys"]]
     wrong = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": shapes}
     faults = [f"{fault}: {listed(sorted(names), MAX_NAMED)}" for fault, names in wrong.items() if names]
     if faults:
         raise WrongWeights(f"{file} does not fit the config.json next to it ({'; '.join(faults)})")
-    return unet
+    return network
 
 
 def _require_tensors(private: Path, file: Path) -> None:
