@@ -71,12 +71,12 @@ def run(job: ScoreJob, device: Device) -> Result:
     began = time.perf_counter()
     reference = _statistics(job.reference, job.storage) if job.settings.need("reference") else None
     scores = score(
-        _stream(job, "features"),
-        _stream(job, "logits") if job.settings.need("logits") else None,
+        read_stream(job, "features"),
+        read_stream(job, "logits") if job.settings.need("logits") else None,
         job.num_samples,
         reference,
         job.settings,
-        {name: _column(job, name) for name in job.settings.sample_columns},
+        {name: read_column(job, name) for name in job.settings.sample_columns},
     )
     job.check_run()
     if reference is not None and job.floor_path is not None:
@@ -88,7 +88,7 @@ def run(job: ScoreJob, device: Device) -> Result:
     return Result(time.perf_counter() - began, job.num_samples, created_file=True)
 
 
-def _stream(job: ScoreJob, column: str) -> Stream:
+def read_stream(job: ScoreJob, column: str) -> Stream:
     """A column of the job's feature files, in the order of the indices, up to `num_samples`."""
 
     def chunks() -> Iterator[Features]:
@@ -107,7 +107,7 @@ def _stream(job: ScoreJob, column: str) -> Stream:
     return chunks
 
 
-def _column(job: ScoreJob, name: str) -> NDArray[np.float64]:
+def read_column(job: ScoreJob, name: str) -> NDArray[np.float64]:
     """A column of the job's sample files, (`num_samples`,)."""
     parts = []
     for path in map(Path, job.sample_paths):

@@ -28,7 +28,7 @@ from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import Shortages
 from taugrid.workers.accelerator.policy import kind_of, lacks
 from taugrid.workers.conditions.column import read_column
-from taugrid.workers.conditions.guidance import called, guidance_of, inside
+from taugrid.workers.conditions.guidance import guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity, pictures
@@ -175,7 +175,7 @@ def _settings(
     resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
     [described] = describe_samplers([Case(resolved, process)]).descriptions
     resolved = honoured(resolved, described.keys)
-    points = called(described.tau, described.times, schedules.process(process))
+    points = list(map(schedules.process(process).told, described.times))
     guided = len(inside(resolved.guidance_interval, points)) if resolved.is_guided else 0
     how = guidance_of(resolved, guided, *takes)
     if how is None and len(takes) > 1:

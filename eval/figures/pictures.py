@@ -131,6 +131,13 @@ def interpolation_grid(images: ImageArray, path: Path) -> None:
     _save(_rows(list(images), ["0 → 1", *fractions[1:-1], "2 → 3"], fractions), path)
 
 
+def classes(rows: Mapping[str, ImageArray], path: Path, title: str) -> None:
+    """A row for each class, by its name, with as many images of it as every row has."""
+    count = min(map(len, rows.values()))
+    shown = [images[:count] for images in rows.values()]
+    _save(_rows(shown, list(rows), _indices(shown), title=title), path)
+
+
 def before_and_after(before: ImageArray | None, after: ImageArray | None, path: Path) -> None:
     """The baseline's images, and below them tonight's of the same indices. A row that is None is labelled as gone."""
     existing = {label: images for label, images in zip(SIDES, (before, after), strict=True) if images is not None}
@@ -158,10 +165,12 @@ def pairs(before: ImageArray, after: ImageArray, labels: Sequence[str], path: Pa
     _save(_rows(rows, labels, ["A", "B (new)", f"|B - A| x {factor:.3g}"]), path)
 
 
-def _rows(rows: Sequence[ImageArray], labels: Sequence[str], titles: Sequence[str], corner: str = "") -> Tiled:
+def _rows(
+    rows: Sequence[ImageArray], labels: Sequence[str], titles: Sequence[str], corner: str = "", title: str = ""
+) -> Tiled:
     _check_sizes(rows)
     blocks = {(i, j): _block(row[j : j + 1]) for i, row in enumerate(rows) for j in range(len(row))}
-    return _grid(blocks, labels, titles, GAP, corner)
+    return _grid(blocks, labels, titles, GAP, corner, title)
 
 
 def _indices(rows: Sequence[ImageArray]) -> list[str]:

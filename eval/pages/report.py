@@ -15,6 +15,7 @@ from taugrid.eval.pages.environment import asset, environment, rendered
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
 from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.tables.ablation.cost import Cost
+from taugrid.eval.tables.by_label import LabelTable
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
@@ -45,6 +46,8 @@ class PageFacts:
     """The costs of the scored cells; a single one is not shown."""
     reconstruction: Mapping[str, Any]
     """reconstruction.json; empty if there is none."""
+    by_label: LabelTable
+    """by_label.json; without rows if nothing is scored by label."""
     losses: Mapping[str, pd.DataFrame]
     """Logs of trainings, by the name of the model."""
     samples: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]]
@@ -99,6 +102,7 @@ def _rendered(page: Mapping[str, Any]) -> str:
 def _in_pictures(facts: PageFacts, shown: Sequence[ImageGrid]) -> str:
     """The contents of the section of pictures, such as "Consistency, interpolation"; empty without any."""
     parts = {
+        "classes": False,
         "consistency": any(grid.same_noise for grid in shown),
         "reconstruction": bool(facts.reconstruction.get("rows")),
         "interpolation": False,
@@ -137,6 +141,8 @@ def _content(facts: PageFacts) -> dict[str, Any]:
         "published": facts.published,
         "differences": differences(facts.differences),
         "effects": effects(facts.effects, quality.metrics) if quality.rows else None,
+        "by_label": facts.by_label.pivots if facts.by_label.rows else [],
+        "about_labels": facts.by_label.notes,
         "reconstruction": _reconstruction(facts.reconstruction),
         "protocol": protocol_rows(quality.protocols),
         "provenance": facts.provenance,

@@ -14,7 +14,7 @@ from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import listed
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, called, guidance_of, inside, whole_times
+from taugrid.workers.conditions.guidance import Guidance, guidance_of, inside, whole_times
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.process import Point
@@ -225,8 +225,7 @@ class Cell:
     @property
     def points(self) -> list[Point]:
         """The points at which the network is called, in the order of the calls."""
-        described = self.sampler_description
-        return called(described.tau, described.times, schedules.process(self.model.diffusion))
+        return list(map(schedules.process(self.model.diffusion).told, self.sampler_description.times))
 
     @property
     def guidance(self) -> Guidance | None:

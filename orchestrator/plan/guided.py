@@ -91,7 +91,8 @@ def _differences(model: Model, guide: Model) -> Iterator[str]:
         yield f"has {theirs.timesteps} times, but the model {ours.timesteps}"
     for t in range(1, ours.timesteps + 1):
         a, b = theirs.at(t), ours.at(t)
-        if abs(a.sigma * b.alpha - b.sigma * a.alpha) > SAME_LEVEL * b.sigma * a.alpha or a.time != b.time:
+        told = a.time == b.time and theirs.preconditioning(a) == ours.preconditioning(b)
+        if abs(a.sigma * b.alpha - b.sigma * a.alpha) > SAME_LEVEL * b.sigma * a.alpha or not told:
             yield f"was trained with {guide.diffusion.named_betas}, but the model with {model.diffusion.named_betas}"
             return
 

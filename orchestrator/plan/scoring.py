@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from taugrid.protocol import SOFTWARE, Protocol
 from taugrid.registry.extractors import EXTRACTORS, IMAGENET_1K, IMAGENET_LITE0, ExtractorSpec
 from taugrid.registry.metrics import LABEL_COLUMNS, SAMPLE_COLUMNS, UNLABELLED, PerSample
 from taugrid.versions import versions
+from taugrid.workers.data.labels import Labels, load_labels
 from taugrid.workers.data.load import MissingImages
 
 
@@ -75,8 +77,7 @@ def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foresee
 
 def classes_of(cell: Cell) -> int | None:
     """The number of classes that its network knows; None: it takes no labels."""
-    conditions = getattr(cell.model.source, "conditions", None)
-    return None if conditions is None else int(conditions.classes)
+    return None if cell.label_rule is None else cell.label_rule.classes
 
 
 def per_sample(data: Data, classes: int | None) -> PerSample:
@@ -116,6 +117,21 @@ class Scoring:
         """The metrics that can be computed at N with their settings, and why others can't."""
         wanted = self.config.evaluate.metric_settings
         return feasible(wanted, self.extractor, num_samples, self.reference.num_images, samples)
+
+    @cached_property
+    def labels(self) -> Labels | None:
+        """The labels of the reference's images; None: they are not known.
+
+        Raises:
+            UserError: if its files of labels are missing or damaged.
+        """
+        given = self.reference.given
+        return load_labels(given) if isinstance(given, Data) and given.dataset.labels else None
+
+    def by_label_id(self, cell: Cell) -> str:
+        """A hash of what is measured label by label, which names the file."""
+        labels = None if self.labels is None else self.labels.sha256
+        return identity({"evaluation": self.id(cell), "labels": labels})
 
     def of_cell(self, cell: Cell) -> Feasible:
         """As `feasible`, of a cell."""
@@ -228,4 +244,19 @@ def scoring_of(
             details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
             none = f"none of them can be computed at any N ({details})"
             raise UserError(f"evaluate.metrics: {none if details else 'it is empty; name at least one metric'}")
+    if config.report.by is not None:
+        _check_labels(scoring, plan)
     return scoring
+
+
+def _check_labels(scoring: Scoring, plan: Plan) -> None:
+    """Raise `UserError` if labels of samples can't be those of the reference, or no cell has any."""
+    networks = {classes for cell in plan.cells if (classes := classes_of(cell)) is not None}
+    if not networks:
+        raise UserError("report.by: label, but no network of this grid takes labels; leave out report.by")
+    reference = None if scoring.labels is None else len(scoring.labels.classes)
+    if reference is not None and networks != {reference}:
+        raise UserError(
+            f"report.by: label, but a network has {min(networks - {reference})} classes and the reference has "
+            f"{reference}; set evaluate.reference to images of the same classes, or leave out report.by"
+        )

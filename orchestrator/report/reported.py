@@ -15,7 +15,7 @@ from taugrid.storage import read_json, read_sealed, write_sealed
 
 FILE = "report.json"
 FILES = ("tables/*.*", "figures/*.*", "report.html")
-SOURCES = ("scores/*", "samples/*/*", "removed/*", "models/*/train/*", "grown.json")
+SOURCES = ("scores/*", "by-label/*", "samples/*/*", "removed/*", "models/*/train/*", "grown.json")
 """What a report is made from, besides the plan and provenance.json."""
 
 

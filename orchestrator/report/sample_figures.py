@@ -17,8 +17,11 @@ from taugrid.grids.names import PATHS
 from taugrid.orchestrator.plan.cells import Cell, Plan, name_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.parquet import first_pictures
+from taugrid.parquet import first_pictures, read_numbers
 from taugrid.registry.samplers import DEFAULT
+
+MOST_CLASSES = 20
+"""Classes in a figure."""
 
 
 def write_sample_figures(run: Run) -> None:
@@ -31,6 +34,35 @@ def write_sample_figures(run: Run) -> None:
         with rundir.storage.local_folder(rundir.figures) as figures:
             pictures.samples(group.images, figures / f"{stem}.png", short_samplers(group.title))
             _write_consistency(group.images, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
+
+
+def write_class_figures(run: Run) -> None:
+    """Write figures/classes-<cell>.png, a row for each class: of a group, its cell of most S with the least noise."""
+    rundir, wanted = run.rundir, run.config.report.images_per_cell
+    rundir.remove_figures("classes-*.png")
+    for cells in _groups(run.plan).values():
+        for cell in sorted(cells, key=lambda cell: (-cell.settings.steps, cell.eta_number or 0.0)):
+            if rows := _images_of_classes(cell, rundir, wanted):
+                guided = f"guidance={cell.settings.guidance:g}"
+                title = cell.label if guided in cell.label else f"{cell.label} {guided}"
+                with rundir.storage.local_folder(rundir.figures) as figures:
+                    pictures.classes(rows, figures / f"classes-{cell.name}.png", short_samplers(title))
+                break
+
+
+def _images_of_classes(cell: Cell, rundir: RunDir, wanted: int) -> dict[str, NDArray[np.uint8]]:
+    """At most `wanted` images of each class by its name, of `MOST_CLASSES`; empty without labels or images."""
+    if cell.label_rule is None:
+        return {}
+    classes, names = cell.label_rule.classes, cell.model.data.dataset.classes
+    images = _first_images(cell, rundir, 2 * wanted * min(classes, MOST_CLASSES))
+    if images is None:
+        return {}
+    paths = (rundir.sample_part(cell, shard) for shard in cell.shards if shard.start < len(images))
+    labels = np.concatenate([found for path in paths for _, found in read_numbers(path, "label", rundir.storage)])
+    present = [int(label) for label in np.unique(labels[: len(images)])][:MOST_CLASSES]
+    named = {label: names[label] if len(names) == classes else str(label) for label in present}
+    return {name: images[labels[: len(images)] == label][:wanted] for label, name in named.items()}
 
 
 class Shown(NamedTuple):

@@ -36,7 +36,7 @@ from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import Rows, with_unscored
 from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal, unscored
-from taugrid.orchestrator.report.sample_figures import write_sample_figures
+from taugrid.orchestrator.report.sample_figures import write_class_figures, write_sample_figures
 from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -127,6 +127,7 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     _write_checkpoints(plan, rundir, quality)
     if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # otherwise earlier figures stay
         write_sample_figures(run)
+        write_class_figures(run)
     write_losses(plan, rundir)
     return quality
 

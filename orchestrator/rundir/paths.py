@@ -108,6 +108,10 @@ class Paths:
         """The file of the influences of that score: how far each sample moves its FID."""
         return self.score(cell, scoring_id).with_suffix(".parquet")
 
+    def by_label(self, cell: Cell, by_label_id: str) -> Path:
+        """The file of a cell's scores label by label, by one `Scoring.by_label_id`."""
+        return self.root / "by-label" / f"{cell.id}-{by_label_id}.parquet"
+
     def task_log(self, session: str, task: str) -> Path:
         """The file of the errors of a task or a worker; `session` is the name of the session's events."""
         return self.logs / f"{session}-{task.replace('/', '-')}.txt"

@@ -10,6 +10,7 @@ from taugrid.config import Config
 from taugrid.eval.pages.pictures import PagePicture
 from taugrid.eval.pages.report import PageFacts, report_html, warnings
 from taugrid.eval.tables.ablation.cost import costs
+from taugrid.eval.tables.by_label import LabelTable
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
@@ -26,6 +27,7 @@ from taugrid.storage import read_json, replacing
 from taugrid.words import counted
 
 PICTURES: Mapping[str, tuple[str, str]] = {
+    "classes": ("Classes", "Rows are classes, with the first images of each"),
     "reconstructions": ("Reconstructions", "Held-out images, and below them what each S makes of their x_T"),
     "interpolations": ("Interpolations", "Rows lead from one sample's x_T to another's"),
     "interpolation-square": ("Interpolations between four samples", "The corners are samples"),
@@ -58,6 +60,7 @@ def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
         published=_rows(tables, "published"),
         costs=costs(quality, train_seconds(run)),
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
+        by_label=LabelTable.read(read_json(rundir.tables / "by_label.json", rundir.storage) or {}),
         losses=loss_curves(plan, rundir),
         samples={group.title: group.images for group in groups},
         pictures=list(_pictures(plan.labels | {group.name: group.title for group in groups}, rundir)),

@@ -36,7 +36,7 @@ class ReferenceWork(WorkKind):
         """A task for each part whose features are missing, if a score needs them."""
         scoring, found = self.survey.scoring, self.survey.found
         assert scoring is not None
-        if any(state.to_score for state in found.cells):
+        if any(state.needs_features for state in found.cells):
             for number in found.reference.missing:
                 yield self._task(scoring, number)
 
@@ -100,8 +100,7 @@ class ExtractWork(WorkKind):
     def tasks(self) -> Iterator[Task]:
         scoring, found = self.survey.scoring, self.survey.found
         assert scoring is not None
-        to_score = [state for state in found.cells if state.to_score]
-        for state in to_score:
+        for state in (state for state in found.cells if state.needs_features):
             yield from self._cell_tasks(state, scoring)
 
     def _cell_tasks(self, state: CellState, scoring: Scoring) -> Iterator[Task]:

@@ -27,7 +27,7 @@ class SampleWork(WorkKind):
     counts_images = True
 
     def tasks(self) -> Iterator[Task]:
-        for cell, sampled, _, _ in self.survey.found.cells:
+        for cell, sampled, *_ in self.survey.found.cells:
             if len(sampled) == len(cell.shards):
                 continue
             metadata = self.rundir.sample_metadata(cell)

@@ -15,7 +15,7 @@ from taugrid.orchestrator.work.extract import ExtractWork, not_extracted, refere
 from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import unsampled
 from taugrid.orchestrator.work.scorer import FILE, is_damaged, keep_record
-from taugrid.orchestrator.work.survey import CellState
+from taugrid.orchestrator.work.survey import CellState, Survey
 from taugrid.storage import read_sealed
 
 
@@ -67,7 +67,7 @@ class ScoreWork(WorkKind):
             influence_path=str(self.rundir.influence(cell, scoring.id(cell))),
             feature_paths=tuple(str(self.rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
             num_samples=n,
-            reference=self._reference_files(),
+            reference=reference_files(self.survey),
             settings=settings,
             header={"cell": cell.id, "evaluation": scoring.id(cell), "protocol": scoring.protocol(cell).as_dict()},
             floor_path=floors,
@@ -76,13 +76,6 @@ class ScoreWork(WorkKind):
             else (),
             notes=(*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks),
         )
-
-    def _reference_files(self) -> ReferenceFiles:
-        scoring, reference = self._scoring, self._scoring.reference
-        folder = self.rundir.reference_part(self.rundir.extractor_folder(scoring.extractor), reference.sha256, 0).parent
-        moments = reference.given if isinstance(reference.given, MomentsFile) else None
-        features = tuple(str(path) for path in self.survey.found.reference.paths)
-        return ReferenceFiles(moments or features, reference.num_images, str(folder), scoring.reference_key)
 
     def clean_up(self) -> None:
         """Record what the scorer gives for the reference; remove the features of scored cells that are not kept."""
@@ -114,3 +107,13 @@ class ScoreWork(WorkKind):
         if writes:
             write_larger(larger, self.rundir)
         return KindResult("quality", collected.rows, quality=quality, larger=larger)
+
+
+def reference_files(survey: Survey) -> ReferenceFiles:
+    """The files of the reference that jobs of `survey` read."""
+    assert survey.scoring is not None
+    scoring, rundir, reference = survey.scoring, survey.rundir, survey.scoring.reference
+    folder = rundir.reference_part(rundir.extractor_folder(scoring.extractor), reference.sha256, 0).parent
+    moments = reference.given if isinstance(reference.given, MomentsFile) else None
+    features = tuple(str(path) for path in survey.found.reference.paths)
+    return ReferenceFiles(moments or features, reference.num_images, str(folder), scoring.reference_key)

@@ -11,7 +11,7 @@ from taugrid import parquet
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.plan.scoring import Scoring
+from taugrid.orchestrator.plan.scoring import Scoring, classes_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.protocol import shown
@@ -27,6 +27,12 @@ class CellState(NamedTuple):
     """Numbers of the shards whose features are complete."""
     to_score: bool
     """Whether a score is wanted but missing, or its inputs have changed."""
+    by_label: bool = False
+    """The same of its scores label by label."""
+
+    @property
+    def needs_features(self) -> bool:
+        return self.to_score or self.by_label
 
 
 class ReferenceState(NamedTuple):
@@ -133,9 +139,16 @@ class Survey:
         )
         # Features may have been removed to save space: they are only needed for the score.
         to_score = bool(damages) or len(sampled) < len(cell.shards) or not scored
-        if to_score:
+        state = CellState(cell, sampled, extracted, to_score, self._lacks_by_label(cell, scoring, to_score))
+        if state.needs_features:
             self._require_images(cell, sampled, extracted)
-        return CellState(cell, sampled, extracted, to_score)
+        return state
+
+    def _lacks_by_label(self, cell: Cell, scoring: Scoring, to_score: bool) -> bool:
+        if scoring.config.report.by is None or (classes := classes_of(cell)) is None:
+            return False
+        path = self.rundir.by_label(cell, scoring.by_label_id(cell))
+        return not self.rundir.has_intact_file(path, classes, self.on_damage, expected={"cell": cell.id}) or to_score
 
     def _require_images(self, cell: Cell, sampled: set[int], extracted: set[int]) -> None:
         """Raise `UserError` if features are missing and the images that they come from were removed."""

@@ -79,6 +79,9 @@ class Report(Section):
     x: Literal["steps", "evaluations", "seconds"] | None = None
     """The horizontal axis of figures/quality: S, network evaluations per image, or measured device seconds; null:
     evaluations if a cell's number of them is not S, else steps."""
+    by: Literal["label"] | None = None
+    """`label`: also score the images of each label by themselves, against the reference's of that label, in
+    tables/by_label; for class-conditional cells."""
     base: dict[str, Any] = {}
     """Key -> the value that effects are differences to, as in {schedule: linear}; otherwise the first of the grid.
     `steps` and `eta` have effects only if they are named here."""

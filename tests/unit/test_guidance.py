@@ -11,8 +11,6 @@ from taugrid.grids.names import Naming
 from taugrid.orchestrator.plan import record
 from taugrid.orchestrator.plan.grid import plan, with_settings
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import called, inside
-from taugrid.workers.diffusion.process import EDM
 from taugrid.workers.network.checkpoint import Checkpoint
 
 FOLDERS = {
@@ -160,14 +158,6 @@ def test_classes_are_guided_by_the_null_class_or_by_a_guide_with_or_without_labe
     assert (cell.guidance.null_label, cell.guidance.guide_has_labels) == (10, has_labels)
     assert cell.conditions_block["labels"] == "balanced"
     assert cell.conditions_block["guidance"].get("guide") == (cell.guide and cell.guide.id)
-
-
-def test_the_points_of_calls_are_found_where_the_network_is_told_no_time_index():
-    """Of a consistency model, which is told 250 ln sigma."""
-    process = EDM(40, 0.002, 80.0, 7.0, 0.5)
-    points = [process.at(t) for t in (40, 20)]
-    assert called((20, 40), [point.time for point in points], process) == points
-    assert inside([1.0, 90.0], points) == [point for point in points if point.sigma > 1]
 
 
 def test_an_interval_is_said_in_the_networks_times():

@@ -18,7 +18,7 @@ from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.storage import LocalStorage
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, Guided, called, guidance_of, inside
+from taugrid.workers.conditions.guidance import Guidance, Guided, guidance_of, inside
 from taugrid.workers.diffusion import gaussian
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.oracle import classes_eps
@@ -46,7 +46,7 @@ def spec_of(**settings):
     described = describe_sampler(given, DIFFUSION)
     given = honoured(given, described.keys)
     process = schedules.process(DIFFUSION)
-    points = inside(given.guidance_interval, called(described.tau, described.times, process))
+    points = inside(given.guidance_interval, map(process.told, described.times))
     count = len(points) if given.is_guided else 0
     how = guidance_of(given, count, Conditions(3, 3))
     return SamplingSpec(Identity(SHAPE), DIFFUSION, given, described.tau, described.evaluations + count, how)

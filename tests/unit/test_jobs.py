@@ -106,7 +106,7 @@ def test_fewer_samples_are_scored_though_whole_row_groups_follow_the_last(tmp_pa
     run.do("reference", "sample", "extract")
     job = run.tasks("score")[0].job
     for wanted in (1, 3, 4):
-        stream = score_cell._stream(replace(job, num_samples=wanted), "features")
+        stream = score_cell.read_stream(replace(job, num_samples=wanted), "features")
         assert sum(map(len, stream())) == wanted
 
 

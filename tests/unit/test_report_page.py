@@ -25,6 +25,7 @@ from taugrid.eval.pages.charts import quality_chart
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
 from taugrid.eval.tables.ablation.cost import costs
+from taugrid.eval.tables.by_label import LabelTable
 from taugrid.eval.tables.pivots import Layout
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.cli.text import print_result
@@ -88,6 +89,7 @@ def findings(**changes):
         published=[],
         costs=[],
         reconstruction={},
+        by_label=LabelTable((), ()),
         losses={"m": pd.DataFrame({"step": steps, "loss": 1 / steps})},
         samples={"": {("0", 10): np.zeros((8, 4, 4), np.uint8), ("0", 50): np.zeros((8, 4, 4), np.uint8)}},
         pictures=[],

@@ -31,7 +31,7 @@ from taugrid.orchestrator.view.verify import verify
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import Probe, Worker
 
-KINDS = ["reference", "sample", "reconstruct", "interpolate", "extract", "score"]
+KINDS = ["reference", "sample", "reconstruct", "interpolate", "extract", "score", "by_label"]
 
 SIXTH = """
 from dataclasses import dataclass

@@ -49,12 +49,6 @@ def is_inside(interval: Sequence[float], at: Point) -> bool:
     return low < at.sigma <= high
 
 
-def called(tau: Iterable[float], times: Iterable[float], process: Process) -> list[Point]:
-    """The points at which a sampler of the times `tau` calls a network, which it tells `times`, in their order."""
-    visited = {point.time: point for point in map(process.at, tau)}
-    return [visited.get(time) or process.at(time + 1) for time in times]
-
-
 def inside(interval: Sequence[float] | None, points: Iterable[Point]) -> list[Point]:
     """Those of the `points` at which calls are guided."""
     return [point for point in points if interval is None or is_inside(interval, point)]
@@ -80,11 +74,9 @@ def guidance_of(
     if not settings.is_guided:
         return None
     null_label = None if takes is None else takes.null_label
-    ends = (
-        None if settings.guidance_interval is None else (settings.guidance_interval[0], settings.guidance_interval[1])
-    )
-    channels = settings.guidance_channels
-    return Guidance(settings.guidance, guided_calls, ends, channels, null_label, guide_takes is not None)
+    ends, channels = settings.guidance_interval, settings.guidance_channels
+    interval = None if ends is None else (ends[0], ends[1])
+    return Guidance(settings.guidance, guided_calls, interval, channels, null_label, guide_takes is not None)
 
 
 class Guided:

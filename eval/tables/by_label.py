@@ -1,0 +1,101 @@
+"""Scores label by label (`report.by: label`): a row for each cell and label as csv and json, tables for people."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from taugrid.eval.tables.long_form import has_values, score_columns
+from taugrid.eval.tables.pivots import Pivot
+from taugrid.eval.tables.rows import as_csv, as_json, with_notes, write_files
+from taugrid.words import counted, listed
+
+FIRST = ("cell", "settings", "label", "class", "num_samples", "num_reference")
+"""The first columns of by_label.csv. Those of quality.csv follow for the metrics that some label has."""
+
+SHOWN = 20
+"""Labels that a table shows: of more, the worst."""
+
+NAMED = 5
+"""Classes that a note names."""
+
+ABOUT = (
+    "each label's images alone, against the reference's images of that label; N is a label's share of the cell's, so "
+    "compare these numbers with each other and not with the cell's own"
+)
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    rows: Sequence[Mapping[str, Any]]
+    """Rows with `FIRST` and the numbers that are known, by cell in the grid's order, and then by label."""
+    notes: Sequence[str]
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, Sequence[str]]) -> "LabelTable":
+        """The table with a note for each of `reasons`, which maps why numbers are missing to the classes, with repeats.
+
+        A reason that holds for every row is not followed by names.
+        """
+        named = {
+            reason: "every label" if len(classes) == len(rows) else listed(list(dict.fromkeys(classes)), NAMED)
+            for reason, classes in reasons.items()
+        }
+        return cls(rows, [ABOUT, *(f"{its}: {reason}" for reason, its in named.items())])
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> "LabelTable":
+        """The table of a by_label.json; empty for an empty document."""
+        return cls(document.get("rows", ()), document.get("notes", ()))
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        known = [name for column in score_columns() for name in column.names]
+        frame = pd.DataFrame(list(self.rows))
+        for name in ("num_samples", "num_reference"):
+            frame[name] = frame[name].astype("int64")
+        return frame[[*FIRST, *(name for name in dict.fromkeys(known) if has_values(frame, name))]]
+
+    @cached_property
+    def pivots(self) -> list[Pivot]:
+        """A table for each metric: rows of cells, columns of classes."""
+        return [self._pivot(metric) for metric in score_columns() if has_values(self.frame, metric.name)]
+
+    def _pivot(self, metric: Any) -> Pivot:
+        values, errors = (self._wide(name) for name in (metric.name, metric.error))
+        notes: tuple[str, ...] = ()
+        if len(values.columns) > SHOWN:
+            worst = values.mean().sort_values(ascending=metric.higher_is_better).index[:SHOWN]
+            notes = (f"the {SHOWN} worst of {counted(len(values.columns), 'class', 'classes')}; by_label.csv has all",)
+            values, errors = values[worst], errors[worst]
+        return Pivot(metric, {}, values, errors, notes, row_keys=("cell",), column_key="class")
+
+    def _wide(self, name: str | None) -> pd.DataFrame:
+        """A column of numbers by cell and class; NaN where there is none."""
+        frame = self.frame if name in self.frame else self.frame.assign(**{str(name): np.nan})
+        cells, classes = (list(dict.fromkeys(frame[key])) for key in ("settings", "class"))
+        return frame.pivot(index="settings", columns="class", values=str(name)).reindex(index=cells, columns=classes)
+
+    @property
+    def markdown(self) -> str:
+        blocks: list[str] = []
+        for pivot in self.pivots:
+            means = f"± is {pivot.metric.error_means}." if pivot.errors.notna().any(axis=None) else ""
+            blocks += [f"## {pivot.metric.heading}, by class", *filter(None, [means]), pivot.markdown, *pivot.notes]
+        return "\n\n".join(blocks) + "\n"
+
+
+def write_by_label(table: LabelTable, folder: Path) -> None:
+    """Write by_label.{csv,json,md} into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(
+        folder,
+        "by_label",
+        csv=as_csv(table.frame),
+        json=as_json({"rows": table.frame.to_dict("records"), "notes": list(table.notes)}),
+        md=with_notes(table.markdown, table.notes),
+    )

@@ -1,0 +1,148 @@
+"""`report.by: label`: metrics label by label, their table, and figures with a row for each class."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conditional import text, write_module
+from in_process import CONFIG, drive, small_run
+from PIL import Image
+
+from taugrid.config import Data
+from taugrid.errors import UserError
+from taugrid.eval.metrics.frechet import Frechet
+from taugrid.eval.metrics.statistics import Moments
+from taugrid.eval.score_by_label import Extracted, of_label
+from taugrid.eval.tables.by_label import SHOWN, LabelTable
+from taugrid.orchestrator.plan.scoring import per_sample
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Session
+from taugrid.registry.extractors import ExtractorSpec
+from taugrid.registry.metrics import MetricSettings
+from taugrid.storage import LOCAL
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
+SPEC = ExtractorSpec("digits-convnet", None, "", "f", "logits", 4, 10)
+SAMPLES = per_sample(Data(name="digits"), 10)
+WANTED = MetricSettings(("fid", "kid", "agreement"))
+
+
+def images(n, seed, shift=0.0):
+    stream = np.random.default_rng(seed)
+    labels = stream.integers(0, 3, n)
+    features = (stream.normal(size=(n, 4)) + shift + labels[:, None]).astype(np.float32)
+    return Extracted(features, np.eye(10, dtype=np.float32)[labels] + 0.0, labels)
+
+
+def test_a_labels_numbers_are_those_of_its_images_alone():
+    own, reference = images(600, 0, 0.3), images(500, 1)
+    found = of_label(own.of(1), reference.of(1), WANTED, SPEC, SAMPLES)
+    a, b = (side.features[side.labels == 1] for side in (own, reference))
+    assert found.metrics["fid"] == pytest.approx(Frechet.of(Moments.of(a), Moments.of(b)).distance, rel=1e-9)
+    assert found.metrics["fid"] < 0.9 * Frechet.of(Moments.of(a), Moments.of(reference.features)).distance
+    assert {"fid_se", "kid", "kid_se"} <= set(found.metrics)
+    assert found.metrics["agreement"] == 1.0
+    swapped = own._replace(logits=np.roll(own.logits, 1, axis=1))
+    assert of_label(swapped.of(1), reference.of(1), WANTED, SPEC, SAMPLES).metrics["agreement"] == 0.0
+
+
+def test_a_label_with_too_few_images_says_so():
+    own, reference = images(600, 0), images(500, 1)
+    few = Extracted(own.features[:12], own.logits[:12], np.repeat([0, 1, 2], [7, 4, 1]))
+    by_label = [of_label(few.of(label), reference.of(label), WANTED, SPEC, SAMPLES) for label in range(4)]
+    assert [sorted({"fid", "kid", "agreement"} & set(found.metrics)) for found in by_label] == [
+        ["agreement", "fid", "kid"], ["agreement", "kid"], ["agreement"], [],
+    ]  # fmt: skip
+    assert by_label[1].notes[0] == "no fid: it needs more than 4 images on both sides, as many as features"
+    assert "no kid: it needs at least 2 images on both sides" in by_label[2].notes
+    assert by_label[3].notes == ["no image has this label"]
+    unlabelled = of_label(own.of(1), None, WANTED, SPEC, SAMPLES)
+    assert set(unlabelled.metrics) == {"agreement", "agreement_se"}
+    assert unlabelled.notes == [f"no {name}: the labels of the reference are not known" for name in ("fid", "kid")]
+
+
+def row(label, cell="c", **numbers):
+    return {"cell": cell, "settings": f"S=2 {cell}", "label": label, "class": f"class {label}", "num_samples": 9.0,
+            "num_reference": 8.0, **numbers}  # fmt: skip
+
+
+def test_the_table_has_a_row_for_each_cell_and_of_many_classes_the_worst():
+    rows = [row(label, cell, agreement=0.5 + 0.01 * label + (cell == "d") / 8, agreement_se=0.01)
+            for cell in "cd" for label in range(30)]  # fmt: skip
+    table = LabelTable.of(rows, {"a": ["class 1"], "b": ["class 1"] * 60})
+    assert table.notes[1:] == ["class 1: a", "every label: b"]
+    (pivot,) = table.pivots
+    assert pivot.columns == [f"class {label}" for label in range(SHOWN)]
+    assert pivot.labels == [("S=2 c",), ("S=2 d",)]
+    assert "| S=2 d | **0.625 ± 0.010** |" in table.markdown
+    assert f"the {SHOWN} worst of 30 classes; by_label.csv has all" in table.markdown
+    assert len(table.frame) == 60
+
+
+def evaluate(opened, root):
+    """Run all stages; returns the kinds of work that were done."""
+    outcome = Session(replace(opened, rundir=RunDir(root)), "local", Progress.silent()).do(
+        ("sample", "evaluate", "report")
+    )
+    assert not outcome.missing
+    lines = [json.loads(line) for path in sorted((root / "events").iterdir()) for line in path.read_text().splitlines()]
+    last = max(i for i, line in enumerate(lines) if line["event"] == "session")
+    return [line["event"] for line in lines[last:] if line["event"] in ("shard", "extract", "score", "by_label")]
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch, asked_here):
+    """The current folder, which has the network's module."""
+    write_module(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_conditional_run_has_a_table_and_a_figure_by_class_and_computes_them_once(tmp_path, code):
+    root, wanted = tmp_path / "run", {"metrics": ["agreement", "kid"]}
+    with small_run(tmp_path, text(evaluate=wanted)) as opened:
+        evaluate(opened, root)
+        assert not (root / "tables/by_label.csv").exists()
+        scores = {path.name: path.read_bytes() for path in (root / "scores").iterdir()}
+    with small_run(tmp_path, text(evaluate=wanted, report={"by": "label"})) as opened:
+        assert evaluate(opened, root) == ["by_label"], "nothing else is computed again"
+        assert evaluate(opened, root) == []
+    cell = opened.plan.cells[0]
+    assert {path.name: path.read_bytes() for path in (root / "scores").iterdir()} == scores
+    frame = pd.read_csv(root / "tables/by_label.csv")
+    assert frame["num_samples"].tolist() == [20] * 10
+    assert frame["num_reference"].sum() == 1797
+    whole = pd.read_csv(root / "tables/quality.csv")["agreement"][0]
+    assert frame["agreement"].mean() == pytest.approx(whole), "labels are balanced"
+    assert 0.9 < whole <= 1
+    assert {"kid", "agreement_se"} <= set(frame.columns)
+    page = (root / "report.html").read_text()
+    assert 'id="labels"' in page
+    assert f"classes-{cell.name}.png" in {path.name for path in (root / "figures").iterdir()}
+    with Image.open(root / f"figures/classes-{cell.name}.png") as picture:
+        assert json.loads(picture.info["taugrid-tiles"])["labels"] == list("0123456789")
+
+
+def test_labels_that_cannot_be_compared_are_refused_before_anything_is_sampled(tmp_path):
+    with small_run(tmp_path, CONFIG + "report: {by: label}") as opened, pytest.raises(UserError) as error:
+        drive(opened, tmp_path / "run", LOCAL)
+    assert str(error.value) == "report.by: label, but no network of this grid takes labels; leave out report.by"
+    assert not (tmp_path / "run/samples").exists()
+
+
+def test_a_reference_of_other_classes_is_refused(tmp_path, code):
+    others = {"metrics": ["agreement"], "reference": {"name": "folder", "root": "others", "shape": [1, 8, 8]}}
+    for label in ("cat", "dog"):
+        (tmp_path / "others" / label).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / "others" / label / f"{i}.png")
+    with (
+        small_run(tmp_path, text(evaluate=others, report={"by": "label"})) as opened,
+        pytest.raises(UserError) as error,
+    ):
+        drive(opened, tmp_path / "run", LOCAL)
+    assert "a network has 10 classes and the reference has 2; set evaluate.reference" in str(error.value)
