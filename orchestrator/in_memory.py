@@ -67,9 +67,9 @@ def sample_in_memory(
     with arithmetic.restored():
         try:
             set_up()
+            settings = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
             if isinstance(model, str | Mapping):
-                section = _section(model, guide)
-                return _sample_planned(section, wanted, shape, diffusion, settings, device)
+                return _sample_planned(_section(model, guide), wanted, shape, diffusion, settings, device)
             return _sample_held(model, guide, wanted, shape, diffusion, settings, device)
         except NotEnoughMemory as error:
             raise UserError(f"{error}; set a smaller batch_size") from error
