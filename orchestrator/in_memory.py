@@ -63,6 +63,7 @@ def sample_in_memory(
     with arithmetic.restored():
         try:
             set_up()
+            settings = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
             return _sample(model, wanted, shape, diffusion, settings, device)
         except NotEnoughMemory as error:
             raise UserError(f"{error}; set a smaller batch_size") from error

@@ -178,12 +178,14 @@ def sample(
     Args:
         model: the folder of a checkpoint or an id on the hub; a mapping, as the config's section model (an oracle, a
             custom network); or a network in memory: an `nn.Module` or function that predicts from x, (B, C, H, W)
-            float32, and the time indices (B,) in 0..T-1, as docs/custom-network.md says, or a diffusers UNet2DModel.
+            float32, and the time indices (B,) in 0..T-1 (and labels (B,), if it has classes), as docs/custom-network.md
+            says, or a diffusers UNet2DModel.
         indices: which samples; a number n means 0 to n - 1.
         shape: (channels, height, width), needed where the model does not say it.
         diffusion: keys of the config's section diffusion; others come from the checkpoint, or are the defaults.
         device: a torch.device, or its name; None: a GPU if there is one.
-        settings: keys of the config's section sample, such as `steps=20, eta=0.5, seed=1`. In a run with another
+        settings: keys of the config's section sample, such as `steps=20, eta=0.5, seed=1`, and for a network with
+            classes `labels="balanced"` or `labels=[0, 3]`. In a run with another
             `batch_size` (the default is its default, 256), or on another device, bytes may differ in the last bit.
 
     Returns:

@@ -63,7 +63,8 @@ def _differences(model: Model, guide: Model) -> Iterator[str]:
         yield f"has {theirs.timesteps} times, but the model {ours.timesteps}"
     for t in range(1, ours.timesteps + 1):
         a, b = theirs.at(t), ours.at(t)
-        if abs(a.sigma * b.alpha - b.sigma * a.alpha) > SAME_LEVEL * b.sigma * a.alpha or a.time != b.time:
+        told = a.time == b.time and theirs.preconditioning(a) == ours.preconditioning(b)
+        if abs(a.sigma * b.alpha - b.sigma * a.alpha) > SAME_LEVEL * b.sigma * a.alpha or not told:
             yield f"was trained with {guide.diffusion.named_betas}, but the model with {model.diffusion.named_betas}"
             return
 
@@ -71,7 +72,7 @@ def _differences(model: Model, guide: Model) -> Iterator[str]:
 def _outside(cell: Cell) -> str:
     """The message for an interval that none of the sampler's calls is in."""
     process = schedules.process(cell.model.diffusion)
-    points = [process.at(time + 1) for time in cell.sampler_description.times]
+    points = [process.told(time) for time in cell.sampler_description.times]
     levels = sorted(point.ratio if point.alpha else float("inf") for point in points)
     return (
         f"sample.guidance_interval: {in_yaml(cell.settings.guidance_interval)} has none of the calls of "

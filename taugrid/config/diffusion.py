@@ -58,7 +58,8 @@ class Diffusion(Section):
     def named_betas(self) -> str:
         """The betas, or the noise levels, of a resolved section, in a few words."""
         if self.process == "edm":
-            return f"edm with sigma from {self.sigma_min:g} to {self.sigma_max:g}, rho {self.rho:g}"
+            ends, shape = (self.sigma_min, self.sigma_max), (self.rho, self.sigma_data)
+            return "edm with sigma from {:g} to {:g}, rho {:g}, sigma_data {:g}".format(*ends, *shape)
         if self.trained_betas is not None:
             return f"{len(self.trained_betas)} trained_betas"
         return f"{self.schedule} betas from {self.beta_start:g} to {self.beta_end:g}"

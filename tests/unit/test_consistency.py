@@ -1,4 +1,4 @@
-"""Consistency models: diffusers' own loop with our noise, a Gaussian's consistency function, and what is refused."""
+"""Pipelines with classes in diffusers' own loops, with our noise and labels; the process of consistency models."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
+from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.schedulers import scheduling_consistency_models
 from in_process import drive, results, small_run
 from tiny import UNET
@@ -21,6 +21,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import EDM, log_snr_key
@@ -32,29 +33,35 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # diffusers'
 ]
 
-SHAPE, N = (3, 8, 8), 7
+SHAPE, N, CLASSES = (3, 8, 8), 7, 5
+LABELS = torch.from_numpy(LabelRule("balanced", 3, CLASSES).at(np.arange(N))).long()
 PROCESS = schedules.process(EDM_DEFAULTS)
 
 
 @pytest.fixture(scope="module")
 def folder(one_thread, tmp_path_factory):
-    """A pipeline with random weights."""
-    torch.manual_seed(0)
-    arguments = {key: value for key, value in UNET.items() if key != "add_attention"}
-    unet = UNet2DModel(8, 3, 3, **arguments, add_attention=False)
-    with torch.no_grad():
-        unet.conv_out.weight.mul_(8)  # so that it says more than the noise that is left
+    """A class-conditional consistency model with random weights."""
     path = tmp_path_factory.mktemp("consistency")
-    ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler()).save_pretrained(path)
+    ConsistencyModelPipeline(random_unet(), CMStochasticIterativeScheduler()).save_pretrained(path)
     return path
 
 
-def config(folder, batch=4, shard=8, grid="{steps: [1, 2, 3, 4]}", more=""):
+@torch.no_grad()
+def random_unet():
+    """A U-Net that says more than the noise that is left, and the more so for a class than another."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(8, 3, 3, **UNET, num_class_embeds=CLASSES)
+    unet.conv_out.weight.mul_(8)
+    unet.class_embedding.weight.mul_(4)
+    return unet
+
+
+def config(folder, batch=4, shard=8, grid="{steps: [1, 2, 3, 4], sampler: [consistency]}"):
     return f"""
 name: small
 model: {{checkpoint: {folder}}}
 data: {{name: gaussian, shape: [3, 8, 8]}}
-sample: {{sampler: consistency, seed: 3, num_samples: {N}, batch_size: {batch}, shard_evaluations: {shard}{more}}}
+sample: {{seed: 3, num_samples: {N}, batch_size: {batch}, shard_evaluations: {shard}, labels: balanced}}
 grid: {grid}
 evaluate: {{metrics: [fid]}}
 cluster: {{workers: 1}}
@@ -62,7 +69,7 @@ cluster: {{workers: 1}}
 
 
 def planned(folder, **sections):
-    sample = {"seed": 0, "sampler": "consistency", "steps": 2} | sections.pop("sample", {})
+    sample = {"seed": 0, "sampler": "consistency", "steps": 2, "labels": "balanced"} | sections.pop("sample", {})
     values = {"name": "x", "model": {"checkpoint": str(folder)}, "sample": sample} | sections
     return plan(validate(Config, values, "test"))
 
@@ -83,7 +90,7 @@ def drawing(draws):
 
 
 @torch.no_grad()
-def by_diffusers(folder, steps):
+def by_diffusers(folder, steps, labels=LABELS):
     """Pictures of an own loop of the pipeline's parts; the noise is named by the level that a step leads to."""
     pipeline = ConsistencyModelPipeline.from_pretrained(folder)
     unet, scheduler = pipeline.unet, pipeline.scheduler
@@ -93,12 +100,12 @@ def by_diffusers(folder, steps):
     x = normal(3, torch.arange(N), 0, SHAPE) * scheduler.init_noise_sigma
     with drawing(draws):
         for t in scheduler.timesteps:
-            x = scheduler.step(unet(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
+            x = scheduler.step(unet(scheduler.scale_model_input(x, t), t, labels).sample, t, x).prev_sample
     return to_uint8(x.numpy())
 
 
 def pictures(root, steps):
-    [cell] = (root / "samples").glob(f"S{steps:04d}-consistency-*")
+    [cell] = (root / "samples").glob(f"S{steps:04d}-*")
     return np.concatenate([images for part in sorted(cell.iterdir()) for _, images in parquet.read_images(part)])
 
 
@@ -115,7 +122,27 @@ def ran(folder, tmp_path_factory, one_thread, sketched):
 def test_pictures_are_those_of_diffusers_own_loop_with_our_noise(folder, ran, steps):
     mine, theirs = pictures(ran, steps), by_diffusers(folder, steps)
     assert mine.std() > 20
+    other = by_diffusers(folder, steps, LABELS.roll(1))
+    assert (np.abs(mine.astype(int) - other).max(axis=(1, 2, 3)) > 1).all(), "every label shows"
     assert np.abs(mine.astype(int) - theirs).max() <= 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_pixel_pipeline_with_classes_is_diffusers_ddim_with_our_noise_and_labels(tmp_path, eta):
+    DDIMPipeline(random_unet(), DDIMScheduler(timestep_spacing="trailing")).save_pretrained(tmp_path / "it")
+    with small_run(tmp_path, config(tmp_path / "it", grid=f"{{steps: [5], eta: [{eta}]}}")) as opened:
+        drive(opened, tmp_path / "run", LOCAL)
+    pipeline = DDIMPipeline.from_pretrained(tmp_path / "it")
+    pipeline.scheduler.set_timesteps(5)
+    x = normal(3, torch.arange(N), 0, SHAPE)
+    for t in pipeline.scheduler.timesteps.tolist():
+        z = normal(3, torch.arange(N), t + 1, SHAPE)
+        output = pipeline.unet(x, t, LABELS).sample
+        x = pipeline.scheduler.step(output, t, x, eta, variance_noise=z).prev_sample
+    mine = pictures(tmp_path / "run", 5)
+    assert 20 < mine.std() < 120
+    assert np.abs(mine.astype(int) - to_uint8(x.numpy())).max() <= 1
 
 
 def test_batches_shards_and_a_restart_change_nothing(folder, ran, tmp_path):
@@ -177,6 +204,8 @@ def test_the_process_is_that_of_diffusers_scheduler():
         assert PROCESS.preconditioning(at) == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert PROCESS.preconditioning(PROCESS.at(1))[1:] == (1.0, 0.0), "f(x, sigma_min) = x"
     assert PROCESS.at(0).sigma == 0
+    for t in (1, 17.5, 40):
+        assert PROCESS.told(PROCESS.at(t).time) == pytest.approx(PROCESS.at(t), rel=1e-12)
     assert PROCESS.alpha_bar.shape == (41,)
     assert PROCESS.at(1).sigma < PROCESS.at(1.5).sigma < PROCESS.at(2).sigma
 
@@ -222,7 +251,7 @@ def test_what_the_pipeline_says_is_taken_and_enters_the_id(folder):
     assert cell.model.diffusion == EDM_DEFAULTS
     assert (cell.settings.clip, cell.nfe, cell.sampler_block["last_sigma"]) == ("x0", 2, pytest.approx(0.002))
     told = cell.model.source.description(cell.model.diffusion, [cell.settings])
-    assert "edm with sigma from 0.002 to 80, rho 7, T = 40, predicts consistency, clip x0" in told
+    assert "edm with sigma from 0.002 to 80, rho 7, sigma_data 0.5, T = 40, predicts consistency, clip x0" in told
     [other] = planned(folder, diffusion={"sigma_max": 60.0}).cells
     assert other.model.id != cell.model.id
     assert other.model.diffusion.sigma_max == 60.0
@@ -235,7 +264,7 @@ def test_a_plan_without_the_weights_prices_it():
     assert [cell.nfe for cell in found.cells] == [1, 2]
 
 
-BETAS = {"name": "gaussian", "shape": [1, 4, 4]}
+GAUSSIAN = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m", "heun", "unipc", "diffusers:LCMScheduler"])
@@ -254,9 +283,11 @@ def test_another_sampler_is_refused_on_a_consistency_model(folder, name):
         ({"diffusion": {"rescale_betas_zero_snr": True}}, ["diffusion.rescale_betas_zero_snr", "no betas"]),
         ({"diffusion": {"prediction": "epsilon"}}, ["diffusion.prediction: epsilon", "prediction: consistency"]),
         ({"diffusion": {"sigma_max": 0.001}}, ["sigma_max larger than sigma_min"]),
-        ({"model": {"oracle": "gaussian"}, "data": BETAS}, ["is for consistency models", "predicts epsilon", "ddim"]),
-        ({"model": {"oracle": "gaussian"}, "data": BETAS, "diffusion": {"sigma_max": 1.0}}, ["only process: edm"]),
-        ({"model": {"oracle": "gaussian"}, "data": BETAS, "diffusion": {"process": "edm"}}, ["model.checkpoint"]),
+        ({"sample": {"labels": None}}, ["sample.labels is missing", "5 classes"]),
+        ({"sample": {"guidance": 2.0}}, ["guidance", "null"]),
+        (GAUSSIAN, ["is for consistency models", "predicts epsilon", "ddim"]),
+        ({**GAUSSIAN, "diffusion": {"sigma_max": 1.0}}, ["only process: edm"]),
+        ({**GAUSSIAN, "diffusion": {"process": "edm"}}, ["model.checkpoint"]),
         ({"model": {"unet": {}}, "diffusion": {"process": "edm"}}, ["does not train"]),
         ({"sample": {"sampler": "diffusers:CMStochasticIterativeScheduler"}}, ["the sampler consistency"]),
     ],

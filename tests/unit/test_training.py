@@ -143,7 +143,7 @@ def test_a_network_learns_from_labels_and_only_the_rows_of_those_it_sees(tmp_pat
     assert (10 in seen) == (label_dropout > 0)
 
 
-def test_a_network_with_classes_is_saved_with_its_null_class_and_diffusers_loads_it(tmp_path):
+def test_a_network_with_classes_is_saved_with_its_null_class_and_diffusers_loads_it(tmp_path, caplog):
     import diffusers
 
     spec = with_classes(a_spec(tmp_path, steps=1, label_dropout=0.1))
@@ -159,6 +159,10 @@ def test_a_network_with_classes_is_saved_with_its_null_class_and_diffusers_loads
         theirs = unet(x, 5, labels).sample
         state.unet.load_state_dict(state.ema)
         torch.testing.assert_close(theirs, state.unet.eval()(x, 5, labels).sample, rtol=0, atol=1e-6)  # by layout
+    caplog.clear()
+    ours = load_network(saved_unet(tmp_path / "p" / "unet"), spec.diffusion, "cpu")
+    torch.testing.assert_close(ours(x, at(6), labels), theirs, rtol=0, atol=1e-6)
+    assert "null_label" not in caplog.text, "workers say nothing of a key of our own"
     assert read_checkpoint(str(tmp_path / "p")).conditions == (10, 10)
     assert saved_unet(tmp_path / "p" / "unet_raw").conditions == (10, 10)
     without = build_unet(spec.unet, (1, 8, 8))

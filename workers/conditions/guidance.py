@@ -49,7 +49,7 @@ def is_inside(interval: Sequence[float], at: Point) -> bool:
 
 def inside(interval: Sequence[float] | None, times: Iterable[float], process: Process) -> list[float]:
     """Those of the network's `times` at which calls are guided."""
-    return [time for time in times if interval is None or is_inside(interval, process.at(time + 1))]
+    return [time for time in times if interval is None or is_inside(interval, process.told(time))]
 
 
 class Guided:

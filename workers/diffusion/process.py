@@ -56,6 +56,9 @@ class Process(Protocol):
     def at(self, t: float) -> Point:
         """The point at the paper's time t in 0..T."""
 
+    def told(self, time: float) -> Point:
+        """The point at which the network is told `time`."""
+
     def first_scale(self, first: Point) -> float:
         """What standard normals are multiplied by to be x at the first point of a path."""
 
@@ -89,6 +92,10 @@ class DiscreteVP:
         log_alpha_t = low + (t - before) * (high - low)
         alpha_t, time = math.exp(log_alpha_t), network_time(t)
         return Point(math.exp(log_alpha_t / 2), math.sqrt(-math.expm1(log_alpha_t)), alpha_t, time, key=noise_key(time))
+
+    def told(self, time: float) -> Point:
+        """The point at which the network is told the index `time`."""
+        return self.at(time + 1)
 
     def first_scale(self, first: Point) -> float:
         """1, wherever a path begins."""
@@ -144,6 +151,11 @@ class EDM:
             return Point(1.0, 0.0, 1.0, -math.inf, key=0)
         sigma = (self._high + (self.timesteps - t) / (self.timesteps - 1) * (self._low - self._high)) ** self._rho
         return Point(1.0, sigma, 1 / (1 + sigma**2), 250 * math.log(sigma), log_snr_key(-2 * math.log(sigma)))
+
+    def told(self, time: float) -> Point:
+        """The point at which the network is told `time`, with a sigma that is off by no more than rounding."""
+        root = math.exp(time / 250) ** (1 / self._rho)
+        return self.at(1 + (self.timesteps - 1) * (root - self._low) / (self._high - self._low))
 
     def first_scale(self, first: Point) -> float:
         """Sigma: beside it, the image counts for nothing."""

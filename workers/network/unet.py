@@ -118,14 +118,16 @@ def read_saved(saved: SavedUnet) -> Any:
 
 
 def _config(file: Path, sha256: str, storage: Storage) -> bytes:
-    """The bytes of a config.json with the settings that the driver read; ContentMismatch if they differ."""
+    """What diffusers reads of a config.json with the settings that the driver read; ContentMismatch if they differ."""
+    settings: dict[str, Any] = {}
     try:
-        data = storage.read(file)
-        actual = config_sha256(json.loads(data))
+        settings = json.loads(storage.read(file))
+        actual = config_sha256(settings)
     except (FileNotFoundError, ValueError, AttributeError):  # missing, no JSON, or no object
         actual = "no config"
     require_same(file, actual, sha256)
-    return data
+    settings.pop("null_label", None)  # diffusers would warn of a key that it does not know
+    return json.dumps(settings).encode()
 
 
 def _from_folder(private: Path, folder: Path, kind: str) -> Any:
