@@ -21,6 +21,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch, smaller_slice
+from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, SendHeartbeat, beating, ignore_heartbeat, no_op
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
@@ -52,11 +53,16 @@ class SampleJob(Job):
     diffusion: Diffusion
     tau: tuple[float, ...]
     nfe: int
-    """Network evaluations per image (NFE)."""
+    """Network evaluations per image (NFE): a guided call is two."""
     metadata: dict[str, Any]
     kept: int = 0
     """Number of images that are copied from the file that it replaces, if that is intact. They are complete batches
     from its start, so all others are sampled in the same batches as in an uninterrupted run."""
+
+    guidance: Guidance | None = None
+    """None: predictions are the network's."""
+    guide: NetworkSpec | None = None
+    """The second network. None: there is none, or the first one guides itself."""
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
@@ -69,7 +75,12 @@ class SampleJob(Job):
     @property
     def spec(self) -> SamplingSpec:
         """What determines its images, besides the network and their indices."""
-        return SamplingSpec(self.decoder, self.diffusion, self.settings, self.tau, self.nfe)
+        return SamplingSpec(self.decoder, self.diffusion, self.settings, self.tau, self.nfe, self.guidance)
+
+    @property
+    def networks(self) -> list[NetworkSpec]:
+        """What a worker loads: the network, and the guide if there is one."""
+        return [self.network] if self.guide is None else [self.network, self.guide]
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -87,7 +98,7 @@ class SampleJob(Job):
             if advice := smaller_slice(decode, self.decoder.network_shape, size, device.name):
                 return advice
         how = self.arithmetic._replace(compile="none", batch_size=None)
-        network = device.loading(self.network, self.diffusion, how)
+        network = device.loading(self.networks, self.diffusion, how)
         return smaller_batch(network, self.decoder.network_shape, self.settings.batch_size, device.name, error)
 
 
@@ -95,8 +106,12 @@ def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     batch = (job.settings.batch_size, *job.decoder.network_shape)
     decode, latents = device.decoder(job.decoder, job.settings), kept_latents(job)
-    model = device.network(job.network, job.diffusion, job.arithmetic, batch) if latents is None else latents
-    result = sample_shard(job, model, device.name, device.heartbeat, device.computed, device.last_sampled, decode)
+    networks: Any = [latents]
+    if latents is None:
+        networks = device.networks(job.networks, job.diffusion, job.arithmetic, batch)
+    model, *guides = networks
+    callbacks = device.heartbeat, device.computed, device.last_sampled
+    result = sample_shard(job, model, device.name, *callbacks, decode, *guides)
     if latents is not None:
         return replace(result, evaluations=0)
     calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
@@ -137,6 +152,7 @@ def sample_shard(
     computed: Callable[[], None] = no_op,
     last_sampled: LastSampled | None = None,
     decode: "Decode | None" = None,
+    guide: "Denoiser | None" = None,
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
@@ -167,7 +183,7 @@ def sample_shard(
         first_new = stop = job.start + _copy_kept(job, writer)
         try:
             loaded = decode or as_function(job.decoder)
-            for batch in completed(_transfers(job, first_new, labels, model, loaded, device, heartbeat)):
+            for batch in completed(_transfers(job, first_new, labels, (model, guide), loaded, device, heartbeat)):
                 _require_finite(batch, job)
                 clock.completed(batch)
                 writer.append(batch.images, None if batch.latents is None else batch.latents.numpy())
@@ -189,7 +205,7 @@ def _transfers(
     job: SampleJob,
     first_new: int,
     labels: NDArray[np.int32] | None,
-    model: "Denoiser | Latents",
+    networks: "tuple[Denoiser | Latents, Denoiser | None]",
     decode: "Decode",
     device: str,
     heartbeat: SendHeartbeat,
@@ -203,9 +219,11 @@ def _transfers(
     condition = None if labels is None else to_device(torch.from_numpy(labels).long(), device)
     starts = range(first_new, job.stop, size)
     slices = math.ceil(size / settings.decode_batch) if isinstance(job.decoder, Vae) else 0
+    model, guide = networks
     latents = model if isinstance(model, np.ndarray) else None
     around = beating(heartbeat, len(starts) * (slices + (job.nfe if latents is None else 0)))
     watched = None if isinstance(model, np.ndarray) else Watched(Wrapped(model, around))
+    guide = guide and watched and watched.also(Wrapped(guide, around))
     finite = torch.ones((), dtype=torch.bool, device=device)
     for start in starts:
         began = time.perf_counter()
@@ -215,7 +233,7 @@ def _transfers(
         if latents is not None:
             x0 = to_device(torch.from_numpy(latents[start - job.start : stop - job.start]), device)
         elif watched is not None:
-            x0 = sample_batch(watched, indices, job.spec, asked)
+            x0 = sample_batch(watched, indices, job.spec, asked, guide)
             finite = watched.answer()
         images = pictures(job.decoder, decode, x0, settings.decode_batch, around)
         kept = x0 if settings.keep_latents else None
@@ -269,5 +287,5 @@ def _columns(job: SampleJob) -> dict[str, object]:
         "clip": settings.clip,
         "cell": job.metadata["cell"],
         "model": job.metadata["model"],
-        **({} if job.label_rule is None else {"guidance": 1.0}),
+        **({} if job.label_rule is None else {"guidance": settings.guidance}),
     }

@@ -426,5 +426,7 @@ def test_pictures_that_are_not_finite_are_blamed_on_the_vae(ldm, tmp_path):
     tensors["decoder.conv_out.bias"] += float("nan")
     save_file(tensors, place / "vqvae" / WEIGHTS_FILE)
     [job, *_] = [task.job for task in tasks_of(place, tmp_path / "run").values()]
-    with pytest.raises(NotFinite, match=r"hold nan or infinity.*; the VAE made them: set sample.vae_precision: float32"):
+    with pytest.raises(
+        NotFinite, match=r"hold nan or infinity.*; the VAE made them: set sample.vae_precision: float32"
+    ):
         run_job(job, Device("cpu"))
