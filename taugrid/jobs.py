@@ -69,6 +69,10 @@ class Conditions(NamedTuple):
     null_label: int | None = None
     """The label that means no class, which is none of 0..K-1. None: the network was not trained with one."""
 
+    @property
+    def in_words(self) -> str:
+        return f"{self.classes} classes" + ("" if self.null_label is None else " and a null class")
+
 
 @dataclass(frozen=True)
 class SavedUnet:

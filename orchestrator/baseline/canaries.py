@@ -102,9 +102,11 @@ def worst_check(checks: Iterable[Check]) -> Check:
 
 def sampling_key_of(cell: SnapshotCell, **other: object) -> str:
     """The key of a sampled cell, from its network and its settings, some of which `other` replaces."""
-    return sampling_key(cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **other})
+    return sampling_key(cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **other}, cell.guide)
 
 
-def sampling_key(weights_sha256: str | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def sampling_key(
+    weights_sha256: str | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any], guide: str | None
+) -> str:
     """The same key from its parts."""
-    return json_sha256([weights_sha256, diffusion, settings])
+    return json_sha256([weights_sha256, diffusion, settings, guide])

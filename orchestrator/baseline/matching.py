@@ -21,6 +21,9 @@ from taugrid.registry.samplers import DEFAULT, SAMPLERS, is_custom
 from taugrid.words import listed
 from taugrid.workers.samplers.sampler import find
 
+OPTIONAL = ("conditions", "decoder")
+"""Fields that a protocol leaves out for unconditional cells and networks of pixels."""
+
 MUST_AGREE = (
     "reference",
     "extractor",
@@ -32,7 +35,7 @@ MUST_AGREE = (
     "compile",
     "rounding",
     "sampler",
-    "conditions",
+    *OPTIONAL,
 )
 """Fields of a protocol without which two FIDs are not comparable; of `sampler`, `SAMPLER_FIELDS`. Versions may differ:
 an upgrade is what a night is for. Settings of metrics other than FID do not change FID."""
@@ -159,7 +162,7 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], dire
 
 
 def _fields(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: protocol.get(name) for name in MUST_AGREE}
+    fields = {name: protocol.get(name) for name in MUST_AGREE if name not in OPTIONAL or name in protocol}
     if (block := fields["sampler"]) is not None:
         fields["sampler"] = {key: value for key, value in block.items() if key in SAMPLER_FIELDS}
     return fields

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.statistics import Array
-from taugrid.grids.names import PATHS
+from taugrid.grids.names import CELL_KEYS, PATHS
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_images, pixel_digests
 from taugrid.orchestrator.opened import open_existing
@@ -160,6 +160,23 @@ class SnapshotCell:
     @property
     def num_samples(self) -> int:
         return int(self.settings["num_samples"])
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The keys of a config that name further networks of the cell, such as its guide's."""
+        return {key: self.axes[key] for key in CELL_KEYS if self.axes.get(key) is not None}
+
+    @property
+    def labels_are_rows(self) -> bool:
+        """Whether its labels are a column of a file, which may have no more rows than it has samples."""
+        return isinstance(self.settings.get("labels"), Mapping)
+
+    @property
+    def guide(self) -> str | None:
+        """The hash of its guide, from its protocol; None: it has none."""
+        guidance = (self.protocol.get("conditions") or {}).get("guidance") or {}
+        found: str | None = guidance.get("guide")
+        return found
 
     @property
     def networks(self) -> "list[TrainingScores]":

@@ -125,6 +125,7 @@ def _with_growth(
         return comparison
     small = [cell.name for cell in comparison.cells if cell.name in judged and cell.result is Verdict.UNDECIDED]
     small = [name for name in small if judged[name][0].num_samples < terms.grow_to]
+    small = [name for name in small if not judged[name][0].labels_are_rows]
     if not small:
         return replace(comparison, rule=f"{comparison.rule}; no undecided cell to grow")
     stage = f"{counted(len(small), 'undecided cell')} grown to N = {terms.grow_to} at alpha = {terms.alpha_of_a_look:g}"

@@ -81,7 +81,8 @@ class Resampler:
         if not cells:
             return lambda old: unavailable.get(old.cell, not_sampled(old))
         self.progress.say(f"canary: one batch of {counted(len(cells), 'cell')}, of the baseline's network")
-        grid = [point_of(cell, num_samples=batch_of(cell)) for cell in cells]
+        # Of a guide's file, tonight's is known to be there; it has the baseline's content, or nothing is compared.
+        grid = [point_of(old, **new.files, num_samples=batch_of(old)) for new, old in pairs if old in cells]
         # A folder of its own for each grid, since a baseline may be replaced meanwhile.
         folder = self.night.folder / f"{CANARY}-{json_sha256(grid)[:8]}"
         canary = self.run(CANARY, grid, folder, ("sample",))
@@ -112,7 +113,7 @@ def _opened(config: Config, folder: Path, address: str) -> Run:
 def point_of(cell: SnapshotCell, **other: Any) -> dict[str, Any]:
     """The cell as a point of a grid, with `other` settings in place of some."""
     diffusion = {f"diffusion.{key}": value for key, value in cell.network.diffusion.items() if value is not None}
-    return {**cell.network.keys, **diffusion, **cell.settings, **other}
+    return {**cell.network.keys, **diffusion, **cell.files, **cell.settings, **other}
 
 
 def config_of(config: Config, name: str, points: Sequence[Mapping[str, Any]]) -> Config:
@@ -132,7 +133,8 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
     canaries: dict[str, Sampled | Check] = {}
     for cell in run.plan.cells:
         weights_sha256 = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        key = sampling_key(weights_sha256, cell.model.diffusion.recorded, cell.settings.recorded)
+        guide = None if cell.guide is None else cell.guide.id
+        key = sampling_key(weights_sha256, cell.model.diffusion.recorded, cell.settings.recorded, guide)
         if code_changed:
             canaries[key] = Check("unknown", "taugrid's code changed between the sessions of this night")
         elif cell.name in failed:

@@ -60,7 +60,7 @@ class SecondLook:
         if this look does not count: the baseline's network fails, or taugrid has changed since tonight's cells were
         sampled and scored.
         """
-        points = [point_of(cell, **self._fresh(cell, look)) for _, pair in pairs for cell in pair]
+        points = [point_of(cell, **pair[0].files, **self._fresh(cell, look)) for _, pair in pairs for cell in pair]
         cells = counted(len({json_sha256(point) for point in points}) // 2, "cell")
         self.resampler.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
         resampling = self.resampler.run(look.name, points, self.resampler.night.folder / look.name, WITHOUT_TRAINING)

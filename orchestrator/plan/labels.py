@@ -57,8 +57,8 @@ def label_rule(settings: Sample, conditions: Conditions | None, network: str, re
 def _require_rows(column: LabelColumn, rows: int, num_samples: int) -> None:
     if rows < num_samples:
         raise UserError(
-            f"sample.labels.parquet: {column.parquet} has {rows:,} rows, but sample.num_samples is {num_samples:,}, "
-            "and each sample needs one; give a longer file or a smaller N"
+            f"sample.labels.parquet: {column.parquet} has {rows:,} rows, but {num_samples:,} samples need one each; "
+            "give a longer file or a smaller sample.num_samples"
         )
 
 

@@ -217,6 +217,7 @@ class Loaded(ModelSource):
         phrases = [
             diffusion.in_words,
             "predicts epsilon" if diffusion.prediction == "epsilon" else "",
+            "" if self.conditions is None else self.conditions.in_words,
             f"diffusion.{', '.join(changed)} by the config" if changed else "",
             f"clip {_unless_overridden(clip, (cell.clip_in_words for cell in settings))}",
             f"steps_offset {_unless_overridden(offset, offsets)}" if offsets and {offset, *offsets} != {"0"} else "",
@@ -321,7 +322,8 @@ class Custom(ModelSource):
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         weights = f" with {self.spec.weights}" if self.spec.weights else ""
         now = f"; that was when it was sampled ({self.spec.unusable})" if self.spec.unusable else ""
-        return f"{self.spec.callable}{weights} returned {self.spec.summary} ({diffusion.in_words}){now}"
+        classes = "" if self.conditions is None else f", {self.conditions.in_words}"
+        return f"{self.spec.callable}{weights} returned {self.spec.summary} ({diffusion.in_words}{classes}){now}"
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Growth:
         self._run, self._scoring, self._most, self._say = run, scoring, until.most, say
         self._plan = run.configured.with_cells(cell for cell in run.configured.cells if cell.id in ids)
         self._least = self._common_size()
+        self._require_labels()
         self._along = None if until.key is None else requested.compared_along("--until", until.key, run.configured)
         self._require_errors()
         self._looks = ceil(log2(self._most / self._least)) + 1
@@ -90,6 +91,15 @@ class Growth:
                 "seeds to the grid, or choose one with --only"
             )
         return sizes[0]
+
+    def _require_labels(self) -> None:
+        """Raise `UserError` if a file of labels is too short for the largest N."""
+        rows = [cell.label_rule.rows for cell in self._plan.cells if cell.label_rule is not None]
+        if fewest := min((n for n in rows if n is not None and n < self._most), default=None):
+            raise UserError(
+                f"--max {self._most:,}: sample.labels has labels for {fewest:,} samples alone; give a smaller --max or "
+                "a longer file"
+            )
 
     def _require_errors(self) -> None:
         """Raise `UserError` if no score will have standard errors at the smallest N."""

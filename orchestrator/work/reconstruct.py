@@ -30,23 +30,38 @@ PICTURES = 12
 """Images across figures/reconstructions.png."""
 
 
-OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none"}
+OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none", "guidance": 1.0}
+
+
+WITH_LABELS = "networks with labels (sample.labels)"
 
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
-    """The plan's cells of DDIM with the settings of the ODE and `changes`. Cells that become equal are one."""
-    cells = (with_settings(cell, OF_THE_ODE | changes) for cell in plan.cells if cell.settings.sampler == DEFAULT)
+    """The plan's cells of DDIM without labels, with the settings of the ODE and `changes`. Equal cells are one."""
+    cells = (with_settings(cell, OF_THE_ODE | changes) for cell in plan.cells if _has_no_ode(cell) is None)
     return list({cell.id: cell for cell in cells}.values())
 
 
+def _has_no_ode(cell: Cell) -> str | None:
+    """What a cell is that is left out; None: it is not."""
+    if cell.settings.sampler != DEFAULT:
+        return cell.settings.sampler
+    return None if cell.label_rule is None else WITH_LABELS
+
+
 def others(plan: Plan) -> str:
-    """The samplers other than DDIM, by name."""
-    return listed(list(dict.fromkeys(s for cell in plan.cells if (s := cell.settings.sampler) != DEFAULT)), 3)
+    """What is left out: the samplers other than DDIM, by name, and networks with labels."""
+    return listed(list(dict.fromkeys(what for cell in plan.cells if (what := _has_no_ode(cell)) is not None)), 3)
 
 
 def require_ode_cells(plan: Plan, stage: str) -> None:
-    """Raise `UserError` if no cell is of DDIM."""
+    """Raise `UserError` if no cell is of DDIM and a network without labels."""
     if not ode_cells(plan):
+        if any(_has_no_ode(cell) == WITH_LABELS for cell in plan.cells):
+            raise UserError(
+                f"{stage} follows an ODE without labels; all cells are of {others(plan)}: give it an unconditional "
+                "model, with sampler: ddim"
+            )
         raise UserError(
             f"{stage} needs cells of ddim, whose ODE (eta = 0) it follows; all cells are of {others(plan)}: add "
             "sampler: ddim to the grid"

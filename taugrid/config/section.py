@@ -89,7 +89,7 @@ TEXTS_MEAN = {
 """Sections that users write as a folder or a name by mistake, and how to write them."""
 
 NOT_YET = {
-    "conditional models": ("num_classes", "condition", "conditional"),
+    "conditions other than class labels": ("condition", "conditional"),
     "text prompts": ("prompt", "prompts", "negative_prompt", "text_encoder", "tokenizer"),
     "latent models": ("latent", "latents", "vae", "autoencoder"),
     "adapters": ("lora", "controlnet", "adapter", "adapters"),
@@ -99,6 +99,9 @@ NOT_YET = {
 
 GUIDANCE = ("guidance_scale", "cfg", "cfg_scale", "classifier_free_guidance")
 """What others call `sample.guidance`."""
+
+LABELS_OF_SAMPLES = ("label", "class_labels", "class_label", "classes")
+"""What others call `sample.labels`."""
 
 GONE = {
     "cluster.cuda_graphs": "taugrid no longer makes CUDA graphs; remove the key, or use sample.compile, which makes "
@@ -144,6 +147,8 @@ def not_yet(key: str) -> str | None:
     """The message for a dotted key of a feature that taugrid lacks, or calls differently; None for any other key."""
     if key.rpartition(".")[2].lower() in GUIDANCE:
         return f"{key!r}: write sample.guidance; 1 is none, as in diffusers (w of Ho & Salimans' paper is guidance - 1)"
+    if key.rpartition(".")[2].lower() in LABELS_OF_SAMPLES:
+        return f"{key!r}: write sample.labels, as in labels: balanced (docs/models.md, Networks with classes)"
     for feature, keys in NOT_YET.items():
         if key.rpartition(".")[2].lower() in keys:
             return f"{key!r}: {feature} are not supported yet; remove the key (docs/limits.md lists what is missing)"

@@ -132,7 +132,7 @@ def test_a_missing_key_is_named():
     [
         ({"wandb": {"project": "p"}}, "wandb", "experiment trackers"),
         ({"train": {"mlflow": True}}, "train.mlflow", "experiment trackers"),
-        ({"model": {"unet": {"num_classes": 10}}}, "model.unet.num_classes", "conditional models"),
+        ({"sample": {"condition": 1}}, "sample.condition", "conditions other than class labels"),
         ({"model": {"vae": "a/b"}}, "model.vae", "latent models"),
         ({"prompts": ["a cat"]}, "prompts", "text prompts"),
         ({"model": {"lora": "a/b"}}, "model.lora", "adapters"),
@@ -155,6 +155,11 @@ def test_what_others_call_guidance_is_named_as_it_is_here():
     config = load({"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "grid": {"cfg": [1.0]}})
     with pytest.raises(UserError, match=r"^grid: 'cfg': write sample.guidance;"):
         plan(config)
+
+
+def test_what_others_call_labels_is_named_as_it_is_here():
+    meant = "write sample.labels, as in labels: balanced (docs/models.md, Networks with classes)"
+    assert refusal({"sample": {"class_labels": 7}}) == f"'sample.class_labels': {meant}"
 
 
 def test_an_interval_upside_down_is_refused():

@@ -54,6 +54,11 @@ class LabelRule:
             raise MissingInput("the Parquet file of sample.labels is gone; put it back")
         return self.column[indices - self.first]
 
+    @property
+    def rows(self) -> int | None:
+        """The number of samples that have a label; None: all."""
+        return None if self.column is None else self.first + len(self.column)
+
     def of_rows(self, start: int, stop: int) -> "LabelRule":
         """The rule for the samples `start` to `stop` - 1, with no other rows of a column."""
         if self.column is None:

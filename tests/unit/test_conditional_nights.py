@@ -1,0 +1,74 @@
+"""Nights of class-conditional cells: new weights that ignore the label are red, other labels are refused."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conditional import text, write_module
+from nights import taugrid
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
+
+EVALUATE = {"metrics": ["kid", "agreement"]}
+GATE = {"metrics": ["agreement"]}
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch, asked_here):
+    """The current folder, which has the network's module, and weights that follow the label wholly or not at all."""
+    write_module(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, asked in (("first", 1.0), ("nearby", 0.999), ("ignoring", 0.0)):
+        torch.save(torch.tensor(asked), tmp_path / f"{name}.pt")
+    return tmp_path
+
+
+def config(folder, name, weights="first", **sample):
+    sections = {"sample": sample} if sample else {}
+    model = {"weights": f"{weights}.pt"}
+    (folder / f"{name}.yaml").write_text(text(evaluate=EVALUATE, gate=GATE, model=model, **sections))
+    return f"{name}.yaml"
+
+
+def night(name, config, code=0, trust=("--trust-code",)):
+    out, err = taugrid("nightly", config, "--history", "history", "--id", name, *trust, "--json", code=code)
+    return json.loads(out) if out.startswith("{") else err
+
+
+def begin(folder, **sample):
+    night("1", config(folder, "first", **sample))
+    taugrid("baseline", "accept", "history/nights/1/run", "--to", "history/baseline.json", "--reason", "the first")
+
+
+def test_other_labels_are_refused_and_weights_that_ignore_the_label_are_red_by_agreement(code):
+    begin(code)
+    told = night("2", config(code, "random", labels="random"), code=2)
+    assert "(labels is random and balanced); give the baseline of this grid" in told
+    assert "\n" not in told.strip()
+    found = night("3", config(code, "ignoring", "ignoring"), code=3)
+    (cell,) = found["comparison"]["cells"]
+    assert (cell["result"], cell["by"], cell["seeds"]) == ("worse", "agreement", "fresh")
+    agreement = cell["metrics"]["agreement"]
+    assert agreement["baseline"] > 0.9
+    assert agreement["value"] == pytest.approx(0.1, abs=0.05), "a digit for all"
+    assert "Agreement" in taugrid("compare", "history/nights/3/run", "history/baseline.json", code=3)[0]
+    assert "Agreement" in taugrid("status", "history")[0]
+
+
+def test_a_night_whose_label_column_has_changed_is_refused(code):
+    def column(shift):
+        labels = (np.arange(200) + shift) % 10
+        pq.write_table(pa.table({"y": pa.array(labels, pa.int32())}), code / "labels.parquet")
+
+    column(0)
+    rule = {"labels": {"parquet": "labels.parquet", "column": "y"}}
+    begin(code, **rule)
+    found = night("2", config(code, "nearby", "nearby", **rule))
+    assert (found["result"], found["comparison"]["checks"]["sampler"]["result"]) == ("not worse", "clean")
+    column(1)
+    told = night("3", config(code, "nearby", "nearby", **rule), code=2)
+    assert "the runs were measured in different ways: conditions.labels.column_sha256 is " in told
