@@ -260,7 +260,7 @@ def test_what_the_pipeline_says_is_taken_and_enters_the_id(folder):
     assert cell.model.diffusion == EDM_DEFAULTS
     assert (cell.settings.clip, cell.nfe, cell.sampler_block["last_sigma"]) == ("x0", 2, pytest.approx(0.002))
     told = cell.model.source.description(cell.model.diffusion, [cell.settings])
-    assert "edm with sigma from 0.002 to 80, rho 7, sigma_data 0.5, T = 40, predicts consistency, 5 classes, clip x0" in told
+    assert "sigma from 0.002 to 80, rho 7, sigma_data 0.5, T = 40, predicts consistency, 5 classes, clip x0" in told
     [other] = planned(folder, diffusion={"sigma_max": 60.0}).cells
     assert other.model.id != cell.model.id
     assert other.model.diffusion.sigma_max == 60.0
