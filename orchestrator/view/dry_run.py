@@ -150,7 +150,7 @@ def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Ite
 
 
 def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
-    """One line for each missing data set, labels of it that training needs, or reference. Nothing is downloaded or decoded.
+    """One line for each missing data set or reference, with the labels for training. Nothing is downloaded or decoded.
 
     Args:
         config: its reference is checked.
