@@ -36,7 +36,7 @@ from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion import oracle
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.gaussian import Gaussian, gaussian
+from taugrid.workers.diffusion.gaussian import Classes, Gaussian, gaussian
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.network import custom
@@ -289,7 +289,7 @@ def test_memory_is_counted_and_smaller_batches_are_tried_with_labels(folder, mon
     device = Device("cpu")
     device.network(spec, diffusion, PLAIN, (4, *SHAPE))
     assert list(device._needed.values()) == [preflight.needed_bytes(network, PLAIN, (4, *SHAPE), "cpu", True)]
-    assert device.loading(spec, diffusion)(torch.zeros(2, *SHAPE), point(3)).shape == (2, *SHAPE)
+    assert device.loading([spec], diffusion)(torch.zeros(2, *SHAPE), point(3)).shape == (2, *SHAPE)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16-weights"])
@@ -328,7 +328,7 @@ def test_classes_with_one_covariance_have_their_own_optimal_eps():
     """As the oracle of each class by itself, and the last row is the null class."""
     data, process = gaussian((1, 4, 4)), schedules.alpha_bar(planned({"oracle": "gaussian"}).models[0].diffusion)
     offsets = np.random.default_rng(0).normal(size=(K + 1, 16))
-    network = oracle.classes_eps(data, offsets, process, "cpu", torch.float64)
+    network = oracle.classes_eps(Classes(data, offsets), process, "cpu", torch.float64)
     x, labels = torch.randn(5, 1, 4, 4, dtype=torch.float64), torch.tensor([2, 0, 3, 1, 2])
     for t in (1, 300, 1000):
         moved = [Gaussian(data.mean + offset, data.eigenvalues, data.eigenvectors) for offset in offsets]
