@@ -459,6 +459,8 @@ def test_a_callable_with_classes_is_sampled_with_labels_and_says_so_in_its_id(mi
     images = taugrid.sample({"callable": "mine_with_labels:good"}, 4, shape=SHAPE, labels=[2, 0], steps=2)
     of_two = taugrid.sample({"callable": "mine_with_labels:good"}, 4, shape=SHAPE, labels=2, steps=2)
     assert [np.array_equal(a, b) for a, b in zip(images, of_two, strict=True)] == [True, False, True, False]
+    in_memory = taugrid.sample(custom.make("mine_with_labels:good", None), 4, shape=SHAPE, labels=2, steps=2)
+    assert np.array_equal(in_memory, of_two)
     with pytest.raises(UserError, match=r"^sample.labels is missing: the network of mine_with_labels:good has 3"):
         planned({"callable": "mine_with_labels:good"})
 
