@@ -15,11 +15,13 @@ from taugrid.errors import UserError
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.eval.score_by_label import Extracted, of_label
+from taugrid.eval.sources import open_source
 from taugrid.eval.tables.by_label import SHOWN, LabelTable
 from taugrid.orchestrator.plan.scoring import per_sample
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.view.inspection import export
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import LOCAL
@@ -125,6 +127,12 @@ def test_a_conditional_run_has_a_table_and_a_figure_by_class_and_computes_them_o
     assert f"classes-{cell.name}.png" in {path.name for path in (root / "figures").iterdir()}
     with Image.open(root / f"figures/classes-{cell.name}.png") as picture:
         assert json.loads(picture.info["taugrid-tiles"])["labels"] == list("0123456789")
+    assert export(cell, RunDir(root), tmp_path / "pngs") == 200
+    exported = pd.read_csv(tmp_path / "pngs/metadata.csv")
+    (part,) = (root / "samples").rglob("part-*.parquet")
+    assert exported["label"].tolist() == pd.read_parquet(part)["label"].tolist()
+    assert len(open_source(str(tmp_path / "pngs")).parts_sha256) == 1, "a folder of images as before"
+    assert all((tmp_path / "pngs" / name).is_file() for name in exported["file_name"])
 
 
 def test_labels_that_cannot_be_compared_are_refused_before_anything_is_sampled(tmp_path):
