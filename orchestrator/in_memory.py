@@ -4,7 +4,7 @@ Torch is imported when something is sampled, not with this module.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,20 @@ from taugrid.config import Diffusion, Sample, validate
 from taugrid.config.load import load
 from taugrid.errors import CustomCodeError, DeviceUnusable, NotEnoughMemory, UserError, is_out_of_memory, last_line
 from taugrid.images import to_pictures, to_uint8
-from taugrid.jobs import NetworkSpec
+from taugrid.jobs import Conditions, NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.guided import label_differences, require_no, require_possible
 from taugrid.orchestrator.plan.labels import label_rule
 from taugrid.orchestrator.plan.sections import diffusion_section, sample_section
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
+from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import Shortages
 from taugrid.workers.accelerator.policy import kind_of, lacks
 from taugrid.workers.conditions.column import read_column
+from taugrid.workers.conditions.guidance import guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity, pictures
@@ -43,6 +46,7 @@ FOR_A_RUN = ("num_samples", "shard_evaluations")
 
 def sample_in_memory(
     model: Any,
+    guide: Any,
     indices: int | Iterable[int],
     shape: Shape | None,
     diffusion: Mapping[str, Any],
@@ -64,56 +68,81 @@ def sample_in_memory(
         try:
             set_up()
             settings = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
-            return _sample(model, wanted, shape, diffusion, settings, device)
+            if isinstance(model, str | Mapping):
+                return _sample_planned(_section(model, guide), wanted, shape, diffusion, settings, device)
+            return _sample_held(model, guide, wanted, shape, diffusion, settings, device)
         except NotEnoughMemory as error:
             raise UserError(f"{error}; set a smaller batch_size") from error
         except (CustomCodeError, DeviceUnusable) as error:
             raise UserError(str(error)) from error
 
 
-def _sample(
-    model: Any,
+def _section(model: str | Mapping[str, Any], guide: Any) -> dict[str, Any]:
+    """The section `model` of a config that means what a caller gave."""
+    section = {"checkpoint": model} if isinstance(model, str) else dict(model)
+    if guide is not None and not isinstance(guide, str):
+        raise UserError("guide must be a folder or an id on the hub, because the model is named too")
+    return section if guide is None else {**section, "guide": guide}
+
+
+def _sample_planned(
+    model: Mapping[str, Any],
     wanted: Sequence[int],
     shape: Shape | None,
     diffusion: Mapping[str, Any],
     settings: Mapping[str, Any],
     device: str | None,
 ) -> NDArray[np.uint8]:
-    if isinstance(model, str | Mapping):
-        spec, planned, labels = _planned(model, shape, diffusion, settings, max(wanted) + 1)
-        place = device or usual_device()
-        _require_settings(planned.settings, place)
-        device_here = Device(place)
-        network = device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
-        try:
-            decode = device_here.decoder(planned.decoder, planned.settings)
-            return _sampled(network, planned, wanted, labels, place, decode)
-        finally:
-            device_here.release_graphs()
+    specs, planned, labels = _planned(model, shape, diffusion, settings, max(wanted) + 1)
+    place = device or usual_device()
+    _require_settings(planned.settings, place)
+    device_here = Device(place)
+    networks = device_here.networks(specs, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
+    try:
+        decode = device_here.decoder(planned.decoder, planned.settings)
+        return _sampled(networks, planned, wanted, labels, place, decode)
+    finally:
+        device_here.release_graphs()
+
+
+def _sample_held(
+    model: Any,
+    guide: Any,
+    wanted: Sequence[int],
+    shape: Shape | None,
+    diffusion: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    device: str | None,
+) -> NDArray[np.uint8]:
+    """As `_sample_planned`, for networks in the caller's memory."""
     from taugrid.workers.accelerator.preflight import check
     from taugrid.workers.network.load import conditions_in_memory, device_of, network_in_memory, shape_of
 
-    sampling = _settings(shape or shape_of(model), diffusion, settings)
-    takes, rows = conditions_in_memory(model), {"num_samples": max(wanted) + 1}
-    labels = label_rule(
-        sampling.settings.model_copy(update=rows), takes, f"the network {type(model).__name__}", read_column
-    )
-    with network_in_memory(model) as network:
-        place = device or device_of(model) or usual_device()
-        computed = _computed(network, sampling.settings, place)
-        check(network, Arithmetic.of(sampling.settings), _batch(sampling), place, takes is not None)
+    held = [model] if guide is None else [model, guide]
+    takes = [conditions_in_memory(each) for each in held]
+    sampling = _settings(shape or shape_of(model), diffusion, settings, takes)
+    rows = sampling.settings.model_copy(update={"num_samples": max(wanted) + 1})
+    labels = label_rule(rows, takes[0], f"the network {type(model).__name__}", read_column)
+    place = device or device_of(model) or usual_device()
+    with ExitStack() as held_open:
+        networks = [held_open.enter_context(network_in_memory(each)) for each in held]
+        computed = [_computed(network, sampling.settings, place) for network in networks]
+        for network, its in zip(networks, takes, strict=True):
+            check(network, Arithmetic.of(sampling.settings), _batch(sampling), place, its is not None)
         return _sampled(computed, sampling, wanted, labels, place)
 
 
 def _planned(
-    model: str | Mapping[str, Any],
+    section: Mapping[str, Any],
     shape: Shape | None,
     diffusion: Mapping[str, Any],
     settings: Mapping[str, Any],
     num_samples: int,
-) -> tuple[NetworkSpec, SamplingSpec, LabelRule | None]:
-    """What a run of `num_samples` with a checkpoint, a custom network or an oracle would plan, and its labels."""
-    section = {"checkpoint": model} if isinstance(model, str) else dict(model)
+) -> tuple[list[NetworkSpec], SamplingSpec, LabelRule | None]:
+    """What a run of `num_samples` with a checkpoint, a custom network or an oracle would plan, and its labels.
+
+    The networks are that of the model, and that of its guide if there is one.
+    """
     if "unet" in section:
         raise UserError("model.unet is still to be trained; `taugrid.run` trains it, and its folder can be sampled")
     if shape is None and "callable" in section:
@@ -122,9 +151,10 @@ def _planned(
     sample = dict(settings) | {"num_samples": num_samples}
     config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": sample})
     [cell] = plan(config).cells
-    network = cell.model.source.network(Path(), cell.settings.weights)  # such a source needs no run directory
-    spec = SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
-    return network, spec, cell.label_rule
+    kinds = (cell.settings.weights, "ema")  # such sources need no run directory
+    networks = [model.source.network(Path(), kind) for model, kind in zip(cell.networks, kinds, strict=False)]
+    spec = SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe, cell.guidance)
+    return networks, spec, cell.label_rule
 
 
 def _batch(sampling: SamplingSpec) -> tuple[int, int, int, int]:
@@ -132,15 +162,28 @@ def _batch(sampling: SamplingSpec) -> tuple[int, int, int, int]:
     return (sampling.settings.batch_size, *sampling.decoder.network_shape)
 
 
-def _settings(shape: Shape | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any]) -> SamplingSpec:
+def _settings(
+    shape: Shape | None,
+    diffusion: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    takes: Sequence[Conditions | None],
+) -> SamplingSpec:
+    """How networks in the caller's memory are sampled: one, or one and its guide, with the labels that each `takes`."""
     if shape is None:
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
     [described] = describe_samplers([Case(resolved, process)]).descriptions
-    return SamplingSpec(
-        Identity(shape), process, honoured(resolved, described.keys), described.tau, described.evaluations
-    )
+    resolved = honoured(resolved, described.keys)
+    points = list(map(schedules.process(process).told, described.times))
+    guided = len(inside(resolved.guidance_interval, points)) if resolved.is_guided else 0
+    how = guidance_of(resolved, guided, *takes)
+    if how is None and len(takes) > 1:
+        raise UserError("guide has no effect with guidance 1; set guidance, or leave it out")
+    if how is not None:
+        require_no(label_differences(takes[-1], takes[0]), "guide")
+        require_possible(resolved, how, len(takes) > 1, shape[0], points)
+    return SamplingSpec(Identity(shape), process, resolved, described.tau, described.evaluations + guided, how)
 
 
 def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
@@ -155,7 +198,7 @@ def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
 
 
 def _sampled(
-    network: "Denoiser",
+    networks: "Sequence[Denoiser]",
     sampling: SamplingSpec,
     wanted: Sequence[int],
     labels: LabelRule | None,
@@ -165,13 +208,14 @@ def _sampled(
     """The wanted images, (n, H, W) or (n, H, W, 3), in batches of the size of a run's."""
     import torch
 
-    watched, batches = Watched(network), []
+    watched, batches = Watched(networks[0]), []
+    guide = watched.also(networks[1]) if len(networks) > 1 else None
     size = sampling.settings.batch_size
     with _enough_memory(device):
         for start in range(0, len(wanted), size):
             batch = wanted[start : start + size]
             asked = None if labels is None else torch.from_numpy(labels.at(np.array(batch))).to(device, torch.int64)
-            x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling, asked)
+            x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling, asked, guide)
             watched.require_finite(start, start + len(batch), sampling.settings)
             images = x0 if decode is None else pictures(sampling.decoder, decode, x0, sampling.settings.decode_batch)
             batches.append(to_uint8(images.cpu().numpy(), sampling.settings.rounding))

@@ -252,7 +252,7 @@ class Session:
         """Record the models and the extractor that are used. A damaged record of sizes is set aside."""
         if is_damaged(self.rundir):
             self._set_aside(Damage(self.rundir.root / GROWN, "it has changed since it was written"))
-        for model in self.selected.models:
+        for model in (*self.selected.models, *self.selected.guides):
             self.rundir.record_model(model)
         if self._scoring is not None:
             self.rundir.record_extractor(self._scoring.extractor, self.config.data.image_shape)
@@ -268,6 +268,8 @@ class Session:
         if self.selected is not self.plan:
             count, all_cells = len(self.selected.cells), counted(len(self.plan.cells), "cell")
             self._progress.say(f"working on only {count:,} of {all_cells}")
+        for guide in self.selected.guides:
+            self._progress.say(f"guide {guide.source.name}: {guide.source.description(guide.diffusion, ())}")
         for model in self.selected.models:
             if model.source.is_announced:
                 settings = [cell.settings for cell in self.selected.cells if cell.model.id == model.id]

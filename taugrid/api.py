@@ -171,6 +171,7 @@ def sample(
     shape: tuple[int, int, int] | None = None,
     diffusion: Mapping[str, Any] = {},
     device: Any = None,
+    guide: Any = None,
     **settings: Any,
 ) -> "NDArray[np.uint8]":
     """Images of a model, as arrays in memory, without a run: image n is what a run would sample with the same settings.
@@ -184,8 +185,10 @@ def sample(
         shape: (channels, height, width), needed where the model does not say it.
         diffusion: keys of the config's section diffusion; others come from the checkpoint, or are the defaults.
         device: a torch.device, or its name; None: a GPU if there is one.
+        guide: the network that `guidance` leads away from: a folder or an id on the hub, as `model.guide`, or a network
+            in memory if the model is one. None: the model itself without its labels.
         settings: keys of the config's section sample, such as `steps=20, eta=0.5, seed=1`, and for a network with
-            classes `labels="balanced"` or `labels=[0, 3]`. In a run with another
+            classes `labels="balanced"` or `labels=[0, 3]`, and `guidance=2`. In a run with another
             `batch_size` (the default is its default, 256), or on another device, bytes may differ in the last bit.
 
     Returns:
@@ -198,7 +201,7 @@ def sample(
     from taugrid.orchestrator.in_memory import sample_in_memory
 
     place = None if device is None else str(device)
-    return sample_in_memory(_given(model), indices, shape, diffusion, settings, place)
+    return sample_in_memory(_given(model), _given(guide), indices, shape, diffusion, settings, place)
 
 
 def _given(value: Any) -> Any:

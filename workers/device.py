@@ -6,7 +6,7 @@ Torch is imported when a device is set up, not with this module: the driver must
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -225,6 +225,14 @@ class Device:
         self.compile_seconds += time.perf_counter() - began
         self._compiled.add((key, how))
 
+    def networks(
+        self, specs: Sequence[NetworkSpec], diffusion: Diffusion, how: Arithmetic, batch: "BatchShape"
+    ) -> "list[Denoiser]":
+        """The networks that `specs` name, `MAX_NETWORKS` at most, as by `network`: `batch` fits beside all of them."""
+        for spec in specs[1:]:
+            self.network(spec, diffusion, how)
+        return [self.network(spec, diffusion, how, batch) for spec in specs]
+
     def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
         """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`.
 
@@ -260,16 +268,17 @@ class Device:
 
         return called
 
-    def loading(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
-        """A Denoiser that loads its network when it is called, and requires memory for what it is called with.
+    def loading(self, specs: Sequence[NetworkSpec], diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
+        """A Denoiser that loads its networks when it is called, and requires memory for what they are called with.
 
         A network that takes labels is called with some, if it gets none.
         """
 
         def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
-            if condition is None and spec.conditions is not None:
-                condition = some_labels(x)
-            return self.network(spec, diffusion, how, tuple(x.shape))(x, at, condition)  # type: ignore[arg-type]
+            loaded = self.networks(specs, diffusion, how, tuple(x.shape))  # type: ignore[arg-type]
+            asked = [some_labels(x) if condition is None and spec.conditions else condition for spec in specs]
+            first, *_ = [network(x, at, labels) for network, labels in zip(loaded, asked, strict=True)]
+            return first
 
         return called
 

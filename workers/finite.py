@@ -32,6 +32,10 @@ class Watched(Wrapped):
         super().__init__(network, self._noting)
         self._finite: Tensor | None = None
 
+    def also(self, network: "Denoiser") -> "Denoiser":
+        """Another network, whose outputs count too."""
+        return Wrapped(network, self._noting)
+
     def _noting(self, call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
         output = call(x)
         finite = output.isfinite().all()

@@ -52,7 +52,7 @@ class OdeJob(Job, ABC):
         """(C, H, W) of what the network takes."""
 
     def remedy(self, device: Device, error: Exception) -> str:
-        network = device.loading(self.network, self.diffusion)
+        network = device.loading([self.network], self.diffusion)
         return smaller_batch(network, self.shape, self.batch_size, device.name, error)
 
 

@@ -21,6 +21,7 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch, smaller_slice
+from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, SendHeartbeat, beating, ignore_heartbeat, no_op
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
@@ -50,11 +51,16 @@ class SampleJob(Job):
     diffusion: Diffusion
     tau: tuple[float, ...]
     nfe: int
-    """Network evaluations per image (NFE)."""
+    """Network evaluations per image (NFE): a guided call is two."""
     metadata: dict[str, Any]
     kept: int = 0
     """Number of images that are copied from the file that it replaces, if that is intact. They are complete batches
     from its start, so all others are sampled in the same batches as in an uninterrupted run."""
+
+    guidance: Guidance | None = None
+    """None: predictions are the network's."""
+    guide: NetworkSpec | None = None
+    """The second network. None: there is none, or the first one guides itself."""
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
@@ -64,7 +70,12 @@ class SampleJob(Job):
     @property
     def spec(self) -> SamplingSpec:
         """What determines its images, besides the network and their indices."""
-        return SamplingSpec(self.decoder, self.diffusion, self.settings, self.tau, self.nfe)
+        return SamplingSpec(self.decoder, self.diffusion, self.settings, self.tau, self.nfe, self.guidance)
+
+    @property
+    def networks(self) -> list[NetworkSpec]:
+        """What a worker loads: the network, and the guide if there is one."""
+        return [self.network] if self.guide is None else [self.network, self.guide]
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -82,7 +93,7 @@ class SampleJob(Job):
             if advice := smaller_slice(decode, self.decoder.network_shape, size, device.name):
                 return advice
         how = self.arithmetic._replace(compile="none", batch_size=None)
-        network = device.loading(self.network, self.diffusion, how)
+        network = device.loading(self.networks, self.diffusion, how)
         return smaller_batch(network, self.decoder.network_shape, self.settings.batch_size, device.name, error)
 
 
@@ -90,8 +101,9 @@ def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     batch = (job.settings.batch_size, *job.decoder.network_shape)
     decode = device.decoder(job.decoder, job.settings)
-    model = device.network(job.network, job.diffusion, job.arithmetic, batch)
-    result = sample_shard(job, model, device.name, device.heartbeat, device.computed, device.last_sampled, decode)
+    model, *guides = device.networks(job.networks, job.diffusion, job.arithmetic, batch)
+    callbacks = device.heartbeat, device.computed, device.last_sampled
+    result = sample_shard(job, model, device.name, *callbacks, decode, *guides)
     calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
     return replace(result, seconds=_without_compiling(result.seconds, device.compile_seconds, calls))
 
@@ -114,6 +126,7 @@ def sample_shard(
     computed: Callable[[], None] = no_op,
     last_sampled: LastSampled | None = None,
     decode: "Decode | None" = None,
+    guide: "Denoiser | None" = None,
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
@@ -142,7 +155,7 @@ def sample_shard(
         first_new = stop = job.start + _copy_kept(job, writer)
         try:
             loaded = decode or as_function(job.decoder)
-            for batch in completed(_transfers(job, first_new, labels, model, loaded, device, heartbeat)):
+            for batch in completed(_transfers(job, first_new, labels, (model, guide), loaded, device, heartbeat)):
                 _require_finite(batch, job)
                 clock.completed(batch)
                 writer.append(batch.images)
@@ -164,7 +177,7 @@ def _transfers(
     job: SampleJob,
     first_new: int,
     labels: NDArray[np.int32] | None,
-    model: "Denoiser",
+    networks: "tuple[Denoiser, Denoiser | None]",
     decode: "Decode",
     device: str,
     heartbeat: SendHeartbeat,
@@ -179,13 +192,15 @@ def _transfers(
     starts = range(first_new, job.stop, size)
     slices = math.ceil(size / settings.decode_batch) if isinstance(job.decoder, Vae) else 0
     around = beating(heartbeat, len(starts) * (job.nfe + slices))
+    model, guide = networks
     watched = Watched(Wrapped(model, around))
+    guide = guide and watched.also(Wrapped(guide, around))
     for start in starts:
         began = time.perf_counter()
         stop = min(start + job.settings.batch_size, job.stop)
         indices = torch.arange(start, stop, device=device)
         asked = None if condition is None else condition[start - job.start : stop - job.start]
-        x0 = sample_batch(watched, indices, job.spec, asked)
+        x0 = sample_batch(watched, indices, job.spec, asked, guide)
         images = pictures(job.decoder, decode, x0, settings.decode_batch, around)
         yield images_to_host(images, watched.answer(), start, began, settings.rounding)
 
@@ -226,5 +241,5 @@ def _columns(job: SampleJob) -> dict[str, object]:
         "clip": settings.clip,
         "cell": job.metadata["cell"],
         "model": job.metadata["model"],
-        **({} if job.label_rule is None else {"guidance": 1.0}),
+        **({} if job.label_rule is None else {"guidance": settings.guidance}),
     }

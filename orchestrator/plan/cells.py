@@ -14,9 +14,10 @@ from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import listed
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, inside
+from taugrid.workers.conditions.guidance import Guidance, guidance_of, inside, whole_times
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Decoder
+from taugrid.workers.diffusion.process import Point
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.description import SamplerDescription, describe_sampler
 from taugrid.workers.samplers.sampler import find
@@ -160,8 +161,27 @@ class Cell:
 
     @property
     def conditions_block(self) -> dict[str, Any] | None:
-        """The labels in the scoring protocol and in sample files. None: its network is unconditional."""
-        return None if self.label_rule is None else {"labels": self.label_rule.said, "classes": self.label_rule.classes}
+        """Labels and guidance in the scoring protocol and in sample files. None: there are neither."""
+        rule, guidance = self.label_rule, self._guidance_block
+        labels = {} if rule is None else {"labels": rule.said, "classes": rule.classes}
+        return {**labels, **({} if guidance is None else {"guidance": guidance})} or None
+
+    @property
+    def _guidance_block(self) -> dict[str, Any] | None:
+        settings, interval = self.settings, self.settings.guidance_interval
+        if not settings.is_guided:
+            return None
+        given = {
+            "interval": interval,
+            "times": interval and whole_times(interval, schedules.process(self.model.diffusion)),
+            "channels": settings.guidance_channels,
+            "guide": self.guide and self.guide.id,
+        }
+        return {
+            "scale": settings.guidance,
+            **{key: value for key, value in given.items() if value is not None},
+            "calls": "two, of one batch each",
+        }
 
     def honours(self, key: str) -> bool:
         """Whether its sampler honours one of `SAMPLER_KEYS`."""
@@ -195,24 +215,23 @@ class Cell:
     @property
     def nfe(self) -> int:
         """Network evaluations per image; guided calls count twice."""
-        return self.sampler_description.evaluations + len(self.guided_times)
+        return self.sampler_description.evaluations + self.guided_calls
 
     @cached_property
-    def guided_times(self) -> list[float]:
-        """The network's times at which calls are guided, in the order of the calls."""
-        if not self.settings.is_guided:
-            return []
-        process = schedules.process(self.model.diffusion)
-        return inside(self.settings.guidance_interval, self.sampler_description.times, process)
+    def guided_calls(self) -> int:
+        """How many calls are guided for each image."""
+        return len(inside(self.settings.guidance_interval, self.points)) if self.settings.is_guided else 0
+
+    @property
+    def points(self) -> list[Point]:
+        """The points at which the network is called, in the order of the calls."""
+        return list(map(schedules.process(self.model.diffusion).told, self.sampler_description.times))
 
     @property
     def guidance(self) -> Guidance | None:
         """How workers guide its predictions; None: they do not."""
-        settings, interval = self.settings, self.settings.guidance_interval
-        if not settings.is_guided:
-            return None
-        ends = None if interval is None else (interval[0], interval[1])
-        return Guidance(settings.guidance, len(self.guided_times), ends, settings.guidance_channels)
+        guide_takes = None if self.guide is None else self.guide.source.conditions
+        return guidance_of(self.settings, self.guided_calls, self.model.source.conditions, guide_takes)
 
     @property
     def name(self) -> str:

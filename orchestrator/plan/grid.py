@@ -33,7 +33,7 @@ from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, require_guided
+from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, interval_notes, require_guided
 from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
@@ -178,7 +178,8 @@ def plan(
             raise _twice(each.point, len(mappings))
         seen.add(key)
         cells.setdefault(cell.id, cell)
-    return Plan(tuple(models.values()), tuple(cells.values()), tuple(_ignored(planned)), answers.modules)
+    made, notes = tuple(cells.values()), (*_ignored(planned), *interval_notes([*cells.values()]))
+    return Plan(tuple(models.values()), made, notes, answers.modules)
 
 
 def _ignored(planned: Sequence[Planned]) -> Iterable[str]:

@@ -1,13 +1,18 @@
 """What a plan refuses about guidance, before any accelerator time is spent."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
-from taugrid.config import Config
+from taugrid.config import Config, Diffusion, Sample
 from taugrid.config.sample import GUIDANCE_KEYS
 from taugrid.errors import UserError
 from taugrid.grids.names import in_yaml
+from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan.cells import Cell, Model
+from taugrid.words import listed
 from taugrid.workers import schedules
+from taugrid.workers.conditions.guidance import Guidance, whole_times
+from taugrid.workers.diffusion.process import Point
 
 GUIDE = "model.guide"
 OF_GUIDANCE = (*GUIDANCE_KEYS, GUIDE)
@@ -29,26 +34,48 @@ def require_guided(config: Config, any_guided: bool) -> None:
 
 
 def check_guidance(cell: Cell) -> None:
-    """Raise `UserError` if a cell's guidance can't be computed, or guides no call."""
-    settings, model, guide = cell.settings, cell.model, cell.guide
-    if not settings.is_guided or model.lacks is not None:
+    """Raise `UserError` if a cell's guide does not fit, or its guidance can't be computed or guides no call."""
+    model, guide, how = cell.model, cell.guide, cell.guidance
+    if how is None or model.lacks is not None:
         return
-    if guide is None:
+    if guide is not None and guide.lacks is None:
+        require_no(_differences(model, guide), guide.source.name)
+    require_possible(cell.settings, how, guide is not None, model.decoder.network_shape[0], cell.points)
+
+
+def require_possible(settings: Sample, how: Guidance, has_guide: bool, channels: int, points: Sequence[Point]) -> None:
+    """Raise `UserError` if a network of so many `channels`, called at these points, can't be guided so."""
+    if not has_guide and how.null_label is None:
         raise UserError(
-            f"sample.guidance is {settings.guidance:g}, but the network has no null class, so nothing is there to "
-            "lead away from: train one with train.label_dropout, give another network with model.guide, or set "
-            "guidance: 1"
+            f"sample.guidance is {how.scale:g}, but the network has no null class, so nothing is there to lead away "
+            "from: train one with train.label_dropout, give another network with model.guide, or set guidance: 1"
         )
-    for difference in _differences(model, guide) if guide.lacks is None else ():
-        raise UserError(f"{GUIDE}: {guide.source.name} {difference}; give a network that fits the model's")
-    channels = model.decoder.network_shape[0]
-    if settings.guidance_channels is not None and settings.guidance_channels > channels:
+    if how.channels is not None and how.channels > channels:
         raise UserError(
-            f"sample.guidance_channels: {settings.guidance_channels} is more than the {channels} channels of the "
-            "network; leave it out to guide all"
+            f"sample.guidance_channels: {how.channels} is more than the {channels} channels of the network; leave it "
+            "out to guide all"
         )
-    if not cell.guided_times:
-        raise UserError(_outside(cell))
+    if not how.calls:
+        levels = sorted(point.ratio if point.alpha else math.inf for point in points)
+        raise UserError(
+            f"sample.guidance_interval: {in_yaml(settings.guidance_interval)} has none of the calls of "
+            f"{settings.sampler} with steps {settings.steps}, which are at sigma {levels[0]:.3g} to {levels[-1]:.3g}; "
+            "widen it, set more steps, or leave it out to guide all calls"
+        )
+
+
+def require_no(differences: Iterable[str], guide: str) -> None:
+    """Raise `UserError` with the first of a guide's `differences` from the model."""
+    for difference in differences:
+        raise UserError(f"{GUIDE}: {guide} {difference}; give a network that fits the model's")
+
+
+def label_differences(guide_takes: Conditions | None, takes: Conditions | None) -> Iterator[str]:
+    """What labels a guide needs that a network has not, as a phrase."""
+    if guide_takes is not None and takes is None:
+        yield f"needs labels of {guide_takes.classes} classes, but the model is unconditional"
+    elif guide_takes is not None and takes is not None and guide_takes.classes != takes.classes:
+        yield f"has {guide_takes.classes} classes, but the model {takes.classes}"
 
 
 def _differences(model: Model, guide: Model) -> Iterator[str]:
@@ -58,6 +85,7 @@ def _differences(model: Model, guide: Model) -> Iterator[str]:
         yield f"predicts {its} (channels, height, width), but the model {own}"
     if guide.diffusion.predicts != model.diffusion.predicts:
         yield f"predicts {guide.diffusion.predicts}, but the model {model.diffusion.predicts}"
+    yield from label_differences(guide.source.conditions, model.source.conditions)
     theirs, ours = (schedules.process(each.diffusion) for each in (guide, model))
     if theirs.timesteps != ours.timesteps:
         yield f"has {theirs.timesteps} times, but the model {ours.timesteps}"
@@ -69,13 +97,15 @@ def _differences(model: Model, guide: Model) -> Iterator[str]:
             return
 
 
-def _outside(cell: Cell) -> str:
-    """The message for an interval that none of the sampler's calls is in."""
-    process = schedules.process(cell.model.diffusion)
-    points = [process.told(time) for time in cell.sampler_description.times]
-    levels = sorted(point.ratio if point.alpha else float("inf") for point in points)
-    return (
-        f"sample.guidance_interval: {in_yaml(cell.settings.guidance_interval)} has none of the calls of "
-        f"{cell.settings.sampler} with steps {cell.settings.steps}, which are at sigma {levels[0]:.3g} to "
-        f"{levels[-1]:.3g}; widen it, set more steps, or leave it out to guide all calls"
-    )
+def interval_notes(cells: Sequence[Cell]) -> Iterator[str]:
+    """A line for each guidance interval and process: the interval in the network's times, and how much is guided."""
+    groups: dict[tuple[str, Diffusion], list[Cell]] = {}
+    for cell in cells:
+        if cell.settings.is_guided and cell.settings.guidance_interval is not None:
+            groups.setdefault((in_yaml(cell.settings.guidance_interval), cell.model.diffusion), []).append(cell)
+    for (interval, diffusion), its in groups.items():
+        ends = its[0].settings.guidance_interval
+        times = [f"{time:g}" for time in whole_times(ends or (), schedules.process(diffusion))]
+        at = f" are the network's times {' to '.join(times)}" if times else " are between two of the network's times"
+        counts = dict.fromkeys(f"{c.guided_calls} of {c.sampler_description.evaluations}" for c in its)
+        yield f"guidance_interval {interval}: these noise levels{at}; guided calls: {listed([*counts], 6)}"

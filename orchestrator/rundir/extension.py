@@ -74,7 +74,8 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     differences = _differences(before, config.model_dump(mode="json"))
     if not differences:
         records = rundir.model_records()
-        changed = (file for model in plan.models for record in records for file in changed_files(model.source, record))
+        sources = [model.source for model in (*plan.models, *plan.guides)]
+        changed = (file for source in sources for record in records for file in changed_files(source, record))
         differences = list(dict.fromkeys([*changed, *_changed_samplers(plan, rundir)]))
     shown = listed(differences, MAX_DIFFERENCES, between="; ") or CHANGED_FILES
     return f"{rundir.root} holds {named}, which this config does not have (changed: {shown})"

@@ -46,6 +46,10 @@ class ModelRecords(Paths):
         """The network that a worker loads; `UserError` if a custom network no longer exists."""
         return model.source.network(self.model_folder(model), weights, self.storage)
 
+    def guide(self, cell: Cell) -> NetworkSpec | None:
+        """The network that guides a cell's; None: there is none. Its averaged weights, whatever the cell's are."""
+        return None if cell.guide is None else self.network(cell.guide, "ema")
+
     def record_model(self, model: Model) -> None:
         """Write models/<id>/model.json: the description of a loaded or custom model, in case its files are removed."""
         record = model.source.record()
@@ -190,7 +194,7 @@ class ModelRecords(Paths):
         return {
             "cell": cell.id,
             "model": cell.model.id,
-            "settings": settings if conditions is None else {**settings, "labels": conditions["labels"]},
+            "settings": settings if cell.label_rule is None else {**settings, "labels": cell.label_rule.said},
             "diffusion": cell.model.diffusion.recorded,
             "tau": list(cell.tau),
             **({} if block is None else {"sampler": block | {"arguments": cell.sampler_description.arguments}}),

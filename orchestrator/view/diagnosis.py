@@ -42,7 +42,7 @@ def next_steps(damages: Sequence[Damage], run: Run) -> list[NextStep]:
     planned = {rundir.sample_part(cell, shard) for cell in plan.cells for shard in cell.shards}
     own = {kind.folder: kind.stage for kind in work_kinds() if kind.stage not in ("sample", "evaluate")}
     unused |= {damage.path for damage in damages if damage.path.name == RECORD}
-    unused -= {rundir.model_record(model.id) for model in plan.models}
+    unused -= {rundir.model_record(model.id) for model in (*plan.models, *plan.guides)}
     return [
         NextStep(None, UNUSED) if damage.path in unused else _next_step(damage, rundir, own, damage.path in planned)
         for damage in damages

@@ -30,7 +30,7 @@ PICTURES = 12
 """Images across figures/reconstructions.png."""
 
 
-OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none"}
+OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none", "guidance": 1.0}
 
 
 WITH_LABELS = "networks with labels (sample.labels)"

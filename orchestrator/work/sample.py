@@ -31,7 +31,7 @@ class SampleWork(WorkKind):
             if len(sampled) == len(cell.shards):
                 continue
             metadata = self.rundir.sample_metadata(cell)
-            network = self.rundir.network(cell.model, cell.settings.weights)
+            network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
             there = self.rundir.versions(self.rundir.samples / cell.name)
             for shard in cell.shards:
                 if shard.number in sampled:
@@ -51,6 +51,8 @@ class SampleWork(WorkKind):
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
                     nfe=cell.nfe,
+                    guidance=cell.guidance,
+                    guide=guide,
                     sampler_code=cell.sampler_description.code,
                     label_rule=cell.label_rule and cell.label_rule.of_rows(shard.start, shard.stop),
                     metadata=metadata,

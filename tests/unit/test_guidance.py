@@ -20,6 +20,9 @@ FOLDERS = {
     "/m/large": {"size": 16},
     "/m/cosine": {"diffusion": Diffusion(timesteps=1000, schedule="cosine")},
     "/m/short": {"diffusion": Diffusion(timesteps=100)},
+    "/m/classes": {"num_class_embeds": 11, "null_label": 10},
+    "/m/weak-classes": {"num_class_embeds": 10},
+    "/m/other-classes": {"num_class_embeds": 7},
     "/m/v": {"diffusion": Diffusion(prediction="v_prediction")},
 }
 """Folders of checkpoints, and what is special about each."""
@@ -30,7 +33,7 @@ def read(path):
     if path not in FOLDERS:
         raise MissingInput(f"model.checkpoint: no folder {path!r}; give a diffusers folder")
     special = FOLDERS[path]
-    unet = {"sample_size": special.get("size", 8), "in_channels": 3}
+    unet = {"sample_size": special.get("size", 8), "in_channels": 3} | {k: v for k, v in special.items() if "_" in k}
     return Checkpoint(path, path, unet, path.rjust(64, "0"), special.get("diffusion", Diffusion(timesteps=1000)), {})
 
 
@@ -57,7 +60,7 @@ def test_guidance_1_is_the_cell_without_any_of_its_keys():
     both = planned(grid=[{"guidance": [1, 3], **keys}])
     assert [cell.id for cell in both.cells][:1] == [plain[0].id]
     assert both.cells[0].guide is None
-    assert [cell.nfe for cell in both.cells] == [5, 5 + len(both.cells[1].guided_times)]
+    assert [cell.nfe for cell in both.cells] == [5, 5 + both.cells[1].guided_calls]
     assert (
         "guidance 1 ignores guidance_channels and guidance_interval and model.guide: 1 point of the grid, 1 cell"
         in (both.notes)
@@ -132,6 +135,12 @@ def test_a_cell_with_other_settings_keeps_its_guide_unless_it_is_not_guided_any_
     ({**guided(), "model": {"guide": "/m/v"}}, "model.guide: /m/v predicts v_prediction, but the model epsilon"),
     ({**guided(), "model": {"guide": "/m/short"}}, "model.guide: /m/short has 100 times, but the model 1000"),
     ({**guided(), "model": {"guide": "/m/cosine"}}, "model.guide: /m/cosine was trained with cosine betas"),
+    ({**guided(), "model": {"guide": "/m/weak-classes"}},
+     "model.guide: /m/weak-classes needs labels of 10 classes, but the model is unconditional"),
+    ({**guided(labels="random"), "model": {"guide": "/m/other-classes"}, "checkpoint": "/m/classes"},
+     "model.guide: /m/other-classes has 7 classes, but the model 10"),
+    ({"sample": {"guidance": 2, "labels": 3}, "checkpoint": "/m/weak-classes"},
+     "sample.guidance is 2, but the network has no null class"),
     (guided(guidance_channels=4), "sample.guidance_channels: 4 is more than the 3 channels of the network"),
     (guided(guidance_interval=[200, 300]),
      "sample.guidance_interval: [200, 300] has none of the calls of ddim with steps 5, which are at sigma "),
@@ -140,6 +149,30 @@ def test_a_cell_with_other_settings_keeps_its_guide_unless_it_is_not_guided_any_
 ])  # fmt: skip
 def test_what_can_not_be_guided_is_refused_in_one_line(sections, message):
     assert refusal(**sections).startswith(message)
+
+
+@pytest.mark.parametrize(("guide", "has_labels"), [(None, False), ("/m/weak", False), ("/m/weak-classes", True)])
+def test_classes_are_guided_by_the_null_class_or_by_a_guide_with_or_without_labels(guide, has_labels):
+    sample = {"guidance": 2.0, "labels": "balanced"}
+    cell = planned(checkpoint="/m/classes", sample=sample, model={"guide": guide}).cells[0]
+    assert (cell.guidance.null_label, cell.guidance.guide_has_labels) == (10, has_labels)
+    assert cell.conditions_block["labels"] == "balanced"
+    assert cell.conditions_block["guidance"].get("guide") == (cell.guide and cell.guide.id)
+
+
+def test_an_interval_is_said_in_the_networks_times():
+    found = planned(
+        grid=[{"model.guide": ["/m/weak"], "guidance": [2], "steps": [10, 100]}],
+        **guided(guidance_interval=[0.34, 1.02]),
+    )
+    process, cells = schedules.process(found.models[0].diffusion), found.cells
+    times = [t for t in range(1000) if 0.34 < process.at(t + 1).ratio <= 1.02]
+    counts = [f"{cell.guidance.calls} of {steps}" for cell, steps in zip(cells, (10, 100), strict=True)]
+    assert cells[0].conditions_block["guidance"]["times"] == [times[0], times[-1]]
+    assert (
+        f"guidance_interval [0.34, 1.02]: these noise levels are the network's times {times[0]} to {times[-1]}; "
+        f"guided calls: {', '.join(counts)}"
+    ) in found.notes
 
 
 def test_a_guide_without_a_scheduler_is_for_the_models_process():

@@ -9,6 +9,8 @@ network predicts (autoguidance). Imports torch only in a call.
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from taugrid.config import Sample
+from taugrid.jobs import Conditions
 from taugrid.workers.diffusion.process import Point, Process
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Guidance(NamedTuple):
     """Noise levels sigma / alpha: a call is guided above the first and up to the second. None: every call is."""
     channels: int | None = None
     """Guided are only so many of the first channels. None: all."""
-    null_label: int = -1
+    null_label: int | None = None
     """The label with which the network itself predicts p_0, unless another one does."""
     guide_has_labels: bool = False
     """Whether that other network gets the labels too."""
@@ -47,9 +49,34 @@ def is_inside(interval: Sequence[float], at: Point) -> bool:
     return low < at.sigma <= high
 
 
-def inside(interval: Sequence[float] | None, times: Iterable[float], process: Process) -> list[float]:
-    """Those of the network's `times` at which calls are guided."""
-    return [time for time in times if interval is None or is_inside(interval, process.told(time))]
+def inside(interval: Sequence[float] | None, points: Iterable[Point]) -> list[Point]:
+    """Those of the `points` at which calls are guided."""
+    return [point for point in points if interval is None or is_inside(interval, point)]
+
+
+def whole_times(interval: Sequence[float], process: Process) -> list[float]:
+    """The first and last of the network's times 0..T-1 that are in an interval of noise levels; empty if none is."""
+    points = (process.at(t) for t in range(1, process.timesteps + 1))
+    times = [point.time for point in points if is_inside(interval, point)]
+    return [min(times), max(times)] if times else []
+
+
+def guidance_of(
+    settings: Sample,
+    guided_calls: int,
+    takes: Conditions | None,
+    guide_takes: Conditions | None = None,
+) -> Guidance | None:
+    """How a cell is guided that `settings` (resolved) describe; None: it is not.
+
+    `guided_calls` are those for each image; `takes` and `guide_takes` are the labels of the network and the guide.
+    """
+    if not settings.is_guided:
+        return None
+    null_label = None if takes is None else takes.null_label
+    ends, channels = settings.guidance_interval, settings.guidance_channels
+    interval = None if ends is None else (ends[0], ends[1])
+    return Guidance(settings.guidance, guided_calls, interval, channels, null_label, guide_takes is not None)
 
 
 class Guided:
@@ -81,5 +108,6 @@ class Guided:
 
         if self._guide is not None:
             return self._guide(x, at, condition if self._how.guide_has_labels else None)
-        assert condition is not None, "a plan guides a network by its null label only if samples have labels"
+        assert condition is not None
+        assert self._how.null_label is not None, "a plan has seen to it"
         return self._network(x, at, torch.full_like(condition, self._how.null_label))

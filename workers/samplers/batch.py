@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from taugrid.config import Diffusion, Sample
 from taugrid.errors import SamplerFault
 from taugrid.workers import schedules
+from taugrid.workers.conditions.guidance import Guidance, Guided
 from taugrid.workers.diffusion.decoder import Decoder
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
@@ -27,15 +28,21 @@ class SamplingSpec(NamedTuple):
     tau: tuple[float, ...]
     """Increasing times in 1..T."""
     nfe: int
-    """Network evaluations per image, as the sampler promises."""
+    """Network evaluations per image, as the sampler promises; a guided call is two."""
+    guidance: Guidance | None = None
 
 
 def sample_batch(
-    model: "Denoiser", indices: "Tensor", spec: SamplingSpec, condition: "Tensor | None" = None
+    model: "Denoiser",
+    indices: "Tensor",
+    spec: SamplingSpec,
+    condition: "Tensor | None" = None,
+    guide: "Denoiser | None" = None,
 ) -> "Tensor":
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
 
-    `condition`: their labels (B,), int64, if the network takes some.
+    `condition`: their labels (B,), int64, if the network takes some. `guide`: the second network that `spec.guidance`
+    asks for; None: the network guides itself.
 
     Raises:
         SamplerFault: if the sampler returns something else, or does not call the network as often as it says.
@@ -51,21 +58,33 @@ def sample_batch(
     def noise(key: int, draw: int = 0) -> "Tensor":
         return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
 
-    clip, clip_range = settings.clip or "none", settings.clip_range or 1.0
-    denoise = Denoise(model, process, spec.diffusion.predicts, clip, clip_range, condition)
+    guided = None if spec.guidance is None else Guided(model, guide, spec.guidance)
+    network, clip, clip_range = guided or model, settings.clip or "none", settings.clip_range or 1.0
+    denoise = Denoise(network, process, spec.diffusion.predicts, clip, clip_range, condition)
     x_T, sampler, visited = noise(0), find(settings.sampler), path(process, spec.tau)
     if (scale := process.first_scale(visited[0])) != 1:
         x_T = scale * x_T
     with torch.no_grad():
         x0 = sampler.sample(x_T, visited, denoise, noise, with_defaults(settings, sampler))
     _require_images(x0, x_T, settings.sampler)
-    if denoise.calls != spec.nfe:
+    _require_calls(denoise, guided, spec)
+    return x0.detach()  # a sampler may have enabled gradients
+
+
+def _require_calls(denoise: Denoise, guided: Guided | None, spec: SamplingSpec) -> None:
+    """Raise `SamplerFault` unless a sampler called the network, and was guided, as often as was planned."""
+    sampler, planned = spec.settings.sampler, 0 if spec.guidance is None else spec.guidance.calls
+    if denoise.calls != (promised := spec.nfe - planned):
         raise SamplerFault(
-            f"the sampler {settings.sampler} calls the network {denoise.calls} times for a batch, but its "
-            f"`evaluations` returns {spec.nfe}; state the number with `evaluations`, a method of the class or "
+            f"the sampler {sampler} calls the network {denoise.calls} times for a batch, but its "
+            f"`evaluations` returns {promised}; state the number with `evaluations`, a method of the class or "
             "an attribute of the function: evaluations(settings, process)"
         )
-    return x0.detach()  # a sampler may have enabled gradients
+    if guided is not None and guided.calls != planned:
+        raise SamplerFault(
+            f"{guided.calls} calls of the sampler {sampler} are in sample.guidance_interval, but {planned} of the "
+            "times that it was planned with: it must call the network at the same times for every batch"
+        )
 
 
 def _require_images(x0: object, x_T: "Tensor", sampler: str) -> None:

@@ -204,6 +204,6 @@ def honoured(settings: Sample, keys: Collection[str]) -> Sample:
 def _given(section: Section) -> dict[str, Any]:
     """The keys of a section that differ from the defaults and that a sampler may depend on."""
     defaults = SAMPLE_DEFAULTS if isinstance(section, Sample) else DIFFUSION_DEFAULTS
-    unasked = ("sampler", "seed", "num_samples", "shard_evaluations", "labels")
+    unasked = ("sampler", "seed", "num_samples", "shard_evaluations", "labels", "guidance", *GUIDANCE_KEYS)
     values, base = section.model_dump(mode="json"), defaults.model_dump(mode="json")
     return {key: value for key, value in values.items() if value != base[key] and key not in unasked}

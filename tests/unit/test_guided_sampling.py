@@ -1,0 +1,288 @@
+"""Guided predictions: against closed forms, in jobs of two networks, and through `taugrid.sample`."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from in_process import drive, results, small_run
+from torch import nn
+
+import taugrid
+from taugrid.config import Diffusion
+from taugrid.errors import SamplerFault, UserError
+from taugrid.jobs import Conditions
+from taugrid.orchestrator.plan.sections import diffusion_section
+from taugrid.storage import LocalStorage
+from taugrid.workers import schedules
+from taugrid.workers.conditions.guidance import Guidance, Guided, guidance_of, inside
+from taugrid.workers.diffusion import gaussian
+from taugrid.workers.diffusion.decoder import Identity
+from taugrid.workers.diffusion.oracle import classes_eps
+from taugrid.workers.diffusion.process import Point
+from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
+from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler, honoured
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE = (1, 4, 4)
+DIFFUSION = diffusion_section(Diffusion())
+ALPHA_BAR = schedules.alpha_bar(DIFFUSION)
+DATA = gaussian.gaussian(SHAPE)
+OFFSETS = np.random.RandomState(0).uniform(-0.3, 0.3, (4, 16))
+"""Of the means of three classes, and of the null prediction, from that of `DATA`."""
+SCALE = 2.5
+GUIDED_OFFSETS = SCALE * OFFSETS + (1 - SCALE) * OFFSETS[-1]
+"""g m_c + (1 - g) m_0."""
+CLASSES, MOVED = (classes_eps(DATA, offsets, ALPHA_BAR, "cpu") for offsets in (OFFSETS, GUIDED_OFFSETS))
+"""The optimal eps of the classes, and that of classes with the means that guidance leads to."""
+
+
+def spec_of(**settings):
+    given = SAMPLE_DEFAULTS.model_copy(update={"steps": 10, **settings})
+    described = describe_sampler(given, DIFFUSION)
+    given = honoured(given, described.keys)
+    process = schedules.process(DIFFUSION)
+    points = inside(given.guidance_interval, map(process.told, described.times))
+    count = len(points) if given.is_guided else 0
+    how = guidance_of(given, count, Conditions(3, 3))
+    return SamplingSpec(Identity(SHAPE), DIFFUSION, given, described.tau, described.evaluations + count, how)
+
+
+SAMPLERS = [
+    {"eta": 0.0}, {"eta": 1.0}, {"eta": "sigma_hat"}, {"sampler": "dpm++2m", "spacing": "logsnr"},
+    {"sampler": "heun", "spacing": "logsnr"}, {"sampler": "unipc", "spacing": "logsnr"},
+    {"sampler": "diffusers:DPMSolverMultistepScheduler", "sampler_options": {"algorithm_type": "sde-dpmsolver++"}},
+    {"sampler": "diffusers:DDPMScheduler"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SAMPLERS, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_guided_classes_are_classes_with_guided_means_for_every_sampler(settings):
+    """eps of a Gaussian is linear in its mean, so guided images are those of N(g m_c + (1 - g) m_0, Sigma), each."""
+    labels, indices = torch.arange(6) % 3, torch.arange(6)
+    images = sample_batch(CLASSES, indices, spec_of(guidance=SCALE, **settings), labels)
+    expected = sample_batch(MOVED, indices, spec_of(**settings), labels)
+    assert (images - expected).abs().max() < 1e-4
+    assert (images - sample_batch(CLASSES, indices, spec_of(**settings), labels)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_guided_samples_have_the_guided_mean_and_the_common_covariance(eta):
+    n, spec = 4000, spec_of(guidance=SCALE, eta=eta)
+    images = sample_batch(CLASSES, torch.arange(n), spec, torch.full((n,), 1)).flatten(1).double().numpy()
+    moved = gaussian.Gaussian(DATA.mean + GUIDED_OFFSETS[1], DATA.eigenvalues, DATA.eigenvectors)
+    exact = gaussian.sampled(moved, ALPHA_BAR, spec.tau, eta)
+    white = (images - exact.mean) @ exact.eigenvectors / np.sqrt(exact.eigenvalues)
+    assert n * np.square(white.mean(axis=0)).sum() < 16 + 5 * np.sqrt(32)
+    excess = white.T @ white / n - np.eye(16)
+    assert n / 2 * np.square(excess).sum() < 136 + 5 * np.sqrt(2 * 136)
+
+
+def toy(log, name, gain=1.0):
+    """An elementwise network that notes its calls, and whose output depends on the label."""
+
+    def network(x, at, condition=None, /):
+        log.append((name, at.time, None if condition is None else condition.tolist()))
+        return gain * (x if condition is None else x + condition.reshape(-1, 1, 1, 1))
+
+    return network
+
+
+POINT = Point(alpha=0.6, sigma=0.8, alpha_bar=0.36, time=7, key=8)
+
+
+def test_a_call_is_two_of_one_batch_each_the_labelled_one_first():
+    log, x, labels = [], torch.ones(2, 3, 1, 1), torch.tensor([0, 2])
+    guided = Guided(toy(log, "net"), None, Guidance(3.0, 1, null_label=9))
+    assert torch.equal(guided(x, POINT, labels), (x + 9) + 3.0 * ((x + labels.reshape(-1, 1, 1, 1)) - (x + 9)))
+    assert log == [("net", 7, [0, 2]), ("net", 7, [9, 9])]
+
+
+@pytest.mark.parametrize("has_labels", [False, True])
+def test_a_guide_gets_the_labels_that_it_takes(has_labels):
+    log, x, labels = [], torch.ones(2, 3, 1, 1), torch.tensor([0, 2])
+    how = Guidance(2.0, 1, null_label=9, guide_has_labels=has_labels)
+    Guided(toy(log, "net"), toy(log, "guide", 0.5), how)(x, POINT, labels)
+    assert log == [("net", 7, [0, 2]), ("guide", 7, [0, 2] if has_labels else None)]
+
+
+def test_channels_that_are_not_guided_are_those_of_the_labelled_call():
+    x = torch.ones(1, 4, 1, 1)
+    guided = Guided(toy([], "net"), toy([], "guide", 0.5), Guidance(2.0, 1, channels=3))
+    assert guided(x, POINT).flatten().tolist() == [1.5, 1.5, 1.5, 1.0]
+
+
+def test_outside_of_the_interval_there_is_one_call_and_the_networks_own_bits():
+    log, spec = [], spec_of(guidance=SCALE, guidance_interval=[0.1, 2.0])
+    sample_batch(toy(log, "net", 0.1), torch.arange(2), spec, torch.tensor([0, 1]))
+    process = schedules.process(DIFFUSION)
+    guided = [time for _, time, labels in log if labels == [3, 3]]
+    assert guided == [t for t in describe_sampler(spec.settings, DIFFUSION).times if 0.1 < process.at(t + 1).ratio <= 2]
+    assert len(log) == spec.nfe == 10 + len(guided)
+
+
+def test_guidance_1_is_one_call_with_the_bits_of_no_guidance():
+    log, labels = [], torch.tensor([0, 1])
+    assert spec_of(guidance=1.0, guidance_interval=[0.1, 1]).guidance is None
+    images = sample_batch(toy(log, "net", 0.1), torch.arange(2), spec_of(guidance=1.0), labels)
+    assert torch.equal(images, sample_batch(toy([], "net", 0.1), torch.arange(2), spec_of(), labels))
+    assert len(log) == 10
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    spec, labels = spec_of(guidance=SCALE, guidance_interval=[0.1, 5.0], eta=0.5), torch.tensor([0, 1, 2, 1])
+    whole = sample_batch(toy([], "net", 0.1), torch.arange(4), spec, labels)
+    parts = [sample_batch(toy([], "net", 0.1), torch.arange(4)[at], spec, labels[at]) for at in (slice(3), slice(3, 4))]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_calls_that_are_guided_less_often_than_planned_are_a_fault_of_the_sampler():
+    spec = spec_of(guidance=SCALE, guidance_interval=[0.1, 2.0])
+    wrong = spec._replace(guidance=spec.guidance._replace(interval=(0.1, 1.0)))
+    with pytest.raises(SamplerFault, match=r"calls of the sampler ddim are in sample.guidance_interval, but"):
+        sample_batch(toy([], "net", 0.1), torch.arange(2), wrong, torch.tensor([0, 1]))
+
+
+# Jobs of two networks
+
+UNET = {
+    "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": (8, 8),
+    "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4,
+    "add_attention": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, one_thread):
+    """Pipelines: an unconditional network, a guide, a network of three classes, and a guide with NaN in it."""
+    root = tmp_path_factory.mktemp("pipelines")
+    for seed, (name, classes) in enumerate({"net": None, "weak": None, "classes": 3, "broken": None}.items()):
+        torch.manual_seed(seed)
+        network = UNet2DModel(**UNET, num_class_embeds=classes)
+        if name == "broken":
+            nn.init.constant_(network.conv_out.bias, torch.nan)
+        network.save_pretrained(root / name / "unet")
+        DDIMScheduler(clip_sample=False).save_pretrained(root / name / "scheduler")
+    return root
+
+
+def text(folders, model="net", guide="weak", sample="", grid="{guidance: [1, 2]}"):
+    return f"""
+name: guided
+model: {{checkpoint: {folders / model}, guide: {folders / guide}}}
+data: {{name: gaussian, shape: [1, 8, 8], limit: 40}}
+sample: {{seed: 0, steps: 3, num_samples: 6, batch_size: 2, shard_evaluations: 18{sample}}}
+grid: {grid}
+evaluate: {{extractor: pixels, metrics: [kid], kid_subset_size: 3}}
+cluster: {{workers: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def done(folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("done")
+    with small_run(folder, text(folders)) as run:
+        outcome, printed = drive(run, folder / "run", LocalStorage(folder / "run"))
+    assert outcome.missing == {}, printed
+    return folder / "run"
+
+
+def test_a_run_of_two_networks_counts_both_and_records_the_guide(done, folders):
+    plan = json.loads((done / "plan.json").read_text())
+    [guide] = plan["guides"]
+    assert guide["source"]["path"] == str(folders / "weak")
+    assert (done / "models" / guide["id"] / "model.json").exists()
+    guided = next(cell for cell in plan["cells"] if "guide" in cell)
+    part = next(done.glob(f"samples/*{guided['id']}/*.parquet"))
+    metadata = json.loads(pq.read_schema(part).metadata[b"taugrid"])
+    assert metadata["conditions"] == {
+        "guidance": {"scale": 2.0, "guide": guide["id"], "calls": "two, of one batch each"}
+    }
+    assert "label" not in pq.read_schema(part).names
+    evaluations = {cell["guidance"]: cell["network_evaluations"] for cell in taugrid.plan(done)["cells"]}
+    assert evaluations == {1.0: 6 * 3, 2.0: 6 * 6}
+
+
+def test_guidance_1_of_a_run_has_the_bytes_of_a_run_without_guidance(done, folders, tmp_path):
+    plain = text(folders, grid="{steps: [3]}").replace(f", guide: {folders / 'weak'}", "")
+    with small_run(tmp_path, plain) as run:
+        drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
+    mine, theirs = results(tmp_path / "run"), results(done)
+    samples = {name for name in mine if name.startswith("samples")}
+    assert samples
+    assert all(theirs[name] == mine[name] for name in samples)
+
+
+def test_a_part_of_a_guided_shard_is_gone_on_with_to_the_same_bytes(done, folders, tmp_path):
+    """Other jobs, on a worker that has no network yet."""
+    shutil.copytree(done, tmp_path / "run")
+    gone = sorted((tmp_path / "run/samples").glob("*/part-000001.parquet"))
+    for path in gone:
+        path.unlink()
+    with small_run(tmp_path, text(folders)) as run:
+        drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
+    assert gone
+    assert {path.name for path in gone} == {"part-000001.parquet"}
+    assert results(tmp_path / "run") == results(done)
+
+
+def test_nan_of_the_guide_alone_gives_no_image(folders, tmp_path):
+    with small_run(tmp_path, text(folders, guide="broken", grid="{guidance: [2]}")) as run:
+        outcome, printed = drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
+    assert "the network returned nan or infinity for images 0 to 1" in " ".join(outcome.missing.values()) + printed
+    assert not list((tmp_path / "run/samples").rglob("*.parquet"))
+
+
+# In memory
+
+
+class Net(nn.Module):
+    """A network of three classes and a null class."""
+
+    num_classes, null_label = 3, 3
+
+    def forward(self, x, t, label):
+        return 0.1 * x + 0.1 * label.reshape(-1, 1, 1, 1)
+
+
+def test_the_api_guides_a_network_in_memory():
+    given = {"shape": (1, 4, 4), "steps": 4, "labels": "balanced", "diffusion": {"prediction": "sample"}}
+    plain = taugrid.sample(Net(), 6, **given)
+    assert np.array_equal(taugrid.sample(Net(), 6, guidance=1, **given), plain)
+    guided = taugrid.sample(Net(), 6, guidance=2.0, **given)
+    assert not np.array_equal(guided, plain)
+    assert np.array_equal(taugrid.sample(Net(), [4, 5], guidance=2.0, **given), guided[4:])
+    partly = taugrid.sample(Net(), 6, guidance=2.0, guidance_interval=[0.5, 5.0], **given)
+    assert not np.array_equal(partly, guided)
+
+    def guide(x, t):
+        return 0.1 * x + 0.1 * 3
+
+    assert np.array_equal(taugrid.sample(Net(), 6, guidance=2.0, guide=guide, **given), guided), "the null label's"
+
+
+def test_the_api_samples_a_checkpoint_with_a_guide_as_a_run_does(done, folders):
+    images = taugrid.sample(str(folders / "net"), 6, guide=folders / "weak", guidance=2.0, steps=3, batch_size=2)
+    assert np.array_equal(images, taugrid.open(done).cell("guidance=2").images(range(6)))
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"guidance": 2, "labels": 0, "guidance_interval": [1e6, 1e7]}, "sample.guidance_interval: "),
+    ({"guidance": 2, "labels": 0, "guidance_channels": 2}, "sample.guidance_channels: 2 is more than the 1 channels"),
+    ({"labels": 0, "guide": Net()}, "guide has no effect with guidance 1"),
+])  # fmt: skip
+def test_what_can_not_be_guided_in_memory_is_refused(given, message):
+    with pytest.raises(UserError) as caught:
+        taugrid.sample(Net(), 2, shape=(1, 4, 4), steps=4, **given)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_network_in_memory_without_a_null_class_is_refused(folders):
+    with pytest.raises(UserError, match="the network has no null class"):
+        taugrid.sample(str(folders / "classes"), 2, steps=3, labels="balanced", guidance=2)
+    with pytest.raises(UserError, match="guide needs labels of 3 classes, but the model is unconditional"):
+        taugrid.sample(lambda x, t: x, 2, shape=(1, 4, 4), guide=Net(), guidance=2)
