@@ -149,8 +149,10 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     if cell.label_rule is not None:
         lines = ["file_name,label"]
         for shard in cell.shards:
-            for index, labels in parquet.read_numbers(rundir.sample_part(cell, shard), "label", rundir.storage):
-                lines += [f"{_png_name(i)},{label:g}" for i, label in zip(index, labels, strict=True) if i < shard.stop]
+            for indices, labels in parquet.read_numbers(rundir.sample_part(cell, shard), "label", rundir.storage):
+                lines += [
+                    f"{_png_name(i)},{label:g}" for i, label in zip(indices, labels, strict=True) if i < shard.stop
+                ]
         (folder / "metadata.csv").write_text("\n".join([*lines, ""]))
     return cell.settings.num_samples
 
