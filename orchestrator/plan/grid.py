@@ -287,7 +287,9 @@ def _planned(
 
 def _network(source: ModelSource) -> str:
     """The network of a source in messages."""
-    return f"the network of {source.name}" if isinstance(source, Loaded | Custom) else f"the network ({source.name})"
+    if isinstance(source, Oracle):
+        return f"the {source.distribution} oracle"
+    return f"the network of {'model.unet' if isinstance(source, Trained) else source.name}"
 
 
 def _require_used(sample: Sample, name: str, ignored_keys: Iterable[str]) -> None:

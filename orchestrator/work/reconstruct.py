@@ -57,6 +57,10 @@ def others(plan: Plan) -> str:
 def require_ode_cells(plan: Plan, stage: str) -> None:
     """Raise `UserError` if no cell is of DDIM and a network without labels."""
     if not ode_cells(plan):
+        if all(model.diffusion.prediction == "consistency" for model in plan.models):
+            raise UserError(
+                f"{stage} follows an ODE step by step, and consistency models jump to its end; load another"
+            )
         if any(_has_no_ode(cell) == WITH_LABELS for cell in plan.cells):
             raise UserError(
                 f"{stage} follows an ODE without labels; all cells are of {others(plan)}: give it an unconditional "

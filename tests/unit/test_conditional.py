@@ -259,9 +259,15 @@ def test_each_image_in_memory_needs_a_row(folder, tmp_path):
         taugrid.sample(folder, [30], labels=given)
 
 
+def test_a_checkpoint_that_is_not_here_is_priced_with_its_labels():
+    found = [planned("/nowhere/at/all", dry=True, labels=labels).cells[0] for labels in ("balanced", 1, None)]
+    assert [(cell.nfe, cell.shown_id) for cell in found] == [(2, "pending")] * 3
+    assert len({cell.id for cell in found}) == 3
+
+
 def test_labels_of_an_unconditional_network_are_refused():
     found = refusal({"oracle": "gaussian"}, labels=[0, 1])
-    assert re.fullmatch(r"sample.labels is \[0, 1\], but the network .*is unconditional; remove the key", found)
+    assert re.fullmatch(r"sample.labels is \[0, 1\], but the gaussian oracle is unconditional; remove the key", found)
     with pytest.raises(UserError, match="is unconditional; remove the key"):
         taugrid.sample(lambda x, t: x, 2, shape=SHAPE, labels="random")
 
@@ -289,7 +295,7 @@ def test_memory_is_counted_and_smaller_batches_are_tried_with_labels(folder, mon
     device = Device("cpu")
     device.network(spec, diffusion, PLAIN, (4, *SHAPE))
     assert list(device._needed.values()) == [preflight.needed_bytes(network, PLAIN, (4, *SHAPE), "cpu", True)]
-    assert device.loading(spec, diffusion)(torch.zeros(2, *SHAPE), point(3)).shape == (2, *SHAPE)
+    assert device.loading([spec], diffusion)(torch.zeros(2, *SHAPE), point(3)).shape == (2, *SHAPE)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16-weights"])
