@@ -33,6 +33,11 @@ def describe_status(run: Run) -> dict[str, Any]:
     return describe(run) | {"killed_driver": killed, "driver": driver}
 
 
+def latent_bytes(cell: Cell) -> int:
+    """The bytes of a latent in a sample file; 0 if none is kept."""
+    return 4 * prod(cell.decoder.network_shape) if cell.settings.keep_latents else 0
+
+
 def describe(run: Run) -> dict[str, Any]:
     """Everything that `plan` and `status` show, as plain data."""
     config, plan, rundir = run.config, run.plan, run.rundir
@@ -54,7 +59,8 @@ def describe(run: Run) -> dict[str, Any]:
         "cells_to_score": sum(not cell["scored"] for cell in cells),
         "remarks": [*plan.remarks, *filter(None, [orphans_in_words(run.config, plan, rundir)])],
         "bytes_at_most": sum(
-            cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES) for cell in plan.cells
+            cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES + latent_bytes(cell))
+            for cell in plan.cells
         ),
         "evaluations_per_second_and_worker": rate,
         "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
