@@ -21,8 +21,9 @@ from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import read_json, write_json
 from taugrid.workers.conditions.column import Column, read_column
 from taugrid.workers.data.load import content_fingerprint
+from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network import custom_process
-from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
+from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint, read_vae
 from taugrid.workers.samplers.description import Case, Tried, honoured, try_sampler
 
 OUTSIDE = NOT_IDENTITY["sample"]
@@ -180,6 +181,10 @@ class ModelRecords(Paths):
                 raise
             return recorded
 
+    def read_vae(self, path: str, of: Vae) -> Vae:
+        """See `checkpoint.read_vae`."""
+        return read_vae(path, of, self.downloads)
+
     def is_ready(self, model: Model) -> bool:
         """Whether the model can be sampled: it is trained, or needs no training."""
         return model.source.is_ready(self.model_folder(model), self.storage)
@@ -200,6 +205,7 @@ class ModelRecords(Paths):
             "tau": list(cell.tau),
             **({} if block is None else {"sampler": block | {"arguments": cell.sampler_description.arguments}}),
             **({} if conditions is None else {"conditions": conditions}),
+            **({} if cell.decoder_block is None else {"decoder": cell.decoder_block}),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }
 
