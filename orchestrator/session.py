@@ -4,6 +4,7 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 `dispatch/` assigns it to workers; this module connects them and reports to the user.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Tra
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.devices import faster_on_gpus, require_no_gpu
+from taugrid.orchestrator.plan.devices import faster_on_gpus, require_no_gpu, too_large, weights_bytes
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
@@ -418,6 +419,11 @@ class Session:
         cpus, gpus = capacity.worker_size(cluster_config)
         if not gpus:
             require_no_gpu(self.selected)
+            size, most = capacity.Size(cpus, gpus), cluster_config.workers or math.inf
+            nodes = capacity.staying(cluster_config) if samples else []
+            places = [(int(min(node.capacity(size), most)), node.memory) for node in nodes]
+            if line := too_large(weights_bytes(self.selected, self.rundir.weights_file), places):
+                self._warn(line)
         elif samples and (message := faster_on_gpus(self.selected)) is not None:
             self._progress.say(message)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from taugrid.orchestrator.plan.devices import weights_in_words
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.words import counted, duration, in_columns, listed, quantity, with_urls
 
@@ -41,6 +42,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         *_training(plan),
         f"expected sampling time: {_expected(plan)}",
         *_longest_shard(plan),
+        *_weights(plan),
         *(f"warning: {remark}" for remark in plan["remarks"]),
         *(f"tip: {tip}" for tip in plan.get("tips", ())),
     ]
@@ -119,6 +121,12 @@ def _longest_shard(plan: dict[str, Any]) -> list[str]:
     evaluations, rate = plan["longest_shard_evaluations"], plan["evaluations_per_second_and_worker"]
     time = f", {duration(evaluations / rate)} at that rate" if rate and evaluations >= rate else ""
     return [f"longest shard: {evaluations:,} network evaluations{time}"]
+
+
+def _weights(plan: dict[str, Any]) -> list[str]:
+    """A line on the weights that a worker holds, if some are known."""
+    known = plan.get("worker_weights_bytes")  # `status` does not say
+    return [f"weights on each worker: {weights_in_words(known)}, beside what a batch takes"] if known else []
 
 
 SELFCHECK_WIDTH = 90

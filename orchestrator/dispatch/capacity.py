@@ -124,7 +124,7 @@ def free(selector: Mapping[str, str]) -> list[Node]:
     ]
 
 
-def _staying(cluster: Cluster) -> list[Node]:
+def staying(cluster: Cluster) -> list[Node]:
     """The nodes on which Ray may place workers: those that drain take no more."""
     return [node for node in nodes(cluster.label_selector) if not node.draining]
 
@@ -133,7 +133,7 @@ def worker_size(cluster: Cluster) -> Size:
     """The size of one worker. Without `cluster.gpus_per_worker`: a GPU, if any node has one that its torch can use."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if _torch_uses_gpus(frozenset(node.id for node in _staying(cluster) if node.gpus >= 1)) else 0.0
+        gpus = 1.0 if _torch_uses_gpus(frozenset(node.id for node in staying(cluster) if node.gpus >= 1)) else 0.0
     return Size(float(exact(cluster.cpus_per_worker)), float(exact(gpus)))
 
 
@@ -166,7 +166,7 @@ def _torch_uses_gpus(ids: frozenset[str]) -> bool:
 
 def total_capacity(size: Size, cluster: Cluster) -> int:
     """How many workers of `size` the nodes that stay could hold, if nothing else ran there."""
-    return sum(node.capacity(size) for node in _staying(cluster))
+    return sum(node.capacity(size) for node in staying(cluster))
 
 
 def embedded_workers(cluster: Cluster) -> int:
@@ -251,6 +251,6 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
     workers = min(workers, capacity or workers)
     cpus = size.cpus
     if not size.gpus and capacity and "cpus_per_worker" not in own:
-        shares = range(int(max(node.cpus for node in _staying(cluster))), int(cpus), -1)
+        shares = range(int(max(node.cpus for node in staying(cluster))), int(cpus), -1)
         cpus = next((float(c) for c in shares if total_capacity(Size(c, 0), cluster) >= workers), cpus)
     return Trainers(workers, cpus, size.gpus)

@@ -1,9 +1,16 @@
-"""What a plan asks of the devices that will compute it, and what would be faster there. Pure."""
+"""What a plan asks of the devices that will compute it, and what would be faster there."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
 
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Oracle
+from taugrid.words import counted, quantity
 from taugrid.workers.accelerator.policy import faster, lacks
+from taugrid.workers.diffusion.decoder import Vae
+from taugrid.workers.network.checkpoint import parameters, weights_file
 
 NO_GPU = "workers have none here", "join a cluster with such GPUs (--address)"
 """Why a plan can't compute what needs a GPU, and the way out."""
@@ -20,3 +27,56 @@ def faster_on_gpus(plan: Plan) -> str | None:
     """`policy.faster` of the cells whose network torch computes."""
     settings = [cell.settings for cell in plan.cells if not isinstance(cell.model.source, Oracle)]
     return faster([(each.precision, each.compile) for each in settings])
+
+
+WeightsFile = Callable[[Model, str], Path]
+"""Like `ModelRecords.weights_file`."""
+
+
+def weights_bytes(plan: Plan, file: WeightsFile) -> dict[str, int]:
+    """Bytes of the weights that a worker holds for the cell with most of them, by what they belong to.
+
+    Estimated from files that are here: a cell counts what it has. A worker may keep the networks of the cell before.
+    """
+    count = cache(_parameters)  # a plan has many cells of a model
+    every = (_weights_of(cell, file, count) for cell in plan.cells)
+    return max(every, key=lambda weights: sum(weights.values()), default={})
+
+
+def _weights_of(cell: Cell, file: WeightsFile, count: Callable[[Path], int | None]) -> dict[str, int]:
+    width = 2 if cell.settings.precision == "bf16-weights" else 4
+    models = {"network": cell.model, "guide": cell.guide}
+    files = {
+        name: (file(model, cell.settings.weights if model is cell.model else "ema"), width)
+        for name, model in models.items()
+        if model is not None and model.lacks is None
+    }
+    if isinstance(vae := cell.model.decoder, Vae):  # its precision is autocast's
+        files["VAE"] = weights_file(Path(vae.saved.folder)), 4
+    return {name: number * each for name, (path, each) in files.items() if (number := count(path))}
+
+
+def _parameters(path: Path) -> int | None:
+    return None if path.suffix == ".json" else parameters(path)  # the record of a model without a file
+
+
+def weights_in_words(weights: Mapping[str, int]) -> str:
+    """The weights on a worker, in a few words."""
+    parts = ", ".join(f"{name} {quantity(size)}B" for name, size in weights.items())
+    return f"{quantity(sum(weights.values()))}B{f' ({parts})' if len(weights) > 1 else ''}"
+
+
+def too_large(weights: Mapping[str, int], nodes: Iterable[tuple[int, float]]) -> str | None:
+    """A warning if workers without a GPU can't hold their weights on any node; None if they can, or it is not known.
+
+    `nodes`: for each, how many workers it would have, and bytes of memory.
+    """
+    needed, places = sum(weights.values()), [(number, memory) for number, memory in nodes if number]
+    if not places or any(number * needed <= memory for number, memory in places):
+        return None
+    number, memory = max(places, key=lambda place: place[1] / place[0])
+    remedy = "start fewer on a node (cluster.cpus_per_worker)" if needed <= memory else "use nodes with more"
+    return (
+        f"the weights of {counted(number, 'worker')} take an estimated {quantity(number * needed)}B, but the node with "
+        f"most memory for each has {quantity(memory)}B; {remedy}"
+    )

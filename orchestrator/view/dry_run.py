@@ -1,5 +1,6 @@
 """The output of `taugrid plan`: what a run would do, lack and replace. It starts and downloads nothing."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from taugrid.eval.sources import nothing_there
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
-from taugrid.orchestrator.plan.devices import faster_on_gpus
+from taugrid.orchestrator.plan.devices import faster_on_gpus, too_large, weights_bytes
 from taugrid.orchestrator.plan.scoring import Foreseen, foreseen, name_and_dimensions, singular_samples, too_few_samples
 from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
@@ -34,6 +35,7 @@ def describe_plan(run: Run) -> dict[str, Any]:
     """
     described = describe(run)
     described |= _on_workers(run.config, run.plan, described)
+    described["worker_weights_bytes"] = weights_bytes(run.plan, run.rundir.weights_file)
     described |= {"remarks": [*described["remarks"], *_remarks(run, described)]}
     gpus = run.config.cluster.gpus_per_worker
     may_use_gpus = _has_gpus() if gpus is None else gpus
@@ -55,6 +57,9 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     yield from _replaced_tables(run)
     if described["network_evaluations_remaining"]:
         yield from _fit(run, described)
+        workers, memory = _workers(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if not _has_gpus() and workers:
+            yield from filter(None, [too_large(described["worker_weights_bytes"], [(workers, memory)])])
     yield from unequal(plan.cells)
     if models := compared_trainings(plan):
         ids = {model.id for model in models}

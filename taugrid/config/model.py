@@ -71,7 +71,7 @@ class Unet(Section):
         return self
 
 
-LATER_KEYS = {"guide": None}
+LATER_KEYS = {"guide": None, "vae": None}
 """Keys that files of earlier versions lack, with the defaults that mean the same."""
 
 
@@ -94,6 +94,8 @@ class ModelSection(Section):
     guide: str | None = None
     """A diffusers folder, or a model's id on the hub: the network that `sample.guidance` leads away from
     (autoguidance). Its averaged weights are used. null: the network itself, without its labels."""
+    vae: str | None = None
+    """A folder or an id on the hub: another VAE that decodes the latents of `checkpoint`; null: the pipeline's own."""
 
     @field_validator("callable")
     @classmethod

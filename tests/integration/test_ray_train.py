@@ -28,6 +28,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.workers import ray_compat
 from taugrid.workers.data import load as data
+from taugrid.workers.data.labels import load_labels
 from taugrid.workers.training import checkpoints, loop
 from taugrid.workers.training import fit as training
 from taugrid.workers.training.batches import Batches
@@ -40,8 +41,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 STEPS, EVERY = 80, 20
 """In all, and between two checkpoints."""
 SETTINGS = {"steps": STEPS, "batch_size": 15, "warmup_steps": 10, "checkpoint_every": EVERY, "workers": 1}
-(DIGITS,) = plan(load("digits", [f"train.{key}={value}" for key, value in SETTINGS.items()])).models
-"""The model of configs/digits.yaml, with few steps, and with batches that are no even number."""
+CLASSES = ["model.unet.num_classes=10", "train.label_dropout=0.2", "sample.labels=balanced"]
+(DIGITS,) = plan(load("digits", [*CLASSES, *(f"train.{key}={value}" for key, value in SETTINGS.items())])).models
+"""The model of configs/digits.yaml with labels, few steps, and batches that are no even number."""
 
 SPEC = TrainingSpec(
     data=DIGITS.data,
@@ -53,6 +55,7 @@ SPEC = TrainingSpec(
     models_dir="",
     cpus_per_worker=1,
     gpus_per_worker=0,
+    labels_sha256=load_labels(DIGITS.data).sha256,
 )
 
 
@@ -117,7 +120,7 @@ def beside(tmp_path_factory):
         data=SPEC.data.model_dump(mode="json"),
         model={"unet": SPEC.unet.model_dump()},
         train=SPEC.train.model_copy(update={"workers": 2}).model_dump(mode="json", exclude_unset=True),
-        sample={"num_samples": 20, "batch_size": 20},
+        sample={"num_samples": 20, "batch_size": 20, "labels": "balanced"},
         grid={"train.learning_rate": [1e30, SPEC.train.learning_rate], "steps": [2, 4]},
         evaluate={"extractor": "pixels", "metrics": ["fid"]},
         cluster={"train": {"cpus_per_worker": 0.5}},

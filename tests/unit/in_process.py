@@ -109,6 +109,7 @@ def small_run(folder, text=CONFIG) -> Iterator[Run]:
         mock.patch.object(cluster, "connected", return_value=nullcontext()),
         mock.patch.object(capacity, "embedded_workers", return_value=1),
         mock.patch.object(capacity, "worker_size", return_value=capacity.Size(1, 0)),
+        mock.patch.object(capacity, "staying", return_value=[capacity.Node("here", 1, 0)]),
     ):
         yield open_config(str(config), (), str(folder / "unused"))
 

@@ -259,9 +259,15 @@ def test_each_image_in_memory_needs_a_row(folder, tmp_path):
         taugrid.sample(folder, [30], labels=given)
 
 
+def test_a_checkpoint_that_is_not_here_is_priced_with_its_labels():
+    found = [planned("/nowhere/at/all", dry=True, labels=labels).cells[0] for labels in ("balanced", 1, None)]
+    assert [(cell.nfe, cell.shown_id) for cell in found] == [(2, "pending")] * 3
+    assert len({cell.id for cell in found}) == 3
+
+
 def test_labels_of_an_unconditional_network_are_refused():
     found = refusal({"oracle": "gaussian"}, labels=[0, 1])
-    assert re.fullmatch(r"sample.labels is \[0, 1\], but the network .*is unconditional; remove the key", found)
+    assert re.fullmatch(r"sample.labels is \[0, 1\], but the gaussian oracle is unconditional; remove the key", found)
     with pytest.raises(UserError, match="is unconditional; remove the key"):
         taugrid.sample(lambda x, t: x, 2, shape=SHAPE, labels="random")
 
@@ -453,6 +459,8 @@ def test_a_callable_with_classes_is_sampled_with_labels_and_says_so_in_its_id(mi
     images = taugrid.sample({"callable": "mine_with_labels:good"}, 4, shape=SHAPE, labels=[2, 0], steps=2)
     of_two = taugrid.sample({"callable": "mine_with_labels:good"}, 4, shape=SHAPE, labels=2, steps=2)
     assert [np.array_equal(a, b) for a, b in zip(images, of_two, strict=True)] == [True, False, True, False]
+    in_memory = taugrid.sample(custom.make("mine_with_labels:good", None), 4, shape=SHAPE, labels=2, steps=2)
+    assert np.array_equal(in_memory, of_two)
     with pytest.raises(UserError, match=r"^sample.labels is missing: the network of mine_with_labels:good has 3"):
         planned({"callable": "mine_with_labels:good"})
 

@@ -19,6 +19,7 @@ from taugrid.errors import UserError
 from taugrid.images import to_uint8
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sections import diffusion_section
+from taugrid.orchestrator.work.reconstruct import require_ode_cells
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
 from taugrid.workers.conditions.labels import LabelRule
@@ -166,29 +167,38 @@ def test_batches_shards_and_a_restart_change_nothing(folder, ran, tmp_path):
 MEAN, DEVIATION = 0.3, 0.4
 
 
-def gaussian_function(x, at, condition=None):
+def gaussian_function(process):
     """F of the consistency function of N(MEAN, DEVIATION^2): its ODE scales x - MEAN as the deviation of x shrinks."""
-    into, skip, out = PROCESS.preconditioning(at)
-    x = x / into
-    shrinks = math.sqrt((DEVIATION**2 + 0.002**2) / (DEVIATION**2 + at.sigma**2))
-    return ((MEAN + shrinks * (x - MEAN)) - skip * x) / out
+
+    def function(x, at, condition=None):
+        into, skip, out = process.preconditioning(at)
+        x = x / into
+        return ((MEAN + shrinking(process, at) * (x - MEAN)) - skip * x) / out
+
+    return function
 
 
+def shrinking(process, at):
+    return math.sqrt((DEVIATION**2 + process.at(1).sigma ** 2) / (DEVIATION**2 + at.sigma**2))
+
+
+@pytest.mark.parametrize("sigma_min", [0.002, 0.5])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_gaussians_consistency_function_gives_its_mean_and_deviation(steps):
-    """The exact moments, those of an x_T without the mean included; they are within 1 % of the data's."""
-    settings = Sample(sampler="consistency", steps=steps, seed=0, clip="none")
-    tau = find("consistency").tau(settings, PROCESS)
-    spec = SamplingSpec(Identity((1, 1, 1)), EDM_DEFAULTS, settings, tau, steps)
-    x0 = sample_batch(gaussian_function, torch.arange(40_000), spec).double()
-    mean, variance = 0.0, 80.0**2  # of x, beginning with x_T
-    for sigma, above in zip([PROCESS.at(t).sigma for t in reversed(tau)], [*reversed(tau[:-1]), 1], strict=True):
-        shrinks = math.sqrt((DEVIATION**2 + 0.002**2) / (DEVIATION**2 + sigma**2))
+def test_a_gaussians_consistency_function_gives_its_mean_and_deviation(steps, sigma_min):
+    """The exact moments, those of an x_T without the mean included; they are within 1 % of the data's at sigma_min."""
+    diffusion = EDM_DEFAULTS.model_copy(update={"sigma_min": sigma_min})
+    settings, process = Sample(sampler="consistency", steps=steps, seed=0, clip="none"), schedules.process(diffusion)
+    tau = find("consistency").tau(settings, process)
+    spec = SamplingSpec(Identity((1, 1, 1)), diffusion, settings, tau, steps)
+    x0 = sample_batch(gaussian_function(process), torch.arange(40_000), spec).double()
+    mean, final = 0.0, sigma_min**2  # of x_0, before the first step as if its noise were added to nothing
+    for t in reversed(tau):
+        variance = final + process.at(t).sigma ** 2 - sigma_min**2
+        shrinks = shrinking(process, process.at(t))
         mean, final = MEAN + shrinks * (mean - MEAN), shrinks**2 * variance
-        variance = final + PROCESS.at(above).sigma ** 2 - 0.002**2
-    assert abs(mean - MEAN) < 0.01 * MEAN
-    assert abs(final**0.5 / DEVIATION - 1) < 0.01
-    assert abs(x0.mean().item() - mean) < 4 * DEVIATION / 200
+    assert abs(mean - MEAN) < 0.01
+    assert abs(final**0.5 / math.hypot(DEVIATION, sigma_min) - 1) < 0.01
+    assert abs(x0.mean().item() - mean) < 4 * final**0.5 / 200
     assert abs(x0.std().item() / final**0.5 - 1) < 4 / math.sqrt(2 * 40_000)
 
 
@@ -251,7 +261,7 @@ def test_what_the_pipeline_says_is_taken_and_enters_the_id(folder):
     assert cell.model.diffusion == EDM_DEFAULTS
     assert (cell.settings.clip, cell.nfe, cell.sampler_block["last_sigma"]) == ("x0", 2, pytest.approx(0.002))
     told = cell.model.source.description(cell.model.diffusion, [cell.settings])
-    assert "edm with sigma from 0.002 to 80, rho 7, sigma_data 0.5, T = 40, predicts consistency, clip x0" in told
+    assert "sigma from 0.002 to 80, rho 7, sigma_data 0.5, T = 40, predicts consistency, 5 classes, clip x0" in told
     [other] = planned(folder, diffusion={"sigma_max": 60.0}).cells
     assert other.model.id != cell.model.id
     assert other.model.diffusion.sigma_max == 60.0
@@ -296,6 +306,10 @@ def test_a_mistake_is_one_line(folder, sections, parts):
     said = refusal(planned, folder, **sections)
     for part in parts:
         assert part in said
+
+
+def test_there_is_nothing_to_reconstruct(folder):
+    assert "jump to its end" in refusal(require_ode_cells, planned(folder), "reconstruct")
 
 
 def test_a_scheduler_that_cannot_be_honoured_is_one_line(folder, tmp_path):

@@ -1,18 +1,23 @@
 """`plan` says what a run would lack and what it would replace; it refuses none of it, and fetches nothing."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from diffusers import UNet2DModel
 from hub import serving
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 
 import taugrid as api
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
+from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import plan_text
+from taugrid.orchestrator.plan.devices import too_large
 from taugrid.orchestrator.view import dry_run, inspection
+from taugrid.words import quantity
 from taugrid.workers.data import fashion_mnist
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -332,3 +337,54 @@ def test_what_a_precision_costs_on_gpus_is_said_where_there_are_some(made, tmp_p
     assert "tips" not in found, "nothing is faster"
     found, _ = planned(config, tmp_path / "run", "cluster.gpus_per_worker=0")
     assert "tips" not in found
+
+
+def test_the_weights_on_a_worker_are_estimated_from_the_files_and_said(made, tmp_path, monkeypatch):
+    """Of the cell with most: those of a file in half precision count as they are loaded, and a pickle by its size."""
+    unet = UNet2DModel.from_pretrained(made / "network")
+    count = unet.num_parameters()
+    unet.half().save_pretrained(tmp_path / "half")
+    unet.float().save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "grid": {"steps": [2]}}
+    found, said = planned(config, tmp_path / "run")
+    assert found["worker_weights_bytes"] == {"network": 4 * count}
+    assert f"weights on each worker: {quantity(4 * count)}B, beside what a batch takes" in plan_text(found)
+    assert "weights of" not in said
+    pickled = (tmp_path / "pickled/diffusion_pytorch_model.bin").stat().st_size
+    for name, size in (("half", 4 * count), ("pickled", pickled // 4 * 4)):
+        found, _ = planned(config | {"model": {"checkpoint": str(tmp_path / name)}}, tmp_path / "run")
+        assert found["worker_weights_bytes"] == {"network": size}
+    found, _ = planned(config, tmp_path / "run", "sample.precision=bf16-weights")
+    assert found["worker_weights_bytes"] == {"network": 2 * count}
+    guided = f"model.guide={tmp_path}/half", "sample.guidance=2"
+    found, _ = planned(config, tmp_path / "run", *guided)
+    assert found["worker_weights_bytes"] == {"network": 4 * count, "guide": 4 * count}
+    assert f"{quantity(8 * count)}B (network {quantity(4 * count)}B, guide {quantity(4 * count)}B)" in plan_text(found)
+    found, _ = planned(config | {"model": {"oracle": "gaussian"}, "diffusion": {}}, tmp_path / "run")
+    assert found["worker_weights_bytes"] == {}
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1000}.get)
+    _, said = planned(config, tmp_path / "run", "cluster.workers=2")
+    assert f"the weights of 2 workers take an estimated {quantity(8 * count)}B" in said
+    assert "has 1,000B; use nodes with more" in said
+
+
+@pytest.mark.parametrize(
+    ("nodes", "end"),
+    [
+        ([(2, 20.0)], None),
+        ([(2, 19.0), (0, 5.0), (1, 10.0)], None),
+        ([(4, 39.0), (2, 15.0)], "4 workers take an estimated 40B, .* has 39B; start fewer on a node (cluster.cpus_"),
+        ([(1, 9.0)], "1 worker take an estimated 10B, .* has 9B; use nodes with more"),
+        ([], None),
+    ],
+)
+def test_nodes_that_cannot_hold_the_weights_are_named_only_if_all_are_so(nodes, end):
+    said = too_large({"network": 7, "VAE": 3}, nodes)
+    assert said is None if end is None else re.search(end.replace("(", r"\("), said)
+
+
+def test_a_run_warns_where_no_node_can_hold_the_weights(made, tmp_path, monkeypatch):
+    config = write_config(tmp_path / "c.yaml", made / "network")
+    monkeypatch.setattr(session, "too_large", lambda weights, nodes: f"{list(weights)} on {nodes}")
+    _, said = taugrid("sample", config, "--out", tmp_path / "run")
+    assert "warning: ['network'] on [(1, inf)]" in said

@@ -1,6 +1,7 @@
 """Reads the model in a diffusers folder: shapes, scheduler, VAE, SHA-256 of the weights. Imports no torch."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -353,6 +354,23 @@ def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
             "writes it without a variant"
         ) from None
     return _sha256(path, storage, version)
+
+
+def parameters(path: Path, storage: Storage = LOCAL) -> int | None:
+    """The number of parameters in a file of weights on this machine; None: it is not here, or not whole.
+
+    It is read off the header of safetensors. A pickle is taken to be in float32.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix != ".safetensors":
+            return storage.stat(path).size // 4
+        with safe_open(path, framework="numpy") as file:
+            shapes: list[list[int]] = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 no dict
+            return sum(map(math.prod, shapes))
+    except (OSError, SafetensorError):
+        return None
 
 
 @cache  # of any number of models: a plan's cells may come back to each of them in turn
