@@ -19,7 +19,7 @@ from taugrid.jobs import Conditions, NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.guided import label_differences, require_no, require_possible
 from taugrid.orchestrator.plan.labels import label_rule
-from taugrid.orchestrator.plan.sections import diffusion_section, sample_section
+from taugrid.orchestrator.plan.sections import diffusion_section, require_decoder_keys, sample_section
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
@@ -153,7 +153,7 @@ def _planned(
     [cell] = plan(config).cells
     kinds = (cell.settings.weights, "ema")  # such sources need no run directory
     networks = [model.source.network(Path(), kind) for model, kind in zip(cell.networks, kinds, strict=False)]
-    spec = SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe, cell.guidance)
+    spec = SamplingSpec(cell.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe, cell.guidance)
     return networks, spec, cell.label_rule
 
 
@@ -174,6 +174,7 @@ def _settings(
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
     [described] = describe_samplers([Case(resolved, process)]).descriptions
+    require_decoder_keys(resolved, Identity(shape))
     resolved = honoured(resolved, described.keys)
     points = list(map(schedules.process(process).told, described.times))
     guided = len(inside(resolved.guidance_interval, points)) if resolved.is_guided else 0

@@ -67,7 +67,7 @@ def open_config(
             recorded = checkpoints_in(begun.get("grid", []) if isinstance(begun, dict) else [])
         config, notes = resolve_patterns(config, recorded, same_checkpoints, dry)
         lookups = (rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, rundir.try_sampler)
-        planned = plan(config, *lookups, dry, rundir.read_column)
+        planned = plan(config, *lookups, dry, rundir.read_column, rundir.read_vae)
     run = Run(config, replace(planned, notes=(*planned.notes, *notes)), rundir, read_sizes(rundir))
     requested.check(config, run.plan)
     if is_own:

@@ -32,7 +32,7 @@ def rate_key(kind: str, model: str | None) -> str:
 
 def evaluations_per_second(events: Iterable[Mapping[str, Any]]) -> float | None:
     """Network evaluations per second of one worker, over all shards that were sampled; None before the first."""
-    shards = [event for event in events if event["event"] == "shard"]
+    shards = [event for event in events if event["event"] == "shard" and event["evaluations"]]  # else only decoded
     seconds = sum(event["seconds"] for event in shards)
     return sum(event["evaluations"] for event in shards) / seconds if seconds else None
 

@@ -165,6 +165,8 @@ class Result:
     """Bytes of the job's file on the worker's node; the driver must find the same size."""
     conflict: str | None = None
     """What the file that existed already is or has, if it is not what was made now (`PartWriter.conflict`)."""
+    evaluations: int | None = None
+    """Network evaluations, where they are not those of the job."""
     part: Optional["PartSummary"] = None
     """Content of the Parquet file that was written, so that the driver need not read it. None: not known."""
 

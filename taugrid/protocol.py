@@ -60,6 +60,8 @@ class Protocol:
     """Name and options of the sampler; None: it is ddim."""
     conditions: Mapping[str, Any] | None = None
     """Labels and guidance; None: the samples are unconditional."""
+    decoder: Mapping[str, Any] | None = None
+    """The VAE that decoded latents; None: the network samples pixels."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data with the metric settings at the top level. Tables name a protocol by a hash of this."""
@@ -71,7 +73,7 @@ class Protocol:
             "clip": self.clip,
             "precision": self.precision,
             "rounding": self.rounding,
-            **_given(compile=self.compile, sampler=self.sampler, conditions=self.conditions),
+            **_given(compile=self.compile, sampler=self.sampler, conditions=self.conditions, decoder=self.decoder),
             "extractor": dict(self.extractor),
             **self.metrics.as_dict(),
             "scoring": SCORING,

@@ -33,6 +33,8 @@ from taugrid.workers.samplers.sampler import require_code
 
 if TYPE_CHECKING:
     from taugrid.workers.accelerator.transfer import ImageTransfer
+
+    Latents = NDArray[np.float32]
     from taugrid.workers.diffusion.decoder import Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
 
@@ -64,6 +66,9 @@ class SampleJob(Job):
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
+    latents_of: tuple[str, str] | None = None
+    """The file and the id of a cell that has the same latents and keeps them, to be decoded here. If that can't be
+    read, this job samples them."""
     label_rule: LabelRule | None = None
     """The labels of its images. None: the network is unconditional."""
 
@@ -100,12 +105,33 @@ class SampleJob(Job):
 def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     batch = (job.settings.batch_size, *job.decoder.network_shape)
-    decode = device.decoder(job.decoder, job.settings)
-    model, *guides = device.networks(job.networks, job.diffusion, job.arithmetic, batch)
+    decode, latents = device.decoder(job.decoder, job.settings), kept_latents(job)
+    networks: Any = [latents]
+    if latents is None:
+        networks = device.networks(job.networks, job.diffusion, job.arithmetic, batch)
+    model, *guides = networks
     callbacks = device.heartbeat, device.computed, device.last_sampled
     result = sample_shard(job, model, device.name, *callbacks, decode, *guides)
+    if latents is not None:
+        return replace(result, evaluations=0)
     calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
     return replace(result, seconds=_without_compiling(result.seconds, device.compile_seconds, calls))
+
+
+def kept_latents(job: SampleJob) -> "Latents | None":
+    """The latents of the job's images, from the file of another cell; None: there are none."""
+    if job.latents_of is None:
+        return None
+    path, cell = Path(job.latents_of[0]), job.latents_of[1]
+    try:
+        part = parquet.inspect(path, storage=job.storage)
+        wanted = {"cell": cell, "weights_sha256": job.metadata["weights_sha256"]}
+        if not wanted.items() <= part.metadata.items() or part.start > job.start or part.stop < job.stop:
+            return None
+        rows = np.concatenate([latents for _, latents in parquet.read_features(path, "latent", job.storage)])
+    except (DamagedFile, FileNotFoundError, NotADirectoryError):
+        return None
+    return rows[job.start - part.start : job.stop - part.start].reshape(-1, *job.decoder.network_shape)
 
 
 def _without_compiling(seconds: float, compile_seconds: float, calls: int) -> float:
@@ -120,7 +146,7 @@ def _without_compiling(seconds: float, compile_seconds: float, calls: int) -> fl
 
 def sample_shard(
     job: SampleJob,
-    model: "Denoiser",
+    model: "Denoiser | Latents",
     device: str,
     heartbeat: SendHeartbeat = ignore_heartbeat,
     computed: Callable[[], None] = no_op,
@@ -130,7 +156,8 @@ def sample_shard(
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
-    `decode` is the job's decoder, loaded; None: it is a function itself. `computed` is called when only the last batch
+    `model` is the network, or the images' latents (stop - start, C, H, W), which are only decoded then. `decode` is the
+    job's decoder, loaded; None: it is a function itself. `computed` is called when only the last batch
     must be encoded and the file written. If a heartbeat raises `Stopped`, it commits the batches so far: a shorter
     file, from which the next job for this shard continues. What it sampled is added to `last_sampled`, unless it
     continued another file.
@@ -143,7 +170,8 @@ def sample_shard(
     from taugrid.workers.accelerator.transfer import Clock, completed
 
     labels, clock = job.labels, Clock()
-    schema = parquet.sample_schema(job.metadata, conditional=labels is not None)
+    latent = math.prod(job.decoder.network_shape) if job.settings.keep_latents else None
+    schema = parquet.sample_schema(job.metadata, labels is not None, latent)
     sampled: list[NDArray[np.uint8]] = []
     job.check_run()
     with (
@@ -158,7 +186,7 @@ def sample_shard(
             for batch in completed(_transfers(job, first_new, labels, (model, guide), loaded, device, heartbeat)):
                 _require_finite(batch, job)
                 clock.completed(batch)
-                writer.append(batch.images)
+                writer.append(batch.images, None if batch.latents is None else batch.latents.numpy())
                 if first_new == job.start and batch.images[0].nbytes * (job.stop - job.start) <= pixels.MAX_BYTES:
                     sampled.append(np.array(batch.images))  # torch reuses the pinned memory that a GPU copies images to
                 stop = batch.start + len(batch.images)
@@ -177,7 +205,7 @@ def _transfers(
     job: SampleJob,
     first_new: int,
     labels: NDArray[np.int32] | None,
-    networks: "tuple[Denoiser, Denoiser | None]",
+    networks: "tuple[Denoiser | Latents, Denoiser | None]",
     decode: "Decode",
     device: str,
     heartbeat: SendHeartbeat,
@@ -191,18 +219,25 @@ def _transfers(
     condition = None if labels is None else to_device(torch.from_numpy(labels).long(), device)
     starts = range(first_new, job.stop, size)
     slices = math.ceil(size / settings.decode_batch) if isinstance(job.decoder, Vae) else 0
-    around = beating(heartbeat, len(starts) * (job.nfe + slices))
     model, guide = networks
-    watched = Watched(Wrapped(model, around))
-    guide = guide and watched.also(Wrapped(guide, around))
+    latents = model if isinstance(model, np.ndarray) else None
+    around = beating(heartbeat, len(starts) * (slices + (job.nfe if latents is None else 0)))
+    watched = None if isinstance(model, np.ndarray) else Watched(Wrapped(model, around))
+    guide = guide and watched and watched.also(Wrapped(guide, around))
+    finite = torch.ones((), dtype=torch.bool, device=device)
     for start in starts:
         began = time.perf_counter()
         stop = min(start + job.settings.batch_size, job.stop)
         indices = torch.arange(start, stop, device=device)
         asked = None if condition is None else condition[start - job.start : stop - job.start]
-        x0 = sample_batch(watched, indices, job.spec, asked, guide)
+        if latents is not None:
+            x0 = to_device(torch.from_numpy(latents[start - job.start : stop - job.start]), device)
+        elif watched is not None:
+            x0 = sample_batch(watched, indices, job.spec, asked, guide)
+            finite = watched.answer()
         images = pictures(job.decoder, decode, x0, settings.decode_batch, around)
-        yield images_to_host(images, watched.answer(), start, began, settings.rounding)
+        kept = x0 if settings.keep_latents else None
+        yield images_to_host(images, finite, start, began, settings.rounding, kept)
 
 
 def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
@@ -224,8 +259,19 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
     is_same_cell = all(part.metadata.get(key) == job.metadata[key] for key in ("cell", "model", "weights_sha256"))
     if not is_same_cell or part.start != job.start or part.stop < job.start + job.kept:
         return 0
-    for pngs in parquet.read_encoded(Path(job.path), job.start + job.kept, job.storage):
-        writer.append_encoded(pngs)
+    groups = parquet.read_encoded(Path(job.path), job.start + job.kept, job.storage)
+    if not job.settings.keep_latents:
+        for pngs in groups:
+            writer.append_encoded(pngs)
+        return job.kept
+    try:
+        latents = np.concatenate([rows for _, rows in parquet.read_features(Path(job.path), "latent", job.storage)])
+    except DamagedFile:  # it was begun without them
+        return 0
+    copied = 0
+    for pngs in groups:
+        writer.append_encoded(pngs, latents[copied : copied + len(pngs)])
+        copied += len(pngs)
     return job.kept
 
 

@@ -16,7 +16,7 @@ from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.conditions.guidance import Guidance, guidance_of, inside, whole_times
 from taugrid.workers.conditions.labels import LabelRule
-from taugrid.workers.diffusion.decoder import Decoder
+from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.diffusion.process import Point
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.description import SamplerDescription, describe_sampler
@@ -129,6 +129,21 @@ class Cell:
     """The network of `model.guide`. None: there is none, or guidance is 1."""
     label_rule: LabelRule | None = field(default=None, compare=False, repr=False)
     """The labels of its samples. None: its network is unconditional, or a file that is not here."""
+    vae: Vae | None = field(default=None, compare=False, repr=False)
+    """The VAE of `model.vae`. None: the model's own decoder is used."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """What makes pictures of its samples."""
+        return self.vae or self.model.decoder
+
+    @property
+    def decoder_block(self) -> dict[str, Any] | None:
+        """The VAE's fields in the scoring protocol and in sample files. None: the network samples pixels."""
+        if not isinstance(self.decoder, Vae):
+            return None
+        computed = {"precision": self.settings.vae_precision, "batch": self.settings.decode_batch}
+        return self.decoder.identity | computed
 
     @cached_property
     def label(self) -> str:

@@ -42,6 +42,7 @@ from taugrid.orchestrator.plan.sections import (
     check_loss_weights,
     data_identity,
     diffusion_section,
+    require_decoder_keys,
     require_whole_times,
     sample_identity,
     sample_section,
@@ -52,8 +53,9 @@ from taugrid.words import counted
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.data.load import content_fingerprint
+from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network import custom_process
-from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
+from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint, read_vae
 from taugrid.workers.samplers.description import (
     SAMPLE_DEFAULTS,
     Case,
@@ -71,6 +73,9 @@ TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 COLUMN_NAMES = {"precision": "sample_precision"}
 """Column names of grid keys whose own names are already used by a metric."""
 
+ReadVae = Callable[[str, Vae], Vae]
+"""Like `workers.network.checkpoint.read_vae`."""
+
 ReadCheckpoint = Callable[[str], Checkpoint]
 """Like `workers.network.checkpoint.read_checkpoint`."""
 
@@ -85,6 +90,7 @@ class Lookups(NamedTuple):
     describe_network: DescribeNetwork
     fingerprint: Fingerprint
     read_column: ReadColumn
+    read_vae: ReadVae
     assumed_timesteps: int | None
     """T of a checkpoint that is missing. None: the plan is to be run, so a missing file is an error."""
 
@@ -104,6 +110,7 @@ class Placed(NamedTuple):
     """The point of the grid, as in the config."""
     model: Model
     guide: Model | None
+    vae: Vae | None
     sections: Sections
     """As in the config, but for `diffusion`, which is resolved."""
     settings: Sample
@@ -114,6 +121,7 @@ class Planned(NamedTuple):
     point: Mapping[str, Any]
     model: Model
     guide: Model | None
+    vae: Vae | None
     settings: Sample
     values: dict[str, Any]
     """The resolved values of all keys of the grid; None for those that are ignored."""
@@ -124,7 +132,7 @@ class Planned(NamedTuple):
 
     @property
     def cell_id(self) -> str:
-        return _cell_id(self.model, self.settings, self.described.code, self.guide, self.label_rule)
+        return _cell_id(self.model, self.settings, self.described.code, self.guide, self.label_rule, self.vae)
 
 
 def plan(
@@ -135,6 +143,7 @@ def plan(
     try_sampler: TrySampler = try_sampler,
     dry: bool = False,
     read_column: ReadColumn = read_column,
+    read_vae: ReadVae = read_vae,
 ) -> Plan:
     """The models and cells of `config`, in the order of its grid.
 
@@ -146,6 +155,7 @@ def plan(
         try_sampler: asks the custom samplers that `sample.sampler` names.
         dry: models whose files are not here are planned too (`Model.lacks`).
         read_column: reads what `sample.labels` names.
+        read_vae: reads what `model.vae` names.
 
     Raises:
         UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
@@ -153,7 +163,7 @@ def plan(
     """
     assumed = _assumed_timesteps(config) if dry else None
     read = cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), cache(read_column)
-    lookups = Lookups(*read, assumed)
+    lookups = Lookups(*read, cache(read_vae), assumed)
     mappings = config.grid or [{}]
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
@@ -170,7 +180,7 @@ def plan(
     seen: set[tuple[str, str]] = set()
     for each in planned:
         model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
-        about = (axes(each.values), each.values, names, each.described, each.guide, each.label_rule)
+        about = (axes(each.values), each.values, names, each.described, each.guide, each.label_rule, each.vae)
         cell = Cell(each.cell_id, model, each.settings, *about)
         check_guidance(cell)
         key = cell.id, plain_text(each.ignored)
@@ -265,7 +275,10 @@ def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Place
     model = _model(sections, lookups)
     settings = sample_section(sections.sample, model.source.sample_keys(sections.sample))
     guide = _guide(sections, model, lookups) if settings.is_guided and sections.model.guide is not None else None
-    return Placed(point, model, guide, sections._replace(diffusion=model.diffusion), settings)
+    model, vae = _with_vae(sections, model, lookups)
+    if model.lacks is None:
+        require_decoder_keys(settings, model.decoder)
+    return Placed(point, model, guide, vae, sections._replace(diffusion=model.diffusion), settings)
 
 
 def _planned(
@@ -282,7 +295,7 @@ def _planned(
     values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
     unknown = isinstance(source, Absent)
     labels = None if unknown else label_rule(settings, source.conditions, _network(source), lookups.read_column)
-    return Planned(at.point, at.model, at.guide, settings, values, ignored, described, labels)
+    return Planned(at.point, at.model, at.guide, at.vae, settings, values, ignored, described, labels)
 
 
 def _network(source: ModelSource) -> str:
@@ -403,6 +416,23 @@ def _guide(sections: Sections, model: Model, lookups: Lookups) -> Model:
     return _model(guide, lookups._replace(read_checkpoint=read))
 
 
+def _with_vae(sections: Sections, model: Model, lookups: Lookups) -> tuple[Model, Vae | None]:
+    """A model, and the VAE of `model.vae`. If that is missing, the model's id is provisional too."""
+    if (path := sections.model.vae) is None:
+        return model, None
+    reason = model.lacks
+    if reason is None:
+        if not isinstance(model.decoder, Vae):
+            raise UserError(f"model.vae: {path} decodes latents, but the network samples pixels; remove the key")
+        try:
+            return model, lookups.read_vae(path, model.decoder)
+        except MissingInput as error:
+            if lookups.assumed_timesteps is None:
+                raise
+            reason = str(error)
+    return replace(model, id=identity({"absent": path, "model": model.id}), lacks=reason), None
+
+
 def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> ModelSource:
     data, model = sections.data, sections.model
     if model.oracle is not None:
@@ -442,12 +472,16 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     values = {key: value for key, value in cell.values.items() if key not in changes}
     guide = cell.guide if settings.is_guided else None
     rule = cell.label_rule and replace(cell.label_rule, seed=settings.seed or 0)  # with labels it is set
-    cell_id = _cell_id(cell.model, settings, described.code, guide, rule)
-    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described, guide, rule)
+    cell_id = _cell_id(cell.model, settings, described.code, guide, rule, cell.vae)
+    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described, guide, rule, cell.vae)
 
 
-def _cell_id(model: Model, settings: Sample, code: str | None, guide: Model | None, labels: LabelRule | None) -> str:
-    others = {} if guide is None else {"guide": guide.id}
+def _cell_id(
+    model: Model, settings: Sample, code: str | None, guide: Model | None, labels: LabelRule | None, vae: Vae | None
+) -> str:
+    others: dict[str, Any] = {} if guide is None else {"guide": guide.id}
+    if vae is not None and vae.identity != getattr(model.decoder, "identity", None):
+        others["vae"] = vae.identity
     return identity({"model": model.id, "sample": sample_identity(settings, code, labels), **others})
 
 

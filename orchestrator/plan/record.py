@@ -15,6 +15,7 @@ from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracl
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 from taugrid.workers.samplers.description import SamplerDescription
@@ -32,6 +33,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "values": dict(cell.values),
                 **({} if cell.settings.sampler in SAMPLERS else {"sampler": cell.sampler_description._asdict()}),
                 **({} if cell.guide is None else {"guide": cell.guide.id}),
+                **({} if cell.vae is None else {"vae": cell.vae.recorded}),
                 **({} if cell.label_rule is None else {"labels": [cell.label_rule.said, cell.label_rule.classes]}),
             }
             for cell in plan.cells
@@ -64,6 +66,7 @@ def from_json(value: Mapping[str, Any]) -> Plan:
             else SamplerDescription.restored(cell["sampler"]),
             guides[cell["guide"]] if "guide" in cell else None,
             _label_rule(cell),
+            Vae.restored(cell["vae"]) if "vae" in cell else None,
         )
         for cell in value["cells"]
     ]

@@ -156,6 +156,7 @@ class Scoring:
             clip=cell.settings.clip_in_words,
             precision=cell.settings.precision_in_words,
             rounding=cell.settings.rounding_in_words,
+            decoder=cell.decoder_block,
             extractor=self.extractor.describe(),
             metrics=self.of_cell(cell).settings,
             versions=versions(SOFTWARE),

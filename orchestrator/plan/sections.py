@@ -21,10 +21,12 @@ from taugrid.config import (
     Unet,
 )
 from taugrid.errors import UserError
+from taugrid.grids.names import plain_text
 from taugrid.registry.samplers import DEFAULT
 from taugrid.workers import schedules
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.data.labels import number_of_classes, without_labels
+from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
 
 
@@ -157,6 +159,15 @@ def require_whole_times(settings: Sample, times: Iterable[float], name: str) -> 
             f"model.callable: the network of {name} takes whole time indices only, but {by} calls it at {fraction:g}; "
             "choose another spacing or sampler, or have the network embed times as numbers"
         )
+
+
+def require_decoder_keys(settings: Sample, decoder: Decoder) -> None:
+    """Raise `UserError` if a key of `sample` is for a VAE, and the network samples pixels."""
+    for key in ("vae_precision", "decode_batch", "keep_latents"):
+        if not isinstance(decoder, Vae) and (value := getattr(settings, key)) != getattr(SAMPLE_DEFAULTS, key):
+            raise UserError(
+                f"sample.{key}: {plain_text(value)} is for latents, but this network samples pixels; remove it"
+            )
 
 
 NOT_IDENTITY = {

@@ -21,8 +21,9 @@ from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import read_json, write_json
 from taugrid.workers.conditions.column import Column, read_column
 from taugrid.workers.data.load import content_fingerprint
+from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network import custom_process
-from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
+from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint, read_vae
 from taugrid.workers.samplers.description import Case, Tried, honoured, try_sampler
 
 OUTSIDE = NOT_IDENTITY["sample"]
@@ -157,10 +158,11 @@ class ModelRecords(Paths):
         try:
             return read_column(section)
         except MissingInput:
-            plan: Any = read_json(self.plan, self.storage) or {}
-            for cell in plan.get("cells", []):
-                if cell["settings"].get("labels") == section.model_dump() and "labels" in cell:
-                    return Column(cell["labels"][0]["column_sha256"], None)
+            plan: Any = read_json(self.plan, self.storage)
+            with suppress(KeyError, TypeError, AttributeError):  # there is no plan, or taugrid did not write it
+                for cell in plan["cells"]:
+                    if cell["settings"].get("labels") == section.model_dump():
+                        return Column(cell["labels"][0]["column_sha256"], None)
             raise
 
     def read_checkpoint(self, path: str) -> Checkpoint:
@@ -178,6 +180,10 @@ class ModelRecords(Paths):
             if recorded is None:
                 raise
             return recorded
+
+    def read_vae(self, path: str, of: Vae) -> Vae:
+        """See `checkpoint.read_vae`."""
+        return read_vae(path, of, self.downloads)
 
     def is_ready(self, model: Model) -> bool:
         """Whether the model can be sampled: it is trained, or needs no training."""
@@ -199,6 +205,7 @@ class ModelRecords(Paths):
             "tau": list(cell.tau),
             **({} if block is None else {"sampler": block | {"arguments": cell.sampler_description.arguments}}),
             **({} if conditions is None else {"conditions": conditions}),
+            **({} if cell.decoder_block is None else {"decoder": cell.decoder_block}),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }
 

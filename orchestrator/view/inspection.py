@@ -33,6 +33,11 @@ def describe_status(run: Run) -> dict[str, Any]:
     return describe(run) | {"killed_driver": killed, "driver": driver}
 
 
+def latent_bytes(cell: Cell) -> int:
+    """The bytes of a latent in a sample file; 0 if none is kept."""
+    return 4 * prod(cell.decoder.network_shape) if cell.settings.keep_latents else 0
+
+
 def describe(run: Run) -> dict[str, Any]:
     """Everything that `plan` and `status` show, as plain data."""
     config, plan, rundir = run.config, run.plan, run.rundir
@@ -54,7 +59,8 @@ def describe(run: Run) -> dict[str, Any]:
         "cells_to_score": sum(not cell["scored"] for cell in cells),
         "remarks": [*plan.remarks, *filter(None, [orphans_in_words(run.config, plan, rundir)])],
         "bytes_at_most": sum(
-            cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES) for cell in plan.cells
+            cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES + latent_bytes(cell))
+            for cell in plan.cells
         ),
         "evaluations_per_second_and_worker": rate,
         "worker_seconds_remaining": None if rate is None else round(remaining / rate, 1),
@@ -126,6 +132,8 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
 def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     """Write a cell's images as PNG files named by index, with the bytes as in Parquet. Returns how many.
 
+    Labels go to metadata.csv (file_name, label), which the library `datasets` reads with a folder of images.
+
     Raises:
         UserError: if the cell has no images yet, some are missing or damaged, or the folder is not empty.
     """
@@ -143,8 +151,20 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         for index, png in parquet.read_png(path, range(shard.start, shard.stop), rundir.storage).items():
-            (folder / f"{index:07d}.png").write_bytes(png)
+            (folder / _png_name(index)).write_bytes(png)
+    if cell.label_rule is not None:
+        lines = ["file_name,label"]
+        for shard in cell.shards:
+            for indices, labels in parquet.read_numbers(rundir.sample_part(cell, shard), "label", rundir.storage):
+                lines += [
+                    f"{_png_name(i)},{label:g}" for i, label in zip(indices, labels, strict=True) if i < shard.stop
+                ]
+        (folder / "metadata.csv").write_text("\n".join([*lines, ""]))
     return cell.settings.num_samples
+
+
+def _png_name(index: int) -> str:
+    return f"{index:07d}.png"
 
 
 def require_new_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ from taugrid.parquet import first_pictures
 from taugrid.registry.samplers import DEFAULT
 from taugrid.words import listed, some_of
 from taugrid.workers.data import load as data
+from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.ode import ReconstructJob
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def others(plan: Plan) -> str:
 
 
 def require_ode_cells(plan: Plan, stage: str) -> None:
-    """Raise `UserError` if no cell is of DDIM and a network without labels."""
+    """Raise `UserError` if no cell is of DDIM and a network without labels, or one samples latents."""
+    if latent := next((cell.label for cell in plan.cells if isinstance(cell.decoder, Vae)), None):
+        raise UserError(f"{stage} is for networks that sample pixels, and {latent} samples latents; leave it out")
     if not ode_cells(plan):
         if all(model.diffusion.prediction == "consistency" for model in plan.models):
             raise UserError(

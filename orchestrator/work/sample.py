@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile
@@ -10,7 +11,7 @@ from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key
-from taugrid.orchestrator.work.survey import other_sampler
+from taugrid.orchestrator.work.survey import CellState, other_sampler
 from taugrid.words import some_of
 from taugrid.workers.sample import SampleJob
 
@@ -33,9 +34,11 @@ class SampleWork(WorkKind):
             metadata = self.rundir.sample_metadata(cell)
             network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
             there = self.rundir.versions(self.rundir.samples / cell.name)
+            donor = self._donor(cell)
             for shard in cell.shards:
                 if shard.number in sampled:
                     continue
+                latents_of, requires = self._latents_of(donor, shard)
                 path = self.rundir.sample_part(cell, shard)
                 kept = images_to_keep(self.rundir, cell, shard) if path in there else 0
                 job = SampleJob(
@@ -46,7 +49,7 @@ class SampleWork(WorkKind):
                     start=shard.start,
                     stop=shard.stop,
                     network=network,
-                    decoder=cell.model.decoder,
+                    decoder=cell.decoder,
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
@@ -57,9 +60,26 @@ class SampleWork(WorkKind):
                     label_rule=cell.label_rule and cell.label_rule.of_rows(shard.start, shard.stop),
                     metadata=metadata,
                     kept=kept,
+                    latents_of=latents_of,
                 )
                 cost = (shard.images - kept) * cell.nfe
-                yield Task(shard_key(self.name, shard), self.name, cost, cell=cell, job=job)
+                yield Task(shard_key(self.name, shard), self.name, cost, requires, cell, job)
+
+    def _donor(self, cell: Cell) -> CellState | None:
+        """The first cell with the same latents, if they are kept and it is not this one."""
+        if not cell.settings.keep_latents:
+            return None
+        alike = [state for state in self.survey.found.cells if of_latents(state.cell) == of_latents(cell)]
+        return None if alike[0].cell.id == cell.id else alike[0]
+
+    def _latents_of(self, donor: CellState | None, shard: Shard) -> tuple[tuple[str, str] | None, frozenset[str]]:
+        """The file and the cell that keep a shard's latents, and the tasks that must write them first."""
+        same = [] if donor is None else donor.cell.shards[shard.number : shard.number + 1]
+        if donor is None or not same or (same[0].start, same[0].stop) < (shard.start, shard.stop):
+            return None, frozenset()
+        lacks = shard.number not in donor.sampled
+        requires = frozenset({shard_key(self.name, same[0])}) if lacks else frozenset[str]()
+        return (str(self.rundir.sample_part(donor.cell, same[0])), donor.cell.id), requires
 
     def missing(self) -> dict[str, str]:
         """Cells without all their images, unless `ScoreWork` lists them."""
@@ -76,12 +96,18 @@ class SampleWork(WorkKind):
             "path": Path(job.path).name,
             "images": result.images,
             "copied": stop - job.start - result.images,
-            "evaluations": result.images * job.nfe,
+            "evaluations": result.images * job.nfe if result.evaluations is None else result.evaluations,
             "seconds": round(result.seconds, 4),
             "committed": first_copy or result.created_file,
             "own": result.created_file,
         }
         return Event("shard", fields)
+
+
+def of_latents(cell: Cell) -> tuple[Any, ...]:
+    """All that determines a cell's latents: equal for cells that differ in how they are decoded alone."""
+    decoded = {"rounding": "round", "vae_precision": "float32", "decode_batch": 32, "num_samples": 1}
+    return cell.model.id, cell.guide and cell.guide.id, cell.label_rule, cell.settings.model_copy(update=decoded)
 
 
 def images_to_keep(rundir: RunDir, cell: Cell, shard: Shard) -> int:

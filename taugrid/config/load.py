@@ -289,6 +289,7 @@ def _with_absolute_paths(config: Config) -> Config:
         "model.checkpoint": _absolute_model,
         "model.weights": _absolute,
         "model.guide": _absolute_model,
+        "model.vae": _absolute_model,
         "labels": _absolute_labels,
     }
 
@@ -297,7 +298,7 @@ def _with_absolute_paths(config: Config) -> Config:
 
     grid = [with_values(mapping, with_absolute) for mapping in config.grid]
     source = config.model
-    paths = {key: absolute[f"model.{key}"](getattr(source, key)) for key in ("checkpoint", "weights", "guide")}
+    paths = {key: absolute[f"model.{key}"](getattr(source, key)) for key in ("checkpoint", "weights", "guide", "vae")}
     model = source.model_copy(update=paths)
     evaluate, reference = config.evaluate, config.evaluate.reference
     if isinstance(reference, str) and Path(reference).expanduser().exists():  # else a data set's name

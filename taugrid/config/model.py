@@ -71,7 +71,7 @@ class Unet(Section):
         return self
 
 
-LATER_KEYS = {"guide": None}
+LATER_KEYS = {"guide": None, "vae": None}
 """Keys that files of earlier versions lack, with the defaults that mean the same."""
 
 
@@ -89,11 +89,13 @@ class ModelSection(Section):
     """A custom network, `package.module:function`. The function is called once and returns a function of x and t."""
     weights: str | None = None
     """A file of weights for `callable`: its path is passed to the function."""
-    oracle: Literal["gaussian", "two-points"] | None = None
+    oracle: Literal["gaussian", "two-points", "classes"] | None = None
     """The optimal eps, in closed form, for the data set of that name."""
     guide: str | None = None
     """A diffusers folder, or a model's id on the hub: the network that `sample.guidance` leads away from
     (autoguidance). Its averaged weights are used. null: the network itself, without its labels."""
+    vae: str | None = None
+    """A folder or an id on the hub: another VAE that decodes the latents of `checkpoint`; null: the pipeline's own."""
 
     @field_validator("callable")
     @classmethod

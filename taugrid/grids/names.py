@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKPOINT = "model.checkpoint"
-CELL_KEYS = ("model.guide",)
+CELL_KEYS = ("model.guide", "model.vae")
 """Dotted keys that belong to cells: how a network is sampled, not how it is made. No model's id depends on them."""
 PATHS = (CHECKPOINT, *CELL_KEYS)
 """Keys whose values are paths."""

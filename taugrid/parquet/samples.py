@@ -58,6 +58,7 @@ class SampleWriter:
         self._launching = launching
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._latents: deque[NDArray[np.float32]] = deque()
         self.counts: list[int] = []
         """The number of images in each row group that was written."""
         self._encoders, self._scribe = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)
@@ -70,8 +71,12 @@ class SampleWriter:
         for threads in (self._encoders, self._scribe):
             threads.shutdown(cancel_futures=True)
 
-    def append(self, images: NDArray[np.uint8]) -> None:
-        """Add a (B, C, H, W) batch. What failed in a thread is raised here, or by `finish`."""
+    def append(self, images: NDArray[np.uint8], latents: NDArray[np.float32] | None = None) -> None:
+        """Add a (B, C, H, W) batch, with its latents (B, d) where they are kept.
+
+        What failed in a thread is raised here, or by `finish`.
+        """
+        self._latents.extend(() if latents is None else np.array(latents))  # a copy: torch reuses pinned memory
         elsewhere = self._launching and images[0].nbytes < LARGE_BYTES
         encode = encode_elsewhere if elsewhere else _encoded
         parts = [self._encoders.submit(encode, part) for part in np.array_split(images, ENCODERS)]
@@ -79,8 +84,9 @@ class SampleWriter:
         while len(self._writing) > MAX_WAITING_BATCHES:
             self._writing.popleft().result()
 
-    def append_encoded(self, pngs: Sequence[bytes]) -> None:
+    def append_encoded(self, pngs: Sequence[bytes], latents: NDArray[np.float32] | None = None) -> None:
         """Add images that are PNG already, such as those of an earlier file of the same shard, before all others."""
+        self._latents.extend(() if latents is None else latents)
         for png in pngs:
             if self._pending and self._pending_bytes + len(png) > BYTES_PER_GROUP:
                 self._flush()
@@ -105,6 +111,8 @@ class SampleWriter:
             if self._labels is not None:
                 first = self._next - self._start
                 columns["label"] = self._labels[first : first + count]
+            if self._latents:
+                columns["latent"] = np.stack([self._latents.popleft() for _ in range(count)])
             self._part.write(columns)
             self.counts.append(count)
             self._next += count

@@ -39,12 +39,13 @@ OTHER_BYTES = "has other bytes than those made here"
 """The `conflict` with an intact file of the same rows, as another kind of device makes."""
 
 
-def sample_schema(metadata: Mapping[str, Any], conditional: bool = False) -> pa.Schema:
+def sample_schema(metadata: Mapping[str, Any], conditional: bool = False, latent: int | None = None) -> pa.Schema:
     """The schema of a sample file; `metadata` goes under the key `taugrid` as JSON.
 
-    `conditional`: the network takes labels.
+    `conditional`: the network takes labels. `latent`: the numbers of a latent, if they are kept.
     """
-    return _schema_with_pictures(metadata, [*SETTING_FIELDS, *(CONDITION_FIELDS if conditional else ())])
+    kept = [] if latent is None else [("latent", pa.list_(pa.float32(), latent))]
+    return _schema_with_pictures(metadata, [*SETTING_FIELDS, *(CONDITION_FIELDS if conditional else ()), *kept])
 
 
 def picture_schema(metadata: Mapping[str, Any], numbers: Sequence[str] = ()) -> pa.Schema:
@@ -58,7 +59,11 @@ def _schema_with_pictures(metadata: Mapping[str, Any], columns: Sequence[tuple[s
     fields = [("image", image), ("index", pa.int64()), *columns]
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     for name, kind in fields[1:]:
-        features[name] = {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
+        is_list = pa.types.is_fixed_size_list(kind)
+        of = str(kind.value_type if is_list else kind)
+        features[name] = {"dtype": {"double": "float64", "float": "float32"}.get(of, of), "_type": "Value"}
+        if is_list:
+            features[name] = {"feature": features[name], "length": kind.list_size, "_type": "Sequence"}
     huggingface = json.dumps({"info": {"features": features}}).encode()
     return pa.schema(fields, metadata={b"huggingface": huggingface, b"taugrid": canonical_json(metadata).encode()})
 

@@ -124,8 +124,11 @@ def test_a_shard_is_encoded_elsewhere_if_an_accelerator_samples_it(tmp_path, mon
     """Defect 7: without `launching` in `sample_shard`, no worker does so."""
     asked, writer = [], parquet.SampleWriter
     monkeypatch.setattr(sample, "_transfers", lambda *arguments: [])
-    monkeypatch.setattr(
-        parquet, "SampleWriter", lambda *given, launching: asked.append(launching) or writer(*given, launching)
-    )
+
+    def writing(*given, launching, labels):
+        asked.append(launching)
+        return writer(*given, launching, labels)
+
+    monkeypatch.setattr(parquet, "SampleWriter", writing)
     sample.sample_shard(job_of(str(tmp_path / "x"), (3, 8, 8), 10, 20), None, device)
     assert asked == [launching]

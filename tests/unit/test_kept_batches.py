@@ -43,8 +43,8 @@ class Interrupted(PoolHere):
             self._worker._set_up()
             append, appended = parquet.SampleWriter.append, []
 
-            def stopping(encoding, images):
-                append(encoding, images)
+            def stopping(encoding, images, *latents):
+                append(encoding, images, *latents)
                 appended.append(len(images))
                 if len(appended) == self.batches:
                     self._worker.stop()

@@ -108,7 +108,7 @@ def test_no_block_that_a_batch_was_copied_to_is_held_on_to(tmp_path, monkeypatch
         return found
 
     monkeypatch.setattr(ImageTransfer, "images", property(images))
-    monkeypatch.setattr(parquet.SampleWriter, "append", lambda self, x: append(self, x.copy()))
+    monkeypatch.setattr(parquet.SampleWriter, "append", lambda self, x, *latents: append(self, x.copy(), *latents))
     monkeypatch.setattr(pixels, "MAX_BYTES", 16 * 192 if fits else 16 * 192 - 1)
     kept, job = LastSampled(), job_of(str(tmp_path / "x"), (3, 8, 8), 2, 16)
     kept.add("other", b"", row_groups(0, [1], [np.zeros((1, 3, 8, 8), np.uint8)]))

@@ -1,25 +1,36 @@
 """Latent networks: pictures against diffusers' own loop, the VAE in the worker, other VAEs, and what is refused."""
 
+import os
 import shutil
+import signal
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from latents import SETTINGS, by_diffusers, edit, save_dit, save_ldm
+from diffusers import VQModel
+from latents import SETTINGS, STEPS, by_diffusers, edit, other_vae, save_dit, save_ldm
 from safetensors.torch import load_file, save_file
 
 import taugrid
 from taugrid import config
-from taugrid.errors import NotEnoughMemory, UserError
+from taugrid.errors import NotEnoughMemory, NotFinite, Stopped, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.reconstruct import require_ode_cells
+from taugrid.orchestrator.work.sample import SampleWork
+from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.accelerator import arithmetic, preflight
 from taugrid.workers.accelerator.memory import smaller_slice
 from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.device import Device
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint, read_checkpoint, saved_unet
 from taugrid.workers.network.unet import read_saved
+from taugrid.workers.sample import run as run_job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -125,9 +136,10 @@ def test_a_record_of_a_latent_pipeline_is_the_pipeline(dit):
     assert found.vae.picture_shape == (3, 16, 16)
 
 
-def planned(folder, **sections):
-    sections = {"name": "x", **sections, "sample": SETTINGS | sections.get("sample", {})}
-    return plan(config.validate(config.Config, sections | {"model": {"checkpoint": str(folder)}}, "test"))
+def planned(folder, vae=None, **sections):
+    sections = {"name": "x", "model": {"checkpoint": str(folder), "vae": vae and str(vae)}, **sections}
+    sections["sample"] = SETTINGS | sections.get("sample", {})
+    return plan(config.validate(config.Config, sections, "test"))
 
 
 def test_the_vae_is_part_of_the_models_identity(ldm, tmp_path):
@@ -180,6 +192,88 @@ def test_a_vae_that_can_not_decode_is_one_line_before_anything_is_sampled(ldm, t
     assert "\n" not in str(caught.value)
 
 
+CLASSES = {"labels": "balanced"}
+
+
+def test_another_vae_makes_other_cells_of_the_same_model(dit, tmp_path):
+    """Put back by leaving `vae` out of `_cell_id`: the grid's two cells are one."""
+    folder, parts = dit
+    made = other_vae(tmp_path / "other")
+    found = planned(folder, sample=CLASSES, grid={"model.vae": [None, str(tmp_path / "other")]})
+    [model], [own, other] = found.models, found.cells
+    [alone] = planned(folder, sample=CLASSES).cells
+    assert (own.id, model.id) == (alone.id, alone.model.id)
+    assert other.id != own.id
+    assert other.decoder.identity != own.decoder.identity
+    assert "other" in other.label
+    again = from_json(to_json(found))
+    assert [cell.decoder for cell in again.cells] == [cell.decoder for cell in found.cells]
+    arguments = {"batch_size": 4, "decode_batch": 2, "labels": 1, **SETTINGS}
+    pictures = taugrid.sample({"checkpoint": str(folder), "vae": str(tmp_path / "other")}, 3, **arguments)
+
+    def predict(x, t):
+        return parts.transformer(x, t.expand(len(x)), class_labels=torch.ones(len(x), dtype=torch.long)).sample[:, :4]
+
+    assert abs(pictures - grey(by_diffusers(predict, made, (4, 8, 8), 3))).max() <= 1
+    shutil.copytree(folder / "vae", tmp_path / "same")
+    [same] = planned(folder, tmp_path / "same", sample=CLASSES).cells
+    assert same.id == own.id, "the pipeline's own VAE under another path"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_channels": 3}, "takes latents of 3 channels, but the network makes 4; give the VAE that"),
+        (
+            {"block_out_channels": (8,), "down_block_types": ["DownEncoderBlock2D"],
+             "up_block_types": ["UpDecoderBlock2D"]},
+            "makes pictures of (3, 8, 8) (channels, height, width) of this network's latents, but its own VAE",
+        ),
+        (None, "model.vae: no folder"),
+    ],
+)  # fmt: skip
+def test_a_vae_of_other_latents_is_one_line(dit, tmp_path, changes, message):
+    if changes is not None:
+        other_vae(tmp_path / "vae", **changes)
+    with pytest.raises(UserError) as caught:
+        planned(dit[0], tmp_path / "vae", sample=CLASSES)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("vae_precision", "bf16"), ("keep_latents", True), ("decode_batch", 8), ("model.vae", "/a")],
+)
+def test_keys_of_a_vae_are_refused_for_networks_of_pixels(key, value):
+    pixels = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    if key == "model.vae":
+        pixels["model"]["vae"] = value
+    else:
+        pixels["sample"] = {key: value}
+    with pytest.raises(UserError, match=rf"{key}: .*pixels.* remove"):
+        planned("", **pixels)
+    if key != "model.vae":
+        with pytest.raises(UserError, match=f"sample.{key}: "):
+            taugrid.sample(torch.nn.Identity(), 1, shape=(1, 4, 4), **{key: value})
+
+
+def test_the_stages_along_the_ode_are_refused_for_latents(ldm):
+    with pytest.raises(UserError, match=r"reconstruct is for networks that sample pixels, and .* samples latents"):
+        require_ode_cells(planned(ldm[0]), "reconstruct")
+
+
+def test_the_protocol_names_the_vae_and_the_rounding(ldm, tmp_path):
+    [cell] = planned(ldm[0], sample={"vae_precision": "bf16", "rounding": "truncate"}).cells
+    assert cell.decoder_block["precision"] == "bf16"
+    assert cell.decoder_block["weights"] == cell.decoder.saved.weights_sha256
+    assert cell.settings.rounding_in_words == "8 bits, truncated"
+    metadata = RunDir(tmp_path).sample_metadata(cell)
+    assert metadata["decoder"] == cell.decoder_block
+    [kept] = planned(ldm[0], sample={"vae_precision": "bf16", "rounding": "truncate", "keep_latents": True}).cells
+    assert kept.id == cell.id
+    assert RunDir(tmp_path).sample_metadata(kept) == metadata, "what is kept besides changes no image"
+
+
 def vae_of(folder):
     return read_checkpoint(str(folder)).vae
 
@@ -216,3 +310,123 @@ def test_memory_for_the_vae_is_compared_before_anything_is_sampled(ldm, monkeypa
     advice = smaller_slice(decode, vae.network_shape, 8, "cpu")
     assert "sample.decode_batch: the VAE can't decode 8 images at once in this memory, but 4" in advice
     assert smaller_slice(decode, vae.network_shape, 4, "cpu") is None
+
+
+LDM_VAE = {"latent_channels": 3, "scaling_factor": 0.5}
+"""Of another VAE that fits the LDM's latents."""
+
+
+def tasks_of(folder, root, **sections):
+    """The tasks of sampling that are left in a run directory, by key."""
+    sample = {"num_samples": 10, "batch_size": 4, "shard_evaluations": 20, "decode_batch": 3, "keep_latents": True}
+    root.mkdir(exist_ok=True)
+    sections = {"sample": SETTINGS | sample | sections.pop("sample", {}), **sections}
+    values = config.validate(config.Config, {"name": "x", "model": {"checkpoint": str(folder)}, **sections}, "test")
+    run = Run(values, plan(values), RunDir(root))
+    survey = Survey(run, None, frozenset({"sample"}), pytest.fail)
+    return {task.key: task for task in SampleWork(survey).tasks()}
+
+
+def parts(tasks):
+    return [Path(task.job.path).read_bytes() for task in tasks]
+
+
+@pytest.fixture
+def two_vaes(ldm, tmp_path):
+    """Tasks of a cell that keeps its latents, and of one that has another VAE; and of the second alone."""
+    other_vae(tmp_path / "vae", **LDM_VAE)
+    other = {"checkpoint": str(ldm[0]), "vae": str(tmp_path / "vae")}
+    both = tasks_of(ldm[0], tmp_path / "both", grid={"model.vae": [None, other["vae"]]}).values()
+    alone = [*tasks_of(ldm[0], tmp_path / "alone", model=other).values()]
+    return [*both][:3], [*both][3:], alone
+
+
+def test_another_vae_decodes_kept_latents_to_the_bytes_of_sampling(two_vaes, monkeypatch):
+    """Put back by decoding rows from another start, or in slices of another size: the bytes differ."""
+    first, second, alone = two_vaes
+    assert [task.requires for task in second] == [frozenset({task.key}) for task in first]
+    assert not set().union(*(task.requires for task in first + alone))
+    device = Device("cpu")
+    for task in first + alone:
+        assert run_job(task.job, device).evaluations is None
+    monkeypatch.setattr(Device, "network", lambda *_: pytest.fail("nothing is to be sampled"))
+    beats = []
+    device._send = lambda done, of, doing="": beats.append((done, of))
+    device._last_heartbeat = -10.0
+    assert [run_job(task.job, device).evaluations for task in second] == [0, 0, 0]
+    assert beats[0] == (0, 2), "a heartbeat for each slice"
+    assert parts(second) == parts(alone)
+    assert len({*parts(first), *parts(second)}) == 6
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "without latents"])
+def test_latents_that_can_not_be_read_are_sampled_again(ldm, two_vaes, tmp_path, damage):
+    first, second, alone = two_vaes
+    for task in first[:1] + alone[:1]:
+        run_job(task.job, Device("cpu"))
+    file = Path(first[0].job.path)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        file.unlink()
+    if damage == "without latents":
+        [task, *_] = tasks_of(ldm[0], tmp_path / "both", sample={"keep_latents": False}).values()
+        run_job(task.job, Device("cpu"))
+    assert run_job(second[0].job, Device("cpu")).evaluations is None
+    assert parts(second[:1]) == parts(alone[:1])
+
+
+def test_a_worker_that_stops_or_dies_in_the_vae_loses_nothing(ldm, tmp_path, monkeypatch):
+    """Batches of 4 are decoded 3 and 1 at a time. Killed, it leaves no file; stopped, the whole batches."""
+
+    def begun(name):
+        return next(iter(tasks_of(ldm[0], tmp_path / name, sample={"shard_evaluations": 60}).values())).job
+
+    whole = begun("whole")
+    run_job(whole, Device("cpu"))
+
+    def dies():
+        slices = []
+
+        def decode(*arguments, **named):
+            slices.append(1)
+            if len(slices) == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return decoded(*arguments, **named)
+
+        decoded = VQModel.decode
+        VQModel.decode = decode
+        run_job(begun("killed"), Device("cpu"))
+
+    child = get_context("fork").Process(target=dies)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    again = begun("killed")
+    assert not Path(again.path).exists()
+    run_job(again, Device("cpu"))
+    assert Path(again.path).read_bytes() == Path(whole.path).read_bytes()
+
+    def stopping(done, of):
+        if done == STEPS + 2 + STEPS + 1:  # in the VAE, with the second batch
+            raise Stopped
+
+    device, job = Device("cpu"), begun("stopped")
+    monkeypatch.setattr(device, "heartbeat", stopping)
+    assert run_job(job, device).images == 4
+    again = begun("stopped")
+    assert again.kept == 4
+    run_job(again, Device("cpu"))
+    assert Path(again.path).read_bytes() == Path(whole.path).read_bytes()
+
+
+def test_pictures_that_are_not_finite_are_blamed_on_the_vae(ldm, tmp_path):
+    place = shutil.copytree(ldm[0], tmp_path / "broken")
+    tensors = load_file(place / "vqvae" / WEIGHTS_FILE)
+    tensors["decoder.conv_out.bias"] += float("nan")
+    save_file(tensors, place / "vqvae" / WEIGHTS_FILE)
+    [job, *_] = [task.job for task in tasks_of(place, tmp_path / "run").values()]
+    with pytest.raises(
+        NotFinite, match=r"hold nan or infinity.*; the VAE made them: set sample.vae_precision: float32"
+    ):
+        run_job(job, Device("cpu"))

@@ -9,13 +9,16 @@ import pytest
 
 from taugrid.config import Data, Diffusion, ModelSection
 from taugrid.config.load import load
+from taugrid.errors import MissingInput
+from taugrid.jobs import SavedUnet
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Loaded
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.workers.data.load import decoded_folder
-from taugrid.workers.network.checkpoint import Checkpoint
+from taugrid.workers.diffusion.decoder import Vae
+from taugrid.workers.network.checkpoint import DIT, Checkpoint
 
 NAMES = sorted(p.name for p in importlib.resources.files("taugrid.configs").iterdir() if p.name.endswith(".yaml"))
 OF_THE_PAPER = {
@@ -31,8 +34,25 @@ def text(name):
     return (importlib.resources.files("taugrid.configs") / name).read_text(encoding="utf-8")
 
 
+def latents(path, kind, network, scaling_factor, **config):
+    """What a latent pipeline on the hub says of itself, as far as a plan needs it."""
+    shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+    saved = SavedUnet(f"{path}/vae", "1" * 64, "2" * 64, kind=kind)
+    diffusion = Diffusion(timesteps=1000, schedule="linear", prediction="epsilon")
+    return Checkpoint(
+        path, f"{path}/network", config, "0" * 64, diffusion, {"clip": "none"}, network=network,
+        vae=Vae(path, saved, scaling_factor, 0.0, shape, (3, 256, 256)),
+    )  # fmt: skip
+
+
 def hub_checkpoint(path):
-    """What google/ddpm-ema-church-256 says of itself; bedroom's is built alike."""
+    """What google/ddpm-ema-church-256 says of itself; bedroom's is built alike. And what the latent pipelines say."""
+    if path == "facebook/DiT-XL-2-256":
+        about = {"sample_size": 32, "in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": 1000}
+        return latents(path, "AutoencoderKL", DIT, 0.18215, **about)
+    if path == "CompVis/ldm-celebahq-256":
+        about = {"sample_size": 64, "in_channels": 3, "out_channels": 3}
+        return latents(path, "VQModel", "UNet2DModel", 1.0, **about)
     down = [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"]
     up = ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4]
     unet = {"sample_size": 256, "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "down_block_types": down}
@@ -57,6 +77,20 @@ def test_a_config_costs_what_its_comment_says(name, tmp_path):
     steps = re.search(r"([\d,]+) training steps", cost)
     trained = {f"{source.train.steps:,}" for _, source in found.trained_here}
     assert trained == ({steps[1]} if steps else set())
+
+
+@pytest.mark.parametrize("name", ["dit-xl-2-256.yaml", "ldm-celebahq.yaml"])
+def test_latent_pipelines_are_priced_without_their_files(name, tmp_path):
+    def missing(path):
+        raise MissingInput(f"{path} is not in the cache yet")
+
+    config, with_files = planned(name)
+    without = plan(config, missing, dry=True)
+    assert without.pending
+    prices = [describe(Run(config, each, RunDir(tmp_path)))["network_evaluations"] for each in (with_files, without)]
+    assert prices[0] == prices[1]
+    assert {cell.model.image_shape for cell in with_files.cells} == {config.data.image_shape} == {(3, 256, 256)}
+    assert {cell.settings.clip for cell in with_files.cells} == {"none"}
 
 
 @pytest.mark.parametrize("name", NAMES)
