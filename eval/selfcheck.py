@@ -8,7 +8,7 @@ the recomputation alone would miss a wrong table.
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from taugrid.eval.metrics.statistics import Array
 from taugrid.words import counted
-from taugrid.workers.diffusion.gaussian import Gaussian, TwoPoints, expected_fid, rounded, sampled
+from taugrid.workers.diffusion.gaussian import Classes, Gaussian, TwoPoints, expected_fid, rounded, sampled
 
 DIFFERING_SHARE = 0.002
 """Largest share of pixels that may be off by one grey level. float32 moved up to 1.3 in 10,000 pixels across the border
@@ -37,7 +37,7 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, eq=False)
 class CellSettings:
-    data: Gaussian | TwoPoints
+    data: Gaussian | TwoPoints | Classes
     alpha_bar: Array
     """(T + 1,) with `alpha_bar[0] == 1`."""
     tau: Sequence[int]
@@ -46,6 +46,8 @@ class CellSettings:
     clip: str
     seed: int
     num_samples: int
+    guidance: float = 1.0
+    """The scale g, for classes."""
 
 
 class Comparison(NamedTuple):
@@ -80,6 +82,7 @@ def judge(
     cell: CellSettings,
     fid: float | None = None,
     reference: NDArray[np.uint8] | None = None,
+    labels: NDArray[np.int64] | None = None,
 ) -> CellFindings:
     """Judge one cell by its images.
 
@@ -92,16 +95,21 @@ def judge(
         cell: the settings that they should have been made with.
         fid: the FID in the run's table, from features uint8 / 127.5 - 1.
         reference: (M, C, H, W), the images that `fid` compares with.
+        labels: (n,), the recorded class of each image, for classes, whose FID is not judged.
 
     Raises:
-        ValueError: for a Gaussian cell without `fid` or `reference`.
+        ValueError: for a Gaussian cell without `fid` or `reference`, or classes without labels.
     """
     problems = index_problems(index, cell.num_samples)
-    difference = np.abs(images.reshape(len(images), -1).astype(np.int64) - recomputed(index, cell))
+    difference = np.abs(images.reshape(len(images), -1).astype(np.int64) - recomputed(index, cell, labels))
     share, largest = float((difference > 0).mean()), int(difference.max())
     problems += _pixel_problems(difference, share, largest)
     if isinstance(cell.data, TwoPoints):
         return CellFindings(share, largest, None, None, None, tuple(problems))
+    if isinstance(cell.data, Classes):
+        problems += label_problems(index, _given(labels), cell.data.count) + equal_images(images, index)
+        both = _of_classes(images, cell, cell.data, _given(labels))
+        return CellFindings(share, largest, *both, None, (*problems, *beyond_limit(*both)))
     if fid is None or reference is None:
         raise ValueError("judging a Gaussian cell needs the table's FID and the reference's images")
     problems += equal_images(images, index)
@@ -193,19 +201,60 @@ def equal_images(images: NDArray[np.uint8], index: NDArray[np.int64]) -> list[st
     return [f"{count} equal to an earlier one, first {one} and {other}"]
 
 
-def recomputed(index: NDArray[np.int64], cell: CellSettings) -> NDArray[np.int64]:
-    """The grey levels (n, d) of the samples `index`, (n,), in float64 from section 4 of the paper."""
-    parts = [_recomputed(index[start : start + ROWS_AT_ONCE], cell) for start in range(0, len(index), ROWS_AT_ONCE)]
-    return np.concatenate(parts)
+def recomputed(
+    index: NDArray[np.int64], cell: CellSettings, labels: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """The grey levels (n, d) of the samples `index`, (n,), in float64 from section 4 of the paper.
+
+    Guided classes are recomputed as what they should be, one Gaussian for each class, and not by guidance.
+    """
+    rows = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(index), ROWS_AT_ONCE)]
+    if isinstance(cell.data, Classes):
+        classes, of = cell.data, _given(labels)
+        return np.concatenate([_recomputed(index[at], cell, _guided(classes, cell.guidance, of[at])) for at in rows])
+    return np.concatenate([_recomputed(index[at], cell, cell.data) for at in rows])
 
 
-def _recomputed(index: NDArray[np.int64], cell: CellSettings) -> NDArray[np.int64]:
-    dims = cell.data.points.shape[1] if isinstance(cell.data, TwoPoints) else len(cell.data.mean)
+def _guided(classes: Classes, scale: float, labels: NDArray[np.int64]) -> Gaussian:
+    """The distribution of each guided sample: its mean, (n, d), is g m_c + (1 - g) m_0."""
+    offset = scale * classes.offsets[labels] + (1 - scale) * classes.offsets[-1]
+    return replace(classes.base, mean=classes.base.mean + offset)
+
+
+def _of_classes(
+    images: NDArray[np.uint8], cell: CellSettings, classes: Classes, labels: NDArray[np.int64]
+) -> tuple[Comparison, Comparison]:
+    """Mean and covariance of the images beside their closed forms, around the mean that each class should have."""
+    of_class = [
+        sampled(_guided(classes, cell.guidance, np.array(c)), cell.alpha_bar, cell.tau, cell.eta)
+        for c in range(classes.count)
+    ]
+    centres = np.stack([exact.mean for exact in of_class])[labels]
+    exact = rounded(replace(of_class[0], mean=np.zeros_like(of_class[0].mean)))
+    moments = _Moments.of(images, centres)
+    return _compare_mean(moments, exact), _compare_covariance(moments, exact)
+
+
+def label_problems(index: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> list[str]:
+    """A line if one of the blocks of K samples does not have each class once, as `balanced` labels do."""
+    ordered = labels[np.argsort(index)][: len(labels) // classes * classes].reshape(-1, classes)
+    wrong = int((np.sort(ordered, axis=1) != np.arange(classes)).any(axis=1).sum())
+    return [f"{counted(wrong, 'block')} of {classes} samples without each class once"] if wrong else []
+
+
+def _given(labels: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    if labels is None:
+        raise ValueError("judging classes needs the labels of their images")
+    return labels
+
+
+def _recomputed(index: NDArray[np.int64], cell: CellSettings, data: Gaussian | TwoPoints) -> NDArray[np.int64]:
+    dims = data.points.shape[1] if isinstance(data, TwoPoints) else data.mean.shape[-1]
     x = standard_normals(cell.seed, index, 0, dims)
     for i in range(len(cell.tau), 0, -1):
         t, a = cell.tau[i - 1], cell.alpha_bar[cell.tau[i - 1]]
         a_prev = cell.alpha_bar[cell.tau[i - 2] if i > 1 else 0]
-        x0 = _expected_x0(cell.data, x, a)
+        x0 = _expected_x0(data, x, a)
         eps = (x - np.sqrt(a) * x0) / np.sqrt(1 - a)
         if cell.clip != "none":
             x0 = np.minimum(np.maximum(x0, -1), 1)
@@ -264,8 +313,9 @@ class _Moments(NamedTuple):
     covariance: Array
 
     @classmethod
-    def of(cls, images: NDArray[np.uint8]) -> "_Moments":
-        pixels = images.reshape(len(images), -1) / 127.5 - 1
+    def of(cls, images: NDArray[np.uint8], centres: Array | float = 0.0) -> "_Moments":
+        """Of the pixels' distances from `centres`, (n, d)."""
+        pixels = images.reshape(len(images), -1) / 127.5 - 1 - centres
         return cls(len(pixels), pixels.mean(axis=0), np.cov(pixels, rowvar=False))
 
 

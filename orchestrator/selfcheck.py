@@ -65,7 +65,7 @@ def judge_run(run: Run, progress: Progress, sampler: str | None = None) -> Findi
     for count, cell in enumerate(plan.cells):
         images, fid = _images(cell, rundir), rows[cell.id]["fid"]
         if sampler is None:
-            judgements.append(Judgement(cell, judge(*images, _settings(cell), fid, reference)))
+            judgements.append(Judgement(cell, judge(*images, _settings(cell), fid, reference, _labels(cell, rundir))))
         else:
             judgements.append(_judge_sampler(sampler, cell, images, known, fid, reference))
         progress.update(count + 1)
@@ -92,6 +92,15 @@ def _images(cell: Cell, rundir: RunDir) -> CellImages:
     return pictures, index
 
 
+def _labels(cell: Cell, rundir: RunDir) -> NDArray[np.int64] | None:
+    """The recorded class of each of a cell's images, in the order of `_images`; None if it has none."""
+    if cell.label_rule is None:
+        return None
+    paths = (rundir.sample_part(cell, shard) for shard in cell.shards)
+    parts = [labels for path in paths for _, labels in parquet.read_numbers(path, "label", rundir.storage)]
+    return np.concatenate(parts).astype(np.int64)
+
+
 def _settings(cell: Cell) -> CellSettings:
     assert cell.settings.seed is not None
     return CellSettings(
@@ -102,6 +111,7 @@ def _settings(cell: Cell) -> CellSettings:
         clip=cell.settings.clip or "none",
         seed=cell.settings.seed,
         num_samples=cell.settings.num_samples,
+        guidance=cell.settings.guidance,
     )
 
 

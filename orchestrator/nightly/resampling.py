@@ -113,7 +113,7 @@ def _opened(config: Config, folder: Path, address: str) -> Run:
 def point_of(cell: SnapshotCell, **other: Any) -> dict[str, Any]:
     """The cell as a point of a grid, with `other` settings in place of some."""
     diffusion = {f"diffusion.{key}": value for key, value in cell.network.diffusion.items() if value is not None}
-    return {**cell.network.keys, **diffusion, **cell.files, **cell.settings, **other}
+    return {**cell.network.keys, **diffusion, **cell.settings, **other}
 
 
 def config_of(config: Config, name: str, points: Sequence[Mapping[str, Any]]) -> Config:

@@ -333,6 +333,11 @@ class Oracle(ModelSource):
     distribution: str
     data: Data
 
+    @property
+    def conditions(self) -> Conditions | None:
+        classes = len(self.data.dataset.classes)
+        return Conditions(classes, null_label=classes) if self.distribution == "classes" else None
+
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         shape = list(self.image_shape)
         return {"oracle": self.distribution, "shape": shape, "diffusion": diffusion_identity(diffusion)}
@@ -345,7 +350,7 @@ class Oracle(ModelSource):
         return {}
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
-        return OracleNetwork(self.data)
+        return OracleNetwork(self.data, self.conditions)
 
     def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
         return hashlib.sha256(f"taugrid/oracle/{self.distribution}/{self.image_shape}".encode()).hexdigest()

@@ -158,10 +158,11 @@ class ModelRecords(Paths):
         try:
             return read_column(section)
         except MissingInput:
-            plan: Any = read_json(self.plan, self.storage) or {}
-            for cell in plan.get("cells", []):
-                if cell["settings"].get("labels") == section.model_dump() and "labels" in cell:
-                    return Column(cell["labels"][0]["column_sha256"], None)
+            plan: Any = read_json(self.plan, self.storage)
+            with suppress(KeyError, TypeError, AttributeError):  # there is no plan, or taugrid did not write it
+                for cell in plan["cells"]:
+                    if cell["settings"].get("labels") == section.model_dump():
+                        return Column(cell["labels"][0]["column_sha256"], None)
             raise
 
     def read_checkpoint(self, path: str) -> Checkpoint:

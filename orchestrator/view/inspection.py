@@ -132,6 +132,8 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
 def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     """Write a cell's images as PNG files named by index, with the bytes as in Parquet. Returns how many.
 
+    Labels go to metadata.csv (file_name, label), which the library `datasets` reads with a folder of images.
+
     Raises:
         UserError: if the cell has no images yet, some are missing or damaged, or the folder is not empty.
     """
@@ -149,8 +151,20 @@ def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         for index, png in parquet.read_png(path, range(shard.start, shard.stop), rundir.storage).items():
-            (folder / f"{index:07d}.png").write_bytes(png)
+            (folder / _png_name(index)).write_bytes(png)
+    if cell.label_rule is not None:
+        lines = ["file_name,label"]
+        for shard in cell.shards:
+            for indices, labels in parquet.read_numbers(rundir.sample_part(cell, shard), "label", rundir.storage):
+                lines += [
+                    f"{_png_name(i)},{label:g}" for i, label in zip(indices, labels, strict=True) if i < shard.stop
+                ]
+        (folder / "metadata.csv").write_text("\n".join([*lines, ""]))
     return cell.settings.num_samples
+
+
+def _png_name(index: int) -> str:
+    return f"{index:07d}.png"
 
 
 def require_new_folder(folder: Path) -> None:

@@ -60,6 +60,10 @@ def require_ode_cells(plan: Plan, stage: str) -> None:
     if latent := next((cell.label for cell in plan.cells if isinstance(cell.decoder, Vae)), None):
         raise UserError(f"{stage} is for networks that sample pixels, and {latent} samples latents; leave it out")
     if not ode_cells(plan):
+        if all(model.diffusion.prediction == "consistency" for model in plan.models):
+            raise UserError(
+                f"{stage} follows an ODE step by step, and consistency models jump to its end; load another"
+            )
         if any(_has_no_ode(cell) == WITH_LABELS for cell in plan.cells):
             raise UserError(
                 f"{stage} follows an ODE without labels; all cells are of {others(plan)}: give it an unconditional "

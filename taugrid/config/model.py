@@ -89,7 +89,7 @@ class ModelSection(Section):
     """A custom network, `package.module:function`. The function is called once and returns a function of x and t."""
     weights: str | None = None
     """A file of weights for `callable`: its path is passed to the function."""
-    oracle: Literal["gaussian", "two-points"] | None = None
+    oracle: Literal["gaussian", "two-points", "classes"] | None = None
     """The optimal eps, in closed form, for the data set of that name."""
     guide: str | None = None
     """A diffusers folder, or a model's id on the hub: the network that `sample.guidance` leads away from

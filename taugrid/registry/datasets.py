@@ -94,6 +94,17 @@ _EVERY_DATASET = (
         extractor="pixels",
     ),
     Dataset(
+        name="classes",
+        description="10,000 draws from three normal distributions in turn, one for each class; `test` has other draws",
+        reader="taugrid.workers.data.builtin:read_draws",
+        labels="taugrid.workers.data.builtin:labels_of_draws",
+        classes=("0", "1", "2"),
+        shape=(1, 8, 8),
+        keys=frozenset({"shape"}),
+        default_shape_in_ids=True,
+        extractor="pixels",
+    ),
+    Dataset(
         name="fashion-mnist",
         description="70,000 articles of clothing, grey",
         reader="taugrid.workers.data.fashion_mnist:read",

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from conditional import text, write_module
 from in_process import CONFIG, drive, small_run
+from nights import taugrid
 from PIL import Image
 
 from taugrid.config import Data
@@ -15,11 +16,14 @@ from taugrid.errors import UserError
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.eval.score_by_label import Extracted, of_label
+from taugrid.eval.sources import open_source
 from taugrid.eval.tables.by_label import SHOWN, LabelTable
 from taugrid.orchestrator.plan.scoring import per_sample
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.view.inspection import export
+from taugrid.orchestrator.view.tables import Tables
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import LOCAL
@@ -102,29 +106,43 @@ def code(tmp_path, monkeypatch, asked_here):
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_a_conditional_run_has_a_table_and_a_figure_by_class_and_computes_them_once(tmp_path, code):
-    root, wanted = tmp_path / "run", {"metrics": ["agreement", "kid"]}
-    with small_run(tmp_path, text(evaluate=wanted)) as opened:
+def test_a_guided_run_has_a_table_and_figures_by_class_and_computes_them_once(tmp_path, code):
+    root = tmp_path / "run"
+    sections = {"evaluate": {"metrics": ["agreement", "kid"]}, "grid": {"guidance": [1.0, 2.0]}}
+    with small_run(tmp_path, text(**sections)) as opened:
         evaluate(opened, root)
         assert not (root / "tables/by_label.csv").exists()
         scores = {path.name: path.read_bytes() for path in (root / "scores").iterdir()}
-    with small_run(tmp_path, text(evaluate=wanted, report={"by": "label"})) as opened:
-        assert evaluate(opened, root) == ["by_label"], "nothing else is computed again"
+    with small_run(tmp_path, text(**sections, report={"by": "label"})) as opened:
+        assert evaluate(opened, root) == ["by_label"] * 2, "nothing else is computed again"
         assert evaluate(opened, root) == []
-    cell = opened.plan.cells[0]
     assert {path.name: path.read_bytes() for path in (root / "scores").iterdir()} == scores
-    frame = pd.read_csv(root / "tables/by_label.csv")
-    assert frame["num_samples"].tolist() == [20] * 10
-    assert frame["num_reference"].sum() == 1797
-    whole = pd.read_csv(root / "tables/quality.csv")["agreement"][0]
-    assert frame["agreement"].mean() == pytest.approx(whole), "labels are balanced"
-    assert 0.9 < whole <= 1
+    frame, quality = (pd.read_csv(root / f"tables/{name}.csv") for name in ("by_label", "quality"))
+    assert frame["num_samples"].tolist() == [20] * 20
+    assert frame["num_reference"].sum() == 2 * 1797
+    assert Tables(RunDir(root)).frame("by_label")["class"][9] == "9", "a name, not a number"
+    assert quality["guidance"].tolist() == [1.0, 2.0]
+    assert quality["network_evaluations"].tolist() == [2, 4]
+    means = frame.groupby("cell", sort=False)["agreement"].mean().tolist()
+    assert means == pytest.approx(quality["agreement"].tolist()), "labels are balanced"
+    assert 0.9 < means[0] < means[1] <= 1
     assert {"kid", "agreement_se"} <= set(frame.columns)
-    page = (root / "report.html").read_text()
-    assert 'id="labels"' in page
-    assert f"classes-{cell.name}.png" in {path.name for path in (root / "figures").iterdir()}
-    with Image.open(root / f"figures/classes-{cell.name}.png") as picture:
-        assert json.loads(picture.info["taugrid-tiles"])["labels"] == list("0123456789")
+    assert 'id="labels"' in (root / "report.html").read_text()
+    told = taugrid("compare", root, "guidance=1", "guidance=2")[0]
+    assert "Agreement, S 2 at eta 0, guidance: 1.0 -> 2.0, network_evaluations: 2 -> 4: +0.060" in told
+    for cell in opened.plan.cells:
+        with Image.open(root / f"figures/classes-{cell.name}.png") as picture:
+            assert json.loads(picture.info["taugrid-tiles"])["labels"] == list("0123456789")
+    exports_labels(opened.plan.cells[0], root, tmp_path / "pngs")
+
+
+def exports_labels(cell, root, folder):
+    assert export(cell, RunDir(root), folder) == 200
+    exported = pd.read_csv(folder / "metadata.csv")
+    (part,) = (root / "samples" / cell.name).glob("part-*.parquet")
+    assert exported["label"].tolist() == pd.read_parquet(part)["label"].tolist()
+    assert all((folder / name).is_file() for name in exported["file_name"])
+    assert open_source(str(folder)).num_images == 200, "a folder of images as before"
 
 
 def test_labels_that_cannot_be_compared_are_refused_before_anything_is_sampled(tmp_path):

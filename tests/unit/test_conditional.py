@@ -36,7 +36,7 @@ from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion import oracle
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.gaussian import Gaussian, gaussian
+from taugrid.workers.diffusion.gaussian import Classes, Gaussian, gaussian
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.network import custom
@@ -334,7 +334,7 @@ def test_classes_with_one_covariance_have_their_own_optimal_eps():
     """As the oracle of each class by itself, and the last row is the null class."""
     data, process = gaussian((1, 4, 4)), schedules.alpha_bar(planned({"oracle": "gaussian"}).models[0].diffusion)
     offsets = np.random.default_rng(0).normal(size=(K + 1, 16))
-    network = oracle.classes_eps(data, offsets, process, "cpu", torch.float64)
+    network = oracle.classes_eps(Classes(data, offsets), process, "cpu", torch.float64)
     x, labels = torch.randn(5, 1, 4, 4, dtype=torch.float64), torch.tensor([2, 0, 3, 1, 2])
     for t in (1, 300, 1000):
         moved = [Gaussian(data.mean + offset, data.eigenvalues, data.eigenvectors) for offset in offsets]
@@ -459,6 +459,8 @@ def test_a_callable_with_classes_is_sampled_with_labels_and_says_so_in_its_id(mi
     images = taugrid.sample({"callable": "mine_with_labels:good"}, 4, shape=SHAPE, labels=[2, 0], steps=2)
     of_two = taugrid.sample({"callable": "mine_with_labels:good"}, 4, shape=SHAPE, labels=2, steps=2)
     assert [np.array_equal(a, b) for a, b in zip(images, of_two, strict=True)] == [True, False, True, False]
+    in_memory = taugrid.sample(custom.make("mine_with_labels:good", None), 4, shape=SHAPE, labels=2, steps=2)
+    assert np.array_equal(in_memory, of_two)
     with pytest.raises(UserError, match=r"^sample.labels is missing: the network of mine_with_labels:good has 3"):
         planned({"callable": "mine_with_labels:good"})
 

@@ -19,6 +19,7 @@ from taugrid.errors import UserError
 from taugrid.images import to_uint8
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sections import diffusion_section
+from taugrid.orchestrator.work.reconstruct import require_ode_cells
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
 from taugrid.workers.conditions.labels import LabelRule
@@ -305,6 +306,10 @@ def test_a_mistake_is_one_line(folder, sections, parts):
     said = refusal(planned, folder, **sections)
     for part in parts:
         assert part in said
+
+
+def test_there_is_nothing_to_reconstruct(folder):
+    assert "jump to its end" in refusal(require_ode_cells, planned(folder), "reconstruct")
 
 
 def test_a_scheduler_that_cannot_be_honoured_is_one_line(folder, tmp_path):

@@ -145,7 +145,7 @@ def test_columns_that_are_no_labels_are_refused(labels, metadata, name, said, tm
 
 def test_a_data_set_without_labels_says_which_have_them():
     line = refused(Data(name="celeba"))
-    assert "celeba has no labels (digits, fashion-mnist, cifar10, folder, parquet can have them)" in line
+    assert "celeba has no labels (digits, classes, fashion-mnist, cifar10, folder, parquet can have them)" in line
 
 
 def test_a_workers_labels_must_be_the_drivers(tmp_path):

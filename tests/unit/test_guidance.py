@@ -78,9 +78,9 @@ def test_scale_interval_channels_and_the_guides_weights_make_cells_and_nothing_m
 
 
 def test_a_guide_belongs_to_the_names_of_cells_not_to_those_of_models():
-    cells = planned(
-        grid=[{"model.guide": ["/m/weak", "/m/bare"], "guidance": [2], "model.checkpoint": ["/m/net"]}]
-    ).cells
+    found = planned(grid=[{"model.guide": ["/m/weak", "/m/bare"], "guidance": [2], "model.checkpoint": ["/m/net"]}])
+    assert not any("each of which is sampled" in remark for remark in found.remarks), "another guide, other images"
+    cells = found.cells
     assert [cell.label for cell in cells] == ["S=5 eta=0 guide=weak", "S=5 eta=0 guide=bare"]
     points = [{"model.guide": "/a", "model.oracle": name} for name in ("p", "q")]
     assert Naming.of(points, ()).model(points[1]) == "oracle=q"

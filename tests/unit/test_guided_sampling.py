@@ -37,7 +37,9 @@ OFFSETS = np.random.RandomState(0).uniform(-0.3, 0.3, (4, 16))
 SCALE = 2.5
 GUIDED_OFFSETS = SCALE * OFFSETS + (1 - SCALE) * OFFSETS[-1]
 """g m_c + (1 - g) m_0."""
-CLASSES, MOVED = (classes_eps(DATA, offsets, ALPHA_BAR, "cpu") for offsets in (OFFSETS, GUIDED_OFFSETS))
+CLASSES, MOVED = (
+    classes_eps(gaussian.Classes(DATA, offsets), ALPHA_BAR, "cpu") for offsets in (OFFSETS, GUIDED_OFFSETS)
+)
 """The optimal eps of the classes, and that of classes with the means that guidance leads to."""
 
 

@@ -17,8 +17,10 @@ from taugrid import images
 from taugrid.eval import selfcheck
 from taugrid.eval.metrics import frechet, statistics
 from taugrid.eval.selfcheck import CellSettings, judge
+from taugrid.workers.conditions.guidance import Guidance, Guided
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion import noise, oracle, process, schedule
-from taugrid.workers.diffusion.gaussian import Gaussian, draw, gaussian, two_points
+from taugrid.workers.diffusion.gaussian import Gaussian, classes, draw, gaussian, two_points
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.samplers import ddim
 
@@ -119,6 +121,55 @@ def test_z_scores_are_standard_normal():
     z = np.array([z_scores(Run(replace(cell, seed=seed), reference_seed=seed).verdict()) for seed in range(100)])
     assert (np.abs(z.mean(axis=0)) < 0.4).all()  # their standard errors are 0.1 and 0.07
     assert ((z.std(axis=0) > 0.75) & (z.std(axis=0) < 1.25)).all()
+
+
+GUIDED = replace(settings(classes(SHAPE)), eta=0.5, guidance=2.5)
+
+
+def guided(cell, how=None, shift=0):
+    """Images of guided classes by the functions of a run, with their labels."""
+    labels = torch.from_numpy(LabelRule("balanced", 11, cell.data.count).at(np.arange(N)))
+    how = how or Guidance(cell.guidance, len(cell.tau), null_label=cell.data.count)
+    network = oracle.classes_eps(cell.data, cell.alpha_bar, "cpu")
+    asked = ((labels + shift) % cell.data.count).long()
+    index = torch.arange(N)
+    eps = Guided(lambda x, at, condition: network(x, at, asked if condition is None else condition), None, how)
+
+    def in_batch(x, at, condition=None):
+        return eps(x, at, asked)
+
+    x0 = sample(
+        in_batch, lambda t: noise.normal(cell.seed, index, t, SHAPE), cell.alpha_bar, cell.tau, cell.eta, cell.clip
+    )
+    return images.to_uint8(x0.numpy()), np.arange(N), labels.numpy().astype(np.int64)
+
+
+def test_guided_classes_pass_and_faults_of_guidance_are_found():
+    for cell in (GUIDED, replace(GUIDED, eta=0.0), replace(GUIDED, eta=1.0, guidance=1.0)):
+        pixels, index, labels = guided(cell)
+        verdict = judge(pixels, index, cell, labels=labels)
+        assert verdict.problems == ()
+        assert verdict.largest_difference <= 1
+        assert max(abs(verdict.mean.z), abs(verdict.covariance.z)) < 3.5
+    steps, null = len(GUIDED.tau), GUIDED.data.count
+    faults = {
+        "the scale is off": (Guidance(2.4, steps, null_label=null), 0),
+        "w for g": (Guidance(1 + 2.5, steps, null_label=null), 0),
+        "another class in the place of the null class": (Guidance(2.5, steps, null_label=0), 0),
+        "half of the calls": (Guidance(2.5, steps, (0.5, 1e6), null_label=null), 0),
+        "half of the channels": (Guidance(2.5, steps, None, 1, null_label=null), 0),
+        "labels of the next class": (None, 1),
+    }
+    for name, (how, shift) in faults.items():
+        pixels, index, labels = guided(GUIDED, how, shift)
+        verdict = judge(pixels, index, GUIDED, labels=labels)
+        assert any(IMAGES in problem for problem in verdict.problems), name
+        by_mean = any(problem.startswith("mean") for problem in verdict.problems)
+        assert by_mean or name != "w for g", "statistics alone would find that too"
+    pixels, index, labels = guided(GUIDED)
+    labels[:3] = 0
+    problems = judge(pixels, index, GUIDED, labels=labels).problems
+    assert "1 block of 3 samples without each class once" in problems
 
 
 FAULTS = {}

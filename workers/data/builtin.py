@@ -1,4 +1,7 @@
-"""Data sets that need no files: `digits` (scikit-learn's), and `gaussian` and `two-points`, whose best eps is known."""
+"""Data sets that need no files: `digits` (scikit-learn's), and distributions whose best eps is known.
+
+These are `gaussian`, `two-points` and `classes`.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +47,17 @@ def read_draws(data: Data) -> NDArray[np.uint8]:
     return to_uint8(x.astype(np.float32))
 
 
-def distribution(data: Data) -> gaussian.Gaussian | gaussian.TwoPoints:
+def labels_of_draws(data: Data) -> Labels:
+    """The class of each draw of `classes`."""
+    return Labels((np.arange(DRAWN_IMAGES) % len(data.dataset.classes)).astype(np.int32), data.dataset.classes)
+
+
+def distribution(data: Data) -> gaussian.Gaussian | gaussian.TwoPoints | gaussian.Classes:
     """The distribution that the images of `data` are drawn from; ValueError if it is not known."""
     if data.name == "gaussian":
         return gaussian.gaussian(data.image_shape)
     if data.name == "two-points":
         return gaussian.two_points(data.image_shape)
+    if data.name == "classes":
+        return gaussian.classes(data.image_shape)
     raise ValueError(f"the distribution of {data.name} is not known")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taugrid.workers.diffusion.denoiser import Denoiser
-from taugrid.workers.diffusion.gaussian import Gaussian, TwoPoints
+from taugrid.workers.diffusion.gaussian import Classes, Gaussian, TwoPoints
 from taugrid.workers.diffusion.process import Point, predict_eps
 
 
@@ -42,19 +42,15 @@ def gaussian_eps(
 
 
 def classes_eps(
-    data: Gaussian,
-    offsets: NDArray[np.float64],
-    alpha_bar: NDArray[np.float64],
-    device: str,
-    dtype: torch.dtype = torch.float32,
+    data: Classes, alpha_bar: NDArray[np.float64], device: str, dtype: torch.dtype = torch.float32
 ) -> Denoiser:
-    """The optimal eps of classes with one covariance: class c is N(m + offsets[c], Sigma), where `data` is N(m, Sigma).
+    """The optimal eps of classes with one covariance, and that of the null label's Gaussian.
 
-    For N(m + o, Sigma) it is that for N(m, Sigma) at x - sqrt(a) o. `offsets` is (K, d), or (K + 1, d) with a last row
-    for the null label K. The condition are labels (B,), int64. Other arguments are as in `gaussian_eps`.
+    For N(m + o, Sigma) it is that for N(m, Sigma) at x - sqrt(a) o. The condition are labels (B,), int64. Other
+    arguments are as in `gaussian_eps`.
     """
-    eps_of_data = gaussian_eps(data, alpha_bar, device, dtype)
-    moved = torch.tensor(offsets, dtype=dtype, device=device)
+    eps_of_data = gaussian_eps(data.base, alpha_bar, device, dtype)
+    moved = torch.tensor(data.offsets, dtype=dtype, device=device)
 
     def eps(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
         assert condition is not None, "it takes labels"

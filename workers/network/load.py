@@ -42,6 +42,8 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
     if isinstance(network, CustomNetwork):
         return custom.load(network, device, how)
     data = distribution(network.data)
+    if isinstance(data, gaussian.Classes):
+        return oracle.classes_eps(data, schedules.alpha_bar(diffusion), device)
     if isinstance(data, gaussian.Gaussian):
         return oracle.gaussian_eps(data, schedules.alpha_bar(diffusion), device)
     return oracle.two_points_eps(data, device)
