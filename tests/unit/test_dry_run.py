@@ -131,6 +131,16 @@ def test_training_images_that_are_missing_leave_the_price_of_training(tmp_path):
     assert said.count(str(tmp_path / "absent")) == 1
 
 
+def test_labels_that_are_missing_are_said_where_a_network_would_learn_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "read", lambda data: None)  # the images are there
+    config = CONFIG | {"data": {"name": "fashion-mnist", "root": str(tmp_path)}, "model": {"unet": {"num_classes": 10}}}
+    config |= {"evaluate": {"extractor": "pixels"}, "sample": CONFIG["sample"] | {"labels": "balanced"}}
+    _, said = planned(config, tmp_path / "run")
+    assert "no train-labels-idx1-ubyte.gz or train-labels-idx1-ubyte in" in said
+    _, said = planned(config | {"model": {"unet": {}}, "sample": CONFIG["sample"]}, tmp_path / "other")
+    assert "labels" not in said
+
+
 def test_a_reference_that_is_missing_is_asked_for_by_its_own_key(tmp_path, user_cache, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
     config = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
