@@ -18,11 +18,14 @@ from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.storage import LocalStorage
 from taugrid.workers import schedules
+from taugrid.workers.accelerator.arithmetic import PLAIN
 from taugrid.workers.conditions.guidance import Guidance, Guided, guidance_of, inside
+from taugrid.workers.device import Device
 from taugrid.workers.diffusion import gaussian
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.oracle import classes_eps
 from taugrid.workers.diffusion.process import Point
+from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler, honoured
 
@@ -237,6 +240,30 @@ def test_nan_of_the_guide_alone_gives_no_image(folders, tmp_path):
         outcome, printed = drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
     assert "the network returned nan or infinity for images 0 to 1" in " ".join(outcome.missing.values()) + printed
     assert not list((tmp_path / "run/samples").rglob("*.parquet"))
+
+
+def test_heartbeats_count_the_calls_of_both_networks(folders, tmp_path):
+    with small_run(tmp_path, text(folders, grid="{guidance: [2]}")) as run:
+        cell = run.plan.cells[0]
+    beats, log = [], []
+    metadata = {"cell": cell.id, "model": cell.model.id}
+    job = SampleJob(
+        str(tmp_path / "part.parquet"), start=0, stop=5, network=None, decoder=Identity((1, 8, 8)),
+        settings=cell.settings, diffusion=cell.model.diffusion, tau=cell.tau, nfe=cell.nfe, metadata=metadata,
+        guidance=cell.guidance,
+    )  # fmt: skip
+    sample_shard(job, toy(log, "net"), "cpu", lambda done, of: beats.append((done, of)), guide=toy(log, "guide", 0.5))
+    assert [name for name, *_ in log] == ["net", "guide"] * 9
+    assert beats == [(done, 18) for done in range(18)] or beats == [(done + 1, 18) for done in range(18)]
+
+
+def test_memory_of_a_batch_is_asked_for_when_both_networks_are_loaded(monkeypatch):
+    asked, device = [], Device("cpu")
+    monkeypatch.setattr(device, "network", lambda spec, diffusion, how, batch=None: asked.append((spec, batch)) or spec)
+    assert device.networks(["net", "guide"], DIFFUSION, PLAIN, (2, 1, 8, 8)) == ["net", "guide"]
+    loaded = [spec for spec, batch in asked]
+    assert [spec for spec, batch in asked if batch] == ["net", "guide"]
+    assert loaded.index("guide") < next(place for place, (_, batch) in enumerate(asked) if batch)
 
 
 # In memory
