@@ -13,8 +13,9 @@ from torch import nn
 
 import taugrid
 from taugrid.config import Diffusion
-from taugrid.errors import SamplerFault, UserError
+from taugrid.errors import NotFinite, SamplerFault, UserError
 from taugrid.jobs import Conditions
+from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.storage import LocalStorage
 from taugrid.workers import schedules
@@ -242,19 +243,34 @@ def test_nan_of_the_guide_alone_gives_no_image(folders, tmp_path):
     assert not list((tmp_path / "run/samples").rglob("*.parquet"))
 
 
-def test_heartbeats_count_the_calls_of_both_networks(folders, tmp_path):
+def job_of(folders, tmp_path, **sample):
+    """A guided job of five images in batches of two, with three steps."""
     with small_run(tmp_path, text(folders, grid="{guidance: [2]}")) as run:
-        cell = run.plan.cells[0]
-    beats, log = [], []
-    metadata = {"cell": cell.id, "model": cell.model.id}
-    job = SampleJob(
+        cell = with_settings(run.plan.cells[0], sample)
+    return SampleJob(
         str(tmp_path / "part.parquet"), start=0, stop=5, network=None, decoder=Identity((1, 8, 8)),
-        settings=cell.settings, diffusion=cell.model.diffusion, tau=cell.tau, nfe=cell.nfe, metadata=metadata,
-        guidance=cell.guidance,
+        settings=cell.settings, diffusion=cell.model.diffusion, tau=cell.tau, nfe=cell.nfe,
+        metadata={"cell": cell.id, "model": cell.model.id}, guidance=cell.guidance,
     )  # fmt: skip
+
+
+def test_heartbeats_count_the_calls_of_both_networks(folders, tmp_path):
+    beats, log, job = [], [], job_of(folders, tmp_path)
     sample_shard(job, toy(log, "net"), "cpu", lambda done, of: beats.append((done, of)), guide=toy(log, "guide", 0.5))
     assert [name for name, *_ in log] == ["net", "guide"] * 9
-    assert beats == [(done, 18) for done in range(18)] or beats == [(done + 1, 18) for done in range(18)]
+    assert beats in ([(done, 18) for done in range(18)], [(done + 1, 18) for done in range(18)])
+
+
+def test_infinity_of_the_guide_in_the_last_call_is_not_clipped_into_an_image(folders, tmp_path):
+    """No later call of the network would see it."""
+    job = job_of(folders, tmp_path, clip="x0")
+    last = min(describe_sampler(job.settings, job.diffusion).times)
+
+    def guide(x, at, condition=None, /):
+        return x * torch.inf if at.time == last else x
+
+    with pytest.raises(NotFinite):
+        sample_shard(job, toy([], "net", 0.1), "cpu", guide=guide)
 
 
 def test_memory_of_a_batch_is_asked_for_when_both_networks_are_loaded(monkeypatch):
