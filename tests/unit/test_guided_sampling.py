@@ -261,15 +261,15 @@ def test_heartbeats_count_the_calls_of_both_networks(folders, tmp_path):
     assert beats in ([(done, 18) for done in range(18)], [(done + 1, 18) for done in range(18)])
 
 
-def test_infinity_of_the_guide_in_the_last_call_is_not_clipped_into_an_image(folders, tmp_path):
-    """No later call of the network would see it."""
+def test_infinity_of_the_guide_in_the_last_call_is_the_networks_not_the_samplers(folders, tmp_path):
+    """No later call of the network would see it, and NaN in the image alone would not say where it is from."""
     job = job_of(folders, tmp_path, clip="x0")
     last = min(describe_sampler(job.settings, job.diffusion).times)
 
     def guide(x, at, condition=None, /):
         return x * torch.inf if at.time == last else x
 
-    with pytest.raises(NotFinite):
+    with pytest.raises(NotFinite, match="the network returned nan or infinity for images 0 to 1"):
         sample_shard(job, toy([], "net", 0.1), "cpu", guide=guide)
 
 
