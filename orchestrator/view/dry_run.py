@@ -150,7 +150,7 @@ def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Ite
 
 
 def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
-    """One line for each missing data set or reference. Nothing is downloaded or decoded.
+    """One line for each missing data set or reference, with the labels for training. Nothing is downloaded or decoded.
 
     Args:
         config: its reference is checked.
@@ -164,11 +164,12 @@ def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
             yield f"evaluate.reference: {error}"
             return
     sections = dict.fromkeys((model.data for model in untrained), "data")
+    labelled = {model.data for model in untrained if model.source.conditions is not None}
     if isinstance(reference, Data):
         sections.setdefault(reference, "data" if reference == config.data else "evaluate.reference")
     for data, section in sections.items():
         try:
-            require_files(data)
+            require_files(data, has_labels=data in labelled)
         except MissingImages as error:
             yield str(error.for_section(section))
         except UserError as error:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,17 @@ from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 import taugrid as api
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
+from taugrid.jobs import SavedUnet
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import plan_text
-from taugrid.orchestrator.plan.devices import too_large
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.devices import too_large, weights_bytes
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sources import Loaded
 from taugrid.orchestrator.view import dry_run, inspection
 from taugrid.words import quantity
 from taugrid.workers.data import fashion_mnist
+from taugrid.workers.diffusion.decoder import Vae
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -123,6 +129,16 @@ def test_training_images_that_are_missing_leave_the_price_of_training(tmp_path):
     found, said = planned(config | {"evaluate": {"extractor": "pixels"}}, tmp_path / "run")
     assert (found["models"][0]["id"], found["train_steps_remaining"]) == ("pending", 70)
     assert said.count(str(tmp_path / "absent")) == 1
+
+
+def test_labels_that_are_missing_are_said_where_a_network_would_learn_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "read", lambda data: None)  # the images are there
+    config = CONFIG | {"data": {"name": "fashion-mnist", "root": str(tmp_path)}, "model": {"unet": {"num_classes": 10}}}
+    config |= {"evaluate": {"extractor": "pixels"}, "sample": CONFIG["sample"] | {"labels": "balanced"}}
+    _, said = planned(config, tmp_path / "run")
+    assert "no train-labels-idx1-ubyte.gz or train-labels-idx1-ubyte in" in said
+    _, said = planned(config | {"model": {"unet": {}}, "sample": CONFIG["sample"]}, tmp_path / "other")
+    assert "labels" not in said
 
 
 def test_a_reference_that_is_missing_is_asked_for_by_its_own_key(tmp_path, user_cache, monkeypatch):
@@ -366,6 +382,18 @@ def test_the_weights_on_a_worker_are_estimated_from_the_files_and_said(made, tmp
     _, said = planned(config, tmp_path / "run", "cluster.workers=2")
     assert f"the weights of 2 workers take an estimated {quantity(8 * count)}B" in said
     assert "has 1,000B; use nodes with more" in said
+
+
+def test_a_vae_counts_among_the_weights(made, tmp_path):
+    """The patch: the network is its own VAE."""
+    config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "grid": {"steps": [2]}}
+    [cell] = plan(validate(Config, config, "test")).cells
+    saved, shape = SavedUnet(str(made / "network"), "", ""), cell.model.image_shape
+    loaded = replace(cell.model.source.checkpoint, vae=Vae("x", saved, 1.0, 0.0, shape, shape))
+    cell = replace(cell, model=replace(cell.model, source=Loaded(loaded)))
+    found = weights_bytes(Plan((cell.model,), (cell,)), lambda model, weights: model.source.weights_file(None, weights))
+    assert found == {"network": found["VAE"], "VAE": found["network"]}
+    assert found["VAE"] > 0
 
 
 @pytest.mark.parametrize(

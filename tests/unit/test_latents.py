@@ -145,7 +145,7 @@ def planned(folder, vae=None, **sections):
 def test_the_vae_is_part_of_the_models_identity(ldm, tmp_path):
     [before] = planned(ldm[0]).models
     assert before.image_shape == (3, 16, 16)
-    assert "latents of 3x8x8 by a UNet2DModel, decoded to 3x16x16 by a VQModel (scaling factor 0.5)" in (
+    assert "latents of 3x8x8 by a UNet2DModel, decoded to 3x16x16 by a VQModel (scaling factor 100)" in (
         before.source.description(before.diffusion, [])
     )
     place = shutil.copytree(ldm[0], tmp_path / "rescaled")
@@ -312,7 +312,7 @@ def test_memory_for_the_vae_is_compared_before_anything_is_sampled(ldm, monkeypa
     assert smaller_slice(decode, vae.network_shape, 4, "cpu") is None
 
 
-LDM_VAE = {"latent_channels": 3, "scaling_factor": 0.5}
+LDM_VAE = {"latent_channels": 3, "scaling_factor": 100.0}
 """Of another VAE that fits the LDM's latents."""
 
 

@@ -94,13 +94,17 @@ def content_fingerprint(data: Data, of: Literal["images", "labels"] = "images") 
     return load_labels(data).sha256 if of == "labels" else _load(data).fingerprint
 
 
-def require_files(data: Data) -> None:
+def require_files(data: Data, has_labels: bool = False) -> None:
     """Raise `UserError` if files of a data set are missing, as far as can be checked without decoding an image.
+
+    With `has_labels`, those of its labels too.
 
     Nothing is downloaded: a data set with `data.download`, or that ships with taugrid, is not checked.
     """
     if "root" in data.dataset.keys and not data.download:
         resolve_name(data.dataset.reader)(data)
+        if has_labels:
+            resolve_name(data.dataset.labels)(data)
 
 
 @lru_cache(maxsize=4)
