@@ -65,6 +65,8 @@ def test_its_error_is_never_zero_and_is_the_spread_of_its_draws():
         (spec("my:Own"), per_sample(DIGITS, 10), "the classes of my:Own are not known to be in the order"),
         (spec(IMAGENET_LITE0, 1000), per_sample(Data(name="folder", root="x", shape=(3, 8, 8)), 1000), None),
         (spec(IMAGENET_LITE0, 1000), per_sample(DIGITS, 10), f"are those of {IMAGENET_1K}, and the labels are digits"),
+        (spec(IMAGENET_LITE0, 1000), per_sample(Data(), 1000), None),
+        (spec("digits-convnet"), per_sample(DIGITS, 11), "are those of digits, and the labels are others"),
         (
             spec(IMAGENET_LITE0, 1000),
             per_sample(Data(name="folder", root="x", shape=(3, 8, 8)), 10),
