@@ -257,14 +257,14 @@ class Device:
             DeviceUnusable: if this device can't compute so.
             NotEnoughMemory: if memory to decode a batch is not free, beside all that this device keeps.
         """
-        if not isinstance(decoder, Vae):
+        vae = self.load_decoder(decoder, settings)
+        if vae is None or not isinstance(decoder, Vae):
             return as_function(decoder)
         from taugrid.workers.accelerator import preflight
         from taugrid.workers.accelerator.counting import without_data
         from taugrid.workers.network.vae import decoding
 
         how = policy(kind_of(self.name), settings.vae_precision)
-        vae = self.load_decoder(decoder, settings)
         size = min(settings.decode_batch, settings.batch_size)
         if (free := preflight.free_bytes(self.name)) is not None:
             key = decoder, how, size, settings.batch_size
