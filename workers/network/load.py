@@ -50,8 +50,15 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
 
 
 def conditions_in_memory(made: Any) -> Conditions | None:
-    """The labels that a network in the caller's memory takes, by its attributes or as a diffusers network."""
-    if (config := getattr(made, "config", None)) is not None and hasattr(config, "num_class_embeds"):
+    """The labels that a network in the caller's memory takes, by its attributes or as a diffusers network.
+
+    Raises:
+        CustomCodeError: if it is a transformer of latents, whose VAE is not with it.
+    """
+    config = getattr(made, "config", None)
+    if hasattr(config, "num_embeds_ada_norm"):
+        raise CustomCodeError(f"a {type(made).__name__} needs its pipeline's VAE; give the pipeline's folder instead")
+    if hasattr(config, "num_class_embeds"):
         return conditions_of(config)
     return custom.conditions_of(made, type(made).__name__)
 
