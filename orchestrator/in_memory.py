@@ -97,6 +97,7 @@ def _sample_planned(
     place = device or usual_device()
     _require_settings(planned.settings, place)
     device_here = Device(place)
+    device_here.load_decoder(planned.decoder, planned.settings)
     networks = device_here.networks(specs, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
     try:
         decode = device_here.decoder(planned.decoder, planned.settings)

@@ -105,10 +105,12 @@ class SampleJob(Job):
 def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     batch = (job.settings.batch_size, *job.decoder.network_shape)
-    decode, latents = device.decoder(job.decoder, job.settings), kept_latents(job)
+    latents = kept_latents(job)
     networks: Any = [latents]
+    device.load_decoder(job.decoder, job.settings)
     if latents is None:
         networks = device.networks(job.networks, job.diffusion, job.arithmetic, batch)
+    decode = device.decoder(job.decoder, job.settings)  # after all weights are there, since it compares what is free
     model, *guides = networks
     callbacks = device.heartbeat, device.computed, device.last_sampled
     result = sample_shard(job, model, device.name, *callbacks, decode, *guides)

@@ -332,6 +332,20 @@ def test_memory_for_the_vae_is_compared_before_anything_is_sampled(ldm, monkeypa
     assert smaller_slice(decode, vae.network_shape, 4, "cpu") is None
 
 
+def test_memory_is_compared_once_all_weights_are_there(ldm, tmp_path, monkeypatch):
+    """Put back by loading the VAE after the network, or by requiring memory to decode before it: (1, 0) or (0, 1)."""
+    device, there = Device("cpu"), []
+
+    def free_bytes(name):
+        there.append((len(device._networks), len(device._vaes)))
+        return 2**40
+
+    monkeypatch.setattr(preflight, "free_bytes", free_bytes)
+    [task, *_] = tasks_of(ldm[0], tmp_path / "run").values()
+    run_job(task.job, device)
+    assert there == [(1, 1), (1, 1)]
+
+
 LDM_VAE = {"latent_channels": 3, "scaling_factor": 100.0}
 """Of another VAE that fits the LDM's latents."""
 
