@@ -55,7 +55,7 @@ def conditions_in_memory(made: Any) -> Conditions | None:
     Raises:
         CustomCodeError: if it is a transformer of latents, whose VAE is not with it.
     """
-    config = getattr(made, "config", None)
+    config: Any = getattr(made, "config", None)
     if hasattr(config, "num_embeds_ada_norm"):
         raise CustomCodeError(f"a {type(made).__name__} needs its pipeline's VAE; give the pipeline's folder instead")
     if hasattr(config, "num_class_embeds"):
@@ -118,7 +118,7 @@ def _half_of(made: Any) -> torch.dtype | None:
 
 def shape_of(made: Any) -> tuple[int, int, int] | None:
     """(channels, height, width) that the config of a diffusers network names; None: it names none."""
-    config = getattr(made, "config", None)
+    config: Any = getattr(made, "config", None)
     size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
     if not isinstance(channels, int) or size is None:
         return None
