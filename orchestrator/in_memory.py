@@ -119,6 +119,8 @@ def _sample_held(
     from taugrid.workers.accelerator.preflight import check
     from taugrid.workers.network.load import conditions_in_memory, device_of, network_in_memory, shape_of
 
+    if isinstance(guide, str | Mapping):
+        raise UserError(f"guide must be a network in memory, as the model is, not {guide!r}; or give both by name")
     held = [model] if guide is None else [model, guide]
     takes = [conditions_in_memory(each) for each in held]
     sampling = _settings(shape or shape_of(model), diffusion, settings, takes)

@@ -33,7 +33,7 @@ from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, interval_notes, require_guided
+from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, guidance_notes, require_guided
 from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
@@ -188,7 +188,7 @@ def plan(
             raise _twice(each.point, len(mappings))
         seen.add(key)
         cells.setdefault(cell.id, cell)
-    made, notes = tuple(cells.values()), (*_ignored(planned), *interval_notes([*cells.values()]))
+    made, notes = tuple(cells.values()), (*_ignored(planned), *guidance_notes([*cells.values()]))
     return Plan(tuple(models.values()), made, notes, answers.modules)
 
 

@@ -227,6 +227,14 @@ def test_an_n_without_error_bars_is_said(made, tmp_path, num_samples, is_few):
     assert ("sample.num_samples: 159" in said and "N = 160" in said) == is_few
 
 
+@pytest.mark.parametrize("more", [[], ["report.by=label"]])
+def test_agreement_with_an_extractor_without_classes_is_said(made, tmp_path, more):
+    _, said = planned(made / "c.yaml", tmp_path, "evaluate.metrics=[fid, agreement]", *more)
+    assert "no agreement: it needs the label of each sample, and these images have none" in said
+    assert ("report.by: label, but no network of this grid takes labels" in said) == bool(more)
+    assert "agreement" not in planned(made / "c.yaml", tmp_path)[1]
+
+
 @pytest.mark.parametrize(
     ("assignment", "facts"),
     [
