@@ -35,6 +35,7 @@ class SampleWork(WorkKind):
                 continue
             metadata = self.rundir.sample_metadata(cell)
             network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
+            decoder = self.rundir.decoder(cell)
             there = self.rundir.versions(self.rundir.samples / cell.name)
             for shard in cell.shards:
                 if shard.number in sampled:
@@ -55,7 +56,7 @@ class SampleWork(WorkKind):
                     start=shard.start,
                     stop=shard.stop,
                     network=network,
-                    decoder=cell.decoder,
+                    decoder=decoder,
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
