@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile
+from taugrid.config.sample import LabelColumn
+from taugrid.errors import DamagedFile, MissingInput
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -13,6 +14,7 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key
 from taugrid.orchestrator.work.survey import CellState, other_sampler
 from taugrid.words import some_of
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.sample import SampleJob
 
 
@@ -57,7 +59,7 @@ class SampleWork(WorkKind):
                     guidance=cell.guidance,
                     guide=guide,
                     sampler_code=cell.sampler_description.code,
-                    label_rule=cell.label_rule and cell.label_rule.of_rows(shard.start, shard.stop),
+                    label_rule=_labels(cell, shard),
                     metadata=metadata,
                     kept=kept,
                     latents_of=latents_of,
@@ -108,6 +110,16 @@ def of_latents(cell: Cell) -> tuple[Any, ...]:
     """All that determines a cell's latents: equal for cells that differ in how they are decoded alone."""
     decoded = {"rounding": "round", "vae_precision": "float32", "decode_batch": 32, "num_samples": 1}
     return cell.model.id, cell.guide and cell.guide.id, cell.label_rule, cell.settings.model_copy(update=decoded)
+
+
+def _labels(cell: Cell, shard: Shard) -> LabelRule | None:
+    """The labels of a shard. `MissingInput` if they are in a file that is gone."""
+    rule, said = cell.label_rule, cell.settings.labels
+    if rule is not None and isinstance(said, LabelColumn) and rule.column is None:
+        raise MissingInput(
+            f"sample.labels.parquet: there is no file {said.parquet}, and images are still to be sampled"
+        )
+    return rule and rule.of_rows(shard.start, shard.stop)
 
 
 def images_to_keep(rundir: RunDir, cell: Cell, shard: Shard) -> int:
