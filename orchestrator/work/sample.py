@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile
+from taugrid.config.sample import LabelColumn
+from taugrid.errors import DamagedFile, MissingInput
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -13,6 +14,7 @@ from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind,
 from taugrid.orchestrator.work.latents import Keeping, kept_latents
 from taugrid.orchestrator.work.survey import other_sampler
 from taugrid.words import some_of
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.sample import SampleJob
 
 
@@ -64,7 +66,7 @@ class SampleWork(WorkKind):
                     guidance=cell.guidance,
                     guide=guide,
                     sampler_code=cell.sampler_description.code,
-                    label_rule=cell.label_rule and cell.label_rule.of_rows(shard.start, shard.stop),
+                    label_rule=_labels(cell, shard),
                     metadata=metadata,
                     kept=copied,
                     latents_of=source and str(source.path),
@@ -93,6 +95,16 @@ class SampleWork(WorkKind):
             "own": result.created_file,
         }
         return Event("shard", fields)
+
+
+def _labels(cell: Cell, shard: Shard) -> LabelRule | None:
+    """The labels of a shard. `MissingInput` if they are in a file that is gone."""
+    rule, said = cell.label_rule, cell.settings.labels
+    if rule is not None and isinstance(said, LabelColumn) and rule.column is None:
+        raise MissingInput(
+            f"sample.labels.parquet: there is no file {said.parquet}, and images are still to be sampled"
+        )
+    return rule and rule.of_rows(shard.start, shard.stop)
 
 
 def images_to_keep(rundir: RunDir, cell: Cell, shard: Shard) -> int:
