@@ -72,7 +72,7 @@ class SampleWork(WorkKind):
                     latents_of=source and str(source.path),
                 )
                 requires = frozenset({source.task} if source and source.task else ())
-                yield Task(key, self.name, (shard.images - copied) * cell.nfe, requires, cell, job)
+                yield Task(key, self.name, (shard.images - copied) * cell.nfe, requires, cell, job, does_without=True)
 
     def missing(self) -> dict[str, str]:
         """Cells without all their images, unless `ScoreWork` lists them."""

@@ -428,6 +428,7 @@ def test_another_vae_decodes_kept_latents_to_the_bytes_of_sampling(two_vaes, mon
     """Put back by decoding rows from another start, or in slices of another size: the bytes differ."""
     first, second, alone = two_vaes
     assert [task.requires for task in second] == [frozenset({task.key}) for task in first]
+    assert all(task.does_without for task in second), "they sample if those are given up"
     assert not set().union(*(task.requires for task in first + alone))
     device = Device("cpu")
     for task in first + alone:
