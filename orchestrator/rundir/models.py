@@ -10,7 +10,7 @@ from taugrid.config import Config, Data
 from taugrid.config.sample import LabelColumn
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.features.resolve import restored
-from taugrid.hashing import canonical_json
+from taugrid.hashing import canonical_json, json_sha256
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.scoring import extractor
@@ -28,6 +28,10 @@ from taugrid.workers.samplers.description import Case, Tried, honoured, try_samp
 
 OUTSIDE = NOT_IDENTITY["sample"]
 """Keys of `sample` that change no image."""
+
+
+OF_DECODING = {"vae_precision", "decode_batch", "rounding"}
+"""Keys of `sample` that change no latent."""
 
 
 class ModelRecords(Paths):
@@ -194,20 +198,28 @@ class ModelRecords(Paths):
         return model.source.weights_sha256(self.model_folder(model), weights, self.storage)
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
-        """The JSON blob in every sample file of a cell. It does not depend on the number of samples."""
+        """The JSON blob in every sample file of a cell. It does not depend on the number of samples.
+
+        `latents`, where they are kept, is the hash of all that determines them: cells that only differ in how they are
+        decoded have the same.
+        """
         block, conditions = cell.sampler_block, cell.conditions_block
         settings = {key: value for key, value in cell.settings.recorded.items() if key not in OUTSIDE}
-        return {
-            "cell": cell.id,
+        settings = settings if cell.label_rule is None else {**settings, "labels": cell.label_rule.said}
+        undecoded = {
             "model": cell.model.id,
-            "settings": settings if cell.label_rule is None else {**settings, "labels": cell.label_rule.said},
+            "settings": settings,
             "diffusion": cell.model.diffusion.recorded,
             "tau": list(cell.tau),
             **({} if block is None else {"sampler": block | {"arguments": cell.sampler_description.arguments}}),
             **({} if conditions is None else {"conditions": conditions}),
-            **({} if cell.decoder_block is None else {"decoder": cell.decoder_block}),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }
+        decoder, kept = {} if cell.decoder_block is None else {"decoder": cell.decoder_block}, dict[str, str]()
+        if cell.settings.keep_latents:
+            of_latents = {key: value for key, value in settings.items() if key not in OF_DECODING}
+            kept["latents"] = json_sha256({**undecoded, "settings": of_latents})
+        return {"cell": cell.id, **undecoded, **decoder, **kept}
 
 
 def _case(settings: Mapping[str, Any], diffusion: Mapping[str, Any]) -> str:

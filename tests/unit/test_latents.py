@@ -22,6 +22,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.latents import without_latents
 from taugrid.orchestrator.work.reconstruct import require_ode_cells
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
@@ -295,7 +296,9 @@ def test_the_protocol_names_the_vae_and_the_rounding(ldm, tmp_path):
     assert metadata["decoder"] == cell.decoder_block
     [kept] = planned(ldm[0], sample={"vae_precision": "bf16", "rounding": "truncate", "keep_latents": True}).cells
     assert kept.id == cell.id
-    assert RunDir(tmp_path).sample_metadata(kept) == metadata, "what is kept besides changes no image"
+    again = RunDir(tmp_path).sample_metadata(kept)
+    del again["latents"]
+    assert again == metadata, "what is kept besides changes no image"
 
 
 def vae_of(folder):
@@ -395,6 +398,45 @@ def test_another_vae_decodes_kept_latents_to_the_bytes_of_sampling(two_vaes, mon
     assert beats[0] == (0, 2), "a heartbeat for each slice"
     assert parts(second) == parts(alone)
     assert len({*parts(first), *parts(second)}) == 6
+
+
+def test_latents_kept_by_a_cell_that_is_no_longer_planned_are_decoded(ldm, two_vaes, tmp_path, monkeypatch):
+    """Put back by taking cells of the plan alone, or by leaving the VAE in the hash: all is sampled again."""
+    first, _, alone = two_vaes
+    sample = {"rounding": "truncate", "vae_precision": "bf16"}
+    decoded = {"checkpoint": str(ldm[0]), "vae": str(tmp_path / "vae")}
+    fresh = tasks_of(ldm[0], tmp_path / "fresh", model=decoded, sample=sample).values()
+    for task in [*first, *alone, *fresh]:
+        assert not task.requires
+        run_job(task.job, Device("cpu"))
+    monkeypatch.setattr(Device, "network", lambda *_: pytest.fail("nothing is to be sampled"))
+    for changes, expected in (({}, alone), (sample, fresh)):
+        later = tasks_of(ldm[0], tmp_path / "both", model=decoded, sample=changes).values()
+        assert [run_job(task.job, Device("cpu")).evaluations for task in later if not task.requires] == [0, 0, 0]
+        assert parts(later) == parts(expected)
+    for changes in ({"seed": 7}, {"steps": STEPS + 1}, {"clip": "x0"}, {"batch_size": 5}):
+        others = tasks_of(ldm[0], tmp_path / "both", model=decoded, sample=changes).values()
+        assert not any(task.job.latents_of for task in others), changes
+
+
+def test_shards_that_finished_before_latents_were_kept_are_said(ldm, tmp_path):
+    """Put back by counting files that exist as files with latents."""
+
+    def said():
+        sample = {"num_samples": 10, "batch_size": 4, "shard_evaluations": 20, "keep_latents": True}
+        return [*without_latents(planned(ldm[0], sample=sample), RunDir(tmp_path / "run"))]
+
+    assert not said()
+    for task in [*tasks_of(ldm[0], tmp_path / "run", sample={"keep_latents": False, "decode_batch": 32}).values()][:2]:
+        run_job(task.job, Device("cpu"))
+    [line] = said()
+    assert "2 of 3 shards are finished without latents" in line
+    folder = Path(task.job.path).parent
+    assert f"remove samples/{folder.name} and sample again" in line
+    shutil.rmtree(folder)
+    for task in tasks_of(ldm[0], tmp_path / "run", sample={"decode_batch": 32}).values():
+        run_job(task.job, Device("cpu"))
+    assert not said()
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "without latents"])
