@@ -273,6 +273,10 @@ def test_another_vae_makes_other_cells_of_the_same_model(dit, tmp_path):
     assert other.decoder.identity != own.decoder.identity
     assert "other" in other.label
     assert not [remark for remark in found.remarks if "same times" in remark], "each of which is another cell"
+    small = [
+        planned(folder, sample={**CLASSES, "batch_size": 8, "decode_batch": size}).cells[0] for size in (8, 32, 64, 4)
+    ]
+    assert [small[0].id == cell.id for cell in small] == [True, True, True, False], "of 8, slices of 8 are all"
     again = from_json(to_json(found))
     assert [cell.decoder for cell in again.cells] == [cell.decoder for cell in found.cells]
     arguments = {"batch_size": 4, "decode_batch": 2, "labels": 1, **SETTINGS}
