@@ -176,9 +176,10 @@ def _settings(
     if shape is None:
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
-    resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
+    given = validate(Sample, {"seed": 0} | dict(settings), "sample")
+    require_decoder_keys(given, Identity(shape))
+    resolved = sample_section(given, {})
     [described] = describe_samplers([Case(resolved, process)]).descriptions
-    require_decoder_keys(resolved, Identity(shape))
     resolved = honoured(resolved, described.keys)
     points = list(map(schedules.process(process).told, described.times))
     guided = len(inside(resolved.guidance_interval, points)) if resolved.is_guided else 0

@@ -277,7 +277,7 @@ def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Place
     guide = _guide(sections, model, lookups) if settings.is_guided and sections.model.guide is not None else None
     model, vae = _with_vae(sections, model, lookups)
     if model.lacks is None:
-        require_decoder_keys(settings, model.decoder)
+        require_decoder_keys(sections.sample, model.decoder)
     return Placed(point, model, guide, vae, sections._replace(diffusion=model.diffusion), settings)
 
 
