@@ -75,6 +75,7 @@ def sample_in_memory(
     with arithmetic.restored():
         try:
             set_up()
+            settings = {key: list(value) if isinstance(value, range) else value for key, value in settings.items()}
             settings = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
             if isinstance(model, str | Mapping):
                 return _sample_planned(_section(model, guide), wanted, shape, diffusion, settings, device)
