@@ -152,6 +152,7 @@ def _as_json(cell: Cell, verdict: CellFindings, mean_difference: float | None) -
         "data": cell.model.data.name,
         "spacing": cell.settings.spacing_name,
         "clip": cell.settings.clip,
+        "guidance": cell.settings.guidance,
         "differing_share": verdict.differing_share,
         "largest_difference": verdict.largest_difference,
         "mean_difference": mean_difference,

@@ -134,7 +134,7 @@ SELFCHECK_WIDTH = 90
 
 
 def selfcheck_table(findings: "Findings") -> RenderableType:
-    """Measured, exact and z for every cell. Cells of two points have no closed form and are judged image by image."""
+    """Measured, exact and z for every cell. Cells of two points have no closed form: each image is judged."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("data")
@@ -147,10 +147,9 @@ def selfcheck_table(findings: "Findings") -> RenderableType:
         apart = [settings.spacing_name] if settings.spacing != "linear" else []
         apart += [str(settings.clip)] if settings.clip != "none" else []
         eta = "–" if cell.eta is None else "σ̂" if cell.eta == "sigma_hat" else f"{settings.eta_number:g}"
-        numbers = ["–"] * 5
-        if fid is not None and verdict.mean is not None and verdict.covariance is not None:
-            z_scores = (fid.z, verdict.mean.z, verdict.covariance.z)
-            numbers = [f"{fid.measured:.4f}", f"{fid.exact:.4f}", *(f"{z:+.1f}" for z in z_scores)]
+        apart += [f"guidance {settings.guidance:g}"] if settings.is_guided else []
+        numbers = ["–"] * 2 if fid is None else [f"{fid.measured:.4f}", f"{fid.exact:.4f}"]
+        numbers += ["–" if given is None else f"{given.z:+.1f}" for given in (fid, verdict.mean, verdict.covariance)]
         name = " ".join([cell.model.data.name, *apart])
         off = f"{verdict.differing_share * 1e6:.0f}"
         if findings.sampler is not None:

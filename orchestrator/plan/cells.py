@@ -291,7 +291,7 @@ def _sampled_twice(cells: Sequence[Cell]) -> Iterator[str]:
     for cell in cells:
         described, defaults = cell.sampler_description, {"spacing": "linear", "steps_offset": 0, "sampler_options": {}}
         settings = cell.settings.model_copy(update=defaults).model_dump_json()
-        models = (cell.model.id, cell.guide and cell.guide.id)
+        models = (cell.model.id, cell.guide and cell.guide.id, cell.vae)
         key = (*models, settings, described.times, canonical_json(dict(described.arguments)))
         same.setdefault(key, []).append(cell.label)
     if equal := [" and ".join(labels) for labels in same.values() if len(labels) > 1]:

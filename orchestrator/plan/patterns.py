@@ -116,7 +116,8 @@ def _once_each(paths: list[str], notes: list[str]) -> list[str]:
     for path in paths:
         try:
             found = read_checkpoint(path)
-            content = json_sha256([found.weights_sha256, found.unet_config, found.diffusion.recorded])
+            vae = found.vae and found.vae.identity
+            content = json_sha256([found.weights_sha256, found.unet_config, found.diffusion.recorded, vae])
         except UserError:  # its folder is gone; the record says what it was
             content = path
         if content in chosen:

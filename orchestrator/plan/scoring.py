@@ -83,17 +83,13 @@ def classes_of(cell: Cell) -> int | None:
 def per_sample(data: Data, classes: int | None) -> PerSample:
     """What sample files hold of a network with so many classes, whose data set is `data`.
 
-    Labels are the data set's. With 1000 classes and no data set by name they are taken to be ImageNet's.
+    They are those of a data set by name that has as many classes. Otherwise, 1000 are taken to be ImageNet's.
     """
     if classes is None:
         return UNLABELLED
-    order = (
-        data.name
-        if data.dataset.is_published
-        else IMAGENET_1K
-        if classes == EXTRACTORS[IMAGENET_LITE0].classes
-        else None
-    )
+    order = IMAGENET_1K if classes == EXTRACTORS[IMAGENET_LITE0].classes else None
+    if len(data.dataset.classes) == classes:
+        order = data.name
     return PerSample((*SAMPLE_COLUMNS, *LABEL_COLUMNS), order)
 
 

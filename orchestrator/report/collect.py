@@ -134,6 +134,8 @@ def _exact_fid(cell: Cell, scoring: Scoring) -> float | None:
     source, reference = cell.model.source, scoring.reference.given
     if not (isinstance(source, Oracle) and source.distribution == "gaussian" and scoring.extractor.name == PIXELS):
         return None
+    if cell.settings.is_guided:  # by another network, of which no form is known
+        return None
     shape = source.image_shape
     if not isinstance(reference, Data) or (reference.name, reference.image_shape) != ("gaussian", shape):
         return None

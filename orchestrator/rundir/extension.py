@@ -18,6 +18,7 @@ from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import read_json
 from taugrid.words import listed
 from taugrid.workers.custom.source import differences
+from taugrid.workers.diffusion.decoder import Vae
 
 CHANGED_FILES = "the files of its checkpoint, custom network or data, or taugrid itself"
 """The explanation if a cell is not in the plan although no key has changed."""
@@ -130,6 +131,10 @@ def changed_files(source: ModelSource, record: Mapping[str, Any]) -> list[str]:
             source.weights_file(folder, "ema"): record.get("weights_sha256") == loaded.weights_sha256,
             folder / "config.json": record.get("unet_config") == loaded.unet_config,
         }
+        if loaded.vae is not None:
+            before = record.get("vae")
+            is_same = before is not None and Vae.restored(before).identity == loaded.vae.identity
+            files[Path(loaded.vae.saved.folder)] = is_same
         return [f"{file} differs" for file, is_same in files.items() if not is_same]
     if isinstance(source, Custom) and record.get("callable") == source.spec.callable:
         return _of_code(source, record)

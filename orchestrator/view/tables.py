@@ -14,7 +14,7 @@ from taugrid.storage import read_json
 
 TEXT_COLUMNS = frozenset(
     {"cell", "folder", "name", "model", "model_name", "protocol", "cell_a", "cell_b", "protocol_a", "protocol_b"}
-    | {"spacing", "along", "settings", "others", "note", "base", "value"}
+    | {"spacing", "along", "settings", "others", "note", "base", "value", "class"}
 )
 """Columns that stay text, though all their values may look like numbers (an id can be 123e456789) or be empty."""
 

@@ -84,7 +84,7 @@ class ByLabelWork(WorkKind):
         cells = self.cells_of(self.run.configured) if self.config.report.by is not None else []
         rows: list[dict[str, Any]] = []
         notes: dict[str, list[str]] = {}
-        names = () if self._scoring.labels is None or not cells else self._scoring.labels.classes
+        names = () if not cells or self._scoring.labels is None else self._scoring.labels.classes
         for cell in cells:
             for label, (row, reasons) in enumerate(self._found(cell)):
                 called = names[label] if label < len(names) else str(label)

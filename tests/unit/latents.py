@@ -50,7 +50,7 @@ def lively(vae):
 def save_ldm(folder):
     """An `LDMPipeline`; returns its parts."""
     torch.manual_seed(0)
-    vae = lively(VQModel(**VAE, latent_channels=3, num_vq_embeddings=64, scaling_factor=0.5))
+    vae = lively(VQModel(**VAE, latent_channels=3, num_vq_embeddings=64, scaling_factor=100.0))
     made = LDMPipeline(vqvae=vae, unet=UNet2DModel(**UNET), scheduler=DDIMScheduler(clip_sample=False))
     made.save_pretrained(folder)
     return made

@@ -13,7 +13,7 @@ from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import standard_error
 from taugrid.orchestrator.plan.scoring import per_sample
 from taugrid.registry.extractors import IMAGENET_1K, IMAGENET_LITE0, INCEPTION, ExtractorSpec
-from taugrid.registry.metrics import COLUMNS, UNLABELLED, MetricSettings
+from taugrid.registry.metrics import COLUMNS, UNLABELLED, MetricSettings, PerSample
 from taugrid.workers.data.load import load_images
 
 WANTED = MetricSettings(("agreement",))
@@ -58,12 +58,15 @@ def test_its_error_is_never_zero_and_is_the_spread_of_its_draws():
         (spec("digits-convnet"), per_sample(DIGITS, 10), None),
         (spec("digits-convnet"), per_sample(DIGITS, None), "it needs the label of each sample, and these images have"),
         (spec("digits-convnet"), UNLABELLED, "it needs the label of each sample"),
+        (spec("digits-convnet"), PerSample(()), "it needs the label of each sample"),
         (spec("fashion-convnet"), per_sample(DIGITS, 10), "the classes of fashion-convnet are those of fashion-mnist"),
         (spec("digits-convnet", None), per_sample(DIGITS, 10), "digits-convnet has no layer of logits"),
         (spec(INCEPTION, 1008), per_sample(DIGITS, 10), "the classes of inception-v3-compat are not known to be in"),
         (spec("my:Own"), per_sample(DIGITS, 10), "the classes of my:Own are not known to be in the order"),
         (spec(IMAGENET_LITE0, 1000), per_sample(Data(name="folder", root="x", shape=(3, 8, 8)), 1000), None),
         (spec(IMAGENET_LITE0, 1000), per_sample(DIGITS, 10), f"are those of {IMAGENET_1K}, and the labels are digits"),
+        (spec(IMAGENET_LITE0, 1000), per_sample(Data(), 1000), None),
+        (spec("digits-convnet"), per_sample(DIGITS, 11), "are those of digits, and the labels are others"),
         (
             spec(IMAGENET_LITE0, 1000),
             per_sample(Data(name="folder", root="x", shape=(3, 8, 8)), 10),

@@ -80,18 +80,20 @@ def test_a_night_whose_label_column_has_changed_is_refused(code):
 def test_a_guided_night_has_the_guide_in_its_canary_and_another_guide_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sections = {"grid": {"steps": [2], "eta": [0.0]}, "sample": {**nights.CONFIG["sample"], "guidance": 1.5}}
-    for name, worse in (("same", 0.0), ("nearby", 1e-4), ("guide", 0.1), ("other", 0.2)):
+    for name, worse in (("same", 0.0), ("nearby", 1e-4), ("guide", 0.1), ("other", 0.2), ("worse", 0.3)):
         nights.checkpoint(tmp_path / name, worse)
-    for name, guide in (("same", "guide"), ("nearby", "guide"), ("nearby-other", "other")):
+    for name, guide in (("same", "guide"), ("nearby", "guide"), ("worse", "guide"), ("nearby-other", "other")):
         model = {"checkpoint": name.partition("-")[0], "guide": guide}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**nights.CONFIG, **sections, "model": model}))
     night("1", "same.yaml")
     taugrid("baseline", "accept", "history/nights/1/run", "--to", "history/baseline.json", "--reason", "the first")
     found = night("2", "nearby.yaml")
     assert (found["result"], found["comparison"]["checks"]["sampler"]["result"]) == ("not worse", "clean")
-    told = night("3", "nearby-other.yaml", code=2)
+    (cell,) = night("3", "worse.yaml", code=3)["comparison"]["cells"]
+    assert (cell["result"], cell["seeds"]) == ("worse", "fresh"), "sampled again with the guide"
+    told = night("4", "nearby-other.yaml", code=2)
     assert "the runs were measured in different ways: conditions.guidance.guide is " in told
     (tmp_path / "moved.yaml").write_text((tmp_path / "nearby.yaml").read_text().replace("guide: guide", "guide: moved"))
     shutil.move(tmp_path / "guide", tmp_path / "moved")
-    found = night("4", "moved.yaml")
+    found = night("5", "moved.yaml")
     assert found["comparison"]["checks"]["sampler"]["result"] == "clean", "tonight's file of the same guide"

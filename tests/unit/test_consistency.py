@@ -182,12 +182,12 @@ def shrinking(process, at):
     return math.sqrt((DEVIATION**2 + process.at(1).sigma ** 2) / (DEVIATION**2 + at.sigma**2))
 
 
-@pytest.mark.parametrize("sigma_min", [0.002, 0.5])
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_gaussians_consistency_function_gives_its_mean_and_deviation(steps, sigma_min):
+@pytest.mark.parametrize(("spacing", "sigma_min"), [("linear", 0.002), ([40], 0.002), ([4, 40], 0.5)])
+def test_a_gaussians_consistency_function_gives_its_mean_and_deviation(spacing, sigma_min):
     """The exact moments, those of an x_T without the mean included; they are within 1 % of the data's at sigma_min."""
     diffusion = EDM_DEFAULTS.model_copy(update={"sigma_min": sigma_min})
-    settings, process = Sample(sampler="consistency", steps=steps, seed=0, clip="none"), schedules.process(diffusion)
+    steps, process = 1 if spacing == [40] else 2, schedules.process(diffusion)
+    settings = Sample(sampler="consistency", steps=steps, spacing=spacing, seed=0, clip="none")
     tau = find("consistency").tau(settings, process)
     spec = SamplingSpec(Identity((1, 1, 1)), diffusion, settings, tau, steps)
     x0 = sample_batch(gaussian_function(process), torch.arange(40_000), spec).double()
@@ -318,6 +318,11 @@ def test_a_scheduler_that_cannot_be_honoured_is_one_line(folder, tmp_path):
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"s_noise": 1.01}))
     assert "s_noise: 1.01" in refusal(planned, tmp_path / "it")
+    file.write_text(json.dumps(values | {"sigma_data": 0.6}))
+    guided = {"checkpoint": str(folder), "guide": str(tmp_path / "it")}
+    said = refusal(planned, folder, model=guided, sample={"guidance": 2.0})
+    assert "was trained with edm" in said, "its output is scaled otherwise"
+    assert "sigma_data 0.6" in said
     file.write_text(json.dumps(values | {"clip_denoised": False, "num_train_timesteps": 18}))
     [cell] = planned(tmp_path / "it").cells
     assert (cell.settings.clip, cell.tau) == ("none", (9, 18))

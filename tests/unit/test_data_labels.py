@@ -127,6 +127,13 @@ def test_the_labels_of_parquet_files_are_their_column(tmp_path):
     assert load_labels(section).classes == ("cat", "dog"), "more than are in the files"
 
 
+def test_classes_of_one_name_are_told_apart(tmp_path):
+    """ImageNet has two cranes; a table by class has a column for each."""
+    write_table(tmp_path / "x.parquet", [0, 2], hugging_face("crane", "dog", "crane"))
+    classes = load_labels(Data(name="parquet", root=str(tmp_path), shape=(1, 4, 4))).classes
+    assert classes == ("crane (0)", "dog", "crane (2)")
+
+
 @pytest.mark.parametrize(
     ("labels", "metadata", "name", "said"),
     [

@@ -540,8 +540,8 @@ def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
 KEY = [
     (
         "taugrid/config/sample.py",
-        "LATER_KEYS = {",
-        'LATER_KEYS = {"lift": 0.0, ',
+        "LATER_KEYS: dict[str, Any] = {",
+        'LATER_KEYS: dict[str, Any] = {"lift": 0.0, ',
     ),
     (
         "taugrid/config/sample.py",

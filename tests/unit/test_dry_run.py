@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,17 @@ from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 import taugrid as api
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
+from taugrid.jobs import SavedUnet
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import plan_text
-from taugrid.orchestrator.plan.devices import too_large
+from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.devices import too_large, weights_bytes
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sources import Loaded
 from taugrid.orchestrator.view import dry_run, inspection
 from taugrid.words import quantity
 from taugrid.workers.data import fashion_mnist
+from taugrid.workers.diffusion.decoder import Vae
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -376,6 +382,18 @@ def test_the_weights_on_a_worker_are_estimated_from_the_files_and_said(made, tmp
     _, said = planned(config, tmp_path / "run", "cluster.workers=2")
     assert f"the weights of 2 workers take an estimated {quantity(8 * count)}B" in said
     assert "has 1,000B; use nodes with more" in said
+
+
+def test_a_vae_counts_among_the_weights(made, tmp_path):
+    """The patch: the network is its own VAE."""
+    config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "grid": {"steps": [2]}}
+    [cell] = plan(validate(Config, config, "test")).cells
+    saved, shape = SavedUnet(str(made / "network"), "", ""), cell.model.image_shape
+    loaded = replace(cell.model.source.checkpoint, vae=Vae("x", saved, 1.0, 0.0, shape, shape))
+    cell = replace(cell, model=replace(cell.model, source=Loaded(loaded)))
+    found = weights_bytes(Plan((cell.model,), (cell,)), lambda model, weights: model.source.weights_file(None, weights))
+    assert found == {"network": found["VAE"], "VAE": found["network"]}
+    assert found["VAE"] > 0
 
 
 @pytest.mark.parametrize(

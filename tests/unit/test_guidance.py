@@ -11,6 +11,7 @@ from taugrid.grids.names import Naming
 from taugrid.orchestrator.plan import record
 from taugrid.orchestrator.plan.grid import plan, with_settings
 from taugrid.workers import schedules
+from taugrid.workers.conditions.guidance import is_inside
 from taugrid.workers.network.checkpoint import Checkpoint
 
 FOLDERS = {
@@ -97,11 +98,12 @@ def test_guided_calls_count_twice():
 
 def test_an_interval_is_open_below_and_closed_above_also_after_rounding():
     process = schedules.process(planned().models[0].diffusion)
-    times = planned().cells[0].sampler_description.times
-    low, high = sorted(process.at(t + 1).ratio for t in times)[1:3]
-    assert planned(**guided(guidance_interval=[low, high])).cells[0].guidance.calls == 1
-    nudged = [np.nextafter(low, 0), np.nextafter(high, 0)]  # the last bit decides nothing
-    assert planned(**guided(guidance_interval=nudged)).cells[0].guidance.calls == 1
+    low, high = (process.at(t) for t in (100, 200))
+    for towards in (0, np.inf, None):  # the last bit decides nothing
+        ends = [at.ratio if towards is None else np.nextafter(at.ratio, towards) for at in (low, high)]
+        assert not is_inside(ends, low)
+        assert is_inside(ends, high)
+        assert planned(**guided(guidance_interval=ends, spacing=[50, 100, 150, 200, 900])).cells[0].guided_calls == 2
 
 
 def test_the_last_time_of_a_schedule_without_signal_is_outside_every_interval():

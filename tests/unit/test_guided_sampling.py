@@ -13,16 +13,20 @@ from torch import nn
 
 import taugrid
 from taugrid.config import Diffusion
-from taugrid.errors import SamplerFault, UserError
+from taugrid.errors import NotFinite, SamplerFault, UserError
 from taugrid.jobs import Conditions
+from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.storage import LocalStorage
 from taugrid.workers import schedules
+from taugrid.workers.accelerator.arithmetic import PLAIN
 from taugrid.workers.conditions.guidance import Guidance, Guided, guidance_of, inside
+from taugrid.workers.device import Device
 from taugrid.workers.diffusion import gaussian
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.oracle import classes_eps
 from taugrid.workers.diffusion.process import Point
+from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler, honoured
 
@@ -237,6 +241,45 @@ def test_nan_of_the_guide_alone_gives_no_image(folders, tmp_path):
         outcome, printed = drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
     assert "the network returned nan or infinity for images 0 to 1" in " ".join(outcome.missing.values()) + printed
     assert not list((tmp_path / "run/samples").rglob("*.parquet"))
+
+
+def job_of(folders, tmp_path, **sample):
+    """A guided job of five images in batches of two, with three steps."""
+    with small_run(tmp_path, text(folders, grid="{guidance: [2]}")) as run:
+        cell = with_settings(run.plan.cells[0], sample)
+    return SampleJob(
+        str(tmp_path / "part.parquet"), start=0, stop=5, network=None, decoder=Identity((1, 8, 8)),
+        settings=cell.settings, diffusion=cell.model.diffusion, tau=cell.tau, nfe=cell.nfe,
+        metadata={"cell": cell.id, "model": cell.model.id}, guidance=cell.guidance,
+    )  # fmt: skip
+
+
+def test_heartbeats_count_the_calls_of_both_networks(folders, tmp_path):
+    beats, log, job = [], [], job_of(folders, tmp_path)
+    sample_shard(job, toy(log, "net"), "cpu", lambda done, of: beats.append((done, of)), guide=toy(log, "guide", 0.5))
+    assert [name for name, *_ in log] == ["net", "guide"] * 9
+    assert beats in ([(done, 18) for done in range(18)], [(done + 1, 18) for done in range(18)])
+
+
+def test_infinity_of_the_guide_in_the_last_call_is_the_networks_not_the_samplers(folders, tmp_path):
+    """No later call of the network would see it, and NaN in the image alone would not say where it is from."""
+    job = job_of(folders, tmp_path, clip="x0")
+    last = min(describe_sampler(job.settings, job.diffusion).times)
+
+    def guide(x, at, condition=None, /):
+        return x * torch.inf if at.time == last else x
+
+    with pytest.raises(NotFinite, match="the network returned nan or infinity for images 0 to 1"):
+        sample_shard(job, toy([], "net", 0.1), "cpu", guide=guide)
+
+
+def test_memory_of_a_batch_is_asked_for_when_both_networks_are_loaded(monkeypatch):
+    asked, device = [], Device("cpu")
+    monkeypatch.setattr(device, "network", lambda spec, diffusion, how, batch=None: asked.append((spec, batch)) or spec)
+    assert device.networks(["net", "guide"], DIFFUSION, PLAIN, (2, 1, 8, 8)) == ["net", "guide"]
+    loaded = [spec for spec, batch in asked]
+    assert [spec for spec, batch in asked if batch] == ["net", "guide"]
+    assert loaded.index("guide") < next(place for place, (_, batch) in enumerate(asked) if batch)
 
 
 # In memory

@@ -114,7 +114,7 @@ def test_the_driver_needs_no_torch_to_dispatch():
     modules = modules_after(
         "import taugrid.orchestrator.session, taugrid.orchestrator.dispatch.loop, taugrid.workers.actor\n"
         "from taugrid.orchestrator.work import work_kinds\n"
-        "assert len(work_kinds()) == 6"
+        "assert len(work_kinds()) == 7"
     )
     assert "ray" in modules
     assert not modules & {"torch", "diffusers", "torch_fidelity"}

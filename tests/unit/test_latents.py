@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import VQModel
+from hub import serving
 from latents import SETTINGS, STEPS, by_diffusers, edit, other_vae, save_dit, save_ldm
 from safetensors.torch import load_file, save_file
 
@@ -28,7 +29,7 @@ from taugrid.workers.accelerator import arithmetic, preflight
 from taugrid.workers.accelerator.memory import smaller_slice
 from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.device import Device
-from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint, read_checkpoint, saved_unet
+from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint, read_checkpoint, read_vae, saved_unet
 from taugrid.workers.network.unet import read_saved
 from taugrid.workers.sample import run as run_job
 
@@ -130,6 +131,24 @@ def test_the_first_dits_config_and_weights_are_read(dit, tmp_path):
     assert all(torch.equal(tensor, vae[name]) for name, tensor in tensors.items())
 
 
+def test_a_pipeline_on_the_hub_comes_with_its_vae_and_one_of_prompts_without_weights(dit, tmp_path, monkeypatch):
+    """Put back by fetching weights with the configs: gigabytes are fetched before the refusal."""
+    prompts = shutil.copytree(dit[0], tmp_path / "prompts")
+    edit(prompts / "model_index.json", text_encoder=["transformers", "CLIPTextModel"])
+    hub = {"models/a/dit": dit[0], "models/a/prompts": prompts}
+    with serving(hub, tmp_path / "cache", monkeypatch) as requests:
+        found = read_checkpoint("a/dit")
+        assert sum(WEIGHTS_FILE in line and line.startswith("GET") for line in requests) == 2
+        requests.clear()
+        with pytest.raises(
+            UserError, match=r"a/prompts takes prompts \(text_encoder\), which taugrid does not support"
+        ):
+            read_checkpoint("a/prompts")
+        assert not any(WEIGHTS_FILE in line for line in requests)
+        of = read_checkpoint(str(dit[0])).vae
+        assert read_vae("a/dit", of).identity == found.vae.identity == of.identity
+
+
 def test_a_record_of_a_latent_pipeline_is_the_pipeline(dit):
     found = read_checkpoint(str(dit[0]))
     assert Checkpoint.restored(found.recorded) == found
@@ -145,7 +164,7 @@ def planned(folder, vae=None, **sections):
 def test_the_vae_is_part_of_the_models_identity(ldm, tmp_path):
     [before] = planned(ldm[0]).models
     assert before.image_shape == (3, 16, 16)
-    assert "latents of 3x8x8 by a UNet2DModel, decoded to 3x16x16 by a VQModel (scaling factor 0.5)" in (
+    assert "latents of 3x8x8 by a UNet2DModel, decoded to 3x16x16 by a VQModel (scaling factor 100)" in (
         before.source.description(before.diffusion, [])
     )
     place = shutil.copytree(ldm[0], tmp_path / "rescaled")
@@ -206,6 +225,7 @@ def test_another_vae_makes_other_cells_of_the_same_model(dit, tmp_path):
     assert other.id != own.id
     assert other.decoder.identity != own.decoder.identity
     assert "other" in other.label
+    assert not [remark for remark in found.remarks if "same times" in remark], "each of which is another cell"
     again = from_json(to_json(found))
     assert [cell.decoder for cell in again.cells] == [cell.decoder for cell in found.cells]
     arguments = {"batch_size": 4, "decode_batch": 2, "labels": 1, **SETTINGS}
@@ -312,7 +332,7 @@ def test_memory_for_the_vae_is_compared_before_anything_is_sampled(ldm, monkeypa
     assert smaller_slice(decode, vae.network_shape, 4, "cpu") is None
 
 
-LDM_VAE = {"latent_channels": 3, "scaling_factor": 0.5}
+LDM_VAE = {"latent_channels": 3, "scaling_factor": 100.0}
 """Of another VAE that fits the LDM's latents."""
 
 

@@ -1,6 +1,7 @@
 """The labels of a data set's images: which class each shows. Imports no torch."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pkgutil import resolve_name
@@ -19,7 +20,7 @@ class Labels(NamedTuple):
     of_images: NDArray[np.int32]
     """(N,), read-only: a class in [0, K) for each image of `load_images`, in its order."""
     classes: tuple[str, ...]
-    """The names of the K classes."""
+    """The names of the K classes, which differ: of a name that several have, each is followed by its number."""
 
     @property
     def sha256(self) -> str:
@@ -45,7 +46,13 @@ def load_labels(data: Data) -> Labels:
         )
     kept = found.of_images[: data.limit]
     kept.flags.writeable = False
-    return Labels(kept, found.classes)
+    return Labels(kept, _distinct(found.classes))
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """ImageNet has two classes crane, a bird and a machine: crane (134) and crane (517)."""
+    times = Counter(names)
+    return tuple(name if times[name] == 1 else f"{name} ({label})" for label, name in enumerate(names))
 
 
 def load_known_labels(data: Data, sha256: str) -> Labels:
