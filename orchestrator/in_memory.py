@@ -97,6 +97,7 @@ def _sample_planned(
     place = device or usual_device()
     _require_settings(planned.settings, place)
     device_here = Device(place)
+    device_here.load_decoder(planned.decoder, planned.settings)
     networks = device_here.networks(specs, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
     try:
         decode = device_here.decoder(planned.decoder, planned.settings)
@@ -118,6 +119,8 @@ def _sample_held(
     from taugrid.workers.accelerator.preflight import check
     from taugrid.workers.network.load import conditions_in_memory, device_of, network_in_memory, shape_of
 
+    if isinstance(guide, str | Mapping):
+        raise UserError(f"guide must be a network in memory, as the model is, not {guide!r}; or give both by name")
     held = [model] if guide is None else [model, guide]
     takes = [conditions_in_memory(each) for each in held]
     sampling = _settings(shape or shape_of(model), diffusion, settings, takes)
@@ -172,9 +175,10 @@ def _settings(
     if shape is None:
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
-    resolved = sample_section(validate(Sample, {"seed": 0} | dict(settings), "sample"), {})
+    given = validate(Sample, {"seed": 0} | dict(settings), "sample")
+    require_decoder_keys(given, Identity(shape))
+    resolved = sample_section(given, {})
     [described] = describe_samplers([Case(resolved, process)]).descriptions
-    require_decoder_keys(resolved, Identity(shape))
     resolved = honoured(resolved, described.keys)
     points = list(map(schedules.process(process).told, described.times))
     guided = len(inside(resolved.guidance_interval, points)) if resolved.is_guided else 0

@@ -24,6 +24,7 @@ from taugrid.workers.pixels import LastSampled
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from taugrid.workers.accelerator.preflight import BatchShape
     from taugrid.workers.diffusion.decoder import Around, Decode
@@ -233,6 +234,22 @@ class Device:
             self.network(spec, diffusion, how)
         return [self.network(spec, diffusion, how, batch) for spec in specs]
 
+    def load_decoder(self, decoder: Decoder, settings: Sample) -> "Module | None":
+        """The module of a `Vae`, kept for the next job: with its weights here, `networks` requires memory beside them.
+
+        Raises:
+            DeviceUnusable: if this device can't compute so.
+        """
+        if not isinstance(decoder, Vae):
+            return None
+        from taugrid.workers.network.vae import load_vae
+
+        arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
+        how = policy(kind_of(self.name), settings.vae_precision)
+        key = decoder.saved, how.layout
+        vae: Module = self._kept(self._vaes, key, lambda: load_vae(decoder.saved, self.name, how))
+        return vae
+
     def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
         """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`.
 
@@ -240,15 +257,14 @@ class Device:
             DeviceUnusable: if this device can't compute so.
             NotEnoughMemory: if memory to decode a batch is not free, beside all that this device keeps.
         """
-        if not isinstance(decoder, Vae):
+        vae = self.load_decoder(decoder, settings)
+        if vae is None or not isinstance(decoder, Vae):
             return as_function(decoder)
         from taugrid.workers.accelerator import preflight
         from taugrid.workers.accelerator.counting import without_data
-        from taugrid.workers.network.vae import decoding, load_vae
+        from taugrid.workers.network.vae import decoding
 
-        arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
         how = policy(kind_of(self.name), settings.vae_precision)
-        vae = self._kept(self._vaes, (decoder.saved, how.layout), lambda: load_vae(decoder.saved, self.name, how))
         size = min(settings.decode_batch, settings.batch_size)
         if (free := preflight.free_bytes(self.name)) is not None:
             key = decoder, how, size, settings.batch_size

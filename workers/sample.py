@@ -66,9 +66,9 @@ class SampleJob(Job):
 
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
-    latents_of: tuple[str, str] | None = None
-    """The file and the id of a cell that has the same latents and keeps them, to be decoded here. If that can't be
-    read, this job samples them."""
+    latents_of: str | None = None
+    """The file of a cell that has the same latents and keeps them, to be decoded here. If it can't be read, this job
+    samples them."""
     label_rule: LabelRule | None = None
     """The labels of its images. None: the network is unconditional."""
 
@@ -105,10 +105,12 @@ class SampleJob(Job):
 def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
     batch = (job.settings.batch_size, *job.decoder.network_shape)
-    decode, latents = device.decoder(job.decoder, job.settings), kept_latents(job)
+    latents = kept_latents(job)
     networks: Any = [latents]
+    device.load_decoder(job.decoder, job.settings)
     if latents is None:
         networks = device.networks(job.networks, job.diffusion, job.arithmetic, batch)
+    decode = device.decoder(job.decoder, job.settings)  # after all weights are there, since it compares what is free
     model, *guides = networks
     callbacks = device.heartbeat, device.computed, device.last_sampled
     result = sample_shard(job, model, device.name, *callbacks, decode, *guides)
@@ -122,11 +124,11 @@ def kept_latents(job: SampleJob) -> "Latents | None":
     """The latents of the job's images, from the file of another cell; None: there are none."""
     if job.latents_of is None:
         return None
-    path, cell = Path(job.latents_of[0]), job.latents_of[1]
+    path = Path(job.latents_of)
     try:
         part = parquet.inspect(path, storage=job.storage)
-        wanted = {"cell": cell, "weights_sha256": job.metadata["weights_sha256"]}
-        if not wanted.items() <= part.metadata.items() or part.start > job.start or part.stop < job.stop:
+        is_same = part.metadata.get("latents") == job.metadata["latents"]
+        if not is_same or part.start > job.start or part.stop < job.stop:
             return None
         rows = np.concatenate([latents for _, latents in parquet.read_features(path, "latent", job.storage)])
     except (DamagedFile, FileNotFoundError, NotADirectoryError):

@@ -101,12 +101,19 @@ def worst_check(checks: Iterable[Check]) -> Check:
 
 
 def sampling_key_of(cell: SnapshotCell, **other: object) -> str:
-    """The key of a sampled cell, from its network and its settings, some of which `other` replaces."""
-    return sampling_key(cell.network.weights_sha256, cell.network.diffusion, {**cell.settings, **other}, cell.guide)
+    """The key of a sampled cell, from its networks and its settings, some of which `other` replaces."""
+    network, protocol = cell.network, cell.protocol
+    blocks = protocol.get("conditions"), protocol.get("decoder")
+    return sampling_key(network.weights_sha256, network.diffusion, {**cell.settings, **other}, *blocks)
 
 
 def sampling_key(
-    weights_sha256: str | None, diffusion: Mapping[str, Any], settings: Mapping[str, Any], guide: str | None
+    weights_sha256: str | None,
+    diffusion: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    conditions: Mapping[str, Any] | None,
+    decoder: Mapping[str, Any] | None,
 ) -> str:
-    """The same key from its parts."""
-    return json_sha256([weights_sha256, diffusion, settings, guide])
+    """The same key from its parts; `conditions` and `decoder` are the protocol's, with the hashes of further files."""
+    without_labels = {key: value for key, value in settings.items() if key != "labels"}  # maybe a path
+    return json_sha256([weights_sha256, diffusion, without_labels, conditions, decoder])

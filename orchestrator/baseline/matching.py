@@ -90,18 +90,20 @@ def matched(new: Snapshot, baseline: Snapshot) -> Matched:
 
 
 def _shared_keys(new: Iterable[SnapshotCell], old: Iterable[SnapshotCell]) -> tuple[str, ...]:
-    """The keys that identify a cell only if a grid has several values of them: N, and the paths of models."""
+    """The keys that identify a cell only if a grid has several values of them: N, and what files name."""
     sides = (list(new), list(old))
-    optional = ("num_samples", *sorted(MODEL_FILES))
+    columns = ["labels"] if any(cell.labels_are_rows for side in sides for cell in side) else []
+    optional = ("num_samples", *columns, *sorted(MODEL_FILES))
     return tuple(name for name in optional if any(len({_value(cell, name) for cell in side}) > 1 for side in sides))
 
 
 def _value(cell: SnapshotCell, name: str) -> str:
-    return json.dumps(cell.settings.get(name, cell.axes.get(name)), sort_keys=True)
+    return json.dumps(cell.by_content.get(name, cell.axes.get(name)), sort_keys=True)
 
 
 def _key(cell: SnapshotCell, shared: Iterable[str]) -> str:
-    settings = {key: value for key, value in cell.settings.items() if key not in NOT_MATCHED}
+    left_out = NOT_MATCHED | ({"labels"} if cell.labels_are_rows else set())
+    settings = {key: value for key, value in cell.settings.items() if key not in left_out}
     known_otherwise = MODEL_FILES | cell.settings.keys() | set(COLUMN_NAMES.values())
     axes = {key: value for key, value in cell.axes.items() if key not in known_otherwise}
     return json.dumps([settings, axes, [_value(cell, name) for name in shared], _code(cell)], sort_keys=True)
@@ -131,7 +133,7 @@ def changed_code(new: Snapshot, baseline: Snapshot) -> list[str]:
 
 
 def _first_difference(new: SnapshotCell, old: SnapshotCell) -> str:
-    sides = [{**cell.axes, **cell.settings} for cell in (new, old)]
+    sides = [{**cell.axes, **cell.by_content} for cell in (new, old)]
     for key in {**sides[0], **sides[1]}:
         if key not in NOT_MATCHED | MODEL_FILES and sides[0].get(key) != sides[1].get(key):
             return f"{key} is {sides[0].get(key)} and {sides[1].get(key)}"

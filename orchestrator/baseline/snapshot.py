@@ -162,9 +162,10 @@ class SnapshotCell:
         return int(self.settings["num_samples"])
 
     @property
-    def files(self) -> dict[str, str]:
-        """The keys of a config that name further networks of the cell, such as its guide's."""
-        return {key: self.axes[key] for key in CELL_KEYS if self.axes.get(key) is not None}
+    def files(self) -> dict[str, Any]:
+        """The keys of a config that name further files of the cell, such as its guide's."""
+        named = {key: self.axes[key] for key in CELL_KEYS if self.axes.get(key) is not None}
+        return named | ({"labels": self.settings["labels"]} if self.labels_are_rows else {})
 
     @property
     def labels_are_rows(self) -> bool:
@@ -172,11 +173,10 @@ class SnapshotCell:
         return isinstance(self.settings.get("labels"), Mapping)
 
     @property
-    def guide(self) -> str | None:
-        """The hash of its guide, from its protocol; None: it has none."""
-        guidance = (self.protocol.get("conditions") or {}).get("guidance") or {}
-        found: str | None = guidance.get("guide")
-        return found
+    def by_content(self) -> dict[str, Any]:
+        """Its settings, with the hash of a column of labels for its path: the file may move."""
+        labels = (self.protocol.get("conditions") or {}).get("labels")
+        return {**self.settings, **({"labels": labels} if self.labels_are_rows else {})}
 
     @property
     def networks(self) -> "list[TrainingScores]":

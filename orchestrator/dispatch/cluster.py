@@ -113,10 +113,15 @@ def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFi
             )
     except SystemExit as received:  # from the handler of SIGTERM that Ray sets in init
         raise KeyboardInterrupt from received
-    except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except Exception as error:
+        known = (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, TimeoutError)
+        if type(error) is not Exception and not isinstance(error, known):  # Ray's is a bare one if a node starts late
+            raise
         reason = textwrap.shorten(str(error), 300, placeholder=" ...") or "no answer"
         if address == "local":
-            raise RunFailed(f"Ray could not start here: {reason}") from error
+            raise RunFailed(
+                f"Ray could not start here: {reason}; run the same command again, if the machine is busy now"
+            ) from error
         raise UserError(f"--address {address}: the cluster there can't be joined: {reason}") from error
 
 

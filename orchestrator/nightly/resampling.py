@@ -81,7 +81,7 @@ class Resampler:
         if not cells:
             return lambda old: unavailable.get(old.cell, not_sampled(old))
         self.progress.say(f"canary: one batch of {counted(len(cells), 'cell')}, of the baseline's network")
-        # Of a guide's file, tonight's is known to be there; it has the baseline's content, or nothing is compared.
+        # Of other files, tonight's are known to be there; they have the baseline's content, or nothing is compared.
         grid = [point_of(old, **new.files, num_samples=batch_of(old)) for new, old in pairs if old in cells]
         # A folder of its own for each grid, since a baseline may be replaced meanwhile.
         folder = self.night.folder / f"{CANARY}-{json_sha256(grid)[:8]}"
@@ -133,8 +133,8 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
     canaries: dict[str, Sampled | Check] = {}
     for cell in run.plan.cells:
         weights_sha256 = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        guide = None if cell.guide is None else cell.guide.id
-        key = sampling_key(weights_sha256, cell.model.diffusion.recorded, cell.settings.recorded, guide)
+        blocks = cell.conditions_block, cell.decoder_block
+        key = sampling_key(weights_sha256, cell.model.diffusion.recorded, cell.settings.recorded, *blocks)
         if code_changed:
             canaries[key] = Check("unknown", "taugrid's code changed between the sessions of this night")
         elif cell.name in failed:

@@ -51,7 +51,7 @@ def _weights_of(cell: Cell, file: WeightsFile, count: Callable[[Path], int | Non
         for name, model in models.items()
         if model is not None and model.lacks is None
     }
-    if isinstance(vae := cell.model.decoder, Vae):  # its precision is autocast's
+    if isinstance(vae := cell.decoder, Vae):  # its precision is autocast's
         files["VAE"] = weights_file(Path(vae.saved.folder)), 4
     return {name: number * each for name, (path, each) in files.items() if (number := count(path))}
 

@@ -33,7 +33,7 @@ from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, interval_notes, require_guided
+from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, guidance_notes, require_guided
 from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
@@ -188,7 +188,7 @@ def plan(
             raise _twice(each.point, len(mappings))
         seen.add(key)
         cells.setdefault(cell.id, cell)
-    made, notes = tuple(cells.values()), (*_ignored(planned), *interval_notes([*cells.values()]))
+    made, notes = tuple(cells.values()), (*_ignored(planned), *guidance_notes([*cells.values()]))
     return Plan(tuple(models.values()), made, notes, answers.modules)
 
 
@@ -277,7 +277,7 @@ def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Place
     guide = _guide(sections, model, lookups) if settings.is_guided and sections.model.guide is not None else None
     model, vae = _with_vae(sections, model, lookups)
     if model.lacks is None:
-        require_decoder_keys(settings, model.decoder)
+        require_decoder_keys(sections.sample, model.decoder)
     return Placed(point, model, guide, vae, sections._replace(diffusion=model.diffusion), settings)
 
 

@@ -60,6 +60,8 @@ class Foreseen(NamedTuple):
     """The width of its features."""
     lacks: str | None
     """A message on what must be downloaded first; None if everything exists on this machine."""
+    spec: ExtractorSpec | None = None
+    """None if something must be downloaded first."""
 
 
 def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foreseen:
@@ -70,7 +72,8 @@ def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foresee
     """
     name, dimensions = name_and_dimensions(config)
     try:
-        return Foreseen(name, find(config).dimensions, None)
+        spec = find(config)
+        return Foreseen(name, spec.dimensions, None, spec)
     except MissingInput as error:
         return Foreseen(name, dimensions, str(error))
 
@@ -93,8 +96,18 @@ def per_sample(data: Data, classes: int | None) -> PerSample:
     return PerSample((*SAMPLE_COLUMNS, *LABEL_COLUMNS), order)
 
 
+NO_LABELS = "report.by: label, but no network of this grid takes labels"
+
 MANY_SAMPLES = 10**9
 """A number of samples that is enough for any metric."""
+
+
+def no_agreement(config: Config, plan: Plan, extractor: ExtractorSpec) -> set[str]:
+    """Why labels can't be held against the classes of this extractor, if that is asked for."""
+    samples = {per_sample(cell.model.data, classes_of(cell)) for cell in plan.cells}
+    wanted = config.evaluate.metric_settings
+    found = (feasible(wanted, extractor, MANY_SAMPLES, MANY_SAMPLES, each).reasons.get("agreement") for each in samples)
+    return {f"no agreement: {reason}" for reason in found if reason is not None}
 
 
 @dataclass(frozen=True)
@@ -250,7 +263,7 @@ def _check_labels(scoring: Scoring, plan: Plan) -> None:
     """Raise `UserError` if labels of samples can't be those of the reference, or no cell has any."""
     networks = {classes for cell in plan.cells if (classes := classes_of(cell)) is not None}
     if not networks:
-        raise UserError("report.by: label, but no network of this grid takes labels; leave out report.by")
+        raise UserError(f"{NO_LABELS}; leave out report.by")
     reference = None if scoring.labels is None else len(scoring.labels.classes)
     if reference is not None and networks != {reference}:
         raise UserError(

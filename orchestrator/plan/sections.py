@@ -144,11 +144,16 @@ def check_classes(data: Data, unet: Unet, train: Train) -> None:
 
 
 def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
-    """`settings` with no key left null; `theirs` are the keys that a loaded pipeline sets."""
+    """`settings` with no key left null; `theirs` are the keys that a loaded pipeline sets.
+
+    A `decode_batch` that makes the default's slices of every batch is the default.
+    """
     given = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
     missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
-    return settings.model_copy(update=missing | given)
+    slices = {min(size, settings.batch_size) for size in (settings.decode_batch, SAMPLE_DEFAULTS.decode_batch)}
+    usual = {"decode_batch": SAMPLE_DEFAULTS.decode_batch} if len(slices) == 1 else {}
+    return settings.model_copy(update=missing | given | usual)
 
 
 def require_whole_times(settings: Sample, times: Iterable[float], name: str) -> None:

@@ -10,7 +10,7 @@ from taugrid.config import Config, Data
 from taugrid.config.sample import LabelColumn
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.features.resolve import restored
-from taugrid.hashing import canonical_json
+from taugrid.hashing import canonical_json, json_sha256
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.scoring import extractor
@@ -21,13 +21,17 @@ from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import read_json, write_json
 from taugrid.workers.conditions.column import Column, read_column
 from taugrid.workers.data.load import content_fingerprint
-from taugrid.workers.diffusion.decoder import Vae
+from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.network import custom_process
-from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint, read_vae
+from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint, read_vae, weights_file, weights_sha256
 from taugrid.workers.samplers.description import Case, Tried, honoured, try_sampler
 
 OUTSIDE = NOT_IDENTITY["sample"]
 """Keys of `sample` that change no image."""
+
+
+OF_DECODING = {"vae_precision", "decode_batch", "rounding"}
+"""Keys of `sample` that change no latent."""
 
 
 class ModelRecords(Paths):
@@ -182,8 +186,29 @@ class ModelRecords(Paths):
             return recorded
 
     def read_vae(self, path: str, of: Vae) -> Vae:
-        """See `checkpoint.read_vae`."""
-        return read_vae(path, of, self.downloads)
+        """The VAE of `model.vae`, see `checkpoint.read_vae`; if it is gone, as plan.json has it, and on the hub the
+        commit that is there."""
+        plan: Any = read_json(self.plan, self.storage)
+        recorded = None
+        with suppress(KeyError, TypeError, AttributeError):  # there is no plan, or taugrid did not write it
+            vaes = [Vae.restored(cell["vae"]) for cell in plan["cells"] if "vae" in cell]
+            shapes = of.network_shape, of.picture_shape
+            recorded = next((v for v in vaes if (v.path, v.network_shape, v.picture_shape) == (path, *shapes)), None)
+        try:
+            return read_vae(path, of, None if recorded is None else recorded.commit, self.downloads)
+        except UserError:
+            if recorded is None:
+                raise
+            return recorded
+
+    def decoder(self, cell: Cell) -> Decoder:
+        """What a worker makes pictures with; `UserError` if the files of a VAE are gone."""
+        if isinstance(vae := cell.decoder, Vae):
+            try:
+                weights_sha256(weights_file(Path(vae.saved.folder)))
+            except UserError as error:
+                raise type(error)(f"the VAE of {vae.path} is gone: {error}") from None
+        return cell.decoder
 
     def is_ready(self, model: Model) -> bool:
         """Whether the model can be sampled: it is trained, or needs no training."""
@@ -194,20 +219,28 @@ class ModelRecords(Paths):
         return model.source.weights_sha256(self.model_folder(model), weights, self.storage)
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
-        """The JSON blob in every sample file of a cell. It does not depend on the number of samples."""
+        """The JSON blob in every sample file of a cell. It does not depend on the number of samples.
+
+        `latents`, where they are kept, is the hash of all that determines them: cells that only differ in how they are
+        decoded have the same.
+        """
         block, conditions = cell.sampler_block, cell.conditions_block
         settings = {key: value for key, value in cell.settings.recorded.items() if key not in OUTSIDE}
-        return {
-            "cell": cell.id,
+        settings = settings if cell.label_rule is None else {**settings, "labels": cell.label_rule.said}
+        undecoded = {
             "model": cell.model.id,
-            "settings": settings if cell.label_rule is None else {**settings, "labels": cell.label_rule.said},
+            "settings": settings,
             "diffusion": cell.model.diffusion.recorded,
             "tau": list(cell.tau),
             **({} if block is None else {"sampler": block | {"arguments": cell.sampler_description.arguments}}),
             **({} if conditions is None else {"conditions": conditions}),
-            **({} if cell.decoder_block is None else {"decoder": cell.decoder_block}),
             "weights_sha256": self.weights_sha256(cell.model, cell.settings.weights),
         }
+        decoder, kept = {} if cell.decoder_block is None else {"decoder": cell.decoder_block}, dict[str, str]()
+        if cell.settings.keep_latents:
+            of_latents = {key: value for key, value in settings.items() if key not in OF_DECODING}
+            kept["latents"] = json_sha256({**undecoded, "settings": of_latents})
+        return {"cell": cell.id, **undecoded, **decoder, **kept}
 
 
 def _case(settings: Mapping[str, Any], diffusion: Mapping[str, Any]) -> str:

@@ -15,7 +15,16 @@ from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.devices import faster_on_gpus, too_large, weights_bytes
-from taugrid.orchestrator.plan.scoring import Foreseen, foreseen, name_and_dimensions, singular_samples, too_few_samples
+from taugrid.orchestrator.plan.scoring import (
+    NO_LABELS,
+    Foreseen,
+    classes_of,
+    foreseen,
+    name_and_dimensions,
+    no_agreement,
+    singular_samples,
+    too_few_samples,
+)
 from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.report.up_to_date import RequestedScores
@@ -70,7 +79,11 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
 
 def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterator[str]:
     """Remarks if its weights are missing, or N is too small for error bars with this many features."""
-    name, dimensions, lacks = extractor
+    name, dimensions, lacks, spec = extractor
+    if config.report.by is not None and all(classes_of(cell) is None for cell in plan.cells):
+        yield NO_LABELS
+    if spec is not None:
+        yield from sorted(no_agreement(config, plan, spec))
     if lacks is not None:
         yield lacks
     if dimensions is None or "fid" not in config.evaluate.metrics:

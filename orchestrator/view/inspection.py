@@ -17,6 +17,7 @@ from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.grown import at
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.selection import find_cell
+from taugrid.orchestrator.work.latents import without_latents
 from taugrid.orchestrator.work.sample import images_to_keep
 
 PNG_OVERHEAD_BYTES = 200
@@ -57,7 +58,11 @@ def describe(run: Run) -> dict[str, Any]:
         "network_evaluations": sum(shard.total_nfe for shard in plan.shards),
         "network_evaluations_remaining": remaining,
         "cells_to_score": sum(not cell["scored"] for cell in cells),
-        "remarks": [*plan.remarks, *filter(None, [orphans_in_words(run.config, plan, rundir)])],
+        "remarks": [
+            *plan.remarks,
+            *without_latents(plan, rundir),
+            *filter(None, [orphans_in_words(run.config, plan, rundir)]),
+        ],
         "bytes_at_most": sum(
             cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES + latent_bytes(cell))
             for cell in plan.cells

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile
+from taugrid.config.sample import LabelColumn
+from taugrid.errors import DamagedFile, MissingInput
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key
-from taugrid.orchestrator.work.survey import CellState, other_sampler
+from taugrid.orchestrator.work.latents import Keeping, kept_latents
+from taugrid.orchestrator.work.survey import other_sampler
 from taugrid.words import some_of
+from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.sample import SampleJob
 
 
@@ -28,19 +30,26 @@ class SampleWork(WorkKind):
     counts_images = True
 
     def tasks(self) -> Iterator[Task]:
-        for cell, sampled, *_ in self.survey.found.cells:
+        states = self.survey.found.cells
+        kept = kept_latents(self.rundir) if any(state.cell.settings.keep_latents for state in states) else {}
+        for cell, sampled, *_ in states:
             if len(sampled) == len(cell.shards):
                 continue
             metadata = self.rundir.sample_metadata(cell)
             network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
+            decoder = self.rundir.decoder(cell)
             there = self.rundir.versions(self.rundir.samples / cell.name)
-            donor = self._donor(cell)
             for shard in cell.shards:
                 if shard.number in sampled:
                     continue
-                latents_of, requires = self._latents_of(donor, shard)
-                path = self.rundir.sample_part(cell, shard)
-                kept = images_to_keep(self.rundir, cell, shard) if path in there else 0
+                path, key = self.rundir.sample_part(cell, shard), shard_key(self.name, shard)
+                latents = (metadata.get("latents", ""), shard.name)
+                source = kept.get(latents)
+                if source is None or source.stop < shard.stop:
+                    source = None
+                    if cell.settings.keep_latents:
+                        kept[latents] = Keeping(path, shard.stop, key)
+                copied = images_to_keep(self.rundir, cell, shard) if path in there else 0
                 job = SampleJob(
                     path=str(path),
                     storage=self.rundir.storage,
@@ -49,7 +58,7 @@ class SampleWork(WorkKind):
                     start=shard.start,
                     stop=shard.stop,
                     network=network,
-                    decoder=cell.decoder,
+                    decoder=decoder,
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
@@ -57,29 +66,13 @@ class SampleWork(WorkKind):
                     guidance=cell.guidance,
                     guide=guide,
                     sampler_code=cell.sampler_description.code,
-                    label_rule=cell.label_rule and cell.label_rule.of_rows(shard.start, shard.stop),
+                    label_rule=_labels(cell, shard),
                     metadata=metadata,
-                    kept=kept,
-                    latents_of=latents_of,
+                    kept=copied,
+                    latents_of=source and str(source.path),
                 )
-                cost = (shard.images - kept) * cell.nfe
-                yield Task(shard_key(self.name, shard), self.name, cost, requires, cell, job)
-
-    def _donor(self, cell: Cell) -> CellState | None:
-        """The first cell with the same latents, if they are kept and it is not this one."""
-        if not cell.settings.keep_latents:
-            return None
-        alike = [state for state in self.survey.found.cells if of_latents(state.cell) == of_latents(cell)]
-        return None if alike[0].cell.id == cell.id else alike[0]
-
-    def _latents_of(self, donor: CellState | None, shard: Shard) -> tuple[tuple[str, str] | None, frozenset[str]]:
-        """The file and the cell that keep a shard's latents, and the tasks that must write them first."""
-        same = [] if donor is None else donor.cell.shards[shard.number : shard.number + 1]
-        if donor is None or not same or (same[0].start, same[0].stop) < (shard.start, shard.stop):
-            return None, frozenset()
-        lacks = shard.number not in donor.sampled
-        requires = frozenset({shard_key(self.name, same[0])}) if lacks else frozenset[str]()
-        return (str(self.rundir.sample_part(donor.cell, same[0])), donor.cell.id), requires
+                requires = frozenset({source.task} if source and source.task else ())
+                yield Task(key, self.name, (shard.images - copied) * cell.nfe, requires, cell, job, does_without=True)
 
     def missing(self) -> dict[str, str]:
         """Cells without all their images, unless `ScoreWork` lists them."""
@@ -104,10 +97,14 @@ class SampleWork(WorkKind):
         return Event("shard", fields)
 
 
-def of_latents(cell: Cell) -> tuple[Any, ...]:
-    """All that determines a cell's latents: equal for cells that differ in how they are decoded alone."""
-    decoded = {"rounding": "round", "vae_precision": "float32", "decode_batch": 32, "num_samples": 1}
-    return cell.model.id, cell.guide and cell.guide.id, cell.label_rule, cell.settings.model_copy(update=decoded)
+def _labels(cell: Cell, shard: Shard) -> LabelRule | None:
+    """The labels of a shard. `MissingInput` if they are in a file that is gone."""
+    rule, said = cell.label_rule, cell.settings.labels
+    if rule is not None and isinstance(said, LabelColumn) and rule.column is None:
+        raise MissingInput(
+            f"sample.labels.parquet: there is no file {said.parquet}, and images are still to be sampled"
+        )
+    return rule and rule.of_rows(shard.start, shard.stop)
 
 
 def images_to_keep(rundir: RunDir, cell: Cell, shard: Shard) -> int:

@@ -91,17 +91,26 @@ TEXTS_MEAN = {
 NOT_YET = {
     "conditions other than class labels": ("condition", "conditional"),
     "text prompts": ("prompt", "prompts", "negative_prompt", "text_encoder", "tokenizer"),
-    "latent models": ("latent", "latents", "vae", "autoencoder"),
     "adapters": ("lora", "controlnet", "adapter", "adapters"),
     "experiment trackers": ("wandb", "mlflow", "comet", "neptune", "tracker", "trackers"),
 }
 """Features that this version lacks, and the keys with which users ask for them. docs/limits.md has the list."""
 
-GUIDANCE = ("guidance_scale", "cfg", "cfg_scale", "classifier_free_guidance")
-"""What others call `sample.guidance`."""
-
-LABELS_OF_SAMPLES = ("label", "class_labels", "class_label", "classes")
-"""What others call `sample.labels`."""
+NAMED_OTHERWISE = {
+    "sample.guidance; 1 is none, as in diffusers (w of Ho & Salimans' paper is guidance - 1)": (
+        "guidance_scale", "cfg", "cfg_scale", "classifier_free_guidance",
+    ),
+    "sample.labels, as in labels: balanced (docs/models.md, Networks with classes)": (
+        "label", "class_labels", "class_label", "classes",
+    ),
+    "model.unet.num_classes to train a network with classes; a checkpoint says how many it has": (
+        "num_classes", "num_class_embeds",
+    ),
+    "model.vae, a folder or an id on the hub, to decode with another VAE; a pipeline brings its own": (
+        "vae", "autoencoder",
+    ),
+}  # fmt: skip
+"""What to write, and what others call it or where they write it."""
 
 GONE = {
     "cluster.cuda_graphs": "taugrid no longer makes CUDA graphs; remove the key, or use sample.compile, which makes "
@@ -144,11 +153,10 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def not_yet(key: str) -> str | None:
-    """The message for a dotted key of a feature that taugrid lacks, or calls differently; None for any other key."""
-    if key.rpartition(".")[2].lower() in GUIDANCE:
-        return f"{key!r}: write sample.guidance; 1 is none, as in diffusers (w of Ho & Salimans' paper is guidance - 1)"
-    if key.rpartition(".")[2].lower() in LABELS_OF_SAMPLES:
-        return f"{key!r}: write sample.labels, as in labels: balanced (docs/models.md, Networks with classes)"
+    """The message for an unknown dotted key of what taugrid lacks, or names otherwise; None for any other."""
+    for meant, keys in NAMED_OTHERWISE.items():
+        if key.rpartition(".")[2].lower() in keys:
+            return f"{key!r}: write {meant}"
     for feature, keys in NOT_YET.items():
         if key.rpartition(".")[2].lower() in keys:
             return f"{key!r}: {feature} are not supported yet; remove the key (docs/limits.md lists what is missing)"

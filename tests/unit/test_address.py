@@ -9,7 +9,7 @@ import pytest
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from taugrid.config import Cluster
-from taugrid.errors import UserError
+from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.address import (
     Token,
@@ -167,3 +167,14 @@ def test_a_run_outside_of_the_main_thread_is_refused_before_ray_starts():
     """It failed on the handler of SIGTERM once Ray was there, and left Ray running. Nor could it be interrupted."""
     with futures.ThreadPoolExecutor(1) as threads, pytest.raises(UserError, match="in the main thread"):
         threads.submit(cluster.connected("local", Cluster()).__enter__).result()
+
+
+def test_a_node_that_starts_too_late_is_one_line(monkeypatch):
+    """Ray's error is a bare `Exception`, which was a traceback."""
+
+    def late(**_):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", late)
+    with pytest.raises(RunFailed, match=r"^Ray could not start here: The current node timed out during startup\.; run"):
+        cluster.connected("local", Cluster()).__enter__()

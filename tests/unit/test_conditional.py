@@ -23,6 +23,7 @@ from taugrid.config import Config, Data, validate
 from taugrid.errors import ContentMismatch, CustomCodeError, UserError
 from taugrid.images import to_uint8
 from taugrid.jobs import Conditions
+from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan import grid, record
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -283,6 +284,23 @@ def test_a_plan_is_restored_and_goes_on_without_its_file_until_something_must_be
     assert (column.values, {"column_sha256": column.sha256}) == (None, found.cells[0].label_rule.said)
     with pytest.raises(UserError, match=r"the Parquet file of sample.labels is gone; put it back"):
         restored.cells[0].label_rule.at(np.arange(3))
+
+
+def test_labels_that_are_gone_are_missed_before_a_worker_starts_and_only_if_something_must_be_sampled(folder, tmp_path):
+    given, root = labels_file(tmp_path / "a.parquet"), tmp_path / "run"
+    with small_run(tmp_path, CONFIG.format(folder=folder, n=20, labels=json.dumps(given))) as opened:
+        drive(opened, root, LOCAL)
+    (tmp_path / "a.parquet").unlink()
+    with small_run(tmp_path) as _:
+        gone = replace(open_existing(str(root)), rundir=RunDir(root))
+        assert not drive(gone, root, LOCAL)[0].missing
+        next((root / "samples").rglob("*.parquet")).unlink()
+        for part in [*(root / "features").rglob("*.parquet"), *(root / "scores").iterdir()]:
+            part.unlink()
+        with pytest.raises(
+            UserError, match=r"sample.labels.parquet: there is no file .*a.parquet, and images are still"
+        ):
+            drive(gone, root, LOCAL)
 
 
 def test_memory_is_counted_and_smaller_batches_are_tried_with_labels(folder, monkeypatch):

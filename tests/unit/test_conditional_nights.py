@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conditional import text, write_module
+from latents import other_vae, save_ldm
 from nights import taugrid
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
@@ -70,8 +71,11 @@ def test_a_night_whose_label_column_has_changed_is_refused(code):
     column(0)
     rule = {"labels": {"parquet": "labels.parquet", "column": "y"}}
     begin(code, **rule)
-    found = night("2", config(code, "nearby", "nearby", **rule))
-    assert (found["result"], found["comparison"]["checks"]["sampler"]["result"]) == ("not worse", "clean")
+    shutil.move(code / "labels.parquet", code / "moved.parquet")
+    moved = {"labels": {"parquet": "moved.parquet", "column": "y"}}
+    found = night("2", config(code, "nearby", "nearby", **moved))
+    checked = found["comparison"]["checks"]["sampler"]["result"]
+    assert (found["result"], checked) == ("not worse", "clean"), "its content counts, not its path"
     column(1)
     told = night("3", config(code, "nearby", "nearby", **rule), code=2)
     assert "the runs were measured in different ways: conditions.labels.column_sha256 is " in told
@@ -97,3 +101,27 @@ def test_a_guided_night_has_the_guide_in_its_canary_and_another_guide_is_refused
     shutil.move(tmp_path / "guide", tmp_path / "moved")
     found = night("5", "moved.yaml")
     assert found["comparison"]["checks"]["sampler"]["result"] == "clean", "tonight's file of the same guide"
+
+
+def test_each_vae_of_a_grid_has_its_own_canary(tmp_path, monkeypatch):
+    """Put back by leaving `decoder` out of `sampling_key`: a cell is held against pictures of the other VAE."""
+    monkeypatch.chdir(tmp_path)
+    other_vae(tmp_path / "vae", latent_channels=3, scaling_factor=100.0)
+    made = save_ldm(tmp_path / "first")
+    with torch.no_grad():
+        made.unet.conv_out.bias += 1e-4
+    made.save_pretrained(tmp_path / "nearby")
+    sections = {
+        "data": {"name": "gaussian", "shape": [3, 16, 16]},
+        "diffusion": {},
+        "evaluate": {"metrics": ["kid"]},
+        "grid": {"steps": [2], "model.vae": [None, "vae"]},
+        "sample": {"num_samples": 60, "batch_size": 30},
+    }
+    for name in ("first", "nearby"):
+        text = yaml.safe_dump({**nights.CONFIG, **sections, "model": {"checkpoint": name}})
+        (tmp_path / f"{name}.yaml").write_text(text)
+    night("1", "first.yaml")
+    taugrid("baseline", "accept", "history/nights/1/run", "--to", "history/baseline.json", "--reason", "the first")
+    found = night("2", "nearby.yaml", code=None)
+    assert found["comparison"]["checks"]["sampler"]["result"] == "clean", found["comparison"]["checks"]

@@ -10,6 +10,7 @@ import pytest
 from diffusers import UNet2DModel
 from hub import serving
 from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
+from safetensors.numpy import load_file, save_file
 
 import taugrid as api
 from taugrid.config import Config, validate
@@ -226,6 +227,14 @@ def test_an_n_without_error_bars_is_said(made, tmp_path, num_samples, is_few):
     assert ("sample.num_samples: 159" in said and "N = 160" in said) == is_few
 
 
+@pytest.mark.parametrize("more", [[], ["report.by=label"]])
+def test_agreement_with_an_extractor_without_classes_is_said(made, tmp_path, more):
+    _, said = planned(made / "c.yaml", tmp_path, "evaluate.metrics=[fid, agreement]", *more)
+    assert "no agreement: it needs the label of each sample, and these images have none" in said
+    assert ("report.by: label, but no network of this grid takes labels" in said) == bool(more)
+    assert "agreement" not in planned(made / "c.yaml", tmp_path)[1]
+
+
 @pytest.mark.parametrize(
     ("assignment", "facts"),
     [
@@ -394,6 +403,12 @@ def test_a_vae_counts_among_the_weights(made, tmp_path):
     found = weights_bytes(Plan((cell.model,), (cell,)), lambda model, weights: model.source.weights_file(None, weights))
     assert found == {"network": found["VAE"], "VAE": found["network"]}
     assert found["VAE"] > 0
+    other = replace(loaded.vae, saved=replace(saved, folder=str(tmp_path)))
+    copy = shutil.copy(made / "network/diffusion_pytorch_model.safetensors", tmp_path)
+    save_file({"conv_in.weight": load_file(copy)["conv_in.weight"]}, copy)
+    cells = (replace(cell, vae=other),)
+    counted = weights_bytes(Plan((cell.model,), cells), lambda model, weights: model.source.weights_file(None, weights))
+    assert 0 < counted["VAE"] < found["VAE"], "the VAE of model.vae replaces the pipeline's"
 
 
 @pytest.mark.parametrize(

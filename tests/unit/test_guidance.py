@@ -177,6 +177,13 @@ def test_an_interval_is_said_in_the_networks_times():
     ) in found.notes
 
 
+def test_a_guide_that_is_the_model_itself_is_said():
+    found = planned(**{**guided(), "model": {"guide": "/m/net"}})
+    note = "model.guide: /m/net is the model itself: its guidance changes no image, and costs as many calls again"
+    assert note in found.notes
+    assert not any("itself" in note for note in planned(**guided()).notes)
+
+
 def test_a_guide_without_a_scheduler_is_for_the_models_process():
     """A bare folder's defaults would be linear betas."""
     cell = planned(checkpoint="/m/cosine", **{**guided(), "model": {"guide": "/m/bare"}}).cells[0]

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 from in_process import drive, results, small_run
 from torch import nn
 
@@ -319,6 +319,7 @@ def test_the_api_samples_a_checkpoint_with_a_guide_as_a_run_does(done, folders):
     ({"guidance": 2, "labels": 0, "guidance_interval": [1e6, 1e7]}, "sample.guidance_interval: "),
     ({"guidance": 2, "labels": 0, "guidance_channels": 2}, "sample.guidance_channels: 2 is more than the 1 channels"),
     ({"labels": 0, "guide": Net()}, "guide has no effect with guidance 1"),
+    ({"labels": 0, "guidance": 2, "guide": "a/folder"}, "guide must be a network in memory, as the model is, not 'a/"),
 ])  # fmt: skip
 def test_what_can_not_be_guided_in_memory_is_refused(given, message):
     with pytest.raises(UserError) as caught:
@@ -331,3 +332,11 @@ def test_a_network_in_memory_without_a_null_class_is_refused(folders):
         taugrid.sample(str(folders / "classes"), 2, steps=3, labels="balanced", guidance=2)
     with pytest.raises(UserError, match="guide needs labels of 3 classes, but the model is unconditional"):
         taugrid.sample(lambda x, t: x, 2, shape=(1, 4, 4), guide=Net(), guidance=2)
+
+
+def test_a_transformer_of_latents_in_memory_is_refused():
+    """It is conditional, and was called unconditional; its VAE is not with it."""
+    sizes = {"num_attention_heads": 1, "attention_head_dim": 4, "num_layers": 1, "sample_size": 4, "norm_num_groups": 1}
+    network = DiTTransformer2DModel(in_channels=4, patch_size=2, num_embeds_ada_norm=3, **sizes)
+    with pytest.raises(UserError, match="DiTTransformer2DModel needs its pipeline's VAE; give the pipeline's folder"):
+        taugrid.sample(network, 2, labels=1, steps=2)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,15 +17,18 @@ from safetensors.torch import load_file, save_file
 
 import taugrid
 from taugrid import config
-from taugrid.errors import NotEnoughMemory, NotFinite, Stopped, UserError
+from taugrid.errors import MissingInput, NotEnoughMemory, NotFinite, Stopped, UserError
 from taugrid.images import to_pictures, to_uint8
+from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.latents import without_latents
 from taugrid.orchestrator.work.reconstruct import require_ode_cells
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.storage import write_json
 from taugrid.workers.accelerator import arithmetic, preflight
 from taugrid.workers.accelerator.memory import smaller_slice
 from taugrid.workers.accelerator.policy import policy
@@ -88,7 +92,8 @@ def test_a_dits_pictures_are_those_of_diffusers_parts_without_its_learned_sigma(
     [model] = planned(folder, sample={"labels": "balanced"}).models
     assert model.source.conditions == (10, 10), "ten classes, and the null class"
     said = model.source.description(model.diffusion, [])
-    assert "latents of 4x8x8 by a DiTTransformer2DModel, whose learned sigma is dropped, decoded to 3x16x16" in said
+    latents = "latents of 4x8x8 by a DiTTransformer2DModel, whose learned sigma is dropped"
+    assert f"{latents}, decoded to 3x16x16 by an AutoencoderKL" in said
 
 
 def test_batches_and_slices_change_no_picture(ldm):
@@ -153,6 +158,48 @@ def test_a_record_of_a_latent_pipeline_is_the_pipeline(dit):
     found = read_checkpoint(str(dit[0]))
     assert Checkpoint.restored(found.recorded) == found
     assert found.vae.picture_shape == (3, 16, 16)
+
+
+def test_keys_that_a_vaes_config_leaves_out_are_diffusers_defaults(dit, tmp_path):
+    """Put back by `config["out_channels"]`: a KeyError."""
+    place = shutil.copytree(dit[0], tmp_path / "short")
+    edit(place / "vae/config.json", out_channels=None, latent_channels=None)
+    assert read_checkpoint(str(place)).vae.picture_shape == (3, 16, 16)
+    edit(place / "vae/config.json", block_out_channels=None)
+    assert read_checkpoint(str(place)).vae.picture_shape == (3, 8, 8)
+
+
+def test_a_vae_that_is_gone_is_as_recorded_until_something_is_to_be_decoded(dit, tmp_path):
+    """As a checkpoint is. Put back by not reading plan.json: `plan` of a finished run fails."""
+    other_vae(tmp_path / "vae")
+    rundir, given = RunDir(tmp_path / "run"), {"checkpoint": str(dit[0]), "vae": str(tmp_path / "vae")}
+    values = {"name": "x", "model": given, "sample": SETTINGS | CLASSES}
+
+    def again():
+        return plan(config.validate(config.Config, values, "test"), read_vae=rundir.read_vae)
+
+    before = again()
+    write_json(rundir.plan, to_json(before))
+    shutil.rmtree(tmp_path / "vae")
+    found = again()
+    assert found.cells == before.cells
+    survey = Survey(Run(config.validate(config.Config, values, "test"), found, rundir), None, frozenset({"sample"}), 0)
+    with pytest.raises(MissingInput, match=r"the VAE of .*/vae is gone: there is no"):
+        [*SampleWork(survey).tasks()]
+
+
+def test_a_vae_on_the_hub_stays_that_of_the_first_session(dit, tmp_path, monkeypatch):
+    """Put back by reading the newest: the cell gets another id. Only the VAE of a pipeline is fetched."""
+    of, rundir = read_checkpoint(str(dit[0])).vae, RunDir(tmp_path / "run")
+    place = shutil.copytree(dit[0], tmp_path / "repository")
+    with serving({"models/a/dit": place}, tmp_path / "cache", monkeypatch) as requests:
+        first = rundir.read_vae("a/dit", of)
+        assert not any("transformer" in line and line.startswith("GET") for line in requests if "/resolve/" in line)
+        [cell] = planned(dit[0], sample=CLASSES).cells
+        write_json(rundir.plan, to_json(Plan((cell.model,), (replace(cell, vae=first),))))
+        edit(place / "vae/config.json", scaling_factor=0.5)
+        assert rundir.read_vae("a/dit", of) == first
+        assert read_vae("a/dit", of).identity != first.identity, "it has changed there"
 
 
 def planned(folder, vae=None, **sections):
@@ -226,6 +273,10 @@ def test_another_vae_makes_other_cells_of_the_same_model(dit, tmp_path):
     assert other.decoder.identity != own.decoder.identity
     assert "other" in other.label
     assert not [remark for remark in found.remarks if "same times" in remark], "each of which is another cell"
+    small = [
+        planned(folder, sample={**CLASSES, "batch_size": 8, "decode_batch": size}).cells[0] for size in (8, 32, 64, 4)
+    ]
+    assert [small[0].id == cell.id for cell in small] == [True, True, True, False], "of 8, slices of 8 are all"
     again = from_json(to_json(found))
     assert [cell.decoder for cell in again.cells] == [cell.decoder for cell in found.cells]
     arguments = {"batch_size": 4, "decode_batch": 2, "labels": 1, **SETTINGS}
@@ -291,7 +342,9 @@ def test_the_protocol_names_the_vae_and_the_rounding(ldm, tmp_path):
     assert metadata["decoder"] == cell.decoder_block
     [kept] = planned(ldm[0], sample={"vae_precision": "bf16", "rounding": "truncate", "keep_latents": True}).cells
     assert kept.id == cell.id
-    assert RunDir(tmp_path).sample_metadata(kept) == metadata, "what is kept besides changes no image"
+    again = RunDir(tmp_path).sample_metadata(kept)
+    del again["latents"]
+    assert again == metadata, "what is kept besides changes no image"
 
 
 def vae_of(folder):
@@ -332,6 +385,20 @@ def test_memory_for_the_vae_is_compared_before_anything_is_sampled(ldm, monkeypa
     assert smaller_slice(decode, vae.network_shape, 4, "cpu") is None
 
 
+def test_memory_is_compared_once_all_weights_are_there(ldm, tmp_path, monkeypatch):
+    """Put back by loading the VAE after the network, or by requiring memory to decode before it: (1, 0) or (0, 1)."""
+    device, there = Device("cpu"), []
+
+    def free_bytes(name):
+        there.append((len(device._networks), len(device._vaes)))
+        return 2**40
+
+    monkeypatch.setattr(preflight, "free_bytes", free_bytes)
+    [task, *_] = tasks_of(ldm[0], tmp_path / "run").values()
+    run_job(task.job, device)
+    assert there == [(1, 1), (1, 1)]
+
+
 LDM_VAE = {"latent_channels": 3, "scaling_factor": 100.0}
 """Of another VAE that fits the LDM's latents."""
 
@@ -365,6 +432,7 @@ def test_another_vae_decodes_kept_latents_to_the_bytes_of_sampling(two_vaes, mon
     """Put back by decoding rows from another start, or in slices of another size: the bytes differ."""
     first, second, alone = two_vaes
     assert [task.requires for task in second] == [frozenset({task.key}) for task in first]
+    assert all(task.does_without for task in second), "they sample if those are given up"
     assert not set().union(*(task.requires for task in first + alone))
     device = Device("cpu")
     for task in first + alone:
@@ -377,6 +445,45 @@ def test_another_vae_decodes_kept_latents_to_the_bytes_of_sampling(two_vaes, mon
     assert beats[0] == (0, 2), "a heartbeat for each slice"
     assert parts(second) == parts(alone)
     assert len({*parts(first), *parts(second)}) == 6
+
+
+def test_latents_kept_by_a_cell_that_is_no_longer_planned_are_decoded(ldm, two_vaes, tmp_path, monkeypatch):
+    """Put back by taking cells of the plan alone, or by leaving the VAE in the hash: all is sampled again."""
+    first, _, alone = two_vaes
+    sample = {"rounding": "truncate", "vae_precision": "bf16"}
+    decoded = {"checkpoint": str(ldm[0]), "vae": str(tmp_path / "vae")}
+    fresh = tasks_of(ldm[0], tmp_path / "fresh", model=decoded, sample=sample).values()
+    for task in [*first, *alone, *fresh]:
+        assert not task.requires
+        run_job(task.job, Device("cpu"))
+    monkeypatch.setattr(Device, "network", lambda *_: pytest.fail("nothing is to be sampled"))
+    for changes, expected in (({}, alone), (sample, fresh)):
+        later = tasks_of(ldm[0], tmp_path / "both", model=decoded, sample=changes).values()
+        assert [run_job(task.job, Device("cpu")).evaluations for task in later if not task.requires] == [0, 0, 0]
+        assert parts(later) == parts(expected)
+    for changes in ({"seed": 7}, {"steps": STEPS + 1}, {"clip": "x0"}, {"batch_size": 5}):
+        others = tasks_of(ldm[0], tmp_path / "both", model=decoded, sample=changes).values()
+        assert not any(task.job.latents_of for task in others), changes
+
+
+def test_shards_that_finished_before_latents_were_kept_are_said(ldm, tmp_path):
+    """Put back by counting files that exist as files with latents."""
+
+    def said():
+        sample = {"num_samples": 10, "batch_size": 4, "shard_evaluations": 20, "keep_latents": True}
+        return [*without_latents(planned(ldm[0], sample=sample), RunDir(tmp_path / "run"))]
+
+    assert not said()
+    for task in [*tasks_of(ldm[0], tmp_path / "run", sample={"keep_latents": False, "decode_batch": 32}).values()][:2]:
+        run_job(task.job, Device("cpu"))
+    [line] = said()
+    assert "2 of 3 shards are finished without latents" in line
+    folder = Path(task.job.path).parent
+    assert f"remove samples/{folder.name} and sample again" in line
+    shutil.rmtree(folder)
+    for task in tasks_of(ldm[0], tmp_path / "run", sample={"decode_batch": 32}).values():
+        run_job(task.job, Device("cpu"))
+    assert not said()
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "without latents"])

@@ -50,8 +50,15 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
 
 
 def conditions_in_memory(made: Any) -> Conditions | None:
-    """The labels that a network in the caller's memory takes, by its attributes or as a diffusers network."""
-    if (config := getattr(made, "config", None)) is not None and hasattr(config, "num_class_embeds"):
+    """The labels that a network in the caller's memory takes, by its attributes or as a diffusers network.
+
+    Raises:
+        CustomCodeError: if it is a transformer of latents, whose VAE is not with it.
+    """
+    config: Any = getattr(made, "config", None)
+    if hasattr(config, "num_embeds_ada_norm"):
+        raise CustomCodeError(f"a {type(made).__name__} needs its pipeline's VAE; give the pipeline's folder instead")
+    if hasattr(config, "num_class_embeds"):
         return conditions_of(config)
     return custom.conditions_of(made, type(made).__name__)
 
@@ -111,7 +118,7 @@ def _half_of(made: Any) -> torch.dtype | None:
 
 def shape_of(made: Any) -> tuple[int, int, int] | None:
     """(channels, height, width) that the config of a diffusers network names; None: it names none."""
-    config = getattr(made, "config", None)
+    config: Any = getattr(made, "config", None)
     size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
     if not isinstance(channels, int) or size is None:
         return None
