@@ -2,6 +2,7 @@
 
 import csv
 from collections import defaultdict
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 
@@ -13,7 +14,7 @@ LINES = {
     ("balanced", "[1.0, 15.0]", False): ("null class in [1, 15]", "tab:orange", "v"),
 }
 points = defaultdict(list)
-with open("tables/quality.csv") as file:
+with Path("tables/quality.csv").open() as file:
     for row in csv.DictReader(file):
         key = row["labels"], row["guidance_interval"], bool(row["model.guide"])
         points[key, row["train.seed"]].append(row)
