@@ -20,8 +20,8 @@ from taugrid.orchestrator.plan.scoring import (
     Foreseen,
     classes_of,
     foreseen,
+    impossible_agreement,
     name_and_dimensions,
-    no_agreement,
     singular_samples,
     too_few_samples,
 )
@@ -83,7 +83,7 @@ def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterato
     if config.report.by is not None and all(classes_of(cell) is None for cell in plan.cells):
         yield NO_LABELS
     if spec is not None:
-        yield from sorted(no_agreement(config, plan, spec))
+        yield from sorted(impossible_agreement(config, plan, spec))
     if lacks is not None:
         yield lacks
     if dimensions is None or "fid" not in config.evaluate.metrics:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from taugrid import parquet
 from taugrid.config.sample import LabelColumn
-from taugrid.errors import DamagedFile, MissingInput
+from taugrid.errors import DamagedFile, MissingInput, UserError
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -28,6 +28,19 @@ class SampleWork(WorkKind):
     activity = "sampling"
     task_in_words = ("shard", "to sample")
     counts_images = True
+
+    def check(self) -> None:
+        """Raise `UserError` for weights or labels that are gone, if images that need them are missing."""
+        for cell in self.plan.cells:
+            if not self.rundir.is_ready(cell.model):
+                continue  # it is trained first
+            try:
+                self.rundir.network(cell.model, cell.settings.weights)
+                self.rundir.guide(cell)
+                _labels(cell, cell.shards[0])
+            except UserError:
+                if unsampled(self.plan.with_cells([cell]), self.rundir):
+                    raise
 
     def tasks(self) -> Iterator[Task]:
         states = self.survey.found.cells
