@@ -18,6 +18,8 @@ class Task:
     """The relative cost within its kind: proportional to time, in any unit."""
     requires: frozenset[str] = frozenset()
     """The keys of the tasks that must finish first."""
+    does_without: bool = field(default=False, kw_only=True)
+    """Whether it can also be done once those were given up."""
     cell: "Cell | None" = field(default=None, compare=False)
     """The cell that it belongs to; None: it computes the reference statistics, which all cells need."""
     job: "Job | None" = field(default=None, compare=False)

@@ -241,9 +241,10 @@ class Loaded(ModelSource):
 def _in_words(loaded: Checkpoint, vae: Vae) -> str:
     """The parts of a latent pipeline, with the shapes of what they make."""
     latent, picture = ("x".join(map(str, shape)) for shape in (vae.network_shape, vae.picture_shape))
+    a = "an" if vae.saved.kind.startswith("A") else "a"
     dropped = ", whose learned sigma is dropped" if loaded.drops_sigma else ""
     return (
-        f"latents of {latent} by a {loaded.network}{dropped}, decoded to {picture} by a {vae.saved.kind} "
+        f"latents of {latent} by a {loaded.network}{dropped}, decoded to {picture} by {a} {vae.saved.kind} "
         f"(scaling factor {vae.scaling_factor:g})"
     )
 

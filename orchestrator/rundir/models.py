@@ -21,9 +21,9 @@ from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import read_json, write_json
 from taugrid.workers.conditions.column import Column, read_column
 from taugrid.workers.data.load import content_fingerprint
-from taugrid.workers.diffusion.decoder import Vae
+from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.network import custom_process
-from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint, read_vae
+from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint, read_vae, weights_file, weights_sha256
 from taugrid.workers.samplers.description import Case, Tried, honoured, try_sampler
 
 OUTSIDE = NOT_IDENTITY["sample"]
@@ -186,8 +186,29 @@ class ModelRecords(Paths):
             return recorded
 
     def read_vae(self, path: str, of: Vae) -> Vae:
-        """See `checkpoint.read_vae`."""
-        return read_vae(path, of, self.downloads)
+        """The VAE of `model.vae`, see `checkpoint.read_vae`; if it is gone, as plan.json has it, and on the hub the
+        commit that is there."""
+        plan: Any = read_json(self.plan, self.storage)
+        recorded = None
+        with suppress(KeyError, TypeError, AttributeError):  # there is no plan, or taugrid did not write it
+            vaes = [Vae.restored(cell["vae"]) for cell in plan["cells"] if "vae" in cell]
+            shapes = of.network_shape, of.picture_shape
+            recorded = next((v for v in vaes if (v.path, v.network_shape, v.picture_shape) == (path, *shapes)), None)
+        try:
+            return read_vae(path, of, None if recorded is None else recorded.commit, self.downloads)
+        except UserError:
+            if recorded is None:
+                raise
+            return recorded
+
+    def decoder(self, cell: Cell) -> Decoder:
+        """What a worker makes pictures with; `UserError` if the files of a VAE are gone."""
+        if isinstance(vae := cell.decoder, Vae):
+            try:
+                weights_sha256(weights_file(Path(vae.saved.folder)))
+            except UserError as error:
+                raise type(error)(f"the VAE of {vae.path} is gone: {error}") from None
+        return cell.decoder
 
     def is_ready(self, model: Model) -> bool:
         """Whether the model can be sampled: it is trained, or needs no training."""

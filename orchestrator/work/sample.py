@@ -50,6 +50,7 @@ class SampleWork(WorkKind):
                 continue
             metadata = self.rundir.sample_metadata(cell)
             network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
+            decoder = self.rundir.decoder(cell)
             there = self.rundir.versions(self.rundir.samples / cell.name)
             for shard in cell.shards:
                 if shard.number in sampled:
@@ -70,7 +71,7 @@ class SampleWork(WorkKind):
                     start=shard.start,
                     stop=shard.stop,
                     network=network,
-                    decoder=cell.decoder,
+                    decoder=decoder,
                     settings=cell.settings,
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
@@ -84,7 +85,7 @@ class SampleWork(WorkKind):
                     latents_of=source and str(source.path),
                 )
                 requires = frozenset({source.task} if source and source.task else ())
-                yield Task(key, self.name, (shard.images - copied) * cell.nfe, requires, cell, job)
+                yield Task(key, self.name, (shard.images - copied) * cell.nfe, requires, cell, job, does_without=True)
 
     def missing(self) -> dict[str, str]:
         """Cells without all their images, unless `ScoreWork` lists them."""

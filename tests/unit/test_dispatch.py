@@ -42,6 +42,22 @@ def test_extraction_waits_for_its_shard_and_runs_when_sampling_has_nothing_left(
     assert order == ["sample/0", "sample/1", "sample/2", "extract/0"]
 
 
+def test_a_task_that_can_do_without_what_it_waits_for_is_done_once_that_is_given_up():
+    """Put back by leaving it unreachable: the second cell of two that share latents gets no image."""
+    alone = Task("sample/1", "sample", 1, frozenset({"sample/0"}), does_without=True)
+    scores = [Task(f"score/{number}", "score", 1, frozenset({f"sample/{number}"})) for number in (0, 1)]
+    d = with_workers([shard(0), alone, *scores], "a", max_attempts=1)
+    order = []
+    while not d.finished:
+        order += assigned(d).values()
+        if order[-1] == "sample/0":
+            assert d.failed("a", 0).quarantined
+        else:
+            d.succeeded("a", 0)
+    assert order == ["sample/0", "sample/1", "score/1"]
+    assert d.backlog.unreachable == {"score/0"}
+
+
 def test_a_lost_workers_task_goes_to_another():
     d = with_workers([shard(0), shard(1)], "a", "b")
     assert assigned(d) == {"a": "sample/0", "b": "sample/1"}

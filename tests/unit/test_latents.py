@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import taugrid
 from taugrid import config
-from taugrid.errors import NotEnoughMemory, NotFinite, Stopped, UserError
+from taugrid.errors import MissingInput, NotEnoughMemory, NotFinite, Stopped, UserError
 from taugrid.images import to_pictures, to_uint8
+from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.run import Run
@@ -26,6 +28,7 @@ from taugrid.orchestrator.work.latents import without_latents
 from taugrid.orchestrator.work.reconstruct import require_ode_cells
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.storage import write_json
 from taugrid.workers.accelerator import arithmetic, preflight
 from taugrid.workers.accelerator.memory import smaller_slice
 from taugrid.workers.accelerator.policy import policy
@@ -89,7 +92,8 @@ def test_a_dits_pictures_are_those_of_diffusers_parts_without_its_learned_sigma(
     [model] = planned(folder, sample={"labels": "balanced"}).models
     assert model.source.conditions == (10, 10), "ten classes, and the null class"
     said = model.source.description(model.diffusion, [])
-    assert "latents of 4x8x8 by a DiTTransformer2DModel, whose learned sigma is dropped, decoded to 3x16x16" in said
+    latents = "latents of 4x8x8 by a DiTTransformer2DModel, whose learned sigma is dropped"
+    assert f"{latents}, decoded to 3x16x16 by an AutoencoderKL" in said
 
 
 def test_batches_and_slices_change_no_picture(ldm):
@@ -154,6 +158,48 @@ def test_a_record_of_a_latent_pipeline_is_the_pipeline(dit):
     found = read_checkpoint(str(dit[0]))
     assert Checkpoint.restored(found.recorded) == found
     assert found.vae.picture_shape == (3, 16, 16)
+
+
+def test_keys_that_a_vaes_config_leaves_out_are_diffusers_defaults(dit, tmp_path):
+    """Put back by `config["out_channels"]`: a KeyError."""
+    place = shutil.copytree(dit[0], tmp_path / "short")
+    edit(place / "vae/config.json", out_channels=None, latent_channels=None)
+    assert read_checkpoint(str(place)).vae.picture_shape == (3, 16, 16)
+    edit(place / "vae/config.json", block_out_channels=None)
+    assert read_checkpoint(str(place)).vae.picture_shape == (3, 8, 8)
+
+
+def test_a_vae_that_is_gone_is_as_recorded_until_something_is_to_be_decoded(dit, tmp_path):
+    """As a checkpoint is. Put back by not reading plan.json: `plan` of a finished run fails."""
+    other_vae(tmp_path / "vae")
+    rundir, given = RunDir(tmp_path / "run"), {"checkpoint": str(dit[0]), "vae": str(tmp_path / "vae")}
+    values = {"name": "x", "model": given, "sample": SETTINGS | CLASSES}
+
+    def again():
+        return plan(config.validate(config.Config, values, "test"), read_vae=rundir.read_vae)
+
+    before = again()
+    write_json(rundir.plan, to_json(before))
+    shutil.rmtree(tmp_path / "vae")
+    found = again()
+    assert found.cells == before.cells
+    survey = Survey(Run(config.validate(config.Config, values, "test"), found, rundir), None, frozenset({"sample"}), 0)
+    with pytest.raises(MissingInput, match=r"the VAE of .*/vae is gone: there is no"):
+        [*SampleWork(survey).tasks()]
+
+
+def test_a_vae_on_the_hub_stays_that_of_the_first_session(dit, tmp_path, monkeypatch):
+    """Put back by reading the newest: the cell gets another id. Only the VAE of a pipeline is fetched."""
+    of, rundir = read_checkpoint(str(dit[0])).vae, RunDir(tmp_path / "run")
+    place = shutil.copytree(dit[0], tmp_path / "repository")
+    with serving({"models/a/dit": place}, tmp_path / "cache", monkeypatch) as requests:
+        first = rundir.read_vae("a/dit", of)
+        assert not any("transformer" in line and line.startswith("GET") for line in requests if "/resolve/" in line)
+        [cell] = planned(dit[0], sample=CLASSES).cells
+        write_json(rundir.plan, to_json(Plan((cell.model,), (replace(cell, vae=first),))))
+        edit(place / "vae/config.json", scaling_factor=0.5)
+        assert rundir.read_vae("a/dit", of) == first
+        assert read_vae("a/dit", of).identity != first.identity, "it has changed there"
 
 
 def planned(folder, vae=None, **sections):
@@ -389,6 +435,7 @@ def test_another_vae_decodes_kept_latents_to_the_bytes_of_sampling(two_vaes, mon
     """Put back by decoding rows from another start, or in slices of another size: the bytes differ."""
     first, second, alone = two_vaes
     assert [task.requires for task in second] == [frozenset({task.key}) for task in first]
+    assert all(task.does_without for task in second), "they sample if those are given up"
     assert not set().union(*(task.requires for task in first + alone))
     device = Device("cpu")
     for task in first + alone:

@@ -78,6 +78,8 @@ class Vae:
     """(channels, height, width) of what the network sees."""
     picture_shape: tuple[int, int, int]
     """(channels, height, width) of a picture."""
+    commit: str | None = None
+    """Of the repository on the hub that `model.vae` names."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -97,7 +99,8 @@ class Vae:
         saved |= {"config_sha256": self.saved.config_sha256, "kind": self.saved.kind}
         shapes = {"network_shape": list(self.network_shape), "picture_shape": list(self.picture_shape)}
         factors = {"scaling_factor": self.scaling_factor, "shift_factor": self.shift_factor}
-        return {"path": self.path, "saved": saved, **factors, **shapes}
+        commit = {} if self.commit is None else {"commit": self.commit}
+        return {"path": self.path, "saved": saved, **factors, **shapes, **commit}
 
     @classmethod
     def restored(cls, recorded: Mapping[str, Any]) -> "Vae":

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,12 @@ ENDS: dict[str, tuple[tuple[str, int, str], ...]] = {
 SCALING_FACTORS = {"AutoencoderKL": 0.18215, "VQModel": 1.0}
 """Classes of VAEs -> the factor of configs that were written before diffusers had the key. Latents of a VQModel were
 not scaled then; diffusers 0.42 takes 0.18215 for them too (huggingface/diffusers#6725)."""
+
+VAE_DEFAULTS: dict[str, dict[str, Any]] = {
+    kind: {"out_channels": 3, "latent_channels": latent_channels, "block_out_channels": [64]}
+    for kind, latent_channels in (("AutoencoderKL", 4), ("VQModel", 3))
+}
+"""Classes of VAEs -> diffusers' defaults of keys that a config may leave out."""
 
 MAX_NAMED = 3
 
@@ -136,13 +142,14 @@ def _downloaded(path: str, key: str, commit: str | None, download: bool) -> Path
     if not is_hub_id(path):
         raise MissingInput(f"{key}: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name")
     names = ["config.json", "scheduler_config.json", "model_index.json", "*.index.json"]
-    files = [place + name for place in FOLDERS for name in names]
+    places = FOLDERS if key == "model.checkpoint" else ("", *(f"{name}/" for name in VAE_FOLDERS))
+    files = [place + name for place in places for name in names]
     folder = hub.snapshot(path, files, key, commit, download=download)
     if key == "model.checkpoint":
         _check_components(path, _index(folder))
-    files += [place + WEIGHTS_FILE for place in FOLDERS]
+    files += [place + WEIGHTS_FILE for place in places]
     folder = hub.snapshot(path, files, key, commit, download=download)
-    lacking = [place for place in FOLDERS if not (folder / place / WEIGHTS_FILE).exists()]
+    lacking = [place for place in places if not (folder / place / WEIGHTS_FILE).exists()]
     if not any((folder / place / CONFIG_FILE).exists() for place in lacking):
         return folder
     files += [place + PICKLED_WEIGHTS_FILE for place in lacking]
@@ -194,16 +201,19 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     )
 
 
-def read_vae(path: str, of: Vae, download: bool = True) -> Vae:
+def read_vae(path: str, of: Vae, commit: str | None = None, download: bool = True) -> Vae:
     """The VAE in a folder of its own or of a pipeline, or on the hub, which replaces a pipeline's: `of`.
+
+    `commit` and `download` are as of `read_checkpoint`.
 
     Raises:
         MissingInput: if there is no such folder, or it lacks the weights or holds only a part of them.
         UserError: if it is not a VAE that taugrid loads, or takes other latents or makes other pictures than `of`.
     """
-    folder = Path(path) if Path(path).is_dir() else _downloaded(path, "model.vae", None, download)
+    is_folder = Path(path).is_dir()
+    folder = Path(path) if is_folder else _downloaded(path, "model.vae", commit, download)
     own = next((folder / name for name in VAE_FOLDERS if (folder / name).is_dir()), folder)
-    vae = _vae("model.vae", path, own, of.network_shape)
+    vae = replace(_vae("model.vae", path, own, of.network_shape), commit=None if is_folder else folder.name)
     if vae.picture_shape != of.picture_shape:
         raise UserError(
             f"model.vae: {path} makes pictures of {vae.picture_shape} (channels, height, width) of this network's "
@@ -217,11 +227,13 @@ def _vae(key: str, path: str, folder: Path, latent_shape: tuple[int, int, int]) 
     if not (folder / CONFIG_FILE).is_file():
         raise MissingInput(f"{key}: {path} lacks its VAE: there is no {folder / CONFIG_FILE}")
     config = _json(folder / CONFIG_FILE)
-    kind, channels = config.get("_class_name"), config.get("latent_channels")
+    kind = config.get("_class_name")
     if kind not in SCALING_FACTORS:
         raise UserError(f"{key}: {folder} holds a {kind}, but taugrid loads VAEs of {' and '.join(SCALING_FACTORS)}")
     if refused := [name for name in ("latents_mean", "latents_std") if config.get(name) is not None]:
         raise UserError(f"{key}: taugrid can't honour {refused[0]} in {folder / CONFIG_FILE}")
+    config = VAE_DEFAULTS[kind] | config
+    channels, blocks = config["latent_channels"], len(config["block_out_channels"])
     if channels != latent_shape[0]:
         raise UserError(
             f"{key}: the VAE of {path} takes latents of {channels} channels, but the network makes {latent_shape[0]}; "
@@ -229,7 +241,7 @@ def _vae(key: str, path: str, folder: Path, latent_shape: tuple[int, int, int]) 
         )
     saved = saved_unet(folder.resolve())
     _check_whole(key, weights_file(folder), config, kind)
-    times = 2 ** (len(config["block_out_channels"]) - 1)
+    times = 2 ** (blocks - 1)
     given = {name: config.get(name) for name in ("scaling_factor", "shift_factor")}
     return Vae(
         path=path,

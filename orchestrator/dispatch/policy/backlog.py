@@ -119,14 +119,22 @@ class Backlog:
         self.done.add(key)
         dependents = self._dependents.pop(self._ranks[key], [])
         for dependent in reversed(dependents):  # the last of `_own` is the first that is taken
-            self._missing[dependent] -= 1
-            if not self._missing[dependent] and self._tasks[dependent].key not in self.quarantined:
-                self._add(dependent)
-                if len(self._tasks[dependent].requires) == 1:
-                    self._own.setdefault((worker, self._tasks[dependent].kind), []).append(dependent)
+            if self._meet(dependent) and len(self._tasks[dependent].requires) == 1:
+                self._own.setdefault((worker, self._tasks[dependent].kind), []).append(dependent)
+
+    def _meet(self, dependent: int) -> bool:
+        """Note that a task needs to wait for one less; returns whether it is ready now."""
+        self._missing[dependent] -= 1
+        if self._missing[dependent] or self._tasks[dependent].key in self.quarantined:
+            return False
+        self._add(dependent)
+        return True
 
     def quarantine(self, key: str) -> None:
-        """Never try `key` again, queued or not; all tasks that require it, even indirectly, are unreachable."""
+        """Never try `key` again, queued or not.
+
+        Tasks that require it, even indirectly, are unreachable, or ready if they can do without.
+        """
         rank = self._ranks[key]
         kind = self._tasks[rank].kind
         if self._is_fresh[rank] or self._retries[kind].remove(rank):
@@ -135,9 +143,13 @@ class Backlog:
         self.quarantined.add(key)
         frontier = [rank]
         while frontier:
-            for dependent in self._dependents.get(frontier.pop(), ()):
+            required = frontier.pop()
+            for dependent in [*self._dependents.get(required, ())]:
                 name = self._tasks[dependent].key
-                if name not in self.unreachable and name not in self.quarantined:
+                if self._tasks[dependent].does_without:
+                    self._dependents[required].remove(dependent)  # it may still finish
+                    self._meet(dependent)
+                elif name not in self.unreachable and name not in self.quarantined:
                     self.unreachable.add(name)
                     frontier.append(dependent)
 
