@@ -163,6 +163,7 @@ def _charts(facts: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
     cells = cells if drawn == FID else measured(quality, drawn)
     return {
         "over_steps": charts.quality_chart(quality, cells, facts.published, drawn) if cells else None,
+        "drawn": drawn,
         "judged_by": None if by == FID else by,
         "by_other": None if by in (FID, drawn) else charts.quality_chart(quality, measured(quality, by), (), by),
         "costs": charts.cost_chart(facts.costs) if len(facts.costs) > 1 else None,

@@ -103,7 +103,7 @@ MANY_SAMPLES = 10**9
 
 
 def impossible_agreement(
-    config: Config, plan: Plan, extractor: ExtractorSpec, num_reference: int = MANY_SAMPLES
+    config: Config, plan: Plan, extractor: ExtractorSpec, num_reference: int | None = MANY_SAMPLES
 ) -> set[str]:
     """Why labels can't be held against the classes of this extractor, if that is asked for.
 

@@ -66,8 +66,8 @@ def _quality(run: Run) -> Figure:
     rows = sorted(document["rows"], key=lambda row: positions.get(row["cell"], len(positions)))
     quality = QualityTable.read(document | {"rows": rows})
     x = requested.layout(run.config, run.plan).x
-    drawn = {"metric": quality.drawn, "floors": quality.floors}
-    return quality_figure(quality.means.frame, quality.used_protocols, x=x, **drawn)
+    frame, protocols = quality.means.frame, quality.used_protocols
+    return quality_figure(frame, protocols, x=x, metric=quality.drawn, floors=quality.floors)
 
 
 def _loss(run: Run) -> Figure:
