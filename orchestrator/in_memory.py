@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from taugrid.config import Diffusion, Sample, validate
 from taugrid.config.load import load
-from taugrid.errors import CustomCodeError, DeviceUnusable, NotEnoughMemory, UserError, is_out_of_memory, last_line
+from taugrid.errors import (
+    CustomCodeError,
+    DeviceUnusable,
+    NotEnoughMemory,
+    NotFinite,
+    UserError,
+    is_out_of_memory,
+    last_line,
+)
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import Conditions, NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
@@ -32,7 +40,7 @@ from taugrid.workers.conditions.guidance import guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity, pictures
-from taugrid.workers.finite import Watched
+from taugrid.workers.finite import BY_VAE, Watched
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import Case, describe_samplers, honoured
 
@@ -67,6 +75,7 @@ def sample_in_memory(
     with arithmetic.restored():
         try:
             set_up()
+            settings = {key: list(value) if isinstance(value, range) else value for key, value in settings.items()}
             settings = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
             if isinstance(model, str | Mapping):
                 return _sample_planned(_section(model, guide), wanted, shape, diffusion, settings, device)
@@ -223,7 +232,10 @@ def _sampled(
             x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling, asked, guide)
             watched.require_finite(start, start + len(batch), sampling.settings)
             images = x0 if decode is None else pictures(sampling.decoder, decode, x0, sampling.settings.decode_batch)
-            batches.append(to_uint8(images.cpu().numpy(), sampling.settings.rounding))
+            try:
+                batches.append(to_uint8(images.cpu().numpy(), sampling.settings.rounding))
+            except NotFinite as error:
+                raise NotFinite(f"{error}{'' if decode is None else BY_VAE}") from None
     return to_pictures(np.concatenate(batches))
 
 

@@ -276,10 +276,11 @@ class Device:
         return decoding(vae, decoder, how, size)
 
     def decoding(self, decoder: Vae, settings: Sample) -> "Denoiser":
-        """A Denoiser that only decodes, and requires memory for as many latents as it is called with."""
+        """A Denoiser that only decodes, and requires memory for as many latents as it is called with at once, and for
+        the pictures of a whole batch."""
 
         def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
-            as_many = settings.model_copy(update={"decode_batch": len(x), "batch_size": max(len(x), 1)})
+            as_many = settings.model_copy(update={"decode_batch": max(len(x), 1)})
             return self.decoder(decoder, as_many)(x)
 
         return called

@@ -17,6 +17,7 @@ from taugrid.orchestrator.cli.options import (
     print_value,
     reader_may_leave,
     set_option,
+    workers_option,
 )
 from taugrid.words import counted
 
@@ -26,6 +27,7 @@ from taugrid.words import counted
 @click.option("--history", metavar="DIR", help="Also show what a night costs, as measured in DIR's last night.")
 @click.option("--baseline", metavar="FILE", help="Also show which cells a night would compare with FILE, file or run.")
 @click.option("--strict", is_flag=True, help="Exit with 2 if there is any warning.")
+@workers_option
 @json_option
 def plan(
     config: str,
@@ -34,6 +36,7 @@ def plan(
     history: str | None,
     baseline: str | None,
     strict: bool,
+    workers: int | None,
     as_json: bool,
 ) -> None:
     """Show what a run would do, what is done, and what is missing. Starts and downloads nothing.
@@ -44,7 +47,7 @@ def plan(
     from taugrid.orchestrator.opened import open_to_plan
     from taugrid.orchestrator.view.dry_run import describe_plan
 
-    run = open_to_plan(config, assignments, out)
+    run = open_to_plan(config, (*assignments, *([] if workers is None else [f"cluster.workers={workers}"])), out)
     described = describe_plan(run)
     texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:

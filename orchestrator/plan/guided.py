@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 
 from taugrid.config import Config, Diffusion, Sample
 from taugrid.config.sample import GUIDANCE_KEYS
@@ -86,15 +87,23 @@ def _differences(model: Model, guide: Model) -> Iterator[str]:
     if guide.diffusion.predicts != model.diffusion.predicts:
         yield f"predicts {guide.diffusion.predicts}, but the model {model.diffusion.predicts}"
     yield from label_differences(guide.source.conditions, model.source.conditions)
-    theirs, ours = (schedules.process(each.diffusion) for each in (guide, model))
-    if theirs.timesteps != ours.timesteps:
-        yield f"has {theirs.timesteps} times, but the model {ours.timesteps}"
+    theirs, ours = (schedules.process(each.diffusion).timesteps for each in (guide, model))
+    if theirs != ours:
+        yield f"has {theirs} times, but the model {ours}"
+    if _trained_otherwise(guide.diffusion, model.diffusion):
+        yield f"was trained with {guide.diffusion.named_betas}, but the model with {model.diffusion.named_betas}"
+
+
+@cache
+def _trained_otherwise(guide: Diffusion, model: Diffusion) -> bool:
+    """Whether two processes differ at any of their times."""
+    theirs, ours = schedules.process(guide), schedules.process(model)
     for t in range(1, ours.timesteps + 1):
         a, b = theirs.at(t), ours.at(t)
         told = a.time == b.time and theirs.preconditioning(a) == ours.preconditioning(b)
         if abs(a.sigma * b.alpha - b.sigma * a.alpha) > SAME_LEVEL * b.sigma * a.alpha or not told:
-            yield f"was trained with {guide.diffusion.named_betas}, but the model with {model.diffusion.named_betas}"
-            return
+            return True
+    return False
 
 
 def guidance_notes(cells: Sequence[Cell]) -> Iterator[str]:

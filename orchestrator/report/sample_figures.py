@@ -14,14 +14,18 @@ from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.labels import OPTIONS, options_text, short_checkpoints, short_samplers
 from taugrid.grids.names import PATHS
+from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan, name_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.parquet import first_pictures, read_numbers
+from taugrid.parquet import first_pictures, read_numbers, read_png
 from taugrid.registry.samplers import DEFAULT
 
 MOST_CLASSES = 20
-"""Classes in a figure."""
+"""Classes in a figure: those with most images."""
+
+LOOKED_AT = 2048
+"""Images of a cell among which those of the classes are looked for."""
 
 
 def write_sample_figures(run: Run) -> None:
@@ -55,14 +59,20 @@ def _images_of_classes(cell: Cell, rundir: RunDir, wanted: int) -> dict[str, NDA
     if cell.label_rule is None:
         return {}
     classes, names = cell.label_rule.classes, cell.model.data.dataset.classes
-    images = _first_images(cell, rundir, 2 * wanted * min(classes, MOST_CLASSES))
-    if images is None:
+    paths = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.start < LOOKED_AT]
+    try:
+        parts = [found for path in paths for _, found in read_numbers(path, "label", rundir.storage)]
+        labels = np.concatenate(parts)[:LOOKED_AT]
+        of_class = {int(label): np.flatnonzero(labels == label)[:wanted] for label in np.unique(labels)}
+        most = sorted(of_class, key=lambda label: -len(of_class[label]))[:MOST_CLASSES]
+        chosen = {int(i) for label in most for i in of_class[label]}
+        pngs: dict[int, bytes] = {}
+        for path in paths:
+            pngs |= read_png(path, chosen - pngs.keys(), rundir.storage)
+    except (DamagedFile, FileNotFoundError):
         return {}
-    paths = (rundir.sample_part(cell, shard) for shard in cell.shards if shard.start < len(images))
-    labels = np.concatenate([found for path in paths for _, found in read_numbers(path, "label", rundir.storage)])
-    present = [int(label) for label in np.unique(labels[: len(images)])][:MOST_CLASSES]
-    named = {label: names[label] if len(names) == classes else str(label) for label in present}
-    return {name: images[labels[: len(images)] == label][:wanted] for label, name in named.items()}
+    named = {label: names[label] if len(names) == classes else str(label) for label in sorted(most)}
+    return {name: to_pictures([decode_png(pngs[int(i)]) for i in of_class[label]]) for label, name in named.items()}
 
 
 class Shown(NamedTuple):

@@ -31,6 +31,7 @@ from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
+from taugrid.orchestrator.work.sample import labels_of
 from taugrid.storage import read_json
 from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import MissingImages, require_files
@@ -65,6 +66,7 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     yield from _other_features(config, extractor)
     yield from _replaced_tables(run)
     if described["network_evaluations_remaining"]:
+        yield from _gone(run, described)
         yield from _fit(run, described)
         workers, memory = _workers(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if not _has_gpus() and workers:
@@ -109,6 +111,21 @@ def _other_shapes(config: Config, plan: Plan) -> list[str]:
         f"{reference.full_name}, has {reference.image_shape}; choose data or evaluate.reference, or only sample"
         for model in others
     ]
+
+
+def _gone(run: Run, described: Mapping[str, Any]) -> Iterable[str]:
+    """Lines on networks and labels that a run has recorded, but that are gone although images are to be sampled."""
+    lines: dict[str, None] = {}
+    for cell, about in zip(run.plan.cells, described["cells"], strict=True):
+        here = all(model.lacks is None and run.rundir.is_ready(model) for model in cell.networks)
+        if here and about["shards_done"] < about["shards"]:
+            try:
+                run.rundir.network(cell.model, cell.settings.weights)
+                run.rundir.guide(cell)
+                labels_of(cell, cell.shards[-1])
+            except UserError as error:
+                lines[str(error)] = None
+    return lines
 
 
 def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:

@@ -79,7 +79,7 @@ class SampleWork(WorkKind):
                     guidance=cell.guidance,
                     guide=guide,
                     sampler_code=cell.sampler_description.code,
-                    label_rule=_labels(cell, shard),
+                    label_rule=labels_of(cell, shard),
                     metadata=metadata,
                     kept=copied,
                     latents_of=source and str(source.path),
@@ -110,7 +110,7 @@ class SampleWork(WorkKind):
         return Event("shard", fields)
 
 
-def _labels(cell: Cell, shard: Shard) -> LabelRule | None:
+def labels_of(cell: Cell, shard: Shard) -> LabelRule | None:
     """The labels of a shard. `MissingInput` if they are in a file that is gone."""
     rule, said = cell.label_rule, cell.settings.labels
     if rule is not None and isinstance(said, LabelColumn) and rule.column is None:

@@ -44,6 +44,9 @@ class LabelColumn(Section):
     """A column of whole numbers."""
 
 
+AsColumn = Annotated[LabelColumn, Field(json_schema_extra={"form": "{parquet: FILE, column: NAME}"})]
+
+
 def _as_json(options: dict[str, Any]) -> dict[str, Any]:
     try:
         canonical_json(options)
@@ -118,9 +121,7 @@ class Sample(Section):
     """
     guidance_channels: Positive | None = None
     """Guided are only so many of the first channels (DiT's paper: 3 of 4); null: all."""
-    labels: Literal["balanced", "random"] | Class | Annotated[list[Class], Field(min_length=1)] | LabelColumn | None = (
-        None
-    )
+    labels: Literal["balanced", "random"] | Class | Annotated[list[Class], Field(min_length=1)] | AsColumn | None = None
     """The class of each image, for networks with classes: `balanced` has each equally often, up to one; a list is
     repeated. null: for unconditional networks."""
     vae_precision: Literal["float32", "bf16"] = "float32"

@@ -249,7 +249,7 @@ def _phrase(branch: Schema, plural: bool = False) -> str:
                 return f"a list of {least} {items}"
             return f"a list of {'one or more ' if least else ''}{items}"
         case _:
-            return "mappings" if plural else "a mapping"  # a section, or a mapping of the grid
+            return "mappings" if plural else str(branch.get("form", "a mapping"))  # a section, or a mapping of the grid
 
 
 def _number(branch: Schema, noun: str, plural: bool) -> str:

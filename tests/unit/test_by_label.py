@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,10 @@ from taugrid.eval.metrics.statistics import Moments
 from taugrid.eval.score_by_label import Extracted, of_label
 from taugrid.eval.sources import open_source
 from taugrid.eval.tables.by_label import SHOWN, LabelTable
+from taugrid.images import encode_png
 from taugrid.orchestrator.plan.scoring import per_sample
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.report import sample_figures
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import export
@@ -85,6 +88,20 @@ def test_the_table_has_a_row_for_each_cell_and_of_many_classes_the_worst():
     assert "| S=2 d | **0.625 ± 0.010** |" in table.markdown
     assert f"the {SHOWN} worst of 30 classes; by_label.csv has all" in table.markdown
     assert len(table.frame) == 60
+
+
+def test_a_figure_of_many_classes_has_rows_of_twenty(monkeypatch):
+    """It showed one image of each of ImageNet's classes that came first."""
+    labels = np.concatenate([np.random.default_rng(i).permutation(100) for i in range(10)])
+    images = np.tile(labels.astype(np.uint8)[:, None, None, None], (1, 2, 2))
+    monkeypatch.setattr(sample_figures, "read_numbers", lambda *_: [(np.arange(1000), labels.astype(float))])
+    monkeypatch.setattr(sample_figures, "read_png", lambda _, wanted, __: {i: encode_png(images[i]) for i in wanted})
+    cell = Mock(label_rule=Mock(classes=100), shards=[Mock(start=0)])
+    cell.model.data.dataset.classes = ()
+    rows = sample_figures._images_of_classes(cell, Mock(), 8)
+    assert {name: (images.shape, set(images.flat)) for name, images in rows.items()} == {
+        str(label): ((8, 2, 2), {label}) for label in range(SHOWN)
+    }
 
 
 def evaluate(opened, root):

@@ -258,6 +258,8 @@ def test_each_image_in_memory_needs_a_row(folder, tmp_path):
     given = labels_file(tmp_path / "a.parquet")
     with pytest.raises(UserError, match="has 30 rows, but 31 samples need one each"):
         taugrid.sample(folder, [30], labels=given)
+    images = [taugrid.sample(folder, 3, labels=labels, steps=2) for labels in ([0, 1], range(2), np.arange(2))]
+    assert np.array_equal(images, [images[0]] * 3)
 
 
 def test_a_checkpoint_that_is_not_here_is_priced_with_its_labels():

@@ -165,6 +165,12 @@ def test_what_others_call_labels_is_named_as_it_is_here():
     )
 
 
+def test_labels_of_a_file_are_shown_as_they_are_written():
+    assert "whole numbers of at least 0, {parquet: FILE, column: NAME}, or balanced" in refusal(
+        {"sample": {"labels": "x"}}
+    )
+
+
 def test_an_interval_upside_down_is_refused():
     wrong = "sample.guidance_interval: must be [low, high], two noise levels sigma, with low below high, not [1.0, 0.3]"
     assert refusal({"sample": {"guidance_interval": [1.0, 0.3]}}) == wrong

@@ -168,12 +168,15 @@ def test_a_checkpoint_that_is_gone_is_found_by_its_recorded_path_and_asked_for_b
     shutil.move(made / "network", made / "away")
     try:
         found, said = planned(config, copy / "run")
+        _, missed = planned(config, copy / "run", "sample.num_samples=300")
         verified = json.loads(taugrid("verify", copy / "run", "--json", code=1)[0])
     finally:
         shutil.move(made / "away", made / "network")
     assert found["cells"] == there["cells"]
     assert [cell["images_done"] for cell in found["cells"]] == [200] * CELLS
     assert "pending" not in said
+    line = f"there is no {made / 'network'}"
+    assert (line in said, missed.count(line)) == (False, 1), "only where something is left to sample, and once"
     [damage] = verified["damaged"]
     assert damage["path"].startswith(str(made / "network"))
     assert "put it back" in damage["next"]
@@ -227,6 +230,11 @@ def test_report_says_that_run_makes_what_is_missing(made, tmp_path):
 def test_an_n_without_error_bars_is_said(made, tmp_path, num_samples, is_few):
     _, said = planned(made / "c.yaml", tmp_path, f"sample.num_samples={num_samples}")
     assert ("sample.num_samples: 159" in said and "N = 160" in said) == is_few
+
+
+def test_plan_takes_the_workers_of_the_run(made, tmp_path):
+    printed, _ = taugrid("plan", made / "c.yaml", "--out", tmp_path / "run", "--workers", 300)
+    assert "for 300 workers" in printed
 
 
 @pytest.mark.parametrize("more", [[], ["report.by=label"]])

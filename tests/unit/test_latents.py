@@ -382,10 +382,12 @@ def test_memory_for_the_vae_is_compared_before_anything_is_sampled(ldm, monkeypa
     assert needed[8] > needed[4] > 8 * 3 * 16 * 16 * 4
     free[0] = needed[4]
     device.decoder(vae, settings_of(batch_size=8, decode_batch=4))
-    decode = device.decoding(vae, settings_of())
+    decode = device.decoding(vae, settings_of(batch_size=8))
     advice = smaller_slice(decode, vae.network_shape, 8, "cpu")
     assert "sample.decode_batch: the VAE can't decode 8 images at once in this memory, but 4" in advice
     assert smaller_slice(decode, vae.network_shape, 4, "cpu") is None
+    of_many = device.decoding(vae, settings_of(batch_size=1000))
+    assert "set a smaller sample.batch_size" in smaller_slice(of_many, vae.network_shape, 4, "cpu")
 
 
 def test_memory_is_compared_once_all_weights_are_there(ldm, tmp_path, monkeypatch):
@@ -556,7 +558,8 @@ def test_pictures_that_are_not_finite_are_blamed_on_the_vae(ldm, tmp_path):
     tensors["decoder.conv_out.bias"] += float("nan")
     save_file(tensors, place / "vqvae" / WEIGHTS_FILE)
     [job, *_] = [task.job for task in tasks_of(place, tmp_path / "run").values()]
-    with pytest.raises(
-        NotFinite, match=r"hold nan or infinity.*; the VAE made them: set sample.vae_precision: float32"
-    ):
+    found = r"hold nan or infinity.*; the VAE made them: set sample.vae_precision: float32"
+    with pytest.raises(NotFinite, match=found):
         run_job(job, Device("cpu"))
+    with pytest.raises((NotFinite, UserError), match=found):
+        taugrid.sample(str(place), 1, batch_size=4, **SETTINGS)

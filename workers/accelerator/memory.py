@@ -137,7 +137,10 @@ def smaller_slice(decode: "Denoiser", latent_shape: tuple[int, int, int], size: 
     if _fits(decode, (size, *latent_shape), device):
         return None
     if (smaller := batch_that_fits(decode, latent_shape, size, device)) is None:
-        return "the VAE can't decode even one image in this memory; use devices with more (cluster.label_selector)"
+        return (
+            "the VAE can't decode even one image at once in this memory, beside the pictures of a batch; set a smaller "
+            "sample.batch_size, which makes other cells, or use devices with more memory (cluster.label_selector)"
+        )
     return (
         f"sample.decode_batch: the VAE can't decode {size} images at once in this memory, but {smaller}; set that, "
         "which makes other cells, or use devices with more memory (cluster.label_selector)"
