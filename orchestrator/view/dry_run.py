@@ -31,7 +31,7 @@ from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
-from taugrid.orchestrator.work.sample import labels_of
+from taugrid.orchestrator.work.sample import require_inputs
 from taugrid.storage import read_json
 from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import MissingImages, require_files
@@ -120,9 +120,7 @@ def _gone(run: Run, described: Mapping[str, Any]) -> Iterable[str]:
         here = all(model.lacks is None and run.rundir.is_ready(model) for model in cell.networks)
         if here and about["shards_done"] < about["shards"]:
             try:
-                run.rundir.network(cell.model, cell.settings.weights)
-                run.rundir.guide(cell)
-                labels_of(cell, cell.shards[-1])
+                require_inputs(cell, run.rundir)
             except UserError as error:
                 lines[str(error)] = None
     return lines

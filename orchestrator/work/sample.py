@@ -35,9 +35,7 @@ class SampleWork(WorkKind):
             if not self.rundir.is_ready(cell.model):
                 continue  # it is trained first
             try:
-                self.rundir.network(cell.model, cell.settings.weights)
-                self.rundir.guide(cell)
-                _labels(cell, cell.shards[0])
+                require_inputs(cell, self.rundir)
             except UserError:
                 if unsampled(self.plan.with_cells([cell]), self.rundir):
                     raise
@@ -108,6 +106,14 @@ class SampleWork(WorkKind):
             "own": result.created_file,
         }
         return Event("shard", fields)
+
+
+def require_inputs(cell: Cell, rundir: RunDir) -> None:
+    """Raise `UserError` if weights or labels are gone that a cell is sampled from."""
+    rundir.network(cell.model, cell.settings.weights)
+    rundir.guide(cell)
+    rundir.decoder(cell)
+    labels_of(cell, cell.shards[-1])
 
 
 def labels_of(cell: Cell, shard: Shard) -> LabelRule | None:
