@@ -159,6 +159,8 @@ def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard
             case "shard" if event["committed"]:
                 shard = shards[event["cell"], event["path"]]
                 _committed(shard, event, _maker(event, workers))
+                if (donor := shards.get((event.get("latents_of", ""), event["path"]))) is not None:
+                    shard.makers |= donor.all_makers
             case "damaged" if event["path"].startswith("samples/"):
                 _, folder, path = event["path"].split("/")
                 shards.pop((folder.rsplit("-", 1)[-1], path), None)

@@ -105,6 +105,9 @@ class SampleWork(WorkKind):
             "committed": first_copy or result.created_file,
             "own": result.created_file,
         }
+        if job.latents_of is not None and result.evaluations == 0:
+            folder = Path(job.latents_of).parent.name
+            fields["latents_of"] = folder.rsplit("-", 1)[-1]  # the cell whose makers made these too
         return Event("shard", fields)
 
 

@@ -83,6 +83,15 @@ def test_a_shard_that_grew_keeps_those_who_made_what_was_copied():
     assert origins([*first, *grown])["c"].seconds == pytest.approx(3.0 * 8 / 12 + 1.0)
 
 
+def test_who_made_the_latents_has_made_what_is_decoded_from_them():
+    """Put back by leaving the field out: a GPU's latents that a CPU decodes would count as the CPU's."""
+    sampled, decoded = shard(0, "a100"), shard(0, "cpu", cell="d", evaluations=0, latents_of="c")
+    found = origins([*session("a100"), sampled, *session("cpu"), decoded])
+    assert found["d"].mixtures == ["mixed: sampled on a100, cpu"]
+    assert found["c"].mixtures == []
+    assert devices_of(origins([*session("cpu"), decoded])["d"].makers) == ["cpu"], "the other's are not recorded"
+
+
 def test_other_software_is_a_mixture_too_and_packages_that_make_no_image_are_not():
     one = [*session("cpu", torch="2.9"), shard(0, "cpu")]
     other = [*session("cpu", torch="2.10"), shard(1, "cpu")]
