@@ -276,6 +276,9 @@ def test_another_vae_makes_other_cells_of_the_same_model(dit, tmp_path):
     small = [
         planned(folder, sample={**CLASSES, "batch_size": 8, "decode_batch": size}).cells[0] for size in (8, 32, 64, 4)
     ]
+    guides = [{"checkpoint": str(folder), "guide": str(place)} for place in (folder, folder / "transformer")]
+    whole, bare = (planned("", model=model, sample={**CLASSES, "guidance": 2.0}).cells[0] for model in guides)
+    assert whole.id == bare.id, "a guide's VAE decodes nothing"
     assert [small[0].id == cell.id for cell in small] == [True, True, True, False], "of 8, slices of 8 are all"
     again = from_json(to_json(found))
     assert [cell.decoder for cell in again.cells] == [cell.decoder for cell in found.cells]
