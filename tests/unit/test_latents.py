@@ -408,13 +408,14 @@ LDM_VAE = {"latent_channels": 3, "scaling_factor": 100.0}
 """Of another VAE that fits the LDM's latents."""
 
 
-def tasks_of(folder, root, **sections):
+def tasks_of(folder, root, storage=None, **sections):
     """The tasks of sampling that are left in a run directory, by key."""
     sample = {"num_samples": 10, "batch_size": 4, "shard_evaluations": 20, "decode_batch": 3, "keep_latents": True}
-    root.mkdir(exist_ok=True)
+    if storage is None:
+        root.mkdir(exist_ok=True)
     sections = {"sample": SETTINGS | sample | sections.pop("sample", {}), **sections}
     values = config.validate(config.Config, {"name": "x", "model": {"checkpoint": str(folder)}, **sections}, "test")
-    run = Run(values, plan(values), RunDir(root))
+    run = Run(values, plan(values), RunDir(root, storage))
     survey = Survey(run, None, frozenset({"sample"}), pytest.fail)
     return {task.key: task for task in SampleWork(survey).tasks()}
 
@@ -472,6 +473,16 @@ def test_latents_kept_by_a_cell_that_is_no_longer_planned_are_decoded(ldm, two_v
     for changes in ({"seed": 7}, {"steps": STEPS + 1}, {"clip": "x0"}, {"batch_size": 5}):
         others = tasks_of(ldm[0], tmp_path / "both", model=decoded, sample=changes).values()
         assert not any(task.job.latents_of for task in others), changes
+
+
+def test_latents_that_are_in_a_bucket_are_decoded(ldm, bucket, tmp_path):
+    other_vae(tmp_path / "vae", **LDM_VAE)
+    sample = {"num_samples": 4, "keep_latents": True}
+    [task] = tasks_of(ldm[0], *bucket, sample=sample).values()
+    run_job(task.job, Device("cpu"))
+    decoded = {"checkpoint": str(ldm[0]), "vae": str(tmp_path / "vae")}
+    [task] = tasks_of(ldm[0], *bucket, sample=sample, model=decoded).values()
+    assert run_job(task.job, Device("cpu")).evaluations == 0
 
 
 def test_shards_that_finished_before_latents_were_kept_are_said(ldm, tmp_path):
