@@ -130,7 +130,7 @@ def kept_latents(job: SampleJob) -> "Latents | None":
         is_same = part.metadata.get("latents") == job.metadata["latents"]
         if not is_same or part.start > job.start or part.stop < job.stop:
             return None
-        rows = np.concatenate([latents for _, latents in parquet.read_features(path, "latent", job.storage)])
+        rows = _latents_in(path, job)
     except (DamagedFile, FileNotFoundError, NotADirectoryError):
         return None
     return rows[job.start - part.start : job.stop - part.start].reshape(-1, *job.decoder.network_shape)
@@ -262,19 +262,20 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
     if not is_same_cell or part.start != job.start or part.stop < job.start + job.kept:
         return 0
     groups = parquet.read_encoded(Path(job.path), job.start + job.kept, job.storage)
-    if not job.settings.keep_latents:
-        for pngs in groups:
-            writer.append_encoded(pngs)
-        return job.kept
     try:
-        latents = np.concatenate([rows for _, rows in parquet.read_features(Path(job.path), "latent", job.storage)])
+        latents = _latents_in(Path(job.path), job) if job.settings.keep_latents else None
     except DamagedFile:  # it was begun without them
         return 0
     copied = 0
     for pngs in groups:
-        writer.append_encoded(pngs, latents[copied : copied + len(pngs)])
+        writer.append_encoded(pngs, None if latents is None else latents[copied : copied + len(pngs)])
         copied += len(pngs)
     return job.kept
+
+
+def _latents_in(path: Path, job: SampleJob) -> "Latents":
+    """All latents of a file, (n, C * H * W); `DamagedFile` if it has none."""
+    return np.concatenate([rows for _, rows in parquet.read_features(path, "latent", job.storage)])
 
 
 def _columns(job: SampleJob) -> dict[str, object]:
