@@ -149,9 +149,6 @@ class Session:
     def _do(self) -> SessionResult:
         self._announce()
         self._record_inputs()
-        _, kinds = self._kinds(self.selected)
-        for kind in kinds:
-            kind.check()
         failed = self._train() if "train" in self._stages else {}
         wanted = without_models(self.selected, failed)
         problems = self._work_at_each_size(wanted)
@@ -240,9 +237,11 @@ class Session:
                     load_labels(source.data)
 
     def _record_run(self) -> None:
-        """Claim the directory, and write the config, the plan and the list of cells."""
+        """Claim the directory, and write the config, the plan and the list of cells, unless the work is refused."""
         self.rundir.ledger.keep()
         check_extends(self.config, self.plan, self.rundir)
+        for kind in self._kinds(self.selected)[1]:
+            kind.check()
         self.rundir.claim()
         self._reported = report_record.take(self.rundir)
         write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)

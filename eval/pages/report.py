@@ -159,11 +159,13 @@ def _charts(facts: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
         return dict.fromkeys(("over_steps", "by_other", "costs", "losses"))
     from taugrid.eval.pages import charts  # matplotlib, which a run without scores does not need
 
-    quality, by = facts.quality, facts.quality.judged_by
+    quality, by, drawn = facts.quality, facts.quality.judged_by, facts.quality.drawn
+    cells = cells if drawn == FID else measured(quality, drawn)
     return {
-        "over_steps": charts.quality_chart(quality, cells, facts.published) if cells else None,
+        "over_steps": charts.quality_chart(quality, cells, facts.published, drawn) if cells else None,
+        "drawn": drawn,
         "judged_by": None if by == FID else by,
-        "by_other": None if by == FID else charts.quality_chart(quality, measured(quality, by), (), by),
+        "by_other": None if by in (FID, drawn) else charts.quality_chart(quality, measured(quality, by), (), by),
         "costs": charts.cost_chart(facts.costs) if len(facts.costs) > 1 else None,
         "about_costs": charts.ABOUT_COSTS,
         "losses": charts.loss_chart(facts.losses) if facts.losses else None,

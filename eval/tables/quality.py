@@ -101,6 +101,11 @@ class QualityTable:
         return [column for column in score_columns() if has_values(self.frame, column.name)] or [FID]
 
     @property
+    def drawn(self) -> MetricColumn:
+        """The metric of figures/quality: FID or, if no cell has one, the first that some cell has."""
+        return FID if FID in self.metrics else self.metrics[0]
+
+    @property
     def alike(self) -> Set[str]:
         """Cells whose FID can't be distinguished from the best of their column by its own difference."""
         section = self.section(FID)

@@ -412,8 +412,8 @@ def _guide(sections: Sections, model: Model, lookups: Lookups) -> Model:
     with suppress(MissingInput):
         if read(path).diffusion == Diffusion():
             sections = sections._replace(diffusion=model.diffusion)
-    guide = sections._replace(model=ModelSection(checkpoint=path))
-    return _model(guide, lookups._replace(read_checkpoint=read))
+    guide = _model(sections._replace(model=ModelSection(checkpoint=path)), lookups._replace(read_checkpoint=read))
+    return replace(guide, id=guide.of_its_network)
 
 
 def _with_vae(sections: Sections, model: Model, lookups: Lookups) -> tuple[Model, Vae | None]:

@@ -102,12 +102,22 @@ MANY_SAMPLES = 10**9
 """A number of samples that is enough for any metric."""
 
 
-def no_agreement(config: Config, plan: Plan, extractor: ExtractorSpec) -> set[str]:
-    """Why labels can't be held against the classes of this extractor, if that is asked for."""
-    samples = {per_sample(cell.model.data, classes_of(cell)) for cell in plan.cells}
-    wanted = config.evaluate.metric_settings
-    found = (feasible(wanted, extractor, MANY_SAMPLES, MANY_SAMPLES, each).reasons.get("agreement") for each in samples)
-    return {f"no agreement: {reason}" for reason in found if reason is not None}
+def impossible_agreement(
+    config: Config, plan: Plan, extractor: ExtractorSpec, num_reference: int | None = MANY_SAMPLES
+) -> set[str]:
+    """Why labels can't be held against the classes of this extractor, if that is asked for.
+
+    Raises:
+        UserError: if no metric can be computed of a cell, at any N.
+    """
+    kinds = {per_sample(cell.model.data, classes_of(cell)) for cell in plan.cells if cell.model.lacks is None}
+    found = [feasible(config.evaluate.metric_settings, extractor, MANY_SAMPLES, num_reference, each) for each in kinds]
+    for left, reasons, _ in found:
+        if not left.metrics:
+            details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
+            none = f"none of them can be computed at any N ({details})"
+            raise UserError(f"evaluate.metrics: {none if details else 'it is empty; name at least one metric'}")
+    return {f"no agreement: {each.reasons['agreement']}" for each in found if "agreement" in each.reasons}
 
 
 @dataclass(frozen=True)
@@ -248,12 +258,7 @@ def scoring_of(
     except ValueError as error:
         raise UserError(f"evaluate.reference: {error}") from None
     scoring = Scoring(config, spec, reference)
-    for samples in {per_sample(cell.model.data, classes_of(cell)) for cell in plan.cells}:
-        left, reasons, _ = scoring.feasible(MANY_SAMPLES, samples)
-        if not left.metrics:
-            details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
-            none = f"none of them can be computed at any N ({details})"
-            raise UserError(f"evaluate.metrics: {none if details else 'it is empty; name at least one metric'}")
+    impossible_agreement(config, plan, spec, reference.num_images)
     if config.report.by is not None:
         _check_labels(scoring, plan)
     return scoring

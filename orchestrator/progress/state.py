@@ -206,7 +206,9 @@ class LiveState:
         self.workers.release(at, name)
 
     def _measure(self, at: float, worker: WorkerState, task: Task, event: Mapping[str, Any]) -> None:
-        """Update the rate of such tasks with a finished one."""
+        """Update the rate of such tasks with a finished one, unless it only decoded what others had sampled."""
+        if event.get("evaluations") == 0:
+            return
         key = self.todo.rate_key(task)
         if worker.first is not None:
             self.todo.rates.add(key, Span(at - worker.first.at, (1 - worker.first.fraction) * task.cost))

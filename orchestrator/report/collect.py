@@ -3,6 +3,7 @@
 Tables also have places for cells without a score: names in a table come from the grid.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -122,7 +123,7 @@ def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: flo
         "num_samples": settings.num_samples,
         "network_evaluations": cell.nfe,
         **{name: metrics.get(name) for name in SCORES},
-        "seconds": None if seconds is None else round(seconds, 3),
+        "seconds": None if seconds is None or math.isnan(seconds) else round(seconds, 3),
         "protocol": protocol,
         **cell.axes,
         **{name: metrics[name] for name in appended_columns() if name in metrics},

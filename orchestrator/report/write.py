@@ -119,8 +119,8 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
         frame, by = quality.scored.means.frame, quality.judged_by
         shared: dict[str, Any] = {"protocols": quality.used_protocols, "x": quality.layout.x, "floors": quality.floors}
         rundir.remove_figures("quality-*")
-        _save(rundir, {"quality": quality_figure(frame, **shared)})
-        if by != FID:
+        _save(rundir, {"quality": quality_figure(frame, **shared, metric=quality.drawn)})
+        if by not in (FID, quality.drawn):
             _save(rundir, {f"quality-{by.name}": quality_figure(frame, **shared, metric=by)})
     _write_effects(run, quality.scored)
     _write_cost(run, quality)

@@ -4,6 +4,7 @@ A shard's event is written after its commit. If the driver is killed in between,
 to which the shard was assigned are listed, since each may have made it.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class Maker(NamedTuple):
 @dataclass
 class Origin:
     seconds: float = 0.0
+    """NaN: some images were only decoded, from the latents of another cell."""
     makers: set[Maker] = field(default_factory=set)
     images: int = 0
 
@@ -157,6 +159,8 @@ def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard
             case "shard" if event["committed"]:
                 shard = shards[event["cell"], event["path"]]
                 _committed(shard, event, _maker(event, workers))
+                if (donor := shards.get((event.get("latents_of", ""), event["path"]))) is not None:
+                    shard.makers |= donor.all_makers
             case "damaged" if event["path"].startswith("samples/"):
                 _, folder, path = event["path"].split("/")
                 shards.pop((folder.rsplit("-", 1)[-1], path), None)
@@ -201,6 +205,7 @@ def _committed(shard: _Shard, event: Mapping[str, Any], maker: Maker) -> None:
     else:
         shard.makers = (shard.makers if copied else set()) | {maker}
     before = shard.seconds * copied / shard.images if shard.images else 0.0
-    shard.seconds = before + event["seconds"]
+    only_decoded = event["images"] and event.get("evaluations") == 0
+    shard.seconds = math.nan if only_decoded else before + event["seconds"]
     shard.images = copied + event["images"]
     shard.assigned = []

@@ -20,8 +20,8 @@ from taugrid.orchestrator.plan.scoring import (
     Foreseen,
     classes_of,
     foreseen,
+    impossible_agreement,
     name_and_dimensions,
-    no_agreement,
     singular_samples,
     too_few_samples,
 )
@@ -31,7 +31,7 @@ from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
-from taugrid.orchestrator.work.sample import labels_of
+from taugrid.orchestrator.work.sample import require_inputs
 from taugrid.storage import read_json
 from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import MissingImages, require_files
@@ -85,7 +85,7 @@ def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterato
     if config.report.by is not None and all(classes_of(cell) is None for cell in plan.cells):
         yield NO_LABELS
     if spec is not None:
-        yield from sorted(no_agreement(config, plan, spec))
+        yield from sorted(impossible_agreement(config, plan, spec))
     if lacks is not None:
         yield lacks
     if dimensions is None or "fid" not in config.evaluate.metrics:
@@ -120,9 +120,7 @@ def _gone(run: Run, described: Mapping[str, Any]) -> Iterable[str]:
         here = all(model.lacks is None and run.rundir.is_ready(model) for model in cell.networks)
         if here and about["shards_done"] < about["shards"]:
             try:
-                run.rundir.network(cell.model, cell.settings.weights)
-                run.rundir.guide(cell)
-                labels_of(cell, cell.shards[-1])
+                require_inputs(cell, run.rundir)
             except UserError as error:
                 lines[str(error)] = None
     return lines

@@ -66,7 +66,8 @@ def _quality(run: Run) -> Figure:
     rows = sorted(document["rows"], key=lambda row: positions.get(row["cell"], len(positions)))
     quality = QualityTable.read(document | {"rows": rows})
     x = requested.layout(run.config, run.plan).x
-    return quality_figure(quality.means.frame, quality.used_protocols, x=x, floors=quality.floors)
+    frame, protocols = quality.means.frame, quality.used_protocols
+    return quality_figure(frame, protocols, x=x, metric=quality.drawn, floors=quality.floors)
 
 
 def _loss(run: Run) -> Figure:

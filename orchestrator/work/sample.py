@@ -5,7 +5,7 @@ from pathlib import Path
 
 from taugrid import parquet
 from taugrid.config.sample import LabelColumn
-from taugrid.errors import DamagedFile, MissingInput
+from taugrid.errors import DamagedFile, MissingInput, UserError
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -28,6 +28,17 @@ class SampleWork(WorkKind):
     activity = "sampling"
     task_in_words = ("shard", "to sample")
     counts_images = True
+
+    def check(self) -> None:
+        """Raise `UserError` for weights or labels that are gone, if images that need them are missing."""
+        for cell in self.plan.cells:
+            if not self.rundir.is_ready(cell.model):
+                continue  # it is trained first
+            try:
+                require_inputs(cell, self.rundir)
+            except UserError:
+                if unsampled(self.plan.with_cells([cell]), self.rundir):
+                    raise
 
     def tasks(self) -> Iterator[Task]:
         states = self.survey.found.cells
@@ -94,7 +105,18 @@ class SampleWork(WorkKind):
             "committed": first_copy or result.created_file,
             "own": result.created_file,
         }
+        if job.latents_of is not None and result.evaluations == 0:
+            folder = Path(job.latents_of).parent.name
+            fields["latents_of"] = folder.rsplit("-", 1)[-1]  # the cell whose makers made these too
         return Event("shard", fields)
+
+
+def require_inputs(cell: Cell, rundir: RunDir) -> None:
+    """Raise `UserError` if weights or labels are gone that a cell is sampled from."""
+    rundir.network(cell.model, cell.settings.weights)
+    rundir.guide(cell)
+    rundir.decoder(cell)
+    labels_of(cell, cell.shards[-1])
 
 
 def labels_of(cell: Cell, shard: Shard) -> LabelRule | None:

@@ -111,6 +111,8 @@ def value_text(value: Any) -> str:
     text = plain_text(value)
     if len(text) > MAX_VALUE_LENGTH:
         ends = f"{text[:12]}…{text[-12:]}"
+        if isinstance(value, Mapping) and value.keys() == {"parquet", "column"}:
+            ends = f"{value['column']} of {Path(value['parquet']).name}"
         text = f"{ends} {hashlib.sha256(text.encode()).hexdigest()[:6]}"
     quote = "'" if '"' in text else '"'
     return text if _PLAIN.fullmatch(text) else f"{quote}{text}{quote}"

@@ -18,11 +18,13 @@ from taugrid.errors import UserError
 from taugrid.jobs import SavedUnet
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import plan_text
+from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.devices import too_large, weights_bytes
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Loaded
 from taugrid.orchestrator.view import dry_run, inspection
+from taugrid.orchestrator.view.figures import DRAWN
 from taugrid.words import quantity
 from taugrid.workers.data import fashion_mnist
 from taugrid.workers.diffusion.decoder import Vae
@@ -241,6 +243,10 @@ def test_agreement_with_an_extractor_without_classes_is_said(made, tmp_path, mor
     assert "no agreement: it needs the label of each sample, and these images have none" in said
     assert ("report.by: label, but no network of this grid takes labels" in said) == bool(more)
     assert "agreement" not in planned(made / "c.yaml", tmp_path)[1]
+    for command in (api.plan, api.run):
+        with pytest.raises(UserError, match=r"evaluate.metrics: none of them can be computed at any N \(agreement: it"):
+            command(made / "c.yaml", tmp_path / "run", ["evaluate.metrics=[agreement]"])
+    assert planned(CONFIG | {"model": {"checkpoint": "no/such"}}, tmp_path / "run", "evaluate.metrics=[agreement]")
 
 
 @pytest.mark.parametrize(
@@ -439,3 +445,24 @@ def test_a_run_warns_where_no_node_can_hold_the_weights(made, tmp_path, monkeypa
     monkeypatch.setattr(session, "too_large", lambda weights, nodes: f"{list(weights)} on {nodes}")
     _, said = taugrid("sample", config, "--out", tmp_path / "run")
     assert "warning: ['network'] on [(1, inf)]" in said
+
+
+def test_a_run_that_is_refused_leaves_the_directory_as_it_was(tmp_path):
+    """Put back by checking after `write_json`: the directory has the larger N, and its tables are those of nothing."""
+    place, out = checkpoint(tmp_path / "network"), tmp_path / "run"
+    config = write_config(tmp_path / "c.yaml", place, grid={"steps": [2], "eta": [0.0]}, evaluate={"metrics": ["kid"]})
+    taugrid("run", config, "--out", out)
+    assert DRAWN["quality"](open_existing(str(out))).axes[0].get_ylabel().startswith("KID"), "there is no FID"
+    assert "no cell has an FID" not in (out / "figures/quality.svg").read_text() + (out / "report.html").read_text()
+    place.rename(tmp_path / "gone")
+
+    def recorded():
+        files = [*out.glob("*.json"), *(out / "tables").iterdir()]
+        return {file.name: file.read_bytes() for file in files}
+
+    before = recorded()
+    assert {"config.json", "plan.json", "quality.csv"} <= before.keys()
+    said = taugrid("run", config, "--out", out, "--set", "sample.num_samples=300", code=2)[1]
+    assert f"there is no {place}" in said
+    assert recorded() == before
+    taugrid("run", config, "--out", out)

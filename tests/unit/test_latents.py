@@ -276,6 +276,9 @@ def test_another_vae_makes_other_cells_of_the_same_model(dit, tmp_path):
     small = [
         planned(folder, sample={**CLASSES, "batch_size": 8, "decode_batch": size}).cells[0] for size in (8, 32, 64, 4)
     ]
+    guides = [{"checkpoint": str(folder), "guide": str(place)} for place in (folder, folder / "transformer")]
+    whole, bare = (planned("", model=model, sample={**CLASSES, "guidance": 2.0}).cells[0] for model in guides)
+    assert whole.id == bare.id, "a guide's VAE decodes nothing"
     assert [small[0].id == cell.id for cell in small] == [True, True, True, False], "of 8, slices of 8 are all"
     again = from_json(to_json(found))
     assert [cell.decoder for cell in again.cells] == [cell.decoder for cell in found.cells]
@@ -443,7 +446,10 @@ def test_another_vae_decodes_kept_latents_to_the_bytes_of_sampling(two_vaes, mon
     beats = []
     device._send = lambda done, of, doing="": beats.append((done, of))
     device._last_heartbeat = -10.0
-    assert [run_job(task.job, device).evaluations for task in second] == [0, 0, 0]
+    done = [run_job(task.job, device) for task in second]
+    assert [result.evaluations for result in done] == [0, 0, 0]
+    events = [SampleWork.event(task, result, True).fields for task, result in zip(second, done, strict=True)]
+    assert {event["latents_of"] for event in events} == {first[0].cell.id}
     assert beats[0] == (0, 2), "a heartbeat for each slice"
     assert parts(second) == parts(alone)
     assert len({*parts(first), *parts(second)}) == 6

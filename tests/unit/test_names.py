@@ -1,5 +1,7 @@
 """Readable names of models and cells, and their selection by settings."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +75,12 @@ def test_long_lists_are_cut_but_stay_apart():
     one, other = ([1, *range(10, 900, step), 1000] for step in (2, 3))
     assert value_text(one) != value_text(other)
     assert len(value_text(one)) < 45
+
+
+def test_a_column_of_labels_is_named_by_its_file_and_two_of_one_name_are_told_apart():
+    one, other = ({"parquet": f"/home/me/labels/{folder}/train.parquet", "column": "y"} for folder in "ab")
+    assert re.fullmatch(r'"y of train.parquet [0-9a-f]{6}"', value_text(one))
+    assert value_text(one) != value_text(other)
 
 
 @pytest.mark.parametrize("selector", ["eta=σ̂,S=2", "η=sigma_hat S=2"])

@@ -1,8 +1,15 @@
 """Whatever the driver did not live to write, a cell of two devices or versions is said to be mixed."""
 
+import math
+
 import pytest
 
+from taugrid.config import Config, validate
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.report.collect import row_of
 from taugrid.orchestrator.rundir.origins import origins, other_makers
+
+ORACLE = {"name": "x", "data": {"name": "gaussian", "shape": [1, 4, 4]}, "model": {"oracle": "gaussian"}}
 
 
 def session(*devices, torch="2.9"):
@@ -76,6 +83,15 @@ def test_a_shard_that_grew_keeps_those_who_made_what_was_copied():
     assert origins([*first, *grown])["c"].seconds == pytest.approx(3.0 * 8 / 12 + 1.0)
 
 
+def test_who_made_the_latents_has_made_what_is_decoded_from_them():
+    """Put back by leaving the field out: a GPU's latents that a CPU decodes would count as the CPU's."""
+    sampled, decoded = shard(0, "a100"), shard(0, "cpu", cell="d", evaluations=0, latents_of="c")
+    found = origins([*session("a100"), sampled, *session("cpu"), decoded])
+    assert found["d"].mixtures == ["mixed: sampled on a100, cpu"]
+    assert found["c"].mixtures == []
+    assert devices_of(origins([*session("cpu"), decoded])["d"].makers) == ["cpu"], "the other's are not recorded"
+
+
 def test_other_software_is_a_mixture_too_and_packages_that_make_no_image_are_not():
     one = [*session("cpu", torch="2.9"), shard(0, "cpu")]
     other = [*session("cpu", torch="2.10"), shard(1, "cpu")]
@@ -133,3 +149,14 @@ def test_a_copy_of_other_libraries_counts_as_one_of_a_different_maker():
     """The patch: `LIBRARIES` is empty, as before they were recorded (defect 19)."""
     events = [*gpu(), assigned(0, "a100"), *gpu(driver="590.1"), assigned(0, "a100")]
     assert devices_of(other_makers(events, "sample/c/0", "worker-0")) == ["a100"]
+
+
+def test_the_seconds_of_a_cell_that_was_only_decoded_are_not_those_of_sampling():
+    """Put back by counting them: the second VAE of a grid would look nearly free."""
+    sampled, decoded = (origins([*session("a100"), shard(0, "a100", evaluations=n)])["c"] for n in (80, 0))
+    assert sampled.seconds_of(8) == 2.0
+    assert math.isnan(decoded.seconds_of(8))
+    copied = [*session("a100"), shard(0, "a100", evaluations=80), shard(0, "a100", images=0, copied=8, evaluations=0)]
+    assert origins(copied)["c"].seconds == 4.0, "nothing was decoded"
+    row = row_of(plan(validate(Config, ORACLE, "test")).cells[0], {}, "p", decoded.seconds_of(8))
+    assert row["seconds"] is None
