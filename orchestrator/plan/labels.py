@@ -64,7 +64,8 @@ def _require_rows(column: LabelColumn, rows: int, num_samples: int) -> None:
 
 def _require_classes(key: str, labels: np.ndarray, conditions: Conditions, network: str) -> None:
     classes, null = conditions
-    wrong = labels[(labels < 0) | (labels >= classes)]
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
-        is_null = ", its null label, which no image is asked for" if wrong[0] == null else ""
-        raise UserError(f"{key} has {wrong[0]}{is_null}; the classes of {network} are 0 to {classes - 1}")
+        found, row = labels[wrong[0]], f" in row {wrong[0]}" if "column" in key else ""
+        is_null = ", its null label, which no image is asked for" if found == null else ""
+        raise UserError(f"{key} has {found}{row}{is_null}; the classes of {network} are 0 to {classes - 1}")

@@ -1,10 +1,12 @@
-"""FID, recall and agreement against guidance, from tables/quality.csv: figures/guidance.png. Run it in this folder."""
+"""FID, recall and agreement against guidance, from tables/quality.csv: figures/guidance.png."""
 
 import csv
 from collections import defaultdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+
+FOLDER = Path(__file__).parent
 
 LINES = {
     ("balanced", "", False): ("null class", "tab:blue", "o"),
@@ -14,7 +16,7 @@ LINES = {
     ("balanced", "[1.0, 15.0]", False): ("null class in [1, 15]", "tab:orange", "v"),
 }
 points = defaultdict(list)
-with Path("tables/quality.csv").open() as file:
+with (FOLDER / "tables/quality.csv").open() as file:
     for row in csv.DictReader(file):
         key = row["labels"], row["guidance_interval"], bool(row["model.guide"])
         points[key, row["train.seed"]].append(row)
@@ -39,4 +41,4 @@ axes[0].set_yscale("log")
 axes[0].set_yticks([20, 30, 40, 60, 90], ["20", "30", "40", "60", "90"], minor=False)
 axes[0].minorticks_off()
 axes[0].legend(fontsize=8)
-figure.savefig("figures/guidance.png", dpi=110)
+figure.savefig(FOLDER / "figures/guidance.png", dpi=110)
