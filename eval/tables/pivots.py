@@ -231,6 +231,7 @@ class Arrangement:
             return []
         free = [name for name in self.settings if name != columns]
         several = {name for name in ("eta", "steps") if ready[name].nunique() > 1}
+        several |= {"eta"} if ready["sigma"].nunique() > 1 else set()  # sigma_hat has 1 as its number eta
         several -= {"steps"} if columns == EVALUATIONS else set()
         named = "eta" if ready["eta"].notna().any() else "sampler"
         ends = [*(["steps"] if "steps" in several else []), *([named] if named not in free else [])]
@@ -250,7 +251,7 @@ class Arrangement:
                     *self._notes.get(group["protocol"].iloc[0], []),
                 ),
             )
-            for group in _groups(ready, table_keys)
+            for group in _groups(ready, [*table_keys, "sigma"] if "eta" in table_keys else table_keys)
         ]
 
 

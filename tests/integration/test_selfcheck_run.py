@@ -44,7 +44,7 @@ def test_a_sound_system_passes(checked):
     findings, root = checked
     assert findings["status"] == "done"
     assert findings["problems"] == []
-    assert len(findings["cells"]) == 32
+    assert len(findings["cells"]) == 36
     assert all(cell["largest_difference"] <= 1 for cell in findings["cells"])
     known = [cell for cell in findings["cells"] if cell["data"] == "gaussian"]
     assert len(known) == 14
@@ -60,7 +60,7 @@ def test_a_finished_selfcheck_is_judged_again_without_being_made_again(checked):
     done = taugrid("selfcheck", "--out", root)
     assert "starting Ray" not in done.stderr
     assert "36 cells agree" in done.stderr
-    assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 32
+    assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 36
 
 
 def rewrite(path, change):
@@ -123,7 +123,7 @@ def test_a_fault_in_the_workers_is_found(checked, tmp_path):
     for name in again:
         shutil.rmtree(copy / "samples" / name)
     done = taugrid("selfcheck", "--workers", "1", "--out", copy, code=1, workers=FaultyPool)
-    assert len(list(copy.glob("samples/*"))) == 32
+    assert len(list(copy.glob("samples/*"))) == 36
     wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: ")]
     assert wrong
     assert all("sigma_hat" in line for line in wrong), "cells with a numeric eta are not touched by it"

@@ -257,6 +257,19 @@ def test_figures_have_a_panel_for_each_value_a_row_for_each_effect_and_a_square_
         figure.draw_without_rendering()
 
 
+def test_sigma_hat_and_eta_1_have_a_heat_map_each():
+    """Both have 1 as the number eta, and a guidance or a rate is over S in a map of its own for each."""
+    rows = [
+        cell(f"{steps}-{eta}-{rate}", steps, eta, 10.0 + steps + rate) | {"protocol": "one", "rate": rate}
+        for steps in (10, 20)
+        for eta in (1.0, "sigma_hat")
+        for rate in (1.0, 2.0)
+    ]
+    found = effects(rows, evidence(rows, {row["cell"]: spread(0.3) for row in rows}), {"rate": 1.0})
+    [(_, heat)] = heat_maps(table(rows), found)
+    assert [panel.get_title() for panel in heat.axes[:2]] == ["η=1.0", "η=σ̂"]
+
+
 def drawn(sizes, scope=EACH_CELL, half=0.1, average=None):
     """The first panel of a figure of effects of these sizes, and its caption."""
     given = [(scope, size) for size in sizes] + ([(EVERYWHERE, average)] if average is not None else [])
