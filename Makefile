@@ -13,10 +13,10 @@ demo: $(STAMP)            ## train, sample and score the digits grid (minutes on
 test: $(STAMP)            ## lint, types and tests, side by side
 	@$(MAKE) --no-print-directory --jobs=3 lint types pytest
 
-# Three processes, a file of tests each: while one waits for Ray, the others have its core.
+# Two processes, a file of tests each; Ray's starts leave a core idle at times, which mypy takes.
 # xdist gives a test whose process ended to the next process, again and again: two are enough to see it.
 pytest: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 1
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

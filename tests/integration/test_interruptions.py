@@ -120,7 +120,7 @@ def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path):
             lambda: any(event.get("task", "").startswith("sample/") for event in events_so_far(tmp_path / "run"))
         )
         assert listening(run.process.pid) <= LOOPBACK
-        time.sleep(3)
+        run.wait_until(lambda: re.search(r"sampling: [1-9]\d+k of 800k", run.output))  # one batch is 8k
         assert interrupt(run) < MOST_SECONDS
         assert "Traceback" not in run.output
         assert "interrupted; 1 shard in progress (S=1000 eta=0): " in run.output
