@@ -16,10 +16,10 @@ from taugrid.eval.metrics.floor import NO_ROOT
 from taugrid.eval.metrics.reference_statistics import MomentsFile, ReferenceStatistics, read_all
 from taugrid.eval.metrics.score import Feasible, feasible, score
 from taugrid.eval.metrics.statistics import Array, Features, Moments, loaded, symmetric_root
-from taugrid.eval.score_cell import ReferenceFiles, ScoreJob, read_column, read_stream
+from taugrid.eval.score_cell import ReferenceFiles, ScoringJob, read_column, read_stream
 from taugrid.jobs import Result
 from taugrid.registry.extractors import ExtractorSpec
-from taugrid.registry.metrics import UNLABELLED, MetricSettings, PerSample
+from taugrid.registry.metrics import MetricSettings, PerSample
 from taugrid.storage import Storage
 from taugrid.workers.data.labels import load_known_labels
 from taugrid.workers.device import Device
@@ -41,18 +41,15 @@ class LabelledReference:
 
 
 @dataclass(frozen=True)
-class ByLabelJob(ScoreJob):
-    """Compute a cell's metrics label by label; write them as Parquet, a row for each label.
-
-    Of a `ScoreJob`, it uses the files, the settings that were asked for, and the header.
-    """
+class ByLabelJob(ScoringJob):
+    """Compute a cell's metrics label by label; write them as Parquet, a row for each label."""
 
     entry_point = "taugrid.eval.score_by_label:run"
 
-    extractor: ExtractorSpec | None = None
-    samples: PerSample = UNLABELLED
-    classes: int = 0
-    labels: LabelledReference | None = None
+    extractor: ExtractorSpec
+    samples: PerSample
+    classes: int
+    labels: LabelledReference | None
     """None: they are not known, and only metrics without a reference are computed."""
 
 
@@ -82,8 +79,7 @@ def run(job: ByLabelJob, device: Device) -> Result:
     Raises:
         DamagedFile, ContentMismatch: if a file can't be read, or the reference's labels differ on this node.
     """
-    began, n, extractor = time.perf_counter(), job.num_samples, job.extractor
-    assert extractor is not None
+    began, n = time.perf_counter(), job.num_samples
     logits = loaded(read_stream(job, "logits"), n) if job.settings.need("logits") else None
     labels = read_column(job, "label").astype(np.int64)
     samples = Extracted(loaded(read_stream(job, "features"), n), logits, labels)
@@ -94,7 +90,7 @@ def run(job: ByLabelJob, device: Device) -> Result:
         alive()
         own, others = samples.of(label), None if reference is None else reference.of(label)
         sizes.append((len(own.labels), 0 if others is None else len(others.labels)))
-        found.append(of_label(own, others, job.settings, extractor, job.samples))
+        found.append(of_label(own, others, job.settings, job.extractor, job.samples))
     job.check_run()
     _write(job, found, sizes)
     return Result(time.perf_counter() - began, n, created_file=True)

@@ -40,25 +40,31 @@ class ReferenceFiles:
 
 
 @dataclass(frozen=True)
-class ScoreJob(Job):
-    """Compute a cell's metrics from its feature files; write them as JSON, with the samples' influences next to it."""
+class ScoringJob(Job):
+    """What jobs that compute metrics of one cell have in common."""
 
-    entry_point = "taugrid.eval.score_cell:run"
-
-    influence_path: str
     feature_paths: tuple[str, ...]
     """The cell's feature files in the order of sample indices."""
     num_samples: int
     reference: ReferenceFiles
     settings: MetricSettings
     header: dict[str, Any]
-    """The cell and its `protocol`; written together with the metrics."""
+    """The cell and how it is scored; written together with the metrics."""
+    sample_paths: tuple[str, ...]
+    """The files of samples, in the order of their indices, if a metric needs a column of them."""
+
+
+@dataclass(frozen=True)
+class ScoreJob(ScoringJob):
+    """Compute a cell's metrics from its feature files; write them as JSON, with the samples' influences next to it."""
+
+    entry_point = "taugrid.eval.score_cell:run"
+
+    influence_path: str
     notes: tuple[str, ...]
     """Why requested metrics are missing."""
     floor_path: str | None = None
     """The file that is to hold the reference's floors at this N; None: it does, or another job makes it."""
-    sample_paths: tuple[str, ...] = ()
-    """The files of samples, in the order of their indices, if a metric needs a column of them."""
 
 
 def run(job: ScoreJob, device: Device) -> Result:
@@ -88,7 +94,7 @@ def run(job: ScoreJob, device: Device) -> Result:
     return Result(time.perf_counter() - began, job.num_samples, created_file=True)
 
 
-def read_stream(job: ScoreJob, column: str) -> Stream:
+def read_stream(job: ScoringJob, column: str) -> Stream:
     """A column of the job's feature files, in the order of the indices, up to `num_samples`."""
 
     def chunks() -> Iterator[Features]:
@@ -107,7 +113,7 @@ def read_stream(job: ScoreJob, column: str) -> Stream:
     return chunks
 
 
-def read_column(job: ScoreJob, name: str) -> NDArray[np.float64]:
+def read_column(job: ScoringJob, name: str) -> NDArray[np.float64]:
     """A column of the job's sample files, (`num_samples`,)."""
     parts = []
     for path in map(Path, job.sample_paths):
@@ -116,7 +122,7 @@ def read_column(job: ScoreJob, name: str) -> NDArray[np.float64]:
     return np.concatenate(parts)[: job.num_samples]
 
 
-def _require_own(job: ScoreJob, path: Path) -> None:
+def _require_own(job: ScoringJob, path: Path) -> None:
     """Raise `DamagedFile` if a file is not of this cell, which its indices alone would not show."""
     found = parquet.inspect(path, every_byte=False, storage=job.storage).metadata.get("cell")
     if found != job.header["cell"]:

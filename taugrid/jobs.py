@@ -75,7 +75,7 @@ class Conditions(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SavedUnet:
+class SavedNetwork:
     """A network of diffusers in a folder: its config and its weights, as the driver found them."""
 
     folder: str
@@ -147,7 +147,7 @@ class CustomNetwork:
         return fields if self.conditions is not None else {k: v for k, v in fields.items() if k != "conditions"}
 
 
-NetworkSpec = SavedUnet | OracleNetwork | CustomNetwork
+NetworkSpec = SavedNetwork | OracleNetwork | CustomNetwork
 """Specifies the network that a worker loads."""
 
 

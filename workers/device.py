@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from taugrid.config import Diffusion, Sample
 from taugrid.errors import NotEnoughMemory, Stopped, is_out_of_memory, last_line
-from taugrid.jobs import NetworkSpec, SavedUnet
+from taugrid.jobs import NetworkSpec, SavedNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory, some_labels
@@ -219,7 +219,7 @@ class Device:
         """The context of the first call of a compiled network, which is when torch compiles it."""
         from taugrid.workers.accelerator.compiled import once_on_a_node
 
-        code = spec.config_sha256 if isinstance(spec, SavedUnet) else getattr(spec, "source_sha256", "")
+        code = spec.config_sha256 if isinstance(spec, SavedNetwork) else getattr(spec, "source_sha256", "")
         began = time.perf_counter()
         with once_on_a_node((code, self.hardware, *key[2:], how), self.compiling):
             yield

@@ -33,10 +33,10 @@ from taugrid.workers.samplers.sampler import require_code
 
 if TYPE_CHECKING:
     from taugrid.workers.accelerator.transfer import ImageTransfer
-
-    Latents = NDArray[np.float32]
     from taugrid.workers.diffusion.decoder import Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
+
+    Latents = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +159,10 @@ def sample_shard(
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
     `model` is the network, or the images' latents (stop - start, C, H, W), which are only decoded then. `decode` is the
-    job's decoder, loaded; None: it is a function itself. `computed` is called when only the last batch
-    must be encoded and the file written. If a heartbeat raises `Stopped`, it commits the batches so far: a shorter
-    file, from which the next job for this shard continues. What it sampled is added to `last_sampled`, unless it
-    continued another file.
+    job's decoder, loaded; None: it is a function itself. `guide` is the second network, if the job has one. `computed`
+    is called when only the last batch must be encoded and the file written. If a heartbeat raises `Stopped`, it commits
+    the batches so far: a shorter file, from which the next job for this shard continues. What it sampled is added to
+    `last_sampled`, unless it continued another file.
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
@@ -229,7 +229,7 @@ def _transfers(
     finite = torch.ones((), dtype=torch.bool, device=device)
     for start in starts:
         began = time.perf_counter()
-        stop = min(start + job.settings.batch_size, job.stop)
+        stop = min(start + size, job.stop)
         indices = torch.arange(start, stop, device=device)
         asked = None if condition is None else condition[start - job.start : stop - job.start]
         if latents is not None:

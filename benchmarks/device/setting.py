@@ -17,7 +17,7 @@ from torch import Tensor
 from taugrid.config import DIFFUSION_DEFAULTS, Config
 from taugrid.config.load import load
 from taugrid.config.sample import Compilation, Precision
-from taugrid.jobs import SavedUnet
+from taugrid.jobs import SavedNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.policy import Policy, kind_of, lacks, policy
@@ -25,7 +25,7 @@ from taugrid.workers.accelerator.preflight import needed_bytes
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoiser
-from taugrid.workers.network.checkpoint import saved_unet
+from taugrid.workers.network.checkpoint import saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet
 from taugrid.workers.sample import SampleJob
@@ -110,10 +110,10 @@ class Setting:
         return build_unet(self.config.model.unet, self.shape).eval()
 
     @cached_property
-    def _saved(self) -> SavedUnet:
+    def _saved(self) -> SavedNetwork:
         folder = self.folder / "unet"
         self.unet().save_pretrained(folder)
-        return saved_unet(folder)
+        return saved_network(folder)
 
     def network(self, precision: Precision, compile: Compilation = "none", fills_up: bool = True) -> Denoiser:
         """The network as a worker loads and calls it. It makes this process compute so, until it is called again.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import SourceFile
-from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, NetworkSpec, OracleNetwork, SavedUnet, needs_module
+from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, NetworkSpec, OracleNetwork, SavedNetwork, needs_module
 from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import short_path
@@ -123,7 +123,7 @@ class Trained(ModelSource):
         }
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
-        return checkpoint.saved_unet(self.weights_file(folder, weights).parent, storage)
+        return checkpoint.saved_network(self.weights_file(folder, weights).parent, storage)
 
     def weights_file(self, folder: Path, weights: str) -> Path:
         return folder / ("unet_raw" if weights == "raw" else "unet") / checkpoint.WEIGHTS_FILE
@@ -184,7 +184,7 @@ class Loaded(ModelSource):
         """What a worker loads; `weights` is `ema` or `raw`. The config is as planned."""
         digest, place = self.weights_sha256(folder, weights), self.weights_file(folder, weights).parent
         config = checkpoint.config_sha256(self.checkpoint.unet_config)
-        return SavedUnet(str(place), digest, config, conditions=self.conditions, kind=self.checkpoint.network)
+        return SavedNetwork(str(place), digest, config, conditions=self.conditions, kind=self.checkpoint.network)
 
     def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
         """SHA-256 of the weights; `UserError` if there are none, or others than the model's id is a hash of."""

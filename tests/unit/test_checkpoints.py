@@ -23,7 +23,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 from taugrid.workers.network import checkpoint
-from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint, saved_unet
+from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.scheduler import SCHEDULERS
 from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
@@ -322,7 +322,7 @@ def test_damaged_and_divided_weights_are_one_line(pipeline):
 
 
 def loaded(folder):
-    return load_network(saved_unet(Path(folder)), DIFFUSION_DEFAULTS, "cpu")
+    return load_network(saved_network(Path(folder)), DIFFUSION_DEFAULTS, "cpu")
 
 
 def as_pickle(folder):

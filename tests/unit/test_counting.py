@@ -14,7 +14,7 @@ from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.counting import count
 from taugrid.workers.accelerator.memory import FIRST
 from taugrid.workers.accelerator.policy import policy
-from taugrid.workers.network.checkpoint import saved_unet
+from taugrid.workers.network.checkpoint import saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet
 
@@ -29,7 +29,7 @@ def saved(tmp_path_factory):
     with torch.device("meta"):
         unet = build_unet(Unet(**config["model"]["unet"]), (3, 32, 32)).to_empty(device="cpu")
     unet.save_pretrained(folder := tmp_path_factory.mktemp("saved"))
-    return saved_unet(folder)
+    return saved_network(folder)
 
 
 def meta(*shape, dtype=torch.float32):

@@ -16,7 +16,7 @@ from taugrid.errors import UserError
 from taugrid.eval import extract as extraction
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference
-from taugrid.jobs import Hopeless, SavedUnet, TrainingSpec
+from taugrid.jobs import Hopeless, SavedNetwork, TrainingSpec
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.progress import Progress
@@ -278,7 +278,7 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     here, there = data.content_fingerprint(section), "ab" * 32
     said = rf"^data: .* different images of folder in {pictures} \(SHA-256 {here[:8]}\) from the driver's \(abababab\)"
     assert data.load_known_images(section, here) is data.load_images(section)
-    network, diffusion = SavedUnet("unused", "", ""), config.DIFFUSION_DEFAULTS
+    network, diffusion = SavedNetwork("unused", "", ""), config.DIFFUSION_DEFAULTS
     along = {"network": network, "batch_size": 4, "diffusion": diffusion, "tau": (1, 2), "metadata": {}}
     reconstruct = ode.ReconstructJob(str(tmp_path / "a"), 0, 12, section, there, **along)
     with pytest.raises(UserError, match=said):

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import taugrid as api
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
-from taugrid.jobs import SavedUnet
+from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.opened import open_existing
@@ -411,7 +411,7 @@ def test_a_vae_counts_among_the_weights(made, tmp_path):
     """The patch: the network is its own VAE."""
     config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "grid": {"steps": [2]}}
     [cell] = plan(validate(Config, config, "test")).cells
-    saved, shape = SavedUnet(str(made / "network"), "", ""), cell.model.image_shape
+    saved, shape = SavedNetwork(str(made / "network"), "", ""), cell.model.image_shape
     loaded = replace(cell.model.source.checkpoint, vae=Vae("x", saved, 1.0, 0.0, shape, shape))
     cell = replace(cell, model=replace(cell.model, source=Loaded(loaded)))
     found = weights_bytes(Plan((cell.model,), (cell,)), lambda model, weights: model.source.weights_file(None, weights))

@@ -33,7 +33,7 @@ from taugrid.workers.accelerator import arithmetic, preflight
 from taugrid.workers.accelerator.memory import smaller_slice
 from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.device import Device
-from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint, read_checkpoint, read_vae, saved_unet
+from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint, read_checkpoint, read_vae, saved_network
 from taugrid.workers.network.unet import read_saved
 from taugrid.workers.sample import run as run_job
 
@@ -130,7 +130,7 @@ def test_the_first_dits_config_and_weights_are_read(dit, tmp_path):
     save_file(renamed, file)
     found = read_checkpoint(str(folder))
     assert (found.network, found.network_shape, found.drops_sigma) == ("DiTTransformer2DModel", (4, 8, 8), True)
-    read = read_saved(saved_unet(folder / "transformer"))
+    read = read_saved(saved_network(folder / "transformer"))
     assert all(torch.equal(tensor, read.state_dict()[name]) for name, tensor in dit[1].transformer.state_dict().items())
     vae = read_saved(found.vae.saved).state_dict()
     assert all(torch.equal(tensor, vae[name]) for name, tensor in tensors.items())

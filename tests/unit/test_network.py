@@ -9,13 +9,13 @@ from denoisers import at
 
 from taugrid import config
 from taugrid.errors import ContentMismatch
-from taugrid.jobs import OracleNetwork, SavedUnet
+from taugrid.jobs import OracleNetwork, SavedNetwork
 from taugrid.words import this_node
 from taugrid.workers import schedules
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion import schedule
 from taugrid.workers.network import checkpoint
-from taugrid.workers.network.checkpoint import WEIGHTS_FILE, read_checkpoint, saved_unet
+from taugrid.workers.network.checkpoint import WEIGHTS_FILE, read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.scheduler import scheduler_config
 from taugrid.workers.network.unet import build_unet, ema_decay, ema_start, ema_update, save_pipeline
@@ -30,7 +30,7 @@ UNET = config.Unet(
 
 
 def load(folder):
-    return load_network(saved_unet(folder), config.DIFFUSION_DEFAULTS, "cpu")
+    return load_network(saved_network(folder), config.DIFFUSION_DEFAULTS, "cpu")
 
 
 def network(seed, layout=torch.contiguous_format):
@@ -62,7 +62,7 @@ def test_files_hold_no_pickle(tmp_path):
 def test_a_name_on_the_hub_is_never_asked_for():
     name = "google/ddpm-cifar10-32"
     with pytest.raises(ContentMismatch, match=f"there is no file {name}/"):
-        load_network(SavedUnet(name, "0" * 64, "0" * 64), config.DIFFUSION_DEFAULTS, "cpu")
+        load_network(SavedNetwork(name, "0" * 64, "0" * 64), config.DIFFUSION_DEFAULTS, "cpu")
 
 
 @pytest.mark.parametrize("file", [WEIGHTS_FILE, "config.json"])
@@ -70,7 +70,7 @@ def test_a_worker_refuses_another_network_than_the_drivers_whatever_its_files_ti
     """A stale copy on one node, or a checkpoint replaced during a run: no time of a file may hide it."""
     folder = tmp_path / "unet"
     network(0).save_pretrained(folder)
-    saved = saved_unet(folder)
+    saved = saved_network(folder)
     device = Device("cpu")
     x = torch.randn(2, 1, 8, 8)
     before = device.network(saved, config.DIFFUSION_DEFAULTS)(x, at(500))
@@ -87,7 +87,7 @@ def test_a_worker_refuses_another_network_than_the_drivers_whatever_its_files_ti
     # What is in memory is still the planned network; a spec of the new files is another.
     assert torch.equal(device.network(saved, config.DIFFUSION_DEFAULTS)(x, at(500)), before)
     checkpoint._sha256.cache_clear()  # in the driver, a cache that no worker believes
-    assert not torch.equal(device.network(saved_unet(folder), config.DIFFUSION_DEFAULTS)(x, at(500)), before)
+    assert not torch.equal(device.network(saved_network(folder), config.DIFFUSION_DEFAULTS)(x, at(500)), before)
 
 
 def test_a_network_is_asked_at_the_papers_time(tmp_path):

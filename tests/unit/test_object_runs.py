@@ -13,7 +13,7 @@ from rich.console import Console
 
 from taugrid import parquet
 from taugrid.errors import ContentMismatch, RunFailed, StoreError, UserError
-from taugrid.jobs import SavedUnet
+from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -203,7 +203,7 @@ def test_weights_that_someone_has_replaced_are_refused_with_their_url(bucket):
     refused = pytest.raises(ContentMismatch, match=r"^s3://.*weights was changed after the run was planned")
     with refused, verified_copy(root / "weights", "0" * 64, storage):
         raise AssertionError
-    assert SavedUnet("x", "", "", storage) != SavedUnet("x", "", "")
+    assert SavedNetwork("x", "", "", storage) != SavedNetwork("x", "", "")
 
 
 def test_a_shard_that_was_overwritten_behind_our_back_is_set_aside_and_made_again(opened, expected, bucket):

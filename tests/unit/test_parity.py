@@ -25,7 +25,7 @@ from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import diffuse, network_time
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
-from taugrid.workers.network.checkpoint import saved_unet
+from taugrid.workers.network.checkpoint import saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet
 
@@ -320,7 +320,7 @@ def test_a_loaded_checkpoint_and_its_pipeline_make_the_same_images(forms, form, 
     pictures = pipeline.numpy_to_pil(floats)
     assert [index + 1 for index in pipeline.scheduler.timesteps.tolist()] == [*reversed(cell.tau)]
     x_T = torch.randn((4, 1, 28, 28), generator=torch.Generator().manual_seed(3))
-    model = load_network(saved_unet(Path(cell.model.source.checkpoint.unet_folder)), cell.model.diffusion, "cpu")
+    model = load_network(saved_network(Path(cell.model.source.checkpoint.unet_folder)), cell.model.diffusion, "cpu")
     x0 = sampled(cell, model, lambda _: x_T).numpy()
     theirs = floats.transpose(0, 3, 1, 2) * 2 - 1  # its last x is clipped already, so its clamp to [0, 1] hides nothing
     assert np.abs(x0 - theirs).max() <= 1e-4 * np.abs(theirs).max()

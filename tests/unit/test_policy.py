@@ -18,7 +18,7 @@ from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.policy import SAMPLING_ATTENTION, Policy, faster, lacks, policy
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.denoiser import from_times
-from taugrid.workers.network.checkpoint import saved_unet
+from taugrid.workers.network.checkpoint import saved_network
 from taugrid.workers.network.custom import for_inference
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, save_pipeline
@@ -69,7 +69,7 @@ def saved(tmp_path_factory):
     torch.manual_seed(0)
     unet = build_unet(UNET, SHAPE)
     save_pipeline(folder, unet, ema_start(unet), DIFFUSION_DEFAULTS)
-    return saved_unet(folder / "unet")
+    return saved_network(folder / "unet")
 
 
 class Seen(TorchDispatchMode):

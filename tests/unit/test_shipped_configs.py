@@ -10,7 +10,7 @@ import pytest
 from taugrid.config import Data, Diffusion, ModelSection
 from taugrid.config.load import load
 from taugrid.errors import MissingInput
-from taugrid.jobs import SavedUnet
+from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Loaded
 from taugrid.orchestrator.run import Run
@@ -37,7 +37,7 @@ def text(name):
 def latents(path, kind, network, scaling_factor, **config):
     """What a latent pipeline on the hub says of itself, as far as a plan needs it."""
     shape = (config["in_channels"], config["sample_size"], config["sample_size"])
-    saved = SavedUnet(f"{path}/vae", "1" * 64, "2" * 64, kind=kind)
+    saved = SavedNetwork(f"{path}/vae", "1" * 64, "2" * 64, kind=kind)
     diffusion = Diffusion(timesteps=1000, schedule="linear", prediction="epsilon")
     return Checkpoint(
         path, f"{path}/network", config, "0" * 64, diffusion, {"clip": "none"}, network=network,

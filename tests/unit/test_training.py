@@ -42,7 +42,7 @@ from taugrid.workers.data import load as data
 from taugrid.workers.data.labels import load_labels
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.process import velocity
-from taugrid.workers.network.checkpoint import read_checkpoint, saved_unet
+from taugrid.workers.network.checkpoint import read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, ema_decay, save_pipeline
 from taugrid.workers.training import checkpoints, fit, loop
@@ -160,11 +160,11 @@ def test_a_network_with_classes_is_saved_with_its_null_class_and_diffusers_loads
         state.unet.load_state_dict(state.ema)
         torch.testing.assert_close(theirs, state.unet.eval()(x, 5, labels).sample, rtol=0, atol=1e-6)  # by layout
     caplog.clear()
-    ours = load_network(saved_unet(tmp_path / "p" / "unet"), spec.diffusion, "cpu")
+    ours = load_network(saved_network(tmp_path / "p" / "unet"), spec.diffusion, "cpu")
     torch.testing.assert_close(ours(x, at(6), labels), theirs, rtol=0, atol=1e-6)
     assert "null_label" not in caplog.text, "workers say nothing of a key of our own"
     assert read_checkpoint(str(tmp_path / "p")).conditions == (10, 10)
-    assert saved_unet(tmp_path / "p" / "unet_raw").conditions == (10, 10)
+    assert saved_network(tmp_path / "p" / "unet_raw").conditions == (10, 10)
     without = build_unet(spec.unet, (1, 8, 8))
     assert "null_label" not in without.config
     assert without.config.num_class_embeds == 10
@@ -353,7 +353,7 @@ def test_a_compiled_network_learns_the_same_and_is_saved_as_any_other(tmp_path):
     checkpoints.load(other, tmp_path / "state.pt")
     assert torch.equal(weights(other), weights(state))
     checkpoints.commit(spec, state)
-    raw = load_network(saved_unet(spec.final / "unet_raw"), spec.diffusion, "cpu")
+    raw = load_network(saved_network(spec.final / "unet_raw"), spec.diffusion, "cpu")
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(raw(x, at(500)), other.unet.eval()(x, 499).sample, rtol=0, atol=1e-5)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from taugrid.jobs import SavedUnet
+from taugrid.jobs import SavedNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ class Vae:
 
     path: str
     """The value in the config: of the pipeline, or of `model.vae`."""
-    saved: SavedUnet
+    saved: SavedNetwork
     scaling_factor: float
     shift_factor: float
     """What is decoded is `latent / scaling_factor + shift_factor`."""
@@ -106,4 +106,4 @@ class Vae:
     def restored(cls, recorded: Mapping[str, Any]) -> "Vae":
         """From what `recorded` returned."""
         shapes = {key: tuple(recorded[key]) for key in ("network_shape", "picture_shape")}
-        return cls(**{**recorded, **shapes, "saved": SavedUnet(**recorded["saved"])})
+        return cls(**{**recorded, **shapes, "saved": SavedNetwork(**recorded["saved"])})

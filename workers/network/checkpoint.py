@@ -12,7 +12,7 @@ from taugrid.config import Diffusion
 from taugrid.config.model import is_hub_id
 from taugrid.errors import MissingInput, UserError
 from taugrid.hashing import file_sha256, json_sha256
-from taugrid.jobs import Conditions, SavedUnet
+from taugrid.jobs import Conditions, SavedNetwork
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import listed
 from taugrid.workers import hub
@@ -239,7 +239,7 @@ def _vae(key: str, path: str, folder: Path, latent_shape: tuple[int, int, int]) 
             f"{key}: the VAE of {path} takes latents of {channels} channels, but the network makes {latent_shape[0]}; "
             "give the VAE that the network was trained with"
         )
-    saved = saved_unet(folder.resolve())
+    saved = saved_network(folder.resolve())
     _check_whole(key, weights_file(folder), config, kind)
     times = 2 ** (blocks - 1)
     given = {name: config.get(name) for name in ("scaling_factor", "shift_factor")}
@@ -253,12 +253,12 @@ def _vae(key: str, path: str, folder: Path, latent_shape: tuple[int, int, int]) 
     )
 
 
-def saved_unet(folder: Path, storage: Storage = LOCAL) -> SavedUnet:
+def saved_network(folder: Path, storage: Storage = LOCAL) -> SavedNetwork:
     """The network in a folder as a job names it, by what its files hold now; UserError if one is missing."""
     digest, config = weights_sha256(weights_file(folder, storage), storage), _json(folder / CONFIG_FILE, storage)
     kind = str(config.get("_class_name", UNET))
     known = conditions_of(config)
-    return SavedUnet(str(folder), digest, config_sha256(config), storage, known, NETWORKS.get(kind, kind))
+    return SavedNetwork(str(folder), digest, config_sha256(config), storage, known, NETWORKS.get(kind, kind))
 
 
 def conditions_of(config: Mapping[str, Any]) -> Conditions | None:

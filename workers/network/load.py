@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from taugrid.config import Diffusion
 from taugrid.errors import CustomCodeError
-from taugrid.jobs import Conditions, CustomNetwork, NetworkSpec, SavedUnet
+from taugrid.jobs import Conditions, CustomNetwork, NetworkSpec, SavedNetwork
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy, kind_of, policy
@@ -35,7 +35,7 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
             `custom.checked`.
     """
     how = how or policy(kind_of(device))
-    if isinstance(network, SavedUnet):
+    if isinstance(network, SavedNetwork):
         from taugrid.workers.network.unet import load_unet  # diffusers takes seconds, and only these need it
 
         return load_unet(network, device, how)

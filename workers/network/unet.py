@@ -17,7 +17,7 @@ from torch import Tensor
 
 from taugrid.config import Diffusion, Unet
 from taugrid.errors import WrongWeights, joined_lines
-from taugrid.jobs import SavedUnet
+from taugrid.jobs import SavedNetwork
 from taugrid.storage import Storage
 from taugrid.words import listed
 from taugrid.workers.accelerator.arithmetic import cast_weights
@@ -79,7 +79,7 @@ def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], di
     raw.save_pretrained(folder / "unet_raw", safe_serialization=True)
 
 
-def load_unet(saved: SavedUnet, device: str, how: Policy) -> Denoiser:
+def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:
     """The saved network, for inference on `device` as `how` says. Only tensors are unpickled.
 
     Raises:
@@ -109,7 +109,7 @@ def load_unet(saved: SavedUnet, device: str, how: Policy) -> Denoiser:
     return from_times(called(module), lambda: called(without_data(unet)))
 
 
-def read_saved(saved: SavedUnet) -> Any:
+def read_saved(saved: SavedNetwork) -> Any:
     """The module of diffusers in a folder, in float32 on the CPU; raises the errors of `load_unet`."""
     folder = Path(saved.folder)
     with verified_copy(weights_file(folder, saved.storage), saved.weights_sha256, saved.storage) as weights:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from taugrid.jobs import SavedUnet
+from taugrid.jobs import SavedNetwork
 from taugrid.workers.accelerator.arithmetic import without_tf32
 from taugrid.workers.accelerator.policy import Policy
 from taugrid.workers.diffusion.decoder import Vae
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from taugrid.workers.diffusion.decoder import Decode
 
 
-def load_vae(saved: SavedUnet, device: str, how: Policy) -> nn.Module:
+def load_vae(saved: SavedNetwork, device: str, how: Policy) -> nn.Module:
     """The half of a saved VAE that decodes, on `device`; raises the errors of `unet.load_unet`."""
     vae = read_saved(saved)
     for name in ("encoder", "quant_conv"):
