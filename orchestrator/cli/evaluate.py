@@ -70,7 +70,7 @@ def evaluate(**given: Any) -> None:
 
 
 def _score_external(given: dict[str, Any], requested: RunOptions) -> None:
-    from taugrid.orchestrator.cli.images import scores_text
+    from taugrid.orchestrator.cli.text.images import scores_text
     from taugrid.orchestrator.external import flag, score_images
     from taugrid.orchestrator.progress import Progress
 

@@ -43,7 +43,7 @@ def plan(
 
     With --baseline, fail wherever a night would refuse to begin.
     """
-    from taugrid.orchestrator.cli.text import plan_text
+    from taugrid.orchestrator.cli.text.runs import plan_text
     from taugrid.orchestrator.opened import open_to_plan
     from taugrid.orchestrator.view.dry_run import describe_plan
 
@@ -87,7 +87,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     """
     if watches and as_json:
         raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
-    from taugrid.orchestrator.cli.text import plan_text
+    from taugrid.orchestrator.cli.text.runs import plan_text
     from taugrid.orchestrator.nightly.places import find_history
     from taugrid.orchestrator.opened import directory_of, open_existing
     from taugrid.orchestrator.view.inspection import describe_status

@@ -73,7 +73,7 @@ interpolate = _stage(
 
 def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     """Do `stages`, print the outcome, and exit with 4 if anything is missing."""
-    from taugrid.orchestrator.cli.text import print_result, result_json
+    from taugrid.orchestrator.cli.text.runs import print_result, result_json
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.selection import select

@@ -38,7 +38,7 @@ def selfcheck(sampler: str | None, sampler_options: str | None, **given: Any) ->
 
 def _selfcheck(out: str, requested: RunOptions, sampler: str | None, sampler_options: str | None) -> None:
     from taugrid.orchestrator import selfcheck
-    from taugrid.orchestrator.cli.text import print_selfcheck
+    from taugrid.orchestrator.cli.text.runs import print_selfcheck
     from taugrid.orchestrator.opened import open_config, require_shared
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Session

@@ -7,7 +7,7 @@ import pytest
 from command import events, sample_files, scores, taugrid_alone
 from shared import taugrid
 
-from taugrid.orchestrator.cli.text import plan_text
+from taugrid.orchestrator.cli.text.runs import plan_text
 from taugrid.orchestrator.rundir.directory import RunDir
 
 CELLS = 6
