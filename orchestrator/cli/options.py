@@ -25,9 +25,9 @@ class Command(click.Command):
     Help shows them after the options.
     """
 
-    def __init__(self, *args: Any, help: str = "", **kwargs: Any) -> None:
+    def __init__(self, name: str | None, help: str = "", **kwargs: Any) -> None:
         text, _, examples = inspect.cleandoc(help).partition("\n\nExamples:\n")
-        super().__init__(*args, help=text, **kwargs)
+        super().__init__(name, help=text, **kwargs)
         self.examples = [line.strip() for line in examples.splitlines()]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
