@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWER := build/lower-bounds
 
-.PHONY: demo test pytest lint types chaos proofs mutants bench lower-bounds clean
+.PHONY: demo test pytest lint types chaos proofs mutants bench docs lower-bounds clean
 
 demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
 	$(BIN)/taugrid run configs/digits.yaml
@@ -43,6 +43,9 @@ bench: $(STAMP)           ## what docs/decisions.md quotes
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.device
+
+docs: $(STAMP)            ## docs/ as a site, in build/site; each broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # On x86_64 Linux this downloads a CUDA build of torch: about 3 GB, 7 GB unpacked.
 lower-bounds:             ## the unit tests with the oldest versions that pyproject.toml admits
