@@ -72,7 +72,7 @@ def _agreed(cleaning: "Cleaning", found: "Sequence[Removable]", yes: bool, as_js
     names = {category.name for category in found}
     if yes or not found:
         return names
-    if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if as_json or not is_asked():
         click.echo("nothing was deleted; name what may go and give --yes", err=True)
         return set()
     return {
@@ -80,3 +80,8 @@ def _agreed(cleaning: "Cleaning", found: "Sequence[Removable]", yes: bool, as_js
         for each in found
         if click.confirm(f"delete {each.name} ({counted(each.files, 'file')}, {each.size})?", default=False, err=True)
     }
+
+
+def is_asked() -> bool:
+    """Whether a user is there to answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
