@@ -36,6 +36,11 @@ def clean(directory: str, keep_nights: int | None, nights_before: str | None, ye
 
     No table changes, and a run goes on as before. Without a terminal, nothing is deleted without --yes. Of a history,
     the runs of its complete nights are cleaned.
+
+    Examples:
+        taugrid clean runs/mine  # what may go, and then a question for each
+        taugrid clean runs/mine --features --leftovers --yes  # without a question, for scripts
+        taugrid clean history --keep-nights 14  # images of nights older than the newest 14
     """
     from taugrid.orchestrator.clean.clean import Cleaning, OldNights, document, text
 
