@@ -230,7 +230,7 @@ def schema() -> None:
     """
     from taugrid.config import schema as config_schema
 
-    click.echo(json.dumps(config_schema(), indent=2))
+    click.echo(json.dumps(config_schema(), indent=1, sort_keys=True))
 
 
 @config.command()
