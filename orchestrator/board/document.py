@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from taugrid import __version__
 from taugrid.grids.names import SHOWN
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.board.find import Found, Place, shown
+from taugrid.orchestrator.board.find import FoundFolder, Place, shown
 from taugrid.orchestrator.board.index import Board, RunOnBoard, key_of
 from taugrid.orchestrator.board.nights import NightEntry
 from taugrid.registry.metrics import COLUMNS
@@ -29,7 +29,7 @@ SETTINGS = ("model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num
 ERRORS = {error: name for name, column in COLUMNS.items() for error in column.names if error != name}
 
 
-class Row(NamedTuple):
+class BoardRow(NamedTuple):
     """Where a row of the document comes from."""
 
     run: RunOnBoard
@@ -47,8 +47,8 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Document:
-    rows: Sequence[Row]
+class BoardDocument:
+    rows: Sequence[BoardRow]
     value: Mapping[str, Any]
 
     @property
@@ -56,9 +56,9 @@ class Document:
         return str(self.value["etag"])
 
 
-def document_of(board: Board, places: Sequence[Place]) -> Document:
+def document_of(board: Board, places: Sequence[Place]) -> BoardDocument:
     """The document of what a look found."""
-    rows = [Row(run, at) for run in board.runs for at in range(len(run.entry["rows"]))]
+    rows = [BoardRow(run, at) for run in board.runs for at in range(len(run.entry["rows"]))]
     columns = _columns(board.runs)
     names = [column["name"] for column in columns]
     numbers = {run.key: number for number, run in enumerate(board.runs)}
@@ -86,7 +86,7 @@ def document_of(board: Board, places: Sequence[Place]) -> Document:
         "histories": histories,
     }  # fmt: skip
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    return Document(rows, value | {"made": made, "etag": json_sha256(value)[:16]})
+    return BoardDocument(rows, value | {"made": made, "etag": json_sha256(value)[:16]})
 
 
 def records(board: Board) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _column(name: str, short: str, is_setting: bool) -> dict[str, Any]:
 
 def _histories(board: Board) -> list[dict[str, Any]]:
     """The histories of nights, each with its nights in the order of their verdicts; unfinished ones come last."""
-    by_history: dict[str, list[tuple[Found, NightEntry]]] = {}
+    by_history: dict[str, list[tuple[FoundFolder, NightEntry]]] = {}
     for found, entry in board.nights:
         by_history.setdefault(shown(str(found.history)), []).append((found, entry))
     runs = {run.found.root: run.key for run in board.runs}
@@ -170,12 +170,12 @@ def _histories(board: Board) -> list[dict[str, Any]]:
     ]
 
 
-def _time(night: tuple[Found, NightEntry]) -> tuple[bool, str, str]:
+def _time(night: tuple[FoundFolder, NightEntry]) -> tuple[bool, str, str]:
     entry = night[1]
     return not entry["time"], entry["time"], entry["id"]
 
 
-def _title(night: Found) -> str:
+def _title(night: FoundFolder) -> str:
     """The path of a night's history below its place, or the place's name."""
     assert night.history is not None
     below = night.history.relative_to(night.place.root)

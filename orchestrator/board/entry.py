@@ -11,7 +11,7 @@ from taugrid import __version__
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.board.files import (
     UNREADABLE,
-    RunFiles,
+    RecordedFiles,
     listing,
     mapping,
     number,
@@ -23,7 +23,7 @@ from taugrid.registry.datasets import DATASETS
 from taugrid.registry.metrics import SAMPLED
 from taugrid.words import counted
 
-Entry = dict[str, Any]
+RunEntry = dict[str, Any]
 
 TEXT_COLUMNS = frozenset({"cell", "model", "protocol", "sampler", "sigma", "spacing", "clip"})
 """Columns of quality.csv that stay text, though a value may look like a number."""
@@ -34,9 +34,9 @@ DIFFERENCES = {"fid": ("difference", "se")} | {
 """Metric -> its columns in differences.csv."""
 
 
-def read_entry(files: RunFiles) -> Entry:
+def read_entry(files: RecordedFiles) -> RunEntry:
     """The entry of a run; one with a note if nothing of it can be read."""
-    entry: Entry = {"versions": files.versions, **_EMPTY}
+    entry: RunEntry = {"versions": files.versions, **_EMPTY}
     try:
         entry |= _read(files)
     except UNREADABLE as error:
@@ -45,14 +45,14 @@ def read_entry(files: RunFiles) -> Entry:
     return entry
 
 
-_EMPTY: Entry = {
+_EMPTY: RunEntry = {
     "name": "", "state": "empty", "note": "", "began": None, "ended": None, "taugrid": None, "devices": [],
     "models": [], "report": False, "total": 0, "keys": [], "columns": [], "rows": [], "labels": [], "folders": [],
     "noise": [], "groups": [], "protocols": {}, "differences": [],
 }  # fmt: skip
 
 
-def _read(files: RunFiles) -> Entry:
+def _read(files: RecordedFiles) -> RunEntry:
     config, plan, provenance = (files.json(f"{name}.json") for name in ("config", "plan", "provenance"))
     first, last = files.first_and_last_event()
     written_by = mapping(provenance.get("versions") or first.get("versions")).get("taugrid")
@@ -73,7 +73,7 @@ def _read(files: RunFiles) -> Entry:
     return entry | {"state": state, "note": "; ".join(filter(None, [note, *_version(entry), *files.notes]))}
 
 
-def _table(files: RunFiles, config: Mapping[str, Any], plan: Mapping[str, Any]) -> Entry:
+def _table(files: RecordedFiles, config: Mapping[str, Any], plan: Mapping[str, Any]) -> RunEntry:
     """The rows of quality.csv, and what is known of each: label, folder of images, noise, comparability."""
     quality = files.json("tables/quality.json")
     rows = [{text(k): plain(v) for k, v in row.items()} for row in listing(quality.get("rows")) if mapping(row)]
@@ -105,7 +105,7 @@ def _table(files: RunFiles, config: Mapping[str, Any], plan: Mapping[str, Any]) 
 
 
 def _state(
-    files: RunFiles, config: Mapping[str, Any], planned: list[str], entry: Entry, last: Mapping[str, Any]
+    files: RecordedFiles, config: Mapping[str, Any], planned: list[str], entry: RunEntry, last: Mapping[str, Any]
 ) -> tuple[str, str]:
     """The state of a run that no driver works on, and a note on what it lacks."""
     if not config:
@@ -123,7 +123,7 @@ def _state(
     return ("sampled", "no cell is scored yet") if files.level("samples").folders else ("empty", "")
 
 
-def _version(entry: Entry) -> list[str]:
+def _version(entry: RunEntry) -> list[str]:
     """A note on a run that another version of taugrid wrote."""
     other = entry["taugrid"]
     return [] if other in (None, __version__) else [f"taugrid {other} wrote it, and this is {__version__}"]
@@ -158,7 +158,7 @@ def _noise(seed: Any, shape: list[int] | None, protocol: Mapping[str, Any]) -> s
     return None if shape is None else json_sha256([str(seed), shape, protocol.get("decoder")])[:8]
 
 
-def _folders(files: RunFiles) -> dict[str, str]:
+def _folders(files: RecordedFiles) -> dict[str, str]:
     """Cell -> the folder of its images, of cells whose images were not removed."""
     removed = {name.removesuffix(".parquet") for name in files.level("removed").files}
     names = [name for name in files.level("samples").folders if name not in removed]
@@ -171,7 +171,7 @@ def _label(row: Mapping[str, Any]) -> str:
                     parts.items() if value is not None)  # fmt: skip
 
 
-def _differences(files: RunFiles, places: Mapping[str, int]) -> list[list[Any]]:
+def _differences(files: RecordedFiles, places: Mapping[str, int]) -> list[list[Any]]:
     """[row a, row b, metric, b - a, its standard error] of each recorded difference that has an error."""
     found = []
     for record in files.csv("tables/differences.csv"):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from taugrid.orchestrator.board.find import Found
+from taugrid.orchestrator.board.find import FoundFolder
 from taugrid.storage import Level, Stat
 
 WATCHED = ("run.json", "config.json", "plan.json", "provenance.json", "report.html", "report.json")
@@ -30,10 +30,10 @@ UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, Recur
 """What reading a file of unknown content may raise; UnicodeDecodeError and JSONDecodeError are ValueErrors."""
 
 
-class RunFiles:
+class RecordedFiles:
     """The files of one run, as they are now."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: FoundFolder) -> None:
         self._root, self._storage = found.root, found.storage
         self.notes: list[str] = []
         self.stats: dict[str, Stat] = {}

@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFolder:
     """A run, or a night of a history, which may have no run."""
 
     root: Path
@@ -64,8 +64,8 @@ class Found:
 
 @dataclass
 class Finds:
-    runs: list[Found] = field(default_factory=list)
-    nights: list[Found] = field(default_factory=list)
+    runs: list[FoundFolder] = field(default_factory=list)
+    nights: list[FoundFolder] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What could not be looked at, and why."""
     readable: bool = False
@@ -147,12 +147,12 @@ class _Search:
             elif not name.startswith("."):
                 yield _Folder(inner, folder.path, "nights") if name == "nights" else _Folder(inner)
 
-    def _found(self, folder: _Folder, level: Level) -> Found:
+    def _found(self, folder: _Folder, level: Level) -> FoundFolder:
         below = folder.path.relative_to(self._place.root)
         title = shown(str(below)) if below.parts else shown(folder.path.name or str(folder.path))
         night = {"night": folder.path.name, "run": folder.path.parent.name}.get(folder.role, "")
         history = folder.history if night else None
-        return Found(folder.path, self._place.storage, level, title, self._place, history, night)
+        return FoundFolder(folder.path, self._place.storage, level, title, self._place, history, night)
 
     def _note(self, path: Path, reason: str) -> None:
         self._finds.notes.append(f"{shown(str(path))}: {reason}")
@@ -171,7 +171,7 @@ def _is_gone(error: OSError) -> bool:
     return error.errno in (errno.ENOENT, errno.ENOTDIR)
 
 
-def _with_unique_titles(runs: Sequence[Found]) -> list[Found]:
+def _with_unique_titles(runs: Sequence[FoundFolder]) -> list[FoundFolder]:
     """The runs in the order of their titles; those that share one get their place's name before it, or their path."""
     counts = Counter(run.title for run in runs)
     longer = [

@@ -14,9 +14,9 @@ from typing import Any
 from taugrid import __version__
 from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.board.entry import Entry, read_entry
-from taugrid.orchestrator.board.files import RunFiles
-from taugrid.orchestrator.board.find import THREADS, Found, Place, find, shown
+from taugrid.orchestrator.board.entry import RunEntry, read_entry
+from taugrid.orchestrator.board.files import RecordedFiles
+from taugrid.orchestrator.board.find import THREADS, FoundFolder, Place, find, shown
 from taugrid.orchestrator.board.nights import NightEntry, read_night
 from taugrid.orchestrator.board.work import Work
 from taugrid.storage import LOCAL, read_json, replacing, user_cache, write_text
@@ -27,8 +27,8 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class RunOnBoard:
-    found: Found
-    entry: Entry
+    found: FoundFolder
+    entry: RunEntry
     progress: dict[str, Any] | None = None
     """Of a run that a driver works on."""
     is_running: bool = False
@@ -44,7 +44,7 @@ class Board:
     """What a look found."""
 
     runs: Sequence[RunOnBoard]
-    nights: Sequence[tuple[Found, NightEntry]]
+    nights: Sequence[tuple[FoundFolder, NightEntry]]
     notes: Sequence[str]
     readable: bool
 
@@ -54,7 +54,7 @@ class Index:
     """Looks at the runs below `places` whenever it is asked to, and reads what has changed."""
 
     places: Sequence[Place]
-    _entries: dict[str, Entry] | None = None
+    _entries: dict[str, RunEntry] | None = None
     _work: dict[str, Work] = field(default_factory=dict)
 
     def look(self) -> Board:
@@ -78,8 +78,8 @@ class Index:
             raise UserError("; ".join(board.notes))
         return board
 
-    def _run(self, found: Found, before: Entry | None) -> RunOnBoard:
-        files = RunFiles(found)
+    def _run(self, found: FoundFolder, before: RunEntry | None) -> RunOnBoard:
+        files = RecordedFiles(found)
         is_known = before is not None and before.get("versions") == files.versions and not files.notes
         entry = before if is_known and before is not None else read_entry(files)
         if "lease.json" not in found.level.files:
@@ -94,7 +94,7 @@ class Index:
         names = sorted(f"{place.storage} {place.root}" for place in self.places)
         return user_cache() / "board" / f"{json_sha256(names)[:16]}.json"
 
-    def _loaded(self) -> dict[str, Entry]:
+    def _loaded(self) -> dict[str, RunEntry]:
         if self._entries is None:
             with suppress(OSError):
                 value = read_json(self._file, LOCAL)

@@ -3,13 +3,13 @@
 from typing import Any
 
 from taugrid.orchestrator.board.files import UNREADABLE, text
-from taugrid.orchestrator.board.find import Found
+from taugrid.orchestrator.board.find import FoundFolder
 from taugrid.storage import read_sealed
 
 NightEntry = dict[str, Any]
 
 
-def read_night(found: Found, before: NightEntry | None) -> NightEntry:
+def read_night(found: FoundFolder, before: NightEntry | None) -> NightEntry:
     """id, time, verdict and light of a night; `before` if its verdict has not changed. Nothing raises."""
     entry: NightEntry = {"id": text(found.night), "time": "", "verdict": "unfinished", "light": "grey"}
     if "verdict.json" not in found.level.files:

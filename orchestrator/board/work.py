@@ -4,8 +4,8 @@ import time
 from datetime import datetime
 from typing import Any
 
-from taugrid.orchestrator.board.files import UNREADABLE, RunFiles, events_in
-from taugrid.orchestrator.board.find import Found
+from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, events_in
+from taugrid.orchestrator.board.find import FoundFolder
 
 WINDOW_SECONDS = 60.0
 """The rate is that of the last shards, over this time."""
@@ -14,7 +14,7 @@ WINDOW_SECONDS = 60.0
 class Work:
     """The progress of one run, for as long as there is a lease. Each byte of its events is read once."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: FoundFolder) -> None:
         self._root, self._storage = found.root, found.storage
         self._read: dict[str, int] = {}
         """File -> how much of it was read, in whole lines."""
@@ -33,7 +33,7 @@ class Work:
         except UNREADABLE:
             return False
 
-    def progress(self, total: int, files: RunFiles) -> dict[str, Any]:
+    def progress(self, total: int, files: RecordedFiles) -> dict[str, Any]:
         for name in sorted(name for name in files.stats if name.startswith("events/")):
             if files.stats[name].size > self._read.get(name, 0):
                 self._follow(name)
