@@ -121,6 +121,9 @@ class ObjectStorage:
         matches = self._matching(folder, pattern)
         return {path: _stat(meta) for path, meta in matches.items() if meta is not None}
 
+    def walk(self, folder: Path) -> Mapping[Path, Stat]:
+        return {path: _stat(meta) for path, meta in self._below(folder).items()}
+
     def exists(self, path: Path) -> bool:
         try:
             self._head(path)
@@ -191,6 +194,9 @@ class ObjectStorage:
 
     def delete(self, path: Path) -> None:
         self._delete([path])
+
+    def delete_all(self, paths: Sequence[Path], root: Path) -> None:
+        self._delete(paths)
 
     def delete_folder(self, folder: Path) -> None:
         with suppress(StoreError):

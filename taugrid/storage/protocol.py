@@ -53,6 +53,9 @@ class Storage(Protocol):
     def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
         """The `stat` of each file that `list` finds, in as few requests as a list takes."""
 
+    def walk(self, folder: Path) -> Mapping[Path, Stat]:
+        """The `stat` of each file below `folder`, at any depth. Links are neither followed nor listed."""
+
     def exists(self, path: Path) -> bool:
         """Whether there is a file of this name, or a folder that holds files."""
 
@@ -89,6 +92,9 @@ class Storage(Protocol):
 
     def delete(self, path: Path) -> None:
         """Remove a file, if it exists."""
+
+    def delete_all(self, paths: Sequence[Path], root: Path) -> None:
+        """Remove files, in few requests, and the folders below `root` that are empty then."""
 
     def delete_folder(self, folder: Path) -> None:
         """Remove a folder with everything in it, if it exists; whatever can't be removed stays."""
