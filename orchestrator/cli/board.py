@@ -19,7 +19,6 @@ def board(places: tuple[str, ...], port: int | None, host: str, target: str | No
     that of TAUGRID_BOARD_TOKEN, or a new one that is printed. Nothing is planned, run or written below the folders.
 
     Examples:
-        taugrid board runs --to site  # a page of static files, for file://, a bucket or GitHub Pages
         taugrid board runs --json  # all cells of all runs, for programs
     """
     if target is not None and as_json:
