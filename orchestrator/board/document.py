@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from taugrid import __version__
@@ -48,8 +49,14 @@ class BoardRow(NamedTuple):
 
 @dataclass(frozen=True)
 class BoardDocument:
+    runs: Sequence[RunOnBoard]
     rows: Sequence[BoardRow]
     value: Mapping[str, Any]
+
+    @cached_property
+    def by_cell(self) -> Mapping[tuple[str, str], BoardRow]:
+        """Rows by the key of their run, and the id of their cell."""
+        return {(row.run.key, str(row.values["cell"])): row for row in self.rows}
 
     @property
     def etag(self) -> str:
@@ -73,7 +80,7 @@ def document_of(board: Board, places: Sequence[Place]) -> BoardDocument:
         "runs": [_run(run) | dict(zip(("history", "night"), of_night.get(run.key, (None, None)), strict=True))
                  for run in board.runs],
         "columns": columns,
-        "rows": [[numbers[row.run.key], *(_shown(row.values).get(name) for name in names)] for row in rows],
+        "rows": [[numbers[row.run.key], *map(_shown(row.values).get, names)] for row in rows],
         "cells": [row.of("labels") for row in rows],
         "groups": [row.of("groups") for row in rows],
         "noise": [row.of("noise") for row in rows],
@@ -86,7 +93,7 @@ def document_of(board: Board, places: Sequence[Place]) -> BoardDocument:
         "histories": histories,
     }  # fmt: skip
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    return BoardDocument(rows, value | {"made": made, "etag": json_sha256(value)[:16]})
+    return BoardDocument(board.runs, rows, value | {"made": made, "etag": json_sha256(value)[:16]})
 
 
 def records(board: Board) -> dict[str, Any]:

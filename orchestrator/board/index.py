@@ -27,16 +27,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class RunOnBoard:
+    key: str
+    """Its name in URLs: the same as long as the run stays where it is."""
     found: FoundFolder
     entry: RunEntry
     progress: dict[str, Any] | None = None
     """Of a run that a driver works on."""
     is_running: bool = False
-
-    @property
-    def key(self) -> str:
-        """Its name in URLs: the same as long as the run stays where it is."""
-        return key_of(self.found.directory)
 
 
 @dataclass(frozen=True)
@@ -79,15 +76,15 @@ class Index:
         return board
 
     def _run(self, found: FoundFolder, before: RunEntry | None) -> RunOnBoard:
-        files = RecordedFiles(found)
+        files, key = RecordedFiles(found), key_of(found.directory)
         is_known = before is not None and before.get("versions") == files.versions and not files.notes
         entry = before if is_known and before is not None else read_entry(files)
         if "lease.json" not in found.level.files:
             self._work.pop(found.directory, None)
-            return RunOnBoard(found, entry)
+            return RunOnBoard(key, found, entry)
         work = self._work.setdefault(found.directory, Work(found))
         is_running = work.has_driver()
-        return RunOnBoard(found, entry, work.progress(entry["total"], files) if is_running else None, is_running)
+        return RunOnBoard(key, found, entry, work.progress(entry["total"], files) if is_running else None, is_running)
 
     @property
     def _file(self) -> Any:
