@@ -14,7 +14,7 @@ import threading
 import time
 from base64 import b64encode
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
@@ -32,7 +32,6 @@ from taugrid.errors import UserError
 from taugrid.eval.pages.board import board_html
 from taugrid.orchestrator.board.document import BoardDocument, BoardRow, as_json, document_of
 from taugrid.orchestrator.board.index import Board, Index
-from taugrid.orchestrator.board.pairs import paired
 from taugrid.orchestrator.board.strips import strip
 
 LOOK_SECONDS = 5.0
@@ -142,6 +141,8 @@ def application(index: Index, board: Board, host: str, token: str | None) -> Sta
         return Response(served.strip(row), media_type="image/png", headers=headers)
 
     def pair(request: Request) -> Response:
+        from taugrid.orchestrator.board.pairs import paired  # the first pair loads what compares
+
         query = request.query_params
         found = served.of_version(query.get("version", served.current().etag))
         if found is None:
@@ -166,7 +167,7 @@ def application(index: Index, board: Board, host: str, token: str | None) -> Sta
         Route("/runs/{run}/report.html", _answering(report)),
     ]
     guard = Guard(is_loopback(host), token)
-    return Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)])
+    return Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard.answer)])
 
 
 def _report(served: Served, request: Request) -> bytes:
@@ -206,7 +207,7 @@ class Guard(NamedTuple):
     on_loopback: bool
     token: str | None
 
-    async def __call__(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def answer(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         response = self.refusal(request) or await call_next(request)
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
