@@ -273,25 +273,26 @@ def _alike_in(table: QualityTable) -> dict[str, Any]:
 
 def to_markdown(table: QualityTable) -> str:
     """A section for each metric, in GitHub's Markdown."""
-    blocks: list[str] = []
-    for section in table.sections:
-        blocks += [f"## {section.metric.heading}", *filter(None, [section.means])]
-        for pivot in section.tables:
-            settings = ", ".join(f"`{key}` = `{value}`" for key, value in pivot.short_settings.items())
-            blocks += [f"### {settings}"] if settings else []
-            blocks += [pivot.markdown, *pivot.notes]
-        blocks += section.legend
-    return "\n\n".join(blocks) + "\n"
+    return "\n".join(map(section_markdown, table.sections))
+
+
+def section_markdown(section: MetricTables) -> str:
+    blocks = [f"## {section.metric.heading}", *filter(None, [section.means])]
+    for pivot in section.tables:
+        settings = ", ".join(f"`{key}` = `{value}`" for key, value in pivot.short_settings.items())
+        blocks += [f"### {settings}"] if settings else []
+        blocks += [pivot.markdown, *pivot.notes]
+    return "\n\n".join([*blocks, *section.legend]) + "\n"
 
 
 def to_latex(table: QualityTable) -> str:
     """A `table` environment for each table of each metric, for a document that loads booktabs."""
-    tables = [
-        latex_table(pivot, _caption(pivot, section, sizes(table.frame)))
-        for section in table.sections
-        for pivot in section.tables
-    ]
-    return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
+    return "\n".join(["% Needs \\usepackage{booktabs}.", *(section_latex(table, each) for each in table.sections)])
+
+
+def section_latex(table: QualityTable, section: MetricTables) -> str:
+    captions = (_caption(pivot, section, sizes(table.frame)) for pivot in section.tables)
+    return "\n".join(map(latex_table, section.tables, captions))
 
 
 def _caption(pivot: Pivot, section: MetricTables, every_n: str) -> list[str]:
