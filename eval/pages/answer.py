@@ -105,7 +105,8 @@ def hero(quality: QualityTable, differences: Sequence[Mapping[str, Any]]) -> Her
         about = f"{found.line}. The {_end(metric)} {metric.title}, {told}"
     elif len(cells) == 1:
         about = f"{found.line}, the only scored cell"
-    return Hero(found.entry.cell, steps, f"{metric.title} {found.entry.shown}", found.place, f"{about}.".lstrip(", "))
+    value = f"{metric.title} {found.entry.shown}".partition(" (")[0]  # spreads and counts are in the table
+    return Hero(found.entry.cell, steps, value, found.place, f"{about}.".lstrip(", "))
 
 
 def _is_alike(row: Mapping[str, Any]) -> bool:
