@@ -49,7 +49,13 @@ METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRI
 @only_option
 @trust_option
 def evaluate(**given: Any) -> None:
-    """Score CONFIG's cells or, with --samples, any images."""
+    """Score CONFIG's cells or, with --samples, any images.
+
+    Examples:
+        taugrid evaluate my.yaml  # score what is sampled, again or with other metrics
+        taugrid evaluate --samples pngs --reference runs/mine  # images from elsewhere
+        taugrid evaluate --samples pngs --reference digits/train --metrics fid,kid  # a data set
+    """
     names = ("samples", "reference", "extractor", "weights", "metrics")
     external = {name: value for name in names if (value := given.pop(name)) not in (None, ())}
     requested = RunOptions(**given)

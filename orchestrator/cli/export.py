@@ -44,6 +44,13 @@ def export(
 
     With --reference, write the images that the run is scored against or, if PATH ends in .npz, the mean and covariance
     of their features (mu and sigma, as pytorch-fid names them).
+
+    Examples:
+        taugrid export runs/mine eta=0,steps=10 --to images  # the images of a cell as PNG files
+        taugrid export runs/mine --format npz --to samples  # an .npz for each cell
+        taugrid export runs/mine --format hf --to dataset  # a folder for the Hub
+        taugrid export runs/mine --format latex --to table.tex  # the tables for a paper
+        taugrid export runs/mine --reference --to reference.npz  # mu and sigma
     """
     from taugrid.orchestrator.exports.export import TEXTS, Request, export_images, write_text
     from taugrid.orchestrator.opened import open_existing

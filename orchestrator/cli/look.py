@@ -41,6 +41,11 @@ def plan(
     """Show what a run would do, what is done, and what is missing. Starts and downloads nothing.
 
     With --baseline, fail wherever a night would refuse to begin.
+
+    Examples:
+        taugrid plan digits  # cells, images and network evaluations of the demo
+        taugrid plan my.yaml --workers 8 --strict  # exits with 2 if there is a warning
+        taugrid plan my.yaml --history history --baseline runs/mine  # of a night
     """
     from taugrid.orchestrator.cli.text.runs import plan_text
     from taugrid.orchestrator.opened import open_to_plan
@@ -83,6 +88,11 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
 
     With --watch, show the live view of `taugrid run`, wherever that is running; in a log, a line every 10 s. Ctrl-C
     ends the view, not the run.
+
+    Examples:
+        taugrid status runs/mine  # what is done, and what is missing
+        taugrid status my.yaml --watch  # the live view of `taugrid run my.yaml`
+        taugrid status history  # a line for each night
     """
     if watches and as_json:
         raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
@@ -115,6 +125,9 @@ def verify(directory: str, as_json: bool) -> None:
     """Re-read every file of a run, and say what to do about damage.
 
     Every image is decoded too.
+
+    Examples:
+        taugrid verify runs/mine  # reads and decodes every file
     """
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
@@ -158,7 +171,11 @@ def config() -> None:
 @set_option
 @json_option
 def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
-    """Print the whole config, with defaults filled in."""
+    """Print the whole config, with defaults filled in.
+
+    Examples:
+        taugrid config show digits --set seed=1  # every key, with its value
+    """
     import yaml
 
     from taugrid.config.load import load
@@ -170,7 +187,11 @@ def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
 
 @config.command()
 def schema() -> None:
-    """Print the JSON schema of a config, for editors."""
+    """Print the JSON schema of a config, for editors.
+
+    Examples:
+        taugrid config schema > schema.json  # for the YAML extension of an editor
+    """
     from taugrid.config import schema as config_schema
 
     click.echo(json.dumps(config_schema(), indent=2))
@@ -180,7 +201,11 @@ def schema() -> None:
 @click.argument("config")
 @set_option
 def validate(config: str, assignments: tuple[str, ...]) -> None:
-    """Check a config, including its grid."""
+    """Check a config, including its grid.
+
+    Examples:
+        taugrid config validate my.yaml  # names each mistake in one line
+    """
     from taugrid.orchestrator.opened import open_config
 
     run = open_config(config, assignments, None)

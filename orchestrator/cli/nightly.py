@@ -66,6 +66,11 @@ def nightly(**given: Any) -> None:
 
     With --samples, another server made tonight's images: a folder of PNG or JPEG, .npz or Parquet. They are scored in
     this process, as the baseline's were (`taugrid baseline accept DIR --reference R`), and paired with them by name.
+
+    Examples:
+        taugrid nightly my.yaml --history history  # run, judge and keep tonight's model
+        taugrid nightly my.yaml --history history --baseline mine.json --sharpness 0.1  # 5 if it sees too little
+        taugrid nightly --samples pngs --history served --baseline images.json  # images of another server
     """
     from taugrid.orchestrator.nightly.summary import summary
     from taugrid.orchestrator.progress import Progress
@@ -188,6 +193,10 @@ def accept(
     scores later images in the same way, and pairs them by name.
 
     If FILE is a baseline already, the run is compared with it first, and FILE says if it is worse.
+
+    Examples:
+        taugrid baseline accept runs/mine --to mine.json --reason "first release"  # the measure of later runs
+        taugrid baseline accept pngs --reference runs/mine --to pngs.json --reason v1  # of later images
     """
     from taugrid.orchestrator.baseline.accept import accept as accept_run
     from taugrid.orchestrator.baseline.accept import accept_images
@@ -223,7 +232,11 @@ def _require_runs(directories: tuple[str, ...], given: Mapping[str, Any]) -> Non
 @click.argument("file", metavar="FILE")
 @json_option
 def show(file: str, as_json: bool) -> None:
-    """Show what a baseline file holds: when and why it was accepted, its cells and their scores."""
+    """Show what a baseline file holds: when and why it was accepted, its cells and their scores.
+
+    Examples:
+        taugrid baseline show mine.json  # when and why it was accepted, and its scores
+    """
     from taugrid.orchestrator.baseline.files import open_baseline, read_json_of_baseline
     from taugrid.orchestrator.baseline.text import baseline_text
 

@@ -3,6 +3,7 @@
 Slow modules are imported when a command is called, so that `--help` is fast.
 """
 
+import inspect
 import json
 import math
 import os
@@ -18,7 +19,23 @@ from taugrid.errors import UserError
 
 
 class Command(click.Command):
-    """A command that refuses an option given twice: click would silently take the last value."""
+    """A command that refuses an option given twice: click would silently take the last value.
+
+    A command's docstring ends with "Examples:", lines such as "taugrid run digits  # what it does", which a test runs.
+    Help shows them after the options.
+    """
+
+    def __init__(self, name: str | None, help: str = "", **kwargs: Any) -> None:
+        text, _, examples = inspect.cleandoc(help).partition("\n\nExamples:\n")
+        super().__init__(name, help=text, **kwargs)
+        self.examples = [line.strip() for line in examples.splitlines()]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, each below what it does, as kubectl's help has them."""
+        with formatter.section("Examples"):
+            for line in self.examples:
+                command, _, comment = line.partition("  # ")
+                formatter.write(f"  # {comment}\n  {command}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse `args` into `ctx`.
