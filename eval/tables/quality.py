@@ -25,11 +25,12 @@ from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_fil
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
 
-SIUNITX = [
-    "% For a document with \\usepackage{booktabs,siunitx} in its preamble.",
-    "\\sisetup{separate-uncertainty, detect-weight}",
-]
-"""How a fragment begins whose numbers siunitx sets: 13.2 ± 1.7 in place of 13.2(17), bold where the text is."""
+SIUNITX = (
+    "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"
+    "\\begingroup\\sisetup{separate-uncertainty, detect-weight}",
+    "\\endgroup",
+)
+"""The lines around tables whose numbers siunitx sets: 13.2 ± 1.7 in place of 13.2(17), bold where the text is."""
 
 
 @dataclass(frozen=True)
@@ -297,8 +298,8 @@ def to_latex(table: QualityTable, siunitx: bool = False) -> str:
         for section in table.sections
         for pivot in section.tables
     ]
-    needs = SIUNITX if siunitx else ["% Needs \\usepackage{booktabs}."]
-    return "\n".join([*needs, *tables])
+    before, *after = SIUNITX if siunitx else ["% Needs \\usepackage{booktabs}."]
+    return "\n".join([before, *tables, *after])
 
 
 def _caption(pivot: Pivot, section: MetricTables, every_n: str) -> list[str]:

@@ -52,7 +52,7 @@ def export(
         taugrid export runs/mine --format latex --to table.tex  # the tables for a paper
         taugrid export runs/mine --reference --to reference.npz  # mu and sigma
     """
-    from taugrid.orchestrator.exports.export import TEXTS, Request, export_images, write_text
+    from taugrid.orchestrator.exports.export import TEXTS, Request, export_images, export_text
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
 
@@ -67,7 +67,7 @@ def export(
         return
     run, request = open_existing(directory, dry=True), Request(form, Path(target), cell, by_label)
     if form in TEXTS:
-        write_text(run, request)
+        export_text(run, request)
         print_value({"format": form, "to": target}, as_json, lambda _: f"{form} in {target}")
         return
     with Progress() as progress:

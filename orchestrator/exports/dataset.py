@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid.orchestrator.exports.images import Tick
-from taugrid.orchestrator.exports.results import fenced, front_matter, markdown, results, scores_table
+from taugrid.orchestrator.exports.results import Results, fenced, front_matter, markdown, results, scores_table
 from taugrid.orchestrator.exports.target import Target
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.run import Run
@@ -69,6 +69,16 @@ def _type(feature: Mapping[str, Any]) -> dict[str, Any]:
     return {"dtype": feature["dtype"]}
 
 
+def _protocols(found: Results, cells: Sequence[Cell]) -> dict[str, Any]:
+    """What the protocols of the cells' scores share, and the rest of each, by its split."""
+    splits = {cell.id: split_of(cell) for cell in cells}
+    used = {splits[row["cell"]]: found.protocol(row) for row in found.rows if row["cell"] in splits}
+    first = next(iter(used.values()), {})
+    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in used.values())}
+    others = {split: {key: its[key] for key in its if key not in shared} for split, its in used.items()}
+    return {**shared, "splits": others}
+
+
 def _card(run: Run, configs: Mapping[str, Sequence[Cell]], sizes: Mapping[str, int]) -> str:
     names = {features: "default" if not n else f"columns-{n + 1}" for n, features in enumerate(configs)}
     infos = [
@@ -97,10 +107,7 @@ def _card(run: Run, configs: Mapping[str, Sequence[Cell]], sizes: Mapping[str, i
         [f"`{split_of(cell)}`", markdown(cell.label), f"{cell.settings.num_samples:,}", *scores]
         for cell, scores in zip(every, texts, strict=True)
     ]
-    used = {} if found is None else {row["protocol"]: found.protocol(row) for row in found.rows if row["cell"] in sizes}
-    protocols = (
-        [] if found is None else ["## Protocol", found.table.about, fenced({k: dict(v) for k, v in used.items()})]
-    )
+    protocols = [] if found is None else ["## Protocol", found.table.about, fenced(_protocols(found, every))]
     lines = [
         front_matter({"pretty_name": run.config.name, "tags": ["taugrid"], "dataset_info": infos, "configs": files}),
         f"# {run.config.name}",

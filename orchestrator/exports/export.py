@@ -32,7 +32,7 @@ class Request(NamedTuple):
     by_label: bool = False
 
 
-def write_text(run: Run, request: Request) -> None:
+def export_text(run: Run, request: Request) -> None:
     """Write the tables of a run as one text. The same text again changes nothing.
 
     Raises:

@@ -1,5 +1,6 @@
 """What a run's table says, without computing anything: for cards, Markdown and LaTeX."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.selection import find_cell
-from taugrid.orchestrator.view.tables import Tables
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import read_json
@@ -48,7 +48,7 @@ def results(run: Run, name: str | None = None) -> Results | None:
     Raises:
         UserError: if no cell or several fit.
     """
-    document = Tables(run.rundir).document()
+    document = read_json(run.rundir.tables / "quality.json", run.rundir.storage) or {}
     cells = {cell.id: cell for cell in run.configured.cells}
     rows = [row for row in document.get("rows", []) if row["cell"] in cells]
     shown = [] if name else with_unscored(run.configured, rows, document.get("protocols", {}))
@@ -149,12 +149,15 @@ def scores_table(found: Results | None, cells: Sequence[Cell]) -> tuple[list[str
 
 
 def front_matter(values: Mapping[str, Any]) -> str:
-    return f"---\n{yaml.safe_dump(dict(values), sort_keys=False, width=1000)}---"
+    """Values as the YAML at the top of a card, without YAML's references to what was said before."""
+    return f"---\n{yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, width=1000)}---"
 
 
 def fenced(values: Mapping[str, Any]) -> str:
     """Values as a block of YAML in Markdown."""
-    text = yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+    text = yaml.safe_dump(
+        json.loads(json.dumps(values)), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
+    )
     return f"~~~~~~yaml\n{text}~~~~~~"
 
 
