@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -47,12 +48,33 @@ def plan(
         taugrid plan my.yaml --workers 8 --strict  # exits with 2 if there is a warning
         taugrid plan my.yaml --history history --baseline runs/mine  # of a night
     """
+    overrides = (*assignments, *([] if workers is None else [f"cluster.workers={workers}"]))
+    described = show_plan(config, overrides, out, as_json, history, baseline)
+    if strict and (remarks := described["remarks"]):
+        click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
+        sys.exit(Exit.USAGE)
+
+
+def show_plan(
+    config: str,
+    overrides: Sequence[str],
+    out: str | None,
+    as_json: bool,
+    history: str | None = None,
+    baseline: str | None = None,
+    only: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Print what `taugrid plan` prints, of the cells alone that `only` selects; returns the document."""
     from taugrid.orchestrator.cli.text.runs import plan_text
     from taugrid.orchestrator.opened import open_to_plan
+    from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.view.dry_run import describe_plan
 
-    run = open_to_plan(config, (*assignments, *([] if workers is None else [f"cluster.workers={workers}"])), out)
+    run = open_to_plan(config, overrides, out)
     described = describe_plan(run)
+    if only:
+        selected = replace(run, configured=select(run.configured, only))
+        described = describe_plan(selected) | {"remarks": described["remarks"]}
     texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:
         from taugrid.orchestrator.nightly.before import expected_standard_error_problem, price, price_text
@@ -72,9 +94,7 @@ def plan(
             )
         texts.append(lambda shown: coverage_text(shown["baseline"]))
     print_value(described, as_json, lambda shown: "\n".join(text(shown) for text in texts))
-    if strict and (remarks := described["remarks"]):
-        click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
-        sys.exit(Exit.USAGE)
+    return described
 
 
 @click.command(cls=Command)
@@ -194,7 +214,7 @@ def schema() -> None:
     """
     from taugrid.config import schema as config_schema
 
-    click.echo(json.dumps(config_schema(), indent=2))
+    click.echo(json.dumps(config_schema(), indent=1, sort_keys=True))
 
 
 @config.command()

@@ -25,6 +25,7 @@ TESTED_ELSEWHERE = {
     "docs/nightly.md": "test_nightly_page.py",
     "docs/nightly-history.md": "test_nightly_page.py",
     "docs/nightly-recipes.md": "test_nightly_page.py",
+    "docs/reference/python.md": "test_reference_pages.py",
 }
 """Pages whose Python, YAML and shell scripts a test of their own runs."""
 
@@ -86,7 +87,7 @@ def test_readme_is_one_page():
 
 
 def parse(line):
-    command, words = cli, shlex.split(line)[1:]
+    command, words = cli, shlex.split(line.partition(" > ")[0])[1:]
     while isinstance(command, click.Group):
         command, (_, *words) = command.commands[words[0]], words
     command.make_context(command.name, words)
