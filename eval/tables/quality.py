@@ -25,6 +25,13 @@ from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_fil
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
 
+SIUNITX = (
+    "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"
+    "\\begingroup\\sisetup{separate-uncertainty, detect-weight}",
+    "\\endgroup",
+)
+"""The lines around tables whose numbers siunitx sets: 13.2 ± 1.7 in place of 13.2(17), bold where the text is."""
+
 
 @dataclass(frozen=True)
 class QualityTable:
@@ -285,14 +292,15 @@ def section_markdown(section: MetricTables) -> str:
     return "\n\n".join([*blocks, *section.legend]) + "\n"
 
 
-def to_latex(table: QualityTable) -> str:
-    """A `table` environment for each table of each metric, for a document that loads booktabs."""
-    return "\n".join(["% Needs \\usepackage{booktabs}.", *(section_latex(table, each) for each in table.sections)])
+def to_latex(table: QualityTable, siunitx: bool = False) -> str:
+    """A `table` environment for each table of each metric, for a document that loads booktabs and, if so, siunitx."""
+    before, *after = SIUNITX if siunitx else ["% Needs \\usepackage{booktabs}."]
+    return "\n".join([before, *(section_latex(table, section, siunitx) for section in table.sections), *after])
 
 
-def section_latex(table: QualityTable, section: MetricTables) -> str:
+def section_latex(table: QualityTable, section: MetricTables, siunitx: bool = False) -> str:
     captions = (_caption(pivot, section, sizes(table.frame)) for pivot in section.tables)
-    return "\n".join(map(latex_table, section.tables, captions))
+    return "\n".join(latex_table(*each, siunitx) for each in zip(section.tables, captions, strict=True))
 
 
 def _caption(pivot: Pivot, section: MetricTables, every_n: str) -> list[str]:
