@@ -516,7 +516,7 @@ def test_what_says_nothing_is_left_out():
         assert {link["href"].removeprefix("#") for link in page.all("a")} == found
         return found
 
-    assert sections() == {*"quality steps samples pictures loss protocol warnings".split()}
+    assert sections() == {"quality", "steps", "samples", "pictures", "loss", "protocol", "warnings"}
     one = {"m": pd.DataFrame({"step": [1], "loss": [1.0]})}
     assert sections(quality=written(ROWS[:2]), losses=one, samples={}) == {"quality", "protocol", "warnings"}
     assert sections(quality=written([]), losses={}, samples={}) == {"protocol"}
