@@ -16,19 +16,7 @@ import click
 from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import (
-    board,
-    compare,
-    evaluate,
-    export,
-    habits,
-    jobs,
-    look,
-    nightly,
-    run,
-    selfcheck,
-    start,
-)
+from taugrid.orchestrator.cli import board, compare, evaluate, export, habits, jobs, look, nightly, run, start
 from taugrid.orchestrator.cli.options import discard_output
 
 
@@ -65,7 +53,7 @@ for command in (
     *(start.init, run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
     *(run.reconstruct, run.interpolate, compare.compare, board.board, export.export, look.verify),
     *(nightly.baseline, nightly.nightly, jobs.submit, jobs.jobs, jobs.logs, jobs.stop, look.config),
-    selfcheck.selfcheck,
+    start.selfcheck,
     habits.clean,
 ):
     cli.add_command(command)
