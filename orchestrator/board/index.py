@@ -96,7 +96,7 @@ class Index:
             with suppress(OSError):
                 value = read_json(_file(place), LOCAL)
                 if isinstance(value, dict) and value.get("by") == [FORMAT, __version__]:
-                    self._kept[place] = value["entries"]
+                    self._kept[place] = dict(value["entries"])
         return self._kept[place]
 
     def _save(self, place: Place, note: Callable[[str], None]) -> None:

@@ -2,7 +2,11 @@
 
 import http.client
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -167,9 +171,8 @@ def test_a_taken_port_is_refused_in_one_line_and_the_next_one_is_found(monkeypat
 
 def test_files_are_looked_at_again_but_not_at_each_request(runs, monkeypatch):
     index = Index([Place.of(str(runs))])
-    looks = []
-    board = look(runs)
-    monkeypatch.setattr(Index, "look", lambda self: (looks.append(self), board)[1])
+    looks, whole = [], Index.look
+    monkeypatch.setattr(Index, "look", lambda self: (looks.append(self), whole(self))[1])
     here = server.Served(index)
     first = here.current()
     assert here.current() is first
@@ -179,15 +182,24 @@ def test_files_are_looked_at_again_but_not_at_each_request(runs, monkeypatch):
     assert here.current() is first, "nothing has changed, so it is the same document"
     assert len(looks) == 2
     shutil.copytree(RUN, runs / "b")
-    monkeypatch.undo()
     monkeypatch.setattr(server.time, "monotonic", lambda: now + 4 * server.LOOK_SECONDS)
     assert len(here.current().runs) == 2
     assert here.of_version(first.etag) is first, "a page may still name its rows"
 
 
-def test_a_missing_extra_is_one_line(runs, monkeypatch):
-    import sys
+def test_ctrl_c_ends_it(runs):
+    command = [sys.executable, "-m", "taugrid", "board", runs]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()
+        assert re.fullmatch(r"1 run on http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)\n", said)
+        port = int(re.search(r":(\d+)/", said)[1])
+        assert Client(port).get("/")[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
 
+
+def test_a_missing_extra_is_one_line(runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "taugrid.orchestrator.board.server")
     monkeypatch.delattr("taugrid.orchestrator.board.server")
