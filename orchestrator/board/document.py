@@ -3,6 +3,7 @@
 Its format is part of the page (eval/pages/board.py): both are of one version.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 from taugrid import __version__
 from taugrid.grids.names import SHOWN
-from taugrid.hashing import json_sha256
 from taugrid.orchestrator.board.find import FoundFolder, Place, shown
 from taugrid.orchestrator.board.index import Board, RunOnBoard, key_of
 from taugrid.orchestrator.board.nights import NightEntry
@@ -52,6 +52,8 @@ class BoardDocument:
     runs: Sequence[RunOnBoard]
     rows: Sequence[BoardRow]
     value: Mapping[str, Any]
+    text: str
+    """`value` as JSON."""
 
     @cached_property
     def by_cell(self) -> Mapping[tuple[str, str], BoardRow]:
@@ -92,8 +94,12 @@ def document_of(board: Board, places: Sequence[Place]) -> BoardDocument:
         ],
         "histories": histories,
     }  # fmt: skip
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    return BoardDocument(board.runs, rows, value | {"made": made, "etag": json_sha256(value)[:16]})
+    text = as_json(value)
+    later = {
+        "etag": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return BoardDocument(board.runs, rows, value | later, f"{text[:-1]},{as_json(later)[1:]}")
 
 
 def records(board: Board) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def application(index: Index, board: Board, host: str, token: str | None) -> Sta
         headers = {"ETag": f'"{found.etag}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return Response(as_json(found.value), media_type="application/json", headers=headers)
+        return Response(found.text, media_type="application/json", headers=headers)
 
     def image(request: Request) -> Response:
         run, cell = request.path_params["run"], request.path_params["cell"]

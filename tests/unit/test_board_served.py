@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import browser
 import nights
+import pages
 import pytest
 import uvicorn
 from buckets import quick_retries
@@ -284,3 +285,17 @@ def test_a_bucket_is_read_level_by_level_and_one_without_rights_is_a_note(runs, 
         row = next(iter(client.document()["rows"]))
         key = client.document()["runs"][0]["key"]
         assert client.get(f"/images/{key}/{row[1]}.png")[0] == 200
+
+
+def test_the_page_of_the_docs_shows_what_works(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs, "history")
+    lines = [line for block in pages.blocks() if block.page == "docs/board.md" for line in pages.commands(block)]
+    assert sum("--" in line for line in lines) == 2
+    for line in lines:
+        if "--" in line:
+            nights.taugrid(*line.split()[1:])
+    [python] = [block.text for block in pages.blocks() if block.page == "docs/board.md" and block.language == "python"]
+    names = {}
+    exec(compile(python, "docs/board.md", "exec"), names)
+    assert sorted(names["best"]["run"]) == ["history/a", "runs/a"]
