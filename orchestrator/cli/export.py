@@ -8,6 +8,7 @@ import click
 
 from taugrid.errors import Exit
 from taugrid.orchestrator.cli.options import Command, json_option, print_value
+from taugrid.storage import is_url
 from taugrid.words import counted, listed
 
 FORMATS = ("png", "npz", "hf", "model-card", "latex")
@@ -60,6 +61,8 @@ def export(
         raise click.UsageError("--reference takes DIR and --to alone")
     if by_label and form != "png":
         raise click.UsageError(f"--by-label makes folders of PNG files, and --format {form} has none; leave one out")
+    if is_url(target):
+        raise click.UsageError(f"--to {target}: exports go to a folder of this machine; copy it from there")
     if reference:
         from taugrid.orchestrator.exports.reference import export_reference
 
