@@ -19,8 +19,8 @@ from taugrid.orchestrator.selection import find_cell
 from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import read_json
 
-OTHER_LETTERS = re.compile("[^\n\x20-\x7e\u00a1-\u017e\u2013\u2014\u2018-\u201d\u2026]")
-"""What pdflatex can't set without further packages."""
+OTHER_LETTERS = re.compile("[^\n -~\xc0-\xcf\xd1-\xdd\xdf-\xef\xf1-\xfd\u2018\u2019\u201c\u201d\u2026]")
+"""What pdflatex can't set without further packages: all but ASCII, most accented letters, quotes and dots."""
 TASK = {"type": "unconditional-image-generation", "name": "Image generation"}
 """The Hub has no task of its own for samples of classes."""
 

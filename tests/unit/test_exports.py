@@ -229,7 +229,7 @@ def test_a_model_card_holds_every_score_with_its_error_in_the_form_of_the_hub(fi
     assert "is not this model-card" in other
 
 
-HOSTILE = "a_b%$#&{}~^\\<i>|\u2265\U0001f4a5\u4e2d\x07\\input{/etc/passwd}"
+HOSTILE = "\xc3\xef\xf1\u0142\u00ab\u2026\u201c \u2013 a_b%$#&{}~^\\<i>|\u2265\U0001f4a5\u4e2d\x07\\input{/etc/passwd}"
 PAGE = Path(__file__).parents[2] / "docs/exports.md"
 
 
