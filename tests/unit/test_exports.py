@@ -341,7 +341,7 @@ class Killed(BaseException):
 def test_a_killed_export_leaves_no_half_file_and_goes_on(finished, tmp_path, monkeypatch, untouched, form, at):
     taugrid("export", finished, "--format", form, "--to", tmp_path / "whole")
     count = len(tree(tmp_path / "whole"))
-    wanted, written = (0 if at == 0 else count // 2), []
+    wanted, written = (0 if at == 0 else count // 3), []
     put = Target.put
 
     def put_or_die(self, name, write):
