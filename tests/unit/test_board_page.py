@@ -21,7 +21,7 @@ from taugrid.eval.tables.entries import shown_number
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
 
 HOSTILE = (
-    "</script><script>window.bad = 1</script>", '"><img src=x onerror="window.bad = 1">', "' onmouseover='window.bad = 1",
+    "</script><script>window.bad = 1</script>", '"><img src=x onerror="window.bad = 1">', "' onclick='window.bad = 1",
     "\u202egnp.exe\u200f", "<!--<script>", "x" * 300, "", "\udcff", "__proto__", "a&b#c%20/d",
 )  # fmt: skip
 A, B, OTHER = "ablation/seed-0/0000000000", "ablation/seed-0/0000000004", "ablation/seed-2/0000020000"
@@ -257,10 +257,10 @@ def test_images_of_one_index_stand_side_by_side(opened, tmp_path):
     tab = opened(document, picks(A, "ablation/seed-0/0000000001", B))
     assert tab.run("document.querySelectorAll('.tile img.small').length") == 2, "row 4 has no images"
     assert texts(tab, "#images-note") == ["An index has the same noise in all of these cells."]
-    left = "document.querySelector('.tile img').getBoundingClientRect().x - document.querySelector('.tile').getBoundingClientRect().x"
+    left = "['.tile img', '.tile'].map((part) => document.querySelector(part).getBoundingClientRect().x)"
     width = tab.run("document.querySelector('.tile').getBoundingClientRect().width")
     tab.run("byId('index').value = 5; byId('index').dispatchEvent(new Event('input', { bubbles: true }))")
-    assert tab.run(left) == pytest.approx(-5 * width, abs=1)
+    assert np.diff(tab.run(left)) == pytest.approx(5 * width, abs=1)
     assert "index=5" in tab.run("location.hash")
     tab.click(".images-of")
     assert tab.run("byId('index').value") in ("7", "8"), "the middle of the strip"
@@ -269,7 +269,7 @@ def test_images_of_one_index_stand_side_by_side(opened, tmp_path):
 def test_nights_are_a_trend_with_their_verdicts(opened):
     document = board(4)
     lights = ("green", "red", "grey")
-    for number, light in enumerate(lights):
+    for number in range(3):
         document["runs"][number] |= {"history": "h0", "night": f"2026-11-0{number + 1}"}
     nights = [
         {"id": f"2026-11-0{i + 1}", "time": "", "verdict": f"verdict {i}", "light": light, "run": f"r{i}"}
@@ -349,7 +349,7 @@ def test_hostile_texts_are_only_shown(opened, name):
     bad = {"title": name, "name": name, "directory": name, "note": name, "devices": [name], "models": [name]}
     document = board(2, places=[name])
     document["runs"] = [
-        run(0, **bad, report="javascript:window.bad = 1"),
+        run(0, **bad, report="java\nscript:window.bad = 1"),
         run(1, **bad | {"title": f"{name}2"}, state="running"),
     ]
     document["cells"] = [f"{name} {label}" for label in document["cells"]]
@@ -376,7 +376,7 @@ def test_hostile_texts_are_only_shown(opened, name):
     assert count(tab).startswith("20 of 40 cells")
     assert tab.run(elements) == 2
     assert tab.run("window.bad") is None
-    assert tab.run("document.querySelectorAll('a[href^=javascript]').length") == 0
+    assert tab.run("document.querySelectorAll('a').length") == 0, "no link leads to code"
     link = tab.run("location.hash")
     opened(document, link[1:])
     assert tab.run("view.picked.length") == 2

@@ -1,4 +1,4 @@
-"""The colours of report.html and of the board against what is behind them, by WCAG 2.2: 4.5:1 for text, 3:1 for lines."""
+"""The colours of report.html and the board against what is behind them, by WCAG 2.2: text 4.5:1, lines 3:1."""
 
 import re
 

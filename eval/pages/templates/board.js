@@ -8,13 +8,11 @@ const MISSING = "–";
 const OPTIONS = ["text", "metric", "x", "against", "index", "curves", "log", "flat"];
 const SVG = "http://www.w3.org/2000/svg";
 
+const emptyOptions = () => Object.fromEntries(OPTIONS.map((name) => [name, ""]));
+const emptyView = () => ({ ...emptyOptions(), where: new Map(), sort: [], columns: null, picked: [] });
+
 const view = emptyView();
 let board = null;
-
-function emptyView() {
-  const options = Object.fromEntries(OPTIONS.map((name) => [name, ""]));
-  return { ...options, where: new Map(), sort: [], columns: null, picked: [] };
-}
 
 const byId = (id) => document.getElementById(id);
 const element = (name, attributes, ...children) => filled(document.createElement(name), attributes, children);
@@ -29,17 +27,11 @@ function filled(made, attributes, children) {
   return made;
 }
 
-// Only links to files and web pages are followed, so no run's `javascript:` is.
-function leadsSomewhere(href) {
-  try {
-    return Boolean(href) && ["http:", "https:", "file:"].includes(new URL(href, document.baseURI).protocol);
-  } catch {
-    return false;
-  }
-}
-
+// Only links to files and web pages are made, so no run's `javascript:` is ever followed.
 function linkTo(href, ...children) {
-  return leadsSomewhere(href) ? element("a", { href, rel: "noreferrer" }, ...children) : element("span", {}, ...children);
+  const link = element("a", { href, rel: "noreferrer" });
+  const made = href && ["http:", "https:", "file:"].includes(link.protocol) ? link : element("span");
+  return filled(made, {}, children);
 }
 
 // Numbers are rounded as eval/tables/entries.py does.
@@ -49,7 +41,6 @@ function decimals(number, digits) {
 }
 
 const fixed = (value, places) => value.toFixed(places).replace(/^-(0(\.0*)?)$/, "$1");
-
 function entry(value, error = null) {
   if (typeof value !== "number") return String(value ?? "") || MISSING;
   const size = Math.abs(value) < 5e-7 ? 0 : value;
@@ -73,8 +64,7 @@ function groupedBy(things, keyOfThing) {
   const groups = new Map();
   for (const thing of things) {
     const key = keyOfThing(thing);
-    if (groups.has(key)) groups.get(key).push(thing);
-    else groups.set(key, [thing]);
+    groups.has(key) ? groups.get(key).push(thing) : groups.set(key, [thing]);
   }
   return groups;
 }
@@ -92,7 +82,7 @@ function indexed(source) {
   const columns = [...columnsOf(source, place)];
   for (const column of columns) column.isText = !rows.some((row) => typeof column.value(row) === "number");
   return {
-    ...source, rows, columns, distinct: new Map(), lines: null,
+    ...source, rows, columns, lines: null,
     ids: new Map(rows.map((row) => [row.id, row])),
     named: new Map(columns.map((column) => [column.name, column])),
     metrics: columns.filter((column) => column.kind === "metric" && !column.isText),
@@ -124,20 +114,11 @@ function shownIn(column, row) {
 }
 
 const keyOf = (column, row) => wellFormed(String(column.value(row) ?? ""));
-
 // Half a character, from a file's name that is no UTF-8, can't stand in an address.
 const wellFormed = (text) => text.replace(/[\ud800-\udfff]/gu, "\ufffd");
 
-// Value as text -> the first row that has it.
-function distinctValues(column) {
-  if (!board.distinct.has(column.name)) {
-    const rows = new Map();
-    for (const row of board.rows) if (!rows.has(keyOf(column, row))) rows.set(keyOf(column, row), row);
-    board.distinct.set(column.name, rows);
-  }
-  return board.distinct.get(column.name);
-}
-
+// Value as text -> the rows that have it.
+const rowsByValue = (column) => (column.byValue ??= groupedBy(board.rows, (row) => keyOf(column, row)));
 const chosenMetric = () => board.metrics.find((metric) => metric.name === view.metric) ?? board.metrics[0] ?? null;
 const pickedRows = () => view.picked.map((id) => board.ids.get(id)).filter(Boolean);
 const numberOf = (row) => pickedRows().indexOf(row);
@@ -151,13 +132,12 @@ function differingFields(reference, group) {
 }
 
 const fieldName = (name) => (name === "num_samples" ? "N" : name);
+const inShort = (fields) => fields.slice(0, 3).join("; ") + (fields.length > 3 ? `; and ${fields.length - 3} more` : "");
 
 function fieldValue(value) {
   const text = String(value ?? "not set");
   return /^\d+$/.test(text) ? thousands(Number(text)) : text.length > 40 ? `${text.slice(0, 40)}…` : text;
 }
-
-const inShort = (fields) => fields.slice(0, 3).join("; ") + (fields.length > 3 ? `; and ${fields.length - 3} more` : "");
 
 // The fragment of the address holds the whole view. Cells are named by run and id, which survive a rebuilt index.
 function writtenView() {
@@ -197,18 +177,12 @@ function change(changes) {
 function togglePick(row) {
   const others = view.picked.filter((id) => id !== row.id && board.ids.has(id));
   const isRefused = !view.picked.includes(row.id) && others.length === MOST_PICKED;
-  say(isRefused ? `At most ${MOST_PICKED} cells can be compared: unpick one first.` : "");
+  byId("said").textContent = isRefused ? `At most ${MOST_PICKED} cells can be compared: unpick one first.` : "";
   change({ picked: isRefused || view.picked.includes(row.id) ? others : [...others, row.id] });
 }
 
-function say(text) {
-  byId("said").textContent = text;
-}
-
 function draw() {
-  drawFilters();
-  drawTable();
-  drawPanel();
+  for (const drawPart of [drawFilters, drawTable, drawPanel]) drawPart();
 }
 
 function show(source) {

@@ -307,5 +307,5 @@ function verdictMark({ light, id, verdict, run }, x = 0, y = 0) {
   const title = `${id}: ${verdict}`;
   const shape = drawn("path", { d: VERDICTS.get(light) ?? VERDICTS.get("grey"), class: `verdict ${light}` });
   const own = drawn("g", { transform: `translate(${x},${y})` }, drawn("title", {}, title), shape);
-  return leadsSomewhere(href) ? drawn("a", { href, "aria-label": title }, own) : own;
+  return linkTo(href).matches("a") ? drawn("a", { href, "aria-label": title }, own) : own;
 }

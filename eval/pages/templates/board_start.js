@@ -45,7 +45,7 @@ function showDetails(row) {
   const { run, protocol } = row;
   const columns = board.columns.filter(({ kind }) => kind !== "text");
   byId("details-title").textContent = `${run.title}: ${row.label}`;
-  byId("details-report").replaceChildren(leadsSomewhere(run.report) ? linkTo(run.report, "Report of this run") : "no report");
+  byId("details-report").replaceChildren(linkTo(run.report, run.report ? "Report of this run" : "No report"));
   byId("details-list").replaceChildren(
     factList([["Run", run.name], ["Directory", run.directory], ["State", run.state], ["Remark", run.note],
       ["Time", `${shownTime(run.began)} to ${shownTime(run.ended)}`], ["Devices", run.devices.join(", ")],
@@ -127,7 +127,7 @@ function start() {
   on("columns", "toggle", drawColumnChoices);
   on("default-columns", "click", () => change({ columns: null }) ?? drawColumnChoices());
   on("clear-picks", "click", () => change({ picked: [] }));
-  on("copy", "click", () => navigator.clipboard?.writeText(location.href).then(() => say("The link is copied.")));
+  on("copy", "click", () => navigator.clipboard?.writeText(location.href).then(() => (byId("said").textContent = "Copied.")));
   on("help", "click", () => byId("keys").showModal());
   on("strips", "click", chooseImage);
   on("grid", "keydown", gridKey);

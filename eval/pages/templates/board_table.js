@@ -67,7 +67,7 @@ function bestOf(groups) {
 }
 
 function defaultColumns() {
-  const settings = board.columns.filter((column) => column.kind === "setting" && distinctValues(column).size > 1);
+  const settings = board.columns.filter((column) => column.kind === "setting" && rowsByValue(column).size > 1);
   const shown = settings.length ? settings : [board.named.get("label")];
   return [...shown, ...board.metrics.slice(0, 4)].map(({ name }) => name);
 }
@@ -245,12 +245,12 @@ function gridClick(event) {
 // A menu of boxes for each setting with more than one value; its list is made when it is opened.
 function drawFilters() {
   const isChoice = (column) => column.kind === "setting" || ["state", "devices"].includes(column.name);
-  const columns = board.columns.filter((column) => isChoice(column) && distinctValues(column).size > 1);
+  const columns = board.columns.filter((column) => isChoice(column) && rowsByValue(column).size > 1);
   const menus = byId("filters");
   if ([...menus.children].map((menu) => menu.dataset.filter).join("\n") !== columns.map(({ name }) => name).join("\n"))
     menus.replaceChildren(...columns.map(({ name }) => filterMenu(name)));
   columns.forEach((column, i) => {
-    const chosen = [...(view.where.get(column.name) ?? [])].map((key) => choiceText(column, key));
+    const chosen = [...(view.where.get(column.name) ?? [])].map((key) => valueText(column, key));
     const words = chosen.length > 2 ? `${chosen.length} values` : chosen.join(", ");
     menus.children[i].classList.toggle("chosen", chosen.length > 0);
     menus.children[i].firstChild.textContent = column.heading + (words && `: ${words}`);
@@ -259,10 +259,7 @@ function drawFilters() {
   byId("flat").checked = !view.flat;
 }
 
-function choiceText(column, key) {
-  const row = distinctValues(column).get(key);
-  return row ? shownIn(column, row) : key;
-}
+const valueText = (column, key) => (rowsByValue(column).has(key) ? shownIn(column, rowsByValue(column).get(key)[0]) : key);
 
 function filterMenu(name) {
   const list = element("div", { class: "choices", role: "group", "aria-label": board.named.get(name).heading });
@@ -272,8 +269,8 @@ function filterMenu(name) {
 
 function filterChoices(column) {
   const counts = groupedBy(shownRows(column.name), (row) => keyOf(column, row));
-  const values = [...distinctValues(column)].sort(([, a], [, b]) => compared(column.value(a), column.value(b)));
-  const boxes = values.slice(0, MOST_CHOICES).map(([key, row]) => choice(shownIn(column, row),
+  const values = [...rowsByValue(column)].sort(([, [a]], [, [b]]) => compared(column.value(a), column.value(b)));
+  const boxes = values.slice(0, MOST_CHOICES).map(([key, [row]]) => choice(shownIn(column, row),
     view.where.get(column.name)?.has(key), (isChosen) => chooseValue(column.name, key, isChosen), counts.get(key)?.length ?? 0));
   const left = values.length - MOST_CHOICES;
   return left > 0 ? [...boxes, element("p", {}, `${plural(left, "more value")}: use the text filter`)] : boxes;
