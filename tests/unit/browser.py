@@ -11,6 +11,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe",
             "--disable-background-networking", "--disable-dev-shm-usage")  # fmt: skip
 
+KEY_CODES = {"Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+
 
 class Page:
     """A tab and what happened in it."""
@@ -62,8 +64,9 @@ class Page:
 
     def press(self, key):
         for kind in ("keyDown", "keyUp"):
-            code = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {})
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, **(code if kind == "keyDown" else {}))
+            text = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {}) if kind == "keyDown" else {}
+            code = {"windowsVirtualKeyCode": KEY_CODES[key]} if key in KEY_CODES else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, **text, **code)
 
     def click(self, selector):
         place = self.run(
@@ -74,6 +77,9 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             where = {"x": place[0], "y": place[1], "button": "left", "clickCount": 1}
             self.call("Input.dispatchMouseEvent", type=kind, **where)
+
+    def save_downloads_to(self, folder):
+        self._call("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
 
     def picture(self, path):
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]

@@ -10,7 +10,6 @@ from taugrid.eval.pages.pivots import SHADES
 
 TEXT, LINES = 4.5, 3.0
 LINE_NAMES = ("hat", "red", "green", "grey", *(f"c{number}" for number in range(COLOURS)))
-CSS = asset("report.css") + asset("tables.css")
 LIGHT, DARK = (
     dict(re.findall(r"--([\w-]+): (#\w+);", report + history + board))
     for report, history, board in zip(
@@ -21,7 +20,7 @@ LIGHT, DARK = (
 MODES = {"light": LIGHT, "dark": LIGHT | DARK}
 PICKED = tuple(f"p{number}" for number in range(9))
 """The colours of the picked cells, also of their numbers in charts."""
-IN_CELLS = re.search(r"\.tg-pivot td \{ color: (#\w+)", CSS)[1]
+IN_CELLS = re.search(r"\.tg-pivot td \{ color: (#\w+)", asset("tables.css"))[1]
 
 
 def luminance(colour):
@@ -56,7 +55,11 @@ def test_texts_and_lines_stand_out(mode):
     assert {name: ratio for name, ratio in lines.items() if ratio < LINES} == {}
 
 
-def test_numbers_stand_out_of_their_shades():
-    shades = dict(re.findall(r"\.tg-shade-(\d) \{ background: (#\w+)", CSS))
+@pytest.mark.parametrize("mode", MODES)
+def test_numbers_stand_out_of_their_shades(mode):
+    css, text = {"light": (asset("tables.css"), IN_CELLS), "dark": (asset("report.css"), DARK["text"])}[mode]
+    shades = dict(re.findall(r"\.tg-shade-(\d) \{ background: (#\w+)", css))
     assert len(shades) == SHADES
-    assert {shade: colour for shade, colour in shades.items() if contrast(IN_CELLS, colour) < TEXT} == {}
+    assert {shade: colour for shade, colour in shades.items() if contrast(text, colour) < TEXT} == {}
+    ends = [shades["0"], shades["3"], shades[str(SHADES - 1)]]
+    assert min(contrast(one, MODES[mode]["back"]) for one in ends) > 1.05, "a shade is seen"
