@@ -350,7 +350,7 @@ def test_hostile_texts_are_only_shown(opened, name):
     document = board(2, places=[name])
     document["runs"] = [
         run(0, **bad, report="java\nscript:window.bad = 1"),
-        run(1, **bad | {"title": f"{name}2"}, state="running"),
+        run(1, **bad | {"title": f"{name}2"}, state="running", report=None),
     ]
     document["cells"] = [f"{name} {label}" for label in document["cells"]]
     document["protocols"] = {key: fields | {name: name + key} for key, fields in document["protocols"].items()}
