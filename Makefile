@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWER := build/lower-bounds
 
-.PHONY: demo test pytest lint types chaos proofs mutants bench lower-bounds clean
+.PHONY: demo test pytest lint types chaos proofs mutants bench docs lower-bounds wheels clean
 
 demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
 	$(BIN)/taugrid run configs/digits.yaml
@@ -44,6 +44,10 @@ bench: $(STAMP)           ## what docs/decisions.md quotes
 	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.device
 
+docs: $(STAMP)            ## docs/ as a site, in build/site; each broken link fails
+	$(BIN)/python -m tools.docs.reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # On x86_64 Linux this downloads a CUDA build of torch: about 3 GB, 7 GB unpacked.
 lower-bounds:             ## the unit tests with the oldest versions that pyproject.toml admits
 	rm -rf $(LOWER) && mkdir -p $(LOWER)
@@ -51,6 +55,9 @@ lower-bounds:             ## the unit tests with the oldest versions that pyproj
 	$(PYTHON) -m venv $(LOWER)
 	PIP_CONFIG_FILE=/dev/null $(LOWER)/bin/pip install --quiet --constraint $(LOWER)/constraints.txt --editable '.[dev]'
 	OMP_NUM_THREADS=1 $(LOWER)/bin/pytest -n 2 tests/unit
+
+wheels: $(STAMP)          ## sdist and wheel in build/wheels; a grid runs from the wheel with each Python that is here
+	$(BIN)/python tools/try_wheels.py
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

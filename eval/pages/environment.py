@@ -25,10 +25,16 @@ def environment() -> Environment:
     return found
 
 
-def rendered(template: str, styles: Sequence[str], **values: Any) -> str:
-    """A whole page, with its style sheets, its script and a policy that allows these alone."""
-    style, script = Markup("").join(map(asset, styles)), asset("report.js")
-    head = {"style": style, "script": script, "policy": policy(style, script)}
+def rendered(
+    template: str,
+    styles: Sequence[str],
+    scripts: Sequence[str] = ("report.js",),
+    loads: str = "img-src data:",
+    **values: Any,
+) -> str:
+    """A whole page, with its style sheets, its scripts and a policy that allows these alone, and what it `loads`."""
+    style, script = (Markup("").join(map(asset, names)) for names in (styles, scripts))
+    head = {"style": style, "script": script, "policy": policy(style, script, loads)}
     return environment().get_template(template).render(**head, **values)
 
 
@@ -37,10 +43,13 @@ def asset(name: str) -> Markup:
     return Markup(_text(name))
 
 
-def policy(style: str, script: str) -> str:
-    """The content security policy of a page: this style and this script, images in the page, and nothing else."""
+def policy(style: str, script: str, loads: str = "img-src data:") -> str:
+    """The content security policy of a page: this style and this script, images in the page, and nothing else.
+
+    `loads` are the directives of images and connections.
+    """
     return (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        f"default-src 'none'; {loads}; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
 

@@ -25,6 +25,13 @@ from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_fil
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
 
+SIUNITX = (
+    "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"
+    "\\begingroup\\sisetup{separate-uncertainty, detect-weight}",
+    "\\endgroup",
+)
+"""The lines around tables whose numbers siunitx sets: 13.2 ± 1.7 in place of 13.2(17), bold where the text is."""
+
 
 @dataclass(frozen=True)
 class QualityTable:
@@ -284,14 +291,15 @@ def to_markdown(table: QualityTable) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def to_latex(table: QualityTable) -> str:
-    """A `table` environment for each table of each metric, for a document that loads booktabs."""
+def to_latex(table: QualityTable, siunitx: bool = False) -> str:
+    """A `table` environment for each table of each metric, for a document that loads booktabs and, if so, siunitx."""
     tables = [
-        latex_table(pivot, _caption(pivot, section, sizes(table.frame)))
+        latex_table(pivot, _caption(pivot, section, sizes(table.frame)), siunitx)
         for section in table.sections
         for pivot in section.tables
     ]
-    return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
+    before, *after = SIUNITX if siunitx else ["% Needs \\usepackage{booktabs}."]
+    return "\n".join([before, *tables, *after])
 
 
 def _caption(pivot: Pivot, section: MetricTables, every_n: str) -> list[str]:

@@ -66,6 +66,11 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
     Parquet. Images with the same names are paired. Features are extracted in this process. Exits as with a baseline.
 
     DIR BASELINE may also be images and a file of `taugrid baseline accept DIR --reference R`.
+
+    Examples:
+        taugrid compare runs/tonight runs/mine  # each cell, with a verdict: exits with 3 if worse
+        taugrid compare runs/mine eta=0,steps=10 eta=1,steps=10  # two cells, paired
+        taugrid compare old-pngs new-pngs --reference runs/mine  # images
     """
     from taugrid.orchestrator.opened import are_images
 
@@ -160,7 +165,7 @@ def _compare_images(a: str, b: str, scoring: dict[str, Any], judging: Mapping[st
         raise UserError(NO_REFERENCE)
     from taugrid.eval.gate.verdict import exit_of
     from taugrid.orchestrator.baseline.images import ImagesRequest
-    from taugrid.orchestrator.cli.images import comparison_text
+    from taugrid.orchestrator.cli.text.images import comparison_text
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.view.images import compare_images
 

@@ -57,6 +57,10 @@ def submit(follow: bool, ship: bool, **given: Any) -> None:
 
     The config and the modules that it names are sent there. Everything else, such as data and the run directory, must
     have the same absolute path on every node, or be a URL.
+
+    Examples:
+        taugrid submit my.yaml --out s3://bucket/run  # as a job on the cluster of --address
+        taugrid submit my.yaml --out /shared/run --no-follow --ship  # with this taugrid
     """
     from taugrid.grids.selectors import is_selector, parse
     from taugrid.orchestrator.jobs.client import Jobs
@@ -77,7 +81,11 @@ def submit(follow: bool, ship: bool, **given: Any) -> None:
 @address_option
 @json_option
 def jobs(address: str, as_json: bool) -> None:
-    """List the jobs that taugrid submitted, the latest first."""
+    """List the jobs that taugrid submitted, the latest first.
+
+    Examples:
+        taugrid jobs --address http://head:8265  # what taugrid has submitted there
+    """
     from taugrid.orchestrator.jobs.client import Jobs
 
     server = Jobs(address)
@@ -89,7 +97,11 @@ def jobs(address: str, as_json: bool) -> None:
 @address_option
 @click.option("--follow", is_flag=True, help="Go on until the job has ended, and exit as its run does.")
 def logs(job: str, address: str, follow: bool) -> None:
-    """Show what a job has printed."""
+    """Show what a job has printed.
+
+    Examples:
+        taugrid logs mine-1 --follow  # until the job has ended
+    """
     from taugrid.orchestrator.jobs.client import Jobs
 
     server = Jobs(address)
@@ -103,7 +115,11 @@ def logs(job: str, address: str, follow: bool) -> None:
 @click.argument("job", metavar="ID")
 @address_option
 def stop(job: str, address: str) -> None:
-    """Stop a job. What it has done is kept: submit it again to continue."""
+    """Stop a job. What it has done is kept: submit it again to continue.
+
+    Examples:
+        taugrid stop mine-1  # what is done stays
+    """
     from taugrid.orchestrator.jobs.client import Jobs
 
     _stop(Jobs(address), job)

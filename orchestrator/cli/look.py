@@ -1,9 +1,9 @@
-"""Read-only commands: plan, status, verify, export and config."""
+"""Read-only commands: plan, status, verify and config."""
 
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -42,13 +42,39 @@ def plan(
     """Show what a run would do, what is done, and what is missing. Starts and downloads nothing.
 
     With --baseline, fail wherever a night would refuse to begin.
+
+    Examples:
+        taugrid plan digits  # cells, images and network evaluations of the demo
+        taugrid plan my.yaml --workers 8 --strict  # exits with 2 if there is a warning
+        taugrid plan my.yaml --history history --baseline runs/mine  # of a night
     """
-    from taugrid.orchestrator.cli.text import plan_text
+    overrides = (*assignments, *([] if workers is None else [f"cluster.workers={workers}"]))
+    described = show_plan(config, overrides, out, as_json, history, baseline)
+    if strict and (remarks := described["remarks"]):
+        click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
+        sys.exit(Exit.USAGE)
+
+
+def show_plan(
+    config: str,
+    overrides: Sequence[str],
+    out: str | None,
+    as_json: bool,
+    history: str | None = None,
+    baseline: str | None = None,
+    only: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Print what `taugrid plan` prints, of the cells alone that `only` selects; returns the document."""
+    from taugrid.orchestrator.cli.text.runs import plan_text
     from taugrid.orchestrator.opened import open_to_plan
+    from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.view.dry_run import describe_plan
 
-    run = open_to_plan(config, (*assignments, *([] if workers is None else [f"cluster.workers={workers}"])), out)
+    run = open_to_plan(config, overrides, out)
     described = describe_plan(run)
+    if only:
+        selected = replace(run, configured=select(run.configured, only))
+        described = describe_plan(selected) | {"remarks": described["remarks"]}
     texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:
         from taugrid.orchestrator.nightly.before import expected_standard_error_problem, price, price_text
@@ -68,9 +94,7 @@ def plan(
             )
         texts.append(lambda shown: coverage_text(shown["baseline"]))
     print_value(described, as_json, lambda shown: "\n".join(text(shown) for text in texts))
-    if strict and (remarks := described["remarks"]):
-        click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
-        sys.exit(Exit.USAGE)
+    return described
 
 
 @click.command(cls=Command)
@@ -84,10 +108,15 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
 
     With --watch, show the live view of `taugrid run`, wherever that is running; in a log, a line every 10 s. Ctrl-C
     ends the view, not the run.
+
+    Examples:
+        taugrid status runs/mine  # what is done, and what is missing
+        taugrid status my.yaml --watch  # the live view of `taugrid run my.yaml`
+        taugrid status history  # a line for each night
     """
     if watches and as_json:
         raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
-    from taugrid.orchestrator.cli.text import plan_text
+    from taugrid.orchestrator.cli.text.runs import plan_text
     from taugrid.orchestrator.nightly.places import find_history
     from taugrid.orchestrator.opened import directory_of, open_existing
     from taugrid.orchestrator.view.inspection import describe_status
@@ -116,6 +145,9 @@ def verify(directory: str, as_json: bool) -> None:
     """Re-read every file of a run, and say what to do about damage.
 
     Every image is decoded too.
+
+    Examples:
+        taugrid verify runs/mine  # reads and decodes every file
     """
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
@@ -149,37 +181,6 @@ def verify(directory: str, as_json: bool) -> None:
         sys.exit(Exit.FAILED if verified.damages else Exit.INCOMPLETE)
 
 
-@click.command(cls=Command)
-@click.argument("directory", metavar="DIR")
-@click.argument("cell", required=False)
-@click.option("--to", "target", required=True, metavar="PATH", help="A new or empty folder; for --reference also .npz.")
-@click.option("--reference", is_flag=True, help="What the run is scored against, in place of a cell.")
-def export(directory: str, cell: str | None, target: str, reference: bool) -> None:
-    """Write a cell's images as PNG files named by their index.
-
-    CELL is settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the
-    first characters are enough if they fit no other.
-
-    With --reference, write the images that the run is scored against or, if PATH ends in .npz, the mean and covariance
-    of their features (mu and sigma, as pytorch-fid names them).
-    """
-    from taugrid.orchestrator.opened import open_existing
-    from taugrid.orchestrator.selection import find_cell
-    from taugrid.orchestrator.view.inspection import export as export_images
-
-    if (cell is None) != reference:
-        raise click.UsageError("give DIR and a CELL, or DIR and --reference")
-    run = open_existing(directory)
-    if cell is None:
-        from taugrid.orchestrator.view.reference_export import export_reference
-
-        click.echo(f"{export_reference(run, Path(target))} in {target}")
-        return
-    selected = find_cell(run.plan, cell)
-    count = export_images(selected, run.rundir, Path(target))
-    click.echo(f"{counted(count, 'image')} of {selected.label} in {target}")
-
-
 @click.group(cls=Group)
 def config() -> None:
     """Show or check a config."""
@@ -190,7 +191,11 @@ def config() -> None:
 @set_option
 @json_option
 def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
-    """Print the whole config, with defaults filled in."""
+    """Print the whole config, with defaults filled in.
+
+    Examples:
+        taugrid config show digits --set seed=1  # every key, with its value
+    """
     import yaml
 
     from taugrid.config.load import load
@@ -202,17 +207,25 @@ def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
 
 @config.command()
 def schema() -> None:
-    """Print the JSON schema of a config, for editors."""
+    """Print the JSON schema of a config, for editors.
+
+    Examples:
+        taugrid config schema > schema.json  # for the YAML extension of an editor
+    """
     from taugrid.config import schema as config_schema
 
-    click.echo(json.dumps(config_schema(), indent=2))
+    click.echo(json.dumps(config_schema(), indent=1, sort_keys=True))
 
 
 @config.command()
 @click.argument("config")
 @set_option
 def validate(config: str, assignments: tuple[str, ...]) -> None:
-    """Check a config, including its grid."""
+    """Check a config, including its grid.
+
+    Examples:
+        taugrid config validate my.yaml  # names each mistake in one line
+    """
     from taugrid.orchestrator.opened import open_config
 
     run = open_config(config, assignments, None)

@@ -3,6 +3,7 @@
 Slow modules are imported when a command is called, so that `--help` is fast.
 """
 
+import inspect
 import json
 import math
 import os
@@ -18,7 +19,23 @@ from taugrid.errors import UserError
 
 
 class Command(click.Command):
-    """A command that refuses an option given twice: click would silently take the last value."""
+    """A command that refuses an option given twice: click would silently take the last value.
+
+    A command's docstring ends with "Examples:", lines such as "taugrid run digits  # what it does", which a test runs.
+    Help shows them after the options.
+    """
+
+    def __init__(self, name: str | None, help: str = "", **kwargs: Any) -> None:
+        text, _, examples = inspect.cleandoc(help).partition("\n\nExamples:\n")
+        super().__init__(name, help=text, **kwargs)
+        self.examples = [line.strip() for line in examples.splitlines()]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, each below what it does, as kubectl's help has them."""
+        with formatter.section("Examples"):
+            for line in self.examples:
+                command, _, comment = line.partition("  # ")
+                formatter.write(f"  # {comment}\n  {command}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse `args` into `ctx`.
@@ -59,6 +76,7 @@ class RunOptions:
     x: str | None = None
     until: str | None = None
     most: int | None = None
+    dry_run: bool = False
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -136,6 +154,8 @@ only_option = click.option(
     metavar="KEY=VALUE,...",
     help="Work on these cells alone, as in schedule=cosine,steps=50; may be repeated. Tables show all cells.",
 )
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what `taugrid plan` shows, and begin nothing.")
 
 until_options = options(
     click.option(

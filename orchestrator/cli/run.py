@@ -8,12 +8,14 @@ import click
 
 from taugrid.api import STAGES
 from taugrid.errors import Exit
+from taugrid.orchestrator.cli.look import show_plan
 from taugrid.orchestrator.cli.options import (
     Command,
     Decorator,
     RunOptions,
     cluster_options,
     config_options,
+    dry_run_option,
     only_option,
     options,
     pivot_options,
@@ -38,19 +40,54 @@ def _stage(name: str, stages: tuple[str, ...], text: str, *more: Decorator) -> c
 run = _stage(
     "run",
     STAGES,
-    "Do everything that is missing: train, sample, score, report.",
+    """Do everything that is missing: train, sample, score, report.
+
+    Examples:
+        taugrid run digits  # the demo: minutes on 2 cores
+        taugrid run my.yaml --set sample.num_samples=20000  # more images of each cell
+        taugrid run my.yaml --only steps=10 --dry-run  # what is left of these cells
+        taugrid run my.yaml --until told-apart --max 16000  # until the order is clear
+    """,
     trust_option,
     only_option,
+    dry_run_option,
     until_options,
 )
-train = _stage("train", ("train",), "Train the models of the config.", trust_option, only_option)
-sample = _stage("sample", ("sample",), "Sample every cell; models must be trained already.", trust_option, only_option)
+train = _stage(
+    "train",
+    ("train",),
+    """Train the models of the config.
+
+    Examples:
+        taugrid train my.yaml --set train.steps=20000  # goes on from what is trained
+    """,
+    trust_option,
+    only_option,
+    dry_run_option,
+)
+sample = _stage(
+    "sample",
+    ("sample",),
+    """Sample every cell; models must be trained already.
+
+    Examples:
+        taugrid sample my.yaml --only eta=0  # the images alone, without scores
+    """,
+    trust_option,
+    only_option,
+    dry_run_option,
+)
 report = _stage(
     "report",
     ("report",),
     """Write tables and figures from existing scores.
 
-    If CONFIG is a history of nights, write its history.parquet, trend figure and index.html.""",
+    If CONFIG is a history of nights, write its history.parquet, trend figure and index.html.
+
+    Examples:
+        taugrid report runs/mine --rows eta --x evaluations  # other rows, another axis
+        taugrid report history  # the pages of a history of nights
+    """,
     pivot_options,
 )
 reconstruct = _stage(
@@ -58,7 +95,11 @@ reconstruct = _stage(
     ("train", "reconstruct"),
     """Encode held-out images to x_T, and decode them again.
 
-    That is the paper's table 2, with the grid's S steps each way. Models that are missing are trained.""",
+    That is the paper's table 2, with the grid's S steps each way. Models that are missing are trained.
+
+    Examples:
+        taugrid reconstruct my.yaml  # the error over S, in tables/reconstruction.csv
+    """,
     trust_option,
 )
 interpolate = _stage(
@@ -66,20 +107,27 @@ interpolate = _stage(
     ("train", "interpolate"),
     """Interpolate between the x_T of samples.
 
-    That is the paper's figure 6, with the grid's S steps. Models that are missing are trained.""",
+    That is the paper's figure 6, with the grid's S steps. Models that are missing are trained.
+
+    Examples:
+        taugrid interpolate my.yaml  # figures/interpolation_*.png
+    """,
     trust_option,
 )
 
 
 def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     """Do `stages`, print the outcome, and exit with 4 if anything is missing."""
-    from taugrid.orchestrator.cli.text import print_result, result_json
+    from taugrid.orchestrator.cli.text.runs import print_result, result_json
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Session
     from taugrid.orchestrator.work.growing import Until
 
+    if requested.dry_run:
+        show_plan(requested.config, requested.overrides, requested.out, requested.as_json, only=requested.only)
+        return
     only_reports = stages == ("report",)
     if only_reports and _report_history(requested):
         return

@@ -22,6 +22,10 @@ def selfcheck(sampler: str | None, sampler_options: str | None, **given: Any) ->
     Samples images whose pixels and distribution are known. Exits with 1 if an image differs from a float64 loop of the
     paper, or a number from its closed form. With --sampler, if its images do not approach the solution of the ODE or,
     where it adds noise, their distribution is not the data's.
+
+    Examples:
+        taugrid selfcheck  # this installation, in some minutes
+        taugrid selfcheck --sampler dpm++2m  # a sampler against the solution of the ODE
     """
     from taugrid.orchestrator.dispatch.address import check_form
 
@@ -38,7 +42,7 @@ def selfcheck(sampler: str | None, sampler_options: str | None, **given: Any) ->
 
 def _selfcheck(out: str, requested: RunOptions, sampler: str | None, sampler_options: str | None) -> None:
     from taugrid.orchestrator import selfcheck
-    from taugrid.orchestrator.cli.text import print_selfcheck
+    from taugrid.orchestrator.cli.text.runs import print_selfcheck
     from taugrid.orchestrator.opened import open_config, require_shared
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Session

@@ -23,7 +23,7 @@ from taugrid.orchestrator.nightly.outcome import as_verdict
 from taugrid.orchestrator.nightly.places import History, Night, open_history
 from taugrid.orchestrator.nightly.resampling import Resampler
 from taugrid.orchestrator.nightly.second_look import SecondLook
-from taugrid.orchestrator.nightly.write import is_current, remove_old_images, write_history, write_night
+from taugrid.orchestrator.nightly.write import is_current, remove_images, without_newest, write_history, write_night
 from taugrid.orchestrator.opened import open_to_run
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
@@ -88,8 +88,8 @@ def run_night(request: NightRequest, progress: Progress) -> NightResult:
         outcome = Session(run, request.address, progress).do(STAGES, request.break_lock)
         verdict = _judge(request, run, night, baseline, outcome, progress)
         result = written(history, night, verdict)
-        if not verdict["missing"]:
-            remove_old_images(history, request.keep_images, progress.say)
+        if not verdict["missing"] and request.keep_images is not None:
+            remove_images(without_newest(history.complete_nights(), request.keep_images), progress.say)
         return result
 
 

@@ -186,15 +186,14 @@ def _files(history: History) -> dict[str, dict[str, str]]:
     return files
 
 
-def remove_old_images(history: History, keep: int | None, say: Callable[[str], None]) -> None:
-    """Remove the images of all complete nights but the newest `keep`; None keeps all.
+def without_newest(nights: Sequence[Night], keep: int) -> Sequence[Night]:
+    """All but the newest `keep` of nights in their order."""
+    return nights[: max(0, len(nights) - keep)]
 
-    Their scores and influences stay, and a sealed record takes the images' place.
-    """
-    if keep is None:
-        return
-    nights = history.complete_nights()
-    for night in nights[: max(0, len(nights) - keep)]:
+
+def remove_images(nights: Sequence[Night], say: Callable[[str], None]) -> None:
+    """Remove the images of complete nights. Their scores and influences stay, and a sealed record takes their place."""
+    for night in nights:
         removed = sum(map(_remove, night.run_directories))
         if removed:
             say(f"night {night.id}: the images of {counted(removed, 'cell')} were removed; its scores stay")

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from stat import S_ISREG
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
-from taugrid.storage.protocol import ANY, Stat
+from taugrid.storage.protocol import ANY, Level, Stat
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class LocalStorage:
         pass
 
     def stat(self, path: Path) -> Stat:
-        status = retried(path.stat)
-        return Stat(status.st_size, f"{status.st_size}-{status.st_ino}-{status.st_mtime_ns}", status.st_mtime)
+        return _stat(retried(path.stat))
 
     def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
         stats_by_path = {}
@@ -43,6 +43,15 @@ class LocalStorage:
             with suppress(FileNotFoundError):  # it has gone since
                 stats_by_path[path] = self.stat(path)
         return stats_by_path
+
+    def walk(self, folder: Path) -> Mapping[Path, Stat]:
+        found = {}
+        for place, _, names in os.walk(folder, onerror=_raise):
+            for path in (Path(place, name) for name in names):
+                with suppress(FileNotFoundError):  # it has gone since
+                    if S_ISREG((status := retried(path.lstat)).st_mode):
+                        found[path] = _stat(status)
+        return found
 
     def exists(self, path: Path) -> bool:
         return is_there(path)
@@ -58,6 +67,20 @@ class LocalStorage:
             else:
                 paths = [path for place in paths if is_there(path := place / part)]
         return sorted(paths)
+
+    def level(self, folder: Path) -> Level:
+        """The system says what is a file while it lists a folder: no other call is needed, except for links."""
+        files: list[str] = []
+        folders: list[str] = []
+        unreadable: list[str] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    kind = folders if entry.is_dir() else files if entry.is_file() else unreadable
+                except OSError:
+                    kind = unreadable
+                kind.append(entry.name)
+        return Level(dict.fromkeys(sorted(files)), sorted(folders), sorted(unreadable))
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         def read() -> bytes:
@@ -104,6 +127,14 @@ class LocalStorage:
 
     def delete(self, path: Path) -> None:
         retried(lambda: path.unlink(missing_ok=True))
+
+    def delete_all(self, paths: Sequence[Path], root: Path) -> None:
+        for path in paths:
+            self.delete(path)
+        above = {folder for path in paths for folder in path.parents if root in folder.parents}
+        for folder in sorted(above, reverse=True):  # the deepest first
+            with suppress(OSError):  # it holds other files
+                folder.rmdir()
 
     def delete_folder(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -238,6 +269,10 @@ def commit_folder(finished: Path, folder: Path) -> None:
         sync_folder(Path(place))
     rename(finished, folder)
     sync_folder(folder.parent)
+
+
+def _stat(status: os.stat_result) -> Stat:
+    return Stat(status.st_size, f"{status.st_size}-{status.st_ino}-{status.st_mtime_ns}", status.st_mtime)
 
 
 def _names(folder: Path) -> list[str]:

@@ -24,6 +24,16 @@ class Stat(NamedTuple):
     """Time of the last write, in seconds by the storage's own clock, which may differ from this machine's."""
 
 
+class Level(NamedTuple):
+    """What is directly in a folder, by name."""
+
+    files: Mapping[str, Stat | None]
+    """None: `stat` says it, in a call of its own."""
+    folders: Sequence[str]
+    unreadable: Sequence[str]
+    """Neither files nor folders that can be reached: broken links, and what is behind a folder without rights."""
+
+
 class Storage(Protocol):
     """Whole files by name. A storage is plain data: it travels with a job to the worker that does it.
 
@@ -53,6 +63,9 @@ class Storage(Protocol):
     def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
         """The `stat` of each file that `list` finds, in as few requests as a list takes."""
 
+    def walk(self, folder: Path) -> Mapping[Path, Stat]:
+        """The `stat` of each file below `folder`, at any depth. Links are neither followed nor listed."""
+
     def exists(self, path: Path) -> bool:
         """Whether there is a file of this name, or a folder that holds files."""
 
@@ -60,6 +73,12 @@ class Storage(Protocol):
         """The files and folders below `folder` that match a glob pattern, sorted; `*` does not match a slash.
 
         A missing folder has no files; that is not an error.
+        """
+
+    def level(self, folder: Path) -> Level:
+        """What is directly in a folder, in one call or request, however much is below it.
+
+        A folder that is missing is an error on a disk, and empty in an object store.
         """
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
@@ -89,6 +108,9 @@ class Storage(Protocol):
 
     def delete(self, path: Path) -> None:
         """Remove a file, if it exists."""
+
+    def delete_all(self, paths: Sequence[Path], root: Path) -> None:
+        """Remove files, in few requests, and the folders below `root` that are empty then."""
 
     def delete_folder(self, folder: Path) -> None:
         """Remove a folder with everything in it, if it exists; whatever can't be removed stays."""

@@ -34,14 +34,18 @@ SMALL = {"isc_splits": 2, "kid_subsets": 2, "kid_subset_size": 20}
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from a copy: setuptools puts into a wheel whatever an earlier build left in `build/`."""
+    """The wheel, built from the sdist, and so without the rest of the checkout.
+
+    The sdist is built from a copy: setuptools puts into it whatever an earlier build left in `build/`.
+    """
     folder = tmp_path_factory.mktemp("wheel")
     source = shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE, symlinks=True)
     build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
-    pip("wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", folder, source)
-    [path] = folder.glob("*.whl")
     shutil.rmtree(source)
+    [sdist] = folder.glob("*.tar.gz")
+    pip("wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", folder, sdist)
+    [path] = folder.glob("*.whl")
     return path
 
 
@@ -99,6 +103,25 @@ def test_the_wheel_has_the_product_and_nothing_else(wheel, environment):
     assert {name for name in names if name.startswith("taugrid/")} == {
         name for name in source if name.startswith("taugrid/")
     }
+
+
+PYTHONS = tuple(f"python3.{minor}" for minor in range(11, 15))
+IMPORT = "import taugrid, taugrid.errors; print(taugrid.__version__)"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_wheel_installs_and_compiles_with(wheel, tmp_path, python):
+    """Without what it depends on, which is gigabytes for each: `make wheels` tries the whole of it."""
+    works = shutil.which(python) and subprocess.run([python, "--version"], capture_output=True, check=False)
+    if not works or works.returncode:
+        pytest.skip(f"{python} is not installed")
+    subprocess.run([python, "-m", "venv", "--without-pip", tmp_path], check=True)
+    own = tmp_path / "bin" / "python"
+    pip("--python", own, "install", "--no-deps", "--no-index", wheel)
+    [site] = tmp_path.glob("lib/python*/site-packages")
+    subprocess.run([own, "-W", "error", "-m", "compileall", "-q", "-f", site / "taugrid"], check=True)
+    printed = subprocess.run([own, "-c", IMPORT], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert printed.strip() == wheel.name.split("-")[1]
 
 
 HOSTILE = (

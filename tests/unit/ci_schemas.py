@@ -1,10 +1,13 @@
-"""What GitHub Actions and Kubernetes take, as far as docs/nightly-recipes.md uses it: JSON schemas by hand.
+"""What GitHub Actions and Kubernetes take, as far as docs/nightly-recipes.md and .github use it: JSON schemas by hand.
 
 Unknown keys are errors. Written from GitHub's "Workflow syntax", and from Kubernetes' types in
 staging/src/k8s.io/api/batch/v1/types.go with what pkg/apis/batch/validation refuses of pod failure policies. A key that
 is not here is not forbidden there: look it up, and add it.
 """
 
+from typing import Any
+
+import yaml
 from kuberay import COUNT, NAME, QUANTITY, each, exact
 
 TEXT = {"type": "string", "minLength": 1}
@@ -20,7 +23,13 @@ USES = exact(
 WORKFLOW = exact(
     "on jobs",
     name=TEXT,
-    on=exact("", schedule=each(exact("cron", cron=CRON)), workflow_dispatch={"type": ["null", "object"]}),
+    on=exact(
+        "",
+        schedule=each(exact("cron", cron=CRON)),
+        workflow_dispatch={"type": ["null", "object"]},
+        push=exact("branches", branches=each(TEXT)),
+        pull_request=exact(""),
+    ),
     concurrency=TEXT,
     jobs={
         "type": "object",
@@ -28,12 +37,32 @@ WORKFLOW = exact(
         "additionalProperties": exact(
             "runs-on steps",
             env={"type": "object", "additionalProperties": TEXT},
+            strategy=exact(
+                "matrix",
+                matrix={"type": "object", "additionalProperties": each(TEXT)},
+                **{"fail-fast": {"type": "boolean"}},
+            ),
             steps=each({"oneOf": [RUN, USES]}),
             **{"runs-on": {"anyOf": [TEXT, each(TEXT)]}, "timeout-minutes": COUNT},
         ),
     },
 )
-"""YAML 1.1 reads the key `on` as true: see `test_nightly_page.actions`."""
+
+
+def workflow(text: str) -> dict[str, Any]:
+    """A workflow of GitHub Actions; YAML 1.1 reads its key `on` as true."""
+    return {"on" if key is True else key: value for key, value in yaml.safe_load(text).items()}
+
+
+TEXT_INPUT = exact(
+    "type id attributes",
+    type={"const": "textarea"},
+    id={"type": "string", "pattern": r"^[\w-]+$"},
+    attributes=exact("label", label=TEXT, description=TEXT, render=TEXT),
+    validations={"const": {"required": True}},
+)
+ISSUE_FORM = exact("name description body", name=TEXT, description=TEXT, body=each(TEXT_INPUT))
+"""From GitHub's "Syntax for GitHub's form schema"."""
 
 AMOUNTS = {"type": "object", "additionalProperties": {"anyOf": [QUANTITY, COUNT]}}
 CONTAINER = exact(

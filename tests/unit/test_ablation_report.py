@@ -14,7 +14,7 @@ from taugrid.config import Config, validate
 from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.main import cli
-from taugrid.orchestrator.cli.text import print_result
+from taugrid.orchestrator.cli.text.runs import print_result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import requested

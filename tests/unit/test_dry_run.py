@@ -17,7 +17,7 @@ from taugrid.config import Config, validate
 from taugrid.errors import UserError
 from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator import session
-from taugrid.orchestrator.cli.text import plan_text
+from taugrid.orchestrator.cli.text.runs import plan_text
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.devices import too_large, weights_bytes

@@ -15,7 +15,7 @@ from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.tables.long_form import COLUMNS, appended_columns, long_form, score_columns
 from taugrid.eval.tables.pivots import pivot_tables
 from taugrid.eval.tables.quality import QualityTable, write_quality
-from taugrid.orchestrator.cli.images import scores_text
+from taugrid.orchestrator.cli.text.images import scores_text
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.report.collect import collect

@@ -15,7 +15,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from ci_schemas import CRON_JOB, WORKFLOW
+from ci_schemas import CRON_JOB, WORKFLOW, workflow
 from nights import checkpoint, taugrid, write_config
 
 from taugrid.errors import Exit
@@ -33,10 +33,7 @@ def block(language, beginning=""):
 
 
 def actions():
-    """The workflow; YAML 1.1 reads its key `on` as true."""
-    return {
-        "on" if key is True else key: value for key, value in yaml.safe_load(block("yaml", "name: nightly")).items()
-    }
+    return workflow(block("yaml", "name: nightly"))
 
 
 def cron_job():

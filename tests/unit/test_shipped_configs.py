@@ -1,13 +1,16 @@
 """Every experiment in configs/ loads, and costs what its own comment says."""
 
 import importlib.resources
+import json
 import math
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
-from taugrid.config import Data, Diffusion, ModelSection
+from taugrid.config import Data, Diffusion, ModelSection, schema
 from taugrid.config.load import load
 from taugrid.errors import MissingInput
 from taugrid.jobs import SavedNetwork
@@ -170,3 +173,17 @@ def test_the_disk_that_decoded_images_need_is_said(name):
     images = load(name, []).evaluate.reference
     assert float(said[1]) == round(images.limit * math.prod(images.image_shape) / 1e9, 1)
     assert decoded_folder().parts[-2:] == Path(said[2]).parts
+
+
+def test_the_shipped_schema_is_that_of_this_version():
+    assert json.loads(text("schema.json")) == schema(), "renew it: taugrid config schema > configs/schema.json"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_editor_finds_the_schema_of_a_config_and_the_config_valid(name):
+    line = re.search(r"^# yaml-language-server: \$schema=(\S+)$", text(name), re.MULTILINE)
+    assert line, "editors look for this line"
+    described, config = json.loads(text(line[1])), yaml.safe_load(text(name))
+    jsonschema.validate(config, described)
+    with pytest.raises(jsonschema.ValidationError, match="batch_sizes"):
+        jsonschema.validate({**config, "sample": {**config["sample"], "batch_sizes": 1}}, described)

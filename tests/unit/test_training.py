@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from taugrid import config
 from taugrid.errors import DeviceUnusable, UserError
 from taugrid.jobs import Hopeless, TrainingSpec
-from taugrid.orchestrator.cli.text import plan_text
+from taugrid.orchestrator.cli.text.runs import plan_text
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.dispatch import training as driver
 from taugrid.orchestrator.dispatch.capacity import Node

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-from taugrid.orchestrator.cli.text import plan_text
+from taugrid.orchestrator.cli.text.runs import plan_text
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.session import Session

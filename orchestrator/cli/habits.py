@@ -1,0 +1,92 @@
+"""What people do around runs: `clean` frees space in a directory."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from taugrid.errors import UserError
+from taugrid.orchestrator.cli.options import Command, Whole, json_option, options, print_value
+from taugrid.words import counted
+
+if TYPE_CHECKING:
+    from taugrid.orchestrator.clean.clean import Cleaning, Removable
+
+CHOICES = ("features", "damaged", "leftovers", "logs")
+"""The flags of `clean`: names in `clean.files.CATEGORIES`."""
+
+category_options = options(
+    click.option("--features", is_flag=True, help="Features of scored cells."),
+    click.option("--damaged", is_flag=True, help="Damaged files that were set aside."),
+    click.option("--leftovers", is_flag=True, help="What killed processes and finished trainings left."),
+    click.option("--logs", is_flag=True, help="Errors of tasks and workers."),
+    click.option("--keep-nights", type=Whole(0), metavar="N", help="Images of all nights but the newest N."),
+    click.option("--nights-before", metavar="DATE", help="Images of nights before a day, YYYY-MM-DD in UTC."),
+)
+
+
+@click.command(cls=Command)
+@click.argument("directory", metavar="DIR | HISTORY")
+@category_options
+@click.option("--yes", is_flag=True, help="Delete without a question what the other options name.")
+@json_option
+def clean(directory: str, keep_nights: int | None, nights_before: str | None, yes: bool, **given: Any) -> None:
+    """Show what may be deleted and how much that frees, and delete it after a question.
+
+    No table changes, and a run goes on as before. Without a terminal, nothing is deleted without --yes. Of a history,
+    the runs of its complete nights are cleaned.
+
+    Examples:
+        taugrid clean runs/mine  # what may go, and then a question for each
+        taugrid clean runs/mine --features --leftovers --yes  # without a question, for scripts
+        taugrid clean history --keep-nights 14  # images of nights older than the newest 14
+    """
+    from taugrid.orchestrator.clean.clean import Cleaning, OldNights, document, text
+
+    as_json: bool = given["as_json"]
+    if keep_nights is not None and nights_before is not None:
+        raise UserError("--keep-nights and --nights-before both say which nights lose their images; give one of them")
+    wanted = {name for name in CHOICES if given[name]}
+    of_nights = keep_nights is not None or nights_before is not None
+    if yes and not wanted and not of_nights:
+        flags = ", ".join(f"--{name}" for name in CHOICES)
+        raise UserError(f"--yes deletes only what is named: give {flags}, --keep-nights or --nights-before")
+    if not wanted and not of_nights:
+        wanted = set(CHOICES)
+    cleaning = Cleaning(directory, OldNights(keep_nights, nights_before))
+    found = cleaning.listed(wanted)
+    if not as_json:
+        click.echo(text(found) if found else "there is nothing to delete")
+    agreed = _agreed(cleaning, found, yes, as_json)
+    left = found
+    if agreed:
+        cleaning.remove(agreed, lambda line: click.echo(line, err=True))
+        left = cleaning.listed(wanted)
+    if as_json:
+        print_value(document(cleaning, found, left), True, lambda _: "")
+    elif agreed:
+        click.echo(f"{sum(each.bytes for each in found) - sum(each.bytes for each in left):,} bytes freed")
+
+
+def _agreed(cleaning: "Cleaning", found: "Sequence[Removable]", yes: bool, as_json: bool) -> set[str]:
+    """The names of the categories that the user wants to lose; asks at a terminal."""
+    if drivers := cleaning.drivers:
+        click.echo(f"nothing is deleted while a driver works there ({drivers[0]})", err=True)
+        return set()
+    names = {category.name for category in found}
+    if yes or not found:
+        return names
+    if as_json or not is_asked():
+        click.echo("nothing was deleted; name what may go and give --yes", err=True)
+        return set()
+    return {
+        each.name
+        for each in found
+        if click.confirm(f"delete {each.name} ({counted(each.files, 'file')}, {each.size})?", default=False, err=True)
+    }
+
+
+def is_asked() -> bool:
+    """Whether a user is there to answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()

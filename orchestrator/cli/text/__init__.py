@@ -1,0 +1,1 @@
+"""What commands print, as text: runs and plans, and scores of external images."""

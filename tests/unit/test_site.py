@@ -1,0 +1,92 @@
+"""`make docs`: a strict build, the structure that GitHub shows, and a search that works from the disk."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from browser import CHROMIUM, page
+from pages import PAGES, ROOT, anchors
+
+pytest.importorskip("mkdocs", reason="pip install 'taugrid[docs]'")
+pytest.importorskip("material", reason="pip install 'taugrid[docs]'")
+SHOWN = [page for page in PAGES if page.is_relative_to(ROOT / "docs") and page.parent.name != "tables"]
+BLOCKS = ("li", "pre", "table", "tr", "blockquote", "h2", "h3", "img")
+
+
+def build(*arguments):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    built = build("--site-dir", folder)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def shown(site, source):
+    path = source.relative_to(ROOT / "docs")
+    html = (site / path.with_name(path.name.replace("README", "index")).with_suffix(".html")).read_text()
+    return re.search(r"<article.*</article>", html, re.DOTALL)[0]
+
+
+def test_the_site_has_the_lists_tables_and_blocks_that_github_shows(site):
+    """Python-Markdown wants an empty line before a list, and four spaces in it; CommonMark doesn't."""
+    markdown_it = pytest.importorskip("markdown_it")
+    github = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table")
+    for source in SHOWN:
+        there, here = github.render(source.read_text()), shown(site, source)
+        counts = [{tag: len(re.findall(rf"<{tag}[ >]", html)) for tag in BLOCKS} for html in (there, here)]
+        assert counts[0] == counts[1], source
+        assert set(anchors(source.read_text())) <= set(re.findall(r'id="([^"]+)"', here)), source
+
+
+def test_links_out_of_docs_and_to_notebooks_lead_to_pages(site):
+    assert 'href="source/workers/samplers/ddim.py.html"' in shown(site, ROOT / "docs/mathematics.md")
+    assert "class DDIM(Sampler)" in re.sub("<[^>]+>", "", (site / "source/workers/samplers/ddim.py.html").read_text())
+    assert 'href="look-at-a-run.html">Look at a run</a>' in shown(site, ROOT / "docs/python.md")
+    assert "data:image/png;base64," in (site / "look-at-a-run.html").read_text()
+
+
+def test_pages_load_nothing_from_elsewhere(site):
+    for file in site.rglob("*.html"):
+        loaded = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>", file.read_text())
+        assert [tag for tag in loaded if 'rel="canonical"' not in tag] == [], file
+
+
+def test_a_broken_link_or_anchor_fails_the_build(tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "README.md").write_text("# A\n\n[b](none.md), [c](#none)\n")
+    config = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[0]
+    config = config.replace("docs_dir: docs", f"docs_dir: {docs}").replace("tools/docs", f"{ROOT}/tools/docs")
+    (tmp_path / "mkdocs.yml").write_text(config)
+    failed = build("--config-file", tmp_path / "mkdocs.yml", "--site-dir", tmp_path / "site")
+    assert failed.returncode == 1
+    assert "none.md" in failed.stderr
+    assert "'#none'" in failed.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_the_search_works_from_the_disk(site, tmp_path):
+    with page(tmp_path) as tab:
+        for name in ("look-at-a-run.html", "index.html"):
+            tab.events.clear()
+            tab.open(site / name, width=400)
+            assert tab.run("document.documentElement.scrollWidth") <= 400, name
+        tab.run("document.querySelector('.md-search__input').focus()")
+        tab.call("Input.insertText", text="quadratic")
+        until = time.monotonic() + 30
+        while not (found := tab.run("document.querySelector('.md-search-result__list').textContent")):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        requested = [event["request"]["url"] for event in tab.named("Network.requestWillBeSent")]
+    assert "Your own grid" in found
+    assert [url for url in requested if not url.startswith(("file:", "data:"))] == []
