@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 
 from taugrid.errors import last_line
-from taugrid.orchestrator.trackers.results import Results, Tracker
+from taugrid.orchestrator.trackers.results import RunResults, Tracker
 
 CLASSES = {"mlflow": "MlflowTracker", "wandb": "WandbTracker", "tensorboard": "TensorboardTracker"}
 """The class of a tracker, in the module with its name."""
@@ -26,7 +26,7 @@ LONGEST_REASON = 300
 def follow(name: str, directory: str, lines: Iterable[str], say: Callable[[str], None]) -> bool:
     """Track the session that `lines` tell of. Returns False if the tracker failed; then it has said why."""
     try:
-        results = Results(directory)
+        results = RunResults(directory)
         tracker: Tracker = getattr(import_module(f"{__package__}.{name}"), CLASSES[name])(results)
         say(f"track: {name}: {tracker.start()}")
         finished = False

@@ -55,7 +55,7 @@ class Losses(list[Mapping[Any, Any]]):
                 yield int(record["step"]), finite({name: record.get(name) for name in SCALARS})
 
 
-class Results:
+class RunResults:
     """The results in a run directory, whose session this process follows. Reads only what the driver has recorded."""
 
     def __init__(self, directory: str) -> None:
@@ -158,7 +158,7 @@ class Results:
 class Tracker(ABC):
     """Tracks a run, however many sessions work on it: what it has tracked before is not tracked again."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: RunResults) -> None:
         self.results = results
 
     @abstractmethod
