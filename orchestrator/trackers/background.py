@@ -38,8 +38,8 @@ def require(track: Sequence[str]) -> None:
 class Trackers(Observer):
     """The trackers of a session, each in a process that starts with the session."""
 
-    def __init__(self, names: Sequence[str], say: Say, wait_seconds: float = WAIT_SECONDS) -> None:
-        self._names, self._say, self._wait_seconds = names, say, wait_seconds
+    def __init__(self, names: Sequence[str], say: Say) -> None:
+        self._names, self._say = names, say
         self._processes: list[TrackerProcess] = []
         self._stages: Sequence[str] = ()
         self._directory = ""
@@ -73,15 +73,15 @@ class Trackers(Observer):
                     told.add(process.name)
                     process.leave()
             names, waited = " and ".join(process.name for process in waiting), time.monotonic() - since
-            if waited > self._wait_seconds:
+            if waited > WAIT_SECONDS:
                 self._say(
-                    f"warning: track: {names} took more than {self._wait_seconds:g} seconds and was ended; "
+                    f"warning: track: waited {WAIT_SECONDS:g} seconds for {names}, and goes on; "
                     f"`taugrid report {self._directory}` sends what is missing"
                 )
                 return
             if waited > QUIET_SECONDS and not said:
                 said = True
-                self._say(f"track: waiting at most {self._wait_seconds:g} seconds for {names}")
+                self._say(f"track: waiting at most {WAIT_SECONDS:g} seconds for {names}")
             time.sleep(0.05)
         for process in self._processes:
             process.close()
