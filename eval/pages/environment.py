@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -13,16 +14,28 @@ from markupsafe import Markup
 from taugrid.words import short_path
 
 TEMPLATES = "templates"
+ETA = re.compile(r"(?<![\w./-])eta(?=[ =:,)]|$)")
+"""The key `eta` in labels, which pages write as η; paths and names such as S0010-eta0.2 stay."""
 
 
 @cache
 def environment() -> Environment:
     """Templates by name. Every value is escaped, and a name that a template lacks is an error."""
     found = Environment(
-        loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_text),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_with_eta,
     )
-    found.filters["short_path"] = short_path
+    found.filters |= {"short_path": short_path, "verbatim": Markup.escape}
     return found
+
+
+def _with_eta(value: Any) -> Any:
+    """A text with η for the key `eta`. What is escaped already stays: markup, and `verbatim` texts."""
+    return ETA.sub("η", value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def rendered(

@@ -1,10 +1,9 @@
-"""Read-only commands: plan, status, verify, export and config."""
+"""Read-only commands: plan, status, verify and config."""
 
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -180,41 +179,6 @@ def verify(directory: str, as_json: bool) -> None:
                 click.echo(line, err=True)
     if verified.damages or verified.unfinished:
         sys.exit(Exit.FAILED if verified.damages else Exit.INCOMPLETE)
-
-
-@click.command(cls=Command)
-@click.argument("directory", metavar="DIR")
-@click.argument("cell", required=False)
-@click.option("--to", "target", required=True, metavar="PATH", help="A new or empty folder; for --reference also .npz.")
-@click.option("--reference", is_flag=True, help="What the run is scored against, in place of a cell.")
-def export(directory: str, cell: str | None, target: str, reference: bool) -> None:
-    """Write a cell's images as PNG files named by their index.
-
-    CELL is settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the
-    first characters are enough if they fit no other.
-
-    With --reference, write the images that the run is scored against or, if PATH ends in .npz, the mean and covariance
-    of their features (mu and sigma, as pytorch-fid names them).
-
-    Examples:
-        taugrid export runs/mine eta=0,steps=10 --to images  # the images of a cell
-        taugrid export runs/mine --reference --to reference.npz  # mu and sigma
-    """
-    from taugrid.orchestrator.opened import open_existing
-    from taugrid.orchestrator.selection import find_cell
-    from taugrid.orchestrator.view.inspection import export as export_images
-
-    if (cell is None) != reference:
-        raise click.UsageError("give DIR and a CELL, or DIR and --reference")
-    run = open_existing(directory)
-    if cell is None:
-        from taugrid.orchestrator.view.reference_export import export_reference
-
-        click.echo(f"{export_reference(run, Path(target))} in {target}")
-        return
-    selected = find_cell(run.plan, cell)
-    count = export_images(selected, run.rundir, Path(target))
-    click.echo(f"{counted(count, 'image')} of {selected.label} in {target}")
 
 
 @click.group(cls=Group)

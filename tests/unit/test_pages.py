@@ -19,6 +19,7 @@ TESTED_ELSEWHERE = {
     "docs/custom-network.md": "test_custom_network_run.py",
     "docs/custom-extractor.md": "test_extractor_page.py",
     "docs/custom-sampler.md": "test_doors.py",
+    "docs/exports.md": "test_exports.py",
     "docs/python.md": "test_view.py",
     "docs/storage.md": "test_readers.py",
     "docs/nightly.md": "test_nightly_page.py",
