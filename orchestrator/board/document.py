@@ -108,7 +108,12 @@ def records(board: Board) -> dict[str, Any]:
         {"run": run.found.title, **dict(zip(run.entry["columns"], values, strict=True))}
         for run in board.runs for values in run.entry["rows"]
     ]  # fmt: skip
-    return {"runs": [_run(run) for run in board.runs], "cells": cells, "notes": list(board.notes)}
+    runs = [
+        {name: value for name, value in _run(run).items() if name != "key"}
+        | {"report": f"{run.found.directory}/report.html" if run.entry["report"] else None}
+        for run in board.runs
+    ]
+    return {"runs": runs, "cells": cells, "notes": list(board.notes)}
 
 
 def _run(run: RunOnBoard) -> dict[str, Any]:
