@@ -24,8 +24,8 @@ PLAIN = re.compile(r"[\w.,=+:/@%~-]+")
 CONFIGS = Path(taugrid.__file__).parent / "configs"
 FILES = (".yaml", ".yml", ".json", ".npz", ".parquet", ".safetensors", ".pth")
 
-Given = Mapping[str, Any]
-"""The values of the command's other parameters."""
+OtherValues = Mapping[str, Any]
+"""Parameter of the command -> its value, as far as they are given."""
 
 
 @add_completion_class
@@ -68,7 +68,7 @@ def answer(cli: click.Command) -> NoReturn:
     sys.exit(0)
 
 
-def words(given: Given, name: str, incomplete: str) -> list[str]:
+def words(given: OtherValues, name: str, incomplete: str) -> list[str]:
     """The words that begin with `incomplete` for the parameter `name`."""
     found: list[str] = []
     with suppress(Exception):  # a broken file, or one of another version
@@ -76,11 +76,11 @@ def words(given: Given, name: str, incomplete: str) -> list[str]:
     return [word for word in dict.fromkeys(found) if word.startswith(incomplete) and PLAIN.fullmatch(word)]
 
 
-def _nothing(given: Given, incomplete: str) -> list[str]:
+def _nothing(given: OtherValues, incomplete: str) -> list[str]:
     return []
 
 
-def _paths(given: Given, incomplete: str) -> Iterator[str]:
+def _paths(given: OtherValues, incomplete: str) -> Iterator[str]:
     """Folders, and files that commands take."""
     folder = incomplete[: incomplete.rfind("/") + 1]
     for path in sorted(Path(folder or ".").expanduser().iterdir()):
@@ -90,12 +90,12 @@ def _paths(given: Given, incomplete: str) -> Iterator[str]:
             yield f"{folder}{path.name}"
 
 
-def _configs(given: Given, incomplete: str) -> Iterator[str]:
+def _configs(given: OtherValues, incomplete: str) -> Iterator[str]:
     yield from sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     yield from _paths(given, incomplete)
 
 
-def _only(given: Given, incomplete: str) -> Iterator[str]:
+def _only(given: OtherValues, incomplete: str) -> Iterator[str]:
     """Settings of the config's grid, as the file has it."""
     import yaml
 
@@ -108,7 +108,7 @@ def _only(given: Given, incomplete: str) -> Iterator[str]:
         yield from _settings(values_by_key(mapping), incomplete)
 
 
-def _cells(given: Given, incomplete: str) -> Iterator[str]:
+def _cells(given: OtherValues, incomplete: str) -> Iterator[str]:
     """The cells of the run in `directory`: their folders or, before there are tables, ids; or their settings."""
     root = Path(given["directory"]).expanduser()
     if (table := root / "tables" / "cells.csv").is_file():
@@ -138,7 +138,7 @@ def _schema() -> Any:
     return json.loads((CONFIGS / "schema.json").read_text())
 
 
-def _assignments(given: Given, incomplete: str) -> Iterator[str]:
+def _assignments(given: OtherValues, incomplete: str) -> Iterator[str]:
     """The keys of a config, a section at a time, and those values that the schema lists."""
     node = schema = _schema()
 
@@ -161,25 +161,25 @@ def _assignments(given: Given, incomplete: str) -> Iterator[str]:
             yield f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def _extractors(given: Given, incomplete: str) -> Iterable[str]:
+def _extractors(given: OtherValues, incomplete: str) -> Iterable[str]:
     from taugrid.registry.extractors import EXTRACTORS
 
     return EXTRACTORS
 
 
-def _metrics(given: Given, incomplete: str) -> Iterator[str]:
+def _metrics(given: OtherValues, incomplete: str) -> Iterator[str]:
     before = incomplete[: incomplete.rfind(",") + 1]
     every = _schema()["$defs"]["Evaluate"]["properties"]["metrics"]["items"]["enum"]
     yield from (before + metric for metric in every if metric not in before.split(","))
 
 
-def _data(given: Given, incomplete: str) -> Iterator[str]:
+def _data(given: OtherValues, incomplete: str) -> Iterator[str]:
     name, colon, root = incomplete.partition(":")
     yield from (f"{name}:{path}" for path in (_paths(given, root) if colon else ()))
     yield from _schema()["$defs"]["Data"]["properties"]["name"]["enum"]
 
 
-COMPLETED: Mapping[str, Callable[[Given, str], Iterable[str]]] = {
+COMPLETED: Mapping[str, Callable[[OtherValues, str], Iterable[str]]] = {
     "config": _configs,
     "assignments": _assignments,
     "only": _only,
