@@ -553,6 +553,11 @@ ALLOWED = [
         "a baseline, which is a file of the user's repository",
     ),
     Exceptions("orchestrator/board/index.py", {"read_json": 1, "replacing": 1, "write_text": 1}, "the user's cache"),
+    Exceptions(
+        "orchestrator/board/site.py",
+        {"exists": 1, "rename": 1, "write_bytes": 1, "write_json": 1},
+        "`board --to`, which is no part of a run",
+    ),
     Exceptions("orchestrator/cli/options.py", {"open": 1}, "the null device"),
     Exceptions("orchestrator/cli/start.py", {"open": 1}, "`init --to`, a config of the user's"),
     Exceptions("orchestrator/cli/text/new_config.py", {"is_dir": 2, "exists": 1}, "what an argument is"),
