@@ -98,20 +98,19 @@ def _card(run: Run, configs: Mapping[str, Sequence[Cell]], sizes: Mapping[str, i
     return "\n\n".join(lines) + "\n"
 
 
-def _scores(cells: Sequence[Cell], table: QualityTable | None) -> Iterator[str]:
+def _scores(cells: Sequence[Cell], table: QualityTable) -> Iterator[str]:
     """The splits with their settings and scores, and the protocol: what all share, and the rest of each."""
-    metrics = [] if table is None else table.metrics
-    # A cell may have grown since it was scored.
-    scored = {} if table is None else {(row["cell"], row["num_samples"]): row for row in table.rows}
+    scored = {(row["cell"], row["num_samples"]): row for row in table.rows}  # a cell may have grown since
     rows, protocols = [], {}
     for cell in cells:
-        row = scored.get((cell.id, cell.settings.num_samples), {})
-        scores = [shown_number(row.get(metric.name), row.get(metric.error or "")) for metric in metrics]
-        rows.append([f"`{split_of(cell)}`", markdown(cell.label), f"{cell.settings.num_samples:,}", *scores])
-        if table is not None and row:
-            protocols[split_of(cell)] = table.protocols.get(row["protocol"], {})
-    yield markdown_table(["split", "settings", "images", *(m.title for m in metrics)], "llr" + "r" * len(metrics), rows)
-    if table is not None and protocols:
+        row, split = scored.get((cell.id, cell.settings.num_samples), {}), split_of(cell)
+        scores = [shown_number(row.get(metric.name), row.get(metric.error or "")) for metric in table.metrics]
+        rows.append([f"`{split}`", markdown(cell.label), f"{cell.settings.num_samples:,}", *scores])
+        if row:
+            protocols[split] = table.protocols.get(row["protocol"], {})
+    heads = ["split", "settings", "images", *(metric.title for metric in table.metrics)]
+    yield markdown_table(heads, "llr" + "r" * len(table.metrics), rows)
+    if protocols:
         first, *others = protocols.values()
         shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
         own = {split: {key: its[key] for key in its if key not in shared} for split, its in protocols.items()}

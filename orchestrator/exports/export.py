@@ -38,10 +38,8 @@ def export_text(run: Run, request: Request) -> None:
     Raises:
         UserError: if there are no scores, or the file has another text.
     """
-    text = TEXTS[request.form](run, request.cell).encode()
-    put_file(
-        request.to, f"this {request.form}", lambda path: path.read_bytes() == text, partial(Path.write_bytes, data=text)
-    )
+    text, what = TEXTS[request.form](run, request.cell).encode(), f"this {request.form}"
+    put_file(request.to, what, lambda path: path.read_bytes() == text, partial(Path.write_bytes, data=text))
 
 
 def export_images(run: Run, request: Request, progress: Progress) -> Chosen:
@@ -63,10 +61,14 @@ def export_images(run: Run, request: Request, progress: Progress) -> Chosen:
 
     progress.begin("exporting", total, "images")
     try:
-        if request.form == "npz" and request.to.suffix == ".npz":
-            _put_npz(run, request.to, chosen.cells, tick)
-        else:
+        if request.form != "npz" or request.to.suffix != ".npz":
             _fill(run, request, chosen.cells, tick)
+        elif len(chosen.cells) > 1:
+            raise UserError(f"--to {request.to}: a file takes one cell of {len(chosen.cells)}; give a CELL or a folder")
+        else:
+            (cell,) = chosen.cells
+            is_same = partial(has_comment, comment=_comment(run, cell))
+            put_file(request.to, "this cell", is_same, _npz(run, cell, tick))
     except DamagedFile as error:
         raise UserError(f"{error}; `taugrid verify {run.rundir.shown}` says what to do") from None
     return chosen
@@ -85,12 +87,6 @@ def _fill(run: Run, request: Request, cells: Sequence[Cell], tick: Tick) -> None
                 tick(cell.settings.num_samples)
             else:
                 target.put(name, _npz(run, cell, tick))
-
-
-def _put_npz(run: Run, path: Path, cells: Sequence[Cell], tick: Tick) -> None:
-    if len(cells) > 1:
-        raise UserError(f"--to {path}: a file takes one of the {len(cells)} cells; give a CELL, or a folder for all")
-    put_file(path, "this cell", partial(has_comment, comment=_comment(run, cells[0])), _npz(run, cells[0], tick))
 
 
 def _npz(run: Run, cell: Cell, tick: Tick) -> Write:

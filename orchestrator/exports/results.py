@@ -25,8 +25,8 @@ TASK = {"type": "unconditional-image-generation", "name": "Image generation"}
 """The Hub has no task of its own for samples of classes."""
 
 
-def results(run: Run, name: str | None = None) -> QualityTable | None:
-    """The table that quality.json holds, of all cells or of the one that `name` fits; None if there is no score.
+def results(run: Run, name: str | None = None) -> QualityTable:
+    """The table that quality.json holds, of all cells or of the one that `name` fits; without rows if none is scored.
 
     Raises:
         UserError: if no cell or several fit.
@@ -35,7 +35,7 @@ def results(run: Run, name: str | None = None) -> QualityTable | None:
     wanted = {cell.id for cell in (plan.cells if name is None else [find_cell(plan, name)])}
     rows = [row for row in document.get("rows", []) if row["cell"] in wanted]
     shown = with_unscored(plan, rows, document["protocols"]) if rows and name is None else []
-    return QualityTable.read(document | {"rows": rows}, requested.layout(run.config, plan), shown) if rows else None
+    return QualityTable.read(document | {"rows": rows}, requested.layout(run.config, plan), shown)
 
 
 def latex(run: Run, name: str | None) -> str:
@@ -63,9 +63,8 @@ def model_card(run: Run, name: str | None) -> str:
 
 
 def _required(run: Run, name: str | None) -> QualityTable:
-    if (table := results(run, name)) is None:
-        of = f"{name} of " if name else ""
-        raise UserError(f"the tables of {of}{run.rundir.shown} have no score; `taugrid evaluate` makes them")
+    if not (table := results(run, name)).rows:
+        raise UserError(f"{run.rundir.shown} has no score{f' of {name}' if name else ''}; `taugrid evaluate` makes it")
     return table
 
 

@@ -298,7 +298,9 @@ def test_of_a_file_with_more_images_the_first_are_taken(labelled, tmp_path, monk
         == [row["label"] for part in sorted(root.glob("samples/*/*")) for row in parquet_rows(part)][:10]
     )
     (file,) = (tmp_path / "npz").glob("*.npz")
-    assert np.array_equal(np.load(file)["arr_0"], images)
+    with np.load(file) as arrays:
+        assert np.array_equal(arrays["arr_0"], images)
+        assert arrays["arr_1"].tolist() == labels_in(root)[:10]
     assert len(list((tmp_path / "png").glob("*/*.png"))) == 10
 
 
@@ -486,6 +488,35 @@ def test_splits_whose_files_have_other_columns_get_a_config_of_their_own(finishe
     assert loaded[split_of(cell)][3]["latent"] == [0.0, 1.0]
 
 
+def test_a_card_says_what_the_protocols_share_and_the_rest_of_each(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    document = json.loads((run / "tables/quality.json").read_text())
+    (protocol,) = document["protocols"].values()
+    other = protocol | {"clip": "x0", "tau": [1, 500]}
+    other.pop("rounding")
+    document["rows"][1]["protocol"], document["protocols"]["other"] = "other", other
+    (run / "tables/quality.json").write_text(json.dumps(document))
+    taugrid("export", run, "--format", "hf", "--to", tmp_path / "hf")
+    said = yaml.safe_load((tmp_path / "hf/README.md").read_text().split("~~~~~~yaml\n")[1].split("~~~~~~")[0])
+    splits = said.pop("splits")
+    assert {"clip", "tau", "rounding"} & set(said) == set()
+    assert said["reference"] == protocol["reference"]
+    for row, its in zip(document["rows"], (protocol, other), strict=True):
+        (split,) = (split for split in splits if split.endswith(row["cell"]))
+        assert said | splits[split] == its
+
+
+def test_a_run_without_scores_has_images_and_says_what_it_lacks(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "tables")
+    taugrid("export", run, "--format", "hf", "--to", tmp_path / "hf")
+    assert "## Protocol" not in (tmp_path / "hf/README.md").read_text()
+    for form in ("latex", "model-card"):
+        said = taugrid("export", run, "--format", form, "--to", tmp_path / form, code=2)[1]
+        assert f"{run} has no score; `taugrid evaluate` makes it" in said
+        assert not (tmp_path / form).exists()
+
+
 def test_damage_that_comes_while_files_are_read_is_one_line(finished, tmp_path, monkeypatch):
     run = shutil.copytree(finished, tmp_path / "run")
     part = run / "samples" / cells(run)[0] / "part-000001.parquet"
@@ -537,5 +568,5 @@ def test_options_that_do_not_go_together_are_refused(finished, tmp_path):
     with pytest.raises(click.UsageError, match="go to a folder of this machine"):
         taugrid("export", finished, "--to", "s3://bucket/x")
     said = taugrid("export", finished, "--format", "npz", "--to", tmp_path / "x.npz", code=2)[1]
-    assert "a file takes one of the 2 cells" in said
+    assert "a file takes one cell of 2" in said
     assert list(tmp_path.iterdir()) == []
