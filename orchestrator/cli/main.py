@@ -53,7 +53,7 @@ for command in (
     *(run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
     *(run.reconstruct, run.interpolate, compare.compare, look.export, look.verify, nightly.baseline, nightly.nightly),
     *(jobs.submit, jobs.jobs, jobs.logs, jobs.stop, look.config, selfcheck.selfcheck),
-    habits.clean,
+    *(habits.doctor, habits.clean),
 ):
     cli.add_command(command)
 
