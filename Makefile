@@ -45,6 +45,7 @@ bench: $(STAMP)           ## what docs/decisions.md quotes
 	$(BIN)/python -m benchmarks.device
 
 docs: $(STAMP)            ## docs/ as a site, in build/site; each broken link fails
+	$(BIN)/python -m tools.docs.reference
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # On x86_64 Linux this downloads a CUDA build of torch: about 3 GB, 7 GB unpacked.

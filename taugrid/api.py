@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
 
     from taugrid.config.load import Override
@@ -41,6 +42,27 @@ def open(directory: Path) -> "RunView | HistoryView":
     if history is not None:
         return HistoryView(history)
     return RunView.of(str(directory))
+
+
+def board(*places: Path) -> "pd.DataFrame":
+    """All cells of all runs below folders or URLs, as `taugrid board` shows them. Starts and plans nothing.
+
+    Returns:
+        A row for each scored cell: the column `run`, the path of its run below the place, unique among all, and all
+        columns of the runs' quality.csv. What a run does not have is missing (NaN or None).
+
+    Raises:
+        taugrid.errors.UserError: if nothing can be read at any of `places`.
+    """
+    import pandas as pd
+
+    from taugrid.orchestrator.board.document import records
+    from taugrid.orchestrator.board.find import Place
+    from taugrid.orchestrator.board.index import Index
+
+    found = records(Index([Place.of(str(place)) for place in places]).look_or_refuse())
+    frame = pd.DataFrame(found["cells"], columns=None if found["cells"] else ["run"])
+    return frame.astype({name: float for name in frame if frame[name].isna().all()})
 
 
 def plan(

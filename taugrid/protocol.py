@@ -143,6 +143,11 @@ def comparability_key(protocol: ProtocolFields) -> str:
     return spaced_json_sha256(dict(_must_agree(canonical(protocol))))[:8]
 
 
+def agreed_fields(protocol: ProtocolFields) -> dict[str, str]:
+    """The fields that must agree, by their dotted names, with values for people."""
+    return {name: shown(value) for name, value in _must_agree(canonical(protocol))}
+
+
 def disagreements(
     protocols: Mapping[str, ProtocolFields], may_differ: Set[str] = COMPARED
 ) -> dict[str, dict[str, list[str]]]:

@@ -1,10 +1,11 @@
-"""The result of a run in two sentences, which claim nothing beyond its numbers and their errors."""
+"""The result of a run as one number and in two sentences, which claim nothing beyond its numbers and their errors."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from taugrid.eval.tables.entries import INDISTINGUISHABLE, Entry
+from taugrid.eval.tables.differences_files import differences_of
+from taugrid.eval.tables.entries import INDISTINGUISHABLE, Z_95, Entry
 from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Pivot
@@ -68,32 +69,86 @@ def comparable(cells: Sequence[Measured]) -> list[list[Measured]]:
     return list(groups.values())
 
 
+class Hero(NamedTuple):
+    """The number that a page begins with."""
+
+    cell: str
+    """The cell's id."""
+    steps: str
+    """Such as "10 steps"."""
+    value: str
+    """Such as "FID 13.2 ± 1.7"."""
+    place: str
+    about: str
+    """Why it is this cell."""
+
+
+def hero(quality: QualityTable, differences: Sequence[Mapping[str, Any]]) -> Hero | None:
+    """The best cell by the metric that judges or, of those not told apart from it, the one with the fewest steps.
+
+    `differences` has the rows of differences.csv: only pairs in it are compared, and means over replicates are not.
+    None without a score, or if not all scores can be compared.
+    """
+    metrics = dict.fromkeys((quality.judged_by, quality.drawn))
+    cells = next(filter(None, (measured(quality, metric) for metric in metrics)), [])
+    if len(comparable(cells)) != 1:
+        return None
+    best, metric = _best(cells), cells[0].table.metric
+    pairs = [] if quality.means.over else list(filter(_is_alike, differences_of(differences, metric)))
+    alike = {best.entry.cell}.union(*(both for row in pairs if best.entry.cell in (both := _cells(row))))
+    fewest = min(cell.at for cell in cells if cell.entry.cell in alike)
+    found = _best([cell for cell in cells if cell.entry.cell in alike and cell.at == fewest])
+    steps = f"{found.at} {'steps' if found.table.column_key == 'S' else 'network evaluations'}"
+    about = f"{found.line}, the {_end(metric)} {metric.title} of {counted(len(cells), 'scored cell')}"
+    if found is not best:
+        told = f"{best.entry.shown} at {best.place}, is not told apart from it by their paired difference"
+        about = f"{found.line}. The {_end(metric)} {metric.title}, {told}"
+    elif len(cells) == 1:
+        about = f"{found.line}, the only scored cell"
+    value = f"{metric.title} {found.entry.shown}".partition(" (")[0]  # spreads and counts are in the table
+    return Hero(found.entry.cell, steps, value, found.place, f"{about}.".lstrip(", "))
+
+
+def _is_alike(row: Mapping[str, Any]) -> bool:
+    """Whether sampling alone can explain a difference; that of cells with the same samples has no z."""
+    return bool(row["difference"] == 0 if row["z"] is None else abs(row["z"]) < Z_95)
+
+
+def _cells(row: Mapping[str, Any]) -> set[str]:
+    return {row["cell_a"], row["cell_b"]}
+
+
+def _end(metric: MetricColumn) -> str:
+    return "highest" if metric.higher_is_better else "lowest"
+
+
 def answer(cells: Sequence[Measured], planned: int) -> list[str]:
-    """Sentences on the cell with the lowest FID, and on the best setting at the other end of the steps.
+    """Sentences on the cell with the best value, and on the best setting at the other end of the steps.
 
     `planned` is the number of cells in the grid, means over replicates counted once.
     """
     if not cells:
-        return [f"None of {counted(planned, 'cell')} has an FID yet."]
-    groups = comparable(cells)
+        return [f"None of {counted(planned, 'cell')} has a score yet."]
+    groups, metric = comparable(cells), cells[0].table.metric
     if len(groups) > 1:
-        bests = [_lowest(group) for group in groups[:MAX_NAMED]]
+        bests = [_best(group) for group in groups[:MAX_NAMED]]
         named = "; ".join(f"{best.entry.shown} at {best.place}" for best in bests)
         more = f", and {counted(len(groups) - MAX_NAMED, 'other')}" if len(groups) > MAX_NAMED else ""
         return [
             f"The cells were measured under {len(groups)} protocols, whose numbers can't be compared.",
-            f"The lowest FID under each: {named}{more}.",
+            f"The {_end(metric)} {metric.title} under each: {named}{more}.",
         ]
-    best = _lowest(cells)
+    best = _best(cells)
     among = counted(len(cells), "cell") if len(cells) >= planned else counted(len(cells), "scored cell")
     more = f" ({planned:,} in the grid)" if len(cells) < planned else ""
-    first = f"Of {among}{more}, FID is lowest at {best.place}: {best.entry.shown}"
+    first = f"Of {among}{more}, {metric.title} is {_end(metric)} at {best.place}: {best.entry.shown}"
     second = _other_end(cells, best)
     return [f"{first}{_beside(best, cells)}.", *([second] if second else [])]
 
 
-def _lowest(cells: Sequence[Measured]) -> Measured:
-    return min(cells, key=lambda cell: cell.entry.number)
+def _best(cells: Sequence[Measured]) -> Measured:
+    sign = -1 if cells[0].table.metric.higher_is_better else 1
+    return min(cells, key=lambda cell: sign * cell.entry.number)
 
 
 def _other_end(cells: Sequence[Measured], best: Measured) -> str:
@@ -104,13 +159,13 @@ def _other_end(cells: Sequence[Measured], best: Measured) -> str:
     if at == best.at:
         return ""
     column = [cell for cell in cells if cell.at == at]
-    lowest_there = _lowest(column)
+    best_there = _best(column)
     key = best.table.column_key
     end = f"the {'fewest' if fewest else 'most'} {'steps' if key == 'S' else key}"
-    lowest = "it is" if len(column) == 1 else "it is lowest with"
-    line, number = lowest_there.line, lowest_there.entry.shown
+    it_is = "it is" if len(column) == 1 else f"it is {_end(best.table.metric)} with"
+    line, number = best_there.line, best_there.entry.shown
     value = f"{number} ({line})" if len(column) == 1 else f"{line}: {number}"
-    return f"At {key} = {at}, {end}, {lowest} {value}{_beside(lowest_there, column)}."
+    return f"At {key} = {at}, {end}, {it_is} {value}{_beside(best_there, column)}."
 
 
 def _beside(best: Measured, cells: Sequence[Measured]) -> str:
@@ -118,8 +173,8 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
     column = [cell for cell in cells if cell.at == best.at and cell.table is best.table]
     if len(column) < 2:
         return ""
-    by = best.table.tested_by or FID
-    if not best.entry.error and by == FID:
+    by, own = best.table.tested_by or FID, best.table.metric
+    if not best.entry.error and by == own:
         return ", without an error bar that would tell how close the others are"
     alike = [cell.row for cell in column if INDISTINGUISHABLE in cell.entry.mark]
     if not alike:
@@ -129,4 +184,4 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
     else:
         named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))
     there = "this S" if best.table.column_key == "S" else "this number of evaluations"
-    return f"; at {there}, {named} can't be told apart from it{'' if by == FID else f' by {by.title}'}"
+    return f"; at {there}, {named} can't be told apart from it{'' if by == own else f' by {by.title}'}"

@@ -168,6 +168,8 @@ def _without_surroundings(figure: Figure) -> int:
 def _plain(text: str) -> str:
     for written, shown in MATHEMATICS.items():
         text = text.replace(written, shown)
+    if found := re.fullmatch(rf"(?:η=|eta)([\d.]+)|η=({SIGMA_HAT})|sigma_hat", text):
+        return f"η = {float(found[1])}" if found[1] else SIGMA_HAT
     return text
 
 

@@ -1,6 +1,7 @@
 """Comparisons of cells for a page: differences of FID, effects of the grid's keys, protocols."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ MAX_DIFFERENCES = 400
 """Rows of the table of differences. The rest are in tables/differences.csv."""
 MAX_EFFECTS = 100
 """Rows of a table of effects. The rest are in tables/effects.csv."""
+MAX_VERDICTS = 3
+"""Effects at the top of a page. All are in their section."""
 MAX_VALUES = 4
 """Values of a protocol's field that its row names. The rest are counted; quality.json has all of them."""
 MAX_LIST_LENGTH = 4
@@ -49,10 +52,18 @@ def differences(rows: Sequence[Row]) -> dict[str, Any]:
         for row in with_short_keys(of_metric[:MAX_DIFFERENCES]):
             along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
             heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
-            groups.setdefault(heading, []).append(format_difference(row))
+            shown = format_difference(row)
+            groups.setdefault(heading, []).append(shown._replace(where=_in_symbols(shown.where)))
         about = "" if found else ABOUT.replace(FID.title, metric.title)
         found.append(MetricDifferences(metric, about, groups, max(0, len(of_metric) - MAX_DIFFERENCES)))
     return {"metrics": found, "notes": notes_of(rows)}
+
+
+def _in_symbols(where: str) -> str:
+    """Such as "S = 10 → 20 at η = 0.0", as tables have it, from "S 10 -> 20 at eta 0"."""
+    of_eta = re.compile(r"(?<=\beta )[\d.e-]+( -> [\d.e-]+)?")
+    etas = of_eta.sub(lambda found: " -> ".join(str(float(eta)) for eta in found[0].split(" -> ")), where)
+    return re.sub(r"\b(S|eta) (?=[\dσ])", r"\1 = ", etas).replace("->", "→")
 
 
 def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:
@@ -71,7 +82,10 @@ def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, A
         for table in effect_tables(found, metric)
     ]
     by_title = {metric.title: list(verdicts(found, metric)) for metric in found.by_metric}
-    return {"verdicts": by_title, "tables": tables, "about": about(found), "notes": found.notes}
+    first = next(filter(None, by_title.values()), [])
+    explained = [line.replace("`", "") for line in about(found)]
+    texts = {"verdicts": by_title, "answer": first[:MAX_VERDICTS], "about": explained, "notes": found.notes}
+    return texts | {"tables": tables}
 
 
 def protocol_line(quality: QualityTable) -> str:

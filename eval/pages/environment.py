@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -13,22 +14,40 @@ from markupsafe import Markup
 from taugrid.words import short_path
 
 TEMPLATES = "templates"
+ETA = re.compile(r"(?<![\w./-])eta(?=[ =:,)]|$)")
+"""The key `eta` in labels, which pages write as η; paths and names such as S0010-eta0.2 stay."""
 
 
 @cache
 def environment() -> Environment:
     """Templates by name. Every value is escaped, and a name that a template lacks is an error."""
     found = Environment(
-        loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_text),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_with_eta,
     )
-    found.filters["short_path"] = short_path
+    found.filters |= {"short_path": short_path, "verbatim": Markup.escape}
     return found
 
 
-def rendered(template: str, styles: Sequence[str], **values: Any) -> str:
-    """A whole page, with its style sheets, its script and a policy that allows these alone."""
-    style, script = Markup("").join(map(asset, styles)), asset("report.js")
-    head = {"style": style, "script": script, "policy": policy(style, script)}
+def _with_eta(value: Any) -> Any:
+    """A text with η for the key `eta`. What is escaped already stays: markup, and `verbatim` texts."""
+    return ETA.sub("η", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def rendered(
+    template: str,
+    styles: Sequence[str],
+    scripts: Sequence[str] = ("report.js",),
+    loads: str = "img-src data:",
+    **values: Any,
+) -> str:
+    """A whole page, with its style sheets, its scripts and a policy that allows these alone, and what it `loads`."""
+    style, script = (Markup("").join(map(asset, names)) for names in (styles, scripts))
+    head = {"style": style, "script": script, "policy": policy(style, script, loads)}
     return environment().get_template(template).render(**head, **values)
 
 
@@ -37,10 +56,13 @@ def asset(name: str) -> Markup:
     return Markup(_text(name))
 
 
-def policy(style: str, script: str) -> str:
-    """The content security policy of a page: this style and this script, images in the page, and nothing else."""
+def policy(style: str, script: str, loads: str = "img-src data:") -> str:
+    """The content security policy of a page: this style and this script, images in the page, and nothing else.
+
+    `loads` are the directives of images and connections.
+    """
     return (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        f"default-src 'none'; {loads}; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
 

@@ -70,13 +70,13 @@ def _answer(nights: Sequence[NightLine], unfinished: int) -> list[str]:
 def _trends(
     rows: Sequence[Mapping[str, Any]], nights: Sequence[NightLine], leads_to: Mapping[str, str]
 ) -> dict[str, Chart]:
-    """Title -> the trend of each metric that judged the nights; empty if no night has a score."""
+    """Title -> the trend of each metric that judged the nights and that two of them have."""
     lights = {night.id: night.light for night in nights[-MAX_NIGHTS:]}
     table = pd.DataFrame([row for row in rows if row["night"] in lights])
     found = {}
     for metric in judged_metrics(table):
         shown = table[table[metric.name].notna()] if metric.name in table else table[:0]
-        if shown.empty:
+        if shown.empty or shown["night"].nunique() < 2:  # a point is no trend
             continue
         figure = trend_figure(shown, lights, leads_to, metric)
         for panel in figure.axes:

@@ -14,13 +14,15 @@ from PIL import Image
 from taugrid.eval.figures.pictures import EtaAndSteps, tiles_of
 from taugrid.eval.tables.labels import eta_in_words, is_number
 
+LARGE = 256
+"""Pixels of the longer side of images that a reader may enlarge, if those of all cells fit the budget."""
 SIDES = (96, 64, 32, 16)
-"""Pixels of the longer side that images are brought to, the first that fits the budget."""
+"""Else the longer side that images are brought to, the first that fits the budget."""
 PIXELATED = 32
 """Images up to this side are enlarged, each pixel to a square: who shows or prints a page would blur them."""
 MAX_ACROSS = 8
-DETERMINISTIC = "η = 0"
-TAG_BYTES = 120
+DETERMINISTIC = "η = 0.0"
+TAG_BYTES = 180
 """What the page spends on an image besides its data."""
 
 
@@ -39,6 +41,10 @@ class ImageGrid(NamedTuple):
     def across(self) -> int:
         """Images side by side in a cell: 4 of 8, which make 2 rows."""
         return min(MAX_ACROSS, math.ceil(self.per_cell / max(1, math.isqrt(self.per_cell))))
+
+    @property
+    def size(self) -> int:
+        return sum(len(uri) + TAG_BYTES for _, cells in self.rows for images in cells for uri in images)
 
     @property
     def same_noise(self) -> tuple[tuple[str, tuple[Markup, ...]], ...]:
@@ -95,7 +101,7 @@ def grids(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget:
 
     `groups` have the images (n, H, W) or (n, H, W, 3) of each place by title, with equal n within a group.
     """
-    for side in SIDES:
+    for side in (*([LARGE] if _fits_large(groups, budget) else []), *SIDES):
         encoded = {
             title: {place: [_png(image, side) for image in images] for place, images in cells.items()}
             for title, cells in groups.items()
@@ -104,6 +110,14 @@ def grids(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget:
         if count:
             return [_grid(title, cells, count, groups[title]) for title, cells in encoded.items()]
     return []
+
+
+def _fits_large(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget: int) -> bool:
+    """Whether all images fit at `LARGE` with room to spare, going by the first of each cell: encoding takes long."""
+    cells = [images for places in groups.values() for images in places.values() if len(images)]
+    if not cells or max(cells[0].shape[1:3]) <= SIDES[0] or len(cells) * LARGE**2 > budget:
+        return False
+    return sum(uri_bytes(_png(images[0], LARGE)) * len(images) for images in cells) <= budget // 2
 
 
 def _as_shown(cells: Mapping[EtaAndSteps, Sequence[bytes]]) -> list[Sequence[bytes]]:
@@ -126,8 +140,9 @@ def _grid(
 ) -> ImageGrid:
     etas = sorted({eta for eta, _ in cells}, key=lambda eta: float(eta) if is_number(eta) else math.inf)
     steps = tuple(sorted({steps for _, steps in cells}))
+    shown = {eta: eta_in_words(str(float(eta)) if is_number(eta) else eta) for eta in etas}
     rows = tuple(
-        (eta_in_words(eta), tuple(tuple(map(data_uri, cells.get((eta, s), ())[:count])) for s in steps)) for eta in etas
+        (shown[eta], tuple(tuple(map(data_uri, cells.get((eta, s), ())[:count])) for s in steps)) for eta in etas
     )
     first = next(iter(images.values()))
     return ImageGrid(title, steps, rows, min(count, len(first)), max(first.shape[1:3]) <= PIXELATED)
@@ -136,7 +151,7 @@ def _grid(
 def _png(image: NDArray[np.uint8], side: int) -> bytes:
     picture = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     if max(picture.size) <= PIXELATED:
-        factor = max(1, side // max(picture.size))
+        factor = max(1, min(side, SIDES[0]) // max(picture.size))
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return _encoded(picture)

@@ -1,6 +1,6 @@
 """report.html: a run's results in one file that opens anywhere and loads nothing; and its tables for notebooks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from taugrid.eval.figures.pictures import EtaAndSteps
-from taugrid.eval.pages.answer import Measured, answer, measured
+from taugrid.eval.pages.answer import Measured, answer, hero, measured
 from taugrid.eval.pages.comparisons import differences, effects, protocol_line, protocol_rows
 from taugrid.eval.pages.environment import asset, environment, rendered
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
@@ -17,7 +17,7 @@ from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.tables.ablation.cost import Cost
 from taugrid.eval.tables.by_label import LabelTable
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.quality import QualityTable, section_latex, section_markdown
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
 from taugrid.registry.metrics import MetricColumn
 
@@ -50,10 +50,14 @@ class PageFacts:
     """by_label.json; without rows if nothing is scored by label."""
     losses: Mapping[str, pd.DataFrame]
     """Logs of trainings, by the name of the model."""
+    first_images: Callable[[str], NDArray[np.uint8] | None]
+    """The first images of a cell by its id, for the top of the page; None if they are not at hand."""
     samples: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]]
     """Title -> a group of cells with images of the same indices."""
     pictures: Sequence[tuple[PagePicture, bytes]]
     """Figures without their data, and their PNG files."""
+    made: Sequence[str]
+    """When, by which version, on what and from what the run was made, as far as this is recorded."""
     provenance: Mapping[str, Any]
     config: str
     """The config as YAML, from which the run can be repeated."""
@@ -64,6 +68,10 @@ class ShadedMetric(NamedTuple):
     metric: MetricColumn
     tables: list[ShadedTable]
     legend: list[str]
+    markdown: str
+    """As in tables/quality.md."""
+    latex: str
+    """As in tables/quality.tex."""
 
 
 def report_html(facts: PageFacts) -> str:
@@ -72,9 +80,13 @@ def report_html(facts: PageFacts) -> str:
     room = LARGEST - len(_rendered(page).encode())
     pictures = list(_fitting(facts.pictures, room // 2))
     room -= sum(picture.size for picture in pictures)
+    images = facts.first_images(page["hero"].cell) if page["hero"] else None
+    mosaic = next(iter(grids({"": {("", 0): images}}, room // 4)), None) if images is not None else None
+    room -= mosaic.size if mosaic else 0
     shown = grids(facts.samples, room)
     in_pictures = _in_pictures(facts, shown)
-    return _rendered(page | {"pictures": _by_title(pictures), "grids": shown, "in_pictures": in_pictures})
+    found = {"pictures": _by_title(pictures), "grids": shown, "in_pictures": in_pictures, "mosaic": mosaic}
+    return _rendered(page | found)
 
 
 def run_html(name: str, directory: str, state: str, quality: QualityTable) -> str:
@@ -129,14 +141,17 @@ def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iter
 
 def _content(facts: PageFacts) -> dict[str, Any]:
     quality = facts.quality
-    cells = measured(quality)
+    cells = measured(quality, quality.drawn)
     no_grids: list[ImageGrid] = []
     return {
         "name": facts.name,
+        "made": facts.made,
+        "hero": hero(quality, facts.differences) if cells else None,
         "answer": answer(cells, facts.planned),
         "measured_as": protocol_line(quality) if quality.rows else "",
         "metrics": list(_tables(quality)) if quality.rows else [],
         **_charts(facts, cells),
+        "mosaic": None,
         "along": ALONG[quality.layout.x],
         "published": facts.published,
         "differences": differences(facts.differences),
@@ -155,20 +170,22 @@ def _content(facts: PageFacts) -> dict[str, Any]:
 
 
 def _charts(facts: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
-    if not cells and not facts.losses:
+    losses = {name: log for name, log in facts.losses.items() if len(log) > 1}
+    if not cells and not losses:
         return dict.fromkeys(("over_steps", "by_other", "costs", "losses"))
     from taugrid.eval.pages import charts  # matplotlib, which a run without scores does not need
 
     quality, by, drawn = facts.quality, facts.quality.judged_by, facts.quality.drawn
-    cells = cells if drawn == FID else measured(quality, drawn)
+    is_curve = len({cell.at for cell in cells}) > 1
+    other = measured(quality, by) if is_curve and by not in (FID, drawn) else []
     return {
-        "over_steps": charts.quality_chart(quality, cells, facts.published, drawn) if cells else None,
+        "over_steps": charts.quality_chart(quality, cells, facts.published, drawn) if is_curve else None,
         "drawn": drawn,
         "judged_by": None if by == FID else by,
-        "by_other": None if by in (FID, drawn) else charts.quality_chart(quality, measured(quality, by), (), by),
+        "by_other": charts.quality_chart(quality, other, (), by) if other else None,
         "costs": charts.cost_chart(facts.costs) if len(facts.costs) > 1 else None,
         "about_costs": charts.ABOUT_COSTS,
-        "losses": charts.loss_chart(facts.losses) if facts.losses else None,
+        "losses": charts.loss_chart(losses) if losses else None,
     }
 
 
@@ -176,7 +193,8 @@ def _tables(quality: QualityTable) -> Iterator[ShadedMetric]:
     for section in quality.sections:
         tables = shaded_tables(quality, section)
         about = [section.means, *section.legend, _meaning(section.has_best, tables)]
-        yield ShadedMetric(section.metric, tables, list(filter(None, about)))
+        texts = section_markdown(section), section_latex(quality, section)
+        yield ShadedMetric(section.metric, tables, list(filter(None, about)), *texts)
 
 
 def _meaning(has_best: bool, tables: Sequence[ShadedTable]) -> str:

@@ -20,14 +20,18 @@ def _tex(text: str) -> str:
     return r"$\hat{\sigma}$".join(pieces)
 
 
-def latex_table(pivot: Pivot, caption: Sequence[str]) -> str:
-    """A `table` environment; the sentences of the caption that are not empty get full stops."""
+def latex_table(pivot: Pivot, caption: Sequence[str], siunitx: bool = False) -> str:
+    """A `table` environment; the sentences of the caption that are not empty get full stops.
+
+    With `siunitx`, that package sets numbers and their errors.
+    """
+    write = _siunitx_entry if siunitx else _entry
     heads, columns = [_tex(head) for head in pivot.row_keys], [_tex(column) for column in pivot.columns]
     across = "$S$" if pivot.column_key == "S" else _tex(pivot.column_key)
     # Labels before the last are cells of a label's text: pandas writes an index of several levels in two lines.
     index = [" & ".join(map(_tex, label)) for label in pivot.labels]
     texts = pd.DataFrame(
-        [[_entry(entry) for entry in row] for row in pivot.entries],
+        [[write(entry) for entry in row] for row in pivot.entries],
         index=index,
         # The corner has S above the columns and eta above the labels: names of column levels are written there.
         columns=pd.MultiIndex.from_product([[across], columns], names=["", heads[-1]]),
@@ -50,6 +54,19 @@ def _entry(entry: Entry) -> str:
     if entry.value == MISSING:
         return _tex(MISSING)
     body = entry.shown.replace("±", r"\pm")
-    # A mark of zero width keeps the digits of a column aligned.
-    mark = f"\\rlap{{$^{{{_tex(entry.mark).replace('$', '')}}}$}}" if entry.mark else ""
-    return (f"$\\mathbf{{{body}}}$" if entry.best else f"${body}$") + mark
+    return (f"$\\mathbf{{{body}}}$" if entry.best else f"${body}$") + _mark(entry)
+
+
+def _siunitx_entry(entry: Entry) -> str:
+    """Value and error as one number, with what follows them (spread, number of replicates) as text."""
+    if entry.value == MISSING:
+        return _tex(MISSING)
+    error, _, behind = entry.error.removeprefix("± ").partition(" ") if "±" in entry.error else ("", "", entry.error)
+    number = f"\\num{{{entry.value}{f' +- {error}' if error else ''}}}"
+    body = " ".join(filter(None, [number, behind]))
+    return (f"{{\\bfseries {body}}}" if entry.best else body) + _mark(entry)
+
+
+def _mark(entry: Entry) -> str:
+    """The mark after a value. With zero width, it keeps the digits of a column aligned."""
+    return f"\\rlap{{$^{{{_tex(entry.mark).replace('$', '')}}}$}}" if entry.mark else ""

@@ -25,6 +25,13 @@ from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_fil
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
 
+SIUNITX = (
+    "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"
+    "\\begingroup\\sisetup{separate-uncertainty, detect-weight}",
+    "\\endgroup",
+)
+"""The lines around tables whose numbers siunitx sets: 13.2 ± 1.7 in place of 13.2(17), bold where the text is."""
+
 
 @dataclass(frozen=True)
 class QualityTable:
@@ -273,25 +280,27 @@ def _alike_in(table: QualityTable) -> dict[str, Any]:
 
 def to_markdown(table: QualityTable) -> str:
     """A section for each metric, in GitHub's Markdown."""
-    blocks: list[str] = []
-    for section in table.sections:
-        blocks += [f"## {section.metric.heading}", *filter(None, [section.means])]
-        for pivot in section.tables:
-            settings = ", ".join(f"`{key}` = `{value}`" for key, value in pivot.short_settings.items())
-            blocks += [f"### {settings}"] if settings else []
-            blocks += [pivot.markdown, *pivot.notes]
-        blocks += section.legend
-    return "\n\n".join(blocks) + "\n"
+    return "\n".join(map(section_markdown, table.sections))
 
 
-def to_latex(table: QualityTable) -> str:
-    """A `table` environment for each table of each metric, for a document that loads booktabs."""
-    tables = [
-        latex_table(pivot, _caption(pivot, section, sizes(table.frame)))
-        for section in table.sections
-        for pivot in section.tables
-    ]
-    return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
+def section_markdown(section: MetricTables) -> str:
+    blocks = [f"## {section.metric.heading}", *filter(None, [section.means])]
+    for pivot in section.tables:
+        settings = ", ".join(f"`{key}` = `{value}`" for key, value in pivot.short_settings.items())
+        blocks += [f"### {settings}"] if settings else []
+        blocks += [pivot.markdown, *pivot.notes]
+    return "\n\n".join([*blocks, *section.legend]) + "\n"
+
+
+def to_latex(table: QualityTable, siunitx: bool = False) -> str:
+    """A `table` environment for each table of each metric, for a document that loads booktabs and, if so, siunitx."""
+    before, *after = SIUNITX if siunitx else ["% Needs \\usepackage{booktabs}."]
+    return "\n".join([before, *(section_latex(table, section, siunitx) for section in table.sections), *after])
+
+
+def section_latex(table: QualityTable, section: MetricTables, siunitx: bool = False) -> str:
+    captions = (_caption(pivot, section, sizes(table.frame)) for pivot in section.tables)
+    return "\n".join(latex_table(*each, siunitx) for each in zip(section.tables, captions, strict=True))
 
 
 def _caption(pivot: Pivot, section: MetricTables, every_n: str) -> list[str]:

@@ -9,6 +9,7 @@ from taugrid.orchestrator.cli.options import (
     Command,
     RunOptions,
     cluster_options,
+    dry_run_option,
     names_in,
     only_option,
     print_value,
@@ -47,6 +48,7 @@ METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRI
 @click.option("--metrics", callback=names_in, metavar="LIST", help=METRICS_HELP)
 @cluster_options
 @only_option
+@dry_run_option
 @trust_option
 def evaluate(**given: Any) -> None:
     """Score CONFIG's cells or, with --samples, any images.
@@ -68,9 +70,15 @@ def evaluate(**given: Any) -> None:
         return
     if not {"samples", "reference"} <= external.keys():
         raise UserError("give a CONFIG, or --samples PATH and --reference PATH for external images")
-    if requested.out is not None or requested.workers is not None or requested.address != "local" or requested.only:
+    if (
+        requested.out is not None
+        or requested.workers is not None
+        or requested.address != "local"
+        or requested.only
+        or requested.dry_run
+    ):
         raise UserError(
-            "--out, --workers, --address and --only are for a run; external images are scored in this process"
+            "--out, --workers, --address, --only and --dry-run are for a run; external images are scored here"
         )
     _score_external(external, requested)
 

@@ -1,9 +1,9 @@
-"""Read-only commands: plan, status, verify, export and config."""
+"""Read-only commands: plan, status, verify and config."""
 
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -48,12 +48,33 @@ def plan(
         taugrid plan my.yaml --workers 8 --strict  # exits with 2 if there is a warning
         taugrid plan my.yaml --history history --baseline runs/mine  # of a night
     """
+    overrides = (*assignments, *([] if workers is None else [f"cluster.workers={workers}"]))
+    described = show_plan(config, overrides, out, as_json, history, baseline)
+    if strict and (remarks := described["remarks"]):
+        click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
+        sys.exit(Exit.USAGE)
+
+
+def show_plan(
+    config: str,
+    overrides: Sequence[str],
+    out: str | None,
+    as_json: bool,
+    history: str | None = None,
+    baseline: str | None = None,
+    only: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Print what `taugrid plan` prints, of the cells alone that `only` selects; returns the document."""
     from taugrid.orchestrator.cli.text.runs import plan_text
     from taugrid.orchestrator.opened import open_to_plan
+    from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.view.dry_run import describe_plan
 
-    run = open_to_plan(config, (*assignments, *([] if workers is None else [f"cluster.workers={workers}"])), out)
+    run = open_to_plan(config, overrides, out)
     described = describe_plan(run)
+    if only:
+        selected = replace(run, configured=select(run.configured, only))
+        described = describe_plan(selected) | {"remarks": described["remarks"]}
     texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:
         from taugrid.orchestrator.nightly.before import expected_standard_error_problem, price, price_text
@@ -73,9 +94,7 @@ def plan(
             )
         texts.append(lambda shown: coverage_text(shown["baseline"]))
     print_value(described, as_json, lambda shown: "\n".join(text(shown) for text in texts))
-    if strict and (remarks := described["remarks"]):
-        click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
-        sys.exit(Exit.USAGE)
+    return described
 
 
 @click.command(cls=Command)
@@ -160,41 +179,6 @@ def verify(directory: str, as_json: bool) -> None:
                 click.echo(line, err=True)
     if verified.damages or verified.unfinished:
         sys.exit(Exit.FAILED if verified.damages else Exit.INCOMPLETE)
-
-
-@click.command(cls=Command)
-@click.argument("directory", metavar="DIR")
-@click.argument("cell", required=False)
-@click.option("--to", "target", required=True, metavar="PATH", help="A new or empty folder; for --reference also .npz.")
-@click.option("--reference", is_flag=True, help="What the run is scored against, in place of a cell.")
-def export(directory: str, cell: str | None, target: str, reference: bool) -> None:
-    """Write a cell's images as PNG files named by their index.
-
-    CELL is settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the
-    first characters are enough if they fit no other.
-
-    With --reference, write the images that the run is scored against or, if PATH ends in .npz, the mean and covariance
-    of their features (mu and sigma, as pytorch-fid names them).
-
-    Examples:
-        taugrid export runs/mine eta=0,steps=10 --to images  # the images of a cell
-        taugrid export runs/mine --reference --to reference.npz  # mu and sigma
-    """
-    from taugrid.orchestrator.opened import open_existing
-    from taugrid.orchestrator.selection import find_cell
-    from taugrid.orchestrator.view.inspection import export as export_images
-
-    if (cell is None) != reference:
-        raise click.UsageError("give DIR and a CELL, or DIR and --reference")
-    run = open_existing(directory)
-    if cell is None:
-        from taugrid.orchestrator.view.reference_export import export_reference
-
-        click.echo(f"{export_reference(run, Path(target))} in {target}")
-        return
-    selected = find_cell(run.plan, cell)
-    count = export_images(selected, run.rundir, Path(target))
-    click.echo(f"{counted(count, 'image')} of {selected.label} in {target}")
 
 
 @click.group(cls=Group)

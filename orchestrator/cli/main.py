@@ -16,7 +16,7 @@ import click
 from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import compare, evaluate, habits, jobs, look, nightly, run, selfcheck
+from taugrid.orchestrator.cli import board, compare, evaluate, export, habits, jobs, look, nightly, run, start
 from taugrid.orchestrator.cli.options import discard_output
 
 
@@ -50,9 +50,10 @@ def cli() -> None:
 
 
 for command in (
-    *(run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
-    *(run.reconstruct, run.interpolate, compare.compare, look.export, look.verify, nightly.baseline, nightly.nightly),
-    *(jobs.submit, jobs.jobs, jobs.logs, jobs.stop, look.config, selfcheck.selfcheck),
+    *(start.init, run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
+    *(run.reconstruct, run.interpolate, compare.compare, board.board, export.export, look.verify),
+    *(nightly.baseline, nightly.nightly, jobs.submit, jobs.jobs, jobs.logs, jobs.stop, look.config),
+    start.selfcheck,
     *(habits.doctor, habits.clean),
 ):
     cli.add_command(command)

@@ -16,6 +16,7 @@ from taugrid.orchestrator.cli.options import (
     RunOptions,
     Whole,
     cluster_options,
+    dry_run_option,
     images_options,
     json_option,
     print_value,
@@ -56,6 +57,7 @@ OF_A_RUN = ("assignments", "keep_images", "grow_to", "allow_missing", "workers",
     "--sharpness", type=SHARE, help="The regression / baseline that half of the cells must detect, or exit with 5."
 )
 @cluster_options
+@dry_run_option
 @trust_option
 def nightly(**given: Any) -> None:
     """Evaluate tonight's model against a baseline.
@@ -77,12 +79,33 @@ def nightly(**given: Any) -> None:
 
     if given["samples"] is None and given["config"] is None:
         raise UserError("give CONFIG, whose model is sampled tonight, or --samples DIR with images that there are")
+    if given.pop("dry_run"):
+        _show_night(given)
+        return
     with Progress() as progress:
         result = (_night_of_images if given["samples"] is not None else _sampled_night)(given, progress)
     print_value(result.verdict, given["as_json"], lambda verdict: summary(verdict).rstrip())
     click.echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
     if result.exit != Exit.DONE:
         sys.exit(result.exit)
+
+
+def _show_night(given: Mapping[str, Any]) -> None:
+    """Print what `taugrid plan` prints about the night, in the folder that it would have."""
+    from taugrid.orchestrator.cli.look import show_plan
+    from taugrid.orchestrator.nightly.night import today
+    from taugrid.orchestrator.nightly.places import open_history
+
+    if given["samples"] is not None:
+        raise UserError("--dry-run is for nights that sample; --samples has its images, so there is nothing to plan")
+    history = open_history(given["history"])
+    unfinished = [night.id for night in history.unfinished_nights()]
+    night = history.night(given["night"] or (unfinished or [today()])[-1])
+    there = history.storage.exists(history.default_baseline)
+    baseline = given["baseline"] or (with_urls(str(history.default_baseline)) if there else None)
+    workers = [] if given["workers"] is None else [f"cluster.workers={given['workers']}"]
+    overrides = (*given["assignments"], *workers)
+    show_plan(given["config"], overrides, night.run_name, given["as_json"], given["history"], baseline)
 
 
 def _flag(name: str) -> str:

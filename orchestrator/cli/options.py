@@ -76,6 +76,7 @@ class RunOptions:
     x: str | None = None
     until: str | None = None
     most: int | None = None
+    dry_run: bool = False
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -153,6 +154,8 @@ only_option = click.option(
     metavar="KEY=VALUE,...",
     help="Work on these cells alone, as in schedule=cosine,steps=50; may be repeated. Tables show all cells.",
 )
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what `taugrid plan` shows, and begin nothing.")
 
 until_options = options(
     click.option(

@@ -8,12 +8,14 @@ import click
 
 from taugrid.api import STAGES
 from taugrid.errors import Exit
+from taugrid.orchestrator.cli.look import show_plan
 from taugrid.orchestrator.cli.options import (
     Command,
     Decorator,
     RunOptions,
     cluster_options,
     config_options,
+    dry_run_option,
     only_option,
     options,
     pivot_options,
@@ -43,11 +45,12 @@ run = _stage(
     Examples:
         taugrid run digits  # the demo: minutes on 2 cores
         taugrid run my.yaml --set sample.num_samples=20000  # more images of each cell
-        taugrid run my.yaml --only steps=10 --workers 2  # these cells alone
+        taugrid run my.yaml --only steps=10 --dry-run  # what is left of these cells
         taugrid run my.yaml --until told-apart --max 16000  # until the order is clear
     """,
     trust_option,
     only_option,
+    dry_run_option,
     until_options,
 )
 train = _stage(
@@ -60,6 +63,7 @@ train = _stage(
     """,
     trust_option,
     only_option,
+    dry_run_option,
 )
 sample = _stage(
     "sample",
@@ -71,6 +75,7 @@ sample = _stage(
     """,
     trust_option,
     only_option,
+    dry_run_option,
 )
 report = _stage(
     "report",
@@ -120,6 +125,9 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     from taugrid.orchestrator.session import Session
     from taugrid.orchestrator.work.growing import Until
 
+    if requested.dry_run:
+        show_plan(requested.config, requested.overrides, requested.out, requested.as_json, only=requested.only)
+        return
     only_reports = stages == ("report",)
     if only_reports and _report_history(requested):
         return

@@ -9,19 +9,19 @@ from typing import Literal, NamedTuple
 
 from taugrid.errors import joined_lines
 
-Level = Literal["ok", "warning", "error"]
+Severity = Literal["ok", "warning", "error"]
 """`error`: a run could not start like this."""
 
 
 class Finding(NamedTuple):
     name: str
-    state: Level
+    state: Severity
     found: str
     fix: str = ""
     """What to do about a warning or an error: a command, or a setting."""
 
 
-def failed(name: str, message: str, state: Level = "error") -> Finding:
+def failed(name: str, message: str, state: Severity = "error") -> Finding:
     """The check for a message that says what is wrong and, after a semicolon, what to do."""
     found, _, fix = message.partition("; ")
     return Finding(name, state, found, fix)

@@ -92,7 +92,7 @@ def first_images(run: Run) -> list[Shown]:
     found: dict[str, Shown] = {}
     for name, cells in groups.items():
         setting = _title(cells, without=SEEDS)
-        firsts = {_place(cell): _first_images(cell, run.rundir, run.config.report.images_per_cell) for cell in cells}
+        firsts = {_place(cell): images_of(cell, run.rundir, run.config.report.images_per_cell) for cell in cells}
         complete = {place: images for place, images in firsts.items() if images is not None}
         if complete and setting not in found:
             smallest = min(map(len, complete.values()))
@@ -146,7 +146,7 @@ def _group_name(cell: Cell, checkpoints: Mapping[str, Mapping[str, str]], with_c
     return name_of([*others, *foreign, *([f"clip={settings.clip}"] if with_clip else []), cell.model.id])
 
 
-def _first_images(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] | None:
+def images_of(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] | None:
     """(count, H, W) or (count, H, W, 3) of the images 0 to count - 1; None if some are missing."""
     wanted = min(count, cell.settings.num_samples)
     paths = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.start < wanted]

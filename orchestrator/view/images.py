@@ -9,9 +9,9 @@ from taugrid.eval.comparison import compare
 from taugrid.eval.gate.rule import ALPHA, MARGIN
 from taugrid.eval.pairs import Distances, Pairing, distances, distribution, pairing
 from taugrid.orchestrator.baseline.images import ImagesRequest
+from taugrid.orchestrator.exports.target import make_new_folder, require_new_folder
 from taugrid.orchestrator.external import of_all
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.view.inspection import make_new_folder, require_new_folder
 
 
 def compare_images(

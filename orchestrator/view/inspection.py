@@ -1,17 +1,15 @@
-"""The commands `status`, `export` and `compare`, from nothing but the config and the disk."""
+"""The commands `status` and `compare`, from nothing but the config and the disk."""
 
 from math import prod
-from pathlib import Path
 from typing import Any
 
-from taugrid import parquet
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.report.trainings import describe_models, training_price
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.directory import Damage, RunDir
+from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.grown import at
@@ -132,55 +130,3 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
         metrics[metric.name] = {part: row[part if part in own else f"{metric.name}_{part}"] for part in PARTS}
     shown = {name: row[name] for name in DIFFERENCE_COLUMNS}
     return {**shown, "note": "; ".join(filter(None, [row["note"], *lacking])), "metrics": metrics}
-
-
-def export(cell: Cell, rundir: RunDir, folder: Path) -> int:
-    """Write a cell's images as PNG files named by index, with the bytes as in Parquet. Returns how many.
-
-    Labels go to metadata.csv (file_name, label), which the library `datasets` reads with a folder of images.
-
-    Raises:
-        UserError: if the cell has no images yet, some are missing or damaged, or the folder is not empty.
-    """
-    require_new_folder(folder)
-    if rundir.has_removed_images(cell):
-        raise UserError(f"the images of {cell.label} were removed; delete {rundir.removal_record(cell)} and run again")
-    damages: list[Damage] = []
-    done = rundir.sampled(cell, None, every_byte=True, on_damage=damages.append)
-    if damages or len(done) < len(cell.shards):
-        lacking = len(cell.shards) - len(done)
-        raise UserError(
-            f"{cell.label} has missing or damaged shards ({lacking} of {len(cell.shards)}); `taugrid run` makes them"
-        )
-    make_new_folder(folder)
-    for shard in cell.shards:
-        path = rundir.sample_part(cell, shard)
-        for index, png in parquet.read_png(path, range(shard.start, shard.stop), rundir.storage).items():
-            (folder / _png_name(index)).write_bytes(png)
-    if cell.label_rule is not None:
-        lines = ["file_name,label"]
-        for shard in cell.shards:
-            for indices, labels in parquet.read_numbers(rundir.sample_part(cell, shard), "label", rundir.storage):
-                lines += [
-                    f"{_png_name(i)},{label:g}" for i, label in zip(indices, labels, strict=True) if i < shard.stop
-                ]
-        (folder / "metadata.csv").write_text("\n".join([*lines, ""]))
-    return cell.settings.num_samples
-
-
-def _png_name(index: int) -> str:
-    return f"{index:07d}.png"
-
-
-def require_new_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
-
-
-def make_new_folder(folder: Path) -> None:
-    """Make a folder for an export; `UserError` unless it is new or empty."""
-    require_new_folder(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't write to {folder}: {error.strerror}") from None

@@ -1,6 +1,7 @@
 """report.html: gathers what a run's tables, figures, logs and images say, and writes the page."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,17 +15,19 @@ from taugrid.eval.tables.by_label import LabelTable
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.report.replicates import NOT_SCORED, label_without_seeds
-from taugrid.orchestrator.report.sample_figures import first_images
+from taugrid.orchestrator.report.sample_figures import first_images, images_of
 from taugrid.orchestrator.report.write import loss_curves, train_seconds
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.view.tables import Tables
 from taugrid.protocol import shortened
 from taugrid.storage import read_json, replacing
-from taugrid.words import counted
+from taugrid.words import counted, short_path
 
 PICTURES: Mapping[str, tuple[str, str]] = {
     "classes": ("Classes", "Rows are classes, with the first images of each"),
@@ -33,6 +36,10 @@ PICTURES: Mapping[str, tuple[str, str]] = {
     "interpolation-square": ("Interpolations between four samples", "The corners are samples"),
 }
 """The beginning of a picture's name in figures/, its title, and what a screen reader says."""
+MOSAIC = 16
+"""Images of the best cell at the top of the page."""
+WORK = frozenset({"trained", "shard", "extract", "score"})
+"""The events that date a run. Writing its page again changes nothing on it."""
 NAMED_CELLS = 8
 """Cells without a score that the page names. The rest are counted."""
 
@@ -50,7 +57,7 @@ def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
     rows = [row for row in document.get("rows", ()) if row["cell"] in planned]
     shown = with_unscored(plan, rows, document.get("protocols", {}))
     quality = QualityTable.read(document | {"rows": rows}, requested.layout(config, plan), shown)
-    groups = first_images(run)
+    groups, cells = first_images(run), {cell.id: cell for cell in plan.cells}
     found = PageFacts(
         name=config.name,
         planned=len(set(map(label_without_seeds, plan.cells))),
@@ -62,8 +69,10 @@ def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
         by_label=LabelTable.read(read_json(rundir.tables / "by_label.json", rundir.storage) or {}),
         losses=loss_curves(plan, rundir),
+        first_images=lambda cell: images_of(cells[cell], rundir, MOSAIC),
         samples={group.title: group.images for group in groups},
         pictures=list(_pictures(plan.labels | {group.name: group.title for group in groups}, rundir)),
+        made=_made(plan, rundir),
         provenance=_provenance(plan, rundir),
         config=yaml.safe_dump(reproducing(config), sort_keys=False, allow_unicode=True),
         warnings=[*_unscored(plan, document, missing), *notes],
@@ -110,6 +119,24 @@ def _unscored(plan: Plan, document: Mapping[str, Any], missing: Mapping[str, str
     lines = [f"{'; '.join(labels)} {verbs[reason]} no score: {reason}" for reason, labels in by_reason.items()]
     more = len(lacking) - NAMED_CELLS
     return [*lines, *([f"{counted(more, 'more cell')} without a score"] if more > 0 else [])]
+
+
+def _made(plan: Plan, rundir: RunDir) -> list[str]:
+    """The day of the last work in UTC, taugrid's version, the devices with their machines, and the checkpoint."""
+    recorded = read_json(rundir.provenance, rundir.storage) or {}
+    last = max((event.get("time", "") for event in read_events(rundir) if event["event"] in WORK), default="")
+    version = (recorded.get("versions") or {}).get("taugrid")
+    devices = Counter(machine["device"] for machine in recorded.get("machines") or ())
+    sources = [model.source for model in plan.models]
+    names = [f"{s.distribution} oracle" if isinstance(s, Oracle) else short_path(s.name) for s in sources]
+    models = list(dict.fromkeys(names))
+    found = [
+        last[:10],
+        f"taugrid {version}" if version else "",
+        *(f"{device} ({n} machines)" if n > 1 else device for device, n in devices.items()),
+        f"model: {models[0]}" if len(models) == 1 else counted(len(models), "model"),
+    ]
+    return list(filter(None, found))
 
 
 def _provenance(plan: Plan, rundir: RunDir) -> dict[str, str]:

@@ -56,7 +56,7 @@ def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
         raise UserError(f"{where}: {explain(error, cls, values)}") from None
     for keys, value in _mistaken_for_numbers(values, validated):
         _, node = _walk(keys, cls.model_json_schema())
-        raise UserError(f"{where}: {'.'.join(keys)}: must be {_expected(node)}, not {_shown(value, {})}")
+        raise UserError(f"{where}: {'.'.join(keys)}: must be {expected(node)}, not {_shown(value, {})}")
     return validated
 
 
@@ -139,7 +139,7 @@ def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, A
             messages[keys] = ": ".join(filter(None, (".".join(keys), f"{text}{given}")))
         else:
             given = _shown(_at(values, keys), mistake)
-            key, shown = ".".join(keys), f"must be {_expected(node)}, not {given}"
+            key, shown = ".".join(keys), f"must be {expected(node)}, not {given}"
             messages.setdefault(keys, f"{key or 'config'}: {shown}{_section_meant(key, _at(values, keys))}")
     # A section that is one branch of a union: its keys say what is wrong, not that it could have been something else.
     inner = {keys[:length] for keys in messages for length in range(len(keys))}
@@ -211,7 +211,7 @@ def _shown(value: Any, mistake: Mapping[str, Any]) -> str:
     return repr(value)
 
 
-def _expected(node: Schema) -> str:
+def expected(node: Schema) -> str:
     """The expected value of a key, as a phrase such as "a number from 0 to 1, or sigma_hat"."""
     branches = node.get("anyOf", [node])
     words = [word for branch in branches for word in _words(branch)]

@@ -12,7 +12,7 @@ from stat import S_ISREG
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
-from taugrid.storage.protocol import ANY, Stat
+from taugrid.storage.protocol import ANY, Level, Stat
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,20 @@ class LocalStorage:
             else:
                 paths = [path for place in paths if is_there(path := place / part)]
         return sorted(paths)
+
+    def level(self, folder: Path) -> Level:
+        """The system says what is a file while it lists a folder: no other call is needed, except for links."""
+        files: list[str] = []
+        folders: list[str] = []
+        unreadable: list[str] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    kind = folders if entry.is_dir() else files if entry.is_file() else unreadable
+                except OSError:
+                    kind = unreadable
+                kind.append(entry.name)
+        return Level(dict.fromkeys(sorted(files)), sorted(folders), sorted(unreadable))
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         def read() -> bytes:

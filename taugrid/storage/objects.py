@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended
 from taugrid.storage.files import is_same
-from taugrid.storage.protocol import ANY, Stat
+from taugrid.storage.protocol import ANY, Level, Stat
 from taugrid.storage.requests import Bucket, ask, connected, refusal_in
 from taugrid.words import with_urls
 
@@ -133,6 +133,11 @@ class ObjectStorage:
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
         return sorted(self._matching(folder, pattern))
+
+    def level(self, folder: Path) -> Level:
+        children = sorted(self._children(folder).items())
+        files = {path.name: _stat(meta) for path, meta in children if meta is not None}
+        return Level(files, [path.name for path, meta in children if meta is None], [])
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         if start == 0 and length is None:

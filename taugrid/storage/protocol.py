@@ -24,6 +24,16 @@ class Stat(NamedTuple):
     """Time of the last write, in seconds by the storage's own clock, which may differ from this machine's."""
 
 
+class Level(NamedTuple):
+    """What is directly in a folder, by name."""
+
+    files: Mapping[str, Stat | None]
+    """None: `stat` says it, in a call of its own."""
+    folders: Sequence[str]
+    unreadable: Sequence[str]
+    """Neither files nor folders that can be reached: broken links, and what is behind a folder without rights."""
+
+
 class Storage(Protocol):
     """Whole files by name. A storage is plain data: it travels with a job to the worker that does it.
 
@@ -63,6 +73,12 @@ class Storage(Protocol):
         """The files and folders below `folder` that match a glob pattern, sorted; `*` does not match a slash.
 
         A missing folder has no files; that is not an error.
+        """
+
+    def level(self, folder: Path) -> Level:
+        """What is directly in a folder, in one call or request, however much is below it.
+
+        A folder that is missing is an error on a disk, and empty in an object store.
         """
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:

@@ -11,6 +11,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe",
             "--disable-background-networking", "--disable-dev-shm-usage")  # fmt: skip
 
+KEY_CODES = {"Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+
 
 class Page:
     """A tab and what happened in it."""
@@ -48,20 +50,22 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", **size)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=features)
+        before = len(self.events)
         self.call("Page.navigate", url=path.as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events[before:]):
             self.events.append(self._read())
 
     def run(self, expression):
-        """The value of a JavaScript expression."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression, or of what it promises."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def press(self, key):
         for kind in ("keyDown", "keyUp"):
-            code = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {})
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, **(code if kind == "keyDown" else {}))
+            text = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {}) if kind == "keyDown" else {}
+            code = {"windowsVirtualKeyCode": KEY_CODES[key]} if key in KEY_CODES else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, **text, **code)
 
     def click(self, selector):
         place = self.run(
@@ -72,6 +76,9 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             where = {"x": place[0], "y": place[1], "button": "left", "clickCount": 1}
             self.call("Input.dispatchMouseEvent", type=kind, **where)
+
+    def save_downloads_to(self, folder):
+        self._call("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
 
     def picture(self, path):
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]

@@ -25,7 +25,6 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import sample_figures
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.view.inspection import export
 from taugrid.orchestrator.view.tables import Tables
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
@@ -150,16 +149,8 @@ def test_a_guided_run_has_a_table_and_figures_by_class_and_computes_them_once(tm
     for cell in opened.plan.cells:
         with Image.open(root / f"figures/classes-{cell.name}.png") as picture:
             assert json.loads(picture.info["taugrid-tiles"])["labels"] == list("0123456789")
-    exports_labels(opened.plan.cells[0], root, tmp_path / "pngs")
-
-
-def exports_labels(cell, root, folder):
-    assert export(cell, RunDir(root), folder) == 200
-    exported = pd.read_csv(folder / "metadata.csv")
-    (part,) = (root / "samples" / cell.name).glob("part-*.parquet")
-    assert exported["label"].tolist() == pd.read_parquet(part)["label"].tolist()
-    assert all((folder / name).is_file() for name in exported["file_name"])
-    assert open_source(str(folder)).num_images == 200, "a folder of images as before"
+    taugrid("export", root, "guidance=1", "--to", tmp_path / "pngs")
+    assert open_source(str(tmp_path / "pngs")).num_images == 200, "beside metadata.csv and SHA256SUMS"
 
 
 def test_labels_that_cannot_be_compared_are_refused_before_anything_is_sampled(tmp_path):

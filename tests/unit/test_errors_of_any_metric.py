@@ -192,8 +192,10 @@ def test_the_floor_is_a_dashed_line_or_said_to_be_below_a_logarithmic_axis(small
 
 def test_the_page_has_a_chart_and_differences_of_the_metric_that_decides(small_n, floors):
     same = {row["protocol"]: {"num_samples": 400} for row in small_n.rows}
-    quality = replace(small_n, floors=floors, evidence=replace(small_n.evidence, protocols=same))
-    shown = findings(quality=quality, differences=differences(quality.rows, quality.evidence), losses={}, samples={})
+    rows = [*small_n.rows, small_n.rows[-1] | {"cell": "e", "steps": 20}]
+    quality = replace(small_n, rows=rows, floors=floors, evidence=replace(small_n.evidence, protocols=same))
+    different = differences(small_n.rows, quality.evidence)
+    shown = findings(quality=quality, differences=different, losses={}, samples={})
     page = Parsed(report_html(shown))
     assert [head["text"] for head in page.all("h3")] == [f"{KID.title}, which has a standard error at this N"]
     labels = [svg["aria-label"].partition(";")[0] for svg in page.all("svg", role="img")]

@@ -16,12 +16,12 @@ from taugrid.eval.reference import cache_key, open_reference
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
+from taugrid.orchestrator.exports.reference import export_reference
 from taugrid.orchestrator.plan.scoring import extractor
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.view.reference_export import export_reference
 from taugrid.protocol import disagreements
 from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.storage import LOCAL, read_json, write_json

@@ -15,7 +15,7 @@ LIGHT, DARK = (
     for block in re.findall(r":root \{(.*?)\}", asset("report.css"), re.S)
 )
 MODES = {"light": LIGHT, "dark": LIGHT | DARK}
-IN_CELLS = re.search(r"\.tg-pivot td \{ color: (#\w+)", CSS)[1]
+IN_CELLS = re.search(r"\.tg-pivot td \{ color: (#\w+)", asset("tables.css"))[1]
 
 
 def luminance(colour):
@@ -49,7 +49,11 @@ def test_texts_and_lines_stand_out(mode):
     assert {name: ratio for name, ratio in lines.items() if ratio < LINES} == {}
 
 
-def test_numbers_stand_out_of_their_shades():
-    shades = dict(re.findall(r"\.tg-shade-(\d) \{ background: (#\w+)", CSS))
+@pytest.mark.parametrize("mode", MODES)
+def test_numbers_stand_out_of_their_shades(mode):
+    css, text = {"light": (asset("tables.css"), IN_CELLS), "dark": (asset("report.css"), DARK["text"])}[mode]
+    shades = dict(re.findall(r"\.tg-shade-(\d) \{ background: (#\w+)", css))
     assert len(shades) == SHADES
-    assert {shade: colour for shade, colour in shades.items() if contrast(IN_CELLS, colour) < TEXT} == {}
+    assert {shade: colour for shade, colour in shades.items() if contrast(text, colour) < TEXT} == {}
+    ends = [shades["0"], shades["3"], shades[str(SHADES - 1)]]
+    assert min(contrast(one, MODES[mode]["back"]) for one in ends) > 1.05, "a shade is seen"

@@ -19,11 +19,13 @@ TESTED_ELSEWHERE = {
     "docs/custom-network.md": "test_custom_network_run.py",
     "docs/custom-extractor.md": "test_extractor_page.py",
     "docs/custom-sampler.md": "test_doors.py",
+    "docs/exports.md": "test_exports.py",
     "docs/python.md": "test_view.py",
     "docs/storage.md": "test_readers.py",
     "docs/nightly.md": "test_nightly_page.py",
     "docs/nightly-history.md": "test_nightly_page.py",
     "docs/nightly-recipes.md": "test_nightly_page.py",
+    "docs/reference/python.md": "test_reference_pages.py",
 }
 """Pages whose Python, YAML and shell scripts a test of their own runs."""
 
@@ -85,7 +87,7 @@ def test_readme_is_one_page():
 
 
 def parse(line):
-    command, words = cli, shlex.split(line)[1:]
+    command, words = cli, shlex.split(line.partition(" > ")[0])[1:]
     while isinstance(command, click.Group):
         command, (_, *words) = command.commands[words[0]], words
     command.make_context(command.name, words)

@@ -105,6 +105,41 @@ def test_strict_exits_with_2_if_there_is_any_warning_and_shows_the_plan_all_the_
     assert "warning: " in taugrid("plan", missing, "--out", tmp_path / "out", "--strict", code=2)[0]
 
 
+@pytest.mark.parametrize("command", ["run", "train", "sample", "evaluate"])
+def test_a_dry_run_prints_what_plan_prints_and_begins_nothing(command, base, tmp_path):
+    config = write_config(tmp_path / "night.yaml", base / "old")
+    out = ("--out", tmp_path / "out", "--set", "sample.seed=3", "--workers", "2")
+    for more in ((), ("--json",)):
+        assert taugrid(command, config, "--dry-run", *out, *more) == taugrid("plan", config, *out, *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_some_cells_shows_these(base):
+    plan = json.loads(taugrid("plan", base / "night.yaml", "--out", base / "run", "--json")[0])
+    words = ("run", base / "night.yaml", "--out", base / "run", "--only", "steps=3", "--dry-run", "--json")
+    found = json.loads(taugrid(*words)[0])
+    assert found["cells"] == [cell for cell in plan["cells"] if "S=3" in cell["label"]]
+    assert len(found["cells"]) == 2
+    assert found["network_evaluations"] == sum(cell["network_evaluations"] for cell in found["cells"])
+    assert found["remarks"] == plan["remarks"], "the others are no orphans"
+
+
+def test_a_dry_run_of_a_night_is_the_plan_of_the_night_in_its_own_folder(base, tmp_path):
+    config, history = write_config(tmp_path / "night.yaml", base / "old"), tmp_path / "history"
+    words = (config, "--history", history, "--json", "--baseline", base / "baseline.json")
+    found = json.loads(taugrid("nightly", *words, "--id", "one", "--dry-run")[0])
+    assert found == json.loads(taugrid("plan", *words, "--out", history / "nights" / "one" / "run")[0])
+    assert found["baseline"]["compared"] == CELLS
+    assert not history.exists()
+
+
+def test_a_dry_run_of_images_from_elsewhere_is_refused(base, tmp_path):
+    night = taugrid("nightly", "--samples", tmp_path, "--history", tmp_path / "history", "--dry-run", code=2)[1]
+    scores = taugrid("evaluate", "--samples", tmp_path, "--reference", base / "run", "--dry-run", code=2)[1]
+    assert "--dry-run is for nights that sample" in night
+    assert "--dry-run are for a run" in scores
+
+
 def test_compare_of_folders_that_are_no_runs_says_which_command_compares_what(base, tmp_path):
     for name in ("A", "B"):
         (tmp_path / name).mkdir()

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import re
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,14 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from in_process import small_run
+from in_process import CONFIG, small_run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import taugrid
 from taugrid.config.load import load
 from taugrid.eval.figures.pictures import KEY, reconstructions
-from taugrid.eval.pages.answer import answer, measured
+from taugrid.eval.pages.answer import answer, hero, measured
 from taugrid.eval.pages.charts import quality_chart
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
@@ -37,14 +38,14 @@ from taugrid.registry.extractors import INCEPTION
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SCRIPT = "<script>alert(1)</script>"
-VOID = frozenset({"meta", "img", "path", "circle", "br"})
+VOID = frozenset({"meta", "img", "path", "circle", "br", "input"})
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The directory of a run with tables, figures and the page; tests do not change it."""
     folder = tmp_path_factory.mktemp("page")
-    with small_run(folder):
+    with small_run(folder, CONFIG.replace("steps: [2]", "steps: [2, 3]")):
         return Path(taugrid.run(folder / "small.yaml", out=folder / "run", progress=False).directory)
 
 
@@ -91,6 +92,8 @@ def findings(**changes):
         reconstruction={},
         by_label=LabelTable((), ()),
         losses={"m": pd.DataFrame({"step": steps, "loss": 1 / steps})},
+        first_images=lambda cell: None,
+        made=["2026-11-29"],
         samples={"": {("0", 10): np.zeros((8, 4, 4), np.uint8), ("0", 50): np.zeros((8, 4, 4), np.uint8)}},
         pictures=[],
         provenance={"devices": "cpu"},
@@ -175,7 +178,7 @@ def test_it_holds_the_run(page, finished):
     text = page.all("main")[0]["text"]
     for value in run.quality["fid"]:
         assert f"{value:.4f}"[:4] in text
-    assert len(page.all("img")) == 16, "8 images of each of 2 cells"
+    assert len(page.all("img")) == 16 + 4 * 8 + 2 * 8, "of the best cell, of each cell, and of η = 0 by S"
     assert page.all("h1")[0]["text"] == "small"
 
 
@@ -197,7 +200,8 @@ def test_cells_without_a_score_are_told_with_their_reasons(finished):
     finally:
         table.write_text(whole)
         write_page(opened)
-    assert f"{opened.plan.cells[0].label} has no score: set aside: killed its workers" in warnings
+    label = opened.plan.cells[0].label.replace("eta", "η")
+    assert f"{label} has no score: set aside: killed its workers" in warnings
 
 
 def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys):
@@ -224,7 +228,7 @@ def test_a_warning_that_was_told_before_is_not_printed_again(finished, capsys):
 def test_bold_and_shades_are_explained_where_there_are_any():
     def notes(rows):
         page = Parsed(report_html(findings(quality=written(rows))))
-        return " ".join(note["text"] for note in page.all("p", **{"class": "tg-note"}) if "section" in note["within"])
+        return page.all("details", **{"class": "about"})[0]["text"]
 
     assert "bold" in notes(ROWS)
     assert "Shades" in notes(ROWS)
@@ -362,7 +366,7 @@ def test_images_are_reduced_before_cells_lose_them():
     images = {("0", 10): np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)}
     [whole] = grids({"": images}, 10**6)
     [uri] = whole.rows[0][1][0][:1]
-    [fewer] = grids({"": images}, 2 * len(uri) + 300)
+    [fewer] = grids({"": images}, 2 * len(uri) + 400)
     assert (whole.per_cell, fewer.per_cell) == (4, 2)
     [smaller] = grids({"": images}, len(uri) // 2)
     assert smaller.per_cell >= 1
@@ -387,7 +391,7 @@ def test_the_answer_claims_nothing_without_errors_or_across_protocols():
     assert "2 protocols, whose numbers can't be compared" in sentences[0]
     assert "9.0 ± 1.0 at S = 50, η = 0.0" in sentences[1]
     assert "8.0 ± 1.0 at S = 50, η = 1.0" in sentences[1]
-    assert answer([], 4) == ["None of 4 cells has an FID yet."]
+    assert answer([], 4) == ["None of 4 cells has a score yet."]
     assert len(answer(cells_of(ROWS[:1]), 4)) == 1
 
 
@@ -456,43 +460,211 @@ def test_names_of_lines_are_shown_as_they_are():
     assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")][-3:] == list(logs)
 
 
-@pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no Chromium here")
-def test_in_a_browser_lines_and_indices_are_chosen_by_mouse_and_keyboard(finished, tmp_path):
-    with browser.page(tmp_path / "profile") as tab:
-        tab.open(finished / "report.html", width=390)
-        assert tab.run("document.documentElement.scrollWidth <= innerWidth"), "nothing to scroll sideways"
-        shown = (
-            "Object.fromEntries([...document.querySelectorAll('#steps [data-line]')].map("
-            "e => [e.dataset.line, getComputedStyle(e).display != 'none']))"
-        )
-        assert tab.run(shown) == {"line-0": True, "line-1": True}
-        tab.click("#steps [data-toggle='line-1']")
-        assert tab.run(shown) == {"line-0": True, "line-1": False}
-        assert tab.run("document.querySelector(\"#steps [data-toggle='line-1']\").ariaPressed") == "false"
-        tab.press(" ")
-        assert tab.run(shown) == {"line-0": True, "line-1": True}, "the button has the focus"
-        stroke = "getComputedStyle(document.querySelector('#steps g.line-0 path[stroke]')).stroke"
-        assert tab.run(stroke) == "rgb(68, 1, 84)", "the variable of the page"
+def alike(cell_a, cell_b, z):
+    return {"cell_a": cell_a, "cell_b": cell_b, "difference": -1.0, "z": z}
 
-        visible = "[...document.querySelectorAll('#samples img')].filter(e => e.offsetWidth).map(e => e.alt)"
-        assert len(tab.run(visible)) == 16
-        tab.click("#samples [data-image='3']")
-        assert tab.run(visible) == ["image 3", "image 3"]
-        tab.click("#samples [data-index='']")
-        assert len(tab.run(visible)) == 16
 
-        samples = "document.querySelector('#samples .scroll')"
-        fades = f"{samples}.classList.contains('more')"
-        assert not tab.run(fades), "all of it is in sight"
-        tab.run(f"{samples}.style.width = '120px'; updateScrolling()")
-        assert tab.run(fades)
-        tab.run(f"{samples}.scrollLeft = 10000; showMore({samples})")
-        assert not tab.run(fades)
+def test_the_number_at_the_top_is_the_best_cells_or_that_of_fewer_steps_if_nothing_tells_them_apart():
+    def steps(*differences, rows=ROWS):
+        found = hero(written(rows), differences)
+        return found and (found.cell, found.steps, found.value)
 
-        assert tab.named("Runtime.exceptionThrown") == []
-        assert tab.named("Runtime.consoleAPICalled") == []
-        assert tab.named("Log.entryAdded") == [], "such as a breach of the policy"
-        asked = {sent["request"]["url"].partition(":")[0] for sent in tab.named("Network.requestWillBeSent")}
-        assert asked == {"file", "data"}
-        files = [s for s in tab.named("Network.requestWillBeSent") if s["request"]["url"].startswith("file:")]
-        assert len(files) == 1
+    assert steps() == ("50-1.0", "50 steps", "FID 8.0 ± 1.0")
+    assert steps(alike("10-1.0", "50-1.0", -5.0)) == ("50-1.0", "50 steps", "FID 8.0 ± 1.0")
+    assert steps(alike("10-0.0", "50-0.0", -0.5)) == ("50-1.0", "50 steps", "FID 8.0 ± 1.0"), "of other cells"
+    near = alike("10-1.0", "50-1.0", -1.9)
+    assert steps(near) == ("10-1.0", "10 steps", "FID 30.0 ± 1.0")
+    about = hero(written(ROWS), [near]).about
+    assert about == (
+        "η = 1.0. The lowest FID, 8.0 ± 1.0 at S = 50, η = 1.0, is not told apart from it by their paired difference."
+    )
+    mixed = [one | {"protocol": "q" if one["eta"] else "p"} for one in ROWS]
+    assert steps(rows=mixed) is None
+    assert steps(rows=[]) is None
+    alone = hero(written([ROWS[0] | {"fid": None, "isc_mean": 7.0}, ROWS[2] | {"fid": None, "isc_mean": 9.0}]), [])
+    assert (alone.cell, alone.value) == ("50-0.0", "Inception Score 9.00"), "higher is better"
+
+
+def test_the_top_shows_the_number_of_the_table_and_images_of_that_cell():
+    asked = []
+
+    def images(cell):
+        asked.append(cell)
+        return np.full((16, 4, 4), 77, np.uint8)
+
+    page = Parsed(report_html(findings(first_images=images)))
+    assert asked == ["50-1.0"]
+    [number] = page.all("p", **{"class": "hero"})
+    assert number["text"].replace("\u00a0", " ") == "50 steps: FID 8.0 ± 1.0"
+    [best] = [td["text"] for td in page.all("td", **{"class": "tg-shade-0 tg-best"})]
+    assert best.replace("\u00a0", " ") == "8.0 ± 1.0"
+    shown = [image for image in page.all("img") if image["alt"].startswith("S = 50, η = 1.0, image")]
+    assert len(shown) == 16
+    assert np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0]["src"].partition(",")[2])))).max() == 77
+
+
+def test_the_head_says_when_with_what_and_on_what_the_run_was_made(finished):
+    text = Parsed((finished / "report.html").read_text()).all("header")[0]["text"]
+    line = next(line for line in text.splitlines() if " · " in line)
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d · taugrid \S+ · cpu .+ · model: gaussian oracle", line)
+
+
+def test_what_says_nothing_is_left_out():
+    def sections(**changes):
+        page = Parsed(report_html(findings(**changes)))
+        found = {section["id"] for section in page.all("section")}
+        assert {link["href"].removeprefix("#") for link in page.all("a")} == found
+        return found
+
+    assert sections() == {"quality", "steps", "samples", "pictures", "loss", "protocol", "warnings"}
+    one = {"m": pd.DataFrame({"step": [1], "loss": [1.0]})}
+    assert sections(quality=written(ROWS[:2]), losses=one, samples={}) == {"quality", "protocol", "warnings"}
+    assert sections(quality=written([]), losses={}, samples={}) == {"protocol"}
+
+
+def test_eta_is_a_letter_everywhere_but_in_the_config():
+    found = effect(key="eta", base="0.0", value="1.0", scope="S", settings="S=10 eta=0.5")
+    config = "grid: {eta: [0.0]}\n"
+    text = report_html(findings(name="eta", effects=[found], warnings=["S=10 eta=0.5 has no score"], config=config))
+    page = Parsed(text)
+    assert page.all("h1")[0]["text"] == "eta", "a name is shown as it is"
+    assert config in page.all("pre")[-1]["text"]
+    main = page.all("main")[0]["text"].replace(config, "")
+    assert not re.search(r"(?<!\\)\beta\b", main), "but LaTeX for the clipboard"
+    assert "S=10 η=0.5 has no score" in main
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    if browser.CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
+    with browser.page(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+def test_in_a_browser_lines_are_chosen_by_mouse_and_keyboard(finished, tab):
+    tab.open(finished / "report.html", width=390)
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth"), "nothing to scroll sideways"
+    shown = (
+        "Object.fromEntries([...document.querySelectorAll('#steps [data-line]')].map("
+        "e => [e.dataset.line, getComputedStyle(e).display != 'none']))"
+    )
+    assert tab.run(shown) == {"line-0": True, "line-1": True}
+    tab.click("#steps [data-toggle='line-1']")
+    assert tab.run(shown) == {"line-0": True, "line-1": False}
+    assert tab.run("document.querySelector(\"#steps [data-toggle='line-1']\").ariaPressed") == "false"
+    tab.press(" ")
+    assert tab.run(shown) == {"line-0": True, "line-1": True}, "the button has the focus"
+    stroke = "getComputedStyle(document.querySelector('#steps g.line-0 path[stroke]')).stroke"
+    assert tab.run(stroke) == "rgb(68, 1, 84)", "the variable of the page"
+
+    samples = "document.querySelector('#samples .scroll')"
+    state = f"[{samples}.classList.contains('more'), getComputedStyle({samples}, '::before').content]"
+    assert tab.run(state) == [True, '"Scroll sideways for more →"']
+    tab.run(f"{samples}.scrollLeft = 10000; showMore({samples})")
+    assert not tab.run(state)[0]
+    tab.run(f"Object.assign({samples}.style, {{width: '900px', maxWidth: 'none'}}); updateScrolling()")
+    assert tab.run(state) == [False, "none"]
+
+
+def test_in_a_browser_the_slider_leads_one_image_over_the_steps(finished, tab):
+    tab.open(finished / "report.html")
+    images = {image["alt"]: image["src"] for image in Parsed((finished / "report.html").read_text()).all("img")}
+    slid = "Object.fromEntries([...document.querySelectorAll('.slid img')].map(e => [e.alt, e.src]))"
+
+    def expected(steps, index):
+        return {alt: images[alt] for eta in ("0.0", "1.0") for alt in [f"η = {eta}, S = {steps}, image {index}"]}
+
+    assert len({*expected(2, 0).values(), *expected(3, 0).values(), *expected(3, 3).values()}) == 6
+    assert tab.run(slid) == expected(2, 0)
+    tab.run("document.querySelector('.slide input').focus()")
+    tab.press("ArrowRight")
+    assert tab.run(slid) == expected(3, 0)
+    tab.click("[data-index='3']")
+    assert tab.run(slid) == expected(3, 3)
+    assert tab.run("document.querySelector('.slide output').textContent") == "3"
+
+
+def test_in_a_browser_images_grow_and_keys_lead_on_and_back(finished, tab):
+    tab.open(finished / "report.html")
+    large = "(d => d && d.open && d.querySelector('img').alt)(document.querySelector('dialog'))"
+    assert not tab.run(large)
+    tab.click("#samples .tiles img")
+    assert tab.run(large) == "η = 0.0, S = 2, image 0"
+    tab.press("ArrowRight")
+    tab.press("ArrowDown")
+    assert tab.run(large) == "η = 0.0, S = 3, image 1"
+    tab.press("Escape")
+    assert not tab.run(large)
+    assert tab.run("document.activeElement.alt") == "η = 0.0, S = 3, image 1"
+    tab.press("Enter")
+    assert tab.run(large) == "η = 0.0, S = 3, image 1"
+    stops = "document.querySelectorAll('#samples table img[tabindex=\"0\"]').length"
+    assert tab.run(stops) == 1, "one stop of the tab key for all"
+
+
+def test_in_a_browser_tables_are_copied_as_their_files_have_them(finished, tab):
+    tab.open(finished / "report.html")
+    clipboard = "Object.defineProperty(navigator, 'clipboard', {configurable: true, value: %s})"
+    tab.run(clipboard % "{writeText: async text => { window.copied = text }}")
+    for place, name in ((1, "quality.md"), (2, "quality.tex")):
+        tab.click(f"#quality .tools [data-copy]:nth-of-type({place})")
+        text = tab.run("copied")
+        assert text in (finished / "tables" / name).read_text()
+        assert "FID (lower is better)" in text
+        tab.run(clipboard % "undefined")
+        tab.run("document.addEventListener('copy', () => { window.copied = document.activeElement.value })")
+        tab.run("window.copied = ''")
+        tab.click(f"#quality .tools [data-copy]:nth-of-type({place})")
+        assert tab.run("copied") == text, "without a clipboard"
+        assert tab.run("[...document.querySelectorAll('textarea')].every(e => e.hidden)")
+        tab.run(clipboard % "{writeText: async text => { window.copied = text }}")
+
+
+def test_in_a_browser_a_chart_is_saved_on_white_in_the_colours_of_a_light_page(finished, tab, tmp_path):
+    tab.open(finished / "report.html", scheme="dark")
+    tab.save_downloads_to(tmp_path)
+    tab.click("#steps [data-save]")
+    for _ in range(100):
+        if saved := list(tmp_path.glob("*.png")):
+            break
+        time.sleep(0.05)
+    assert [path.name for path in saved] == ["FID-against-sampling-steps-S.png"]
+    picture = np.asarray(Image.open(saved[0]).convert("RGB"))
+    width, height = tab.run(
+        "['width', 'height'].map(k => +document.querySelector('#steps figure svg').getAttribute(k))"
+    )
+    assert picture.shape == (2 * (height + 2 * 22 + 8), 2 * width, 3), "with a line of the legend for each line"
+    assert (picture[0, 0] == 255).all()
+    of_chart, of_legend = picture[: 2 * height], picture[2 * height :]
+    for part in (of_chart, of_legend):
+        assert (part == (68, 1, 84)).all(axis=2).sum() > 50, "the first line's colour"
+
+
+def test_in_a_browser_explanations_open_and_dark_numbers_are_light(finished, tab):
+    tab.open(finished / "report.html", scheme="dark")
+    state = "document.querySelector('#steps .about').open"
+    tab.click("#steps .about summary")
+    assert tab.run(state)
+    tab.press("Escape")
+    assert not tab.run(state)
+    tab.run("dispatchEvent(new Event('beforeprint'))")
+    assert tab.run("[...document.querySelectorAll('.about')].every(e => e.open)"), "on paper"
+    entry = (
+        "(e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor])(document.querySelector('.tg-shade-0'))"
+    )
+    assert tab.run(entry) == ["rgb(230, 233, 237)", "rgb(11, 85, 96)"]
+
+
+def test_in_a_browser_nothing_fails_or_loads_and_a_page_without_scripts_has_no_dead_buttons(finished, tab):
+    assert tab.named("Runtime.exceptionThrown") == []
+    assert tab.named("Runtime.consoleAPICalled") == []
+    assert tab.named("Log.entryAdded") == [], "such as a breach of the policy"
+    asked = {sent["request"]["url"].partition(":")[0] for sent in tab.named("Network.requestWillBeSent")}
+    assert asked == {"file", "data"}
+    files = [s for s in tab.named("Network.requestWillBeSent") if s["request"]["url"].startswith("file:")]
+    assert {s["request"]["url"].rpartition("/")[2] for s in files} == {"report.html"}
+    tab.call("Emulation.setScriptExecutionDisabled", value=True)
+    tab.open(finished / "report.html")
+    hidden = "[...document.querySelectorAll('.scripted')].map(e => e.offsetWidth)"
+    assert set(tab.run(hidden)) == {0}

@@ -10,10 +10,10 @@ from taugrid.eval.metrics.reference_statistics import PRECISION, MomentsFile, re
 from taugrid.eval.metrics.statistics import Moments, moments
 from taugrid.eval.reference import image_batches
 from taugrid.images import encode_png
+from taugrid.orchestrator.exports.target import make_new_folder
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.view.inspection import make_new_folder
 from taugrid.storage import replacing
 from taugrid.words import counted
 

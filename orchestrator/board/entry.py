@@ -1,0 +1,195 @@
+"""What the board knows of one run: plain data from what the run recorded, which the index keeps.
+
+It never raises: a run that is half written, damaged or of another version has an entry with a note.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from taugrid import __version__
+from taugrid.hashing import json_sha256
+from taugrid.orchestrator.board.files import (
+    UNREADABLE,
+    RecordedFiles,
+    listing,
+    mapping,
+    number,
+    plain,
+    text,
+)
+from taugrid.protocol import agreed_fields, comparability_key
+from taugrid.registry.datasets import DATASETS
+from taugrid.registry.metrics import SAMPLED
+from taugrid.words import counted
+
+RunEntry = dict[str, Any]
+
+TEXT_COLUMNS = frozenset({"cell", "model", "protocol", "sampler", "sigma", "spacing", "clip"})
+"""Columns of quality.csv that stay text, though a value may look like a number."""
+
+DIFFERENCES = {"fid": ("difference", "se")} | {
+    column.name: (f"{column.name}_difference", f"{column.name}_se") for column in SAMPLED if column.name != "fid"
+}
+"""Metric -> its columns in differences.csv."""
+
+
+def read_entry(files: RecordedFiles) -> RunEntry:
+    """The entry of a run; one with a note if nothing of it can be read."""
+    entry: RunEntry = {"versions": files.versions, **_EMPTY}
+    try:
+        entry |= _read(files)
+    except UNREADABLE as error:
+        reason = text(f"{type(error).__name__}: {error}".replace("\n", " "))
+        entry |= {**_EMPTY, "state": "unreadable", "note": f"what it recorded can't be read ({reason})"}
+    return entry
+
+
+_EMPTY: RunEntry = {
+    "name": "", "state": "empty", "note": "", "began": None, "ended": None, "taugrid": None, "devices": [],
+    "models": [], "report": False, "total": 0, "keys": [], "columns": [], "rows": [], "labels": [], "folders": [],
+    "noise": [], "groups": [], "protocols": {}, "differences": [],
+}  # fmt: skip
+
+
+def _read(files: RecordedFiles) -> RunEntry:
+    config, plan, provenance = (files.json(f"{name}.json") for name in ("config", "plan", "provenance"))
+    first, last = files.first_and_last_event()
+    written_by = mapping(provenance.get("versions") or first.get("versions")).get("taugrid")
+    cells = [cell for cell in listing(plan.get("cells")) if isinstance(cell, dict)]
+    entry = {
+        "name": text(config.get("name") or ""),
+        "began": _time(first),
+        "ended": _time(last),
+        "taugrid": None if written_by is None else text(written_by),
+        "devices": sorted({text(m["device"]) for m in listing(provenance.get("machines")) if "device" in mapping(m)}),
+        "models": _models(plan, config),
+        "report": "report.html" in files.stats,
+        "total": sum(_whole(mapping(cell.get("settings")).get("num_samples")) for cell in cells),
+        "keys": list(dict.fromkeys(text(key) for cell in cells for key in mapping(cell.get("values")))),
+    }
+    entry |= _table(files, config, plan)
+    state, note = _state(files, config, [cell["id"] for cell in cells if isinstance(cell.get("id"), str)], entry, last)
+    return entry | {"state": state, "note": "; ".join(filter(None, [note, *_version(entry), *files.notes]))}
+
+
+def _table(files: RecordedFiles, config: Mapping[str, Any], plan: Mapping[str, Any]) -> RunEntry:
+    """The rows of quality.csv, and what is known of each: label, folder of images, noise, comparability."""
+    quality = files.json("tables/quality.json")
+    rows = [{text(k): plain(v) for k, v in row.items()} for row in listing(quality.get("rows")) if mapping(row)]
+    if not rows:
+        records = files.csv("tables/quality.csv")
+        rows = [{k: v if k in TEXT_COLUMNS else number(v) for k, v in row.items() if k} for row in records]
+    rows = [row for row in rows if isinstance(row.get("cell"), str)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    settings = {row.get("cell"): row for row in files.csv("tables/cells.csv")} if rows else {}
+    protocols = {text(k): p for k, p in mapping(quality.get("protocols")).items() if isinstance(p, dict)}
+    keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
+    seed = mapping(config.get("sample")).get("seed", 0)
+    shapes = {mapping(model).get("id"): _shape(mapping(model)) for model in listing(plan.get("models"))}
+    folders = _folders(files) if rows else {}
+    own = [settings.get(row["cell"], {}) for row in rows]
+    return {
+        "columns": columns,
+        "rows": [[row.get(column) for column in columns] for row in rows],
+        "labels": [text(known.get("name") or _label(row)) for known, row in zip(own, rows, strict=True)],
+        "folders": [folders.get(row["cell"]) for row in rows],
+        "groups": [keys.get(str(row.get("protocol")), "unknown") for row in rows],
+        "noise": [
+            _noise(known.get("seed", seed), shapes.get(row.get("model")), protocols.get(str(row.get("protocol")), {}))
+            for known, row in zip(own, rows, strict=True)
+        ],
+        "protocols": {name: {text(k): text(v) for k, v in agreed_fields(p).items()} for name, p in protocols.items()},
+        "differences": _differences(files, {row["cell"]: at for at, row in enumerate(rows)}) if rows else [],
+    }
+
+
+def _state(
+    files: RecordedFiles, config: Mapping[str, Any], planned: list[str], entry: RunEntry, last: Mapping[str, Any]
+) -> tuple[str, str]:
+    """The state of a run that no driver works on, and a note on what it lacks."""
+    if not config:
+        return "unreadable", "it has no readable config.json"
+    scored = {row[entry["columns"].index("cell")] for row in entry["rows"]}
+    missing = mapping(last.get("missing"))
+    if missing:
+        name, reason = next(iter(missing.items()))
+        return "incomplete", text(f"{counted(len(missing), 'cell')} could not be finished; {name}: {reason}")
+    if scored:
+        if not planned:
+            return "finished", "no plan.json says which cells it was to have"
+        lacking = len(set(planned) - scored)
+        return ("incomplete", f"{len(scored)} of {len(planned)} cells scored") if lacking else ("finished", "")
+    return ("sampled", "no cell is scored yet") if files.level("samples").folders else ("empty", "")
+
+
+def _version(entry: RunEntry) -> list[str]:
+    """A note on a run that another version of taugrid wrote."""
+    other = entry["taugrid"]
+    return [] if other in (None, __version__) else [f"taugrid {other} wrote it, and this is {__version__}"]
+
+
+def _models(plan: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What the models were loaded from, or "trained"."""
+    sources = [mapping(mapping(model).get("source")) for model in listing(plan.get("models"))]
+    sources = sources or [mapping(config.get("model"))]
+    named = ("path", "checkpoint", "callable", "distribution", "oracle")
+    found = [next((text(source[key]) for key in named if source.get(key)), "trained") for source in sources if source]
+    return list(dict.fromkeys(found))
+
+
+def _shape(model: Mapping[str, Any]) -> list[int] | None:
+    """(channels, height, width) of what a planned model samples; None if it is not known."""
+    source = mapping(model.get("source"))
+    network, data = mapping(source.get("unet_config")), mapping(source.get("data"))
+    if network:
+        size = network.get("sample_size")
+        return [network.get("in_channels"), *(size if isinstance(size, list) else [size, size])]
+    dataset = DATASETS.get(str(data.get("name")))
+    shape = source.get("image_shape") or data.get("shape") or (None if dataset is None else dataset.shape)
+    return None if shape is None else list(shape)
+
+
+def _noise(seed: Any, shape: list[int] | None, protocol: Mapping[str, Any]) -> str | None:
+    """Equal for cells whose samples start from the same noise; None if that is not known."""
+    if shape is None:
+        pictures = str(mapping(protocol.get("reference")).get("preprocessing")).rpartition(" ")[2]
+        shape = [int(side) for side in pictures.split("x")] if pictures.replace("x", "").isdigit() else None
+    return None if shape is None else json_sha256([str(seed), shape, protocol.get("decoder")])[:8]
+
+
+def _folders(files: RecordedFiles) -> dict[str, str]:
+    """Cell -> the folder of its images, of cells whose images were not removed."""
+    removed = {name.removesuffix(".parquet") for name in files.level("removed").files}
+    names = [name for name in files.level("samples").folders if name not in removed]
+    return {name.rpartition("-")[2]: name for name in names}
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    parts = {"S": row.get("steps"), "eta": row.get("eta"), "clip": row.get("clip")}
+    return " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in
+                    parts.items() if value is not None)  # fmt: skip
+
+
+def _differences(files: RecordedFiles, places: Mapping[str, int]) -> list[list[Any]]:
+    """[row a, row b, metric, b - a, its standard error] of each recorded difference that has an error."""
+    found = []
+    for record in files.csv("tables/differences.csv"):
+        a, b = places.get(record.get("cell_a", "")), places.get(record.get("cell_b", ""))
+        for metric, (difference, error) in DIFFERENCES.items():
+            values = [number(record.get(difference)), number(record.get(error))]
+            if a is not None and b is not None and all(isinstance(value, int | float) for value in values):
+                found.append([a, b, metric, *values])
+    return found
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _time(event: Mapping[str, Any]) -> str | None:
+    """The time of an event as it was recorded; None if it is no time."""
+    try:
+        return datetime.fromisoformat(event["time"]).isoformat(timespec="seconds")
+    except UNREADABLE:
+        return None

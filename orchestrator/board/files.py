@@ -1,0 +1,152 @@
+"""The files of a run that the board reads: their versions, and their content as plain values.
+
+A directory may be half written, damaged, or of another version of taugrid: whatever can't be read is missing, with a
+note. Text is cut, and numbers that JSON does not know become null.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from taugrid.orchestrator.board.find import FoundFolder
+from taugrid.storage import Level, Stat
+
+WATCHED = ("run.json", "config.json", "plan.json", "provenance.json", "report.html", "report.json")
+TABLES = ("quality.json", "quality.csv", "cells.csv", "differences.csv")
+"""The files that an entry is read from, besides those of events."""
+
+MAX_BYTES = 2**26
+MAX_TEXT = 300
+HEAD_BYTES = TAIL_BYTES = 2**14
+"""How much of the first and of the last file of events is read: whole events."""
+
+NOTHING = Level({}, (), ())
+
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OSError, csv.Error)
+"""What reading a file of unknown content may raise; UnicodeDecodeError and JSONDecodeError are ValueErrors."""
+
+
+class RecordedFiles:
+    """The files of one run, as they are now."""
+
+    def __init__(self, found: FoundFolder) -> None:
+        self._root, self._storage = found.root, found.storage
+        self.notes: list[str] = []
+        self.stats: dict[str, Stat] = {}
+        """The watched files that are there, by their names below the run directory."""
+        self._watch("", found.level, WATCHED)
+        if "tables" in found.level.folders:
+            self._watch("tables/", self.level("tables"), TABLES)
+        if "events" in found.level.folders:
+            level = self.level("events")
+            self._watch("events/", level, [name for name in level.files if ".jsonl" in name])
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Name -> a text that changes when the file does."""
+        return {name: stat.version for name, stat in self.stats.items()}
+
+    def level(self, name: str) -> Level:
+        try:
+            return self._storage.level(self._root / name)
+        except FileNotFoundError:
+            return NOTHING
+        except OSError as error:
+            self.notes.append(f"{name}: {error.strerror}")
+            return NOTHING
+
+    def _watch(self, prefix: str, level: Level, names: Any) -> None:
+        for name in names:
+            if name in level.files:
+                with suppress(OSError):  # it has gone since
+                    stat = level.files[name] or self._storage.stat(self._root / prefix / name)
+                    self.stats[prefix + name] = stat
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object; empty if the file is missing or damaged, which a note says."""
+        if (data := self._read(name)) is None:
+            return {}
+        with suppress(ValueError, RecursionError):
+            value = json.loads(data)
+            if isinstance(value, dict):
+                return value
+        self.notes.append(f"{name} is damaged")
+        return {}
+
+    def csv(self, name: str) -> list[dict[str, str]]:
+        """The rows of a table; none if the file is missing or damaged."""
+        data = self._read(name)
+        try:
+            return [] if data is None else [dict(row) for row in csv.DictReader(io.StringIO(data.decode()))]
+        except (ValueError, csv.Error):
+            self.notes.append(f"{name} is damaged")
+            return []
+
+    def first_and_last_event(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Those of all sessions; empty if there is none."""
+        names = sorted(name for name in self.stats if name.startswith("events/"))
+        first = [event for name in names[:1] for event in events_in(self._read(name, 0, HEAD_BYTES) or b"")]
+        last: list[dict[str, Any]] = []
+        while names and not last:  # a session that was killed at once leaves an empty file
+            start = max(0, self.stats[names[-1]].size - TAIL_BYTES)
+            last = list(events_in(self._read(names.pop(), start, TAIL_BYTES) or b""))
+        return (first or [{}])[0], (last or [{}])[-1]
+
+    def _read(self, name: str, start: int = 0, length: int | None = None) -> bytes | None:
+        if name not in self.stats:
+            return None
+        if length is None and self.stats[name].size > MAX_BYTES:
+            self.notes.append(f"{name} is too large to be read")
+            return None
+        try:
+            return self._storage.read(self._root / name, start, length)
+        except OSError as error:
+            self.notes.append(f"{name}: {error.strerror}")
+            return None
+
+
+def events_in(data: bytes) -> Iterator[dict[str, Any]]:
+    """The events in whole lines; the first and the last line may be cut."""
+    for line in data.splitlines():
+        with suppress(ValueError, RecursionError):
+            event = json.loads(line)
+            if isinstance(event, dict) and isinstance(event.get("time"), str):
+                yield event
+
+
+def text(value: Any) -> str:
+    """A value as text that can be encoded, cut to `MAX_TEXT`."""
+    found = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    cut = found if len(found) <= MAX_TEXT else f"{found[:MAX_TEXT]}…"
+    return cut.encode("utf-8", "backslashreplace").decode()
+
+
+def plain(value: Any) -> Any:
+    """A value as null, a truth, a number or a text: NaN and infinity become null, lists become JSON."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return text(value)
+
+
+def number(value: Any) -> Any:
+    """The number in a field of a CSV file, null for an empty one, and any other text as it is."""
+    if not isinstance(value, str) or not value:
+        return None
+    for convert in (int, float):
+        with suppress(ValueError):
+            return plain(convert(value))
+    return text({"True": True, "False": False}.get(value, value))
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def listing(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,183 @@
+"""Finds runs below folders and buckets, level by level, without looking into a run.
+
+A run directory has run.json; those of versions before that have config.json beside events, samples or tables. In a
+history of nights, only nights/ID/run counts: canaries and second looks belong to their night.
+"""
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from taugrid.run_id import FILE as RUN_ID
+from taugrid.storage import LOCAL, Level, Storage, open_place
+from taugrid.words import counted, with_urls
+
+THREADS = 16
+"""The number of folders that are listed, or runs that are read, at a time: most of it is waiting for the storage."""
+
+MAX_FOLDERS = 20_000
+"""The number of folders below a place that are listed before the search ends: somebody may give the root of a disk."""
+
+MAX_NOTES = 20
+
+PARTS_OF_A_RUN = {"events", "samples", "tables"}
+
+
+class Place(NamedTuple):
+    """A folder or bucket that the user named."""
+
+    text: str
+    root: Path
+    storage: Storage
+
+    @classmethod
+    def of(cls, text: str) -> "Place":
+        """`UserError` if the text can't be a place."""
+        root, storage = open_place(text, "DIR")
+        return cls(text, root, LOCAL if storage.on_disk else storage)
+
+
+@dataclass(frozen=True)
+class FoundFolder:
+    """A run, or a night of a history, which may have no run."""
+
+    root: Path
+    """The run directory, or the night's folder."""
+    storage: Storage
+    level: Level
+    title: str
+    """The path below its place; unique on the board."""
+    place: Place
+    history: Path | None = None
+    night: str = ""
+
+    @property
+    def directory(self) -> str:
+        """The path or URL, as text that can be encoded."""
+        return shown(str(self.root))
+
+
+@dataclass
+class Finds:
+    runs: list[FoundFolder] = field(default_factory=list)
+    nights: list[FoundFolder] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What could not be looked at, and why."""
+    readable: bool = False
+    """Whether some place could be listed."""
+
+
+class _Folder(NamedTuple):
+    """A folder to list, and what it may be of a history of nights."""
+
+    path: Path
+    history: Path | None = None
+    role: Literal["", "nights", "night", "run"] = ""
+
+
+def find(places: Sequence[Place]) -> Finds:
+    """The runs below `places`, in the order of their titles. Nothing raises: what can't be listed has a note."""
+    finds, seen = Finds(), set[str]()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for place in places:
+            _Search(place, finds, seen, pool.map).walk()
+    finds.runs = _with_unique_titles(finds.runs)
+    if len(finds.notes) > MAX_NOTES:
+        finds.notes[MAX_NOTES:] = [f"and {counted(len(finds.notes) - MAX_NOTES, 'more note')}"]
+    return finds
+
+
+class _Search:
+    """The search below one place."""
+
+    def __init__(self, place: Place, finds: Finds, seen: set[str], each: Callable[..., Iterator[Level | OSError]]):
+        self._place, self._finds, self._each = place, finds, each
+        self._seen = seen
+        """The real paths of what was listed, so that links lead nowhere twice."""
+
+    def walk(self) -> None:
+        before, listed, frontier = len(self._finds.runs) + len(self._finds.notes), 0, [_Folder(self._place.root)]
+        while frontier and listed < MAX_FOLDERS:
+            frontier = [folder for folder in frontier if self._is_new(folder.path)][: MAX_FOLDERS - listed]
+            listed += len(frontier)
+            levels = self._each(self._level, [folder.path for folder in frontier])
+            found = zip(frontier, levels, strict=True)
+            frontier = [inner for folder, level in found for inner in self._inside(folder, level)]
+        if frontier:
+            self._note(self._place.root, f"the search ended after {listed:,} folders; name folders further down")
+        if len(self._finds.runs) + len(self._finds.notes) == before:
+            self._note(self._place.root, "no run is below it")
+
+    def _is_new(self, path: Path) -> bool:
+        name = os.path.realpath(path) if self._place.storage.on_disk else f"{self._place.storage} {path}"
+        is_new = name not in self._seen
+        self._seen.add(name)
+        return is_new
+
+    def _level(self, path: Path) -> Level | OSError:
+        try:
+            return self._place.storage.level(path)
+        except OSError as error:
+            return error
+
+    def _inside(self, folder: _Folder, level: Level | OSError) -> Iterator[_Folder]:
+        """The folders to list next; what `folder` itself is goes to the finds."""
+        if isinstance(level, OSError):
+            self._note(folder.path, "it is not there" if _is_gone(level) else level.strerror or type(level).__name__)
+            return
+        self._finds.readable = True
+        if is_run(level):
+            self._finds.runs.append(self._found(folder, level))
+            return
+        for name in level.unreadable:
+            self._note(folder.path / name, "a broken link, or no permission to follow it")
+        if folder.role == "night" and ("run" in level.folders or "verdict.json" in level.files):
+            self._finds.nights.append(self._found(folder, level))
+            yield from (_Folder(folder.path / name, folder.history, "run") for name in level.folders if name == "run")
+            return
+        for name in level.folders:
+            inner = folder.path / name
+            if folder.role == "nights":
+                yield _Folder(inner, folder.history, "night")
+            elif not name.startswith("."):
+                yield _Folder(inner, folder.path, "nights") if name == "nights" else _Folder(inner)
+
+    def _found(self, folder: _Folder, level: Level) -> FoundFolder:
+        below = folder.path.relative_to(self._place.root)
+        title = shown(str(below)) if below.parts else shown(folder.path.name or str(folder.path))
+        night = {"night": folder.path.name, "run": folder.path.parent.name}.get(folder.role, "")
+        history = folder.history if night else None
+        return FoundFolder(folder.path, self._place.storage, level, title, self._place, history, night)
+
+    def _note(self, path: Path, reason: str) -> None:
+        self._finds.notes.append(f"{shown(str(path))}: {reason}")
+
+
+def is_run(level: Level) -> bool:
+    return RUN_ID in level.files or ("config.json" in level.files and bool(PARTS_OF_A_RUN.intersection(level.folders)))
+
+
+def shown(text: str) -> str:
+    """A path or URL for people; bytes of a name that are no UTF-8 become escapes."""
+    return with_urls(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _is_gone(error: OSError) -> bool:
+    return error.errno in (errno.ENOENT, errno.ENOTDIR)
+
+
+def _with_unique_titles(runs: Sequence[FoundFolder]) -> list[FoundFolder]:
+    """The runs in the order of their titles; those that share one get their place's name before it, or their path."""
+    counts = Counter(run.title for run in runs)
+    longer = [
+        replace(run, title=f"{shown(run.place.root.name)}/{run.title}") if counts[run.title] > 1 else run
+        for run in runs
+    ]
+    counts = Counter(run.title for run in longer)
+    unique = [replace(run, title=run.directory) if counts[run.title] > 1 else run for run in longer]
+    return sorted(unique, key=lambda run: run.title)

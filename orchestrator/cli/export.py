@@ -1,0 +1,86 @@
+"""The command `export`: images, data sets and tables of a run for other tools."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from taugrid.errors import Exit
+from taugrid.orchestrator.cli.options import Command, json_option, print_value
+from taugrid.words import counted, listed
+
+FORMATS = ("png", "npz", "hf", "model-card", "latex")
+
+NAMED = 4
+"""Cells that were left out which a message names."""
+
+
+@click.command(cls=Command)
+@click.argument("directory", metavar="DIR")
+@click.argument("cell", required=False)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="png", show_default=True, help="See above.")
+@click.option("--to", "target", required=True, metavar="PATH", help="A new folder or file.")
+@click.option("--by-label", is_flag=True, help="png: a folder for each label, as ImageFolder reads them.")
+@click.option("--reference", is_flag=True, help="What the run is scored against, in place of a cell.")
+@json_option
+def export(
+    directory: str, cell: str | None, form: str, target: str, by_label: bool, reference: bool, as_json: bool
+) -> None:
+    """Write images and results of a run in the form that other tools read.
+
+    CELL is settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the
+    first characters are enough if they fit no other. Without CELL, all cells that have all their images are exported;
+    the exit code is 4 if others are left out.
+
+    \b
+    png         images named by index; without CELL in a folder for each cell
+    npz         arr_0 and, with labels, arr_1, as ADM's evaluator reads them
+    hf          a data set for the Hugging Face Hub, with a split for each cell
+    model-card  the results in the form of the Hub's model-index, as Markdown
+    latex       tables for a document with booktabs and siunitx
+
+    The same command again writes what is missing. SHA256SUMS in the folder says that an export is complete.
+
+    With --reference, write the images that the run is scored against or, if PATH ends in .npz, the mean and covariance
+    of their features (mu and sigma, as pytorch-fid names them).
+
+    Examples:
+        taugrid export runs/mine eta=0,steps=10 --to images  # the images of a cell as PNG files
+        taugrid export runs/mine --format npz --to samples  # an .npz for each cell
+        taugrid export runs/mine --format hf --to dataset  # a folder for the Hub
+        taugrid export runs/mine --format latex --to table.tex  # the tables for a paper
+        taugrid export runs/mine --reference --to reference.npz  # mu and sigma
+    """
+    from taugrid.orchestrator.exports.export import TEXTS, Request, export_images, export_text
+    from taugrid.orchestrator.opened import open_existing
+    from taugrid.orchestrator.progress import Progress
+
+    if reference and (cell is not None or form != "png" or by_label or as_json):
+        raise click.UsageError("--reference takes DIR and --to alone")
+    if by_label and form != "png":
+        raise click.UsageError(f"--by-label makes folders of PNG files, and --format {form} has none; leave one out")
+    if reference:
+        from taugrid.orchestrator.exports.reference import export_reference
+
+        click.echo(f"{export_reference(open_existing(directory), Path(target))} in {target}")
+        return
+    run, request = open_existing(directory, dry=True), Request(form, Path(target), cell, by_label)
+    if form in TEXTS:
+        export_text(run, request)
+        print_value({"format": form, "to": target}, as_json, lambda _: f"{form} in {target}")
+        return
+    with Progress() as progress:
+        cells, left_out = export_images(run, request, progress)
+    document: dict[str, Any] = {
+        "format": form,
+        "to": target,
+        "cells": [{"cell": each.id, "label": each.label, "images": each.settings.num_samples} for each in cells],
+        "left_out": left_out,
+    }
+    count = counted(sum(each.settings.num_samples for each in cells), "image")
+    of = cells[0].label if cell is not None else counted(len(cells), "cell")
+    print_value(document, as_json, lambda _: f"{count} of {of} in {target}")
+    if left_out:
+        click.echo(f"taugrid: left out: {listed(left_out, NAMED, 'cell', '; ')}", err=True)
+        sys.exit(Exit.INCOMPLETE)

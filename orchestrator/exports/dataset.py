@@ -1,0 +1,123 @@
+"""A data set for the Hub and the library `datasets`: the run's Parquet files and a card, with a split for each cell."""
+
+import json
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from taugrid.orchestrator.exports.images import Tick
+from taugrid.orchestrator.exports.results import Results, fenced, front_matter, markdown, results, scores_table
+from taugrid.orchestrator.exports.target import Target
+from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.run import Run
+from taugrid.storage import Storage
+from taugrid.words import counted, markdown_table
+
+
+def put_dataset(target: Target, run: Run, cells: Sequence[Cell], tick: Tick) -> None:
+    """Put the sample files of `cells` and a README.md. Splits whose files have other columns get their own config."""
+    configs: dict[str, list[Cell]] = defaultdict(list)
+    sizes: dict[str, int] = {}
+    for cell in cells:
+        for shard in cell.shards:
+            name = f"data/{split_of(cell)}/{shard.name}"
+            if not target.has(name):
+                part = run.rundir.sample_part(cell, shard)
+                target.put(name, partial(_copy, part=part, images=shard.images, storage=run.rundir.storage))
+            tick(shard.images)
+        files = sorted(target.folder.glob(f"data/{split_of(cell)}/*.parquet"))
+        sizes[cell.id] = sum(file.stat().st_size for file in files)
+        configs[json.dumps(_features(pq.read_schema(files[0])))].append(cell)
+    target.put_text("README.md", _card(run, configs, sizes))
+
+
+def split_of(cell: Cell) -> str:
+    r"""The name of a cell's split: its folder's, in the form that `datasets` demands, \w+(\.\w+)*."""
+    return re.sub(r"[^\w.]|\.(?!\w)", "_", cell.name, flags=re.ASCII)
+
+
+def _copy(path: Path, part: Path, images: int, storage: Storage) -> None:
+    """Copy a sample file. Of one with more images, from when N was larger, the first `images` are written."""
+    with storage.local_path(part) as local, pq.ParquetFile(local) as file:
+        if file.metadata.num_rows == images:
+            shutil.copyfile(local, path)
+            return
+        with pq.ParquetWriter(path, file.schema_arrow, compression="none") as writer:
+            for group in range(file.num_row_groups):
+                writer.write_table(rows := file.read_row_group(group).slice(0, images))
+                images -= len(rows)
+
+
+def _features(schema: pa.Schema) -> list[dict[str, Any]]:
+    """The columns as `dataset_info` in a card has them, from what the file says of them to `datasets`."""
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    return [{"name": name, **_type(feature)} for name, feature in features.items()]
+
+
+def _type(feature: Mapping[str, Any]) -> dict[str, Any]:
+    if feature["_type"] == "Image":
+        return {"dtype": "image"}
+    if feature["_type"] == "Sequence":
+        return {"sequence": feature["feature"]["dtype"], "length": feature["length"]}
+    return {"dtype": feature["dtype"]}
+
+
+def _protocols(found: Results, cells: Sequence[Cell]) -> dict[str, Any]:
+    """What the protocols of the cells' scores share, and the rest of each, by its split."""
+    splits = {cell.id: split_of(cell) for cell in cells}
+    used = {splits[row["cell"]]: found.protocol(row) for row in found.rows if row["cell"] in splits}
+    first = next(iter(used.values()), {})
+    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in used.values())}
+    others = {split: {key: its[key] for key in its if key not in shared} for split, its in used.items()}
+    return {**shared, "splits": others}
+
+
+def _card(run: Run, configs: Mapping[str, Sequence[Cell]], sizes: Mapping[str, int]) -> str:
+    names = {features: "default" if not n else f"columns-{n + 1}" for n, features in enumerate(configs)}
+    infos = [
+        {
+            "config_name": names[features],
+            "features": json.loads(features),
+            "splits": [
+                {"name": split_of(c), "num_bytes": sizes[c.id], "num_examples": c.settings.num_samples} for c in cells
+            ],
+            "download_size": sum(sizes[cell.id] for cell in cells),
+            "dataset_size": sum(sizes[cell.id] for cell in cells),
+        }
+        for features, cells in configs.items()
+    ]
+    files = [
+        {
+            "config_name": names[features],
+            "data_files": [{"split": split_of(cell), "path": f"data/{split_of(cell)}/*.parquet"} for cell in cells],
+        }
+        for features, cells in configs.items()
+    ]
+    every = [cell for cells in configs.values() for cell in cells]
+    found = results(run)
+    heads, texts = scores_table(found, every)
+    rows = [
+        [f"`{split_of(cell)}`", markdown(cell.label), f"{cell.settings.num_samples:,}", *scores]
+        for cell, scores in zip(every, texts, strict=True)
+    ]
+    protocols = [] if found is None else ["## Protocol", found.table.about, fenced(_protocols(found, every))]
+    lines = [
+        front_matter({"pretty_name": run.config.name, "tags": ["taugrid"], "dataset_info": infos, "configs": files}),
+        f"# {run.config.name}",
+        f"Samples of {counted(len(every), 'cell')} of a [taugrid](https://pypi.org/project/taugrid) run, with a split "
+        "for each. The column `index` numbers the images: with the same seed, the same number has the same noise in "
+        "every split.",
+        markdown_table(["split", "settings", "images", *heads], "llr" + "r" * len(heads), rows),
+        *protocols,
+        "## Config",
+        fenced(run.config.model_dump(mode="json", exclude_defaults=True)),
+        "No licence is set: choose one, and add it as `license:` above.",
+    ]
+    return "\n\n".join(lines) + "\n"

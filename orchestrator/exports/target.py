@@ -1,0 +1,136 @@
+"""The folder that an export fills: files appear whole, a killed export goes on, and SHA256SUMS lists all at the end."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from taugrid.errors import FULL, UserError, naming
+from taugrid.hashing import canonical_json, file_sha256
+
+SUMS = "SHA256SUMS"
+"""What `sha256sum -c` reads. It ignores the first line, a comment, which says whose export this is."""
+UNFINISHED = ".SHA256SUMS.unfinished"
+"""The same, of the files that are there already; gone once the export is complete."""
+TEMPORARY = ".taugrid-export.tmp"
+"""The file that is being written: one at a time, so that a kill leaves one, which the next session replaces."""
+HEAD = "# taugrid export "
+LINE = re.compile(r"^([0-9a-f]{64})  (.+)\n", re.MULTILINE)
+
+Write = Callable[[Path], object]
+
+
+class Target:
+    """A folder for one export, which may take several sessions.
+
+    Nothing is synced to the disk: a file that a power loss has cut does not have its SHA-256, and is written again.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """`about` is what is exported: `images` has the number of images of each cell, by its id.
+
+        Raises:
+            UserError: if the folder holds anything but an export of the same, or of some of its cells.
+        """
+        self.folder = folder
+        self._about = about
+        self._known = self._earlier()
+        self._done: dict[str, str] = {}
+        self._journal: IO[str] | None = None
+
+    def _earlier(self) -> dict[str, str]:
+        """Name -> SHA-256 of the files that earlier sessions of the same export finished."""
+        texts = [_text(self.folder / name) for name in (SUMS, UNFINISHED)]
+        heads = [text.partition("\n")[0] for text in texts if text.startswith(HEAD)]
+        if not heads:
+            require_new_folder(self.folder)
+        if not all(_is_part(json.loads(head.removeprefix(HEAD)), self._about) for head in heads):
+            raise UserError(f"--to {self.folder} holds an export of other cells, images or form; give a new folder")
+        return {name: digest for text in texts for digest, name in LINE.findall(text)}
+
+    @contextmanager
+    def session(self) -> Iterator["Target"]:
+        """Files are put within the block. At its end the export is complete, and SHA256SUMS says so."""
+        make_folder(self.folder)
+        self._write(UNFINISHED, self._known)
+        with naming(self.folder / UNFINISHED), (self.folder / UNFINISHED).open("a", buffering=1) as journal:
+            (self.folder / SUMS).unlink(missing_ok=True)
+            self._journal = journal
+            yield self
+        self._write(SUMS, self._done)
+        (self.folder / UNFINISHED).unlink()
+
+    def _write(self, name: str, sums: Mapping[str, str]) -> None:
+        lines = [f"{digest}  {file}\n" for file, digest in sorted(sums.items())]
+        with whole(self.folder / name, self.folder / TEMPORARY) as temporary:
+            temporary.write_text("".join([f"{HEAD}{canonical_json(self._about)}\n", *lines]), encoding="utf-8")
+
+    def has(self, name: str) -> bool:
+        """Whether an earlier session has finished a file that is still there, unchanged."""
+        digest = self._known.get(name)
+        if digest is not None and (self.folder / name).is_file() and file_sha256(self.folder / name) == digest:
+            self._done[name] = digest
+        return name in self._done
+
+    def put(self, name: str, write: Write) -> None:
+        """Have `write` make a file at the path that it is given; then give it its name, in place of any other."""
+        path = self.folder / name
+        make_folder(path.parent)
+        with whole(path, self.folder / TEMPORARY) as temporary:
+            write(temporary)
+            self._done[name] = digest = file_sha256(temporary)
+        assert self._journal is not None, "within a session"
+        self._journal.write(f"{digest}  {name}\n")
+
+    def put_text(self, name: str, text: str) -> None:
+        """The same for a short file, which is written again if its text is another now."""
+        path = self.folder / name
+        if not self.has(name) or path.read_bytes() != text.encode():
+            self.put(name, lambda temporary: temporary.write_bytes(text.encode()))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return ""
+
+
+def _is_part(earlier: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+    """Whether an export is of the same, of all its cells or some of them."""
+    return {**earlier, "images": about["images"] | earlier["images"]} == about
+
+
+@contextmanager
+def whole(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """A path to write to, whose file gets the name `path` at the end, or vanishes on an error."""
+    temporary = temporary or path.with_name(f".{path.name}{TEMPORARY}")
+    try:
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_new_folder(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
+
+
+def make_new_folder(folder: Path) -> None:
+    """Make a folder for an export; `UserError` unless it is new or empty."""
+    require_new_folder(folder)
+    make_folder(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; `UserError` if it can't be, except for want of space."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise UserError(f"can't write to {folder}: {error.strerror}") from None
