@@ -33,6 +33,7 @@ PRINTED = {
     "config show": ["config", "show", "digits", "--json"],
     "config schema": ["config", "schema"],
     "report": ["report", "{run}", "--json"],
+    "board": ["board", "{run}", "--json"],
 }
 
 

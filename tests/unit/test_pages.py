@@ -21,6 +21,7 @@ TESTED_ELSEWHERE = {
     "docs/custom-sampler.md": "test_doors.py",
     "docs/exports.md": "test_exports.py",
     "docs/python.md": "test_view.py",
+    "docs/board.md": "test_board_served.py",
     "docs/storage.md": "test_readers.py",
     "docs/nightly.md": "test_nightly_page.py",
     "docs/nightly-history.md": "test_nightly_page.py",
