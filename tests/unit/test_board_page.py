@@ -74,7 +74,7 @@ def count(tab):
 
 def column(tab, name):
     """The visible texts of a column."""
-    place = tab.run(f"shownColumns().findIndex(({{ name }}) => name === {json.dumps(name)}) + 1")
+    place = tab.run(f"table.columns.findIndex(({{ name }}) => name === {json.dumps(name)}) + 1")
     return texts(tab, f"#rows tr[data-row] > :nth-child({place})")
 
 
@@ -149,9 +149,6 @@ def test_rows_of_other_protocols_are_grey_with_the_field_that_differs(opened):
     tick(tab, 45)
     assert tab.run("document.querySelectorAll('#rows tr.other[data-row]').length") == 40
     assert texts(tab, "#rows tr.heading")[0] == "Not comparable: N: 1,000, here 5,00040 cells"
-    tab.click("#flat")
-    assert tab.run("table.items.length") == 60
-    assert column(tab, "differs")[0] == "N: 1,000, here 5,000"
     unknown = board(2)
     unknown["groups"][20:], unknown["protocols"] = ["unknown"] * 20, {}
     assert "Not comparable: protocol not recorded" in texts(opened(unknown), "#rows tr.heading")[1]
@@ -401,7 +398,7 @@ def test_it_fits_400_pixels(opened, scheme):
     document["runs"][0] |= {"title": "a-title-without-a-place-to-break-" * 5, "state": "running", "note": "x" * 200}
     tab = opened(document, picks(B), width=400, height=800, scheme=scheme)
     tick(tab, 25)
-    assert tab.run("document.documentElement.scrollWidth") <= 400
+    assert tab.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
     tab.click("#columns summary")
     settled(tab)
     right = tab.run("document.querySelector('#columns .choices').getBoundingClientRect().right")
