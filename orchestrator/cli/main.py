@@ -54,7 +54,7 @@ for command in (
     *(start.init, run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
     *(run.reconstruct, run.interpolate, compare.compare, board.board, export.export, look.verify),
     *(nightly.baseline, nightly.nightly, jobs.submit, jobs.jobs, jobs.logs, jobs.stop, look.config),
-    *(start.selfcheck, habits.clean, start.completion),
+    *(start.selfcheck, habits.doctor, habits.clean, start.completion),
 ):
     cli.add_command(command)
 
