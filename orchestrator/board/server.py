@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 from base64 import b64encode
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
@@ -30,7 +30,7 @@ from starlette.routing import Route
 
 from taugrid.errors import UserError
 from taugrid.eval.pages.board import board_html
-from taugrid.orchestrator.board.document import BoardDocument, BoardRow, as_json, document_of
+from taugrid.orchestrator.board.document import BoardDocument, as_json, document_of
 from taugrid.orchestrator.board.index import Board, Index
 from taugrid.orchestrator.board.strips import strip
 
@@ -40,8 +40,8 @@ LOOK_SECONDS = 5.0
 LOOK_SHARE = 10.0
 """A look that took long is not repeated before this many times its duration: a bucket is paid by the request."""
 
-STRIP_BYTES = 2**26
-"""The memory for strips of images."""
+KEPT_STRIPS = 64
+"""The number of strips of images in memory: usually some kB each, and 12 MB at 512 x 512 pixels."""
 
 KEPT_DOCUMENTS = 8
 """The number of documents whose rows a page may still name."""
@@ -66,115 +66,89 @@ REPORT_POLICY = (
 class Served:
     """What is served now. Requests come from several threads."""
 
-    def __init__(self, index: Index) -> None:
-        self._index, self._looking, self._lock = index, threading.Lock(), threading.Lock()
-        self._next = 0.0
-        self._newest: BoardDocument | None = None
-        self._documents: OrderedDict[str, BoardDocument] = OrderedDict()
-        self._strips: OrderedDict[tuple[str, str, str], bytes] = OrderedDict()
-        self._page: tuple[str, str] = ("", "")
+    def __init__(self, index: Index, board: Board) -> None:
+        self._index, self._looking, self._next = index, threading.Lock(), 0.0
+        self._documents: dict[str, BoardDocument] = {}
+        self._newest = self._took(board, time.monotonic())
+        self._strip_of = lru_cache(KEPT_STRIPS)(self._strip)
 
-    def current(self, board: Board | None = None) -> BoardDocument:
-        """The newest document. If another thread is looking at the files, the one before."""
-        newest = self._newest
-        if (newest is None or time.monotonic() >= self._next) and self._looking.acquire(newest is None):
+    def current(self) -> BoardDocument:
+        """The newest document. While another thread is looking at the files, the one before."""
+        if time.monotonic() >= self._next and self._looking.acquire(blocking=False):
             try:
-                began = time.monotonic()
-                newest = document_of(board or self._index.look(), self._index.places)
-                ended = time.monotonic()
-                self._next = ended + max(LOOK_SECONDS, LOOK_SHARE * (ended - began))
-                self._newest = newest = self._documents.setdefault(newest.etag, newest)
-                self._documents.move_to_end(newest.etag)
-                if len(self._documents) > KEPT_DOCUMENTS:
-                    self._documents.popitem(last=False)
+                self._newest = self._took(self._index.look, time.monotonic())
             finally:
                 self._looking.release()
-        assert newest is not None
-        return newest
+        return self._newest
 
-    def of_version(self, etag: str) -> BoardDocument | None:
-        return self._documents.get(etag)
+    def _took(self, board: Board | Callable[[], Board], began: float) -> BoardDocument:
+        document = document_of(board if isinstance(board, Board) else board(), self._index.places)
+        document = self._documents.pop(document.etag, document)
+        self._documents[document.etag] = document
+        for etag in list(self._documents)[:-KEPT_DOCUMENTS]:
+            del self._documents[etag]
+        ended = time.monotonic()
+        self._next = ended + max(LOOK_SECONDS, LOOK_SHARE * (ended - began))
+        return document
 
-    def page(self) -> str:
-        document = self.current()
-        if self._page[0] != document.etag:
-            self._page = document.etag, board_html(document.value, live=True)
-        return self._page[1]
+    def page(self, request: Request) -> Response:
+        html = board_html(self.current().value, live=True)
+        return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy_of(html)})
 
-    def strip(self, row: BoardRow) -> bytes:
-        version = row.run.entry["versions"].get("tables/quality.json", "")
-        key = row.run.key, str(row.values["cell"]), version
-        with self._lock:
-            if key in self._strips:
-                self._strips.move_to_end(key)
-                return self._strips[key]
-        made = strip(row)
-        with self._lock:
-            self._strips[key] = made
-            while sum(map(len, self._strips.values())) > STRIP_BYTES and len(self._strips) > 1:
-                self._strips.popitem(last=False)
-        return made
+    def document(self, request: Request) -> Response:
+        found = self.current()
+        headers = {"ETag": f'"{found.etag}"', "Cache-Control": "no-cache"}
+        if _etag(request.headers.get("if-none-match")) == found.etag:
+            return Response(status_code=304, headers=headers)
+        return Response(found.text, media_type="application/json", headers=headers)
+
+    def image(self, request: Request) -> Response:
+        run, cell = request.path_params["run"], request.path_params["cell"]
+        row = self.current().by_cell.get((run, cell))
+        if row is None:
+            raise UserError("there is no such cell")
+        picture = self._strip_of(run, cell, row.run.entry["versions"].get("tables/quality.json"))
+        return Response(picture, media_type="image/png", headers={"Cache-Control": "private, max-age=300"})
+
+    def _strip(self, run: str, cell: str, version: str | None) -> bytes:
+        row = self._newest.by_cell.get((run, cell))
+        if row is None:
+            raise UserError("there is no such cell any more")
+        return strip(row)
+
+    def pair(self, request: Request) -> Response:
+        from taugrid.orchestrator.board.pairs import paired  # the first pair loads what compares
+
+        query = request.query_params
+        found = self._documents.get(_etag(query.get("version", self.current().etag)))
+        if found is None:
+            raise UserError("the board has changed since; load it again")
+        given = [query.get(name, "") for name in ("a", "b")]
+        if not all(re.fullmatch(r"[0-9]{1,9}", at) and int(at) < len(found.rows) for at in given):
+            raise UserError("a and b are numbers of rows")
+        differences = paired(*(found.rows[int(at)] for at in given))
+        return Response(as_json(differences), media_type="application/json")
+
+    def report(self, request: Request) -> Response:
+        run = next((run for run in self.current().runs if run.key == request.path_params["run"]), None)
+        if run is None or not run.entry["report"]:
+            raise UserError("there is no such report")
+        html = run.found.storage.read(run.found.root / "report.html")
+        return Response(html, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
 
 
 def application(index: Index, board: Board, host: str, token: str | None) -> Starlette:
     """The board as an ASGI application."""
-    served = Served(index)
-    served.current(board)
-
-    def page(request: Request) -> Response:
-        html = served.page()
-        return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy_of(html)})
-
-    def document(request: Request) -> Response:
-        found = served.current()
-        headers = {"ETag": f'"{found.etag}"', "Cache-Control": "no-cache"}
-        if request.headers.get("if-none-match") == headers["ETag"]:
-            return Response(status_code=304, headers=headers)
-        return Response(found.text, media_type="application/json", headers=headers)
-
-    def image(request: Request) -> Response:
-        run, cell = request.path_params["run"], request.path_params["cell"]
-        row = served.current().by_cell.get((run, cell))
-        if row is None:
-            raise UserError("there is no such cell")
-        headers = {"Cache-Control": "private, max-age=300"}
-        return Response(served.strip(row), media_type="image/png", headers=headers)
-
-    def pair(request: Request) -> Response:
-        from taugrid.orchestrator.board.pairs import paired  # the first pair loads what compares
-
-        query = request.query_params
-        found = served.of_version(query.get("version", served.current().etag))
-        if found is None:
-            raise UserError("the board has changed since; load it again")
-        rows: list[BoardRow] = []
-        for name in ("a", "b"):
-            at = query.get(name, "")
-            if not re.fullmatch(r"[0-9]{1,9}", at) or int(at) >= len(found.rows):
-                raise UserError(f"{name} is not a row")
-            rows.append(found.rows[int(at)])
-        return Response(as_json(paired(*rows)), media_type="application/json")
-
-    def report(request: Request) -> Response:
-        return Response(_report(served, request), media_type="text/html",
-                        headers={"Content-Security-Policy": REPORT_POLICY})  # fmt: skip
-
-    routes = [
-        Route("/", _answering(page)),
-        Route("/board.json", _answering(document)),
-        Route("/images/{run}/{cell}.png", _answering(image)),
-        Route("/pair.json", _answering(pair)),
-        Route("/runs/{run}/report.html", _answering(report)),
-    ]
-    guard = Guard(is_loopback(host), token)
-    return Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard.answer)])
-
-
-def _report(served: Served, request: Request) -> bytes:
-    run = next((run for run in served.current().runs if run.key == request.path_params["run"]), None)
-    if run is None or not run.entry["report"]:
-        raise UserError("there is no such report")
-    return run.found.storage.read(run.found.root / "report.html")
+    served = Served(index, board)
+    routes = {
+        "/": served.page,
+        "/board.json": served.document,
+        "/images/{run}/{cell}.png": served.image,
+        "/pair.json": served.pair,
+        "/runs/{run}/report.html": served.report,
+    }
+    guard = Middleware(BaseHTTPMiddleware, dispatch=Guard(is_loopback(host), token).answer)
+    return Starlette(routes=[Route(path, _answering(method)) for path, method in routes.items()], middleware=[guard])
 
 
 def _answering(endpoint: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
@@ -183,12 +157,14 @@ def _answering(endpoint: Callable[[Request], Response]) -> Callable[[Request], A
     async def answer(request: Request) -> Response:
         try:
             return await run_in_threadpool(endpoint, request)
-        except UserError as error:
-            return PlainTextResponse(str(error), 404)
-        except OSError as error:
-            return PlainTextResponse(f"it can't be read: {error.strerror}", 404)
+        except (UserError, OSError) as error:
+            return PlainTextResponse(str(error) if isinstance(error, UserError) else "it can't be read", 404)
 
     return answer
+
+
+def _etag(text: str | None) -> str:
+    return (text or "").removeprefix("W/").strip('"')
 
 
 def policy_of(html: str) -> str:

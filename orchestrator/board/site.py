@@ -3,17 +3,14 @@
 A folder is complete or not there: it is made beside its place, and renamed.
 """
 
-import errno
 import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from taugrid.errors import UserError
 from taugrid.eval.pages.board import board_html
 from taugrid.orchestrator.board.document import BoardDocument, BoardRow
-from taugrid.orchestrator.board.files import RecordedFiles
 from taugrid.orchestrator.board.find import THREADS
 from taugrid.orchestrator.board.index import RunOnBoard
 from taugrid.orchestrator.board.strips import strip
@@ -27,13 +24,6 @@ MAX_REPORT_BYTES = 5 * 2**20
 
 _PLAIN = re.compile(r"[0-9A-Za-z]{1,64}")
 """Ids of cells that may be names of files."""
-
-
-class Site(NamedTuple):
-    folder: Path
-    images: int
-    without: int
-    """The number of cells whose images could not be read."""
 
 
 def check_target(text: str) -> Path:
@@ -52,11 +42,11 @@ def check_target(text: str) -> Path:
     return folder
 
 
-def write_site(document: BoardDocument, folder: Path) -> Site:
+def write_site(document: BoardDocument, folder: Path) -> int:
     """Write the page, the strips of images and the reports, in the place of an earlier board.
 
-    Raises:
-        UserError: if the folder can't be written.
+    Returns:
+        The number of cells whose images could not be read.
     """
     new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
     old = new.with_suffix(".old")
@@ -72,15 +62,10 @@ def write_site(document: BoardDocument, folder: Path) -> Site:
         if LOCAL.exists(folder):
             rename(folder, old)
         commit_folder(new, folder)
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            raise UserError(f"--to {folder} was written by another command meanwhile; try again") from None
-        raise
     finally:
         LOCAL.delete_folder(new)
         LOCAL.delete_folder(old)
-    wanted = sum(row.of("folders") is not None for row in document.rows)
-    return Site(folder, sum(images), wanted - sum(images))
+    return sum(row.of("folders") is not None for row in document.rows) - sum(images)
 
 
 def _write_strip(row: BoardRow, site: Path) -> bool:
@@ -97,12 +82,11 @@ def _write_strip(row: BoardRow, site: Path) -> bool:
 
 def _write_report(run: RunOnBoard, site: Path) -> str | None:
     """The report's place in the site; None if it has none, or one that is too large."""
-    stat = RecordedFiles(run.found).stats.get("report.html")
-    if stat is None or stat.size > MAX_REPORT_BYTES:
-        return None
     try:
         report = run.found.storage.read(run.found.root / "report.html")
     except OSError:
+        return None
+    if len(report) > MAX_REPORT_BYTES:
         return None
     _write(site / "runs" / run.key / "report.html", report)
     return f"runs/{run.key}/report.html"

@@ -45,9 +45,9 @@ def board(places: tuple[str, ...], port: int | None, host: str, target: str | No
 
         folder = check_target(target)
         found = index.look_or_refuse()
-        site = write_site(document_of(found, index.places), folder)
+        unread = write_site(document_of(found, index.places), folder)
         _say(found.notes)
-        lacking = f"; the images of {counted(site.without, 'cell')} could not be read" if site.without else ""
+        lacking = f"; the images of {counted(unread, 'cell')} could not be read" if unread else ""
         click.echo(f"{counted(len(found.runs), 'run')} in {folder / 'index.html'}{lacking}")
     else:
         _serve(index, host, port)

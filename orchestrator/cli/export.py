@@ -8,7 +8,6 @@ import click
 
 from taugrid.errors import Exit
 from taugrid.orchestrator.cli.options import Command, json_option, print_value
-from taugrid.storage import is_url
 from taugrid.words import counted, listed
 
 FORMATS = ("png", "npz", "hf", "model-card", "latex")
@@ -54,6 +53,7 @@ def export(
     from taugrid.orchestrator.exports.export import TEXTS, Request, export_images, export_text
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
+    from taugrid.storage import is_url
 
     if reference and (cell is not None or form != "png" or by_label or as_json):
         raise click.UsageError("--reference takes DIR and --to alone")

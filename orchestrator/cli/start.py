@@ -1,4 +1,4 @@
-"""Commands for the first minutes: `init` writes a config, `selfcheck` checks that numbers here are right."""
+"""Commands for the first minutes: `init` writes a config, `completion` a shell's script; `selfcheck` checks numbers."""
 
 import json
 from pathlib import Path
@@ -55,6 +55,22 @@ def init(checkpoint: str | None, data: str | None, unet: bool, name: str | None,
     except OSError as error:
         raise UserError(f"--to {target}: {error.strerror}") from None
     click.echo(f"{target} is written; next: taugrid plan {target}", err=True)
+
+
+@click.command(cls=Command)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the script with which a shell completes commands, options, configs, cells, keys and values.
+
+    Examples:
+        taugrid completion bash > ~/.local/share/bash-completion/completions/taugrid  # bash
+        taugrid completion zsh > ~/.zfunc/_taugrid  # zsh, where fpath has ~/.zfunc
+        taugrid completion fish > ~/.config/fish/completions/taugrid.fish  # fish
+    """
+    from taugrid.orchestrator.cli.text.completion import source
+
+    click.echo(source(ctx.find_root().command, shell))
 
 
 @click.command(cls=Command)

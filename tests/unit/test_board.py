@@ -176,6 +176,7 @@ def test_titles_are_unique_and_can_be_encoded(runs, tmp_path):
     shutil.copytree(RUN, os.fsdecode(os.fsencode(runs) + b"/\xff"))
     change(runs / "old" / "seed-1" / "config.json", name="\ud800</script>")
     board = look(runs, other, runs / "old")
+    assert board.notes == []
     assert list(by_title(board)) == ["\\udcff", "a<script>&\"'", "other/old/seed-1", "runs/old/seed-1"]
     json.dumps(document_of(board, []).value, ensure_ascii=False).encode()
 

@@ -40,6 +40,7 @@ NOT_OURS = {
     "cp",
     "sbatch",
     "pip",
+    ".venv/bin/pip",
     "docker",
     "kubectl",
     "select",

@@ -5,12 +5,12 @@
 
 const MOST_PICKED = 9;
 const MISSING = "–";
-const OPTIONS = ["text", "metric", "x", "against", "index", "curves", "log", "flat"];
+const OPTIONS = ["text", "metric", "x", "against", "index", "curves", "log"];
+const TOLD_OTHERWISE = ["model", "sigma"]; // by the run or the grid's key, and by eta: shown if they are chosen
 const SVG = "http://www.w3.org/2000/svg";
 
 const emptyOptions = () => Object.fromEntries(OPTIONS.map((name) => [name, ""]));
 const emptyView = () => ({ ...emptyOptions(), where: new Map(), sort: [], columns: null, picked: [] });
-
 const view = emptyView();
 let board = null;
 
@@ -21,7 +21,7 @@ const drawn = (name, attributes, ...children) => filled(document.createElementNS
 function filled(made, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (typeof value === "function") made.addEventListener(name, value);
-    else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+    else if (![null, undefined, false].includes(value)) made.setAttribute(name, value === true ? "" : value);
   }
   made.append(...children.filter((child) => child !== null));
   return made;
@@ -41,6 +41,7 @@ function decimals(number, digits) {
 }
 
 const fixed = (value, places) => value.toFixed(places).replace(/^-(0(\.0*)?)$/, "$1");
+
 function entry(value, error = null) {
   if (typeof value !== "number") return String(value ?? "") || MISSING;
   const size = Math.abs(value) < 5e-7 ? 0 : value;
@@ -77,7 +78,8 @@ function indexed(source) {
     const cell = String(values[place.get("cell")] ?? label);
     const text = `${run.title} ${label} ${cell}`.toLowerCase();
     const protocol = source.protocols[values[place.get("protocol")]];
-    return { number, values, run, cell, label, id: wellFormed(`${run.title}/${cell}`), text, group: source.groups[number], protocol };
+    const [id, group] = [wellFormed(`${run.title}/${cell}`), source.groups[number]];
+    return { number, values, run, cell, label, id, text, group, protocol };
   });
   const columns = [...columnsOf(source, place)];
   for (const column of columns) column.isText = !rows.some((row) => typeof column.value(row) === "number");
@@ -95,7 +97,8 @@ function* columnsOf(source, place) {
   const ofRun = (name, heading, value, shown = null) => ({ name, heading, kind: "text", value, shown });
   yield ofRun("run", "Run", (row) => row.run.title);
   yield ofRun("label", "Cell", (row) => row.label);
-  for (const given of source.columns.filter(({ kind }) => kind !== "error")) {
+  const kinds = ["setting", "metric", "number", "text"];
+  for (const given of kinds.flatMap((each) => source.columns.filter(({ kind }) => kind === each))) {
     const [at, error] = [place.get(given.name), place.get(given.error)];
     yield { ...given, value: (row) => row.values[at], errorOf: (row) => row.values[error] ?? null };
   }
@@ -113,10 +116,9 @@ function shownIn(column, row) {
   return column.kind === "setting" ? entry(typeof value === "number" ? String(value) : value) : entry(value);
 }
 
-const keyOf = (column, row) => wellFormed(String(column.value(row) ?? ""));
 // Half a character, from a file's name that is no UTF-8, can't stand in an address.
 const wellFormed = (text) => text.replace(/[\ud800-\udfff]/gu, "\ufffd");
-
+const keyOf = (column, row) => wellFormed(String(column.value(row) ?? ""));
 // Value as text -> the rows that have it.
 const rowsByValue = (column) => (column.byValue ??= groupedBy(board.rows, (row) => keyOf(column, row)));
 const chosenMetric = () => board.metrics.find((metric) => metric.name === view.metric) ?? board.metrics[0] ?? null;
@@ -132,7 +134,8 @@ function differingFields(reference, group) {
 }
 
 const fieldName = (name) => (name === "num_samples" ? "N" : name);
-const inShort = (fields) => fields.slice(0, 3).join("; ") + (fields.length > 3 ? `; and ${fields.length - 3} more` : "");
+const inShort = (fields, few = 3) =>
+  fields.slice(0, few).join("; ") + (fields.length > few ? `; and ${fields.length - few} more` : "");
 
 function fieldValue(value) {
   const text = String(value ?? "not set");

@@ -37,7 +37,7 @@ function drawPanel() {
     byId("panel-hint").hidden = picks.length > 1;
     fillSelect("metric", board.metrics.map(({ name, heading }) => [name, heading]), chosenMetric()?.name);
     fillSelect("x", axes().map(({ name, heading }) => [name, heading]), chosenAxis()?.name);
-    fillSelect("against", picks.map((row, i) => [row.id, `${i + 1} · ${row.run.title} ${row.label}`]), base(picks).id);
+    fillSelect("against", picks.map(({ id, run, label }, i) => [id, `${i + 1} · ${run.title} ${label}`]), base(picks).id);
     byId("log").checked = view.log === "1";
     for (const drawPart of [drawPicked, drawChart, drawImages, drawTrends]) drawPart(picks);
   }
@@ -64,7 +64,7 @@ function drawPicked(picks) {
   const lines = picks.map((row, i) => {
     const name = [element("bdi", {}, row.run.title || MISSING), element("small", {}, row.label)];
     const away = element("button", { type: "button", "aria-label": `Unpick ${i + 1}`, click: () => unpick(row) }, "×");
-    return element("tr", {}, element("td", {}, mark(i)), element("td", { class: "name" }, ...name),
+    return element("tr", {}, element("td", {}, mark(i)), element("td", {}, ...name),
       element("td", {}, metric ? shownIn(metric, row) : MISSING),
       ...(isSeveral ? [differenceCell(from, row, metric)] : []), element("td", {}, away));
   });
@@ -79,19 +79,21 @@ function unpick(row) {
 
 function differenceCell(from, to, metric) {
   if (from === to || !metric) return element("td", {}, MISSING);
-  const { value, error, how } = difference(from, to, metric);
-  if (value === null) return element("td", { class: "why" }, how);
+  const { value, error, how, why } = difference(from, to, metric);
+  if (value === null) return element("td", { class: "why", title: why?.join("\n") }, how);
   const isBetter = (value < 0) === (metric.better === "lower");
   const z = error > 0 ? value / error : NaN;
   const verdict = Math.abs(z) < CLEAR ? ", ≈" : metric.better && z ? `, ${isBetter ? "better" : "worse"}` : "";
   const words = how + (Number.isNaN(z) ? "" : `, z = ${z.toFixed(1)}`) + verdict;
-  return element("td", {}, (value > 0 ? "+" : "") + entry(value, error), element("small", {}, words));
+  const figure = element("span", { class: "figure" }, (value > 0 ? "+" : "") + entry(value, error));
+  return element("td", {}, figure, element("small", {}, words));
 }
 
 // Between cells of the same noise from their influences; otherwise as between independent cells, and it says so.
 function difference(from, to, metric) {
-  const none = (how) => ({ value: null, how });
-  if (from.group !== to.group) return none(`not comparable: ${inShort(differingFields(from.group, to.group))}`);
+  const none = (how, why = null) => ({ value: null, how, why });
+  const why = from.group === to.group ? null : differingFields(from.group, to.group);
+  if (why) return none(`not comparable: ${inShort(why, 1)}`, why);
   const [a, b] = [metric.value(from), metric.value(to)];
   if (typeof a !== "number" || typeof b !== "number") return none("not scored");
   const paired = pairedDifference(from, to, metric);
@@ -143,7 +145,8 @@ function linesOf(picks) {
 function drawChart(picks) {
   const [x, y] = [chosenAxis(), chosenMetric()];
   const isPoint = (row) => typeof x.value(row) === "number" && typeof y.value(row) === "number";
-  const lines = !x || !y ? [] : linesOf(picks).map((rows) => rows.filter(isPoint).map((row) => pointOf(row, x.value(row), y)));
+  const points = (rows) => rows.filter(isPoint).map((row) => pointOf(row, x.value(row), y));
+  const lines = x && y ? linesOf(picks).map(points) : [];
   const isEmpty = !lines.flat().length;
   byId("chart-part").hidden = isEmpty;
   const isMixed = new Set(picks.map((row) => row.group)).size > 1;
@@ -175,7 +178,8 @@ function plot({ lines, xLabel, yLabel, isLogX, nights = [] }) {
     ...up.ticks().map(([y]) => drawn("path", { d: `M${left},${up(y)}H${width - 10}`, class: "rule" })),
     ...up.ticks().map(([y, words]) => text(words, left - 8, up(y) + 4, "end")),
     ...thinned(ticks, across).map(([x, words]) => text(words, across(x), height - 26)),
-    text(xLabel, (left + width) / 2, height - 6), turned, ...lines.map((line, i) => lineGroup(line, i, lines.length, across, up)),
+    text(xLabel, (left + width) / 2, height - 6), turned,
+    ...lines.map((line, i) => lineGroup(line, i, lines.length, across, up)),
     ...nights.map((night, i) => verdictMark(night, across(i), height - bottom + 2)));
 }
 
@@ -203,7 +207,8 @@ function lineGroup(line, i, count, across, up) {
       drawn("path", { d: SHAPES[isPicked ? number : 0], class: "dot", transform }),
       isPicked ? drawn("text", { x: left + 8, y: top - 6, class: "number" }, String(number + 1)) : null);
   });
-  return drawn("g", { class: `pick-${Number.isFinite(first) ? first : 0}` }, drawn("path", { d: path, class: "stroke" }), ...marks);
+  const stroke = drawn("path", { d: path, class: "stroke" });
+  return drawn("g", { class: `pick-${Number.isFinite(first) ? first : 0}` }, stroke, ...marks);
 }
 
 function scale(values, isWanted, from, to) {
@@ -213,28 +218,25 @@ function scale(values, isWanted, from, to) {
   const room = 0.04 * (most - least) || 0.1 * Math.abs(most) || 1;
   const [low, high] = [least - room, most + room];
   const place = (value) => {
-    const share = ((isLog && value <= 0 ? low : on(value)) - low) / (high - low); // a bar that reaches 0 goes to the edge
+    const share = isLog && value <= 0 ? 0 : (on(value) - low) / (high - low); // a bar that reaches 0 goes to the edge
     return Math.round(10 * (from + share * (to - from))) / 10;
   };
   place.ticks = (few = []) => {
     const sorted = few.length && few.length < 9 ? [...few].sort((a, b) => a - b) : null;
-    const round = isLog ? logTicks(10 ** low, 10 ** high) : evenTicks(low, high);
+    const round = isLog ? roundNumbers(10 ** low, 10 ** high, true) : roundNumbers(low, high);
     return (sorted ?? round).map((value) => [value, String(Number(value.toPrecision(6)))]);
   };
   return place;
 }
 
-function evenTicks(low, high) {
-  const ten = 10 ** Math.floor(Math.log10((high - low) / 5));
-  const step = [1, 2, 5, 10].map((factor) => factor * ten).find((each) => each >= (high - low) / 5);
+// Such as 10, 20, 50, 100 on a logarithmic scale, or about five at equal distances.
+function roundNumbers(low, high, isLog = false) {
+  const decades = Array.from({ length: 40 }, (_, i) => 10 ** (i - 20)).flatMap((ten) => [ten, 2 * ten, 5 * ten]);
+  const found = decades.filter((number) => number >= low && number <= high);
+  if (isLog && found.length > 2) return found;
+  const step = decades.find((number) => number >= (high - low) / 5);
   const first = Math.ceil(low / step);
   return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
-}
-
-function logTicks(low, high) {
-  const decades = Array.from({ length: 40 }, (_, i) => 10 ** (i - 20));
-  const found = decades.flatMap((ten) => [ten, 2 * ten, 5 * ten]).filter((tick) => tick >= low && tick <= high);
-  return found.length > 2 ? found : evenTicks(low, high);
 }
 
 // Images of the same indices: one of each cell, enlarged, and the strips to choose from.
@@ -245,8 +247,9 @@ function drawImages(picks) {
   byId("images-part").hidden = !shown.length;
   byId("images-note").hidden = !isSame;
   byId("index").max = board.images.per_cell - 1;
-  byId("tiles").replaceChildren(...shown.map((row) => element("figure", {}, element("div", { class: "tile" }, imageOf(row)),
-    element("figcaption", {}, mark(numberOf(row)), element("small", { title: row.run.title }, row.label)))));
+  byId("tiles").replaceChildren(...shown.map((row) => element("figure", { title: row.run.title },
+    element("div", { class: "tile" }, imageOf(row)),
+    element("figcaption", {}, mark(numberOf(row)), element("small", {}, row.label)))));
   byId("strips").replaceChildren(...shown.map((row) => element("div", { class: "strip" }, mark(numberOf(row)),
     element("div", { class: "images-of" }, imageOf(row), element("i")))));
   byId("tiles").classList.toggle("many", shown.length > 4);

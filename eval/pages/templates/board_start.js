@@ -16,18 +16,20 @@ function drawRuns() {
   const left = working.length - MOST_AT_WORK;
   byId("places").replaceChildren(...board.places.map((place) => element("bdi", {}, place)));
   byId("made").textContent = `taugrid ${board.version}, ${shownTime(board.made)} UTC`;
-  byId("work").replaceChildren(...working.slice(0, MOST_AT_WORK).map(workOf), left > 0 ? `and ${plural(left, "more run")}` : "");
+  byId("work").replaceChildren(...working.slice(0, MOST_AT_WORK).map(workOf));
+  if (left > 0) byId("work").append(`and ${plural(left, "more run")}`);
   byId("others").hidden = !others.length;
   byId("others-title").textContent = `${plural(others.length, "run")} without scores or with a remark`;
-  byId("others-list").replaceChildren(...others.slice(0, MOST_CHOICES).map((run) => element("li", {},
-    linkTo(run.report, element("bdi", {}, run.title || MISSING)), `: ${[run.state, run.note].filter(Boolean).join(", ")}`)));
+  byId("others-list").replaceChildren(...others.slice(0, MOST_CHOICES).map(({ title, report, state, note }) =>
+    element("li", {}, linkTo(report, element("bdi", {}, title || MISSING)), `: ${state}${note && `, ${note}`}`)));
   byId("histories").replaceChildren(...board.histories.map(historyOf));
 }
 
 function workOf({ title, directory, progress }) {
   const { done = 0, total = 0, unit = "", left_seconds: left = null, updated = null } = progress ?? {};
   const quiet = updated ? (Date.now() - Date.parse(updated)) / 1000 : 0;
-  const rest = quiet > QUIET ? `, nothing heard for ${duration(quiet)}` : left === null ? "" : `, ${duration(left)} left`;
+  const ends = left === null ? "" : `, ${duration(left)} left`;
+  const rest = quiet > QUIET ? `, nothing heard for ${duration(quiet)}` : ends;
   const count = total ? `${thousands(done)} of ${thousands(total)} ${unit}` : "starting";
   const bar = { max: total || null, value: total ? done : null, "aria-label": `Progress of ${title}` };
   return element("div", { class: "strip-of", title: directory }, element("bdi", {}, title), element("progress", bar),
@@ -35,7 +37,8 @@ function workOf({ title, directory, progress }) {
 }
 
 function historyOf({ title, page, nights }) {
-  const marks = nights.slice(-30).map((night) => drawn("svg", { width: 14, height: 14, viewBox: "-7 -7 14 14" }, verdictMark(night)));
+  const size = { width: 14, height: 14, viewBox: "-7 -7 14 14" };
+  const marks = nights.slice(-30).map((night) => drawn("svg", size, verdictMark(night)));
   const last = nights.at(-1);
   return element("div", { class: "strip-of" }, linkTo(page, element("bdi", {}, title)), element("span", {}, ...marks),
     element("small", {}, last ? `${last.id}: ${last.verdict}` : "no nights"));
@@ -57,7 +60,7 @@ function showDetails(row) {
 
 function factList(facts) {
   const known = facts.filter(([, value]) => ![null, "", MISSING].includes(value));
-  return element("dl", {}, ...known.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]));
+  return element("dl", {}, ...known.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]));
 }
 
 // The window stays at the row that was at its top, though rows above it may be new.
@@ -121,13 +124,13 @@ function start() {
   for (const name of ["text", "index"]) bind(name, ({ value }) => value, false);
   bind("log", ({ checked }) => (checked ? "1" : ""));
   bind("curves", ({ checked }) => (checked ? "1" : "0"));
-  bind("flat", ({ checked }) => (checked ? "" : "1"));
   const on = (id, name, listener) => byId(id).addEventListener(name, listener);
   for (const id of ["clear-filters", "clear-all"]) on(id, "click", () => change({ text: "", where: new Map() }));
   on("columns", "toggle", drawColumnChoices);
   on("default-columns", "click", () => change({ columns: null }) ?? drawColumnChoices());
   on("clear-picks", "click", () => change({ picked: [] }));
-  on("copy", "click", () => navigator.clipboard?.writeText(location.href).then(() => (byId("said").textContent = "Copied.")));
+  const copied = () => (byId("said").textContent = "The link is copied.");
+  on("copy", "click", () => navigator.clipboard?.writeText(location.href).then(copied));
   on("help", "click", () => byId("keys").showModal());
   on("strips", "click", chooseImage);
   on("grid", "keydown", gridKey);

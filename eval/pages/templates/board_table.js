@@ -6,6 +6,7 @@ const ROW = 30; // pixels, as in board.css
 const BEYOND = 12; // rows kept above and below the window
 const MOST_PRINTED = 500;
 const MOST_CHOICES = 200;
+const MOST_METRICS = 4; // columns, unless others are chosen
 const COLLATOR = new Intl.Collator("en", { numeric: true });
 
 const table = { key: "", items: [], rows: [], first: -1, active: null, printing: false };
@@ -43,13 +44,14 @@ function bySort(one, other) {
 
 // The rows to show, and before each group a heading. Picking changes no order: rows must not jump under the pointer.
 function arrange() {
-  const key = JSON.stringify([view.text, [...view.where].map(([name, values]) => [name, ...values]), view.sort, view.flat]);
+  const where = [...view.where].map(([name, values]) => [name, ...values]);
+  const key = JSON.stringify([view.text, where, view.sort]);
   if (table.key === key && table.board === board) return;
   const rows = shownRows().sort(bySort);
   const groups = groupedBy(rows, (row) => row.group);
   const bySize = [...groups].sort(([a, one], [b, other]) => other.length - one.length || (a < b ? -1 : 1));
   const withHeadings = bySize.flatMap(([group, members]) => [{ group, size: members.length }, ...members]);
-  const items = view.flat || groups.size < 2 ? rows : withHeadings;
+  const items = groups.size < 2 ? rows : withHeadings;
   Object.assign(table, { key, board, rows, items, groups, largest: bySize[0]?.[0], bests: bestOf(groups) });
 }
 
@@ -66,25 +68,28 @@ function bestOf(groups) {
   return bests;
 }
 
+// Settings that differ between the shown rows, and metrics; what is the same everywhere is told above the table.
 function defaultColumns() {
-  const settings = board.columns.filter((column) => column.kind === "setting" && rowsByValue(column).size > 1);
-  const shown = settings.length ? settings : [board.named.get("label")];
-  return [...shown, ...board.metrics.slice(0, 4)].map(({ name }) => name);
+  const settings = board.columns.filter(({ kind, name }) => kind === "setting" && !TOLD_OTHERWISE.includes(name));
+  const varying = settings.filter((column) => !isConstant(column));
+  const metrics = board.metrics.filter((metric, i) => i < MOST_METRICS || metric === chosenMetric());
+  return [...(varying.length ? varying : [board.named.get("label")]), ...metrics].map(({ name }) => name);
 }
 
-function shownColumns() {
-  const names = new Set(["run", ...(view.columns ?? defaultColumns())]);
-  const columns = board.columns.filter(({ name }) => names.has(name));
-  const differs = { name: "differs", heading: "Not comparable", kind: "text", isText: true, value: differing };
-  return view.flat && table.groups.size > 1 ? [...columns, differs] : columns;
-}
+const isConstant = (column) => table.rows.every((row) => keyOf(column, row) === keyOf(column, table.rows[0]));
 
-const differing = (row) => (row.group === table.reference ? "" : inShort(differingFields(table.reference, row.group)));
+function saidOfAll() {
+  const hidden = board.columns.filter((column) => column.kind === "setting" && !table.columns.includes(column));
+  const told = hidden.filter((column) => keyOf(column, table.rows[0]) && isConstant(column));
+  const words = told.map((column) => `${column.heading} = ${shownIn(column, table.rows[0])}`).join(", ");
+  return words && `Everywhere: ${words}`;
+}
 
 function drawTable() {
   arrange();
   table.reference = pickedRows()[0]?.group ?? table.largest;
-  table.columns = shownColumns();
+  const names = new Set(["run", ...(view.columns ?? defaultColumns())]);
+  table.columns = board.columns.filter(({ name }) => names.has(name));
   table.active = table.rows.find((row) => row.id === table.active?.id) ?? null;
   table.first = -1;
   drawHead();
@@ -93,7 +98,9 @@ function drawTable() {
 }
 
 function drawHead() {
-  const widths = table.columns.map(widthOf);
+  const step = Math.ceil(table.rows.length / 200); // a sample, so that it costs the same for any number of rows
+  const sample = table.rows.filter((_, number) => number % step === 0);
+  const widths = table.columns.map((column, i) => widthOf(column, sample) + (i ? 2.6 : 7));
   const columns = widths.map(() => element("col"));
   columns.forEach((column, i) => (column.style.width = i ? `${widths[i]}ch` : `min(${widths[i]}ch, 45vw)`));
   byId("widths").replaceChildren(...columns);
@@ -102,12 +109,9 @@ function drawHead() {
   byId("head").querySelector(`[data-sort="${CSS.escape(focused ?? "")}"]`)?.focus();
 }
 
-// From some of the rows, so that it costs the same for any number of them.
-function widthOf(column, i) {
-  const step = Math.max(1, Math.floor(table.rows.length / 200));
-  const sample = table.rows.filter((_, number) => number % step === 0);
-  const widest = Math.max(column.heading.length + 2, ...sample.map((row) => shownIn(column, row).length));
-  return Math.min(widest, column.isText ? 30 : 22) + (i ? 3 : 8);
+function widthOf(column, rows) {
+  const widest = Math.max(column.heading.length + 2, ...rows.map((row) => shownIn(column, row).length));
+  return Math.min(column.isText ? 0.85 * widest : widest, 22); // letters are narrower than digits
 }
 
 function headOf(column) {
@@ -116,7 +120,13 @@ function headOf(column) {
   const order = sorted ? (sorted.down ? "descending" : "ascending") : "none";
   const title = column.better ? `${column.heading}: ${column.better} is better` : column.heading;
   const button = element("button", { type: "button", "data-sort": column.name, title }, column.heading + arrow);
-  return element("th", { scope: "col", class: column.isText ? "words" : null, "aria-sort": order }, button);
+  return element("th", { scope: "col", class: classOf(column), "aria-sort": order }, button);
+}
+
+// The metric of the panel is in sight however many columns there are.
+function classOf(column, isBest = false) {
+  const classes = { words: column.isText, key: column === chosenMetric(), best: isBest };
+  return Object.keys(classes).filter((name) => classes[name]).join(" ") || null;
 }
 
 // The first click puts the best first, the third undoes it. What was sorted before decides ties.
@@ -130,6 +140,8 @@ function sortBy(name) {
 
 function drawWindow() {
   const scroller = byId("scroller");
+  const isMore = scroller.scrollWidth - scroller.clientWidth - scroller.scrollLeft > 1;
+  scroller.parentElement.classList.toggle("more", isMore);
   const count = table.printing ? MOST_PRINTED : Math.ceil(window.innerHeight / ROW) + 2 * BEYOND;
   const top = table.printing ? 0 : Math.floor(scroller.scrollTop / ROW) - BEYOND;
   const first = Math.max(0, Math.min(top, table.items.length - count));
@@ -149,21 +161,23 @@ function spaceOf(rows) {
   return element("tr", { class: "space", "aria-hidden": "true", hidden: rows === 0 }, cell);
 }
 
+// The fields that differ from those of the reference; null for its own rows.
+const differing = (group) => (group === table.reference ? null : differingFields(table.reference, group));
+
 function headingLine({ group, size }) {
-  const isReference = group === table.reference;
-  const fields = isReference ? [] : differingFields(table.reference, group);
-  const words = isReference ? "Comparable with each other" : `Not comparable: ${inShort(fields)}`;
-  const text = element("span", { title: fields.join("\n") }, words, element("small", {}, plural(size, "cell")));
+  const fields = differing(group);
+  const words = fields ? `Not comparable: ${inShort(fields)}` : "Comparable with each other";
+  const text = element("span", { title: fields?.join("\n") }, words, element("small", {}, plural(size, "cell")));
   const cell = element("td", { colspan: table.columns.length }, text);
-  return element("tr", { class: isReference ? "heading" : "heading other" }, cell);
+  return element("tr", { class: fields ? "heading other" : "heading" }, cell);
 }
 
 function rowLine(row, at) {
-  const [number, differs] = [numberOf(row), differing(row)];
+  const [number, fields] = [numberOf(row), differing(row.group)];
   return element("tr", {
     id: `row-${row.number}`, "data-row": row.number, "aria-rowindex": at + 2, "aria-selected": String(number >= 0),
-    class: [differs && "other", number >= 0 && "picked"].filter(Boolean).join(" ") || null,
-    title: differs ? `Not comparable: ${differingFields(table.reference, row.group).join("; ")}` : null,
+    class: [fields && "other", number >= 0 && "picked"].filter(Boolean).join(" ") || null,
+    title: fields && `Not comparable: ${fields.join("; ")}`,
   }, runCell(row, number), ...table.columns.slice(1).map((column) => cellOf(column, row)));
 }
 
@@ -172,15 +186,15 @@ function runCell(row, number) {
   const label = `Compare ${title}, ${row.label}`;
   const box = element("input", { type: "checkbox", tabindex: -1, "aria-label": label, checked: number >= 0 });
   const name = element("button", { type: "button", class: "run", tabindex: -1, title }, title || MISSING);
-  const share = state === "running" && progress?.total ? `${Math.floor((100 * progress.done) / progress.total)} %` : state;
-  const about = state === "finished" ? null : element("small", {}, share);
+  const share = state === "running" && progress?.total ? Math.floor((100 * progress.done) / progress.total) : null;
+  const about = state === "finished" ? null : element("small", {}, share === null ? state : `${share} %`);
   return element("th", { scope: "row" }, box, number >= 0 ? mark(number) : null, name, about);
 }
 
 function cellOf(column, row) {
   const text = shownIn(column, row);
   const isBest = column.better && column.value(row) === table.bests.get(`${row.group} ${column.name}`);
-  return element("td", { class: isBest ? "best" : column.isText ? "words" : null, title: text.length > 20 ? text : null }, text);
+  return element("td", { class: classOf(column, isBest), title: text.length > 20 ? text : null }, text);
 }
 
 function drawCounts() {
@@ -189,6 +203,7 @@ function drawCounts() {
   const cells = `${isAll ? "" : `${thousands(table.rows.length)} of `}${plural(board.rows.length, "cell")}`;
   const picked = pickedRows().length ? `${pickedRows().length} picked` : "tick two to nine cells to compare them";
   byId("count").textContent = `${cells}, ${plural(runs, "run")}; ${picked}`;
+  byId("constants").textContent = table.rows.length ? saidOfAll() : "";
   byId("clear-filters").hidden = !view.text && !view.where.size;
   byId("printed").hidden = table.items.length <= MOST_PRINTED;
   byId("printed").textContent = `The first ${MOST_PRINTED} of ${thousands(table.items.length)} lines are printed.`;
@@ -242,24 +257,27 @@ function gridClick(event) {
   if (event.target.matches("button")) showDetails(row);
 }
 
-// A menu of boxes for each setting with more than one value; its list is made when it is opened.
+// What can be filtered by: settings and facts of runs with more than one value.
+function choices() {
+  const isChoice = ({ kind, name }) => kind === "setting" || ["state", "devices"].includes(name);
+  return board.columns.filter((column) => isChoice(column) && rowsByValue(column).size > 1);
+}
+
+// A menu of boxes for each; its list is made when it is opened.
 function drawFilters() {
-  const isChoice = (column) => column.kind === "setting" || ["state", "devices"].includes(column.name);
-  const columns = board.columns.filter((column) => isChoice(column) && rowsByValue(column).size > 1);
+  const columns = choices();
   const menus = byId("filters");
   if ([...menus.children].map((menu) => menu.dataset.filter).join("\n") !== columns.map(({ name }) => name).join("\n"))
     menus.replaceChildren(...columns.map(({ name }) => filterMenu(name)));
   columns.forEach((column, i) => {
-    const chosen = [...(view.where.get(column.name) ?? [])].map((key) => valueText(column, key));
+    const textOf = (key) => (rowsByValue(column).has(key) ? shownIn(column, rowsByValue(column).get(key)[0]) : key);
+    const chosen = [...(view.where.get(column.name) ?? [])].map(textOf);
     const words = chosen.length > 2 ? `${chosen.length} values` : chosen.join(", ");
     menus.children[i].classList.toggle("chosen", chosen.length > 0);
     menus.children[i].firstChild.textContent = column.heading + (words && `: ${words}`);
   });
   if (document.activeElement !== byId("text")) byId("text").value = view.text;
-  byId("flat").checked = !view.flat;
 }
-
-const valueText = (column, key) => (rowsByValue(column).has(key) ? shownIn(column, rowsByValue(column).get(key)[0]) : key);
 
 function filterMenu(name) {
   const list = element("div", { class: "choices", role: "group", "aria-label": board.named.get(name).heading });
@@ -270,15 +288,18 @@ function filterMenu(name) {
 function filterChoices(column) {
   const counts = groupedBy(shownRows(column.name), (row) => keyOf(column, row));
   const values = [...rowsByValue(column)].sort(([, [a]], [, [b]]) => compared(column.value(a), column.value(b)));
-  const boxes = values.slice(0, MOST_CHOICES).map(([key, [row]]) => choice(shownIn(column, row),
-    view.where.get(column.name)?.has(key), (isChosen) => chooseValue(column.name, key, isChosen), counts.get(key)?.length ?? 0));
+  const boxes = values.slice(0, MOST_CHOICES).map(([key, [row]]) => {
+    const isChosen = view.where.get(column.name)?.has(key);
+    const count = counts.get(key)?.length ?? 0;
+    return choice(shownIn(column, row), isChosen, (yes) => chooseValue(column.name, key, yes), thousands(count));
+  });
   const left = values.length - MOST_CHOICES;
   return left > 0 ? [...boxes, element("p", {}, `${plural(left, "more value")}: use the text filter`)] : boxes;
 }
 
-function choice(text, checked, choose, count = null) {
+function choice(text, checked, choose, remark = "") {
   const box = element("input", { type: "checkbox", checked, change: (event) => choose(event.target.checked) });
-  return element("label", {}, box, element("bdi", {}, text), count === null ? null : element("small", {}, thousands(count)));
+  return element("label", {}, box, element("bdi", {}, text), element("small", {}, remark));
 }
 
 function chooseValue(name, value, isChosen) {
