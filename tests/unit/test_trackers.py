@@ -441,8 +441,8 @@ def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(h
     trackers.session_finished([], {})
     assert 0.4 < time.monotonic() - since < 5.0
     assert said == [
-        "track: waiting at most 0.5 seconds for wandb and mlflow",
-        "warning: track: waited 0.5 seconds for wandb and mlflow, and goes on; `taugrid report runs/x` sends what is "
+        "track: waiting at most 0.5 seconds for wandb, mlflow",
+        "warning: track: waited 0.5 seconds for wandb, mlflow, and goes on; `taugrid report runs/x` sends what is "
         "missing",
     ]
     assert not any(process.is_running for process in trackers._processes)
