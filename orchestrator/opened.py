@@ -134,8 +134,13 @@ def open_existing(directory: str, dry: bool = False) -> Run:
 
 
 def record_plan(run: Run) -> None:
-    config = json_sha256(run.config.model_dump(mode="json"))
+    config = _sha256(run.config.recorded)
     write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.configured)}, run.rundir.storage)
+
+
+def _sha256(config: Mapping[str, Any]) -> str:
+    """The hash of a config.json without `track`, which sessions may change."""
+    return json_sha256({key: value for key, value in config.items() if key != "track"})
 
 
 @unchecked()
@@ -153,7 +158,7 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     if assignments and _planned_sections(config) != _planned_sections(load(name)):
         return None
     try:
-        if not isinstance(recorded, dict) or recorded["config_sha256"] != json_sha256(begun) or not recorded["cells"]:
+        if not isinstance(recorded, dict) or recorded["config_sha256"] != _sha256(begun or {}) or not recorded["cells"]:
             return None
         run = Run(config, from_json(recorded), rundir, read_sizes(rundir))
     except (KeyError, TypeError, ValueError, AttributeError, UserError):

@@ -37,6 +37,7 @@ from taugrid.orchestrator.rundir.grown import grown, is_damaged, read_sizes
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import too_few_shards
 from taugrid.orchestrator.task import Task
+from taugrid.orchestrator.trackers import background
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.growing import Growth, Until
 from taugrid.orchestrator.work.kind import KindResult, WorkKind
@@ -119,6 +120,7 @@ class Session:
             RunFailed: if a stage could not go on.
         """
         self._stages = frozenset(stages)
+        background.require(self.config.track)
         check_is_run_directory(self.rundir)
         if self._stages & {"evaluate", "report"}:
             find = RequestedScores(self.config, self.rundir).reference if self._stages == {"report"} else open_reference
@@ -130,7 +132,8 @@ class Session:
         with self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
             self._began = lease.began
             self._record_run()
-            observers = Observers([self._progress], self._progress.say)
+            trackers = [background.Trackers(self.config.track, self._progress.say)] if self.config.track else []
+            observers = Observers([self._progress, *trackers], self._progress.say)
             observers.add_installed()
             observers.session_started(self.config, self.rundir.shown, sorted(stages))
             self._events = Events(self.rundir, observers)
@@ -244,7 +247,7 @@ class Session:
             kind.check()
         self.rundir.claim()
         self._reported = report_record.take(self.rundir)
-        write_json(self.rundir.config, self.config.model_dump(mode="json"), self.rundir.storage)
+        write_json(self.rundir.config, self.config.recorded, self.rundir.storage)
         record_plan(self.run)
         write_cells(self.plan, self.rundir)
 

@@ -1,11 +1,11 @@
 """taugrid: how good are a diffusion model's samples at S steps?
 
-The Python API is `open`, `board`, `plan`, `run`, `evaluate` and `sample`; docs/python.md shows it. The command line is
-`taugrid --help`.
+The Python API is `open`, `board`, `plan`, `run`, `evaluate`, `compare` and `sample`; docs/python.md shows it. The
+command line is `taugrid --help`.
 """
 
-from taugrid.api import board, evaluate, open, plan, run, sample
+from taugrid.api import board, compare, evaluate, open, plan, run, sample
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "board", "evaluate", "open", "plan", "run", "sample"]
+__all__ = ["__version__", "board", "compare", "evaluate", "open", "plan", "run", "sample"]

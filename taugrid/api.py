@@ -186,6 +186,52 @@ def evaluate(
         return score_images([_given(samples)], _given(reference), settings, (), shown, value_range=value_range)[0]
 
 
+def compare(
+    a: Path,
+    b: Path,
+    reference: Path,
+    *,
+    to: Path | None = None,
+    progress: bool = True,
+    margin: float | None = None,
+    alpha: float | None = None,
+    **scoring: Any,
+) -> dict[str, Any]:
+    """Whether images `b` are worse than images `a`, as `taugrid compare A B --reference R --json` prints it.
+
+    Images with the same names are paired.
+
+    Args:
+        a: the old side: a folder of PNG or JPEG files, an `.npz`, or Parquet.
+        b: the new side.
+        reference: as `a`; or a data set with its split (`digits/test`), or a run directory, whose reference and
+            extractor are then used.
+        to: a new folder for a picture of the worst pairs, and the numbers of all.
+        progress: show on stderr how far it is.
+        margin: the accepted regression, as a share of A's value; None: 0.02.
+        alpha: the probability of a false alarm, for all metrics together; None: 0.01.
+        scoring: `extractor`, `weights`, `metrics`, `pair_by` and `trust_code`, as the options of the command.
+
+    Returns:
+        `result`, the verdict; `metrics`, with `a`, `b`, `difference` (b - a), `se` and `verdict` of each; `pairing`,
+        `pairs`, `notes`, `warnings`, and what the images are.
+
+    Raises:
+        taugrid.errors.UserError: if images, reference, weights or settings can't be used.
+    """
+    from pathlib import Path as LocalPath
+
+    from taugrid.orchestrator.baseline.images import ImagesRequest
+    from taugrid.orchestrator.progress import Progress
+    from taugrid.orchestrator.view.images import compare_images
+
+    scoring = {key: tuple(value) if key == "metrics" else value for key, value in scoring.items()}
+    judging = {key: value for key, value in {"margin": margin, "alpha": alpha}.items() if value is not None}
+    request, target = ImagesRequest(str(reference), **scoring), None if to is None else LocalPath(to)
+    with Progress() if progress else Progress.silent() as shown:
+        return compare_images(str(a), str(b), request, shown, target, **judging)
+
+
 def sample(
     model: Any,
     indices: int | Iterable[int] = 16,

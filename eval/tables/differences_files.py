@@ -44,6 +44,15 @@ def compared(rows: Sequence[Row]) -> list[MetricColumn]:
     return [metric for metric in (FID, *OTHER_METRICS) if differences_of(rows, metric)]
 
 
+def parts_by_metric(row: Row) -> dict[str, dict[str, float | None]]:
+    """Metric -> its `PARTS`, of each metric with a difference in a row."""
+    own = {"difference", "se", "z"}
+    return {
+        metric.name: {part: row[part if metric == FID and part in own else f"{metric.name}_{part}"] for part in PARTS}
+        for metric in compared([row])
+    }
+
+
 def differences_of(rows: Sequence[Row], metric: MetricColumn) -> list[Row]:
     """The rows with a difference of `metric`, which is under the names of FID's: difference, se, z. None is empty."""
     if metric == FID:

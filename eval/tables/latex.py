@@ -25,7 +25,7 @@ def latex_table(pivot: Pivot, caption: Sequence[str], siunitx: bool = False) -> 
 
     With `siunitx`, that package sets numbers and their errors.
     """
-    write = _siunitx_entry if siunitx else _entry
+    write = siunitx_entry if siunitx else _entry
     heads, columns = [_tex(head) for head in pivot.row_keys], [_tex(column) for column in pivot.columns]
     across = "$S$" if pivot.column_key == "S" else _tex(pivot.column_key)
     # Labels before the last are cells of a label's text: pandas writes an index of several levels in two lines.
@@ -57,7 +57,7 @@ def _entry(entry: Entry) -> str:
     return (f"$\\mathbf{{{body}}}$" if entry.best else f"${body}$") + _mark(entry)
 
 
-def _siunitx_entry(entry: Entry) -> str:
+def siunitx_entry(entry: Entry) -> str:
     """Value and error as one number, with what follows them (spread, number of replicates) as text."""
     if entry.value == MISSING:
         return _tex(MISSING)

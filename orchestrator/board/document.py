@@ -3,15 +3,16 @@
 Its format is part of the page (eval/pages/board.py): both are of one version.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from taugrid import __version__
 from taugrid.grids.names import SHOWN
-from taugrid.hashing import json_sha256
 from taugrid.orchestrator.board.find import FoundFolder, Place, shown
 from taugrid.orchestrator.board.index import Board, RunOnBoard, key_of
 from taugrid.orchestrator.board.nights import NightEntry
@@ -48,8 +49,16 @@ class BoardRow(NamedTuple):
 
 @dataclass(frozen=True)
 class BoardDocument:
+    runs: Sequence[RunOnBoard]
     rows: Sequence[BoardRow]
     value: Mapping[str, Any]
+    text: str
+    """`value` as JSON."""
+
+    @cached_property
+    def by_cell(self) -> Mapping[tuple[str, str], BoardRow]:
+        """Rows by the key of their run, and the id of their cell."""
+        return {(row.run.key, str(row.values["cell"])): row for row in self.rows}
 
     @property
     def etag(self) -> str:
@@ -73,7 +82,7 @@ def document_of(board: Board, places: Sequence[Place]) -> BoardDocument:
         "runs": [_run(run) | dict(zip(("history", "night"), of_night.get(run.key, (None, None)), strict=True))
                  for run in board.runs],
         "columns": columns,
-        "rows": [[numbers[row.run.key], *(_shown(row.values).get(name) for name in names)] for row in rows],
+        "rows": [[numbers[row.run.key], *map(_shown(row.values).get, names)] for row in rows],
         "cells": [row.of("labels") for row in rows],
         "groups": [row.of("groups") for row in rows],
         "noise": [row.of("noise") for row in rows],
@@ -85,8 +94,12 @@ def document_of(board: Board, places: Sequence[Place]) -> BoardDocument:
         ],
         "histories": histories,
     }  # fmt: skip
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    return BoardDocument(rows, value | {"made": made, "etag": json_sha256(value)[:16]})
+    text = as_json(value)
+    later = {
+        "etag": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return BoardDocument(board.runs, rows, value | later, f"{text[:-1]},{as_json(later)[1:]}")
 
 
 def records(board: Board) -> dict[str, Any]:
@@ -95,7 +108,12 @@ def records(board: Board) -> dict[str, Any]:
         {"run": run.found.title, **dict(zip(run.entry["columns"], values, strict=True))}
         for run in board.runs for values in run.entry["rows"]
     ]  # fmt: skip
-    return {"runs": [_run(run) for run in board.runs], "cells": cells, "notes": list(board.notes)}
+    runs = [
+        {name: value for name, value in _run(run).items() if name != "key"}
+        | {"report": f"{run.found.directory}/report.html" if run.entry["report"] else None}
+        for run in board.runs
+    ]
+    return {"runs": runs, "cells": cells, "notes": list(board.notes)}
 
 
 def _run(run: RunOnBoard) -> dict[str, Any]:

@@ -92,7 +92,10 @@ def _table(files: RecordedFiles, config: Mapping[str, Any], plan: Mapping[str, A
     return {
         "columns": columns,
         "rows": [[row.get(column) for column in columns] for row in rows],
-        "labels": [text(known.get("name") or _label(row)) for known, row in zip(own, rows, strict=True)],
+        "labels": [
+            text(known.get("name") or f"S={row.get('steps')} eta={row.get('eta')}")
+            for known, row in zip(own, rows, strict=True)
+        ],
         "folders": [folders.get(row["cell"]) for row in rows],
         "groups": [keys.get(str(row.get("protocol")), "unknown") for row in rows],
         "noise": [
@@ -163,12 +166,6 @@ def _folders(files: RecordedFiles) -> dict[str, str]:
     removed = {name.removesuffix(".parquet") for name in files.level("removed").files}
     names = [name for name in files.level("samples").folders if name not in removed]
     return {name.rpartition("-")[2]: name for name in names}
-
-
-def _label(row: Mapping[str, Any]) -> str:
-    parts = {"S": row.get("steps"), "eta": row.get("eta"), "clip": row.get("clip")}
-    return " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in
-                    parts.items() if value is not None)  # fmt: skip
 
 
 def _differences(files: RecordedFiles, places: Mapping[str, int]) -> list[list[Any]]:

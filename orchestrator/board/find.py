@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from taugrid.run_id import FILE as RUN_ID
 from taugrid.storage import LOCAL, Level, Storage, open_place
-from taugrid.words import counted, with_urls
+from taugrid.words import with_urls
 
 THREADS = 16
 """The number of folders that are listed, or runs that are read, at a time: most of it is waiting for the storage."""
@@ -71,6 +71,10 @@ class Finds:
     readable: bool = False
     """Whether some place could be listed."""
 
+    @property
+    def size(self) -> int:
+        return len(self.runs) + len(self.nights) + len(self.notes)
+
 
 class _Folder(NamedTuple):
     """A folder to list, and what it may be of a history of nights."""
@@ -87,8 +91,7 @@ def find(places: Sequence[Place]) -> Finds:
         for place in places:
             _Search(place, finds, seen, pool.map).walk()
     finds.runs = _with_unique_titles(finds.runs)
-    if len(finds.notes) > MAX_NOTES:
-        finds.notes[MAX_NOTES:] = [f"and {counted(len(finds.notes) - MAX_NOTES, 'more note')}"]
+    finds.notes[MAX_NOTES:] = [f"and {len(finds.notes) - MAX_NOTES:,} more"] if len(finds.notes) > MAX_NOTES else []
     return finds
 
 
@@ -101,7 +104,7 @@ class _Search:
         """The real paths of what was listed, so that links lead nowhere twice."""
 
     def walk(self) -> None:
-        before, listed, frontier = len(self._finds.runs) + len(self._finds.notes), 0, [_Folder(self._place.root)]
+        before, listed, frontier = self._finds.size, 0, [_Folder(self._place.root)]
         while frontier and listed < MAX_FOLDERS:
             frontier = [folder for folder in frontier if self._is_new(folder.path)][: MAX_FOLDERS - listed]
             listed += len(frontier)
@@ -110,7 +113,7 @@ class _Search:
             frontier = [inner for folder, level in found for inner in self._inside(folder, level)]
         if frontier:
             self._note(self._place.root, f"the search ended after {listed:,} folders; name folders further down")
-        if len(self._finds.runs) + len(self._finds.notes) == before:
+        if listed and self._finds.size == before:
             self._note(self._place.root, "no run is below it")
 
     def _is_new(self, path: Path) -> bool:
@@ -128,7 +131,7 @@ class _Search:
     def _inside(self, folder: _Folder, level: Level | OSError) -> Iterator[_Folder]:
         """The folders to list next; what `folder` itself is goes to the finds."""
         if isinstance(level, OSError):
-            self._note(folder.path, "it is not there" if _is_gone(level) else level.strerror or type(level).__name__)
+            self._note(folder.path, "it is not there" if level.errno == errno.ENOENT else str(level.strerror))
             return
         self._finds.readable = True
         if is_run(level):
@@ -165,10 +168,6 @@ def is_run(level: Level) -> bool:
 def shown(text: str) -> str:
     """A path or URL for people; bytes of a name that are no UTF-8 become escapes."""
     return with_urls(text.encode("utf-8", "backslashreplace").decode())
-
-
-def _is_gone(error: OSError) -> bool:
-    return error.errno in (errno.ENOENT, errno.ENOTDIR)
 
 
 def _with_unique_titles(runs: Sequence[FoundFolder]) -> list[FoundFolder]:

@@ -1,9 +1,16 @@
 """`taugrid board`: all runs below some folders and buckets on one page."""
 
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 
 from taugrid.errors import UserError
-from taugrid.orchestrator.cli.options import Command, Whole, json_option, print_value
+from taugrid.orchestrator.cli.options import Command, Whole, json_option, print_value, reader_may_leave
+
+if TYPE_CHECKING:
+    from taugrid.orchestrator.board.index import Index
 
 
 @click.command(cls=Command)
@@ -19,17 +26,53 @@ def board(places: tuple[str, ...], port: int | None, host: str, target: str | No
     that of TAUGRID_BOARD_TOKEN, or a new one that is printed. Nothing is planned, run or written below the folders.
 
     Examples:
-        taugrid board runs --json  # all cells of all runs, for programs
+        taugrid board runs  # on http://127.0.0.1:8000, until Ctrl-C
+        taugrid board runs --to site  # static files: for a disk, a bucket or GitHub Pages
+        taugrid board runs history --json  # all cells of all runs, for programs
     """
     if target is not None and as_json:
         raise click.UsageError("--to writes a page, and --json prints a document; give only one of them")
-    from taugrid.orchestrator.board.document import records
+    from taugrid.orchestrator.board.document import document_of, records
     from taugrid.orchestrator.board.find import Place
     from taugrid.orchestrator.board.index import Index
+    from taugrid.words import counted
 
     index = Index([Place.of(place) for place in places])
     if as_json:
+        print_value(records(index.look_or_refuse()), as_json, str)
+    elif target is not None:
+        from taugrid.orchestrator.board.site import check_target, write_site
+
+        folder = check_target(target)
         found = index.look_or_refuse()
-        print_value(records(found), as_json, str)
-        return
-    raise UserError("taugrid board needs --json for now")
+        unread = write_site(document_of(found, index.places), folder)
+        _say(found.notes)
+        lacking = f"; the images of {counted(unread, 'cell')} could not be read" if unread else ""
+        click.echo(f"{counted(len(found.runs), 'run')} in {folder / 'index.html'}{lacking}")
+    else:
+        _serve(index, host, port)
+
+
+def _serve(index: "Index", host: str, port: int | None) -> None:
+    """Serve the board until Ctrl-C."""
+    try:
+        from taugrid.orchestrator.board import server
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise UserError("the board needs starlette and uvicorn; pip install 'taugrid[board]'") from None
+    from taugrid.words import counted
+
+    token, is_new = server.token_of(host, os.environ.get(server.TOKEN_VARIABLE))
+    listening = server.listen(host, port)
+    found = index.look_or_refuse()
+    _say(found.notes)
+    url = server.address_of(listening, host, token if is_new else None)
+    with reader_may_leave():
+        click.echo(f"{counted(len(found.runs), 'run')} on {url} (Ctrl-C ends it)")
+    server.serve(server.application(index, found, host, token), listening)
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        click.echo(f"taugrid: {note}", err=True)

@@ -19,7 +19,7 @@ NAMED = 4
 @click.command(cls=Command)
 @click.argument("directory", metavar="DIR")
 @click.argument("cell", required=False)
-@click.option("--format", "form", type=click.Choice(FORMATS), default="png", show_default=True, help="See above.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="png", show_default=True, help="What is written.")
 @click.option("--to", "target", required=True, metavar="PATH", help="A new folder or file.")
 @click.option("--by-label", is_flag=True, help="png: a folder for each label, as ImageFolder reads them.")
 @click.option("--reference", is_flag=True, help="What the run is scored against, in place of a cell.")
@@ -33,12 +33,10 @@ def export(
     first characters are enough if they fit no other. Without CELL, all cells that have all their images are exported;
     the exit code is 4 if others are left out.
 
-    \b
-    png         images named by index; without CELL in a folder for each cell
-    npz         arr_0 and, with labels, arr_1, as ADM's evaluator reads them
-    hf          a data set for the Hugging Face Hub, with a split for each cell
-    model-card  the results in the form of the Hub's model-index, as Markdown
-    latex       tables for a document with booktabs and siunitx
+    The formats are: png, images named by index, without CELL in a folder for each cell; npz, the arrays arr_0 and, with
+    labels, arr_1, as ADM's evaluator reads them; hf, a data set for the Hugging Face Hub, with a split for each cell;
+    model-card, the results in the form of the Hub's model-index, as Markdown; latex, tables for a document with
+    booktabs and siunitx.
 
     The same command again writes what is missing. SHA256SUMS in the folder says that an export is complete.
 
@@ -55,11 +53,14 @@ def export(
     from taugrid.orchestrator.exports.export import TEXTS, Request, export_images, export_text
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
+    from taugrid.storage import is_url
 
     if reference and (cell is not None or form != "png" or by_label or as_json):
         raise click.UsageError("--reference takes DIR and --to alone")
     if by_label and form != "png":
         raise click.UsageError(f"--by-label makes folders of PNG files, and --format {form} has none; leave one out")
+    if is_url(target):
+        raise click.UsageError(f"--to {target}: exports go to a folder of this machine; copy it from there")
     if reference:
         from taugrid.orchestrator.exports.reference import export_reference
 

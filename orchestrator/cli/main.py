@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import os
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ import click
 from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import board, compare, evaluate, export, habits, jobs, look, nightly, run, selfcheck
+from taugrid.orchestrator.cli import board, compare, evaluate, export, habits, jobs, look, nightly, run, start
 from taugrid.orchestrator.cli.options import discard_output
 
 
@@ -50,11 +51,10 @@ def cli() -> None:
 
 
 for command in (
-    *(run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
+    *(start.init, run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
     *(run.reconstruct, run.interpolate, compare.compare, board.board, export.export, look.verify),
     *(nightly.baseline, nightly.nightly, jobs.submit, jobs.jobs, jobs.logs, jobs.stop, look.config),
-    selfcheck.selfcheck,
-    habits.clean,
+    *(start.selfcheck, habits.doctor, habits.clean, start.completion),
 ):
     cli.add_command(command)
 
@@ -100,6 +100,10 @@ def _print_whatever_the_locale() -> None:
 def main() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
     _print_whatever_the_locale()
+    if "_TAUGRID_COMPLETE" in os.environ:
+        from taugrid.orchestrator.cli.text.completion import answer
+
+        answer(cli)
     try:
         with _interruptible(), user_errors():
             cli.main(prog_name="taugrid", standalone_mode=False)

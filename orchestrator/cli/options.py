@@ -18,6 +18,21 @@ import click
 from taugrid.errors import UserError
 
 
+class Word(click.types.StringParamType):
+    """Text that a shell completes: configs, cells, keys and their values."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[click.shell_completion.CompletionItem]":
+        """The words that begin with `incomplete`."""
+        from taugrid.orchestrator.cli.text.completion import words
+
+        # Behind an option that still lacks its value, click has not given the arguments their names yet.
+        arguments = [str(each.name) for each in ctx.command.params if isinstance(each, click.Argument)]
+        given = {**dict(zip(arguments, ctx.args, strict=False)), **{k: v for k, v in ctx.params.items() if v}}
+        return [click.shell_completion.CompletionItem(word) for word in words(given, str(param.name), incomplete)]
+
+
 class Command(click.Command):
     """A command that refuses an option given twice: click would silently take the last value.
 
@@ -29,6 +44,9 @@ class Command(click.Command):
         text, _, examples = inspect.cleandoc(help).partition("\n\nExamples:\n")
         super().__init__(name, help=text, **kwargs)
         self.examples = [line.strip() for line in examples.splitlines()]
+        for param in self.params:
+            if type(param.type) is click.types.StringParamType:
+                param.type = Word()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, each below what it does, as kubectl's help has them."""

@@ -27,16 +27,12 @@ def choose(run: Run, name: str | None) -> Chosen:
     Raises:
         UserError: if no cell or several fit, or there is none with all its images.
     """
-    if name is not None:
-        cell = find_cell(run.plan, name)
-        if (lack := lacks(cell, run.rundir)) is not None:
-            raise UserError(lack)
-        return Chosen([cell], [])
-    found = {cell.id: lacks(cell, run.rundir) for cell in run.plan.cells}
-    left_out = [lack for lack in found.values() if lack is not None]
-    cells = [cell for cell in run.plan.cells if found[cell.id] is None]
+    wanted = run.plan.cells if name is None else [find_cell(run.plan, name)]
+    problems = {cell.id: lacks(cell, run.rundir) for cell in wanted}
+    cells = [cell for cell in wanted if problems[cell.id] is None]
+    left_out = list(filter(None, problems.values()))
     if not cells:
-        raise UserError(f"no cell of {run.rundir.shown} has all its images: {left_out[0]}")
+        raise UserError(left_out[0])
     return Chosen(cells, left_out)
 
 

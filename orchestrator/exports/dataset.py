@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from taugrid.eval.tables.entries import shown_number
+from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.exports.images import Tick
-from taugrid.orchestrator.exports.results import Results, fenced, front_matter, markdown, results, scores_table
+from taugrid.orchestrator.exports.results import TASK, fenced, front_matter, markdown, results
 from taugrid.orchestrator.exports.target import Target
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.run import Run
@@ -69,55 +71,47 @@ def _type(feature: Mapping[str, Any]) -> dict[str, Any]:
     return {"dtype": feature["dtype"]}
 
 
-def _protocols(found: Results, cells: Sequence[Cell]) -> dict[str, Any]:
-    """What the protocols of the cells' scores share, and the rest of each, by its split."""
-    splits = {cell.id: split_of(cell) for cell in cells}
-    used = {splits[row["cell"]]: found.protocol(row) for row in found.rows if row["cell"] in splits}
-    first = next(iter(used.values()), {})
-    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in used.values())}
-    others = {split: {key: its[key] for key in its if key not in shared} for split, its in used.items()}
-    return {**shared, "splits": others}
-
-
 def _card(run: Run, configs: Mapping[str, Sequence[Cell]], sizes: Mapping[str, int]) -> str:
-    names = {features: "default" if not n else f"columns-{n + 1}" for n, features in enumerate(configs)}
-    infos = [
-        {
-            "config_name": names[features],
-            "features": json.loads(features),
-            "splits": [
-                {"name": split_of(c), "num_bytes": sizes[c.id], "num_examples": c.settings.num_samples} for c in cells
-            ],
-            "download_size": sum(sizes[cell.id] for cell in cells),
-            "dataset_size": sum(sizes[cell.id] for cell in cells),
-        }
-        for features, cells in configs.items()
-    ]
-    files = [
-        {
-            "config_name": names[features],
-            "data_files": [{"split": split_of(cell), "path": f"data/{split_of(cell)}/*.parquet"} for cell in cells],
-        }
-        for features, cells in configs.items()
-    ]
-    every = [cell for cells in configs.values() for cell in cells]
-    found = results(run)
-    heads, texts = scores_table(found, every)
-    rows = [
-        [f"`{split_of(cell)}`", markdown(cell.label), f"{cell.settings.num_samples:,}", *scores]
-        for cell, scores in zip(every, texts, strict=True)
-    ]
-    protocols = [] if found is None else ["## Protocol", found.table.about, fenced(_protocols(found, every))]
+    names = ["default", *(f"columns-{n}" for n in range(2, len(configs) + 1))]
+    infos, files = [], []
+    for name, (features, cells) in zip(names, configs.items(), strict=True):
+        size = sum(sizes[cell.id] for cell in cells)
+        splits = [
+            {"name": split_of(c), "num_bytes": sizes[c.id], "num_examples": c.settings.num_samples} for c in cells
+        ]
+        info = {"config_name": name, "features": json.loads(features), "splits": splits}
+        infos.append(info | {"download_size": size, "dataset_size": size})
+        paths = [{"split": split_of(cell), "path": f"data/{split_of(cell)}/*.parquet"} for cell in cells]
+        files.append({"config_name": name, "data_files": paths})
+    about = {"pretty_name": run.config.name, "task_categories": [TASK["type"]], "tags": ["taugrid"]}
     lines = [
-        front_matter({"pretty_name": run.config.name, "tags": ["taugrid"], "dataset_info": infos, "configs": files}),
+        front_matter({**about, "dataset_info": infos, "configs": files}),
         f"# {run.config.name}",
-        f"Samples of {counted(len(every), 'cell')} of a [taugrid](https://pypi.org/project/taugrid) run, with a split "
+        f"Samples of {counted(len(sizes), 'cell')} of a [taugrid](https://pypi.org/project/taugrid) run, with a split "
         "for each. The column `index` numbers the images: with the same seed, the same number has the same noise in "
         "every split.",
-        markdown_table(["split", "settings", "images", *heads], "llr" + "r" * len(heads), rows),
-        *protocols,
+        *_scores([cell for cells in configs.values() for cell in cells], results(run)),
         "## Config",
         fenced(run.config.model_dump(mode="json", exclude_defaults=True)),
         "No licence is set: choose one, and add it as `license:` above.",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _scores(cells: Sequence[Cell], table: QualityTable) -> Iterator[str]:
+    """The splits with their settings and scores, and the protocol: what all share, and the rest of each."""
+    scored = {(row["cell"], row["num_samples"]): row for row in table.rows}  # a cell may have grown since
+    rows, protocols = [], {}
+    for cell in cells:
+        row, split = scored.get((cell.id, cell.settings.num_samples), {}), split_of(cell)
+        scores = [shown_number(row.get(metric.name), row.get(metric.error or "")) for metric in table.metrics]
+        rows.append([f"`{split}`", markdown(cell.label), f"{cell.settings.num_samples:,}", *scores])
+        if row:
+            protocols[split] = table.protocols.get(row["protocol"], {})
+    heads = ["split", "settings", "images", *(metric.title for metric in table.metrics)]
+    yield markdown_table(heads, "llr" + "r" * len(table.metrics), rows)
+    if protocols:
+        first, *others = protocols.values()
+        shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+        own = {split: {key: its[key] for key in its if key not in shared} for split, its in protocols.items()}
+        yield from ("## Protocol", table.about, fenced({**shared, "splits": own}))

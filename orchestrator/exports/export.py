@@ -1,8 +1,9 @@
 """`taugrid export`: which cells, in which form, to which place."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taugrid.errors import DamagedFile, UserError
 from taugrid.hashing import canonical_json
@@ -10,7 +11,7 @@ from taugrid.orchestrator.exports.cells import Chosen, choose
 from taugrid.orchestrator.exports.dataset import put_dataset
 from taugrid.orchestrator.exports.images import Tick, has_comment, put_pngs, write_npz
 from taugrid.orchestrator.exports.results import latex, model_card
-from taugrid.orchestrator.exports.target import Target, make_folder, whole
+from taugrid.orchestrator.exports.target import Target, Write, put_file
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
@@ -18,14 +19,13 @@ from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import read_json
 
 TEXTS = {"model-card": model_card, "latex": latex}
-FORMATS = ("png", "npz", "hf", *TEXTS)
 
 
 class Request(NamedTuple):
     """What the command line asks for."""
 
     form: str
-    """One of `FORMATS`."""
+    """As in the command line."""
     to: Path
     cell: str | None = None
     """None: all cells."""
@@ -38,14 +38,8 @@ def export_text(run: Run, request: Request) -> None:
     Raises:
         UserError: if there are no scores, or the file has another text.
     """
-    text, path = TEXTS[request.form](run, request.cell).encode(), request.to
-    if path.exists():
-        if path.is_dir() or path.read_bytes() != text:
-            raise UserError(f"--to {path} exists and is not this {request.form}; give a new file")
-        return
-    make_folder(path.parent)
-    with whole(path) as temporary:
-        temporary.write_bytes(text)
+    text, what = TEXTS[request.form](run, request.cell).encode(), f"this {request.form}"
+    put_file(request.to, what, lambda path: path.read_bytes() == text, partial(Path.write_bytes, data=text))
 
 
 def export_images(run: Run, request: Request, progress: Progress) -> Chosen:
@@ -67,49 +61,43 @@ def export_images(run: Run, request: Request, progress: Progress) -> Chosen:
 
     progress.begin("exporting", total, "images")
     try:
-        if request.form == "npz" and request.cell is not None and request.to.suffix == ".npz":
-            _put_one_npz(run, request.to, chosen.cells[0], tick)
-        else:
+        if request.form != "npz" or request.to.suffix != ".npz":
             _fill(run, request, chosen.cells, tick)
+        elif len(chosen.cells) > 1:
+            raise UserError(f"--to {request.to}: a file takes one cell of {len(chosen.cells)}; give a CELL or a folder")
+        else:
+            (cell,) = chosen.cells
+            is_same = partial(has_comment, comment=_comment(run, cell))
+            put_file(request.to, "this cell", is_same, _npz(run, cell, tick))
     except DamagedFile as error:
         raise UserError(f"{error}; `taugrid verify {run.rundir.shown}` says what to do") from None
     return chosen
 
 
-def _fill(run: Run, request: Request, cells: list[Cell], tick: Tick) -> None:
-    images = {cell.id: cell.settings.num_samples for cell in cells}
+def _fill(run: Run, request: Request, cells: Sequence[Cell], tick: Tick) -> None:
     one = request.cell and cells[0].id
-    about = {"form": request.form, "run": _run_id(run), "cell": one, "by_label": request.by_label, "images": images}
+    about = {"form": request.form, "cell": one, "by_label": request.by_label} | _about(run, cells)
     with Target(request.to, about).session() as target:
         if request.form == "hf":
             put_dataset(target, run, cells, tick)
-        for cell in cells if request.form != "hf" else ():
-            if request.form == "png":
-                put_pngs(target, cell, run.rundir, "" if one else f"{cell.name}/", request.by_label, tick)
-            elif target.has(name := f"{cell.name}.npz"):
+        for cell in cells if request.form == "png" else ():
+            put_pngs(target, cell, run.rundir, "" if one else f"{cell.name}/", request.by_label, tick)
+        for cell in cells if request.form == "npz" else ():
+            if target.has(name := f"{cell.name}.npz"):
                 tick(cell.settings.num_samples)
             else:
-                target.put(
-                    name, partial(write_npz, cell=cell, rundir=run.rundir, comment=_comment(run, cell), tick=tick)
-                )
+                target.put(name, _npz(run, cell, tick))
 
 
-def _put_one_npz(run: Run, path: Path, cell: Cell, tick: Tick) -> None:
-    comment = _comment(run, cell)
-    if path.exists():
-        if path.is_dir() or not has_comment(path, comment):
-            raise UserError(f"--to {path} exists and is not this cell's; give a new file")
-        return
-    make_folder(path.parent)
-    with whole(path) as temporary:
-        write_npz(temporary, cell, run.rundir, comment, tick)
+def _npz(run: Run, cell: Cell, tick: Tick) -> Write:
+    return partial(write_npz, cell=cell, rundir=run.rundir, comment=_comment(run, cell), tick=tick)
 
 
 def _comment(run: Run, cell: Cell) -> bytes:
-    return canonical_json({"run": _run_id(run), "cell": cell.id, "images": cell.settings.num_samples}).encode()
+    return canonical_json(_about(run, [cell])).encode()
 
 
-def _run_id(run: Run) -> str:
-    """The id of the run directory; a run of before there were any is known by its cells alone."""
-    recorded = read_json(run.rundir.root / RUN_FILE, run.rundir.storage)
-    return str(recorded.get("run", "")) if isinstance(recorded, dict) else ""
+def _about(run: Run, cells: Sequence[Cell]) -> dict[str, Any]:
+    """The run, by its id (one of before there were any: by its cells alone), and how many images of which cells."""
+    recorded = read_json(run.rundir.root / RUN_FILE, run.rundir.storage) or {}
+    return {"run": recorded.get("run"), "images": {cell.id: cell.settings.num_samples for cell in cells}}

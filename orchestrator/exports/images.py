@@ -32,9 +32,8 @@ def put_pngs(target: Target, cell: Cell, rundir: RunDir, folder: str, by_label: 
         if cell.label_rule is not None:
             labels = labels_of(cell, shard, rundir)
             lines += [f"{name},{label}" for name, label in zip(names, labels, strict=True)]
-            names = [
-                f"{label:0{digits}d}/{name}" if by_label else name for name, label in zip(names, labels, strict=True)
-            ]
+            if by_label:
+                names = [f"{label:0{digits}d}/{name}" for name, label in zip(names, labels, strict=True)]
         paths = [f"{folder}{name}" for name in names]
         missing = {path for path in paths if not target.has(path)}
         for path, png in zip(paths, pngs_of(cell, shard, rundir), strict=True) if missing else ():

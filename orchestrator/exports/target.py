@@ -1,6 +1,8 @@
 """The folder that an export fills: files appear whole, a killed export goes on, and SHA256SUMS lists all at the end."""
 
+import fcntl
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +48,7 @@ class Target:
         heads = [text.partition("\n")[0] for text in texts if text.startswith(HEAD)]
         if not heads:
             require_new_folder(self.folder)
-        if not all(_is_part(json.loads(head.removeprefix(HEAD)), self._about) for head in heads):
+        if not all(_is_part(head.removeprefix(HEAD), self._about) for head in heads):
             raise UserError(f"--to {self.folder} holds an export of other cells, images or form; give a new folder")
         return {name: digest for text in texts for digest, name in LINE.findall(text)}
 
@@ -54,13 +56,14 @@ class Target:
     def session(self) -> Iterator["Target"]:
         """Files are put within the block. At its end the export is complete, and SHA256SUMS says so."""
         make_folder(self.folder)
-        self._write(UNFINISHED, self._known)
-        with naming(self.folder / UNFINISHED), (self.folder / UNFINISHED).open("a", buffering=1) as journal:
-            (self.folder / SUMS).unlink(missing_ok=True)
-            self._journal = journal
-            yield self
-        self._write(SUMS, self._done)
-        (self.folder / UNFINISHED).unlink()
+        with _alone(self.folder), naming(self.folder / UNFINISHED):
+            self._write(UNFINISHED, self._known)
+            with (self.folder / UNFINISHED).open("a", buffering=1) as journal:
+                (self.folder / SUMS).unlink(missing_ok=True)
+                self._journal = journal
+                yield self
+            self._write(SUMS, self._done)
+            (self.folder / UNFINISHED).unlink()
 
     def _write(self, name: str, sums: Mapping[str, str]) -> None:
         lines = [f"{digest}  {file}\n" for file, digest in sorted(sums.items())]
@@ -98,21 +101,55 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _is_part(earlier: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+def _is_part(earlier: str, about: Mapping[str, Any]) -> bool:
     """Whether an export is of the same, of all its cells or some of them."""
-    return {**earlier, "images": about["images"] | earlier["images"]} == about
+    try:
+        value = json.loads(earlier)
+        return bool({**value, "images": about["images"] | value["images"]} == about)
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 @contextmanager
-def whole(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+def _alone(folder: Path) -> Iterator[None]:
+    """Within the block, no other export fills the folder; `UserError` if one does. Not all network disks can say."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if isinstance(error, BlockingIOError):
+            os.close(descriptor)
+            raise UserError(f"another export is filling {folder}; wait for its end, or give a new folder") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def whole(path: Path, temporary: Path) -> Iterator[Path]:
     """A path to write to, whose file gets the name `path` at the end, or vanishes on an error."""
-    temporary = temporary or path.with_name(f".{path.name}{TEMPORARY}")
     try:
         with naming(path):
             yield temporary
             temporary.replace(path)
+    except OSError as error:
+        if error.errno in FULL:  # of a copy, it has the name of what is copied
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_file(path: Path, what: str, is_same: Callable[[Path], bool], write: Write) -> None:
+    """Write a file that is the whole export. One that `is_same` is left as it is; `UserError` if there is another."""
+    if path.exists():
+        if path.is_dir() or not is_same(path):
+            raise UserError(f"--to {path} exists and is not {what}; give a new file")
+        return
+    make_folder(path.parent)
+    with whole(path, path.with_name(f".{path.name}{TEMPORARY}")) as temporary:
+        write(temporary)
 
 
 def require_new_folder(folder: Path) -> None:

@@ -183,7 +183,7 @@ def pack_job(config: Config, folder: Path, ships: bool) -> None:
     Raises:
         UserError: if a module that the config names can't be found, or the modules are too large.
     """
-    values = config.model_dump(mode="json")
+    values = config.recorded
     (folder / f"{config.name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name(ENTRY), folder / ENTRY)
     files: dict[str, SourceFile] = {}

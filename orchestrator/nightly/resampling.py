@@ -120,7 +120,7 @@ def config_of(config: Config, name: str, points: Sequence[Mapping[str, Any]]) ->
     """Tonight's config with the distinct `points` as its grid; `name` is appended to its name."""
     values = config.model_dump(mode="json")
     unique = {json_sha256(point): {key: [value] for key, value in point.items()} for point in points}
-    values |= {"name": f"{config.name}-{name}", "model": {}, "grid": list(unique.values())}
+    values |= {"name": f"{config.name}-{name}", "model": {}, "grid": list(unique.values()), "track": []}
     return validate(Config, values, name)
 
 

@@ -1,6 +1,6 @@
 """What is read beside scores: how far each sample moves a metric, and what real images score against others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.metrics import SAMPLED
+from taugrid.storage import Storage
 
 
 def influences_of(
@@ -28,12 +29,15 @@ def influences_of(
               if column.name in metrics and (column.sampling_error in metrics) is not unsure]  # fmt: skip
     if not wanted or not rundir.has_intact_file(path, n, lambda damage: None, expected={"cell": cell.id}):
         return {}
+    return read_influences(path, n, wanted, rundir.storage)
+
+
+def read_influences(path: Path, n: int, metrics: Iterable[str], storage: Storage) -> dict[str, Array]:
+    """Column of quality.csv -> (N,), of those of `metrics` that an intact file of influences has."""
     found = {}
-    for name in wanted:
+    for name in metrics:
         try:
-            parts = [
-                values for _, values in parquet.read_numbers(path, INFLUENCE_COLUMNS.get(name, name), rundir.storage)
-            ]
+            parts = [values for _, values in parquet.read_numbers(path, INFLUENCE_COLUMNS.get(name, name), storage)]
         except DamagedFile:
             continue
         found[name] = np.concatenate(parts)[:n]

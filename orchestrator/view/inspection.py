@@ -103,9 +103,8 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
     Raises:
         UserError: if there is no such cell, one has no FID, or (without `join`) they can't be compared.
     """
-    from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, PARTS, pair
-    from taugrid.eval.tables.differences_files import compared
-    from taugrid.eval.tables.long_form import FID
+    from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, pair
+    from taugrid.eval.tables.differences_files import parts_by_metric
     from taugrid.orchestrator.plan.scoring import scoring_of
     from taugrid.orchestrator.report.collect import NO_IMAGES, collect
 
@@ -124,9 +123,5 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{plan.with_labels(str(error))} (--join compares them anyway)") from None
     lacking = [f"{cell.label}: {NO_IMAGES}" for cell in cells if rundir.lacks_images(cell)]
-    metrics = {}
-    for metric in compared([row]):
-        own = {"difference", "se", "z"} if metric == FID else set()
-        metrics[metric.name] = {part: row[part if part in own else f"{metric.name}_{part}"] for part in PARTS}
     shown = {name: row[name] for name in DIFFERENCE_COLUMNS}
-    return {**shown, "note": "; ".join(filter(None, [row["note"], *lacking])), "metrics": metrics}
+    return {**shown, "note": "; ".join(filter(None, [row["note"], *lacking])), "metrics": parts_by_metric(row)}

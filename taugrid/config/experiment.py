@@ -1,7 +1,7 @@
 """The whole config: its sections, the grid, and the schema for editors."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -29,8 +29,13 @@ def _or_one_mapping(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [mapping, {"type": "array", "items": mapping}]
 
 
+TrackerName = Literal["mlflow", "wandb", "tensorboard"]
+
+
 class Config(Section):
     """An experiment: everything that `taugrid run` needs."""
+
+    later_keys = {"track": []}
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", json_schema_extra={"form": NAME_FORM})]
     """The name of the experiment; without --out, its run directory is runs/<name>."""
@@ -58,6 +63,15 @@ class Config(Section):
     """What tables and figures show."""
     cluster: Cluster = Cluster()
     """Where the work runs. Changes no result."""
+    track: list[TrackerName] = []
+    """Experiment trackers that follow sessions; their own environment variables say where to. Changes no result."""
+
+    @field_validator("track")
+    @classmethod
+    def _trackers_are_named_once(cls, track: list[TrackerName]) -> list[TrackerName]:
+        if len(set(track)) < len(track):
+            raise ValueError("must be a list that names each tracker once")
+        return track
 
     @field_validator("grid", mode="before")
     @classmethod

@@ -92,8 +92,10 @@ NOT_YET = {
     "conditions other than class labels": ("condition", "conditional"),
     "text prompts": ("prompt", "prompts", "negative_prompt", "text_encoder", "tokenizer"),
     "adapters": ("lora", "controlnet", "adapter", "adapters"),
-    "experiment trackers": ("wandb", "mlflow", "comet", "neptune", "tracker", "trackers"),
-}
+    "experiment trackers beside mlflow, wandb and tensorboard (`track`; an observer package can follow a run)": (
+        "comet", "comet_ml", "neptune", "aim", "clearml",
+    ),
+}  # fmt: skip
 """Features that this version lacks, and the keys with which users ask for them. docs/limits.md has the list."""
 
 NAMED_OTHERWISE = {
@@ -108,6 +110,9 @@ NAMED_OTHERWISE = {
     ),
     "model.vae, a folder or an id on the hub, to decode with another VAE; a pipeline brings its own": (
         "vae", "autoencoder",
+    ),
+    "track at the top, a list such as [mlflow, wandb, tensorboard] (docs/trackers.md)": (
+        "wandb", "mlflow", "tracker", "trackers", "tracking",
     ),
 }  # fmt: skip
 """What to write, and what others call it or where they write it."""

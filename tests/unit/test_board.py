@@ -3,16 +3,31 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import nights
+import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import taugrid
+from taugrid import parquet
 from taugrid.errors import UserError
+from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.board.document import document_of
 from taugrid.orchestrator.board.find import Place
 from taugrid.orchestrator.board.index import Index
+from taugrid.orchestrator.board.pairs import paired
+from taugrid.orchestrator.board.strips import strip
+from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.lease import sole_driver
+from taugrid.orchestrator.view import inspection
+from taugrid.parquet import PartWriter, picture_schema
+from taugrid.parquet import pictures as pictures_of
 from taugrid.storage import LocalStorage
 
 DATA = Path(__file__).parents[1] / "data"
@@ -161,6 +176,7 @@ def test_titles_are_unique_and_can_be_encoded(runs, tmp_path):
     shutil.copytree(RUN, os.fsdecode(os.fsencode(runs) + b"/\xff"))
     change(runs / "old" / "seed-1" / "config.json", name="\ud800</script>")
     board = look(runs, other, runs / "old")
+    assert board.notes == []
     assert list(by_title(board)) == ["\\udcff", "a<script>&\"'", "other/old/seed-1", "runs/old/seed-1"]
     json.dumps(document_of(board, []).value, ensure_ascii=False).encode()
 
@@ -180,3 +196,141 @@ def test_what_may_be_compared_has_equal_keys(runs):
     cells = other / "tables" / "cells.csv"
     cells.unlink()
     assert set(by_title(look(runs))["other"]["noise"]).isdisjoint(entries["same"]["noise"]), "another seed"
+
+
+CONFIG = {
+    "name": "small",
+    "model": {"oracle": "gaussian"},
+    "data": {"name": "gaussian", "shape": [1, 4, 4]},
+    "sample": {"num_samples": 200, "batch_size": 100, "shard_evaluations": 300},
+    "grid": {"steps": [2, 3], "eta": [0.0]},
+    "evaluate": {"metrics": ["fid"]},
+}
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, one_thread, sketched):
+    """A folder with a run of today, with influences, a copy of it, and one with another seed."""
+    folder = tmp_path_factory.mktemp("scored")
+    (folder / "small.yaml").write_text(yaml.safe_dump(CONFIG))
+    nights.taugrid("run", folder / "small.yaml", "--out", folder / "runs" / "small")
+    nights.taugrid("run", folder / "small.yaml", "--out", folder / "runs" / "seed-1", "--set", "sample.seed=1")
+    shutil.copytree(folder / "runs" / "small", folder / "runs" / "copy")
+    return folder / "runs"
+
+
+def rows_of(*places):
+    """(title, steps) -> row."""
+    rows = document_of(look(*places), []).rows
+    return {(row.run.found.title, row.values["steps"]): row for row in rows}
+
+
+def test_a_pair_is_what_compare_says_within_a_run_and_across_two(scored):
+    rows = rows_of(scored)
+    expected = inspection.compare(open_existing(str(scored / "small")), "steps=2", "steps=3", False)["metrics"]["fid"]
+    assert expected["se"] > 0
+    within = paired(rows["small", 2], rows["small", 3])
+    assert within == {"fid": (expected["difference"], expected["se"])}
+    assert paired(rows["small", 2], rows["copy", 3]) == within
+    assert paired(rows["small", 3], rows["copy", 3]) == {"fid": (0.0, 0.0)}
+    value = document_of(look(scored), []).value
+    recorded = {(value["rows"][a][0], value["rows"][b][0], *rest) for a, b, *rest in value["differences"]}
+    assert (0, 0, "fid", *within["fid"]) in recorded
+
+
+def test_rows_without_common_noise_or_protocol_or_with_other_scores_are_no_pair(scored, tmp_path):
+    shutil.copytree(scored, tmp_path / "runs")
+    rescored, unrecorded, forged = (tmp_path / "runs" / name for name in ("rescored", "unrecorded", "forged"))
+    for run in (rescored, unrecorded, forged):
+        shutil.copytree(scored / "small", run)
+    table = json.loads((rescored / "tables" / "quality.json").read_text())
+    change(rescored / "tables" / "quality.json", rows=[row | {"fid": row["fid"] + 1} for row in table["rows"]])
+    (unrecorded / "tables" / "quality.json").unlink()
+    change(forged / "tables" / "quality.json", rows=[row | {"cell": "../../small/scores/x"} for row in table["rows"]])
+    rows = rows_of(tmp_path / "runs")
+    for title, reason in (
+        ("seed-1", "share no noise"), ("rescored", "no influences"), ("forged", "no influences"),
+        ("unrecorded", "does not record the protocol"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=reason):
+            paired(rows["small", 2], rows[title, 3])
+
+
+def test_a_strip_shows_the_first_images_and_blank_tiles_for_missing_ones(runs):
+    [row, *_] = document_of(look(runs), []).rows
+    pictures = to_pictures([decode_png(strip(row))])[0]
+    assert pictures.shape == (8, 16 * 8)
+    expected = taugrid.open(RUN).cell(row.values["cell"]).images(range(16))
+    assert (pictures == np.concatenate(list(expected), axis=1)).all()
+    folder = runs / "old" / "seed-1" / "samples" / row.of("folders")
+    first = parquet.read_png(folder / "part-000000.parquet", range(3))
+    shutil.rmtree(folder)
+    with PartWriter(folder / "part-000000.parquet", picture_schema({})) as part:
+        part.write(pictures_of(np.stack([decode_png(png) for png in first.values()]), 0))
+        part.commit(replace=True)
+    pictures = to_pictures([decode_png(strip(row))])[0]
+    assert (pictures[:, : 3 * 8] == np.concatenate(list(expected[:3]), axis=1)).all()
+    assert not pictures[:, 3 * 8 :].any()
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="images of this cell"):
+        strip(row)
+
+
+def add_event(run, at, **event):
+    with (run / "events" / "0009.jsonl").open("a") as file:
+        file.write(json.dumps({"time": at.isoformat(), **event}) + "\n")
+
+
+def test_a_run_at_work_shows_its_progress_from_what_is_new(runs):
+    run = runs / "old" / "seed-1"
+    for path in run.glob("events/*"):
+        path.unlink()
+    cells = [{"id": f"c{n}", "settings": {"num_samples": 60}} for n in range(2)]
+    (run / "plan.json").write_text(json.dumps({"cells": cells, "models": []}))
+    began = datetime.now(UTC) - timedelta(seconds=20)
+    index = Index([Place.of(str(runs))])
+    with sole_driver(RunDir(run)):
+        add_event(run, began, event="session", stages=[])
+        for n in range(2):
+            shard = {"event": "shard", "cell": "c0", "path": f"part-{n}", "images": 15, "committed": n == 0}
+            add_event(run, began, **shard)
+        [first] = document_of(index.look(), []).value["runs"]
+        assert (first["state"], first["ended"]) == ("running", None)
+        assert first["progress"] == {
+            "done": 15, "total": 120, "unit": "images", "left_seconds": None,
+            "updated": began.isoformat(timespec="seconds"),
+        }  # fmt: skip
+        add_event(run, began, **shard | {"committed": True})
+        add_event(run, began, **shard | {"committed": True})
+        (run / "events" / "0009.jsonl").open("a").write('{"time": "2026-')
+        [second] = document_of(index.look(), []).value["runs"]
+        assert second["progress"]["done"] == 30, "a shard counts once"
+        assert second["progress"]["left_seconds"] == pytest.approx(20 * 90 / 30, rel=0.2)
+    [third] = document_of(index.look(), []).value["runs"]
+    assert third["progress"] is None
+    assert third["state"] == "incomplete"
+
+
+def test_two_boards_at_once_do_not_disturb_each_other(runs, cache):
+    for n in range(8):
+        shutil.copytree(RUN, runs / f"run-{n}")
+
+    def change_and_look(n):
+        change(runs / f"run-{n}" / "config.json", name=f"changed {n}")
+        return look(runs)
+
+    with ThreadPoolExecutor(4) as pool:
+        boards = list(pool.map(change_and_look, range(8)))
+    assert {len(board.runs) for board in boards} == {9}
+    assert not [note for board in boards for note in board.notes]
+    assert [path.suffix for path in cache.iterdir()] == [".json"]
+    entries = by_title(look(runs))
+    assert [entries[f"run-{n}"]["name"] for n in range(8)] == [f"changed {n}" for n in range(8)]
+
+
+def test_a_cache_that_cannot_be_written_costs_a_note(runs, cache):
+    cache.parent.mkdir(parents=True)
+    cache.write_text("a file in the place of the folder")
+    board = look(runs)
+    assert len(board.runs) == 1
+    assert "the index can't be kept" in board.notes[0]

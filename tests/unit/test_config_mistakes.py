@@ -130,8 +130,11 @@ def test_a_missing_key_is_named():
 @pytest.mark.parametrize(
     ("values", "key", "feature"),
     [
-        ({"wandb": {"project": "p"}}, "wandb", "experiment trackers"),
-        ({"train": {"mlflow": True}}, "train.mlflow", "experiment trackers"),
+        (
+            {"comet": {"project": "p"}},
+            "comet",
+            "experiment trackers beside mlflow, wandb and tensorboard (`track`; an observer package can follow a run)",
+        ),
         ({"sample": {"condition": 1}}, "sample.condition", "conditions other than class labels"),
         ({"prompts": ["a cat"]}, "prompts", "text prompts"),
         ({"model": {"lora": "a/b"}}, "model.lora", "adapters"),
@@ -141,6 +144,11 @@ def test_a_key_of_what_is_not_supported_yet_is_no_unknown_one(values, key, featu
     message = refusal(values)
     assert message.startswith(f"{key!r}: {feature} are not supported yet; remove the key (docs/limits.md")
     assert "unknown key" not in message
+
+
+@pytest.mark.parametrize("values", [{"wandb": {"project": "p"}}, {"train": {"mlflow": True}}, {"trackers": ["wandb"]}])
+def test_what_others_call_trackers_is_named_as_it_is_here(values):
+    assert "': write track at the top, a list such as [mlflow, wandb, tensorboard] (docs" in refusal(values)
 
 
 def test_every_feature_that_is_lacking_is_on_the_page_of_limits():

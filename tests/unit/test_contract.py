@@ -4,6 +4,7 @@
 recorded may not go. Running this file records what there is now: `python tests/unit/test_contract.py`.
 """
 
+import importlib.resources
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from taugrid.config import schema
 from taugrid.errors import Exit
 from taugrid.orchestrator.cli.main import cli
 
@@ -33,6 +35,7 @@ PRINTED = {
     "config show": ["config", "show", "digits", "--json"],
     "config schema": ["config", "schema"],
     "report": ["report", "{run}", "--json"],
+    "board": ["board", "{run}", "--json"],
 }
 
 
@@ -141,6 +144,11 @@ def test_keys_and_columns_stay(recorded, now):
         or path not in now["shapes"].get(name, {})
     ]
     assert changed == []
+
+
+def test_the_shipped_schema_is_that_of_this_version():
+    shipped = json.loads((importlib.resources.files("taugrid.configs") / "schema.json").read_text())
+    assert shipped == schema(), "renew it: taugrid config schema > configs/schema.json"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import tracemalloc
@@ -17,6 +18,7 @@ import click
 import datasets
 import diffusers
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -29,11 +31,15 @@ from torchvision.datasets import ImageFolder
 
 from taugrid import parquet
 from taugrid.config.load import load
-from taugrid.errors import user_errors
+from taugrid.errors import UserError, user_errors
+from taugrid.eval.tables.entries import Entry
+from taugrid.eval.tables.latex import siunitx_entry
 from taugrid.orchestrator.exports import images as exported_images
-from taugrid.orchestrator.exports.dataset import split_of
+from taugrid.orchestrator.exports.cells import Chosen
+from taugrid.orchestrator.exports.dataset import put_dataset, split_of
 from taugrid.orchestrator.exports.export import Request, export_images
 from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target
+from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import LOCAL
@@ -134,7 +140,7 @@ def test_an_npz_has_the_images_in_their_order_in_adms_form(finished, tmp_path, u
     before = file.stat().st_ino
     taugrid("export", finished, "eta=0.2", "--format", "npz", "--to", file)
     assert file.stat().st_ino == before, "it is there already"
-    assert "is not this cell's" in taugrid("export", finished, "eta=0", "--format", "npz", "--to", file, code=2)[1]
+    assert "is not this cell;" in taugrid("export", finished, "eta=0", "--format", "npz", "--to", file, code=2)[1]
     assert zipfile.ZipFile(file).testzip() is None
 
 
@@ -223,7 +229,7 @@ def test_a_model_card_holds_every_score_with_its_error_in_the_form_of_the_hub(fi
     assert "is not this model-card" in other
 
 
-HOSTILE = "a_b%$#&{}~^\\<i>|\u2265\U0001f4a5\u4e2d\x07\\input{/etc/passwd}"
+HOSTILE = "\xc3\xef\xf1\u0142\u00ab\u2026\u201c \u2013 a_b%$#&{}~^\\<i>|\u2265\U0001f4a5\u4e2d\x07\\input{/etc/passwd}"
 PAGE = Path(__file__).parents[2] / "docs/exports.md"
 
 
@@ -292,7 +298,9 @@ def test_of_a_file_with_more_images_the_first_are_taken(labelled, tmp_path, monk
         == [row["label"] for part in sorted(root.glob("samples/*/*")) for row in parquet_rows(part)][:10]
     )
     (file,) = (tmp_path / "npz").glob("*.npz")
-    assert np.array_equal(np.load(file)["arr_0"], images)
+    with np.load(file) as arrays:
+        assert np.array_equal(arrays["arr_0"], images)
+        assert arrays["arr_1"].tolist() == labels_in(root)[:10]
     assert len(list((tmp_path / "png").glob("*/*.png"))) == 10
 
 
@@ -335,7 +343,7 @@ class Killed(BaseException):
 def test_a_killed_export_leaves_no_half_file_and_goes_on(finished, tmp_path, monkeypatch, untouched, form, at):
     taugrid("export", finished, "--format", form, "--to", tmp_path / "whole")
     count = len(tree(tmp_path / "whole"))
-    wanted, written = (0 if at == 0 else count // 2), []
+    wanted, written = (0 if at == 0 else count // 3), []
     put = Target.put
 
     def put_or_die(self, name, write):
@@ -447,8 +455,118 @@ def test_an_export_from_a_bucket_is_the_same(labelled, bucket, tmp_path):
     assert tree(tmp_path / "here") == tree(tmp_path / "there")
 
 
+def test_two_exports_do_not_fill_one_folder_at_once(finished, tmp_path):
+    about = {"form": "png", "run": None, "images": {}}
+    with Target(tmp_path / "to", about).session() as target:
+        target.put_text("a", "first")
+        with pytest.raises(UserError, match="another export is filling"), Target(tmp_path / "to", about).session():
+            pass
+        target.put_text("b", "second")
+    check_sums(tmp_path / "to")
+
+
+def test_splits_whose_files_have_other_columns_get_a_config_of_their_own(finished, tmp_path, monkeypatch):
+    """As the cells of networks with classes, beside those without."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    run = open_existing(str(shutil.copytree(finished, tmp_path / "run")))
+    for part in (tmp_path / "run/samples" / run.plan.cells[1].name).glob("*.parquet"):
+        table = pq.read_table(part)
+        features = json.loads(table.schema.metadata[b"huggingface"])
+        features["info"]["features"] |= {"label": {"dtype": "int32", "_type": "Value"}} | {
+            "latent": {"feature": {"dtype": "float32", "_type": "Value"}, "length": 2, "_type": "Sequence"}
+        }
+        table = table.append_column("label", pa.array([7] * len(table), pa.int32()))
+        table = table.append_column("latent", pa.array([[0, 1]] * len(table), pa.list_(pa.float32(), 2)))
+        metadata = table.schema.metadata | {b"huggingface": json.dumps(features).encode()}
+        pq.write_table(table.replace_schema_metadata(metadata), part)
+    with Target(tmp_path / "hf", {"images": {}}).session() as target:
+        put_dataset(target, run, run.plan.cells, lambda count: None)
+    for name, cell in zip(("default", "columns-2"), run.plan.cells, strict=True):
+        loaded = datasets.load_dataset(str(tmp_path / "hf"), name, cache_dir=str(tmp_path / "cache"))
+        assert list(loaded) == [split_of(cell)]
+        assert ("label" in loaded[split_of(cell)].features) == (name == "columns-2")
+    assert loaded[split_of(cell)][3]["latent"] == [0.0, 1.0]
+
+
+def test_a_card_says_what_the_protocols_share_and_the_rest_of_each(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    document = json.loads((run / "tables/quality.json").read_text())
+    (protocol,) = document["protocols"].values()
+    other = protocol | {"clip": "x0", "tau": [1, 500]}
+    other.pop("rounding")
+    document["rows"][1]["protocol"], document["protocols"]["other"] = "other", other
+    (run / "tables/quality.json").write_text(json.dumps(document))
+    taugrid("export", run, "--format", "hf", "--to", tmp_path / "hf")
+    said = yaml.safe_load((tmp_path / "hf/README.md").read_text().split("~~~~~~yaml\n")[1].split("~~~~~~")[0])
+    splits = said.pop("splits")
+    assert {"clip", "tau", "rounding"} & set(said) == set()
+    assert said["reference"] == protocol["reference"]
+    for row, its in zip(document["rows"], (protocol, other), strict=True):
+        (split,) = (split for split in splits if split.endswith(row["cell"]))
+        assert said | splits[split] == its
+
+
+def test_a_run_without_scores_has_images_and_says_what_it_lacks(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "tables")
+    taugrid("export", run, "--format", "hf", "--to", tmp_path / "hf")
+    assert "## Protocol" not in (tmp_path / "hf/README.md").read_text()
+    for form in ("latex", "model-card"):
+        said = taugrid("export", run, "--format", form, "--to", tmp_path / form, code=2)[1]
+        assert f"{run} has no score; `taugrid evaluate` makes it" in said
+        assert not (tmp_path / form).exists()
+
+
+def test_damage_that_comes_while_files_are_read_is_one_line(finished, tmp_path, monkeypatch):
+    run = shutil.copytree(finished, tmp_path / "run")
+    part = run / "samples" / cells(run)[0] / "part-000001.parquet"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 3] ^= 1
+    part.write_bytes(data)
+    assert "missing or damaged shards (1 of 2)" in taugrid("export", run, "eta=0", "--to", tmp_path / "x", code=2)[1]
+    monkeypatch.setattr("taugrid.orchestrator.exports.export.choose", lambda run, name: Chosen(run.plan.cells[:1], []))
+    for form in ("png", "npz"):
+        said = taugrid("export", run, "--format", form, "--to", tmp_path / form, code=2)[1]
+        assert "part-000001.parquet" in said
+        assert "`taugrid verify" in said
+        assert "\n" not in said
+        assert not (tmp_path / form / SUMS).exists()
+
+
+COMMANDS = re.findall(r"^ {4}(taugrid [^\n#]+)", PAGE.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_that_the_page_shows_does_what_it_says(line, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(finished)
+    words = shlex.split(line.replace("steps=10", "steps=2"))
+    taugrid(*words[1:])
+    assert Path(words[words.index("--to") + 1]).exists()
+
+
+@pytest.mark.parametrize(
+    ("shown", "written"),
+    [
+        (Entry("13.2", "± 1.7", False, "", 13.2, ""), r"\num{13.2 +- 1.7}"),
+        (Entry("13.2", "± 1.7", True, "≈", 13.2, ""), r"{\bfseries \num{13.2 +- 1.7}}\rlap{$^{\approx}$}"),
+        (Entry("4.160", "± 0.012 (0.021) (n = 3)", False, "", 4.16, ""), r"\num{4.160 +- 0.012} (0.021) (n = 3)"),
+        (Entry("13.36", "", False, "", 13.36, ""), r"\num{13.36}"),
+        (Entry("13.36", "(n = 2)", False, "", 13.36, ""), r"\num{13.36} (n = 2)"),
+        (Entry("–", "", False, "", float("nan"), ""), "--"),
+    ],
+)
+def test_a_number_and_its_error_are_one_for_siunitx(shown, written):
+    assert siunitx_entry(shown) == written
+
+
 def test_options_that_do_not_go_together_are_refused(finished, tmp_path):
     for words in (["eta=0", "--reference"], ["--reference", "--format", "hf"], ["--by-label", "--format", "npz"]):
         with pytest.raises(click.UsageError):
             taugrid("export", finished, *words, "--to", tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+    with pytest.raises(click.UsageError, match="go to a folder of this machine"):
+        taugrid("export", finished, "--to", "s3://bucket/x")
+    said = taugrid("export", finished, "--format", "npz", "--to", tmp_path / "x.npz", code=2)[1]
+    assert "a file takes one cell of 2" in said
+    assert list(tmp_path.iterdir()) == []

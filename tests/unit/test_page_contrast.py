@@ -1,4 +1,4 @@
-"""The colours of report.html against what is behind them, by WCAG 2.2: 4.5:1 for text, 3:1 for lines."""
+"""The colours of report.html and the board against what is behind them, by WCAG 2.2: text 4.5:1, lines 3:1."""
 
 import re
 
@@ -9,12 +9,17 @@ from taugrid.eval.pages.environment import asset
 from taugrid.eval.pages.pivots import SHADES
 
 TEXT, LINES = 4.5, 3.0
-CSS = asset("report.css") + asset("tables.css")
+LINE_NAMES = ("hat", "red", "green", "grey", *(f"c{number}" for number in range(COLOURS)))
 LIGHT, DARK = (
-    dict(re.findall(r"--([\w-]+): (#\w+);", block))
-    for block in re.findall(r":root \{(.*?)\}", asset("report.css"), re.S)
+    dict(re.findall(r"--([\w-]+): (#\w+);", report + history + board))
+    for report, history, board in zip(
+        *(re.findall(r":root \{(.*?)\}", asset(f"{name}.css"), re.S) for name in ("report", "history", "board")),
+        strict=True,
+    )
 )
 MODES = {"light": LIGHT, "dark": LIGHT | DARK}
+PICKED = tuple(f"p{number}" for number in range(9))
+"""The colours of the picked cells, also of their numbers in charts."""
 IN_CELLS = re.search(r"\.tg-pivot td \{ color: (#\w+)", asset("tables.css"))[1]
 
 
@@ -41,11 +46,12 @@ def test_texts_and_lines_stand_out(mode):
     colours = MODES[mode]
     texts = {
         (name, behind): contrast(colours[name], colours[behind])
-        for name, behinds in {"text": ("back", "panel"), "soft": ("back", "panel"), "link": ("back",)}.items()
+        for names, behinds in {("text", "soft"): ("back", "panel", "tint"), ("link", *PICKED): ("back",)}.items()
+        for name in names
         for behind in behinds
     }
     assert {pair: ratio for pair, ratio in texts.items() if ratio < TEXT} == {}
-    lines = {name: contrast(colours[name], colours["back"]) for name in ("hat", *(f"c{i}" for i in range(COLOURS)))}
+    lines = {name: contrast(colours[name], colours["back"]) for name in LINE_NAMES}
     assert {name: ratio for name, ratio in lines.items() if ratio < LINES} == {}
 
 

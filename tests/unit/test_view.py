@@ -446,3 +446,12 @@ def test_the_notebook_runs(finished, tmp_path):
     assert "image/png" in shown[1], "the figure"
     assert "fid_se" in shown[2]["text/html"]
     assert not CONFIG.startswith("name: digits"), "the run is a small one of that name"
+
+
+def test_the_notebook_of_images_reaches_its_verdict(tmp_path, user_cache):
+    notebook = nbformat.read(DOCS / "from-images-to-a-verdict.ipynb", as_version=4)
+    committed = [output["text"] for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output]
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stdout"]
+    assert [output["text"] for output in said] == committed == ["worse - 1,000 pairs by name\n"]
+    assert len((tmp_path / "worst/pairs.csv").read_text().splitlines()) == 1001

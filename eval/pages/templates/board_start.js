@@ -1,73 +1,66 @@
 "use strict";
 
-// What is around the table: runs at work, histories, details, keys; and what starts all of it.
+// What is around the table: runs at work, histories, details; polling; and what starts all of it.
 
 const POLLED = 5000; // milliseconds
-const MOST_SHOWN = 6;
+const MOST_AT_WORK = 6;
 const QUIET = 600; // seconds without an event after which it is said
 
-const live = { etag: "", asking: false };
-
-function isLive() {
-  return byId("board").dataset.live === "true";
-}
+const live = { etag: "", isAsking: false };
+const isLive = () => byId("board").dataset.live === "true";
 
 function drawRuns() {
-  const { runs, places, histories, version, made } = board.source;
-  byId("places").replaceChildren(...places.map((place) => element("bdi", {}, place)));
-  byId("made").textContent = `taugrid ${version}, ${shownTime(made)} UTC`;
-  const working = runs.filter(({ state }) => state === "running");
-  const left = working.length - MOST_SHOWN;
-  const more = left > 0 ? [element("p", { class: "tg-note" }, `and ${plural(left, "more run")} at work`)] : [];
-  byId("work").replaceChildren(...working.slice(0, MOST_SHOWN).map(workOf), ...more);
+  const working = board.runs.filter(({ state }) => state === "running");
   const scored = new Set(board.rows.map((row) => row.run));
-  const others = runs.filter((run) => run.note || (!scored.has(run) && run.state !== "running"));
+  const others = board.runs.filter((run) => run.note || (!scored.has(run) && run.state !== "running"));
+  const left = working.length - MOST_AT_WORK;
+  byId("places").replaceChildren(...board.places.map((place) => element("bdi", {}, place)));
+  byId("made").textContent = `taugrid ${board.version}, ${shownTime(board.made)} UTC`;
+  byId("work").replaceChildren(...working.slice(0, MOST_AT_WORK).map(workOf));
+  if (left > 0) byId("work").append(`and ${plural(left, "more run")}`);
   byId("others").hidden = !others.length;
   byId("others-title").textContent = `${plural(others.length, "run")} without scores or with a remark`;
-  byId("others-list").replaceChildren(...others.slice(0, MOST_CHOICES).map((run) =>
-    element("li", {}, element("bdi", {}, linkTo(run.report, run.title || MISSING)), `: ${run.state}`, run.note ? `, ${run.note}` : "")));
-  byId("histories").replaceChildren(...histories.map(historyOf));
+  byId("others-list").replaceChildren(...others.slice(0, MOST_CHOICES).map(({ title, report, state, note }) =>
+    element("li", {}, linkTo(report, element("bdi", {}, title || MISSING)), `: ${state}${note && `, ${note}`}`)));
+  byId("histories").replaceChildren(...board.histories.map(historyOf));
 }
 
-function workOf(run) {
-  const { done = 0, total = 0, unit = "", left_seconds: left = null, updated = null } = run.progress ?? {};
-  const count = total ? `${done.toLocaleString("en-US")} of ${total.toLocaleString("en-US")} ${unit}` : "starting";
+function workOf({ title, directory, progress }) {
+  const { done = 0, total = 0, unit = "", left_seconds: left = null, updated = null } = progress ?? {};
   const quiet = updated ? (Date.now() - Date.parse(updated)) / 1000 : 0;
-  const rest = quiet > QUIET ? `, nothing heard for ${duration(quiet)}` : left === null ? "" : `, ${duration(left)} left`;
-  const bar = element("progress", { max: total || null, value: total ? done : null, "aria-label": `Progress of ${run.title}` });
-  return element("div", { class: "work" }, element("bdi", { title: run.directory }, run.title), bar, element("small", {}, count + rest));
+  const ends = left === null ? "" : `, ${duration(left)} left`;
+  const rest = quiet > QUIET ? `, nothing heard for ${duration(quiet)}` : ends;
+  const count = total ? `${thousands(done)} of ${thousands(total)} ${unit}` : "starting";
+  const bar = { max: total || null, value: total ? done : null, "aria-label": `Progress of ${title}` };
+  return element("div", { class: "strip-of", title: directory }, element("bdi", {}, title), element("progress", bar),
+    element("small", {}, count + rest));
 }
 
-function historyOf(history) {
-  const nights = history.nights.slice(-30).map((night) => {
-    const shape = verdictMark(night.light, nightHref(night), nightTitle(night), 0, 0);
-    return drawn("svg", { width: 14, height: 14, viewBox: "-7 -7 14 14" }, shape);
-  });
-  const last = history.nights.at(-1);
-  const newest = last ? element("small", {}, nightTitle(last)) : null;
-  return element("div", { class: "history" }, element("bdi", {}, linkTo(history.page, history.title)), element("span", {}, ...nights), newest);
+function historyOf({ title, page, nights }) {
+  const size = { width: 14, height: 14, viewBox: "-7 -7 14 14" };
+  const marks = nights.slice(-30).map((night) => drawn("svg", size, verdictMark(night)));
+  const last = nights.at(-1);
+  return element("div", { class: "strip-of" }, linkTo(page, element("bdi", {}, title)), element("span", {}, ...marks),
+    element("small", {}, last ? `${last.id}: ${last.verdict}` : "no nights"));
 }
 
 function showDetails(row) {
-  const { run } = row;
-  const protocol = board.groups.get(row.group)?.protocol ?? {};
-  const facts = {
-    Run: run.name, Directory: run.directory, State: run.note ? `${run.state}: ${run.note}` : run.state,
-    Time: `${shownTime(run.began)} to ${shownTime(run.ended)}`, Devices: run.devices.join(", "), Models: run.models.join(", "),
-    taugrid: run.taugrid, Cell: row.cell,
-  };
-  const columns = board.columns.filter(({ kind, name }) => kind !== "text" && name !== "run");
-  const parts = { facts, values: Object.fromEntries(columns.map((column) => [column.heading, shownIn(column, row)])) };
-  const fields = Object.fromEntries(Object.entries(protocol).map(([name, value]) => [fieldName(name), value]));
+  const { run, protocol } = row;
+  const columns = board.columns.filter(({ kind }) => kind !== "text");
   byId("details-title").textContent = `${run.title}: ${row.label}`;
-  byId("details-report").replaceChildren(run.report ? linkTo(run.report, "Report of this run") : "");
-  byId("details-list").replaceChildren(...factList(parts.facts), ...factList(parts.values), ...factList(fields));
+  byId("details-report").replaceChildren(linkTo(run.report, run.report ? "Report of this run" : "No report"));
+  byId("details-list").replaceChildren(
+    factList([["Run", run.name], ["Directory", run.directory], ["State", run.state], ["Remark", run.note],
+      ["Time", `${shownTime(run.began)} to ${shownTime(run.ended)}`], ["Devices", run.devices.join(", ")],
+      ["Models", run.models.join(", ")], ["taugrid", run.taugrid], ["Cell", row.cell]]),
+    factList(columns.map((column) => [column.heading, shownIn(column, row)])),
+    factList(Object.entries(protocol ?? {}).map(([name, value]) => [fieldName(name), value])));
   byId("details").showModal();
 }
 
 function factList(facts) {
-  const known = Object.entries(facts).filter(([, value]) => value !== null && value !== "" && value !== MISSING);
-  return [element("dl", {}, ...known.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]))];
+  const known = facts.filter(([, value]) => ![null, "", MISSING].includes(value));
+  return element("dl", {}, ...known.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]));
 }
 
 // The window stays at the row that was at its top, though rows above it may be new.
@@ -77,103 +70,85 @@ function replaceDocument(source) {
   const top = table.items[at]?.id;
   show(source);
   const now = table.items.findIndex((item) => item.id !== undefined && item.id === top);
-  if (now >= 0 && now !== at) {
-    scroller.scrollTop += (now - at) * ROW;
-    drawWindow();
-  }
+  if (now >= 0) scroller.scrollTop += (now - at) * ROW;
+  drawWindow();
 }
 
 async function poll() {
-  if (document.hidden || live.asking) {
-    return;
-  }
-  live.asking = true;
+  if (document.hidden || live.isAsking) return;
+  live.isAsking = true;
+  const headers = live.etag ? { "If-None-Match": live.etag } : {};
   try {
-    const headers = live.etag ? { "If-None-Match": live.etag } : {};
     const answer = await fetch("board.json", { headers, cache: "no-store" });
-    if (answer.ok) {
-      live.etag = answer.headers.get("ETag") ?? "";
-      replaceDocument(await answer.json());
-    }
-    byId("live").textContent = answer.ok || answer.status === 304 ? "live" : `the server answers ${answer.status}`;
+    const source = answer.ok ? await answer.json() : null;
+    if (source) live.etag = answer.headers.get("ETag") ?? "";
+    if (source) replaceDocument(source);
+    byId("live").textContent = source || answer.status === 304 ? "live" : `the server answers ${answer.status}`;
   } catch {
-    byId("live").textContent = `the server does not answer; as of ${shownTime(board.source.made)} UTC`;
+    byId("live").textContent = `the server does not answer; as of ${shownTime(board.made)} UTC`;
   }
-  live.asking = false;
+  live.isAsking = false;
 }
 
 function pageKey(event) {
-  const isTyping = event.target.matches?.("input[type=search], select, textarea");
-  if (event.key === "Escape") {
-    document.querySelectorAll("details.menu[open]").forEach((menu) => {
-      menu.open = false;
-      menu.firstChild.focus();
-    });
-  } else if (!isTyping && !event.ctrlKey && !event.metaKey && !event.altKey) {
-    if (event.key === "/") {
-      event.preventDefault();
-      byId("text").focus();
-    } else if (event.key === "?") {
-      byId("keys").showModal();
-    }
-  }
+  if (event.key === "Escape") closeMenus(event, true);
+  if (event.target.matches("input[type=search], select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "?") byId("keys").showModal();
+  if (event.key !== "/") return;
+  event.preventDefault();
+  byId("text").focus();
 }
 
-function closeMenus(event) {
+function closeMenus(event, isAll = false) {
   for (const menu of document.querySelectorAll("details.menu[open]")) {
-    menu.open = menu.contains(event.target);
+    if (isAll) menu.firstChild.focus();
+    menu.open = !isAll && menu.contains(event.target);
   }
 }
 
 function printing(isPrinting) {
-  table.printing = isPrinting;
-  table.first = -1;
+  Object.assign(table, { printing: isPrinting, first: -1 });
   drawWindow();
 }
 
-function bind(id, name, value) {
-  byId(id).addEventListener("input", (event) => {
-    view[name] = value(event.target);
-    changed(name !== "text" && name !== "index");
+function bind(name, valueOf, isStep = true) {
+  byId(name).addEventListener("input", (event) => {
+    view[name] = valueOf(event.target);
+    changed(isStep);
     showIndex();
   });
 }
 
 function start() {
-  readView();
-  ["text", "metric", "x", "against", "index"].forEach((name) => bind(name, name, ({ value }) => value));
-  bind("log", "log", ({ checked }) => (checked ? "1" : ""));
-  bind("curves", "curves", ({ checked }) => (checked ? "1" : "0"));
-  bind("flat", "flat", ({ checked }) => (checked ? "" : "1"));
-  byId("clear-filters").addEventListener("click", clearFilters);
-  byId("columns").addEventListener("toggle", () => byId("column-choices").replaceChildren(...columnChoices()));
-  byId("clear-picks").addEventListener("click", () => {
-    view.picked = [];
-    changed();
-    byId("grid").focus({ preventScroll: true });
-  });
-  byId("copy").addEventListener("click", () => navigator.clipboard?.writeText(location.href).then(() => say("The link is copied.")));
-  byId("help").addEventListener("click", () => byId("keys").showModal());
-  byId("strips").addEventListener("click", chooseIndex);
-  byId("grid").addEventListener("keydown", gridKey);
-  byId("grid").addEventListener("click", gridClick);
-  byId("scroller").addEventListener("scroll", () => requestAnimationFrame(drawWindow), { passive: true });
+  for (const name of ["metric", "x", "against"]) bind(name, ({ value }) => value);
+  for (const name of ["text", "index"]) bind(name, ({ value }) => value, false);
+  bind("log", ({ checked }) => (checked ? "1" : ""));
+  bind("curves", ({ checked }) => (checked ? "1" : "0"));
+  const on = (id, name, listener) => byId(id).addEventListener(name, listener);
+  for (const id of ["clear-filters", "clear-all"]) on(id, "click", () => change({ text: "", where: new Map() }));
+  on("columns", "toggle", drawColumnChoices);
+  on("default-columns", "click", () => change({ columns: null }) ?? drawColumnChoices());
+  on("clear-picks", "click", () => change({ picked: [] }));
+  const copied = () => (byId("said").textContent = "The link is copied.");
+  on("copy", "click", () => navigator.clipboard?.writeText(location.href).then(copied));
+  on("help", "click", () => byId("keys").showModal());
+  on("strips", "click", chooseImage);
+  on("grid", "keydown", gridKey);
+  on("grid", "click", gridClick);
+  on("scroller", "scroll", () => requestAnimationFrame(drawWindow));
   document.addEventListener("keydown", pageKey);
   document.addEventListener("click", closeMenus);
-  window.addEventListener("popstate", () => {
-    readView();
-    draw();
-  });
+  window.addEventListener("popstate", () => readView() ?? draw());
   window.addEventListener("resize", draw);
   window.addEventListener("beforeprint", () => printing(true));
   window.addEventListener("afterprint", () => printing(false));
+  readView();
   show(JSON.parse(byId("board-data").textContent));
-  live.etag = board.source.etag ?? "";
-  if (isLive()) {
-    setInterval(poll, POLLED);
-    document.addEventListener("visibilitychange", poll);
-    byId("live").textContent = "live";
-  }
+  live.etag = board.etag ?? "";
+  if (!isLive()) return;
+  byId("live").textContent = "live";
+  setInterval(poll, POLLED);
+  document.addEventListener("visibilitychange", poll);
 }
 
 start();

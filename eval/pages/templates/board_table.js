@@ -6,67 +6,53 @@ const ROW = 30; // pixels, as in board.css
 const BEYOND = 12; // rows kept above and below the window
 const MOST_PRINTED = 500;
 const MOST_CHOICES = 200;
+const MOST_METRICS = 4; // columns, unless others are chosen
+const COLLATOR = new Intl.Collator("en", { numeric: true });
 
 const table = { key: "", items: [], rows: [], first: -1, active: null, printing: false };
 
-function isShown(row, except) {
-  if (view.text && !view.text.toLowerCase().split(/\s+/).every((word) => row.text.includes(word))) {
-    return false;
-  }
+function isShown(row, words, except) {
+  if (!words.every((word) => row.text.includes(word))) return false;
   for (const [name, values] of view.where) {
     const column = board.named.get(name);
-    if (name !== except && column && !values.has(keyOf(column, row))) {
-      return false;
-    }
+    if (name !== except && column && !values.has(keyOf(column, row))) return false;
   }
   return true;
 }
 
-function compared(one, other) {
-  if (typeof one === "number" && typeof other === "number") {
-    return one - other;
-  }
-  return typeof one === typeof other ? COLLATOR.compare(one, other) : typeof one === "number" ? -1 : 1;
+function shownRows(except = null) {
+  const words = view.text.toLowerCase().split(/\s+/);
+  return board.rows.filter((row) => isShown(row, words, except));
 }
 
-const COLLATOR = new Intl.Collator("en", { numeric: true });
+// Numbers before words, and missing values last, whichever way a column is sorted.
+function compared(one, other, sign = 1) {
+  const [a, b] = [one ?? "", other ?? ""];
+  if (a === "" || b === "") return (a === "") - (b === "");
+  if (typeof a !== typeof b) return sign * (typeof a === "number" ? -1 : 1);
+  return sign * (typeof a === "number" ? a - b : COLLATOR.compare(a, b));
+}
 
-// Missing values come last, whichever way a column is sorted.
 function bySort(one, other) {
   for (const { name, down } of view.sort) {
     const column = board.named.get(name);
-    if (column) {
-      const [a, b] = [column.value(one) ?? "", column.value(other) ?? ""];
-      const order = a === "" || b === "" ? (a === "") - (b === "") : compared(a, b) * (down ? -1 : 1);
-      if (order) {
-        return order;
-      }
-    }
+    const order = column ? compared(column.value(one), column.value(other), down ? -1 : 1) : 0;
+    if (order) return order;
   }
   return one.number - other.number;
 }
 
-// The rows to show, and before each group a heading. Groups are in an order that does not change when cells are picked.
+// The rows to show, and before each group a heading. Picking changes no order: rows must not jump under the pointer.
 function arrange() {
-  const key = JSON.stringify([view.text, [...view.where].map(([name, values]) => [name, ...values]), view.sort, view.flat]);
-  if (table.key === key && table.board === board) {
-    return;
-  }
-  const rows = board.rows.filter((row) => isShown(row));
-  rows.sort(bySort);
-  const groups = grouped(rows);
+  const where = [...view.where].map(([name, values]) => [name, ...values]);
+  const key = JSON.stringify([view.text, where, view.sort]);
+  if (table.key === key && table.board === board) return;
+  const rows = shownRows().sort(bySort);
+  const groups = groupedBy(rows, (row) => row.group);
   const bySize = [...groups].sort(([a, one], [b, other]) => other.length - one.length || (a < b ? -1 : 1));
   const withHeadings = bySize.flatMap(([group, members]) => [{ group, size: members.length }, ...members]);
-  const items = view.flat || groups.size < 2 ? rows : withHeadings;
-  Object.assign(table, { key, board, rows, items, groups, first: -1, bests: bestOf(groups) });
-}
-
-function grouped(rows) {
-  const groups = new Map();
-  for (const row of rows) {
-    groups.has(row.group) ? groups.get(row.group).push(row) : groups.set(row.group, [row]);
-  }
-  return groups;
+  const items = groups.size < 2 ? rows : withHeadings;
+  Object.assign(table, { key, board, rows, items, groups, largest: bySize[0]?.[0], bests: bestOf(groups) });
 }
 
 // Group and metric -> the best value that is shown.
@@ -75,104 +61,96 @@ function bestOf(groups) {
   for (const metric of board.metrics.filter(({ better }) => better)) {
     for (const [group, rows] of groups) {
       const values = rows.map(metric.value).filter((value) => typeof value === "number");
-      const best = values.reduce((a, b) => (metric.better === "lower" ? a < b : a > b) ? a : b, values[0]);
-      bests.set(`${group} ${metric.name}`, values.length > 1 ? best : undefined);
+      const best = values.reduce((a, b) => ((metric.better === "lower" ? a < b : a > b) ? a : b), values[0]);
+      if (values.length > 1) bests.set(`${group} ${metric.name}`, best);
     }
   }
   return bests;
 }
 
+// Settings that differ between the shown rows, and metrics; what is the same everywhere is told above the table.
 function defaultColumns() {
-  const settings = board.columns.filter((column) => column.kind === "setting" && distinctValues(column).size > 1);
-  const shown = ["run", ...(settings.length ? settings : [board.named.get("label")]).map(({ name }) => name)];
-  return [...shown, ...board.metrics.slice(0, 4).map(({ name }) => name)];
+  const settings = board.columns.filter(({ kind, name }) => kind === "setting" && !TOLD_OTHERWISE.includes(name));
+  const varying = settings.filter((column) => !isConstant(column));
+  const metrics = board.metrics.filter((metric, i) => i < MOST_METRICS || metric === chosenMetric());
+  return [...(varying.length ? varying : [board.named.get("label")]), ...metrics].map(({ name }) => name);
 }
 
-function shownColumns() {
-  const names = new Set(["run", ...(view.columns ?? defaultColumns())]);
-  const columns = board.columns.filter(({ name }) => names.has(name));
-  const differs = { name: "differs", heading: "Not comparable", kind: "text", isText: true, value: (row) => differing(row) };
-  return view.flat && table.groups.size > 1 ? [...columns, differs] : columns;
-}
+const isConstant = (column) => table.rows.every((row) => keyOf(column, row) === keyOf(column, table.rows[0]));
 
-function differing(row) {
-  return row.group === table.reference ? "" : inShort(differingFields(table.reference, row.group));
+function saidOfAll() {
+  const hidden = board.columns.filter((column) => column.kind === "setting" && !table.columns.includes(column));
+  const told = hidden.filter((column) => keyOf(column, table.rows[0]) && isConstant(column));
+  const words = told.map((column) => `${column.heading} = ${shownIn(column, table.rows[0])}`).join(", ");
+  return words && `Everywhere: ${words}`;
 }
 
 function drawTable() {
   arrange();
-  table.reference = referenceGroup(table.rows);
-  table.columns = shownColumns();
-  if (!table.rows.includes(table.active)) {
-    table.active = board.ids.get(table.active?.id) ?? null;
-  }
-  drawHead();
+  table.reference = pickedRows()[0]?.group ?? table.largest;
+  const names = new Set(["run", ...(view.columns ?? defaultColumns())]);
+  table.columns = board.columns.filter(({ name }) => names.has(name));
+  table.active = table.rows.find((row) => row.id === table.active?.id) ?? null;
   table.first = -1;
+  drawHead();
   drawWindow();
   drawCounts();
 }
 
 function drawHead() {
-  const widths = table.columns.map(widthOf);
-  const total = widths.reduce((a, b) => a + b, 0);
-  byId("widths").replaceChildren(...widths.map((width, i) => {
-    const column = element("col");
-    column.style.width = i ? `${width}ch` : `min(${width}ch, 45vw)`;
-    return column;
-  }));
-  byId("grid").style.width = `${total}ch`;
-  const focused = document.activeElement?.closest?.("#head button")?.dataset.sort;
+  const step = Math.ceil(table.rows.length / 200); // a sample, so that it costs the same for any number of rows
+  const sample = table.rows.filter((_, number) => number % step === 0);
+  const widths = table.columns.map((column, i) => widthOf(column, sample) + (i ? 2.6 : 7));
+  const columns = widths.map(() => element("col"));
+  columns.forEach((column, i) => (column.style.width = i ? `${widths[i]}ch` : `min(${widths[i]}ch, 45vw)`));
+  byId("widths").replaceChildren(...columns);
+  const focused = document.activeElement.dataset.sort;
   byId("head").replaceChildren(element("tr", { "aria-rowindex": 1 }, ...table.columns.map(headOf)));
   byId("head").querySelector(`[data-sort="${CSS.escape(focused ?? "")}"]`)?.focus();
 }
 
-// Of some rows, so that it costs the same for any number of them.
-function widthOf(column, i) {
-  const step = Math.max(1, Math.floor(table.rows.length / 200));
-  const sample = table.rows.filter((_, number) => number % step === 0);
-  const widest = Math.max(column.heading.length + 1, ...sample.map((row) => shownIn(column, row).length));
-  return Math.min(widest, column.kind === "text" ? 30 : 22) + (i ? 3 : 8);
+function widthOf(column, rows) {
+  const widest = Math.max(column.heading.length + 2, ...rows.map((row) => shownIn(column, row).length));
+  return Math.min(column.isText ? 0.85 * widest : widest, 22); // letters are narrower than digits
 }
 
 function headOf(column) {
-  const [sorted] = view.sort;
-  const down = sorted?.name === column.name ? sorted.down : null;
-  const order = { true: "descending", false: "ascending", null: "none" }[down];
-  const arrow = { true: " ▼", false: " ▲", null: "" }[down];
-  const about = column.better ? `${column.heading}: ${column.better} is better` : column.heading;
-  const button = element("button", { type: "button", "data-sort": column.name, title: about }, column.heading + arrow);
-  return element("th", { scope: "col", class: kindClass(column), "aria-sort": order }, button);
+  const sorted = view.sort[0]?.name === column.name ? view.sort[0] : null;
+  const arrow = sorted ? (sorted.down ? " ▼" : " ▲") : "";
+  const order = sorted ? (sorted.down ? "descending" : "ascending") : "none";
+  const title = column.better ? `${column.heading}: ${column.better} is better` : column.heading;
+  const button = element("button", { type: "button", "data-sort": column.name, title }, column.heading + arrow);
+  return element("th", { scope: "col", class: classOf(column), "aria-sort": order }, button);
 }
 
-function kindClass(column) {
-  return column.isText ? "words" : "";
+// The metric of the panel is in sight however many columns there are.
+function classOf(column, isBest = false) {
+  const classes = { words: column.isText, key: column === chosenMetric(), best: isBest };
+  return Object.keys(classes).filter((name) => classes[name]).join(" ") || null;
 }
 
-// The best of a metric comes first at the first click; a third click undoes. What was sorted before decides ties.
+// The first click puts the best first, the third undoes it. What was sorted before decides ties.
 function sortBy(name) {
   const [sorted, ...others] = view.sort;
-  const downFirst = board.named.get(name)?.better === "higher";
-  if (sorted?.name !== name) {
-    view.sort = [{ name, down: downFirst }, ...view.sort.filter((other) => other.name !== name)].slice(0, 3);
-  } else {
-    view.sort = sorted.down === downFirst ? [{ name, down: !downFirst }, ...others] : others;
-  }
-  changed();
+  const down = board.named.get(name)?.better === "higher";
+  const first = { name, down: sorted?.name === name ? !down : down };
+  const rest = view.sort.filter((sort) => sort.name !== name).slice(0, 2);
+  change({ sort: sorted?.name === name && sorted.down !== down ? others : [first, ...rest] });
 }
 
 function drawWindow() {
   const scroller = byId("scroller");
-  const count = table.printing ? MOST_PRINTED : Math.ceil(scroller.clientHeight / ROW) + 2 * BEYOND;
-  const last = Math.max(0, table.items.length - count);
-  const first = table.printing ? 0 : Math.min(last, Math.max(0, Math.floor(scroller.scrollTop / ROW) - BEYOND));
-  if (first === table.first) {
-    return;
-  }
+  const isMore = scroller.scrollWidth - scroller.clientWidth - scroller.scrollLeft > 1;
+  scroller.parentElement.classList.toggle("more", isMore);
+  const count = table.printing ? MOST_PRINTED : Math.ceil(window.innerHeight / ROW) + 2 * BEYOND;
+  const top = table.printing ? 0 : Math.floor(scroller.scrollTop / ROW) - BEYOND;
+  const first = Math.max(0, Math.min(top, table.items.length - count));
+  if (first === table.first) return;
   table.first = first;
   const shown = table.items.slice(first, first + count);
-  const below = table.items.length - first - shown.length;
+  const below = table.printing ? 0 : table.items.length - first - shown.length;
   const lines = shown.map((item, i) => (item.id === undefined ? headingLine(item) : rowLine(item, first + i)));
-  byId("rows").replaceChildren(spaceOf(first), ...lines, spaceOf(table.printing ? 0 : below));
+  byId("rows").replaceChildren(spaceOf(first), ...lines, spaceOf(below));
   byId("grid").setAttribute("aria-rowcount", table.items.length + 1);
   markActive();
 }
@@ -183,74 +161,58 @@ function spaceOf(rows) {
   return element("tr", { class: "space", "aria-hidden": "true", hidden: rows === 0 }, cell);
 }
 
+// The fields that differ from those of the reference; null for its own rows.
+const differing = (group) => (group === table.reference ? null : differingFields(table.reference, group));
+
 function headingLine({ group, size }) {
-  const isReference = group === table.reference;
-  const fields = isReference ? [] : differingFields(table.reference, group);
-  const words = isReference ? "Comparable with each other" : `Not comparable: ${inShort(fields)}`;
-  const text = element("span", { title: fields.join("\n") }, words, element("small", {}, plural(size, "cell")));
-  const className = isReference ? "heading" : "heading other";
-  return element("tr", { class: className }, element("td", { colspan: table.columns.length }, text));
+  const fields = differing(group);
+  const words = fields ? `Not comparable: ${inShort(fields)}` : "Comparable with each other";
+  const text = element("span", { title: fields?.join("\n") }, words, element("small", {}, plural(size, "cell")));
+  const cell = element("td", { colspan: table.columns.length }, text);
+  return element("tr", { class: fields ? "heading other" : "heading" }, cell);
 }
 
 function rowLine(row, at) {
-  const number = numberOf(row);
-  const differs = differing(row);
-  const line = element("tr", {
+  const [number, fields] = [numberOf(row), differing(row.group)];
+  return element("tr", {
     id: `row-${row.number}`, "data-row": row.number, "aria-rowindex": at + 2, "aria-selected": String(number >= 0),
-    class: [differs ? "other" : "", number >= 0 ? "picked" : ""].join(" ").trim() || null,
-    title: differs ? `Not comparable: ${differingFields(table.reference, row.group).join("; ")}` : null,
-  });
-  const [, ...others] = table.columns;
-  line.append(runCell(row, number), ...others.map((column) => cellOf(column, row)));
-  return line;
+    class: [fields && "other", number >= 0 && "picked"].filter(Boolean).join(" ") || null,
+    title: fields && `Not comparable: ${fields.join("; ")}`,
+  }, runCell(row, number), ...table.columns.slice(1).map((column) => cellOf(column, row)));
 }
 
 function runCell(row, number) {
-  const label = `Compare ${row.run.title}, ${row.label}`;
+  const { title, state, progress } = row.run;
+  const label = `Compare ${title}, ${row.label}`;
   const box = element("input", { type: "checkbox", tabindex: -1, "aria-label": label, checked: number >= 0 });
-  const name = element("button", { type: "button", class: "run", tabindex: -1, title: row.run.title }, row.run.title);
-  const state = row.run.state === "finished" ? null : element("small", {}, stateOf(row.run));
-  return element("th", { scope: "row" }, box, number >= 0 ? mark(number) : null, name, state);
-}
-
-function stateOf({ state, progress }) {
-  const done = state === "running" && progress?.total ? `${Math.floor((100 * progress.done) / progress.total)} %` : "";
-  return done || state;
+  const name = element("button", { type: "button", class: "run", tabindex: -1, title }, title || MISSING);
+  const share = state === "running" && progress?.total ? Math.floor((100 * progress.done) / progress.total) : null;
+  const about = state === "finished" ? null : element("small", {}, share === null ? state : `${share} %`);
+  return element("th", { scope: "row" }, box, number >= 0 ? mark(number) : null, name, about);
 }
 
 function cellOf(column, row) {
   const text = shownIn(column, row);
   const isBest = column.better && column.value(row) === table.bests.get(`${row.group} ${column.name}`);
-  const classes = [kindClass(column), isBest ? "best" : ""].join(" ").trim();
-  const title = text.length > 20 ? text : null;
-  return element("td", { class: classes || null, title }, text);
+  return element("td", { class: classOf(column, isBest), title: text.length > 20 ? text : null }, text);
 }
 
 function drawCounts() {
-  const runs = new Set(table.rows.map((row) => row.run)).size;
-  const all = `${plural(board.rows.length, "cell")} of ${plural(board.source.runs.length, "run")}`;
-  const some = `${table.rows.length.toLocaleString("en-US")} of ${plural(board.rows.length, "cell")}, ${plural(runs, "run")}`;
+  const isAll = table.rows.length === board.rows.length;
+  const runs = isAll ? board.runs.length : new Set(table.rows.map((row) => row.run)).size;
+  const cells = `${isAll ? "" : `${thousands(table.rows.length)} of `}${plural(board.rows.length, "cell")}`;
   const picked = pickedRows().length ? `${pickedRows().length} picked` : "tick two to nine cells to compare them";
-  byId("count").textContent = `${table.rows.length === board.rows.length ? all : some}; ${picked}`;
+  byId("count").textContent = `${cells}, ${plural(runs, "run")}; ${picked}`;
+  byId("constants").textContent = table.rows.length ? saidOfAll() : "";
   byId("clear-filters").hidden = !view.text && !view.where.size;
-  byId("printed").textContent =
-    table.items.length > MOST_PRINTED ? `The first ${MOST_PRINTED} of ${table.items.length} lines are printed.` : "";
-  drawEmpty();
-}
-
-function drawEmpty() {
-  const { runs, places } = board.source;
-  const empty = byId("empty");
-  empty.hidden = table.rows.length > 0;
-  byId("scroller").hidden = !empty.hidden;
-  if (!runs.length) {
-    empty.textContent = `No run was found in ${places.join(", ")}: a run is a folder with the file run.json.`;
-  } else if (!board.rows.length) {
-    empty.textContent = `No cell is scored yet in ${plural(runs.length, "run")}.`;
-  } else {
-    const clear = element("button", { type: "button", click: clearFilters }, "Clear the filters");
-    empty.replaceChildren("No cell passes the filters. ", clear);
-  }
+  byId("printed").hidden = table.items.length <= MOST_PRINTED;
+  byId("printed").textContent = `The first ${MOST_PRINTED} of ${thousands(table.items.length)} lines are printed.`;
+  byId("empty").hidden = table.rows.length > 0;
+  byId("scroller").hidden = table.rows.length === 0;
+  byId("clear-all").hidden = !board.rows.length;
+  byId("why-empty").textContent = board.rows.length ? "No cell passes the filters."
+    : board.runs.length ? `No cell is scored yet in ${plural(board.runs.length, "run")}.`
+    : `No run was found in ${board.places.join(", ")}: a run is a folder with the file run.json.`;
 }
 
 // The keyboard moves an active row, which need not exist as an element: the table keeps the focus.
@@ -258,144 +220,100 @@ function markActive() {
   byId("rows").querySelector(".active")?.classList.remove("active");
   const line = table.active && byId(`row-${table.active.number}`);
   line?.classList.add("active");
-  byId("grid").setAttribute("aria-activedescendant", line ? line.id : "");
-}
-
-function activate(row, isMoved = true) {
-  table.active = row;
-  if (isMoved && row) {
-    const scroller = byId("scroller");
-    const top = table.items.indexOf(row) * ROW;
-    const room = scroller.clientHeight - byId("head").offsetHeight - ROW;
-    scroller.scrollTop = Math.min(top, Math.max(scroller.scrollTop, top - room + 1));
-    drawWindow();
-  }
-  markActive();
+  byId("grid").setAttribute("aria-activedescendant", line?.id ?? "");
 }
 
 function moveActive(steps) {
-  const at = table.rows.length ? activeOrder().indexOf(table.active) : -1;
-  const order = activeOrder();
-  const next = at < 0 ? 0 : Math.min(order.length - 1, Math.max(0, at + steps));
-  activate(order[next] ?? null);
-}
-
-function activeOrder() {
-  return table.items.filter((item) => item.id !== undefined);
+  const rows = table.items.filter((item) => item.id !== undefined);
+  const at = rows.indexOf(table.active);
+  table.active = rows[at < 0 ? 0 : Math.min(rows.length - 1, Math.max(0, at + steps))] ?? null;
+  const [scroller, top] = [byId("scroller"), table.items.indexOf(table.active) * ROW];
+  const room = scroller.clientHeight - byId("head").offsetHeight - ROW;
+  scroller.scrollTop = Math.min(top, Math.max(scroller.scrollTop, top - room + 1));
+  drawWindow();
+  markActive();
 }
 
 function gridKey(event) {
   const page = Math.max(1, Math.floor(byId("scroller").clientHeight / ROW) - 2);
   const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
-  if (event.target !== byId("grid")) {
-    return;
-  }
-  if (event.key in moves) {
-    moveActive(moves[event.key]);
-  } else if (event.key === " " && table.active) {
-    togglePick(table.active);
-  } else if (event.key === "Enter" && table.active) {
-    showDetails(table.active);
-  } else {
-    return;
-  }
+  const isOfRow = table.active && [" ", "Enter"].includes(event.key);
+  if (event.target !== byId("grid") || !(event.key in moves || isOfRow)) return;
   event.preventDefault();
+  if (event.key in moves) moveActive(moves[event.key]);
+  else if (event.key === " ") togglePick(table.active);
+  else showDetails(table.active);
 }
 
 function gridClick(event) {
-  const sort = event.target.closest("[data-sort]");
+  const sort = event.target.closest("[data-sort]")?.dataset.sort;
   const row = board.rows[event.target.closest("[data-row]")?.dataset.row];
-  if (sort) {
-    sortBy(sort.dataset.sort);
-  } else if (row) {
-    byId("grid").focus({ preventScroll: true }); // the row's own elements are about to be replaced
-    activate(row, false);
-    if (event.target.matches("input")) {
-      togglePick(row);
-    } else if (event.target.matches("button")) {
-      showDetails(row);
-    }
-  }
+  if (sort) sortBy(sort);
+  if (!row) return;
+  byId("grid").focus({ preventScroll: true }); // the row's own elements are about to be replaced
+  table.active = row;
+  markActive();
+  if (event.target.matches("input")) togglePick(row);
+  if (event.target.matches("button")) showDetails(row);
 }
 
-// A menu of boxes for each setting with more than one value; its list is made when it is opened.
+// What can be filtered by: settings and facts of runs with more than one value.
+function choices() {
+  const isChoice = ({ kind, name }) => kind === "setting" || ["state", "devices"].includes(name);
+  return board.columns.filter((column) => isChoice(column) && rowsByValue(column).size > 1);
+}
+
+// A menu of boxes for each; its list is made when it is opened.
 function drawFilters() {
-  const isChoice = (column) => column.kind === "setting" || ["state", "devices"].includes(column.name);
-  const columns = board.columns.filter((column) => isChoice(column) && distinctValues(column).size > 1);
-  const names = columns.map(({ name }) => name).join("\n");
+  const columns = choices();
   const menus = byId("filters");
-  if (menus.dataset.names !== names) {
-    menus.dataset.names = names;
-    menus.replaceChildren(...columns.map((column) => filterMenu(column.name)));
-  }
-  for (const menu of menus.children) {
-    const column = board.named.get(menu.dataset.filter);
-    const chosen = [...(view.where.get(column.name) ?? [])].map((value) => choiceText(column, value));
-    menu.classList.toggle("chosen", chosen.length > 0);
+  if ([...menus.children].map((menu) => menu.dataset.filter).join("\n") !== columns.map(({ name }) => name).join("\n"))
+    menus.replaceChildren(...columns.map(({ name }) => filterMenu(name)));
+  columns.forEach((column, i) => {
+    const textOf = (key) => (rowsByValue(column).has(key) ? shownIn(column, rowsByValue(column).get(key)[0]) : key);
+    const chosen = [...(view.where.get(column.name) ?? [])].map(textOf);
     const words = chosen.length > 2 ? `${chosen.length} values` : chosen.join(", ");
-    menu.firstChild.textContent = chosen.length ? `${column.heading}: ${words}` : column.heading;
-  }
-  if (document.activeElement !== byId("text")) {
-    byId("text").value = view.text;
-  }
-  byId("flat").checked = !view.flat;
-}
-
-function choiceText(column, key) {
-  const known = distinctValues(column).get(key);
-  return known ? shownIn(column, known.row) : key;
+    menus.children[i].classList.toggle("chosen", chosen.length > 0);
+    menus.children[i].firstChild.textContent = column.heading + (words && `: ${words}`);
+  });
+  if (document.activeElement !== byId("text")) byId("text").value = view.text;
 }
 
 function filterMenu(name) {
-  const menu = element("details", { class: "menu", "data-filter": name });
   const list = element("div", { class: "choices", role: "group", "aria-label": board.named.get(name).heading });
-  menu.append(element("summary"), list);
-  menu.addEventListener("toggle", () => menu.open && list.replaceChildren(...filterChoices(name)));
-  return menu;
+  const toggle = (event) => event.target.open && list.replaceChildren(...filterChoices(board.named.get(name)));
+  return element("details", { class: "menu", "data-filter": name, toggle }, element("summary"), list);
 }
 
-function filterChoices(name) {
-  const column = board.named.get(name);
-  const counts = new Map();
-  board.rows.filter((row) => isShown(row, name)).forEach((row) => {
-    counts.set(keyOf(column, row), (counts.get(keyOf(column, row)) ?? 0) + 1);
-  });
-  const values = [...distinctValues(column)].sort(([, a], [, b]) => compared(a.value ?? "", b.value ?? ""));
-  const boxes = values.slice(0, MOST_CHOICES).map(([key, { row }]) => {
-    const choose = (event) => chooseValue(name, key, event.target.checked);
-    return choice(shownIn(column, row), view.where.get(name)?.has(key), choose, counts.get(key) ?? 0);
+function filterChoices(column) {
+  const counts = groupedBy(shownRows(column.name), (row) => keyOf(column, row));
+  const values = [...rowsByValue(column)].sort(([, [a]], [, [b]]) => compared(column.value(a), column.value(b)));
+  const boxes = values.slice(0, MOST_CHOICES).map(([key, [row]]) => {
+    const isChosen = view.where.get(column.name)?.has(key);
+    const count = counts.get(key)?.length ?? 0;
+    return choice(shownIn(column, row), isChosen, (yes) => chooseValue(column.name, key, yes), thousands(count));
   });
   const left = values.length - MOST_CHOICES;
   return left > 0 ? [...boxes, element("p", {}, `${plural(left, "more value")}: use the text filter`)] : boxes;
 }
 
-function choice(text, checked, change, count = null) {
-  const box = element("input", { type: "checkbox", checked, change });
-  return element("label", {}, box, element("bdi", {}, text), count === null ? null : element("small", {}, String(count)));
+function choice(text, checked, choose, remark = "") {
+  const box = element("input", { type: "checkbox", checked, change: (event) => choose(event.target.checked) });
+  return element("label", {}, box, element("bdi", {}, text), element("small", {}, remark));
 }
 
 function chooseValue(name, value, isChosen) {
-  const values = new Set(view.where.get(name));
-  values[isChosen ? "add" : "delete"](value);
-  view.where.delete(name);
-  if (values.size) {
-    view.where.set(name, values);
-  }
-  changed();
+  const where = new Map(view.where).set(name, new Set(view.where.get(name)));
+  where.get(name)[isChosen ? "add" : "delete"](value);
+  if (!where.get(name).size) where.delete(name);
+  change({ where });
 }
 
-function columnChoices() {
+function drawColumnChoices() {
   const shown = new Set(view.columns ?? defaultColumns());
-  const boxes = board.columns.filter(({ name }) => name !== "run").map((column) =>
-    choice(column.heading, shown.has(column.name), (event) => {
-      shown[event.target.checked ? "add" : "delete"](column.name);
-      view.columns = board.columns.map(({ name }) => name).filter((name) => shown.has(name));
-      changed();
-    }));
-  const reset = () => {
-    view.columns = null;
-    changed();
-    byId("column-choices").replaceChildren(...columnChoices());
-  };
-  return [...boxes, element("button", { type: "button", click: reset }, "Default columns")];
+  const boxes = board.columns.slice(1).map(({ name, heading }) => choice(heading, shown.has(name), (isChosen) => {
+    shown[isChosen ? "add" : "delete"](name);
+    change({ columns: [...shown] });
+  }));
+  byId("column-choices").replaceChildren(...boxes);
 }

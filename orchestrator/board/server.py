@@ -1,0 +1,288 @@
+"""Serves the board over HTTP: starlette and uvicorn, the extra `board`.
+
+Only GET and HEAD. No text of a request becomes a path: runs are found by their keys, cells by their ids, among what the
+index knows. On loopback, the Host header must name this machine (else a page elsewhere could read the board by DNS
+rebinding); on another address, or with TAUGRID_BOARD_TOKEN set, a token is required.
+"""
+
+import hmac
+import ipaddress
+import re
+import secrets
+import socket
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from hashlib import sha256
+from typing import NamedTuple
+from urllib.parse import urlencode, urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from taugrid.errors import UserError
+from taugrid.eval.pages.board import board_html
+from taugrid.orchestrator.board.document import BoardDocument, as_json, document_of
+from taugrid.orchestrator.board.index import Board, Index
+from taugrid.orchestrator.board.strips import strip
+
+LOOK_SECONDS = 5.0
+"""The minimum time between two looks at the files."""
+
+LOOK_SHARE = 10.0
+"""A look that took long is not repeated before this many times its duration: a bucket is paid by the request."""
+
+KEPT_STRIPS = 64
+"""The number of strips of images in memory: usually some kB each, and 12 MB at 512 x 512 pixels."""
+
+KEPT_DOCUMENTS = 8
+"""The number of documents whose rows a page may still name."""
+
+PORTS = range(8000, 8020)
+TOKEN_VARIABLE = "TAUGRID_BOARD_TOKEN"
+LEAST_TOKEN = 16
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+REPORT_POLICY = (
+    "sandbox allow-scripts allow-popups allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
+)
+"""A report is a page of somebody else's directory: it runs in an origin of its own, and reaches nothing."""
+
+
+class Served:
+    """What is served now. Requests come from several threads."""
+
+    def __init__(self, index: Index, board: Board) -> None:
+        self._index, self._looking, self._next = index, threading.Lock(), 0.0
+        self._documents: dict[str, BoardDocument] = {}
+        self._newest = self._took(board, time.monotonic())
+        self._strip_of = lru_cache(KEPT_STRIPS)(self._strip)
+
+    def current(self) -> BoardDocument:
+        """The newest document. While another thread is looking at the files, the one before."""
+        if time.monotonic() >= self._next and self._looking.acquire(blocking=False):
+            try:
+                self._newest = self._took(self._index.look, time.monotonic())
+            finally:
+                self._looking.release()
+        return self._newest
+
+    def _took(self, board: Board | Callable[[], Board], began: float) -> BoardDocument:
+        document = document_of(board if isinstance(board, Board) else board(), self._index.places)
+        document = self._documents.pop(document.etag, document)
+        self._documents[document.etag] = document
+        for etag in list(self._documents)[:-KEPT_DOCUMENTS]:
+            del self._documents[etag]
+        ended = time.monotonic()
+        self._next = ended + max(LOOK_SECONDS, LOOK_SHARE * (ended - began))
+        return document
+
+    def page(self, request: Request) -> Response:
+        html = board_html(self.current().value, live=True)
+        return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy_of(html)})
+
+    def document(self, request: Request) -> Response:
+        found = self.current()
+        headers = {"ETag": f'"{found.etag}"', "Cache-Control": "no-cache"}
+        if _etag(request.headers.get("if-none-match")) == found.etag:
+            return Response(status_code=304, headers=headers)
+        return Response(found.text, media_type="application/json", headers=headers)
+
+    def image(self, request: Request) -> Response:
+        run, cell = request.path_params["run"], request.path_params["cell"]
+        row = self.current().by_cell.get((run, cell))
+        if row is None:
+            raise UserError("there is no such cell")
+        picture = self._strip_of(run, cell, row.run.entry["versions"].get("tables/quality.json"))
+        return Response(picture, media_type="image/png", headers={"Cache-Control": "private, max-age=300"})
+
+    def _strip(self, run: str, cell: str, version: str | None) -> bytes:
+        row = self._newest.by_cell.get((run, cell))
+        if row is None:
+            raise UserError("there is no such cell any more")
+        return strip(row)
+
+    def pair(self, request: Request) -> Response:
+        from taugrid.orchestrator.board.pairs import paired  # the first pair loads what compares
+
+        query = request.query_params
+        found = self._documents.get(_etag(query.get("version", self.current().etag)))
+        if found is None:
+            raise UserError("the board has changed since; load it again")
+        given = [query.get(name, "") for name in ("a", "b")]
+        if not all(re.fullmatch(r"[0-9]{1,9}", at) and int(at) < len(found.rows) for at in given):
+            raise UserError("a and b are numbers of rows")
+        differences = paired(*(found.rows[int(at)] for at in given))
+        return Response(as_json(differences), media_type="application/json")
+
+    def report(self, request: Request) -> Response:
+        run = next((run for run in self.current().runs if run.key == request.path_params["run"]), None)
+        if run is None or not run.entry["report"]:
+            raise UserError("there is no such report")
+        html = run.found.storage.read(run.found.root / "report.html")
+        return Response(html, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
+
+
+def application(index: Index, board: Board, host: str, token: str | None) -> Starlette:
+    """The board as an ASGI application."""
+    served = Served(index, board)
+    routes = {
+        "/": served.page,
+        "/board.json": served.document,
+        "/images/{run}/{cell}.png": served.image,
+        "/pair.json": served.pair,
+        "/runs/{run}/report.html": served.report,
+    }
+    guard = Middleware(BaseHTTPMiddleware, dispatch=Guard(is_loopback(host), token).answer)
+    return Starlette(routes=[Route(path, _answering(method)) for path, method in routes.items()], middleware=[guard])
+
+
+def _answering(endpoint: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that runs in a thread, and whose errors are one line of text."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await run_in_threadpool(endpoint, request)
+        except (UserError, OSError) as error:
+            return PlainTextResponse(str(error) if isinstance(error, UserError) else "it can't be read", 404)
+
+    return answer
+
+
+def _etag(text: str | None) -> str:
+    return (text or "").removeprefix("W/").strip('"')
+
+
+def policy_of(html: str) -> str:
+    """A policy by which the page runs its own scripts alone, and loads nothing from elsewhere."""
+    scripts = re.findall(r"<script(?![^>]*application/json)[^>]*>(.*?)</script>", html, re.DOTALL)
+    hashes = (f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts)
+    return (
+        f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; img-src 'self' data: blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+class Guard(NamedTuple):
+    """Lets only those requests through that may read the board."""
+
+    on_loopback: bool
+    token: str | None
+
+    async def answer(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = self.refusal(request) or await call_next(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    def refusal(self, request: Request) -> Response | None:
+        if request.method not in ("GET", "HEAD"):
+            return PlainTextResponse("the board can only be read", 405, {"Allow": "GET, HEAD"})
+        if self.on_loopback and not _names_this_machine(request.headers.get("host", "")):
+            return PlainTextResponse("the board answers to localhost only", 421)
+        return None if self.token is None else self._unknown(request, self.token)
+
+    def _unknown(self, request: Request, token: str) -> Response | None:
+        cookie = f"taugrid-board-{request.url.port or 80}"
+        kept = sha256(token.encode()).hexdigest()
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        if _same(request.cookies.get(cookie, ""), kept) or (scheme.lower() == "bearer" and _same(bearer, token)):
+            return None
+        if not _same(request.query_params.get("token", ""), token):
+            return PlainTextResponse("this board needs its token: open the address that `taugrid board` printed", 401)
+        others = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
+        path = f"/{request.url.path.lstrip('/')}"  # never another host
+        response = RedirectResponse(f"{path}?{urlencode(others)}" if others else path, 303)
+        response.set_cookie(cookie, kept, httponly=True, samesite="strict")
+        return response
+
+
+def _same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode(), expected.encode())
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _names_this_machine(host: str) -> bool:
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
+def token_of(host: str, given: str | None) -> tuple[str | None, bool]:
+    """The token that requests need, and whether it is new; None on loopback, unless one is `given`.
+
+    Raises:
+        UserError: if the given one is too short to keep strangers out.
+    """
+    if given is not None and len(given) < LEAST_TOKEN:
+        raise UserError(f"{TOKEN_VARIABLE} has {len(given)} characters; give at least {LEAST_TOKEN}, or unset it")
+    if given is None and not is_loopback(host):
+        return secrets.token_urlsafe(24), True
+    return given, False
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """A socket that listens; without a port, on the first of `PORTS` that is free, or else on any.
+
+    Raises:
+        UserError: if the address can't be used, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UserError(f"--host {host} is no address of this machine ({error.strerror}); give one") from None
+    reason: OSError | None = None
+    for number in (*PORTS, 0) if port is None else (port,):
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((address[0], number, *address[2:]))
+            listening.listen()
+            return listening
+        except OSError as error:
+            listening.close()
+            reason = error
+    raise UserError(
+        f"can't listen on {host} port {port}: {reason and reason.strerror}; give another --port, or leave it out for a "
+        "free one"
+    )
+
+
+def serve(app: Starlette, listening: socket.socket) -> None:
+    """Answer requests until Ctrl-C or SIGTERM."""
+    settings = uvicorn.Config(app, lifespan="off", ws="none", log_level="warning", access_log=False,
+                              server_header=False, timeout_graceful_shutdown=1)  # fmt: skip
+    try:
+        uvicorn.Server(settings).run([listening])
+    except KeyboardInterrupt:  # uvicorn has ended by itself, and passes the signal on
+        return
+
+
+def address_of(listening: socket.socket, host: str, token: str | None) -> str:
+    """The URL to open, with a token that was made for it."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+    name = f"[{name}]" if ":" in name else name
+    return f"http://{name}:{listening.getsockname()[1]}/{'' if token is None else f'?token={token}'}"

@@ -1,0 +1,199 @@
+"""What of a run is tracked, read from its directory: the same for every tracker."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from taugrid.eval.tables.long_form import EXACT, SCORES, appended_columns
+from taugrid.hashing import json_sha256
+from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.progress.summary import position
+from taugrid.orchestrator.report import requested
+from taugrid.orchestrator.report.collect import row_of
+from taugrid.orchestrator.report.write import loss_curves
+from taugrid.protocol import ProtocolFields, short_name
+from taugrid.registry.metrics import METRICS
+from taugrid.storage import read_json, read_sealed
+from taugrid.workers.training.log import SCALARS
+
+LONGEST_TEXT = 500
+"""Characters of a setting or a field of a protocol: a list of a thousand times says no more than its beginning."""
+
+
+@dataclass(frozen=True)
+class TrackedCell:
+    """A scored cell."""
+
+    id: str
+    label: str
+    row: str
+    """Its settings but S, which name a curve over S."""
+    settings: Mapping[str, Any]
+    """By the columns of quality.csv, S and the number of network evaluations among them."""
+    metrics: Mapping[str, float]
+    """All metrics, and their errors, by the columns of quality.csv."""
+    protocol: ProtocolFields
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal scores."""
+        return json_sha256([self.row, self.settings, self.metrics])[:16]
+
+
+class Losses(list[Mapping[Any, Any]]):
+    """The logged steps of a training: `step`, and those of `SCALARS` that were logged."""
+
+    def after(self, step: int) -> Iterator[tuple[int, dict[str, float]]]:
+        """The later steps, each with its finite numbers."""
+        for record in self:
+            if record["step"] > step:
+                yield int(record["step"]), finite({name: record.get(name) for name in SCALARS})
+
+
+class RunResults:
+    """The results in a run directory, whose session this process follows. Reads only what the driver has recorded."""
+
+    def __init__(self, directory: str) -> None:
+        self._run = open_existing(directory)
+        self.directory, self.rundir = directory, self._run.rundir
+        self.config = {key: value for key, value in self._run.config.recorded.items() if key != "track"}
+        self.id = str((read_json(self.rundir.root / "run.json", self.rundir.storage) or {})["run"])
+        self._cells = {cell.id: cell for cell in self._run.configured.cells}
+
+    @property
+    def name(self) -> str:
+        """The config's name and, unless it is the same, that of the directory, or of a night for its run."""
+        name, parts = self._run.config.name, PurePosixPath(self.directory).parts
+        place = next((part for part in reversed(parts) if part != "run"), name)
+        return name if place == name else f"{name} ({place})"
+
+    @property
+    def x(self) -> str:
+        """The column of quality.csv that figures have on their x axis."""
+        layout = requested.layout(self._run.config, self._run.configured)
+        return "steps" if layout.x == "steps" else "network_evaluations"
+
+    def scored(self, cell_id: str) -> TrackedCell | None:
+        """A cell with its newest score at the config's N; None if it has none, or is not in the plan."""
+        cell, storage = self._cells.get(cell_id), self.rundir.storage
+        if cell is None:
+            return None
+        paths = sorted(self.rundir.scores_of(cell), key=lambda path: storage.stat(path).modified, reverse=True)
+        for score in (read_sealed(path, storage) for path in paths):
+            if score is not None and score["protocol"]["num_samples"] == cell.settings.num_samples:
+                protocol = score["protocol"]
+                return self._tracked(cell, row_of(cell, score["metrics"], short_name(protocol), None), protocol)
+        return None
+
+    @cached_property
+    def document(self) -> Mapping[str, Any]:
+        """tables/quality.json; empty if there is none."""
+        return read_json(self.rundir.tables / "quality.json", self.rundir.storage) or {"rows": [], "protocols": {}}
+
+    def cells(self) -> list[TrackedCell]:
+        """The cells of the quality table, in its order."""
+        rows = [row for row in self.document["rows"] if row["cell"] in self._cells]
+        protocols = self.document["protocols"]
+        return [self._tracked(self._cells[row["cell"]], row, protocols.get(row["protocol"], {})) for row in rows]
+
+    def _tracked(self, cell: Cell, row: Mapping[str, Any], protocol: ProtocolFields) -> TrackedCell:
+        scores = {*SCORES, EXACT, *appended_columns()}
+        settings = {key: row[key] for key in row if key not in {*scores, "cell", "seconds", "protocol"}}
+        wanted = [name for metric in METRICS.values() for column in metric.columns for name in column.names]
+        metrics = finite({name: row.get(name) for name in wanted})
+        label = position(cell, "steps")[0] or "cells"
+        return TrackedCell(cell.id, cell.label, label, settings, metrics, protocol)
+
+    @cached_property
+    def protocol(self) -> dict[str, str]:
+        """The fields that the protocols of all cells share, by their dotted names, as text."""
+        protocols = [flat(protocol) for protocol in self.document["protocols"].values()]
+        first = protocols[0] if protocols else {}
+        return {key: text for key, text in first.items() if all(other.get(key) == text for other in protocols)}
+
+    def table(self) -> tuple[list[str | int], list[Iterable[Any]]]:
+        """The columns and rows of the quality table, with the cells' labels in front."""
+        rows = [row for row in self.document["rows"] if row["cell"] in self._cells]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        labels = [self._cells[row["cell"]].label for row in rows]
+        return ["label", *columns], [
+            [label, *(_plain(row.get(key)) for key in columns)] for label, row in zip(labels, rows, strict=True)
+        ]
+
+    def losses(self) -> dict[str, Losses]:
+        """The logs of trainings, by what their models are called."""
+        curves = loss_curves(self._run.plan, self.rundir)
+        return {name: Losses(log.to_dict("records")) for name, log in curves.items()}
+
+    def figures(self) -> dict[str, bytes]:
+        """The PNG files of figures/, image grids among them, by their paths in the run directory."""
+        return {
+            self.rundir.relative(path): self.rundir.storage.read(path)
+            for path in self._files(self.rundir.figures, "*.png")
+        }
+
+    def write(self, files: Mapping[str, bytes], folder: str) -> dict[str, str]:
+        """Write the files below a folder of this machine. Returns their paths by name."""
+        paths = {name: Path(folder) / name for name in files}
+        for name, path in paths.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files[name])
+        return {name: str(path) for name, path in paths.items()}
+
+    def files(self) -> dict[str, bytes]:
+        """The files of tables/, the config and the report, by their paths in the run directory."""
+        paths = [*self._files(self.rundir.tables, "*"), self.rundir.config, self.rundir.report]
+        storage = self.rundir.storage
+        return {self.rundir.relative(path): storage.read(path) for path in paths if storage.exists(path)}
+
+    def _files(self, folder: Any, pattern: str) -> Sequence[Any]:
+        return [path for path in self.rundir.storage.list(folder, pattern) if not path.name.startswith(".")]
+
+
+class Tracker(ABC):
+    """Tracks a run, however many sessions work on it: what it has tracked before is not tracked again."""
+
+    def __init__(self, results: RunResults) -> None:
+        self.results = results
+
+    @abstractmethod
+    def start(self) -> str:
+        """Find the tracked run or begin one. Returns where it is, in words."""
+
+    @abstractmethod
+    def cell(self, cell: TrackedCell) -> None:
+        """Track a cell."""
+
+    @abstractmethod
+    def finish(self, is_reported: bool) -> None:
+        """Track everything; cells, tables and figures only if the session `is_reported`, which has written them."""
+
+    @abstractmethod
+    def close(self, finished: bool) -> None:
+        """Leave the tracked run, as finished or failed."""
+
+
+def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested fields by their dotted names, as short texts."""
+    found: dict[str, str] = {}
+    for key, value in fields.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": str(_plain(value))[:LONGEST_TEXT]}
+    return found
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among `values` that are finite."""
+    return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _plain(value: Any) -> Any:
+    """A number or a text as it is, and anything else as text."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,305 @@
+"""The board as others reach it: over HTTP, as a folder of static files, and from a bucket."""
+
+import http.client
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import browser
+import nights
+import pages
+import pytest
+import uvicorn
+from buckets import quick_retries
+from starlette.requests import Request
+from test_board import RUN, change, look
+
+from taugrid import api
+from taugrid.errors import UserError
+from taugrid.orchestrator.board import server
+from taugrid.orchestrator.board.find import Place
+from taugrid.orchestrator.board.index import Index
+from taugrid.storage import ANY, open_place
+
+TOKEN = "a-token-of-the-test"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    shutil.copytree(RUN, tmp_path / "runs" / "a")
+    return tmp_path / "runs"
+
+
+class Client:
+    def __init__(self, port):
+        self.port = port
+
+    def get(self, path, method="GET", **headers):
+        """Status, headers and body; the path goes out as it is."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.putrequest(method, path, skip_host="Host" in headers)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+
+    def document(self):
+        return json.loads(self.get("/board.json")[2])
+
+
+@contextmanager
+def served(*places, token=None, host="127.0.0.1"):
+    """A client of a board that is served in a thread."""
+    index = Index([Place.of(str(place)) for place in places])
+    listening = server.listen("127.0.0.1", 0)
+    app = server.application(index, index.look(), host, token)
+    here = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=here.run, args=([listening],))
+    thread.start()
+    try:
+        yield Client(listening.getsockname()[1])
+    finally:
+        here.should_exit = True
+        thread.join()
+
+
+def test_what_the_page_asks_for_is_served(runs):
+    (runs / "a" / "report.html").write_text("<script>theirs()</script>")
+    with served(runs) as client:
+        status, headers, page = client.get("/")
+        assert status == 200
+        assert headers["content-type"] == "text/html; charset=utf-8"
+        assert b'id="board-data"' in page
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'sha256-" in policy
+        status, headers, body = client.get("/board.json")
+        document = json.loads(body)
+        assert headers["etag"] == f'"{document["etag"]}"'
+        assert headers["x-content-type-options"] == "nosniff"
+        assert client.get("/board.json", If_None_Match=headers["etag"])[0] == 304
+        assert client.get("/board.json", If_None_Match=document["etag"])[0] == 304
+        [run] = document["runs"]
+        columns = ["run", *(column["name"] for column in document["columns"])]
+        cell = document["rows"][0][columns.index("cell")]
+        status, headers, picture = client.get(f"/images/{run['key']}/{cell}.png")
+        assert (status, headers["content-type"], picture[:4]) == (200, "image/png", b"\x89PNG")
+        status, headers, report = client.get(f"/{run['report']}")
+        assert (status, report) == (200, b"<script>theirs()</script>")
+        assert headers["content-security-policy"].startswith("sandbox allow-scripts"), "an origin of its own"
+        assert client.get("/board.json", "HEAD")[::2] == (200, b"")
+        for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+            assert client.get("/board.json", method)[0] == 405
+
+
+def test_no_text_of_a_request_becomes_a_path(runs, tmp_path):
+    (tmp_path / "secret.png").write_text("secret")
+    (tmp_path / "secret").write_text("secret")
+    change(runs / "a" / "tables" / "quality.json", rows=[{"cell": "../../../secret", "fid": 1.0}])
+    with served(runs) as client:
+        [run] = client.document()["runs"]
+        assert client.document()["images"]["rows"] == [False]
+        for path in (
+            f"/images/{run['key']}/../../../secret.png", f"/images/{run['key']}/..%2f..%2f..%2fsecret.png",
+            f"/images/{run['key']}/%2e%2e/secret.png", "/../secret", "//etc/passwd", "/runs/../../secret/report.html",
+            f"/runs/{run['key']}/..%2f..%2fsecret", "/runs/nobody/report.html", "/pair.json?a=0&b=-1",
+            "/pair.json?a=0&b=1e9", "/pair.json?a=0&b=%D9%A3", "/pair.json?a=0&b=0&version=other", "/pair.json",
+        ):  # fmt: skip
+            status, _, body = client.get(path)
+            assert status == 404, path
+            assert body != b"secret"
+            assert b"Traceback" not in body
+
+
+def test_a_name_that_is_not_this_machines_gets_no_answer_on_loopback(runs):
+    with served(runs) as client:
+        for name in ("localhost", "localhost:9000", "127.0.0.1", "[::1]:80"):
+            assert client.get("/board.json", Host=name)[0] == 200
+        for name in ("evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.1", "", "[", "127.0.0.1@x"):
+            status, _, body = client.get("/board.json", Host=name)
+            assert status in (400, 421), name
+            assert b"runs" not in body
+
+
+def test_with_a_token_nobody_else_reads_anything(runs):
+    with served(runs, token=TOKEN, host="0.0.0.0") as client:
+        for path in ("/", "/board.json", "/images/x/y.png", "/nothing", "/?token=wrong", "/?token=", "//x?token=é"):
+            assert client.get(path.replace("é", "%C3%A9"))[0] == 401
+        for header in ({"Authorization": "Bearer wrong"}, {"Cookie": f"taugrid-board-{client.port}={TOKEN}"}):
+            assert client.get("/board.json", **header)[0] == 401
+        assert client.get("/board.json", Authorization=f"Bearer {TOKEN}")[0] == 200
+        status, headers, _ = client.get(f"//evil.example/x?token={TOKEN}&a=1")
+        assert (status, headers["location"]) == (303, "/evil.example/x?a=1"), "to no other host"
+        cookie = headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+        assert TOKEN not in cookie
+        assert client.get("/board.json", Cookie=cookie.split(";")[0])[0] == 200
+
+
+def test_a_board_beyond_loopback_has_a_token_and_a_weak_one_is_refused():
+    assert server.token_of("127.0.0.1", None) == (None, False)
+    assert server.token_of("::1", TOKEN) == (TOKEN, False), "other users of this machine"
+    made, is_new = server.token_of("0.0.0.0", None)
+    assert is_new
+    assert len(made) >= 32
+    assert server.token_of("0.0.0.0", None)[0] != made
+    with pytest.raises(UserError, match="TAUGRID_BOARD_TOKEN has 5 characters"):
+        server.token_of("0.0.0.0", "short")
+
+
+def test_a_taken_port_is_refused_in_one_line_and_the_next_one_is_found(monkeypatch):
+    with server.listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"can't listen on 127.0.0.1 port {port}: .*give another --port"):
+            server.listen("127.0.0.1", port)
+        monkeypatch.setattr(server, "PORTS", (port,))
+        with server.listen("127.0.0.1", None) as other:
+            assert other.getsockname()[1] != port
+    with pytest.raises(UserError, match=r"--host nowhere\.invalid"):
+        server.listen("nowhere.invalid", None)
+
+
+def test_files_are_looked_at_again_but_not_at_each_request(runs, monkeypatch):
+    index = Index([Place.of(str(runs))])
+    looks, whole = [], Index.look
+    monkeypatch.setattr(Index, "look", lambda self: (looks.append(self), whole(self))[1])
+    here = server.Served(index, index.look())
+    first = here.current()
+    assert here.current() is first
+    assert len(looks) == 1
+    now = time.monotonic()
+    monkeypatch.setattr(server.time, "monotonic", lambda: now + 2 * server.LOOK_SECONDS)
+    assert here.current() is first, "nothing has changed, so it is the same document"
+    assert len(looks) == 2
+    shutil.copytree(RUN, runs / "b")
+    monkeypatch.setattr(server.time, "monotonic", lambda: now + 4 * server.LOOK_SECONDS)
+    assert len(here.current().runs) == 2
+    pair = Request({"type": "http", "query_string": b"a=0&b=1&version=%22" + first.etag.encode() + b"%22"})
+    with pytest.raises(UserError, match="no influences"):  # so it has found the rows
+        here.pair(pair)
+
+
+def test_ctrl_c_ends_it(runs):
+    command = [sys.executable, "-m", "taugrid", "board", runs]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()
+        assert re.fullmatch(r"1 run on http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)\n", said)
+        port = int(re.search(r":(\d+)/", said)[1])
+        assert Client(port).get("/")[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
+
+
+def test_a_missing_extra_is_one_line(runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "taugrid.orchestrator.board.server")
+    monkeypatch.delattr("taugrid.orchestrator.board.server")
+    _, said = nights.taugrid("board", runs, code=2)
+    assert said == "the board needs starlette and uvicorn; pip install 'taugrid[board]'"
+
+
+def test_a_site_is_whole_replaces_its_own_and_nothing_else(runs, tmp_path, monkeypatch):
+    (runs / "a" / "report.html").write_text("small")
+    shutil.copytree(RUN, runs / "b")
+    (runs / "b" / "report.html").write_bytes(b"x" * (5 * 2**20 + 1))
+    site = tmp_path / "site"
+    said, _ = nights.taugrid("board", runs, "--to", site)
+    assert said == f"2 runs in {site}/index.html\n"
+    page = (site / "index.html").read_text()
+    document = json.loads(page.split('id="board-data">')[1].split("</script>")[0])
+    first, second = document["runs"]
+    assert (site / first["report"]).read_text() == "small"
+    assert second["report"] is None, "it is large"
+    assert document["images"]["rows"] == [True] * 10
+    assert len(list(site.glob("images/*/*.png"))) == 10
+    shutil.rmtree(runs / "b")
+    shutil.rmtree(runs / "a" / "samples")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("taugrid.orchestrator.board.site.board_html", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            nights.taugrid("board", runs, "--to", site)
+    assert (site / "index.html").read_text() == page, "an error leaves the old one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    nights.taugrid("board", runs, "--to", site)
+    assert list(site.glob("images/*")) == []
+    for folder, said in ((runs, "is not empty, and not a board"), (RUN / "config.json", "Not a directory")):
+        assert said in nights.taugrid("board", runs, "--to", folder, code=2)[1]
+    assert "copy it there" in nights.taugrid("board", runs, "--to", "s3://bucket/x", code=2)[1]
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_a_site_opens_from_the_disk_with_its_images(runs, tmp_path):
+    nights.taugrid("board", runs, "--to", tmp_path / "site")
+    with browser.page(tmp_path / "browser") as tab:
+        tab.open(tmp_path / "site" / "index.html")
+        assert not tab.named("Runtime.exceptionThrown")
+        assert "5 cells" in tab.run("document.body.textContent")
+        picture = next((tmp_path / "site" / "images").glob("*/*.png"))
+        tab.run(f"window.i = new Image(); i.src = 'images/{picture.parent.name}/{picture.name}'; 0")
+        while not tab.run("i.complete"):
+            time.sleep(0.05)
+        assert tab.run("i.naturalWidth") == 16 * 8
+
+
+def test_a_bucket_is_read_level_by_level_and_one_without_rights_is_a_note(runs, s3, monkeypatch):
+    quick_retries(monkeypatch)
+    name, closed = s3.bucket(), s3.bucket()
+    root, storage = open_place(f"s3://{name}/runs", "DIR")
+    for path in sorted(runs.rglob("*")):
+        if path.is_file():
+            storage.commit(root / path.relative_to(runs), path, ANY)
+    for number in range(50):
+        s3.ask("PUT", f"/{name}/runs/a/samples/S0004-eta0-06a87da89f/part-{number + 10:06d}.parquet", b"x")
+    refused = lambda method, path: (403, "AccessDenied") if closed in path else None  # noqa: E731
+    with s3.refusing(refused):
+        before = s3.requests.copy()
+        board = look(f"s3://{name}", f"s3://{closed}/x")
+        cold = s3.requests - before
+        [run] = board.runs
+        assert (run.found.title, run.found.directory) == ("runs/a", f"s3://{name}/runs/a")
+        local = look(runs).runs[0].entry
+        assert {k: v for k, v in run.entry.items() if k != "versions"} == {
+            k: v for k, v in local.items() if k != "versions"
+        }
+        [note] = board.notes
+        assert note.startswith(f"s3://{closed}/x: no permission")
+        before = s3.requests.copy()
+        assert look(f"s3://{name}").runs[0].entry == run.entry
+        warm = s3.requests - before
+        assert set(warm) == {"LIST"}, "nothing is read that has not changed"
+        assert warm.total() < cold.total()
+        with pytest.raises(UserError, match="no permission"):
+            api.board(f"s3://{closed}/x")
+    with served(f"s3://{name}") as client:
+        row = next(iter(client.document()["rows"]))
+        key = client.document()["runs"][0]["key"]
+        assert client.get(f"/images/{key}/{row[1]}.png")[0] == 200
+
+
+def test_the_page_of_the_docs_shows_what_works(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs, "history")
+    lines = [line for block in pages.blocks() if block.page == "docs/board.md" for line in pages.commands(block)]
+    assert sum("--" in line for line in lines) == 2
+    for line in lines:
+        if "--" in line:
+            nights.taugrid(*line.split()[1:])
+    [python] = [block.text for block in pages.blocks() if block.page == "docs/board.md" and block.language == "python"]
+    names = {}
+    exec(compile(python, "docs/board.md", "exec"), names)
+    assert sorted(names["best"]["run"]) == ["history/a", "runs/a"]

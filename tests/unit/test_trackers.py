@@ -1,0 +1,489 @@
+"""Trackers: what each holds after sessions, read back with the real libraries, and that none can harm a run."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from in_process import small_run
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from taugrid.config import Config, validate
+from taugrid.config.load import load
+from taugrid.errors import UserError
+from taugrid.orchestrator.nightly.resampling import config_of
+from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.trackers import background
+from taugrid.orchestrator.trackers.__main__ import CLASSES, follow
+from taugrid.orchestrator.view.verify import verify
+from taugrid.storage import open_place, replacing
+from taugrid.workers.training.log import Log, Record
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STAGES = ("sample", "evaluate", "report")
+END = ("end evaluate,report,sample\n",)
+TEXT = """
+name: small
+model: {oracle: gaussian}
+data: {name: gaussian, shape: [1, 4, 4]}
+sample: {seed: 0, num_samples: 400, batch_size: 400}
+grid: {steps: [2, 3], eta: [0.0, 1.0]}
+evaluate: {metrics: [fid, kid]}
+"""
+
+
+def work(folder, root, text=TEXT, stages=STAGES):
+    """Do what is missing in `root`; returns the outcome and what was printed."""
+    printed = io.StringIO()
+    with small_run(folder, text) as opened:
+        run = Run(opened.config, opened.configured, RunDir(*open_place(str(root), "--out")))
+        outcome = Session(run, "local", Progress(Console(file=printed, soft_wrap=True))).do(stages)
+    return outcome, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of four cells, made without trackers. Tests copy it."""
+    folder = tmp_path_factory.mktemp("finished")
+    work(folder, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch):
+    """A copy of that run in a working directory of its own, without anybody's login."""
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("TENSORBOARD_LOGDIR", "WANDB_API_KEY", "WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run directory with the log of a training that is not over, and nothing else."""
+    unet = "{block_out_channels: [8], down_block_types: [DownBlock2D], up_block_types: [UpBlock2D], norm_num_groups: 4}"
+    text = f"name: t\nmodel: {{unet: {unet}}}\ngrid: {{steps: [10]}}\n"
+    with small_run(tmp_path, text) as opened:
+        rundir = RunDir(tmp_path / "run")
+        Session(Run(opened.config, opened.plan, rundir), "local", Progress.silent()).do(["report"])
+    folder = rundir.models / opened.plan.models[0].id / "train"
+
+    def logged(*steps):
+        for step in steps:
+            Log(folder, step - 1, tensorboard=False).write(Record(step, 1 / step, 1e-3, 1.0, 1, 0.1))
+        return tmp_path / "run"
+
+    return logged
+
+
+def tracked(name, directory, *lines):
+    said = []
+    assert follow(name, str(directory), [*lines, *END], said.append), said
+    return said
+
+
+def rows_of(directory):
+    return {row["cell"]: row for row in json.loads((directory / "tables/quality.json").read_text())["rows"]}
+
+
+# Config
+
+
+@pytest.mark.parametrize(
+    ("track", "message"),
+    [
+        (["mlflow", "comet"], "track: must be a list of mlflow, wandb or tensorboard, not ['mlflow', 'comet']"),
+        (["wandb", "wandb"], "track: must be a list that names each tracker once, not ['wandb', 'wandb']"),
+        ("wandb", "track: must be a list of mlflow, wandb or tensorboard, not 'wandb'"),
+    ],
+)
+def test_a_wrong_list_is_refused_in_a_line(track, message):
+    with pytest.raises(UserError) as caught:
+        validate(Config, {"name": "x", "track": track}, "c")
+    assert str(caught.value) == f"c: {message}"
+
+
+def test_what_is_tracked_is_in_no_id_and_may_change_between_sessions(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(background.Trackers, "session_started", lambda *_: None)
+    plan, config = (run / "plan.json").read_bytes(), (run / "config.json").read_bytes()
+    assert "track" not in json.loads(config), "what is not set is not recorded"
+    outcome, printed = work(tmp_path, run, f"{TEXT}\ntrack: [tensorboard]\n")
+    assert outcome.missing == {}
+    assert "to do" not in printed
+    assert (run / "plan.json").read_bytes() == plan
+    assert json.loads((run / "config.json").read_text()) == json.loads(config) | {"track": ["tensorboard"]}
+    monkeypatch.setattr("taugrid.orchestrator.opened.open_config", None)
+    assert open_existing(str(run)).config.track == ["tensorboard"], "it is opened as recorded"
+    assert load(str(run), ("track=[]",)).track == []
+
+
+def test_second_looks_of_a_night_are_not_tracked():
+    config = validate(Config, {"name": "x", "track": ["wandb"]}, "c")
+    assert config_of(config, "look", [{"steps": 10}]).track == []
+
+
+def test_a_package_that_is_missing_is_a_user_error_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "wandb").mkdir()  # W&B's own folder is no package
+    kept = [path for path in sys.path if not (Path(path) / "wandb" / "__init__.py").exists()]
+    monkeypatch.setattr(sys, "path", kept)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(UserError, match=r"^track: wandb needs the package wandb; pip install 'taugrid\[wandb\]'$"):
+        work(tmp_path, tmp_path / "run", f"{TEXT}\ntrack: [wandb]\n")
+    assert not (tmp_path / "run").exists()
+
+
+# TensorBoard
+
+
+def events(folder):
+    return EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()
+
+
+def scalars(folder):
+    found = events(folder)
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_tensorboard_has_a_curve_over_s_for_each_row_with_its_errors_and_pictures(run):
+    said = tracked("tensorboard", run)
+    assert said == [f"track: tensorboard: {run}/tensorboard"]
+    rows = rows_of(run).values()
+    for eta in (0.0, 1.0):
+        ours = sorted((row for row in rows if row["eta"] == eta), key=lambda row: row["steps"])
+        found = scalars(run / f"tensorboard/eta={eta:g}")
+        for name in ("fid", "fid_se", "kid", "kid_se", "kid_reference_se"):
+            assert found[name] == [(row["steps"], pytest.approx(row[name], rel=1e-6)) for row in ours], name
+    pictures = events(run / "tensorboard/figures")
+    assert "samples" in pictures.Tags()["images"]
+    assert pictures.Images("samples")[0].encoded_image_string == (run / "figures/samples.png").read_bytes()
+
+
+def test_tensorboard_has_no_step_twice_whatever_was_tracked_before(run):
+    cell = next(iter(rows_of(run)))
+    tracked("tensorboard", run, f"score {cell}\n")
+    files = sorted((run / "tensorboard").rglob("events*"))
+    before = {path: scalars(path.parent) for path in files}
+    tracked("tensorboard", run, f"score {cell}\n")
+    assert sorted((run / "tensorboard").rglob("events*")) == files, "nothing is new"
+    document = json.loads((run / "tables/quality.json").read_text())
+    document["rows"][0]["fid"] += 1.0  # it was scored again
+    (run / "tables/quality.json").write_text(json.dumps(document))
+    (run / "figures/samples.png").write_bytes((run / "figures/quality.png").read_bytes())
+    tracked("tensorboard", run)
+    changed, eta = document["rows"][0], document["rows"][0]["eta"]
+    after = scalars(run / f"tensorboard/eta={eta:g}")
+    assert dict(after["fid"])[changed["steps"]] == pytest.approx(changed["fid"], rel=1e-6)
+    assert [step for step, _ in after["fid"]] == [2, 3], "each once"
+    other = run / f"tensorboard/eta={1 - eta:g}"
+    assert scalars(other) == before[next(path for path in files if path.parent == other)]
+    assert [picture.step for picture in events(run / "tensorboard/figures").Images("samples")] == [0, 1]
+
+
+def test_the_environment_says_where_tensorboard_writes(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGDIR", str(tmp_path / "logs"))
+    tracked("tensorboard", run)
+    identity = json.loads((run / "run.json").read_text())["run"]
+    assert scalars(tmp_path / f"logs/run-{identity[:8]}/eta=0")["fid"]
+    assert not (run / "tensorboard").exists()
+
+
+# MLflow
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """An sqlite database with MLflow's tables, which take seconds to make."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        client = MlflowClient(f"sqlite:///{path}")
+        client.create_experiment("taugrid", str(path.parent))  # else artifacts are in the working directory
+        yield client
+
+
+def runs_of(client, directory):
+    """The tracked run of a directory and its nested runs by cell; there must be one."""
+    identity = json.loads((directory / "run.json").read_text())["run"]
+    experiment = client.get_experiment_by_name("taugrid").experiment_id
+    every = client.search_runs([experiment])
+    (parent,) = [run for run in every if run.data.tags.get("taugrid.run") == identity]
+    nested = [run for run in every if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    by_cell = {run.data.tags["taugrid.cell"]: run for run in nested}
+    assert len(by_cell) == len(nested), "a cell has one run"
+    return parent, by_cell
+
+
+def artifacts(client, run_id, path=None):
+    for file in client.list_artifacts(run_id, path):
+        if file.is_dir:
+            yield from artifacts(client, run_id, file.path)
+        else:
+            yield file.path
+
+
+def test_mlflow_has_a_run_with_one_for_each_cell_and_sessions_continue_it(run, database):
+    cell, rows = next(iter(rows_of(run))), rows_of(run)
+    failed = []
+    assert follow("mlflow", str(run), [f"score {cell}\n"], failed.append)  # the driver was killed
+    parent, cells = runs_of(database, run)
+    assert (parent.info.status, list(cells)) == ("FAILED", [cell])
+    assert failed[0].startswith("track: mlflow: sqlite:///")
+    tracked("mlflow", run)
+    first, first_cells = runs_of(database, run)
+    assert first.info.run_id == parent.info.run_id
+    assert first.info.status == "FINISHED"
+    assert first_cells.keys() == rows.keys()
+    for cell, row in rows.items():
+        data = first_cells[cell].data
+        for name in ("fid", "fid_se", "kid", "kid_se", "kid_std", "kid_reference_se"):
+            assert data.metrics[name] == row[name], name
+        shown = {key: data.params[key] for key in ("steps", "eta", "num_samples", "network_evaluations", "sampler")}
+        assert shown == {key: str(row[key]) for key in shown}
+        assert data.tags["protocol.extractor.name"] == "pixels"
+    assert first.data.tags["protocol.num_samples"] == "400"
+    assert "protocol.tau" not in first.data.tags, "cells differ in it"
+    assert {"tables/quality.csv", "figures/samples.png", "report.html"} <= set(artifacts(database, first.info.run_id))
+    tracked("mlflow", run)
+    second, second_cells = runs_of(database, run)
+    assert second.data.to_dictionary() == first.data.to_dictionary()
+    assert second_cells.keys() == first_cells.keys()
+    for cell, nested in second_cells.items():
+        assert nested.info.end_time == first_cells[cell].info.end_time, "it was not touched"
+        assert len(database.get_metric_history(nested.info.run_id, "fid")) == 1
+
+
+# Weights & Biases
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Says that W&B is offline, and reads its runs in the working directory, in their order."""
+    import wandb
+    from wandb_files import Offline
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+    yield lambda: [Offline(path) for path in sorted(Path("wandb").glob("offline-run-*/*.wandb"))]
+    wandb.teardown()
+
+
+def test_wandb_has_one_run_and_each_cell_once(run, offline):
+    rows, identity = rows_of(run), json.loads((run / "run.json").read_text())["run"]
+    cell = next(iter(rows))
+    follow("wandb", str(run), [f"score {cell}\n"], lambda text: None)
+    said = tracked("wandb", run)
+    assert said[0].startswith("track: wandb: project taugrid, offline in ")
+    tracked("wandb", run)
+    begun, finished = offline()
+    assert {begun.run.run_id, finished.run.run_id} == {identity}
+    assert (begun.exit, finished.exit) == ([1], [0])
+    assert begun.run.resumed is False
+    points = [point for point in (*begun.history, *finished.history) if "steps" in point]
+    assert len(points) == len(rows), "each cell once"
+    for row in rows.values():
+        key = f"eta_{row['eta']:g}"
+        (point,) = [p for p in points if p["steps"] == row["steps"] and f"fid/{key}" in p]
+        for name in ("fid", "fid_se", "kid", "kid_se", "kid_reference_se"):
+            assert point[f"{name}/{key}"] == row[name], name
+        assert point["network_evaluations"] == row["network_evaluations"]
+        assert finished.axes[f"fid_se/{key}"] == "steps"
+    assert finished.config["data"]["name"] == "gaussian"
+    assert finished.config["protocol"]["extractor.name"] == "pixels"
+    logged = {key for point in finished.history for key in point}
+    assert {"quality.nrows", "figures/samples.path"} <= logged
+    tables = next(artifact for artifact in finished.artifacts if artifact.type == "tables")
+    assert "tables/quality.csv" in {entry.path for entry in tables.manifest.contents}
+
+
+def test_wandb_without_a_login_asks_nothing_and_says_so(run, monkeypatch):
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    said = []
+    assert not follow("wandb", str(run), END, said.append)
+    (line,) = said
+    assert line.startswith("warning: track: wandb failed and is not used any more: ")
+    assert "login" in line.lower()
+
+
+# Losses
+
+
+def test_losses_continue_where_they_were_in_every_tracker(trained, database, offline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for steps in ((1, 2), (3,), ()):
+        for name in CLASSES:
+            tracked(name, trained(*steps))
+    (folder,) = (tmp_path / "run/tensorboard").glob("train-*")
+    expected = [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3, rel=1e-6))]
+    assert scalars(folder)["loss"] == expected
+    parent, _ = runs_of(database, tmp_path / "run")
+    assert [(m.step, m.value) for m in database.get_metric_history(parent.info.run_id, "train/loss")] == expected
+    points = [point for each in offline() for point in each.history if "train_step" in point]
+    assert [(point["train_step"], point["train/loss"]) for point in points] == expected
+    assert len(offline()) == 2, "a session with nothing new opens no run"
+
+
+# Nothing harms a run
+
+
+@pytest.mark.parametrize("method", ["__init__", "start", "cell", "finish", "close"])
+def test_a_tracker_that_raises_anywhere_is_dropped_with_a_line(run, monkeypatch, method):
+    calls = []
+
+    class Faulty:
+        def __getattr__(self, name):
+            return lambda *_: calls.append(name)
+
+        def __init__(self, results):
+            self._called("__init__")
+
+        def start(self):
+            self._called("start")
+            return "here"
+
+        def cell(self, cell):
+            self._called("cell")
+
+        def finish(self, is_reported):
+            self._called("finish")
+
+        def close(self, finished):
+            self._called("close")
+
+        def _called(self, name):
+            calls.append(name)
+            if name == method:
+                raise OSError("no server\nat port 1")
+
+    monkeypatch.setitem(sys.modules, "taugrid.orchestrator.trackers.wandb", SimpleNamespace(WandbTracker=Faulty))
+    said = []
+    assert not follow("wandb", str(run), [f"score {next(iter(rows_of(run)))}\n", *END], said.append)
+    assert said[-1] == "warning: track: wandb failed and is not used any more: at port 1"
+    assert calls[-1] == method, "it is not called again"
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Waits as long as a busy machine takes to start another process."""
+    monkeypatch.setattr(background, "WAIT_SECONDS", 200.0)
+    monkeypatch.setattr(background, "QUIET_SECONDS", 200.0)
+
+
+def test_a_session_is_tracked_by_another_process_and_gives_the_same_files(finished, tmp_path, monkeypatch, patient):
+    monkeypatch.chdir(tmp_path)
+    outcome, printed = work(tmp_path, tmp_path / "run", f"{TEXT}\ntrack: [tensorboard]\n")
+    assert outcome.missing == {}
+    lines = [line for line in printed.splitlines() if "track" in line]
+    assert lines == [f"track: tensorboard: {tmp_path}/run/tensorboard"]
+    assert dict(scalars(tmp_path / "run/tensorboard/eta=0")["fid_se"]).keys() == {2, 3}
+    for name in ("tables/quality.csv", "tables/cells.csv", "plan.json"):
+        ours, theirs = ((root / name).read_text().splitlines() for root in (tmp_path / "run", finished))
+        if name == "tables/quality.csv":  # the seconds differ
+            ours, theirs = ([line.split(",")[:12] for line in lines] for lines in (ours, theirs))
+        assert ours == theirs, name
+    opened = open_existing(str(tmp_path / "run"))
+    assert verify(opened, lambda n: None) == ([], [])
+
+
+def test_a_process_says_why_it_failed(tmp_path, patient):
+    said = []
+    trackers = background.Trackers(["tensorboard"], said.append)
+    trackers.session_started(None, str(tmp_path), ["report"])
+    trackers.session_finished([], {})
+    (line,) = said
+    assert line.startswith(f"warning: track: tensorboard failed and is not used any more: {tmp_path} is not a run dir")
+
+
+@pytest.fixture
+def hanging(tmp_path, monkeypatch):
+    """Trackers of which each process hangs from its start."""
+    script = tmp_path / "hangs"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(background, "sys", SimpleNamespace(executable=str(script)))
+    monkeypatch.setattr(background, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(background, "WAIT_SECONDS", 0.5)
+    said = []
+    trackers = background.Trackers(["wandb", "mlflow"], said.append)
+    trackers.session_started(None, "runs/x", ["report"])
+    yield trackers, said
+    for process in trackers._processes:
+        process.kill()
+
+
+def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(hanging):
+    trackers, said = hanging
+    import time
+
+    since = time.monotonic()
+    for number in range(20_000):  # more than a pipe holds
+        trackers.happened(None, {"event": "score", "task": f"score/{number:010d}", "committed": True})
+    assert time.monotonic() - since < 5.0
+    since = time.monotonic()
+    trackers.session_finished([], {})
+    assert 0.4 < time.monotonic() - since < 5.0
+    assert said == [
+        "track: waiting at most 0.5 seconds for wandb, mlflow",
+        "warning: track: waited 0.5 seconds for wandb, mlflow, and goes on; `taugrid report runs/x` sends what is "
+        "missing",
+    ]
+    assert not any(process.is_running for process in trackers._processes)
+
+
+def test_a_session_that_fails_waits_for_no_tracker(hanging):
+    trackers, said = hanging
+    trackers.session_failed(KeyboardInterrupt())
+    assert said == []
+    assert all(process._process.stdin.closed for process in trackers._processes), "they hear that nothing follows"
+
+
+def test_a_process_that_ends_by_itself_is_said(tmp_path, monkeypatch):
+    script = tmp_path / "ends"
+    script.write_text("#!/bin/sh\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(background, "sys", SimpleNamespace(executable=str(script)))
+    said = []
+    trackers = background.Trackers(["wandb"], said.append)
+    trackers.session_started(None, "runs/x", ["report"])
+    trackers.session_finished([], {})
+    assert said == ["warning: track: wandb failed and is not used any more: its process ended with status 3"]
+
+
+# A bucket
+
+
+def test_a_run_in_a_bucket_is_tracked_beside_it(finished, bucket, tmp_path, offline, monkeypatch, user_cache):
+    root, storage = bucket
+    url = RunDir(root, storage).shown
+    monkeypatch.chdir(tmp_path)
+    for path in finished.rglob("*"):
+        if path.is_file():
+            with replacing(root / path.relative_to(finished), storage) as temporary:
+                temporary.write_bytes(path.read_bytes())
+    said = tracked("tensorboard", url)
+    assert said == [f"track: tensorboard: {next((user_cache / 'tensorboard').iterdir())}"]
+    assert scalars(next((user_cache / "tensorboard").iterdir()) / "eta=0")["fid"][0][0] == 2
+    tracked("wandb", url)
+    tracked("wandb", url)
+    assert len(offline()) == 1
+    assert storage.exists(root / "tracked/wandb.json")
+    row = json.loads(storage.read(root / "tables/quality.json"))["rows"][0]
+    assert offline()[0].history[0]["fid/eta_0"] == row["fid"]
