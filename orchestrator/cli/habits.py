@@ -1,4 +1,4 @@
-"""What people do around runs: `clean` frees space in a directory."""
+"""What people do around runs: `doctor` checks machines, `clean` frees space in a directory."""
 
 import sys
 from collections.abc import Sequence
@@ -6,12 +6,54 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taugrid.errors import UserError
+from taugrid.errors import Exit, UserError
 from taugrid.orchestrator.cli.options import Command, Whole, json_option, options, print_value
 from taugrid.words import counted
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.clean.clean import Cleaning, Removable
+
+MARKS = {"ok": "green", "warning": "yellow", "error": "red"}
+
+
+@click.command(cls=Command)
+@click.argument("config", required=False)
+@click.option("--address", default="local", show_default=True, help="local (this machine), auto, or HOST:PORT.")
+@click.option("--out", metavar="DIR", help="The run directory to come: a folder, or a URL.")
+@json_option
+def doctor(config: str | None, address: str, out: str | None, as_json: bool) -> None:
+    """Check whether a run could start: on this machine and, with --address, on every node of a Ray cluster.
+
+    Each red line has its fix. Exits with 1 if a run could not start; warnings do not count. The JSON is fit for an
+    issue: home folders are ~, your user name is USER, and tokens are never read out.
+
+    Examples:
+        taugrid doctor  # this machine
+        taugrid doctor my.yaml --out runs/mine --json  # its extractor and its disk too
+        taugrid doctor --address auto --out /shared/runs/mine  # every node
+    """
+    from taugrid.orchestrator.doctor.examination import examination, is_ready
+
+    document = examination(config, address, out)
+    print_value(document, as_json, _lines)
+    if not is_ready(document):
+        sys.exit(Exit.FAILED)
+
+
+def _lines(document: dict[str, Any]) -> str:
+    """A line for each check; of the nodes of a cluster only those that are not in order."""
+    lines = []
+    for number, node in enumerate(document["nodes"]):
+        shown = [check for check in node["checks"] if not number or check["state"] != "ok"]
+        fine = f", {counted(len(node['checks']) - len(shown), 'check')} ok" if number else " (this machine)"
+        lines.append(f"{node['node']}{fine}")
+        for check in shown:
+            mark = click.style(f"{check['state']:8}", fg=MARKS[check["state"]])
+            lines.append(f"  {mark} {check['name']}: {check['found']}")
+            if check["fix"]:
+                lines.append(f"{'':11}fix: {check['fix']}")
+    return "\n".join(lines)
+
 
 CHOICES = ("features", "damaged", "leftovers", "logs")
 """The flags of `clean`: names in `clean.files.CATEGORIES`."""
@@ -42,19 +84,19 @@ def clean(directory: str, keep_nights: int | None, nights_before: str | None, ye
         taugrid clean runs/mine --features --leftovers --yes  # without a question, for scripts
         taugrid clean history --keep-nights 14  # images of nights older than the newest 14
     """
-    from taugrid.orchestrator.clean.clean import Cleaning, OldNights, document, text
+    from taugrid.orchestrator.clean.clean import Cleaning, document, text
 
     as_json: bool = given["as_json"]
     if keep_nights is not None and nights_before is not None:
         raise UserError("--keep-nights and --nights-before both say which nights lose their images; give one of them")
-    wanted = {name for name in CHOICES if given[name]}
-    of_nights = keep_nights is not None or nights_before is not None
-    if yes and not wanted and not of_nights:
+    wanted = [name for name in CHOICES if given[name]]
+    if keep_nights is not None or nights_before is not None:
+        wanted.append("images")
+    if yes and not wanted:
         flags = ", ".join(f"--{name}" for name in CHOICES)
         raise UserError(f"--yes deletes only what is named: give {flags}, --keep-nights or --nights-before")
-    if not wanted and not of_nights:
-        wanted = set(CHOICES)
-    cleaning = Cleaning(directory, OldNights(keep_nights, nights_before))
+    wanted = wanted or list(CHOICES)
+    cleaning = Cleaning(directory, keep_nights, nights_before)
     found = cleaning.listed(wanted)
     if not as_json:
         click.echo(text(found) if found else "there is nothing to delete")

@@ -46,7 +46,7 @@ def cli() -> None:
     """How good are a diffusion model's samples at S steps?
 
     CONFIG is a file, the name of a shipped config (digits, gaussian), or a run directory. A first run is `taugrid run
-    digits`: it takes minutes on 2 cores.
+    digits`: it takes minutes on 2 cores. `taugrid init` prints a config to begin with.
     """
 
 
@@ -54,7 +54,7 @@ for command in (
     *(start.init, run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
     *(run.reconstruct, run.interpolate, compare.compare, board.board, export.export, look.verify),
     *(nightly.baseline, nightly.nightly, jobs.submit, jobs.jobs, jobs.logs, jobs.stop, look.config),
-    *(start.selfcheck, habits.clean, start.completion),
+    *(start.selfcheck, habits.doctor, habits.clean, start.completion),
 ):
     cli.add_command(command)
 

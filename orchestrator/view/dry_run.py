@@ -33,6 +33,7 @@ from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.work.sample import require_inputs
 from taugrid.storage import read_json
+from taugrid.workers.accelerator.libraries import has_gpus
 from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import MissingImages, require_files
 
@@ -48,7 +49,7 @@ def describe_plan(run: Run) -> dict[str, Any]:
     described["worker_weights_bytes"] = weights_bytes(run.plan, run.rundir.weights_file)
     described |= {"remarks": [*described["remarks"], *_remarks(run, described)]}
     gpus = run.config.cluster.gpus_per_worker
-    may_use_gpus = _has_gpus() if gpus is None else gpus
+    may_use_gpus = has_gpus() if gpus is None else gpus
     if may_use_gpus and described["network_evaluations_remaining"] and (tip := faster_on_gpus(run.plan)) is not None:
         described["tips"] = [tip]
     return described
@@ -69,7 +70,7 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
         yield from _gone(run, described)
         yield from _fit(run, described)
         workers, memory = _workers(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if not _has_gpus() and workers:
+        if not has_gpus() and workers:
             yield from filter(None, [too_large(described["worker_weights_bytes"], [(workers, memory)])])
     yield from unequal(plan.cells)
     if models := compared_trainings(plan):
@@ -137,21 +138,12 @@ def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:
     return [warning for warning in warnings if warning is not None]
 
 
-GPU_DRIVERS = "/proc/driver/nvidia", "/dev/kfd"
-"""What NVIDIA's and AMD's drivers make on a machine."""
-
-
-def _has_gpus() -> bool:
-    """Whether a driver of GPUs is on this machine, as far as known without torch."""
-    return any(Path(driver).exists() for driver in GPU_DRIVERS)
-
-
 def _workers(config: Config) -> int | None:
     """The number of workers, as far as known without Ray: as configured, else as many as fit this machine.
 
     None: one for each GPU, and the number of usable GPUs is unknown without torch.
     """
-    if config.cluster.workers or _has_gpus():
+    if config.cluster.workers or has_gpus():
         return config.cluster.workers
     return int(capacity.available_cpus() // config.cluster.cpus_per_worker)
 

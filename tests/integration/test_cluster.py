@@ -29,6 +29,7 @@ from shared import taugrid
 import taugrid as package
 from taugrid.config import Config, validate
 from taugrid.orchestrator.dispatch import address
+from taugrid.orchestrator.dispatch.nodes import ask_nodes
 from taugrid.orchestrator.jobs.client import Jobs
 from taugrid.workers import ray_compat
 from taugrid.workers.ray_compat import accepts_token
@@ -143,6 +144,30 @@ def test_a_run_sends_its_modules_to_a_cluster_that_it_joins_and_a_job_takes_them
     assert "FID (lower is better)" in done.stdout, "its log"
     assert all("working_dir_files" in file for file in imported_from(mine)), "taugrid as well"
     assert events(mine / "run")[-1]["missing"] == {}
+
+
+def test_the_doctor_examines_each_node(head, tmp_path):
+    done = taugrid_alone("doctor", "--address", head.gcs, "--out", tmp_path / "run", "--json")
+    driver, node = json.loads(done.stdout)["nodes"]
+    assert {"cluster", "token"} <= {check["name"] for check in driver["checks"]}
+    assert {"torch", "run directory", "weights", "versions", "clock"} <= {check["name"] for check in node["checks"]}
+    assert not [check for check in [*driver["checks"], *node["checks"]] if check["state"] == "error"]
+    assert os.environ["RAY_AUTH_TOKEN"] not in done.stdout
+    assert not list(tmp_path.iterdir()), "neither a run directory nor a probe is left"
+
+
+def test_a_node_that_is_silent_or_raises_has_no_answer(ray_session):
+    def raises(about):
+        raise ValueError(f"{about} is broken")
+
+    [slow] = ask_nodes(lambda seconds: time.sleep(seconds), 60, 1)
+    [broken] = ask_nodes(raises, "torch", 60)
+    [fine] = ask_nodes(lambda number: number + 1, 1, 60)
+    assert (slow.value, slow.error) == (None, "no answer within 1 s")
+    assert (broken.value, broken.error) == (None, "ValueError: torch is broken")
+    assert (fine.value, fine.error) == (2, "")
+    offset, error = fine.clock
+    assert abs(offset) <= error + 0.01, "it is this machine's clock"
 
 
 @pytest.mark.chaos

@@ -68,6 +68,11 @@ def settled(tab):
     tab.run("new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 20))")
 
 
+def until(tab, condition):
+    """Wait until a condition holds in the page: a server has answered."""
+    tab.run(f"new Promise((done) => {{ const look = () => {condition} ? done() : setTimeout(look, 10); look(); }})")
+
+
 def count(tab):
     return texts(tab, "#count")[0]
 
@@ -101,7 +106,9 @@ def test_filters_leave_what_they_name(opened):
     choose(tab, "steps", "1,000")
     choose(tab, "eta", "σ̂")
     assert count(tab).startswith("3 of 60 cells, 3 runs")
-    assert set(column(tab, "steps")) == {"1,000"}
+    assert texts(tab, "#constants") == ["Everywhere: sampler = ddim, S = 1,000, η = σ̂"]
+    assert tab.run("table.columns.map(({ name }) => name)") == ["run", "num_samples", "fid", "isc_mean"]
+    assert set(column(tab, "num_samples")) == {"5,000", "1,000"}
     assert texts(tab, '[data-filter="eta"] summary') == ["η: σ̂"]
     tab.press("Escape")
     tab.press("/")
@@ -438,6 +445,8 @@ def answered(state, path, query, headers):
     if path == "/board.json":
         is_known = headers["If-None-Match"] == tag
         return 304 if is_known else 200, "application/json", "" if is_known else json.dumps(document), {"ETag": tag}
+    if path == "/favicon.ico":
+        return 404, "text/plain", "", {}
     if path == "/pair.json":
         return 200, "application/json", json.dumps({"fid": [1.5, 0.25]}), {}
     return 200, "text/html; charset=utf-8", board_html(document, live=True), {}
@@ -451,7 +460,7 @@ def test_a_served_page_follows_the_runs_and_keeps_its_place(tab):
         tab.events.clear()
         tab.open(f"{address}#{picks(A, B)}")
         assert texts(tab, "#work .strip-of") == ["ablation/seed-125 of 100 images, 4 min left"]
-        settled(tab)
+        until(tab, "!byId('picked').textContent.includes('asking')")
         assert texts(tab, "#picked td:nth-child(4)")[1] == "+1.50 ± 0.25paired, z = 6.0, worse"
         tab.run("grid.focus(); scroller.scrollTop = 3000; moveActive(0); scroller.scrollTop = 3000")
         tab.run("poll()")
@@ -476,6 +485,7 @@ def test_a_served_page_follows_the_runs_and_keeps_its_place(tab):
         pairs = [query for path, query in state["asked"] if path == "/pair.json"]
         assert pairs[0]["a"] == ["0"]
         assert pairs[0]["b"] == ["4"]
+    assert not tab.named("Log.entryAdded")
     tab.run("poll()")
     assert re.fullmatch(r"the server does not answer; as of 2026-11-29 01:45 UTC", texts(tab, "#live")[0])
     assert not tab.named("Runtime.exceptionThrown")

@@ -25,6 +25,7 @@ LINES = sorted(line for command in COMMANDS.values() for line in command.example
 NOT_RUN = {
     "taugrid run digits": "trains for minutes",
     "taugrid selfcheck": "takes minutes; test_selfcheck_run.py runs it",
+    "taugrid doctor --address": "needs a cluster; test_cluster.py has one",
     "taugrid board runs  # on": "serves until Ctrl-C; test_board_served.py",
     "taugrid submit": "needs a cluster, as test_cluster.py has it",
     "taugrid jobs": "as submit",

@@ -567,9 +567,7 @@ ALLOWED = [
     ),
     Exceptions("orchestrator/cli/text/new_config.py", {"is_dir": 2, "exists": 1}, "what an argument is"),
     Exceptions("orchestrator/cli/jobs.py", {"is_dir": 1}, "what an argument is"),
-    Exceptions(
-        "orchestrator/view/dry_run.py", {"exists": 2}, "whether a GPU's driver is here; a reference that a user names"
-    ),
+    Exceptions("orchestrator/view/dry_run.py", {"exists": 1}, "a reference that a user names"),
     Exceptions("orchestrator/dispatch/address.py", {"read_text": 1}, "Ray's token in the user's home"),
     Exceptions(
         "orchestrator/external.py",
@@ -614,6 +612,16 @@ ALLOWED = [
         "orchestrator/plan/patterns.py",
         {"exists": 1, "glob": 1, "is_dir": 2, "is_file": 2, "rglob": 1, "stat": 1},
         "checkpoints of a training that goes on elsewhere",
+    ),
+    Exceptions(
+        "orchestrator/doctor/machine.py",
+        {"exists": 1, "is_dir": 2, "read_text": 1, "write_bytes": 1},
+        "/proc, folders of the system, the driver's probe, and what `temporary` gives",
+    ),
+    Exceptions(
+        "orchestrator/doctor/examination.py",
+        {"exists": 1, "glob": 1, "iterdir": 1, "read_text": 2, "stat": 1},
+        "/proc, and the file of Ray's token",
     ),
     Exceptions("orchestrator/plan/trust.py", {"read_json": 1, "write_json": 1}, "the user's trust file"),
     Exceptions(

@@ -8,6 +8,15 @@ DRIVERS = {"cuda": "nvidia", "rocm": "amdgpu"}
 """Kind of device -> the Linux kernel's module, whose version is that of the driver."""
 
 
+GPU_DRIVERS = "/proc/driver/nvidia", "/dev/kfd"
+"""What NVIDIA's and AMD's drivers make on a machine."""
+
+
+def has_gpus() -> bool:
+    """Whether a driver of GPUs is on this machine, as far as known without torch."""
+    return any(Path(driver).exists() for driver in GPU_DRIVERS)
+
+
 def libraries(kind: str, modules: Path = Path("/sys/module")) -> dict[str, str]:
     """Name -> version of what a `kind` of device computes with, as far as it is known; empty for CPUs.
 

@@ -6,6 +6,7 @@ const ROW = 30; // pixels, as in board.css
 const BEYOND = 12; // rows kept above and below the window
 const MOST_PRINTED = 500;
 const MOST_CHOICES = 200;
+const MOST_METRICS = 4; // columns, unless others are chosen
 const COLLATOR = new Intl.Collator("en", { numeric: true });
 
 const table = { key: "", items: [], rows: [], first: -1, active: null, printing: false };
@@ -67,10 +68,21 @@ function bestOf(groups) {
   return bests;
 }
 
+// Settings that differ between the shown rows, and metrics; what is the same everywhere is told above the table.
 function defaultColumns() {
-  const settings = choices().filter(({ kind, name }) => kind === "setting" && !TOLD_OTHERWISE.includes(name));
-  const shown = settings.length ? settings : [board.named.get("label")];
-  return [...shown, ...board.metrics.slice(0, 4)].map(({ name }) => name);
+  const settings = board.columns.filter(({ kind, name }) => kind === "setting" && !TOLD_OTHERWISE.includes(name));
+  const varying = settings.filter((column) => !isConstant(column));
+  const metrics = board.metrics.filter((metric, i) => i < MOST_METRICS || metric === chosenMetric());
+  return [...(varying.length ? varying : [board.named.get("label")]), ...metrics].map(({ name }) => name);
+}
+
+const isConstant = (column) => table.rows.every((row) => keyOf(column, row) === keyOf(column, table.rows[0]));
+
+function saidOfAll() {
+  const hidden = board.columns.filter((column) => column.kind === "setting" && !table.columns.includes(column));
+  const told = hidden.filter((column) => keyOf(column, table.rows[0]) && isConstant(column));
+  const words = told.map((column) => `${column.heading} = ${shownIn(column, table.rows[0])}`).join(", ");
+  return words && `Everywhere: ${words}`;
 }
 
 function drawTable() {
@@ -108,7 +120,13 @@ function headOf(column) {
   const order = sorted ? (sorted.down ? "descending" : "ascending") : "none";
   const title = column.better ? `${column.heading}: ${column.better} is better` : column.heading;
   const button = element("button", { type: "button", "data-sort": column.name, title }, column.heading + arrow);
-  return element("th", { scope: "col", class: column.isText ? "words" : null, "aria-sort": order }, button);
+  return element("th", { scope: "col", class: classOf(column), "aria-sort": order }, button);
+}
+
+// The metric of the panel is in sight however many columns there are.
+function classOf(column, isBest = false) {
+  const classes = { words: column.isText, key: column === chosenMetric(), best: isBest };
+  return Object.keys(classes).filter((name) => classes[name]).join(" ") || null;
 }
 
 // The first click puts the best first, the third undoes it. What was sorted before decides ties.
@@ -122,6 +140,8 @@ function sortBy(name) {
 
 function drawWindow() {
   const scroller = byId("scroller");
+  const isMore = scroller.scrollWidth - scroller.clientWidth - scroller.scrollLeft > 1;
+  scroller.parentElement.classList.toggle("more", isMore);
   const count = table.printing ? MOST_PRINTED : Math.ceil(window.innerHeight / ROW) + 2 * BEYOND;
   const top = table.printing ? 0 : Math.floor(scroller.scrollTop / ROW) - BEYOND;
   const first = Math.max(0, Math.min(top, table.items.length - count));
@@ -174,8 +194,7 @@ function runCell(row, number) {
 function cellOf(column, row) {
   const text = shownIn(column, row);
   const isBest = column.better && column.value(row) === table.bests.get(`${row.group} ${column.name}`);
-  const title = text.length > 20 ? text : null;
-  return element("td", { class: isBest ? "best" : column.isText ? "words" : null, title }, text);
+  return element("td", { class: classOf(column, isBest), title: text.length > 20 ? text : null }, text);
 }
 
 function drawCounts() {
@@ -184,6 +203,7 @@ function drawCounts() {
   const cells = `${isAll ? "" : `${thousands(table.rows.length)} of `}${plural(board.rows.length, "cell")}`;
   const picked = pickedRows().length ? `${pickedRows().length} picked` : "tick two to nine cells to compare them";
   byId("count").textContent = `${cells}, ${plural(runs, "run")}; ${picked}`;
+  byId("constants").textContent = table.rows.length ? saidOfAll() : "";
   byId("clear-filters").hidden = !view.text && !view.where.size;
   byId("printed").hidden = table.items.length <= MOST_PRINTED;
   byId("printed").textContent = `The first ${MOST_PRINTED} of ${thousands(table.items.length)} lines are printed.`;

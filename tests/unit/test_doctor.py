@@ -1,0 +1,326 @@
+"""`taugrid doctor` finds what would stop a run, says what to do, never raises, and tells nothing private."""
+
+import json
+import os
+import re
+import socket
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import ray
+import torch
+from asking import answer
+from nights import taugrid
+from test_gpu import DRIVER
+
+from taugrid.errors import CustomCodeError
+from taugrid.orchestrator.dispatch.nodes import Answer
+from taugrid.orchestrator.doctor import check, examination, machine
+from taugrid.orchestrator.doctor.machine import (
+    bucket,
+    clock,
+    devices,
+    disk,
+    memory,
+    same_versions,
+    shared_memory,
+    weights,
+)
+from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.registry.extractors import INCEPTION
+from taugrid.workers.accelerator.found import TorchFound, torch_found
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Torch is asked in this process, and disks are written to for an instant."""
+    monkeypatch.setattr(machine, "ask", answer)
+    monkeypatch.setattr(machine, "WRITE_BYTES", 2**22)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def doctor(*arguments, code=0):
+    found = json.loads(taugrid("doctor", *arguments, "--json", code=code)[0])
+    assert found.keys() == {"taugrid", "nodes"}
+    for node in found["nodes"]:
+        assert node.keys() == {"node", "checks"}
+        for each in node["checks"]:
+            assert list(each) == ["name", "state", "found", "fix"]
+            assert each["state"] in ("ok", "warning", "error")
+            assert bool(each["fix"]) == (each["state"] != "ok") or not each["fix"], each
+    return found["nodes"]
+
+
+def states(checks):
+    return [(each.name, each.state) for each in checks]
+
+
+def test_this_machine_is_ready_and_nothing_private_is_told(quick, tmp_path, monkeypatch):
+    home = tmp_path / "home of alice"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray/auth_token").write_text("the-secret-token")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("LOGNAME", "alice")
+    (tmp_path / "my.yaml").write_text("{name: mine, data: {name: digits}, model: {oracle: gaussian}}")
+    [node] = doctor(tmp_path / "my.yaml", "--out", home / "alice/run")
+    found = {each["name"]: each for each in node["checks"]}
+    assert {"software", "extras", "torch", "memory", "/dev/shm", "temporary folder", "weights", "token"} <= found.keys()
+    assert found["run directory"]["found"].startswith("~/USER/run (new, in ~): ")
+    assert found["weights"]["found"] == "digits-convnet: part of the installation"
+    assert found["token"] == {"name": "token", "state": "warning", "found": "others may read ~/.ray/auth_token",
+                              "fix": "chmod 600 ~/.ray/auth_token"}  # fmt: skip
+    text = json.dumps(node) + taugrid("doctor", "--out", home / "run")[0]
+    assert not re.search(r"alice|secret|home of", text)
+    assert not ray.is_initialized()
+    assert not list(home.glob("**/.probe*"))
+
+
+def test_what_stops_a_run_is_red_and_exits_with_1(quick):
+    [node] = doctor("--out", "/proc/run", code=1)
+    [red] = [each for each in node["checks"] if each["state"] == "error"]
+    assert (red["name"], red["fix"]) == ("run directory", "make it writable, or give another one: --out")
+    assert re.search(
+        r"error +run directory: .*\n +fix: make it writable", taugrid("doctor", "--out", "/proc/run", code=1)[0]
+    )
+
+
+def test_a_check_that_fails_says_so(monkeypatch, quick):
+    monkeypatch.setattr(machine, "memory", lambda: Path("/nowhere").read_text())
+    [node] = doctor()
+    [failed] = [each for each in node["checks"] if each["name"] == "memory"]
+    assert failed["found"].startswith("can't be checked: FileNotFoundError")
+
+
+OLD = TorchFound("2.13.0+cu130", "cuda", {"cuda": "13.0"}, [], "The NVIDIA driver is too old", "update the driver")
+CARD = ("NVIDIA H100", 80 * 10**9, 79 * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("gpus_here", "found", "expected", "said"),
+    [
+        (False, TorchFound("2.13.0+cpu", "cpu"), [("torch", "ok")], "no GPU is here"),
+        (False, OLD, [("torch", "ok")], "cuda 13.0); no GPU is here"),
+        (True, TorchFound("2.13.0+cpu", "cpu"), [("torch", "warning")], "no worker will use the GPU here"),
+        (True, OLD, [("torch", "error")], "is too old"),
+        (True, TorchFound("2.13", "cuda", {}, [CARD]), [("torch", "ok"), ("GPU 0", "ok")], "80GB, 79GB free"),
+        (True, TorchFound("2", "cuda", {}, [(*CARD[:2], 10**9)]), [("torch", "ok"), ("GPU 0", "warning")], "1GB free"),
+    ],
+)  # fmt: skip
+def test_torch_beside_the_driver(gpus_here, found, expected, said):
+    checks = list(devices(gpus_here, found))
+    assert states(checks) == expected
+    assert said in checks[-1].found
+    assert all(each.fix for each in checks if each.state != "ok")
+
+
+def test_torch_that_cannot_be_imported(monkeypatch):
+    def broken(*_):
+        raise CustomCodeError("torch can't be used: ImportError: libcudart.so")
+
+    monkeypatch.setattr(machine, "ask", broken)
+    [found] = devices(False)
+    assert (found.state, "libcudart" in found.found) == ("error", True)
+
+
+def test_what_torch_says_of_an_old_driver(monkeypatch):
+    def init():
+        raise RuntimeError(DRIVER.format(12040))
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = torch_found()
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ, "Ray hides GPUs from tasks that ask for none"
+    assert (found.kind, found.gpus) == ("cuda", [])
+    assert found.error == "The NVIDIA driver on your system is too old (found version 12040)"
+    assert found.fix.startswith("update the driver")
+
+
+def test_gpus_that_torch_can_use(monkeypatch):
+    zeros = torch.zeros
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
+    for name, value in {"init": None, "device_count": 2, "mem_get_info": (7, 9), "get_device_name": "H100"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    assert torch_found().gpus == [("H100", 9, 7)] * 2
+
+
+def test_a_container_with_little_shared_memory(small_disk):
+    [found] = shared_memory(small_disk)
+    assert (found.state, "--shm-size" in found.fix) == ("warning", True)
+    assert found.found.startswith("67.1MB, 67.1MB free: Ray's object store (210MB)")
+    [found] = shared_memory(small_disk / "none")
+    assert found.state == "ok"
+
+
+def test_disks(small_disk, tmp_path, monkeypatch, quick):
+    [found] = disk("temporary folder", small_disk / "new", "TMPDIR")
+    assert (found.state, found.fix) == ("warning", "free some space, or give another disk: TMPDIR")
+    (small_disk / "ballast").write_bytes(bytes(61 * 2**20))
+    [found] = disk("temporary folder", small_disk, "TMPDIR")
+    assert (found.state, "No space left" in found.found) == ("error", True)
+    (small_disk / "ballast").unlink()
+    assert states(disk("x", tmp_path, "--out")) == [("x", "ok")]
+    monkeypatch.setattr(machine, "SLOW_BYTES", float("inf"))
+    [found] = disk("x", tmp_path, "--out")
+    assert found.found.endswith("; it is slow")
+    assert not list(tmp_path.iterdir())
+
+
+def test_little_memory(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   1000000 kB\n")
+    [found] = memory(tmp_path / "meminfo")
+    assert (found.state, "1.02GB free" in found.found) == ("warning", True)
+    assert states(memory()) == [("memory", "ok")]
+
+
+def test_a_bucket_with_all_rights(bucket_place, monkeypatch):
+    assert states(bucket(bucket_place)) == [("run directory", "ok"), ("clock of the bucket", "ok")]
+    assert not bucket_place.storage.walk(bucket_place.root), "no probe is left"
+    late = SimpleNamespace(time=lambda: time.time() - 100, monotonic=time.monotonic)
+    monkeypatch.setattr(machine, "time", late)
+    found = list(bucket(bucket_place))[1]
+    assert (found.state, round(float(found.found.split()[0]) / 10)) == ("warning", 10)
+
+
+@pytest.fixture
+def bucket_place(bucket):
+    return Paths(*bucket)
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        (lambda method, path: method == "PUT", "can't create a file"),
+        (lambda method, path: method == "GET" and ".probe" not in path, "can't list a file"),
+        (lambda method, path: method == "GET" and ".probe" in path, "can't read a file"),
+        (lambda method, path: method in ("POST", "DELETE"), "can't create a file"),  # the first probe is deleted too
+    ],
+    ids=["create", "list", "read", "delete"],
+)
+def test_a_bucket_without_a_right(bucket_place, s3, refused, said):
+    with s3.refusing(lambda method, path: (403, "AccessDenied") if refused(method, path) else None):
+        [found] = bucket(bucket_place)
+    assert found.state == "error"
+    assert said in found.found
+    assert "check the rights of AWS_ACCESS_KEY_ID" in found.fix
+
+
+def test_a_bucket_that_is_not_there(s3, quick):
+    [node] = doctor("--out", "s3://nowhere-at-all/run", code=1)
+    [found] = [each for each in node["checks"] if each["state"] == "error"]
+    assert "there is no such bucket" in found["found"]
+    assert found["fix"].startswith("create it")
+
+
+def test_a_port_that_is_taken(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(examination, "PORTS", {port: ("tests", "taugrid board --port PORT")})
+        [found] = examination.ports()
+        assert (found.name, found.state, found.fix) == (
+            f"port {port}", "warning", "another port for tests: taugrid board --port PORT"
+        )  # fmt: skip
+        assert f"(process {os.getpid()}) listens there" in found.found
+        monkeypatch.setattr(examination, "OF_RAY", (Path("/proc/self/comm").read_text().strip(),))
+        assert [each.state for each in examination.ports()] == ["ok"]
+    assert [each.found for each in examination.ports()] == [f"free: {port} (tests)"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "state", "said"),
+    [
+        ({}, "ok", "enough for this machine alone"),
+        ({"RAY_AUTH_MODE": "token"}, "warning", "there is none"),
+        ({"RAY_AUTH_TOKEN": "secret"}, "ok", "there is one in RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_TOKEN": "secret", "RAY_AUTH_MODE": "disabled"}, "warning", "RAY_AUTH_MODE is disabled"),
+    ],
+)
+def test_tokens(quick, tmp_path, monkeypatch, environment, state, said):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    [found] = examination.token()
+    assert (found.state, said in found.found, "secret" in str(found)) == (state, True, False)
+
+
+def test_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    [found] = weights(INCEPTION, None)
+    assert (found.state, found.fix[:19]) == ("warning", "a run gets https://")
+    assert [each.state for each in weights(INCEPTION, str(tmp_path / "none.pth"))] == ["error"]
+    (tmp_path / "own.pth").touch()
+    assert [each.state for each in weights(INCEPTION, str(tmp_path / "own.pth"))] == ["ok"]
+    assert [each.state for each in weights("mine:Extractor", None)] == ["ok"]
+
+
+def test_nodes_that_differ(quick, monkeypatch, tmp_path):
+    """A node with another torch, one whose clock is wrong, one that is silent, and one that lacks the folder."""
+
+    @contextmanager
+    def connected(*_):
+        yield
+
+    def ask_nodes(examine, asked, seconds):
+        assert asked.probe.exists()
+        fine = examine(asked)
+        other = {**fine, "versions": {**fine["versions"], "torch": "2.9.0", "ray": fine["versions"]["ray"] + "+x"}}
+        yield Answer("fine", fine, clock=(0.2, 0.1))
+        yield Answer("other", other, clock=(-60.0, 0.1))
+        yield Answer("silent", error="no answer within 30 s")
+        yield Answer("unmounted", examine(replace(asked, probe=Path("/nowhere/.probe.tmp"))))
+
+    monkeypatch.setattr(examination.cluster, "connected", connected)
+    monkeypatch.setattr(examination, "ask_nodes", ask_nodes)
+    driver, *nodes = doctor("--address", "127.0.0.1:9", "--out", tmp_path / "run")
+    assert ("cluster", "ok") in [(each["name"], each["state"]) for each in driver["checks"]]
+    found = {node["node"]: {each["name"]: each for each in node["checks"] if each["state"] != "ok"} for node in nodes}
+    found = {node: {name: each for name, each in bad.items() if name != "weights"} for node, bad in found.items()}
+    assert {node: list(bad) for node, bad in found.items()} == {
+        "fine": [], "other": ["versions", "clock"], "silent": ["node"], "unmounted": ["run directory"]
+    }  # fmt: skip
+    assert re.match(r"torch 2.9.0, not \S+ as the driver has", found["other"]["versions"]["found"])
+    assert found["unmounted"]["run directory"]["found"] == "this node does not see /nowhere of the driver"
+    shown = taugrid("doctor", "--address", "127.0.0.1:9", "--out", tmp_path / "run")[0]
+    assert "silent, 0 checks ok\n  error    node: no answer within 30 s\n           fix: look at Ray" in shown
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ready"),
+    [(["error"], False), (["ok", "error"], False), (["ok", "error", "warning"], True), (["error", "ok"], False)],
+)
+def test_one_node_is_enough_for_a_run(nodes, ready):
+    assert examination.is_ready({"nodes": [{"checks": [{"state": state}]} for state in nodes]}) is ready
+
+
+def test_a_cluster_that_is_not_there(quick):
+    with mock.patch.dict(os.environ):  # joining sets some variables of Ray's
+        document = examination.examination(None, "127.0.0.1:9", None)
+    [node] = document["nodes"]
+    assert not examination.is_ready(document)
+    [found] = [each for each in node["checks"] if each["name"] == "cluster"]
+    assert (found["state"], "no Ray cluster at --address" in found["found"]) == ("error", True)
+    assert "must be local, auto or HOST:PORT" in taugrid("doctor", "--address", "http://head", code=2)[1]
+    assert "an absolute path" in taugrid("doctor", "--address", "auto", "--out", "run", code=2)[1]
+
+
+def test_versions_and_clocks():
+    assert same_versions({"torch": "2.13.0+cu130"}, {"torch": "2.13.0+cpu"}).state == "ok"
+    assert same_versions({}, {"torch": "2.13.0"}).found == "torch none, not 2.13.0 as the driver has"
+    assert [clock("clock", offset, 1).state for offset in (5.9, -5.9, 6.1, -6.1)] == ["ok", "ok", "warning", "warning"]
+
+
+def test_paths_of_others_and_users_without_a_name(monkeypatch):
+    monkeypatch.setenv("HOME", "/srv/bob")
+    monkeypatch.setenv("LOGNAME", "bob")
+    assert check.private("/srv/bob/x, /srv/bobby, /home/eve/y and bob-laptop") == "~/x, /srv/bobby, ~/y and USER-laptop"
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.setattr(check.getpass, "getuser", lambda: {}["nobody"])
+    assert check.private("/tmp/run") == "/tmp/run"
