@@ -175,6 +175,7 @@ def test_a_link_holds_the_whole_selection(opened):
     before, link = tab.run(seen), tab.run("location.hash")
     opened(board(3), link[1:])
     assert tab.run(seen) == before
+    assert tab.run("document.querySelector('#rows .active').dataset.row") == "16", "the window is where its cells are"
     moved = board(4)
     moved["rows"] = [[3 - number, *rest] for number, *rest in moved["rows"]][::-1]
     moved["runs"] = moved["runs"][::-1]
