@@ -95,7 +95,8 @@ def hero(quality: QualityTable, differences: Sequence[Mapping[str, Any]]) -> Her
         return None
     best, metric = _best(cells), cells[0].table.metric
     pairs = [] if quality.means.over else list(filter(_is_alike, differences_of(differences, metric)))
-    alike = {best.entry.cell}.union(*(both for row in pairs if best.entry.cell in (both := _cells(row))))
+    both = ({row["cell_a"], row["cell_b"]} for row in pairs)
+    alike = {best.entry.cell}.union(*(cells for cells in both if best.entry.cell in cells))
     fewest = min(cell.at for cell in cells if cell.entry.cell in alike)
     found = _best([cell for cell in cells if cell.entry.cell in alike and cell.at == fewest])
     steps = f"{found.at} {'steps' if found.table.column_key == 'S' else 'network evaluations'}"
@@ -112,10 +113,6 @@ def hero(quality: QualityTable, differences: Sequence[Mapping[str, Any]]) -> Her
 def _is_alike(row: Mapping[str, Any]) -> bool:
     """Whether sampling alone can explain a difference; that of cells with the same samples has no z."""
     return bool(row["difference"] == 0 if row["z"] is None else abs(row["z"]) < Z_95)
-
-
-def _cells(row: Mapping[str, Any]) -> set[str]:
-    return {row["cell_a"], row["cell_b"]}
 
 
 def _end(metric: MetricColumn) -> str:

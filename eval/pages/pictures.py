@@ -113,11 +113,10 @@ def grids(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget:
 
 
 def _fits_large(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget: int) -> bool:
-    """Whether all images fit at `LARGE` with room to spare, going by the first of each cell: encoding takes long."""
+    """Whether all images are larger and fit well, going by the first of each cell: encoding all would take long."""
     cells = [images for places in groups.values() for images in places.values() if len(images)]
-    if not cells or max(cells[0].shape[1:3]) <= SIDES[0] or len(cells) * LARGE**2 > budget:
-        return False
-    return sum(uri_bytes(_png(images[0], LARGE)) * len(images) for images in cells) <= budget // 2
+    is_larger = bool(cells) and max(cells[0].shape[1:3]) > SIDES[0] and len(cells) * LARGE**2 <= budget
+    return is_larger and sum(uri_bytes(_png(images[0], LARGE)) * len(images) for images in cells) <= budget // 2
 
 
 def _as_shown(cells: Mapping[EtaAndSteps, Sequence[bytes]]) -> list[Sequence[bytes]]:

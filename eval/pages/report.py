@@ -25,6 +25,8 @@ LARGEST = 4_900_000
 """Bytes of a page."""
 ALONG = {"steps": "steps", "evaluations": "network evaluations", "seconds": "device seconds"}
 """Value of `report.x` -> what it is in a heading."""
+MAX_COPIED = 200_000
+"""Characters of a table that may be copied as text. Larger ones are in tables/ alone."""
 FEW_SAMPLES = 10_000
 """The number of samples below which readers are warned of FID's bias."""
 
@@ -69,7 +71,7 @@ class ShadedMetric(NamedTuple):
     tables: list[ShadedTable]
     legend: list[str]
     markdown: str
-    """As in tables/quality.md."""
+    """As in tables/quality.md; empty if it is too long to be copied, as `latex`."""
     latex: str
     """As in tables/quality.tex."""
 
@@ -194,7 +196,8 @@ def _tables(quality: QualityTable) -> Iterator[ShadedMetric]:
         tables = shaded_tables(quality, section)
         about = [section.means, *section.legend, _meaning(section.has_best, tables)]
         texts = section_markdown(section), section_latex(quality, section)
-        yield ShadedMetric(section.metric, tables, list(filter(None, about)), *texts)
+        copied = (text if len(text) <= MAX_COPIED else "" for text in texts)
+        yield ShadedMetric(section.metric, tables, list(filter(None, about)), *copied)
 
 
 def _meaning(has_best: bool, tables: Sequence[ShadedTable]) -> str:

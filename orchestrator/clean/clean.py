@@ -1,29 +1,20 @@
 """Lists what may go from a run directory or a history of nights, and removes what the user agrees to."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from taugrid.errors import UserError
-from taugrid.orchestrator.clean.files import (
-    ABOUT_IMAGES,
-    CATEGORIES,
-    IMAGES,
-    Files,
-    RunFiles,
-    driver_of,
-    require_run,
-)
-from taugrid.orchestrator.nightly.places import History, Night, find_history
+from taugrid.errors import FULL, UserError
+from taugrid.orchestrator.clean.files import CATEGORIES, RunFiles
+from taugrid.orchestrator.nightly.places import Night, find_history
 from taugrid.orchestrator.nightly.write import remove_images, without_newest
-from taugrid.orchestrator.rundir.lease import sole_driver
+from taugrid.orchestrator.rundir.lease import Lease, sole_driver
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import open_place
+from taugrid.run_id import FILE as RUN_FILE
+from taugrid.storage import Stat, open_place
 from taugrid.words import counted, in_columns, quantity
-
-NO_NIGHT = "--keep-nights and --nights-before are for a history of nights; {} is none"
 
 
 class Removable(NamedTuple):
@@ -39,73 +30,59 @@ class Removable(NamedTuple):
         return f"{quantity(self.bytes)}B"
 
 
-@dataclass(frozen=True)
-class OldNights:
-    """Which nights lose their images: all but the newest `keep`, or those before a day (YYYY-MM-DD, UTC)."""
-
-    keep: int | None = None
-    before: str | None = None
-
-    def of(self, history: History) -> Sequence[Night]:
-        nights = history.complete_nights()
-        if self.keep is not None:
-            return without_newest(nights, self.keep)
-        if self.before is None:
-            return []
-        try:
-            day = date.fromisoformat(self.before).isoformat()
-        except ValueError:
-            raise UserError(f"--nights-before {self.before} is not a day; give YYYY-MM-DD") from None
-        return [night for night in nights if (night.verdict or {})["time"] < day]
-
-
 class Cleaning:
     """One directory: a run, or a history whose complete nights' runs count. Unfinished nights are left alone."""
 
-    def __init__(self, directory: str, old: OldNights) -> None:
-        """Raise `UserError` if the directory is neither."""
+    def __init__(self, directory: str, keep_nights: int | None = None, before: str | None = None) -> None:
+        """Of a history, images go of all nights but the newest `keep_nights`, or of those `before` a day in UTC.
+
+        Raises:
+            UserError: if the directory is neither, or these do not fit it.
+        """
         self.history = find_history(directory)
         self._old: Sequence[Night] = []
-        if self.history is None:
+        if self.history is not None:
+            nights = self.history.complete_nights()
+            self.place: Paths = self.history
+            self._old = without_newest(nights, keep_nights) if keep_nights is not None else _until(nights, before)
+            self._runs = [Paths(root, night.storage) for night in nights for root in night.run_directories]
+        else:
             root, storage = open_place(directory, "DIR")
             storage.require(root)
-            self.place: Paths = Paths(root, storage)
-            require_run(self.place)
-            if old != OldNights():
-                raise UserError(NO_NIGHT.format(directory))
+            self.place = Paths(root, storage)
             self._runs = [self.place]
-        else:
-            self.place, self._old = self.history, old.of(self.history)
-            nights = self.history.complete_nights()
-            self._runs = [Paths(root, night.storage) for night in nights for root in night.run_directories]
+            if not any(map(storage.exists, (self.place.config, root / RUN_FILE))):
+                raise UserError(
+                    f"{directory} is neither a run directory (it has no config.json) nor a history of nights; give the "
+                    "one that `taugrid run` or `taugrid nightly` made"
+                )
+            if keep_nights is not None or before is not None:
+                raise UserError(f"--keep-nights and --nights-before are for a history of nights; {directory} is none")
         self._losing = {root for night in self._old for root in night.run_directories}
 
     @property
     def drivers(self) -> list[str]:
         """The drivers that work in the directory now, in words."""
-        places = dict.fromkeys([self.place, *self._runs])
-        return [driver for place in places if (driver := driver_of(place)) is not None]
+        holders = (Lease(place).live_holder() for place in dict.fromkeys([self.place, *self._runs]))
+        return [str(holder) for holder in holders if holder is not None]
 
     def listed(self, wanted: Collection[str]) -> list[Removable]:
-        """What may go, by category: those `wanted`, and images of old nights. Removes nothing."""
-        runs = [RunFiles(run) for run in self._runs]
-        found = {name: [files for run in runs for files in self._files(run, name)] for name in (*CATEGORIES, IMAGES)}
-        about = CATEGORIES | {IMAGES: ABOUT_IMAGES}
-        return [
-            Removable(name, sum(map(len, groups)), sum(stat.size for files in groups for stat in files.values()), text)
-            for name, text in about.items()
-            if (groups := found[name]) and (name in wanted or name == IMAGES)
-        ]
+        """What may go of the categories `wanted`. Removes nothing."""
+        sizes: dict[str, list[int]] = {}
+        for _, category, files in self._found(wanted):
+            sizes.setdefault(category, []).extend(stat.size for stat in files.values())
+        shown = [(name, sizes[name]) for name in CATEGORIES if sizes.get(name)]
+        return [Removable(name, len(each), sum(each), CATEGORIES[name]) for name, each in shown]
 
-    def _files(self, run: RunFiles, category: str) -> Iterator[Files]:
-        """The files of a category in a run directory, if it has some. Who loses its images keeps its features."""
-        loses_images = run.run.root in self._losing
-        if category == IMAGES:
-            files = run.images() if loses_images else {}
-        else:
-            files = {} if category == "features" and loses_images else run.removable(category)
-        if files:
-            yield files
+    def _found(self, wanted: Collection[str]) -> Iterator[tuple[Paths, str, Mapping[Path, Stat]]]:
+        """The files of each run directory, by category."""
+        for run in self._runs:
+            files = RunFiles(run)
+            yield from ((run, category, files.of(category)) for category in wanted if self._may_lose(run, category))
+
+    def _may_lose(self, run: Paths, category: str) -> bool:
+        """Images go of old nights alone. They keep their features, which can't be made again then."""
+        return category not in ("features", "images") or (category == "images") == (run.root in self._losing)
 
     def remove(self, wanted: Collection[str], say: Callable[[str], None]) -> None:
         """Remove what may go now of these categories, under the lock of each directory.
@@ -113,17 +90,38 @@ class Cleaning:
         Raises:
             UserError: if a driver works in one of them; earlier ones are cleaned then.
         """
+        try:
+            self._remove(wanted, say)
+        except OSError as error:
+            found = [(stat.size, path, run) for run, kind, files in self._found(wanted) if kind != "images"
+                     for path, stat in files.items()]  # fmt: skip
+            if error.errno not in FULL or not found:
+                raise
+            # Nobody can take a lock on a disk that is full. One file makes room for ours.
+            _, path, run = max(found, key=lambda each: each[0])
+            run.storage.delete_all([path], run.root)
+            self._remove(wanted, say)
+
+    def _remove(self, wanted: Collection[str], say: Callable[[str], None]) -> None:
         with ExitStack() as stack:
             if self.history is not None:
                 stack.enter_context(sole_driver(self.history, say=say))
-            if IMAGES in wanted:
+            if "images" in wanted:
                 remove_images(self._old, say)
             for run in self._runs:
                 with sole_driver(run, say=say) as lease:
-                    files = RunFiles(run)
-                    for category in set(wanted) & CATEGORIES.keys():
-                        removable = files.removable(category, lease.began)
-                        run.storage.delete_all(list(removable), run.root)
+                    files, before = RunFiles(run), lease.began or 0.0
+                    for category in (each for each in wanted if each != "images" and self._may_lose(run, each)):
+                        run.storage.delete_all(list(files.of(category, before)), run.root)
+
+
+def _until(nights: Sequence[Night], before: str | None) -> Sequence[Night]:
+    """The nights before a day, YYYY-MM-DD."""
+    try:
+        day = "" if before is None else date.fromisoformat(before).isoformat()
+    except ValueError:
+        raise UserError(f"--nights-before {before} is not a day; give YYYY-MM-DD") from None
+    return [night for night in nights if (night.verdict or {})["time"] < day]
 
 
 def document(cleaning: Cleaning, found: Sequence[Removable], left: Sequence[Removable]) -> dict[str, Any]:

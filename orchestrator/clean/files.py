@@ -3,15 +3,13 @@
 Decided by the names of files alone: nothing is planned, no weights are read, and no code that a config names is run.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from taugrid.errors import UserError
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS
-from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Stat
 
 CATEGORIES = {
@@ -19,19 +17,15 @@ CATEGORIES = {
     "damaged": "damaged files that were set aside; a run makes them again",
     "leftovers": "temporary files of killed processes; checkpoints of trainings that are done",
     "logs": "errors of tasks and workers",
+    "images": "images of old nights; their scores, and a hash of each image, stay",
 }
 """Name -> what it holds, and what makes it again."""
-
-IMAGES = "images"
-ABOUT_IMAGES = "images of old nights; their scores, and a hash of each image, stay"
 
 _TEMPORARY = re.compile(r"\..+[.-][0-9a-f]{12}\.tmp")
 """The names of `Storage.temporary`, and of a training's result before it is in place."""
 
 _RUNNING = ".training-"
 """How `taugrid.jobs.running_folder` begins."""
-
-Files = Mapping[Path, Stat]
 
 
 class RunFiles:
@@ -49,16 +43,10 @@ class RunFiles:
         with_features = {each[2] for each in parts if each[0] == "features" and len(each) == 4}
         self._all_scored = all(map(self._may_lose_features, (name for name in with_features if _is_cell(name))))
 
-    def removable(self, category: str, before: float | None = None) -> Files:
+    def of(self, category: str, before: float = math.inf) -> Mapping[Path, Stat]:
         """The files of a category. Of temporary ones only those from `before`, a time of the storage's clock."""
         found = {path: stat for path, stat in self._files.items() if self._category(path) == category}
-        if before is None or category != "leftovers":
-            return found
-        return {path: stat for path, stat in found.items() if stat.modified < before}
-
-    def images(self) -> Files:
-        """The files of samples."""
-        return {path: stat for path, stat in self._files.items() if self.run.samples in path.parents}
+        return {path: stat for path, stat in found.items() if category != "leftovers" or stat.modified < before}
 
     def _category(self, path: Path) -> str | None:
         first, *rest = path.relative_to(self.run.root).parts
@@ -66,8 +54,8 @@ class RunFiles:
             return "leftovers" if rest[0].removeprefix(_RUNNING) in self._trained else None
         if any(_TEMPORARY.fullmatch(part) for part in (first, *rest)):
             return "leftovers"
-        if first in ("damaged", "logs") and rest:
-            return first
+        if first in ("damaged", "logs", "samples") and rest:
+            return "images" if first == "samples" else first
         # The floors beside the reference's features are in tables, and only scoring makes them.
         if first == "features" and len(rest) == 3 and path.suffix != ".json":
             may_go = self._may_lose_features(rest[1]) if _is_cell(rest[1]) else self._all_scored
@@ -81,18 +69,3 @@ class RunFiles:
 
 def _is_cell(folder: str) -> bool:
     return not folder.startswith("reference-")
-
-
-def require_run(run: Paths) -> None:
-    """Raise `UserError` if this is no run directory, or a driver works in it."""
-    if not any(run.storage.exists(path) for path in (run.config, run.root / RUN_FILE)):
-        raise UserError(
-            f"{run.shown} is neither a run directory (it has no config.json) nor a history of nights; give the one "
-            "that `taugrid run` or `taugrid nightly` made"
-        )
-
-
-def driver_of(run: Paths) -> str | None:
-    """The driver that works in the directory, in words; None if there is none."""
-    holder = Lease(run).live_holder()
-    return None if holder is None else str(holder)

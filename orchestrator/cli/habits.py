@@ -84,19 +84,19 @@ def clean(directory: str, keep_nights: int | None, nights_before: str | None, ye
         taugrid clean runs/mine --features --leftovers --yes  # without a question, for scripts
         taugrid clean history --keep-nights 14  # images of nights older than the newest 14
     """
-    from taugrid.orchestrator.clean.clean import Cleaning, OldNights, document, text
+    from taugrid.orchestrator.clean.clean import Cleaning, document, text
 
     as_json: bool = given["as_json"]
     if keep_nights is not None and nights_before is not None:
         raise UserError("--keep-nights and --nights-before both say which nights lose their images; give one of them")
-    wanted = {name for name in CHOICES if given[name]}
-    of_nights = keep_nights is not None or nights_before is not None
-    if yes and not wanted and not of_nights:
+    wanted = [name for name in CHOICES if given[name]]
+    if keep_nights is not None or nights_before is not None:
+        wanted.append("images")
+    if yes and not wanted:
         flags = ", ".join(f"--{name}" for name in CHOICES)
         raise UserError(f"--yes deletes only what is named: give {flags}, --keep-nights or --nights-before")
-    if not wanted and not of_nights:
-        wanted = set(CHOICES)
-    cleaning = Cleaning(directory, OldNights(keep_nights, nights_before))
+    wanted = wanted or list(CHOICES)
+    cleaning = Cleaning(directory, keep_nights, nights_before)
     found = cleaning.listed(wanted)
     if not as_json:
         click.echo(text(found) if found else "there is nothing to delete")

@@ -46,7 +46,7 @@ def cli() -> None:
     """How good are a diffusion model's samples at S steps?
 
     CONFIG is a file, the name of a shipped config (digits, gaussian), or a run directory. A first run is `taugrid run
-    digits`: it takes minutes on 2 cores.
+    digits`: it takes minutes on 2 cores. `taugrid init` prints a config to begin with.
     """
 
 

@@ -72,7 +72,7 @@ class Trackers(Observer):
                 if process.name not in told and process.tell(message):  # it may have been too busy to be told
                     told.add(process.name)
                     process.leave()
-            names, waited = " and ".join(process.name for process in waiting), time.monotonic() - since
+            names, waited = ", ".join(process.name for process in waiting), time.monotonic() - since
             if waited > WAIT_SECONDS:
                 self._say(
                     f"warning: track: waited {WAIT_SECONDS:g} seconds for {names}, and goes on; "

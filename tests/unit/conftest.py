@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from functools import cache
 from html import escape
@@ -94,6 +95,16 @@ def reported(unreported, monkeypatch):
     """Runs write their report in this test, though not in others of its module."""
     for module, name, function in unreported:
         monkeypatch.setattr(module, name, function)
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory):
+    """A file system of 64 MB in memory, as Docker gives containers for /dev/shm."""
+    folder = tmp_path_factory.mktemp("small")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

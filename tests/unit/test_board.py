@@ -154,9 +154,9 @@ def test_what_cannot_be_listed_is_said_and_the_rest_is_shown(runs, tmp_path, mon
 def test_an_entry_is_read_again_once_its_files_change(runs, cache, monkeypatch):
     first = by_title(look(runs))["old/seed-1"]
     [index] = cache.iterdir()
-    kept = index.read_bytes()
+    kept = index.stat().st_ino
     assert by_title(look(runs))["old/seed-1"] == first
-    assert index.read_bytes() == kept
+    assert index.stat().st_ino == kept, "it is not written again"
     table = runs / "old" / "seed-1" / "tables" / "quality.json"
     rows = json.loads(table.read_text())["rows"]
     change(table, rows=[rows[0] | {"fid": 1.5}])
@@ -276,12 +276,32 @@ def test_a_strip_shows_the_first_images_and_blank_tiles_for_missing_ones(runs):
         strip(row)
 
 
+def test_the_document_says_what_each_column_and_each_row_is(runs):
+    removed = runs / "old" / "seed-1" / "removed"
+    removed.mkdir()
+    (removed / "S0008-sigma_hat-ad2c66b357.parquet").write_text("x")
+    value = document_of(look(runs), []).value
+    columns = {column.pop("name"): tuple(column.values()) for column in value["columns"]}
+    assert columns["steps"] == ("S", "setting", None, None, None)
+    assert columns["fid"] == ("FID", "metric", "lower", "fid_se", None)
+    assert columns["isc_mean"] == ("Inception Score", "metric", "higher", "isc_se", None), "not the spread over splits"
+    assert columns["isc_std"][1:] == ("error", None, None, "isc_mean")
+    assert columns["seconds"][1] == "number"
+    assert columns["cell"][1] == columns["protocol"][1] == "text"
+    assert "fid_se" not in columns, "no row has one"
+    cells = {row[1 + list(columns).index("cell")]: row for row in value["rows"]}
+    etas = {cell: row[1 + list(columns).index("eta")] for cell, row in cells.items()}
+    assert etas == {cell: "σ̂" if cell == "ad2c66b357" else etas[cell] for cell in etas}
+    images = dict(zip(cells, value["images"]["rows"], strict=True))
+    assert images == {cell: cell != "ad2c66b357" for cell in cells}
+
+
 def add_event(run, at, **event):
     with (run / "events" / "0009.jsonl").open("a") as file:
         file.write(json.dumps({"time": at.isoformat(), **event}) + "\n")
 
 
-def test_a_run_at_work_shows_its_progress_from_what_is_new(runs):
+def test_a_run_at_work_shows_its_progress_from_what_is_new(runs, cache):
     run = runs / "old" / "seed-1"
     for path in run.glob("events/*"):
         path.unlink()
@@ -303,7 +323,9 @@ def test_a_run_at_work_shows_its_progress_from_what_is_new(runs):
         add_event(run, began, **shard | {"committed": True})
         add_event(run, began, **shard | {"committed": True})
         (run / "events" / "0009.jsonl").open("a").write('{"time": "2026-')
+        kept = [path.stat().st_mtime_ns for path in cache.glob("*")]
         [second] = document_of(index.look(), []).value["runs"]
+        assert [path.stat().st_mtime_ns for path in cache.glob("*")] == kept, "it would be written at each look"
         assert second["progress"]["done"] == 30, "a shard counts once"
         assert second["progress"]["left_seconds"] == pytest.approx(20 * 90 / 30, rel=0.2)
     [third] = document_of(index.look(), []).value["runs"]

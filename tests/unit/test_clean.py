@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from unittest import mock
 
@@ -10,6 +11,7 @@ import pytest
 from nights import checkpoint, taugrid, write_config
 
 from taugrid.orchestrator.clean import files
+from taugrid.orchestrator.cli import habits
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import LocalStorage, open_place
 
@@ -148,6 +150,16 @@ def test_nothing_goes_before_the_answer(copy, monkeypatch, answers, left):
     assert {each["name"] for each in found} == left
 
 
+def test_a_full_disk_can_be_cleaned(copy, small_disk):
+    """The lock of the directory needs some space as well."""
+    shutil.copytree(copy, small_disk / "run")
+    subprocess.run(["dd", "if=/dev/zero", f"of={small_disk / 'ballast'}", "bs=4k"], capture_output=True)
+    with pytest.raises(OSError, match="No space left"):
+        RunDir(small_disk / "run").lock().__enter__()
+    assert cleaned(small_disk / "run", "--features")["features"][0] == 8
+    assert not list((small_disk / "run").glob("features/*/*/part-*"))
+
+
 def test_a_driver_at_work_keeps_its_files(copy):
     before = everything(copy)
     with RunDir(copy).lock():
@@ -195,6 +207,11 @@ def test_old_nights_lose_their_images_and_keep_their_features(tmp_path):
     assert "not a day" in taugrid("clean", history, "--nights-before", "soon", code=2)[1]
     assert cleaned(history, "--nights-before", "2026-01-01") == {}
     size = sum(path.stat().st_size for path in (first / "samples").rglob("*.parquet"))
+    with mock.patch.object(habits, "_agreed", return_value={"features"}):  # the answer for images was no
+        taugrid("clean", history, "--features", "--keep-nights", "1")
+    assert list((first / "features").rglob("part-*.parquet")), "they were not in the list"
+    assert not list((second / "features").rglob("part-*.parquet"))
+    taugrid("run", second, "--set", "evaluate.metrics=[fid,kid]")
     found = cleaned(history, "--features", "--keep-nights", "1")
     assert found["images"] == (2, size)
     assert not list((first / "samples").rglob("*.parquet"))

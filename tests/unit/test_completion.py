@@ -122,12 +122,9 @@ def test_keys_and_their_values_are_the_configs():
     assert completed(*sets, "sample.steps=") == completed(*sets, "absent.") == []
 
 
-def test_names_of_metrics_extractors_and_data_sets():
-    assert completed("evaluate", "--metrics", "fid,k") == ["fid,kid"]
-    assert completed("evaluate", "--extractor", "ince") == ["inception-v3-compat"]
-    assert completed("init", "--data", "fash") == ["fashion-mnist"]
-    assert completed("init", "--data", "folder:ru") == ["run/"]
+def test_paths_are_offered_where_they_mean_something():
     assert completed("baseline", "show", "my") == ["my.yaml"]
+    assert completed("evaluate", "--reference", "ru") == ["run/"]
     assert completed("nightly", "--id", "") == completed("logs", "") == []
 
 
@@ -149,8 +146,7 @@ def test_what_a_file_of_somebody_else_says_is_not_put_into_the_command_line():
         ("taugrid run my.yaml --only steps=10,eta=", ["0", "sigma_hat"]),
         ("taugrid run my.yaml --only steps=10 --set train.flip=t", ["true"]),
         ("taugrid run my.yaml --set=sample.clip=x0_", ["x0_and_eps"]),
-        ("taugrid evaluate --reference hf://a/b --metrics fid,i", ["fid,isc"]),
-        ("taugrid init --data folder:with", ["without-tables/"]),
+        ("taugrid nightly --address auto:1 --history with", ["without-tables/"]),
         ("taugrid export run S0008-eta0-", [cell for cell in CELLS if cell.startswith("S0008-eta0-")]),
         ("taugrid export broken S", []),
         ("taugrid run broken.yaml --only s", []),

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -44,16 +43,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(machine, "WRITE_BYTES", 2**22)
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def small_disk(tmp_path_factory):
-    """A file system of 64 MB in memory, as Docker gives containers for /dev/shm."""
-    folder = tmp_path_factory.mktemp("small")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("mounting needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def doctor(*arguments, code=0):

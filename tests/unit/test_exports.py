@@ -302,6 +302,10 @@ def test_of_a_file_with_more_images_the_first_are_taken(labelled, tmp_path, monk
         assert np.array_equal(arrays["arr_0"], images)
         assert arrays["arr_1"].tolist() == labels_in(root)[:10]
     assert len(list((tmp_path / "png").glob("*/*.png"))) == 10
+    before = tree(tmp_path / "npz")
+    with pytest.raises(UserError, match="other cells, images or form"):  # they have grown
+        export_images(run, Request("npz", tmp_path / "npz"), Progress.silent())
+    assert tree(tmp_path / "npz") == before
 
 
 @pytest.fixture(scope="module")

@@ -156,6 +156,7 @@ def test_the_page_loads_nothing_and_its_links_lead_to_files_of_the_nights(histor
     assert all((history / link).is_file() for link in links)
     for name in "12345":
         assert {f"nights/{name}/summary.md", f"nights/{name}/run/report.html"} <= links
+    assert found.all("a")[0]["href"] == "nights/5/run/report.html", "the newest verdict, in the first sentence"
 
 
 def test_equal_nights_give_an_equal_page(history):

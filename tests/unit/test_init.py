@@ -148,12 +148,14 @@ def test_the_shape_is_that_of_the_first_images(sizes, shape, tmp_path):
 
 def test_what_is_on_the_hub_is_not_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    text = new_config("org/network", "parquet:hf://datasets/org/images", False, None)
+    text = new_config("org/network", None, False, None)
     config = load(yaml.safe_load(text))
-    assert (config.model.checkpoint, config.name, config.data.download) == ("org/network", "network", True)
-    assert text.count("not here yet") == 2
+    assert (config.model.checkpoint, config.name, config.data.name) == ("org/network", "network", "folder")
+    assert "not here yet" in text
     assert "The process is the checkpoint's" in text
     assert api.plan(yaml.safe_load(text), tmp_path / "run")["cells"]
+    images = "parquet:hf://datasets/org/images"
+    assert "cache does not hold all of hf://" in taugrid("init", "--data", images, code=2)[1]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from tools.docs import reference
 FOLDER = ROOT / "docs/reference"
 SHAPES = json.loads((ROOT / "tests/data/contract.json").read_text())["shapes"]
 READ = re.compile(
-    r"(?:environ\.(?:get|pop|setdefault)\(|environ\[|envvar=|variable\(|^ON_\w+ = \()([^)\]]*)", re.MULTILINE
+    r"(?:environ\.(?:get|pop|setdefault)\(|environ\[|envvar=|variable\(|^ON_\w+ = \(|^\w+_VARIABLE = )([^)\]\n]*)",
+    re.MULTILINE,
 )
-SET_BY_TAUGRID = {"CUBLAS_WORKSPACE_CONFIG"}
+SET_BY_TAUGRID = {"CUBLAS_WORKSPACE_CONFIG", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
 
 
 @pytest.mark.parametrize("name", reference.PAGES)

@@ -26,7 +26,7 @@ from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import open_place, replacing
 from taugrid.workers.training.log import Log, Record
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 STAGES = ("sample", "evaluate", "report")
 END = ("end evaluate,report,sample\n",)
@@ -50,10 +50,13 @@ def work(folder, root, text=TEXT, stages=STAGES):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, sketched):
     """A run of four cells, made without trackers. Tests copy it."""
     folder = tmp_path_factory.mktemp("finished")
     work(folder, folder / "run")
+    for path in (folder / "run/figures").glob("*.png"):
+        if not path.read_bytes().startswith(b"\x89PNG"):
+            path.unlink()  # it is only sketched
     return folder / "run"
 
 
@@ -182,7 +185,7 @@ def test_tensorboard_has_no_step_twice_whatever_was_tracked_before(run):
     document = json.loads((run / "tables/quality.json").read_text())
     document["rows"][0]["fid"] += 1.0  # it was scored again
     (run / "tables/quality.json").write_text(json.dumps(document))
-    (run / "figures/samples.png").write_bytes((run / "figures/quality.png").read_bytes())
+    (run / "figures/samples.png").write_bytes((run / "figures/consistency.png").read_bytes())
     tracked("tensorboard", run)
     changed, eta = document["rows"][0], document["rows"][0]["eta"]
     after = scalars(run / f"tensorboard/eta={eta:g}")
@@ -441,8 +444,8 @@ def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(h
     trackers.session_finished([], {})
     assert 0.4 < time.monotonic() - since < 5.0
     assert said == [
-        "track: waiting at most 0.5 seconds for wandb and mlflow",
-        "warning: track: waited 0.5 seconds for wandb and mlflow, and goes on; `taugrid report runs/x` sends what is "
+        "track: waiting at most 0.5 seconds for wandb, mlflow",
+        "warning: track: waited 0.5 seconds for wandb, mlflow, and goes on; `taugrid report runs/x` sends what is "
         "missing",
     ]
     assert not any(process.is_running for process in trackers._processes)

@@ -4,25 +4,13 @@ document.documentElement.classList.add("scripted-page");
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
 // Lines are switched on and off by the buttons above their chart, in every panel of it.
-function toggleLine(button) {
-  showLine(button, button.getAttribute("aria-pressed") !== "true");
-}
-
-function toggleAll(button) {
+function toggleLines(button, lines) {
   const shown = button.getAttribute("aria-pressed") !== "true";
-  button.setAttribute("aria-pressed", String(shown));
-  for (const each of all("[data-toggle]", button.parentElement)) {
-    showLine(each, shown);
-  }
-}
-
-function showLine(button, shown) {
-  button.setAttribute("aria-pressed", String(shown));
-  const key = button.dataset.toggle;
-  for (const line of all("[data-line]", button.closest("section"))) {
-    if (line.dataset.line === key) {
-      line.classList.toggle("hidden-line", !shown);
-    }
+  for (const each of [button, ...lines]) {
+    each.setAttribute("aria-pressed", String(shown));
+    all("[data-line]", each.closest("section"))
+      .filter((line) => line.dataset.line === each.dataset.toggle)
+      .forEach((line) => line.classList.toggle("hidden-line", !shown));
   }
 }
 
@@ -84,36 +72,33 @@ function prepareImages(group) {
   }
 }
 
-// One index of every row, side by side: the slider leads over S.
-function prepareSlide(samples) {
-  const [range, shown, row] = ["input", "output", ".slid"].map((part) => samples.querySelector(part));
-  if (!range) {
-    return;
-  }
-  const heads = all("[data-steps]", samples);
-  const rows = all("tbody tr", samples).map((cells) => {
-    const figure = document.createElement("figure");
-    const caption = document.createElement("figcaption");
-    caption.textContent = cells.cells[0].textContent;
-    figure.append(new Image(), caption);
-    row.append(figure);
-    return { cells, image: figure.firstChild };
+// One index of every row of every table, side by side: the slider leads over S.
+function prepareSlide(slide) {
+  const [range, shown, row] = ["input", "output", ".slid"].map((part) => slide.querySelector(part));
+  const figures = all("table.samples tbody tr").map((cells) => {
+    const figure = row.appendChild(document.createElement("figure"));
+    const image = figure.appendChild(new Image());
+    const title = cells.closest("table").caption;
+    const names = [title.className ? "" : title.textContent, cells.cells[0].textContent];
+    figure.appendChild(document.createElement("figcaption")).textContent = names.filter(Boolean).join(", ");
+    return { figure, image, cells };
   });
   const update = () => {
-    const index = Number(samples.querySelector("[data-index][aria-pressed='true']").dataset.index);
-    shown.textContent = heads[range.value].dataset.steps;
-    range.setAttribute("aria-valuetext", `S = ${shown.textContent}`);
-    for (const { cells, image } of rows) {
-      const from = all("img", cells.cells[1 + Number(range.value)])[index];
-      image.parentElement.hidden = !from;
-      image.src = from ? from.src : "";
-      image.alt = from ? from.alt : "";
+    const index = Number(slide.querySelector("[data-index][aria-pressed='true']").dataset.index);
+    const steps = slide.dataset.steps.split(" ")[range.value];
+    shown.textContent = steps;
+    range.setAttribute("aria-valuetext", `S = ${steps}`);
+    for (const { figure, image, cells } of figures) {
+      const head = cells.closest("table").querySelector(`[data-steps="${steps}"]`);
+      const from = head && all("img", cells.cells[head.cellIndex])[index];
+      figure.hidden = !from;
+      [image.src, image.alt] = from ? [from.src, from.alt] : ["", ""];
     }
   };
   range.addEventListener("input", update);
-  for (const button of all("[data-index]", samples)) {
+  for (const button of all("[data-index]", slide)) {
     button.addEventListener("click", () => {
-      all("[data-index]", samples).forEach((each) => each.setAttribute("aria-pressed", String(each === button)));
+      all("[data-index]", slide).forEach((each) => each.setAttribute("aria-pressed", String(each === button)));
       update();
     });
   }
@@ -143,73 +128,40 @@ async function copy(button) {
   say(button, copied ? "Copied" : "Press Ctrl+C");
 }
 
-// A picture of a chart is white with the colours of a light page, whatever the page has now.
-function lightColours() {
-  const found = {};
-  for (const rule of document.styleSheets[0].cssRules) {
-    const name = (rule.selectorText || "").slice(1);
-    for (const key of rule.style || []) {
-      if (key.startsWith("--")) {
-        found[name === "root" ? key : name] ??= rule.style.getPropertyValue(key).trim();
-      }
-    }
-  }
-  const value = (text) => (text || "").replace(/var\((--[\w-]+)\)/, (_, key) => value(found[key]));
-  return (text, colour) => (text === "var(--colour)" ? colour : value(found[text] || text));
-}
-
-function paint(element, light, colour = light("var(--soft)")) {
-  if (element.classList.contains("hidden-line")) {
-    element.remove();
-    return;
-  }
-  const own = [...element.classList].map((name) => light(name)).find((text) => text.startsWith("#")) || colour;
-  for (const key of ["fill", "stroke"]) {
-    if (element.hasAttribute(key)) {
-      element.setAttribute(key, light(element.getAttribute(key), own));
-    }
-  }
-  if (element.tagName === "text") {
-    element.setAttribute("fill", own);
-    element.setAttribute("font-family", "DejaVu Sans, Verdana, sans-serif");
-  }
-  [...element.children].forEach((child) => paint(child, light, own));
-}
-
-async function chartCanvas(figure) {
-  const light = lightColours();
-  const svg = figure.querySelector("svg");
-  const copied = svg.cloneNode(true);
-  const [width, height] = ["width", "height"].map((key) => Number(svg.getAttribute(key)));
-  copied.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-  paint(copied, light);
-  const picture = new Image();
-  picture.src = `data:image/svg+xml,${encodeURIComponent(new XMLSerializer().serializeToString(copied))}`;
-  await picture.decode();
+// A chart with its legend below it as an SVG that stands alone, in the colours of a light page: those without a query.
+function standalone(figure) {
+  const svg = figure.querySelector("svg").cloneNode(true);
+  const make = (name, parent) => parent.appendChild(document.createElementNS(svg.namespaceURI, name));
+  const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
   const shown = all("[data-toggle][aria-pressed='true']", figure.previousElementSibling);
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [2 * width, 2 * (height + 22 * shown.length + 8)];
-  const context = canvas.getContext("2d");
-  context.fillStyle = "#fff";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.scale(2, 2);
-  context.drawImage(picture, 0, 0, width, height);
-  context.font = "13px DejaVu Sans, Verdana, sans-serif";
   shown.forEach((button, place) => {
-    context.save();
-    context.translate(30, height + 22 * place + 11);
-    context.fillStyle = context.strokeStyle = light(button.className);
-    context.fill(new Path2D(button.querySelector(".dot").getAttribute("d")));
-    context.stroke(new Path2D("M-12,0H12"));
-    context.fillStyle = light("var(--text)");
-    context.fillText(button.textContent.trim(), 20, 5);
-    context.restore();
+    const line = make("g", svg);
+    line.setAttribute("class", button.className);
+    line.setAttribute("transform", `translate(24, ${height + 15 * place + 8})`);
+    line.append(...button.querySelector("svg").cloneNode(true).children);
+    const name = make("text", line);
+    name.setAttribute("transform", "translate(16, 3.5)");
+    name.setAttribute("font-size", "10");
+    name.textContent = button.textContent.trim();
   });
-  return canvas;
+  const total = height + 15 * shown.length + 4;
+  const size = { viewBox: `0 0 ${width} ${total}`, width: 3 * width, height: 3 * total, class: "chart" };
+  Object.entries(size).forEach(([key, value]) => svg.setAttribute(key, value));
+  const rules = [...document.styleSheets[0].cssRules].filter((rule) => !rule.media);
+  make("style", svg).textContent = rules.map((rule) => rule.cssText).join("");
+  return new XMLSerializer().serializeToString(svg);
 }
 
 async function save(button) {
-  const canvas = await chartCanvas(button.closest("figure"));
+  const picture = new Image();
+  picture.src = `data:image/svg+xml,${encodeURIComponent(standalone(button.closest("figure")))}`;
+  await picture.decode();
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [picture.width, picture.height];
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(picture, 0, 0);
   const link = document.createElement("a");
   link.download = `${button.dataset.save.replace(/[^\w.-]+/g, "-")}.png`;
   link.href = canvas.toDataURL("image/png");
@@ -222,20 +174,15 @@ function closeAbout(except) {
 }
 
 // A closed part would be missing on paper. The numbers of charts stay closed: the tables have them.
-const closedParts = new Set();
+const opened = [];
 
 function openAllParts() {
-  for (const part of all("details:not([open]):not(.numbers)")) {
-    closedParts.add(part);
-    part.open = true;
-  }
+  opened.push(...all("details:not([open]):not(.numbers)"));
+  opened.forEach((part) => { part.open = true; });
 }
 
 function closePartsAgain() {
-  for (const part of closedParts) {
-    part.open = false;
-  }
-  closedParts.clear();
+  opened.splice(0).forEach((part) => { part.open = false; });
 }
 
 // A region that has nothing to scroll is no stop of the tab key; one with more to its right says so and fades there.
@@ -254,12 +201,12 @@ function showMore(region) {
 }
 
 const onClick = (selector, act) => all(selector).forEach((each) => each.addEventListener("click", () => act(each)));
-onClick("[data-toggle]", toggleLine);
-onClick("[data-toggle-all]", toggleAll);
+onClick("[data-toggle]", (button) => toggleLines(button, []));
+onClick("[data-toggle-all]", (button) => toggleLines(button, all("[data-toggle]", button.parentElement)));
 onClick("[data-copy]", copy);
 onClick("[data-save]", save);
 all("table.images, .mosaic").forEach(prepareImages);
-all(".samples").forEach(prepareSlide);
+all(".slide").forEach(prepareSlide);
 all("details").forEach((part) => part.addEventListener("toggle", updateScrolling));
 all(".scroll").forEach((region) => region.addEventListener("scroll", () => showMore(region), { passive: true }));
 document.addEventListener("click", (event) => closeAbout(event.target.closest("details.about")));

@@ -51,7 +51,7 @@ class Bash(BashComplete):
         value = incomplete.partition("=")[2] if incomplete.startswith("-") else incomplete
         start = max(value.rfind("="), value.rfind(":")) + 1
         items = super().get_completions(args, incomplete)
-        return [CompletionItem(item.value[start:], item.type, item.help) for item in items]
+        return [CompletionItem(item.value[start:], item.type) for item in items]
 
 
 def source(cli: click.Command, shell: str) -> str:
@@ -72,12 +72,8 @@ def words(given: OtherValues, name: str, incomplete: str) -> list[str]:
     """The words that begin with `incomplete` for the parameter `name`."""
     found: list[str] = []
     with suppress(Exception):  # a broken file, or one of another version
-        found += COMPLETED.get(name, _nothing)(given, incomplete)
+        found += COMPLETED[name](given, incomplete)
     return [word for word in dict.fromkeys(found) if word.startswith(incomplete) and PLAIN.fullmatch(word)]
-
-
-def _nothing(given: OtherValues, incomplete: str) -> list[str]:
-    return []
 
 
 def _paths(given: OtherValues, incomplete: str) -> Iterator[str]:
@@ -161,33 +157,12 @@ def _assignments(given: OtherValues, incomplete: str) -> Iterator[str]:
             yield f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def _extractors(given: OtherValues, incomplete: str) -> Iterable[str]:
-    from taugrid.registry.extractors import EXTRACTORS
-
-    return EXTRACTORS
-
-
-def _metrics(given: OtherValues, incomplete: str) -> Iterator[str]:
-    before = incomplete[: incomplete.rfind(",") + 1]
-    every = _schema()["$defs"]["Evaluate"]["properties"]["metrics"]["items"]["enum"]
-    yield from (before + metric for metric in every if metric not in before.split(","))
-
-
-def _data(given: OtherValues, incomplete: str) -> Iterator[str]:
-    name, colon, root = incomplete.partition(":")
-    yield from (f"{name}:{path}" for path in (_paths(given, root) if colon else ()))
-    yield from _schema()["$defs"]["Data"]["properties"]["name"]["enum"]
-
-
 COMPLETED: Mapping[str, Callable[[OtherValues, str], Iterable[str]]] = {
     "config": _configs,
     "assignments": _assignments,
     "only": _only,
     "cell": _cells,
     "others": _cells,
-    "extractor": _extractors,
-    "metrics": _metrics,
-    "data": _data,
     **dict.fromkeys(("directory", "directories", "out", "history", "baseline", "file", "places"), _paths),
     **dict.fromkeys(("samples", "reference", "weights", "checkpoint"), _paths),
 }

@@ -103,6 +103,9 @@ def new_config(checkpoint: str | None, data: str | None, trains: bool, name: str
     extractor = EXTRACTORS[images.dataset.extractor or INCEPTION]
     source = Path(checkpoint or images.full_name.replace("/", "-")).name
     pixels = prod(images.image_shape if loaded is None else loaded.network_shape)
+    process = diffusion_section(Diffusion(), Diffusion() if loaded is None else loaded.diffusion)
+    is_assumed = loaded is not None and loaded.diffusion == Diffusion()
+    doubt = "; the checkpoint does not say it: set diffusion if it is another" if is_assumed else ""
     has_classes = oracle == "classes" or (loaded is not None and loaded.conditions is not None)
     text = TEXT.format(
         name=name or re.sub(r"[^\w.-]+", "-", source).strip("-._") or "mine",
@@ -115,8 +118,8 @@ def new_config(checkpoint: str | None, data: str | None, trains: bool, name: str
         batch_size=250 if pixels <= 3 * 32**2 else 64 if pixels <= 3 * 64**2 else 16,
         labels="" if has_classes else "# ",
         clip="clip: none" if loaded is not None and loaded.vae is not None else "# clip: x0",
-        process=_process(checkpoint, loaded),
-        grid="\n".join(f"  - {_yaml(row)}" for row in _grid(checkpoint, loaded, oracle)),
+        process="the checkpoint's" if checkpoint is not None and loaded is None else process.in_words + doubt,
+        grid="\n".join(f"  - {_yaml(row)}" for row in _grid(process, checkpoint, loaded, oracle)),
         extractor=f"{'' if images.dataset.extractor is None else '# '}extractor: {extractor.name}",
         metrics=_yaml(["fid", "isc", "kid"] if extractor.logits_layer else ["fid", "kid"]),
         all_metrics=", ".join(METRICS),
@@ -160,8 +163,8 @@ def _data(given: str | None, loaded: Checkpoint | None, checkpoint: str | None) 
         raise UserError(f"--data {name}: say where the images are, as in {name}:DIR")
     if "category" in dataset.required and not category:
         raise UserError(f"--data {name}: say which category, as in {name}/bedroom or {name}/bedroom:DIR")
-    section: dict[str, Any] = {"name": name} | ({"category": category} if category else {})
-    section |= {"root": root if "://" in root else str(Path(root).expanduser().absolute())} if root else {}
+    place = root if "://" in root else str(Path(root).expanduser().absolute())
+    section = {"name": name} | ({"category": category} if category else {}) | ({"root": place} if root else {})
     if dataset.shape is None:
         seen, more, about = _look(section)
         return section | {"shape": list(shape or seen)} | more, about
@@ -171,7 +174,7 @@ def _data(given: str | None, loaded: Checkpoint | None, checkpoint: str | None) 
                 f"--data {name}: its images are {_size(dataset.shape)}, but {checkpoint} makes {_size(shape)}; give "
                 "--data folder:DIR or parquet:DIR, which are resized, or leave it out"
             )
-        section["shape"] = list(shape or ())
+        return section | {"shape": list(shape or ()), "split": "train"}, ""
     return section | {"split": "train"}, "download: true downloads them." if "download" in dataset.keys else ""
 
 
@@ -187,23 +190,18 @@ def _data_of(shape: Shape | None, checkpoint: str | None) -> tuple[dict[str, Any
 
 
 def _look(section: Mapping[str, Any]) -> tuple[Shape, dict[str, Any], str]:
-    """The shape for the first images of a folder or of Parquet files, other keys of `data`, and a comment."""
+    """The shape for the first images of a folder or of Parquet files, their split, and a comment."""
     read = resolve_name(DATASETS[section["name"]].reader)
+    more: dict[str, Any] = {"split": "train"}
     try:
-        try:
-            encoded, more = read(Data(**section, shape=(3, 1, 1), split="train")), {"split": "train"}
-        except UserError:
-            encoded, more = read(Data(**section, shape=(3, 1, 1))), {}
+        encoded = read(Data(**section, **more, shape=(3, 1, 1)))
     except UserError:
-        if "://" not in section["root"]:
-            raise
-        return (3, PART, PART), {"download": True}, "Images that are not here yet: set their shape."
+        encoded, more = read(Data(**section, shape=(3, 1, 1))), {}
     shapes = {image.pixels.shape for image in islice(encoded.reader.images(), LOOKED_AT)}
-    channels, smallest = max(shape[0] for shape in shapes), min(min(shape[1:]) for shape in shapes)
-    sizes = {shape[1:] for shape in shapes}
+    channels, sizes = max(shape[0] for shape in shapes), {shape[1:] for shape in shapes}
     if len(sizes) == 1 and max(max(sizes)) <= WHOLE:
         return (channels, *sizes.pop()), more, ""
-    side = min(2 ** (smallest.bit_length() - 1), PART)
+    side = min(2 ** (min(map(min, sizes)).bit_length() - 1), PART)
     return (channels, side, side), more, "They are resized and cropped to this shape."
 
 
@@ -224,13 +222,13 @@ def _unet(shape: Shape) -> str:
     side, scales = min(shape[1:]), [1]
     while all(length % (2 * scales[-1]) == 0 for length in shape[1:]) and side // scales[-1] >= 8 and len(scales) < 6:
         scales.append(2 * scales[-1])
-    levels, is_tiny, is_small = len(scales), side <= 8, side <= 28
+    levels, is_small = len(scales), side <= 28
     kinds = ["DownBlock2D"] * levels
     attends = next((level for level, scale in enumerate(scales) if level and side // scale <= 16), levels - 1)
     kinds[attends] = "AttnDownBlock2D"
     width = 32 if is_small else 64 if side <= PART else 128
-    small = (2000, 128, 0.002, 100, 0.995, 400) if is_tiny else (5000, 64, 0.001, 200, 0.999, 500)
-    steps, batch, rate, warmup, ema, every = small if is_small else (100_000, 128, 0.0002, 5000, 0.9999, 5000)
+    small = (2000, 128, 0.002, 100, 0.995, 400) if side <= 8 else (5000, 64, 0.001, 200, 0.999, 500)
+    train = small if is_small else (100_000, 128, 0.0002, 5000, 0.9999, 5000)
     return UNET.format(
         widths=[width, *[width * (1 if levels < 3 else 2)] * (levels - 1)],
         layers=1 if is_small else 2,
@@ -238,23 +236,14 @@ def _unet(shape: Shape) -> str:
         up=_yaml([kind.replace("Down", "Up") for kind in reversed(kinds)]),
         groups=8 if is_small else 32,
         workers=2 if is_small else 1,
-        **{"steps": steps, "batch": batch, "rate": rate, "warmup": warmup, "ema": ema, "every": every},
+        **dict(zip(("steps", "batch", "rate", "warmup", "ema", "every"), train, strict=True)),
     )
 
 
-def _process(checkpoint: str | None, loaded: Checkpoint | None) -> str:
-    """The process and the prediction in words, and where they come from."""
-    if checkpoint is not None and loaded is None:
-        return "the checkpoint's"
-    theirs = Diffusion() if loaded is None else loaded.diffusion
-    is_assumed = loaded is not None and theirs == Diffusion()
-    doubt = "; the checkpoint does not say it: set diffusion if it is another" if is_assumed else ""
-    return diffusion_section(Diffusion(), theirs).in_words + doubt
-
-
-def _grid(checkpoint: str | None, loaded: Checkpoint | None, oracle: str | None) -> list[dict[str, Any]]:
+def _grid(
+    process: Diffusion, checkpoint: str | None, loaded: Checkpoint | None, oracle: str | None
+) -> list[dict[str, Any]]:
     """The lines of the grid: guidance where there are classes, samplers of a checkpoint, else rows of table 1."""
-    process = diffusion_section(Diffusion(), Diffusion() if loaded is None else loaded.diffusion)
     steps = [number for number in (10, 20, 50) if number <= (process.timesteps or 0)] or [1]
     conditions = None if loaded is None else loaded.conditions
     if process.predicts == "consistency":
