@@ -115,7 +115,8 @@ def test_no_text_of_a_request_becomes_a_path(runs, tmp_path):
             f"/images/{run['key']}/../../../secret.png", f"/images/{run['key']}/..%2f..%2f..%2fsecret.png",
             f"/images/{run['key']}/%2e%2e/secret.png", "/../secret", "//etc/passwd", "/runs/../../secret/report.html",
             f"/runs/{run['key']}/..%2f..%2fsecret", "/runs/nobody/report.html", "/pair.json?a=0&b=-1",
-            "/pair.json?a=0&b=7", "/pair.json?a=0&b=1e9", "/pair.json?a=0&b=%D9%A3", "/pair.json?a=0&b=0&version=other", "/pair.json",
+            "/pair.json?a=0&b=7", "/pair.json?a=0&b=1e9", "/pair.json?a=0&b=%D9%A3", "/pair.json?a=0&b=0&version=other",
+            "/pair.json",
         ):  # fmt: skip
             status, _, body = client.get(path)
             assert status == 404, path
