@@ -175,6 +175,7 @@ def test_a_link_holds_the_whole_selection(opened):
     before, link = tab.run(seen), tab.run("location.hash")
     opened(board(3), link[1:])
     assert tab.run(seen) == before
+    assert tab.run("document.querySelector('#rows .active').dataset.row") == "16", "the window is where its cells are"
     moved = board(4)
     moved["rows"] = [[3 - number, *rest] for number, *rest in moved["rows"]][::-1]
     moved["runs"] = moved["runs"][::-1]
@@ -295,7 +296,10 @@ def test_nights_are_a_trend_with_their_verdicts(opened):
 
 def test_the_keyboard_does_all_of_it(opened):
     tab = opened(board(3), height=600)
-    tab.run("grid.focus()")
+    tick(tab, 5)
+    assert tab.run("document.activeElement.id") == "grid", "the keyboard goes on from where the mouse was"
+    tab.press(" ")
+    tab.run("table.active = null")
     for key in ("ArrowDown", "ArrowDown", " ", "End", " ", "Home", "ArrowDown", "Enter"):
         tab.press(key)
     assert tab.run("view.picked.length") == 2
@@ -448,7 +452,7 @@ def answered(state, path, query, headers):
     if path == "/favicon.ico":
         return 404, "text/plain", "", {}
     if path == "/pair.json":
-        return 200, "application/json", json.dumps({"fid": [1.5, 0.25]}), {}
+        return 200, "application/json", json.dumps({"fid": [1.5, 0.25], "isc_mean": [0.5, 0.1]}), {}
     return 200, "text/html; charset=utf-8", board_html(document, live=True), {}
 
 
@@ -458,10 +462,13 @@ def test_a_served_page_follows_the_runs_and_keeps_its_place(tab):
     state["document"]["runs"][1] |= {"state": "running", "progress": progress}
     with served(partial(answered, state)) as address:
         tab.events.clear()
-        tab.open(f"{address}#{picks(A, B)}")
+        tab.open(f"{address}#{picks(A, B, 'ablation/seed-1/0000010000')}")
         assert texts(tab, "#work .strip-of") == ["ablation/seed-125 of 100 images, 4 min left"]
         until(tab, "!byId('picked').textContent.includes('asking')")
         assert texts(tab, "#picked td:nth-child(4)")[1] == "+1.50 ± 0.25paired, z = 6.0, worse"
+        assert "unpaired" in texts(tab, "#picked td:nth-child(4)")[2], "its noise is another: nobody was asked"
+        tab.run("change({ metric: 'isc_mean' })")
+        assert texts(tab, "#picked td:nth-child(4)")[1] == "+0.50 ± 0.10paired, z = 5.0, better"
         tab.run("grid.focus(); scroller.scrollTop = 3000; moveActive(0); scroller.scrollTop = 3000")
         tab.run("poll()")
         settled(tab)
@@ -478,13 +485,13 @@ def test_a_served_page_follows_the_runs_and_keeps_its_place(tab):
         tab.run("Object.defineProperty(document, 'hidden', { value: true, configurable: true }); poll()")
         assert len(state["asked"]) == known, "a page that nobody sees asks nothing"
         tab.run("delete document.hidden; poll()")
-        assert count(tab) == "421 cells, 22 runs; 2 picked"
+        assert count(tab) == "421 cells, 22 runs; 3 picked"
         assert tab.run("table.items[Math.floor(scroller.scrollTop / ROW)].id") == top
         assert tab.run("document.activeElement.id") == "grid"
         assert texts(tab, "#live") == ["live"]
-        pairs = [query for path, query in state["asked"] if path == "/pair.json"]
-        assert pairs[0]["a"] == ["0"]
-        assert pairs[0]["b"] == ["4"]
+        asked = [(query["a"], query["b"]) for path, query in state["asked"] if path == "/pair.json"]
+        assert asked == [(["0"], ["4"])], "once, though rows have other numbers now"
+        assert tab.run("grid.marker === byId('chart').firstChild") is True, "what is looked at is not drawn again"
     assert not tab.named("Log.entryAdded")
     tab.run("poll()")
     assert re.fullmatch(r"the server does not answer; as of 2026-11-29 01:45 UTC", texts(tab, "#live")[0])

@@ -30,7 +30,7 @@ function drawPanel() {
   byId("panel").hidden = !picks.length;
   document.body.classList.toggle("comparing", picks.length > 0);
   const options = [view.metric, view.x, view.against, view.curves, view.log, byId("panel-body").clientWidth];
-  const key = JSON.stringify([picks.map((row) => [row.number, row.id, row.values]), options, board.histories]);
+  const key = JSON.stringify([picks.map(contentsOf), options, board.histories]);
   if (picks.length && panel.key !== key) {
     panel.key = key; // what people look at is not drawn again because another run went on
     byId("panel-title").textContent = picks.length > 1 ? `${picks.length} cells compared` : "1 cell picked";
@@ -42,6 +42,8 @@ function drawPanel() {
     for (const drawPart of [drawPicked, drawChart, drawImages, drawTrends]) drawPart(picks);
   }
 }
+
+const contentsOf = ({ id, group, values: [, ...values] }) => [id, group, values]; // numbers of rows and runs may change
 
 function fillSelect(id, choices, chosen) {
   const options = choices.map(([value, text]) => element("option", { value, selected: value === chosen }, text));
@@ -112,7 +114,7 @@ function pairedDifference(from, to, metric) {
   const backwards = board.recorded.get(`${to.number} ${from.number} ${metric.name}`);
   if (recorded || backwards) return recorded ?? [-backwards[0], backwards[1]];
   if (!isLive()) return null;
-  const key = JSON.stringify([from.id, from.values, to.id, to.values]);
+  const key = JSON.stringify([contentsOf(from), contentsOf(to)]);
   if (!panel.pairs.has(key)) askPair(from, to, key);
   const answer = panel.pairs.get(key);
   return answer === "asked" ? answer : answer?.[metric.name] ?? null;

@@ -145,6 +145,8 @@ function start() {
   readView();
   show(JSON.parse(byId("board-data").textContent));
   live.etag = board.etag ?? "";
+  table.active = pickedRows()[0] ?? null;
+  if (table.active) moveActive(0); // a link opens where its cells are
   if (!isLive()) return;
   byId("live").textContent = "live";
   setInterval(poll, POLLED);

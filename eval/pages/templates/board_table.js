@@ -185,7 +185,7 @@ function runCell(row, number) {
   const { title, state, progress } = row.run;
   const label = `Compare ${title}, ${row.label}`;
   const box = element("input", { type: "checkbox", tabindex: -1, "aria-label": label, checked: number >= 0 });
-  const name = element("button", { type: "button", class: "run", tabindex: -1, title }, title || MISSING);
+  const name = element("span", { class: "run", title }, title || MISSING);
   const share = state === "running" && progress?.total ? Math.floor((100 * progress.done) / progress.total) : null;
   const about = state === "finished" ? null : element("small", {}, share === null ? state : `${share} %`);
   return element("th", { scope: "row" }, box, number >= 0 ? mark(number) : null, name, about);
@@ -254,7 +254,7 @@ function gridClick(event) {
   table.active = row;
   markActive();
   if (event.target.matches("input")) togglePick(row);
-  if (event.target.matches("button")) showDetails(row);
+  if (event.target.matches(".run")) showDetails(row);
 }
 
 // What can be filtered by: settings and facts of runs with more than one value.
