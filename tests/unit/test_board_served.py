@@ -115,7 +115,8 @@ def test_no_text_of_a_request_becomes_a_path(runs, tmp_path):
             f"/images/{run['key']}/../../../secret.png", f"/images/{run['key']}/..%2f..%2f..%2fsecret.png",
             f"/images/{run['key']}/%2e%2e/secret.png", "/../secret", "//etc/passwd", "/runs/../../secret/report.html",
             f"/runs/{run['key']}/..%2f..%2fsecret", "/runs/nobody/report.html", "/pair.json?a=0&b=-1",
-            "/pair.json?a=0&b=1e9", "/pair.json?a=0&b=%D9%A3", "/pair.json?a=0&b=0&version=other", "/pair.json",
+            "/pair.json?a=0&b=7", "/pair.json?a=0&b=1e9", "/pair.json?a=0&b=%D9%A3", "/pair.json?a=0&b=0&version=other",
+            "/pair.json",
         ):  # fmt: skip
             status, _, body = client.get(path)
             assert status == 404, path
@@ -237,6 +238,7 @@ def test_a_site_is_whole_replaces_its_own_and_nothing_else(runs, tmp_path, monke
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     nights.taugrid("board", runs, "--to", site)
     assert list(site.glob("images/*")) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == before, "the old one is gone"
     for folder, said in ((runs, "is not empty, and not a board"), (RUN / "config.json", "Not a directory")):
         assert said in nights.taugrid("board", runs, "--to", folder, code=2)[1]
     assert "copy it there" in nights.taugrid("board", runs, "--to", "s3://bucket/x", code=2)[1]
