@@ -104,11 +104,13 @@ def config_page() -> Iterator[str]:
         for key, field in section.model_fields.items():
             full = f"{path}.{key}".lstrip(".")
             inner += [(full, each) for each in sections_in(field.annotation) if each not in seen]
-            about, *further = (nodes[key].get("description") or field.description or "").split("\n`")
+            about = nodes[key].get("description") or field.description or ""
+            is_list = all(line.startswith("`") for line in about.splitlines())  # as of data.name
+            about, *further = about.splitlines() if is_list and about else [about]
             takes = value_of(nodes[key], field, filled.get(path, {}).get(key, field.default))
             words = " ".join(filter(None, [markdown(about), in_ids(full)]))
             items.append(wrapped(f"`{key}` {takes}: {words}", "- ", "  "))
-            items += [wrapped(markdown(f"`{line}"), "    - ", "      ") for line in further]
+            items += [wrapped(markdown(line), "    - ", "      ") for line in further]
         todo = inner + todo
         yield f"## {path}" if path else "## Top level"
         yield markdown(section.__doc__ or "").replace("from `DIFFUSION_DEFAULTS`", "is the default that is given here")

@@ -76,7 +76,7 @@ function defaultColumns() {
   return [...(varying.length ? varying : [board.named.get("label")]), ...metrics].map(({ name }) => name);
 }
 
-const isConstant = (column) => table.rows.every((row) => keyOf(column, row) === keyOf(column, table.rows[0]));
+const isConstant = (column) => table.rows.every((row) => column.value(row) === column.value(table.rows[0]));
 
 function saidOfAll() {
   const hidden = board.columns.filter((column) => column.kind === "setting" && !table.columns.includes(column));
