@@ -234,22 +234,28 @@ def test_a_pair_is_what_compare_says_within_a_run_and_across_two(scored):
     assert paired(rows["small", 2], rows["copy", 3]) == within
     assert paired(rows["small", 3], rows["copy", 3]) == {"fid": (0.0, 0.0)}
     value = document_of(look(scored), []).value
-    recorded = {(value["rows"][a][0], value["rows"][b][0], *rest) for a, b, *rest in value["differences"]}
-    assert (0, 0, "fid", *within["fid"]) in recorded
+    cells = [value["cells"][a] + " -> " + value["cells"][b] for a, b, *_ in value["differences"]]
+    assert set(cells) == {"S=2 eta=0 -> S=3 eta=0"}
+    assert ["fid", *within["fid"]] in [rest for _, _, *rest in value["differences"]]
 
 
 def test_rows_without_common_noise_or_protocol_or_with_other_scores_are_no_pair(scored, tmp_path):
     shutil.copytree(scored, tmp_path / "runs")
-    rescored, unrecorded, forged = (tmp_path / "runs" / name for name in ("rescored", "unrecorded", "forged"))
-    for run in (rescored, unrecorded, forged):
+    names = ("rescored", "unrecorded", "forged", "mixed")
+    rescored, unrecorded, forged, mixed = (tmp_path / "runs" / name for name in names)
+    for run in (rescored, unrecorded, forged, mixed):
         shutil.copytree(scored / "small", run)
     table = json.loads((rescored / "tables" / "quality.json").read_text())
     change(rescored / "tables" / "quality.json", rows=[row | {"fid": row["fid"] + 1} for row in table["rows"]])
     (unrecorded / "tables" / "quality.json").unlink()
     change(forged / "tables" / "quality.json", rows=[row | {"cell": "../../small/scores/x"} for row in table["rows"]])
+    one, other = sorted((mixed / "scores").glob("*.parquet"))
+    for path, target in ((one, mixed / "x"), (other, one), (mixed / "x", other)):
+        path.rename(target)
     rows = rows_of(tmp_path / "runs")
     for title, reason in (
         ("seed-1", "share no noise"), ("rescored", "no influences"), ("forged", "no influences"),
+        ("mixed", "no influences"),
         ("unrecorded", "does not record the protocol"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=reason):
@@ -322,12 +328,17 @@ def test_a_run_at_work_shows_its_progress_from_what_is_new(runs, cache):
         }  # fmt: skip
         add_event(run, began, **shard | {"committed": True})
         add_event(run, began, **shard | {"committed": True})
-        (run / "events" / "0009.jsonl").open("a").write('{"time": "2026-')
+        line = json.dumps({"time": began.isoformat(), **shard, "cell": "c1", "committed": True})
+        (run / "events" / "0009.jsonl").open("a").write(line[:60])
         kept = [path.stat().st_mtime_ns for path in cache.glob("*")]
         [second] = document_of(index.look(), []).value["runs"]
         assert [path.stat().st_mtime_ns for path in cache.glob("*")] == kept, "it would be written at each look"
         assert second["progress"]["done"] == 30, "a shard counts once"
         assert second["progress"]["left_seconds"] == pytest.approx(20 * 90 / 30, rel=0.2)
+        (run / "events" / "0009.jsonl").open("a").write(f"{line[60:]}\n")
+        assert document_of(index.look(), []).value["runs"][0]["progress"]["done"] == 45, (
+            "half a line is read once whole"
+        )
     [third] = document_of(index.look(), []).value["runs"]
     assert third["progress"] is None
     assert third["state"] == "incomplete"
