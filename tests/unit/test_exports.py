@@ -38,8 +38,8 @@ from taugrid.orchestrator.exports import images as exported_images
 from taugrid.orchestrator.exports.cells import Chosen
 from taugrid.orchestrator.exports.dataset import put_dataset, split_of
 from taugrid.orchestrator.exports.export import Request, export_images
-from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target, put_file
 from taugrid.orchestrator.exports.results import front_matter
+from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target, put_file
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
