@@ -197,7 +197,7 @@ def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
     """Colours from dark to light in the order of eta, like a scale."""
     distinct = set(labels)
     numbers = sorted(filter(is_number, distinct), key=float)
-    names = {(label,): rf"$\eta$ = {label}" for label in numbers}
+    names: dict[tuple[str, ...], str] = {(label,): rf"$\eta$ = {label}" for label in numbers}
     names |= {(label,): legend_name(label) for label in sorted(distinct - {*numbers, SIGMA_HAT})}  # without eta
     if SIGMA_HAT in distinct:
         names[(SIGMA_HAT,)] = r"$\hat{\sigma}$"
