@@ -16,7 +16,7 @@ from taugrid.eval.features.resolve import chosen
 from taugrid.orchestrator.dispatch import address as addresses
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.nodes import ask_nodes
-from taugrid.orchestrator.doctor.check import Finding, done, failed, private
+from taugrid.orchestrator.doctor.check import Finding, anonymous, done, failed, private
 from taugrid.orchestrator.doctor.machine import Asked, clock, examine, existing, same_versions
 from taugrid.orchestrator.opened import require_shared, run_folder
 from taugrid.registry.extractors import INCEPTION
@@ -84,6 +84,15 @@ def _of_cluster(asked: Asked, address: str, has_place: bool) -> list[dict[str, A
         here = examine(replace(asked, probe=None))
         here["checks"].append(failed("cluster", private(str(error))))
     return [here, *nodes]
+
+
+def for_issues(document: dict[str, Any], address: str) -> dict[str, Any]:
+    """The same without names of machines, addresses, buckets and folders."""
+    nodes = []
+    for number, node in enumerate(document["nodes"]):
+        checks = [{key: anonymous(text, address) for key, text in check.items()} for check in node["checks"]]
+        nodes.append({"node": f"node {number}" if number else "this machine", "checks": checks})
+    return {**document, "nodes": nodes}
 
 
 def is_ready(document: dict[str, Any]) -> bool:

@@ -559,7 +559,7 @@ ALLOWED = [
         "`board --to`, which is no part of a run",
     ),
     Exceptions("orchestrator/cli/options.py", {"open": 1}, "the null device"),
-    Exceptions("orchestrator/cli/start.py", {"open": 1}, "`init --to`, a config of the user's"),
+    Exceptions("orchestrator/cli/start.py", {"read_text": 1, "write_text": 1}, "`init --to`, a config of the user's"),
     Exceptions(
         "orchestrator/cli/text/completion.py",
         {"iterdir": 1, "is_dir": 2, "is_file": 3, "glob": 1, "read_text": 4},

@@ -58,7 +58,7 @@ evaluate:
   metrics: {metrics}  # some of {all_metrics}
   # reference: FOLDER  # other images to compare with, or an .npz; by default data
 
-# cluster: {{workers: 4}}  # at most so many; by default as many as fit
+# cluster: {{workers: 4}}  # upper limit; default: as many as fit
 """
 
 UNET = """\
