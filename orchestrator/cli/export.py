@@ -50,7 +50,7 @@ def export(
         taugrid export runs/mine --format latex --to table.tex  # the tables for a paper
         taugrid export runs/mine --reference --to reference.npz  # mu and sigma
     """
-    from taugrid.orchestrator.exports.export import TEXTS, Request, export_images, export_text
+    from taugrid.orchestrator.exports.export import TEXTS, export_images, export_text
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
     from taugrid.storage import is_url
@@ -66,13 +66,13 @@ def export(
 
         click.echo(f"{export_reference(open_existing(directory), Path(target))} in {target}")
         return
-    run, request = open_existing(directory, dry=True), Request(form, Path(target), cell, by_label)
+    run = open_existing(directory, dry=True)
     if form in TEXTS:
-        export_text(run, request)
+        export_text(run, form, Path(target), cell)
         print_value({"format": form, "to": target}, as_json, lambda _: f"{form} in {target}")
         return
     with Progress() as progress:
-        cells, left_out = export_images(run, request, progress)
+        cells, left_out = export_images(run, form, Path(target), progress, cell, by_label)
     document: dict[str, Any] = {
         "format": form,
         "to": target,
