@@ -32,12 +32,12 @@ def doctor(config: str | None, address: str, out: str | None, as_json: bool) -> 
         taugrid doctor my.yaml --out runs/mine --json  # its extractor and its disk too
         taugrid doctor --address auto --out /shared/runs/mine  # every node
     """
-    from taugrid.orchestrator.doctor.examination import examination, for_issues, is_ready
+    from taugrid.orchestrator.doctor.examination import examination, is_ready
 
     if address != "local":
         click.echo(f"connecting to {address}", err=True)
-    document = examination(config, address, out)
-    print_value(for_issues(document, address) if as_json else document, as_json, _lines)
+    document = examination(config, address, out, for_issues=as_json)
+    print_value(document, as_json, _lines)
     if not is_ready(document):
         sys.exit(Exit.FAILED)
 
@@ -88,12 +88,9 @@ def clean(directory: str, keep_nights: int | None, yes: bool, **given: Any) -> N
     from taugrid.orchestrator.clean.clean import Cleaning, document, text
 
     as_json: bool = given["as_json"]
-    wanted = [name for name in CHOICES if given[name]]
-    if keep_nights is not None:
-        wanted.append("images")
+    wanted = [*(name for name in CHOICES if given[name]), *(["images"] if keep_nights is not None else [])]
     if yes and not wanted:
-        flags = ", ".join(f"--{name}" for name in CHOICES)
-        raise UserError(f"--yes deletes only what is named: give {flags} or --keep-nights")
+        raise UserError(f"--yes deletes only what is named: give --{', --'.join(CHOICES)} or --keep-nights")
     wanted = wanted or list(CHOICES)
     cleaning = Cleaning(directory, keep_nights)
     found = cleaning.listed(wanted)
@@ -115,9 +112,8 @@ def _agreed(cleaning: "Cleaning", found: "Sequence[Removable]", yes: bool, as_js
     if drivers := cleaning.drivers:
         click.echo(f"nothing is deleted while a driver works there ({drivers[0]})", err=True)
         return set()
-    names = {category.name for category in found}
     if yes or not found:
-        return names
+        return {each.name for each in found}
     if as_json or not is_asked():
         click.echo("nothing was deleted; name what may go and give --yes", err=True)
         return set()

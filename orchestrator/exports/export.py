@@ -39,12 +39,12 @@ def export_images(
     Raises:
         UserError: if there is nothing to export, or `to` can't be used.
     """
-    chosen = choose(run, cell)
-    if by_label and (without := [each.label for each in chosen.cells if each.label_rule is None]):
+    cells, left_out = choose(run, cell)
+    if by_label and (without := [each.label for each in cells if each.label_rule is None]):
         raise UserError(
             f"--by-label: {without[0]} has no labels; leave it out, or give a CELL of a network with classes"
         )
-    done, total = 0, sum(each.settings.num_samples for each in chosen.cells)
+    done, total = 0, sum(each.settings.num_samples for each in cells)
 
     def tick(count: int) -> None:
         nonlocal done
@@ -53,18 +53,18 @@ def export_images(
     progress.begin("exporting", total, "images")
     try:
         if form != "npz" or to.suffix != ".npz":
-            about = {"form": form, "cell": cell and chosen.cells[0].id, "by_label": by_label}
-            for note in _fill(Target(to, about | _about(run, chosen.cells)), about, run, chosen.cells, tick):
+            about = {"form": form, "cell": cell and cells[0].id, "by_label": by_label}
+            for note in _fill(Target(to, about | _about(run, cells)), about, run, cells, tick):
                 progress.say(note)
-        elif len(chosen.cells) > 1:
-            raise UserError(f"--to {to}: a file takes one cell of {len(chosen.cells)}; give a CELL or a folder")
+        elif len(cells) > 1:
+            raise UserError(f"--to {to}: a file takes one cell of {len(cells)}; give a CELL or a folder")
         else:
-            (only,) = chosen.cells
+            (only,) = cells
             is_same = partial(has_comment, comment=_comment(run, only))
             put_file(to, "this cell", is_same, _npz(run, only, tick))
     except DamagedFile as error:
         raise UserError(f"{error}; `taugrid verify {run.rundir.shown}` says what to do") from None
-    return chosen
+    return cells, left_out
 
 
 def _fill(target: Target, about: Mapping[str, Any], run: Run, cells: Sequence[Cell], tick: Tick) -> list[str]:

@@ -41,7 +41,8 @@ def results(run: Run, name: str | None = None) -> QualityTable:
 
 def latex(run: Run, name: str | None) -> str:
     """A fragment of LaTeX for a document that loads booktabs and siunitx: a table of each metric."""
-    text = to_latex(_required(run, name), siunitx=True) + "\n"
+    text = to_latex(_required(run, name), siunitx=True).replace(" \\%", "~\\%") + "\n"
+    text = re.sub(r"(?<=[ (])-(?=\d)", "$-$", text)  # a minus of a sentence
     return OTHER_LETTERS.sub(lambda found: f"U+{ord(found[0]):04X}", text)
 
 

@@ -615,7 +615,7 @@ ALLOWED = [
     ),
     Exceptions(
         "orchestrator/doctor/machine.py",
-        {"exists": 1, "is_dir": 2, "read_text": 1, "write_bytes": 1},
+        {"exists": 2, "is_dir": 2, "read_text": 1, "write_bytes": 1},
         "/proc, folders of the system, the driver's probe, and what `temporary` gives",
     ),
     Exceptions(
