@@ -121,7 +121,7 @@ def _draw_floor(panel: Axes, table: Pivot) -> None:
         panel.axhline(at, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
     else:
         at, text, across = 0.01, f"{text}, below this axis", panel.transAxes
-    panel.text(1, at, text, transform=across, ha="right", va="bottom", fontsize=8, color=GREY)
+    panel.text(0, at, text, transform=across, va="bottom", fontsize=8, color=GREY)
 
 
 def _mark(panel: Axes, table: Pivot, axis: Along) -> float:

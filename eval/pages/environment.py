@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from taugrid.eval.tables.labels import spelled
 from taugrid.words import short_path
 
 TEMPLATES = "templates"
@@ -29,7 +30,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_with_eta,
     )
-    found.filters |= {"short_path": short_path, "verbatim": Markup.escape}
+    found.filters |= {"short_path": short_path, "verbatim": Markup.escape, "spelled": spelled}
     return found
 
 
