@@ -555,7 +555,7 @@ ALLOWED = [
     Exceptions("orchestrator/board/index.py", {"read_json": 1, "replacing": 1, "write_text": 1}, "the user's cache"),
     Exceptions(
         "orchestrator/board/site.py",
-        {"exists": 1, "rename": 1, "write_bytes": 1, "write_json": 1},
+        {"exists": 1, "rename": 2, "write_bytes": 1, "write_json": 1},
         "`board --to`, which is no part of a run",
     ),
     Exceptions("orchestrator/cli/options.py", {"open": 1}, "the null device"),
