@@ -42,7 +42,7 @@ def _with_eta(value: Any) -> Any:
 def rendered(
     template: str,
     styles: Sequence[str],
-    scripts: Sequence[str] = ("report.js",),
+    scripts: Sequence[str] = ("copy.js", "report.js"),
     loads: str = "img-src data:",
     **values: Any,
 ) -> str:
