@@ -37,10 +37,16 @@ def done(name: str, checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 
 def private(text: str) -> str:
-    """`text` with ~ in place of a home folder, and USER in place of this user's name."""
-    homes = "|".join([*([re.escape(home)] if (home := str(Path.home())) != "/" else []), r"/(?:home|Users)/[^/\s:;,]+"])
-    text = re.sub(rf"(?:{homes})(?![\w-])", "~", text)
+    """`text` with ~ in place of a home folder, and USER in place of a folder with this user's name."""
+    text = without_homes(text)
     with suppress(KeyError, OSError):  # a container's user may have no name
-        if (user := getpass.getuser()) != "root":
-            return re.sub(rf"(?<![A-Za-z0-9]){re.escape(user)}(?![A-Za-z0-9])", "USER", text)
+        return re.sub(rf"(?<=/){re.escape(getpass.getuser())}(?![\w.-])", "USER", text)
     return text
+
+
+def without_homes(text: str) -> str:
+    """`text` with ~ in place of a home folder."""
+    homes = [r"/(?:home|Users)/[^/\s:;,]+"]
+    with suppress(RuntimeError):  # a container's user may have none
+        homes += [re.escape(home)] if (home := str(Path.home())) != "/" else []
+    return re.sub(rf"(?:{'|'.join(reversed(homes))})(?![\w-])", "~", text)

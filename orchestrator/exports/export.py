@@ -62,7 +62,8 @@ def export_images(run: Run, request: Request, progress: Progress) -> Chosen:
     progress.begin("exporting", total, "images")
     try:
         if request.form != "npz" or request.to.suffix != ".npz":
-            _fill(run, request, chosen.cells, tick)
+            for note in _fill(run, request, chosen.cells, tick):
+                progress.say(note)
         elif len(chosen.cells) > 1:
             raise UserError(f"--to {request.to}: a file takes one cell of {len(chosen.cells)}; give a CELL or a folder")
         else:
@@ -74,7 +75,7 @@ def export_images(run: Run, request: Request, progress: Progress) -> Chosen:
     return chosen
 
 
-def _fill(run: Run, request: Request, cells: Sequence[Cell], tick: Tick) -> None:
+def _fill(run: Run, request: Request, cells: Sequence[Cell], tick: Tick) -> list[str]:
     one = request.cell and cells[0].id
     about = {"form": request.form, "cell": one, "by_label": request.by_label} | _about(run, cells)
     with Target(request.to, about).session() as target:
@@ -87,6 +88,7 @@ def _fill(run: Run, request: Request, cells: Sequence[Cell], tick: Tick) -> None
                 tick(cell.settings.num_samples)
             else:
                 target.put(name, _npz(run, cell, tick))
+    return target.notes
 
 
 def _npz(run: Run, cell: Cell, tick: Tick) -> Write:
@@ -98,6 +100,6 @@ def _comment(run: Run, cell: Cell) -> bytes:
 
 
 def _about(run: Run, cells: Sequence[Cell]) -> dict[str, Any]:
-    """The run, by its id (one of before there were any: by its cells alone), and how many images of which cells."""
+    """The run's id, and how many images of which cells. Runs older than ids are known by their cells."""
     recorded = read_json(run.rundir.root / RUN_FILE, run.rundir.storage) or {}
     return {"run": recorded.get("run"), "images": {cell.id: cell.settings.num_samples for cell in cells}}

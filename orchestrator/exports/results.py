@@ -12,6 +12,7 @@ from taugrid.errors import UserError
 from taugrid.eval.tables.long_form import score_columns
 from taugrid.eval.tables.quality import QualityTable, to_latex, to_markdown
 from taugrid.eval.tables.rows import Row, with_notes
+from taugrid.orchestrator.doctor.check import without_homes
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.run import Run
@@ -56,10 +57,10 @@ def model_card(run: Run, name: str | None) -> str:
         with_notes(f"{table.about}\n\n{to_markdown(table)}", [markdown(note) for note in table.notes]).strip(),
         "## How to repeat it",
         f"taugrid {version} sampled and scored this, with `config.yaml`:",
-        fenced(run.config.model_dump(mode="json", exclude_defaults=True)),
-        f"    pip install taugrid=={version}\n    taugrid run config.yaml",
+        config_block(run),
+        "    taugrid run config.yaml",
     ]
-    return "\n\n".join(lines) + "\n"
+    return without_homes("\n\n".join(lines) + "\n")
 
 
 def _required(run: Run, name: str | None) -> QualityTable:
@@ -98,7 +99,23 @@ def _errors(column: MetricColumn, row: Row) -> dict[str, float]:
 
 def front_matter(values: Mapping[str, Any]) -> str:
     """Values as the YAML at the top of a card, without YAML's references to what was said before."""
-    return f"---\n{yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, width=1000)}---"
+    return f"---\n{yaml.dump(json.loads(json.dumps(values)), Dumper=_Dumper, sort_keys=False, width=1000)}---"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that begin as numbers do: ids such as 12345678e9 are numbers in YAML 1.2, which the Hub reads."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if data.lstrip("-+.")[:1].isdigit() else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def config_block(run: Run) -> str:
+    """The config, without what belongs to one machine or account."""
+    return fenced(run.config.model_dump(mode="json", exclude_defaults=True, exclude={"cluster", "track"}))
 
 
 def fenced(values: Mapping[str, Any]) -> str:

@@ -48,7 +48,9 @@ def test_plan_is_what_the_command_prints_as_json(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("word", "hint"), [("plann", "did you mean 'plan'?"), ("frobnicate", "commands: run, plan, ")])
+@pytest.mark.parametrize(
+    ("word", "hint"), [("plann", "did you mean 'plan'?"), ("frobnicate", "commands: init, run, plan, ")]
+)
 def test_an_unknown_command_is_told_what_there_is(word, hint):
     printed = CliRunner().invoke(cli, [word])
     assert printed.exit_code == 2

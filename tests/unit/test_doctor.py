@@ -318,9 +318,13 @@ def test_versions_and_clocks():
 
 
 def test_paths_of_others_and_users_without_a_name(monkeypatch):
-    monkeypatch.setenv("HOME", "/srv/bob")
-    monkeypatch.setenv("LOGNAME", "bob")
-    assert check.private("/srv/bob/x, /srv/bobby, /home/eve/y and bob-laptop") == "~/x, /srv/bobby, ~/y and USER-laptop"
+    monkeypatch.setenv("HOME", "/srv/ray")
+    monkeypatch.setenv("LOGNAME", "ray")
+    said = "/srv/ray/x, /srv/rays, /home/eve/y, /tmp/ray: ray 2.60.0; ray start"
+    assert check.private(said) == "~/x, /srv/rays, ~/y, /tmp/USER: ray 2.60.0; ray start"
     monkeypatch.setenv("HOME", "/")
-    monkeypatch.setattr(check.getpass, "getuser", lambda: {}["nobody"])
+    assert check.private("/tmp/run") == "/tmp/run"
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # docker run -u 12345
     assert check.private("/tmp/run") == "/tmp/run"

@@ -38,7 +38,8 @@ from taugrid.orchestrator.exports import images as exported_images
 from taugrid.orchestrator.exports.cells import Chosen
 from taugrid.orchestrator.exports.dataset import put_dataset, split_of
 from taugrid.orchestrator.exports.export import Request, export_images
-from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target
+from taugrid.orchestrator.exports.results import front_matter
+from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target, put_file
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -220,7 +221,7 @@ def test_a_model_card_holds_every_score_with_its_error_in_the_form_of_the_hub(fi
     assert {metric for _, metric in found} == {"fid_exact"}, "an oracle's closed form"
     text = file.read_text()
     config = text.split("~~~~~~yaml\n")[1].split("~~~~~~")[0]
-    assert load(yaml.safe_load(config)) == load(yaml.safe_load(CONFIG))
+    assert load(yaml.safe_load(config)) == load(yaml.safe_load(CONFIG.partition("cluster")[0]))
     assert "| η \\ S | 2 |" in text
     before = file.stat().st_ino
     taugrid("export", finished, "--format", "model-card", "--to", file)
@@ -387,6 +388,57 @@ def test_a_file_that_has_changed_since_is_written_again(finished, tmp_path):
     gone.unlink()
     taugrid(*command)
     assert tree(tmp_path / "npz") == whole
+
+
+def test_a_card_that_the_user_changed_stays(finished, tmp_path):
+    command = ("export", finished, "--format", "hf", "--to", tmp_path / "hf")
+    taugrid(*command)
+    card = tmp_path / "hf/README.md"
+    written = card.read_text()
+    card.write_text(licensed := written.replace("---\n", "---\nlicense: mit\n", 1))
+    for _ in range(2):
+        assert (
+            f"{card} has been changed and stays; the new text is in {tmp_path}/hf/README.new.md" in taugrid(*command)[1]
+        )
+        assert (card.read_text(), card.with_name("README.new.md").read_text()) == (licensed, written)
+        assert subprocess.run(["sha256sum", "-c", "--quiet", SUMS], cwd=tmp_path / "hf", check=True).returncode == 0
+
+
+def test_a_file_that_comes_meanwhile_or_a_dangling_link_is_not_replaced(finished, tmp_path):
+    def write(path):
+        path.write_text("ours")
+        (tmp_path / "x.tex").write_text("theirs")
+
+    with pytest.raises(UserError, match=r"x\.tex exists and is not it; give a new file"):
+        put_file(tmp_path / "x.tex", "it", lambda path: path.read_text() == "ours", write)
+    assert tree(tmp_path) == {"x.tex": b"theirs"}
+    (tmp_path / "link.tex").symlink_to(tmp_path / "nowhere")
+    said = taugrid("export", finished, "--format", "latex", "--to", tmp_path / "link.tex", code=2)[1]
+    assert "link.tex exists and is not this latex" in said
+    assert (tmp_path / "link.tex").is_symlink()
+
+
+def test_a_folder_that_is_read_only_is_one_line(finished, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for form, name in (("png", ""), ("latex", "x.tex")):
+        said = taugrid("export", finished, "--format", form, "--to", small_disk / name, code=2)[1]
+        assert said.endswith(f"can't write to {small_disk}: it is read-only")
+
+
+def test_a_card_tells_no_home_folder_and_every_id_stays_text(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(finished.parent / "alice"))
+    run = shutil.copytree(finished, tmp_path / "run")
+    document = json.loads((run / "config.json").read_text())
+    document["evaluate"]["weights"] = str(finished.parent / "alice/w.pth")
+    (run / "config.json").write_text(json.dumps(document))
+    for form, name in (("model-card", "card.md"), ("hf", "hf")):
+        taugrid("export", run, "--format", form, "--to", tmp_path / name)
+    for text in ((tmp_path / "card.md").read_text(), (tmp_path / "hf/README.md").read_text()):
+        config = yaml.safe_load(text.split("~~~~~~yaml\n")[-1].split("~~~~~~")[0])
+        assert config["evaluate"]["weights"] == "~/w.pth"
+        assert "cluster" not in config
+        assert "alice" not in text
+    assert front_matter({"cell": "12345678e9", "n": 1, "name": "a"}) == '---\ncell: "12345678e9"\nn: 1\nname: a\n---'
 
 
 def test_a_folder_that_holds_anything_else_is_refused(finished, tmp_path):

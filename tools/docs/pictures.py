@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from PIL import Image
@@ -24,6 +23,7 @@ SIZES = {"terminal": (1000, 390), "report": (1100, 1000), "board": (1500, 1200)}
 """Width and height of the windows, in pixels."""
 PICKED = (0, 1, 3)
 """The rows of the board that are picked: of the demo, S = 10 and 20 at eta = 0, and S = 10 at 0.5."""
+IMAGES_ARE_THERE = "Promise.all([...document.images].map((image) => image.decode().catch(() => null)))"
 STYLE = "padding: 20px; color: #e6e6e6; font: 15px/1.4 monospace"
 TERMINAL = f'<meta charset="utf-8"><body style="margin: 0; background: #16181d"><pre style="{STYLE}">{{code}}</pre>'
 
@@ -62,10 +62,9 @@ def main(run: Path) -> None:
             for picture, path in shown.items():
                 tab.events.clear()
                 tab.open(path, *SIZES[picture])
-                time.sleep(1)
                 for row in PICKED if picture == "board" else ():
                     tab.run(f"document.querySelectorAll('tbody input')[{row}].click()")
-                    time.sleep(0.5)
+                tab.run(IMAGES_ARE_THERE)
                 tab.picture(folder / "whole.png")
                 image = Image.open(folder / "whole.png").convert("RGB")
                 image = image.crop((0, 0, image.width, min(image.height, SIZES[picture][1])))
