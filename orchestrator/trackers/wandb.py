@@ -16,8 +16,6 @@ import wandb
 from taugrid.orchestrator.trackers.results import Losses, TrackedCell, Tracker, write
 from taugrid.storage import read_json, write_json
 
-TABLE = "tables/quality.csv"
-
 
 class WandbTracker(Tracker):
     def start(self) -> str:
@@ -58,11 +56,10 @@ class WandbTracker(Tracker):
             for name, path in write(self._new(figures), folder).items():
                 self._opened().log({f"figures/{_key(Path(name).stem)}": wandb.Image(path)})
             if self._new(files):
-                paths = write(files, folder)
-                if TABLE in paths:
-                    self._opened().log({"quality": wandb.Table(dataframe=pd.read_csv(paths[TABLE]))})
+                rows = pd.DataFrame(self.results.document["rows"])
+                self._opened().log({"quality": wandb.Table(dataframe=rows, allow_mixed_types=True)})
                 artifact = wandb.Artifact(f"taugrid-{self.results.id}", type="tables")
-                for name, path in paths.items():
+                for name, path in write(files, folder).items():
                     artifact.add_file(path, name)
                 self._opened().log_artifact(artifact)
         if self._run is not None:
