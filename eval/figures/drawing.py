@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from taugrid.eval.tables.labels import short_samplers
+from taugrid.eval.tables.labels import SIGMA_HAT, short_samplers
 from taugrid.eval.tables.long_form import FID
 from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
@@ -31,6 +31,8 @@ STYLE: dict[str, Any] = {
 
 SAMPLER_COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
 """The Okabe-Ito palette without yellow, which is too light for a line: samplers have no order. Also in report.css."""
+SIGMA_HAT_COLOUR = "#d55e00"
+"""Vermilion of the Okabe-Ito palette, distinct from viridis in every common kind of colour vision."""
 SAMPLER_DASHES = ("-", "--", "-.")
 MARKERS = "osD^vP<>phd*"
 PANELS_ACROSS = 3
@@ -155,8 +157,15 @@ def ordered_styles(names: Mapping[str, str], x_offsets: Sequence[float]) -> dict
 def row_styles(
     names: Mapping[tuple[str, ...], str], row_keys: Sequence[str], x_offsets: Sequence[float]
 ) -> dict[str, LineStyle]:
-    """`ordered_styles` for the labels of rows; where `row_keys` has samplers, a colour for each of them instead."""
-    styles = ordered_styles({" ".join(label): name for label, name in names.items()}, x_offsets)
+    """`ordered_styles` for the labels of rows; where `row_keys` has samplers, a colour for each of them instead.
+
+    If a single row has sigma_hat, it is dashed, in a colour of its own.
+    """
+    hats = [label for label in names if SIGMA_HAT in label]
+    special = hats if len(hats) == 1 else []
+    styles = ordered_styles({" ".join(label): name for label, name in names.items() if label not in special}, x_offsets)
+    for label in special:
+        styles[" ".join(label)] = LineStyle(names[label], x_offsets[-1], SIGMA_HAT_COLOUR, "X", "--", "line-hat")
     if "sampler" in row_keys:
         lines: dict[str, int] = {}  # of each sampler
         for (key, look), label in zip(styles.items(), names, strict=True):

@@ -121,7 +121,7 @@ def _draw_floor(panel: Axes, table: Pivot) -> None:
         panel.axhline(at, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
     else:
         at, text, across = 0.01, f"{text}, below this axis", panel.transAxes
-    panel.text(1, at, text, transform=across, ha="right", va="bottom", fontsize=8, color=GREY)
+    panel.text(0.01, at, text, transform=across, va="bottom", fontsize=8, color=GREY)
 
 
 def _mark(panel: Axes, table: Pivot, axis: Along) -> float:
@@ -140,8 +140,6 @@ GREY = "#555555"
 """Of the floor."""
 FAR = 4
 """A floor is far below values that are more than this many times as large."""
-SIGMA_HAT_COLOUR = "#d55e00"
-"""Vermilion of the Okabe-Ito palette, distinct from viridis in every common kind of colour vision."""
 
 
 def quality_figure(
@@ -196,16 +194,14 @@ def _sampler_styles(labels: Iterable[tuple[str, ...]], row_keys: Sequence[str]) 
 
 
 def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
-    """Colours from dark to light in the order of eta, like a scale; sigma_hat is dashed in a colour of its own."""
+    """Colours from dark to light in the order of eta, like a scale."""
     distinct = set(labels)
     numbers = sorted(filter(is_number, distinct), key=float)
-    others = sorted(distinct - {*numbers, SIGMA_HAT})  # samplers without eta
-    offsets = x_offsets(len(distinct))
-    names = {label: rf"$\eta$ = {label}" for label in numbers} | {label: legend_name(label) for label in others}
-    styles = ordered_styles(names, offsets)
+    names: dict[tuple[str, ...], str] = {(label,): rf"$\eta$ = {label}" for label in numbers}
+    names |= {(label,): legend_name(label) for label in sorted(distinct - {*numbers, SIGMA_HAT})}  # without eta
     if SIGMA_HAT in distinct:
-        styles[SIGMA_HAT] = LineStyle(r"$\hat{\sigma}$", offsets[-1], SIGMA_HAT_COLOUR, "X", "--", "line-hat")
-    return styles
+        names[(SIGMA_HAT,)] = r"$\hat{\sigma}$"
+    return row_styles(names, ("eta",), x_offsets(len(names)))
 
 
 def reconstruction_figure(frame: pd.DataFrame) -> Figure:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from taugrid.eval.tables.differences_files import differences_of
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, Z_95, Entry
-from taugrid.eval.tables.labels import SIGMA_HAT
+from taugrid.eval.tables.labels import SIGMA_HAT, spelled
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.quality import QualityTable
@@ -32,7 +32,7 @@ class Measured(NamedTuple):
 
     @property
     def line(self) -> str:
-        return ", ".join(filter(None, [self.row, self.table.label]))
+        return ", ".join(filter(None, [self.row, spelled(self.table.label)]))
 
     @property
     def place(self) -> str:
@@ -59,7 +59,7 @@ def measured(quality: QualityTable, metric: MetricColumn = FID) -> list[Measured
 def row_name(row_keys: Sequence[str], labels: Sequence[str]) -> str:
     """The name of a row, such as "schedule = cosine, η = 0.5"."""
     pairs = [(key, label) for key, label in zip(row_keys, labels, strict=True) if label]
-    return ", ".join(label if label == SIGMA_HAT else f"{key} = {label}" for key, label in pairs)
+    return ", ".join(f"{key} = {label}" for key, label in pairs).replace(f"η = {SIGMA_HAT}", SIGMA_HAT)
 
 
 def comparable(cells: Sequence[Measured]) -> list[list[Measured]]:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from taugrid.eval.pages.environment import rendered
 
-SCRIPTS = ("board.js", "board_table.js", "board_panel.js", "board_start.js")
+SCRIPTS = ("copy.js", "board.js", "board_table.js", "board_panel.js", "board_start.js")
 KEYS = {
     "↑ ↓": "move to another cell",
     "Page Up, Page Down, Home, End": "move further",

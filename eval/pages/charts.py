@@ -25,7 +25,7 @@ from taugrid.eval.figures.loss import losses_figure, running_mean
 from taugrid.eval.figures.over_steps import LABELS, quality_figure
 from taugrid.eval.pages.answer import Measured
 from taugrid.eval.tables.ablation.cost import Cost, costs_table
-from taugrid.eval.tables.labels import SIGMA_HAT
+from taugrid.eval.tables.labels import SIGMA_HAT, spelled
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.registry.metrics import MetricColumn
@@ -156,8 +156,8 @@ def _without_surroundings(figure: Figure) -> int:
     for artist in (*figure.legends, *figure.texts):
         artist.remove()
     for text in figure.findobj(Text):
-        if text.get_parse_math():
-            text.set_text(_plain(text.get_text()))
+        written = text.get_text()
+        text.set_text(_plain(written) if text.get_parse_math() else spelled(written))
     place = figure.axes[0].get_subplotspec()
     assert place is not None, "panels are in a grid"
     down, across, _, _ = place.get_geometry()
@@ -168,9 +168,9 @@ def _without_surroundings(figure: Figure) -> int:
 def _plain(text: str) -> str:
     for written, shown in MATHEMATICS.items():
         text = text.replace(written, shown)
-    if found := re.fullmatch(rf"(?:η=|eta)([\d.]+)|η=({SIGMA_HAT})|sigma_hat", text):
+    if found := re.fullmatch(r"eta([\d.]+)|sigma_hat", text):  # lines of a history
         return f"η = {float(found[1])}" if found[1] else SIGMA_HAT
-    return text
+    return spelled(text)
 
 
 def _svg(figure: Figure) -> ElementTree.Element:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from taugrid.eval.tables.labels import spelled
 from taugrid.words import short_path
 
 TEMPLATES = "templates"
@@ -29,7 +30,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_with_eta,
     )
-    found.filters |= {"short_path": short_path, "verbatim": Markup.escape}
+    found.filters |= {"short_path": short_path, "verbatim": Markup.escape, "spelled": spelled}
     return found
 
 
@@ -41,7 +42,7 @@ def _with_eta(value: Any) -> Any:
 def rendered(
     template: str,
     styles: Sequence[str],
-    scripts: Sequence[str] = ("report.js",),
+    scripts: Sequence[str] = ("copy.js", "report.js"),
     loads: str = "img-src data:",
     **values: Any,
 ) -> str:

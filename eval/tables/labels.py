@@ -99,6 +99,12 @@ def options_text(given: object, if_none: str = "") -> str:
     return " ".join(f"{key}={plain_text(value)}" for key, value in options.items()) or if_none
 
 
+def spelled(text: str) -> str:
+    """Settings in a text as pages write them: "schedule = cosine, η = 0.5" from "schedule=cosine η=0.5"."""
+    parted = re.sub(r"(=\S+) (?=[^\W\d][\w.]*=\S)", r"\1, ", text)
+    return re.sub(r"(?<!\S)([^\W\d][\w.]*)=(?=\S)", r"\1 = ", parted).replace(f"η = {SIGMA_HAT}", SIGMA_HAT)
+
+
 def shown(value: object) -> str:
     return as_text(value) if value is None or value != value else plain_text(value)
 

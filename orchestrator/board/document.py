@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from taugrid import __version__
 from taugrid.grids.names import SHOWN
+from taugrid.orchestrator.board.entry import NightEntry
 from taugrid.orchestrator.board.find import FoundFolder, Place, shown
 from taugrid.orchestrator.board.index import Board, RunOnBoard, key_of
-from taugrid.orchestrator.board.nights import NightEntry
 from taugrid.registry.metrics import COLUMNS
 
 FORMAT = 1
@@ -27,7 +27,7 @@ HEADINGS = SHOWN | {"eta": "η", "network_evaluations": "evaluations", "fid_exac
 NUMBERS = ("network_evaluations", "seconds", "fid_exact")
 TEXTS = ("cell", "protocol")
 SETTINGS = ("model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples")
-ERRORS = {error: name for name, column in COLUMNS.items() for error in column.names if error != name}
+ERRORS = {error for name, column in COLUMNS.items() for error in column.names if error != name}
 
 
 class BoardRow(NamedTuple):
@@ -161,8 +161,9 @@ def _column(name: str, short: str, is_setting: bool) -> dict[str, Any]:
         "heading": metric.title if metric else HEADINGS.get(name, short),
         "kind": kind,
         "better": None if metric is None else "higher" if metric.higher_is_better else "lower",
-        "error": None if metric is None else metric.sampling_error or metric.error,
-        "metric": ERRORS.get(name) if kind == "error" else None,
+        "error": metric and metric.error,
+        "error_means": metric and metric.error_means,
+        "se": metric and metric.sampling_error,
     }
 
 
@@ -178,7 +179,6 @@ def _histories(board: Board) -> list[dict[str, Any]]:
             "key": f"h{key_of(directory)[1:]}",
             "title": _title(nights[0][0]),
             "directory": directory,
-            "page": None,
             "nights": [
                 {name: entry[name] for name in shown_of_night} | {"run": runs.get(found.root / "run")}
                 for found, entry in sorted(nights, key=_time)

@@ -1,4 +1,4 @@
-"""What the board knows of one run: plain data from what the run recorded, which the index keeps.
+"""What the board knows of a run or a night: plain data from what it recorded, which the index keeps.
 
 It never raises: a run that is half written, damaged or of another version has an entry with a note.
 """
@@ -9,21 +9,16 @@ from typing import Any
 
 from taugrid import __version__
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.board.files import (
-    UNREADABLE,
-    RecordedFiles,
-    listing,
-    mapping,
-    number,
-    plain,
-    text,
-)
+from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, listing, mapping, number, plain, text
+from taugrid.orchestrator.board.find import FoundFolder
 from taugrid.protocol import agreed_fields, comparability_key
 from taugrid.registry.datasets import DATASETS
 from taugrid.registry.metrics import SAMPLED
+from taugrid.storage import read_sealed
 from taugrid.words import counted
 
 RunEntry = dict[str, Any]
+NightEntry = dict[str, Any]
 
 TEXT_COLUMNS = frozenset({"cell", "model", "protocol", "sampler", "sigma", "spacing", "clip"})
 """Columns of quality.csv that stay text, though a value may look like a number."""
@@ -47,7 +42,7 @@ def read_entry(files: RecordedFiles) -> RunEntry:
 
 _EMPTY: RunEntry = {
     "name": "", "state": "empty", "note": "", "began": None, "ended": None, "taugrid": None, "devices": [],
-    "models": [], "report": False, "total": 0, "keys": [], "columns": [], "rows": [], "labels": [], "folders": [],
+    "models": [], "report": False, "planned": {}, "keys": [], "columns": [], "rows": [], "labels": [], "folders": [],
     "noise": [], "groups": [], "protocols": {}, "differences": [],
 }  # fmt: skip
 
@@ -65,11 +60,15 @@ def _read(files: RecordedFiles) -> RunEntry:
         "devices": sorted({text(m["device"]) for m in listing(provenance.get("machines")) if "device" in mapping(m)}),
         "models": _models(plan, config),
         "report": "report.html" in files.stats,
-        "total": sum(_whole(mapping(cell.get("settings")).get("num_samples")) for cell in cells),
+        "planned": {
+            cell["id"]: images if isinstance(images := mapping(cell.get("settings")).get("num_samples"), int) else 0
+            for cell in cells
+            if isinstance(cell.get("id"), str)
+        },
         "keys": list(dict.fromkeys(text(key) for cell in cells for key in mapping(cell.get("values")))),
     }
     entry |= _table(files, config, plan)
-    state, note = _state(files, config, [cell["id"] for cell in cells if isinstance(cell.get("id"), str)], entry, last)
+    state, note = _state(files, config, entry, last)
     return entry | {"state": state, "note": "; ".join(filter(None, [note, *_version(entry), *files.notes]))}
 
 
@@ -87,7 +86,8 @@ def _table(files: RecordedFiles, config: Mapping[str, Any], plan: Mapping[str, A
     keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
     seed = mapping(config.get("sample")).get("seed", 0)
     shapes = {mapping(model).get("id"): _shape(mapping(model)) for model in listing(plan.get("models"))}
-    folders = _folders(files) if rows else {}
+    names = [name for name in files.level("samples").folders if name not in files.removed] if rows else []
+    folders = {name.rpartition("-")[2]: name for name in names}
     own = [settings.get(row["cell"], {}) for row in rows]
     return {
         "columns": columns,
@@ -97,18 +97,21 @@ def _table(files: RecordedFiles, config: Mapping[str, Any], plan: Mapping[str, A
             for known, row in zip(own, rows, strict=True)
         ],
         "folders": [folders.get(row["cell"]) for row in rows],
-        "groups": [keys.get(str(row.get("protocol")), "unknown") for row in rows],
+        "groups": [keys.get(str(row.get("protocol"))) for row in rows],
         "noise": [
             _noise(known.get("seed", seed), shapes.get(row.get("model")), protocols.get(str(row.get("protocol")), {}))
             for known, row in zip(own, rows, strict=True)
         ],
-        "protocols": {name: {text(k): text(v) for k, v in agreed_fields(p).items()} for name, p in protocols.items()},
+        "protocols": {
+            keys[name]: {text(k): text(v) for k, v in agreed_fields(protocol).items()}
+            for name, protocol in protocols.items()
+        },
         "differences": _differences(files, {row["cell"]: at for at, row in enumerate(rows)}) if rows else [],
     }
 
 
 def _state(
-    files: RecordedFiles, config: Mapping[str, Any], planned: list[str], entry: RunEntry, last: Mapping[str, Any]
+    files: RecordedFiles, config: Mapping[str, Any], entry: RunEntry, last: Mapping[str, Any]
 ) -> tuple[str, str]:
     """The state of a run that no driver works on, and a note on what it lacks."""
     if not config:
@@ -119,10 +122,10 @@ def _state(
         name, reason = next(iter(missing.items()))
         return "incomplete", text(f"{counted(len(missing), 'cell')} could not be finished; {name}: {reason}")
     if scored:
+        planned = entry["planned"].keys()
         if not planned:
             return "finished", "no plan.json says which cells it was to have"
-        lacking = len(set(planned) - scored)
-        return ("incomplete", f"{len(scored)} of {len(planned)} cells scored") if lacking else ("finished", "")
+        return ("incomplete", f"{len(scored)} of {len(planned)} cells scored") if planned - scored else ("finished", "")
     return ("sampled", "no cell is scored yet") if files.level("samples").folders else ("empty", "")
 
 
@@ -161,13 +164,6 @@ def _noise(seed: Any, shape: list[int] | None, protocol: Mapping[str, Any]) -> s
     return None if shape is None else json_sha256([str(seed), shape, protocol.get("decoder")])[:8]
 
 
-def _folders(files: RecordedFiles) -> dict[str, str]:
-    """Cell -> the folder of its images, of cells whose images were not removed."""
-    removed = {name.removesuffix(".parquet") for name in files.level("removed").files}
-    names = [name for name in files.level("samples").folders if name not in removed]
-    return {name.rpartition("-")[2]: name for name in names}
-
-
 def _differences(files: RecordedFiles, places: Mapping[str, int]) -> list[list[Any]]:
     """[row a, row b, metric, b - a, its standard error] of each recorded difference that has an error."""
     found = []
@@ -180,13 +176,30 @@ def _differences(files: RecordedFiles, places: Mapping[str, int]) -> list[list[A
     return found
 
 
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
-
-
 def _time(event: Mapping[str, Any]) -> str | None:
     """The time of an event as it was recorded; None if it is no time."""
     try:
         return datetime.fromisoformat(event["time"]).isoformat(timespec="seconds")
     except UNREADABLE:
         return None
+
+
+def read_night(found: FoundFolder, before: NightEntry | None) -> NightEntry:
+    """id, time, verdict and light of a night; `before` if its verdict has not changed. Nothing raises."""
+    entry: NightEntry = {"id": text(found.night), "time": "", "verdict": "unfinished", "light": "grey"}
+    if "verdict.json" not in found.level.files:
+        return {**entry, "version": ""}
+    path = found.root / "verdict.json"
+    try:
+        version = (found.level.files["verdict.json"] or found.storage.stat(path)).version
+        if before is not None and before.get("version") == version:
+            return before
+        if (verdict := read_sealed(path, found.storage)) is None:
+            return {**entry, "version": version, "verdict": "damaged verdict.json"}
+        from taugrid.orchestrator.nightly.nights import night_line  # the first night loads what judges
+
+        line = night_line(verdict)
+        told = {"time": text(line.time), "verdict": text(line.verdict), "light": line.light}
+        return {**entry, "version": version, **told}
+    except UNREADABLE as error:
+        return {**entry, "version": "", "verdict": text(f"verdict.json can't be read ({type(error).__name__})")}

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from taugrid.errors import DamagedFile
+from taugrid.hashing import json_sha256
 from taugrid.orchestrator.board.find import FoundFolder
 from taugrid.storage import Level, Stat
 
@@ -19,14 +21,12 @@ WATCHED = ("run.json", "config.json", "plan.json", "provenance.json", "report.ht
 TABLES = ("quality.json", "quality.csv", "cells.csv", "differences.csv")
 """The files that an entry is read from, besides those of events."""
 
-MAX_BYTES = 2**26
 MAX_TEXT = 300
 HEAD_BYTES = TAIL_BYTES = 2**14
 """How much of the first and of the last file of events is read: whole events."""
 
-NOTHING = Level({}, (), ())
-
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OSError, csv.Error)
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, OSError, csv.Error,
+              DamagedFile)  # fmt: skip
 """What reading a file of unknown content may raise; UnicodeDecodeError and JSONDecodeError are ValueErrors."""
 
 
@@ -34,30 +34,28 @@ class RecordedFiles:
     """The files of one run, as they are now."""
 
     def __init__(self, found: FoundFolder) -> None:
-        self._root, self._storage = found.root, found.storage
+        self._root, self._storage, self._top = found.root, found.storage, found.level
         self.notes: list[str] = []
         self.stats: dict[str, Stat] = {}
         """The watched files that are there, by their names below the run directory."""
         self._watch("", found.level, WATCHED)
-        if "tables" in found.level.folders:
-            self._watch("tables/", self.level("tables"), TABLES)
-        if "events" in found.level.folders:
-            level = self.level("events")
-            self._watch("events/", level, [name for name in level.files if ".jsonl" in name])
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Name -> a text that changes when the file does."""
-        return {name: stat.version for name, stat in self.stats.items()}
+        self._watch("tables/", self.level("tables"), TABLES)
+        events = self.level("events")
+        self._watch("events/", events, [name for name in events.files if ".jsonl" in name])
+        self.removed = {name.removesuffix(".parquet") for name in self.level("removed").files}
+        """The folders of images that were removed on purpose."""
+        self.versions = {name: stat.version for name, stat in self.stats.items()}
+        """Name -> a text that changes when the file does, or what is known of the images."""
+        self.versions["images"] = json_sha256(["samples" in found.level.folders, sorted(self.removed)])
 
     def level(self, name: str) -> Level:
+        """What is in a folder of the run; nothing if it is not there or can't be listed, which a note says."""
         try:
-            return self._storage.level(self._root / name)
-        except FileNotFoundError:
-            return NOTHING
+            if name in self._top.folders:
+                return self._storage.level(self._root / name)
         except OSError as error:
             self.notes.append(f"{name}: {error.strerror}")
-            return NOTHING
+        return Level({}, (), ())
 
     def _watch(self, prefix: str, level: Level, names: Any) -> None:
         for name in names:
@@ -98,9 +96,6 @@ class RecordedFiles:
 
     def _read(self, name: str, start: int = 0, length: int | None = None) -> bytes | None:
         if name not in self.stats:
-            return None
-        if length is None and self.stats[name].size > MAX_BYTES:
-            self.notes.append(f"{name} is too large to be read")
             return None
         try:
             return self._storage.read(self._root / name, start, length)

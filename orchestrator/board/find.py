@@ -7,8 +7,8 @@ history of nights, only nights/ID/run counts: canaries and second looks belong t
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -71,10 +71,6 @@ class Finds:
     readable: bool = False
     """Whether some place could be listed."""
 
-    @property
-    def size(self) -> int:
-        return len(self.runs) + len(self.nights) + len(self.notes)
-
 
 class _Folder(NamedTuple):
     """A folder to list, and what it may be of a history of nights."""
@@ -89,42 +85,42 @@ def find(places: Sequence[Place]) -> Finds:
     finds, seen = Finds(), set[str]()
     with ThreadPoolExecutor(THREADS) as pool:
         for place in places:
-            _Search(place, finds, seen, pool.map).walk()
+            _Search(place, finds, seen).walk(pool)
     finds.runs = _with_unique_titles(finds.runs)
     finds.notes[MAX_NOTES:] = [f"and {len(finds.notes) - MAX_NOTES:,} more"] if len(finds.notes) > MAX_NOTES else []
     return finds
 
 
+@dataclass
 class _Search:
     """The search below one place."""
 
-    def __init__(self, place: Place, finds: Finds, seen: set[str], each: Callable[..., Iterator[Level | OSError]]):
-        self._place, self._finds, self._each = place, finds, each
-        self._seen = seen
-        """The real paths of what was listed, so that links lead nowhere twice."""
+    place: Place
+    finds: Finds
+    seen: set[str]
+    """The real paths of what was listed, so that links lead nowhere twice."""
 
-    def walk(self) -> None:
-        before, listed, frontier = self._finds.size, 0, [_Folder(self._place.root)]
-        while frontier and listed < MAX_FOLDERS:
-            frontier = [folder for folder in frontier if self._is_new(folder.path)][: MAX_FOLDERS - listed]
-            listed += len(frontier)
-            levels = self._each(self._level, [folder.path for folder in frontier])
-            found = zip(frontier, levels, strict=True)
+    def walk(self, pool: Executor) -> None:
+        listed, left, frontier = 0, False, [_Folder(self.place.root)]
+        while frontier and not left:
+            new = [folder for folder in frontier if self._is_new(folder.path)]
+            now, left = new[: MAX_FOLDERS - listed], len(new) > MAX_FOLDERS - listed
+            listed += len(now)
+            levels = pool.map(self._level, [folder.path for folder in now])
+            found = zip(now, levels, strict=True)
             frontier = [inner for folder, level in found for inner in self._inside(folder, level)]
-        if frontier:
-            self._note(self._place.root, f"the search ended after {listed:,} folders; name folders further down")
-        if listed and self._finds.size == before:
-            self._note(self._place.root, "no run is below it")
+        if left:
+            self._note(self.place.root, f"the search ended after {listed:,} folders; name folders further down")
 
     def _is_new(self, path: Path) -> bool:
-        name = os.path.realpath(path) if self._place.storage.on_disk else f"{self._place.storage} {path}"
-        is_new = name not in self._seen
-        self._seen.add(name)
+        name = os.path.realpath(path) if self.place.storage.on_disk else f"{self.place.storage} {path}"
+        is_new = name not in self.seen
+        self.seen.add(name)
         return is_new
 
     def _level(self, path: Path) -> Level | OSError:
         try:
-            return self._place.storage.level(path)
+            return self.place.storage.level(path)
         except OSError as error:
             return error
 
@@ -133,14 +129,14 @@ class _Search:
         if isinstance(level, OSError):
             self._note(folder.path, "it is not there" if level.errno == errno.ENOENT else str(level.strerror))
             return
-        self._finds.readable = True
+        self.finds.readable = True
         if is_run(level):
-            self._finds.runs.append(self._found(folder, level))
+            self.finds.runs.append(self._found(folder, level))
             return
         for name in level.unreadable:
             self._note(folder.path / name, "a broken link, or no permission to follow it")
         if folder.role == "night" and ("run" in level.folders or "verdict.json" in level.files):
-            self._finds.nights.append(self._found(folder, level))
+            self.finds.nights.append(self._found(folder, level))
             yield from (_Folder(folder.path / name, folder.history, "run") for name in level.folders if name == "run")
             return
         for name in level.folders:
@@ -151,14 +147,14 @@ class _Search:
                 yield _Folder(inner, folder.path, "nights") if name == "nights" else _Folder(inner)
 
     def _found(self, folder: _Folder, level: Level) -> FoundFolder:
-        below = folder.path.relative_to(self._place.root)
+        below = folder.path.relative_to(self.place.root)
         title = shown(str(below)) if below.parts else shown(folder.path.name or str(folder.path))
         night = {"night": folder.path.name, "run": folder.path.parent.name}.get(folder.role, "")
         history = folder.history if night else None
-        return FoundFolder(folder.path, self._place.storage, level, title, self._place, history, night)
+        return FoundFolder(folder.path, self.place.storage, level, title, self.place, history, night)
 
     def _note(self, path: Path, reason: str) -> None:
-        self._finds.notes.append(f"{shown(str(path))}: {reason}")
+        self.finds.notes.append(f"{shown(str(path))}: {reason}")
 
 
 def is_run(level: Level) -> bool:

@@ -1,11 +1,11 @@
-"""The board's index: the entries of all runs below some places, kept in the user's cache, a file for each place.
+"""The board's index: the entries of all runs below some places, kept in a file of the user's cache.
 
 An entry is read again when a file that it was read from has another version (time and size, or ETag). The cache may be
 deleted at any time, and several boards may use it at once: each replaces it whole.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,14 +15,13 @@ from typing import Any
 from taugrid import __version__
 from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.board.entry import RunEntry, read_entry
-from taugrid.orchestrator.board.files import RecordedFiles
+from taugrid.orchestrator.board.entry import NightEntry, RunEntry, read_entry, read_night
+from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles
 from taugrid.orchestrator.board.find import THREADS, FoundFolder, Place, find, shown
-from taugrid.orchestrator.board.nights import NightEntry, read_night
 from taugrid.orchestrator.board.work import Work
 from taugrid.storage import LOCAL, read_json, replacing, user_cache, write_text
 
-FORMAT = 1
+FORMAT = 2
 """Raised when entries change their meaning."""
 
 
@@ -52,24 +51,22 @@ class Index:
     """Looks at the runs below `places` whenever it is asked to, and reads what has changed."""
 
     places: Sequence[Place]
-    _kept: dict[Place, dict[str, RunEntry]] = field(default_factory=dict)
+    _kept: dict[str, RunEntry] | None = None
+    """Directory -> entry, of runs and nights."""
     _work: dict[str, Work] = field(default_factory=dict)
 
     def look(self) -> Board:
         """The runs as they are now. Nothing raises: what can't be read has a note."""
         finds = find(self.places)
-        before = {place: self._loaded(place) for place in self.places}
+        before = self._loaded() if self._kept is None else self._kept
         with ThreadPoolExecutor(THREADS) as pool:
-            runs = list(pool.map(lambda found: self._run(found, _known(before, found)), finds.runs))
-            nights = list(pool.map(lambda found: read_night(found, _known(before, found)), finds.nights))
-        entries = [*((run.found, run.entry) for run in runs), *zip(finds.nights, nights, strict=True)]
-        running = {run.found.directory for run in runs if run.is_running}
-        for place, known in before.items():
-            now = {found.directory: entry for found, entry in entries if found.place == place}
-            changed = {name for name in known.keys() | now.keys() if known.get(name) is not now.get(name)}
-            self._kept[place] = now
-            if changed - running:  # what changes every few seconds is written along with what does not
-                self._save(place, finds.notes.append)
+            runs = list(pool.map(lambda found: self._run(found, before.get(found.directory)), finds.runs))
+            nights = list(pool.map(lambda found: read_night(found, before.get(found.directory)), finds.nights))
+        self._kept = {run.found.directory: run.entry for run in runs}
+        self._kept |= {found.directory: entry for found, entry in zip(finds.nights, nights, strict=True)}
+        changed = {name for name in before.keys() | self._kept if before.get(name) is not self._kept.get(name)}
+        if changed - {run.found.directory for run in runs if run.is_running}:  # those would be written at each look
+            self._save(finds.notes.append)
         return Board(runs, list(zip(finds.nights, nights, strict=True)), finds.notes, finds.readable)
 
     def look_or_refuse(self) -> Board:
@@ -88,33 +85,28 @@ class Index:
             return RunOnBoard(key, found, entry)
         work = self._work.setdefault(found.directory, Work(found))
         is_running = work.has_driver()
-        return RunOnBoard(key, found, entry, work.progress(entry["total"], files) if is_running else None, is_running)
+        return RunOnBoard(key, found, entry, work.progress(entry["planned"], files) if is_running else None, is_running)
 
-    def _loaded(self, place: Place) -> dict[str, RunEntry]:
-        if place not in self._kept:
-            self._kept[place] = {}
-            with suppress(OSError):
-                value = read_json(_file(place), LOCAL)
-                if isinstance(value, dict) and value.get("by") == [FORMAT, __version__]:
-                    self._kept[place] = dict(value["entries"])
-        return self._kept[place]
+    @property
+    def _file(self) -> Path:
+        places = sorted(f"{place.storage} {place.root}" for place in self.places)
+        return user_cache() / "board" / f"{json_sha256(places)[:16]}.json"
 
-    def _save(self, place: Place, note: Callable[[str], None]) -> None:
+    def _loaded(self) -> dict[str, RunEntry]:
+        with suppress(*UNREADABLE):
+            value: Any = read_json(self._file, LOCAL)
+            if value["by"] == [FORMAT, __version__]:
+                return dict(value["entries"])
+        return {}
+
+    def _save(self, note: Callable[[str], None]) -> None:
         """Replace the index. A full or read-only cache costs time at the next start, and nothing else."""
-        value = json.dumps({"by": [FORMAT, __version__], "entries": self._kept[place]}, separators=(",", ":"))
+        value = json.dumps({"by": [FORMAT, __version__], "entries": self._kept}, separators=(",", ":"))
         try:
-            with replacing(_file(place), LOCAL) as temporary:
+            with replacing(self._file, LOCAL) as temporary:
                 write_text(temporary, value)
         except OSError as error:
-            note(f"{shown(str(_file(place)))}: the index can't be kept ({error.strerror})")
-
-
-def _file(place: Place) -> Path:
-    return user_cache() / "board" / f"{json_sha256(f'{place.storage} {place.root}')[:16]}.json"
-
-
-def _known(entries: Mapping[Place, Mapping[str, RunEntry]], found: FoundFolder) -> RunEntry | None:
-    return entries[found.place].get(found.directory)
+            note(f"{shown(str(self._file))}: the index can't be kept ({error.strerror})")
 
 
 def key_of(directory: str) -> str:

@@ -14,7 +14,6 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
@@ -24,27 +23,21 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from taugrid.errors import UserError
 from taugrid.eval.pages.board import board_html
-from taugrid.orchestrator.board.document import BoardDocument, as_json, document_of
+from taugrid.orchestrator.board.document import BoardDocument, BoardRow, as_json, document_of
 from taugrid.orchestrator.board.index import Board, Index
-from taugrid.orchestrator.board.strips import strip
 
 LOOK_SECONDS = 5.0
 """The minimum time between two looks at the files."""
 
 LOOK_SHARE = 10.0
 """A look that took long is not repeated before this many times its duration: a bucket is paid by the request."""
-
-KEPT_STRIPS = 64
-"""The number of strips of images in memory: usually some kB each, and 12 MB at 512 x 512 pixels."""
-
-KEPT_DOCUMENTS = 8
-"""The number of documents whose rows a page may still name."""
 
 PORTS = range(8000, 8020)
 TOKEN_VARIABLE = "TAUGRID_BOARD_TOKEN"
@@ -67,29 +60,21 @@ class Served:
     """What is served now. Requests come from several threads."""
 
     def __init__(self, index: Index, board: Board) -> None:
-        self._index, self._looking, self._next = index, threading.Lock(), 0.0
-        self._documents: dict[str, BoardDocument] = {}
-        self._newest = self._took(board, time.monotonic())
-        self._strip_of = lru_cache(KEPT_STRIPS)(self._strip)
+        self._index, self._looking, self._next = index, threading.Lock(), time.monotonic() + LOOK_SECONDS
+        self._newest = document_of(board, index.places)
 
     def current(self) -> BoardDocument:
         """The newest document. While another thread is looking at the files, the one before."""
-        if time.monotonic() >= self._next and self._looking.acquire(blocking=False):
+        began = time.monotonic()
+        if began >= self._next and self._looking.acquire(blocking=False):
             try:
-                self._newest = self._took(self._index.look, time.monotonic())
+                found = document_of(self._index.look(), self._index.places)
+                self._newest = self._newest if found.etag == self._newest.etag else found
             finally:
+                ended = time.monotonic()
+                self._next = ended + max(LOOK_SECONDS, LOOK_SHARE * (ended - began))
                 self._looking.release()
         return self._newest
-
-    def _took(self, board: Board | Callable[[], Board], began: float) -> BoardDocument:
-        document = document_of(board if isinstance(board, Board) else board(), self._index.places)
-        document = self._documents.pop(document.etag, document)
-        self._documents[document.etag] = document
-        for etag in list(self._documents)[:-KEPT_DOCUMENTS]:
-            del self._documents[etag]
-        ended = time.monotonic()
-        self._next = ended + max(LOOK_SECONDS, LOOK_SHARE * (ended - began))
-        return document
 
     def page(self, request: Request) -> Response:
         html = board_html(self.current().value, live=True)
@@ -98,36 +83,32 @@ class Served:
     def document(self, request: Request) -> Response:
         found = self.current()
         headers = {"ETag": f'"{found.etag}"', "Cache-Control": "no-cache"}
-        if _etag(request.headers.get("if-none-match")) == found.etag:
+        if request.headers.get("if-none-match", "").removeprefix("W/").strip('"') == found.etag:
             return Response(status_code=304, headers=headers)
         return Response(found.text, media_type="application/json", headers=headers)
 
     def image(self, request: Request) -> Response:
-        run, cell = request.path_params["run"], request.path_params["cell"]
-        row = self.current().by_cell.get((run, cell))
-        if row is None:
-            raise UserError("there is no such cell")
-        picture = self._strip_of(run, cell, row.run.entry["versions"].get("tables/quality.json"))
+        from taugrid.orchestrator.board.cells import strip  # the first picture loads what decodes
+
+        picture = strip(self._cell(request.path_params["run"], request.path_params["cell"]))
         return Response(picture, media_type="image/png", headers={"Cache-Control": "private, max-age=300"})
 
-    def _strip(self, run: str, cell: str, version: str | None) -> bytes:
-        row = self._newest.by_cell.get((run, cell))
-        if row is None:
-            raise UserError("there is no such cell any more")
-        return strip(row)
-
     def pair(self, request: Request) -> Response:
-        from taugrid.orchestrator.board.pairs import paired  # the first pair loads what compares
+        from taugrid.orchestrator.board.cells import paired
 
-        query = request.query_params
-        found = self._documents.get(_etag(query.get("version", self.current().etag)))
-        if found is None:
-            raise UserError("the board has changed since; load it again")
-        given = [query.get(name, "") for name in ("a", "b")]
-        if not all(re.fullmatch(r"[0-9]{1,9}", at) and int(at) < len(found.rows) for at in given):
-            raise UserError("a and b are numbers of rows")
-        differences = paired(*(found.rows[int(at)] for at in given))
+        given = [request.query_params.get(name, "").partition("/") for name in ("a", "b")]
+        cells = [self._cell(run, cell) for run, _, cell in given]
+        try:
+            differences = paired(*cells)
+        except UserError:
+            differences = {}  # they have none, and the page says "unpaired"
         return Response(as_json(differences), media_type="application/json")
+
+    def _cell(self, run: str, cell: str) -> BoardRow:
+        """`UserError` if the newest document has no such cell."""
+        if (row := self.current().by_cell.get((run, cell))) is None:
+            raise UserError("there is no such cell; load the board again")
+        return row
 
     def report(self, request: Request) -> Response:
         run = next((run for run in self.current().runs if run.key == request.path_params["run"]), None)
@@ -148,7 +129,10 @@ def application(index: Index, board: Board, host: str, token: str | None) -> Sta
         "/runs/{run}/report.html": served.report,
     }
     guard = Middleware(BaseHTTPMiddleware, dispatch=Guard(is_loopback(host), token).answer)
-    return Starlette(routes=[Route(path, _answering(method)) for path, method in routes.items()], middleware=[guard])
+    small = Middleware(GZipMiddleware, compresslevel=3)  # of 1,000 runs, 8 MB
+    return Starlette(
+        routes=[Route(path, _answering(method)) for path, method in routes.items()], middleware=[guard, small]
+    )
 
 
 def _answering(endpoint: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
@@ -157,14 +141,12 @@ def _answering(endpoint: Callable[[Request], Response]) -> Callable[[Request], A
     async def answer(request: Request) -> Response:
         try:
             return await run_in_threadpool(endpoint, request)
-        except (UserError, OSError) as error:
-            return PlainTextResponse(str(error) if isinstance(error, UserError) else "it can't be read", 404)
+        except UserError as error:
+            return PlainTextResponse(str(error), 404)
+        except OSError:
+            return PlainTextResponse("it can't be read now", 503)
 
     return answer
-
-
-def _etag(text: str | None) -> str:
-    return (text or "").removeprefix("W/").strip('"')
 
 
 def policy_of(html: str) -> str:
@@ -205,7 +187,8 @@ class Guard(NamedTuple):
         if _same(request.cookies.get(cookie, ""), kept) or (scheme.lower() == "bearer" and _same(bearer, token)):
             return None
         if not _same(request.query_params.get("token", ""), token):
-            return PlainTextResponse("this board needs its token: open the address that `taugrid board` printed", 401)
+            need = f"this board needs ?token=... : that of the address that it printed, or its {TOKEN_VARIABLE}"
+            return PlainTextResponse(need, 401)
         others = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
         path = f"/{request.url.path.lstrip('/')}"  # never another host
         response = RedirectResponse(f"{path}?{urlencode(others)}" if others else path, 303)

@@ -1,14 +1,12 @@
 """Whether a driver works on a run, and how far it is: from lease.json and what is new in the events."""
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, events_in
 from taugrid.orchestrator.board.find import FoundFolder
-
-WINDOW_SECONDS = 60.0
-"""The rate is that of the last shards, over this time."""
 
 
 class Work:
@@ -18,10 +16,10 @@ class Work:
         self._root, self._storage = found.root, found.storage
         self._read: dict[str, int] = {}
         """File -> how much of it was read, in whole lines."""
-        self._images: dict[tuple[str, str], int] = {}
-        """Cell and file -> the images of a committed shard."""
-        self._done: list[tuple[float, int]] = []
-        """Time and images of shards, of the last session."""
+        self._images: dict[tuple[str, str], tuple[float, int]] = {}
+        """Cell and file -> time and images of a committed shard."""
+        self._began = 0.0
+        """The start of the last session."""
         self._updated: str | None = None
 
     def has_driver(self) -> bool:
@@ -33,21 +31,20 @@ class Work:
         except UNREADABLE:
             return False
 
-    def progress(self, total: int, files: RecordedFiles) -> dict[str, Any]:
+    def progress(self, planned: Mapping[str, int], files: RecordedFiles) -> dict[str, Any]:
+        """How many of the planned images there are; `planned` is cell -> N."""
         for name in sorted(name for name in files.stats if name.startswith("events/")):
             if files.stats[name].size > self._read.get(name, 0):
                 self._follow(name)
-        done = sum(self._images.values())
-        now, first = time.time(), self._done[0][0] if self._done else 0.0
-        recent = [(at, images) for at, images in self._done if at > self._done[-1][0] - WINDOW_SECONDS]
-        seconds = now - max(first, recent[0][0]) if recent else 0.0
-        rate = sum(images for _, images in recent[1:]) / seconds if seconds > 0 else 0.0
-        left = max(0, total - done) / rate if rate > 0 else None
+        shards = [shard for (cell, _), shard in self._images.items() if cell in planned]
+        done, total = sum(images for _, images in shards), sum(planned.values())
+        first, *later = sorted(shard for shard in shards if shard[0] >= self._began) or [(0.0, 0)]
+        rate = sum(images for _, images in later) / max(time.time() - first[0], 1e-9)
         return {
-            "done": done,
-            "total": max(total, done),
+            "done": min(done, total),
+            "total": total,
             "unit": "images",
-            "left_seconds": None if left is None else round(left, 1),
+            "left_seconds": round(max(0, total - done) / rate, 1) if rate > 0 else None,
             "updated": self._updated,
         }
 
@@ -69,8 +66,6 @@ class Work:
         at = datetime.fromisoformat(event["time"])
         self._updated = at.isoformat(timespec="seconds")
         if event.get("event") == "session":
-            self._done = []
+            self._began = at.timestamp()
         elif event.get("event") == "shard" and event["committed"]:
-            images = int(event["images"])
-            self._images[str(event["cell"]), str(event["path"])] = images
-            self._done.append((at.timestamp(), images))
+            self._images[str(event["cell"]), str(event["path"])] = at.timestamp(), int(event["images"])

@@ -43,7 +43,7 @@ def board(places: tuple[str, ...], port: int | None, host: str, target: str | No
     elif target is not None:
         from taugrid.orchestrator.board.site import check_target, write_site
 
-        folder = check_target(target)
+        folder = check_target(target, index.places)
         found = index.look_or_refuse()
         unread = write_site(document_of(found, index.places), folder)
         _say(found.notes)
@@ -68,8 +68,9 @@ def _serve(index: "Index", host: str, port: int | None) -> None:
     found = index.look_or_refuse()
     _say(found.notes)
     url = server.address_of(listening, host, token if is_new else None)
+    own = f", with ?token= and your {server.TOKEN_VARIABLE}" if token and not is_new else ""
     with reader_may_leave():
-        click.echo(f"{counted(len(found.runs), 'run')} on {url} (Ctrl-C ends it)")
+        click.echo(f"{counted(len(found.runs), 'run')} on {url}{own} (Ctrl-C ends it)")
     server.serve(server.application(index, found, host, token), listening)
 
 

@@ -1,21 +1,19 @@
 """A data set for the Hub and the library `datasets`: the run's Parquet files and a card, with a split for each cell."""
 
-import json
 import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.orchestrator.doctor.check import without_homes
 from taugrid.orchestrator.exports.images import Tick
-from taugrid.orchestrator.exports.results import TASK, fenced, front_matter, markdown, results
+from taugrid.orchestrator.exports.results import TASK, config_block, fenced, front_matter, markdown, results
 from taugrid.orchestrator.exports.target import Target
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.run import Run
@@ -25,7 +23,7 @@ from taugrid.words import counted, markdown_table
 
 def put_dataset(target: Target, run: Run, cells: Sequence[Cell], tick: Tick) -> None:
     """Put the sample files of `cells` and a README.md. Splits whose files have other columns get their own config."""
-    configs: dict[str, list[Cell]] = defaultdict(list)
+    configs: dict[bytes, list[Cell]] = defaultdict(list)
     sizes: dict[str, int] = {}
     for cell in cells:
         for shard in cell.shards:
@@ -36,8 +34,8 @@ def put_dataset(target: Target, run: Run, cells: Sequence[Cell], tick: Tick) -> 
             tick(shard.images)
         files = sorted(target.folder.glob(f"data/{split_of(cell)}/*.parquet"))
         sizes[cell.id] = sum(file.stat().st_size for file in files)
-        configs[json.dumps(_features(pq.read_schema(files[0])))].append(cell)
-    target.put_text("README.md", _card(run, configs, sizes))
+        configs[pq.read_schema(files[0]).metadata[b"huggingface"]].append(cell)
+    target.put_text("README.md", _card(run, list(configs.values()), sizes))
 
 
 def split_of(cell: Cell) -> str:
@@ -57,45 +55,29 @@ def _copy(path: Path, part: Path, images: int, storage: Storage) -> None:
                 images -= len(rows)
 
 
-def _features(schema: pa.Schema) -> list[dict[str, Any]]:
-    """The columns as `dataset_info` in a card has them, from what the file says of them to `datasets`."""
-    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    return [{"name": name, **_type(feature)} for name, feature in features.items()]
-
-
-def _type(feature: Mapping[str, Any]) -> dict[str, Any]:
-    if feature["_type"] == "Image":
-        return {"dtype": "image"}
-    if feature["_type"] == "Sequence":
-        return {"sequence": feature["feature"]["dtype"], "length": feature["length"]}
-    return {"dtype": feature["dtype"]}
-
-
-def _card(run: Run, configs: Mapping[str, Sequence[Cell]], sizes: Mapping[str, int]) -> str:
+def _card(run: Run, configs: Sequence[Sequence[Cell]], sizes: Mapping[str, int]) -> str:
     names = ["default", *(f"columns-{n}" for n in range(2, len(configs) + 1))]
     infos, files = [], []
-    for name, (features, cells) in zip(names, configs.items(), strict=True):
+    for name, cells in zip(names, configs, strict=True):
         size = sum(sizes[cell.id] for cell in cells)
         splits = [
             {"name": split_of(c), "num_bytes": sizes[c.id], "num_examples": c.settings.num_samples} for c in cells
         ]
-        info = {"config_name": name, "features": json.loads(features), "splits": splits}
-        infos.append(info | {"download_size": size, "dataset_size": size})
+        infos.append({"config_name": name, "splits": splits, "download_size": size, "dataset_size": size})
         paths = [{"split": split_of(cell), "path": f"data/{split_of(cell)}/*.parquet"} for cell in cells]
         files.append({"config_name": name, "data_files": paths})
     about = {"pretty_name": run.config.name, "task_categories": [TASK["type"]], "tags": ["taugrid"]}
     lines = [
         front_matter({**about, "dataset_info": infos, "configs": files}),
         f"# {run.config.name}",
-        f"Samples of {counted(len(sizes), 'cell')} of a [taugrid](https://pypi.org/project/taugrid) run, with a split "
-        "for each. The column `index` numbers the images: with the same seed, the same number has the same noise in "
-        "every split.",
-        *_scores([cell for cells in configs.values() for cell in cells], results(run)),
+        f"Samples of {counted(len(sizes), 'cell')} of a taugrid run, with a split for each. The column `index` numbers "
+        "the images: with the same seed, the same number has the same noise in every split.",
+        *_scores([cell for cells in configs for cell in cells], results(run)),
         "## Config",
-        fenced(run.config.model_dump(mode="json", exclude_defaults=True)),
+        config_block(run),
         "No licence is set: choose one, and add it as `license:` above.",
     ]
-    return "\n\n".join(lines) + "\n"
+    return without_homes("\n\n".join(lines) + "\n")
 
 
 def _scores(cells: Sequence[Cell], table: QualityTable) -> Iterator[str]:
@@ -110,8 +92,10 @@ def _scores(cells: Sequence[Cell], table: QualityTable) -> Iterator[str]:
             protocols[split] = table.protocols.get(row["protocol"], {})
     heads = ["split", "settings", "images", *(metric.title for metric in table.metrics)]
     yield markdown_table(heads, "llr" + "r" * len(table.metrics), rows)
+    yield " ".join(f"{each.metric.title}: {each.means}" for each in table.sections if each.means)
     if protocols:
         first, *others = protocols.values()
         shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
         own = {split: {key: its[key] for key in its if key not in shared} for split, its in protocols.items()}
-        yield from ("## Protocol", table.about, fenced({**shared, "splits": own}))
+        about = table.about.replace("; bold is the best of its column", "")
+        yield from ("## Protocol", about, fenced({**shared, "splits": own}))

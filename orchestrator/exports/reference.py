@@ -10,11 +10,10 @@ from taugrid.eval.metrics.reference_statistics import PRECISION, MomentsFile, re
 from taugrid.eval.metrics.statistics import Moments, moments
 from taugrid.eval.reference import image_batches
 from taugrid.images import encode_png
-from taugrid.orchestrator.exports.target import make_new_folder
+from taugrid.orchestrator.exports.target import make_folder, put_file, require_new_folder
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.storage import replacing
 from taugrid.words import counted
 
 IMAGES_AT_ONCE = 1024
@@ -42,7 +41,8 @@ def _export_images(scoring: Scoring, folder: Path) -> str:
     given = scoring.reference.given
     if isinstance(given, MomentsFile):
         raise UserError(f"the reference is the mean and covariance in {given.path}; give --to FILE.npz for these")
-    make_new_folder(folder)
+    require_new_folder(folder)
+    make_folder(folder)
     index = 0
     for batch in image_batches(given, IMAGES_AT_ONCE):
         for image in batch:
@@ -52,17 +52,16 @@ def _export_images(scoring: Scoring, folder: Path) -> str:
 
 
 def _export_moments(scoring: Scoring, rundir: RunDir, file: Path) -> str:
-    if file.exists():
-        raise UserError(f"--to {file} exists; give a new file")
     found = _moments(scoring, rundir)
     arrays: dict[str, Any] = {"mu": found.mean, "sigma": found.covariance}
     if scoring.extractor.precision != "float32":
         arrays[PRECISION] = scoring.extractor.precision
-    try:
-        with replacing(file) as temporary, temporary.open("wb") as opened:
+
+    def write(path: Path) -> None:
+        with path.open("wb") as opened:
             np.savez(opened, **arrays)
-    except OSError as error:
-        raise UserError(f"can't write {file}: {error.strerror}") from None
+
+    put_file(file, "this reference", lambda path: False, write)
     return f"mean and covariance of {counted(len(found.mean), 'feature')} of {scoring.extractor.name}"
 
 

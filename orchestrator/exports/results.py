@@ -12,6 +12,7 @@ from taugrid.errors import UserError
 from taugrid.eval.tables.long_form import score_columns
 from taugrid.eval.tables.quality import QualityTable, to_latex, to_markdown
 from taugrid.eval.tables.rows import Row, with_notes
+from taugrid.orchestrator.doctor.check import without_homes
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.run import Run
@@ -26,7 +27,7 @@ TASK = {"type": "unconditional-image-generation", "name": "Image generation"}
 
 
 def results(run: Run, name: str | None = None) -> QualityTable:
-    """The table that quality.json holds, of all cells or of the one that `name` fits; without rows if none is scored.
+    """The table that quality.json holds, of all cells or of the one that `name` fits; without rows if none has a score.
 
     Raises:
         UserError: if no cell or several fit.
@@ -40,7 +41,8 @@ def results(run: Run, name: str | None = None) -> QualityTable:
 
 def latex(run: Run, name: str | None) -> str:
     """A fragment of LaTeX for a document that loads booktabs and siunitx: a table of each metric."""
-    text = to_latex(_required(run, name), siunitx=True) + "\n"
+    text = to_latex(_required(run, name), siunitx=True).replace(" \\%", "~\\%") + "\n"
+    text = re.sub(r"(?<=[ (])-(?=\d)", "$-$", text)  # a minus of a sentence
     return OTHER_LETTERS.sub(lambda found: f"U+{ord(found[0]):04X}", text)
 
 
@@ -56,10 +58,10 @@ def model_card(run: Run, name: str | None) -> str:
         with_notes(f"{table.about}\n\n{to_markdown(table)}", [markdown(note) for note in table.notes]).strip(),
         "## How to repeat it",
         f"taugrid {version} sampled and scored this, with `config.yaml`:",
-        fenced(run.config.model_dump(mode="json", exclude_defaults=True)),
-        f"    pip install taugrid=={version}\n    taugrid run config.yaml",
+        config_block(run),
+        "    taugrid run config.yaml",
     ]
-    return "\n\n".join(lines) + "\n"
+    return without_homes("\n\n".join(lines) + "\n")
 
 
 def _required(run: Run, name: str | None) -> QualityTable:
@@ -98,7 +100,15 @@ def _errors(column: MetricColumn, row: Row) -> dict[str, float]:
 
 def front_matter(values: Mapping[str, Any]) -> str:
     """Values as the YAML at the top of a card, without YAML's references to what was said before."""
-    return f"---\n{yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, width=1000)}---"
+    text = yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, width=10**6)
+    # Ids such as 12345678e9 are numbers in YAML 1.2, which the Hub reads.
+    quoted = re.sub(r"(?m)(?<= )(?:0\d+|\d+e\d+)$", r'"\g<0>"', text)
+    return f"---\n{quoted}---"
+
+
+def config_block(run: Run) -> str:
+    """The config, without what belongs to one machine or account."""
+    return fenced(run.config.model_dump(mode="json", exclude_defaults=True, exclude={"cluster", "track"}))
 
 
 def fenced(values: Mapping[str, Any]) -> str:

@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from taugrid.errors import FULL, UserError, naming
 from taugrid.hashing import canonical_json, file_sha256
+from taugrid.storage import LOCAL
 
 SUMS = "SHA256SUMS"
 """What `sha256sum -c` reads. It ignores the first line, a comment, which says whose export this is."""
@@ -41,6 +42,8 @@ class Target:
         self._known = self._earlier()
         self._done: dict[str, str] = {}
         self._journal: IO[str] | None = None
+        self.notes: list[str] = []
+        """What the user is told at the end."""
 
     def _earlier(self) -> dict[str, str]:
         """Name -> SHA-256 of the files that earlier sessions of the same export finished."""
@@ -88,10 +91,13 @@ class Target:
         self._journal.write(f"{digest}  {name}\n")
 
     def put_text(self, name: str, text: str) -> None:
-        """The same for a short file, which is written again if its text is another now."""
-        path = self.folder / name
-        if not self.has(name) or path.read_bytes() != text.encode():
-            self.put(name, lambda temporary: temporary.write_bytes(text.encode()))
+        """The same for a short file, if its text is another now. One that the user changed stays, beside a new one."""
+        data, path = text.encode(), self.folder / name
+        if not self.has(name) and path.exists() and path.read_bytes() != data:
+            name = str(PurePath(name).with_suffix(f".new{path.suffix}"))
+            self.notes.append(f"{path} has been changed and stays; the new text is in {self.folder / name}")
+        if not self.has(name) or (self.folder / name).read_bytes() != data:
+            self.put(name, lambda temporary: temporary.write_bytes(data))
 
 
 def _text(path: Path) -> str:
@@ -142,25 +148,19 @@ def whole(path: Path, temporary: Path) -> Iterator[Path]:
 
 
 def put_file(path: Path, what: str, is_same: Callable[[Path], bool], write: Write) -> None:
-    """Write a file that is the whole export. One that `is_same` is left as it is; `UserError` if there is another."""
-    if path.exists():
-        if path.is_dir() or not is_same(path):
-            raise UserError(f"--to {path} exists and is not {what}; give a new file")
-        return
+    """Write a file that is the whole export, unless one is there that `is_same`; `UserError` if another is there."""
     make_folder(path.parent)
-    with whole(path, path.with_name(f".{path.name}{TEMPORARY}")) as temporary:
-        write(temporary)
+    if not (is_there := path.exists() or path.is_symlink()):
+        with LOCAL.temporary(path) as temporary:
+            write(temporary)
+            is_there = not LOCAL.commit(path, temporary)
+    if is_there and not (path.is_file() and is_same(path)):
+        raise UserError(f"--to {path} exists and is not {what}; give a new file")
 
 
 def require_new_folder(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
-
-
-def make_new_folder(folder: Path) -> None:
-    """Make a folder for an export; `UserError` unless it is new or empty."""
-    require_new_folder(folder)
-    make_folder(folder)
 
 
 def make_folder(folder: Path) -> None:
@@ -171,3 +171,5 @@ def make_folder(folder: Path) -> None:
         if error.errno in FULL:
             raise
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"can't write to {folder}: it is read-only")

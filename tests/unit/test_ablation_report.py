@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,8 @@ def test_tables_and_figures_are_of_means_and_effects(run):
     assert len(samples) == 4, "of replicates only the first is shown"
     assert all("seed=0" in name for name in samples)
     page = opened.rundir.report.read_text()
-    assert "schedule=linear beta_end=0.02 seed=0" in page
+    assert "schedule = linear, beta_end = 0.02, seed = 0" in page
+    assert not re.search(r"(?<=[ >])η=|<caption>[^<]*\w=", page)
     assert "the mean of 3 sampling seeds (seed), ± its standard error" in page
     assert "± is one standard error of sampling" not in page
 

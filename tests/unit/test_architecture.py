@@ -1,6 +1,8 @@
 """The code keeps the rules of the house (docs/architecture.md), and each rule finds what breaks it."""
 
 import re
+import shutil
+import subprocess
 from itertools import combinations
 from pathlib import Path
 
@@ -221,6 +223,12 @@ def test_a_package_that_the_wheel_has_too_many_or_lacks_is_found(plant):
     assert misplaced_packages(root) == [
         "benchmarks is shipped", "taugrid.tools is shipped", "taugrid.orchestrator is left out",
     ]  # fmt: skip
+
+
+@pytest.mark.skipif(not (shutil.which("git") and (ROOT / ".git").exists()), reason="needs git and a checkout")
+def test_no_file_has_the_markers_of_a_conflict():
+    found = subprocess.run(["git", "grep", "-lE", "^(<{7}|>{7}) "], cwd=ROOT, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (1, ""), found.stderr
 
 
 def test_the_files_and_folders_that_the_map_names_exist():

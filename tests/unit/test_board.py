@@ -17,11 +17,10 @@ import taugrid
 from taugrid import parquet
 from taugrid.errors import UserError
 from taugrid.images import decode_png, to_pictures
+from taugrid.orchestrator.board.cells import paired, strip
 from taugrid.orchestrator.board.document import document_of
 from taugrid.orchestrator.board.find import Place
 from taugrid.orchestrator.board.index import Index
-from taugrid.orchestrator.board.pairs import paired
-from taugrid.orchestrator.board.strips import strip
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.lease import sole_driver
@@ -151,6 +150,31 @@ def test_what_cannot_be_listed_is_said_and_the_rest_is_shown(runs, tmp_path, mon
         taugrid.board(tmp_path / "typo")
 
 
+def test_a_search_that_ends_early_says_so(runs, monkeypatch):
+    for n in range(4):
+        shutil.copytree(RUN, runs / f"run-{n}")
+    monkeypatch.setattr("taugrid.orchestrator.board.find.MAX_FOLDERS", 4)
+    board = look(runs)
+    assert len(board.runs) == 2
+    assert board.notes == [f"{runs}: the search ended after 4 folders; name folders further down"]
+    monkeypatch.setattr("taugrid.orchestrator.board.find.MAX_FOLDERS", 7)
+    assert look(runs).notes == [], "just enough for five runs, their folder, and the one below it"
+
+
+def test_a_second_look_lists_folders_and_reads_no_file_of_a_run(runs, monkeypatch):
+    shutil.copytree(RUN, runs / "b")
+    first = look(runs)
+    asked = {"read": [], "level": []}
+    for name, paths in asked.items():
+        whole = getattr(LocalStorage, name)
+        noted = lambda self, path, *rest, whole=whole, paths=paths: (paths.append(path), whole(self, path, *rest))[1]  # noqa: E731
+        monkeypatch.setattr(LocalStorage, name, noted)
+    second = look(runs)
+    assert [run.entry for run in second.runs] == [run.entry for run in first.runs]
+    assert not [path for path in asked["read"] if path.is_relative_to(runs)]
+    assert len(asked["level"]) <= 2 + 3 * len(second.runs)
+
+
 def test_an_entry_is_read_again_once_its_files_change(runs, cache, monkeypatch):
     first = by_title(look(runs))["old/seed-1"]
     [index] = cache.iterdir()
@@ -190,7 +214,14 @@ def test_what_may_be_compared_has_equal_keys(runs):
     entries = by_title(look(runs))
     assert entries["same"]["groups"] == entries["old/seed-1"]["groups"] != entries["other"]["groups"]
     assert len(set(entries["same"]["groups"])) == 1, "S and eta differ on purpose"
-    assert {fields["num_samples"] for fields in entries["other"]["protocols"].values()} == {"61"}
+    [group] = set(entries["other"]["groups"])
+    document = document_of(look(runs), []).value
+    assert document["protocols"][group]["num_samples"] == "61"
+    assert document["protocols"][entries["same"]["groups"][0]]["num_samples"] == "60"
+    (other / "tables" / "quality.json").unlink()
+    groups = by_title(look(runs))["other"]["groups"]
+    assert groups == [None] * 5, "what is not recorded is no group"
+    shutil.copy(runs / "same" / "tables" / "quality.json", table)
     assert len(set(entries["same"]["noise"])) == 1
     change(other / "config.json", sample={"seed": 1})
     cells = other / "tables" / "cells.csv"
@@ -241,12 +272,14 @@ def test_a_pair_is_what_compare_says_within_a_run_and_across_two(scored):
 
 def test_rows_without_common_noise_or_protocol_or_with_other_scores_are_no_pair(scored, tmp_path):
     shutil.copytree(scored, tmp_path / "runs")
-    names = ("rescored", "unrecorded", "forged", "mixed")
-    rescored, unrecorded, forged, mixed = (tmp_path / "runs" / name for name in names)
-    for run in (rescored, unrecorded, forged, mixed):
+    names = ("rescored", "unrecorded", "forged", "mixed", "odd", "huge")
+    rescored, unrecorded, forged, mixed, odd, huge = (tmp_path / "runs" / name for name in names)
+    for run in (rescored, unrecorded, forged, mixed, odd, huge):
         shutil.copytree(scored / "small", run)
     table = json.loads((rescored / "tables" / "quality.json").read_text())
     change(rescored / "tables" / "quality.json", rows=[row | {"fid": row["fid"] + 1} for row in table["rows"]])
+    for run, bad in ((odd, {"num_samples": "abc"}), (huge, {"fid": 10**400})):
+        change(run / "tables" / "quality.json", rows=[row | bad for row in table["rows"]])
     (unrecorded / "tables" / "quality.json").unlink()
     change(forged / "tables" / "quality.json", rows=[row | {"cell": "../../small/scores/x"} for row in table["rows"]])
     one, other = sorted((mixed / "scores").glob("*.parquet"))
@@ -256,7 +289,8 @@ def test_rows_without_common_noise_or_protocol_or_with_other_scores_are_no_pair(
     for title, reason in (
         ("seed-1", "share no noise"), ("rescored", "no influences"), ("forged", "no influences"),
         ("mixed", "no influences"),
-        ("unrecorded", "does not record the protocol"),
+        ("unrecorded", "does not record the protocol"), ("odd", "can't be compared"),
+        ("huge", "can't be compared|no influences"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=reason):
             paired(rows["small", 2], rows[title, 3])
@@ -280,6 +314,10 @@ def test_a_strip_shows_the_first_images_and_blank_tiles_for_missing_ones(runs):
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="images of this cell"):
         strip(row)
+    shutil.copytree(RUN, os.fsdecode(os.fsencode(runs) + b"/\xff"))
+    with pytest.raises(UserError) as refused:
+        strip(document_of(look(runs), []).rows[0])
+    assert str(refused.value).encode() == b"the images of this cell can't be read"
 
 
 def test_the_document_says_what_each_column_and_each_row_is(runs):
@@ -288,10 +326,14 @@ def test_the_document_says_what_each_column_and_each_row_is(runs):
     (removed / "S0008-sigma_hat-ad2c66b357.parquet").write_text("x")
     value = document_of(look(runs), []).value
     columns = {column.pop("name"): tuple(column.values()) for column in value["columns"]}
-    assert columns["steps"] == ("S", "setting", None, None, None)
-    assert columns["fid"] == ("FID", "metric", "lower", "fid_se", None)
-    assert columns["isc_mean"] == ("Inception Score", "metric", "higher", "isc_se", None), "not the spread over splits"
-    assert columns["isc_std"][1:] == ("error", None, None, "isc_mean")
+    assert columns["steps"] == ("S", "setting", None, None, None, None)
+    assert columns["fid"][2:4] == ("lower", "fid_se")
+    assert columns["fid"][5] == "fid_se"
+    assert columns["isc_mean"] == (
+        "Inception Score", "metric", "higher", "isc_std", "the standard deviation over splits", "isc_se",
+    )  # fmt: skip
+    assert columns["kid_mean"][3:] == ("kid_std", "the standard deviation over subsets", None), "no standard error"
+    assert columns["isc_std"][1] == "error"
     assert columns["seconds"][1] == "number"
     assert columns["cell"][1] == columns["protocol"][1] == "text"
     assert "fid_se" not in columns, "no row has one"
@@ -300,6 +342,8 @@ def test_the_document_says_what_each_column_and_each_row_is(runs):
     assert etas == {cell: "σ̂" if cell == "ad2c66b357" else etas[cell] for cell in etas}
     images = dict(zip(cells, value["images"]["rows"], strict=True))
     assert images == {cell: cell != "ad2c66b357" for cell in cells}
+    (removed / "S0004-eta0-06a87da89f.parquet").write_text("x")
+    assert sum(document_of(look(runs), []).value["images"]["rows"]) == 3, "it is seen without another change"
 
 
 def add_event(run, at, **event):
@@ -317,6 +361,7 @@ def test_a_run_at_work_shows_its_progress_from_what_is_new(runs, cache):
     index = Index([Place.of(str(runs))])
     with sole_driver(RunDir(run)):
         add_event(run, began, event="session", stages=[])
+        add_event(run, began, event="shard", cell="of-a-grid-before", path="p", images=60, committed=True)
         for n in range(2):
             shard = {"event": "shard", "cell": "c0", "path": f"part-{n}", "images": 15, "committed": n == 0}
             add_event(run, began, **shard)
@@ -334,7 +379,7 @@ def test_a_run_at_work_shows_its_progress_from_what_is_new(runs, cache):
         [second] = document_of(index.look(), []).value["runs"]
         assert [path.stat().st_mtime_ns for path in cache.glob("*")] == kept, "it would be written at each look"
         assert second["progress"]["done"] == 30, "a shard counts once"
-        assert second["progress"]["left_seconds"] == pytest.approx(20 * 90 / 30, rel=0.2)
+        assert second["progress"]["left_seconds"] == pytest.approx(20 * 90 / 15, rel=0.2)
         (run / "events" / "0009.jsonl").open("a").write(f"{line[60:]}\n")
         assert document_of(index.look(), []).value["runs"][0]["progress"]["done"] == 45, (
             "half a line is read once whole"

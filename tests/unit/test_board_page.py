@@ -117,7 +117,7 @@ def test_filters_leave_what_they_name(opened):
     assert "where.steps=1000" in tab.run("location.hash")
     tab.call("Input.insertText", text=" no such cell")
     assert tab.run("byId('empty').hidden") is False
-    tab.click("#clear-all")
+    tab.click("#clear-filters")
     assert count(tab).startswith("60 cells, 3 runs")
     assert tab.run("document.querySelectorAll('#rows tr[data-row]').length") > 20
 
@@ -156,9 +156,16 @@ def test_rows_of_other_protocols_are_grey_with_the_field_that_differs(opened):
     tick(tab, 45)
     assert tab.run("document.querySelectorAll('#rows tr.other[data-row]').length") == 40
     assert texts(tab, "#rows tr.heading")[0] == "Not comparable: N: 1,000, here 5,00040 cells"
-    unknown = board(2)
-    unknown["groups"][20:], unknown["protocols"] = ["unknown"] * 20, {}
-    assert "Not comparable: protocol not recorded" in texts(opened(unknown), "#rows tr.heading")[1]
+    unknown = board(3)
+    unknown["groups"][20:] = [None] * 40
+    tab = opened(unknown, picks(A, OTHER, "ablation/seed-1/0000010000"), height=2600)
+    assert "Not comparable: protocol not recorded40 cells" in texts(tab, "#rows tr.heading")
+    tab.run("change({ against: pickedRows()[1].id })")
+    assert texts(tab, "#picked td:nth-child(4)") == [why := "not comparable: protocol not recorded", "–", why]
+    unknown["groups"] = [None] * 60
+    tab = opened(unknown)
+    assert tab.run("document.querySelectorAll('#rows tr.other[data-row]').length") > 20, "with each other neither"
+    assert texts(opened(unknown, picks(A, B)), "#picked td:nth-child(4)") == ["–", why]
 
 
 def test_a_link_holds_the_whole_selection(opened):
@@ -225,7 +232,16 @@ def test_differences_are_paired_where_recorded_and_say_so_where_not(opened):
     tab.run("change({ against: pickedRows()[1].id })")
     assert texts(tab, "#picked td:nth-child(4)")[0] == "+10.25 ± 0.30paired, z = 34.2, worse"
     tab.run("change({ metric: 'isc_mean' })")
-    assert "unpaired" in texts(tab, "#picked td:nth-child(4)")[0], "nothing is recorded of this metric"
+    (is_a, is_b) = (document["rows"][place][9] for place in (0, 4))
+    assert texts(tab, "#picked td:nth-child(4)")[0].startswith(
+        f"{shown_number(is_a - is_b, math.hypot(0.08, 0.08))}unpaired, z = {(is_a - is_b) / math.hypot(0.08, 0.08):.1f}"
+    ), "nothing is recorded of this metric, and its spread is no standard error"
+    assert texts(tab, "#picked td:nth-child(3)")[0] == shown_number(is_a, 0.3), "as the report shows it"
+    assert texts(tab, "#chart-note")[0].startswith("Bars are ± the standard deviation over splits.")
+    document["columns"] = [each | {"se": None} for each in document["columns"]]
+    tab = opened(document, picks(A, c) + "&metric=isc_mean")
+    assert texts(tab, "#picked td:nth-child(4)")[1].endswith("no standard error")
+    assert "z =" not in texts(tab, "#picked")[0]
 
 
 def test_numbers_are_rounded_as_in_the_report(opened):
@@ -243,13 +259,12 @@ def test_a_chart_has_a_point_for_each_cell_and_can_show_whole_curves(opened):
     assert sorted(texts(tab, "#chart .number")) == ["1", "2"]
     tops = "[...document.querySelectorAll('#chart g.pick-0 .dot')].map((dot) => dot.getBoundingClientRect().y)"
     assert tab.run(tops) == sorted(tab.run(tops)), "FID falls with S, so points go down"
-    tab.click("#curves")
-    assert tab.run("document.querySelectorAll('#chart .dot').length") == 2
-    tab.run("change({ picked: [], curves: '' })")
+    assert "not comparable" in texts(tab, "#chart-note")[0]
+    tab.run("change({ picked: [] })")
     for number in (0, 4, 8):
         tick(tab, number)
-    assert tab.run("document.querySelectorAll('#chart .dot').length") == 3, "one line of several picked cells"
-    assert "not comparable" not in texts(tab, "#chart-note")[0]
+    assert tab.run("document.querySelectorAll('#chart .dot').length") == 5, "one line of several picked cells"
+    assert texts(tab, "#chart-note") == ["Bars are ± one standard error of sampling at this N."]
 
 
 def test_images_of_one_index_stand_side_by_side(opened, tmp_path):
@@ -281,9 +296,7 @@ def test_nights_are_a_trend_with_their_verdicts(opened):
         for i, light in enumerate(lights)
     ]
     nights.append({"id": "2026-11-04", "time": "", "verdict": "unfinished", "light": "grey", "run": None})
-    document["histories"] = [
-        {"key": "h0", "title": "nightly", "directory": "/n", "page": "n/index.html", "nights": nights}
-    ]
+    document["histories"] = [{"key": "h0", "title": "nightly", "directory": "/n", "nights": nights}]
     tab = opened(document, picks("ablation/seed-1/0000010000"))
     assert texts(tab, "#trends h3") == ["nightly: nights"]
     assert tab.run("document.querySelectorAll('#trends .dot').length") == 3
@@ -324,6 +337,22 @@ def test_the_keyboard_does_all_of_it(opened):
     assert tab.run("document.activeElement.id") == "text"
     tab.press("?")
     assert tab.run("byId('keys').open") is False, "a question mark is typed there"
+
+
+@pytest.mark.parametrize("clipboard", ["undefined", "{ writeText: () => Promise.reject(new Error('no')) }"])
+def test_a_link_is_copied_without_a_clipboard_or_it_is_said(opened, clipboard):
+    tab = opened(board(1), picks(A))
+    tab.run(f"Object.defineProperty(navigator, 'clipboard', {{ value: {clipboard}, configurable: true }}); 0")
+    tab.run("document.execCommand = () => false; 0")
+    tab.click("#copy")
+    settled(tab)
+    assert texts(tab, "#copy") == ["Press Ctrl+C"]
+    assert tab.run("document.activeElement.value === location.href && getSelection().toString() === location.href")
+    tab.run("document.execCommand = () => true; 0")
+    tab.click("#copy")
+    settled(tab)
+    assert texts(tab, "#copy") == ["Copied"]
+    tab.run("new Promise((done) => setTimeout(done, 1600))")
 
 
 def test_nine_cells_are_enough(opened):
@@ -368,9 +397,7 @@ def test_hostile_texts_are_only_shown(opened, name):
     for row in document["rows"]:
         row[2] = name if row[0] else f"{name}!"
     night = {"id": name, "time": name, "verdict": name, "light": name, "run": "r0"}
-    document["histories"] = [
-        {"key": "h0", "title": name, "directory": name, "page": "javascript:alert(1)", "nights": [night]}
-    ]
+    document["histories"] = [{"key": "h0", "title": name, "directory": name, "nights": [night]}]
     document["runs"][0]["history"] = "h0"
     tab = opened(document)
     elements = "document.querySelectorAll('script, img, iframe, object').length"
@@ -401,7 +428,6 @@ def test_what_there_is_not_is_said(opened):
     nothing["runs"] = [run(0, state="unreadable", note="run.json is damaged"), run(1, state="running")]
     tab = opened(nothing)
     assert texts(tab, "#why-empty") == ["No cell is scored yet in 2 runs."]
-    assert tab.run("byId('clear-all').hidden") is True
     assert texts(tab, "#others-list li") == ["ablation/seed-0: unreadable, run.json is damaged"]
 
 
@@ -453,6 +479,8 @@ def answered(state, path, query, headers):
         return 304 if is_known else 200, "application/json", "" if is_known else json.dumps(document), {"ETag": tag}
     if path == "/favicon.ico":
         return 404, "text/plain", "", {}
+    if path == "/pair.json" and len(state["asked"]) == 2:
+        return 503, "text/plain", "", {}
     if path == "/pair.json":
         return 200, "application/json", json.dumps({"fid": [1.5, 0.25], "isc_mean": [0.5, 0.1]}), {}
     return 200, "text/html; charset=utf-8", board_html(document, live=True), {}
@@ -466,7 +494,8 @@ def test_a_served_page_follows_the_runs_and_keeps_its_place(tab):
         tab.events.clear()
         tab.open(f"{address}#{picks(A, B, 'ablation/seed-1/0000010000')}")
         assert texts(tab, "#work .strip-of") == ["ablation/seed-125 of 100 images, 4 min left"]
-        until(tab, "!byId('picked').textContent.includes('asking')")
+        until(tab, "byId('picked').textContent.includes('be asked now')")
+        until(tab, "byId('picked').textContent.includes('paired, z = 6')")
         assert texts(tab, "#picked td:nth-child(4)")[1] == "+1.50 ± 0.25paired, z = 6.0, worse"
         assert "unpaired" in texts(tab, "#picked td:nth-child(4)")[2], "its noise is another: nobody was asked"
         tab.run("change({ metric: 'isc_mean' })")
@@ -492,9 +521,12 @@ def test_a_served_page_follows_the_runs_and_keeps_its_place(tab):
         assert tab.run("document.activeElement.id") == "grid"
         assert texts(tab, "#live") == ["live"]
         asked = [(query["a"], query["b"]) for path, query in state["asked"] if path == "/pair.json"]
-        assert asked == [(["0"], ["4"])], "once, though rows have other numbers now"
+        cells = (["r0/0000000000"], ["r0/0000000004"])
+        assert asked == [cells, cells], "again as the server failed, and not because rows have other numbers now"
         assert tab.run("grid.marker === byId('chart').firstChild") is True, "what is looked at is not drawn again"
-    assert not tab.named("Log.entryAdded")
+    assert [
+        entry["entry"]["text"] for entry in tab.named("Log.entryAdded") if "503" not in entry["entry"]["text"]
+    ] == []
     tab.run("poll()")
     assert re.fullmatch(r"the server does not answer; as of 2026-11-29 01:45 UTC", texts(tab, "#live")[0])
     assert not tab.named("Runtime.exceptionThrown")

@@ -1,7 +1,10 @@
 """The board as others reach it: over HTTP, as a folder of static files, and from a bucket."""
 
+import errno
+import gzip
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,7 +20,6 @@ import pages
 import pytest
 import uvicorn
 from buckets import quick_retries
-from starlette.requests import Request
 from test_board import RUN, change, look
 
 from taugrid import api
@@ -48,7 +50,7 @@ class Client:
     def get(self, path, method="GET", **headers):
         """Status, headers and body; the path goes out as it is."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.putrequest(method, path, skip_host="Host" in headers)
+        connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
         for name, value in headers.items():
             connection.putheader(name.replace("_", "-"), value)
         connection.endheaders()
@@ -100,6 +102,11 @@ def test_what_the_page_asks_for_is_served(runs):
         assert (status, report) == (200, b"<script>theirs()</script>")
         assert headers["content-security-policy"].startswith("sandbox allow-scripts"), "an origin of its own"
         assert client.get("/board.json", "HEAD")[::2] == (200, b"")
+        assert gzip.decompress(client.get("/board.json", Accept_Encoding="gzip")[2]) == body
+        a = b = f"{run['key']}/{cell}"
+        assert client.get(f"/pair.json?a={a}&b={b}")[::2] == (200, b"{}"), "a run without influences has no pairs"
+        (runs / "a" / "report.html").unlink()
+        assert client.get(f"/{run['report']}")[0] == 503
         for method in ("POST", "PUT", "DELETE", "OPTIONS"):
             assert client.get("/board.json", method)[0] == 405
 
@@ -114,9 +121,8 @@ def test_no_text_of_a_request_becomes_a_path(runs, tmp_path):
         for path in (
             f"/images/{run['key']}/../../../secret.png", f"/images/{run['key']}/..%2f..%2f..%2fsecret.png",
             f"/images/{run['key']}/%2e%2e/secret.png", "/../secret", "//etc/passwd", "/runs/../../secret/report.html",
-            f"/runs/{run['key']}/..%2f..%2fsecret", "/runs/nobody/report.html", "/pair.json?a=0&b=-1",
-            "/pair.json?a=0&b=7", "/pair.json?a=0&b=1e9", "/pair.json?a=0&b=%D9%A3", "/pair.json?a=0&b=0&version=other",
-            "/pair.json",
+            f"/runs/{run['key']}/..%2f..%2fsecret", "/runs/nobody/report.html", "/pair.json",
+            f"/pair.json?a={run['key']}/x&b={run['key']}/..%2f..%2f..%2fsecret",
         ):  # fmt: skip
             status, _, body = client.get(path)
             assert status == 404, path
@@ -141,6 +147,7 @@ def test_with_a_token_nobody_else_reads_anything(runs):
         for header in ({"Authorization": "Bearer wrong"}, {"Cookie": f"taugrid-board-{client.port}={TOKEN}"}):
             assert client.get("/board.json", **header)[0] == 401
         assert client.get("/board.json", Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert b"TAUGRID_BOARD_TOKEN" in client.get("/")[2], "it may be one that was never printed"
         status, headers, _ = client.get(f"//evil.example/x?token={TOKEN}&a=1")
         assert (status, headers["location"]) == (303, "/evil.example/x?a=1"), "to no other host"
         cookie = headers["set-cookie"]
@@ -188,9 +195,6 @@ def test_files_are_looked_at_again_but_not_at_each_request(runs, monkeypatch):
     shutil.copytree(RUN, runs / "b")
     monkeypatch.setattr(server.time, "monotonic", lambda: now + 4 * server.LOOK_SECONDS)
     assert len(here.current().runs) == 2
-    pair = Request({"type": "http", "query_string": b"a=0&b=1&version=%22" + first.etag.encode() + b"%22"})
-    with pytest.raises(UserError, match="no influences"):  # so it has found the rows
-        here.pair(pair)
 
 
 def test_ctrl_c_ends_it(runs):
@@ -211,6 +215,10 @@ def test_a_missing_extra_is_one_line(runs, monkeypatch):
     monkeypatch.delattr("taugrid.orchestrator.board.server")
     _, said = nights.taugrid("board", runs, code=2)
     assert said == "the board needs starlette and uvicorn; pip install 'taugrid[board]'"
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_site_is_whole_replaces_its_own_and_nothing_else(runs, tmp_path, monkeypatch):
@@ -234,12 +242,26 @@ def test_a_site_is_whole_replaces_its_own_and_nothing_else(runs, tmp_path, monke
         patch.setattr("taugrid.orchestrator.board.site.board_html", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             nights.taugrid("board", runs, "--to", site)
+    with monkeypatch.context() as patch:
+        patch.setattr("taugrid.orchestrator.board.site.commit_folder", full)
+        assert nights.taugrid("board", runs, "--to", site, code=2)[1] == (
+            f"--to {site} can't be written (No space left on device); give another folder"
+        )
     assert (site / "index.html").read_text() == page, "an error leaves the old one"
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     nights.taugrid("board", runs, "--to", site)
     assert list(site.glob("images/*")) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == before, "the old one is gone"
-    for folder, said in ((runs, "is not empty, and not a board"), (RUN / "config.json", "Not a directory")):
+    (tmp_path / "link").symlink_to(site)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x").write_text("x")
+    nights.taugrid("board", runs, "--to", tmp_path / "link")
+    assert (tmp_path / "link").readlink() == site
+    (site / "CNAME").write_text("mine")
+    for folder, said in (
+        (tmp_path / "mine", "is not empty, and not a board"), (RUN / "config.json", "Not a directory"),
+        (site, "also has 'CNAME'"), (runs / "site", "where the board writes nothing"), ("/proc/x", "can't be written"),
+    ):  # fmt: skip
         assert said in nights.taugrid("board", runs, "--to", folder, code=2)[1]
     assert "copy it there" in nights.taugrid("board", runs, "--to", "s3://bucket/x", code=2)[1]
 
@@ -281,7 +303,7 @@ def test_a_bucket_is_read_level_by_level_and_one_without_rights_is_a_note(runs, 
         [note] = board.notes
         assert note.startswith(f"s3://{closed}/x: no permission")
         before = s3.requests.copy()
-        assert look(f"s3://{name}").runs[0].entry == run.entry
+        assert look(f"s3://{name}", f"s3://{closed}/x").runs[0].entry == run.entry
         warm = s3.requests - before
         assert set(warm) == {"LIST"}, "nothing is read that has not changed"
         assert warm.total() < cold.total()

@@ -107,6 +107,7 @@ def test_a_verdict_says_what_trainings_decide_or_how_many_would():
     assert said([0.1, -0.1, 0.001], 0.0).endswith("more than 100 would be needed.")
     alone = "one training of each can't decide for others"
     assert said([-5.0]) == f"schedule: cosine is better than linear, by 5.00 on average, with these networks; {alone}."
+    assert said([0.0], 0.0) == "schedule: cosine and linear give the same FID."
     assert said([-0.1]) == f"schedule: sampling can't tell cosine from linear; {alone}."
 
 

@@ -35,10 +35,10 @@ from taugrid.errors import UserError, user_errors
 from taugrid.eval.tables.entries import Entry
 from taugrid.eval.tables.latex import siunitx_entry
 from taugrid.orchestrator.exports import images as exported_images
-from taugrid.orchestrator.exports.cells import Chosen
 from taugrid.orchestrator.exports.dataset import put_dataset, split_of
-from taugrid.orchestrator.exports.export import Request, export_images
-from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target
+from taugrid.orchestrator.exports.export import export_images
+from taugrid.orchestrator.exports.results import front_matter
+from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target, put_file
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -220,7 +220,7 @@ def test_a_model_card_holds_every_score_with_its_error_in_the_form_of_the_hub(fi
     assert {metric for _, metric in found} == {"fid_exact"}, "an oracle's closed form"
     text = file.read_text()
     config = text.split("~~~~~~yaml\n")[1].split("~~~~~~")[0]
-    assert load(yaml.safe_load(config)) == load(yaml.safe_load(CONFIG))
+    assert load(yaml.safe_load(config)) == load(yaml.safe_load(CONFIG.partition("cluster")[0]))
     assert "| η \\ S | 2 |" in text
     before = file.stat().st_ino
     taugrid("export", finished, "--format", "model-card", "--to", file)
@@ -288,7 +288,7 @@ def test_of_a_file_with_more_images_the_first_are_taken(labelled, tmp_path, monk
     smaller = [replace(c, settings=c.settings.model_copy(update={"num_samples": 10})) for c in run.plan.cells]
     fewer = replace(run, configured=run.plan.with_cells(smaller), sizes={})
     for form in ("png", "npz", "hf"):
-        export_images(fewer, Request(form, tmp_path / form), Progress.silent())
+        export_images(fewer, form, tmp_path / form, Progress.silent())
     loaded = datasets.load_dataset(str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache"))
     (split,) = loaded
     images = pixels(root, run.plan.cells[0].name)[:10]
@@ -304,7 +304,7 @@ def test_of_a_file_with_more_images_the_first_are_taken(labelled, tmp_path, monk
     assert len(list((tmp_path / "png").glob("*/*.png"))) == 10
     before = tree(tmp_path / "npz")
     with pytest.raises(UserError, match="other cells, images or form"):  # they have grown
-        export_images(run, Request("npz", tmp_path / "npz"), Progress.silent())
+        export_images(run, "npz", tmp_path / "npz", Progress.silent())
     assert tree(tmp_path / "npz") == before
 
 
@@ -389,9 +389,62 @@ def test_a_file_that_has_changed_since_is_written_again(finished, tmp_path):
     assert tree(tmp_path / "npz") == whole
 
 
+def test_a_card_that_the_user_changed_stays(finished, tmp_path):
+    command = ("export", finished, "--format", "hf", "--to", tmp_path / "hf")
+    taugrid(*command)
+    card = tmp_path / "hf/README.md"
+    written = card.read_text()
+    card.write_text(licensed := written.replace("---\n", "---\nlicense: mit\n", 1))
+    for _ in range(2):
+        assert (
+            f"{card} has been changed and stays; the new text is in {tmp_path}/hf/README.new.md" in taugrid(*command)[1]
+        )
+        assert (card.read_text(), card.with_name("README.new.md").read_text()) == (licensed, written)
+        assert subprocess.run(["sha256sum", "-c", "--quiet", SUMS], cwd=tmp_path / "hf", check=True).returncode == 0
+
+
+def test_a_file_that_comes_meanwhile_or_a_dangling_link_is_not_replaced(finished, tmp_path):
+    def write(path):
+        path.write_text("ours")
+        (tmp_path / "x.tex").write_text("theirs")
+
+    with pytest.raises(UserError, match=r"x\.tex exists and is not it; give a new file"):
+        put_file(tmp_path / "x.tex", "it", lambda path: path.read_text() == "ours", write)
+    assert tree(tmp_path) == {"x.tex": b"theirs"}
+    (tmp_path / "link.tex").symlink_to(tmp_path / "nowhere")
+    said = taugrid("export", finished, "--format", "latex", "--to", tmp_path / "link.tex", code=2)[1]
+    assert "link.tex exists and is not this latex" in said
+    assert (tmp_path / "link.tex").is_symlink()
+
+
+def test_a_folder_that_is_read_only_is_one_line(finished, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for form, name in (("png", ""), ("latex", "x.tex")):
+        said = taugrid("export", finished, "--format", form, "--to", small_disk / name, code=2)[1]
+        assert said.endswith(f"can't write to {small_disk}: it is read-only")
+
+
+def test_a_card_tells_no_home_folder_and_every_id_stays_text(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(finished.parent / "alice"))
+    run = shutil.copytree(finished, tmp_path / "run")
+    document = json.loads((run / "config.json").read_text())
+    document["evaluate"]["weights"] = str(finished.parent / "alice/w.pth")
+    (run / "config.json").write_text(json.dumps(document))
+    for form, name in (("model-card", "card.md"), ("hf", "hf")):
+        taugrid("export", run, "--format", form, "--to", tmp_path / name)
+    for text in ((tmp_path / "card.md").read_text(), (tmp_path / "hf/README.md").read_text()):
+        config = yaml.safe_load(text.split("~~~~~~yaml\n")[-1].split("~~~~~~")[0])
+        assert config["evaluate"]["weights"] == "~/w.pth"
+        assert "cluster" not in config
+        assert "± is the standard deviation over" in text, "of KID"
+        assert "alice" not in text
+    assert front_matter({"id": "12345678e9", "b": "0189", "c": 10}) == '---\nid: "12345678e9"\nb: "0189"\nc: 10\n---'
+
+
 def test_a_folder_that_holds_anything_else_is_refused(finished, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/note.txt").write_text("mine")
+    assert "is in the run directory" in taugrid("export", finished, "--to", finished / "x", code=2)[1]
     assert "is not an empty folder" in taugrid("export", finished, "--to", tmp_path / "full", code=2)[1]
     taugrid("export", finished, "eta=0", "--format", "npz", "--to", tmp_path / "one")
     before = tree(tmp_path / "one")
@@ -454,8 +507,8 @@ def test_an_export_from_a_bucket_is_the_same(labelled, bucket, tmp_path):
             storage.commit(place / name, temporary)
     there = replace(run, rundir=RunDir(place, storage))
     for form in ("png", "npz", "hf"):
-        export_images(run, Request(form, tmp_path / "here" / form), Progress.silent())
-        export_images(there, Request(form, tmp_path / "there" / form), Progress.silent())
+        export_images(run, form, tmp_path / "here" / form, Progress.silent())
+        export_images(there, form, tmp_path / "there" / form, Progress.silent())
     assert tree(tmp_path / "here") == tree(tmp_path / "there")
 
 
@@ -528,7 +581,7 @@ def test_damage_that_comes_while_files_are_read_is_one_line(finished, tmp_path, 
     data[len(data) // 3] ^= 1
     part.write_bytes(data)
     assert "missing or damaged shards (1 of 2)" in taugrid("export", run, "eta=0", "--to", tmp_path / "x", code=2)[1]
-    monkeypatch.setattr("taugrid.orchestrator.exports.export.choose", lambda run, name: Chosen(run.plan.cells[:1], []))
+    monkeypatch.setattr("taugrid.orchestrator.exports.export.choose", lambda run, name: (run.plan.cells[:1], []))
     for form in ("png", "npz"):
         said = taugrid("export", run, "--format", form, "--to", tmp_path / form, code=2)[1]
         assert "part-000001.parquet" in said

@@ -33,7 +33,7 @@ CAPTION = (
 )
 CAPTION_WIDTH = 110
 """Characters in a line of the caption."""
-SPREAD = 0.6
+SPREAD = 0.3
 """Settings with equal numbers of evaluations are spread over this share of the distance to the next number."""
 MAX_SPREAD = math.log(2)
 """They are spread over a factor of two at most."""

@@ -5,7 +5,7 @@
 
 const MOST_PICKED = 9;
 const MISSING = "–";
-const OPTIONS = ["text", "metric", "x", "against", "index", "curves", "log"];
+const OPTIONS = ["text", "metric", "x", "against", "index", "log"];
 const TOLD_OTHERWISE = ["model", "sigma"]; // by the run or the grid's key, and by eta: shown if they are chosen
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -77,9 +77,8 @@ function indexed(source) {
     const [run, label] = [source.runs[values[0]], source.cells[number]];
     const cell = String(values[place.get("cell")] ?? label);
     const text = `${run.title} ${label} ${cell}`.toLowerCase();
-    const protocol = source.protocols[values[place.get("protocol")]];
     const [id, group] = [wellFormed(`${run.title}/${cell}`), source.groups[number]];
-    return { number, values, run, cell, label, id, text, group, protocol };
+    return { number, values, run, cell, label, id, text, group };
   });
   const columns = [...columnsOf(source, place)];
   for (const column of columns) column.isText = !rows.some((row) => typeof column.value(row) === "number");
@@ -88,7 +87,6 @@ function indexed(source) {
     ids: new Map(rows.map((row) => [row.id, row])),
     named: new Map(columns.map((column) => [column.name, column])),
     metrics: columns.filter((column) => column.kind === "metric" && !column.isText),
-    protocolOf: new Map(rows.map((row) => [row.group, row.protocol])),
     recorded: new Map(source.differences.map(([a, b, metric, ...rest]) => [`${a} ${b} ${metric}`, rest])),
   };
 }
@@ -99,8 +97,8 @@ function* columnsOf(source, place) {
   yield ofRun("label", "Cell", (row) => row.label);
   const kinds = ["setting", "metric", "number", "text"];
   for (const given of kinds.flatMap((each) => source.columns.filter(({ kind }) => kind === each))) {
-    const [at, error] = [place.get(given.name), place.get(given.error)];
-    yield { ...given, value: (row) => row.values[at], errorOf: (row) => row.values[error] ?? null };
+    const [value, errorOf, seOf] = [given.name, given.error, given.se].map((name) => (row) => row.values[place.get(name)] ?? null);
+    yield { ...given, value, errorOf, seOf };
   }
   yield ofRun("began", "Began", (row) => row.run.began, shownTime);
   yield ofRun("state", "State", (row) => row.run.state);
@@ -125,10 +123,11 @@ const chosenMetric = () => board.metrics.find((metric) => metric.name === view.m
 const pickedRows = () => view.picked.map((id) => board.ids.get(id)).filter(Boolean);
 const numberOf = (row) => pickedRows().indexOf(row);
 
-// Such as "N: 1,000, here 5,000", for each field of the protocols that differs.
+// Such as "N: 1,000, here 5,000", for each field of the protocols that differs; null if the groups may be compared.
 function differingFields(reference, group) {
-  const [mine, other] = [board.protocolOf.get(reference), board.protocolOf.get(group)];
-  if (!mine || !other) return ["protocol not recorded"];
+  if (reference === null || group === null) return ["protocol not recorded"];
+  if (reference === group) return null;
+  const [mine, other] = [board.protocols[reference], board.protocols[group]];
   const names = [...new Set([...Object.keys(mine), ...Object.keys(other)])].filter((name) => mine[name] !== other[name]);
   return names.map((name) => `${fieldName(name)}: ${fieldValue(mine[name])}, here ${fieldValue(other[name])}`);
 }

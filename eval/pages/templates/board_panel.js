@@ -29,7 +29,7 @@ function drawPanel() {
   byId("notes").textContent = [...(board.notes ?? []), ...(missing.length ? [lost] : [])].join("\n");
   byId("panel").hidden = !picks.length;
   document.body.classList.toggle("comparing", picks.length > 0);
-  const options = [view.metric, view.x, view.against, view.curves, view.log, byId("panel-body").clientWidth];
+  const options = [view.metric, view.x, view.against, view.log, byId("panel-body").clientWidth];
   const key = JSON.stringify([picks.map(contentsOf), options, board.histories]);
   if (picks.length && panel.key !== key) {
     panel.key = key; // what people look at is not drawn again because another run went on
@@ -52,7 +52,7 @@ function fillSelect(id, choices, chosen) {
 }
 
 function axes() {
-  const possible = ["steps", "network_evaluations", "seconds"].map((name) => board.named.get(name));
+  const possible = ["steps", "network_evaluations"].map((name) => board.named.get(name));
   return possible.filter((column) => column && !column.isText);
 }
 
@@ -94,19 +94,19 @@ function differenceCell(from, to, metric) {
 // Between cells of the same noise from their influences; otherwise as between independent cells, and it says so.
 function difference(from, to, metric) {
   const none = (how, why = null) => ({ value: null, how, why });
-  const why = from.group === to.group ? null : differingFields(from.group, to.group);
+  const why = differingFields(from.group, to.group);
   if (why) return none(`not comparable: ${inShort(why, 1)}`, why);
   const [a, b] = [metric.value(from), metric.value(to)];
   if (typeof a !== "number" || typeof b !== "number") return none("not scored");
   const paired = pairedDifference(from, to, metric);
-  if (paired === "asked") return none("asking…");
+  if (typeof paired === "string") return none(paired);
   if (paired) return { value: paired[0], error: paired[1], how: "paired" };
-  const errors = [metric.errorOf(from), metric.errorOf(to)];
-  if (errors.includes(null)) return { value: b - a, error: null, how: "no error" };
+  const errors = [metric.seOf(from), metric.seOf(to)];
+  if (errors.includes(null)) return { value: b - a, error: null, how: "no standard error" };
   return { value: b - a, error: Math.hypot(...errors), how: "unpaired" };
 }
 
-// [difference, standard error]; null if there is none; "asked" until the server has answered.
+// [difference, standard error]; null if there is none; a text while the server has not answered.
 function pairedDifference(from, to, metric) {
   const noise = board.noise[from.number];
   if (noise === null || noise !== board.noise[to.number]) return null;
@@ -117,15 +117,17 @@ function pairedDifference(from, to, metric) {
   const key = JSON.stringify([contentsOf(from), contentsOf(to)]);
   if (!panel.pairs.has(key)) askPair(from, to, key);
   const answer = panel.pairs.get(key);
-  return answer === "asked" ? answer : answer?.[metric.name] ?? null;
+  return typeof answer === "string" ? answer : answer[metric.name] ?? null;
 }
 
 async function askPair(from, to, key) {
-  panel.pairs.set(key, "asked");
-  const query = new URLSearchParams({ a: from.number, b: to.number, version: live.etag });
-  const answer = await fetch(`pair.json?${query}`, { cache: "no-store" }).catch(() => null);
-  panel.pairs.set(key, answer?.ok ? await answer.json() : null);
+  panel.pairs.set(key, "asking…");
+  const [a, b] = [from, to].map((row) => `${row.run.key}/${row.cell}`);
+  const asked = fetch(`pair.json?${new URLSearchParams({ a, b })}`, { cache: "no-store" });
+  const found = await asked.then((answer) => (answer.ok ? answer.json() : null)).catch(() => null);
+  panel.pairs.set(key, found ?? "can't be asked now");
   drawPicked(pickedRows());
+  if (!found) setTimeout(() => panel.pairs.delete(key) && drawPicked(pickedRows()), POLLED);
 }
 
 // Cells of one run that differ in nothing but the number of steps are on one line.
@@ -136,12 +138,7 @@ function lineOf(row) {
 
 function linesOf(picks) {
   board.lines ??= groupedBy(board.rows, lineOf);
-  const single = groupedBy(picks, lineOf);
-  const whole = [...single.keys()].map((key) => board.lines.get(key));
-  const isAlone = [...single.values()].some((rows) => rows.length === 1);
-  byId("curves").checked = view.curves ? view.curves === "1" : isAlone;
-  byId("curves").closest("label").hidden = whole.flat().length === picks.length;
-  return byId("curves").checked ? whole : [...single.values()];
+  return [...groupedBy(picks, lineOf).keys()].map((key) => board.lines.get(key));
 }
 
 function drawChart(picks) {
@@ -153,7 +150,8 @@ function drawChart(picks) {
   byId("chart-part").hidden = isEmpty;
   const isMixed = new Set(picks.map((row) => row.group)).size > 1;
   const note = isMixed ? " Cells of other protocols are drawn too, but are not comparable." : "";
-  byId("chart-note").textContent = `Bars are ± one standard error.${note}`;
+  const bars = y?.error_means ? `Bars are ± ${y.error_means}.` : "";
+  byId("chart-note").textContent = bars + note;
   byId("chart").replaceChildren(isEmpty ? "" : plot({ lines, xLabel: x.heading, yLabel: y.heading, isLogX: true }));
 }
 
@@ -296,7 +294,7 @@ function drawTrends(picks) {
     const lines = [...here.keys()].map((label) => nightPoints(nights, label)).filter((line) => line.length);
     if (!lines.length) return [];
     const chart = plot({ lines, xLabel: "night", yLabel: chosenMetric().heading, nights });
-    return [element("h3", {}, linkTo(history.page, history.title), ": nights"), chart];
+    return [element("h3", {}, element("bdi", {}, history.title), ": nights"), chart];
   }));
 }
 

@@ -4,7 +4,6 @@
 
 const POLLED = 5000; // milliseconds
 const MOST_AT_WORK = 6;
-const QUIET = 600; // seconds without an event after which it is said
 
 const live = { etag: "", isAsking: false };
 const isLive = () => byId("board").dataset.live === "true";
@@ -26,26 +25,24 @@ function drawRuns() {
 }
 
 function workOf({ title, directory, progress }) {
-  const { done = 0, total = 0, unit = "", left_seconds: left = null, updated = null } = progress ?? {};
-  const quiet = updated ? (Date.now() - Date.parse(updated)) / 1000 : 0;
-  const ends = left === null ? "" : `, ${duration(left)} left`;
-  const rest = quiet > QUIET ? `, nothing heard for ${duration(quiet)}` : ends;
+  const { done = 0, total = 0, unit = "", left_seconds: left = null } = progress ?? {};
+  const rest = left === null ? "" : `, ${duration(left)} left`;
   const count = total ? `${thousands(done)} of ${thousands(total)} ${unit}` : "starting";
   const bar = { max: total || null, value: total ? done : null, "aria-label": `Progress of ${title}` };
   return element("div", { class: "strip-of", title: directory }, element("bdi", {}, title), element("progress", bar),
     element("small", {}, count + rest));
 }
 
-function historyOf({ title, page, nights }) {
+function historyOf({ title, nights }) {
   const size = { width: 14, height: 14, viewBox: "-7 -7 14 14" };
   const marks = nights.slice(-30).map((night) => drawn("svg", size, verdictMark(night)));
   const last = nights.at(-1);
-  return element("div", { class: "strip-of" }, linkTo(page, element("bdi", {}, title)), element("span", {}, ...marks),
+  return element("div", { class: "strip-of" }, element("bdi", {}, title), element("span", {}, ...marks),
     element("small", {}, last ? `${last.id}: ${last.verdict}` : "no nights"));
 }
 
 function showDetails(row) {
-  const { run, protocol } = row;
+  const { run, group } = row;
   const columns = board.columns.filter(({ kind }) => kind !== "text");
   byId("details-title").textContent = `${run.title}: ${row.label}`;
   byId("details-report").replaceChildren(linkTo(run.report, run.report ? "Report of this run" : "No report"));
@@ -54,7 +51,7 @@ function showDetails(row) {
       ["Time", `${shownTime(run.began)} to ${shownTime(run.ended)}`], ["Devices", run.devices.join(", ")],
       ["Models", run.models.join(", ")], ["taugrid", run.taugrid], ["Cell", row.cell]]),
     factList(columns.map((column) => [column.heading, shownIn(column, row)])),
-    factList(Object.entries(protocol ?? {}).map(([name, value]) => [fieldName(name), value])));
+    factList(Object.entries(board.protocols[group] ?? {}).map(([name, value]) => [fieldName(name), value])));
   byId("details").showModal();
 }
 
@@ -106,11 +103,6 @@ function closeMenus(event, isAll = false) {
   }
 }
 
-function printing(isPrinting) {
-  Object.assign(table, { printing: isPrinting, first: -1 });
-  drawWindow();
-}
-
 function bind(name, valueOf, isStep = true) {
   byId(name).addEventListener("input", (event) => {
     view[name] = valueOf(event.target);
@@ -123,14 +115,12 @@ function start() {
   for (const name of ["metric", "x", "against"]) bind(name, ({ value }) => value);
   for (const name of ["text", "index"]) bind(name, ({ value }) => value, false);
   bind("log", ({ checked }) => (checked ? "1" : ""));
-  bind("curves", ({ checked }) => (checked ? "1" : "0"));
   const on = (id, name, listener) => byId(id).addEventListener(name, listener);
-  for (const id of ["clear-filters", "clear-all"]) on(id, "click", () => change({ text: "", where: new Map() }));
+  on("clear-filters", "click", () => change({ text: "", where: new Map() }));
   on("columns", "toggle", drawColumnChoices);
   on("default-columns", "click", () => change({ columns: null }) ?? drawColumnChoices());
   on("clear-picks", "click", () => change({ picked: [] }));
-  const copied = () => (byId("said").textContent = "The link is copied.");
-  on("copy", "click", () => navigator.clipboard?.writeText(location.href).then(copied));
+  on("copy", "click", (event) => copy(event.target, location.href));
   on("help", "click", () => byId("keys").showModal());
   on("strips", "click", chooseImage);
   on("grid", "keydown", gridKey);
@@ -140,8 +130,6 @@ function start() {
   document.addEventListener("click", closeMenus);
   window.addEventListener("popstate", () => readView() ?? draw());
   window.addEventListener("resize", draw);
-  window.addEventListener("beforeprint", () => printing(true));
-  window.addEventListener("afterprint", () => printing(false));
   readView();
   show(JSON.parse(byId("board-data").textContent));
   live.etag = board.etag ?? "";

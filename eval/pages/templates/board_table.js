@@ -4,12 +4,11 @@
 
 const ROW = 30; // pixels, as in board.css
 const BEYOND = 12; // rows kept above and below the window
-const MOST_PRINTED = 500;
 const MOST_CHOICES = 200;
 const MOST_METRICS = 4; // columns, unless others are chosen
 const COLLATOR = new Intl.Collator("en", { numeric: true });
 
-const table = { key: "", items: [], rows: [], first: -1, active: null, printing: false };
+const table = { key: "", items: [], rows: [], first: -1, constants: [], active: null };
 
 function isShown(row, words, except) {
   if (!words.every((word) => row.text.includes(word))) return false;
@@ -52,42 +51,29 @@ function arrange() {
   const bySize = [...groups].sort(([a, one], [b, other]) => other.length - one.length || (a < b ? -1 : 1));
   const withHeadings = bySize.flatMap(([group, members]) => [{ group, size: members.length }, ...members]);
   const items = groups.size < 2 ? rows : withHeadings;
-  Object.assign(table, { key, board, rows, items, groups, largest: bySize[0]?.[0], bests: bestOf(groups) });
-}
-
-// Group and metric -> the best value that is shown.
-function bestOf(groups) {
-  const bests = new Map();
-  for (const metric of board.metrics.filter(({ better }) => better)) {
-    for (const [group, rows] of groups) {
-      const values = rows.map(metric.value).filter((value) => typeof value === "number");
-      const best = values.reduce((a, b) => ((metric.better === "lower" ? a < b : a > b) ? a : b), values[0]);
-      if (values.length > 1) bests.set(`${group} ${metric.name}`, best);
-    }
-  }
-  return bests;
+  const isConstant = (column) => rows.every((row) => column.value(row) === column.value(rows[0]));
+  const constants = board.columns.filter((column) => column.kind === "setting" && isConstant(column));
+  Object.assign(table, { key, board, rows, items, constants, largest: bySize[0]?.[0] ?? null });
 }
 
 // Settings that differ between the shown rows, and metrics; what is the same everywhere is told above the table.
 function defaultColumns() {
   const settings = board.columns.filter(({ kind, name }) => kind === "setting" && !TOLD_OTHERWISE.includes(name));
-  const varying = settings.filter((column) => !isConstant(column));
+  const varying = settings.filter((column) => !table.constants.includes(column));
   const metrics = board.metrics.filter((metric, i) => i < MOST_METRICS || metric === chosenMetric());
   return [...(varying.length ? varying : [board.named.get("label")]), ...metrics].map(({ name }) => name);
 }
 
-const isConstant = (column) => table.rows.every((row) => column.value(row) === column.value(table.rows[0]));
-
 function saidOfAll() {
-  const hidden = board.columns.filter((column) => column.kind === "setting" && !table.columns.includes(column));
-  const told = hidden.filter((column) => keyOf(column, table.rows[0]) && isConstant(column));
+  const isTold = (column) => !table.columns.includes(column) && keyOf(column, table.rows[0]);
+  const told = table.constants.filter(isTold);
   const words = told.map((column) => `${column.heading} = ${shownIn(column, table.rows[0])}`).join(", ");
   return words && `Everywhere: ${words}`;
 }
 
 function drawTable() {
   arrange();
-  table.reference = pickedRows()[0]?.group ?? table.largest;
+  table.reference = pickedRows().length ? pickedRows()[0].group : table.largest;
   const names = new Set(["run", ...(view.columns ?? defaultColumns())]);
   table.columns = board.columns.filter(({ name }) => names.has(name));
   table.active = table.rows.find((row) => row.id === table.active?.id) ?? null;
@@ -124,8 +110,8 @@ function headOf(column) {
 }
 
 // The metric of the panel is in sight however many columns there are.
-function classOf(column, isBest = false) {
-  const classes = { words: column.isText, key: column === chosenMetric(), best: isBest };
+function classOf(column) {
+  const classes = { words: column.isText, key: column === chosenMetric() };
   return Object.keys(classes).filter((name) => classes[name]).join(" ") || null;
 }
 
@@ -142,13 +128,13 @@ function drawWindow() {
   const scroller = byId("scroller");
   const isMore = scroller.scrollWidth - scroller.clientWidth - scroller.scrollLeft > 1;
   scroller.parentElement.classList.toggle("more", isMore);
-  const count = table.printing ? MOST_PRINTED : Math.ceil(window.innerHeight / ROW) + 2 * BEYOND;
-  const top = table.printing ? 0 : Math.floor(scroller.scrollTop / ROW) - BEYOND;
+  const count = Math.ceil(window.innerHeight / ROW) + 2 * BEYOND;
+  const top = Math.floor(scroller.scrollTop / ROW) - BEYOND;
   const first = Math.max(0, Math.min(top, table.items.length - count));
   if (first === table.first) return;
   table.first = first;
   const shown = table.items.slice(first, first + count);
-  const below = table.printing ? 0 : table.items.length - first - shown.length;
+  const below = table.items.length - first - shown.length;
   const lines = shown.map((item, i) => (item.id === undefined ? headingLine(item) : rowLine(item, first + i)));
   byId("rows").replaceChildren(spaceOf(first), ...lines, spaceOf(below));
   byId("grid").setAttribute("aria-rowcount", table.items.length + 1);
@@ -161,11 +147,8 @@ function spaceOf(rows) {
   return element("tr", { class: "space", "aria-hidden": "true", hidden: rows === 0 }, cell);
 }
 
-// The fields that differ from those of the reference; null for its own rows.
-const differing = (group) => (group === table.reference ? null : differingFields(table.reference, group));
-
 function headingLine({ group, size }) {
-  const fields = differing(group);
+  const fields = differingFields(table.reference, group);
   const words = fields ? `Not comparable: ${inShort(fields)}` : "Comparable with each other";
   const text = element("span", { title: fields?.join("\n") }, words, element("small", {}, plural(size, "cell")));
   const cell = element("td", { colspan: table.columns.length }, text);
@@ -173,7 +156,7 @@ function headingLine({ group, size }) {
 }
 
 function rowLine(row, at) {
-  const [number, fields] = [numberOf(row), differing(row.group)];
+  const [number, fields] = [numberOf(row), differingFields(table.reference, row.group)];
   return element("tr", {
     id: `row-${row.number}`, "data-row": row.number, "aria-rowindex": at + 2, "aria-selected": String(number >= 0),
     class: [fields && "other", number >= 0 && "picked"].filter(Boolean).join(" ") || null,
@@ -193,8 +176,7 @@ function runCell(row, number) {
 
 function cellOf(column, row) {
   const text = shownIn(column, row);
-  const isBest = column.better && column.value(row) === table.bests.get(`${row.group} ${column.name}`);
-  return element("td", { class: classOf(column, isBest), title: text.length > 20 ? text : null }, text);
+  return element("td", { class: classOf(column), title: text.length > 20 ? text : null }, text);
 }
 
 function drawCounts() {
@@ -205,11 +187,8 @@ function drawCounts() {
   byId("count").textContent = `${cells}, ${plural(runs, "run")}; ${picked}`;
   byId("constants").textContent = table.rows.length ? saidOfAll() : "";
   byId("clear-filters").hidden = !view.text && !view.where.size;
-  byId("printed").hidden = table.items.length <= MOST_PRINTED;
-  byId("printed").textContent = `The first ${MOST_PRINTED} of ${thousands(table.items.length)} lines are printed.`;
   byId("empty").hidden = table.rows.length > 0;
   byId("scroller").hidden = table.rows.length === 0;
-  byId("clear-all").hidden = !board.rows.length;
   byId("why-empty").textContent = board.rows.length ? "No cell passes the filters."
     : board.runs.length ? `No cell is scored yet in ${plural(board.runs.length, "run")}.`
     : `No run was found in ${board.places.join(", ")}: a run is a folder with the file run.json.`;

@@ -106,28 +106,6 @@ function prepareSlide(slide) {
   prepareImages(row);
 }
 
-function say(button, text) {
-  const before = button.textContent;
-  button.textContent = text;
-  setTimeout(() => { button.textContent = before; }, 1500);
-}
-
-// A page from a file may have no clipboard: then its text is selected, and copied as people do it.
-async function copy(button) {
-  const area = button.nextElementSibling;
-  let copied = true;
-  try {
-    await navigator.clipboard.writeText(area.value);
-  } catch {
-    area.hidden = false;
-    area.select();
-    copied = document.execCommand("copy");
-    area.hidden = copied;
-    button.focus();
-  }
-  say(button, copied ? "Copied" : "Press Ctrl+C");
-}
-
 // A chart with its legend below it as an SVG that stands alone, in the colours of a light page: those without a query.
 function standalone(figure) {
   const svg = figure.querySelector("svg").cloneNode(true);
@@ -203,7 +181,7 @@ function showMore(region) {
 const onClick = (selector, act) => all(selector).forEach((each) => each.addEventListener("click", () => act(each)));
 onClick("[data-toggle]", (button) => toggleLines(button, []));
 onClick("[data-toggle-all]", (button) => toggleLines(button, all("[data-toggle]", button.parentElement)));
-onClick("[data-copy]", copy);
+onClick("[data-copy]", (button) => copy(button, button.nextElementSibling.value));
 onClick("[data-save]", save);
 all("table.images, .mosaic").forEach(prepareImages);
 all(".slide").forEach(prepareSlide);

@@ -186,7 +186,9 @@ def verdicts(effects: Effects, metric: MetricColumn) -> Iterator[str]:
 def _verdict(effect: Effect, comparisons: int, metric: MetricColumn) -> str:
     pair = f"{effect.value} from {effect.base}"
     if effect.p is None or effect.low is None or effect.high is None:
-        return f"{effect.value} and {effect.base} are not distinguishable, because the effect has no error"
+        if effect.effect == 0:  # the same images, as a rule
+            return f"{effect.value} and {effect.base} give the same {metric.title}"
+        return f"{effect.value} can't be told from {effect.base}, because their difference has no error"
     better = "better" if (effect.effect > 0) == metric.higher_is_better else "worse"
     size = write_number(metric.scale * abs(effect.effect), _error(effect, metric.scale))[0]
     finding = f"{effect.value} is {better} than {effect.base}, by {size} on average"

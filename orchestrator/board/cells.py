@@ -1,6 +1,8 @@
-"""The paired difference of two rows of the board, by the code of `taugrid compare`, in one run or across two."""
+"""What is read of a cell once somebody asks: its first images, and its paired difference to another one."""
 
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile, UserError
@@ -8,8 +10,11 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.differences import Evidence, pair
 from taugrid.eval.tables.differences_files import parts_by_metric
 from taugrid.eval.tables.long_form import COLUMNS
-from taugrid.orchestrator.board.document import BoardRow
+from taugrid.images import encode_png
+from taugrid.orchestrator.board.document import PER_CELL, BoardRow
+from taugrid.orchestrator.board.files import UNREADABLE
 from taugrid.orchestrator.rundir.evidence import read_influences
+from taugrid.parquet import first_pictures
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_json, read_sealed
 
@@ -21,11 +26,21 @@ class _Side(NamedTuple):
 
 
 def paired(first: BoardRow, second: BoardRow) -> dict[str, tuple[float, float]]:
-    """Metric -> second minus first, and its paired standard error, of each metric that has one.
+    """Metric -> second minus first, and its paired standard error, of each metric that has one: as `taugrid compare`.
 
     Raises:
-        UserError: if the two can't be compared, or not any more.
+        UserError: if the two can't be compared.
+        OSError: if their files can't be read now.
     """
+    try:
+        return _paired(first, second)
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise  # perhaps it can be read later
+        raise UserError(f"what their runs recorded can't be compared: {error}") from None
+
+
+def _paired(first: BoardRow, second: BoardRow) -> dict[str, tuple[float, float]]:
     sides = {"a": _side("a", first), "b": _side("b", second)}
     noise = {name: row.of("noise") or f"{name}: not known" for name, row in (("a", first), ("b", second))}
     influences: dict[str, dict[str, Array]] = {column.name: {} for column in SAMPLED}
@@ -34,10 +49,7 @@ def paired(first: BoardRow, second: BoardRow) -> dict[str, tuple[float, float]]:
             influences[metric][name] = values
     protocols = {name: side.protocol for name, side in sides.items()}
     evidence = Evidence(influences.pop("fid"), noise, protocols, others=influences)
-    try:
-        row = pair(sides["a"].row, sides["b"].row, evidence)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    row = pair(sides["a"].row, sides["b"].row, evidence)
     found: dict[str, tuple[float, float]] = {}
     for metric, parts in parts_by_metric(row).items():
         if parts["difference"] is not None and parts["se"] is not None:
@@ -78,3 +90,25 @@ def _influences(row: BoardRow, values: dict[str, Any]) -> dict[str, Array]:
             wanted = [column.name for column in SAMPLED if values.get(column.sampling_error or "") is not None]
             return read_influences(path, n, wanted, storage)
     return {}
+
+
+def strip(row: BoardRow) -> bytes:
+    """The images 0 to `PER_CELL` - 1 of a cell in native size, as one PNG; missing ones are black.
+
+    Raises:
+        UserError: if it has no images, or they can't be read.
+    """
+    found, folder = row.run.found, row.of("folders")
+    if folder is None:
+        raise UserError("there are no images of this cell")
+    try:
+        names = sorted(name for name in found.storage.level(found.root / "samples" / folder).files)
+        parts = [found.root / "samples" / folder / name for name in names if name.endswith(".parquet")]
+        if not parts:
+            raise UserError("there are no images of this cell")
+        pictures = first_pictures(parts, PER_CELL, found.storage)
+    except UNREADABLE:
+        raise UserError("the images of this cell can't be read") from None
+    blank = np.zeros((PER_CELL - len(pictures), *pictures.shape[1:]), np.uint8)
+    side_by_side = np.concatenate([*pictures, *blank], axis=1)
+    return encode_png(side_by_side[None] if side_by_side.ndim == 2 else side_by_side.transpose(2, 0, 1))
