@@ -27,7 +27,7 @@ from taugrid.registry.metrics import MetricColumn
 
 SIUNITX = (
     "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"
-    "\\begingroup\\sisetup{separate-uncertainty, detect-weight}",
+    "\\begingroup\\sisetup{separate-uncertainty, detect-weight}\\setlength{\\belowcaptionskip}{1ex}",
     "\\endgroup",
 )
 """The lines around tables whose numbers siunitx sets: 13.2 ± 1.7 in place of 13.2(17), bold where the text is."""

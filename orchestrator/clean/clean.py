@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +32,8 @@ class Removable(NamedTuple):
 class Cleaning:
     """One directory: a run, or a history whose complete nights' runs count. Unfinished nights are left alone."""
 
-    def __init__(self, directory: str, keep_nights: int | None = None, before: str | None = None) -> None:
-        """Of a history, images go of all nights but the newest `keep_nights`, or of those `before` a day in UTC.
+    def __init__(self, directory: str, keep_nights: int | None = None) -> None:
+        """Of a history, images go of all nights but the newest `keep_nights`; None: of no night.
 
         Raises:
             UserError: if the directory is neither, or these do not fit it.
@@ -44,7 +43,7 @@ class Cleaning:
         if self.history is not None:
             nights = self.history.complete_nights()
             self.place: Paths = self.history
-            self._old = without_newest(nights, keep_nights) if keep_nights is not None else _until(nights, before)
+            self._old = without_newest(nights, len(nights) if keep_nights is None else keep_nights)
             self._runs = [Paths(root, night.storage) for night in nights for root in night.run_directories]
         else:
             root, storage = open_place(directory, "DIR")
@@ -56,8 +55,8 @@ class Cleaning:
                     f"{directory} is neither a run directory (it has no config.json) nor a history of nights; give the "
                     "one that `taugrid run` or `taugrid nightly` made"
                 )
-            if keep_nights is not None or before is not None:
-                raise UserError(f"--keep-nights and --nights-before are for a history of nights; {directory} is none")
+            if keep_nights is not None:
+                raise UserError(f"--keep-nights is for a history of nights; {directory} is none")
         self._losing = {root for night in self._old for root in night.run_directories}
 
     @property
@@ -113,15 +112,6 @@ class Cleaning:
                     files, before = RunFiles(run), lease.began or 0.0
                     for category in (each for each in wanted if each != "images" and self._may_lose(run, each)):
                         run.storage.delete_all(list(files.of(category, before)), run.root)
-
-
-def _until(nights: Sequence[Night], before: str | None) -> Sequence[Night]:
-    """The nights before a day, YYYY-MM-DD."""
-    try:
-        day = "" if before is None else date.fromisoformat(before).isoformat()
-    except ValueError:
-        raise UserError(f"--nights-before {before} is not a day; give YYYY-MM-DD") from None
-    return [night for night in nights if (night.verdict or {})["time"] < day]
 
 
 def document(cleaning: Cleaning, found: Sequence[Removable], left: Sequence[Removable]) -> dict[str, Any]:

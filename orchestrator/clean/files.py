@@ -35,7 +35,7 @@ class RunFiles:
         """Lists the directory. Links are not followed: what they point to stays."""
         self.run = run
         self._files = run.storage.walk(run.root)
-        parts = {path.relative_to(run.root).parts for path in self._files}
+        parts = {path.relative_to(run.root).parts for path, stat in self._files.items() if stat.size}
         self._scored = {each[1].partition("-")[0] for each in parts if each[0] == "scores" and len(each) == 2}
         self._removed = {Path(each[-1]).stem for each in parts if each[0] == "removed"}
         weights = PurePosixPath(TRAINED_WEIGHTS).parts

@@ -6,14 +6,11 @@ from typing import Any
 
 import click
 
-from taugrid.errors import Exit
+from taugrid.errors import Exit, UserError
 from taugrid.orchestrator.cli.options import Command, json_option, print_value
 from taugrid.words import counted, listed
 
 FORMATS = ("png", "npz", "hf", "model-card", "latex")
-
-NAMED = 4
-"""Cells that were left out which a message names."""
 
 
 @click.command(cls=Command)
@@ -50,7 +47,7 @@ def export(
         taugrid export runs/mine --format latex --to table.tex  # the tables for a paper
         taugrid export runs/mine --reference --to reference.npz  # mu and sigma
     """
-    from taugrid.orchestrator.exports.export import TEXTS, Request, export_images, export_text
+    from taugrid.orchestrator.exports.export import TEXTS, export_images, export_text
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.progress import Progress
     from taugrid.storage import is_url
@@ -61,18 +58,20 @@ def export(
         raise click.UsageError(f"--by-label makes folders of PNG files, and --format {form} has none; leave one out")
     if is_url(target):
         raise click.UsageError(f"--to {target}: exports go to a folder of this machine; copy it from there")
+    if Path(target).resolve().is_relative_to(Path(directory).resolve()):
+        raise UserError(f"--to {target} is in the run directory, which stays as it is; give another place")
     if reference:
         from taugrid.orchestrator.exports.reference import export_reference
 
         click.echo(f"{export_reference(open_existing(directory), Path(target))} in {target}")
         return
-    run, request = open_existing(directory, dry=True), Request(form, Path(target), cell, by_label)
+    run = open_existing(directory, dry=True)
     if form in TEXTS:
-        export_text(run, request)
-        print_value({"format": form, "to": target}, as_json, lambda _: f"{form} in {target}")
+        export_text(run, form, Path(target), cell)
+        print_value({"format": form, "to": target}, as_json, lambda _: f"{target} is written")
         return
     with Progress() as progress:
-        cells, left_out = export_images(run, request, progress)
+        cells, left_out = export_images(run, form, Path(target), progress, cell, by_label)
     document: dict[str, Any] = {
         "format": form,
         "to": target,
@@ -83,5 +82,5 @@ def export(
     of = cells[0].label if cell is not None else counted(len(cells), "cell")
     print_value(document, as_json, lambda _: f"{count} of {of} in {target}")
     if left_out:
-        click.echo(f"taugrid: left out: {listed(left_out, NAMED, 'cell', '; ')}", err=True)
+        click.echo(f"taugrid: left out: {listed(left_out, 4, 'cell', '; ')}", err=True)
         sys.exit(Exit.INCOMPLETE)

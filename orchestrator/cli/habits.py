@@ -25,7 +25,7 @@ def doctor(config: str | None, address: str, out: str | None, as_json: bool) -> 
     """Check whether a run could start: on this machine and, with --address, on every node of a Ray cluster.
 
     Each red line has its fix. Exits with 1 if a run could not start; warnings do not count. The JSON is fit for an
-    issue: home folders are ~, your user name is USER, and tokens are never read out.
+    issue: it names no user, machine, address, bucket, or folder outside of your home.
 
     Examples:
         taugrid doctor  # this machine
@@ -34,7 +34,9 @@ def doctor(config: str | None, address: str, out: str | None, as_json: bool) -> 
     """
     from taugrid.orchestrator.doctor.examination import examination, is_ready
 
-    document = examination(config, address, out)
+    if address != "local":
+        click.echo(f"connecting to {address}", err=True)
+    document = examination(config, address, out, for_issues=as_json)
     print_value(document, as_json, _lines)
     if not is_ready(document):
         sys.exit(Exit.FAILED)
@@ -64,7 +66,6 @@ category_options = options(
     click.option("--leftovers", is_flag=True, help="What killed processes and finished trainings left."),
     click.option("--logs", is_flag=True, help="Errors of tasks and workers."),
     click.option("--keep-nights", type=Whole(0), metavar="N", help="Images of all nights but the newest N."),
-    click.option("--nights-before", metavar="DATE", help="Images of nights before a day, YYYY-MM-DD in UTC."),
 )
 
 
@@ -73,11 +74,11 @@ category_options = options(
 @category_options
 @click.option("--yes", is_flag=True, help="Delete without a question what the other options name.")
 @json_option
-def clean(directory: str, keep_nights: int | None, nights_before: str | None, yes: bool, **given: Any) -> None:
+def clean(directory: str, keep_nights: int | None, yes: bool, **given: Any) -> None:
     """Show what may be deleted and how much that frees, and delete it after a question.
 
-    No table changes, and a run goes on as before. Without a terminal, nothing is deleted without --yes. Of a history,
-    the runs of its complete nights are cleaned.
+    No table changes, and a run goes on as before. Without a terminal, nothing is deleted without --yes. For a
+    history, it cleans the runs of complete nights.
 
     Examples:
         taugrid clean runs/mine  # what may go, and then a question for each
@@ -87,16 +88,11 @@ def clean(directory: str, keep_nights: int | None, nights_before: str | None, ye
     from taugrid.orchestrator.clean.clean import Cleaning, document, text
 
     as_json: bool = given["as_json"]
-    if keep_nights is not None and nights_before is not None:
-        raise UserError("--keep-nights and --nights-before both say which nights lose their images; give one of them")
-    wanted = [name for name in CHOICES if given[name]]
-    if keep_nights is not None or nights_before is not None:
-        wanted.append("images")
+    wanted = [*(name for name in CHOICES if given[name]), *(["images"] if keep_nights is not None else [])]
     if yes and not wanted:
-        flags = ", ".join(f"--{name}" for name in CHOICES)
-        raise UserError(f"--yes deletes only what is named: give {flags}, --keep-nights or --nights-before")
+        raise UserError(f"--yes deletes only what is named: give --{', --'.join(CHOICES)} or --keep-nights")
     wanted = wanted or list(CHOICES)
-    cleaning = Cleaning(directory, keep_nights, nights_before)
+    cleaning = Cleaning(directory, keep_nights)
     found = cleaning.listed(wanted)
     if not as_json:
         click.echo(text(found) if found else "there is nothing to delete")
@@ -116,9 +112,8 @@ def _agreed(cleaning: "Cleaning", found: "Sequence[Removable]", yes: bool, as_js
     if drivers := cleaning.drivers:
         click.echo(f"nothing is deleted while a driver works there ({drivers[0]})", err=True)
         return set()
-    names = {category.name for category in found}
     if yes or not found:
-        return names
+        return {each.name for each in found}
     if as_json or not is_asked():
         click.echo("nothing was deleted; name what may go and give --yes", err=True)
         return set()

@@ -21,7 +21,7 @@ from taugrid.words import counted
     "[default: of the checkpoint's shape, or digits]",
 )
 @click.option("--unet", is_flag=True, help="Train a U-Net also where the data's best network is known (gaussian).")
-@click.option("--name", metavar="NAME", help="Of the experiment.  [default: the checkpoint's or the data's]")
+@click.option("--name", metavar="NAME", help="Name of the experiment.  [default: the checkpoint's or the data's]")
 @click.option(
     "--to", "target", type=click.Path(path_type=Path), metavar="FILE", help="Write it there.  [default: print]"
 )
@@ -42,18 +42,13 @@ def init(checkpoint: str | None, data: str | None, unet: bool, name: str | None,
     if target is not None and target.suffix not in (".yaml", ".yml"):
         raise UserError(f"--to {target}: a config is YAML; give FILE.yaml")
     from taugrid.orchestrator.cli.text.new_config import new_config
+    from taugrid.orchestrator.exports.target import put_file
 
     text = new_config(checkpoint, data, unet, name)
     if target is None:
         click.echo(text, nl=False)
         return
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UserError(f"--to {target} exists; give a new file") from None
-    except OSError as error:
-        raise UserError(f"--to {target}: {error.strerror}") from None
+    put_file(target, "this config", lambda path: path.read_text() == text, lambda path: path.write_text(text))
     click.echo(f"{target} is written; next: taugrid plan {target}", err=True)
 
 

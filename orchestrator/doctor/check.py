@@ -5,12 +5,17 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Literal, NamedTuple
 
 from taugrid.errors import joined_lines
 
 Severity = Literal["ok", "warning", "error"]
 """`error`: a run could not start like this."""
+
+
+CHECK_SECONDS = 20.0
+"""How long a check may take: a dead mount would never answer."""
 
 
 class Finding(NamedTuple):
@@ -29,11 +34,28 @@ def failed(name: str, message: str, state: Severity = "error") -> Finding:
 
 def done(name: str, checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """The checks, or that they can't be made here: no check raises."""
-    try:
-        found = list(checks())
-    except Exception as error:
-        found = [Finding(name, "warning", f"can't be checked: {type(error).__name__}: {joined_lines(error)[:200]}")]
+    found = [Finding(name, "warning", f"can't be checked: no answer within {CHECK_SECONDS:.0f} s")]
+
+    def find() -> None:
+        try:
+            found[:] = checks()
+        except Exception as error:
+            found[:] = [
+                failed(name, f"can't be checked: {type(error).__name__}: {joined_lines(error)[:200]}", "warning")
+            ]
+
+    thread = Thread(target=find, daemon=True)  # a dead mount must not keep the process
+    thread.start()
+    thread.join(CHECK_SECONDS)
     return [each._replace(found=private(each.found), fix=private(each.fix)) for each in found]
+
+
+def anonymous(text: str, address: str) -> str:
+    """`text` for an issue: no address of a cluster, no bucket, and of paths outside of home the last part alone."""
+    given = [] if address in ("local", "auto") else [re.escape(address)]
+    text = re.sub("|".join([*given, r"\b\d+(?:\.\d+){3}:\d+"]), "ADDRESS", text)
+    text = re.sub(r"\b(?!https?:)\w+://[^\s;,]*?([^/\s:;,]*)(?=[\s:;,]|$)", r".../\1", text)
+    return re.sub(r"(?<![\w~/:.])/(?!dev/|proc/)(?:[^\s/:;,()]+/)+([^\s/:;,()]+)", r".../\1", text)
 
 
 def private(text: str) -> str:

@@ -16,7 +16,7 @@ from taugrid.eval.features.resolve import chosen
 from taugrid.orchestrator.dispatch import address as addresses
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.nodes import ask_nodes
-from taugrid.orchestrator.doctor.check import Finding, done, failed, private
+from taugrid.orchestrator.doctor.check import Finding, anonymous, done, failed, private
 from taugrid.orchestrator.doctor.machine import Asked, clock, examine, existing, same_versions
 from taugrid.orchestrator.opened import require_shared, run_folder
 from taugrid.registry.extractors import INCEPTION
@@ -24,8 +24,6 @@ from taugrid.storage import open_place
 
 NODE_SECONDS = 30.0
 """How long a node may take to answer."""
-
-UNKNOWN_NODE = "look at Ray and taugrid there: ray status; pip show taugrid"
 
 PORTS = {
     6379: ("Ray's head", "ray start --head --port=PORT"),
@@ -35,12 +33,11 @@ PORTS = {
 }
 """Ports that Ray on this machine or the board would use, for what, and how to use another."""
 
-OF_RAY = ("gcs_server", "raylet", "ray")
-"""How names of Ray's processes begin."""
 
-
-def examination(config: str | None, address: str, out: str | None) -> dict[str, Any]:
+def examination(config: str | None, address: str, out: str | None, for_issues: bool = False) -> dict[str, Any]:
     """The checks of this machine and, unless `address` is local, of each node of the cluster there.
+
+    For issues, without names of machines, addresses, buckets and folders.
 
     Raises:
         UserError: for a config, an address or an --out that can't be used.
@@ -56,9 +53,14 @@ def examination(config: str | None, address: str, out: str | None) -> dict[str, 
     machine = [] if address == "local" else _of_cluster(asked, address, folder is not None)
     here = machine[0] if machine else examine(asked)
     here["checks"] += [*done("token", token), *(done("ports", ports) if address == "local" else ())]
-    nodes = [here, *machine[1:]]
-    shown = [{"node": node["node"], "checks": [check._asdict() for check in node["checks"]]} for node in nodes]
-    return {"taugrid": __version__, "nodes": shown}
+    nodes = []
+    for number, node in enumerate([here, *machine[1:]]):
+        name, checks = node["node"], [check._asdict() for check in node["checks"]]
+        if for_issues:
+            name = f"node {number}" if number else "this machine"
+            checks = [{key: anonymous(text, address) for key, text in check.items()} for check in checks]
+        nodes.append({"node": name, "checks": checks})
+    return {"taugrid": __version__, "nodes": nodes}
 
 
 def _of_cluster(asked: Asked, address: str, has_place: bool) -> list[dict[str, Any]]:
@@ -75,7 +77,8 @@ def _of_cluster(asked: Asked, address: str, has_place: bool) -> list[dict[str, A
                 probe = stack.enter_context(NamedTemporaryFile(prefix=".probe.", suffix=".tmp", dir=folder))
                 asked = replace(asked, probe=Path(probe.name))
             for node, found, error, offset in ask_nodes(examine, asked, NODE_SECONDS):
-                checks = [Finding("node", "error", private(error), UNKNOWN_NODE)]
+                fix = "look at Ray and taugrid there: ray status; pip show taugrid"
+                checks = [Finding("node", "error", private(error), fix)]
                 if found is not None:
                     checks = [*found["checks"], same_versions(found["versions"], here["versions"])]
                     checks.append(clock("clock", *offset))
@@ -114,7 +117,7 @@ def ports() -> Iterator[Finding]:
     taken = {number: who for number, who in listeners().items() if number in PORTS}
     for number, who in taken.items():
         use, other = PORTS[number]
-        is_rays = who.startswith(OF_RAY)
+        is_rays = who.startswith(("gcs_server", "ray"))
         fix = "" if is_rays else f"another port for {use}: {other}"
         yield Finding(f"port {number}", "ok" if is_rays else "warning", f"{who} listens there", fix)
     if free := ", ".join(f"{number} ({use})" for number, (use, _) in PORTS.items() if number not in taken):

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -39,7 +40,7 @@ WRITE_SECONDS, WRITE_BYTES, CHUNK_BYTES = 1.0, 2**26, 2**22
 """How long and how much a disk is written to, each chunk synced."""
 
 SLOW_BYTES, FEW_BYTES = 10e6, 1e9
-"""Of a second, and of free space: a disk with less holds up even a small run. Estimated."""
+"""Bytes per second, and free bytes, below which a disk is called slow or full. Estimated."""
 
 BUSY_SHARE = 0.5
 """A GPU of which less memory is free is in use by other processes."""
@@ -93,7 +94,10 @@ def devices(gpus_here: bool, found: TorchFound | None = None) -> Iterator[Findin
             function = "taugrid.workers.accelerator.found:torch_found"
             found = TorchFound(**ask(function, {}, "torch", "find its devices", TORCH_SECONDS))
         except CustomCodeError as error:
-            yield Finding("torch", "error", str(error), f"install torch again: {BUILDS}")
+            if isinstance(error.__context__, subprocess.TimeoutExpired):
+                yield failed("torch", f"can't be checked: {error}", "warning")
+            else:
+                yield Finding("torch", "error", str(error), f"install torch again: {BUILDS}")
             return
     built = ", ".join(f"{name} {version}" for name, version in found.libraries.items()) or "for CPUs"
     what = f"torch {found.version} ({built})"
@@ -114,7 +118,7 @@ def devices(gpus_here: bool, found: TorchFound | None = None) -> Iterator[Findin
 def memory(meminfo: Path = Path("/proc/meminfo")) -> Iterator[Finding]:
     """Of the machine, or what a container may have of it."""
     total, machine = ray_compat.memory_here(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())
+    available = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text() if meminfo.exists() else "")
     free = min(total, int(available[1]) * 1024 if available else total)
     limit = f", the limit of this container (machine: {quantity(machine)}B)" if total < 0.99 * machine else ""
     text, few = f"{quantity(total)}B{limit}; {quantity(free)}B free on the machine", free < SCORER_BYTES

@@ -1,7 +1,6 @@
 """The cells that an export takes, and their images and labels in the order of their indices."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +12,8 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.selection import find_cell
 
-
-class Chosen(NamedTuple):
-    """The cells to export, and why others of the run are left out, a line for each."""
-
-    cells: list[Cell]
-    left_out: list[str]
+Chosen = tuple[list[Cell], list[str]]
+"""The cells to export, and why others of the run are left out, a line for each."""
 
 
 def choose(run: Run, name: str | None) -> Chosen:
@@ -33,7 +28,7 @@ def choose(run: Run, name: str | None) -> Chosen:
     left_out = list(filter(None, problems.values()))
     if not cells:
         raise UserError(left_out[0])
-    return Chosen(cells, left_out)
+    return cells, left_out
 
 
 def lacks(cell: Cell, rundir: RunDir) -> str | None:

@@ -92,6 +92,7 @@ def _scores(cells: Sequence[Cell], table: QualityTable) -> Iterator[str]:
             protocols[split] = table.protocols.get(row["protocol"], {})
     heads = ["split", "settings", "images", *(metric.title for metric in table.metrics)]
     yield markdown_table(heads, "llr" + "r" * len(table.metrics), rows)
+    yield " ".join(f"{each.metric.title}: {each.means}" for each in table.sections if each.means)
     if protocols:
         first, *others = protocols.values()
         shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

@@ -1,9 +1,9 @@
 """`taugrid export`: which cells, in which form, to which place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from taugrid.errors import DamagedFile, UserError
 from taugrid.hashing import canonical_json
@@ -21,39 +21,30 @@ from taugrid.storage import read_json
 TEXTS = {"model-card": model_card, "latex": latex}
 
 
-class Request(NamedTuple):
-    """What the command line asks for."""
-
-    form: str
-    """As in the command line."""
-    to: Path
-    cell: str | None = None
-    """None: all cells."""
-    by_label: bool = False
-
-
-def export_text(run: Run, request: Request) -> None:
+def export_text(run: Run, form: str, to: Path, cell: str | None) -> None:
     """Write the tables of a run as one text. The same text again changes nothing.
 
     Raises:
         UserError: if there are no scores, or the file has another text.
     """
-    text, what = TEXTS[request.form](run, request.cell).encode(), f"this {request.form}"
-    put_file(request.to, what, lambda path: path.read_bytes() == text, partial(Path.write_bytes, data=text))
+    text, what = TEXTS[form](run, cell).encode(), f"this {form}"
+    put_file(to, what, lambda path: path.read_bytes() == text, partial(Path.write_bytes, data=text))
 
 
-def export_images(run: Run, request: Request, progress: Progress) -> Chosen:
-    """Export the images of cells. Returns them, with those that were left out because images are missing.
+def export_images(
+    run: Run, form: str, to: Path, progress: Progress, cell: str | None = None, by_label: bool = False
+) -> Chosen:
+    """Export the images of a cell, or of all. Returns them, with those that were left out because images are missing.
 
     Raises:
         UserError: if there is nothing to export, or `to` can't be used.
     """
-    chosen = choose(run, request.cell)
-    if request.by_label and (without := [cell.label for cell in chosen.cells if cell.label_rule is None]):
+    cells, left_out = choose(run, cell)
+    if by_label and (without := [each.label for each in cells if each.label_rule is None]):
         raise UserError(
             f"--by-label: {without[0]} has no labels; leave it out, or give a CELL of a network with classes"
         )
-    done, total = 0, sum(cell.settings.num_samples for cell in chosen.cells)
+    done, total = 0, sum(each.settings.num_samples for each in cells)
 
     def tick(count: int) -> None:
         nonlocal done
@@ -61,29 +52,29 @@ def export_images(run: Run, request: Request, progress: Progress) -> Chosen:
 
     progress.begin("exporting", total, "images")
     try:
-        if request.form != "npz" or request.to.suffix != ".npz":
-            for note in _fill(run, request, chosen.cells, tick):
+        if form != "npz" or to.suffix != ".npz":
+            about = {"form": form, "cell": cell and cells[0].id, "by_label": by_label}
+            for note in _fill(Target(to, about | _about(run, cells)), about, run, cells, tick):
                 progress.say(note)
-        elif len(chosen.cells) > 1:
-            raise UserError(f"--to {request.to}: a file takes one cell of {len(chosen.cells)}; give a CELL or a folder")
+        elif len(cells) > 1:
+            raise UserError(f"--to {to}: a file takes one cell of {len(cells)}; give a CELL or a folder")
         else:
-            (cell,) = chosen.cells
-            is_same = partial(has_comment, comment=_comment(run, cell))
-            put_file(request.to, "this cell", is_same, _npz(run, cell, tick))
+            (only,) = cells
+            is_same = partial(has_comment, comment=_comment(run, only))
+            put_file(to, "this cell", is_same, _npz(run, only, tick))
     except DamagedFile as error:
         raise UserError(f"{error}; `taugrid verify {run.rundir.shown}` says what to do") from None
-    return chosen
+    return cells, left_out
 
 
-def _fill(run: Run, request: Request, cells: Sequence[Cell], tick: Tick) -> list[str]:
-    one = request.cell and cells[0].id
-    about = {"form": request.form, "cell": one, "by_label": request.by_label} | _about(run, cells)
-    with Target(request.to, about).session() as target:
-        if request.form == "hf":
+def _fill(target: Target, about: Mapping[str, Any], run: Run, cells: Sequence[Cell], tick: Tick) -> list[str]:
+    """Put the cells in the form that `about` says; what the user is told."""
+    with target.session():
+        if about["form"] == "hf":
             put_dataset(target, run, cells, tick)
-        for cell in cells if request.form == "png" else ():
-            put_pngs(target, cell, run.rundir, "" if one else f"{cell.name}/", request.by_label, tick)
-        for cell in cells if request.form == "npz" else ():
+        for cell in cells if about["form"] == "png" else ():
+            put_pngs(target, cell, run.rundir, "" if about["cell"] else f"{cell.name}/", about["by_label"], tick)
+        for cell in cells if about["form"] == "npz" else ():
             if target.has(name := f"{cell.name}.npz"):
                 tick(cell.settings.num_samples)
             else:

@@ -10,7 +10,7 @@ from taugrid.eval.metrics.reference_statistics import PRECISION, MomentsFile, re
 from taugrid.eval.metrics.statistics import Moments, moments
 from taugrid.eval.reference import image_batches
 from taugrid.images import encode_png
-from taugrid.orchestrator.exports.target import make_new_folder, put_file
+from taugrid.orchestrator.exports.target import make_folder, put_file, require_new_folder
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -41,7 +41,8 @@ def _export_images(scoring: Scoring, folder: Path) -> str:
     given = scoring.reference.given
     if isinstance(given, MomentsFile):
         raise UserError(f"the reference is the mean and covariance in {given.path}; give --to FILE.npz for these")
-    make_new_folder(folder)
+    require_new_folder(folder)
+    make_folder(folder)
     index = 0
     for batch in image_batches(given, IMAGES_AT_ONCE):
         for image in batch:

@@ -27,7 +27,7 @@ TASK = {"type": "unconditional-image-generation", "name": "Image generation"}
 
 
 def results(run: Run, name: str | None = None) -> QualityTable:
-    """The table that quality.json holds, of all cells or of the one that `name` fits; without rows if none is scored.
+    """The table that quality.json holds, of all cells or of the one that `name` fits; without rows if none has a score.
 
     Raises:
         UserError: if no cell or several fit.
@@ -41,7 +41,8 @@ def results(run: Run, name: str | None = None) -> QualityTable:
 
 def latex(run: Run, name: str | None) -> str:
     """A fragment of LaTeX for a document that loads booktabs and siunitx: a table of each metric."""
-    text = to_latex(_required(run, name), siunitx=True) + "\n"
+    text = to_latex(_required(run, name), siunitx=True).replace(" \\%", "~\\%") + "\n"
+    text = re.sub(r"(?<=[ (])-(?=\d)", "$-$", text)  # a minus of a sentence
     return OTHER_LETTERS.sub(lambda found: f"U+{ord(found[0]):04X}", text)
 
 
@@ -99,18 +100,10 @@ def _errors(column: MetricColumn, row: Row) -> dict[str, float]:
 
 def front_matter(values: Mapping[str, Any]) -> str:
     """Values as the YAML at the top of a card, without YAML's references to what was said before."""
-    return f"---\n{yaml.dump(json.loads(json.dumps(values)), Dumper=_Dumper, sort_keys=False, width=1000)}---"
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes texts that begin as numbers do: ids such as 12345678e9 are numbers in YAML 1.2, which the Hub reads."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = '"' if data.lstrip("-+.")[:1].isdigit() else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
+    text = yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, width=10**6)
+    # Ids such as 12345678e9 are numbers in YAML 1.2, which the Hub reads.
+    quoted = re.sub(r"(?m)(?<= )(?:0\d+|\d+e\d+)$", r'"\g<0>"', text)
+    return f"---\n{quoted}---"
 
 
 def config_block(run: Run) -> str:

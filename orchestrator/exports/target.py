@@ -163,12 +163,6 @@ def require_new_folder(folder: Path) -> None:
         raise UserError(f"--to {folder} exists and is not an empty folder; give a new one")
 
 
-def make_new_folder(folder: Path) -> None:
-    """Make a folder for an export; `UserError` unless it is new or empty."""
-    require_new_folder(folder)
-    make_folder(folder)
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it; `UserError` if it can't be, except for want of space."""
     try:

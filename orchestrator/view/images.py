@@ -9,7 +9,7 @@ from taugrid.eval.comparison import compare
 from taugrid.eval.gate.rule import ALPHA, MARGIN
 from taugrid.eval.pairs import Distances, Pairing, distances, distribution, pairing
 from taugrid.orchestrator.baseline.images import ImagesRequest
-from taugrid.orchestrator.exports.target import make_new_folder, require_new_folder
+from taugrid.orchestrator.exports.target import make_folder, require_new_folder
 from taugrid.orchestrator.external import of_all
 from taugrid.orchestrator.progress import Progress
 
@@ -109,7 +109,8 @@ def _write(folder: Path, found: Distances, paired: Pairing) -> None:
 
     from taugrid.eval.figures import pictures
 
-    make_new_folder(folder)
+    require_new_folder(folder)
+    make_folder(folder)
     columns = {"name": paired.names, "psnr": found.psnr, **({} if found.ssim is None else {"ssim": found.ssim})}
     pd.DataFrame(columns).to_csv(folder / "pairs.csv", index=False)
     if found.worst:

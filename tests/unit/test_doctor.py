@@ -71,6 +71,7 @@ def test_this_machine_is_ready_and_nothing_private_is_told(quick, tmp_path, monk
     [node] = doctor(tmp_path / "my.yaml", "--out", home / "alice/run")
     found = {each["name"]: each for each in node["checks"]}
     assert {"software", "extras", "torch", "memory", "/dev/shm", "temporary folder", "weights", "token"} <= found.keys()
+    assert node["node"] == "this machine"
     assert found["run directory"]["found"].startswith("~/USER/run (new, in ~): ")
     assert found["weights"]["found"] == "digits-convnet: part of the installation"
     assert found["token"] == {"name": "token", "state": "warning", "found": "others may read ~/.ray/auth_token",
@@ -128,6 +129,21 @@ def test_torch_that_cannot_be_imported(monkeypatch):
     assert (found.state, "libcudart" in found.found) == ("error", True)
 
 
+def test_torch_that_is_slow_is_a_warning(monkeypatch):
+    monkeypatch.setattr(machine, "TORCH_SECONDS", 0.01)
+    [found] = devices(False)
+    assert (found.state, found.found) == (
+        "warning", "can't be checked: torch took more than 0 seconds to find its devices"
+    )  # fmt: skip
+    assert found.fix.startswith("to watch it, run: ")
+
+
+def test_a_dead_mount_does_not_hold_up_the_others(monkeypatch):
+    monkeypatch.setattr(check, "CHECK_SECONDS", 0.1)
+    [found] = check.done("run directory", lambda: [time.sleep(60)])
+    assert found[:3] == ("run directory", "warning", "can't be checked: no answer within 0 s")
+
+
 def test_what_torch_says_of_an_old_driver(monkeypatch):
     def init():
         raise RuntimeError(DRIVER.format(12040))
@@ -177,7 +193,7 @@ def test_little_memory(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   1000000 kB\n")
     [found] = memory(tmp_path / "meminfo")
     assert (found.state, "1.02GB free" in found.found) == ("warning", True)
-    assert states(memory()) == [("memory", "ok")]
+    assert states(memory()) == states(memory(tmp_path / "of a Mac")) == [("memory", "ok")]
 
 
 def test_a_bucket_with_all_rights(bucket_place, monkeypatch):
@@ -228,8 +244,9 @@ def test_a_port_that_is_taken(monkeypatch):
             f"port {port}", "warning", "another port for tests: taugrid board --port PORT"
         )  # fmt: skip
         assert f"(process {os.getpid()}) listens there" in found.found
-        monkeypatch.setattr(examination, "OF_RAY", (Path("/proc/self/comm").read_text().strip(),))
-        assert [each.state for each in examination.ports()] == ["ok"]
+        with monkeypatch.context() as patch:
+            patch.setattr(examination, "listeners", lambda: {port: "raylet (process 7)"})
+            assert [each.state for each in examination.ports()] == ["ok"]
     assert [each.found for each in examination.ports()] == [f"free: {port} (tests)"]
 
 
@@ -280,7 +297,11 @@ def test_nodes_that_differ(quick, monkeypatch, tmp_path):
     monkeypatch.setattr(examination, "ask_nodes", ask_nodes)
     driver, *nodes = doctor("--address", "127.0.0.1:9", "--out", tmp_path / "run")
     assert ("cluster", "ok") in [(each["name"], each["state"]) for each in driver["checks"]]
-    found = {node["node"]: {each["name"]: each for each in node["checks"] if each["state"] != "ok"} for node in nodes}
+    assert [node["node"] for node in (driver, *nodes)] == ["this machine", *(f"node {n}" for n in range(1, 5))]
+    found = {
+        name: {each["name"]: each for each in node["checks"] if each["state"] != "ok"}
+        for name, node in zip(("fine", "other", "silent", "unmounted"), nodes, strict=True)
+    }
     found = {node: {name: each for name, each in bad.items() if name != "weights"} for node, bad in found.items()}
     assert {node: list(bad) for node, bad in found.items()} == {
         "fine": [], "other": ["versions", "clock"], "silent": ["node"], "unmounted": ["run directory"]
@@ -315,6 +336,18 @@ def test_versions_and_clocks():
     assert same_versions({"torch": "2.13.0+cu130"}, {"torch": "2.13.0+cpu"}).state == "ok"
     assert same_versions({}, {"torch": "2.13.0"}).found == "torch none, not 2.13.0 as the driver has"
     assert [clock("clock", offset, 1).state for offset in (5.9, -5.9, 6.1, -6.1)] == ["ok", "ok", "warning", "warning"]
+
+
+def test_json_is_fit_for_issues():
+    told = {
+        "connected to head.corp:6379, and 10.0.0.7:6379": "connected to ADDRESS, and ADDRESS",
+        "s3://secret/run/mine: can't list a file": ".../mine: can't list a file",
+        "/data/secret/mine (new, in /data/secret): 3GB": ".../mine (new, in .../secret): 3GB",
+        "~/a/b and /dev/shm; https://pytorch.org/get-started/locally": None,
+        "torch 2.13.0 (cuda 13.0, cuDNN 9.10.2.21); 20MB/s": None,
+    }
+    for text, expected in told.items():
+        assert check.anonymous(text, "head.corp:6379") == (expected or text)
 
 
 def test_paths_of_others_and_users_without_a_name(monkeypatch):

@@ -35,9 +35,8 @@ from taugrid.errors import UserError, user_errors
 from taugrid.eval.tables.entries import Entry
 from taugrid.eval.tables.latex import siunitx_entry
 from taugrid.orchestrator.exports import images as exported_images
-from taugrid.orchestrator.exports.cells import Chosen
 from taugrid.orchestrator.exports.dataset import put_dataset, split_of
-from taugrid.orchestrator.exports.export import Request, export_images
+from taugrid.orchestrator.exports.export import export_images
 from taugrid.orchestrator.exports.results import front_matter
 from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target, put_file
 from taugrid.orchestrator.opened import open_existing
@@ -289,7 +288,7 @@ def test_of_a_file_with_more_images_the_first_are_taken(labelled, tmp_path, monk
     smaller = [replace(c, settings=c.settings.model_copy(update={"num_samples": 10})) for c in run.plan.cells]
     fewer = replace(run, configured=run.plan.with_cells(smaller), sizes={})
     for form in ("png", "npz", "hf"):
-        export_images(fewer, Request(form, tmp_path / form), Progress.silent())
+        export_images(fewer, form, tmp_path / form, Progress.silent())
     loaded = datasets.load_dataset(str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache"))
     (split,) = loaded
     images = pixels(root, run.plan.cells[0].name)[:10]
@@ -305,7 +304,7 @@ def test_of_a_file_with_more_images_the_first_are_taken(labelled, tmp_path, monk
     assert len(list((tmp_path / "png").glob("*/*.png"))) == 10
     before = tree(tmp_path / "npz")
     with pytest.raises(UserError, match="other cells, images or form"):  # they have grown
-        export_images(run, Request("npz", tmp_path / "npz"), Progress.silent())
+        export_images(run, "npz", tmp_path / "npz", Progress.silent())
     assert tree(tmp_path / "npz") == before
 
 
@@ -437,13 +436,15 @@ def test_a_card_tells_no_home_folder_and_every_id_stays_text(finished, tmp_path,
         config = yaml.safe_load(text.split("~~~~~~yaml\n")[-1].split("~~~~~~")[0])
         assert config["evaluate"]["weights"] == "~/w.pth"
         assert "cluster" not in config
+        assert "± is the standard deviation over" in text, "of KID"
         assert "alice" not in text
-    assert front_matter({"cell": "12345678e9", "n": 1, "name": "a"}) == '---\ncell: "12345678e9"\nn: 1\nname: a\n---'
+    assert front_matter({"id": "12345678e9", "b": "0189", "c": 10}) == '---\nid: "12345678e9"\nb: "0189"\nc: 10\n---'
 
 
 def test_a_folder_that_holds_anything_else_is_refused(finished, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/note.txt").write_text("mine")
+    assert "is in the run directory" in taugrid("export", finished, "--to", finished / "x", code=2)[1]
     assert "is not an empty folder" in taugrid("export", finished, "--to", tmp_path / "full", code=2)[1]
     taugrid("export", finished, "eta=0", "--format", "npz", "--to", tmp_path / "one")
     before = tree(tmp_path / "one")
@@ -506,8 +507,8 @@ def test_an_export_from_a_bucket_is_the_same(labelled, bucket, tmp_path):
             storage.commit(place / name, temporary)
     there = replace(run, rundir=RunDir(place, storage))
     for form in ("png", "npz", "hf"):
-        export_images(run, Request(form, tmp_path / "here" / form), Progress.silent())
-        export_images(there, Request(form, tmp_path / "there" / form), Progress.silent())
+        export_images(run, form, tmp_path / "here" / form, Progress.silent())
+        export_images(there, form, tmp_path / "there" / form, Progress.silent())
     assert tree(tmp_path / "here") == tree(tmp_path / "there")
 
 
@@ -580,7 +581,7 @@ def test_damage_that_comes_while_files_are_read_is_one_line(finished, tmp_path, 
     data[len(data) // 3] ^= 1
     part.write_bytes(data)
     assert "missing or damaged shards (1 of 2)" in taugrid("export", run, "eta=0", "--to", tmp_path / "x", code=2)[1]
-    monkeypatch.setattr("taugrid.orchestrator.exports.export.choose", lambda run, name: Chosen(run.plan.cells[:1], []))
+    monkeypatch.setattr("taugrid.orchestrator.exports.export.choose", lambda run, name: (run.plan.cells[:1], []))
     for form in ("png", "npz"):
         said = taugrid("export", run, "--format", form, "--to", tmp_path / form, code=2)[1]
         assert "part-000001.parquet" in said

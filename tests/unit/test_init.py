@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from nights import taugrid
 
 import taugrid as api
 from taugrid.config.load import load
+from taugrid.errors import RunFailed, user_errors
 from taugrid.images import encode_png
 from taugrid.orchestrator.cli.text.new_config import new_config
 from taugrid.registry.datasets import DATASETS
@@ -172,8 +174,8 @@ def test_what_is_on_the_hub_is_not_asked_for(tmp_path, monkeypatch):
         (["--data", "digits:somewhere"], "root is not for digits"),
         (["--name", "a b"], "init: name: must be text of letters"),
         (["--to", "my.json"], "--to my.json: a config is YAML"),
-        (["--to", "there.yaml"], "--to there.yaml exists; give a new file"),
-        (["--to", "no/folder.yaml"], "--to no/folder.yaml: No such file or directory"),
+        (["--to", "there.yaml"], "--to there.yaml exists and is not this config; give a new file"),
+        (["--to", "there.yaml/my.yaml"], "can't write to there.yaml: File exists"),
     ],
 )
 def test_a_mistake_is_one_line(words, told, tmp_path, monkeypatch):
@@ -185,6 +187,17 @@ def test_a_mistake_is_one_line(words, told, tmp_path, monkeypatch):
         assert part in said
     assert (tmp_path / "there.yaml").read_text() == "name: mine\n"
     assert [path.name for path in tmp_path.iterdir()] == ["there.yaml"]
+
+
+def test_a_full_disk_leaves_no_empty_file(small_disk):
+    with (small_disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**20))
+    with pytest.raises(RunFailed, match=r"the disk is full: can't write .*my\.yaml; free some"), user_errors():
+        taugrid("init", "--to", small_disk / "my.yaml")
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+    (small_disk / "ballast").unlink()
+    taugrid("init", "--to", small_disk / "my.yaml")
 
 
 def test_a_checkpoint_that_is_broken_is_one_line(checkpoints, tmp_path):

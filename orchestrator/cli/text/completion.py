@@ -1,4 +1,4 @@
-"""Words that a shell completes, read from files alone: what is broken, or needs a plan or a network, completes nothing.
+"""Words that a shell completes. They come from files alone, and a file that is broken completes nothing.
 
 Only plain words are offered, since a shell inserts what somebody else's file says as it is.
 """

@@ -30,8 +30,8 @@ WHOLE, PART = 256, 64
 
 TEXT = """\
 # Written by `taugrid init`. Next: `taugrid plan FILE` says what it costs, and `taugrid run FILE` runs it.
-# For an editor that knows all keys: `taugrid config schema > schema.json` here, and uncomment the next line.
-# # yaml-language-server: $schema=schema.json
+# For an editor that knows all keys: `taugrid config schema > schema.json` here, and this as the first line:
+# `# yaml-language-server: $schema=schema.json`
 name: {name}  # without --out, a run is in runs/{name}
 
 # What a network learns, and what samples are compared with.{about_data}
@@ -58,7 +58,7 @@ evaluate:
   metrics: {metrics}  # some of {all_metrics}
   # reference: FOLDER  # other images to compare with, or an .npz; by default data
 
-# cluster: {{workers: 4}}  # at most so many; by default as many as fit
+# cluster: {{workers: 4}}  # upper limit; default: as many as fit
 """
 
 UNET = """\
