@@ -80,7 +80,8 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         protocol = on_devices(score["protocol"], kinds.get(cell.id))
         short = short_name(protocol)
         protocols[short] = protocol
-        exact = {} if (value := _exact_fid(cell, scoring)) is None else {EXACT: value}
+        value = exact_fid(cell, scoring.extractor.name, scoring.reference.given)
+        exact = {} if value is None else {EXACT: value}
         n, dimensions = cell.settings.num_samples, scoring.extractor.dimensions
         seconds = made[cell.id].seconds_of(n) if cell.id in made else None
         rows.append(row_of(cell, score["metrics"], short, seconds) | exact)
@@ -130,10 +131,10 @@ def row_of(cell: Cell, metrics: Mapping[str, float], protocol: str, seconds: flo
     }
 
 
-def _exact_fid(cell: Cell, scoring: Scoring) -> float | None:
+def exact_fid(cell: Cell, extractor: str, reference: object) -> float | None:
     """The Frechet distance between a Gaussian oracle's samples and its data, both in 8 bits, at infinite N."""
-    source, reference = cell.model.source, scoring.reference.given
-    if not (isinstance(source, Oracle) and source.distribution == "gaussian" and scoring.extractor.name == PIXELS):
+    source = cell.model.source
+    if not (isinstance(source, Oracle) and source.distribution == "gaussian" and extractor == PIXELS):
         return None
     if cell.settings.is_guided:  # by another network, of which no form is known
         return None

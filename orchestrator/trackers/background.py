@@ -1,6 +1,6 @@
 """The driver's side of trackers: a process for each, which the driver tells what happens and never waits for.
 
-Only at the end of a session it waits, and not for long. A process that fails says why in a line, and ends.
+It waits only at the end of a session, for at most 30 seconds. A process that fails says why in a line, and ends.
 """
 
 import os
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from typing import Any
@@ -50,45 +51,45 @@ class Trackers(Observer):
 
     def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
         if event["event"] == "score" and event["committed"]:
-            for process in self._processes:
-                process.tell(f"score {event['task'].partition('/')[2]}")
+            self._tell(f"score {event['task'].partition('/')[2]}")
+        elif event["event"] == "trained":
+            self._tell("losses")
 
     def session_finished(self, rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> None:
         try:
-            self._finish(f"end {','.join(self._stages)}")
-        finally:
-            for process in self._processes:
-                process.kill()
-
-    def session_failed(self, error: BaseException) -> None:
-        """Leave the processes alone: they note the failure and end by themselves."""
-        for process in self._processes:
-            process.leave()
-
-    def _finish(self, message: str) -> None:
-        told, since, said = set[str](), time.monotonic(), False
-        while waiting := [process for process in self._processes if process.is_running]:
-            for process in waiting:
-                if process.name not in told and process.tell(message):  # it may have been too busy to be told
-                    told.add(process.name)
-                    process.leave()
-            names, waited = ", ".join(process.name for process in waiting), time.monotonic() - since
-            if waited > WAIT_SECONDS:
+            self._tell(f"end {'report' if 'report' in self._stages else ''} {'' if missing else 'complete'}")
+            self._leave()
+            since = time.monotonic()
+            if names := self._running(since + QUIET_SECONDS):
+                self._say(f"track: waiting at most {WAIT_SECONDS:g} seconds for {names}")
+            if names := self._running(since + WAIT_SECONDS):
                 self._say(
                     f"warning: track: waited {WAIT_SECONDS:g} seconds for {names}, and goes on; "
                     f"`taugrid report {self._directory}` sends what is missing"
                 )
-                return
-            if waited > QUIET_SECONDS and not said:
-                said = True
-                self._say(f"track: waiting at most {WAIT_SECONDS:g} seconds for {names}")
-            time.sleep(0.05)
+        finally:
+            for process in self._processes:
+                process.close()
+
+    def session_failed(self, error: BaseException) -> None:
+        """Leave the processes alone: they note the failure and end by themselves."""
+        self._leave()
+
+    def _tell(self, line: str) -> None:
         for process in self._processes:
-            process.close()
+            process.tell(line)
+
+    def _leave(self) -> None:
+        for process in self._processes:
+            process.leave()
+
+    def _running(self, until: float) -> str:
+        """The names of those that have not ended at that time of the monotonic clock."""
+        return ", ".join(process.name for process in self._processes if not process.has_ended(until))
 
 
 class TrackerProcess:
-    """The process of one tracker. What it prints is said, one line each."""
+    """The process of one tracker. What it prints for people is said, one line each."""
 
     def __init__(self, name: str, directory: str, say: Say) -> None:
         self.name, self._say = name, say
@@ -98,53 +99,48 @@ class TrackerProcess:
             [sys.executable, "-P", "-m", __package__, name, directory],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
         assert self._process.stdin is not None
-        os.set_blocking(self._process.stdin.fileno(), False)
-        self._has_failed = False
+        self._stdin = self._process.stdin
+        os.set_blocking(self._stdin.fileno(), False)
+        self._last = ""
         self._reader = threading.Thread(target=self._listen, daemon=True, name=f"track-{name}")
         self._reader.start()
 
-    @property
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def tell(self, line: str) -> bool:
-        """Send a line, unless the process has not read so many before that the pipe is full."""
-        assert self._process.stdin is not None
-        try:
-            return os.write(self._process.stdin.fileno(), f"{line}\n".encode()) > 0  # a line this short goes whole
-        except BlockingIOError:
-            return False
-        except (OSError, ValueError):  # it has ended, or was told that nothing follows
-            return True
+    def tell(self, line: str) -> None:
+        """Send a line, unless the process has ended, or has read so little that the pipe is full."""
+        with suppress(OSError):
+            os.write(self._stdin.fileno(), f"{line}\n".encode())  # a line this short goes whole
 
     def leave(self) -> None:
         """Let it know that nothing follows."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
+        self._stdin.close()
+
+    def has_ended(self, until: float) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, until - time.monotonic()))
+        return self._process.returncode is not None
 
     def close(self) -> None:
-        """Hear what it said last, after it has ended."""
+        """Kill it if it runs, and hear what it said last if it has ended."""
         self.leave()
-        self._reader.join(1.0)
-        if self._process.returncode and not self._has_failed:
-            self._say(
-                f"warning: track: {self.name} failed and is not used any more: its process ended with status "
-                f"{self._process.returncode}"
-            )
-
-    def kill(self) -> None:
-        self.leave()
+        was_killed = self._process.poll() is None
         self._process.kill()
         self._process.wait()
+        self._reader.join(1.0)
+        if self._process.returncode and not was_killed:
+            status = f"its process ended with status {self._process.returncode} {self._last}".strip()
+            self._say(f"warning: track: {self.name} failed and is not used any more: {status}")
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
-                self._has_failed = self._has_failed or line.startswith("warning:")
-                self._say(line.rstrip("\n"))
+                if line.startswith(("track: ", "warning: track: ")):
+                    self._say(line.rstrip("\n"))
+                else:
+                    self._last = f"({line.strip()})"
+        self._process.wait()

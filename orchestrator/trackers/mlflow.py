@@ -8,18 +8,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.trackers.results import LONGEST_TEXT, TrackedCell, Tracker, flat
+from taugrid.orchestrator.trackers.results import LONGEST_TEXT, Losses, TrackedCell, Tracker, flat, write
 from taugrid.workers.training.log import SCALARS
 
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""MLflow's own would have a session's end wait for a server that is down for as long as it may."""
+"""MLflow's own defaults retry a dead server for longer than a session may wait."""
 
 RUN, CELL, DIGEST, FILES = "taugrid.run", "taugrid.cell", "taugrid.digest", "taugrid.files"
 """Tags: the id of the run directory, that of a cell, and digests of what is tracked."""
 
 PARENT = "mlflow.parentRunId"
-MOST_METRICS, MOST_TAGS = 1000, 100
-"""Of one request."""
+MOST_RUNS, MOST_STEPS = 50_000, 300
+"""Limits of MLflow's search_runs, and of its log_batch (1000 metrics) in steps with three numbers each."""
 
 
 class MlflowTracker(Tracker):
@@ -35,37 +35,39 @@ class MlflowTracker(Tracker):
         self._run = found[0] if found else self._new_run(self.results.name, {RUN: self.results.id})
         self._id = self._run.info.run_id
         self._cells = {run.data.tags[CELL]: run for run in self._search(f"tags.`{PARENT}` = '{self._id}'")}
+        self._last_steps: dict[str, int] = {}
         self._client.update_run(self._id, status="RUNNING")
         return f"{re.sub('//[^/@]*@', '//', get_tracking_uri())}, experiment {experiment}, run {self.results.name}"
 
     def cell(self, cell: TrackedCell) -> None:
-        from mlflow.entities import Param
-
-        run, tags = self._cells.get(cell.id), {f"protocol.{key}": text for key, text in flat(cell.protocol).items()}
+        run = self._cells.get(cell.id)
         if run is not None and run.data.tags.get(DIGEST) == cell.digest:
             return
-        if run is None:
-            run = self._new_run(cell.label, {PARENT: self._id, CELL: cell.id})
-            params = [Param(key, text) for key, text in flat(cell.settings).items()]
-            self._client.log_batch(run.info.run_id, params=params)
-        self._log(run.info.run_id, {0: cell.metrics})
-        self._tag(run.info.run_id, tags | {DIGEST: cell.digest})
+        run = run or self._new_run(cell.label, {PARENT: self._id, CELL: cell.id})
+        settings = {key: text for key, text in flat(cell.settings).items() if key not in run.data.params}
+        self._log(run.info.run_id, {0: cell.metrics}, settings, _of_protocol(cell.protocol) | {DIGEST: cell.digest})
         self._client.set_terminated(run.info.run_id)
         self._cells[cell.id] = self._client.get_run(run.info.run_id)
 
-    def finish(self, is_reported: bool) -> None:
-        logs = self.results.losses()
-        for called, log in logs.items():
-            prefix = f"train/{re.sub(r'[^-a-zA-Z0-9_. ]', '_', called)}" if len(logs) > 1 else "train"
-            history = self._client.get_metric_history(self._id, f"{prefix}/{SCALARS[0]}")
-            last = max((metric.step for metric in history), default=0)
-            self._log(self._id, {step: _prefixed(prefix, values) for step, values in log.after(last)})
-        if not is_reported:
+    def losses(self, model: str, losses: Losses) -> None:
+        if model not in self._last_steps:
+            history = self._client.get_metric_history(self._id, f"train/{model}/{SCALARS[0]}")
+            self._last_steps[model] = max((metric.step for metric in history), default=0)
+        later = [step for step in losses if step > self._last_steps[model]]
+        for start in range(0, len(later), MOST_STEPS):
+            steps = later[start : start + MOST_STEPS]
+            self._log(self._id, {n: {f"train/{model}/{key}": x for key, x in losses[n].items()} for n in steps})
+            self._last_steps[model] = steps[-1]
+
+    def shared(self, files: Mapping[str, bytes], figures: Mapping[str, bytes]) -> None:
+        """Store the files as artifacts, unless the last that were stored are the same."""
+        digest = json_sha256({name: content.hex() for name, content in (*files.items(), *figures.items())})
+        if self._run.data.tags.get(FILES) == digest:
             return
-        for cell in self.results.cells():
-            self.cell(cell)
-        self._tag(self._id, {f"protocol.{key}": text for key, text in self.results.protocol.items()})
-        self._upload(self.results.files() | self.results.figures())
+        with TemporaryDirectory() as folder:
+            write({**files, **figures}, folder)
+            self._client.log_artifacts(self._id, folder)
+        self._log(self._id, {}, {}, _of_protocol(self.results.protocol) | {FILES: digest})
 
     def close(self, finished: bool) -> None:
         self._client.set_terminated(self._id, "FINISHED" if finished else "FAILED")
@@ -75,43 +77,21 @@ class MlflowTracker(Tracker):
         return str(found.experiment_id if found is not None else self._client.create_experiment(name))
 
     def _search(self, where: str) -> list[Any]:
-        found: list[Any] = []
-        token: str | None = None
-        while token != "":
-            page = self._client.search_runs([self._experiment], where, page_token=token)
-            found += page
-            token = page.token or ""
-        return found
+        return list(self._client.search_runs([self._experiment], where, max_results=MOST_RUNS))
 
     def _new_run(self, name: str, tags: Mapping[str, str]) -> Any:
         about = {"taugrid.directory": self.results.directory[:LONGEST_TEXT]}
         return self._client.create_run(self._experiment, run_name=name, tags={**about, **tags})
 
-    def _log(self, run_id: str, by_step: Mapping[int, Mapping[str, float]]) -> None:
-        from mlflow.entities import Metric
+    def _log(self, run_id: str, metrics: Losses, params: Mapping[str, str] = {}, tags: Mapping[str, str] = {}) -> None:
+        """Log metrics by step, params and tags in one request, so that a kill can't come between them."""
+        from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, step) for step, values in by_step.items() for key, value in values.items()]
-        for start in range(0, len(metrics), MOST_METRICS):
-            self._client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS])
-
-    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        every = [RunTag(key, text) for key, text in tags.items()]
-        for start in range(0, len(every), MOST_TAGS):
-            self._client.log_batch(run_id, tags=every[start : start + MOST_TAGS])
-
-    def _upload(self, files: Mapping[str, bytes]) -> None:
-        """Store the files as artifacts, unless the last that were stored are the same."""
-        digest = json_sha256({name: content.hex() for name, content in files.items()})
-        if self._client.get_run(self._id).data.tags.get(FILES) == digest:
-            return
-        with TemporaryDirectory() as folder:
-            self.results.write(files, folder)
-            self._client.log_artifacts(self._id, folder)
-        self._client.set_tag(self._id, FILES, digest)
+        points = [Metric(name, value, now, step) for step, values in metrics.items() for name, value in values.items()]
+        named, tagged = [Param(*each) for each in params.items()], [RunTag(*each) for each in tags.items()]
+        self._client.log_batch(run_id, points, named, tagged)
 
 
-def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in values.items()}
+def _of_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
+    return {f"protocol.{key}": text for key, text in flat(protocol).items()}

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -14,15 +14,17 @@ from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.progress.summary import position
 from taugrid.orchestrator.report import requested
-from taugrid.orchestrator.report.collect import row_of
-from taugrid.orchestrator.report.write import loss_curves
+from taugrid.orchestrator.report.collect import exact_fid, row_of
 from taugrid.protocol import ProtocolFields, short_name
 from taugrid.registry.metrics import METRICS
 from taugrid.storage import read_json, read_sealed
-from taugrid.workers.training.log import SCALARS
+from taugrid.workers.training.log import SCALARS, whole_lines
 
 LONGEST_TEXT = 500
-"""Characters of a setting or a field of a protocol: a list of a thousand times says no more than its beginning."""
+"""The longest text of a setting or a field of a protocol: a list may have a thousand numbers."""
+
+Losses = Mapping[int, Mapping[str, float]]
+"""Step -> those of `SCALARS` that were logged and are finite, in the order of the steps."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TrackedCell:
     id: str
     label: str
     row: str
-    """Its settings but S, which name a curve over S."""
+    """Its settings but S; they name a curve over S."""
     settings: Mapping[str, Any]
     """By the columns of quality.csv, S and the number of network evaluations among them."""
     metrics: Mapping[str, float]
@@ -41,18 +43,9 @@ class TrackedCell:
 
     @property
     def digest(self) -> str:
-        """Equal for equal scores."""
-        return json_sha256([self.row, self.settings, self.metrics])[:16]
-
-
-class Losses(list[Mapping[Any, Any]]):
-    """The logged steps of a training: `step`, and those of `SCALARS` that were logged."""
-
-    def after(self, step: int) -> Iterator[tuple[int, dict[str, float]]]:
-        """The later steps, each with its finite numbers."""
-        for record in self:
-            if record["step"] > step:
-                yield int(record["step"]), finite({name: record.get(name) for name in SCALARS})
+        """Equal for equal scores. Without the closed form, whose last digits depend on the machine."""
+        scores = {name: value for name, value in self.metrics.items() if name != EXACT}
+        return json_sha256([self.row, self.settings, scores])[:16]
 
 
 class RunResults:
@@ -86,9 +79,16 @@ class RunResults:
         paths = sorted(self.rundir.scores_of(cell), key=lambda path: storage.stat(path).modified, reverse=True)
         for score in (read_sealed(path, storage) for path in paths):
             if score is not None and score["protocol"]["num_samples"] == cell.settings.num_samples:
-                protocol = score["protocol"]
-                return self._tracked(cell, row_of(cell, score["metrics"], short_name(protocol), None), protocol)
+                protocol, evaluate = score["protocol"], self._run.config.evaluate
+                reference = self._run.config.data if evaluate.reference is None else evaluate.reference
+                row = row_of(cell, score["metrics"], short_name(protocol), None)
+                exact = exact_fid(cell, protocol["extractor"]["name"], reference)
+                return self._tracked(cell, row | {EXACT: exact}, protocol)
         return None
+
+    def all_scored(self) -> list[TrackedCell]:
+        """The cells that have a score on disk, in a table or not."""
+        return [cell for cell in map(self.scored, self._cells) if cell is not None]
 
     @cached_property
     def document(self) -> Mapping[str, Any]:
@@ -105,7 +105,7 @@ class RunResults:
         scores = {*SCORES, EXACT, *appended_columns()}
         settings = {key: row[key] for key in row if key not in {*scores, "cell", "seconds", "protocol"}}
         wanted = [name for metric in METRICS.values() for column in metric.columns for name in column.names]
-        metrics = finite({name: row.get(name) for name in wanted})
+        metrics = _finite({name: row.get(name) for name in [*wanted, EXACT]})
         label = position(cell, "steps")[0] or "cells"
         return TrackedCell(cell.id, cell.label, label, settings, metrics, protocol)
 
@@ -116,19 +116,15 @@ class RunResults:
         first = protocols[0] if protocols else {}
         return {key: text for key, text in first.items() if all(other.get(key) == text for other in protocols)}
 
-    def table(self) -> tuple[list[str | int], list[Iterable[Any]]]:
-        """The columns and rows of the quality table, with the cells' labels in front."""
-        rows = [row for row in self.document["rows"] if row["cell"] in self._cells]
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        labels = [self._cells[row["cell"]].label for row in rows]
-        return ["label", *columns], [
-            [label, *(_plain(row.get(key)) for key in columns)] for label, row in zip(labels, rows, strict=True)
-        ]
-
     def losses(self) -> dict[str, Losses]:
-        """The logs of trainings, by what their models are called."""
-        curves = loss_curves(self._run.plan, self.rundir)
-        return {name: Losses(log.to_dict("records")) for name, log in curves.items()}
+        """The logs of trainings by the ids of their models, whose labels change with the grid."""
+        found: dict[str, Losses] = {}
+        for model, _ in self._run.plan.trained_here:
+            if self.rundir.storage.exists(log := self.rundir.training_log(model)):
+                with self.rundir.storage.local_path(log) as local:
+                    lines = whole_lines(local)
+                found[model.id] = {line["step"]: _finite({name: line.get(name) for name in SCALARS}) for line in lines}
+        return found
 
     def figures(self) -> dict[str, bytes]:
         """The PNG files of figures/, image grids among them, by their paths in the run directory."""
@@ -136,14 +132,6 @@ class RunResults:
             self.rundir.relative(path): self.rundir.storage.read(path)
             for path in self._files(self.rundir.figures, "*.png")
         }
-
-    def write(self, files: Mapping[str, bytes], folder: str) -> dict[str, str]:
-        """Write the files below a folder of this machine. Returns their paths by name."""
-        paths = {name: Path(folder) / name for name in files}
-        for name, path in paths.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(files[name])
-        return {name: str(path) for name, path in paths.items()}
 
     def files(self) -> dict[str, bytes]:
         """The files of tables/, the config and the report, by their paths in the run directory."""
@@ -170,30 +158,39 @@ class Tracker(ABC):
         """Track a cell."""
 
     @abstractmethod
-    def finish(self, is_reported: bool) -> None:
-        """Track everything; cells, tables and figures only if the session `is_reported`, which has written them."""
+    def losses(self, model: str, losses: Losses) -> None:
+        """Track the losses of a training, by the id of its model."""
+
+    @abstractmethod
+    def shared(self, files: Mapping[str, bytes], figures: Mapping[str, bytes]) -> None:
+        """Track what cells share: the protocol, tables, report and figures."""
 
     @abstractmethod
     def close(self, finished: bool) -> None:
         """Leave the tracked run, as finished or failed."""
 
 
+def write(files: Mapping[str, bytes], folder: str) -> dict[str, str]:
+    """Write the files below a folder of this machine. Returns their paths by name."""
+    paths = {name: Path(folder) / name for name in files}
+    for name, path in paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[name])
+    return {name: str(path) for name, path in paths.items()}
+
+
 def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested fields by their dotted names, as short texts."""
     found: dict[str, str] = {}
     for key, value in fields.items():
-        nested = isinstance(value, Mapping)
-        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": str(_plain(value))[:LONGEST_TEXT]}
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found[f"{prefix}{key}"] = text[:LONGEST_TEXT]
     return found
 
 
-def finite(values: Mapping[str, Any]) -> dict[str, float]:
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among `values` that are finite."""
     return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
-
-
-def _plain(value: Any) -> Any:
-    """A number or a text as it is, and anything else as text."""
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,30 +1,31 @@
 """TensorBoard: event files in the run directory, a folder for each row of the quality table, with S as the step.
 
-Rows are drawn in one chart, since they have the same tags: the columns of quality.csv. What is there is read back, so
-that no step is written twice.
+Rows are drawn in one chart, since they have the same tags: the columns of quality.csv. Each session writes all folders
+anew from the run directory, so that no step is there twice.
 """
 
 import os
 import re
 import struct
 import time
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from taugrid.hashing import identity
-from taugrid.orchestrator.trackers.results import TrackedCell, Tracker
+from taugrid.orchestrator.trackers.results import Losses, TrackedCell, Tracker, flat
 from taugrid.storage import user_cache
 
 FOLDER = "tensorboard"
 
-Points = dict[tuple[str, int], Any]
-"""(tag, step) -> a number, or the bytes of a PNG file."""
+Points = Mapping[tuple[str, int], float | str | bytes]
+"""(tag, step) -> a number, Markdown, or a PNG file."""
 
 
 class TensorboardTracker(Tracker):
@@ -35,21 +36,21 @@ class TensorboardTracker(Tracker):
         else:
             self._folder = rundir.root / FOLDER if rundir.storage.on_disk else user_cache() / FOLDER / name
         self._folders: dict[str, EventFolder] = {}
+        rows: dict[str, dict[tuple[str, int], float | str | bytes]] = defaultdict(dict)
+        for cell in self.results.all_scored():
+            rows[cell.row] |= _points(cell)
+        for row, points in rows.items():
+            self._at(row).add(points)
         return str(self._folder)
 
     def cell(self, cell: TrackedCell) -> None:
-        step = int(cell.settings["steps"])
-        self._at(cell.row).add({(name, step): np.float32(value) for name, value in cell.metrics.items()})
+        self._at(cell.row).add(_points(cell))
 
-    def finish(self, is_reported: bool) -> None:
-        for called, log in self.results.losses().items():
-            points = {(name, step): value for step, values in log.after(0) for name, value in values.items()}
-            self._at(f"train {called}").add({at: np.float32(value) for at, value in points.items()})
-        if is_reported:
-            for cell in self.results.cells():
-                self.cell(cell)
-            for name, png in self.results.figures().items():
-                self._at("figures").add_version(Path(name).stem, png)
+    def losses(self, model: str, losses: Losses) -> None:
+        self._at(f"train {model}").add({(name, n): x for n, values in losses.items() for name, x in values.items()})
+
+    def shared(self, files: Mapping[str, bytes], figures: Mapping[str, bytes]) -> None:
+        self._at("figures").add({(Path(name).stem, 0): png for name, png in figures.items()})
 
     def close(self, finished: bool) -> None:
         for folder in self._folders.values():
@@ -57,9 +58,10 @@ class TensorboardTracker(Tracker):
 
     def _at(self, label: str) -> "EventFolder":
         if label not in self._folders:
-            name = re.sub(r"[^\w.=+,-]+", "-", label)
-            unique = name if name == label.replace(" ", "-") else f"{name[:100]}-{identity({'row': label})[:6]}"
-            self._folders[label] = EventFolder(self._folder / unique)
+            name = re.sub(r"[^\w.=+,-]+", "-", label)[:100]
+            self._folders[label] = EventFolder(
+                self._folder / (name if name == label else f"{name}-{identity({'row': label})[:6]}")
+            )
         return self._folders[label]
 
 
@@ -69,36 +71,28 @@ class EventFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writer: EventFileWriter | None = None
-        self._known: Points = {}
-        if folder.is_dir():
-            found = EventAccumulator(str(folder), {SCALARS: 0, IMAGES: 0}).Reload()
-            for tag in found.Tags()[SCALARS]:
-                self._known |= {(tag, event.step): np.float32(event.value) for event in found.Scalars(tag)}
-            for tag in found.Tags()[IMAGES]:
-                self._known |= {(tag, event.step): event.encoded_image_string for event in found.Images(tag)}
+        self._written: Points = {}
 
     def add(self, points: Points) -> None:
-        """Write the points that are not there. If one has changed, the files are written again, with all points."""
-        if any(self._known.get(at, value) != value for at, value in points.items()):
+        """Write the points that are new. For the first ones, and if one has changed, a new file replaces all others."""
+        old: list[Path] = []
+        if self._writer is None or any(self._written.get(at, value) != value for at, value in points.items()):
             self.close()
-            for path in self._folder.glob("events.out.tfevents.*"):
-                path.unlink()
-            points, self._known = self._known | points, {}
-        new = {at: value for at, value in points.items() if at not in self._known}
-        if new and self._writer is None:
+            old = list(self._folder.glob("events.out.tfevents.*"))
+            points, self._written = {**self._written, **points}, {}
             self._writer = EventFileWriter(str(self._folder))
-        for (tag, step), value in new.items():
-            assert self._writer is not None
-            self._writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=[_value(tag, value)])))
-        if self._writer is not None:
-            self._writer.flush()
-        self._known |= new
-
-    def add_version(self, tag: str, png: bytes) -> None:
-        """Write a picture as the next step, unless it is the last one."""
-        steps = [step for other, step in self._known if other == tag]
-        if not steps or self._known[tag, max(steps)] != png:
-            self.add({(tag, max(steps, default=-1) + 1): png})
+            # Whoever has read the other files forgets them.
+            self._writer.add_event(
+                Event(step=0, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+            )
+        for (tag, step), value in points.items():
+            if (tag, step) not in self._written:
+                summary = Summary(value=[_value(tag, value)])
+                self._writer.add_event(Event(step=step, wall_time=time.time(), summary=summary))
+        self._writer.flush()
+        self._written = {**self._written, **points}
+        for path in old:
+            path.unlink()
 
     def close(self) -> None:
         if self._writer is not None:
@@ -106,9 +100,19 @@ class EventFolder:
             self._writer = None
 
 
-def _value(tag: str, value: Any) -> Summary.Value:
+def _points(cell: TrackedCell) -> Points:
+    about = {**flat(cell.settings), **flat(cell.protocol, "protocol.")}
+    table = "\n".join(["| | |", "|-|-|", *(f"| {key} | `{text}` |" for key, text in about.items())])
+    values: dict[str, float | str] = {**cell.metrics, "settings and protocol": table}
+    return {(name, int(cell.settings["steps"])): value for name, value in values.items()}
+
+
+def _value(tag: str, value: float | str | bytes) -> Summary.Value:
+    if isinstance(value, str):
+        text = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        return Summary.Value(tag=tag, metadata=text, tensor=TensorProto(dtype=DT_STRING, string_val=[value.encode()]))
     if not isinstance(value, bytes):
-        return Summary.Value(tag=tag, simple_value=float(value))
+        return Summary.Value(tag=tag, simple_value=value)
     width, height = struct.unpack(">II", value[16:24])  # of a PNG's first chunk
     picture = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=value)
     return Summary.Value(tag=tag, image=picture)

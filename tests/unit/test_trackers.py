@@ -1,8 +1,12 @@
 """Trackers: what each holds after sessions, read back with the real libraries, and that none can harm a run."""
 
+import fcntl
 import io
 import json
+import os
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +24,10 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.trackers import background
+from taugrid.orchestrator.trackers import __main__ as main
+from taugrid.orchestrator.trackers import background, tensorboard
 from taugrid.orchestrator.trackers.__main__ import CLASSES, follow
+from taugrid.orchestrator.trackers.results import RunResults
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import open_place, replacing
 from taugrid.workers.training.log import Log, Record
@@ -29,7 +35,7 @@ from taugrid.workers.training.log import Log, Record
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 STAGES = ("sample", "evaluate", "report")
-END = ("end evaluate,report,sample\n",)
+END = ("end report complete\n",)
 TEXT = """
 name: small
 model: {oracle: gaussian}
@@ -67,6 +73,7 @@ def run(finished, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for name in ("TENSORBOARD_LOGDIR", "WANDB_API_KEY", "WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     shutil.copytree(finished, tmp_path / "run")
@@ -93,7 +100,8 @@ def trained(tmp_path):
 
 def tracked(name, directory, *lines):
     said = []
-    assert follow(name, str(directory), [*lines, *END], said.append), said
+    follow(name, str(directory), [*lines, *END], said.append)
+    assert "warning" not in "".join(said)
     return said
 
 
@@ -153,7 +161,7 @@ def test_a_package_that_is_missing_is_a_user_error_before_anything_starts(tmp_pa
 
 
 def events(folder):
-    return EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()
+    return EventAccumulator(str(folder), {"scalars": 0, "images": 0, "tensors": 0}).Reload()
 
 
 def scalars(folder):
@@ -170,6 +178,11 @@ def test_tensorboard_has_a_curve_over_s_for_each_row_with_its_errors_and_picture
         found = scalars(run / f"tensorboard/eta={eta:g}")
         for name in ("fid", "fid_se", "kid", "kid_se", "kid_reference_se"):
             assert found[name] == [(row["steps"], pytest.approx(row[name], rel=1e-6)) for row in ours], name
+        assert found["fid_exact"] == [(row["steps"], pytest.approx(row["fid_exact"], rel=1e-6)) for row in ours]
+    (first, _) = events(run / "tensorboard/eta=0").Tensors("settings and protocol")
+    text = first.tensor_proto.string_val[0].decode()
+    assert "| steps | `2` |" in text
+    assert "| protocol.extractor.name | `pixels` |" in text
     pictures = events(run / "tensorboard/figures")
     assert "samples" in pictures.Tags()["images"]
     assert pictures.Images("samples")[0].encoded_image_string == (run / "figures/samples.png").read_bytes()
@@ -177,23 +190,38 @@ def test_tensorboard_has_a_curve_over_s_for_each_row_with_its_errors_and_picture
 
 def test_tensorboard_has_no_step_twice_whatever_was_tracked_before(run):
     cell = next(iter(rows_of(run)))
-    tracked("tensorboard", run, f"score {cell}\n")
-    files = sorted((run / "tensorboard").rglob("events*"))
-    before = {path: scalars(path.parent) for path in files}
-    tracked("tensorboard", run, f"score {cell}\n")
-    assert sorted((run / "tensorboard").rglob("events*")) == files, "nothing is new"
+    follow("tensorboard", str(run), [f"score {cell}\n"], lambda text: None)  # the driver was killed
+    every = scalars(run / "tensorboard/eta=0"), scalars(run / "tensorboard/eta=1")
+    assert [[step for step, _ in each["fid"]] for each in every] == [[2, 3], [2, 3]], "what is scored is there at once"
     document = json.loads((run / "tables/quality.json").read_text())
-    document["rows"][0]["fid"] += 1.0  # it was scored again
+    changed = next(row for row in document["rows"] if row["eta"] == 0.0)
+    changed["fid"] += 1.0  # it was scored again
     (run / "tables/quality.json").write_text(json.dumps(document))
-    (run / "figures/samples.png").write_bytes((run / "figures/consistency.png").read_bytes())
     tracked("tensorboard", run)
-    changed, eta = document["rows"][0], document["rows"][0]["eta"]
-    after = scalars(run / f"tensorboard/eta={eta:g}")
-    assert dict(after["fid"])[changed["steps"]] == pytest.approx(changed["fid"], rel=1e-6)
-    assert [step for step, _ in after["fid"]] == [2, 3], "each once"
-    other = run / f"tensorboard/eta={1 - eta:g}"
-    assert scalars(other) == before[next(path for path in files if path.parent == other)]
-    assert [picture.step for picture in events(run / "tensorboard/figures").Images("samples")] == [0, 1]
+    found = scalars(run / "tensorboard/eta=0")["fid"]
+    assert dict(found)[changed["steps"]] == pytest.approx(changed["fid"], rel=1e-6)
+    assert [step for step, _ in found] == [2, 3], "each once"
+    assert scalars(run / "tensorboard/eta=1") == every[1]
+    assert all(len(list(folder.iterdir())) == 1 for folder in (run / "tensorboard").iterdir())
+
+
+def test_tensorboard_removes_the_old_file_after_the_new_one_is_there(run, monkeypatch):
+    tracked("tensorboard", run)
+    before = scalars(run / "tensorboard/eta=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda path: 1 / 0)  # as if it was killed
+        follow("tensorboard", str(run), END, lambda text: None)
+    assert max(len(list(folder.iterdir())) for folder in (run / "tensorboard").iterdir()) == 2
+    assert scalars(run / "tensorboard/eta=0") == before, "no step is read twice"
+
+
+def test_each_row_has_a_folder_of_its_own_in_tensorboard(run):
+    tracker = tensorboard.TensorboardTracker(RunResults(str(run)))
+    tracker.start()
+    labels = ["a b", "a-b", "x" * 300, f"{'x' * 300}y"]
+    folders = {tracker._at(label)._folder.name for label in labels}
+    assert len(folders) == len(labels)
+    assert max(map(len, folders)) < 120
 
 
 def test_the_environment_says_where_tensorboard_writes(run, tmp_path, monkeypatch):
@@ -240,13 +268,17 @@ def artifacts(client, run_id, path=None):
             yield file.path
 
 
-def test_mlflow_has_a_run_with_one_for_each_cell_and_sessions_continue_it(run, database):
+def test_mlflow_has_a_run_with_one_for_each_cell_and_sessions_continue_it(run, database, monkeypatch):
     cell, rows = next(iter(rows_of(run))), rows_of(run)
     failed = []
-    assert follow("mlflow", str(run), [f"score {cell}\n"], failed.append)  # the driver was killed
+    follow("mlflow", str(run), [f"score {cell}\n"], failed.append)  # the driver was killed
     parent, cells = runs_of(database, run)
     assert (parent.info.status, list(cells)) == ("FAILED", [cell])
     assert failed[0].startswith("track: mlflow: sqlite:///")
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient.log_batch", lambda *_: 1 / 0)  # a kill after a cell's run was begun
+        follow("mlflow", str(run), END, failed.append)
+    assert len(runs_of(database, run)[1]) == 2
     tracked("mlflow", run)
     first, first_cells = runs_of(database, run)
     assert first.info.run_id == parent.info.run_id
@@ -254,7 +286,7 @@ def test_mlflow_has_a_run_with_one_for_each_cell_and_sessions_continue_it(run, d
     assert first_cells.keys() == rows.keys()
     for cell, row in rows.items():
         data = first_cells[cell].data
-        for name in ("fid", "fid_se", "kid", "kid_se", "kid_std", "kid_reference_se"):
+        for name in ("fid", "fid_se", "kid", "kid_se", "kid_std", "kid_reference_se", "fid_exact"):
             assert data.metrics[name] == row[name], name
         shown = {key: data.params[key] for key in ("steps", "eta", "num_samples", "network_evaluations", "sampler")}
         assert shown == {key: str(row[key]) for key in shown}
@@ -269,6 +301,8 @@ def test_mlflow_has_a_run_with_one_for_each_cell_and_sessions_continue_it(run, d
     for cell, nested in second_cells.items():
         assert nested.info.end_time == first_cells[cell].info.end_time, "it was not touched"
         assert len(database.get_metric_history(nested.info.run_id, "fid")) == 1
+    follow("mlflow", str(run), ["end report\n"], failed.append)
+    assert runs_of(database, run)[0].info.status == "FAILED", "cells are missing"
 
 
 # Weights & Biases
@@ -320,10 +354,37 @@ def test_wandb_without_a_login_asks_nothing_and_says_so(run, monkeypatch):
     wandb.teardown()
     monkeypatch.delenv("WANDB_MODE", raising=False)
     said = []
-    assert not follow("wandb", str(run), END, said.append)
+    follow("wandb", str(run), END, said.append)
     (line,) = said
     assert line.startswith("warning: track: wandb failed and is not used any more: ")
     assert "login" in line.lower()
+
+
+def test_what_wandb_was_not_seen_to_take_is_not_recorded(run, offline, monkeypatch):
+    import wandb
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb.Run, "finish", lambda *_, **__: 1 / 0)  # as if it was killed while it waits for a server
+        follow("wandb", str(run), END, lambda text: None)
+        assert not (run / "tracked/wandb.json").exists()
+    wandb.teardown()
+    tracked("wandb", run)
+    assert len([point for point in offline()[-1].history if "steps" in point]) == len(rows_of(run))
+
+
+# Scores, live and from the table
+
+
+def test_a_live_score_is_the_same_as_that_of_the_table(run):
+    results = RunResults(str(run))
+    live, table = ({cell.id: cell for cell in cells} for cells in (results.all_scored(), results.cells()))
+    assert len(live) == 4
+    for cell in live.values():
+        assert cell.metrics == table[cell.id].metrics
+        assert cell.digest == table[cell.id].digest
+        assert cell.metrics["fid_exact"] > 0
+        changed = replace(cell, metrics={**cell.metrics, "fid_exact": 0.0})
+        assert changed.digest == cell.digest, "another machine may compute another last digit"
 
 
 # Losses
@@ -335,19 +396,22 @@ def test_losses_continue_where_they_were_in_every_tracker(trained, database, off
         for name in CLASSES:
             tracked(name, trained(*steps))
     (folder,) = (tmp_path / "run/tensorboard").glob("train-*")
+    model = json.loads((tmp_path / "run/plan.json").read_text())["models"][0]["id"]
     expected = [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3, rel=1e-6))]
     assert scalars(folder)["loss"] == expected
     parent, _ = runs_of(database, tmp_path / "run")
-    assert [(m.step, m.value) for m in database.get_metric_history(parent.info.run_id, "train/loss")] == expected
+    assert [
+        (m.step, m.value) for m in database.get_metric_history(parent.info.run_id, f"train/{model}/loss")
+    ] == expected
     points = [point for each in offline() for point in each.history if "train_step" in point]
-    assert [(point["train_step"], point["train/loss"]) for point in points] == expected
+    assert [(point["train_step"], point[f"train_{model}/loss"]) for point in points] == expected
     assert len(offline()) == 2, "a session with nothing new opens no run"
 
 
 # Nothing harms a run
 
 
-@pytest.mark.parametrize("method", ["__init__", "start", "cell", "finish", "close"])
+@pytest.mark.parametrize("method", ["__init__", "start", "cell", "shared", "close"])
 def test_a_tracker_that_raises_anywhere_is_dropped_with_a_line(run, monkeypatch, method):
     calls = []
 
@@ -365,8 +429,8 @@ def test_a_tracker_that_raises_anywhere_is_dropped_with_a_line(run, monkeypatch,
         def cell(self, cell):
             self._called("cell")
 
-        def finish(self, is_reported):
-            self._called("finish")
+        def shared(self, files, figures):
+            self._called("shared")
 
         def close(self, finished):
             self._called("close")
@@ -378,7 +442,7 @@ def test_a_tracker_that_raises_anywhere_is_dropped_with_a_line(run, monkeypatch,
 
     monkeypatch.setitem(sys.modules, "taugrid.orchestrator.trackers.wandb", SimpleNamespace(WandbTracker=Faulty))
     said = []
-    assert not follow("wandb", str(run), [f"score {next(iter(rows_of(run)))}\n", *END], said.append)
+    follow("wandb", str(run), [f"score {next(iter(rows_of(run)))}\n", *END], said.append)
     assert said[-1] == "warning: track: wandb failed and is not used any more: at port 1"
     assert calls[-1] == method, "it is not called again"
 
@@ -429,7 +493,7 @@ def hanging(tmp_path, monkeypatch):
     trackers.session_started(None, "runs/x", ["report"])
     yield trackers, said
     for process in trackers._processes:
-        process.kill()
+        process.close()
 
 
 def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(hanging):
@@ -448,7 +512,52 @@ def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(h
         "warning: track: waited 0.5 seconds for wandb, mlflow, and goes on; `taugrid report runs/x` sends what is "
         "missing",
     ]
-    assert not any(process.is_running for process in trackers._processes)
+    assert all(process.has_ended(0.0) for process in trackers._processes)
+
+
+@pytest.mark.parametrize(("missing", "end"), [({}, ["end", "report", "complete"]), ({"S2": "why"}, ["end", "report"])])
+def test_a_process_hears_of_scores_of_trainings_and_of_what_is_missing(tmp_path, monkeypatch, patient, missing, end):
+    script = tmp_path / "hears"
+    script.write_text(f"#!/bin/sh\nexec cat > {tmp_path}/heard\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(background, "sys", SimpleNamespace(executable=str(script)))
+    trackers = background.Trackers(["wandb"], pytest.fail)
+    trackers.session_started(None, "runs/x", ["report", "sample"])
+    for event in ({"event": "score", "task": "score/c1", "committed": True}, {"event": "trained", "model": "m"}):
+        trackers.happened(None, event)
+    trackers.session_finished([], missing)
+    heard = [line.split() for line in (tmp_path / "heard").read_text().splitlines()]
+    assert heard == [["score", "c1"], ["losses"], end]
+
+
+def test_losses_are_looked_for_while_nothing_is_heard(monkeypatch):
+    reading, writing = os.pipe()
+    alarms = []
+    monkeypatch.setattr(main, "LOSSES_SECONDS", 0.02)
+    monkeypatch.setattr(main.signal, "alarm", alarms.append)
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr(main.sys, "stdin", stdin)
+        lines = main.heard()
+        assert [next(lines), next(lines)] == ["losses", "losses"], "a training runs"
+        os.write(writing, b"score c1\nend report\n")
+        os.close(writing)
+        assert [line.strip() for line in lines if line != "losses"] == ["score c1", "end report"]
+    assert alarms == [main.LONGEST_SECONDS], "a hanging library ends with it"
+
+
+def test_a_tracker_waits_for_the_process_of_the_session_before(run):
+    results, said = RunResults(str(run)), []
+    lock = main.user_cache() / "trackers" / f"{results.id}-tensorboard"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as before:
+        fcntl.flock(before, fcntl.LOCK_EX)
+        thread = threading.Thread(target=follow, args=("tensorboard", str(run), END, said.append))
+        thread.start()
+        thread.join(0.5)
+        assert said == []
+        assert not (run / "tensorboard").exists()
+    thread.join()
+    assert said == [f"track: tensorboard: {run}/tensorboard"]
 
 
 def test_a_session_that_fails_waits_for_no_tracker(hanging):
@@ -460,14 +569,16 @@ def test_a_session_that_fails_waits_for_no_tracker(hanging):
 
 def test_a_process_that_ends_by_itself_is_said(tmp_path, monkeypatch):
     script = tmp_path / "ends"
-    script.write_text("#!/bin/sh\nexit 3\n")
+    script.write_text("#!/bin/sh\necho Traceback >&2; echo no module >&2; exit 3\n")
     script.chmod(0o755)
     monkeypatch.setattr(background, "sys", SimpleNamespace(executable=str(script)))
     said = []
     trackers = background.Trackers(["wandb"], said.append)
     trackers.session_started(None, "runs/x", ["report"])
     trackers.session_finished([], {})
-    assert said == ["warning: track: wandb failed and is not used any more: its process ended with status 3"]
+    assert said == [
+        "warning: track: wandb failed and is not used any more: its process ended with status 3 (no module)"
+    ]
 
 
 # A bucket
