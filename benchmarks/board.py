@@ -70,7 +70,7 @@ def main() -> None:
         for number in range(given.runs):
             make_run(Path(folder, "runs", f"ablation-{number % 10}", f"run-{number:04d}"), given.cells, chance)
         began = time.perf_counter()
-        from taugrid.orchestrator.board.document import document_of
+        from taugrid.orchestrator.board.document import as_json, document_of
         from taugrid.orchestrator.board.find import Place
         from taugrid.orchestrator.board.index import Index
 
@@ -80,7 +80,7 @@ def main() -> None:
             index = Index([Place.of(f"{folder}/runs")])
             board = index.look()
             looked = time.perf_counter()
-            size = len(document_of(board, index.places).text)
+            size = len(as_json(document_of(board, index.places).value))
             ended, spent = time.perf_counter(), time.process_time() - processor
             print(f"{name}: look {looked - began:.2f} s, document of {size / 2**20:.1f} MiB {ended - looked:.2f} s; "
                   f"processor {spent:.2f} s")  # fmt: skip

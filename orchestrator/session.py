@@ -214,6 +214,8 @@ class Session:
         if is_current:  # the table is printed, and no figure is drawn again
             survey = replace(reported[0].survey, stages=self._stages - {"report"})
             reported = [type(kind)(survey) for kind in reported]
+        if asked and not is_current:
+            self._progress.say("writing tables and figures")
         results = [result for kind in reported if (result := kind.conclude()) is not None]
         last = results[-1] if results else KindResult("", [])
         self._warn_of_tables(last)

@@ -1,6 +1,6 @@
 """What is read of a cell once somebody asks: its first images, and its paired difference to another one."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,6 @@ from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_json, read_sealed
 
 
-class _Side(NamedTuple):
-    row: dict[str, Any]
-    protocol: dict[str, Any]
-    influences: dict[str, Array]
-
-
 def paired(first: BoardRow, second: BoardRow) -> dict[str, tuple[float, float]]:
     """Metric -> second minus first, and its paired standard error, of each metric that has one: as `taugrid compare`.
 
@@ -41,33 +35,32 @@ def paired(first: BoardRow, second: BoardRow) -> dict[str, tuple[float, float]]:
 
 
 def _paired(first: BoardRow, second: BoardRow) -> dict[str, tuple[float, float]]:
-    sides = {"a": _side("a", first), "b": _side("b", second)}
-    noise = {name: row.of("noise") or f"{name}: not known" for name, row in (("a", first), ("b", second))}
+    rows, protocols, noise = {}, {}, {}
     influences: dict[str, dict[str, Array]] = {column.name: {} for column in SAMPLED}
-    for name, side in sides.items():
-        for metric, values in side.influences.items():
-            influences[metric][name] = values
-    protocols = {name: side.protocol for name, side in sides.items()}
-    evidence = Evidence(influences.pop("fid"), noise, protocols, others=influences)
-    row = pair(sides["a"].row, sides["b"].row, evidence)
+    for name, row in (("a", first), ("b", second)):  # the same cell of two runs has one id
+        values = row.values
+        rows[name] = dict.fromkeys(COLUMNS) | values | {"cell": name, "protocol": name}
+        protocols[name] = _protocol(row, values)
+        noise[name] = row.of("noise") or f"{name}: not known"
+        for metric, given in _influences(row, values).items():
+            influences[metric][name] = given
+    difference = pair(rows["a"], rows["b"], Evidence(influences.pop("fid"), noise, protocols, others=influences))
     found: dict[str, tuple[float, float]] = {}
-    for metric, parts in parts_by_metric(row).items():
+    for metric, parts in parts_by_metric(difference).items():
         if parts["difference"] is not None and parts["se"] is not None:
             found[metric] = (parts["difference"], parts["se"])
     if not found:
-        raise UserError(row["note"] or "no metric of both has a standard error")
+        raise UserError(difference["note"] or "no metric of both has a standard error")
     return found
 
 
-def _side(name: str, row: BoardRow) -> _Side:
-    """A row as `pair` takes it, by a name that tells it from the same cell in another run."""
-    found, values = row.run.found, row.values
+def _protocol(row: BoardRow, values: dict[str, Any]) -> dict[str, Any]:
+    found = row.run.found
     quality = read_json(found.root / "tables" / "quality.json", found.storage)
     protocol = quality.get("protocols", {}).get(values.get("protocol")) if isinstance(quality, dict) else None
     if not isinstance(protocol, dict):
         raise UserError(f"{found.title} does not record the protocol of {row.of('labels')}")
-    known = dict.fromkeys(COLUMNS) | values | {"cell": name, "protocol": name}
-    return _Side(known, protocol, _influences(row, values))
+    return protocol
 
 
 def _influences(row: BoardRow, values: dict[str, Any]) -> dict[str, Array]:

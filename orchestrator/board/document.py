@@ -18,7 +18,6 @@ from taugrid.orchestrator.board.find import FoundFolder, Place, shown
 from taugrid.orchestrator.board.index import Board, RunOnBoard, key_of
 from taugrid.registry.metrics import COLUMNS
 
-FORMAT = 1
 PER_CELL = 16
 """The images of a strip."""
 
@@ -52,8 +51,6 @@ class BoardDocument:
     runs: Sequence[RunOnBoard]
     rows: Sequence[BoardRow]
     value: Mapping[str, Any]
-    text: str
-    """`value` as JSON."""
 
     @cached_property
     def by_cell(self) -> Mapping[tuple[str, str], BoardRow]:
@@ -72,15 +69,13 @@ def document_of(board: Board, places: Sequence[Place]) -> BoardDocument:
     names = [column["name"] for column in columns]
     numbers = {run.key: number for number, run in enumerate(board.runs)}
     histories = _histories(board)
-    of_night = {night["run"]: (history["key"], night["id"]) for history in histories for night in history["nights"]}
+    of_night = {night["run"]: history["key"] for history in histories for night in history["nights"]}
     places_of: dict[tuple[int, int], int] = {(numbers[row.run.key], row.at): n for n, row in enumerate(rows)}
     value = {
-        "format": FORMAT,
         "version": __version__,
         "places": [shown(place.text) for place in places],
         "notes": list(board.notes),
-        "runs": [_run(run) | dict(zip(("history", "night"), of_night.get(run.key, (None, None)), strict=True))
-                 for run in board.runs],
+        "runs": [_run(run) | {"history": of_night.get(run.key)} for run in board.runs],
         "columns": columns,
         "rows": [[numbers[row.run.key], *map(_shown(row.values).get, names)] for row in rows],
         "cells": [row.of("labels") for row in rows],
@@ -94,12 +89,9 @@ def document_of(board: Board, places: Sequence[Place]) -> BoardDocument:
         ],
         "histories": histories,
     }  # fmt: skip
-    text = as_json(value)
-    later = {
-        "etag": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return BoardDocument(board.runs, rows, value | later, f"{text[:-1]},{as_json(later)[1:]}")
+    etag = hashlib.sha256(as_json(value).encode()).hexdigest()[:16]
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    return BoardDocument(board.runs, rows, value | {"etag": etag, "made": made})
 
 
 def records(board: Board) -> dict[str, Any]:
@@ -123,10 +115,10 @@ def _run(run: RunOnBoard) -> dict[str, Any]:
         "key": run.key,
         "title": run.found.title,
         "directory": run.found.directory,
-        "state": "running" if run.is_running else entry["state"],
+        "state": "running" if run.progress else entry["state"],
         "progress": run.progress,
         **{name: entry[name] for name in same},
-        **({"note": "", "ended": None} if run.is_running else {}),
+        **({"note": "", "ended": None} if run.progress else {}),
         "report": f"runs/{run.key}/report.html" if entry["report"] else None,
     }
 
@@ -170,27 +162,16 @@ def _column(name: str, short: str, is_setting: bool) -> dict[str, Any]:
 def _histories(board: Board) -> list[dict[str, Any]]:
     """The histories of nights, each with its nights in the order of their verdicts; unfinished ones come last."""
     by_history: dict[str, list[tuple[FoundFolder, NightEntry]]] = {}
-    for found, entry in board.nights:
+    for found, entry in sorted(board.nights, key=lambda night: night[1]["time"] or "~"):
         by_history.setdefault(shown(str(found.history)), []).append((found, entry))
     runs = {run.found.root: run.key for run in board.runs}
-    shown_of_night = ("id", "time", "verdict", "light")
     return [
-        {
-            "key": f"h{key_of(directory)[1:]}",
-            "title": _title(nights[0][0]),
-            "directory": directory,
-            "nights": [
-                {name: entry[name] for name in shown_of_night} | {"run": runs.get(found.root / "run")}
-                for found, entry in sorted(nights, key=_time)
-            ],
-        }
+        {"key": f"h{key_of(directory)[1:]}", "title": _title(nights[0][0]), "nights": [
+            {name: entry[name] for name in ("id", "time", "verdict", "light")} | {"run": runs.get(found.root / "run")}
+            for found, entry in nights
+        ]}
         for directory, nights in by_history.items()
-    ]
-
-
-def _time(night: tuple[FoundFolder, NightEntry]) -> tuple[bool, str, str]:
-    entry = night[1]
-    return not entry["time"], entry["time"], entry["id"]
+    ]  # fmt: skip
 
 
 def _title(night: FoundFolder) -> str:

@@ -20,9 +20,6 @@ from taugrid.words import counted
 RunEntry = dict[str, Any]
 NightEntry = dict[str, Any]
 
-TEXT_COLUMNS = frozenset({"cell", "model", "protocol", "sampler", "sigma", "spacing", "clip"})
-"""Columns of quality.csv that stay text, though a value may look like a number."""
-
 DIFFERENCES = {"fid": ("difference", "se")} | {
     column.name: (f"{column.name}_difference", f"{column.name}_se") for column in SAMPLED if column.name != "fid"
 }
@@ -69,16 +66,15 @@ def _read(files: RecordedFiles) -> RunEntry:
     }
     entry |= _table(files, config, plan)
     state, note = _state(files, config, entry, last)
-    return entry | {"state": state, "note": "; ".join(filter(None, [note, *_version(entry), *files.notes]))}
+    other = entry["taugrid"] not in (None, __version__)
+    version = f"taugrid {entry['taugrid']} wrote it, and this is {__version__}" if other else ""
+    return entry | {"state": state, "note": "; ".join(filter(None, [note, version, *files.notes]))}
 
 
 def _table(files: RecordedFiles, config: Mapping[str, Any], plan: Mapping[str, Any]) -> RunEntry:
     """The rows of quality.csv, and what is known of each: label, folder of images, noise, comparability."""
     quality = files.json("tables/quality.json")
     rows = [{text(k): plain(v) for k, v in row.items()} for row in listing(quality.get("rows")) if mapping(row)]
-    if not rows:
-        records = files.csv("tables/quality.csv")
-        rows = [{k: v if k in TEXT_COLUMNS else number(v) for k, v in row.items() if k} for row in records]
     rows = [row for row in rows if isinstance(row.get("cell"), str)]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     settings = {row.get("cell"): row for row in files.csv("tables/cells.csv")} if rows else {}
@@ -127,12 +123,6 @@ def _state(
             return "finished", "no plan.json says which cells it was to have"
         return ("incomplete", f"{len(scored)} of {len(planned)} cells scored") if planned - scored else ("finished", "")
     return ("sampled", "no cell is scored yet") if files.level("samples").folders else ("empty", "")
-
-
-def _version(entry: RunEntry) -> list[str]:
-    """A note on a run that another version of taugrid wrote."""
-    other = entry["taugrid"]
-    return [] if other in (None, __version__) else [f"taugrid {other} wrote it, and this is {__version__}"]
 
 
 def _models(plan: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -186,7 +176,7 @@ def _time(event: Mapping[str, Any]) -> str | None:
 
 def read_night(found: FoundFolder, before: NightEntry | None) -> NightEntry:
     """id, time, verdict and light of a night; `before` if its verdict has not changed. Nothing raises."""
-    entry: NightEntry = {"id": text(found.night), "time": "", "verdict": "unfinished", "light": "grey"}
+    entry: NightEntry = {"id": text(found.root.name), "time": "", "verdict": "unfinished", "light": "grey"}
     if "verdict.json" not in found.level.files:
         return {**entry, "version": ""}
     path = found.root / "verdict.json"

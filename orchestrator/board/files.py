@@ -18,7 +18,7 @@ from taugrid.orchestrator.board.find import FoundFolder
 from taugrid.storage import Level, Stat
 
 WATCHED = ("run.json", "config.json", "plan.json", "provenance.json", "report.html", "report.json")
-TABLES = ("quality.json", "quality.csv", "cells.csv", "differences.csv")
+TABLES = ("quality.json", "cells.csv", "differences.csv")
 """The files that an entry is read from, besides those of events."""
 
 MAX_TEXT = 300

@@ -54,7 +54,7 @@ class FoundFolder:
     """The path below its place; unique on the board."""
     place: Place
     history: Path | None = None
-    night: str = ""
+    """The folder of a night's history."""
 
     @property
     def directory(self) -> str:
@@ -77,7 +77,7 @@ class _Folder(NamedTuple):
 
     path: Path
     history: Path | None = None
-    role: Literal["", "nights", "night", "run"] = ""
+    role: Literal["", "nights", "night"] = ""
 
 
 def find(places: Sequence[Place]) -> Finds:
@@ -137,7 +137,8 @@ class _Search:
             self._note(folder.path / name, "a broken link, or no permission to follow it")
         if folder.role == "night" and ("run" in level.folders or "verdict.json" in level.files):
             self.finds.nights.append(self._found(folder, level))
-            yield from (_Folder(folder.path / name, folder.history, "run") for name in level.folders if name == "run")
+            if "run" in level.folders:
+                yield _Folder(folder.path / "run")
             return
         for name in level.folders:
             inner = folder.path / name
@@ -149,9 +150,7 @@ class _Search:
     def _found(self, folder: _Folder, level: Level) -> FoundFolder:
         below = folder.path.relative_to(self.place.root)
         title = shown(str(below)) if below.parts else shown(folder.path.name or str(folder.path))
-        night = {"night": folder.path.name, "run": folder.path.parent.name}.get(folder.role, "")
-        history = folder.history if night else None
-        return FoundFolder(folder.path, self.place.storage, level, title, self.place, history, night)
+        return FoundFolder(folder.path, self.place.storage, level, title, self.place, folder.history)
 
     def _note(self, path: Path, reason: str) -> None:
         self.finds.notes.append(f"{shown(str(path))}: {reason}")

@@ -32,8 +32,7 @@ class RunOnBoard:
     found: FoundFolder
     entry: RunEntry
     progress: dict[str, Any] | None = None
-    """Of a run that a driver works on."""
-    is_running: bool = False
+    """Of a run that a driver works on; None: there is none."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Index:
         self._kept = {run.found.directory: run.entry for run in runs}
         self._kept |= {found.directory: entry for found, entry in zip(finds.nights, nights, strict=True)}
         changed = {name for name in before.keys() | self._kept if before.get(name) is not self._kept.get(name)}
-        if changed - {run.found.directory for run in runs if run.is_running}:  # those would be written at each look
+        if changed - {run.found.directory for run in runs if run.progress}:  # those would be written at each look
             self._save(finds.notes.append)
         return Board(runs, list(zip(finds.nights, nights, strict=True)), finds.notes, finds.readable)
 
@@ -84,8 +83,7 @@ class Index:
             self._work.pop(found.directory, None)
             return RunOnBoard(key, found, entry)
         work = self._work.setdefault(found.directory, Work(found))
-        is_running = work.has_driver()
-        return RunOnBoard(key, found, entry, work.progress(entry["planned"], files) if is_running else None, is_running)
+        return RunOnBoard(key, found, entry, work.progress(entry["planned"], files) if work.has_driver() else None)
 
     @property
     def _file(self) -> Path:

@@ -7,12 +7,10 @@ rebinding); on another address, or with TAUGRID_BOARD_TOKEN set, a token is requ
 
 import hmac
 import ipaddress
-import re
 import secrets
 import socket
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import NamedTuple
@@ -20,7 +18,6 @@ from urllib.parse import urlencode, urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -49,6 +46,9 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+PAGE_POLICY = "frame-ancestors 'none'"
+"""The page has the rest in itself: its own scripts alone, and nothing from elsewhere."""
+
 REPORT_POLICY = (
     "sandbox allow-scripts allow-popups allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
     "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
@@ -78,14 +78,14 @@ class Served:
 
     def page(self, request: Request) -> Response:
         html = board_html(self.current().value, live=True)
-        return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy_of(html)})
+        return Response(html, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
     def document(self, request: Request) -> Response:
         found = self.current()
         headers = {"ETag": f'"{found.etag}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match", "").removeprefix("W/").strip('"') == found.etag:
             return Response(status_code=304, headers=headers)
-        return Response(found.text, media_type="application/json", headers=headers)
+        return Response(as_json(found.value), media_type="application/json", headers=headers)
 
     def image(self, request: Request) -> Response:
         from taugrid.orchestrator.board.cells import strip  # the first picture loads what decodes
@@ -131,32 +131,16 @@ def application(index: Index, board: Board, host: str, token: str | None) -> Sta
     guard = Middleware(BaseHTTPMiddleware, dispatch=Guard(is_loopback(host), token).answer)
     small = Middleware(GZipMiddleware, compresslevel=3)  # of 1,000 runs, 8 MB
     return Starlette(
-        routes=[Route(path, _answering(method)) for path, method in routes.items()], middleware=[guard, small]
+        routes=[Route(path, method) for path, method in routes.items()],
+        middleware=[guard, small],
+        exception_handlers={UserError: _failed, OSError: _failed},
     )
 
 
-def _answering(endpoint: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint that runs in a thread, and whose errors are one line of text."""
-
-    async def answer(request: Request) -> Response:
-        try:
-            return await run_in_threadpool(endpoint, request)
-        except UserError as error:
-            return PlainTextResponse(str(error), 404)
-        except OSError:
-            return PlainTextResponse("it can't be read now", 503)
-
-    return answer
-
-
-def policy_of(html: str) -> str:
-    """A policy by which the page runs its own scripts alone, and loads nothing from elsewhere."""
-    scripts = re.findall(r"<script(?![^>]*application/json)[^>]*>(.*?)</script>", html, re.DOTALL)
-    hashes = (f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts)
-    return (
-        f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; img-src 'self' data: blob:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+def _failed(request: Request, error: Exception) -> Response:
+    """One line of text; the page asks again after a 503."""
+    is_known = isinstance(error, UserError)
+    return PlainTextResponse(str(error) if is_known else "it can't be read now", 404 if is_known else 503)
 
 
 class Guard(NamedTuple):
@@ -233,25 +217,13 @@ def listen(host: str, port: int | None) -> socket.socket:
     Raises:
         UserError: if the address can't be used, or the port is taken.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(f"--host {host} is no address of this machine ({error.strerror}); give one") from None
     reason: OSError | None = None
     for number in (*PORTS, 0) if port is None else (port,):
-        listening = socket.socket(family, kind, protocol)
         try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind((address[0], number, *address[2:]))
-            listening.listen()
-            return listening
+            return socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         except OSError as error:
-            listening.close()
             reason = error
-    raise UserError(
-        f"can't listen on {host} port {port}: {reason and reason.strerror}; give another --port, or leave it out for a "
-        "free one"
-    )
+    raise UserError(f"can't listen on {host} port {port}: {reason and reason.strerror}; give another --host or --port")
 
 
 def serve(app: Starlette, listening: socket.socket) -> None:

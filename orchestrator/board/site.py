@@ -79,7 +79,7 @@ def _write(document: BoardDocument, new: Path) -> list[bool]:
     value["images"] = {**value["images"], "rows": images}
     value["runs"] = [{**run, "report": reports[run["key"]]} for run in value["runs"]]
     _write_file(new / "index.html", board_html(value, live=False).encode())
-    write_json(new / MARKER, {name: value[name] for name in ("format", "made", "version")}, LOCAL)
+    write_json(new / MARKER, {name: value[name] for name in ("made", "version")}, LOCAL)
     return images
 
 

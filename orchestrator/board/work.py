@@ -20,7 +20,6 @@ class Work:
         """Cell and file -> time and images of a committed shard."""
         self._began = 0.0
         """The start of the last session."""
-        self._updated: str | None = None
 
     def has_driver(self) -> bool:
         from taugrid.orchestrator.rundir.lease import Lease  # the first run at work loads what drivers need
@@ -43,9 +42,7 @@ class Work:
         return {
             "done": min(done, total),
             "total": total,
-            "unit": "images",
             "left_seconds": round(max(0, total - done) / rate, 1) if rate > 0 else None,
-            "updated": self._updated,
         }
 
     def _follow(self, name: str) -> None:
@@ -64,7 +61,6 @@ class Work:
 
     def _add(self, event: dict[str, Any]) -> None:
         at = datetime.fromisoformat(event["time"])
-        self._updated = at.isoformat(timespec="seconds")
         if event.get("event") == "session":
             self._began = at.timestamp()
         elif event.get("event") == "shard" and event["committed"]:

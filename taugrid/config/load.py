@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from taugrid import __version__
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
 from taugrid.config.model import SOURCES, is_hub_id
 from taugrid.config.sample import LabelColumn
@@ -83,8 +84,11 @@ def read(path: Path) -> dict[str, Any]:
             reason = _place_and_problem(error, text)
         if isinstance(error, UnicodeDecodeError):
             reason = "it is not text, so no config"
-        is_runs = path.name == CONFIG_NAME
-        remedy = f"; remove it and give your own config with --out {path.parent}" if is_runs else ""
+        remedy = ""
+        if isinstance(error, PermissionError):
+            reason, remedy = "no permission", "; make it readable"
+        elif path.name == CONFIG_NAME:
+            remedy = f"; remove it and give your own config with --out {path.parent}"
         raise UserError(f"can't read {path}: {reason}{remedy}") from None
     if values is None:
         raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
@@ -233,10 +237,25 @@ def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
     _refuse_second_source(merged, assignments)
     if path is not None and path.name == CONFIG_NAME:
         _follow_seed(values, merged)
-    config = _with_absolute_paths(_with_references_root(validate(Config, merged, str(path or "config"))))
+    try:
+        validated = validate(Config, merged, str(path or "config"))
+    except UserError as error:
+        raise UserError(f"{error}{_other_version(path)}") from None
+    config = _with_absolute_paths(_with_references_root(validated))
     return config.model_copy(
         update={"train": _with_seed(config.train, config.seed), "sample": _with_seed(config.sample, config.seed)}
     )
+
+
+def _other_version(path: Path | None) -> str:
+    """Which version wrote the config of a run directory, if it was another; for the end of a message."""
+    if path is None or path.name != CONFIG_NAME:
+        return ""
+    try:
+        version = json.loads(_bytes(path.with_name("provenance.json")))["versions"]["taugrid"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    return "" if version == __version__ else f" (taugrid {version} wrote it, and this is {__version__})"
 
 
 def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[Override]) -> None:

@@ -1,9 +1,13 @@
+import errno
+import json
 import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
 
+from taugrid import __version__
 from taugrid.config import Config, Diffusion, validate
 from taugrid.config import schema as config_schema
 from taugrid.config.load import find, load, merge
@@ -306,3 +310,24 @@ def test_yaml_s_merge_key_may_repeat_what_it_overrides(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("name: x\ngrid:\n  - &a {steps: [5], eta: [0.0]}\n  - {<<: *a, eta: [1.0]}\n")
     assert load(str(path)).grid == [{"steps": [5], "eta": [0.0]}, {"steps": [5], "eta": [1.0]}]
+
+
+def test_a_run_of_another_version_is_said_where_its_config_has_unknown_keys(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(MINIMAL | {"key_of_9": 1}))
+    with pytest.raises(UserError, match=r"unknown key 'key_of_9' \([^()]*\)$"):
+        load(str(tmp_path))
+    for version, said in (("9.9.9", rf" \(taugrid 9.9.9 wrote it, and this is {__version__}\)"), (__version__, "")):
+        (tmp_path / "provenance.json").write_text(json.dumps({"versions": {"taugrid": version}}))
+        with pytest.raises(UserError, match=rf"unknown key 'key_of_9' \([^()]*\){said}$"):
+            load(str(tmp_path))
+
+
+def test_a_config_that_may_not_be_read_is_not_to_be_removed(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(MINIMAL))
+
+    def refused(path):  # tests run as root, whom nobody refuses
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(UserError, match=r"config.json: no permission; make it readable$"):
+        load(str(tmp_path))

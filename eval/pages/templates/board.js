@@ -5,12 +5,12 @@
 
 const MOST_PICKED = 9;
 const MISSING = "–";
-const OPTIONS = ["text", "metric", "x", "against", "index", "log"];
+const OPTIONS = ["text", "metric", "x", "against", "index", "log", "sort"];
 const TOLD_OTHERWISE = ["model", "sigma"]; // by the run or the grid's key, and by eta: shown if they are chosen
 const SVG = "http://www.w3.org/2000/svg";
 
-const emptyOptions = () => Object.fromEntries(OPTIONS.map((name) => [name, ""]));
-const emptyView = () => ({ ...emptyOptions(), where: new Map(), sort: [], columns: null, picked: [] });
+const noOptions = Object.fromEntries(OPTIONS.map((name) => [name, ""]));
+const emptyView = () => ({ ...noOptions, where: new Map(), columns: null, picked: [] });
 const view = emptyView();
 let board = null;
 
@@ -146,7 +146,6 @@ function writtenView() {
   const link = new URLSearchParams();
   for (const name of OPTIONS) if (view[name]) link.set(name, view[name]);
   for (const [name, values] of view.where) for (const value of values) link.append(`where.${name}`, value);
-  for (const { name, down } of view.sort) link.append("sort", (down ? "-" : "") + name);
   for (const name of view.columns ?? []) link.append("column", name);
   for (const id of view.picked) link.append("pick", id);
   return `#${link}`;
@@ -158,7 +157,6 @@ function readView() {
     const column = name.startsWith("where.") ? name.slice("where.".length) : null;
     if (OPTIONS.includes(name)) view[name] = value;
     if (column) view.where.set(column, (view.where.get(column) ?? new Set()).add(value));
-    if (name === "sort") view.sort.push({ name: value.replace(/^-/, ""), down: value.startsWith("-") });
     if (name === "column") view.columns = [...(view.columns ?? []), value];
     if (name === "pick") view.picked = [...new Set([...view.picked, value])].slice(0, MOST_PICKED);
   }

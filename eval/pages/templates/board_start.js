@@ -3,7 +3,6 @@
 // What is around the table: runs at work, histories, details; polling; and what starts all of it.
 
 const POLLED = 5000; // milliseconds
-const MOST_AT_WORK = 6;
 
 const live = { etag: "", isAsking: false };
 const isLive = () => byId("board").dataset.live === "true";
@@ -12,11 +11,9 @@ function drawRuns() {
   const working = board.runs.filter(({ state }) => state === "running");
   const scored = new Set(board.rows.map((row) => row.run));
   const others = board.runs.filter((run) => run.note || (!scored.has(run) && run.state !== "running"));
-  const left = working.length - MOST_AT_WORK;
   byId("places").replaceChildren(...board.places.map((place) => element("bdi", {}, place)));
   byId("made").textContent = `taugrid ${board.version}, ${shownTime(board.made)} UTC`;
-  byId("work").replaceChildren(...working.slice(0, MOST_AT_WORK).map(workOf));
-  if (left > 0) byId("work").append(`and ${plural(left, "more run")}`);
+  byId("work").replaceChildren(...working.map(workOf));
   byId("others").hidden = !others.length;
   byId("others-title").textContent = `${plural(others.length, "run")} without scores or with a remark`;
   byId("others-list").replaceChildren(...others.slice(0, MOST_CHOICES).map(({ title, report, state, note }) =>
@@ -25,9 +22,9 @@ function drawRuns() {
 }
 
 function workOf({ title, directory, progress }) {
-  const { done = 0, total = 0, unit = "", left_seconds: left = null } = progress ?? {};
+  const { done = 0, total = 0, left_seconds: left = null } = progress ?? {};
   const rest = left === null ? "" : `, ${duration(left)} left`;
-  const count = total ? `${thousands(done)} of ${thousands(total)} ${unit}` : "starting";
+  const count = total ? `${thousands(done)} of ${thousands(total)} images` : "starting";
   const bar = { max: total || null, value: total ? done : null, "aria-label": `Progress of ${title}` };
   return element("div", { class: "strip-of", title: directory }, element("bdi", {}, title), element("progress", bar),
     element("small", {}, count + rest));

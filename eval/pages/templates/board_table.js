@@ -10,18 +10,18 @@ const COLLATOR = new Intl.Collator("en", { numeric: true });
 
 const table = { key: "", items: [], rows: [], first: -1, constants: [], active: null };
 
-function isShown(row, words, except) {
+function isShown(row, words) {
   if (!words.every((word) => row.text.includes(word))) return false;
   for (const [name, values] of view.where) {
     const column = board.named.get(name);
-    if (name !== except && column && !values.has(keyOf(column, row))) return false;
+    if (column && !values.has(keyOf(column, row))) return false;
   }
   return true;
 }
 
-function shownRows(except = null) {
+function shownRows() {
   const words = view.text.toLowerCase().split(/\s+/);
-  return board.rows.filter((row) => isShown(row, words, except));
+  return board.rows.filter((row) => isShown(row, words));
 }
 
 // Numbers before words, and missing values last, whichever way a column is sorted.
@@ -33,12 +33,8 @@ function compared(one, other, sign = 1) {
 }
 
 function bySort(one, other) {
-  for (const { name, down } of view.sort) {
-    const column = board.named.get(name);
-    const order = column ? compared(column.value(one), column.value(other), down ? -1 : 1) : 0;
-    if (order) return order;
-  }
-  return one.number - other.number;
+  const [column, sign] = [board.named.get(view.sort.replace(/^-/, "")), view.sort.startsWith("-") ? -1 : 1];
+  return (column && compared(column.value(one), column.value(other), sign)) || one.number - other.number;
 }
 
 // The rows to show, and before each group a heading. Picking changes no order: rows must not jump under the pointer.
@@ -101,9 +97,8 @@ function widthOf(column, rows) {
 }
 
 function headOf(column) {
-  const sorted = view.sort[0]?.name === column.name ? view.sort[0] : null;
-  const arrow = sorted ? (sorted.down ? " ▼" : " ▲") : "";
-  const order = sorted ? (sorted.down ? "descending" : "ascending") : "none";
+  const order = { [column.name]: "ascending", [`-${column.name}`]: "descending" }[view.sort] ?? "none";
+  const arrow = { ascending: " ▲", descending: " ▼" }[order] ?? "";
   const title = column.better ? `${column.heading}: ${column.better} is better` : column.heading;
   const button = element("button", { type: "button", "data-sort": column.name, title }, column.heading + arrow);
   return element("th", { scope: "col", class: classOf(column), "aria-sort": order }, button);
@@ -115,13 +110,10 @@ function classOf(column) {
   return Object.keys(classes).filter((name) => classes[name]).join(" ") || null;
 }
 
-// The first click puts the best first, the third undoes it. What was sorted before decides ties.
+// The first click puts the best first, the second the worst, the third undoes it.
 function sortBy(name) {
-  const [sorted, ...others] = view.sort;
-  const down = board.named.get(name)?.better === "higher";
-  const first = { name, down: sorted?.name === name ? !down : down };
-  const rest = view.sort.filter((sort) => sort.name !== name).slice(0, 2);
-  change({ sort: sorted?.name === name && sorted.down !== down ? others : [first, ...rest] });
+  const [best, worst] = board.named.get(name)?.better === "higher" ? [`-${name}`, name] : [name, `-${name}`];
+  change({ sort: { [best]: worst, [worst]: "" }[view.sort] ?? best });
 }
 
 function drawWindow() {
@@ -265,20 +257,18 @@ function filterMenu(name) {
 }
 
 function filterChoices(column) {
-  const counts = groupedBy(shownRows(column.name), (row) => keyOf(column, row));
   const values = [...rowsByValue(column)].sort(([, [a]], [, [b]]) => compared(column.value(a), column.value(b)));
   const boxes = values.slice(0, MOST_CHOICES).map(([key, [row]]) => {
     const isChosen = view.where.get(column.name)?.has(key);
-    const count = counts.get(key)?.length ?? 0;
-    return choice(shownIn(column, row), isChosen, (yes) => chooseValue(column.name, key, yes), thousands(count));
+    return choice(shownIn(column, row), isChosen, (yes) => chooseValue(column.name, key, yes));
   });
   const left = values.length - MOST_CHOICES;
   return left > 0 ? [...boxes, element("p", {}, `${plural(left, "more value")}: use the text filter`)] : boxes;
 }
 
-function choice(text, checked, choose, remark = "") {
+function choice(text, checked, choose) {
   const box = element("input", { type: "checkbox", checked, change: (event) => choose(event.target.checked) });
-  return element("label", {}, box, element("bdi", {}, text), element("small", {}, remark));
+  return element("label", {}, box, element("bdi", {}, text));
 }
 
 function chooseValue(name, value, isChosen) {
