@@ -57,11 +57,7 @@ class Floor(NamedTuple):
 
     @property
     def in_words(self) -> str:
-        halved = (
-            f" (half of it each, as it has fewer than 2 x {self.asked:,} images)"
-            if self.num_samples < self.asked
-            else ""
-        )
+        halved = f" (halved: it has fewer than 2 x {self.asked:,} images)" if self.num_samples < self.asked else ""
         return (
             f"real images against real images: {self.num_samples:,} against {self.num_reference:,} of the reference"
             f"{halved}, mean of {self.draws} draws"

@@ -53,7 +53,7 @@ def test_a_reference_of_fewer_than_2_n_is_halved_and_it_is_said():
     found = floors(REAL, Moments.of(REAL), 400, SETTINGS)
     assert found["fid"][2:] == (250, 250, 5, 400)
     assert (
-        "250 against 250 of the reference (half of it each, as it has fewer than 2 x 400 images), mean of 5 draws"
+        "250 against 250 of the reference (halved: it has fewer than 2 x 400 images), mean of 5 draws"
         in found["kid"].in_words
     )
     assert found["fid"] != floors(REAL, Moments.of(REAL), 300, replace(SETTINGS, seed=1))["fid"]
