@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from taugrid.eval.tables.differences_files import differences_of
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, Z_95, Entry
-from taugrid.eval.tables.labels import SIGMA_HAT, spelled
+from taugrid.eval.tables.labels import row_name, spelled
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.quality import QualityTable
@@ -51,15 +51,9 @@ def measured(quality: QualityTable, metric: MetricColumn = FID) -> list[Measured
             for at, entry in zip(pivot.values.columns, entries, strict=True):
                 if entry.cell and entry.number == entry.number:
                     row = by_cell[entry.cell]
-                    name, key = row_name(pivot.row_keys, labels), keys.get(row["protocol"], "unknown")
+                    name, key = row_name(zip(pivot.row_keys, labels, strict=True)), keys.get(row["protocol"], "unknown")
                     cells.append(Measured(name, pivot, int(at), entry, key))
     return cells
-
-
-def row_name(row_keys: Sequence[str], labels: Sequence[str]) -> str:
-    """The name of a row, such as "schedule = cosine, η = 0.5"."""
-    pairs = [(key, label) for key, label in zip(row_keys, labels, strict=True) if label]
-    return ", ".join(f"{key} = {label}" for key, label in pairs).replace(f"η = {SIGMA_HAT}", SIGMA_HAT)
 
 
 def comparable(cells: Sequence[Measured]) -> list[list[Measured]]:

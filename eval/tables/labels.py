@@ -105,6 +105,15 @@ def spelled(text: str) -> str:
     return re.sub(r"(?<!\S)([^\W\d][\w.]*)=(?=\S)", r"\1 = ", parted).replace(f"η = {SIGMA_HAT}", SIGMA_HAT)
 
 
+def row_name(settings: Iterable[tuple[str, str]]) -> str:
+    """The name of a row, such as "schedule = cosine, η = 0.5". Samplers, their options and σ̂ have no key."""
+    return ", ".join(
+        label if key in (OTHERS[0], OPTIONS) or (key == "η" and not is_number(label)) else f"{key} = {label}"
+        for key, label in settings
+        if label
+    )
+
+
 def shown(value: object) -> str:
     return as_text(value) if value is None or value != value else plain_text(value)
 

@@ -36,7 +36,7 @@ class RunFiles:
         self.run = run
         self._files = run.storage.walk(run.root)
         parts = {path.relative_to(run.root).parts for path, stat in self._files.items() if stat.size}
-        self._scored = {each[1].partition("-")[0] for each in parts if each[0] == "scores" and len(each) == 2}
+        self._scored = {p[1].partition("-")[0] for p in parts if p[0] == "scores" and p[-1].endswith(".json")}
         self._removed = {Path(each[-1]).stem for each in parts if each[0] == "removed"}
         weights = PurePosixPath(TRAINED_WEIGHTS).parts
         self._trained = {each[1] for each in parts if each[0] == "models" and each[2:] == weights}

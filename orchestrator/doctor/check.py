@@ -40,9 +40,8 @@ def done(name: str, checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
         try:
             found[:] = checks()
         except Exception as error:
-            found[:] = [
-                failed(name, f"can't be checked: {type(error).__name__}: {joined_lines(error)[:200]}", "warning")
-            ]
+            state: Severity = "error" if isinstance(error, FileNotFoundError) else "warning"  # no temporary folder
+            found[:] = [failed(name, f"can't be checked: {type(error).__name__}: {joined_lines(error)[:200]}", state)]
 
     thread = Thread(target=find, daemon=True)  # a dead mount must not keep the process
     thread.start()

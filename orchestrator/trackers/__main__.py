@@ -1,18 +1,19 @@
 """The process of one tracker: `python -m taugrid.orchestrator.trackers NAME DIRECTORY`, which the driver starts.
 
-It reads lines from stdin: `score CELL` when a cell has got a score, `losses` when a training has ended, and `end` with
-`report` if tables were written and `complete` if nothing is missing. Without `end`, the session failed or the driver
-was killed. Lines on stdout are for people.
+It reads lines from stdin: `score CELL` when a cell has got a score, and `end` with `report` if tables were written and
+`complete` if nothing is missing. Without `end`, the session failed or the driver was killed. Lines on stdout are for
+people.
 """
 
 import fcntl
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Thread
 
 from taugrid.errors import last_line
@@ -26,7 +27,7 @@ LONGEST_SECONDS = 60
 """The process ends this long after stdin closes, because a killed driver can't end it."""
 
 LOSSES_SECONDS = 60.0
-"""After this time without a line, losses of a training that runs are tracked."""
+"""The time from one look at the logs of trainings to the next."""
 
 LONGEST_REASON = 300
 """The longest error message that is shown; some libraries list every retry."""
@@ -61,13 +62,13 @@ def _follow(tracker: Tracker, results: RunResults, lines: Iterable[str]) -> None
         if "report" in rest:
             for cell in results.cells():
                 tracker.cell(cell)
-            tracker.shared(results.files(), results.figures())
+            tracker.shared(results.files())
         is_complete = "complete" in rest
     tracker.close(is_complete)
 
 
 def heard() -> Iterator[str]:
-    """The lines of stdin, and `losses` whenever there is none for a while."""
+    """The lines of stdin, and `losses` about once a minute, for trainings that run."""
     lines: SimpleQueue[str] = SimpleQueue()
 
     def read() -> None:
@@ -76,14 +77,14 @@ def heard() -> Iterator[str]:
         signal.alarm(LONGEST_SECONDS)
         lines.put("")
 
-    Thread(target=read, daemon=True).start()
-    line = "losses"
-    while line:
-        with suppress(Empty):
-            line = "losses"
-            line = lines.get(timeout=LOSSES_SECONDS)
-        if line:
-            yield line
+    def tick() -> None:
+        while True:
+            time.sleep(LOSSES_SECONDS)
+            lines.put("losses")
+
+    for work in (read, tick):
+        Thread(target=work, daemon=True).start()
+    return iter(lines.get, "")
 
 
 def main() -> None:

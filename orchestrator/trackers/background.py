@@ -51,15 +51,15 @@ class Trackers(Observer):
 
     def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
         if event["event"] == "score" and event["committed"]:
-            self._tell(f"score {event['task'].partition('/')[2]}")
-        elif event["event"] == "trained":
-            self._tell("losses")
+            for process in self._processes:
+                process.tell(f"score {event['task'].partition('/')[2]}")
 
     def session_finished(self, rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> None:
         try:
-            self._tell(f"end {'report' if 'report' in self._stages else ''} {'' if missing else 'complete'}")
-            self._leave()
             since = time.monotonic()
+            for process in self._processes:
+                process.tell(f"end {'report' if 'report' in self._stages else ''} {'' if missing else 'complete'}")
+                process.leave()
             if names := self._running(since + QUIET_SECONDS):
                 self._say(f"track: waiting at most {WAIT_SECONDS:g} seconds for {names}")
             if names := self._running(since + WAIT_SECONDS):
@@ -73,29 +73,25 @@ class Trackers(Observer):
 
     def session_failed(self, error: BaseException) -> None:
         """Leave the processes alone: they note the failure and end by themselves."""
-        self._leave()
-
-    def _tell(self, line: str) -> None:
-        for process in self._processes:
-            process.tell(line)
-
-    def _leave(self) -> None:
         for process in self._processes:
             process.leave()
 
     def _running(self, until: float) -> str:
         """The names of those that have not ended at that time of the monotonic clock."""
-        return ", ".join(process.name for process in self._processes if not process.has_ended(until))
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+        return ", ".join(process.name for process in self._processes if process.returncode is None)
 
 
-class TrackerProcess:
+class TrackerProcess(subprocess.Popen[str]):
     """The process of one tracker. What it prints for people is said, one line each."""
 
     def __init__(self, name: str, directory: str, say: Say) -> None:
         self.name, self._say = name, say
         # -P: W&B and MLflow make folders with their own names in the working directory. A session of its own, because
         # Ctrl-C is the driver's, and because no library may ask a question on its terminal.
-        self._process = subprocess.Popen(
+        super().__init__(
             [sys.executable, "-P", "-m", __package__, name, directory],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -103,8 +99,8 @@ class TrackerProcess:
             text=True,
             start_new_session=True,
         )
-        assert self._process.stdin is not None
-        self._stdin = self._process.stdin
+        assert self.stdin is not None
+        self._stdin = self.stdin
         os.set_blocking(self._stdin.fileno(), False)
         self._last = ""
         self._reader = threading.Thread(target=self._listen, daemon=True, name=f"track-{name}")
@@ -119,28 +115,23 @@ class TrackerProcess:
         """Let it know that nothing follows."""
         self._stdin.close()
 
-    def has_ended(self, until: float) -> bool:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0.0, until - time.monotonic()))
-        return self._process.returncode is not None
-
     def close(self) -> None:
         """Kill it if it runs, and hear what it said last if it has ended."""
         self.leave()
-        was_killed = self._process.poll() is None
-        self._process.kill()
-        self._process.wait()
+        was_killed = self.poll() is None
+        self.kill()
+        self.wait()
         self._reader.join(1.0)
-        if self._process.returncode and not was_killed:
-            status = f"its process ended with status {self._process.returncode} {self._last}".strip()
+        if self.returncode and not was_killed:
+            status = f"its process ended with status {self.returncode} {self._last}".strip()
             self._say(f"warning: track: {self.name} failed and is not used any more: {status}")
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as lines:
+        assert self.stdout is not None
+        with self.stdout as lines:
             for line in lines:
                 if line.startswith(("track: ", "warning: track: ")):
                     self._say(line.rstrip("\n"))
                 else:
                     self._last = f"({line.strip()})"
-        self._process.wait()
+        self.wait()

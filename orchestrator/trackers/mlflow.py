@@ -26,18 +26,20 @@ class MlflowTracker(Tracker):
     def start(self) -> str:
         for name, value in DEFAULTS.items():
             os.environ.setdefault(name, value)
-        from mlflow import MlflowClient, get_tracking_uri
+        from mlflow import MlflowClient, get_tracking_uri, set_experiment
 
         self._client = MlflowClient()
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "taugrid"
-        self._experiment = os.environ.get("MLFLOW_EXPERIMENT_ID") or self._experiment_named(experiment)
+        number, name = os.environ.get("MLFLOW_EXPERIMENT_ID"), os.environ.get("MLFLOW_EXPERIMENT_NAME") or "taugrid"
+        experiment = set_experiment(experiment_id=number) if number else set_experiment(name)
+        self._experiment = experiment.experiment_id
         found = self._search(f"tags.`{RUN}` = '{self.results.id}'")
         self._run = found[0] if found else self._new_run(self.results.name, {RUN: self.results.id})
         self._id = self._run.info.run_id
         self._cells = {run.data.tags[CELL]: run for run in self._search(f"tags.`{PARENT}` = '{self._id}'")}
         self._last_steps: dict[str, int] = {}
         self._client.update_run(self._id, status="RUNNING")
-        return f"{re.sub('//[^/@]*@', '//', get_tracking_uri())}, experiment {experiment}, run {self.results.name}"
+        address = re.sub("//[^/@]*@", "//", get_tracking_uri())
+        return f"{address}, experiment {experiment.name}, run {self.results.name}"
 
     def cell(self, cell: TrackedCell) -> None:
         run = self._cells.get(cell.id)
@@ -59,22 +61,18 @@ class MlflowTracker(Tracker):
             self._log(self._id, {n: {f"train/{model}/{key}": x for key, x in losses[n].items()} for n in steps})
             self._last_steps[model] = steps[-1]
 
-    def shared(self, files: Mapping[str, bytes], figures: Mapping[str, bytes]) -> None:
+    def shared(self, files: Mapping[str, bytes]) -> None:
         """Store the files as artifacts, unless the last that were stored are the same."""
-        digest = json_sha256({name: content.hex() for name, content in (*files.items(), *figures.items())})
+        digest = json_sha256({name: content.hex() for name, content in files.items()})
         if self._run.data.tags.get(FILES) == digest:
             return
         with TemporaryDirectory() as folder:
-            write({**files, **figures}, folder)
+            write(files, folder)
             self._client.log_artifacts(self._id, folder)
         self._log(self._id, {}, {}, _of_protocol(self.results.protocol) | {FILES: digest})
 
     def close(self, finished: bool) -> None:
         self._client.set_terminated(self._id, "FINISHED" if finished else "FAILED")
-
-    def _experiment_named(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id if found is not None else self._client.create_experiment(name))
 
     def _search(self, where: str) -> list[Any]:
         return list(self._client.search_runs([self._experiment], where, max_results=MOST_RUNS))

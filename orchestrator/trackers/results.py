@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -13,7 +13,6 @@ from taugrid.hashing import json_sha256
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.progress.summary import position
-from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import exact_fid, row_of
 from taugrid.protocol import ProtocolFields, short_name
 from taugrid.registry.metrics import METRICS
@@ -64,12 +63,6 @@ class RunResults:
         name, parts = self._run.config.name, PurePosixPath(self.directory).parts
         place = next((part for part in reversed(parts) if part != "run"), name)
         return name if place == name else f"{name} ({place})"
-
-    @property
-    def x(self) -> str:
-        """The column of quality.csv that figures have on their x axis."""
-        layout = requested.layout(self._run.config, self._run.configured)
-        return "steps" if layout.x == "steps" else "network_evaluations"
 
     def scored(self, cell_id: str) -> TrackedCell | None:
         """A cell with its newest score at the config's N; None if it has none, or is not in the plan."""
@@ -126,21 +119,13 @@ class RunResults:
                 found[model.id] = {line["step"]: _finite({name: line.get(name) for name in SCALARS}) for line in lines}
         return found
 
-    def figures(self) -> dict[str, bytes]:
-        """The PNG files of figures/, image grids among them, by their paths in the run directory."""
-        return {
-            self.rundir.relative(path): self.rundir.storage.read(path)
-            for path in self._files(self.rundir.figures, "*.png")
-        }
-
     def files(self) -> dict[str, bytes]:
-        """The files of tables/, the config and the report, by their paths in the run directory."""
-        paths = [*self._files(self.rundir.tables, "*"), self.rundir.config, self.rundir.report]
-        storage = self.rundir.storage
-        return {self.rundir.relative(path): storage.read(path) for path in paths if storage.exists(path)}
-
-    def _files(self, folder: Any, pattern: str) -> Sequence[Any]:
-        return [path for path in self.rundir.storage.list(folder, pattern) if not path.name.startswith(".")]
+        """The tables, the config, the report and the PNG files of figures/, by their paths in the run directory."""
+        own, storage = self.rundir, self.rundir.storage
+        found = [*storage.list(own.tables, "*"), *storage.list(own.figures, "*.png"), own.config, own.report]
+        return {
+            own.relative(path): storage.read(path) for path in found if path.name[0] != "." and storage.exists(path)
+        }
 
 
 class Tracker(ABC):
@@ -162,8 +147,8 @@ class Tracker(ABC):
         """Track the losses of a training, by the id of its model."""
 
     @abstractmethod
-    def shared(self, files: Mapping[str, bytes], figures: Mapping[str, bytes]) -> None:
-        """Track what cells share: the protocol, tables, report and figures."""
+    def shared(self, files: Mapping[str, bytes]) -> None:
+        """Track what cells share: the protocol, and `RunResults.files`."""
 
     @abstractmethod
     def close(self, finished: bool) -> None:

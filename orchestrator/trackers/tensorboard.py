@@ -49,8 +49,8 @@ class TensorboardTracker(Tracker):
     def losses(self, model: str, losses: Losses) -> None:
         self._at(f"train {model}").add({(name, n): x for n, values in losses.items() for name, x in values.items()})
 
-    def shared(self, files: Mapping[str, bytes], figures: Mapping[str, bytes]) -> None:
-        self._at("figures").add({(Path(name).stem, 0): png for name, png in figures.items()})
+    def shared(self, files: Mapping[str, bytes]) -> None:
+        self._at("figures").add({(Path(n).stem, 0): png for n, png in files.items() if n.endswith(".png")})
 
     def close(self, finished: bool) -> None:
         for folder in self._folders.values():

@@ -39,7 +39,7 @@ class WandbTracker(Tracker):
             return
         run, row = self._opened(), _key(cell.row)
         for name in cell.metrics:
-            run.define_metric(f"{name}/{row}", step_metric=self.results.x)
+            run.define_metric(f"{name}/{row}", step_metric="steps")
         point = {name: cell.settings[name] for name in ("steps", "network_evaluations")}
         run.log({**point, **{f"{name}/{row}": value for name, value in cell.metrics.items()}})
         self._sent["cells"][cell.id] = cell.digest
@@ -51,16 +51,19 @@ class WandbTracker(Tracker):
                 self._opened().log({"train_step": step, **{f"train_{model}/{key}": x for key, x in values.items()}})
                 self._sent["losses"][model] = step
 
-    def shared(self, files: Mapping[str, bytes], figures: Mapping[str, bytes]) -> None:
+    def shared(self, files: Mapping[str, bytes]) -> None:
+        digests = {name: sha256(content).hexdigest()[:16] for name, content in files.items()}
+        new = {name: content for name, content in files.items() if self._sent["files"].get(name) != digests[name]}
+        self._sent["files"] |= digests
         with TemporaryDirectory() as folder:
-            for name, path in write(self._new(figures), folder).items():
-                self._opened().log({f"figures/{_key(Path(name).stem)}": wandb.Image(path)})
-            if self._new(files):
+            pictures = {name: path for name, path in write(files, folder).items() if name.endswith(".png")}
+            for name in new.keys() & pictures:
+                self._opened().log({f"figures/{_key(Path(name).stem)}": wandb.Image(pictures[name])})
+            if new.keys() - pictures:
                 rows = pd.DataFrame(self.results.document["rows"])
                 self._opened().log({"quality": wandb.Table(dataframe=rows, allow_mixed_types=True)})
                 artifact = wandb.Artifact(f"taugrid-{self.results.id}", type="tables")
-                for name, path in write(files, folder).items():
-                    artifact.add_file(path, name)
+                artifact.add_dir(folder)
                 self._opened().log_artifact(artifact)
         if self._run is not None:
             self._run.config.update({"protocol": self.results.protocol}, allow_val_change=True)
@@ -86,13 +89,6 @@ class WandbTracker(Tracker):
             )
             self._run.define_metric("train_step", hidden=True)
         return self._run
-
-    def _new(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
-        """The files that were not tracked before as they are; they count as tracked from now on."""
-        digests = {name: sha256(content).hexdigest()[:16] for name, content in files.items()}
-        new = {name: content for name, content in files.items() if self._sent["files"].get(name) != digests[name]}
-        self._sent["files"] |= digests
-        return new
 
 
 def _key(text: str) -> str:

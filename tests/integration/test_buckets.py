@@ -72,7 +72,7 @@ def test_a_run_in_a_bucket_is_that_of_a_folder(config, s3, tmp_path, monkeypatch
         taugrid("compare", folder, "S0002-eta0-", "S0004-eta0-").stdout
     )
     taugrid("export", url, "S0002-eta0-", "--to", tmp_path / "png")
-    assert len(list((tmp_path / "png").iterdir())) == 65
+    assert len(list((tmp_path / "png").glob("*.png"))) == 65
     everything = [path for depth in range(1, 5) for path in storage.stats(root, "/".join("*" * depth))]
     assert not [path for path in everything if SECRET.encode() in storage.read(path)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["png", "run"], "nothing named s3: is on the disk"

@@ -224,6 +224,10 @@ def test_differences_are_paired_where_recorded_and_say_so_where_not(opened):
     tab = opened(document, picks(A, B, c, OTHER))
     assert texts(tab, "#picked td:nth-child(4)")[:2] == ["–", "-10.25 ± 0.30paired, z = -34.2, better"]
     (fid_a, se_a), (fid_c, se_c) = (document["rows"][place][7:9] for place in (0, 20))
+    widths = (
+        "[...document.querySelectorAll('#rows tr[data-row] > :first-child')].map((e) => e.scrollWidth - e.clientWidth)"
+    )
+    assert max(tab.run(widths)) == 0, "names have room beside the marks"
     z = (fid_c - fid_a) / math.hypot(se_a, se_c)
     shown = shown_number(fid_c - fid_a, math.hypot(se_a, se_c))
     sign = "+" if fid_c > fid_a else ""

@@ -62,6 +62,12 @@ def require_sound(root, before):
     assert tables(root) == before
 
 
+def test_features_stay_without_a_score_that_can_be_read(copy):
+    for score in (copy / "scores").glob("*.json"):
+        score.write_bytes(b"")
+    assert cleaned(copy, "--features") == {}
+
+
 def test_features_go_and_no_table_changes(copy):
     before, features = tables(copy), everything(copy / "features")
     floors = {name: content for name, content in features.items() if "-floor-" in name}

@@ -92,10 +92,16 @@ def test_what_stops_a_run_is_red_and_exits_with_1(quick):
 
 
 def test_a_check_that_fails_says_so(monkeypatch, quick):
-    monkeypatch.setattr(machine, "memory", lambda: Path("/nowhere").read_text())
+    monkeypatch.setattr(machine, "memory", lambda: int("x"))
     [node] = doctor()
     [failed] = [each for each in node["checks"] if each["name"] == "memory"]
-    assert failed["found"].startswith("can't be checked: FileNotFoundError")
+    assert failed["state"] == "warning"
+    assert failed["found"].startswith("can't be checked: ValueError")
+    monkeypatch.setattr(machine.tempfile, "tempdir", None)
+    monkeypatch.setattr(machine.tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    [node] = doctor(code=1)
+    [failed] = [each for each in node["checks"] if each["state"] == "error"]
+    assert "No usable temporary directory" in failed["found"]
 
 
 OLD = TorchFound("2.13.0+cu130", "cuda", {"cuda": "13.0"}, [], "The NVIDIA driver is too old", "update the driver")

@@ -246,7 +246,7 @@ def test_latex_compiles_with_booktabs_and_siunitx(finished, tmp_path, hostile):
     if hostile:
         document = json.loads((run / "tables/quality.json").read_text())
         for row in document["rows"]:
-            row["diffusion.schedule"] = HOSTILE + row["cell"]
+            row["diffusion.schedule"] = HOSTILE + " -6.5 of 95 %" + row["cell"]
         (run / "tables/quality.json").write_text(json.dumps(document | {"notes": [HOSTILE]}))
     taugrid("export", run, "--format", "latex", "--to", tmp_path / "table.tex")
     (tmp_path / "main.tex").write_text(block("latex"))
@@ -257,6 +257,7 @@ def test_latex_compiles_with_booktabs_and_siunitx(finished, tmp_path, hostile):
     text = (tmp_path / "table.tex").read_text()
     fids = [line for line in text.splitlines() if "\\num{" in line and " +- " in line]
     assert len(fids) >= 4
+    assert (" $-$6.5 of 95~\\%" in text) == hostile
     assert "\\input{" not in text.replace("\\input{table}", "")
 
 

@@ -72,7 +72,7 @@ def main(run: Path) -> None:
                 tab.picture(folder / "whole.png")
                 image = Image.open(folder / "whole.png").convert("RGB")
                 image = image.crop((0, 0, image.width, min(image.height, SIZES[picture][1])))
-                image.quantize(256).save(IMAGES / f"{picture}.png", optimize=True)
+                image.quantize(256, Image.Quantize.MAXCOVERAGE).save(IMAGES / f"{picture}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from taugrid.eval.figures.drawing import (
 )
 from taugrid.eval.figures.over_steps import Along, draw_over_steps, scale_of
 from taugrid.eval.tables.ablation.effects import Effect, short_key_names
-from taugrid.eval.tables.ablation.pairing import KEY_SEPARATOR, OF_SAMPLERS
+from taugrid.eval.tables.ablation.pairing import KEY_SEPARATOR
 from taugrid.eval.tables.entries import write_number
-from taugrid.eval.tables.labels import SIGMA_HAT, is_number
+from taugrid.eval.tables.labels import row_name
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Layout, Pivot, with_floors
 from taugrid.eval.tables.quality import QualityTable
@@ -36,22 +36,10 @@ MAX_PANELS = 12
 
 
 def name_of(label: Sequence[str], row_keys: Sequence[str], all_labels: Collection[Sequence[str]]) -> str:
-    """A row's name in a legend, such as "schedule=cosine", without settings that all rows share; "all" without any.
-
-    Samplers and their options have no key.
-    """
+    """A row's name in a legend, without settings that all rows share; "all" without any."""
     varies = [len(set(texts)) > 1 for texts in zip(*all_labels, strict=True)]
     parts = zip(row_keys, label, varies, strict=True)
-    shown = [(key, text) for key, text, differs in parts if differs and text]
-    return (
-        " ".join(
-            text
-            if key in OF_SAMPLERS or (key == "η" and not (is_number(text) or text == SIGMA_HAT))
-            else f"{key}={text}"
-            for key, text in shown
-        )
-        or "all"
-    )
+    return row_name((key, text) for key, text, differs in parts if differs) or "all"
 
 
 def per_key_figures(

@@ -82,7 +82,7 @@ function drawTable() {
 function drawHead() {
   const step = Math.ceil(table.rows.length / 200); // a sample, so that it costs the same for any number of rows
   const sample = table.rows.filter((_, number) => number % step === 0);
-  const widths = table.columns.map((column, i) => widthOf(column, sample) + (i ? 2.6 : 7));
+  const widths = table.columns.map((column, i) => widthOf(column, sample) + (i ? 2.6 : pickedRows().length ? 11 : 7));
   const columns = widths.map(() => element("col"));
   columns.forEach((column, i) => (column.style.width = i ? `${widths[i]}ch` : `min(${widths[i]}ch, 45vw)`));
   byId("widths").replaceChildren(...columns);
