@@ -152,12 +152,13 @@ def test_what_cannot_be_listed_is_said_and_the_rest_is_shown(runs, tmp_path, mon
 def test_a_search_that_ends_early_says_so(runs, monkeypatch):
     for n in range(4):
         shutil.copytree(RUN, runs / f"run-{n}")
+    shutil.rmtree(runs / "old")
     monkeypatch.setattr("taugrid.orchestrator.board.find.MAX_FOLDERS", 4)
     board = look(runs)
-    assert len(board.runs) == 2
+    assert len(board.runs) == 3
     assert board.notes == [f"{runs}: the search ended after 4 folders; name folders further down"]
-    monkeypatch.setattr("taugrid.orchestrator.board.find.MAX_FOLDERS", 7)
-    assert look(runs).notes == [], "just enough for five runs, their folder, and the one below it"
+    monkeypatch.setattr("taugrid.orchestrator.board.find.MAX_FOLDERS", 5)
+    assert look(runs).notes == [], "just enough for four runs and their folder"
 
 
 def test_a_second_look_lists_folders_and_reads_no_file_of_a_run(runs, monkeypatch):

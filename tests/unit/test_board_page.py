@@ -132,6 +132,9 @@ def test_a_heading_sorts_its_best_first_and_missing_values_last(opened):
     assert shown == sorted(shown, reverse=True)
     assert tab.run("document.querySelector('[aria-sort=descending]').textContent") == "IS ▼"
     assert tab.run("table.rows.at(-1).number") == 7
+    assert tab.run("document.querySelector('[data-sort=isc_mean]').title") == (
+        "IS: higher is better; ± is the standard deviation over splits"
+    )
     tab.press("Enter")
     assert tab.run("document.querySelector('[aria-sort=ascending]').textContent") == "IS ▲"
     assert tab.run("table.rows.at(-1).number") == 7

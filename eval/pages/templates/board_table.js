@@ -99,7 +99,8 @@ function widthOf(column, rows) {
 function headOf(column) {
   const order = { [column.name]: "ascending", [`-${column.name}`]: "descending" }[view.sort] ?? "none";
   const arrow = { ascending: " ▲", descending: " ▼" }[order] ?? "";
-  const title = column.better ? `${column.heading}: ${column.better} is better` : column.heading;
+  const meaning = column.error_means ? `; ± is ${column.error_means}` : "";
+  const title = column.better ? `${column.heading}: ${column.better} is better${meaning}` : column.heading;
   const button = element("button", { type: "button", "data-sort": column.name, title }, column.heading + arrow);
   return element("th", { scope: "col", class: classOf(column), "aria-sort": order }, button);
 }
