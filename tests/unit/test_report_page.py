@@ -265,11 +265,11 @@ def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart
 
 
 def test_effects_are_a_table_with_those_that_are_certain_in_bold():
-    at_10 = effect(scope="S", settings="S=10", p_holm=0.2, effect=-3.0)
+    at_10 = effect(scope="S", settings="S = 10", p_holm=0.2, effect=-3.0)
     page = Parsed(report_html(findings(effects=[effect(), at_10])))
     tables = [table["text"] for table in page.all("table") if "cosine" in table["text"]]
     assert len(tables) == 2, "one for each scope"
-    for text, value, where in zip(tables, ("-5.00 ± 0.50", "-3.00 ± 0.50"), ("", "S=10"), strict=True):
+    for text, value, where in zip(tables, ("-5.00 ± 0.50", "-3.00 ± 0.50"), ("", "S = 10"), strict=True):
         for part in ("schedule", "linear", "-6.00 to -4.00", value, where):
             assert part in text
     bold = [entry["text"] for entry in page.all("td", **{"class": "tg-best"})]
@@ -448,7 +448,7 @@ def test_a_figure_in_the_page_has_the_pages_colours_and_ids_of_its_own():
     steps = [e for e in svg if e.get("data-line") and e["within"].count("figure") and e["tag"] == "g"]
     assert {e["data-line"]: e["class"] for e in steps} == {"line-0": "line-0", "line-1": "line-7"}
     text = " ".join(e["text"] for e in svg if e["tag"] == "text")
-    assert "schedule=linear" in text
+    assert "schedule = linear" in text
     assert "sampling steps S" in text
     assert "$" not in text
     assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")] == ["η = 0.0", "η = 1.0", "m"]
