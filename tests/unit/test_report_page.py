@@ -265,7 +265,7 @@ def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart
 
 
 def test_effects_are_a_table_with_those_that_are_certain_in_bold():
-    at_10 = effect(scope="S", settings="S = 10", p_holm=0.2, effect=-3.0)
+    at_10 = effect(scope="S", settings="S=10", p_holm=0.2, effect=-3.0)
     page = Parsed(report_html(findings(effects=[effect(), at_10])))
     tables = [table["text"] for table in page.all("table") if "cosine" in table["text"]]
     assert len(tables) == 2, "one for each scope"
