@@ -165,7 +165,7 @@ def test_plan_status_verify_and_export(config, finished, tmp_path):
     taugrid("export", finished, "S0002-eta0-", "--to", tmp_path / "png")
     files = sorted(path.name for path in (tmp_path / "png").iterdir())
     assert files == [*(f"{i:07d}.png" for i in range(100)), "SHA256SUMS"]
-    assert "not an empty folder" in taugrid("export", finished, "S0002-eta0-", "--to", finished, code=2).stderr
+    assert "is in the run directory" in taugrid("export", finished, "S0002-eta0-", "--to", finished, code=2).stderr
     assert "more than one cell" in taugrid("export", finished, "S0002", "--to", tmp_path / "x", code=2).stderr
 
 
