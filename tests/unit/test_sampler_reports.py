@@ -267,11 +267,11 @@ def test_panels_of_a_key_say_a_sampler_once():
     assert titles == ["sampler=ddim", "sampler=dpm++2m", "sampler=heun"]
     names = [text.get_text() for text in figures["by-sampler"].legends[0].get_texts()]
     assert sorted(names) == sorted([
-        *(f"spacing={name} η={eta}" for name in ("linear", "quadratic") for eta in ("0.0", "1.0")),
-        "spacing=linear", "spacing=quadratic",
+        *(f"spacing = {name}, η = {eta}" for name in ("linear", "quadratic") for eta in ("0.0", "1.0")),
+        "spacing = linear", "spacing = quadratic",
     ])  # fmt: skip
     names = [text.get_text() for text in figures["by-spacing"].legends[0].get_texts()]
-    assert names == ["ddim η=0.0", "ddim η=1.0", "dpm++2m", "heun"]
+    assert names == ["ddim, η = 0.0", "ddim, η = 1.0", "dpm++2m", "heun"]
 
 
 def test_numbers_of_evaluations_that_are_near_do_not_overlap():
