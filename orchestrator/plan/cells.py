@@ -14,7 +14,7 @@ from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import listed
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, guidance_of, inside, whole_times
+from taugrid.workers.conditions.guidance import Guidance, guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.diffusion.process import Point
@@ -194,7 +194,7 @@ class Cell:
             return None
         given = {
             "interval": interval,
-            "times": interval and whole_times(interval, schedules.process(self.model.diffusion)),
+            "times": interval and schedules.process(self.model.diffusion).told_within(interval),
             "channels": settings.guidance_channels,
             "guide": self.guide and self.guide.id,
         }

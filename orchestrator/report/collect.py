@@ -141,7 +141,7 @@ def exact_fid(cell: Cell, extractor: str, reference: object) -> float | None:
     shape = source.image_shape
     if not isinstance(reference, Data) or (reference.name, reference.image_shape) != ("gaussian", shape):
         return None
-    if cell.settings.rounding != "round":
+    if cell.settings.rounding != "round" or cell.model.diffusion.process is not None:
         return None
     if (cell.settings.sampler, cell.settings.clip, cell.settings.precision) != ("ddim", "none", "float32"):
         return None  # the form is of eq. 12; a step that clips is not affine, and rounding adds to the covariance

@@ -48,7 +48,7 @@ def lam(at):
 
 def from_start(steps):
     """The points of `logsnr`, the last one at time 1: its step onto sigma = 0 is left out."""
-    return path(PROCESS, times("logsnr", steps, PROCESS))[:-1]
+    return path(PROCESS, times("logsnr", steps, PROCESS.alpha_bar))[:-1]
 
 
 def from_later(steps, first=None):

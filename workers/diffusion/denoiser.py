@@ -108,9 +108,9 @@ class Denoise:
         """
         import torch
 
-        if at.time < self.process.at(1).time:
+        if not self.process.knows(at):
             raise SamplerFault(
-                "the sampler calls the network at path[-1], which is time 0: networks are trained at times 1 to T; "
+                "the sampler calls the network at path[-1], which is time 0: networks are trained at times above it; "
                 "stop at path[-1]"
             )
         self.calls += 1

@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid.workers.diffusion.process import DiscreteVP, path
+from taugrid.workers.diffusion.process import path
+from taugrid.workers.diffusion.processes.discrete import DiscreteVP
 
 Float64Array = NDArray[np.float64]
 

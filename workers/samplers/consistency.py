@@ -26,6 +26,7 @@ class Consistency(Sampler):
             ValueError: for another spacing, too many steps, or a list that begins where x should be mostly signal.
         """
         S, T = settings.steps, process.timesteps
+        assert T is not None, "only such a process has networks that predict this"
         if isinstance(settings.spacing, str) and settings.spacing != "linear":
             raise ValueError(f"{settings.sampler} has no spacing {settings.spacing}; remove it, or list the times")
         found = tau(settings.spacing, S, T)

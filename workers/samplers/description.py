@@ -19,6 +19,7 @@ from taugrid.registry.samplers import CONSISTENCY, DEFAULT, is_custom
 from taugrid.versions import versions
 from taugrid.workers import schedules
 from taugrid.workers.custom.describe import ask
+from taugrid.workers.diffusion.process import Process
 from taugrid.workers.samplers.sampler import code_hash, find, with_defaults
 
 SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
@@ -154,6 +155,13 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
             else f"sample.sampler: {name} is for consistency models, but this network predicts {process.prediction}; "
             f"set another sampler, such as {DEFAULT}"
         )
+    if process.name not in sampler.processes:
+        raise UserError(
+            f"sample.sampler: {name} is for process: {' or '.join(sorted(sampler.processes))}, but this network's is "
+            f"{process.name}; set another sampler, such as {DEFAULT}"
+        )
+    if settings.shift is not None and process.name != "flow":
+        raise UserError(f"sample.shift: {settings.shift:g} is for flows, but the process is {process.name}; remove it")
     try:
         sampler.check_options(settings.sampler_options)
     except ValueError as error:
@@ -165,7 +173,7 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
     except ValueError as error:
         keys = [f"sample.{key}" for key in ("steps", "spacing") if key == "steps" or key in sampler.keys]
         raise UserError(f"{', '.join(keys)}: {error}") from None
-    _check_numbers(name, tau, evaluations, process.timesteps)
+    _check_numbers(name, tau, evaluations, process)
     return SamplerDescription(
         label=sampler.label(vars(settings)),
         keys=tuple(sorted(sampler.keys)),
@@ -179,11 +187,13 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
     )
 
 
-def _check_numbers(name: str, tau: Sequence[float], evaluations: object, T: int) -> None:
+def _check_numbers(name: str, tau: Sequence[float], evaluations: object, process: Process) -> None:
     """Raise `UserError` unless a sampler's tau and evaluations are as the interface says. Times may repeat."""
     numbers = set(map(type, tau)) <= {int, float} and all(map(math.isfinite, tau))
-    if not tau or not numbers or list(tau) != sorted(tau) or not 1 <= tau[0] <= tau[-1] <= T:
-        message = f"`tau` of {name} must return increasing numbers in 1..{T}, not {reprlib.repr(tau)}"
+    first, last = (1 if process.timesteps else math.ulp(0)), process.last
+    if not tau or not numbers or list(tau) != sorted(tau) or not first <= tau[0] <= tau[-1] <= last:
+        wanted = f"in 1..{last}" if process.timesteps else f"above 0 and up to {last:g}"
+        message = f"`tau` of {name} must return increasing numbers {wanted}, not {reprlib.repr(tau)}"
         raise UserError(f"sample.sampler: {message}")
     if type(evaluations) is not int or evaluations < 1:
         raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {evaluations!r}")

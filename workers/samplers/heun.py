@@ -22,19 +22,19 @@ class Heun(Solver):
     def times(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """Of each step the time where it begins and, if it has a second evaluation, the time where it ends."""
         steps = pairwise(path(process, self.tau(settings, process)))
-        return tuple(at.time for a, b in steps for at in ((a, b) if has_slope(a, b) else (a,)))
+        return tuple(at.time for a, b in steps for at in ((a, b) if has_slope(a, b, process) else (a,)))
 
     def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
         """x_0, (B, C, H, W), from x_T: y = x / alpha solves dy / dr = eps in r = sigma / alpha, eq. 14 of DDIM."""
         for a, b in pairwise(path):
             x0 = denoise(x, a).x0
             d, x = predict_eps(x, x0, a), first_order(x, x0, a, b)  # Euler's step
-            if has_slope(a, b):
+            if has_slope(a, b, denoise.process):
                 d_b = predict_eps(x, denoise(x, b).x0, b)
                 x = x + b.alpha * (b.ratio - a.ratio) / 2 * (d_b - d)
         return x
 
 
-def has_slope(a: Point, b: Point) -> bool:
+def has_slope(a: Point, b: Point, process: Process) -> bool:
     """Whether the slope at b is known too: the network has no time 0, and r is infinite where alpha is 0."""
-    return a.alpha > 0 and b.time >= 0
+    return a.alpha > 0 and process.knows(b)
