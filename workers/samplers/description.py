@@ -168,12 +168,15 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
         raise UserError(f"sample.sampler_options of {name}: {error}") from None
     settings = with_defaults(honoured(settings, sampler.keys), sampler)
     try:
-        tau, evaluations = tuple(sampler.tau(settings, process)), sampler.evaluations(settings, process)
+        tau = tuple(sampler.tau(settings, process))
+        _check_tau(name, tau, process)
+        evaluations = sampler.evaluations(settings, process)
         times = tuple(sampler.times(settings, process))
     except ValueError as error:
         keys = [f"sample.{key}" for key in ("steps", "spacing") if key == "steps" or key in sampler.keys]
         raise UserError(f"{', '.join(keys)}: {error}") from None
-    _check_numbers(name, tau, evaluations, process)
+    if type(evaluations) is not int or evaluations < 1:
+        raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {evaluations!r}")
     return SamplerDescription(
         label=sampler.label(vars(settings)),
         keys=tuple(sorted(sampler.keys)),
@@ -187,16 +190,14 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
     )
 
 
-def _check_numbers(name: str, tau: Sequence[float], evaluations: object, process: Process) -> None:
-    """Raise `UserError` unless a sampler's tau and evaluations are as the interface says. Times may repeat."""
+def _check_tau(name: str, tau: Sequence[float], process: Process) -> None:
+    """Raise `UserError` unless a sampler's tau is as the interface says. Times may repeat."""
     numbers = set(map(type, tau)) <= {int, float} and all(map(math.isfinite, tau))
     first, last = (1 if process.timesteps else math.ulp(0)), process.last
     if not tau or not numbers or list(tau) != sorted(tau) or not first <= tau[0] <= tau[-1] <= last:
         wanted = f"in 1..{last}" if process.timesteps else f"above 0 and up to {last:g}"
         message = f"`tau` of {name} must return increasing numbers {wanted}, not {reprlib.repr(tau)}"
         raise UserError(f"sample.sampler: {message}")
-    if type(evaluations) is not int or evaluations < 1:
-        raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {evaluations!r}")
 
 
 def honoured(settings: Sample, keys: Collection[str]) -> Sample:
