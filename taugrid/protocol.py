@@ -178,6 +178,15 @@ def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED, path:
             yield f"{path}{key}", json.dumps(value, sort_keys=True)
 
 
+def dotted(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested fields by their dotted names, such as ("versions.torch", "2.9.1")."""
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
 def shown(text: str | None) -> str:
     """A JSON value, or none, for messages: long lists are cut, with a hash; torch for CPUs has its build not named."""
     if text is not None and text.startswith("[") and len(text) > MAX_LIST_LENGTH:

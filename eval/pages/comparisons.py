@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taugrid.eval.tables.ablation.effects import Effects
@@ -19,7 +19,7 @@ from taugrid.eval.tables.differences_files import (
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import Row
-from taugrid.protocol import ProtocolFields, shortened
+from taugrid.protocol import ProtocolFields, dotted, shortened
 from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricColumn
 
@@ -100,7 +100,7 @@ def protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, tu
     """Each field in dotted form and its distinct values, such as ("versions.torch", ("2.9.1",))."""
     values: dict[str, dict[str, None]] = {}
     for protocol in protocols.values():
-        for name, value in _flat(protocol):
+        for name, value in dotted(protocol):
             values.setdefault(name, {})[_shown(value)] = None
     return [(name, _cut(tuple(distinct))) for name, distinct in values.items()]
 
@@ -108,14 +108,6 @@ def protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, tu
 def _cut(values: tuple[str, ...]) -> tuple[str, ...]:
     more = len(values) - MAX_VALUES
     return values if more <= 0 else (*values[:MAX_VALUES], f"{more} more")
-
-
-def _flat(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
 
 
 def _shown(value: Any) -> str:

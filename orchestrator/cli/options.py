@@ -207,6 +207,9 @@ trust_option = click.option(
     help="Run the custom code that a run directory's config names, even if you did not write it.",
 )
 
+cells_options = options(trust_option, only_option, dry_run_option)
+"""The options of every command that trains or samples cells."""
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."
 )

@@ -13,10 +13,9 @@ from taugrid.orchestrator.cli.options import (
     Command,
     Decorator,
     RunOptions,
+    cells_options,
     cluster_options,
     config_options,
-    dry_run_option,
-    only_option,
     options,
     pivot_options,
     print_value,
@@ -48,9 +47,7 @@ run = _stage(
         taugrid run my.yaml --only steps=10 --dry-run  # what is left of these cells
         taugrid run my.yaml --until told-apart --max 16000  # until the order is clear
     """,
-    trust_option,
-    only_option,
-    dry_run_option,
+    cells_options,
     until_options,
 )
 train = _stage(
@@ -61,9 +58,7 @@ train = _stage(
     Examples:
         taugrid train my.yaml --set train.steps=20000  # goes on from what is trained
     """,
-    trust_option,
-    only_option,
-    dry_run_option,
+    cells_options,
 )
 sample = _stage(
     "sample",
@@ -73,9 +68,7 @@ sample = _stage(
     Examples:
         taugrid sample my.yaml --only eta=0  # the images alone, without scores
     """,
-    trust_option,
-    only_option,
-    dry_run_option,
+    cells_options,
 )
 report = _stage(
     "report",

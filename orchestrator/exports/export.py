@@ -7,16 +7,20 @@ from typing import Any
 
 from taugrid.errors import DamagedFile, UserError
 from taugrid.hashing import canonical_json
-from taugrid.orchestrator.exports.cells import Chosen, choose
 from taugrid.orchestrator.exports.dataset import put_dataset
 from taugrid.orchestrator.exports.images import Tick, has_comment, put_pngs, write_npz
 from taugrid.orchestrator.exports.results import latex, model_card
-from taugrid.orchestrator.exports.target import Target, Write, put_file
+from taugrid.orchestrator.exports.target import Target, Write, filling, put_file
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir.directory import Damage, RunDir
+from taugrid.orchestrator.selection import find_cell
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import read_json
+
+Chosen = tuple[list[Cell], list[str]]
+"""The cells to export, and why others of the run are left out, a line for each."""
 
 TEXTS = {"model-card": model_card, "latex": latex}
 
@@ -54,7 +58,9 @@ def export_images(
     try:
         if form != "npz" or to.suffix != ".npz":
             about = {"form": form, "cell": cell and cells[0].id, "by_label": by_label}
-            for note in _fill(Target(to, about | _about(run, cells)), about, run, cells, tick):
+            with filling(to, about | _about(run, cells)) as target:
+                _fill(target, about, run, cells, tick)
+            for note in target.notes:
                 progress.say(note)
         elif len(cells) > 1:
             raise UserError(f"--to {to}: a file takes one cell of {len(cells)}; give a CELL or a folder")
@@ -67,19 +73,44 @@ def export_images(
     return cells, left_out
 
 
-def _fill(target: Target, about: Mapping[str, Any], run: Run, cells: Sequence[Cell], tick: Tick) -> list[str]:
-    """Put the cells in the form that `about` says; what the user is told."""
-    with target.session():
-        if about["form"] == "hf":
-            put_dataset(target, run, cells, tick)
-        for cell in cells if about["form"] == "png" else ():
-            put_pngs(target, cell, run.rundir, "" if about["cell"] else f"{cell.name}/", about["by_label"], tick)
-        for cell in cells if about["form"] == "npz" else ():
-            if target.has(name := f"{cell.name}.npz"):
-                tick(cell.settings.num_samples)
-            else:
-                target.put(name, _npz(run, cell, tick))
-    return target.notes
+def choose(run: Run, name: str | None) -> Chosen:
+    """The cell that `name` fits or, without one, all cells that have all their images.
+
+    Raises:
+        UserError: if no cell or several fit, or there is none with all its images.
+    """
+    wanted = run.plan.cells if name is None else [find_cell(run.plan, name)]
+    problems = {cell.id: _lacks(cell, run.rundir) for cell in wanted}
+    cells = [cell for cell in wanted if problems[cell.id] is None]
+    left_out = list(filter(None, problems.values()))
+    if not cells:
+        raise UserError(left_out[0])
+    return cells, left_out
+
+
+def _lacks(cell: Cell, rundir: RunDir) -> str | None:
+    """Why a cell can't be exported, and what to do; None if all its images are there and intact."""
+    if rundir.has_removed_images(cell):
+        return f"the images of {cell.label} were removed; delete {rundir.removal_record(cell)} and run again"
+    damages: list[Damage] = []
+    done = rundir.sampled(cell, None, every_byte=True, on_damage=damages.append)
+    if damages or len(done) < len(cell.shards):
+        number = len(cell.shards) - len(done)
+        return f"{cell.label} has missing or damaged shards ({number} of {len(cell.shards)}); `taugrid run` makes them"
+    return None
+
+
+def _fill(target: Target, about: Mapping[str, Any], run: Run, cells: Sequence[Cell], tick: Tick) -> None:
+    """Put the cells in the form that `about` says."""
+    if about["form"] == "hf":
+        put_dataset(target, run, cells, tick)
+    for cell in cells if about["form"] == "png" else ():
+        put_pngs(target, cell, run.rundir, "" if about["cell"] else f"{cell.name}/", about["by_label"], tick)
+    for cell in cells if about["form"] == "npz" else ():
+        if target.has(name := f"{cell.name}.npz"):
+            tick(cell.settings.num_samples)
+        else:
+            target.put(name, _npz(run, cell, tick))
 
 
 def _npz(run: Run, cell: Cell, tick: Tick) -> Write:

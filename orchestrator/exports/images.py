@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from taugrid import parquet
 from taugrid.images import decode_png
-from taugrid.orchestrator.exports.cells import labels_of, pngs_of
 from taugrid.orchestrator.exports.target import Target
-from taugrid.orchestrator.plan.cells import Cell
+from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.threads import decode_each
 
@@ -30,13 +30,13 @@ def put_pngs(target: Target, cell: Cell, rundir: RunDir, folder: str, by_label: 
     for shard in cell.shards:
         names = [f"{index:07d}.png" for index in range(shard.start, shard.stop)]
         if cell.label_rule is not None:
-            labels = labels_of(cell, shard, rundir)
+            labels = _labels_of(cell, shard, rundir)
             lines += [f"{name},{label}" for name, label in zip(names, labels, strict=True)]
             if by_label:
                 names = [f"{label:0{digits}d}/{name}" for name, label in zip(names, labels, strict=True)]
         paths = [f"{folder}{name}" for name in names]
         missing = {path for path in paths if not target.has(path)}
-        for path, png in zip(paths, pngs_of(cell, shard, rundir), strict=True) if missing else ():
+        for path, png in zip(paths, _pngs_of(cell, shard, rundir), strict=True) if missing else ():
             if path in missing:
                 target.put(path, partial(Path.write_bytes, data=png))
             tick(1)
@@ -54,7 +54,7 @@ def write_npz(path: Path, cell: Cell, rundir: RunDir, comment: bytes, tick: Tick
         archive.comment = comment
         _put_array(archive, "arr_0", _pixels(cell, rundir), cell.settings.num_samples, tick)
         if cell.label_rule is not None:
-            labels = (label for shard in cell.shards for label in labels_of(cell, shard, rundir))
+            labels = (label for shard in cell.shards for label in _labels_of(cell, shard, rundir))
             _put_array(archive, "arr_1", labels, cell.settings.num_samples, lambda count: None)
 
 
@@ -63,8 +63,20 @@ def has_comment(path: Path, comment: bytes) -> bool:
     return zipfile.is_zipfile(path) and zipfile.ZipFile(path).comment == comment
 
 
+def _pngs_of(cell: Cell, shard: Shard, rundir: RunDir) -> Iterator[bytes]:
+    """The PNG bytes of a shard's images, as in Parquet, of which a row group is in memory at a time."""
+    for group in parquet.read_encoded(rundir.sample_part(cell, shard), shard.stop, rundir.storage):
+        yield from group
+
+
+def _labels_of(cell: Cell, shard: Shard, rundir: RunDir) -> NDArray[np.int64]:
+    """The labels of a shard's images, (n,)."""
+    read = parquet.read_numbers(rundir.sample_part(cell, shard), "label", rundir.storage)
+    return np.concatenate([labels for _, labels in read])[: shard.images].astype(np.int64)
+
+
 def _pixels(cell: Cell, rundir: RunDir) -> Iterator[NDArray[np.uint8]]:
-    pngs = (png for shard in cell.shards for png in pngs_of(cell, shard, rundir))
+    pngs = (png for shard in cell.shards for png in _pngs_of(cell, shard, rundir))
     return decode_each(decode_png, pngs, lambda image: image.nbytes, lambda image: image.transpose(1, 2, 0))
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import IO, Any
 
@@ -25,60 +26,62 @@ LINE = re.compile(r"^([0-9a-f]{64})  (.+)\n", re.MULTILINE)
 Write = Callable[[Path], object]
 
 
-class Target:
-    """A folder for one export, which may take several sessions.
+@contextmanager
+def filling(folder: Path, about: Mapping[str, Any]) -> Iterator["Target"]:
+    """Fill a folder with an export, within the block. At its end the export is complete, and SHA256SUMS says so.
 
     Nothing is synced to the disk: a file that a power loss has cut does not have its SHA-256, and is written again.
+
+    Args:
+        folder: what an earlier session has finished in it stays.
+        about: what is exported: `images` has the number of images of each cell, by its id.
+
+    Raises:
+        UserError: if the folder holds anything but an export of the same, or of some of its cells.
     """
+    texts = [_text(folder / name) for name in (SUMS, UNFINISHED)]
+    heads = [text.partition("\n")[0] for text in texts if text.startswith(HEAD)]
+    if not heads:
+        require_new_folder(folder)
+    if not all(_is_part(head.removeprefix(HEAD), about) for head in heads):
+        raise UserError(f"--to {folder} holds an export of other cells, images or form; give a new folder")
 
-    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        """`about` is what is exported: `images` has the number of images of each cell, by its id.
-
-        Raises:
-            UserError: if the folder holds anything but an export of the same, or of some of its cells.
-        """
-        self.folder = folder
-        self._about = about
-        self._known = self._earlier()
-        self._done: dict[str, str] = {}
-        self._journal: IO[str] | None = None
-        self.notes: list[str] = []
-        """What the user is told at the end."""
-
-    def _earlier(self) -> dict[str, str]:
-        """Name -> SHA-256 of the files that earlier sessions of the same export finished."""
-        texts = [_text(self.folder / name) for name in (SUMS, UNFINISHED)]
-        heads = [text.partition("\n")[0] for text in texts if text.startswith(HEAD)]
-        if not heads:
-            require_new_folder(self.folder)
-        if not all(_is_part(head.removeprefix(HEAD), self._about) for head in heads):
-            raise UserError(f"--to {self.folder} holds an export of other cells, images or form; give a new folder")
-        return {name: digest for text in texts for digest, name in LINE.findall(text)}
-
-    @contextmanager
-    def session(self) -> Iterator["Target"]:
-        """Files are put within the block. At its end the export is complete, and SHA256SUMS says so."""
-        make_folder(self.folder)
-        with _alone(self.folder), naming(self.folder / UNFINISHED):
-            self._write(UNFINISHED, self._known)
-            with (self.folder / UNFINISHED).open("a", buffering=1) as journal:
-                (self.folder / SUMS).unlink(missing_ok=True)
-                self._journal = journal
-                yield self
-            self._write(SUMS, self._done)
-            (self.folder / UNFINISHED).unlink()
-
-    def _write(self, name: str, sums: Mapping[str, str]) -> None:
+    def write(name: str, sums: Mapping[str, str]) -> None:
         lines = [f"{digest}  {file}\n" for file, digest in sorted(sums.items())]
-        with whole(self.folder / name, self.folder / TEMPORARY) as temporary:
-            temporary.write_text("".join([f"{HEAD}{canonical_json(self._about)}\n", *lines]), encoding="utf-8")
+        with whole(folder / name, folder / TEMPORARY) as temporary:
+            temporary.write_text("".join([f"{HEAD}{canonical_json(about)}\n", *lines]), encoding="utf-8")
+
+    make_folder(folder)
+    with _alone(folder), naming(folder / UNFINISHED):
+        earlier = {name: digest for text in texts for digest, name in LINE.findall(text)}
+        write(UNFINISHED, earlier)
+        with (folder / UNFINISHED).open("a", buffering=1) as journal:
+            (folder / SUMS).unlink(missing_ok=True)
+            target = Target(folder, earlier, journal)
+            yield target
+        write(SUMS, target.done)
+        (folder / UNFINISHED).unlink()
+
+
+@dataclass
+class Target:
+    """A folder that is being filled."""
+
+    folder: Path
+    _known: Mapping[str, str]
+    """Name -> SHA-256 of the files that earlier sessions of the same export finished."""
+    _journal: IO[str]
+    done: dict[str, str] = field(default_factory=dict)
+    """As `_known`, of the files of this export."""
+    notes: list[str] = field(default_factory=list)
+    """What the user is told at the end."""
 
     def has(self, name: str) -> bool:
         """Whether an earlier session has finished a file that is still there, unchanged."""
         digest = self._known.get(name)
         if digest is not None and (self.folder / name).is_file() and file_sha256(self.folder / name) == digest:
-            self._done[name] = digest
-        return name in self._done
+            self.done[name] = digest
+        return name in self.done
 
     def put(self, name: str, write: Write) -> None:
         """Have `write` make a file at the path that it is given; then give it its name, in place of any other."""
@@ -86,8 +89,7 @@ class Target:
         make_folder(path.parent)
         with whole(path, self.folder / TEMPORARY) as temporary:
             write(temporary)
-            self._done[name] = digest = file_sha256(temporary)
-        assert self._journal is not None, "within a session"
+            self.done[name] = digest = file_sha256(temporary)
         self._journal.write(f"{digest}  {name}\n")
 
     def put_text(self, name: str, text: str) -> None:

@@ -9,11 +9,10 @@ import fcntl
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 
 from taugrid.errors import last_line
@@ -27,7 +26,7 @@ LONGEST_SECONDS = 60
 """The process ends this long after stdin closes, because a killed driver can't end it."""
 
 LOSSES_SECONDS = 60.0
-"""The time from one look at the logs of trainings to the next."""
+"""After this time without a line, the logs of trainings are looked at."""
 
 LONGEST_REASON = 300
 """The longest error message that is shown; some libraries list every retry."""
@@ -68,7 +67,7 @@ def _follow(tracker: Tracker, results: RunResults, lines: Iterable[str]) -> None
 
 
 def heard() -> Iterator[str]:
-    """The lines of stdin, and `losses` about once a minute, for trainings that run."""
+    """The lines of stdin, and `losses` after each minute without any, for trainings that run."""
     lines: SimpleQueue[str] = SimpleQueue()
 
     def read() -> None:
@@ -77,14 +76,14 @@ def heard() -> Iterator[str]:
         signal.alarm(LONGEST_SECONDS)
         lines.put("")
 
-    def tick() -> None:
-        while True:
-            time.sleep(LOSSES_SECONDS)
-            lines.put("losses")
+    def line() -> str:
+        try:
+            return lines.get(timeout=LOSSES_SECONDS)
+        except Empty:
+            return "losses"
 
-    for work in (read, tick):
-        Thread(target=work, daemon=True).start()
-    return iter(lines.get, "")
+    Thread(target=read, daemon=True).start()
+    return iter(line, "")
 
 
 def main() -> None:

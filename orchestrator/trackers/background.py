@@ -42,11 +42,9 @@ class Trackers(Observer):
     def __init__(self, names: Sequence[str], say: Say) -> None:
         self._names, self._say = names, say
         self._processes: list[TrackerProcess] = []
-        self._stages: Sequence[str] = ()
-        self._directory = ""
 
     def session_started(self, config: Config, directory: str, stages: Sequence[str]) -> None:
-        self._stages, self._directory = stages, directory
+        self._directory, self._reports = directory, "report" in stages
         self._processes = [TrackerProcess(name, directory, self._say) for name in self._names]
 
     def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
@@ -55,11 +53,11 @@ class Trackers(Observer):
                 process.tell(f"score {event['task'].partition('/')[2]}")
 
     def session_finished(self, rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> None:
+        since = time.monotonic()
         try:
-            since = time.monotonic()
             for process in self._processes:
-                process.tell(f"end {'report' if 'report' in self._stages else ''} {'' if missing else 'complete'}")
-                process.leave()
+                process.tell(f"end {'report' if self._reports else ''} {'' if missing else 'complete'}")
+                process.pipe.close()
             if names := self._running(since + QUIET_SECONDS):
                 self._say(f"track: waiting at most {WAIT_SECONDS:g} seconds for {names}")
             if names := self._running(since + WAIT_SECONDS):
@@ -69,26 +67,25 @@ class Trackers(Observer):
                 )
         finally:
             for process in self._processes:
-                process.close()
+                process.kill()
 
     def session_failed(self, error: BaseException) -> None:
         """Leave the processes alone: they note the failure and end by themselves."""
         for process in self._processes:
-            process.leave()
+            process.pipe.close()
 
     def _running(self, until: float) -> str:
         """The names of those that have not ended at that time of the monotonic clock."""
         for process in self._processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, until - time.monotonic()))
-        return ", ".join(process.name for process in self._processes if process.returncode is None)
+            process.reader.join(max(0.0, until - time.monotonic()))
+        return ", ".join(process.name for process in self._processes if process.reader.is_alive())
 
 
 class TrackerProcess(subprocess.Popen[str]):
-    """The process of one tracker. What it prints for people is said, one line each."""
+    """The process of one tracker. A thread says what it prints for people, a line each, and why it failed."""
 
     def __init__(self, name: str, directory: str, say: Say) -> None:
-        self.name, self._say = name, say
+        self.name, self._say, self._is_killed = name, say, False
         # -P: W&B and MLflow make folders with their own names in the working directory. A session of its own, because
         # Ctrl-C is the driver's, and because no library may ask a question on its terminal.
         super().__init__(
@@ -100,38 +97,30 @@ class TrackerProcess(subprocess.Popen[str]):
             start_new_session=True,
         )
         assert self.stdin is not None
-        self._stdin = self.stdin
-        os.set_blocking(self._stdin.fileno(), False)
-        self._last = ""
-        self._reader = threading.Thread(target=self._listen, daemon=True, name=f"track-{name}")
-        self._reader.start()
+        self.pipe = self.stdin
+        os.set_blocking(self.pipe.fileno(), False)
+        self.reader = threading.Thread(target=self._listen, daemon=True, name=f"track-{name}")
+        self.reader.start()
 
     def tell(self, line: str) -> None:
         """Send a line, unless the process has ended, or has read so little that the pipe is full."""
         with suppress(OSError):
-            os.write(self._stdin.fileno(), f"{line}\n".encode())  # a line this short goes whole
+            os.write(self.pipe.fileno(), f"{line}\n".encode())  # a line this short goes whole
 
-    def leave(self) -> None:
-        """Let it know that nothing follows."""
-        self._stdin.close()
-
-    def close(self) -> None:
-        """Kill it if it runs, and hear what it said last if it has ended."""
-        self.leave()
-        was_killed = self.poll() is None
-        self.kill()
-        self.wait()
-        self._reader.join(1.0)
-        if self.returncode and not was_killed:
-            status = f"its process ended with status {self.returncode} {self._last}".strip()
-            self._say(f"warning: track: {self.name} failed and is not used any more: {status}")
+    def kill(self) -> None:
+        """End the process if it runs."""
+        self._is_killed = True
+        super().kill()
 
     def _listen(self) -> None:
         assert self.stdout is not None
+        last = ""
         with self.stdout as lines:
             for line in lines:
                 if line.startswith(("track: ", "warning: track: ")):
                     self._say(line.rstrip("\n"))
                 else:
-                    self._last = f"({line.strip()})"
-        self.wait()
+                    last = f" ({line.strip()})"
+        if self.wait() and not self._is_killed:
+            status = f"its process ended with status {self.returncode}{last}"
+            self._say(f"warning: track: {self.name} failed and is not used any more: {status}")

@@ -47,7 +47,9 @@ class MlflowTracker(Tracker):
             return
         run = run or self._new_run(cell.label, {PARENT: self._id, CELL: cell.id})
         settings = {key: text for key, text in flat(cell.settings).items() if key not in run.data.params}
-        self._log(run.info.run_id, {0: cell.metrics}, settings, _of_protocol(cell.protocol) | {DIGEST: cell.digest})
+        self._log(
+            run.info.run_id, {0: cell.metrics}, settings, flat(cell.protocol, "protocol.") | {DIGEST: cell.digest}
+        )
         self._client.set_terminated(run.info.run_id)
         self._cells[cell.id] = self._client.get_run(run.info.run_id)
 
@@ -69,7 +71,7 @@ class MlflowTracker(Tracker):
         with TemporaryDirectory() as folder:
             write(files, folder)
             self._client.log_artifacts(self._id, folder)
-        self._log(self._id, {}, {}, _of_protocol(self.results.protocol) | {FILES: digest})
+        self._log(self._id, {}, {}, flat(self.results.protocol, "protocol.") | {FILES: digest})
 
     def close(self, finished: bool) -> None:
         self._client.set_terminated(self._id, "FINISHED" if finished else "FAILED")
@@ -89,7 +91,3 @@ class MlflowTracker(Tracker):
         points = [Metric(name, value, now, step) for step, values in metrics.items() for name, value in values.items()]
         named, tagged = [Param(*each) for each in params.items()], [RunTag(*each) for each in tags.items()]
         self._client.log_batch(run_id, points, named, tagged)
-
-
-def _of_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
-    return {f"protocol.{key}": text for key, text in flat(protocol).items()}

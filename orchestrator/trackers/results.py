@@ -14,7 +14,7 @@ from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.progress.summary import position
 from taugrid.orchestrator.report.collect import exact_fid, row_of
-from taugrid.protocol import ProtocolFields, short_name
+from taugrid.protocol import ProtocolFields, dotted, short_name
 from taugrid.registry.metrics import METRICS
 from taugrid.storage import read_json, read_sealed
 from taugrid.workers.training.log import SCALARS, whole_lines
@@ -166,14 +166,11 @@ def write(files: Mapping[str, bytes], folder: str) -> dict[str, str]:
 
 def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested fields by their dotted names, as short texts."""
-    found: dict[str, str] = {}
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            found[f"{prefix}{key}"] = text[:LONGEST_TEXT]
-    return found
+    texts = {
+        name: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in dotted(fields, prefix)
+    }
+    return {name: text[:LONGEST_TEXT] for name, text in texts.items()}
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:

@@ -38,7 +38,7 @@ from taugrid.orchestrator.exports import images as exported_images
 from taugrid.orchestrator.exports.dataset import put_dataset, split_of
 from taugrid.orchestrator.exports.export import export_images
 from taugrid.orchestrator.exports.results import front_matter
-from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target, put_file
+from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target, filling, put_file
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -515,9 +515,9 @@ def test_an_export_from_a_bucket_is_the_same(labelled, bucket, tmp_path):
 
 def test_two_exports_do_not_fill_one_folder_at_once(finished, tmp_path):
     about = {"form": "png", "run": None, "images": {}}
-    with Target(tmp_path / "to", about).session() as target:
+    with filling(tmp_path / "to", about) as target:
         target.put_text("a", "first")
-        with pytest.raises(UserError, match="another export is filling"), Target(tmp_path / "to", about).session():
+        with pytest.raises(UserError, match="another export is filling"), filling(tmp_path / "to", about):
             pass
         target.put_text("b", "second")
     check_sums(tmp_path / "to")
@@ -537,7 +537,7 @@ def test_splits_whose_files_have_other_columns_get_a_config_of_their_own(finishe
         table = table.append_column("latent", pa.array([[0, 1]] * len(table), pa.list_(pa.float32(), 2)))
         metadata = table.schema.metadata | {b"huggingface": json.dumps(features).encode()}
         pq.write_table(table.replace_schema_metadata(metadata), part)
-    with Target(tmp_path / "hf", {"images": {}}).session() as target:
+    with filling(tmp_path / "hf", {"images": {}}) as target:
         put_dataset(target, run, run.plan.cells, lambda count: None)
     for name, cell in zip(("default", "columns-2"), run.plan.cells, strict=True):
         loaded = datasets.load_dataset(str(tmp_path / "hf"), name, cache_dir=str(tmp_path / "cache"))

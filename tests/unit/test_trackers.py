@@ -494,7 +494,7 @@ def hanging(tmp_path, monkeypatch):
     trackers.session_started(None, "runs/x", ["report"])
     yield trackers, said
     for process in trackers._processes:
-        process.close()
+        process.kill()
 
 
 def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(hanging):
@@ -513,7 +513,7 @@ def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(h
         "warning: track: waited 0.5 seconds for wandb, mlflow, and goes on; `taugrid report runs/x` sends what is "
         "missing",
     ]
-    assert all(process.poll() is not None for process in trackers._processes)
+    assert all(process.wait(10) for process in trackers._processes)
 
 
 @pytest.mark.parametrize(("missing", "end"), [({}, ["end", "report", "complete"]), ({"S2": "why"}, ["end", "report"])])
