@@ -120,8 +120,9 @@ def expected_x0(data: Gaussian | TwoPoints | Classes, device: str, dtype: torch.
         prior = math.log(data.weights[0] / data.weights[1])
 
         def of_points(x: Tensor, alpha: float, sigma: float, labels: Tensor | None) -> Tensor:
-            log_odds: Tensor = prior + alpha / sigma**2 * ((x.flatten(1) - alpha / 2 * (p + q)) @ (p - q))
-            return (q + log_odds.sigmoid()[:, None] * (p - q)).reshape(x.shape)
+            log_odds = prior + alpha / sigma**2 * ((x.flatten(1) - alpha / 2 * (p + q)) @ (p - q))
+            x0: Tensor = q + log_odds.sigmoid()[:, None] * (p - q)
+            return x0.reshape(x.shape)
 
         return of_points
     base, offsets = (data.base, data.offsets) if isinstance(data, Classes) else (data, np.zeros((1, 1)))
