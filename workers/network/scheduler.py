@@ -56,7 +56,7 @@ SCHEDULER_DEFAULTS: dict[str, Any] = {
 """The values of absent keys, as in configs that were written before diffusers had them."""
 
 
-class Kind(NamedTuple):
+class ContinuousScheduler(NamedTuple):
     """Schedulers of another process: its keys, and how their configs say them."""
 
     fixed: Mapping[str, Any]
@@ -70,13 +70,13 @@ class Kind(NamedTuple):
 
 
 _SIGMAS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
-_EDM = Kind(
+_EDM = ContinuousScheduler(
     {"process": "edm"},
     dict(zip(SIGMA_KEYS, SIGMA_KEYS, strict=True)) | {"prediction": "prediction_type"},
     {**_SIGMAS, "prediction_type": "epsilon"},
     {"sigma_schedule": "karras", "final_sigmas_type": "zero", "thresholding": False},
 )
-_FLOW = Kind(
+_FLOW = ContinuousScheduler(
     {"process": "flow", "prediction": "velocity"},
     {"timesteps": "num_train_timesteps"},
     {"num_train_timesteps": 1000, "shift": 1.0},
@@ -86,7 +86,7 @@ _FLOW = Kind(
     },
 )  # fmt: skip
 CONTINUOUS = {
-    "CMStochasticIterativeScheduler": Kind(
+    "CMStochasticIterativeScheduler": ContinuousScheduler(
         {"process": "edm", "prediction": "consistency"},
         dict(zip(SIGMA_KEYS, SIGMA_KEYS, strict=True)) | {"timesteps": "num_train_timesteps"},
         {**_SIGMAS, "num_train_timesteps": 40, "clip_denoised": True},
@@ -138,7 +138,7 @@ def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[
     return _diffusion(settings, path), _sample(settings, path)
 
 
-def _continuous(kind: Kind, values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
+def _continuous(kind: ContinuousScheduler, values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
     """`read_scheduler` for the schedulers of the other processes."""
     where, settings = f"model.checkpoint: {path}", {**kind.defaults, **_given(values)}
     for key, honoured in kind.only.items():
