@@ -77,12 +77,11 @@ def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], di
     averaged.load_state_dict({name: tensor.to("cpu") for name, tensor in ema.items()})
     name, arguments = written(diffusion)
     scheduler = getattr(diffusers, name)(**arguments)
+    parts: dict[str, Any] = {"unet": averaged, "scheduler": scheduler}
     if diffusion.process is None:
-        diffusers.DDIMPipeline(unet=averaged, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
-    else:
-        averaged.save_pretrained(folder / "unet", safe_serialization=True)
-        scheduler.save_pretrained(folder / "scheduler")
-    raw.save_pretrained(folder / "unet_raw", safe_serialization=True)
+        parts = {"": diffusers.DDIMPipeline(**parts)}
+    for place, part in (parts | {"unet_raw": raw}).items():
+        part.save_pretrained(folder / place, safe_serialization=True)
 
 
 def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:
