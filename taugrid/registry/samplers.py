@@ -18,7 +18,9 @@ SAMPLERS = {
     "ddim": "taugrid.workers.samplers.ddim:DDIM",
     "dpm++2m": "taugrid.workers.samplers.dpmpp:DPMpp2M",
     "dpm++3m": "taugrid.workers.samplers.dpmpp:DPMpp3M",
+    "euler": "taugrid.workers.samplers.heun:Euler",
     "heun": "taugrid.workers.samplers.heun:Heun",
+    "edm-heun": "taugrid.workers.samplers.heun:EdmHeun",
     "unipc": "taugrid.workers.samplers.unipc:UniPC",
     "consistency": "taugrid.workers.samplers.consistency:Consistency",
 }
