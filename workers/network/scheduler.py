@@ -66,6 +66,14 @@ CONSISTENCY_DEFAULTS: dict[str, Any] = {
     "clip_denoised": True,
 }
 
+SAVED = {
+    None: ("DDIMPipeline", "DDIMScheduler"),
+    "flow": ("DDPMPipeline", "FlowMatchEulerDiscreteScheduler"),
+    "edm": ("ConsistencyModelPipeline", "EDMEulerScheduler"),
+}
+"""Process -> diffusers' pipeline that samples a trained UNet2DModel, with its scheduler. Neither DDIMPipeline, which
+makes a DDIMScheduler of any, nor DDPMPipeline, which does not scale the network's input, can sample EDM."""
+
 BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs != "sigmoid"}
 """taugrid's schedules -> DDIMScheduler's names; only DDPMScheduler has `sigmoid`."""
 
@@ -167,11 +175,15 @@ def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
-    """Arguments of diffusers' DDIMScheduler for a resolved `diffusion` section and the settings of taugrid's DDIM.
+    """Arguments of the scheduler in `SAVED` for a resolved `diffusion` section and the settings of taugrid's DDIM.
 
     Nothing is clipped. `trailing` is taugrid's linear tau if S divides T. A schedule that diffusers has no name for is
-    given by its betas.
+    given by its betas. Of `edm`, `epsilon` is the name there for F of Karras et al. 2022.
     """
+    if diffusion.process == "edm":
+        return {key: getattr(diffusion, key) for key in SIGMA_KEYS} | {"prediction_type": "epsilon"}
+    if diffusion.process == "flow":
+        return {"num_train_timesteps": diffusion.timesteps}
     assert diffusion.timesteps is not None
     betas: dict[str, Any] = {"beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end}
     if diffusion.trained_betas is not None:

@@ -36,7 +36,9 @@ def objective(diffusion: Diffusion, device: str) -> Objective:
     """The one of a resolved section."""
     if diffusion.process == "flow":
         return FlowMatching(diffusion)
-    return EDMLoss(diffusion) if diffusion.process == "edm" else OfBetas(diffusion, device)
+    if diffusion.process == "edm":
+        return EDMLoss(diffusion)
+    return OfBetas(diffusion, device)
 
 
 class OfBetas:
@@ -44,7 +46,8 @@ class OfBetas:
 
     def __init__(self, diffusion: Diffusion, device: str) -> None:
         alpha_bar = schedules.alpha_bar(diffusion)
-        self.timesteps, self._prediction = len(alpha_bar) - 1, diffusion.predicts
+        self.timesteps: int | None = len(alpha_bar) - 1
+        self._prediction = diffusion.predicts
         self.alpha_bar = torch.from_numpy(alpha_bar).to(device)
 
     def time(self, drawn: Tensor) -> Tensor:
