@@ -17,8 +17,13 @@ from scipy import stats
 
 from taugrid.eval.metrics import frechet, statistics
 from taugrid.images import to_uint8
+from taugrid.workers.diffusion import oracle as optimum
+from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.gaussian import (
+    Classes,
     Gaussian,
+    TwoPoints,
+    classes,
     draw,
     expected_fid,
     frechet_distance,
@@ -31,6 +36,8 @@ from taugrid.workers.diffusion.gaussian import (
 from taugrid.workers.diffusion.objective import l_simple
 from taugrid.workers.diffusion.oracle import gaussian_eps, two_points_eps
 from taugrid.workers.diffusion.process import diffuse
+from taugrid.workers.diffusion.processes.edm import EDM
+from taugrid.workers.diffusion.processes.flow import Flow
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
 
@@ -131,6 +138,53 @@ def test_two_points_eps_is_the_conditional_expectation(t):
     np.testing.assert_allclose(exact.flatten(1).numpy(), expected, rtol=1e-9, atol=1e-9)
     single = two_points_eps(POINTS, "cpu")(torch.from_numpy(x).float().reshape(22, *SHAPE), at(t))
     np.testing.assert_allclose(single.flatten(1).numpy(), expected, rtol=0, atol=1e-4 / sqrt(1 - a))
+
+
+def bayes_x0(data, x, alpha, sigma, label):
+    """E[x0 | x], (n, d): by the joint normal distribution of x0 and x, or by scipy's densities."""
+    d = x.shape[1]
+    if isinstance(data, TwoPoints):
+        logs = [stats.multivariate_normal(alpha * p, sigma**2 * np.eye(d)).logpdf(x) for p in data.points]
+        joint = np.stack(logs, axis=1) + np.log(data.weights)
+        weights = np.exp(joint - joint.max(axis=1, keepdims=True))
+        return weights @ data.points / weights.sum(axis=1, keepdims=True)
+    base = data.base if isinstance(data, Classes) else data
+    mean = base.mean + (data.offsets[label] if isinstance(data, Classes) else 0)
+    joint = alpha * base.covariance, alpha**2 * base.covariance + sigma**2 * np.eye(d)
+    return mean + (x - alpha * mean) @ np.linalg.solve(joint[1], joint[0])
+
+
+CONTINUOUS = [
+    (EDM(0.002, 80.0, 7.0, 0.7), lambda x0: optimum.edm(x0, 0.7), (0.002, 0.3, 5.0, 80.0)),
+    (Flow(), lambda x0: optimum.flow(x0, 1), (0.001, 0.3, 0.9, 1.0)),
+    (Flow(1000), lambda x0: optimum.flow(x0, 1000), (0.4, 1.0)),
+]
+
+
+@pytest.mark.parametrize("data", [DATA, POINTS, classes(SHAPE)], ids=["gaussian", "two points", "classes"])
+@pytest.mark.parametrize(("process", "network", "times"), CONTINUOUS, ids=["edm", "flow", "flow told 1000 t"])
+def test_a_told_network_is_the_conditional_expectation(process, network, times, data):
+    """By what Denoise makes of its output; and a network that is told another noise level shows it."""
+    label = torch.full((5,), 2) if isinstance(data, Classes) else None
+    z = torch.randn(5, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for t in times:
+        at = process.at(t)
+        x = at.alpha * torch.from_numpy(POINTS.points.mean(axis=0)).reshape(1, *SHAPE) + at.sigma * z
+        expected = bayes_x0(data, x.flatten(1).numpy(), at.alpha, at.sigma, 2)
+        for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-5)):
+            optimal = network(optimum.expected_x0(data, "cpu", dtype))
+            for factor in (1, 1.02, 1000):
+
+                def told(x, at, condition=None, /, factor=factor, optimal=optimal):
+                    return optimal(x, at._replace(time=at.time * factor), condition)
+
+                found = Denoise(told, process, process.prediction, condition=label)(x.to(dtype), at).x0
+                error = np.abs(found.flatten(1).numpy() - expected).max()
+                if factor == 1:
+                    assert found.dtype == dtype
+                    assert error < tolerance
+                elif t in (0.3, 5.0):
+                    assert not error < 1e-3
 
 
 @pytest.mark.parametrize("data", [DATA, POINTS], ids=["gaussian", "two points"])
