@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from taugrid.config import Sample
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, Process
@@ -47,7 +49,8 @@ class LCM(Sampler):
                     f"{settings.sampler} takes {S} of the times of its distillation, but option "
                     f"original_inference_steps is {learned}, which must be from {S} to T = {T}; set another, or steps"
                 )
-            return [(learned - learned * i // S) * (T // learned) for i in reversed(range(S))]
+            passed = np.linspace(0, learned, S, endpoint=False)  # rounded as theirs: 30 i // 22 would differ
+            return [(learned - int(i)) * (T // learned) for i in reversed(passed)]
 
         return times_or(usual, settings, process)
 
