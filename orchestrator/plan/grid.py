@@ -36,6 +36,7 @@ from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, guidan
 from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
+    UNSET,
     Fingerprint,
     check_classes,
     check_loss_weights,
@@ -370,7 +371,7 @@ def _model(sections: Sections, lookups: Lookups) -> Model:
 
 def _absent(sections: Sections, reason: str, assumed_timesteps: int) -> Model:
     """A model whose files are missing. Its id is provisional."""
-    data, model, defaults = sections.data, sections.model, DIFFUSION_DEFAULTS
+    data, model, defaults = sections.data, sections.model, UNSET
     if model.unet is not None:
         diffusion = _diffusion(sections)
         trained = Trained(data, {"absent": data.model_dump(mode="json")}, model.unet, sections.train)
@@ -393,7 +394,7 @@ def _present(sections: Sections, lookups: Lookups) -> Model:
     return Model(identity(source.content(diffusion)), sections.data, diffusion, source)
 
 
-def _diffusion(sections: Sections, theirs: Diffusion = DIFFUSION_DEFAULTS) -> Diffusion:
+def _diffusion(sections: Sections, theirs: Diffusion = UNSET) -> Diffusion:
     """`diffusion` resolved for its model. `theirs` is a checkpoint's."""
     model, process = sections.model, sections.diffusion.process
     if model.unet is not None and process == "flow":

@@ -31,10 +31,10 @@ from taugrid.workers.data.labels import number_of_classes, without_labels
 from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
 
+UNSET = Diffusion()
 
-def diffusion_section(
-    section: Diffusion, theirs: Diffusion = DIFFUSION_DEFAULTS, sampler: str | None = None
-) -> Diffusion:
+
+def diffusion_section(section: Diffusion, theirs: Diffusion = UNSET, sampler: str | None = None) -> Diffusion:
     """`section` with no key left null that its process has, filled in from `theirs`, a loaded checkpoint's, then from
     the defaults. The keys of other processes stay null, and `process` for DDPM's.
 
@@ -45,11 +45,12 @@ def diffusion_section(
             belongs to another process.
     """
     if section.process not in (None, theirs.process or "ddpm"):
-        if theirs.process is not None:
+        if theirs.process is not None or theirs.schedule or theirs.trained_betas:
             raise UserError(
-                f"diffusion.process: {section.process}, but the checkpoint's is {theirs.process}; remove the key"
+                f"diffusion.process: {section.process}, but by its scheduler the checkpoint's is "
+                f"{theirs.process or 'ddpm'}; remove the key"
             )
-        theirs = Diffusion()  # their betas are of another process
+        theirs = Diffusion()
     known = _filled(section, theirs)
     resolved = _filled(known, _defaults(known, sampler))
     if resolved.process == "ddpm":
@@ -111,7 +112,7 @@ def _require_one_process(diffusion: Diffusion) -> None:
 
 PREDICTIONS = {
     "ddpm": ("epsilon", "sample", "v_prediction"),
-    "edm": ("edm", "sample", "consistency"),
+    "edm": ("edm", "sample", "v_prediction", "consistency"),
     "flow": ("velocity", "sample", "average_velocity"),
 }
 """What the networks of each process may predict."""

@@ -33,8 +33,8 @@ class Diffusion(Section):
     """beta_T, where the schedule has one."""
     prediction: Predicts | None = None
     """What the network predicts: the noise, the image, or v (Salimans & Ho 2022). Of `edm`: `edm`, F of Karras et al.
-    2022, eq. 7, or `sample`; `consistency`: the end of the ODE's path, scaled as in Song et al. 2023, appendix C. Of
-    `flow`: `velocity`, `sample`, or `average_velocity` between two times (flow maps)."""
+    2022, eq. 7, or `v_prediction`, -F, or `sample`; `consistency`: the end of the ODE's path, scaled as in Song et al.
+    2023, appendix C. Of `flow`: `velocity`, `sample`, or `average_velocity` between two times (flow maps)."""
     trained_betas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
     """beta_1..beta_T, listed. They replace `schedule`, `beta_start` and `beta_end`, which then stay null."""
     rescale_betas_zero_snr: bool | None = None

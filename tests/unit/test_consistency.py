@@ -291,7 +291,10 @@ def test_another_sampler_is_refused_on_a_consistency_model(folder, name):
         ({"sample": {"eta": 0.5}}, ["sample.eta: 0.5 has no effect"]),
         ({"diffusion": {"schedule": "cosine"}}, ["diffusion.schedule", "no betas"]),
         ({"diffusion": {"rescale_betas_zero_snr": True}}, ["diffusion.rescale_betas_zero_snr", "no betas"]),
-        ({"diffusion": {"prediction": "epsilon"}}, ["diffusion.prediction: epsilon", "edm or sample or consistency"]),
+        (
+            {"diffusion": {"prediction": "epsilon"}},
+            ["diffusion.prediction: epsilon", "edm or sample or v_prediction or consistency"],
+        ),
         ({"diffusion": {"sigma_max": 0.001}}, ["sigma_max larger than sigma_min"]),
         ({"sample": {"labels": None}}, ["sample.labels is missing", "5 classes"]),
         ({"sample": {"guidance": 2.0}}, ["guidance", "null"]),

@@ -27,7 +27,10 @@ def point(sigma: float, time: float) -> Point:
 
 
 class EDM:
-    """Time is sigma itself. A network predicts F (`edm`) and is told ln(sigma) / 4, or x0 (`sample`) and sigma."""
+    """Time is sigma itself. A network predicts F (`edm`) and is told ln(sigma) / 4, or x0 (`sample`) and sigma.
+
+    With sigma_data = 1, -F is the v of DDPM's process; diffusers calls it `v_prediction` for any sigma_data.
+    """
 
     name: ProcessName = "edm"
     timesteps: int | None = None
@@ -70,11 +73,11 @@ class EDM:
         """The point at sigma = `t`."""
         if t == 0:
             return END
-        return point(t, math.log(t) / 4 if self.prediction == "edm" else t)
+        return point(t, t if self.prediction == "sample" else math.log(t) / 4)
 
     def told(self, time: float) -> Point:
         """The point at which the network is told `time`, with a sigma that is off by no more than rounding."""
-        return self.at(math.exp(4 * time) if self.prediction == "edm" else time)
+        return self.at(time if self.prediction == "sample" else math.exp(4 * time))
 
     def told_within(self, interval: Sequence[float]) -> list[float]:
         """What the network is told at the ends of an interval of noise levels, within sigma_min..sigma_max."""
@@ -90,12 +93,13 @@ class EDM:
 
     def preconditioning(self, at: Point) -> Preconditioning | None:
         """EDM's scalings of F, Karras et al. 2022, table 1; None for a network that predicts x0."""
-        if self.prediction != "edm":
+        if self.prediction == "sample":
             return None
         variance = self._sigma_data**2
         total = at.sigma**2 + variance
         root = math.sqrt(total)
-        return Preconditioning(1 / root, variance / total, at.sigma * self._sigma_data / root)
+        out = at.sigma * self._sigma_data / root
+        return Preconditioning(1 / root, variance / total, -out if self.prediction == "v_prediction" else out)
 
 
 def no_spacing(process: ProcessName, spacing: Spaced, known: Sequence[str]) -> str:
