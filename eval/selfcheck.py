@@ -39,7 +39,7 @@ ROWS_AT_ONCE = 4096
 @dataclass(frozen=True, eq=False)
 class CellSettings:
     data: Gaussian | TwoPoints | Classes
-    path: "tuple[Level, ...]"
+    path: "tuple[Visited, ...]"
     """Where the sampler calls the network, and then the image."""
     eta: float | Literal["sigma_hat"]
     clip: str
@@ -52,7 +52,7 @@ class CellSettings:
     sampler: Literal["ddim", "heun"] = "ddim"
 
 
-class Level(NamedTuple):
+class Visited(NamedTuple):
     """There, x = alpha x_0 + sigma eps."""
 
     alpha: float
@@ -65,25 +65,25 @@ class Level(NamedTuple):
         return self.alpha**2 / (self.alpha**2 + self.sigma**2)
 
 
-IMAGE = Level(1.0, 0.0, 0)
+IMAGE = Visited(1.0, 0.0, 0)
 
 
-def ddpm_path(alpha_bar: Array, tau: Sequence[int]) -> tuple[Level, ...]:
+def ddpm_path(alpha_bar: Array, tau: Sequence[int]) -> tuple[Visited, ...]:
     """The levels at `tau`, increasing times in 1..T, from the last down; `alpha_bar` is (T + 1,)."""
-    return (*(Level(np.sqrt(alpha_bar[t]), np.sqrt(1 - alpha_bar[t]), t) for t in reversed(tau)), IMAGE)
+    return (*(Visited(np.sqrt(alpha_bar[t]), np.sqrt(1 - alpha_bar[t]), t) for t in reversed(tau)), IMAGE)
 
 
-def edm_path(steps: int, sigma_min: float, sigma_max: float, rho: float) -> tuple[Level, ...]:
+def edm_path(steps: int, sigma_min: float, sigma_max: float, rho: float) -> tuple[Visited, ...]:
     """Karras et al. 2022, eq. 5."""
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     sigmas = [(ends[0] + i / (steps - 1) * (ends[1] - ends[0])) ** rho for i in range(steps)]
-    return (*(Level(1.0, sigma, _key(1.0, sigma)) for sigma in sigmas), IMAGE)
+    return (*(Visited(1.0, sigma, _key(1.0, sigma)) for sigma in sigmas), IMAGE)
 
 
-def flow_path(steps: int) -> tuple[Level, ...]:
+def flow_path(steps: int) -> tuple[Visited, ...]:
     """Equal steps of t from 1 to 0."""
     times = [1 - i / steps for i in range(steps)]
-    return (*(Level(1 - t, t, _key(1 - t, t)) for t in times), IMAGE)
+    return (*(Visited(1 - t, t, _key(1 - t, t)) for t in times), IMAGE)
 
 
 def _key(alpha: float, sigma: float) -> int:
@@ -324,7 +324,7 @@ def _steps(cell: CellSettings, data: Gaussian | TwoPoints, x: Array, index: NDAr
     return x
 
 
-def _predictions(cell: CellSettings, data: Gaussian | TwoPoints, x: Array, at: Level) -> tuple[Array, Array]:
+def _predictions(cell: CellSettings, data: Gaussian | TwoPoints, x: Array, at: Visited) -> tuple[Array, Array]:
     """x_0 and eps, clipped as the cell says."""
     x0 = _expected_x0(data, x, at)
     eps = (x - at.alpha * x0) / at.sigma
@@ -335,7 +335,7 @@ def _predictions(cell: CellSettings, data: Gaussian | TwoPoints, x: Array, at: L
     return x0, eps
 
 
-def _expected_x0(data: Gaussian | TwoPoints, x: Array, at: Level) -> Array:
+def _expected_x0(data: Gaussian | TwoPoints, x: Array, at: Visited) -> Array:
     """E[x_0 | x_t] by Bayes, (n, d): for a Gaussian by regression on x_t, for two points by their posterior weights."""
     posterior: Array
     if isinstance(data, Gaussian):

@@ -13,7 +13,7 @@ from taugrid.eval import selfcheck_sampler
 from taugrid.eval.selfcheck import (
     CellFindings,
     CellSettings,
-    Level,
+    Visited,
     ddpm_path,
     edm_path,
     flow_path,
@@ -127,7 +127,7 @@ def _settings(cell: Cell) -> CellSettings:
     )
 
 
-def _path(cell: Cell) -> tuple[Level, ...]:
+def _path(cell: Cell) -> tuple[Visited, ...]:
     """By the judge's own formulas, but for the times of DDPM's process."""
     diffusion, steps = cell.model.diffusion, cell.settings.steps
     if diffusion.process == "flow":
