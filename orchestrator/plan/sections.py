@@ -160,6 +160,11 @@ def _require_signal(diffusion: Diffusion) -> None:
 
 def check_loss_weights(train: Train, diffusion: Diffusion) -> None:
     if train.loss_weights is not None:
+        if diffusion.process is not None:
+            raise UserError(
+                f"train.loss_weights: Theorem 1's weights are for process: ddpm, not {diffusion.process}, which has "
+                "one loss; remove train.loss_weights"
+            )
         try:
             schedules.gamma(train.loss_weights, schedules.alpha_bar(diffusion))
         except ValueError as error:
