@@ -272,7 +272,7 @@ def planned(process, sampler, **settings):
 @pytest.mark.parametrize(
     ("process", "sampler", "settings", "parts"),
     [
-        ("ddpm", "edm-heun", {}, ["edm-heun is for process: edm, but this network's is ddpm; set another sampler"]),
+        ("ddpm", "edm-heun", {}, ["edm-heun is for process: edm, but this network's is ddpm; set sampler: ddim"]),
         ("flow", "edm-heun", {}, ["edm-heun is for process: edm, but this network's is flow"]),
         ("edm", "edm-heun", {"sampler_options": {"S_chrn": 1}}, ["it has no option S_chrn (did you mean S_churn?)"]),
         (
