@@ -317,3 +317,10 @@ def test_a_mistake_is_one_line(process, sampler, settings, parts):
     assert "\n" not in said
     for part in parts:
         assert part in said, said
+
+
+def test_the_plan_says_where_churn_is_cut_off():
+    options = {"S_churn": 10, "S_max": None}
+    assert not any("S_churn" in line for line in planned("edm", "edm-heun", steps=25, sampler_options=options).remarks)
+    [said] = [line for line in planned("edm", "edm-heun", sampler_options=options).remarks if "S_churn" in line]
+    assert said == "edm-heun: at S=5, S_churn 10 acts as 2.07: no step adds more noise than x has"

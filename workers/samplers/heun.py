@@ -83,6 +83,13 @@ class EdmHeun(Heun):
             raise ValueError(f"none of the noise levels {found[0]:.3g} to {found[-1]:.3g} is within S_min..S_max")
         return found
 
+    def remark(self, settings: Sample) -> str | None:
+        """That gamma is cut off."""
+        asked, S = self.arguments(settings)["S_churn"], settings.steps
+        if asked / S <= MOST_CHURN:
+            return None
+        return f"edm-heun: at S={S}, S_churn {asked:g} acts as {S * MOST_CHURN:.3g}: no step adds more noise than x has"
+
     def begin(self, a: Point, process: Process, settings: Sample) -> Point:
         """The point with (1 + gamma) of a's noise."""
         options = self.arguments(settings)
