@@ -107,7 +107,7 @@ class Diffusers(Sampler):
                 theirs = f"diffusion.{FROM_DIFFUSION[key]}"
                 raise ValueError(f"remove {key}: betas, T and prediction come from `diffusion`, here {theirs}")
             if key in OF_FLOWS:
-                raise ValueError(f"remove {key}: it is for flows; for one, set diffusion.process: flow and sampler: euler")
+                raise ValueError(f"remove {key}: it is for flows; set process: flow and sampler: euler")
             if key == "variance_type" and str(value).startswith("learned"):
                 raise ValueError(f"variance_type: {value} needs a network that predicts variances too")
         try:
