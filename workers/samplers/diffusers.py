@@ -51,6 +51,10 @@ REFUSED = {
     "DDPMParallelScheduler": "its steps are those of diffusers:DDPMScheduler; use that",
     "RePaintScheduler": "it needs an image and a mask to fill in",
     "CMStochasticIterativeScheduler": "its steps are those of the sampler consistency; use that",
+    "EDMEulerScheduler": "its steps are those of the sampler euler with process: edm; use that",
+    "EDMDPMSolverMultistepScheduler": "its steps are those of the sampler dpm++2m with process: edm; use that",
+    "FlowMatchEulerDiscreteScheduler": "its steps are those of the sampler euler with process: flow; use that",
+    "FlowMatchHeunDiscreteScheduler": "its steps are those of the sampler heun with process: flow; use that",
 }
 """Why not. Every other scheduler of diffusers is for another process."""
 
