@@ -308,9 +308,9 @@ def _steps(cell: CellSettings, data: Gaussian | TwoPoints, x: Array, index: NDAr
         x0, eps = _predictions(cell, data, x, a)
         if cell.sampler == "heun":
             x = b.alpha * x0 + b.sigma * eps
-            if a.alpha > 0 and b.sigma > 0:  # Karras et al. 2022, algorithm 1, for x / alpha
-                slope = _predictions(cell, data, x, b)[1] - eps
-                x = x + b.alpha * (b.sigma / b.alpha - a.sigma / a.alpha) * slope / 2
+            if b.sigma > 0:  # Karras et al. 2022, algorithm 1, in sigma or, of a flow, t
+                x0_b, eps_b = _predictions(cell, data, x, b)
+                x = x + ((b.alpha - a.alpha) * (x0_b - x0) + (b.sigma - a.sigma) * (eps_b - eps)) / 2
             continue
         added = a.sigma**2 - (a.alpha / b.alpha * b.sigma) ** 2  # the variance of x_a given x_b
         eta = 1.0 if cell.eta == "sigma_hat" else cell.eta
