@@ -55,24 +55,17 @@ def _meet(plan: Plan) -> bool:
 
 
 def evaluations(plan: Plan) -> list[str]:
-    """A line for each sampler, with its options, whose network evaluations are not S: tables show one of the two.
-
-    If a sampler takes other numbers on another process, each has a line.
-    """
-    counts: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
+    """A line for each sampler, with its options, whose network evaluations are not S: tables show one of the two."""
+    counts: dict[str, dict[int, int]] = defaultdict(dict)
     for cell in _costly(plan):
         if cell.settings.sampler != DEFAULT:  # its remarks tell of spacings that add times
             name = f"{cell.settings.sampler} {options_text(cell.settings.sampler_options)}".rstrip()
-            counts[name][cell.model.diffusion.process or "ddpm"][cell.settings.steps] = cell.nfe
-    lines = []
-    for name, by_process in counts.items():
-        merged = {steps: nfe for its in by_process.values() for steps, nfe in its.items()}
-        is_one = all(its.items() <= merged.items() for its in by_process.values())
-        for process, its in {"": merged}.items() if is_one else by_process.items():
-            steps, numbers = (", ".join(map(str, values)) for values in zip(*sorted(its.items()), strict=True))
-            where = f" ({process})" if process else ""
-            lines.append(f"{name}{where}: S = {steps} takes {numbers} network evaluations")
-    return lines
+            counts[name][cell.settings.steps] = cell.nfe
+    return [
+        f"{name}: S = {', '.join(map(str, sorted(its)))} takes {', '.join(str(its[steps]) for steps in sorted(its))} "
+        "network evaluations"
+        for name, its in counts.items()
+    ]
 
 
 def base(config: Config, plan: Plan) -> dict[str, Any]:
