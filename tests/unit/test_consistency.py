@@ -298,10 +298,13 @@ def test_another_sampler_is_refused_on_a_consistency_model(folder, name):
         ({"diffusion": {"sigma_max": 0.001}}, ["sigma_max larger than sigma_min"]),
         ({"sample": {"labels": None}}, ["sample.labels is missing", "5 classes"]),
         ({"sample": {"guidance": 2.0}}, ["guidance", "null"]),
-        (GAUSSIAN, ["is for consistency models", "predicts epsilon", "ddim"]),
+        (GAUSSIAN, ["is for process: edm", "network's is ddpm", "ddim"]),
         ({**GAUSSIAN, "diffusion": {"sigma_max": 1.0}}, ["only process: edm"]),
-        ({**GAUSSIAN, "diffusion": {"process": "edm"}}, ["model.checkpoint"]),
-        ({"model": {"unet": {}}, "diffusion": {"process": "edm"}}, ["trains networks", "not consistency"]),
+        ({**GAUSSIAN, "diffusion": {"process": "edm"}}, ["is for prediction: consistency", "network's is edm"]),
+        (
+            {"model": {"unet": {}}, "diffusion": {"process": "edm", "prediction": "consistency"}},
+            ["trains networks", "not consistency"],
+        ),
         ({"sample": {"sampler": "diffusers:CMStochasticIterativeScheduler"}}, ["the sampler consistency"]),
     ],
 )
