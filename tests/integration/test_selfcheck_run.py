@@ -12,6 +12,8 @@ from taugrid import parquet
 from taugrid.orchestrator.dispatch import pool
 from taugrid.storage import read_sealed, write_sealed
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 
 def faulty(worker):
     """A class of workers with one percent in sigma-hat's coefficient; made in a function, so that it travels by value.
