@@ -33,7 +33,7 @@ from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.memory import Shortages
+from taugrid.workers.accelerator.memory import Shortages, some_point
 from taugrid.workers.accelerator.policy import kind_of, lacks
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.guidance import guidance_of, inside
@@ -139,8 +139,9 @@ def _sample_held(
     with ExitStack() as held_open:
         networks = [held_open.enter_context(network_in_memory(each)) for each in held]
         computed = [_computed(network, sampling.settings, place) for network in networks]
+        at = some_point(sampling.diffusion.predicts)
         for network, its in zip(networks, takes, strict=True):
-            check(network, Arithmetic.of(sampling.settings), _batch(sampling), place, its is not None)
+            check(network, Arithmetic.of(sampling.settings), _batch(sampling), place, its is not None, at)
         return _sampled(computed, sampling, wanted, labels, place)
 
 
@@ -183,8 +184,8 @@ def _settings(
     """How networks in the caller's memory are sampled: one, or one and its guide, with the labels that each `takes`."""
     if shape is None:
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
-    process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     given = validate(Sample, {"seed": 0} | dict(settings), "sample")
+    process = diffusion_section(validate(Diffusion, diffusion, "diffusion"), sampler=given.sampler)
     require_decoder_keys(given, Identity(shape))
     resolved = sample_section(given, {})
     [described] = describe_samplers([Case(resolved, process)]).descriptions

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from taugrid import parquet
 from taugrid.errors import UserError
 from taugrid.eval import selfcheck_sampler
-from taugrid.eval.selfcheck import CellFindings, CellSettings, judge, reference_problems
+from taugrid.eval.selfcheck import (
+    CellFindings,
+    CellSettings,
+    Visited,
+    ddpm_path,
+    edm_path,
+    flow_path,
+    judge,
+    reference_problems,
+)
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.progress import Progress
@@ -103,16 +112,32 @@ def _labels(cell: Cell, rundir: RunDir) -> NDArray[np.int64] | None:
 
 def _settings(cell: Cell) -> CellSettings:
     assert cell.settings.seed is not None
+    visited, sampler = _path(cell), cell.settings.sampler
+    assert sampler in ("ddim", "heun")
     return CellSettings(
         data=distribution(cell.model.data),
-        alpha_bar=schedules.alpha_bar(cell.model.diffusion),
-        tau=[int(t) for t in cell.tau],  # its grid has no log-SNR spacings
+        path=visited,
         eta=cell.settings.eta,
         clip=cell.settings.clip or "none",
         seed=cell.settings.seed,
         num_samples=cell.settings.num_samples,
         guidance=cell.settings.guidance,
+        start=1.0 if cell.model.diffusion.process is None else visited[0].sigma,
+        sampler=sampler,  # type: ignore[arg-type]  # mypy does not narrow a str by `in`
     )
+
+
+def _path(cell: Cell) -> tuple[Visited, ...]:
+    """By the judge's own formulas, but for the times of DDPM's process."""
+    diffusion, steps = cell.model.diffusion, cell.settings.steps
+    if diffusion.process == "flow":
+        return flow_path(steps)
+    if diffusion.process == "edm":
+        assert diffusion.sigma_min is not None
+        assert diffusion.sigma_max is not None
+        assert diffusion.rho is not None
+        return edm_path(steps, diffusion.sigma_min, diffusion.sigma_max, diffusion.rho)
+    return ddpm_path(schedules.alpha_bar(diffusion), [int(t) for t in cell.tau])  # its grid has no log-SNR spacings
 
 
 def _judge_sampler(
@@ -150,6 +175,8 @@ def _as_json(cell: Cell, verdict: CellFindings, mean_difference: float | None) -
         "cell": cell.id,
         "name": cell.name,
         "data": cell.model.data.name,
+        "process": cell.model.diffusion.process or "ddpm",
+        "sampler": cell.settings.sampler,
         "spacing": cell.settings.spacing_name,
         "clip": cell.settings.clip,
         "guidance": cell.settings.guidance,

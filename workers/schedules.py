@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from taugrid.config import Diffusion, LossWeights
 from taugrid.workers.diffusion import schedule
 from taugrid.workers.diffusion.forward import sigma_hat
-from taugrid.workers.diffusion.process import EDM, DiscreteVP, Process
+from taugrid.workers.diffusion.process import Process
+from taugrid.workers.diffusion.processes.consistency import DiscreteEDM
+from taugrid.workers.diffusion.processes.discrete import DiscreteVP
+from taugrid.workers.diffusion.processes.edm import EDM
+from taugrid.workers.diffusion.processes.flow import Flow
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
 
@@ -21,20 +25,27 @@ def process(diffusion: Diffusion) -> Process:
     """The forward process of a resolved section (no key that it needs is null).
 
     Raises:
-        ValueError: see `alpha_bar` and `EDM`.
+        ValueError: see `alpha_bar`, `EDM` and `DiscreteEDM`.
     """
-    if diffusion.process == "edm":
+    if diffusion.process == "flow":
         assert diffusion.timesteps is not None
+        return Flow(diffusion.timesteps, diffusion.predicts)
+    if diffusion.process == "edm":
         assert diffusion.sigma_min is not None
         assert diffusion.sigma_max is not None
         assert diffusion.rho is not None
         assert diffusion.sigma_data is not None
-        return EDM(diffusion.timesteps, diffusion.sigma_min, diffusion.sigma_max, diffusion.rho, diffusion.sigma_data)
+        levels = diffusion.sigma_min, diffusion.sigma_max, diffusion.rho, diffusion.sigma_data
+        return (
+            EDM(*levels, diffusion.predicts)
+            if diffusion.timesteps is None
+            else DiscreteEDM(diffusion.timesteps, *levels)
+        )
     return DiscreteVP(alpha_bar(diffusion), diffusion.predicts)
 
 
 def alpha_bar(diffusion: Diffusion) -> NDArray[np.float64]:
-    """alpha_0..alpha_T, (T + 1,) float64, of a resolved section (no key is null).
+    """alpha_0..alpha_T, (T + 1,) float64, of a resolved section of DDPM's process (no key is null).
 
     Raises:
         ValueError: if the betas should be rescaled to zero SNR but can't be.

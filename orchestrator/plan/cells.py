@@ -14,7 +14,7 @@ from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import listed
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, guidance_of, inside, whole_times
+from taugrid.workers.conditions.guidance import Guidance, guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.diffusion.process import Point
@@ -165,6 +165,12 @@ class Cell:
         return self.described or describe_sampler(self.settings, self.model.diffusion)
 
     @property
+    def sampler_remark(self) -> str | None:
+        """What one of taugrid's own samplers says of its settings."""
+        name = self.settings.sampler
+        return find(name).remark(self.settings) if name in SAMPLERS else None
+
+    @property
     def sampler_block(self) -> dict[str, Any] | None:
         """The sampler's fields in the scoring protocol. None for ddim, which tau and clip describe."""
         settings, described = self.settings, self.sampler_description
@@ -194,7 +200,7 @@ class Cell:
             return None
         given = {
             "interval": interval,
-            "times": interval and whole_times(interval, schedules.process(self.model.diffusion)),
+            "times": interval and schedules.process(self.model.diffusion).told_within(interval),
             "channels": settings.guidance_channels,
             "guide": self.guide and self.guide.id,
         }
@@ -353,6 +359,7 @@ class Plan:
             *filter(None, (model.source.warning(model.diffusion) for model in self.models)),
             *(remark for its in settings for remark in remarks(*its)),
             *_sampled_twice(self.cells),
+            *dict.fromkeys(filter(None, (cell.sampler_remark for cell in self.cells))),
         ]
 
     @cached_property

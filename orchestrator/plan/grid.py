@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from taugrid.config import (
     DIFFUSION_DEFAULTS,
-    EDM_DEFAULTS,
     GRID_SECTIONS,
     Config,
     Data,
@@ -37,6 +36,7 @@ from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, guidan
 from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
+    UNSET,
     Fingerprint,
     check_classes,
     check_loss_weights,
@@ -361,12 +361,6 @@ def _locate(key: str) -> tuple[str, list[str]]:
 
 
 def _model(sections: Sections, lookups: Lookups) -> Model:
-    model, process = sections.model, sections.diffusion.process
-    if process is not None and (model.unet is not None or model.oracle is not None):
-        raise UserError(
-            f"diffusion.process: {process} is for consistency models, which taugrid does not train; give "
-            "model.checkpoint or model.callable, or remove the key"
-        )
     try:
         return _present(sections, lookups)
     except MissingInput as error:
@@ -377,15 +371,16 @@ def _model(sections: Sections, lookups: Lookups) -> Model:
 
 def _absent(sections: Sections, reason: str, assumed_timesteps: int) -> Model:
     """A model whose files are missing. Its id is provisional."""
-    data, model, defaults = sections.data, sections.model, DIFFUSION_DEFAULTS
+    data, model, defaults = sections.data, sections.model, UNSET
     if model.unet is not None:
-        diffusion = diffusion_section(sections.diffusion)
+        diffusion = _diffusion(sections)
         trained = Trained(data, {"absent": data.model_dump(mode="json")}, model.unet, sections.train)
         return Model(identity(trained.content(diffusion)), data, diffusion, trained, lacks=reason)
     if model.checkpoint is not None:
         is_consistency = sections.sample.sampler == CONSISTENCY  # which no other checkpoint can have
-        defaults = EDM_DEFAULTS if is_consistency else defaults.model_copy(update={"timesteps": assumed_timesteps})
-    diffusion = diffusion_section(sections.diffusion, defaults)
+        known = {"process": "edm"} if is_consistency else {"timesteps": assumed_timesteps}
+        defaults = Diffusion.model_validate(known)
+    diffusion = _diffusion(sections, defaults)
     absent = Absent(str(model.checkpoint or model.weights), data)
     return Model(identity(absent.content(diffusion)), data, diffusion, absent, lacks=reason)
 
@@ -394,9 +389,24 @@ def _present(sections: Sections, lookups: Lookups) -> Model:
     path, loaded = sections.model.checkpoint, None
     if path is not None:  # read first, because its files fill in `diffusion`
         loaded = Loaded(lookups.read_checkpoint(path))
-    diffusion = diffusion_section(sections.diffusion, *([loaded.checkpoint.diffusion] if loaded else []))
+    diffusion = _diffusion(sections, *([loaded.checkpoint.diffusion] if loaded else []))
     source = loaded or _source(sections, diffusion, lookups)
     return Model(identity(source.content(diffusion)), sections.data, diffusion, source)
+
+
+def _diffusion(sections: Sections, theirs: Diffusion = UNSET) -> Diffusion:
+    """`diffusion` resolved for its model. `theirs` is a checkpoint's."""
+    model, process = sections.model, sections.diffusion.process
+    if model.unet is not None and process == "flow":
+        theirs = Diffusion(process="flow", timesteps=1000)  # its time embedding is made for such numbers
+    diffusion = diffusion_section(sections.diffusion, theirs, sections.sample.sampler)
+    own = {"flow": "velocity", "edm": "edm"}.get(process or "ddpm", diffusion.prediction)
+    if (model.unet or model.oracle) is not None and diffusion.prediction != own:
+        raise UserError(
+            f"diffusion.prediction: with process: {process}, taugrid trains networks and knows optima that predict "
+            f"{own} only, not {diffusion.prediction}; remove it, or give model.checkpoint or model.callable"
+        )
+    return diffusion
 
 
 def _guide(sections: Sections, model: Model, lookups: Lookups) -> Model:
@@ -438,9 +448,8 @@ def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> Model
     if model.oracle is not None:
         return _oracle(model.oracle, data, diffusion)
     if model.callable is not None:
-        assert diffusion.timesteps is not None, "the section is resolved"
         shape = data.image_shape
-        return Custom(lookups.describe_network(model.callable, model.weights, shape, diffusion.timesteps))
+        return Custom(lookups.describe_network(model.callable, model.weights, shape, diffusion.timesteps or 1))
     if model.unet is not None:
         check_loss_weights(sections.train, diffusion)
         if model.unet.dropout and sections.train.most_workers > 1:
@@ -458,7 +467,7 @@ def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> Model
 def _oracle(distribution: str, data: Data, diffusion: Diffusion) -> Oracle:
     if data.name != distribution:
         raise UserError(f"model.oracle: {distribution} is the optimum for data.name: {distribution}; set both")
-    if diffusion.prediction != "epsilon":
+    if diffusion.process is None and diffusion.prediction != "epsilon":
         raise UserError(f"model.oracle predicts epsilon; remove diffusion.prediction: {diffusion.prediction}")
     return Oracle(distribution, data)
 

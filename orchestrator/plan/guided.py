@@ -12,7 +12,7 @@ from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.words import listed
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, whole_times
+from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.diffusion.process import Point
 
 GUIDE = "model.guide"
@@ -98,7 +98,9 @@ def _differences(model: Model, guide: Model) -> Iterator[str]:
 def _trained_otherwise(guide: Diffusion, model: Diffusion) -> bool:
     """Whether two processes differ at any of their times."""
     theirs, ours = schedules.process(guide), schedules.process(model)
-    for t in range(1, ours.timesteps + 1):
+    if (theirs.name, theirs.timesteps) != (ours.name, ours.timesteps):
+        return True
+    for t in range(1, ours.timesteps + 1) if ours.timesteps else ours.spaced("linear", 20):
         a, b = theirs.at(t), ours.at(t)
         told = a.time == b.time and theirs.preconditioning(a) == ours.preconditioning(b)
         if abs(a.sigma * b.alpha - b.sigma * a.alpha) > SAME_LEVEL * b.sigma * a.alpha or not told:
@@ -119,7 +121,7 @@ def guidance_notes(cells: Sequence[Cell]) -> Iterator[str]:
             groups.setdefault((in_yaml(cell.settings.guidance_interval), cell.model.diffusion), []).append(cell)
     for (interval, diffusion), its in groups.items():
         ends = its[0].settings.guidance_interval
-        times = [f"{time:g}" for time in whole_times(ends or (), schedules.process(diffusion))]
+        times = [f"{time:g}" for time in schedules.process(diffusion).told_within(ends or ())]
         at = f" are the network's times {' to '.join(times)}" if times else " are between two of the network's times"
         counts = dict.fromkeys(f"{c.guided_calls} of {c.sampler_description.evaluations}" for c in its)
         yield f"guidance_interval {interval}: these noise levels{at}; guided calls: {listed([*counts], 6)}"

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from taugrid.config import (
+    CONSISTENCY_DEFAULTS,
     DIFFUSION_DEFAULTS,
     EDM_DEFAULTS,
+    FLOW_DEFAULTS,
     SCHEDULE_KEYS,
     SIGMA_KEYS,
     Data,
@@ -22,31 +24,51 @@ from taugrid.config import (
 )
 from taugrid.errors import UserError
 from taugrid.grids.names import plain_text
-from taugrid.registry.samplers import DEFAULT
+from taugrid.registry.samplers import CONSISTENCY, DEFAULT
 from taugrid.workers import schedules
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.data.labels import number_of_classes, without_labels
 from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
 
+UNSET = Diffusion()
 
-def diffusion_section(section: Diffusion, theirs: Diffusion = DIFFUSION_DEFAULTS) -> Diffusion:
-    """`section` with no key left null: filled in from `theirs`, a loaded checkpoint's, then from the defaults.
 
-    The keys of the other process stay null.
+def diffusion_section(section: Diffusion, theirs: Diffusion = UNSET, sampler: str | None = None) -> Diffusion:
+    """`section` with no key left null that its process has, filled in from `theirs`, a loaded checkpoint's, then from
+    the defaults. The keys of other processes stay null, and `process` for DDPM's.
+
+    `sampler`: the cell's. With `consistency` alone, networks of the process `edm` predict that by default.
 
     Raises:
         UserError: if there are too few or too many betas, alpha does not fall, no signal is left for epsilon, or a key
             belongs to another process.
     """
-    if section.process is not None and theirs.process is None:  # their betas are of another process
-        theirs = EDM_DEFAULTS
+    if section.process not in (None, theirs.process or "ddpm"):
+        if theirs.process is not None or theirs.schedule or theirs.trained_betas:
+            raise UserError(
+                f"diffusion.process: {section.process}, but by its scheduler the checkpoint's is "
+                f"{theirs.process or 'ddpm'}; remove the key"
+            )
+        theirs = Diffusion()
     known = _filled(section, theirs)
-    resolved = _filled(known, DIFFUSION_DEFAULTS if known.process is None else EDM_DEFAULTS)
+    resolved = _filled(known, _defaults(known, sampler))
+    if resolved.process == "ddpm":
+        resolved = resolved.model_copy(update={"process": None})
     _require_one_process(resolved)
     if resolved.process is None:
         _require_signal(resolved)
     return resolved
+
+
+def _defaults(diffusion: Diffusion, sampler: str | None) -> Diffusion:
+    """Those of its process."""
+    if diffusion.process == "edm":
+        is_consistency = diffusion.prediction == "consistency" or (
+            diffusion.prediction is None and sampler == CONSISTENCY
+        )
+        return CONSISTENCY_DEFAULTS if is_consistency else EDM_DEFAULTS
+    return FLOW_DEFAULTS if diffusion.process == "flow" else DIFFUSION_DEFAULTS
 
 
 def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
@@ -68,23 +90,45 @@ def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
 
 def _require_one_process(diffusion: Diffusion) -> None:
     """Raise `UserError` if a key belongs to another process, or the noise levels of `edm` are impossible."""
-    is_edm = diffusion.process == "edm"
-    strangers = _OF_BETAS if is_edm else dict.fromkeys(SIGMA_KEYS)
-    for key, absent in strangers.items():
-        if getattr(diffusion, key) != absent:
-            why = "process: edm has no betas" if is_edm else "only process: edm has such a key"
-            raise UserError(f"diffusion.{key}: {why}; remove it{'' if is_edm else ', or set the process'}")
-    if is_edm != (diffusion.prediction == "consistency"):
-        way_out = "process: edm, and prediction: consistency" if is_edm else "process: edm, or another prediction"
+    name = diffusion.process or "ddpm"
+    if diffusion.prediction not in PREDICTIONS[name]:
+        fitting = [f"process: {each}" for each, its in PREDICTIONS.items() if diffusion.prediction in its]
         raise UserError(
-            f"diffusion.prediction: {diffusion.prediction} does not go with "
-            f"{'process: edm' if is_edm else 'betas'}: its networks are consistency models; set {way_out}"
+            f"diffusion.prediction: {diffusion.prediction} does not go with process: {name}, whose networks predict "
+            f"{' or '.join(PREDICTIONS[name])}; set one of these, or {' or '.join(fitting)}"
         )
-    if is_edm:
-        try:
-            schedules.process(diffusion)
-        except ValueError as error:
-            raise UserError(f"diffusion: {error}; here, {diffusion.in_words}") from None
+    no_sigma = "only process: edm has such a key; remove it, or set the process"
+    strangers = {} if name == "edm" else dict.fromkeys(SIGMA_KEYS, (None, no_sigma))
+    if name != "ddpm":
+        strangers |= {key: (absent, f"process: {name} has no betas; remove it") for key, absent in _OF_BETAS.items()}
+    if name == "edm" and diffusion.prediction != "consistency":
+        strangers["timesteps"] = None, "with process: edm, only consistency models have whole times; remove it"
+    for key, (absent, why) in strangers.items():
+        if getattr(diffusion, key) != absent:
+            raise UserError(f"diffusion.{key}: {why}")
+    if name == "edm":
+        _require_noise_levels(diffusion)
+
+
+PREDICTIONS = {
+    "ddpm": ("epsilon", "sample", "v_prediction"),
+    "edm": ("edm", "sample", "v_prediction", "consistency"),
+    "flow": ("velocity", "sample", "average_velocity"),
+}
+"""What the networks of each process may predict."""
+
+
+def _require_noise_levels(diffusion: Diffusion) -> None:
+    """Raise `UserError` if the noise levels of `edm` are impossible."""
+    try:
+        schedules.process(diffusion)
+    except ValueError as error:
+        raise UserError(f"diffusion: {error}; here, {diffusion.in_words}") from None
+    if diffusion.sigma_max <= diffusion.sigma_data:  # type: ignore[operator]  # it is resolved
+        raise UserError(
+            f"diffusion.sigma_max: {diffusion.sigma_max:g} is not above the images' standard deviation, sigma_data: "
+            f"{diffusion.sigma_data:g}, so x_T would not be noise; set what the network was trained with, usually 80"
+        )
 
 
 _OF_BETAS = dict.fromkeys((*SCHEDULE_KEYS, "trained_betas")) | {
@@ -116,6 +160,11 @@ def _require_signal(diffusion: Diffusion) -> None:
 
 def check_loss_weights(train: Train, diffusion: Diffusion) -> None:
     if train.loss_weights is not None:
+        if diffusion.process is not None:
+            raise UserError(
+                f"train.loss_weights: Theorem 1's weights are for process: ddpm, not {diffusion.process}, which has "
+                "one loss; remove train.loss_weights"
+            )
         try:
             schedules.gamma(train.loss_weights, schedules.alpha_bar(diffusion))
         except ValueError as error:
@@ -146,13 +195,15 @@ def check_classes(data: Data, unet: Unet, train: Train) -> None:
 def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
     """`settings` with no key left null; `theirs` are the keys that a loaded pipeline sets.
 
-    A `decode_batch` that makes the default's slices of every batch is the default.
+    A `decode_batch` that makes the default's slices of every batch is the default, and so is a shift of 1.
     """
     given = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
     missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
     slices = {min(size, settings.batch_size) for size in (settings.decode_batch, SAMPLE_DEFAULTS.decode_batch)}
-    usual = {"decode_batch": SAMPLE_DEFAULTS.decode_batch} if len(slices) == 1 else {}
+    usual: dict[str, Any] = {"decode_batch": SAMPLE_DEFAULTS.decode_batch} if len(slices) == 1 else {}
+    if (given.get("shift") or settings.shift) == 1:
+        given["shift"] = None
     return settings.model_copy(update=missing | given | usual)
 
 

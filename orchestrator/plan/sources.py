@@ -214,12 +214,14 @@ class Loaded(ModelSource):
         clip = (None if sample.clip == "none" else sample.clip_in_words) or "none"
         offsets = [str(cell.steps_offset) for cell in settings if cell.spacing == "leading"]  # others ignore it
         offset = str(sample.steps_offset or 0)
+        shift, shifts = f"{sample.shift or 1:g}", [f"{cell.shift or 1:g}" for cell in settings]
         phrases = [
             diffusion.in_words,
             "predicts epsilon" if diffusion.prediction == "epsilon" else "",
             "" if self.conditions is None else self.conditions.in_words,
             f"diffusion.{', '.join(changed)} by the config" if changed else "",
             f"clip {_unless_overridden(clip, (cell.clip_in_words for cell in settings))}",
+            f"shift {_unless_overridden(shift, shifts)}" if {shift, *shifts} != {"1"} else "",
             f"steps_offset {_unless_overridden(offset, offsets)}" if offsets and {offset, *offsets} != {"0"} else "",
         ]
         origin = "its scheduler" if loaded.sample else "no scheduler, so defaults"

@@ -247,7 +247,9 @@ def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
 
 def network_origin(model: Model) -> NetworkOrigin:
     """The origin of a model's network, for comparisons with published numbers."""
-    ours, theirs = (schedules.process(each).alpha_bar for each in (model.diffusion, DIFFUSION_DEFAULTS))
+    if model.diffusion.process is not None:
+        return NetworkOrigin(model.source.name, model.diffusion.in_words)
+    ours, theirs = (schedules.alpha_bar(each) for each in (model.diffusion, DIFFUSION_DEFAULTS))
     same_alpha = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
     is_the_papers = same_alpha and model.diffusion.prediction == DIFFUSION_DEFAULTS.prediction
     process = None if is_the_papers else model.diffusion.in_words

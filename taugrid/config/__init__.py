@@ -7,7 +7,15 @@ every run that people have.
 
 from taugrid.config.cluster import Cluster
 from taugrid.config.data import Data
-from taugrid.config.diffusion import DIFFUSION_DEFAULTS, EDM_DEFAULTS, SCHEDULE_KEYS, SIGMA_KEYS, Diffusion
+from taugrid.config.diffusion import (
+    CONSISTENCY_DEFAULTS,
+    DIFFUSION_DEFAULTS,
+    EDM_DEFAULTS,
+    FLOW_DEFAULTS,
+    SCHEDULE_KEYS,
+    SIGMA_KEYS,
+    Diffusion,
+)
 from taugrid.config.evaluate import Evaluate, Report
 from taugrid.config.experiment import GRID_SECTIONS, Config, schema
 from taugrid.config.model import ModelSection, Unet

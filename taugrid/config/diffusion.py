@@ -9,6 +9,8 @@ from taugrid.config.section import Positive, Section
 SIGMA_KEYS = ("sigma_min", "sigma_max", "rho", "sigma_data")
 """Keys of the process `edm`."""
 
+Predicts = Literal["epsilon", "sample", "v_prediction", "consistency", "edm", "velocity", "average_velocity"]
+
 LATER_KEYS: dict[str, Any] = {"process": None} | dict.fromkeys(SIGMA_KEYS)
 """Keys that files of earlier versions lack, with the values in `DIFFUSION_DEFAULTS` that mean the same."""
 
@@ -19,7 +21,9 @@ class Diffusion(Section):
     later_keys = LATER_KEYS
 
     timesteps: Positive | None = None
-    """T, the number of times. For a loaded checkpoint, T of its training."""
+    """T, the number of times. For a loaded checkpoint, T of its training. Of a flow: what the network is told at t = 1,
+    so 1 for t in [0, 1]; 1000 for diffusers' networks and for those that taugrid trains. `edm` has none, except for
+    consistency models."""
     schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "constant", "jsd"] | None = None
     """How beta_1..beta_T go from `beta_start` to `beta_end`. `cosine` (Nichol & Dhariwal 2021) and `jsd` (1/T, 1/(T-1),
     ..., 1) use neither; `constant` is `beta_end`."""
@@ -27,18 +31,19 @@ class Diffusion(Section):
     """beta_1, where the schedule has one."""
     beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
     """beta_T, where the schedule has one."""
-    prediction: Literal["epsilon", "sample", "v_prediction", "consistency"] | None = None
-    """What the network predicts: the noise, the image, or v (Salimans & Ho 2022); `consistency`: the end of the ODE's
-    path, scaled as in Song et al. 2023, appendix C."""
+    prediction: Predicts | None = None
+    """What the network predicts: the noise, the image, or v (Salimans & Ho 2022). Of `edm`: `edm`, F of Karras et al.
+    2022, eq. 7, or `v_prediction`, -F, or `sample`; `consistency`: the end of the ODE's path, scaled as in Song et al.
+    2023, appendix C. Of `flow`: `velocity`, `sample`, or `average_velocity` between two times (flow maps)."""
     trained_betas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
     """beta_1..beta_T, listed. They replace `schedule`, `beta_start` and `beta_end`, which then stay null."""
     rescale_betas_zero_snr: bool | None = None
     """Shift and scale sqrt(alpha) so that no signal is left at T (Lin et al. 2024, algorithm 1)."""
     set_alpha_to_one: bool | None = None
     """alpha_0 = 1, as in the paper; false: alpha_0 = alpha_1, so the last step does not move (diffusers' name)."""
-    process: Literal["edm"] | None = None
-    """null: DDPM's, from betas. `edm`: x = x_0 + sigma eps, with sigma between `sigma_min` (time 1) and `sigma_max` (T)
-    as in Karras et al. 2022, eq. 5; it takes no betas, and `prediction: consistency` alone."""
+    process: Literal["ddpm", "edm", "flow"] | None = None
+    """null: the loaded checkpoint's, or else `ddpm`, from betas. `edm`: x = x_0 + sigma eps (Karras et al. 2022), told
+    ln(sigma) / 4. `flow`: x = (1 - t) x_0 + t eps, told t. Both are continuous in time."""
     sigma_min: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
     """The least noise level of `edm`."""
     sigma_max: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
@@ -49,7 +54,7 @@ class Diffusion(Section):
     """The images' standard deviation as the network's scalings have it; for `edm`."""
 
     @property
-    def predicts(self) -> Literal["epsilon", "sample", "v_prediction", "consistency"]:
+    def predicts(self) -> Predicts:
         """`prediction`; the section must be resolved, with no key left null."""
         assert self.prediction is not None
         return self.prediction
@@ -57,6 +62,8 @@ class Diffusion(Section):
     @property
     def named_betas(self) -> str:
         """The betas, or the noise levels, of a resolved section, in a few words."""
+        if self.process == "flow":
+            return "flow"
         if self.process == "edm":
             ends, shape = (self.sigma_min, self.sigma_max), (self.rho, self.sigma_data)
             return "edm with sigma from {:g} to {:g}, rho {:g}, sigma_data {:g}".format(*ends, *shape)
@@ -72,12 +79,18 @@ class Diffusion(Section):
         """
         phrases = [
             self.named_betas,
-            f"T = {self.timesteps}",
+            self._times_in_words,
             "rescaled to zero SNR" if self.rescale_betas_zero_snr else "",
             "alpha_0 = alpha_1" if self.set_alpha_to_one is False else "",
             f"predicts {self.prediction}" if self.prediction != "epsilon" else "",
         ]
         return ", ".join(filter(None, phrases))
+
+    @property
+    def _times_in_words(self) -> str:
+        if self.process == "flow":
+            return "" if self.timesteps == 1 else f"told {self.timesteps} t"
+        return "" if self.timesteps is None else f"T = {self.timesteps}"
 
     @model_validator(mode="after")
     def _one_source_of_betas(self) -> "Diffusion":
@@ -101,8 +114,7 @@ DIFFUSION_DEFAULTS = Diffusion(
 )
 
 EDM_DEFAULTS = Diffusion(
-    timesteps=40,
-    prediction="consistency",
+    prediction="edm",
     rescale_betas_zero_snr=False,
     set_alpha_to_one=True,
     process="edm",
@@ -111,4 +123,16 @@ EDM_DEFAULTS = Diffusion(
     rho=7.0,
     sigma_data=0.5,
 )
-"""The same for `process: edm`: those of diffusers' CMStochasticIterativeScheduler."""
+"""The same for `process: edm`: those of Karras et al. 2022."""
+
+CONSISTENCY_DEFAULTS = EDM_DEFAULTS.model_copy(update={"timesteps": 40, "prediction": "consistency"})
+"""The same for consistency models: those of diffusers' CMStochasticIterativeScheduler."""
+
+FLOW_DEFAULTS = Diffusion(
+    timesteps=1,
+    prediction="velocity",
+    rescale_betas_zero_snr=False,
+    set_alpha_to_one=True,
+    process="flow",
+)
+"""The same for `process: flow`."""

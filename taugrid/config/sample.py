@@ -10,7 +10,7 @@ from taugrid.registry import samplers
 
 Spacing = Literal[
     "linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad",
-    "logsnr", "logsnr-int",
+    "logsnr", "logsnr-int", "karras", "time_uniform",
 ]  # fmt: skip
 Precision = Literal["float32", "tf32", "bf16", "fp16", "bf16-weights"]
 Compilation = Literal["none", "default", "reduce-overhead"]
@@ -72,6 +72,7 @@ LATER_KEYS: dict[str, Any] = {
     "decode_batch": 32,
     "keep_latents": False,
     "rounding": "round",
+    "shift": None,
 }
 """Keys that files of earlier versions lack, with the defaults that mean the same."""
 
@@ -86,7 +87,8 @@ class Sample(Section):
     eta: Annotated[float, Field(ge=0, le=1)] | Literal["sigma_hat"] = 0.0
     """Scale of the noise in each step (eq. 16): 0 is DDIM, 1 is DDPM; `sigma_hat` is DDPM's larger variance."""
     spacing: Spacing | Times = "linear"
-    """How tau is chosen (workers/diffusion/timesteps.py), or tau itself: `steps` increasing times in 1..T."""
+    """How tau is chosen (docs/samplers.md), or tau itself: `steps` increasing times in 1..T. `linear` is `karras` for
+    the process `edm`, and `time_uniform` for `flow`."""
     sampler: Annotated[str, AfterValidator(samplers.checked), Field(json_schema_extra=_names)] = samplers.DEFAULT
     """The update from one time to the next (eq. 12): a name, or `package.module:function` of a custom sampler."""
     clip: Literal["none", "x0", "x0_and_eps"] | None = None
@@ -95,6 +97,9 @@ class Sample(Section):
     """x_0 is clipped to [-clip_range, clip_range]; null: the loaded pipeline's setting, else 1."""
     steps_offset: Annotated[int, Field(ge=0)] | None = None
     """Added to the times of the spacing `leading`, as in diffusers; null: the loaded pipeline's setting, else 0."""
+    shift: Annotated[float, Field(gt=0)] | None = None
+    """Of a flow: time t becomes shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23); null: the loaded pipeline's,
+    else 1."""
     weights: Literal["ema", "raw"] = "ema"
     """`ema`: the averaged weights, or the only ones of a loaded model; `raw`: those before averaging."""
     precision: Precision = "float32"

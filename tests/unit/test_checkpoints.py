@@ -199,7 +199,9 @@ def test_what_is_refused_of_a_scheduler_can_be_overridden_where_the_config_has_a
     assert schedules.alpha_bar(planned(folder, diffusion={"prediction": "v_prediction"}).models[0].diffusion)[-1] == 0
 
 
-@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler", "My"])
+@pytest.mark.parametrize(
+    "name", ["FlowMatchLCMScheduler", "CosineDPMSolverMultistepScheduler", "ScoreSdeVeScheduler", "My"]
+)
 def test_other_forward_processes_are_refused_by_name(pipeline, name):
     assert name in refusal(read_checkpoint, str(pipeline({"_class_name": name})))
 

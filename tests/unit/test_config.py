@@ -185,7 +185,7 @@ def test_a_file_that_is_no_mapping_is_one_line(tmp_path, text):
 
 
 def test_names_are_those_of_the_mathematics():
-    assert get_args(Spacing) == (*timesteps.SPACINGS, *timesteps.LOG_SNR)
+    assert get_args(Spacing) == (*timesteps.SPACINGS, *timesteps.FRACTIONAL)
     assert get_args(get_args(Diffusion.model_fields["schedule"].annotation)[0]) == schedule.SCHEDULES
     assert get_args(get_args(Diffusion.model_fields["prediction"].annotation)[0]) == get_args(PredictionType)
 

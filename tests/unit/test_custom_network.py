@@ -483,11 +483,12 @@ def sample(p, rundir, settings=None):
     return path
 
 
+@pytest.mark.parametrize("spacing", ["logsnr", "karras", "time_uniform"])
 @pytest.mark.parametrize(("name", "takes"), [("scaled", True), ("embedding", False), ("truncating", False)])
-def test_times_between_whole_ones_are_tried(folder, name, takes):
+def test_times_between_whole_ones_are_tried(folder, name, takes, spacing):
     """An embedding of integers fails there, and a network that rounds would sample something else in silence."""
     sections = {"model": {"callable": f"mine:{name}"}, "diffusion": {"timesteps": 100}}
-    settings = {"num_samples": 4, "seed": 0, "steps": 5}
+    settings = {"num_samples": 4, "seed": 0, "steps": 7}
     assert described(f"mine:{name}", timesteps=100).takes_fractions is takes
     assert planned(**sections, sample=settings | {"spacing": "logsnr-int"})
     with (
@@ -495,11 +496,11 @@ def test_times_between_whole_ones_are_tried(folder, name, takes):
         if takes
         else pytest.raises(
             UserError,
-            match=rf"^model.callable: the network of mine:{name} takes whole time indices only, but spacing logsnr "
-            r"calls it at [\d.]+; choose another spacing or sampler",
+            match=rf"^model.callable: the network of mine:{name} takes whole time indices only, but spacing "
+            rf"{spacing} calls it at [\d.]+; choose another spacing or sampler",
         )
     ):
-        planned(**sections, sample=settings | {"spacing": "logsnr"})
+        planned(**sections, sample=settings | {"spacing": spacing})
 
 
 def test_weights_that_were_replaced_after_sampling_are_refused(folder):

@@ -11,7 +11,6 @@ from taugrid.grids.names import Naming
 from taugrid.orchestrator.plan import record
 from taugrid.orchestrator.plan.grid import plan, with_settings
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import is_inside
 from taugrid.workers.network.checkpoint import Checkpoint
 
 FOLDERS = {
@@ -101,8 +100,8 @@ def test_an_interval_is_open_below_and_closed_above_also_after_rounding():
     low, high = (process.at(t) for t in (100, 200))
     for towards in (0, np.inf, None):  # the last bit decides nothing
         ends = [at.ratio if towards is None else np.nextafter(at.ratio, towards) for at in (low, high)]
-        assert not is_inside(ends, low)
-        assert is_inside(ends, high)
+        assert not low.is_within(ends)
+        assert high.is_within(ends)
         assert planned(**guided(guidance_interval=ends, spacing=[50, 100, 150, 200, 900])).cells[0].guided_calls == 2
 
 

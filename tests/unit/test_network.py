@@ -17,7 +17,7 @@ from taugrid.workers.diffusion import schedule
 from taugrid.workers.network import checkpoint
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
-from taugrid.workers.network.scheduler import scheduler_config
+from taugrid.workers.network.scheduler import written
 from taugrid.workers.network.unet import build_unet, ema_decay, ema_start, ema_update, save_pipeline
 
 UNET = config.Unet(
@@ -141,7 +141,7 @@ def test_so_are_its_other_keys(tmp_path, betas, rescaled, to_one):
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
 def test_the_saved_scheduler_has_our_alpha_bar(name):
     diffusion = config.DIFFUSION_DEFAULTS.model_copy(update={"schedule": name, "beta_start": 3e-4, "timesteps": 500})
-    scheduler = diffusers.DDIMScheduler(**scheduler_config(diffusion))
+    scheduler = diffusers.DDIMScheduler(**written(diffusion)[1])
     ours = schedule.alpha_bar(name, 500, 3e-4, 2e-2)
     np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), ours[1:], rtol=2e-4)
     scheduler.set_timesteps(10)

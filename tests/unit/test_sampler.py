@@ -15,7 +15,8 @@ from taugrid.workers.diffusion import timesteps
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.forward import sigma, sigma_hat
 from taugrid.workers.diffusion.noise import normal
-from taugrid.workers.diffusion.process import DiscreteVP, Prediction, path
+from taugrid.workers.diffusion.process import Prediction, path
+from taugrid.workers.diffusion.processes.discrete import DiscreteVP
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.samplers import ddim
@@ -248,7 +249,7 @@ def test_times_that_share_a_key_draw_anew():
         return normal(3, INDICES, key, SHAPE, domain=f"sample/{draw}")
 
     denoise = Denoise(denoisers.of_time(network("epsilon")), process)
-    ddim.sample(noise(0), path(process, timesteps.times("logsnr", 100, process)), denoise, recorded, 1.0)
+    ddim.sample(noise(0), path(process, timesteps.times("logsnr", 100, process.alpha_bar)), denoise, recorded, 1.0)
     keys = Counter(key for key, _ in drawn)
     assert max(keys.values()) == 3
     assert sorted(drawn) == sorted((key, draw) for key, count in keys.items() for draw in range(count))

@@ -43,7 +43,7 @@ def features(pixels):
 
 def pictures(name, steps, eta=0.0, network=None, indices=INDEX):
     """The cell's images, by the functions that a run calls."""
-    points = path(PROCESS, times("logsnr", steps, PROCESS))
+    points = path(PROCESS, times("logsnr", steps, PROCESS.alpha_bar))
     denoise = Denoise(network or oracle.gaussian_eps(DATA, PROCESS.alpha_bar, "cpu"), PROCESS)
 
     def of_key(key, draw=0):

@@ -164,7 +164,7 @@ PAPERS = {"dpm++2m": paper_2m, "dpm++3m": paper_3m, "unipc": paper_unipc, "heun"
 
 def by_the_paper(name, process="usual", **given):
     cell, process = settings(name, **given), schedules.process(DIFFUSIONS[process])
-    points = path(process, times(cell.spacing, cell.steps, process, cell.steps_offset))
+    points = path(process, process.spaced(cell.spacing, cell.steps, cell.steps_offset))
 
     def x0_at(x, at):
         x0 = x0_of(x, at)
@@ -293,7 +293,7 @@ def test_moments_at_many_steps_are_those_of_the_closed_form(name):
     """Of the ODE from N(0, I) at T to time 1, and of x0 as it is predicted there. The sampler is affine in x."""
     d = math.prod(orders.SHAPE)
     x_T = torch.cat([torch.zeros(1, d), torch.eye(d)]).double().reshape(-1, *orders.SHAPE)
-    oracle, points = ORACLES["Gaussian"], path(PROCESS, times("logsnr", 400, PROCESS))
+    oracle, points = ORACLES["Gaussian"], path(PROCESS, times("logsnr", 400, PROCESS.alpha_bar))
     found = orders.solved(name, points, oracle, x_T).reshape(-1, d)
     at_1 = oracle.solution(x_T.numpy(), points[0], points[-2])
     exact = oracle.x0(at_1, points[-2].alpha, points[-2].sigma).reshape(-1, d)

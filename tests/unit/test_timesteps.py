@@ -9,7 +9,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from taugrid.workers.diffusion.process import DiscreteVP
+from taugrid.workers.diffusion.processes.discrete import DiscreteVP
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import SPACINGS, remarks, tau, times
 
@@ -175,28 +175,28 @@ def test_every_name_is_known():
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_log_snr_spacings_divide_it_equally(schedule):
     process = DiscreteVP(alpha_bar(schedule, 1000, 1e-4, 2e-2))
-    found = times("logsnr", 20, process)
+    found = times("logsnr", 20, process.alpha_bar)
     levels = np.log([1 / process.at(t).ratio for t in found])
     assert (found[0], found[-1], len(found)) == (1, 1000, 20)
     np.testing.assert_allclose(np.diff(levels), (levels[-1] - levels[0]) / 19, rtol=1e-6)
-    assert times("logsnr-int", 20, process) == tuple(round(t) for t in found)
-    assert times("logsnr", 1, process) == (1000,)
-    assert times("quadratic", 20, process) == tau("quadratic", 20, 1000)
+    assert times("logsnr-int", 20, process.alpha_bar) == tuple(round(t) for t in found)
+    assert times("logsnr", 1, process.alpha_bar) == (1000,)
+    assert times("quadratic", 20, process.alpha_bar) == tau("quadratic", 20, 1000)
 
 
 def test_log_snr_times_are_the_same_where_logarithms_differ_in_the_last_bit(monkeypatch):
     process = DiscreteVP(alpha_bar("linear", 1000, 1e-4, 2e-2))
-    before, log = times("logsnr", 100, process), np.log
+    before, log = times("logsnr", 100, process.alpha_bar), np.log
     monkeypatch.setattr(np, "log", lambda x: np.nextafter(log(x), -np.inf))
-    assert times("logsnr", 100, process) == before
+    assert times("logsnr", 100, process.alpha_bar) == before
 
 
 def test_log_snr_needs_signal_at_the_last_time():
     process = DiscreteVP(alpha_bar("jsd", 1000, 0, 0))
     with pytest.raises(ValueError, match="needs signal at T, but alpha_T is 0 here"):
-        times("logsnr", 10, process)
+        times("logsnr", 10, process.alpha_bar)
     with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000"):
-        times("logsnr", 1001, process)
+        times("logsnr", 1001, process.alpha_bar)
 
 
 def test_between_two_times_log_alpha_is_linear():

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from taugrid.config import Sample
 from taugrid.jobs import Conditions
-from taugrid.workers.diffusion.process import Point, Process
+from taugrid.workers.diffusion.process import Point
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from taugrid.workers.diffusion.denoiser import Denoiser
-
-TOLERANCE = 1e-9
-"""Relative, of the ends of an interval: a plan and a worker compute a noise level in different orders of operations."""
 
 
 class Guidance(NamedTuple):
@@ -40,25 +37,12 @@ class Guidance(NamedTuple):
 
     def guides(self, at: Point) -> bool:
         """Whether a call at a point is guided."""
-        return self.interval is None or is_inside(self.interval, at)
-
-
-def is_inside(interval: Sequence[float], at: Point) -> bool:
-    """Whether the noise level of a point is in (low, high]; without a division, because alpha may be 0."""
-    low, high = (end * (1 + TOLERANCE) * at.alpha for end in interval)
-    return low < at.sigma <= high
+        return self.interval is None or at.is_within(self.interval)
 
 
 def inside(interval: Sequence[float] | None, points: Iterable[Point]) -> list[Point]:
     """Those of the `points` at which calls are guided."""
-    return [point for point in points if interval is None or is_inside(interval, point)]
-
-
-def whole_times(interval: Sequence[float], process: Process) -> list[float]:
-    """The first and last of the network's times 0..T-1 that are in an interval of noise levels; empty if none is."""
-    points = (process.at(t) for t in range(1, process.timesteps + 1))
-    times = [point.time for point in points if is_inside(interval, point)]
-    return [min(times), max(times)] if times else []
+    return [point for point in points if interval is None or point.is_within(interval)]
 
 
 def guidance_of(

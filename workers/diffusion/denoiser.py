@@ -44,7 +44,8 @@ class Wrapped:
 OfTimes = Callable[..., "Tensor"]
 """A network of x and the index of each image's time in 0..T-1, (B,); and, if it takes labels, these, (B,) int64.
 
-Indices are int64 where they are whole numbers, as on DDIM's paths, else float32.
+Indices are int64 where they are whole numbers, as on DDIM's paths, else float32. A flow map takes a second time after
+the first: that which its jump leads to.
 """
 
 
@@ -67,8 +68,9 @@ class FromTimes:
         """The prediction, shaped like x."""
         import torch
 
+        times = [time for time in (at.time, at.toward) if time is not None]
         labels = () if condition is None else (condition,)
-        return self._network(x, torch.full((len(x),), at.time, device=x.device), *labels)
+        return self._network(x, *(torch.full((len(x),), time, device=x.device) for time in times), *labels)
 
 
 class Denoise:
@@ -108,9 +110,9 @@ class Denoise:
         """
         import torch
 
-        if at.time < self.process.at(1).time:
+        if not self.process.knows(at):
             raise SamplerFault(
-                "the sampler calls the network at path[-1], which is time 0: networks are trained at times 1 to T; "
+                "the sampler calls the network at path[-1], which is time 0: networks are trained at times above it; "
                 "stop at path[-1]"
             )
         self.calls += 1

@@ -1,6 +1,11 @@
-"""The optimal eps, E[eps | x_t], of known distributions, with the interface of a network."""
+"""The optimal networks of known distributions.
+
+Of DDPM's process, they predict eps, E[eps | x_t]. Those of other processes are told a time and find the noise level by
+formulas of their own, so that a process which tells them a wrong one can't cancel its own fault.
+"""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -76,3 +81,59 @@ def two_points_eps(data: TwoPoints, device: str, dtype: torch.dtype = torch.floa
         return predict_eps(flat, x0, at).reshape(x.shape)
 
     return eps
+
+
+ExpectedX0 = Callable[[Tensor, float, float, Tensor | None], Tensor]
+"""E[x0 | x] of x, alpha, sigma and, for classes, labels."""
+
+
+def edm(expected_x0: ExpectedX0, sigma_data: float) -> Denoiser:
+    """F(c_in x, c_noise) of Karras et al. 2022, eq. 7 and table 1, with sigma = exp(4 c_noise), in 1e-13..1e13."""
+
+    def f(scaled: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
+        sigma = math.exp(min(max(4 * at.time, -30), 30))
+        root = math.hypot(sigma, sigma_data)
+        x = root * scaled
+        return (expected_x0(x, 1.0, sigma, condition) - (sigma_data / root) ** 2 * x) * (root / (sigma * sigma_data))
+
+    return f
+
+
+def flow(expected_x0: ExpectedX0, told_times: float) -> Denoiser:
+    """The velocity E[eps - x0 | x] = (x - E[x0 | x]) / t of x = (1 - t) x0 + t eps, told t times `told_times`."""
+
+    def velocity(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
+        t = at.time / told_times
+        return (x - expected_x0(x, 1 - t, t, condition)) / t
+
+    return velocity
+
+
+def expected_x0(data: Gaussian | TwoPoints | Classes, device: str, dtype: torch.dtype = torch.float32) -> ExpectedX0:
+    """E[x0 | x] for x = alpha x0 + sigma eps, x in `dtype`, where alpha may be 0.
+
+    Of a Gaussian, m + alpha Sigma (alpha^2 Sigma + sigma^2 I)^-1 (x - alpha m), in Sigma's eigenbasis. Classes are
+    Gaussians with other means. Of two points, as in `two_points_eps`.
+    """
+    if isinstance(data, TwoPoints):
+        p, q = torch.tensor(data.points, dtype=dtype, device=device)
+        prior = math.log(data.weights[0] / data.weights[1])
+
+        def of_points(x: Tensor, alpha: float, sigma: float, labels: Tensor | None) -> Tensor:
+            log_odds = prior + alpha / sigma**2 * ((x.flatten(1) - alpha / 2 * (p + q)) @ (p - q))
+            x0: Tensor = q + log_odds.sigmoid()[:, None] * (p - q)
+            return x0.reshape(x.shape)
+
+        return of_points
+    base, offsets = (data.base, data.offsets) if isinstance(data, Classes) else (data, np.zeros((1, 1)))
+    vectors, mean, moved = (
+        torch.tensor(values, dtype=dtype, device=device) for values in (base.eigenvectors, base.mean, offsets)
+    )
+
+    def of_gaussians(x: Tensor, alpha: float, sigma: float, labels: Tensor | None) -> Tensor:
+        slopes = alpha * base.eigenvalues / (alpha**2 * base.eigenvalues + sigma**2)
+        means = mean + (moved[0] if labels is None else moved[labels])
+        around = (x.flatten(1) - alpha * means) @ vectors * torch.tensor(slopes, dtype=dtype, device=device)
+        return (means + around @ vectors.T).reshape(x.shape)
+
+    return of_gaussians

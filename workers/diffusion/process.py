@@ -1,23 +1,33 @@
 """Forward processes x_t = alpha x_0 + sigma eps: their points, and the x0 and eps that a network's output implies.
 
+The processes themselves are in `processes/`, a file for each.
+
 The driver needs points too, so this file imports no torch.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Time = TypeVar("Time", int, float, "Tensor")
 
-PredictionType = Literal["epsilon", "sample", "v_prediction", "consistency"]
+PredictionType = Literal[
+    "epsilon", "sample", "v_prediction", "consistency", "edm", "velocity", "average_velocity"
+]  # fmt: skip
 """What a network predicts: the noise, the image x0, or v = sqrt(alpha_t) eps - sqrt(1 - alpha_t) x0 (Salimans & Ho
-2022, appendix D); the names are diffusers'. Or F of a consistency model (`EDM.preconditioning`)."""
+2022, appendix D); the names are diffusers'. Or F of a consistency model or of EDM (`Preconditioning`); or the velocity
+dx / dt = eps - x0 of a flow (Lipman et al. 2023), or its average between two times (Geng et al. 2025, "Mean flows")."""
+
+ProcessName = Literal["ddpm", "edm", "flow"]
+"""DDPM's alpha^2 + sigma^2 = 1; alpha = 1; or alpha = 1 - t and sigma = t."""
+
+
+TOLERANCE = 1e-9
+"""Relative, of the ends of an interval: a plan and a worker compute a noise level in different orders of operations."""
 
 
 class Point(NamedTuple):
@@ -31,33 +41,59 @@ class Point(NamedTuple):
     """The time that is passed to the network. Where it is a time index, an int if it is a whole number."""
     key: int
     """The integer that names the noise drawn at this point, at least 1; the key of x_T is 0."""
+    scale: float = 1.0
+    """The root of alpha^2 + sigma^2: x / scale is a point of DDPM's process with this alpha_bar."""
+    toward: float | None = None
+    """The second time that a flow map is told: where its jump leads."""
 
     @property
     def ratio(self) -> float:
         """Sigma / alpha, the noise level of the process in which alpha is 1."""
         return self.sigma / self.alpha
 
+    def is_within(self, interval: "Sequence[float]") -> bool:
+        """Whether the noise level is in (low, high]; without a division, because alpha may be 0."""
+        low, high = (end * (1 + TOLERANCE) * self.alpha for end in interval)
+        return low < self.sigma <= high
+
 
 class Process(Protocol):
-    """A forward process."""
+    """A forward process. A path leads from high times to low ones, and ends at time 0."""
 
     @property
-    def timesteps(self) -> int:
-        """T, the last time."""
-
-    @property
-    def alpha_bar(self) -> NDArray[np.float64]:
-        """(T + 1,) float64: alpha^2 / (alpha^2 + sigma^2) at the times 0..T."""
+    def name(self) -> ProcessName:
+        """Which of the three it is."""
 
     @property
     def prediction(self) -> PredictionType:
         """What its networks predict."""
 
+    @property
+    def timesteps(self) -> int | None:
+        """T, where times count 1..T. None: time is continuous."""
+
+    @property
+    def last(self) -> float:
+        """The largest time: T, or sigma_max, or 1."""
+
+    def spaced(self, spacing: "Spaced", steps: int, steps_offset: int = 0, shift: float = 1.0) -> tuple[float, ...]:
+        """The times to visit in S = `steps` steps, increasing, without time 0.
+
+        Raises:
+            ValueError: if it has no such spacing, or the spacing no such times.
+        """
+
     def at(self, t: float) -> Point:
-        """The point at the paper's time t in 0..T."""
+        """The point at a time, 0 included."""
 
     def told(self, time: float) -> Point:
         """The point at which the network is told `time`."""
+
+    def told_within(self, interval: Sequence[float]) -> list[float]:
+        """The first and last time that the network can be told within an interval of noise levels; empty if none."""
+
+    def knows(self, at: Point) -> bool:
+        """Whether the network can be called at a point: not at time 0."""
 
     def first_scale(self, first: Point) -> float:
         """What standard normals are multiplied by to be x at the first point of a path."""
@@ -69,40 +105,8 @@ class Process(Protocol):
         """What is known of a process is cached by its identity."""
 
 
-class DiscreteVP:
-    """The process of DDPM: alpha^2 + sigma^2 = 1, times 0..T."""
-
-    def __init__(self, alpha_bar: NDArray[np.float64], prediction: PredictionType = "epsilon") -> None:
-        """`alpha_bar`, (T + 1,), begins with 1, or with `alpha_bar[1]`, which makes a last step end at time 1."""
-        self.alpha_bar, self.prediction = alpha_bar, prediction
-        self._levels = alpha_bar.tolist()
-
-    @property
-    def timesteps(self) -> int:
-        """T, the last time."""
-        return len(self._levels) - 1
-
-    def at(self, t: float) -> Point:
-        """The point at the paper's time t in 0..T; between two integers log alpha is linear in t, as in DPM-Solver."""
-        before = int(t)
-        if t == before:
-            alpha_t = self._levels[before]
-            return Point(math.sqrt(alpha_t), math.sqrt(1 - alpha_t), alpha_t, network_time(before), key=before)
-        low, high = (math.log(self._levels[time]) for time in (before, before + 1))
-        log_alpha_t = low + (t - before) * (high - low)
-        alpha_t, time = math.exp(log_alpha_t), network_time(t)
-        return Point(math.exp(log_alpha_t / 2), math.sqrt(-math.expm1(log_alpha_t)), alpha_t, time, key=noise_key(time))
-
-    def told(self, time: float) -> Point:
-        """The point at which the network is told the index `time`."""
-        return self.at(time + 1)
-
-    def first_scale(self, first: Point) -> float:
-        """1, wherever a path begins."""
-        return 1.0
-
-    def preconditioning(self, at: Point) -> None:
-        """None: such networks take x itself."""
+Spaced = str | Sequence[int]
+"""A spacing: its name, or the times themselves."""
 
 
 class Preconditioning(NamedTuple):
@@ -118,56 +122,6 @@ class Preconditioning(NamedTuple):
         return Prediction(x0, predict_eps(x, x0, at))
 
 
-class EDM:
-    """The process of EDM and of consistency models: alpha = 1, with the noise levels of Karras et al. 2022, eq. 5."""
-
-    prediction: PredictionType = "consistency"
-
-    def __init__(self, timesteps: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float) -> None:
-        """Sigma is `sigma_min` at time 1, `sigma_max` at T = `timesteps`, and linear in t to the power 1 / `rho`.
-
-        Raises:
-            ValueError: for T = 1, or if sigma does not grow, or so little that two times have one key.
-        """
-        self.timesteps, self._rho, self._sigma_data = timesteps, rho, sigma_data
-        self._low, self._high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-        if timesteps < 2 or sigma_max <= sigma_min:
-            raise ValueError("timesteps must be 2 or more, and sigma_max larger than sigma_min")
-        keys = [self.at(t).key for t in range(1, timesteps + 1)]
-        if len(set(keys)) < timesteps:
-            raise ValueError(f"{timesteps} timesteps from sigma_min to sigma_max are too close to have noise each")
-
-    @property
-    def alpha_bar(self) -> NDArray[np.float64]:
-        """(T + 1,) float64: 1 / (1 + sigma^2) at the times 0..T."""
-        return np.array([self.at(t).alpha_bar for t in range(self.timesteps + 1)])
-
-    def at(self, t: float) -> Point:
-        """The point at time t in 1..T, fractions included, or that of time 0, where sigma is 0.
-
-        The network is told 250 ln sigma, as Song et al. 2023 and diffusers' CMStochasticIterativeScheduler do.
-        """
-        if t == 0:
-            return Point(1.0, 0.0, 1.0, -math.inf, key=0)
-        sigma = (self._high + (self.timesteps - t) / (self.timesteps - 1) * (self._low - self._high)) ** self._rho
-        return Point(1.0, sigma, 1 / (1 + sigma**2), 250 * math.log(sigma), log_snr_key(-2 * math.log(sigma)))
-
-    def told(self, time: float) -> Point:
-        """The point at which the network is told `time`, with a sigma that is off by no more than rounding."""
-        root = math.exp(time / 250) ** (1 / self._rho)
-        return self.at(1 + (self.timesteps - 1) * (root - self._low) / (self._high - self._low))
-
-    def first_scale(self, first: Point) -> float:
-        """Sigma: beside it, the image counts for nothing."""
-        return first.sigma
-
-    def preconditioning(self, at: Point) -> Preconditioning:
-        """The scalings of a consistency model, for which f(x, sigma_min) = x: Song et al. 2023, appendix C."""
-        variance, above = self._sigma_data**2, at.sigma - self.at(1).sigma
-        root = math.sqrt(at.sigma**2 + variance)
-        return Preconditioning(1 / root, variance / (above**2 + variance), above * self._sigma_data / root)
-
-
 def noise_key(time: float) -> int:
     """The key of the noise drawn at a time index of the network: round-half-even(time) + 1."""
     return round(time) + 1
@@ -177,13 +131,27 @@ def log_snr_key(log_snr: float) -> int:
     """The key of the noise drawn at a point of a process without betas: 2^31 - round(2^20 log SNR).
 
     log SNR is 2 ln(alpha / sigma). Keys grow with the noise, as times do, and are in 1..2^32 - 1 for any floats alpha
-    and sigma > 0. The rounding absorbs that logarithms differ in the last bit between CPUs.
+    and sigma > 0. The rounding absorbs that logarithms differ in the last bit between CPUs. Without signal log SNR is
+    -inf, and the key 2^32 - 1.
     """
-    return 2**31 - round(2**20 * log_snr)
+    return 2**32 - 1 if log_snr == -math.inf else 2**31 - round(2**20 * log_snr)
+
+
+def distinct_keys(process: Process, times: tuple[float, ...]) -> tuple[float, ...]:
+    """`times`, if no two of their points share a noise key.
+
+    Raises:
+        ValueError: if two do: they are so close that they would have the same noise.
+    """
+    keys = [process.at(t).key for t in times]
+    for (before, key), (after, next_key) in pairwise(zip(times, keys, strict=True)):
+        if key >= next_key:
+            raise ValueError(f"times {before:g} and {after:g} are too close to have noise each; take fewer steps")
+    return times
 
 
 def path(process: Process, tau: Iterable[float]) -> tuple[Point, ...]:
-    """The points that a sampler visits: those of `tau`, increasing times in 1..T, from the last down, and that of 0."""
+    """The points that a sampler visits: those of `tau`, increasing times, from the last down, and that of 0."""
     return tuple(process.at(t) for t in reversed([0, *tau]))
 
 
@@ -236,6 +204,7 @@ def predicted(output: "Tensor", x_t: "Tensor", at: "Tensor | float | Point", pre
     """The x0 and eps that a network's `output` for `x_t` implies; shapes and `at` as in `predict_x0`.
 
     Only `epsilon` divides by sqrt(alpha_t), so the others work if alpha_T is 0; `sample` divides by sqrt(1 - alpha_t).
+    A `velocity` is that of alpha = 1 - t, sigma = t.
 
     Raises:
         ValueError: for an unknown `prediction`.
@@ -247,7 +216,10 @@ def predicted(output: "Tensor", x_t: "Tensor", at: "Tensor | float | Point", pre
     if prediction == "v_prediction":
         signal, noise = _scales(at, x_t)
         return Prediction(signal * x_t - noise * output, signal * output + noise * x_t)
-    raise ValueError(f"unknown prediction {prediction!r}; known: epsilon, sample, v_prediction")
+    if prediction == "velocity":
+        signal, noise = _scales(at, x_t)
+        return Prediction(x_t - noise * output, x_t + signal * output)
+    raise ValueError(f"unknown prediction {prediction!r}; known: epsilon, sample, v_prediction, velocity")
 
 
 def clipped(prediction: Prediction, x: "Tensor", at: Point, clip: str, clip_range: float = 1.0) -> Prediction:

@@ -1,43 +1,53 @@
-"""The times tau in 1..T that a sampler visits: the paper's, diffusers', ermongroup's, DPM-Solver's, or a list."""
+"""The times tau in 1..T that a sampler visits: DDIM's, diffusers', ermongroup's, DPM-Solver's, EDM's, or a list."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
-
-from taugrid.workers.diffusion.process import Process
+from numpy.typing import NDArray
 
 SPACINGS = ("linear", "quadratic", "leading", "trailing", "linspace", "ermongroup-uniform", "ermongroup-quad")
 """The names that `tau` knows."""
 
-LOG_SNR = ("logsnr", "logsnr-int")
-"""Spacings that also depend on the process; `times` knows them."""
+FRACTIONAL = ("logsnr", "logsnr-int", "karras", "time_uniform")
+"""Spacings that only `times` knows: most of their times are not whole, and some depend on the betas."""
+
+RHO = 7.0
+"""Of `karras`: Karras et al. 2022, table 1."""
 
 TICKS = 2.0**20
-"""Log-SNR times are multiples of 1 / TICKS: CPUs whose logarithms differ in the last bit then visit the same times."""
+"""Fractional times are multiples of 1 / TICKS: CPUs whose logarithms differ in the last bit then visit the same."""
 
 
 def times(
-    spacing: str | Sequence[int], steps: int, process: Process, steps_offset: int = 0
+    spacing: str | Sequence[int], steps: int, alpha_bar: NDArray[np.float64], steps_offset: int = 0
 ) -> tuple[int, ...] | tuple[float, ...]:
-    """The S = `steps` times of a process to visit, increasing, in 1..T.
+    """The S = `steps` times to visit of the process with these `alpha_bar`, (T + 1,): increasing, in 1..T.
 
     - `logsnr`: uniform in log(alpha / sigma) from 1 to T, as in DPM-Solver (Lu et al. 2022, section 3.3), to the
       nearest 2^-20. T alone for S = 1.
     - `logsnr-int`: those rounded to integers, halves to even. Some can be equal if S is large.
+    - `karras`: between the same ends, uniform in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5).
+    - `time_uniform`: T / S, 2 T / S, ..., T.
     - all others are `tau`.
 
     Raises:
         ValueError: see `tau`; for log-SNR spacings if alpha is 0 at T.
     """
-    T = process.timesteps
-    if spacing not in LOG_SNR or not 1 <= steps <= T:
+    T = len(alpha_bar) - 1
+    if spacing == "time_uniform" and 1 <= steps <= T:
+        return tuple(round(T * i / steps * TICKS) / TICKS for i in range(1, steps + 1))
+    if spacing not in FRACTIONAL or not 1 <= steps <= T:
         return tau(spacing, steps, T, steps_offset)
-    levels = process.alpha_bar[1:]
+    levels = alpha_bar[1:]
     if levels[-1] == 0:
         raise ValueError(f"spacing {spacing} needs signal at T, but alpha_T is 0 here; choose another spacing")
     log_snr = np.log(levels / (1 - levels)) / 2
-    wanted = np.linspace(log_snr[-1], log_snr[0], steps)[1:-1]
+    if spacing == "karras":
+        roots = np.exp(-log_snr / RHO)
+        wanted = -RHO * np.log(np.linspace(roots[-1], roots[0], steps))[1:-1]
+    else:
+        wanted = np.linspace(log_snr[-1], log_snr[0], steps)[1:-1]
     log_alpha = -np.log1p(np.exp(-2 * wanted)) / 2  # linear in t between two integers
     inner = np.round(np.interp(-log_alpha, -np.log(levels) / 2, np.arange(1, T + 1)) * TICKS) / TICKS
     every = [1, *sorted(inner.tolist()), T] if steps > 1 else [T]

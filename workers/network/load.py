@@ -42,6 +42,12 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
     if isinstance(network, CustomNetwork):
         return custom.load(network, device, how)
     data = distribution(network.data)
+    if diffusion.process == "edm":
+        assert diffusion.sigma_data is not None
+        return oracle.edm(oracle.expected_x0(data, device), diffusion.sigma_data)
+    if diffusion.process == "flow":
+        assert diffusion.timesteps is not None
+        return oracle.flow(oracle.expected_x0(data, device), diffusion.timesteps)
     if isinstance(data, gaussian.Classes):
         return oracle.classes_eps(data, schedules.alpha_bar(diffusion), device)
     if isinstance(data, gaussian.Gaussian):

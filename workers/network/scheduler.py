@@ -1,8 +1,9 @@
 """Reads and writes diffusers' scheduler configs, with the settings of diffusion and sampling. Imports no torch."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +37,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "DPMSolverSDEScheduler": BETAS_OF_STABLE_DIFFUSION,
     "KDPM2DiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
     "KDPM2AncestralDiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
+    "LCMScheduler": BETAS_OF_STABLE_DIFFUSION | {"beta_schedule": "scaled_linear"},
 }
 """diffusers' schedulers with DDPM's forward process, and their defaults that differ from `SCHEDULER_DEFAULTS`."""
 
@@ -54,17 +56,52 @@ SCHEDULER_DEFAULTS: dict[str, Any] = {
 }
 """The values of absent keys, as in configs that were written before diffusers had them."""
 
-CONSISTENCY = "CMStochasticIterativeScheduler"
-"""diffusers' scheduler of consistency models, and its defaults."""
-CONSISTENCY_DEFAULTS: dict[str, Any] = {
-    "num_train_timesteps": 40,
-    "sigma_min": 0.002,
-    "sigma_max": 80.0,
-    "sigma_data": 0.5,
-    "s_noise": 1.0,
-    "rho": 7.0,
-    "clip_denoised": True,
+
+class ContinuousScheduler(NamedTuple):
+    """Schedulers of another process: its keys, and how their configs say them."""
+
+    fixed: Mapping[str, Any]
+    """Keys of `diffusion` that the class alone decides."""
+    keys: Mapping[str, str]
+    """Further keys of `diffusion`, with the scheduler's names of them."""
+    defaults: Mapping[str, Any]
+    """diffusers' defaults of the keys that a config may leave out."""
+    only: Mapping[str, Any]
+    """Keys with the one value that taugrid honours."""
+
+
+_SIGMAS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
+_EDM = ContinuousScheduler(
+    {"process": "edm"},
+    dict(zip(SIGMA_KEYS, SIGMA_KEYS, strict=True)) | {"prediction": "prediction_type"},
+    {**_SIGMAS, "prediction_type": "epsilon"},
+    {"sigma_schedule": "karras", "final_sigmas_type": "zero", "thresholding": False},
+)
+_FLOW = ContinuousScheduler(
+    {"process": "flow", "prediction": "velocity"},
+    {"timesteps": "num_train_timesteps"},
+    {"num_train_timesteps": 1000, "shift": 1.0},
+    {
+        "use_dynamic_shifting": False, "shift_terminal": None, "invert_sigmas": False, "stochastic_sampling": False,
+        "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
+    },
+)  # fmt: skip
+CONTINUOUS = {
+    "CMStochasticIterativeScheduler": ContinuousScheduler(
+        {"process": "edm", "prediction": "consistency"},
+        dict(zip(SIGMA_KEYS, SIGMA_KEYS, strict=True)) | {"timesteps": "num_train_timesteps"},
+        {**_SIGMAS, "num_train_timesteps": 40, "clip_denoised": True},
+        {"s_noise": 1.0},
+    ),
+    "EDMEulerScheduler": _EDM,
+    "EDMDPMSolverMultistepScheduler": _EDM,
+    "FlowMatchEulerDiscreteScheduler": _FLOW,
+    "FlowMatchHeunDiscreteScheduler": _FLOW,
 }
+"""diffusers' schedulers of EDM's process and of flow matching."""
+
+EDM_PREDICTIONS = {"epsilon": "edm", "v_prediction": "v_prediction"}
+"""What diffusers calls the output F of EDM's networks, and -F -> taugrid's names."""
 
 BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs != "sigmoid"}
 """taugrid's schedules -> DDIMScheduler's names; only DDPMScheduler has `sigmoid`."""
@@ -74,18 +111,18 @@ def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[
     """The keys of `diffusion` and of `sample` that the config in `path` gives, with its class's defaults.
 
     Raises:
-        UserError: if its process is not DDPM's, or it asks for something that taugrid can't honour.
+        UserError: if its process is not known, or it asks for something that taugrid can't honour.
     """
     for key in ("_class_name", "beta_schedule"):
         if not isinstance(values.get(key), str | None):
             raise UserError(f"model.checkpoint: {path}: {key} must be a name, not {json.dumps(values[key])}")
     name = values.get("_class_name", "DDPMScheduler")
-    if name == CONSISTENCY:
-        return _consistency(CONSISTENCY_DEFAULTS | values, path)
+    if name in CONTINUOUS:
+        return _continuous(CONTINUOUS[name], values, path)
     if name not in SCHEDULERS:
         raise UserError(
-            f"model.checkpoint: {path} is for {name}, whose forward process is not known to be DDPM's; taugrid takes "
-            f"DDPMScheduler, DDIMScheduler, schedulers that share their process, and {CONSISTENCY}"
+            f"model.checkpoint: {path} is for {name}, whose forward process is not known; taugrid takes "
+            f"DDPMScheduler, DDIMScheduler, schedulers that share their process, and {', '.join(CONTINUOUS)}"
         )
     unsupported = {
         "thresholding": bool(values.get("thresholding")),
@@ -102,15 +139,26 @@ def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[
     return _diffusion(settings, path), _sample(settings, path)
 
 
-def _consistency(scheduler: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
-    """`read_scheduler` for the scheduler of a consistency model."""
-    where = f"model.checkpoint: {path}"
-    if scheduler["s_noise"] != 1:
-        raise UserError(f"{where}: taugrid can't honour s_noise: {scheduler['s_noise']}; set it to 1")
-    values = {key: scheduler[key] for key in SIGMA_KEYS} | {
-        "process": "edm", "prediction": "consistency", "timesteps": scheduler["num_train_timesteps"],
-    }  # fmt: skip
-    return validate(Diffusion, values, where), {"clip": "x0" if scheduler["clip_denoised"] else "none"}
+def _continuous(kind: ContinuousScheduler, values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
+    """`read_scheduler` for the schedulers of the other processes."""
+    where, settings = f"model.checkpoint: {path}", {**kind.defaults, **_given(values)}
+    for key, honoured in kind.only.items():
+        if settings.get(key, honoured) != honoured:
+            raise UserError(
+                f"{where}: taugrid can't honour {key}: {json.dumps(settings[key])}; set it to {json.dumps(honoured)}"
+            )
+    given = {ours: settings[theirs] for ours, theirs in kind.keys.items()}
+    if "prediction" in given:
+        if given["prediction"] not in EDM_PREDICTIONS:
+            raise UserError(
+                f"{where}: prediction_type must be {' or '.join(EDM_PREDICTIONS)}, not "
+                f"{json.dumps(given['prediction'])}"
+            )
+        given["prediction"] = EDM_PREDICTIONS[given["prediction"]]
+    sample: dict[str, Any] = {"clip": "x0" if settings.get("clip_denoised") else "none"}
+    if "shift" in settings:
+        sample["shift"] = validate(Sample, {"shift": settings["shift"]}, where).shift
+    return validate(Diffusion, {**kind.fixed, **given}, where), sample
 
 
 def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
@@ -146,7 +194,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
-    """A schedule with these betas, if any: `scheduler_config` lists betas that diffusers has no name for."""
+    """A schedule with these betas, if any: `_ddim_config` lists betas that diffusers has no name for."""
     if beside.beta_start is None or beside.beta_end is None:
         return None
     for name in schedule.SCHEDULES:
@@ -166,8 +214,21 @@ def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
     return validate(Sample, given, f"model.checkpoint: {path}").model_dump(include=set(given))
 
 
-def scheduler_config(diffusion: Diffusion) -> dict[str, Any]:
-    """Arguments of diffusers' DDIMScheduler for a resolved `diffusion` section and the settings of taugrid's DDIM.
+def written(diffusion: Diffusion) -> tuple[str, dict[str, Any]]:
+    """The class of diffusers' scheduler, and its arguments, for a resolved `diffusion` section.
+
+    DDPM's process: those of taugrid's DDIM.
+    """
+    if diffusion.process == "flow":
+        return "FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": diffusion.timesteps}
+    if diffusion.process == "edm":
+        theirs = {ours: name for name, ours in EDM_PREDICTIONS.items()}[diffusion.predicts]
+        return "EDMEulerScheduler", {key: getattr(diffusion, key) for key in SIGMA_KEYS} | {"prediction_type": theirs}
+    return "DDIMScheduler", _ddim_config(diffusion)
+
+
+def _ddim_config(diffusion: Diffusion) -> dict[str, Any]:
+    """Arguments of diffusers' DDIMScheduler for the settings of taugrid's DDIM.
 
     Nothing is clipped. `trailing` is taugrid's linear tau if S divides T. A schedule that diffusers has no name for is
     given by its betas.

@@ -27,7 +27,7 @@ from taugrid.workers.content import require_same, verified_copy
 from taugrid.workers.diffusion.denoiser import Denoiser, OfTimes, from_times
 from taugrid.workers.importing import imported_on_use, uncollected
 from taugrid.workers.network.checkpoint import CONFIG_FILE, MAX_NAMED, WEIGHTS_FILE, config_sha256, weights_file
-from taugrid.workers.network.scheduler import scheduler_config
+from taugrid.workers.network.scheduler import written
 
 with uncollected(), imported_on_use("scipy.integrate", "scipy.stats"):
     from diffusers import UNet2DModel as UNet2DModel
@@ -67,6 +67,7 @@ def ema_update(ema: dict[str, Tensor], unet: torch.nn.Module, decay: float) -> N
 def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], diffusion: Diffusion) -> None:
     """Write what `diffusers.DDIMPipeline.from_pretrained(folder)` reads, in safetensors.
 
+    diffusers has no pipeline that samples such networks of other processes, so for them there is no model_index.json.
     unet/ holds the averaged weights. The raw ones are in unet_raw/, which is not a component of the pipeline.
     """
     import diffusers
@@ -74,9 +75,13 @@ def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], di
     raw = copy.deepcopy(unet).to(device="cpu", memory_format=torch.contiguous_format)
     averaged = copy.deepcopy(raw)
     averaged.load_state_dict({name: tensor.to("cpu") for name, tensor in ema.items()})
-    scheduler = diffusers.DDIMScheduler(**scheduler_config(diffusion))
-    diffusers.DDIMPipeline(unet=averaged, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
-    raw.save_pretrained(folder / "unet_raw", safe_serialization=True)
+    name, arguments = written(diffusion)
+    scheduler = getattr(diffusers, name)(**arguments)
+    parts: dict[str, Any] = {"unet": averaged, "scheduler": scheduler}
+    if diffusion.process is None:
+        parts = {"": diffusers.DDIMPipeline(**parts)}
+    for place, part in (parts | {"unet_raw": raw}).items():
+        part.save_pretrained(folder / place, safe_serialization=True)
 
 
 def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:

@@ -38,25 +38,27 @@ class Coefficients(NamedTuple):
     """The factors of x0, eps and z in eq. 12, in float64."""
 
     signal: float
-    """sqrt(alpha) of the time that the step leads to."""
+    """sqrt(alpha) of the time that the step leads to, times its scale."""
     direction: float
     """sqrt(1 - alpha - sigma^2)."""
     noise: float
     """sigma; 0 in the last step if alpha_0 = 1 or with sigma-hat."""
 
 
-def coefficients(alpha_t: float, alpha_prev: float, eta: Eta, is_last: bool = False) -> Coefficients:
-    """The coefficients of eq. 12. With sigma-hat, the direction stays that of eta = 1 and the last step adds no noise.
+def coefficients(
+    alpha_t: float, alpha_prev: float, eta: Eta, is_last: bool = False, scale: float = 1.0
+) -> Coefficients:
+    """The coefficients of eq. 12, times the `scale` of the point that the step leads to.
 
-    With an eta, eq. 16 gives the last step no noise if alpha_0 = 1. If alpha_0 = alpha_1 it can add some, as in
-    diffusers.
+    With sigma-hat, the direction stays that of eta = 1 and the last step adds no noise. With an eta, eq. 16 gives the
+    last step no noise if alpha_0 = 1. If alpha_0 = alpha_1 it can add some, as in diffusers.
     """
     sigma_t = sigma(alpha_t, alpha_prev, 1.0 if eta == "sigma_hat" else eta)
     direction = math.sqrt(max(0.0, 1 - alpha_prev - sigma_t**2))  # rounding can take a zero below zero
     noise = sigma_t
     if eta == "sigma_hat":
         noise = 0.0 if is_last else sigma_hat(alpha_t, alpha_prev)
-    return Coefficients(math.sqrt(alpha_prev), direction, noise)
+    return Coefficients(scale * math.sqrt(alpha_prev), scale * direction, scale * noise)
 
 
 def step(at: Prediction, z: "Tensor | None", c: Coefficients) -> "Tensor":
@@ -73,7 +75,7 @@ def sample(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, e
     """
     draws: Counter[int] = Counter()
     for t, prev in pairwise(path):
-        c = coefficients(t.alpha_bar, prev.alpha_bar, eta, is_last=prev is path[-1])
+        c = coefficients(t.alpha_bar, prev.alpha_bar, eta, prev is path[-1], prev.scale)
         z = None
         if c.noise > 0:
             z = noise(t.key, draws[t.key]) if draws[t.key] else noise(t.key)
@@ -91,10 +93,11 @@ def encode(x0: "Tensor", path: Sequence[Point], denoise: Denoise) -> "Tensor":
     """x_T of given images along the ODE of eq. 14 upwards: Euler steps of eq. 13, with eps at the step's target.
 
     With eps at the source, as eq. 13 is printed, the first step would call the network at t = 0, for which it was never
-    trained. `path` leads downwards, as in `decode`; `denoise` clips nothing.
+    trained. Where the process does not keep the variance, x is scaled to that at the target. `path` leads downwards, as
+    in `decode`; `denoise` clips nothing.
     """
     x = x0
     for s, t in pairwise(reversed(path)):
-        eps = denoise(x, t).eps
+        eps = denoise(x if t.scale == s.scale else t.scale / s.scale * x, t).eps
         x = step(Prediction(predict_x0(x, eps, s), eps), None, Coefficients(t.alpha, t.sigma, noise=0.0))
     return x

@@ -15,11 +15,12 @@ from taugrid.config import DIFFUSION_DEFAULTS, Diffusion, Sample, Section
 from taugrid.config.sample import GUIDANCE_KEYS, SAMPLER_KEYS
 from taugrid.errors import CustomCodeError, UserError
 from taugrid.hashing import SourceFile, canonical_json
-from taugrid.registry.samplers import CONSISTENCY, DEFAULT, is_custom
+from taugrid.registry.samplers import DEFAULT, ONLY, is_custom
 from taugrid.versions import versions
 from taugrid.workers import schedules
 from taugrid.workers.custom.describe import ask
-from taugrid.workers.samplers.sampler import code_hash, find, with_defaults
+from taugrid.workers.diffusion.process import Process
+from taugrid.workers.samplers.sampler import Sampler, code_hash, find, with_defaults
 
 SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
 """`sample` as it is resolved if a config sets nothing."""
@@ -146,26 +147,24 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
     """
     name, process = settings.sampler, schedules.process(diffusion)
     sampler = find(name)
-    if process.prediction not in sampler.predictions:
-        raise UserError(
-            f"sample.sampler: {name} follows a path step by step, which a consistency model jumps over; set sampler: "
-            f"{CONSISTENCY}"
-            if process.prediction == "consistency"
-            else f"sample.sampler: {name} is for consistency models, but this network predicts {process.prediction}; "
-            f"set another sampler, such as {DEFAULT}"
-        )
+    _require_network(name, sampler, process)
+    if settings.shift is not None and process.name != "flow":
+        raise UserError(f"sample.shift: {settings.shift:g} is for flows, but the process is {process.name}; remove it")
     try:
         sampler.check_options(settings.sampler_options)
     except ValueError as error:
         raise UserError(f"sample.sampler_options of {name}: {error}") from None
     settings = with_defaults(honoured(settings, sampler.keys), sampler)
     try:
-        tau, evaluations = tuple(sampler.tau(settings, process)), sampler.evaluations(settings, process)
+        tau = tuple(sampler.tau(settings, process))
+        _check_tau(name, tau, process)
+        evaluations = sampler.evaluations(settings, process)
         times = tuple(sampler.times(settings, process))
     except ValueError as error:
         keys = [f"sample.{key}" for key in ("steps", "spacing") if key == "steps" or key in sampler.keys]
         raise UserError(f"{', '.join(keys)}: {error}") from None
-    _check_numbers(name, tau, evaluations, process.timesteps)
+    if type(evaluations) is not int or evaluations < 1:
+        raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {evaluations!r}")
     return SamplerDescription(
         label=sampler.label(vars(settings)),
         keys=tuple(sorted(sampler.keys)),
@@ -179,14 +178,28 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
     )
 
 
-def _check_numbers(name: str, tau: Sequence[float], evaluations: object, T: int) -> None:
-    """Raise `UserError` unless a sampler's tau and evaluations are as the interface says. Times may repeat."""
+def _require_network(name: str, sampler: Sampler, process: Process) -> None:
+    """Raise `UserError` unless a sampler takes the networks of a process."""
+    only, processes, predictions = ONLY.get(process.prediction), sampler.processes, sampler.predictions
+    if process.prediction in predictions and process.name in processes:
+        return
+    key, its, known = "process", str(process.name), set[str](processes)
+    if process.name in processes or only not in (None, name):
+        key, its, known = "prediction", process.prediction, set[str](predictions)
+    raise UserError(
+        f"sample.sampler: {name} is for {key}: {' or '.join(sorted(known))}, but this network's is {its}; set sampler: "
+        f"{only or DEFAULT}, or diffusion.{key} to what the network was trained with"
+    )
+
+
+def _check_tau(name: str, tau: Sequence[float], process: Process) -> None:
+    """Raise `UserError` unless a sampler's tau is as the interface says. Times may repeat."""
     numbers = set(map(type, tau)) <= {int, float} and all(map(math.isfinite, tau))
-    if not tau or not numbers or list(tau) != sorted(tau) or not 1 <= tau[0] <= tau[-1] <= T:
-        message = f"`tau` of {name} must return increasing numbers in 1..{T}, not {reprlib.repr(tau)}"
+    first, last = (1 if process.timesteps else math.ulp(0)), process.last
+    if not tau or not numbers or list(tau) != sorted(tau) or not first <= tau[0] <= tau[-1] <= last:
+        wanted = f"in 1..{last}" if process.timesteps else f"above 0 and up to {last:g}"
+        message = f"`tau` of {name} must return increasing numbers {wanted}, not {reprlib.repr(tau)}"
         raise UserError(f"sample.sampler: {message}")
-    if type(evaluations) is not int or evaluations < 1:
-        raise UserError(f"sample.sampler: `evaluations` of {name} must return a positive integer, not {evaluations!r}")
 
 
 def honoured(settings: Sample, keys: Collection[str]) -> Sample:

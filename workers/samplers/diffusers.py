@@ -29,6 +29,7 @@ from taugrid.errors import UserError, last_line
 from taugrid.hashing import canonical_json
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, PredictionType, Process, noise_key
+from taugrid.workers.diffusion.processes.discrete import DiscreteVP
 from taugrid.workers.samplers.sampler import Noise, Sampler, mostly_signal
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ REFUSED = {
     "DDPMParallelScheduler": "its steps are those of diffusers:DDPMScheduler; use that",
     "RePaintScheduler": "it needs an image and a mask to fill in",
     "CMStochasticIterativeScheduler": "its steps are those of the sampler consistency; use that",
+    "EDMEulerScheduler": "its steps are those of the sampler euler with process: edm; use that",
+    "EDMDPMSolverMultistepScheduler": "its steps are those of the sampler dpm++2m with process: edm; use that",
+    "FlowMatchEulerDiscreteScheduler": "its steps are those of the sampler euler with process: flow; use that",
+    "FlowMatchHeunDiscreteScheduler": "its steps are those of the sampler heun with process: flow; use that",
 }
 """Why not. Every other scheduler of diffusers is for another process."""
 
@@ -90,6 +95,7 @@ class Diffusers(Sampler):
     """A scheduler class of diffusers; `__getattr__` makes a subclass for each."""
 
     keys = frozenset()
+    processes = frozenset({"ddpm"})
     libraries = ("diffusers",)
     scheduler: ClassVar[str]
     """The name of the class."""
@@ -116,7 +122,8 @@ class Diffusers(Sampler):
             ValueError: if the scheduler can't take this number of steps, with one that works.
             UserError: if the options are the reason.
         """
-        options, T, asked = canonical_json(settings.sampler_options), process.timesteps, settings.steps
+        process, options, asked = _vp(process), canonical_json(settings.sampler_options), settings.steps
+        T = process.timesteps
         if (why := _objection(self.scheduler, options, asked, process)) is None:
             return tuple(process.at(t + 1).time for t in _times(self._ready(settings, process)))
         around = [steps for d in range(1, NEAR) for steps in (asked - d, asked + d) if 1 <= steps <= T]
@@ -131,18 +138,18 @@ class Diffusers(Sampler):
 
     def last_sigma(self, settings: Sample, process: Process) -> float:
         """The noise level (sigma) of the image that it returns."""
-        return _levels(self._ready(settings, process), process)[1][-1]
+        return _levels(self._ready(settings, process), _vp(process))[1][-1]
 
     def _ready(self, settings: Sample, process: Process) -> Any:
         """A scheduler of its own, after `set_timesteps`: another thread may sample with the shared one."""
         options, steps = canonical_json(settings.sampler_options), settings.steps
-        scheduler = copy.deepcopy(_built(self.scheduler, options, process, process.prediction))
+        scheduler = copy.deepcopy(_built(self.scheduler, options, _vp(process), process.prediction))
         scheduler.set_timesteps(steps)
         return scheduler
 
     def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
         """x_0, (B, C, H, W), from x_T. `path` is not used: the scheduler has its own."""
-        process, options = denoise.process, canonical_json(settings.sampler_options)
+        process, options = _vp(denoise.process), canonical_json(settings.sampler_options)
         scheduler = _instance(self.scheduler, options, settings.steps, process, denoise.prediction)
         return run(scheduler, settings.steps, x, lambda x, time: denoise.output(x, process.at(time + 1)), noise)
 
@@ -243,7 +250,13 @@ class _Strict(Section):
 
 
 @lru_cache(maxsize=64)
-def _built(name: str, options: str, process: Process, prediction: PredictionType) -> Any:
+def _vp(process: Process) -> DiscreteVP:
+    """The only process that `Diffusers.processes` lets through."""
+    assert isinstance(process, DiscreteVP)
+    return process
+
+
+def _built(name: str, options: str, process: DiscreteVP, prediction: PredictionType) -> Any:
     """A scheduler for a process; `UserError` with what its constructor raises."""
     from diffusers import schedulers
 
@@ -264,7 +277,7 @@ def _built(name: str, options: str, process: Process, prediction: PredictionType
 
 
 @lru_cache(maxsize=64)
-def _instance(name: str, options: str, steps: int, process: Process, prediction: PredictionType) -> Any:
+def _instance(name: str, options: str, steps: int, process: DiscreteVP, prediction: PredictionType) -> Any:
     """A scheduler for S steps: some keep in `set_timesteps` what only another S needs."""
     return copy.deepcopy(_built(name, options, process, prediction))
 
@@ -275,7 +288,7 @@ def _times(scheduler: Any) -> list[float]:
     return times
 
 
-def _levels(scheduler: Any, process: Process) -> tuple[list[float], list[float]]:
+def _levels(scheduler: Any, process: DiscreteVP) -> tuple[list[float], list[float]]:
     """The network's time in the first call of each step, and the sigma of x there and, last, of the result."""
     name, times = type(scheduler).__name__, _times(scheduler)
     if hasattr(scheduler, "sigmas"):
@@ -297,7 +310,7 @@ def _levels(scheduler: Any, process: Process) -> tuple[list[float], list[float]]
 
 
 @lru_cache(maxsize=1024)
-def _objection(name: str, options: str, steps: int, process: Process) -> str | None:
+def _objection(name: str, options: str, steps: int, process: DiscreteVP) -> str | None:
     """Why a scheduler can't take S = `steps`, as a phrase that follows its name; None if it can.
 
     Raises:
@@ -320,7 +333,7 @@ def _objection(name: str, options: str, steps: int, process: Process) -> str | N
     return None
 
 
-def _wrong_schedule(name: str, options: str, steps: int, process: Process) -> str | None:
+def _wrong_schedule(name: str, options: str, steps: int, process: DiscreteVP) -> str | None:
     """What is wrong with the schedule of S = `steps`, as `_objection` says it."""
     scheduler, last = copy.deepcopy(_built(name, options, process, process.prediction)), process.timesteps - 1
     try:
@@ -344,7 +357,7 @@ def _wrong_schedule(name: str, options: str, steps: int, process: Process) -> st
 
 
 @lru_cache(maxsize=1024)
-def _trial(name: str, options: str, steps: int, process: Process) -> tuple[float, float]:
+def _trial(name: str, options: str, steps: int, process: DiscreteVP) -> tuple[float, float]:
     """Mean and standard deviation of 512 pixels of images that a scheduler samples with the best prediction.
 
     Raises:

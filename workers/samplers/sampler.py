@@ -15,8 +15,7 @@ from taugrid.workers.content import require_same
 from taugrid.workers.custom.describe import find as find_object
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import Point, PredictionType, Process, network_time
-from taugrid.workers.diffusion.timesteps import times as spaced_times
+from taugrid.workers.diffusion.process import Point, PredictionType, Process, ProcessName
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +29,7 @@ MOST_SIGNAL = 0.5
 
 
 def mostly_signal(process: Process, t: float) -> str | None:
-    """What is wrong with a first call at time t in 1..T, as a phrase that follows a sampler's name; None if nothing."""
+    """What is wrong with a first call at time t, as a phrase that follows a sampler's name; None if nothing."""
     at = process.at(t)
     if (signal := at.alpha_bar) <= MOST_SIGNAL:
         return None
@@ -59,23 +58,28 @@ class Sampler(ABC):
     order: ClassVar[int | None] = None
     """Of convergence, for a solver of the ODE: how fast the error falls with the number of steps."""
 
-    predictions: ClassVar[frozenset[PredictionType]] = frozenset({"epsilon", "sample", "v_prediction"})
+    processes: ClassVar[frozenset[ProcessName]] = frozenset({"ddpm", "edm", "flow"})
+    """The processes whose paths it follows."""
+
+    predictions: ClassVar[frozenset[PredictionType]] = frozenset(
+        {"epsilon", "sample", "v_prediction", "edm", "velocity"}
+    )
     """What the networks may predict that it samples."""
 
     libraries: ClassVar[tuple[str, ...]] = ()
     """The packages whose code computes its steps; their versions are part of the protocol."""
 
     def tau(self, settings: Sample, process: Process) -> tuple[float, ...]:
-        """The times in 1..T that it visits, in increasing order. The last one need not be T.
+        """The times that it visits, in increasing order: in 1..T, or above 0. The last one need not be the process's.
 
         Raises:
             ValueError: if `settings` allow no such times.
         """
-        return spaced_times(settings.spacing, settings.steps, process, settings.steps_offset or 0)
+        return process.spaced(settings.spacing, settings.steps, settings.steps_offset or 0, settings.shift or 1.0)
 
     def times(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """The network's times in the order of its calls: by default one call at each time of tau, from the last."""
-        return tuple(network_time(t) for t in reversed(self.tau(settings, process)))
+        return tuple(process.at(t).time for t in reversed(self.tau(settings, process)))
 
     def evaluations(self, settings: Sample, process: Process) -> int:
         """Network evaluations per image."""
@@ -97,6 +101,10 @@ class Sampler(ABC):
         near = difflib.get_close_matches(unknown[0], self.options, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self.options)}"
         raise ValueError(f"it has no option {unknown[0]} ({hint})")
+
+    def remark(self, settings: Sample) -> str | None:
+        """What a plan should say of these settings."""
+        return None
 
     def arguments(self, settings: Sample) -> dict[str, Any]:
         """All options with their values, those left open included: what a cell's files record."""

@@ -46,7 +46,7 @@ class Solver(Sampler):
             ValueError: if two points in a row are equal or the first is mostly signal, with the S nearest below (but
                 not 1), or else above, at which neither is so.
         """
-        found, T = super().tau(settings, process), process.timesteps
+        found, T = super().tau(settings, process), process.timesteps or 0
         if (why := _objection(process, found)) is None:
             return found
         remedy = "" if mostly_signal(process, found[-1]) else "set diffusion.set_alpha_to_one: true, or "

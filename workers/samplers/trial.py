@@ -19,9 +19,10 @@ from taugrid.config import DIFFUSION_DEFAULTS, Diffusion, Sample
 from taugrid.errors import SamplerFault, UserError
 from taugrid.hashing import canonical_json
 from taugrid.registry import samplers
+from taugrid.workers import schedules
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.decoder import Identity
-from taugrid.workers.diffusion.process import Point, predict_eps
+from taugrid.workers.diffusion.process import Point, Process, predict_eps
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, SamplerDescription, Tried, describe_sampler, honoured
 from taugrid.workers.samplers.sampler import find
@@ -94,7 +95,7 @@ def _times_called(settings: Sample, diffusion: Diffusion, promised: SamplerDescr
 
     def network(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
         times.append(at.time)
-        return _exact(x, at, diffusion.predicts)
+        return _exact(x, at, schedules.process(diffusion))
 
     def images(*indices: int) -> Tensor:
         return sample_batch(network, torch.tensor(indices), spec)
@@ -126,17 +127,23 @@ def _times_called(settings: Sample, diffusion: Diffusion, promised: SamplerDescr
     return called
 
 
-def _exact(x: Tensor, at: Point, prediction: str) -> Tensor:
+def _exact(x: Tensor, at: Point, process: Process) -> Tensor:
     """What the optimal network predicts for x, (B, C, H, W), elementwise, so that the batch changes no bit.
 
-    With m and v for `MEAN` and `VARIANCE`, E[x0 | x] = m + a v (x - a m) / (a^2 v + s^2), as eps, x0 or v.
+    With m and v for `MEAN` and `VARIANCE`, E[x0 | x] = m + a v (x - a m) / (a^2 v + s^2), as the process has it.
     """
+    scaling = process.preconditioning(at)
+    if scaling is not None:
+        x = x / scaling.into
     gain = at.alpha * VARIANCE / (at.alpha**2 * VARIANCE + at.sigma**2)
     x0 = MEAN + gain * (x - at.alpha * MEAN)
-    if prediction == "sample":
+    if scaling is not None:
+        return (x0 - scaling.skip * x) / scaling.out
+    if process.prediction == "sample":
         return x0
     eps = predict_eps(x, x0, at)
-    return eps if prediction == "epsilon" else at.alpha * eps - at.sigma * x0
+    by_name = {"epsilon": eps, "v_prediction": at.alpha * eps - at.sigma * x0, "velocity": eps - x0}
+    return by_name[process.prediction]
 
 
 @contextmanager

@@ -1,0 +1,152 @@
+"""Continuous processes: EDM's and flow matching's are DDPM's process, scaled, at other noise levels."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from taugrid.config import Config, validate
+from taugrid.errors import UserError
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.workers.diffusion.denoiser import Denoise
+from taugrid.workers.diffusion.process import Prediction, path, predict_eps, predicted
+from taugrid.workers.diffusion.processes.edm import EDM
+from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.samplers import ddim
+
+MEAN, VARIANCE = 0.3, 0.25
+EDMS, FLOW = EDM(0.002, 80.0, 7.0, 0.5), Flow()
+
+
+def exact(x, at):
+    """E[x0 | x] for pixels from N(MEAN, VARIANCE)."""
+    return MEAN + at.alpha * VARIANCE / (at.alpha**2 * VARIANCE + at.sigma**2) * (x - at.alpha * MEAN)
+
+
+def network(process):
+    """The optimum, in the form of the process's networks."""
+
+    def edm(x, at, condition=None):
+        sigma = math.exp(4 * at.time)
+        into, skip, out = 1 / math.hypot(sigma, 0.5), 0.25 / (sigma**2 + 0.25), sigma * 0.5 / math.hypot(sigma, 0.5)
+        return (exact(x / into, at) - skip * x / into) / out
+
+    def flow(x, at, condition=None):
+        x0 = exact(x, at)
+        return predict_eps(x, x0, at) - x0
+
+    return Denoise(edm if process is EDMS else flow, process, process.prediction)
+
+
+@pytest.mark.parametrize("process", [EDMS, FLOW], ids=["edm", "flow"])
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0, "sigma_hat"])
+def test_ddim_is_that_of_the_variance_preserving_process(process, eta):
+    """x / scale follows eq. 12 with alpha_bar; at t = 1 of a flow, alpha_bar is 0."""
+    visited = path(process, process.spaced("linear", 12))
+    generator = torch.Generator().manual_seed(1)
+    x, noises = torch.randn(4, 1, 2, 2, generator=generator, dtype=torch.float64), {}
+
+    def noise(key, draw=0):
+        return noises.setdefault((key, draw), torch.randn(x.shape, generator=generator, dtype=torch.float64))
+
+    found = ddim.sample(process.first_scale(visited[0]) * x, visited, network(process), noise, eta)
+    y = process.first_scale(visited[0]) / visited[0].scale * x
+    for t, prev in pairwise(visited):
+        a, b = t.alpha_bar, prev.alpha_bar
+        x0 = exact(y * t.scale, t)
+        sigma = (1 if eta == "sigma_hat" else eta) * math.sqrt((1 - b) / (1 - a)) * math.sqrt(1 - a / b)
+        z = math.sqrt(1 - a / b) * (prev is not visited[-1]) if eta == "sigma_hat" else sigma
+        y = math.sqrt(b) * x0 + math.sqrt(max(0, 1 - b - sigma**2)) * (y - math.sqrt(a) * x0) / math.sqrt(1 - a)
+        y = y + (z * noise(t.key) if z else 0)
+    torch.testing.assert_close(found, y, rtol=1e-10, atol=1e-10)
+    assert len(noises) == (0 if eta == 0 else 11), "the last step adds none"
+
+
+@pytest.mark.parametrize("process", [EDMS, FLOW], ids=["edm", "flow"])
+def test_encoding_and_decoding_returns_the_images(process):
+    x0, denoise = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(4, 1, 2, 2), network(process)
+    errors = []
+    for steps in (50, 400):
+        visited = path(process, process.spaced("linear", steps))
+        errors.append(float((ddim.decode(ddim.encode(x0, visited, denoise), visited, denoise) - x0).abs().max()))
+    assert errors[1] < errors[0] / 6 < 0.03, "first order"
+
+
+def test_spacings_are_those_of_the_papers():
+    levels = EDMS.spaced("karras", 18)
+    expected = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
+    assert levels == pytest.approx(expected[::-1], rel=1e-11)
+    assert EDMS.spaced("linear", 18) == levels
+    assert EDMS.spaced("karras", 1) == (80.0,)
+    assert EDMS.spaced("logsnr", 3) == pytest.approx((0.002, 0.4, 80), rel=1e-11)
+    assert FLOW.spaced("linear", 4) == (0.25, 0.5, 0.75, 1.0)
+    assert FLOW.spaced("time_uniform", 4, shift=3.0) == pytest.approx((0.5, 0.75, 0.9, 1.0))
+    for process, name in ((EDMS, "time_uniform"), (FLOW, "karras"), (FLOW, "quadratic"), (EDMS, [1, 2])):
+        with pytest.raises(ValueError, match=f"is not for process: {process.name}, which has linear"):
+            process.spaced(name, 2)
+    with pytest.raises(ValueError, match="no signal at t = 1"):
+        FLOW.spaced("logsnr", 2)
+
+
+def test_points_that_would_share_noise_are_refused():
+    with pytest.raises(ValueError, match="too close to have noise each"):
+        EDM(1.0, 1.0001, 7.0, 0.5).spaced("linear", 1000)
+    keys = [EDMS.at(t).key for t in EDMS.spaced("linear", 1000)]
+    assert sorted(set(keys)) == keys
+    assert FLOW.at(1.0).key == 2**32 - 1
+    assert 1 <= FLOW.at(1e-9).key < FLOW.at(0.999999).key < 2**32 - 1
+
+
+@pytest.mark.parametrize("process", [EDMS, FLOW, Flow(1000), EDM(0.01, 50, 7, 1, "sample")])
+def test_points_are_found_by_what_networks_are_told(process):
+    for t in process.spaced("linear", 7):
+        at = process.at(t)
+        assert process.told(at.time)[:6] == pytest.approx(at[:6], rel=1e-9)
+        assert at.scale == pytest.approx(math.hypot(at.alpha, at.sigma), rel=1e-14)
+        assert at.alpha_bar == pytest.approx((at.alpha / at.scale) ** 2, rel=1e-12)
+        assert process.knows(at)
+    assert not process.knows(process.at(0))
+
+
+def test_a_velocity_is_eps_less_x0():
+    at, x0, eps = FLOW.at(0.3), torch.tensor([1.0]), torch.tensor([-2.0])
+    found = predicted(eps - x0, at.alpha * x0 + at.sigma * eps, at, "velocity")
+    torch.testing.assert_close(found, Prediction(x0, eps))
+
+
+def planned(**sections):
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    values |= {"sample": {"seed": 0} | sections.pop("sample", {})} | sections
+    return plan(validate(Config, values, "test"), dry=True)
+
+
+def test_ddpm_by_name_is_the_default():
+    assert planned(diffusion={"process": "ddpm"}).cells[0].id == planned().cells[0].id
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        ({"diffusion": {"process": "flow", "sigma_max": 3.0}}, ["diffusion.sigma_max", "only process: edm"]),
+        ({"diffusion": {"process": "edm", "beta_end": 0.1}}, ["diffusion.beta_end", "process: edm has no betas"]),
+        ({"diffusion": {"process": "edm", "timesteps": 9}}, ["diffusion.timesteps", "remove it"]),
+        ({"diffusion": {"process": "flow", "prediction": "edm"}}, ["velocity or sample", "or process: edm"]),
+        ({"diffusion": {"process": "edm", "sigma_max": 0.3}}, ["sigma_max: 0.3", "sigma_data: 0.5", "usually 80"]),
+        ({"diffusion": {"process": "edm", "sigma_max": 0.001}}, ["sigma_max must be larger"]),
+        ({"diffusion": {"process": "flow"}, "sample": {"spacing": "karras"}}, ["sample.spacing", "process: flow"]),
+        ({"diffusion": {"process": "edm"}, "sample": {"spacing": [1, 2], "steps": 2}}, ["a list of times is not"]),
+        ({"sample": {"shift": 3.0}}, ["sample.shift: 3", "for flows"]),
+        (
+            {"diffusion": {"process": "flow"}, "sample": {"sampler": "diffusers:DDIMScheduler"}},
+            ["is for process"],
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(sections, parts):
+    with pytest.raises(UserError) as error:
+        planned(**sections)
+    said = str(error.value)
+    assert "\n" not in said
+    for part in parts:
+        assert part in said, said

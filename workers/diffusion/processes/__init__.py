@@ -1,0 +1,1 @@
+"""Forward processes, a file for each."""
