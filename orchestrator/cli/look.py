@@ -163,8 +163,7 @@ def verify(directory: str, as_json: bool) -> None:
 
         def tick(count: int) -> None:
             nonlocal seen
-            seen += count
-            progress.update(seen)
+            progress.update(seen := seen + count)
 
         verified = verify_files(run, tick)
     diagnosis = Diagnosis(run, seen, verified)
