@@ -13,6 +13,7 @@ from diffusers.schedulers import scheduling_consistency_models
 from in_process import drive, results, small_run
 from tiny import UNET
 
+import taugrid
 from taugrid import parquet
 from taugrid.config import CONSISTENCY_DEFAULTS, Config, Diffusion, Sample, validate
 from taugrid.errors import UserError
@@ -272,6 +273,17 @@ def test_a_plan_without_the_weights_prices_it():
     values = {"name": "x", "model": {"checkpoint": "no/such"}, "sample": {"sampler": "consistency", "seed": 0}}
     found = plan(validate(Config, values | {"grid": {"steps": [1, 2]}}, "test"), dry=True)
     assert [cell.nfe for cell in found.cells] == [1, 2]
+
+
+def test_a_network_in_memory_predicts_so_by_default():
+    told = []
+
+    def network(x, t):
+        told.append(t[0].item())
+        return torch.zeros_like(x)
+
+    taugrid.sample(network, 1, shape=SHAPE, diffusion={"process": "edm"}, sampler="consistency", steps=2)
+    assert told == pytest.approx([PROCESS.at(t).time for t in (40, 20)])
 
 
 GAUSSIAN = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
