@@ -26,10 +26,12 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.registry.samplers import SAMPLERS
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.data.builtin import distribution
 from taugrid.workers.diffusion.gaussian import Gaussian
+from taugrid.workers.samplers.sampler import find
 
 
 class Judgement(NamedTuple):
@@ -58,6 +60,8 @@ def overrides(sampler: str | None, options: str | None = None) -> tuple[str, ...
             raise UserError("--sampler-options are those of --sampler; give both")
         return ()
     cells = {"sampler": [sampler], "steps": list(selfcheck_sampler.STEPS), "spacing": ["logsnr"]}
+    if sampler in SAMPLERS and "ddpm" not in (processes := find(sampler).processes):
+        cells["diffusion.process"] = [min(processes)]
     grid = [{"model.oracle": ["gaussian"], "data.name": ["gaussian"], **cells}]
     given = () if options is None else (f"sample.sampler_options={options}",)
     return ("name=selfcheck-sampler", f"grid={json.dumps(grid)}", *given)
@@ -144,14 +148,13 @@ def _judge_sampler(
     sampler: str, cell: Cell, images: CellImages, known: Gaussian, fid: float, reference: NDArray[np.uint8]
 ) -> Judgement:
     assert cell.settings.seed is not None
-    logarithms = np.log(schedules.alpha_bar(cell.model.diffusion)[1:])
-    first, last = (
-        float(np.exp(np.interp(cell.sampler_description.times[place], np.arange(len(logarithms)), logarithms)))
-        for place in (0, -1)
-    )
+    first, *_, last = cell.points
+    start = schedules.process(cell.model.diffusion).first_scale(first) / first.scale
     found = selfcheck_sampler.judge(
         *images,
-        selfcheck_sampler.Limit(known, first, last, cell.settings.seed, cell.settings.num_samples),
+        selfcheck_sampler.Limit(
+            known, first.alpha_bar, last.alpha_bar, cell.settings.seed, cell.settings.num_samples, start
+        ),
         fid,
         reference,
         follows=selfcheck_sampler.order_of(sampler) is not None,

@@ -13,6 +13,7 @@ from diffusers.schedulers import scheduling_consistency_models
 from in_process import drive, results, small_run
 from tiny import UNET
 
+import taugrid
 from taugrid import parquet
 from taugrid.config import CONSISTENCY_DEFAULTS, Config, Diffusion, Sample, validate
 from taugrid.errors import UserError
@@ -274,6 +275,17 @@ def test_a_plan_without_the_weights_prices_it():
     assert [cell.nfe for cell in found.cells] == [1, 2]
 
 
+def test_a_network_in_memory_predicts_so_by_default():
+    told = []
+
+    def network(x, t):
+        told.append(t[0].item())
+        return torch.zeros_like(x)
+
+    taugrid.sample(network, 1, shape=SHAPE, diffusion={"process": "edm"}, sampler="consistency", steps=2)
+    assert told == pytest.approx([PROCESS.at(t).time for t in (40, 20)])
+
+
 GAUSSIAN = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
 
 
@@ -300,8 +312,11 @@ def test_another_sampler_is_refused_on_a_consistency_model(folder, name):
         ({"sample": {"guidance": 2.0}}, ["guidance", "null"]),
         (GAUSSIAN, ["is for process: edm", "network's is ddpm", "ddim"]),
         ({**GAUSSIAN, "diffusion": {"sigma_max": 1.0}}, ["only process: edm"]),
-        ({**GAUSSIAN, "diffusion": {"process": "edm"}}, ["model.checkpoint"]),
-        ({"model": {"unet": {}}, "diffusion": {"process": "edm"}}, ["trains networks", "not consistency"]),
+        ({**GAUSSIAN, "diffusion": {"process": "edm"}}, ["is for prediction: consistency", "network's is edm"]),
+        (
+            {"model": {"unet": {}}, "diffusion": {"process": "edm", "prediction": "consistency"}},
+            ["trains networks", "not consistency"],
+        ),
         ({"sample": {"sampler": "diffusers:CMStochasticIterativeScheduler"}}, ["the sampler consistency"]),
     ],
 )

@@ -418,7 +418,7 @@ MULTISTEP, ANCESTRAL = "DPMSolverMultistepScheduler", "KDPM2AncestralDiscreteSch
         (MULTISTEP, 10, {"use_karras_sigmas": "yes"}, {}, "use_karras_sigmas: must be true or false, not 'yes'$"),
         (MULTISTEP, 10, {"solver_type": "logrho"}, {}, "solver_type: must be midpoint or heun, not 'logrho'$"),
         (MULTISTEP, 10, {"algorithm_type": "dpmsolver"}, {}, "`final_sigmas_type` zero is not supported for"),
-        (MULTISTEP, 10, {"use_flow_sigmas": True}, {}, "remove use_flow_sigmas: it is for flow matching"),
+        (MULTISTEP, 10, {"use_flow_sigmas": True}, {}, "remove use_flow_sigmas: it is for flows; set process: flow"),
         (MULTISTEP, 10, {"variance_type": "learned"}, {}, "needs a network that predicts variances too$"),
         (MULTISTEP, 10, {"solver_order": 0}, {}, "fails in a trial with 50 steps: list assignment index out of range$"),
         ("UniPCMultistepScheduler", 10, {"predict_x0": False}, {}, "does not sample: .* came out with nan and nan"),

@@ -1,5 +1,6 @@
 """Training of each process: what the network is given and told there is what samplers give and tell it."""
 
+import diffusers
 import pytest
 import torch
 from scipy import stats
@@ -9,9 +10,11 @@ from taugrid.jobs import TrainingSpec
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import predicted
-from taugrid.workers.network.checkpoint import saved_network
+from taugrid.workers.diffusion.process import path, predicted
+from taugrid.workers.network.checkpoint import read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
+from taugrid.workers.network.unet import save_pipeline
+from taugrid.workers.samplers import ddim
 from taugrid.workers.training import checkpoints, loop
 from taugrid.workers.training.batches import Batches, Loss
 from taugrid.workers.training.checkpoints import new_state
@@ -24,6 +27,8 @@ PROCESSES = {
     "edm": config.EDM_DEFAULTS.model_copy(update={"sigma_data": 0.7}),
     "flow": config.FLOW_DEFAULTS.model_copy(update={"timesteps": 1000}),
 }
+UNSAVED = {"rescale_betas_zero_snr": None, "set_alpha_to_one": None}
+"""Keys of every resolved section that say nothing without betas."""
 each_process = pytest.mark.parametrize("name", PROCESSES)
 continuous = pytest.mark.parametrize("name", ["edm", "flow"])
 UNET = config.Unet(
@@ -51,6 +56,12 @@ def points(name, batch):
     """The point of each image's path at which samplers tell the network this."""
     process = schedules.process(PROCESSES[name])
     return process, [process.told(told) for told in batch.told.tolist()]
+
+
+def denoising(folder, diffusion):
+    """How samplers call the network in a folder."""
+    network = load_network(saved_network(folder / "unet"), diffusion, "cpu")
+    return Denoise(network, schedules.process(diffusion), diffusion.prediction)
 
 
 @each_process
@@ -131,9 +142,7 @@ def test_a_network_learns_and_is_sampled_as_it_was_trained(tmp_path, name):
     state = new_state(spec, "cpu")
     loop._loop(spec, state, Batches(spec, 0, 1, "cpu"), Log(spec.running, 0, tensorboard=False), 0, 1)
     checkpoints.commit(spec, state)
-    process = schedules.process(spec.diffusion)
-    network = load_network(saved_network(spec.final / "unet"), spec.diffusion, "cpu")
-    denoise = Denoise(network, process, process.prediction)
+    process, denoise = schedules.process(spec.diffusion), denoising(spec.final, spec.diffusion)
     held_out = batch_of(tmp_path, name, 10**6, batch_size=200)
     images = torch.tensor(data.load_images(config.Data())) / 127.5 - 1
     mean, variance = images.mean(dim=0), images.var(dim=0)
@@ -143,3 +152,23 @@ def test_a_network_learns_and_is_sampled_as_it_was_trained(tmp_path, name):
         linear = mean + at.alpha * variance / (at.alpha**2 * variance + at.sigma**2) * (x - at.alpha * mean)
         ours, theirs = ((x0 - held_out.x0).square().mean().item() for x0 in (denoise(x, at).x0, linear))
         assert ours < 0.8 * theirs
+
+
+@continuous
+def test_diffusers_own_pipeline_samples_what_was_trained(tmp_path, name):
+    """Its pictures are DDIM's along the same times, but for x_T of EDM, which diffusers scales by 80.006."""
+    state = new_state(a_spec(tmp_path, name), "cpu")
+    diffusion = PROCESSES[name]
+    save_pipeline(tmp_path / "p", state.unet, state.ema, diffusion)
+    assert read_checkpoint(str(tmp_path / "p")).diffusion == diffusion.model_copy(update=UNSAVED)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "p")
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 5, "output_type": "np"}
+    theirs = torch.from_numpy(pipeline(batch_size=3, **arguments).images)[..., 0]
+    process = schedules.process(diffusion)
+    times = {"edm": process.spaced("linear", 5), "flow": torch.linspace(1e-3, 1, 5).double().tolist()}[name]
+    visited = path(process, times)
+    z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x0 = ddim.decode(process.first_scale(visited[0]) * z, visited, denoising(tmp_path / "p", diffusion))
+    torch.testing.assert_close(((x0 + 1) / 2).clamp(0, 1)[:, 0], theirs, rtol=0, atol=2e-3)
+    assert theirs.std() > 0.1

@@ -1,6 +1,7 @@
 """Samplers of few-step students: latent consistency models as in diffusers' loop, and flow maps in closed form."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,13 +12,20 @@ from tiny import UNET
 
 from taugrid.config import DIFFUSION_DEFAULTS, FLOW_DEFAULTS, Config, validate
 from taugrid.errors import UserError
+from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.workers import schedules
+from taugrid.workers.accelerator import preflight
+from taugrid.workers.accelerator.arithmetic import PLAIN
+from taugrid.workers.accelerator.counting import without_data
+from taugrid.workers.accelerator.memory import FIRST, some_point
 from taugrid.workers.conditions.guidance import Guidance
+from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoise, Wrapped, from_times
 from taugrid.workers.diffusion.noise import normal
-from taugrid.workers.diffusion.process import path
+from taugrid.workers.diffusion.process import PredictionType, path
+from taugrid.workers.network import load
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 from taugrid.workers.samplers.sampler import find
@@ -183,6 +191,24 @@ def test_guidance_and_wrappers_hand_the_second_time_on():
     assert told == calls
 
 
+def test_memory_is_counted_and_smaller_batches_are_tried_with_a_second_time(monkeypatch):
+    layer, shape = torch.nn.Conv2d(3, 3, 1), (4, *SHAPE)
+
+    def of(layer):
+        return lambda x, t, r: layer(x) * (t - r)[:, None, None, None]
+
+    network = from_times(of(layer), lambda: of(without_data(layer)))
+    assert preflight.needed_bytes(network, PLAIN, shape, "cpu") is None
+    known = preflight.needed_bytes(network, PLAIN, shape, "cpu", at=some_point("average_velocity"))
+    assert known > preflight.LIBRARIES_BYTES
+    device, diffusion = Device("cpu"), FLOW_DEFAULTS.model_copy(update={"prediction": "average_velocity"})
+    spec = SavedNetwork("here", "", "")
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: 10**12)
+    monkeypatch.setattr(load, "load_network", lambda *_: network)
+    assert device.loading([spec], diffusion)(torch.zeros(shape), FIRST).shape == shape
+    assert list(device._needed.values()) == [known]
+
+
 def refusal(**sections):
     with pytest.raises(UserError) as caught:
         planned(dry=True, **sections)
@@ -207,3 +233,33 @@ def test_a_mistake_with_lcm_is_one_line(sample, parts):
     said = refusal(sample={"sampler": "lcm"} | sample)
     for part in parts:
         assert part in said, said
+
+
+ANY = {"ddim", "dpm++2m", "heun", "unipc", "euler"}
+ON_DDPM = {*ANY, "lcm", "diffusers:LCMScheduler", "diffusers:DPMSolverMultistepScheduler"}
+ON_EDM = {*ANY, "edm-heun"}
+SAMPLED = (
+    dict.fromkeys([("ddpm", each) for each in ("epsilon", "sample", "v_prediction")], ON_DDPM)
+    | dict.fromkeys([("edm", each) for each in ("edm", "sample", "v_prediction")], ON_EDM)
+    | dict.fromkeys([("flow", each) for each in ("velocity", "sample")], ANY)
+    | {("edm", "consistency"): {"consistency"}, ("flow", "average_velocity"): {"flow-map"}}
+)
+"""The samplers of networks, by process and prediction."""
+
+
+@pytest.mark.parametrize("process", ["ddpm", "edm", "flow"])
+def test_every_other_process_prediction_and_sampler_is_refused_in_one_line(process):
+    for prediction in get_args(PredictionType):
+        for sampler in ON_DDPM | ON_EDM | {"consistency", "flow-map"}:
+            sections = {
+                "model": {"checkpoint": "/no/such"},
+                "diffusion": {"process": process, "prediction": prediction},
+                "sample": {"sampler": sampler, "steps": 4},
+            }
+            if sampler in SAMPLED.get((process, prediction), ()):
+                [cell] = planned(dry=True, **sections).cells
+                assert cell.nfe == (7 if "heun" in sampler else 4)
+            else:
+                said = refusal(**sections)
+                assert said.startswith(("diffusion.prediction: ", f"sample.sampler: {sampler} is for "))
+                assert "set " in said
