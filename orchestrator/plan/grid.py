@@ -79,7 +79,7 @@ ReadVae = Callable[[str, Vae], Vae]
 ReadCheckpoint = Callable[[str], Checkpoint]
 """Like `workers.network.checkpoint.read_checkpoint`."""
 
-DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], int], CustomNetwork]
+DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], int, Diffusion | None, Data | None], CustomNetwork]
 """Like `workers.network.custom_process.describe`."""
 
 
@@ -450,8 +450,10 @@ def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> Model
     if model.oracle is not None:
         return _oracle(model.oracle, data, diffusion)
     if model.callable is not None:
-        shape = data.image_shape
-        return Custom(lookups.describe_network(model.callable, model.weights, shape, diffusion.timesteps or 1))
+        process = None if diffusion.process is None else diffusion
+        seen = data if process is not None or diffusion.prediction == "epsilon" else None
+        about = data.image_shape, diffusion.timesteps or 1, process, seen
+        return Custom(lookups.describe_network(model.callable, model.weights, *about))
     if model.unet is not None:
         check_loss_weights(sections.train, diffusion)
         if model.unet.dropout and sections.train.most_workers > 1:

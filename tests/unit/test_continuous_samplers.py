@@ -263,10 +263,11 @@ def test_one_euler_step_of_a_flow_is_ddims_at_matched_points():
         torch.testing.assert_close(found / r.scale, sampled("ddim", vp, [a, b], x=Z), rtol=0, atol=1e-9)
 
 
-def planned(process, sampler, **settings):
+def planned(process, sampler, diffusion=None, **settings):
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
     sample = {"seed": 0, "steps": 5, "sampler": sampler} | settings
-    return plan(validate(Config, values | {"diffusion": {"process": process}, "sample": sample}, "test"), dry=True)
+    sections = {"diffusion": {"process": process} | (diffusion or {}), "sample": sample}
+    return plan(validate(Config, values | sections, "test"), dry=True)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +298,12 @@ def planned(process, sampler, **settings):
         ),
         ("edm", "euler", {"sampler_options": {"S_churn": 9}}, ["it has no options"]),
         ("edm", "euler", {"eta": 1.0}, ["eta"]),
+        (
+            "edm",
+            "euler",
+            {"diffusion": {"sigma_max": 0.8}},
+            ["should be signal", "set a larger diffusion.sigma_max, or"],
+        ),
         *(
             (
                 process,

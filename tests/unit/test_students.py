@@ -10,15 +10,24 @@ from diffusers import LCMScheduler, UNet2DModel
 from diffusers.schedulers import scheduling_lcm
 from tiny import UNET
 
+import taugrid
 from taugrid.config import DIFFUSION_DEFAULTS, FLOW_DEFAULTS, Config, validate
 from taugrid.errors import UserError
+from taugrid.images import to_uint8
+from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.workers import schedules
+from taugrid.workers.accelerator import preflight
+from taugrid.workers.accelerator.arithmetic import PLAIN
+from taugrid.workers.accelerator.counting import without_data
+from taugrid.workers.accelerator.memory import FIRST, some_point
 from taugrid.workers.conditions.guidance import Guidance
+from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoise, Wrapped, from_times
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import PredictionType, path
+from taugrid.workers.network import load
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 from taugrid.workers.samplers.sampler import find
@@ -182,6 +191,42 @@ def test_guidance_and_wrappers_hand_the_second_time_on():
     torch.testing.assert_close(x0, x_T - (5 + 3 * (1 - 5)))
     calls = [([t], [r], [label]) for t, r in ((1.0, 0.5), (0.5, 0.0)) for label in (1, 5)]
     assert told == calls
+
+
+def test_memory_is_counted_and_smaller_batches_are_tried_with_a_second_time(monkeypatch):
+    layer, shape = torch.nn.Conv2d(3, 3, 1), (4, *SHAPE)
+
+    def of(layer):
+        return lambda x, t, r: layer(x) * (t - r)[:, None, None, None]
+
+    network = from_times(of(layer), lambda: of(without_data(layer)))
+    assert preflight.needed_bytes(network, PLAIN, shape, "cpu") is None
+    known = preflight.needed_bytes(network, PLAIN, shape, "cpu", at=some_point("average_velocity"))
+    assert known > preflight.LIBRARIES_BYTES
+    device, diffusion = Device("cpu"), FLOW_DEFAULTS.model_copy(update={"prediction": "average_velocity"})
+    spec = SavedNetwork("here", "", "")
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: 10**12)
+    monkeypatch.setattr(load, "load_network", lambda *_: network)
+    assert device.loading([spec], diffusion)(torch.zeros(shape), FIRST).shape == shape
+    assert list(device._needed.values()) == [known]
+
+
+def test_a_flow_map_in_memory_is_called_with_two_times_and_perhaps_labels():
+    x_T = normal(3, torch.arange(2), 0, SHAPE)
+    settings = {"shape": SHAPE, "sampler": "flow-map", "steps": 1, "seed": 3}
+    diffusion = {"process": "flow", "prediction": "average_velocity"}
+    found = taugrid.sample(flow_map, 2, diffusion=diffusion, **settings)
+    expected = to_uint8((MEAN + VARIANCE**0.5 * x_T).numpy())
+    assert np.abs(found.transpose(0, 3, 1, 2).astype(int) - expected).max() <= 1
+
+    class Labelled:
+        num_classes, null_label = 2, None
+
+        def __call__(self, x, t, r, label):
+            return x - label[:, None, None, None] / 2
+
+    found = taugrid.sample(Labelled(), 2, diffusion=diffusion, labels=[1, 0], **settings)
+    assert (found[0].min(), found[0].max(), found[1].max()) == (191, 191, 128)
 
 
 def refusal(**sections):
