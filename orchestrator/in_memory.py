@@ -132,7 +132,8 @@ def _sample_held(
     if isinstance(guide, str | Mapping):
         raise UserError(f"guide must be a network in memory, as the model is, not {guide!r}; or give both by name")
     held = [model] if guide is None else [model, guide]
-    takes = [conditions_in_memory(each) for each in held]
+    times = 2 if diffusion.get("prediction") == "average_velocity" else 1
+    takes = [conditions_in_memory(each, times) for each in held]
     sampling = _settings(shape or shape_of(model), diffusion, settings, takes)
     rows = sampling.settings.model_copy(update={"num_samples": max(wanted) + 1})
     labels = label_rule(rows, takes[0], f"the network {type(model).__name__}", read_column)

@@ -327,7 +327,7 @@ def test_a_mistake_is_one_line(folder, sections, parts):
 
 
 def test_there_is_nothing_to_reconstruct(folder):
-    assert "jump to its end" in refusal(require_ode_cells, planned(folder), "reconstruct")
+    assert "jump along it" in refusal(require_ode_cells, planned(folder), "reconstruct")
 
 
 def test_a_scheduler_that_cannot_be_honoured_is_one_line(folder, tmp_path):

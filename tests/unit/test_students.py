@@ -10,8 +10,10 @@ from diffusers import LCMScheduler, UNet2DModel
 from diffusers.schedulers import scheduling_lcm
 from tiny import UNET
 
+import taugrid
 from taugrid.config import DIFFUSION_DEFAULTS, FLOW_DEFAULTS, Config, validate
 from taugrid.errors import UserError
+from taugrid.images import to_uint8
 from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.workers import schedules
@@ -207,6 +209,24 @@ def test_memory_is_counted_and_smaller_batches_are_tried_with_a_second_time(monk
     monkeypatch.setattr(load, "load_network", lambda *_: network)
     assert device.loading([spec], diffusion)(torch.zeros(shape), FIRST).shape == shape
     assert list(device._needed.values()) == [known]
+
+
+def test_a_flow_map_in_memory_is_called_with_two_times_and_perhaps_labels():
+    x_T = normal(3, torch.arange(2), 0, SHAPE)
+    settings = {"shape": SHAPE, "sampler": "flow-map", "steps": 1, "seed": 3}
+    diffusion = {"process": "flow", "prediction": "average_velocity"}
+    found = taugrid.sample(flow_map, 2, diffusion=diffusion, **settings)
+    expected = to_uint8((MEAN + VARIANCE**0.5 * x_T).numpy())
+    assert np.abs(found.transpose(0, 3, 1, 2).astype(int) - expected).max() <= 1
+
+    class Labelled:
+        num_classes, null_label = 2, None
+
+        def __call__(self, x, t, r, label):
+            return x - label[:, None, None, None] / 2
+
+    found = taugrid.sample(Labelled(), 2, diffusion=diffusion, labels=[1, 0], **settings)
+    assert (found[0].min(), found[0].max(), found[1].max()) == (191, 191, 128)
 
 
 def refusal(**sections):
