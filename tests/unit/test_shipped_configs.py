@@ -51,7 +51,7 @@ def latents(path, kind, network, scaling_factor, **config):
 
 def hub_checkpoint(path):
     """What google/ddpm-ema-church-256 says of itself; bedroom's is built alike. And what the latent pipelines say."""
-    if path == "sit-xl-2-256":
+    if path.endswith("sit-xl-2-256"):
         about = {"sample_size": 32, "in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": 1000}
         flow = Diffusion(process="flow", prediction="velocity", timesteps=1000)
         return replace(latents(path, "AutoencoderKL", DIT, 0.18215, **about), diffusion=flow)
