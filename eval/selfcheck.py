@@ -7,8 +7,10 @@ the recomputation alone would miss a wrong table.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -38,16 +40,58 @@ ROWS_AT_ONCE = 4096
 @dataclass(frozen=True, eq=False)
 class CellSettings:
     data: Gaussian | TwoPoints | Classes
-    alpha_bar: Array
-    """(T + 1,) with `alpha_bar[0] == 1`."""
-    tau: Sequence[int]
-    """The times of the sampler, increasing, in 1..T."""
+    path: "tuple[Visited, ...]"
+    """Where the sampler calls the network, and then the image."""
     eta: float | Literal["sigma_hat"]
     clip: str
     seed: int
     num_samples: int
     guidance: float = 1.0
     """The scale g, for classes."""
+    start: float = 1.0
+    """The standard deviation of x_T."""
+    sampler: Literal["ddim", "heun", "edm-heun"] = "ddim"
+    churn: float = 0.0
+    churn_noise: float = 1.0
+
+
+class Visited(NamedTuple):
+    """There, x = alpha x_0 + sigma eps."""
+
+    alpha: float
+    sigma: float
+    key: int
+    """The integer that names the noise drawn there."""
+
+    @property
+    def alpha_bar(self) -> float:
+        return self.alpha**2 / (self.alpha**2 + self.sigma**2)
+
+
+IMAGE = Visited(1.0, 0.0, 0)
+
+
+def ddpm_path(alpha_bar: Array, tau: Sequence[int]) -> tuple[Visited, ...]:
+    """The levels at `tau`, increasing times in 1..T, from the last down; `alpha_bar` is (T + 1,)."""
+    return (*(Visited(np.sqrt(alpha_bar[t]), np.sqrt(1 - alpha_bar[t]), t) for t in reversed(tau)), IMAGE)
+
+
+def edm_path(steps: int, sigma_min: float, sigma_max: float, rho: float) -> tuple[Visited, ...]:
+    """Karras et al. 2022, eq. 5."""
+    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    sigmas = [(ends[0] + i / (steps - 1) * (ends[1] - ends[0])) ** rho for i in range(steps)]
+    return (*(Visited(1.0, sigma, _key(1.0, sigma)) for sigma in sigmas), IMAGE)
+
+
+def flow_path(steps: int) -> tuple[Visited, ...]:
+    """Equal steps of t from 1 to 0."""
+    times = [1 - i / steps for i in range(steps)]
+    return (*(Visited(1 - t, t, _key(1 - t, t)) for t in times), IMAGE)
+
+
+def _key(alpha: float, sigma: float) -> int:
+    """2^31 less 2^20 times the log SNR, 2 ln(alpha / sigma)."""
+    return 2**32 - 1 if alpha == 0 else 2**31 - round(2**21 * float(np.log(alpha / sigma)))
 
 
 class Comparison(NamedTuple):
@@ -113,8 +157,7 @@ def judge(
     if fid is None or reference is None:
         raise ValueError("judging a Gaussian cell needs the table's FID and the reference's images")
     problems += equal_images(images, index)
-    exact = sampled(cell.data, cell.alpha_bar, cell.tau, cell.eta)
-    moments, table = compared(images, exact, cell.data, fid, reference)
+    moments, table = compared(images, _sampled(cell.data, cell), cell.data, fid, reference)
     return CellFindings(share, largest, *moments, (*problems, *beyond_limit(*moments), *table))
 
 
@@ -225,10 +268,7 @@ def _of_classes(
     images: NDArray[np.uint8], cell: CellSettings, classes: Classes, labels: NDArray[np.int64]
 ) -> tuple[Comparison, Comparison]:
     """Mean and covariance of the images beside their closed forms, around the mean that each class should have."""
-    of_class = [
-        sampled(_guided(classes, cell.guidance, np.array(c)), cell.alpha_bar, cell.tau, cell.eta)
-        for c in range(classes.count)
-    ]
+    of_class = [_sampled(_guided(classes, cell.guidance, np.array(c)), cell) for c in range(classes.count)]
     centres = np.stack([exact.mean for exact in of_class])[labels]
     exact = rounded(replace(of_class[0], mean=np.zeros_like(of_class[0].mean)))
     moments = _Moments.of(images, centres)
@@ -248,38 +288,86 @@ def _given(labels: NDArray[np.int64] | None) -> NDArray[np.int64]:
     return labels
 
 
+def _sampled(data: Gaussian, cell: CellSettings) -> Gaussian:
+    """The distribution that the images should have before rounding. Every sampler is linear in its noise."""
+    if cell.sampler == "ddim":
+        first = cell.path[0]
+        variance = cell.start**2 / (first.alpha**2 + first.sigma**2)
+        return sampled(data, [at.alpha_bar for at in cell.path], cell.eta, variance)
+    basis = data.eigenvectors.T
+
+    def of(drawn: int, key: int) -> Array:
+        return basis * (key == drawn)
+
+    mean, variances = _steps(cell, data, partial(of, -1))[0], np.zeros(len(basis))
+    for drawn in (0, *(at.key for at in cell.path[:-1])):
+        variances += np.square(((_steps(cell, data, partial(of, drawn)) - mean) * basis).sum(axis=1))
+    return Gaussian(mean, variances, data.eigenvectors)
+
+
 def _recomputed(index: NDArray[np.int64], cell: CellSettings, data: Gaussian | TwoPoints) -> NDArray[np.int64]:
     dims = data.points.shape[1] if isinstance(data, TwoPoints) else data.mean.shape[-1]
-    x = standard_normals(cell.seed, index, 0, dims)
-    for i in range(len(cell.tau), 0, -1):
-        t, a = cell.tau[i - 1], cell.alpha_bar[cell.tau[i - 1]]
-        a_prev = cell.alpha_bar[cell.tau[i - 2] if i > 1 else 0]
-        x0 = _expected_x0(data, x, a)
-        eps = (x - np.sqrt(a) * x0) / np.sqrt(1 - a)
-        if cell.clip != "none":
-            x0 = np.minimum(np.maximum(x0, -1), 1)
-        if cell.clip == "x0_and_eps":
-            eps = (x - np.sqrt(a) * x0) / np.sqrt(1 - a)
-        eta = 1.0 if cell.eta == "sigma_hat" else cell.eta
-        variance = eta**2 * (1 - a_prev) / (1 - a) * (1 - a / a_prev)  # eq. 16
-        x = np.sqrt(a_prev) * x0 + np.sqrt(max(1 - a_prev - variance, 0)) * eps  # eq. 12
-        if cell.eta == "sigma_hat":
-            variance = 1 - a / a_prev
-        if i > 1 and variance > 0:
-            x += np.sqrt(variance) * standard_normals(cell.seed, index, t, dims)
+    x = _steps(cell, data, lambda key: standard_normals(cell.seed, index, key, dims))
     return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.int64)
 
 
-def _expected_x0(data: Gaussian | TwoPoints, x: Array, a: float) -> Array:
+def _steps(cell: CellSettings, data: Gaussian | TwoPoints, normals: Callable[[int], Array]) -> Array:
+    """The images, (n, d), of the noise of each key, (n, d)."""
+    x = cell.start * normals(0)
+    for a, b in pairwise(cell.path):
+        if cell.sampler != "ddim":
+            x = _heun(cell, data, x, a, b, normals)
+            continue
+        x0, eps = _predictions(cell, data, x, a)
+        added = a.sigma**2 - (a.alpha / b.alpha * b.sigma) ** 2  # the variance of x_a given x_b
+        eta = 1.0 if cell.eta == "sigma_hat" else cell.eta
+        variance = eta**2 * (b.sigma / a.sigma) ** 2 * added  # eq. 16; for eta = 1, of x_b given x_a and x_0
+        x = b.alpha * x0 + np.sqrt(max(b.sigma**2 - variance, 0)) * eps  # eq. 12
+        if cell.eta == "sigma_hat":
+            variance = added * (b.alpha**2 + b.sigma**2) / (a.alpha**2 + a.sigma**2)
+        if b is not cell.path[-1] and variance > 0:
+            x += np.sqrt(variance) * normals(a.key)
+    return x
+
+
+def _heun(
+    cell: CellSettings, data: Gaussian | TwoPoints, x: Array, a: Visited, b: Visited, normals: Callable[[int], Array]
+) -> Array:
+    """A step of Karras et al. 2022, algorithm 2. The slope of x is that of its own process: eps of edm, v of a flow."""
+    if cell.churn:
+        churned = a.sigma * (1 + min(cell.churn / (len(cell.path) - 1), np.sqrt(2) - 1))
+        x = x + cell.churn_noise * np.sqrt(churned**2 - a.sigma**2) * normals(a.key)
+        a = a._replace(sigma=churned)
+    x0, eps = _predictions(cell, data, x, a)
+    ended = b.alpha * x0 + b.sigma * eps
+    if b.sigma == 0:
+        return ended
+    x0_b, eps_b = _predictions(cell, data, ended, b)
+    return ended + ((b.alpha - a.alpha) * (x0_b - x0) + (b.sigma - a.sigma) * (eps_b - eps)) / 2
+
+
+def _predictions(cell: CellSettings, data: Gaussian | TwoPoints, x: Array, at: Visited) -> tuple[Array, Array]:
+    """x_0 and eps, clipped as the cell says."""
+    x0 = _expected_x0(data, x, at)
+    eps = (x - at.alpha * x0) / at.sigma
+    if cell.clip != "none":
+        x0 = np.minimum(np.maximum(x0, -1), 1)
+    if cell.clip == "x0_and_eps" or cell.sampler != "ddim":
+        eps = (x - at.alpha * x0) / at.sigma
+    return x0, eps
+
+
+def _expected_x0(data: Gaussian | TwoPoints, x: Array, at: Visited) -> Array:
     """E[x_0 | x_t] by Bayes, (n, d): for a Gaussian by regression on x_t, for two points by their posterior weights."""
     posterior: Array
     if isinstance(data, Gaussian):
         covariance = data.covariance
-        gain = np.linalg.solve(a * covariance + (1 - a) * np.eye(len(covariance)), np.sqrt(a) * covariance)
-        posterior = data.mean + (x - np.sqrt(a) * data.mean) @ gain
+        noise = at.sigma**2 * np.eye(len(covariance))
+        gain = np.linalg.solve(at.alpha**2 * covariance + noise, at.alpha * covariance)
+        posterior = data.mean + (x - at.alpha * data.mean) @ gain
     else:
-        distances = np.square(x[:, None] - np.sqrt(a) * data.points).sum(axis=2)
-        log_weights = np.log(data.weights) - distances / (2 * (1 - a))
+        distances = np.square(x[:, None] - at.alpha * data.points).sum(axis=2)
+        log_weights = np.log(data.weights) - distances / (2 * at.sigma**2)
         weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
         posterior = weights @ data.points / weights.sum(axis=1, keepdims=True)
     return posterior

@@ -58,6 +58,8 @@ class Limit:
     """alpha_bar at the last call, whose prediction of x0 is the image."""
     seed: int
     num_samples: int
+    start: float = 1.0
+    """The standard deviation of x_T, if x has a variance of 1 at the first call where x0 has."""
 
     @property
     def _gain(self) -> Array:
@@ -70,12 +72,12 @@ class Limit:
     def distribution(self) -> Gaussian:
         """Of the images."""
         vectors, m = self.data.eigenvectors, self.data.mean @ self.data.eigenvectors
-        return Gaussian(vectors @ (m - self._gain * np.sqrt(self.first) * m), self._gain**2, vectors)
+        return Gaussian(vectors @ (m - self._gain * np.sqrt(self.first) * m), (self.start * self._gain) ** 2, vectors)
 
     def images(self, index: NDArray[np.int64]) -> Array:
         """(n, d): the image of each sample."""
         vectors, m = self.data.eigenvectors, self.data.mean @ self.data.eigenvectors
-        x_T = standard_normals(self.seed, index, 0, len(m)) @ vectors
+        x_T = self.start * standard_normals(self.seed, index, 0, len(m)) @ vectors
         found: Array = (m + self._gain * (x_T - np.sqrt(self.first) * m)) @ vectors.T
         return found
 

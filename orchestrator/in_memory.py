@@ -33,7 +33,7 @@ from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.memory import Shortages
+from taugrid.workers.accelerator.memory import Shortages, some_point
 from taugrid.workers.accelerator.policy import kind_of, lacks
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.guidance import guidance_of, inside
@@ -131,7 +131,8 @@ def _sample_held(
     if isinstance(guide, str | Mapping):
         raise UserError(f"guide must be a network in memory, as the model is, not {guide!r}; or give both by name")
     held = [model] if guide is None else [model, guide]
-    takes = [conditions_in_memory(each) for each in held]
+    times = 2 if diffusion.get("prediction") == "average_velocity" else 1
+    takes = [conditions_in_memory(each, times) for each in held]
     sampling = _settings(shape or shape_of(model), diffusion, settings, takes)
     rows = sampling.settings.model_copy(update={"num_samples": max(wanted) + 1})
     labels = label_rule(rows, takes[0], f"the network {type(model).__name__}", read_column)
@@ -139,8 +140,9 @@ def _sample_held(
     with ExitStack() as held_open:
         networks = [held_open.enter_context(network_in_memory(each)) for each in held]
         computed = [_computed(network, sampling.settings, place) for network in networks]
+        at = some_point(sampling.diffusion.predicts)
         for network, its in zip(networks, takes, strict=True):
-            check(network, Arithmetic.of(sampling.settings), _batch(sampling), place, its is not None)
+            check(network, Arithmetic.of(sampling.settings), _batch(sampling), place, its is not None, at)
         return _sampled(computed, sampling, wanted, labels, place)
 
 
@@ -183,8 +185,8 @@ def _settings(
     """How networks in the caller's memory are sampled: one, or one and its guide, with the labels that each `takes`."""
     if shape is None:
         raise UserError("shape is missing: the network does not say (channels, height, width) itself")
-    process = diffusion_section(validate(Diffusion, diffusion, "diffusion"))
     given = validate(Sample, {"seed": 0} | dict(settings), "sample")
+    process = diffusion_section(validate(Diffusion, diffusion, "diffusion"), sampler=given.sampler)
     require_decoder_keys(given, Identity(shape))
     resolved = sample_section(given, {})
     [described] = describe_samplers([Case(resolved, process)]).descriptions

@@ -10,17 +10,28 @@ from numpy.typing import NDArray
 from taugrid import parquet
 from taugrid.errors import UserError
 from taugrid.eval import selfcheck_sampler
-from taugrid.eval.selfcheck import CellFindings, CellSettings, judge, reference_problems
+from taugrid.eval.selfcheck import (
+    CellFindings,
+    CellSettings,
+    Visited,
+    ddpm_path,
+    edm_path,
+    flow_path,
+    judge,
+    reference_problems,
+)
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.registry.samplers import SAMPLERS
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.data.builtin import distribution
 from taugrid.workers.diffusion.gaussian import Gaussian
+from taugrid.workers.samplers.sampler import find
 
 
 class Judgement(NamedTuple):
@@ -49,6 +60,8 @@ def overrides(sampler: str | None, options: str | None = None) -> tuple[str, ...
             raise UserError("--sampler-options are those of --sampler; give both")
         return ()
     cells = {"sampler": [sampler], "steps": list(selfcheck_sampler.STEPS), "spacing": ["logsnr"]}
+    if sampler in SAMPLERS and "ddpm" not in (processes := find(sampler).processes):
+        cells["diffusion.process"] = [min(processes)]
     grid = [{"model.oracle": ["gaussian"], "data.name": ["gaussian"], **cells}]
     given = () if options is None else (f"sample.sampler_options={options}",)
     return ("name=selfcheck-sampler", f"grid={json.dumps(grid)}", *given)
@@ -103,30 +116,47 @@ def _labels(cell: Cell, rundir: RunDir) -> NDArray[np.int64] | None:
 
 def _settings(cell: Cell) -> CellSettings:
     assert cell.settings.seed is not None
+    visited, sampler, options = _path(cell), cell.settings.sampler, cell.settings.sampler_options
+    assert sampler in ("ddim", "heun", "edm-heun")
     return CellSettings(
         data=distribution(cell.model.data),
-        alpha_bar=schedules.alpha_bar(cell.model.diffusion),
-        tau=[int(t) for t in cell.tau],  # its grid has no log-SNR spacings
+        path=visited,
         eta=cell.settings.eta,
         clip=cell.settings.clip or "none",
         seed=cell.settings.seed,
         num_samples=cell.settings.num_samples,
         guidance=cell.settings.guidance,
+        start=1.0 if cell.model.diffusion.process is None else visited[0].sigma,
+        sampler=sampler,  # type: ignore[arg-type]  # mypy does not narrow a str by `in`
+        churn=options.get("S_churn", 0.0),
+        churn_noise=options.get("S_noise", 1.0),
     )
+
+
+def _path(cell: Cell) -> tuple[Visited, ...]:
+    """By the judge's own formulas, but for the times of DDPM's process."""
+    diffusion, steps = cell.model.diffusion, cell.settings.steps
+    if diffusion.process == "flow":
+        return flow_path(steps)
+    if diffusion.process == "edm":
+        assert diffusion.sigma_min is not None
+        assert diffusion.sigma_max is not None
+        assert diffusion.rho is not None
+        return edm_path(steps, diffusion.sigma_min, diffusion.sigma_max, diffusion.rho)
+    return ddpm_path(schedules.alpha_bar(diffusion), [int(t) for t in cell.tau])  # its grid has no log-SNR spacings
 
 
 def _judge_sampler(
     sampler: str, cell: Cell, images: CellImages, known: Gaussian, fid: float, reference: NDArray[np.uint8]
 ) -> Judgement:
     assert cell.settings.seed is not None
-    logarithms = np.log(schedules.alpha_bar(cell.model.diffusion)[1:])
-    first, last = (
-        float(np.exp(np.interp(cell.sampler_description.times[place], np.arange(len(logarithms)), logarithms)))
-        for place in (0, -1)
-    )
+    first, *_, last = cell.points
+    start = schedules.process(cell.model.diffusion).first_scale(first) / first.scale
     found = selfcheck_sampler.judge(
         *images,
-        selfcheck_sampler.Limit(known, first, last, cell.settings.seed, cell.settings.num_samples),
+        selfcheck_sampler.Limit(
+            known, first.alpha_bar, last.alpha_bar, cell.settings.seed, cell.settings.num_samples, start
+        ),
         fid,
         reference,
         follows=selfcheck_sampler.order_of(sampler) is not None,
@@ -150,6 +180,8 @@ def _as_json(cell: Cell, verdict: CellFindings, mean_difference: float | None) -
         "cell": cell.id,
         "name": cell.name,
         "data": cell.model.data.name,
+        "process": cell.model.diffusion.process or "ddpm",
+        "sampler": cell.settings.sampler,
         "spacing": cell.settings.spacing_name,
         "clip": cell.settings.clip,
         "guidance": cell.settings.guidance,

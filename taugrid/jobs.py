@@ -139,12 +139,14 @@ class CustomNetwork:
     """Whether it can be called at times between whole ones, as some samplers and spacings do. True if unknown."""
     conditions: Conditions | None = None
     """The labels that it takes. None: it is a function of x and t."""
+    doubt: str | None = field(default=None, compare=False)
+    """Why it may not be a network of its process."""
 
     @property
     def recorded(self) -> dict[str, Any]:
         """Its fields for files, without `conditions` if it takes none: earlier versions knew no others."""
-        fields = asdict(self)
-        return fields if self.conditions is not None else {k: v for k, v in fields.items() if k != "conditions"}
+        without = {"doubt"} if self.conditions is not None else {"doubt", "conditions"}
+        return {key: value for key, value in asdict(self).items() if key not in without}
 
 
 NetworkSpec = SavedNetwork | OracleNetwork | CustomNetwork

@@ -16,7 +16,7 @@ from taugrid.errors import NotEnoughMemory, Stopped, is_out_of_memory, last_line
 from taugrid.jobs import NetworkSpec, SavedNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory, some_labels
+from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory, some_labels, some_point
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function
 from taugrid.workers.diffusion.denoiser import Wrapped
@@ -210,7 +210,7 @@ class Device:
         network: Denoiser = self._kept(self._networks, key, load)
         arithmetic.configure(decided)  # a custom network may have changed it
         if batch is not None:
-            self._require_room(key, network, how, batch, spec.conditions is not None)
+            self._require_room(key, network, how, batch, spec.conditions is not None, some_point(diffusion.predicts))
         first_call = nullcontext if (key, how) in self._compiled else partial(self._first_call, spec, key, how)
         return arithmetic.adapted(network, how, self.kind, first_call)
 
@@ -288,11 +288,12 @@ class Device:
     def loading(self, specs: Sequence[NetworkSpec], diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
         """A Denoiser that loads its networks when it is called, and requires memory for what they are called with.
 
-        A network that takes labels is called with some, if it gets none.
+        A network that takes labels, or a second time, is called with some if it gets none.
         """
 
         def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
             loaded = self.networks(specs, diffusion, how, tuple(x.shape))  # type: ignore[arg-type]
+            at = at._replace(toward=at.toward or some_point(diffusion.predicts).toward)
             asked = [some_labels(x) if condition is None and spec.conditions else condition for spec in specs]
             first, *_ = [network(x, at, labels) for network, labels in zip(loaded, asked, strict=True)]
             return first
@@ -300,7 +301,13 @@ class Device:
         return called
 
     def _require_room(
-        self, key: Hashable, network: "Denoiser", how: Arithmetic, batch: "BatchShape", conditional: bool
+        self,
+        key: Hashable,
+        network: "Denoiser",
+        how: Arithmetic,
+        batch: "BatchShape",
+        conditional: bool,
+        at: "Point",
     ) -> None:
         """Raise `NotEnoughMemory` unless a batch fits. It is counted once; what is free differs from job to job.
 
@@ -312,7 +319,7 @@ class Device:
         if (free := preflight.free_bytes(self.name)) is None or key in self._with_graphs:
             return
         if key not in self._needed:
-            self._needed[key] = preflight.needed_bytes(network, how, batch, self.kind, conditional)
+            self._needed[key] = preflight.needed_bytes(network, how, batch, self.kind, conditional, at)
         preflight.require(self._needed[key], free, batch)
         if how.compile == "reduce-overhead":
             self._with_graphs.add(key)

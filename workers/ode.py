@@ -155,8 +155,9 @@ def interpolate_cell(
     """
     import torch
 
-    x_T, process = points(job, device), schedules.process(job.diffusion)
+    process = schedules.process(job.diffusion)
     visited = path(process, job.tau)
+    x_T = process.first_scale(visited[0]) * points(job, device)
     batches = torch.split(x_T, job.batch_size)
     watched = Watched(with_heartbeats(model, heartbeat, len(batches) * len(job.tau)))
     denoise = Denoise(watched, process, job.diffusion.predicts)
@@ -177,7 +178,10 @@ def interpolate_cell(
 
 
 def points(job: InterpolateJob, device: str) -> "Tensor":
-    """The job's x_T, (pairs k + k^2, C, H, W) float32 for k steps; the ends are those of the samples 0, 1, 2, ..."""
+    """The job's points between standard normals, (pairs k + k^2, C, H, W) float32 for k steps.
+
+    The ends are those of the samples 0, 1, 2, ...
+    """
     import torch
 
     from taugrid.workers.diffusion import interpolation, noise

@@ -215,7 +215,8 @@ def _trained(setting: Setting, precision: str, count: int, size: int) -> tuple[T
     network, loss_of = loop._network(train, state.unet, None, 1), Loss(DIFFUSION_DEFAULTS, None, setting.device)
     for step in range(count):
         x0, eps = (normal(0, indices, step, setting.shape, domain) for domain in ("train", "train-eps"))
-        batch = TrainingBatch(x0 + eps, torch.full((size,), 500, device=setting.device), x0, eps)
+        t = torch.full((size,), 500, device=setting.device)
+        batch = TrainingBatch(x0 + eps, t, x0, eps, t - 1)
         loop._step(spec, state, network, batch, loss_of, 1e-4, 1)
         if step == 0:  # libraries choose their kernels
             setting.wait()

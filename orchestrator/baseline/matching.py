@@ -144,7 +144,7 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], dire
     """Raise `UserError` if a pair differs in a field of `MUST_AGREE`; the message says how to accept `directory`."""
     differences: dict[str, set[str]] = {}
     for new, old in pairs:
-        sides = {name: _fields(cell.protocol) for name, cell in (("new", new), ("baseline", old))}
+        sides = {name: _fields(cell) for name, cell in (("new", new), ("baseline", old))}
         for name, values in disagreements(sides, may_differ=frozenset()).items():
             by_side = {side: value for value, having in values.items() for side in having}
             if name.startswith("reference."):
@@ -163,11 +163,13 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], dire
         )
 
 
-def _fields(protocol: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(cell: SnapshotCell) -> dict[str, Any]:
+    """What must agree: of its protocol, and the process, whose times tau and a sampler's block tell."""
+    protocol = cell.protocol
     fields = {name: protocol.get(name) for name in MUST_AGREE if name not in OPTIONAL or name in protocol}
     if (block := fields["sampler"]) is not None:
         fields["sampler"] = {key: value for key, value in block.items() if key in SAMPLER_FIELDS}
-    return fields
+    return fields | {"diffusion.process": cell.network.diffusion.get("process") or "ddpm"}
 
 
 def _reference(fields: Mapping[str, Any]) -> str:

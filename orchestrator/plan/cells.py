@@ -165,6 +165,12 @@ class Cell:
         return self.described or describe_sampler(self.settings, self.model.diffusion)
 
     @property
+    def sampler_remark(self) -> str | None:
+        """What one of taugrid's own samplers says of its settings."""
+        name = self.settings.sampler
+        return find(name).remark(self.settings) if name in SAMPLERS else None
+
+    @property
     def sampler_block(self) -> dict[str, Any] | None:
         """The sampler's fields in the scoring protocol. None for ddim, which tau and clip describe."""
         settings, described = self.settings, self.sampler_description
@@ -353,6 +359,7 @@ class Plan:
             *filter(None, (model.source.warning(model.diffusion) for model in self.models)),
             *(remark for its in settings for remark in remarks(*its)),
             *_sampled_twice(self.cells),
+            *dict.fromkeys(filter(None, (cell.sampler_remark for cell in self.cells))),
         ]
 
     @cached_property

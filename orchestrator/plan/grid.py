@@ -79,7 +79,7 @@ ReadVae = Callable[[str, Vae], Vae]
 ReadCheckpoint = Callable[[str], Checkpoint]
 """Like `workers.network.checkpoint.read_checkpoint`."""
 
-DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], int], CustomNetwork]
+DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], int, Diffusion | None, Data | None], CustomNetwork]
 """Like `workers.network.custom_process.describe`."""
 
 
@@ -377,7 +377,8 @@ def _absent(sections: Sections, reason: str, assumed_timesteps: int) -> Model:
         trained = Trained(data, {"absent": data.model_dump(mode="json")}, model.unet, sections.train)
         return Model(identity(trained.content(diffusion)), data, diffusion, trained, lacks=reason)
     if model.checkpoint is not None:
-        is_consistency = sections.sample.sampler == CONSISTENCY  # which no other checkpoint can have
+        no_process = sections.diffusion.process is None
+        is_consistency = no_process and sections.sample.sampler == CONSISTENCY  # which no other checkpoint can have
         known = {"process": "edm"} if is_consistency else {"timesteps": assumed_timesteps}
         defaults = Diffusion.model_validate(known)
     diffusion = _diffusion(sections, defaults)
@@ -397,11 +398,12 @@ def _present(sections: Sections, lookups: Lookups) -> Model:
 def _diffusion(sections: Sections, theirs: Diffusion = UNSET) -> Diffusion:
     """`diffusion` resolved for its model. `theirs` is a checkpoint's."""
     model, process = sections.model, sections.diffusion.process
+    is_ours = (model.unet or model.oracle) is not None
     if model.unet is not None and process == "flow":
         theirs = Diffusion(process="flow", timesteps=1000)  # its time embedding is made for such numbers
-    diffusion = diffusion_section(sections.diffusion, theirs, sections.sample.sampler)
+    diffusion = diffusion_section(sections.diffusion, theirs, None if is_ours else sections.sample.sampler)
     own = {"flow": "velocity", "edm": "edm"}.get(process or "ddpm", diffusion.prediction)
-    if (model.unet or model.oracle) is not None and diffusion.prediction != own:
+    if is_ours and diffusion.prediction != own:
         raise UserError(
             f"diffusion.prediction: with process: {process}, taugrid trains networks and knows optima that predict "
             f"{own} only, not {diffusion.prediction}; remove it, or give model.checkpoint or model.callable"
@@ -448,8 +450,10 @@ def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> Model
     if model.oracle is not None:
         return _oracle(model.oracle, data, diffusion)
     if model.callable is not None:
-        shape = data.image_shape
-        return Custom(lookups.describe_network(model.callable, model.weights, shape, diffusion.timesteps or 1))
+        process = None if diffusion.process is None else diffusion
+        seen = data if process is not None or diffusion.prediction == "epsilon" else None
+        about = data.image_shape, diffusion.timesteps or 1, process, seen
+        return Custom(lookups.describe_network(model.callable, model.weights, *about))
     if model.unet is not None:
         check_loss_weights(sections.train, diffusion)
         if model.unet.dropout and sections.train.most_workers > 1:
@@ -495,6 +499,10 @@ def _cell_id(
 
 
 def _value_at(sections: Sections, key: str) -> Any:
+    if key == "diffusion.process":  # ids know the usual values of these two as null
+        return sections.diffusion.process or "ddpm"
+    if key == "shift":
+        return sections.sample.shift or 1.0
     name, path = _locate(key)
     value: Any = getattr(sections, name).model_dump(mode="json")
     for part in path:

@@ -160,6 +160,11 @@ def _require_signal(diffusion: Diffusion) -> None:
 
 def check_loss_weights(train: Train, diffusion: Diffusion) -> None:
     if train.loss_weights is not None:
+        if diffusion.process is not None:
+            raise UserError(
+                f"train.loss_weights: Theorem 1's weights are for process: ddpm, not {diffusion.process}, which has "
+                "one loss; remove train.loss_weights"
+            )
         try:
             schedules.gamma(train.loss_weights, schedules.alpha_bar(diffusion))
         except ValueError as error:
@@ -190,14 +195,15 @@ def check_classes(data: Data, unet: Unet, train: Train) -> None:
 def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
     """`settings` with no key left null; `theirs` are the keys that a loaded pipeline sets.
 
-    A `decode_batch` that makes the default's slices of every batch is the default, and so is a shift of 1.
+    A `decode_batch` that makes the default's slices of every batch is the default, and so is a shift of 1, unless it
+    replaces the pipeline's.
     """
     given = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
     missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
     slices = {min(size, settings.batch_size) for size in (settings.decode_batch, SAMPLE_DEFAULTS.decode_batch)}
     usual: dict[str, Any] = {"decode_batch": SAMPLE_DEFAULTS.decode_batch} if len(slices) == 1 else {}
-    if (given.get("shift") or settings.shift) == 1:
+    if (settings.shift or 1, theirs.get("shift") or 1) == (1, 1):
         given["shift"] = None
     return settings.model_copy(update=missing | given | usual)
 

@@ -322,6 +322,10 @@ class Custom(ModelSource):
         """The network's description, in case the code is gone later; None if it already is."""
         return None if self.spec.unusable else self.spec.recorded
 
+    def warning(self, diffusion: Diffusion) -> str | None:
+        """What its error on noised images tells of how it is called."""
+        return self.spec.doubt
+
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         weights = f" with {self.spec.weights}" if self.spec.weights else ""
         now = f"; that was when it was sampled ({self.spec.unusable})" if self.spec.unusable else ""

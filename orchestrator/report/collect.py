@@ -31,6 +31,7 @@ from taugrid.storage import read_sealed
 from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
+from taugrid.workers.diffusion.process import path
 
 NO_INFLUENCE = "its samples' influences are missing or damaged; `taugrid run` computes them"
 
@@ -141,12 +142,14 @@ def exact_fid(cell: Cell, extractor: str, reference: object) -> float | None:
     shape = source.image_shape
     if not isinstance(reference, Data) or (reference.name, reference.image_shape) != ("gaussian", shape):
         return None
-    if cell.settings.rounding != "round" or cell.model.diffusion.process is not None:
+    if cell.settings.rounding != "round":
         return None
     if (cell.settings.sampler, cell.settings.clip, cell.settings.precision) != ("ddim", "none", "float32"):
         return None  # the form is of eq. 12; a step that clips is not affine, and rounding adds to the covariance
-    data = gaussian.gaussian(shape)
-    samples = gaussian.sampled(data, schedules.alpha_bar(cell.model.diffusion), cell.tau, cell.settings.eta)
+    data, process = gaussian.gaussian(shape), schedules.process(cell.model.diffusion)
+    first, *_ = visited = path(process, cell.tau)
+    variance = (process.first_scale(first) / first.scale) ** 2
+    samples = gaussian.sampled(data, [at.alpha_bar for at in visited], cell.settings.eta, variance)
     if max(map(gaussian.share_beyond_1, (samples, data))) > LARGEST_SHARE_BEYOND_1:
         return None
     return gaussian.frechet_distance(gaussian.rounded(samples), gaussian.rounded(data))

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from taugrid.config import Config, Data
+from taugrid.config import Config, Data, Diffusion
 from taugrid.config.sample import LabelColumn
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.features.resolve import restored
@@ -71,7 +71,13 @@ class ModelRecords(Paths):
         return [record for record in records if isinstance(record, dict)]
 
     def describe_network(
-        self, name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int
+        self,
+        name: str,
+        weights: str | None,
+        image_shape: tuple[int, int, int],
+        timesteps: int,
+        diffusion: Diffusion | None = None,
+        data: Data | None = None,
     ) -> CustomNetwork:
         """The description of a custom network (`custom_process.describe`), or the recorded one if it can't be used.
 
@@ -83,7 +89,7 @@ class ModelRecords(Paths):
         try:
             if not self.runs_code:
                 raise UserError(WITHOUT_CODE)
-            network = custom_process.describe(name, weights, image_shape, timesteps)
+            network = custom_process.describe(name, weights, image_shape, timesteps, diffusion, data)
         except UserError as error:
             if records:
                 return replace(custom_process.restored(records[0], image_shape), unusable=str(error))

@@ -18,7 +18,7 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, KindResult, WorkKind, shard_key
 from taugrid.parquet import first_pictures
-from taugrid.registry.samplers import DEFAULT
+from taugrid.registry.samplers import DEFAULT, ONLY
 from taugrid.words import listed, some_of
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion.decoder import Vae
@@ -60,10 +60,8 @@ def require_ode_cells(plan: Plan, stage: str) -> None:
     if latent := next((cell.label for cell in plan.cells if isinstance(cell.decoder, Vae)), None):
         raise UserError(f"{stage} is for networks that sample pixels, and {latent} samples latents; leave it out")
     if not ode_cells(plan):
-        if all(model.diffusion.prediction == "consistency" for model in plan.models):
-            raise UserError(
-                f"{stage} follows an ODE step by step, and consistency models jump to its end; load another"
-            )
+        if all(model.diffusion.prediction in ONLY for model in plan.models):
+            raise UserError(f"{stage} follows an ODE step by step, and these networks jump along it; load another")
         if any(_has_no_ode(cell) == WITH_LABELS for cell in plan.cells):
             raise UserError(
                 f"{stage} follows an ODE without labels; all cells are of {others(plan)}: give it an unconditional "

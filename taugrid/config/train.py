@@ -47,13 +47,15 @@ class Train(Section):
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient; null for none."""
     loss_weights: LossWeights | None = None
-    """null: L_simple, the mean square of what the network predicts (eq. 5 with gamma = 1 for epsilon)."""
+    """null: L_simple, the mean square of what the network predicts (eq. 5 with gamma = 1 for epsilon). For `process:
+    ddpm` only."""
     flip: bool = False
     """Random horizontal flips."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of labels that become the null class, with which a network can be guided. Needs model.unet.num_classes."""
     antithetic: bool = False
-    """Draw times in pairs t, T + 1 - t. Each time stays as likely as before, and the loss varies less."""
+    """Draw times in pairs t, T + 1 - t (of a flow t, 1 - t). Each time stays as likely as before, and the loss varies
+    less."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """tf32: on NVIDIA GPUs. bf16: the network runs under autocast; weights, the loss and the average stay float32."""
     compile: bool = False

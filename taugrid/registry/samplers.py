@@ -18,9 +18,13 @@ SAMPLERS = {
     "ddim": "taugrid.workers.samplers.ddim:DDIM",
     "dpm++2m": "taugrid.workers.samplers.dpmpp:DPMpp2M",
     "dpm++3m": "taugrid.workers.samplers.dpmpp:DPMpp3M",
+    "euler": "taugrid.workers.samplers.heun:Euler",
     "heun": "taugrid.workers.samplers.heun:Heun",
+    "edm-heun": "taugrid.workers.samplers.heun:EdmHeun",
     "unipc": "taugrid.workers.samplers.unipc:UniPC",
-    "consistency": "taugrid.workers.samplers.consistency:Consistency",
+    "consistency": "taugrid.workers.samplers.students.consistency:Consistency",
+    "lcm": "taugrid.workers.samplers.students.lcm:LCM",
+    "flow-map": "taugrid.workers.samplers.students.flow_map:FlowMap",
 }
 
 DIFFUSERS = "diffusers:"
@@ -29,7 +33,9 @@ DIFFUSERS = "diffusers:"
 DEFAULT = "ddim"
 
 CONSISTENCY = "consistency"
-"""The one sampler of consistency models."""
+
+ONLY = {"consistency": CONSISTENCY, "average_velocity": "flow-map"}
+"""The one sampler of networks that predict this."""
 
 
 def names() -> list[str]:

@@ -18,6 +18,8 @@ from taugrid.workers.diffusion import oracle
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.gaussian import gaussian, two_points
 from taugrid.workers.diffusion.process import Point, path
+from taugrid.workers.diffusion.processes.edm import EDM
+from taugrid.workers.diffusion.processes.flow import Flow
 from taugrid.workers.diffusion.timesteps import times
 from taugrid.workers.samplers.sampler import find
 
@@ -33,6 +35,7 @@ LATER = -1.0
 
 SHAPE = (1, 2, 3)
 PROCESS = schedules.process(DIFFUSION_DEFAULTS)
+EDMS, FLOW = EDM(0.002, 80.0, 7.0, 0.5, "sample"), Flow(1, "sample")
 X = 1.5 * torch.from_numpy(np.random.RandomState(3).standard_normal((8, *SHAPE)))
 
 
@@ -51,6 +54,21 @@ def from_start(steps):
     return path(PROCESS, times("logsnr", steps, PROCESS.alpha_bar))[:-1]
 
 
+def edm(steps):
+    """Those of `logsnr`, from sigma 80 to 0.002."""
+    return path(EDMS, EDMS.spaced("logsnr", steps))[:-1]
+
+
+def flow(steps):
+    """Uniform in log-SNR, from t = 0.993 to 0.007."""
+    return [FLOW.at(1 / (1 + exp(each))) for each in np.linspace(-5, 5, steps).tolist()]
+
+
+def whole_flow(steps):
+    """A flow's own, from t = 1 to the image."""
+    return path(FLOW, FLOW.spaced("linear", steps))
+
+
 def from_later(steps, first=None):
     """Points from `LATER` on; with `first`, after a step of that length."""
     end = lam(PROCESS.at(1))
@@ -62,7 +80,7 @@ def from_later(steps, first=None):
 class Normal:
     """The Gaussian of `taugrid selfcheck`: its x0, and the closed form of the ODE in each direction of Sigma."""
 
-    data = gaussian(SHAPE)
+    data, process = gaussian(SHAPE), PROCESS
     network = staticmethod(oracle.gaussian_eps(data, PROCESS.alpha_bar, "cpu", torch.float64))
 
     def in_basis(self, x):
@@ -81,10 +99,20 @@ class Normal:
         return (found @ self.data.eigenvectors.T).reshape(x.shape)
 
 
+class Scaled(Normal):
+    """The same under a process whose networks predict x0."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def network(self, x, at, condition=None):
+        return torch.from_numpy(self.x0(x.numpy(), at.alpha, at.sigma))
+
+
 class Pair:
     """Two points, whose x0 is not linear in x."""
 
-    data = two_points(SHAPE)
+    data, process = two_points(SHAPE), PROCESS
     network = staticmethod(oracle.two_points_eps(data, "cpu", torch.float64))
 
     def x0(self, x, alpha, sigma):
@@ -112,7 +140,7 @@ class Pair:
         return self._solution(lam(a), lam(b))
 
 
-ORACLES = {"Gaussian": Normal(), "two points": Pair()}
+ORACLES = {"Gaussian": Normal(), "two points": Pair(), "edm": Scaled(EDMS), "flow": Scaled(FLOW)}
 
 
 def solved(name, path, known, x=X):
@@ -121,11 +149,16 @@ def solved(name, path, known, x=X):
     def no_noise(*_):
         raise AssertionError("a solver draws no noise")
 
-    return find(name).sample(x, path, Denoise(known.network, PROCESS), no_noise, Sample()).numpy()
+    return (
+        find(name)
+        .sample(x, path, Denoise(known.network, known.process, known.process.prediction), no_noise, Sample())
+        .numpy()
+    )
 
 
 def error(name, path, known):
-    return float(np.abs(solved(name, path, known) - known.solution(X.numpy(), path[0], path[-1])).max())
+    x = X if known.process is PROCESS else known.process.first_scale(path[0]) * X
+    return float(np.abs(solved(name, path, known, x) - known.solution(x.numpy(), path[0], path[-1])).max())
 
 
 def measured(name, paths, known):

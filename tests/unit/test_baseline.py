@@ -167,6 +167,7 @@ def test_a_small_change_needs_a_margin(base, tmp_path):
             {"evaluate": {"metrics": ["fid"], "reference": GAUSSIAN | {"split": "test"}}},
             "images of gaussian/test .*, in the baseline 10,000 images of gaussian/all",
         ),
+        ({"diffusion": {"process": "flow", "prediction": "sample"}}, "process is flow, in the baseline ddpm .*tau is"),
     ],
 )
 def test_runs_measured_in_different_ways_are_refused(base, tmp_path, changes, field):

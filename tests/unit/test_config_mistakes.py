@@ -78,7 +78,7 @@ def test_a_spacing_is_a_name_or_times(spacing):
     message = refusal({"sample": {"spacing": spacing}})
     assert message.count("must be") == 1
     assert "a list of one or more positive whole numbers, or linear, quadratic, " in message
-    assert message.endswith(f"or logsnr-int, not {spacing!r}")
+    assert message.endswith(f"or time_uniform, not {spacing!r}")
 
 
 def test_a_number_with_an_exponent_is_text_in_yaml_and_a_truth_in_a_grid_is_no_number():

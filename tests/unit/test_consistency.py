@@ -13,6 +13,7 @@ from diffusers.schedulers import scheduling_consistency_models
 from in_process import drive, results, small_run
 from tiny import UNET
 
+import taugrid
 from taugrid import parquet
 from taugrid.config import CONSISTENCY_DEFAULTS, Config, Diffusion, Sample, validate
 from taugrid.errors import UserError
@@ -274,6 +275,17 @@ def test_a_plan_without_the_weights_prices_it():
     assert [cell.nfe for cell in found.cells] == [1, 2]
 
 
+def test_a_network_in_memory_predicts_so_by_default():
+    told = []
+
+    def network(x, t):
+        told.append(t[0].item())
+        return torch.zeros_like(x)
+
+    taugrid.sample(network, 1, shape=SHAPE, diffusion={"process": "edm"}, sampler="consistency", steps=2)
+    assert told == pytest.approx([PROCESS.at(t).time for t in (40, 20)])
+
+
 GAUSSIAN = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
 
 
@@ -298,10 +310,13 @@ def test_another_sampler_is_refused_on_a_consistency_model(folder, name):
         ({"diffusion": {"sigma_max": 0.001}}, ["sigma_max larger than sigma_min"]),
         ({"sample": {"labels": None}}, ["sample.labels is missing", "5 classes"]),
         ({"sample": {"guidance": 2.0}}, ["guidance", "null"]),
-        (GAUSSIAN, ["is for consistency models", "predicts epsilon", "ddim"]),
+        (GAUSSIAN, ["is for process: edm", "network's is ddpm", "ddim"]),
         ({**GAUSSIAN, "diffusion": {"sigma_max": 1.0}}, ["only process: edm"]),
-        ({**GAUSSIAN, "diffusion": {"process": "edm"}}, ["model.checkpoint"]),
-        ({"model": {"unet": {}}, "diffusion": {"process": "edm"}}, ["trains networks", "not consistency"]),
+        ({**GAUSSIAN, "diffusion": {"process": "edm"}}, ["is for prediction: consistency", "network's is edm"]),
+        (
+            {"model": {"unet": {}}, "diffusion": {"process": "edm", "prediction": "consistency"}},
+            ["trains networks", "not consistency"],
+        ),
         ({"sample": {"sampler": "diffusers:CMStochasticIterativeScheduler"}}, ["the sampler consistency"]),
     ],
 )
@@ -312,7 +327,7 @@ def test_a_mistake_is_one_line(folder, sections, parts):
 
 
 def test_there_is_nothing_to_reconstruct(folder):
-    assert "jump to its end" in refusal(require_ode_cells, planned(folder), "reconstruct")
+    assert "jump along it" in refusal(require_ode_cells, planned(folder), "reconstruct")
 
 
 def test_a_scheduler_that_cannot_be_honoured_is_one_line(folder, tmp_path):

@@ -170,10 +170,12 @@ def forget():
     importlib.invalidate_caches()
 
 
-def described(name, weights=None, shape=SHAPE, timesteps=T):
+def described(name, weights=None, shape=SHAPE, timesteps=T, diffusion=None, data=None):
     """`custom_process.describe` without the seconds that another process takes."""
     path = None if weights is None else str(custom_process.weights_path(weights))
-    return describe(name, path, shape, timesteps)
+    return describe(
+        name, path, shape, timesteps, *(each and each.model_dump(mode="json") for each in (diffusion, data))
+    )
 
 
 def save_weights(path, scale):
@@ -432,7 +434,7 @@ def test_weights_that_are_found_without_being_given_count(folder, name):
 def test_the_id_of_a_network_is_pinned():
     """Whoever changes what enters it orphans every run with a custom network."""
 
-    def fixed(name, weights, shape, timesteps):
+    def fixed(name, weights, shape, *_):
         return CustomNetwork(name, weights, "a" * 64, "b" * 64, "c" * 64, shape, "Net, 3 parameters")
 
     p = planned(fixed, model={"callable": "a.b:c"}, diffusion={"schedule": "cosine"})
@@ -461,7 +463,8 @@ def test_a_network_is_described_once_however_long_the_grid(folder):
     grid = {"steps": [2, 4], "eta": [0.0, 1.0], "diffusion.timesteps": [500, 1000]}
     p = planned(counting, grid=[grid])
     assert (len(p.models), len(p.cells)) == (2, 8)
-    assert calls == [("mine:scaled", None, SHAPE, 500), ("mine:scaled", None, SHAPE, 1000)]
+    expected = [("mine:scaled", None, SHAPE, timesteps, None, p.models[0].data) for timesteps in (500, 1000)]
+    assert calls == expected
 
 
 def test_raw_weights_are_refused(folder):
@@ -483,11 +486,12 @@ def sample(p, rundir, settings=None):
     return path
 
 
+@pytest.mark.parametrize("spacing", ["logsnr", "karras", "time_uniform"])
 @pytest.mark.parametrize(("name", "takes"), [("scaled", True), ("embedding", False), ("truncating", False)])
-def test_times_between_whole_ones_are_tried(folder, name, takes):
+def test_times_between_whole_ones_are_tried(folder, name, takes, spacing):
     """An embedding of integers fails there, and a network that rounds would sample something else in silence."""
     sections = {"model": {"callable": f"mine:{name}"}, "diffusion": {"timesteps": 100}}
-    settings = {"num_samples": 4, "seed": 0, "steps": 5}
+    settings = {"num_samples": 4, "seed": 0, "steps": 7}
     assert described(f"mine:{name}", timesteps=100).takes_fractions is takes
     assert planned(**sections, sample=settings | {"spacing": "logsnr-int"})
     with (
@@ -495,11 +499,11 @@ def test_times_between_whole_ones_are_tried(folder, name, takes):
         if takes
         else pytest.raises(
             UserError,
-            match=rf"^model.callable: the network of mine:{name} takes whole time indices only, but spacing logsnr "
-            r"calls it at [\d.]+; choose another spacing or sampler",
+            match=rf"^model.callable: the network of mine:{name} takes whole time indices only, but spacing "
+            rf"{spacing} calls it at [\d.]+; choose another spacing or sampler",
         )
     ):
-        planned(**sections, sample=settings | {"spacing": "logsnr"})
+        planned(**sections, sample=settings | {"spacing": spacing})
 
 
 def test_weights_that_were_replaced_after_sampling_are_refused(folder):

@@ -1,6 +1,7 @@
 """`sample.sampler: module:function`: what the page promises, what is refused before a run, and what a run keeps."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -106,10 +107,11 @@ NUMBER = 3
 """
 
 
-def planned(name="my_sampler:sample", grid=None, **settings):
+def planned(name="my_sampler:sample", grid=None, diffusion=None, **settings):
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
     sample = {"seed": 0, "steps": 4, "sampler": name} | settings
-    return plan(validate(Config, values | {"sample": sample, "grid": grid or {}}, "test"))
+    sections = {"sample": sample, "grid": grid or {}, "diffusion": diffusion or {}}
+    return plan(validate(Config, values | sections, "test"))
 
 
 def refused(name, **settings):
@@ -225,6 +227,18 @@ def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceba
     monkeypatch.setattr(description, "ask", lambda function, arguments, *_: describe.find(function)(**arguments))
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):  # which the other process reports like any error
         planned("mine:good")
+
+
+@pytest.mark.parametrize(("process", "told"), [("edm", [math.log(80) / 4, math.log(0.002) / 4]), ("flow", [1, 0.5])])
+def test_it_is_tried_on_the_networks_own_process(here, process, told):
+    """The page's samplers work there too, and broken ones are found."""
+    of = {"diffusion": {"process": process}}
+    [cell] = planned(steps=2, **of).cells
+    assert cell.sampler_description.times == pytest.approx(told)
+    assert planned("my_sampler:renoised", **of).cells[0].nfe == 8
+    assert "makes another image of the same x alone" in refused("mine:own_generator", **of)
+    assert "calls the network at path[-1], which is time 0" in refused("mine:at_time_0", **of)
+    assert "must return increasing numbers above 0 and up to" in refused("mine:NotANumber", **of)
 
 
 def test_a_cell_knows_the_calls_that_were_counted(here):

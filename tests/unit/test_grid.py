@@ -355,6 +355,10 @@ def test_an_oracle_is_a_model_of_its_data():
             {"train": {"loss_weights": {"sigma_1": 0.1, "spacing": "leading", "steps": 10}}},
             "train.loss_weights: Theorem 1 needs",
         ),
+        (
+            {"train": {"loss_weights": {"sigma_1": 0.1}}, "diffusion": {"process": "flow"}},
+            "train.loss_weights: Theorem 1's weights are for process: ddpm, not flow",
+        ),
         ({"diffusion": {"schedule": "constant", "beta_end": 0.9}}, "reaches 0 before the last"),
         ({"diffusion": {"beta_start": 1e-17}}, "alpha does not fall"),
         ({"data": {"name": "gaussian", "shape": [2, 8, 8]}}, "1 channel (grey) or 3 (RGB)"),

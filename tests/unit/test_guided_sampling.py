@@ -81,7 +81,7 @@ def test_guided_samples_have_the_guided_mean_and_the_common_covariance(eta):
     n, spec = 4000, spec_of(guidance=SCALE, eta=eta)
     images = sample_batch(CLASSES, torch.arange(n), spec, torch.full((n,), 1)).flatten(1).double().numpy()
     moved = gaussian.Gaussian(DATA.mean + GUIDED_OFFSETS[1], DATA.eigenvalues, DATA.eigenvectors)
-    exact = gaussian.sampled(moved, ALPHA_BAR, spec.tau, eta)
+    exact = gaussian.sampled(moved, [float(ALPHA_BAR[t]) for t in reversed([0, *spec.tau])], eta)
     white = (images - exact.mean) @ exact.eigenvectors / np.sqrt(exact.eigenvalues)
     assert n * np.square(white.mean(axis=0)).sum() < 16 + 5 * np.sqrt(32)
     excess = white.T @ white / n - np.eye(16)

@@ -10,7 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from diffusers import CMStochasticIterativeScheduler, DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from latents import save_dit, save_ldm
 from nights import taugrid
 
@@ -48,6 +56,9 @@ def checkpoints(tmp_path_factory):
     rgb = network(sample_size=12, in_channels=3, out_channels=3)
     rgb.save_pretrained(root / "consistency")
     CMStochasticIterativeScheduler().save_pretrained(root / "consistency")
+    for name, scheduler in (("flow", FlowMatchEulerDiscreteScheduler(shift=3.0)), ("edm", EDMEulerScheduler())):
+        rgb.save_pretrained(root / name / "unet")
+        scheduler.save_pretrained(root / name / "scheduler")
     save_ldm(root / "ldm")
     save_dit(root / "dit")
     return root
@@ -103,6 +114,8 @@ SEEN = {
     "classes": ("digits", (1, 8, 8), {"sampler", "steps", "eta"}, "balanced"),
     "guided": ("digits", (1, 8, 8), {"guidance", "steps"}, "balanced"),
     "consistency": ("folder", (3, 12, 12), {"sampler", "steps"}, None),
+    "flow": ("folder", (3, 12, 12), {"sampler", "steps", "eta"}, None),
+    "edm": ("folder", (3, 12, 12), {"sampler", "steps", "eta"}, None),
     "ldm": ("folder", (3, 16, 16), {"sampler", "steps", "eta"}, None),
     "dit": ("folder", (3, 16, 16), {"guidance", "steps"}, "balanced"),
 }
@@ -120,6 +133,7 @@ def test_a_config_fits_the_checkpoint(kind, checkpoints, tmp_path):
         ("none", True) if kind in ("ldm", "dit") else (None, False)
     )
     assert ("the checkpoint does not say it" in text) == (kind in ("bare", "classes"))
+    assert ("The process is flow, told 1000 t, predicts velocity, shift 3." in text) == (kind == "flow")
     assert not any("images of" in remark for remark in plan["remarks"]), "the reference has the pictures' shape"
     assert max(steps for row in config.grid for steps in row["steps"]) == {"v": 20, "consistency": 4}.get(kind, 50)
 

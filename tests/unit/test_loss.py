@@ -22,7 +22,7 @@ def a_batch():
     generator = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 5, 1, 4, 4, generator=generator)
     t = torch.tensor([1, 10, 300, 700, 1000])
-    return TrainingBatch(diffuse(x0, eps, torch.from_numpy(ALPHA_BAR)[t]), t, x0, eps)
+    return TrainingBatch(diffuse(x0, eps, torch.from_numpy(ALPHA_BAR)[t]), t, x0, eps, t - 1)
 
 
 def outputs(batch, x0):

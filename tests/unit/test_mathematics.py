@@ -72,7 +72,7 @@ def test_functions_exist():
 
 
 def test_no_function_of_the_mathematics_is_missing():
-    for path in (ROOT / "workers" / "diffusion").glob("*.py"):
+    for path in (ROOT / "workers" / "diffusion").rglob("*.py"):
         functions = {name for name, node in definitions(path).items() if isinstance(node, ast.FunctionDef)}
         missing = {name for name in functions if not name.startswith("_") and (path, name) not in named_functions()}
         assert not missing, path.name

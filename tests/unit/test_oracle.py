@@ -35,17 +35,23 @@ from taugrid.workers.diffusion.gaussian import (
 )
 from taugrid.workers.diffusion.objective import l_simple
 from taugrid.workers.diffusion.oracle import gaussian_eps, two_points_eps
-from taugrid.workers.diffusion.process import diffuse
+from taugrid.workers.diffusion.process import diffuse, path
 from taugrid.workers.diffusion.processes.edm import EDM
 from taugrid.workers.diffusion.processes.flow import Flow
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
+from taugrid.workers.samplers import ddim
 
 ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
 SHAPE = (2, 2, 3)
 DATA = gaussian(SHAPE)
 POINTS = two_points(SHAPE)
 ETAS = [0.0, 0.5, 1.0, "sigma_hat"]
+
+
+def levels(times):
+    """alpha_bar along a path."""
+    return [float(ALPHA[t]) for t in reversed([0, *times])]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,7 +108,7 @@ def test_share_beyond_1_is_that_of_draws():
 def test_one_image_in_a_million_is_clipped_at_most(shape):
     data = gaussian(shape)
     cells = product(("linear", "quadratic"), (5, 10, 20, 50, 1000), ETAS)
-    for pixels in [data, *(sampled(data, ALPHA, tau(spacing, s, 1000), eta) for spacing, s, eta in cells)]:
+    for pixels in [data, *(sampled(data, levels(tau(spacing, s, 1000)), eta) for spacing, s, eta in cells)]:
         assert share_beyond_1(pixels) < 1e-6
 
 
@@ -226,15 +232,36 @@ def test_closed_form_of_the_samples_is_exact(steps, eta, spacing):
     responses = {t: run(t) for t in (0, *times)}
     mean = responses[0][0]
     covariance = sum(matrix @ matrix.T for _, matrix in responses.values())
-    exact = sampled(DATA, ALPHA, times, eta)
+    exact = sampled(DATA, levels(times), eta)
     np.testing.assert_allclose(exact.mean, mean, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(exact.covariance, covariance, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("process", "network", "times"), CONTINUOUS, ids=["edm", "flow", "flow told 1000 t"])
+@pytest.mark.parametrize("eta", ETAS)
+def test_closed_form_of_other_processes_is_exact(eta, process, network, times):
+    """In the same way. At the first point of a flow there is no signal, and that of edm has little."""
+    d, visited = len(DATA.mean), path(process, process.spaced("linear", 7))
+    denoise = Denoise(network(optimum.expected_x0(DATA, "cpu", torch.float64)), process, process.prediction)
+    scale = process.first_scale(visited[0])
+
+    def run(key_of_units):
+        units = torch.cat([torch.zeros(1, d), torch.eye(d)]).double().reshape(-1, *SHAPE)
+        x_T = scale * units * (key_of_units == 0)
+        x0 = ddim.sample(x_T, visited, denoise, lambda key: units * (key == key_of_units), eta).flatten(1).numpy()
+        return x0[0], (x0[1:] - x0[0]).T
+
+    responses = {key: run(key) for key in (0, *(at.key for at in visited[:-1]))}
+    covariance = sum(matrix @ matrix.T for _, matrix in responses.values())
+    exact = sampled(DATA, [at.alpha_bar for at in visited], eta, (scale / visited[0].scale) ** 2)
+    np.testing.assert_allclose(exact.mean, responses[0][0], rtol=0, atol=1e-11)
     np.testing.assert_allclose(exact.covariance, covariance, rtol=0, atol=1e-12)
 
 
 def test_settings_change_the_closed_form():
     """The agreement above would mean little if the settings made no difference."""
     cells = [(spacing, s, eta) for spacing in ("linear", "quadratic") for s in (5, 20) for eta in ETAS]
-    distances = [frechet_distance(sampled(DATA, ALPHA, tau(sp, s, 1000), eta), DATA) for sp, s, eta in cells]
+    distances = [frechet_distance(sampled(DATA, levels(tau(sp, s, 1000)), eta), DATA) for sp, s, eta in cells]
     assert min(np.diff(np.sort(distances))) > 1e-5
 
 
@@ -260,7 +287,7 @@ def test_error_of_the_ode_falls_like_one_over_s():
 
 
 def test_frechet_distance_is_the_general_one():
-    a, b = sampled(DATA, ALPHA, tau("linear", 10, 1000), 0.5), DATA
+    a, b = sampled(DATA, levels(tau("linear", 10, 1000)), 0.5), DATA
     general = frechet.frechet_distance(*(statistics.Moments(2, g.mean, g.covariance) for g in (a, b)))
     assert frechet_distance(a, b) == pytest.approx(general, rel=1e-10)
     with pytest.raises(ValueError, match="same eigenvectors"):
@@ -282,7 +309,7 @@ def fid_of_draws(source, data, n, m, repeats):
 @pytest.mark.parametrize(("n", "m"), [(500, 2000), (2000, 500)])
 def test_expected_fid_of_sampled_cells(n, m, steps):
     data = gaussian((1, 4, 4))
-    source = sampled(data, ALPHA, tau("linear", steps, 1000), "sigma_hat")
+    source = sampled(data, levels(tau("linear", steps, 1000)), "sigma_hat")
     fids, expected = fid_of_draws(source, data, n, m, repeats=150), expected_fid(source, data, n, m)
     assert fids.mean() == pytest.approx(expected.mean, abs=4 * expected.sd / sqrt(150))
     assert fids.std() == pytest.approx(expected.sd, rel=0.25)  # its own standard error is 6 %
@@ -311,7 +338,7 @@ def test_expected_fid_of_one_pixel_varies_as_two_squares_of_normals_do():
 def test_rounding_acts_as_independent_noise():
     """In the cell whose pixels vary least; draws and rounded draws are paired, which leaves little of their scatter."""
     data = gaussian((1, 4, 4))
-    narrow = sampled(data, ALPHA, tau("linear", 5, 1000), 0.0)
+    narrow = sampled(data, levels(tau("linear", 5, 1000)), 0.0)
     draws = draw(narrow, 200_000, seed=5)
     images = to_uint8(draws) / 127.5 - 1
     added = np.cov(images, rowvar=False) - np.cov(draws, rowvar=False)

@@ -6,9 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from taugrid.config import Config, validate
+from taugrid.config import Config, Sample, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sections import sample_section
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Prediction, path, predict_eps, predicted
 from taugrid.workers.diffusion.processes.edm import EDM
@@ -119,6 +120,19 @@ def planned(**sections):
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
     values |= {"sample": {"seed": 0} | sections.pop("sample", {})} | sections
     return plan(validate(Config, values, "test"), dry=True)
+
+
+def test_tables_name_the_process_of_ddpm_and_a_shift_of_1():
+    """Ids know both as null. A shift of 1 that replaces a pipeline's is kept: it would be taken for the pipeline's."""
+    grid = [{"diffusion.process": ["ddpm", "edm"]}, {"diffusion.process": ["flow"], "shift": [1.0, 3.0]}]
+    cells = planned(grid=grid).cells
+    assert [cell.values["diffusion.process"] for cell in cells] == ["ddpm", "edm", "flow", "flow"]
+    assert [cell.values["shift"] for cell in cells] == [1.0, 1.0, 1.0, 3.0]
+    assert [cell.settings.shift for cell in cells] == [None, None, None, 3.0]
+    for given, pipelines, kept in ((1.0, {}, None), (1.0, {"shift": 3.0}, 1.0), (None, {"shift": 3.0}, 3.0)):
+        resolved = sample_section(Sample(shift=given), pipelines)
+        assert resolved.shift == kept
+        assert sample_section(resolved, pipelines) == resolved
 
 
 def test_ddpm_by_name_is_the_default():

@@ -18,6 +18,7 @@ from tiny import UNET
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
 from taugrid.errors import UserError
+from taugrid.images import to_uint8
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
@@ -27,13 +28,16 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.parquet import first_pictures
 from taugrid.storage import LocalStorage
 from taugrid.workers.data import load as data
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
-from taugrid.workers.ode import reconstruct_shard
+from taugrid.workers.ode import interpolate_cell, reconstruct_shard
+from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -132,6 +136,26 @@ def test_the_price_and_the_way_to_a_lower_one_are_said_before_it_starts(tmp_path
     assert started
     for fact in ("12 held-out images", f"{12 * 2 * 2} network evaluations", "report.reconstructed_images"):
         assert fact in said
+
+
+@pytest.mark.parametrize("process", ["ddpm", "edm", "flow"])
+def test_images_are_reconstructed_and_samples_interpolated_on_every_process(tmp_path, process):
+    """The error falls with S, and rows of interpolations end in the samples themselves."""
+    sections = GAUSSIAN | {
+        "diffusion": {"process": process},
+        "report": {"reconstructed_images": 8, "interpolated_pairs": 1},
+    }
+    work = done(tmp_path, 8, **sections, grid={"steps": [10, 80]})
+    few, many = (row["mse"] for row in work.conclude().rows)
+    assert many < few / 8 < 3e-4
+    job = next(InterpolateWork(work.survey).tasks()).job
+    network = load_network(job.network, job.diffusion, "cpu")
+    assert interpolate_cell(job, network, "cpu").images == 11 + 11**2
+    shown = first_pictures([Path(job.path)], 11, job.storage)
+    cell = work.plan.cells[0]
+    spec = SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
+    samples = to_uint8(sample_batch(network, torch.arange(2), spec).numpy())
+    np.testing.assert_array_equal(shown[[0, -1]], samples[:, 0])
 
 
 def test_raising_the_number_replaces_the_short_shard(tmp_path):

@@ -14,15 +14,23 @@ import torch
 from denoisers import sample
 
 from taugrid import images
+from taugrid.config import EDM_DEFAULTS, FLOW_DEFAULTS, Sample
 from taugrid.eval import selfcheck
 from taugrid.eval.metrics import frechet, statistics
-from taugrid.eval.selfcheck import CellSettings, judge
+from taugrid.eval.selfcheck import CellSettings, ddpm_path, edm_path, flow_path, judge
+from taugrid.workers import schedules
 from taugrid.workers.conditions.guidance import Guidance, Guided
 from taugrid.workers.conditions.labels import LabelRule
-from taugrid.workers.diffusion import noise, oracle, process, schedule
+from taugrid.workers.diffusion import denoiser, noise, oracle, schedule
+from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.gaussian import Gaussian, classes, draw, gaussian, two_points
+from taugrid.workers.diffusion.processes import edm
+from taugrid.workers.diffusion.processes.discrete import DiscreteVP
+from taugrid.workers.diffusion.processes.edm import EDM
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.samplers import ddim
+from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
+from taugrid.workers.samplers.sampler import find
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +42,14 @@ DATA, POINTS = gaussian(SHAPE), two_points(SHAPE)
 
 @cache
 def settings(data=DATA, steps=10, eta=1.0, clip="none", spacing="linear", num_samples=N):
-    return CellSettings(data, ALPHA, tau(spacing, steps, 1000), eta, clip, 11, num_samples)
+    return CellSettings(data, ddpm_path(ALPHA, tau(spacing, steps, 1000)), eta, clip, 11, num_samples)
+
+
+@cache
+def continuous(name, eta=0.5, sampler="ddim", steps=10):
+    path = flow_path(steps) if name == "flow" else edm_path(steps, 0.002, 80.0, 7.0)
+    churn = (3.0, 1.1) if sampler == "edm-heun" else ()
+    return CellSettings(DATA, path, eta, "none", 11, N, 1.0, path[0].sigma, sampler, *churn)
 
 
 def features(pixels):
@@ -46,6 +61,11 @@ def reference(seed=0):
     return images.to_uint8(draw(DATA, 10_000, seed)).reshape(-1, *SHAPE)
 
 
+def times(cell):
+    """The paper's, which are the keys of DDPM's process."""
+    return [level.key for level in reversed(cell.path[:-1])]
+
+
 class Run:
     """One cell by the functions that a real run calls; each method is a place for a fault."""
 
@@ -55,7 +75,7 @@ class Run:
 
     def eps(self, x, at, condition=None):
         if isinstance(self.cell.data, Gaussian):
-            return oracle.gaussian_eps(self.cell.data, self.cell.alpha_bar, "cpu")(x, at)
+            return oracle.gaussian_eps(self.cell.data, ALPHA, "cpu")(x, at)
         return oracle.two_points_eps(self.cell.data, "cpu")(x, at)
 
     def noise(self, indices, t):
@@ -63,7 +83,7 @@ class Run:
 
     def batch(self, indices):
         c = self.cell
-        return sample(self.eps, lambda t: self.noise(indices, t), c.alpha_bar, c.tau, c.eta, c.clip).numpy()
+        return sample(self.eps, lambda t: self.noise(indices, t), ALPHA, times(c), c.eta, c.clip).numpy()
 
     def pixels(self, indices):
         return images.to_uint8(self.batch(indices))
@@ -83,10 +103,31 @@ class Run:
         return judge(pixels, index, self.cell, self.fid(pixels), self.reference)
 
 
+class Continuous(Run):
+    """A cell of edm or a flow, by what a worker calls."""
+
+    def batch(self, indices):
+        c = self.cell
+        diffusion = EDM_DEFAULTS if c.start > 1 else FLOW_DEFAULTS
+        options = {"S_churn": c.churn, "S_noise": c.churn_noise} if c.churn else {}
+        settings = Sample(
+            steps=len(c.path) - 1, eta=c.eta, sampler=c.sampler, sampler_options=options, clip=c.clip, seed=c.seed
+        )
+        process, sampler = schedules.process(diffusion), find(c.sampler)
+        its = sampler.tau(settings, process), sampler.evaluations(settings, process)
+        optimum = oracle.expected_x0(c.data, "cpu")
+        network = oracle.edm(optimum, 0.5) if c.start > 1 else oracle.flow(optimum, 1)
+        return sample_batch(network, indices, SamplingSpec(Identity(SHAPE), diffusion, settings, *its)).numpy()
+
+
+def run_of(cell):
+    return (Continuous if cell.start > 1 or cell.path[0].alpha == 0 else Run)(cell)
+
+
 @cache
 def healthy(cell):
     """The verdict of a cell in which nothing is planted; call it before anything is."""
-    return Run(cell).verdict()
+    return run_of(cell).verdict()
 
 
 HEALTHY = [
@@ -98,6 +139,9 @@ HEALTHY = [
         for eta in (0.0, 1.0, "sigma_hat")
         for clip in ("none", "x0", "x0_and_eps")
     ),
+    *(continuous(name, eta) for name in ("edm", "flow") for eta in (0.0, 0.5, 1.0, "sigma_hat")),
+    *(continuous(name, 0.0, "heun") for name in ("edm", "flow")),
+    continuous("edm", 0.0, "edm-heun"),
 ]
 
 
@@ -129,8 +173,8 @@ GUIDED = replace(settings(classes(SHAPE)), eta=0.5, guidance=2.5)
 def guided(cell, how=None, shift=0):
     """Images of guided classes by the functions of a run, with their labels."""
     labels = torch.from_numpy(LabelRule("balanced", 11, cell.data.count).at(np.arange(N)))
-    how = how or Guidance(cell.guidance, len(cell.tau), null_label=cell.data.count)
-    network = oracle.classes_eps(cell.data, cell.alpha_bar, "cpu")
+    how = how or Guidance(cell.guidance, len(times(cell)), null_label=cell.data.count)
+    network = oracle.classes_eps(cell.data, ALPHA, "cpu")
     asked = ((labels + shift) % cell.data.count).long()
     index = torch.arange(N)
     eps = Guided(lambda x, at, condition: network(x, at, asked if condition is None else condition), None, how)
@@ -138,9 +182,7 @@ def guided(cell, how=None, shift=0):
     def in_batch(x, at, condition=None):
         return eps(x, at, asked)
 
-    x0 = sample(
-        in_batch, lambda t: noise.normal(cell.seed, index, t, SHAPE), cell.alpha_bar, cell.tau, cell.eta, cell.clip
-    )
+    x0 = sample(in_batch, lambda t: noise.normal(cell.seed, index, t, SHAPE), ALPHA, times(cell), cell.eta, cell.clip)
     return images.to_uint8(x0.numpy()), np.arange(N), labels.numpy().astype(np.int64)
 
 
@@ -151,7 +193,7 @@ def test_guided_classes_pass_and_faults_of_guidance_are_found():
         assert verdict.problems == ()
         assert verdict.largest_difference <= 1
         assert max(abs(verdict.mean.z), abs(verdict.covariance.z)) < 3.5
-    steps, null = len(GUIDED.tau), GUIDED.data.count
+    steps, null = len(times(GUIDED)), GUIDED.data.count
     faults = {
         "the scale is off": (Guidance(2.4, steps, null_label=null), 0),
         "w for g": (Guidance(1 + 2.5, steps, null_label=null), 0),
@@ -197,7 +239,7 @@ def fault(cell, *, finds):
 
 def coefficients_with(change):
     real = ddim.coefficients
-    return lambda a, a_prev, eta, is_last: change(a, a_prev, eta, real(a, a_prev, eta, is_last))
+    return lambda a, a_prev, eta, *others: change(a, a_prev, eta, real(a, a_prev, eta, *others))
 
 
 @fault(settings(eta="sigma_hat"), finds=[ALL_IMAGES])
@@ -245,14 +287,13 @@ def alpha_of_the_last_step(monkeypatch):
 @fault(settings(), finds=[IMAGES])
 class OtherTimeOfTheNetwork(Run):
     def eps(self, x, at, condition=None):
-        return super().eps(x, process.DiscreteVP(self.cell.alpha_bar).at(max(1, at.key - 1)))
+        return super().eps(x, DiscreteVP(ALPHA).at(max(1, at.key - 1)))
 
 
 @fault(settings(), finds=[ALL_IMAGES])
 class TimesOneTooEarly(Run):
     def batch(self, indices):
-        shifted = replace(self.cell, tau=[t - 1 for t in self.cell.tau])
-        return Run(shifted).batch(indices)
+        return Run(replace(self.cell, path=ddpm_path(ALPHA, [t - 1 for t in times(self.cell)]))).batch(indices)
 
 
 @fault(settings(), finds=[ALL_IMAGES])
@@ -260,7 +301,7 @@ class TruncatedTimes(Run):
     """ermongroup's range(0, T, T // S), which ends before T."""
 
     def batch(self, indices):
-        return Run(replace(self.cell, tau=[t - 99 for t in self.cell.tau])).batch(indices)
+        return Run(replace(self.cell, path=ddpm_path(ALPHA, [t - 99 for t in times(self.cell)]))).batch(indices)
 
 
 @fault(settings(eta=0.0), finds=[ALL_IMAGES])
@@ -448,12 +489,90 @@ class FidWithoutOneShard(Run):
         return super().fid(pixels[BATCH:])
 
 
+def edm_points(monkeypatch, change):
+    real = EDM.at
+    monkeypatch.setattr(EDM, "at", lambda process, t: change(real(process, t)) if t > 0 else real(process, t))
+
+
+@fault(continuous("edm", 0.0), finds=[LEVELS])
+@fault(continuous("edm", 0.0, "heun"), finds=[LEVELS])
+def told_a_noise_level_that_is_off(monkeypatch):
+    edm_points(monkeypatch, lambda at: at._replace(time=1.02 * at.time))
+
+
+@fault(continuous("edm", 0.0), finds=[ALL_IMAGES])
+def told_1000_times_the_noise_level(monkeypatch):
+    """As diffusers' timesteps of a network that is told sigma."""
+    edm_points(monkeypatch, lambda at: at._replace(time=1000 * at.time))
+
+
+@fault(continuous("edm", 0.0), finds=[ALL_IMAGES])
+def told_sigma(monkeypatch):
+    edm_points(monkeypatch, lambda at: at._replace(time=at.sigma))
+
+
+@fault(continuous("edm"), finds=[IMAGES])
+@fault(continuous("edm", 0.0, "heun"), finds=[LEVELS])
+def sigmas_2_percent_too_large(monkeypatch):
+    real = EDM.spaced
+    monkeypatch.setattr(EDM, "spaced", lambda *given: tuple(1.02 * sigma for sigma in real(*given)))
+
+
+@fault(continuous("edm"), finds=[IMAGES])
+def steps_2_percent_too_far(monkeypatch):
+    """The network is told the right noise level, and x has another."""
+    edm_points(monkeypatch, lambda at: at._replace(sigma=1.02 * at.sigma))
+
+
+@fault(continuous("edm", 0.0), finds=[LEVELS])
+@fault(continuous("edm", 0.0, "heun"), finds=[LEVELS])
+def last_step_at_a_sigma_of_0001(monkeypatch):
+    monkeypatch.setattr(edm, "END", edm.point(0.001, 0.0))
+
+
+@fault(continuous("edm", 0.0), finds=[ALL_IMAGES, "images equal"])
+def x_t_without_its_scale(monkeypatch):
+    monkeypatch.setattr(EDM, "first_scale", lambda process, first: 1.0)
+
+
+@fault(continuous("edm"), finds=[ALL_IMAGES])
+@fault(continuous("flow"), finds=[ALL_IMAGES])
+def noise_without_the_scale(monkeypatch):
+    real = ddim.coefficients
+
+    def unscaled(a, a_prev, eta, is_last, scale):
+        return real(a, a_prev, eta, is_last, scale)._replace(noise=real(a, a_prev, eta, is_last).noise)
+
+    monkeypatch.setattr(ddim, "coefficients", unscaled)
+
+
+@fault(continuous("edm", 0.0, "edm-heun"), finds=[IMAGES])
+class ChurnWithoutItsNoise(Continuous):
+    """S_noise left out."""
+
+    def batch(self, indices):
+        return Continuous(replace(self.cell, churn_noise=1.0)).batch(indices)
+
+
+@fault(continuous("edm", 0.0, "edm-heun"), finds=[IMAGES])
+class LessChurn(Continuous):
+    def batch(self, indices):
+        return Continuous(replace(self.cell, churn=2.5)).batch(indices)
+
+
+@fault(continuous("flow", 0.0), finds=[ALL_IMAGES])
+@fault(continuous("flow", 0.0, "heun"), finds=[ALL_IMAGES])
+def velocity_towards_the_noise(monkeypatch):
+    real = denoiser.predicted
+    monkeypatch.setattr(denoiser, "predicted", lambda output, *others: real(-output, *others))
+
+
 def planted_verdict(name, monkeypatch):
     planted, cell, _ = FAULTS[name]
     if isinstance(planted, type):
         return planted(cell).verdict()
     planted(monkeypatch)
-    return Run(cell).verdict()
+    return run_of(cell).verdict()
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from taugrid import images
-from taugrid.config import DIFFUSION_DEFAULTS, Sample
+from taugrid.config import DIFFUSION_DEFAULTS, EDM_DEFAULTS, Sample
+from taugrid.config.load import load
 from taugrid.eval.metrics import frechet, statistics
 from taugrid.eval.selfcheck_sampler import STEPS, Limit, judge, order_problems
-from taugrid.registry.samplers import CONSISTENCY, SAMPLERS
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.selfcheck import overrides
+from taugrid.registry.samplers import SAMPLERS
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise, oracle
 from taugrid.workers.diffusion.denoiser import Denoise
@@ -45,12 +48,14 @@ def pictures(name, steps, eta=0.0, network=None, indices=INDEX):
     """The cell's images, by the functions that a run calls."""
     points = path(PROCESS, times("logsnr", steps, PROCESS.alpha_bar))
     denoise = Denoise(network or oracle.gaussian_eps(DATA, PROCESS.alpha_bar, "cpu"), PROCESS)
+    return sampled(Sample(steps=steps, sampler=name, eta=eta, spacing="logsnr"), points, denoise, 1, indices)
 
+
+def sampled(settings, points, denoise, scale, indices):
     def of_key(key, draw=0):
         return noise.normal(SEED, torch.from_numpy(indices), key, SHAPE, f"sample/{draw}" if draw else "sample")
 
-    settings = Sample(steps=steps, sampler=name, eta=eta, spacing="logsnr")
-    return images.to_uint8(find(name).sample(of_key(0), points, denoise, of_key, settings).numpy())
+    return images.to_uint8(find(settings.sampler).sample(scale * of_key(0), points, denoise, of_key, settings).numpy())
 
 
 def judged(name, pixels, steps, follows=True, fid=None):
@@ -66,9 +71,33 @@ def problems(name, make=pictures, follows=True, **given):
     return [line for each in found.values() for line in each.findings.problems] + order
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != CONSISTENCY])  # which takes no eps
-def test_our_samplers_pass(name):
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if find(name).order])
+def test_our_solvers_pass(name):
     assert problems(name) == []
+
+
+def churned(S_noise=1.0):
+    """100 steps of edm-heun on its own process: the images, and what they should be like."""
+    process = schedules.process(EDM_DEFAULTS)
+    points = path(process, process.spaced("logsnr", 100))
+    network = oracle.edm(oracle.expected_x0(DATA, "cpu"), 0.5)
+    settings = Sample(steps=100, sampler="edm-heun", sampler_options={"S_churn": 10.0, "S_noise": S_noise})
+    pixels = sampled(settings, points, Denoise(network, process, "edm"), points[0].sigma, INDEX)
+    first, last = find("edm-heun").begin(points[0], process, settings), points[-2]
+    limit = Limit(DATA, first.alpha_bar, last.alpha_bar, SEED, N, process.first_scale(first) / first.scale)
+    fid = frechet.frechet_distance(features(pixels), features(reference()))
+    return judge(pixels, INDEX, limit, fid, reference(), follows=False, is_last=True)
+
+
+def test_edms_sampler_is_judged_on_its_process():
+    """Churn makes another image of x_T, but the distribution stays; too much noise widens it."""
+    found = churned()
+    assert found.findings.problems == ()
+    assert found.mean_difference is None
+    assert max(abs(each.z) for each in (found.findings.mean, found.findings.covariance, found.findings.fid)) < 4
+    assert any("above the expected" in line for line in churned(1.2).findings.problems)
+    [cell, *_] = plan(load("selfcheck", overrides("edm-heun")), dry=True).cells
+    assert cell.model.diffusion.process == "edm"
 
 
 def test_an_unknown_sampler_is_judged_by_what_its_images_are():

@@ -666,7 +666,7 @@ ALLOWED = [
     ),
     Exceptions("workers/actor.py", {"write_bytes": 1}, "of what `temporary` gives"),
     Exceptions("workers/network/custom_process.py", {"is_file": 1}, "the user's weights"),
-    Exceptions("workers/network/unet.py", {"save_pretrained": 1, "torch.load": 1, "write_bytes": 1}, DIFFUSERS),
+    Exceptions("workers/network/unet.py", {"save_pretrained": 2, "torch.load": 1, "write_bytes": 1}, DIFFUSERS),
     Exceptions(
         "workers/training/checkpoints.py",
         {"copyfile": 1, "glob": 1, "iterdir": 1, "mkdir": 1, "torch.load": 2, "torch.save": 1},

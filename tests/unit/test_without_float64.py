@@ -93,10 +93,19 @@ def test_images_are_those_of_a_cpu(apple, settings):
     assert np.array_equal(found, expected)
 
 
-def test_so_are_an_oracles(apple):
-    expected = taugrid.sample({"oracle": "gaussian"}, 5, shape=SHAPE, steps=4)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"diffusion": {"process": "flow"}, "sampler": "heun"},
+        {"diffusion": {"process": "edm"}, "sampler": "edm-heun", "sampler_options": {"S_churn": 1.0}},
+    ],
+    ids=str,
+)
+def test_so_are_an_oracles(apple, settings):
+    expected = taugrid.sample({"oracle": "gaussian"}, 5, shape=SHAPE, steps=4, **settings)
     with Apple():
-        found = taugrid.sample({"oracle": "gaussian"}, 5, shape=SHAPE, steps=4, device="meta")
+        found = taugrid.sample({"oracle": "gaussian"}, 5, shape=SHAPE, steps=4, device="meta", **settings)
     assert np.array_equal(found, expected)
 
 

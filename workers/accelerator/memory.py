@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from taugrid.errors import FellBack, is_out_of_memory
-from taugrid.workers.diffusion.process import Point
+from taugrid.workers.diffusion.process import Point, PredictionType
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 FIRST = Point(alpha=1.0, sigma=0.0, alpha_bar=1.0, time=0, key=1)
 """A point whose time every network knows."""
+
+
+def some_point(prediction: PredictionType) -> Point:
+    """`FIRST`; with a second time for flow maps."""
+    return FIRST._replace(toward=0.0) if prediction == "average_velocity" else FIRST
 
 
 def some_labels(x: "Tensor") -> "Tensor":

@@ -20,6 +20,7 @@ from taugrid.workers.diffusion.denoiser import from_times
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.decoder import Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
+    from taugrid.workers.diffusion.process import Point
 
 LIBRARIES_BYTES = 512 * 2**20
 """Estimated, no card has measured it: kernels that CUDA loads when they are first called, and workspaces of cuBLAS (32
@@ -63,12 +64,17 @@ def free_bytes(device: str) -> int | None:
 
 
 def needed_bytes(
-    network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str, conditional: bool = False
+    network: "Denoiser",
+    how: Arithmetic,
+    batch: BatchShape,
+    device: str,
+    conditional: bool = False,
+    at: "Point" = FIRST,
 ) -> int | None:
     """The memory that a call of a network takes beside its weights; None: it can't be traced, so nothing is claimed.
 
-    `network` is as loaded, before `arithmetic.adapted`; `conditional`: it takes labels. What is counted is the
-    uncompiled network: torch's compiler fuses kernels, which need less.
+    `network` is as loaded, before `arithmetic.adapted`; `conditional`: it takes labels; `at`: where it is called. The
+    uncompiled network is counted: torch's compiler fuses kernels, which need less.
     """
     if (without_data := getattr(network, "without_data", None)) is None:
         return None
@@ -79,7 +85,7 @@ def needed_bytes(
     try:
         traced = adapted(from_times(without_data()), how, device)
         call = count(
-            lambda x: traced(x, FIRST, labels), x, autocast=None if autocast is None else getattr(torch, autocast)
+            lambda x: traced(x, at, labels), x, autocast=None if autocast is None else getattr(torch, autocast)
         )
     except Exception:  # a custom network may read values, or do what only its own device can
         return None
@@ -100,10 +106,12 @@ def needed_to_decode(decode: "Decode", vae: Vae, size: int, batch_size: int, aut
     return int(call.peak * FRAGMENTATION) + TENSORS_OF_PICTURES * batch + LIBRARIES_BYTES
 
 
-def check(network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str, conditional: bool = False) -> None:
+def check(
+    network: "Denoiser", how: Arithmetic, batch: BatchShape, device: str, conditional: bool = False, at: "Point" = FIRST
+) -> None:
     """Raise `NotEnoughMemory` if a call of a network would not fit; arguments as of `needed_bytes`."""
     if (free := free_bytes(device)) is not None:
-        require(needed_bytes(network, how, batch, device, conditional), free, batch)
+        require(needed_bytes(network, how, batch, device, conditional, at), free, batch)
 
 
 def require(needed: int | None, free: int, batch: BatchShape, decoding: bool = False) -> None:

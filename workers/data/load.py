@@ -18,8 +18,9 @@ from taugrid.errors import ContentMismatch, MissingInput, UserError, joined_line
 from taugrid.hashing import digest_of_shape
 from taugrid.storage import user_cache
 from taugrid.words import this_node
-from taugrid.workers.data.decoding import Decoded, EncodedDataset, load_or_decode, locked
+from taugrid.workers.data.decoding import Decoded, EncodedDataset, fitted, load_or_decode, locked
 from taugrid.workers.data.labels import load_labels
+from taugrid.workers.data.picture import SourceError
 
 FINGERPRINT_ROWS = 1024
 """Images that are brought into memory at a time to compute a fingerprint."""
@@ -48,6 +49,29 @@ def load_images(data: Data) -> NDArray[np.uint8]:
         UserError: if they are missing or damaged, saying how to get them.
     """
     return _load(data).images
+
+
+def few_images(data: Data, count: int) -> NDArray[np.uint8] | None:
+    """The first images of `load_images`, at most `count`, which alone are decoded; None if they are not here.
+
+    Nothing is downloaded.
+    """
+    try:
+        dataset = resolve_name(data.dataset.reader)(data.model_copy(update={"download": False}))
+        if isinstance(dataset, EncodedDataset):
+            count = min(count, dataset.reader.num_images, data.limit or count)
+            return np.stack([each.pixels for each in fitted(dataset.reader, data.image_shape, count)])
+        return np.array(dataset.reshape(-1, *data.image_shape)[: data.limit][:count])
+    except (UserError, SourceError, OSError):
+        return None
+
+
+def few_labels(data: Data, count: int) -> NDArray[np.int32] | None:
+    """The labels of `few_images`; None if there are none."""
+    try:
+        return np.array(load_labels(data).of_images[:count])
+    except (UserError, OSError):
+        return None
 
 
 def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:

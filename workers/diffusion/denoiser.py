@@ -44,7 +44,8 @@ class Wrapped:
 OfTimes = Callable[..., "Tensor"]
 """A network of x and the index of each image's time in 0..T-1, (B,); and, if it takes labels, these, (B,) int64.
 
-Indices are int64 where they are whole numbers, as on DDIM's paths, else float32.
+Indices are int64 where they are whole numbers, as on DDIM's paths, else float32. A flow map takes a second time after
+the first: that which its jump leads to.
 """
 
 
@@ -67,8 +68,9 @@ class FromTimes:
         """The prediction, shaped like x."""
         import torch
 
+        times = [time for time in (at.time, at.toward) if time is not None]
         labels = () if condition is None else (condition,)
-        return self._network(x, torch.full((len(x),), at.time, device=x.device), *labels)
+        return self._network(x, *(torch.full((len(x),), time, device=x.device) for time in times), *labels)
 
 
 class Denoise:

@@ -15,9 +15,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid.workers.diffusion.process import path
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
-
 Float64Array = NDArray[np.float64]
 
 GREY_LEVEL = 2 / 255
@@ -169,28 +166,31 @@ def share_beyond_1(pixels: Gaussian) -> float:
 
 
 def sampled(
-    data: Gaussian, alpha_bar: Float64Array, tau: Sequence[float], eta: float | Literal["sigma_hat"]
+    data: Gaussian, levels: Sequence[float], eta: float | Literal["sigma_hat"], variance_at_first: float = 1.0
 ) -> Gaussian:
-    """The distribution of x_0 under eqs. 9, 12 and 16 with the optimal eps for `data` and x_T from N(0, I).
+    """The distribution of x_0 under eqs. 9, 12 and 16 with the optimal eps for `data` and a normal x_T.
 
     That eps is sqrt(1 - a) (a Sigma + (1 - a) I)^-1 (x - sqrt(a) m). In the basis of Sigma's eigenvectors, each step is
-    x -> gain x + shift m + noise z in each direction separately.
+    x -> gain x + shift m + noise z in each direction separately. Without signal, x0 is m and eps is x.
 
     Args:
         data: what the images are drawn from.
-        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`, or `alpha_bar[1]`.
-        tau: increasing times in 1..T.
+        levels: alpha_bar from the first point of a path to its last; see `Point.scale` for other processes than DDPM's.
         eta: the scale of eq. 16, or `sigma_hat`: eta = 1 with the larger noise, and none in the last step.
+        variance_at_first: of x_T over its point's scale.
     """
     m = data.eigenvectors.T @ data.mean
-    mean, variance = np.zeros_like(m), np.ones_like(m)
-    levels = [point.alpha_bar for point in path(DiscreteVP(alpha_bar), tau)]
-    for i, (a, a_prev) in zip(reversed(range(len(tau))), pairwise(levels), strict=True):
+    mean, variance = np.zeros_like(m), variance_at_first * np.ones_like(m)
+    for i, (a, a_prev) in zip(reversed(range(len(levels) - 1)), pairwise(levels), strict=True):
         sigma = np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev)) * (1.0 if eta == "sigma_hat" else eta)
         noise = sigma if eta != "sigma_hat" else np.sqrt(1 - a / a_prev) if i > 0 else 0.0
         slope = np.sqrt(1 - a) / (a * data.eigenvalues + 1 - a)  # of eps in x
-        per_eps = np.sqrt(np.maximum(1 - a_prev - sigma**2, 0)) - np.sqrt(a_prev * (1 - a) / a)
-        gain, shift = np.sqrt(a_prev / a) + per_eps * slope, -per_eps * slope * np.sqrt(a)
+        direction = np.sqrt(np.maximum(1 - a_prev - sigma**2, 0))
+        if a > 0:
+            per_eps = direction - np.sqrt(a_prev * (1 - a) / a)
+            gain, shift = np.sqrt(a_prev / a) + per_eps * slope, -per_eps * slope * np.sqrt(a)
+        else:
+            gain, shift = direction, np.sqrt(a_prev)
         mean, variance = gain * mean + shift * m, gain**2 * variance + noise**2
     return Gaussian(data.eigenvectors @ mean, variance, data.eigenvectors)
 

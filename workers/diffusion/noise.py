@@ -35,7 +35,7 @@ class TrainingDraws(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     """(B,) int64 in [0, num_images): which image."""
     t: Tensor
-    """(B,) int64 in 1..T: the paper's time."""
+    """(B,) int64 in 1..T: the paper's time. Of continuous processes, float64 in (0, 1)."""
     flip: Tensor
     """(B,) bool: whether to mirror the image, if flips are on."""
 
@@ -72,23 +72,25 @@ def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain
 
 
 def training_draws(
-    seed: int, step: int, positions: Tensor, num_images: int, timesteps: int, antithetic: bool = False
+    seed: int, step: int, positions: Tensor, num_images: int, timesteps: int | None, antithetic: bool = False
 ) -> TrainingDraws:
     """The image, time and flip for each of the `positions`, (B,) int64, in the global batch of a training step.
 
     The noise for them is `normal(seed, positions, step, shape, domain="train-eps")`. With `antithetic`, the time at
     position 2k + 1 is T + 1 - t, where t is the time at 2k, as in the released code of the DDIM paper.
 
+    Without `timesteps`, the same words give uniform numbers in (0, 1) as times, and 1 - t in antithetic pairs.
+
     Raises:
         ValueError: if `step` is not in [0, 2^32).
     """
     w = words(seed, "train", positions, step, blocks=2).unbind(dim=1)
-    t = 1 + uniform_integers(w[2], w[3], timesteps)
+    t = _times(w[2], w[3], timesteps)
     if antithetic:
         odd = positions % 2
         w_even = words(seed, "train", positions - odd, step, blocks=1).unbind(dim=1)  # may belong to another rank
-        t_even = 1 + uniform_integers(w_even[2], w_even[3], timesteps)
-        t = torch.where(odd.bool(), timesteps + 1 - t_even, t)
+        t_even = _times(w_even[2], w_even[3], timesteps)
+        t = torch.where(odd.bool(), 1 - t_even if timesteps is None else timesteps + 1 - t_even, t)
     return TrainingDraws(index=uniform_integers(w[0], w[1], num_images), t=t, flip=(w[4] & 1).bool())
 
 
@@ -98,6 +100,13 @@ def label_drops(seed: int, step: int, positions: Tensor, share: float) -> Tensor
     Its stream is its own, so that no other draw depends on `share`.
     """
     return words(seed, "train-label", positions, step, blocks=1)[:, 0] < int(share * 2**32)
+
+
+def _times(high: Tensor, low: Tensor, timesteps: int | None) -> Tensor:
+    """Uniform in 1..T or, without T, in (0, 1): odd multiples of 2^-53, of which 1 - t is one too."""
+    if timesteps is None:
+        return ((high << 20 | low >> 12).double() + 0.5) * 2.0**-52
+    return 1 + uniform_integers(high, low, timesteps)
 
 
 def uniform_integers(high: Tensor, low: Tensor, n: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taugrid.config import DIFFUSION_DEFAULTS, Data, Diffusion
 from taugrid.errors import CustomCodeError, joined_lines, last_line
 from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, needs_module
+from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import cast_weights
 from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy, kind_of, policy
@@ -20,6 +22,8 @@ from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
 from taugrid.workers.diffusion.denoiser import Denoiser, from_times
+from taugrid.workers.network import convention
+from taugrid.workers.network.convention import expected
 
 BatchedDenoiser = Callable[..., Tensor]
 """What a network predicts from x, (B, C, H, W) float32, the index 0..T-1 of each image's time step, (B,) int64, and, if
@@ -77,26 +81,42 @@ def make(name: str, weights: str | None) -> Any:
     return made
 
 
-def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int) -> CustomNetwork:
+def describe(
+    name: str,
+    weights: str | None,
+    image_shape: tuple[int, int, int],
+    timesteps: int,
+    diffusion: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> CustomNetwork:
     """What the function `name` returns, tried on the CPU on two images of noise of `image_shape` (C, H, W).
 
+    `diffusion`, resolved, is None for DDPM's process with `timesteps`. With the section `data`, the network's error on
+    noised images is looked at too (`convention.require`).
+
     Raises:
-        CustomCodeError: if it can't be used as a network of `timesteps` time steps, or differs from one process to
-            another: see `_try`, `make` and `checked`.
+        CustomCodeError: if it can't be used as a network of this process, or differs from one process of the system to
+            another: see `_try`, `make`, `checked` and `convention.require`.
     """
-    inputs = _inputs(image_shape, timesteps)
+    section = DIFFUSION_DEFAULTS.model_copy(update={"timesteps": timesteps})
+    if diffusion is not None:
+        section = Diffusion.model_validate(diffusion)
+    inputs = _inputs(image_shape, section)
     made = make(name, weights)
-    takes = conditions_of(made, name)
+    takes = conditions_of(made, name, len(inputs) - 1)
     state = tensors_sha256(tensors(made))
     network = for_inference(made, name, "cpu")
-    inputs += () if takes is None else (torch.tensor([0, takes.classes - 1]),)
-    output = _try(network, name, *inputs)
+    unlabelled, inputs = inputs, inputs if takes is None else (*inputs, torch.tensor([0, takes.classes - 1]))
+    output = _try(network, name, expected(section), *inputs)
     if takes is not None and takes.null_label is not None:
-        _try(network, name, *inputs[:2], torch.tensor([takes.null_label, 0]))
+        _try(network, name, expected(section), *unlabelled, torch.tensor([takes.null_label, 0]))
     source = source_of([name.partition(":")[0]])
     identity = identity_of_code(source, state, weights)
     summary = _summary(made)
-    fractions = timesteps < 2 or _takes_fractions(network, timesteps, *inputs)
+    fractions = diffusion is not None or timesteps < 2 or _takes_fractions(network, timesteps, *inputs)
+    doubt = None
+    if data is not None and (diffusion is not None or not _is_close_to_noise(output, inputs[0])):
+        doubt = convention.require(network, name, section, Data.model_validate(data), takes)
     description = CustomNetwork(
         callable=name,
         weights=weights,
@@ -104,6 +124,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
         summary=summary,
         takes_fractions=fractions,
         conditions=takes,
+        doubt=doubt,
         **identity,
     )
     del made, network  # two large networks may not fit into memory
@@ -119,24 +140,27 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
     return description
 
 
-def conditions_of(made: Any, name: str) -> Conditions | None:
+def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
     """The labels that a network takes: a result that has `num_classes` and `null_label` and takes (x, t, label).
 
-    None: it is a function of x and t.
+    None: it is a function of x and t. Flow maps have two `times`, t and r.
 
     Raises:
-        CustomCodeError: if it can be called with three arguments alone and says no classes, or says impossible ones.
+        CustomCodeError: if it can be called with one more argument alone and says no classes, or says impossible ones.
     """
     classes, null_label = (getattr(made, key, None) for key in ("num_classes", "null_label"))
-    takes_two, takes_three = _takes(made, 2), _takes(made, 3)
+    takes_labels = _takes(made, times + 2)
     if classes is None or not hasattr(made, "null_label"):
-        if takes_two or not takes_three:
+        if _takes(made, times + 1) or not takes_labels:
             return None
+        number, flow_map = "four", ""
+        if times == 1:
+            number, flow_map = "three", "; for a flow map of (x, t, r), set diffusion.prediction: average_velocity"
         raise CustomCodeError(
-            f"the network of {name} takes three arguments: for labels, give what the function returns the attributes "
-            "num_classes and null_label (None, if it was not trained with one)"
+            f"the network of {name} takes {number} arguments: for labels, give what the function returns the "
+            f"attributes num_classes and null_label (None, if it was not trained with one){flow_map}"
         )
-    if not takes_three:
+    if not takes_labels:
         return None
     if type(classes) is not int or not 0 < classes < 2**31:
         raise CustomCodeError(f"num_classes of the network of {name} must be a positive whole number, not {classes!r}")
@@ -160,11 +184,14 @@ def _takes(made: Any, count: int) -> bool:
 
 
 @torch.no_grad()  # as the sampler does
-def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
-    """The network's output for `_inputs`; CustomCodeError unless each image's depends only on its x, t and label."""
-    before = [value.clone() for value in (x, *labels)]
+def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
+    """The network's output for `_inputs`; CustomCodeError unless each image's depends only on its x, t and label.
+
+    `call` says how it is called.
+    """
+    before, labels = [value.clone() for value in (x, *others)], [each for each in others if each.dtype == torch.int64]
     try:
-        output = network(x, t, *labels)
+        output = network(x, t, *others)
     except IndexError as error:
         asked = "".join(f" and the labels {each.tolist()}" for each in labels)
         classes = ", and its num_classes and null_label to the classes," if labels else ""
@@ -172,17 +199,24 @@ def _try(network: BatchedDenoiser, name: str, x: Tensor, t: Tensor, *labels: Ten
             f"the network of {name} fails at the time indices {t.tolist()}{asked} ({joined_lines(error)}); set "
             f"diffusion.timesteps to the number of time steps{classes} that it was trained with"
         ) from error
+    except (TypeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not t.is_floating_point():
+            raise
+        raise CustomCodeError(
+            f"the network of {name} can't be called as {call} ({joined_lines(error)[:200]}); times are "
+            f"{t.dtype}, (B,), here {t.tolist()}"
+        ) from error
     if not output.isfinite().all():
         raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
-    for what, value, was in zip(("x", "the labels"), (x, *labels), before, strict=False):
+    for what, value, was in zip(("x", *("r", "the labels")[-len(others) :]), (x, *others), before, strict=False):
         if not torch.equal(value, was):
             raise CustomCodeError(
                 f"the network of {name} changed {what} in place, but sampling still needs it: use "
                 f"{'x' if what == 'x' else 'label'}.clone()"
             )
-    alone = torch.cat([network(*(each[i : i + 1] for each in (x, t, *labels))) for i in range(len(x))])
+    alone = torch.cat([network(*(each[i : i + 1] for each in (x, t, *others))) for i in range(len(x))])
     if not _is_close(alone, output):
-        if not _is_close(network(x, t, *labels), output):
+        if not _is_close(network(x, t, *others), output):
             raise CustomCodeError(
                 f"the network of {name} returned two different outputs for the same x and t: is dropout still on? "
                 "taugrid calls eval() only on an nn.Module that the function returns"
@@ -207,14 +241,31 @@ def _takes_fractions(network: BatchedDenoiser, timesteps: int, x: Tensor, t: Ten
     return torch.equal(low, high) or not (torch.equal(between, low) or torch.equal(between, high))
 
 
-def _inputs(image_shape: tuple[int, int, int], timesteps: int) -> tuple[Tensor, ...]:
-    """Two images of noise, (2, C, H, W) float32, and the first and last time index of a DDPM network, (2,) int64.
+def _inputs(image_shape: tuple[int, int, int], diffusion: Diffusion) -> tuple[Tensor, ...]:
+    """Two images of noise, (2, C, H, W) float32, and two times that the network is told, (2,), int64 for indices.
+
+    Those are the first and last index of DDPM's process, and else of a path of two steps, as float32. A flow map is
+    told where these lead too.
 
     One image has less contrast. Otherwise, a batch norm that takes its statistics from the batch would hardly show.
     """
     seeded = torch.Generator().manual_seed(0)  # a network may keep its input, which should not change its identity
     x = torch.randn(2, *image_shape, generator=seeded)
-    return x * torch.tensor([0.5, 1.0]).view(2, 1, 1, 1), torch.tensor([0, timesteps - 1])
+    times: tuple[Tensor, ...]
+    times, contrast = (torch.tensor([0, (diffusion.timesteps or 1) - 1]),), torch.tensor([0.5, 1.0])
+    if diffusion.process is not None:
+        process = schedules.process(diffusion)
+        points = [process.at(t) for t in process.spaced("linear", 2)]
+        contrast = torch.tensor([0.5, 1.0 if process.preconditioning(points[1]) else points[1].sigma])
+        times = (torch.tensor([at.time for at in points], dtype=torch.float32),)
+    if diffusion.prediction == "average_velocity":
+        times += (times[0] / 2,)
+    return x * contrast.view(2, 1, 1, 1), *times
+
+
+def _is_close_to_noise(output: Tensor, x: Tensor) -> bool:
+    """Whether the network predicts eps at T from noise alone."""
+    return bool((output[1] - x[1]).square().mean() < convention.UNLIKE_NOISE * x[1].square().mean())
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from taugrid.config import Data, Diffusion
 from taugrid.errors import CustomCodeError, MissingInput, UserError
 from taugrid.hashing import SourceFile
 from taugrid.jobs import Conditions, CustomNetwork
@@ -11,10 +12,17 @@ from taugrid.workers.custom.describe import ask
 from taugrid.workers.network import checkpoint
 
 
-def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], timesteps: int) -> CustomNetwork:
-    """What the function `name` returns, tried by another process on two images of noise (`custom.describe`).
+def describe(
+    name: str,
+    weights: str | None,
+    image_shape: tuple[int, int, int],
+    timesteps: int,
+    diffusion: Diffusion | None = None,
+    data: Data | None = None,
+) -> CustomNetwork:
+    """What the function `name` returns, tried by another process on noise and a few images (`custom.describe`).
 
-    The function is looked up in the current folder and on Python's path.
+    The function is looked up in the current folder and on Python's path. `diffusion` is None for DDPM's process.
 
     Raises:
         MissingInput: if there is no file `weights`.
@@ -23,7 +31,9 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int], 
     path = weights_path(weights)
     if path is not None:
         _require_file(path)
-    arguments = {"name": name, "weights": path and str(path), "image_shape": image_shape, "timesteps": timesteps}
+    arguments: dict[str, Any] = {"name": name, "weights": path and str(path), "image_shape": image_shape}
+    arguments |= {"timesteps": timesteps, "diffusion": diffusion and diffusion.model_dump(mode="json")}
+    arguments |= {"data": data and data.model_dump(mode="json")}
     trial = "be loaded and to predict a few images on a CPU"
     try:
         fields = ask("taugrid.workers.network.custom:describe", arguments, f"model.callable: {name}", trial)

@@ -55,8 +55,10 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
     return oracle.two_points_eps(data, device)
 
 
-def conditions_in_memory(made: Any) -> Conditions | None:
+def conditions_in_memory(made: Any, times: int = 1) -> Conditions | None:
     """The labels that a network in the caller's memory takes, by its attributes or as a diffusers network.
+
+    Flow maps have two `times`.
 
     Raises:
         CustomCodeError: if it is a transformer of latents, whose VAE is not with it.
@@ -66,7 +68,7 @@ def conditions_in_memory(made: Any) -> Conditions | None:
         raise CustomCodeError(f"a {type(made).__name__} needs its pipeline's VAE; give the pipeline's folder instead")
     if hasattr(config, "num_class_embeds"):
         return conditions_of(config)
-    return custom.conditions_of(made, type(made).__name__)
+    return custom.conditions_of(made, type(made).__name__, times)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "DPMSolverSDEScheduler": BETAS_OF_STABLE_DIFFUSION,
     "KDPM2DiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
     "KDPM2AncestralDiscreteScheduler": BETAS_OF_STABLE_DIFFUSION,
+    "LCMScheduler": BETAS_OF_STABLE_DIFFUSION | {"beta_schedule": "scaled_linear"},
 }
 """diffusers' schedulers with DDPM's forward process, and their defaults that differ from `SCHEDULER_DEFAULTS`."""
 

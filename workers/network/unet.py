@@ -64,10 +64,14 @@ def ema_update(ema: dict[str, Tensor], unet: torch.nn.Module, decay: float) -> N
     torch._foreach_lerp_(list(ema.values()), list(unet.parameters()), 1 - decay)
 
 
-def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], diffusion: Diffusion) -> None:
-    """Write what `diffusers.DDIMPipeline.from_pretrained(folder)` reads, in safetensors.
+PIPELINES = {None: "DDIMPipeline", "flow": "DDPMPipeline", "edm": "ConsistencyModelPipeline"}
+"""Process -> diffusers' pipeline that samples a UNet2DModel of it. DDIMPipeline would replace another scheduler by its
+own, and DDPMPipeline scales neither x_T nor what the network is given, as EDM needs."""
 
-    diffusers has no pipeline that samples such networks of other processes, so for them there is no model_index.json.
+
+def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], diffusion: Diffusion) -> None:
+    """Write what `diffusers.DiffusionPipeline.from_pretrained(folder)` reads, in safetensors.
+
     unet/ holds the averaged weights. The raw ones are in unet_raw/, which is not a component of the pipeline.
     """
     import diffusers
@@ -75,13 +79,14 @@ def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], di
     raw = copy.deepcopy(unet).to(device="cpu", memory_format=torch.contiguous_format)
     averaged = copy.deepcopy(raw)
     averaged.load_state_dict({name: tensor.to("cpu") for name, tensor in ema.items()})
+    height, width = averaged.config.sample_size
+    if diffusion.process == "edm" and height == width:
+        averaged.register_to_config(sample_size=height)  # a ConsistencyModelPipeline takes no pair
     name, arguments = written(diffusion)
     scheduler = getattr(diffusers, name)(**arguments)
-    parts: dict[str, Any] = {"unet": averaged, "scheduler": scheduler}
-    if diffusion.process is None:
-        parts = {"": diffusers.DDIMPipeline(**parts)}
-    for place, part in (parts | {"unet_raw": raw}).items():
-        part.save_pretrained(folder / place, safe_serialization=True)
+    pipeline = getattr(diffusers, PIPELINES[diffusion.process])(unet=averaged, scheduler=scheduler)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    raw.save_pretrained(folder / "unet_raw", safe_serialization=True)
 
 
 def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:

@@ -15,12 +15,12 @@ from taugrid.config import DIFFUSION_DEFAULTS, Diffusion, Sample, Section
 from taugrid.config.sample import GUIDANCE_KEYS, SAMPLER_KEYS
 from taugrid.errors import CustomCodeError, UserError
 from taugrid.hashing import SourceFile, canonical_json
-from taugrid.registry.samplers import CONSISTENCY, DEFAULT, is_custom
+from taugrid.registry.samplers import DEFAULT, ONLY, is_custom
 from taugrid.versions import versions
 from taugrid.workers import schedules
 from taugrid.workers.custom.describe import ask
 from taugrid.workers.diffusion.process import Process
-from taugrid.workers.samplers.sampler import code_hash, find, with_defaults
+from taugrid.workers.samplers.sampler import Sampler, code_hash, find, with_defaults
 
 SAMPLE_DEFAULTS = Sample(clip="none", clip_range=1.0, steps_offset=0, seed=0)
 """`sample` as it is resolved if a config sets nothing."""
@@ -147,19 +147,7 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
     """
     name, process = settings.sampler, schedules.process(diffusion)
     sampler = find(name)
-    if process.prediction not in sampler.predictions:
-        raise UserError(
-            f"sample.sampler: {name} follows a path step by step, which a consistency model jumps over; set sampler: "
-            f"{CONSISTENCY}"
-            if process.prediction == "consistency"
-            else f"sample.sampler: {name} is for consistency models, but this network predicts {process.prediction}; "
-            f"set another sampler, such as {DEFAULT}"
-        )
-    if process.name not in sampler.processes:
-        raise UserError(
-            f"sample.sampler: {name} is for process: {' or '.join(sorted(sampler.processes))}, but this network's is "
-            f"{process.name}; set another sampler, such as {DEFAULT}"
-        )
+    _require_network(name, sampler, process)
     if settings.shift is not None and process.name != "flow":
         raise UserError(f"sample.shift: {settings.shift:g} is for flows, but the process is {process.name}; remove it")
     try:
@@ -187,6 +175,20 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
         arguments=sampler.arguments(settings),
         versions=versions(sampler.libraries),
         code=code_hash(name),
+    )
+
+
+def _require_network(name: str, sampler: Sampler, process: Process) -> None:
+    """Raise `UserError` unless a sampler takes the networks of a process."""
+    only, processes, predictions = ONLY.get(process.prediction), sampler.processes, sampler.predictions
+    if process.prediction in predictions and process.name in processes:
+        return
+    key, its, known = "process", str(process.name), set[str](processes)
+    if process.name in processes or only not in (None, name):
+        key, its, known = "prediction", process.prediction, set[str](predictions)
+    raise UserError(
+        f"sample.sampler: {name} is for {key}: {' or '.join(sorted(known))}, but this network's is {its}; set sampler: "
+        f"{only or DEFAULT}, or diffusion.{key} to what the network was trained with"
     )
 
 

@@ -51,6 +51,10 @@ REFUSED = {
     "DDPMParallelScheduler": "its steps are those of diffusers:DDPMScheduler; use that",
     "RePaintScheduler": "it needs an image and a mask to fill in",
     "CMStochasticIterativeScheduler": "its steps are those of the sampler consistency; use that",
+    "EDMEulerScheduler": "its steps are those of the sampler euler with process: edm; use that",
+    "EDMDPMSolverMultistepScheduler": "its steps are those of the sampler dpm++2m with process: edm; use that",
+    "FlowMatchEulerDiscreteScheduler": "its steps are those of the sampler euler with process: flow; use that",
+    "FlowMatchHeunDiscreteScheduler": "its steps are those of the sampler heun with process: flow; use that",
 }
 """Why not. Every other scheduler of diffusers is for another process."""
 
@@ -66,7 +70,7 @@ FROM_DIFFUSION = {
 """Arguments of schedulers that restate a key of `diffusion`."""
 
 OF_FLOWS = ("use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal")
-"""Arguments for flow matching, which is another process."""
+"""Arguments for flows, which are another process."""
 
 NOT_DATA = ("solver_p", "tau_func")
 """Arguments that are Python objects, which no config can hold."""
@@ -103,7 +107,7 @@ class Diffusers(Sampler):
                 theirs = f"diffusion.{FROM_DIFFUSION[key]}"
                 raise ValueError(f"remove {key}: betas, T and prediction come from `diffusion`, here {theirs}")
             if key in OF_FLOWS:
-                raise ValueError(f"remove {key}: it is for flow matching, which is another process")
+                raise ValueError(f"remove {key}: it is for flows; set process: flow and sampler: euler")
             if key == "variance_type" and str(value).startswith("learned"):
                 raise ValueError(f"variance_type: {value} needs a network that predicts variances too")
         try:

@@ -102,6 +102,10 @@ class Sampler(ABC):
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self.options)}"
         raise ValueError(f"it has no option {unknown[0]} ({hint})")
 
+    def remark(self, settings: Sample) -> str | None:
+        """What a plan should say of these settings."""
+        return None
+
     def arguments(self, settings: Sample) -> dict[str, Any]:
         """All options with their values, those left open included: what a cell's files record."""
         return {**self.options, **settings.sampler_options}

@@ -49,7 +49,8 @@ class Solver(Sampler):
         found, T = super().tau(settings, process), process.timesteps or 0
         if (why := _objection(process, found)) is None:
             return found
-        remedy = "" if mostly_signal(process, found[-1]) else "set diffusion.set_alpha_to_one: true, or "
+        more_noise = "set a larger diffusion.sigma_max, or " if process.name == "edm" else ""
+        remedy = more_noise if mostly_signal(process, found[-1]) else "set diffusion.set_alpha_to_one: true, or "
         others = [*range(settings.steps - 1, 1, -1), *range(settings.steps + 1, T + 1)]
         for steps in others if isinstance(settings.spacing, str) else ():
             tau = super().tau(settings.model_copy(update={"steps": steps}), process)

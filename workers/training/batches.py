@@ -12,20 +12,23 @@ from taugrid.workers.data.labels import load_known_labels
 from taugrid.workers.data.load import load_known_images
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.objective import l_gamma, mean_square
-from taugrid.workers.diffusion.process import diffuse, predicted, velocity
+from taugrid.workers.diffusion.process import predicted
+from taugrid.workers.training.objectives import OfBetas, objective
 
 
 class TrainingBatch(NamedTuple):
     """One rank's part of a step's global batch."""
 
     x_t: Tensor
-    """(B, C, H, W), the images with noise added to them."""
+    """(B, C, H, W), the images with noise added to them, as the network gets them."""
     t: Tensor
-    """(B,) int64 in 1..T."""
+    """(B,) times of the process: int64 in 1..T, or float64 if it is continuous."""
     x0: Tensor
     """Shaped like `x_t`: the images in [-1, 1]."""
     eps: Tensor
     """Shaped like `x_t`: the noise."""
+    told: Tensor
+    """(B,) what the network is told."""
     labels: Tensor | None = None
     """(B,) int64 in 0..K, where K is the null class. None: the network takes none."""
 
@@ -36,22 +39,18 @@ class Loss:
 
     def __init__(self, diffusion: config.Diffusion, weights: config.LossWeights | None, device: str) -> None:
         """Raises ValueError if Theorem 1 has no such weights."""
-        self._prediction = diffusion.predicts
-        alpha_bar = schedules.alpha_bar(diffusion)
-        self._alpha_bar = torch.from_numpy(alpha_bar).to(device)
-        self._gamma = None if weights is None else torch.from_numpy(schedules.gamma(weights, alpha_bar)).to(device)
+        self._prediction, self._objective = diffusion.predicts, objective(diffusion, device)
+        self._gamma: Tensor | None = None
+        if weights is not None:
+            self._gamma = torch.from_numpy(schedules.gamma(weights, schedules.alpha_bar(diffusion))).to(device)
 
     def __call__(self, output: Tensor, batch: TrainingBatch) -> Tensor:
         """(B,) losses of the output (B, C, H, W)."""
-        alpha_t = self._alpha_bar[batch.t]
         if self._gamma is not None:
-            eps = predicted(output, batch.x_t, alpha_t, self._prediction).eps
+            assert isinstance(self._objective, OfBetas), "the plan refuses loss_weights of other processes"
+            eps = predicted(output, batch.x_t, self._objective.alpha_bar[batch.t], self._prediction).eps
             return l_gamma(eps, batch.eps, self._gamma[batch.t])
-        if self._prediction == "epsilon":
-            return mean_square(output, batch.eps)
-        if self._prediction == "sample":
-            return mean_square(output, batch.x0)
-        return mean_square(output, velocity(batch.x0, batch.eps, alpha_t))
+        return mean_square(output, self._objective.target(batch.x0, batch.eps, batch.t))
 
 
 DEVICE_BYTES = 4 * 2**30
@@ -70,7 +69,7 @@ class Batches:
         self._images = load_known_images(spec.data, spec.data_sha256)
         fits = device != "cpu" and self._images.nbytes <= DEVICE_BYTES
         self._on_device = torch.tensor(self._images, device=device) if fits else None
-        self._alpha_bar = torch.from_numpy(schedules.alpha_bar(spec.diffusion)).to(device)
+        self._objective = objective(spec.diffusion, device)
         self._classes, self._label_dropout = spec.unet.num_classes, spec.train.label_dropout
         self._labels: Tensor | None = None
         if spec.labels_sha256 is not None:
@@ -78,9 +77,10 @@ class Batches:
             self._labels = torch.tensor(known, dtype=torch.int64, device=device)
 
     def __getitem__(self, step: int) -> TrainingBatch:
-        """The images of `step` = 0, 1, ... with noise added to them, eq. 4."""
-        timesteps = len(self._alpha_bar) - 1
-        draws = noise.training_draws(self._seed, step, self._positions, len(self._images), timesteps, self._antithetic)
+        """The images of `step` = 0, 1, ... with noise added to them."""
+        made, num_images = self._objective, len(self._images)
+        draws = noise.training_draws(self._seed, step, self._positions, num_images, made.timesteps, self._antithetic)
+        t = made.time(draws.t)
         if self._on_device is not None:
             pixels = self._on_device[draws.index]
         else:
@@ -90,7 +90,7 @@ class Batches:
             x0 = torch.where(draws.flip[:, None, None, None], x0.flip(-1), x0)
         eps = noise.normal(self._seed, self._positions, step, self._shape, domain="train-eps")
         labels = None if self._labels is None else self._dropped(self._labels[draws.index], step)
-        return TrainingBatch(diffuse(x0, eps, self._alpha_bar[draws.t]), draws.t, x0, eps, labels)
+        return TrainingBatch(made.input(x0, eps, t), t, x0, eps, made.told(t), labels)
 
     def _dropped(self, labels: Tensor, step: int) -> Tensor:
         """`labels`, of which a share of `train.label_dropout` is the null class."""

@@ -25,7 +25,6 @@ from taugrid.workers.accelerator.gpu import start_gpu
 from taugrid.workers.accelerator.memory import Shortages
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.device import set_up
-from taugrid.workers.diffusion.process import network_time
 from taugrid.workers.network.unet import UNet2DModel, ema_decay, ema_update
 from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
@@ -169,7 +168,7 @@ def _step(
 def _output(settings: Train, network: Any, batch: TrainingBatch) -> Tensor:
     """The network's output, as float32 for any `precision`. bf16 has float32's range, so the loss needs no scaling."""
     with torch.autocast(batch.x_t.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        output: Tensor = network(batch.x_t, network_time(batch.t), batch.labels, return_dict=False)[0]
+        output: Tensor = network(batch.x_t, batch.told, batch.labels, return_dict=False)[0]
     return output.float()
 
 

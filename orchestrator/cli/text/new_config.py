@@ -17,6 +17,7 @@ from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.registry.datasets import DATASETS, Shape
 from taugrid.registry.extractors import EXTRACTORS, INCEPTION
 from taugrid.registry.metrics import METRICS
+from taugrid.workers import schedules
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
 
 ORACLES = get_args(get_args(ModelSection.model_fields["oracle"].annotation)[0])
@@ -105,7 +106,9 @@ def new_config(checkpoint: str | None, data: str | None, trains: bool, name: str
     pixels = prod(images.image_shape if loaded is None else loaded.network_shape)
     process = diffusion_section(Diffusion(), Diffusion() if loaded is None else loaded.diffusion)
     is_assumed = loaded is not None and loaded.diffusion == Diffusion()
+    shift = None if loaded is None else loaded.sample.get("shift")
     doubt = "; the checkpoint does not say it: set diffusion if it is another" if is_assumed else ""
+    about_process = process.in_words + (f", shift {shift:g}" if shift else "") + doubt
     has_classes = oracle == "classes" or (loaded is not None and loaded.conditions is not None)
     text = TEXT.format(
         name=name or re.sub(r"[^\w.-]+", "-", source).strip("-._") or "mine",
@@ -118,7 +121,7 @@ def new_config(checkpoint: str | None, data: str | None, trains: bool, name: str
         batch_size=250 if pixels <= 3 * 32**2 else 64 if pixels <= 3 * 64**2 else 16,
         labels="" if has_classes else "# ",
         clip="clip: none" if loaded is not None and loaded.vae is not None else "# clip: x0",
-        process="the checkpoint's" if checkpoint is not None and loaded is None else process.in_words + doubt,
+        process="the checkpoint's" if checkpoint is not None and loaded is None else about_process,
         grid="\n".join(f"  - {_yaml(row)}" for row in _grid(process, checkpoint, loaded, oracle)),
         extractor=f"{'' if images.dataset.extractor is None else '# '}extractor: {extractor.name}",
         metrics=_yaml(["fid", "isc", "kid"] if extractor.logits_layer else ["fid", "kid"]),
@@ -244,7 +247,8 @@ def _grid(
     process: Diffusion, checkpoint: str | None, loaded: Checkpoint | None, oracle: str | None
 ) -> list[dict[str, Any]]:
     """The lines of the grid: guidance where there are classes, samplers of a checkpoint, else rows of table 1."""
-    steps = [number for number in (10, 20, 50) if number <= (process.timesteps or 0)] or [1]
+    timesteps = schedules.process(process).timesteps
+    steps = [number for number in (10, 20, 50) if number <= (timesteps or number)] or [1]
     conditions = None if loaded is None else loaded.conditions
     if process.predicts == "consistency":
         return [{"sampler": ["consistency"], "steps": [1, 2, 4]}]
@@ -254,5 +258,5 @@ def _grid(
         return [{"steps": steps, "eta": [0.0, 0.5, 1.0, "sigma_hat"]}]
     if checkpoint is not None:
         ddim = {"sampler": ["ddim"], "steps": steps, "eta": [0.0, 1.0]}
-        return [ddim, {"sampler": ["dpm++2m", "unipc"], "steps": steps}]
+        return [ddim, {"sampler": ["dpm++2m", "heun" if timesteps is None else "unipc"], "steps": steps}]
     return [{"steps": steps, "eta": [0.0, 0.5, 1.0]}, {"steps": steps, "eta": ["sigma_hat"], "clip": ["x0_and_eps"]}]

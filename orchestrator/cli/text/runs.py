@@ -10,6 +10,7 @@ from rich.table import Table
 
 from taugrid.orchestrator.plan.devices import weights_in_words
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.registry.samplers import DEFAULT
 from taugrid.words import counted, duration, in_columns, listed, quantity, with_urls
 
 if TYPE_CHECKING:
@@ -144,7 +145,9 @@ def selfcheck_table(findings: "Findings") -> RenderableType:
         column.no_wrap = True
     for cell, verdict, mean_difference in findings.judgements:
         settings, fid = cell.settings, verdict.fid
-        apart = [settings.spacing_name] if settings.spacing != "linear" else []
+        apart = list(filter(None, [cell.model.diffusion.process]))
+        apart += [settings.sampler] if settings.sampler not in (DEFAULT, findings.sampler) else []
+        apart += [settings.spacing_name] if settings.spacing != "linear" else []
         apart += [str(settings.clip)] if settings.clip != "none" else []
         eta = "–" if cell.eta is None else "σ̂" if cell.eta == "sigma_hat" else f"{settings.eta_number:g}"
         apart += [f"guidance {settings.guidance:g}"] if settings.is_guided else []

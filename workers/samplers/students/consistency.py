@@ -1,6 +1,6 @@
 """Multistep consistency sampling: Song et al. 2023, "Consistency models", algorithm 1."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from taugrid.config import Sample
@@ -17,28 +17,16 @@ class Consistency(Sampler):
     """Jumps to the end of the path with each call, and adds noise again up to the next point."""
 
     keys = frozenset({"spacing", "clip", "clip_range"})
+    processes = frozenset({"edm"})
     predictions = frozenset({"consistency"})
 
     def tau(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """A list of times or, for the default spacing, those of diffusers: T, and down by T // S each.
 
         Raises:
-            ValueError: for another spacing, too many steps, or a list that begins where x should be mostly signal.
+            ValueError: see `times_or`.
         """
-        S, T = settings.steps, process.timesteps
-        assert T is not None, "only such a process has networks that predict this"
-        if isinstance(settings.spacing, str) and settings.spacing != "linear":
-            raise ValueError(f"{settings.sampler} has no spacing {settings.spacing}; remove it, or list the times")
-        found = tau(settings.spacing, S, T)
-        if settings.spacing == "linear":
-            return tuple(T - i * (T // S) for i in reversed(range(S)))
-        if (why := mostly_signal(process, found[-1])) is not None:
-            raise ValueError(f"{settings.sampler} {why}; list later times, up to {T}")
-        return found
-
-    def times(self, settings: Sample, process: Process) -> tuple[float, ...]:
-        """What the network is told, in the order of its calls."""
-        return tuple(process.at(t).time for t in reversed(self.tau(settings, process)))
+        return times_or(lambda S, T: [T - i * (T // S) for i in reversed(range(S))], settings, process)
 
     def last_sigma(self, settings: Sample, process: Process) -> float:
         """The least noise level: where a consistency function leads to."""
@@ -51,3 +39,21 @@ class Consistency(Sampler):
             x = b.alpha * x0 + (b.sigma**2 - least**2) ** 0.5 * noise(b.key)
             x0 = denoise(x, b).x0
         return x0
+
+
+def times_or(usual: Callable[[int, int], Sequence[int]], settings: Sample, process: Process) -> tuple[float, ...]:
+    """The times that `settings` list or, for the default spacing, `usual` of S and T.
+
+    Raises:
+        ValueError: for another spacing, too many steps, or a list that begins where x should be mostly signal.
+    """
+    S, T = settings.steps, process.timesteps
+    assert T is not None, "only such a process has networks that these samplers take"
+    if isinstance(settings.spacing, str) and settings.spacing != "linear":
+        raise ValueError(f"{settings.sampler} has no spacing {settings.spacing}; remove it, or list the times")
+    found = tau(settings.spacing, S, T)
+    if settings.spacing == "linear":
+        return tuple(usual(S, T))
+    if (why := mostly_signal(process, found[-1])) is not None:
+        raise ValueError(f"{settings.sampler} {why}; list later times, up to {T}")
+    return found

@@ -1,0 +1,261 @@
+"""Custom networks of each process: what they are called with, and what their error on noised images tells of it."""
+
+import math
+
+import pytest
+import torch
+
+from taugrid.config import CONSISTENCY_DEFAULTS, DIFFUSION_DEFAULTS, EDM_DEFAULTS, FLOW_DEFAULTS, Config, Data, validate
+from taugrid.errors import CustomCodeError
+from taugrid.jobs import Conditions
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.workers import schedules
+from taugrid.workers.diffusion.gaussian import gaussian
+from taugrid.workers.network import convention, custom
+from taugrid.workers.network.convention import require
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE = (1, 8, 8)
+DATA = Data(name="gaussian", shape=SHAPE)
+KNOWN = gaussian(SHAPE)
+MEAN, VALUES, VECTORS = (torch.tensor(each).float() for each in (KNOWN.mean, KNOWN.eigenvalues, KNOWN.eigenvectors))
+ALPHA_BAR = torch.tensor(schedules.alpha_bar(DIFFUSION_DEFAULTS)).float()
+D_EDM = EDM_DEFAULTS.model_copy(update={"prediction": "sample"})
+V_EDM = EDM_DEFAULTS.model_copy(update={"prediction": "v_prediction"})
+TOLD_1000 = FLOW_DEFAULTS.model_copy(update={"timesteps": 1000})
+X0_FLOW = FLOW_DEFAULTS.model_copy(update={"prediction": "sample"})
+FLOW_MAP = FLOW_DEFAULTS.model_copy(update={"prediction": "average_velocity"})
+
+
+def expected_x0(x, alpha, sigma):
+    """E[x0 | x] for the images of `DATA`."""
+    alpha, sigma = alpha.view(-1, 1), sigma.view(-1, 1)
+    centred = (x.flatten(1) - alpha * MEAN) @ VECTORS
+    gain = alpha * VALUES / (alpha**2 * VALUES + sigma**2)
+    return (MEAN + (gain * centred) @ VECTORS.T).view_as(x)
+
+
+def wide(times):
+    return times.view(-1, 1, 1, 1)
+
+
+def flow(x, t):
+    """The optimal velocity, told t in [0, 1]."""
+    t = t.clamp(1e-4, 1)
+    return (x - expected_x0(x, 1 - t, t)) / wide(t)
+
+
+def denoised(x, sigma):
+    return expected_x0(x, torch.ones_like(sigma), sigma)
+
+
+def edm(x, c_noise):
+    """The optimal F, of c_in x."""
+    sigma = wide((4 * c_noise).exp())
+    root = (sigma**2 + 0.25).sqrt()
+    return (denoised(x * root, sigma) - 0.25 / root**2 * x * root) / (sigma * 0.5 / root)
+
+
+def ddpm(x, index):
+    level = ALPHA_BAR[index.clamp(0, 999).long() + 1]
+    return (x - wide(level.sqrt()) * expected_x0(x, level.sqrt(), (1 - level).sqrt())) / wide((1 - level).sqrt())
+
+
+def own_c_in(x, c_noise):
+    """F of x, which scales it itself."""
+    return edm(x / ((8 * wide(c_noise)).exp() + 0.25).sqrt(), c_noise)
+
+
+RIGHT = [
+    (flow, FLOW_DEFAULTS),
+    (lambda x, t: flow(x, t / 1000), TOLD_1000),
+    (lambda x, t: x - wide(t) * flow(x, t), X0_FLOW),
+    (lambda x, t, r: flow(x, t), FLOW_MAP),
+    (edm, EDM_DEFAULTS),
+    (denoised, D_EDM),
+    (lambda x, c_noise: -edm(x, c_noise), V_EDM),
+    (ddpm, DIFFUSION_DEFAULTS),
+]
+
+
+@pytest.mark.parametrize(("network", "diffusion"), RIGHT)
+def test_an_optimum_is_not_doubted(network, diffusion):
+    assert require(network, "my:load", diffusion, DATA, None) is None
+
+
+@pytest.mark.parametrize(
+    ("network", "diffusion", "call", "remedy"),
+    [
+        (lambda x, t: flow(x, 1 - t), FLOW_DEFAULTS, "network(x, 1 - t)", "have its function return"),
+        (lambda x, t: -flow(x, t), FLOW_DEFAULTS, "-network(x, t)", "have its function return"),
+        (lambda x, t: -flow(x, 1 - t), FLOW_DEFAULTS, "-network(x, 1 - t)", "have its function return"),
+        (lambda x, t: flow(x, t / 1000), FLOW_DEFAULTS, "network(x, 1000 t)", "timesteps: 1000"),
+        (flow, TOLD_1000, "network(x, t)", "timesteps: 1,"),
+        (lambda x, t: x - wide(t) * flow(x, t), FLOW_DEFAULTS, "network(x, t) as x_0", "prediction: sample"),
+        (lambda x, t, r: -flow(x, t), FLOW_MAP, "-network(x, t)", "have its function return"),
+        (lambda x, c: edm(x, c / 1000), EDM_DEFAULTS, "network(c_in x, 250 ln(sigma))", "have its function return"),
+        (own_c_in, EDM_DEFAULTS, "network(x, ln(sigma) / 4)", "have its function return"),
+        (lambda x, c: -edm(x, c), EDM_DEFAULTS, "network(c_in x, ln(sigma) / 4) as -F", "prediction: v_prediction"),
+        (denoised, EDM_DEFAULTS, "network(x, sigma) as x_0", "prediction: sample"),
+        (edm, D_EDM, "network(c_in x, ln(sigma) / 4)", "prediction: edm"),
+        (ddpm, FLOW_DEFAULTS, "network(x, index) of DDPM", "process: ddpm"),
+        (ddpm, EDM_DEFAULTS, "network(x, index) of DDPM", "process: ddpm"),
+        (edm, FLOW_DEFAULTS, "network(c_in x, ln(sigma) / 4)", "process: edm"),
+        (flow, EDM_DEFAULTS, "network(x, t)", "process: flow"),
+    ],
+)
+def test_a_network_that_is_called_otherwise_is_refused_with_the_call_that_it_expects(network, diffusion, call, remedy):
+    with pytest.raises(CustomCodeError) as error:
+        require(network, "my:load", diffusion, DATA, None)
+    said = str(error.value)
+    assert "\n" not in said
+    assert f"called as {call} it is 0." in said, said
+    assert remedy in said, said
+    assert convention.expected(diffusion) in said
+
+
+def test_a_flow_under_ddpm_is_a_line_and_no_refusal():
+    said = require(lambda x, t: flow(x, t.float()), "my:load", DIFFUSION_DEFAULTS, DATA, None)
+    assert "set diffusion: {process: flow, timesteps: 1, prediction: velocity}" in said
+    noise = torch.zeros_like
+    assert require(lambda x, t: noise(x), "my:load", DIFFUSION_DEFAULTS, DATA, None) is None, "as before"
+
+
+@pytest.mark.parametrize("diffusion", [FLOW_DEFAULTS, EDM_DEFAULTS, D_EDM], ids=["flow", "edm", "sample"])
+def test_an_untrained_network_is_doubted_and_no_other_way_is_made_up(diffusion):
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+    with torch.no_grad():
+        said = require(lambda x, t: network(x), "my:load", diffusion, DATA, None)
+    assert "predicts x_0 no better than the mean" in said
+    assert said.endswith(f"is it trained, and is it to be called as {convention.expected(diffusion)}?")
+
+
+def test_what_cannot_be_judged_is_not():
+    absent = Data(name="folder", root="/nowhere", shape=SHAPE)
+    assert require(lambda x, t: 9 * x, "my:load", FLOW_DEFAULTS, absent, None) is None
+    assert require(lambda x, t: 9 * x, "my:load", CONSISTENCY_DEFAULTS, DATA, None) is None
+
+
+def test_a_network_of_classes_is_judged_by_the_null_label_or_by_those_of_the_images():
+    data, told = Data(name="classes", shape=SHAPE), []
+
+    def network(x, t, label):
+        told.append(label.tolist())
+        return 0 * x
+
+    for takes in (Conditions(3, 3), Conditions(3, None), Conditions(2, None)):
+        require(network, "my:load", FLOW_DEFAULTS, data, takes)
+    assert {tuple(labels[:4]) for labels in told} == {(3, 3, 3, 3), (0, 1, 2, 0), (0, 1, 0, 0)}
+
+
+def test_a_slow_network_is_tried_at_one_level_and_in_no_other_way(monkeypatch):
+    monkeypatch.setattr(convention, "QUICK_SECONDS", -1.0)
+    monkeypatch.setattr(convention, "PATIENCE_SECONDS", -1.0)
+    calls = []
+
+    def network(x, t):
+        calls.append(t)
+        return -flow(x, t)
+
+    assert "is it trained" in require(network, "my:load", FLOW_DEFAULTS, DATA, None)
+    assert len(calls) == 1
+
+
+MODULE = """
+import torch
+
+seen = []
+
+
+def load():
+    def network(x, t):
+        seen.append((x, t))
+        return x
+    return network
+
+
+def flow_map():
+    def network(x, t, r):
+        assert t.dtype == r.dtype == torch.float32
+        assert (r < t).all()
+        return x
+    return network
+
+
+def embedding():
+    return Embedded()
+
+
+class Embedded(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.times = torch.nn.Embedding(1000, 1)
+
+    def forward(self, x, t):
+        return x + self.times(t).view(-1, 1, 1, 1)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    import sys
+
+    (tmp_path / "called.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield "called"
+    sys.modules.pop("called", None)
+
+
+def tried(name, diffusion):
+    return custom.describe(f"called:{name}", None, SHAPE, 1, diffusion.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "times", "largest"),
+    [
+        (FLOW_DEFAULTS, [0.5, 1.0], 1.0),
+        (TOLD_1000, [500.0, 1000.0], 1.0),
+        (EDM_DEFAULTS, [math.log(0.002) / 4, math.log(80) / 4], 1.0),
+        (D_EDM, [0.002, 80.0], 80.0),
+        (CONSISTENCY_DEFAULTS, [schedules.process(CONSISTENCY_DEFAULTS).at(20).time, 250 * math.log(80)], 1.0),
+    ],
+)
+def test_the_trial_calls_a_network_with_what_its_process_tells_it(module, diffusion, times, largest):
+    assert tried("load", diffusion).takes_fractions
+    import called
+
+    x, t = called.seen[0]
+    assert t.dtype == torch.float32
+    assert t.tolist() == pytest.approx(times, rel=1e-6)
+    assert float(x[1].std()) == pytest.approx(largest, rel=0.2)
+
+
+def test_a_wrong_arity_or_an_embedding_of_whole_times_is_one_line(module):
+    assert tried("flow_map", FLOW_MAP).conditions is None
+    for name, diffusion, parts in (
+        ("load", FLOW_MAP, ["network(x, t, r) = eps - x_0", "takes 2 positional arguments but 3 were given"]),
+        ("flow_map", FLOW_DEFAULTS, ["takes three arguments", "prediction: average_velocity"]),
+        ("embedding", FLOW_DEFAULTS, ["can't be called as network(x, t)", "torch.float32"]),
+    ):
+        with pytest.raises(CustomCodeError) as error:
+            tried(name, diffusion)
+        for part in parts:
+            assert part in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_doubt_is_said_by_the_plan_and_is_in_no_file(module):
+    def described(name, weights, shape, timesteps, diffusion, data):
+        dumps = (each.model_dump(mode="json") for each in (diffusion, data))
+        return custom.describe(name, weights, shape, timesteps, *dumps)
+
+    sections = {"model": {"callable": "called:load"}, "data": {"name": "gaussian", "shape": [1, 8, 8]}}
+    sections |= {"name": "x", "diffusion": {"process": "flow"}, "sample": {"seed": 0}}
+    planned = plan(validate(Config, sections, "test"), describe_network=described)
+    [model] = planned.models
+    assert "no better than the mean" in model.source.warning(model.diffusion)
+    assert any("no better than the mean" in line for line in planned.remarks)
+    assert "doubt" not in model.source.record()

@@ -1,0 +1,213 @@
+"""Whether a custom network denoises when it is called as its process says: its error on a few images of `data`.
+
+A network that expects another time, another input or another sign returns finite images of the right shape, and samples
+noise. Its error shows that, and calling it in other ways shows which one it was trained with.
+
+The measure is the squared error of x_0 over that of the best linear estimate, which moves x towards the images' mean.
+The mean alone would be too easy to beat: EDM's c_skip x does that with any network.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from taugrid.config import DIFFUSION_DEFAULTS, EDM_DEFAULTS, FLOW_DEFAULTS, Data, Diffusion
+from taugrid.errors import CustomCodeError
+from taugrid.jobs import Conditions
+from taugrid.workers import schedules
+from taugrid.workers.data.load import few_images, few_labels
+from taugrid.workers.diffusion.denoiser import Denoise, OfTimes
+from taugrid.workers.diffusion.process import Point
+
+LEVELS = (1.0, 0.5, 2.0)
+"""Noise levels sigma / alpha, in standard deviations of the images. At much more noise no network does better than a
+guess, and at much less EDM's does well whatever it is told."""
+
+GOOD, BETTER, DENOISES, POOR = 0.2, 0.6, 0.7, 1.1
+"""Errors. Below `GOOD` nothing is wrong: a trained network of Fashion-MNIST has 0.13, and 0.24 to 0.35 if it is told
+wrong times, for it sees the noise. A network is called wrongly if another way has less than `BETTER` times its error,
+and less than `DENOISES`. If none has, there is a doubt above `POOR`. The optimum for white Gaussian noise has 1."""
+
+UNLIKE_NOISE = 0.1
+"""At T, a network that predicts eps returns nearly x. The squared error above which it is tried as a flow's."""
+
+QUICK_SECONDS, PATIENCE_SECONDS = 5.0, 60.0
+"""A network that takes longer for one level is tried at this one alone. Other ways are tried for so long."""
+
+Measure = Callable[["Way", float], float]
+"""The mean error of a way; infinite if it fails, or is above the limit."""
+
+
+class Way(NamedTuple):
+    """A way to call a network, for the x_0 that it predicts then."""
+
+    call: str
+    diffusion: Diffusion
+    told: Callable[[Point], float]
+    sign: float = 1.0
+    is_scaled: bool = True
+    """Whether x is multiplied by c_in, if the process does that."""
+    settings: Mapping[str, Any] | None = None
+    """The keys of `diffusion` that mean it; None: only the user's code can call it so."""
+
+
+def ways(sigma_data: float) -> Iterator[Way]:
+    """Those that networks of the field are called in, the likeliest first."""
+    yield Way("network(x, index) of DDPM", DIFFUSION_DEFAULTS, lambda at: at.time, settings={"process": "ddpm"})
+    times: list[tuple[str, Callable[[Point], float], int | None]] = [
+        ("t", lambda at: at.sigma, 1),
+        ("1000 t", lambda at: 1000 * at.sigma, 1000),
+        ("1 - t", lambda at: at.alpha, None),
+        ("1000 (1 - t)", lambda at: 1000 * at.alpha, None),
+    ]
+    for (called, told, timesteps), (sign, prediction) in product(
+        times, (("", "velocity"), ("-", "velocity"), ("", "sample"))
+    ):
+        settings = {"process": "flow", "timesteps": timesteps, "prediction": prediction}
+        diffusion = FLOW_DEFAULTS.model_copy(update={"prediction": prediction})
+        returned = " as x_0" if prediction == "sample" else ""
+        known = None if sign or timesteps is None else settings
+        yield Way(f"{sign}network(x, {called}){returned}", diffusion, told, -1.0 if sign else 1.0, settings=known)
+    levels: list[tuple[str, Callable[[Point], float]]] = [
+        ("ln(sigma) / 4", lambda at: math.log(at.sigma) / 4),
+        ("250 ln(sigma)", lambda at: 250 * math.log(at.sigma)),
+        ("sigma", lambda at: at.sigma),
+    ]
+    for (called, told), x, (prediction, returned) in product(
+        levels, ("c_in x", "x"), (("edm", ""), ("v_prediction", " as -F"), ("sample", " as x_0"))
+    ):
+        usual = ("x", "sigma") if prediction == "sample" else ("c_in x", "ln(sigma) / 4")
+        settings = {"process": "edm", "prediction": prediction}
+        diffusion = EDM_DEFAULTS.model_copy(update={"prediction": prediction, "sigma_data": sigma_data})
+        known = settings if (x, called) == usual else None
+        if prediction != "sample" or x == "x":
+            yield Way(f"network({x}, {called}){returned}", diffusion, told, is_scaled=x != "x", settings=known)
+
+
+def require(network: OfTimes, name: str, diffusion: Diffusion, data: Data, takes: Conditions | None) -> str | None:
+    """None if the network denoises images of `data`, or can't be judged; else a line with a doubt.
+
+    Images that are not here, and consistency models, whose x_0 is the end of a path, are not judged.
+
+    Args:
+        network: as it is for inference on the CPU.
+        name: in messages.
+        diffusion: resolved. Of DDPM's process the betas do not matter: only a flow's network is noticed.
+        data: where the images are from.
+        takes: the labels that the network takes.
+
+    Raises:
+        CustomCodeError: if it denoises when it is called in another way. For DDPM's process that is the line returned.
+    """
+    own = Way("", diffusion, lambda at: at.time)
+    measure = None if diffusion.prediction == "consistency" else _measure(network, diffusion, data, takes)
+    if measure is None or (error := measure(own, math.inf)) < GOOD:
+        return None
+    found = _better(measure, ways(diffusion.sigma_data or 0.5), error)
+    where = f"on noised images of {data.full_name} its squared error is {error:.2g} times that of a linear estimate"
+    if found is not None and (diffusion.process or found[0].diffusion.process) is not None:
+        way, less = found
+        fix = f"have its function return {way.call}" if way.settings is None else f"set diffusion: {_flow(way)}"
+        said = f"the network of {name} is called as {expected(diffusion)}, and {where}; called as {way.call} it is "
+        said = f"{said}{less:.2g}: {fix}"
+        if diffusion.process is None:
+            return said
+        raise CustomCodeError(said)
+    if error < POOR or diffusion.process is None:
+        return None
+    return (
+        f"the network of {name} predicts x_0 no better than the mean: {where}; is it trained, and is it to be "
+        f"called as {expected(diffusion)}?"
+    )
+
+
+def _flow(way: Way) -> str:
+    return f"{{{', '.join(f'{key}: {value}' for key, value in (way.settings or {}).items())}}}"
+
+
+def expected(diffusion: Diffusion) -> str:
+    """How a network of a resolved `diffusion` is called, and what it returns, in a few words."""
+    predicts = diffusion.predicts
+    if diffusion.process == "flow":
+        scale = "" if diffusion.timesteps == 1 else f"{diffusion.timesteps} "
+        times = f"{scale}t, {scale}r" if predicts == "average_velocity" else f"{scale}t"
+        end = "x_0" if predicts == "sample" else "eps - x_0"
+        return f"network(x, {times}) = {end} with t in [0, 1] and t = 0 at the image"
+    if diffusion.process == "edm":
+        sigma_data = f"with sigma_data {diffusion.sigma_data:g}"
+        return {
+            "sample": "network(x, sigma) = x_0",
+            "edm": f"network(c_in x, ln(sigma) / 4) = F {sigma_data}",
+            "v_prediction": f"network(c_in x, ln(sigma) / 4) = -F {sigma_data}",
+            "consistency": f"network(c_in x, 250 ln(sigma)) = F {sigma_data}",
+        }[predicts]
+    return f"network(x, index) = {predicts} with the index in 0..{(diffusion.timesteps or 1) - 1}"
+
+
+def _better(measure: Measure, among: Iterable[Way], error: float) -> tuple[Way, float] | None:
+    """The best way with an error below `BETTER` times `error`, and its error; None: there is none."""
+    best, end = None, time.monotonic() + PATIENCE_SECONDS
+    for way in among:
+        if time.monotonic() > end:
+            break
+        limit = min(BETTER * error, DENOISES) if best is None else best[1]
+        if (less := measure(way, limit)) < limit:
+            best = way, less
+    return best
+
+
+def _measure(network: OfTimes, diffusion: Diffusion, data: Data, takes: Conditions | None) -> Measure | None:
+    """The errors of ways at `LEVELS`, over those of the best linear estimate; None if there are no images here."""
+    channels, height, width = data.image_shape
+    count = min(64, max(4, 4096 // (channels * height * width)))
+    if (pixels := few_images(data, count)) is None:
+        return None
+    x0 = torch.from_numpy(pixels).float() / 127.5 - 1
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    variance, levels = float(x0.var()), list(LEVELS)
+    if variance == 0:
+        return None
+    labels = () if takes is None else (_labels(data, len(x0), takes),)
+
+    def measure(way: Way, limit: float) -> float:
+        process = schedules.process(way.diffusion)
+        errors: list[float] = []
+
+        def called(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
+            scaling = process.preconditioning(at)
+            if scaling is not None and not way.is_scaled:
+                x = x / scaling.into
+            times = [torch.full((len(x),), way.told(at))] * (2 if diffusion.prediction == "average_velocity" else 1)
+            return way.sign * network(x, *times, *labels)
+
+        prediction = "velocity" if way.diffusion.prediction == "average_velocity" else way.diffusion.predicts
+        denoise = Denoise(called, process, prediction)
+        while len(errors) < len(levels):
+            started = time.monotonic()
+            at = process.told(process.told_within([0, levels[len(errors)] * math.sqrt(variance)])[-1])
+            try:
+                found = denoise(at.alpha * x0 + at.sigma * eps, at).x0
+            except Exception:  # user code may fail in any way if it is called in another
+                return math.inf
+            linear = variance * at.ratio**2 / (variance + at.ratio**2)
+            errors.append(float((found - x0).square().mean()) / linear)
+            if time.monotonic() - started > QUICK_SECONDS:
+                del levels[len(errors) :]
+            if not sum(errors) < limit * len(levels):  # NaN too
+                return math.inf
+        return sum(errors) / len(errors)
+
+    return measure
+
+
+def _labels(data: Data, count: int, takes: Conditions) -> Tensor:
+    """The null label, else the images' own, else some."""
+    if takes.null_label is not None:
+        return torch.full((count,), takes.null_label)
+    own = few_labels(data, count)
+    return (torch.arange(count) if own is None else torch.from_numpy(own).long()) % takes.classes

@@ -1,0 +1,1 @@
+"""Samplers of networks that were distilled, or trained, to need few steps."""
