@@ -7,8 +7,9 @@ the recomputation alone would miss a wrong table.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -49,7 +50,9 @@ class CellSettings:
     """The scale g, for classes."""
     start: float = 1.0
     """The standard deviation of x_T."""
-    sampler: Literal["ddim", "heun"] = "ddim"
+    sampler: Literal["ddim", "heun", "edm-heun"] = "ddim"
+    churn: float = 0.0
+    churn_noise: float = 1.0
 
 
 class Visited(NamedTuple):
@@ -286,32 +289,36 @@ def _given(labels: NDArray[np.int64] | None) -> NDArray[np.int64]:
 
 
 def _sampled(data: Gaussian, cell: CellSettings) -> Gaussian:
-    """The distribution that the images should have before rounding; a solver takes x_T to them by a linear map."""
+    """The distribution that the images should have before rounding. Every sampler is linear in its noise."""
     if cell.sampler == "ddim":
         first = cell.path[0]
         variance = cell.start**2 / (first.alpha**2 + first.sigma**2)
-        return sampled(data, [level.alpha_bar for level in cell.path], cell.eta, variance)
-    mean, *moved = _steps(cell, data, cell.start * np.vstack([np.zeros(len(data.mean)), data.eigenvectors.T]), None)
-    gains = ((np.array(moved) - mean) * data.eigenvectors.T).sum(axis=1)
-    return Gaussian(mean, gains**2, data.eigenvectors)
+        return sampled(data, [at.alpha_bar for at in cell.path], cell.eta, variance)
+    basis = data.eigenvectors.T
+
+    def of(drawn: int, key: int) -> Array:
+        return basis * (key == drawn)
+
+    mean, variances = _steps(cell, data, partial(of, -1))[0], np.zeros(len(basis))
+    for drawn in (0, *(at.key for at in cell.path[:-1])):
+        variances += np.square(((_steps(cell, data, partial(of, drawn)) - mean) * basis).sum(axis=1))
+    return Gaussian(mean, variances, data.eigenvectors)
 
 
 def _recomputed(index: NDArray[np.int64], cell: CellSettings, data: Gaussian | TwoPoints) -> NDArray[np.int64]:
     dims = data.points.shape[1] if isinstance(data, TwoPoints) else data.mean.shape[-1]
-    x = _steps(cell, data, cell.start * standard_normals(cell.seed, index, 0, dims), index)
+    x = _steps(cell, data, lambda key: standard_normals(cell.seed, index, key, dims))
     return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.int64)
 
 
-def _steps(cell: CellSettings, data: Gaussian | TwoPoints, x: Array, index: NDArray[np.int64] | None) -> Array:
-    """The images of x_T, (n, d); `index` tells the noise of a sampler that adds some."""
+def _steps(cell: CellSettings, data: Gaussian | TwoPoints, normals: Callable[[int], Array]) -> Array:
+    """The images, (n, d), of the noise of each key, (n, d)."""
+    x = cell.start * normals(0)
     for a, b in pairwise(cell.path):
-        x0, eps = _predictions(cell, data, x, a)
-        if cell.sampler == "heun":
-            x = b.alpha * x0 + b.sigma * eps
-            if b.sigma > 0:  # Karras et al. 2022, algorithm 1, in sigma or, of a flow, t
-                x0_b, eps_b = _predictions(cell, data, x, b)
-                x = x + ((b.alpha - a.alpha) * (x0_b - x0) + (b.sigma - a.sigma) * (eps_b - eps)) / 2
+        if cell.sampler != "ddim":
+            x = _heun(cell, data, x, a, b, normals)
             continue
+        x0, eps = _predictions(cell, data, x, a)
         added = a.sigma**2 - (a.alpha / b.alpha * b.sigma) ** 2  # the variance of x_a given x_b
         eta = 1.0 if cell.eta == "sigma_hat" else cell.eta
         variance = eta**2 * (b.sigma / a.sigma) ** 2 * added  # eq. 16; for eta = 1, of x_b given x_a and x_0
@@ -319,9 +326,24 @@ def _steps(cell: CellSettings, data: Gaussian | TwoPoints, x: Array, index: NDAr
         if cell.eta == "sigma_hat":
             variance = added * (b.alpha**2 + b.sigma**2) / (a.alpha**2 + a.sigma**2)
         if b is not cell.path[-1] and variance > 0:
-            assert index is not None
-            x += np.sqrt(variance) * standard_normals(cell.seed, index, a.key, x.shape[1])
+            x += np.sqrt(variance) * normals(a.key)
     return x
+
+
+def _heun(
+    cell: CellSettings, data: Gaussian | TwoPoints, x: Array, a: Visited, b: Visited, normals: Callable[[int], Array]
+) -> Array:
+    """A step of Karras et al. 2022, algorithm 2. The slope of x is that of its own process: eps of edm, v of a flow."""
+    if cell.churn:
+        churned = a.sigma * (1 + min(cell.churn / (len(cell.path) - 1), np.sqrt(2) - 1))
+        x = x + cell.churn_noise * np.sqrt(churned**2 - a.sigma**2) * normals(a.key)
+        a = a._replace(sigma=churned)
+    x0, eps = _predictions(cell, data, x, a)
+    ended = b.alpha * x0 + b.sigma * eps
+    if b.sigma == 0:
+        return ended
+    x0_b, eps_b = _predictions(cell, data, ended, b)
+    return ended + ((b.alpha - a.alpha) * (x0_b - x0) + (b.sigma - a.sigma) * (eps_b - eps)) / 2
 
 
 def _predictions(cell: CellSettings, data: Gaussian | TwoPoints, x: Array, at: Visited) -> tuple[Array, Array]:

@@ -116,8 +116,8 @@ def _labels(cell: Cell, rundir: RunDir) -> NDArray[np.int64] | None:
 
 def _settings(cell: Cell) -> CellSettings:
     assert cell.settings.seed is not None
-    visited, sampler = _path(cell), cell.settings.sampler
-    assert sampler in ("ddim", "heun")
+    visited, sampler, options = _path(cell), cell.settings.sampler, cell.settings.sampler_options
+    assert sampler in ("ddim", "heun", "edm-heun")
     return CellSettings(
         data=distribution(cell.model.data),
         path=visited,
@@ -128,6 +128,8 @@ def _settings(cell: Cell) -> CellSettings:
         guidance=cell.settings.guidance,
         start=1.0 if cell.model.diffusion.process is None else visited[0].sigma,
         sampler=sampler,  # type: ignore[arg-type]  # mypy does not narrow a str by `in`
+        churn=options.get("S_churn", 0.0),
+        churn_noise=options.get("S_noise", 1.0),
     )
 
 

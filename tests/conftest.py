@@ -3,6 +3,8 @@ import gc
 import os
 import random
 import signal
+from html import escape
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ from hypothesis import settings
 # SIGTERM to itself (`orchestrator/ending.py`), which would end pytest's process. Children start with the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests move the user's cache. matplotlib would list the machine's fonts again, which takes four seconds a process.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))
 
 gc.disable()  # until all files are imported: passes over what stays are a third of the time
 
@@ -55,6 +61,41 @@ def bucket(s3):
     from taugrid.storage import open_place
 
     return open_place(f"s3://{s3.bucket()}/some/run", "--out")
+
+
+@pytest.fixture(scope="module")
+def sketched():
+    """A figure's files hold its texts, and its SVG in a page the ids too, which are all that a page needs.
+
+    Rendering them would take a third of the time of a night this small.
+
+    For modules whose tests look at no figure; test_figures.py and others render all kinds. A test that looks at one
+    after all asks for `rendered`.
+    """
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    def write_texts(figure, file, **_):
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        if isinstance(file, StringIO):
+            ids = (f'<g id="{artist.get_gid()}"/>' for artist in figure.findobj(Artist.get_gid))
+            file.write(f'<svg viewBox="0 0 4 3">{"".join(ids)}<text>{escape(" ".join(texts))}</text></svg>')
+        else:
+            Path(file).write_text("\n".join(texts))
+
+    with pytest.MonkeyPatch.context() as patch:
+        rendered = Figure.savefig
+        patch.setattr(Figure, "savefig", write_texts)
+        yield rendered
+
+
+@pytest.fixture
+def rendered(sketched, monkeypatch):
+    """Figures are rendered in this test, though not in others of its module."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", sketched)
 
 
 def pytest_collection_finish():

@@ -46,26 +46,21 @@ def rendered(
     loads: str = "img-src data:",
     **values: Any,
 ) -> str:
-    """A whole page, with its style sheets, its scripts and a policy that allows these alone, and what it `loads`."""
+    """A whole page, with its style sheets, its scripts and a policy that allows these alone, and what it `loads`.
+
+    `loads` are directives for images and connections.
+    """
     style, script = (Markup("").join(map(asset, names)) for names in (styles, scripts))
-    head = {"style": style, "script": script, "policy": policy(style, script, loads)}
-    return environment().get_template(template).render(**head, **values)
+    policy = (
+        f"default-src 'none'; {loads}; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return environment().get_template(template).render(style=style, script=script, policy=policy, **values)
 
 
 def asset(name: str) -> Markup:
     """A style sheet or a script that ships with taugrid; it is not escaped."""
     return Markup(_text(name))
-
-
-def policy(style: str, script: str, loads: str = "img-src data:") -> str:
-    """The content security policy of a page: this style and this script, images in the page, and nothing else.
-
-    `loads` are the directives of images and connections.
-    """
-    return (
-        f"default-src 'none'; {loads}; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _hash(text: str) -> str:

@@ -94,19 +94,9 @@ def report_html(facts: PageFacts) -> str:
 def run_html(name: str, directory: str, state: str, quality: QualityTable) -> str:
     """The FID tables of a run as a piece of HTML; `state` is its progress in words."""
     section = quality.section(FID) if quality.rows else None
-    return (
-        environment()
-        .get_template("run.html")
-        .render(
-            name=name,
-            directory=directory,
-            state=state,
-            css=asset("tables.css"),
-            heading=FID.heading,
-            tables=shaded_tables(quality, section) if section else [],
-            legend=section.legend if section else [],
-        )
-    )
+    tables, legend = (shaded_tables(quality, section), section.legend) if section else ([], [])
+    shown = {"css": asset("tables.css"), "heading": FID.heading, "tables": tables, "legend": legend}
+    return environment().get_template("run.html").render(name=name, directory=directory, state=state, **shown)
 
 
 def _rendered(page: Mapping[str, Any]) -> str:

@@ -161,7 +161,7 @@ def _differences(files: RecordedFiles, places: Mapping[str, int]) -> list[list[A
         a, b = places.get(record.get("cell_a", "")), places.get(record.get("cell_b", ""))
         for metric, (difference, error) in DIFFERENCES.items():
             values = [number(record.get(difference)), number(record.get(error))]
-            if a is not None and b is not None and all(isinstance(value, int | float) for value in values):
+            if None not in (a, b, *values):
                 found.append([a, b, metric, *values])
     return found
 

@@ -129,14 +129,11 @@ def plain(value: Any) -> Any:
     return text(value)
 
 
-def number(value: Any) -> Any:
-    """The number in a field of a CSV file, null for an empty one, and any other text as it is."""
-    if not isinstance(value, str) or not value:
-        return None
-    for convert in (int, float):
-        with suppress(ValueError):
-            return plain(convert(value))
-    return text({"True": True, "False": False}.get(value, value))
+def number(value: Any) -> float | None:
+    """The finite number in a field of a CSV file; None if there is none."""
+    with suppress(TypeError, ValueError):
+        return found if math.isfinite(found := float(value)) else None
+    return None
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

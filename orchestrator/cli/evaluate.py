@@ -62,21 +62,14 @@ def evaluate(**given: Any) -> None:
     external = {name: value for name in names if (value := given.pop(name)) not in (None, ())}
     requested = RunOptions(**given)
     if given["config"] is not None:
-        if external:
-            raise UserError(
-                f"--{next(iter(external))} is for external images; for a CONFIG, set it in the section evaluate"
-            )
+        if name := next(iter(external), None):
+            raise UserError(f"--{name} is for external images; for a CONFIG, set it in the section evaluate")
         run_stages(requested, ("evaluate",))
         return
     if not {"samples", "reference"} <= external.keys():
         raise UserError("give a CONFIG, or --samples PATH and --reference PATH for external images")
-    if (
-        requested.out is not None
-        or requested.workers is not None
-        or requested.address != "local"
-        or requested.only
-        or requested.dry_run
-    ):
+    of_a_run = requested.out is not None or requested.workers or requested.only or requested.dry_run
+    if of_a_run or requested.address != "local":
         raise UserError(
             "--out, --workers, --address, --only and --dry-run are for a run; external images are scored here"
         )
@@ -92,9 +85,8 @@ def _score_external(given: dict[str, Any], requested: RunOptions) -> None:
     if len(set(samples)) < len(samples):
         raise UserError("--samples: a place is given twice; give each once")
     section = {key: list(value) if key == "metrics" else value for key, value in given.items()}
+    changes, trusts = requested.assignments, requested.trust_code
     with Progress() as progress:
-        scores = score_images(
-            samples, reference, section, requested.assignments, progress, flag, trust_code=requested.trust_code
-        )
+        scores = score_images(samples, reference, section, changes, progress, flag, trust_code=trusts)
     document = scores[0] if len(scores) == 1 else {"samples": scores}
     print_value(document, requested.as_json, lambda _: scores_text(scores))

@@ -17,6 +17,7 @@ from taugrid.orchestrator.cli.options import (
     print_value,
     reader_may_leave,
     set_option,
+    with_workers,
     workers_option,
 )
 from taugrid.words import counted
@@ -48,8 +49,7 @@ def plan(
         taugrid plan my.yaml --workers 8 --strict  # exits with 2 if there is a warning
         taugrid plan my.yaml --history history --baseline runs/mine  # of a night
     """
-    overrides = (*assignments, *([] if workers is None else [f"cluster.workers={workers}"]))
-    described = show_plan(config, overrides, out, as_json, history, baseline)
+    described = show_plan(config, with_workers(assignments, workers), out, as_json, history, baseline)
     if strict and (remarks := described["remarks"]):
         click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
         sys.exit(Exit.USAGE)
@@ -163,8 +163,7 @@ def verify(directory: str, as_json: bool) -> None:
 
         def tick(count: int) -> None:
             nonlocal seen
-            seen += count
-            progress.update(seen)
+            progress.update(seen := seen + count)
 
         verified = verify_files(run, tick)
     diagnosis = Diagnosis(run, seen, verified)

@@ -13,7 +13,6 @@ from taugrid.orchestrator.cli.options import (
     Command,
     Finite,
     Group,
-    RunOptions,
     Whole,
     cluster_options,
     dry_run_option,
@@ -22,6 +21,7 @@ from taugrid.orchestrator.cli.options import (
     print_value,
     set_option,
     trust_option,
+    with_workers,
 )
 from taugrid.words import counted, with_urls
 
@@ -103,9 +103,12 @@ def _show_night(given: Mapping[str, Any]) -> None:
     night = history.night(given["night"] or (unfinished or [today()])[-1])
     there = history.storage.exists(history.default_baseline)
     baseline = given["baseline"] or (with_urls(str(history.default_baseline)) if there else None)
-    workers = [] if given["workers"] is None else [f"cluster.workers={given['workers']}"]
-    overrides = (*given["assignments"], *workers)
-    show_plan(given["config"], overrides, night.run_name, given["as_json"], given["history"], baseline)
+    show_plan(given["config"], _overrides(given), night.run_name, given["as_json"], given["history"], baseline)
+
+
+def _overrides(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The values of --set and --workers."""
+    return with_workers(given["assignments"], given["workers"])
 
 
 def _flag(name: str) -> str:
@@ -133,21 +136,10 @@ def _sampled_night(given: dict[str, Any], progress: "Progress") -> "NightResult"
 
     if unfit := [_flag(name) for name in OF_IMAGES if given[name]]:
         raise UserError(f"{unfit[0]} is for images from elsewhere: give --samples DIR with it, or leave it out")
-    given = {name: value for name, value in given.items() if name not in ("samples", *OF_IMAGES)}
-    asked = [name for name in GateSettings._fields if name in given]
-    gate = GateSettings(**{name: given.pop(name) for name in asked})
-    values = {name: given.pop(name) for name in ("history", "baseline", "night", "keep_images", "grow_to")}
-    requested = RunOptions(**given)
-    request = NightRequest(
-        config=requested.config,
-        assignments=requested.overrides,
-        terms=Terms(gate, values.pop("grow_to")),
-        address=requested.address,
-        break_lock=requested.break_lock,
-        trust_code=requested.trust_code,
-        **values,
-    )
-    return run_night(request, progress)
+    gate = GateSettings(**{name: given[name] for name in ("margin", "alpha", "allow_missing", "sharpness")})
+    same = ("config", "address", "break_lock", "trust_code", "history", "baseline", "night", "keep_images")
+    values = {name: given[name] for name in same} | {"assignments": _overrides(given)}
+    return run_night(NightRequest(terms=Terms(gate, given["grow_to"]), **values), progress)
 
 
 def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str, Any], as_json: bool) -> None:

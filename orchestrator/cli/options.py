@@ -100,12 +100,16 @@ class RunOptions:
     def overrides(self) -> tuple[str, ...]:
         """The values of --set, and those that other options are short for."""
         short = (
-            "" if self.workers is None else f"cluster.workers={self.workers}",
             "" if self.rows is None else f"report.rows=[{self.rows}]",
             f"report.columns={self.columns}" if self.columns else "",
             f"report.x={self.x}" if self.x else "",
         )
-        return (*self.assignments, *filter(None, short))
+        return (*with_workers(self.assignments, self.workers), *filter(None, short))
+
+
+def with_workers(assignments: tuple[str, ...], workers: int | None) -> tuple[str, ...]:
+    """The values of --set, and that of --workers."""
+    return assignments if workers is None else (*assignments, f"cluster.workers={workers}")
 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

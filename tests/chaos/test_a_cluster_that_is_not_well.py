@@ -24,7 +24,10 @@ def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, 
     cluster.begin("A", cpus=2)
     cluster.start(*bad)
     cluster.wait("A")
+    fast = lab.weights.with_name("fast")
+    fast.touch()
     lab.finish(undisturbed, "--set", "cluster.workers=2")
+    fast.unlink()
     cluster.inside("C", f"mount --bind {stale} {lab.weights}")
     if is_long:
         cluster.inside("B", READ_ONLY.format(lab.shared))

@@ -9,6 +9,8 @@ from shared import taugrid
 
 from taugrid.storage import open_place
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 CONFIG = {
     "name": "bucket",
     "model": {"oracle": "gaussian"},

@@ -411,12 +411,6 @@ def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(head, config, tmp_p
     assert "`taugrid submit`" in done.stderr
 
 
-def test_a_local_run_leaves_a_cluster_of_this_machine_alone(head, tmp_path):
-    """Ray by itself joins a cluster that `ray start` began here, and refuses the CPUs that a private one is given."""
-    one_cell = ("--set", "grid=[]", "--set", "sample.num_samples=8", "--set", "evaluate.metrics=[fid]")
-    taugrid_alone("sample", "gaussian", "--out", tmp_path / "run", "--workers", 1, *one_cell)
-
-
 def test_a_cluster_elsewhere_needs_a_folder_that_all_see(config):
     done = taugrid("run", config, "--address", "127.0.0.1:6379", code=2)
     assert "absolute" in done.stderr
@@ -467,8 +461,12 @@ except KeyboardInterrupt:
 """
 
 
-def test_spare_cpus_of_a_machine_with_a_gpu_compute_scores_while_the_gpu_works(tmp_path):
-    """D6, on a real Ray that believes in one GPU. With `CpuOnly` left out in `Session._pool`, this waits in vain."""
+def test_spare_cpus_of_a_machine_with_a_gpu_compute_scores_while_the_gpu_works(head, tmp_path):
+    """D6, on a real Ray that believes in one GPU. With `CpuOnly` left out in `Session._pool`, this waits in vain.
+
+    On the way: a local run leaves a cluster of this machine alone. Ray by itself joins one that `ray start` began here,
+    and refuses the CPUs that a private one is given.
+    """
     (tmp_path / "small.yaml").write_text(WITH_A_GPU)
     command, here = [sys.executable, "-c", BELIEVES_IN_A_GPU, tmp_path], Path(__file__).parent
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=240)

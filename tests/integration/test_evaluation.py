@@ -35,7 +35,7 @@ ORACLE = {
 }
 """Samples of 64 features, enough of them for standard errors."""
 
-pytestmark = pytest.mark.usefixtures("private_cache")
+pytestmark = pytest.mark.usefixtures("private_cache", "sketched")
 
 DIGITS = ("--extractor", "digits-convnet")
 

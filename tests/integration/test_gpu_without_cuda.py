@@ -27,14 +27,14 @@ from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.training import fit
 
 folder = Path(sys.argv[1])
-ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
 (folder / ".probe").touch()
 pool = Pool(Worker, (1,), 1, 1, Probe(str(folder / ".probe")))
 pool.start()
 while not (refused := [event for event in pool.events(30.0) if isinstance(event, Failed)]):
     pass
 pool.close()
-(model,) = plan(load("digits", ["train.steps=4", "train.workers=2", "train.warmup_steps=1"])).models
+(model,) = plan(load("digits", ["train.steps=4", "train.workers=1", "train.warmup_steps=1"])).models
 spec = TrainingSpec(
     data=model.data, data_sha256=content_fingerprint(model.data), unet=model.source.unet, diffusion=model.diffusion,
     train=model.source.train, model_id=model.id, models_dir=str(folder), cpus_per_worker=1, gpus_per_worker=1,

@@ -12,6 +12,8 @@ from command import sample_files, scores
 from PIL import Image
 from shared import taugrid
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 OLD = Path(__file__).parents[1] / "data" / "first_version"
 IDS = {"2e09d2f2e0", "d79541ad1f", "43bc3f8996", "2f0704c433"}
 

@@ -35,7 +35,7 @@ from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import Log
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "sketched")
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 STEPS, EVERY = 80, 20

@@ -12,6 +12,8 @@ from shared import taugrid
 from taugrid.config.load import load
 from taugrid.orchestrator.plan.grid import plan
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 CELLS = 6
 SHARDS = 3 * 2 + 3 * 4
 

@@ -10,6 +10,8 @@ from shared import taugrid
 from taugrid.orchestrator.cli.text.runs import plan_text
 from taugrid.orchestrator.rundir.directory import RunDir
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 CELLS = 6
 
 

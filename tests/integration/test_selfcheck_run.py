@@ -12,6 +12,8 @@ from taugrid import parquet
 from taugrid.orchestrator.dispatch import pool
 from taugrid.storage import read_sealed, write_sealed
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 
 def faulty(worker):
     """A class of workers with one percent in sigma-hat's coefficient; made in a function, so that it travels by value.
@@ -44,12 +46,12 @@ def test_a_sound_system_passes(checked):
     findings, root = checked
     assert findings["status"] == "done"
     assert findings["problems"] == []
-    assert len(findings["cells"]) == 44
+    assert len(findings["cells"]) == 45
     assert all(cell["largest_difference"] <= 1 for cell in findings["cells"])
     known = [cell for cell in findings["cells"] if cell["data"] == "gaussian"]
-    assert len(known) == 22
+    assert len(known) == 23
     assert {(cell["process"], cell["sampler"]) for cell in known} == {
-        ("ddpm", "ddim"), ("edm", "ddim"), ("edm", "heun"), ("flow", "ddim"), ("flow", "heun"),
+        ("ddpm", "ddim"), ("edm", "ddim"), ("edm", "heun"), ("edm", "edm-heun"), ("flow", "ddim"), ("flow", "heun"),
     }  # fmt: skip
     assert max(abs(cell[name]["z"]) for cell in known for name in ("fid", "mean", "covariance")) < 5
     # The FID of different cells is told apart by far: agreement is no matter of wide errors.
@@ -62,8 +64,8 @@ def test_a_finished_selfcheck_is_judged_again_without_being_made_again(checked):
     _, root = checked
     done = taugrid("selfcheck", "--out", root)
     assert "starting Ray" not in done.stderr
-    assert "44 cells agree" in done.stderr
-    assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 44
+    assert "45 cells agree" in done.stderr
+    assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 45
 
 
 def rewrite(path, change):
@@ -119,19 +121,20 @@ def test_what_is_wrong_on_disk_under_a_right_seal_is_found(checked, tmp_path):
 
 
 def test_a_fault_in_the_workers_is_found(checked, tmp_path):
-    """Such workers sample the cells with sigma-hat again, and those with eta = 1, which the fault does not touch."""
+    """Such workers sample the cells with sigma-hat again, and some with eta = 1, which the fault does not touch."""
     findings, root = checked
     copy = shutil.copytree(root, tmp_path / "run")
-    again = [cell["name"] for cell in findings["cells"] if "-sigma_hat-" in cell["name"] or "-eta1-" in cell["name"]]
-    for name in again:
+    names = [cell["name"] for cell in findings["cells"]]
+    touched, others = ([name for name in names if f"-{eta}-" in name] for eta in ("sigma_hat", "eta1"))
+    for name in (*touched, *others[:3]):
         shutil.rmtree(copy / "samples" / name)
     done = taugrid("selfcheck", "--workers", "1", "--out", copy, code=1, workers=FaultyPool)
-    assert len(list(copy.glob("samples/*"))) == 44
+    assert len(list(copy.glob("samples/*"))) == 45
     wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: ")]
     assert wrong
     assert all("sigma_hat" in line for line in wrong), "cells with a numeric eta are not touched by it"
-    assert done.stdout.count("WRONG") == 11
-    assert len(again) > 11
+    assert done.stdout.count("WRONG") == len(touched) == 11
+    assert len(others) > 3
 
 
 def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
@@ -141,7 +144,8 @@ def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
     table = pd.read_csv(root / "tables" / "quality.csv", dtype={"cell": str}).set_index("cell")
     for cell in findings["cells"]:
         exact = table.loc[cell["cell"], "fid_exact"]
-        if cell["data"] == "gaussian" and cell["sampler"] == "ddim":
+        clips = cell["process"] == "edm" and "sigma_hat" in cell["name"]  # more than one pixel in a million
+        if cell["data"] == "gaussian" and cell["sampler"] == "ddim" and not clips:
             assert 0 < cell["fid"]["exact"] - exact < 0.01
             assert table.loc[cell["cell"], "fid"] == cell["fid"]["measured"]
         else:

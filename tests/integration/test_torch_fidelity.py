@@ -32,6 +32,8 @@ from taugrid.images import encode_png
 from taugrid.registry.extractors import DIGITS_CONVNET, INCEPTION
 from taugrid.workers.data.load import load_images
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 N = 12
 """Images that Inception sees on either side: a tenth of a second each, and every FID of fewer than 2048 is singular."""
 

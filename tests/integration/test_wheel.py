@@ -6,21 +6,27 @@ In one test it works in a folder whose names it used to take: files `eval.py` an
 
 import json
 import os
+import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
+from denoisers import decode, of_time
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS
+from taugrid.hashing import file_sha256
 from taugrid.images import to_uint8
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise
@@ -29,7 +35,6 @@ ROOT = Path(__file__).parents[2]
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "runs", "docs", "*.egg-info", "__pycache__")
 LAYERS = ("configs", "eval", "orchestrator", "workers")
 """The folders beside `taugrid/` that it has links to."""
-SMALL = {"isc_splits": 2, "kid_subsets": 2, "kid_subset_size": 20}
 
 
 @pytest.fixture(scope="module")
@@ -127,64 +132,97 @@ def test_the_wheel_installs_and_compiles_with(wheel, tmp_path, python):
 HOSTILE = (
     "print('this is not taugrid')\nraise SystemExit('a module of the user was imported in the place of taugrid')\n"
 )
+OF_THE_USER = "from configs import SCALE\n\nassert SCALE == 0.25\n"
 
-NETWORK = """
-import torch
+PAGE = ROOT / "docs" / "custom-network.md"
+SMALLER = {
+    "sample.num_samples": 60,
+    "grid": "[{steps: [5, 10], eta: [0.0]}]",
+    "evaluate.isc_splits": 2,
+    "evaluate.kid_subsets": 2,
+    "evaluate.kid_subset_size": 20,
+    "cluster.workers": 1,
+}
 
-from configs import SCALE
+
+def files():
+    """Name -> text of each file that the page shows: what a line that names it and ends in a colon introduces."""
+    blocks = re.findall(r"`(\w+\.(?:py|yaml))`[^\n]*:\n\n((?: {4}[^\n]*\n|\n)+)", PAGE.read_text())
+    return {name: textwrap.dedent(text) for name, text in blocks}
 
 
-def load():
-    return lambda x, t: SCALE * x
-"""
+def commands():
+    return re.findall(r"^ {4}(taugrid [^\n]+)$", PAGE.read_text(), re.MULTILINE)
 
 
-def test_a_grid_runs_from_the_wheel_and_a_users_modules_are_the_users(run, environment, tmp_path):
-    """A custom network that imports the user's own `configs`, beside modules that end whatever imports them.
+def test_the_page_is_complete():
+    assert set(files()) == {"my_network.py", "my_network.yaml", "train_my_network.py"}
+    assert len(files()["my_network.py"].splitlines()) <= 32, "short enough to be read"
+    assert [command.split()[1] for command in commands()] == ["plan", "run"]
 
-    With the shipped weights of an extractor, and with the published tables.
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """The page's files in the folder of `run`, where its training has been run."""
+    for name, text in files().items():
+        (tmp_path / name).write_text(text)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two that wait for each other take minutes on a busy machine
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.syspath_prepend(tmp_path)
+        runpy.run_path("train_my_network.py", run_name="__main__")
+    torch.set_num_threads(threads)
+    del sys.modules["my_network"]
+    return tmp_path
+
+
+def test_the_pages_grid_runs_from_the_wheel_and_a_users_modules_are_the_users(run, environment, trained):
+    """docs/custom-network.md as a reader follows it, with fewer samples: its files and then its commands.
+
+    Its network also imports the user's own `configs`, beside modules that end whatever imports them. With the shipped
+    weights of an extractor, and with the published tables.
     """
-    (tmp_path / "eval.py").write_text(HOSTILE)
-    (tmp_path / "workers.py").write_text(HOSTILE)
-    (tmp_path / "orchestrator").mkdir()
-    (tmp_path / "orchestrator" / "__init__.py").write_text(HOSTILE)
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "__init__.py").write_text("SCALE = 0.25\n")
-    (tmp_path / "network.py").write_text(NETWORK)
-    config = {
-        "name": "mine",
-        "model": {"callable": "network:load"},
-        "sample": {"num_samples": 60, "batch_size": 30},
-        "grid": {"steps": [2, 5], "eta": [0.0]},
-        "evaluate": SMALL | {"extractor": "digits-convnet", "metrics": ["fid", "isc", "kid"]},
-        "cluster": {"workers": 1},
-    }
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    (trained / "eval.py").write_text(HOSTILE)
+    (trained / "workers.py").write_text(HOSTILE)
+    (trained / "orchestrator").mkdir()
+    (trained / "orchestrator" / "__init__.py").write_text(HOSTILE)
+    (trained / "configs").mkdir()
+    (trained / "configs" / "__init__.py").write_text("SCALE = 0.25\n")
+    (trained / "my_network.py").write_text(OF_THE_USER + files()["my_network.py"])
     where = run("python", "-c", "import taugrid.eval; print(taugrid.eval.__file__)").stdout
     assert Path(where.strip()).is_relative_to(environment)
-    assert "12 cells" in run("taugrid", "plan", "digits", PYTHONPATH=str(tmp_path)).stdout, "a shipped config"
-    done = run("python", "-m", "taugrid", "run", "mine.yaml", "--json", PYTHONPATH=str(tmp_path))
+    assert "12 cells" in run("taugrid", "plan", "digits", PYTHONPATH=str(trained)).stdout, "a shipped config"
+    smaller = [word for key, value in SMALLER.items() for word in ("--set", f"{key}={value}")]
+    planned, ran = (shlex.split(command) for command in commands())
+    run("python", "-m", *planned, *smaller, PYTHONPATH=str(trained))
+    done = run(*ran, *smaller, "--json")  # Ray's workers import from the folder that they start in
     assert "not taugrid" not in done.stdout + done.stderr
     document = json.loads(done.stdout)  # with --json, nothing else is on stdout
     assert document["status"] == "done"
     rows = {row["steps"]: row for row in document["cells"]}
-    assert {steps: row["num_samples"] for steps, row in rows.items()} == {2: 60, 5: 60}
+    assert {steps: row["num_samples"] for steps, row in rows.items()} == {5: 60, 10: 60}
+    root = trained / "runs/my-network"
     for steps, row in rows.items():
-        parts = sorted((tmp_path / "runs/mine/samples").glob(f"*-{row['cell']}/part-*.parquet"))
-        drawn = np.concatenate([batch for part in parts for _, batch in parquet.read_images(part)])
-        assert np.abs(drawn.astype(int) - expected(steps)).max() <= 1
+        [part] = root.glob(f"samples/*-{row['cell']}/part-*.parquet")
+        assert parquet.inspect(part).metadata["weights_sha256"] == file_sha256(trained / "my_network.pt")
+        drawn = np.concatenate([batch for _, batch in parquet.read_images(part)])
+        assert np.abs(by_hand(trained, steps).astype(int) - drawn).max() <= 1
         assert row["fid"] > 0
         assert row["isc_mean"] >= 1
-    table = pd.read_csv(tmp_path / "runs/mine/tables/quality.csv")
-    assert table["fid"].tolist() == [rows[steps]["fid"] for steps in (2, 5)]
+    assert pd.read_csv(root / "tables/quality.csv")["fid"].tolist() == [rows[steps]["fid"] for steps in (5, 10)]
 
 
-def expected(steps):
-    """The images of eps = x / 4: eq. 12 with eta = 0 multiplies x by one number at each step."""
-    a = schedules.alpha_bar(DIFFUSION_DEFAULTS)
-    times = [1000 * i // steps for i in range(steps + 1)]
-    x = noise.normal(0, torch.arange(60), 0, (1, 8, 8)).double().numpy()
-    for t, before in zip(times[:0:-1], times[-2::-1], strict=True):
-        x0 = (1 - 0.25 * np.sqrt(1 - a[t])) / np.sqrt(a[t])
-        x = x * (np.sqrt(a[before]) * x0 + 0.25 * np.sqrt(1 - a[before]))
-    return to_uint8(x).astype(int)
+def by_hand(folder, steps):
+    """The 60 images, (60, 1, 8, 8) uint8, of the network that was trained, asked at the indices it was trained with."""
+    module: dict[str, Any] = {}
+    exec(files()["my_network.py"], module)
+    network = module["load"](folder / "my_network.pt")
+    times = [1000 * i // steps for i in range(1, steps + 1)]
+    x_T = noise.normal(0, torch.arange(60), 0, (1, 8, 8))
+
+    @of_time
+    def predicted(x, t):
+        return network(x, torch.full((len(x),), t - 1))
+
+    return to_uint8(decode(predicted, x_T, schedules.alpha_bar(DIFFUSION_DEFAULTS), times).numpy())

@@ -1,8 +1,6 @@
 import subprocess
 import sys
 from functools import cache
-from html import escape
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -27,41 +25,6 @@ def one_thread():
     with threadpool_limits(limits=1):
         yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def sketched():
-    """A figure's files hold its texts, and its SVG in a page the ids too, which are all that a page needs.
-
-    Rendering them would take a third of the time of a night this small.
-
-    For modules whose tests look at no figure; test_figures.py and others render all kinds. A test that looks at one
-    after all asks for `rendered`.
-    """
-    from matplotlib.artist import Artist
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-
-    def write_texts(figure, file, **_):
-        texts = [text.get_text() for text in figure.findobj(Text)]
-        if isinstance(file, StringIO):
-            ids = (f'<g id="{artist.get_gid()}"/>' for artist in figure.findobj(Artist.get_gid))
-            file.write(f'<svg viewBox="0 0 4 3">{"".join(ids)}<text>{escape(" ".join(texts))}</text></svg>')
-        else:
-            Path(file).write_text("\n".join(texts))
-
-    with pytest.MonkeyPatch.context() as patch:
-        rendered = Figure.savefig
-        patch.setattr(Figure, "savefig", write_texts)
-        yield rendered
-
-
-@pytest.fixture
-def rendered(sketched, monkeypatch):
-    """Figures are rendered in this test, though not in others of its module."""
-    from matplotlib.figure import Figure
-
-    monkeypatch.setattr(Figure, "savefig", sketched)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from denoisers import at, of_time
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
-from torch._inductor import cudagraph_trees
 from torch._inductor.exc import InductorError
 from torch.torch_version import TorchVersion
 
@@ -144,6 +143,7 @@ def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
 
 def test_graphs_of_other_threads_need_nothing_of_torchs_own():
     """Before 2.13, torch refused them in threads that it had not made (pytorch#123177)."""
+    from torch._inductor import cudagraph_trees  # takes 3 seconds, of each process that collects tests
 
     def kept():
         container = cudagraph_trees.get_container(0)

@@ -16,7 +16,7 @@ from taugrid.orchestrator.cli.main import cli
 LONGEST_README = 100
 
 TESTED_ELSEWHERE = {
-    "docs/custom-network.md": "test_custom_network_run.py",
+    "docs/custom-network.md": "test_wheel.py",
     "docs/custom-extractor.md": "test_extractor_page.py",
     "docs/custom-sampler.md": "test_doors.py",
     "docs/exports.md": "test_exports.py",

@@ -48,7 +48,8 @@ def settings(data=DATA, steps=10, eta=1.0, clip="none", spacing="linear", num_sa
 @cache
 def continuous(name, eta=0.5, sampler="ddim", steps=10):
     path = flow_path(steps) if name == "flow" else edm_path(steps, 0.002, 80.0, 7.0)
-    return CellSettings(DATA, path, eta, "none", 11, N, start=path[0].sigma, sampler=sampler)
+    churn = (3.0, 1.1) if sampler == "edm-heun" else ()
+    return CellSettings(DATA, path, eta, "none", 11, N, 1.0, path[0].sigma, sampler, *churn)
 
 
 def features(pixels):
@@ -108,7 +109,10 @@ class Continuous(Run):
     def batch(self, indices):
         c = self.cell
         diffusion = EDM_DEFAULTS if c.start > 1 else FLOW_DEFAULTS
-        settings = Sample(steps=len(c.path) - 1, eta=c.eta, sampler=c.sampler, clip=c.clip, seed=c.seed)
+        options = {"S_churn": c.churn, "S_noise": c.churn_noise} if c.churn else {}
+        settings = Sample(
+            steps=len(c.path) - 1, eta=c.eta, sampler=c.sampler, sampler_options=options, clip=c.clip, seed=c.seed
+        )
         process, sampler = schedules.process(diffusion), find(c.sampler)
         its = sampler.tau(settings, process), sampler.evaluations(settings, process)
         optimum = oracle.expected_x0(c.data, "cpu")
@@ -137,6 +141,7 @@ HEALTHY = [
     ),
     *(continuous(name, eta) for name in ("edm", "flow") for eta in (0.0, 0.5, 1.0, "sigma_hat")),
     *(continuous(name, 0.0, "heun") for name in ("edm", "flow")),
+    continuous("edm", 0.0, "edm-heun"),
 ]
 
 
@@ -539,6 +544,20 @@ def noise_without_the_scale(monkeypatch):
         return real(a, a_prev, eta, is_last, scale)._replace(noise=real(a, a_prev, eta, is_last).noise)
 
     monkeypatch.setattr(ddim, "coefficients", unscaled)
+
+
+@fault(continuous("edm", 0.0, "edm-heun"), finds=[IMAGES])
+class ChurnWithoutItsNoise(Continuous):
+    """S_noise left out."""
+
+    def batch(self, indices):
+        return Continuous(replace(self.cell, churn_noise=1.0)).batch(indices)
+
+
+@fault(continuous("edm", 0.0, "edm-heun"), finds=[IMAGES])
+class LessChurn(Continuous):
+    def batch(self, indices):
+        return Continuous(replace(self.cell, churn=2.5)).batch(indices)
 
 
 @fault(continuous("flow", 0.0), finds=[ALL_IMAGES])

@@ -1,0 +1,25 @@
+"""A custom network that naps at each call, as long as there is a file `slow` beside its weights, and counts them in it.
+
+It is here, on the path of the workers that tests share.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+SECONDS = 0.02
+
+
+def load(weights: str) -> Callable[[Tensor, Tensor], Tensor]:
+    slow = Path(weights).with_name("slow")
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        if slow.exists():
+            with slow.open("a") as calls:
+                calls.write(".")
+            time.sleep(SECONDS)
+        return 0.25 * x
+
+    return network
