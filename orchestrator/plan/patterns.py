@@ -137,9 +137,8 @@ def _is_ready(path: str) -> bool:
     """Whether the folder holds a complete checkpoint with no writes for `SETTLED_SECONDS`."""
     folder = Path(path)
     try:
-        last = ("model_index.json", "scheduler/scheduler_config.json")  # which a pipeline of ours may end with
-        if (folder / "unet").is_dir() and not any((folder / name).is_file() for name in last):
-            return False
+        if (folder / "unet").is_dir() and not (folder / "model_index.json").is_file():
+            return False  # a pipeline's index is written last
         times = [file.stat().st_mtime for file in folder.rglob("*") if file.is_file()]
         if not times or time.time() - max(times) < SETTLED_SECONDS:
             return False

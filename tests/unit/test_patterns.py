@@ -68,6 +68,8 @@ def test_folders_still_being_written_are_passed_over_and_taken_next_time(trainin
     settled(torn)
     pipeline = training / "x/step-4000"
     shutil.copytree(training / "x/step-90", pipeline / "unet")
+    (pipeline / "scheduler").mkdir()
+    (pipeline / "scheduler/scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
     settled(pipeline)  # its index, which is written last, is missing
     found = opened(training, str(training / "x/step-*"))
     assert shown(found) == ["step-90", "step-100", "step-1000"]
