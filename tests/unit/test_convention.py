@@ -184,6 +184,10 @@ def flow_map():
     return network
 
 
+def over_r():
+    return lambda x, t, r: x + r.mul_(2).view(-1, 1, 1, 1)
+
+
 def embedding():
     return Embedded()
 
@@ -239,6 +243,7 @@ def test_a_wrong_arity_or_an_embedding_of_whole_times_is_one_line(module):
         ("load", FLOW_MAP, ["network(x, t, r) = eps - x_0", "takes 2 positional arguments but 3 were given"]),
         ("flow_map", FLOW_DEFAULTS, ["takes three arguments", "prediction: average_velocity"]),
         ("embedding", FLOW_DEFAULTS, ["can't be called as network(x, t)", "torch.float32"]),
+        ("over_r", FLOW_MAP, ["changed r in place", "use r.clone()"]),
     ):
         with pytest.raises(CustomCodeError) as error:
             tried(name, diffusion)

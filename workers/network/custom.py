@@ -208,11 +208,12 @@ def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *
         ) from error
     if not output.isfinite().all():
         raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
-    for what, value, was in zip(("x", *("r", "the labels")[-len(others) :]), (x, *others), before, strict=False):
+    names = ("x", *("r" if each.is_floating_point() else "the labels" for each in others))
+    for what, value, was in zip(names, (x, *others), before, strict=True):
         if not torch.equal(value, was):
             raise CustomCodeError(
                 f"the network of {name} changed {what} in place, but sampling still needs it: use "
-                f"{'x' if what == 'x' else 'label'}.clone()"
+                f"{'label' if what == 'the labels' else what}.clone()"
             )
     alone = torch.cat([network(*(each[i : i + 1] for each in (x, t, *others))) for i in range(len(x))])
     if not _is_close(alone, output):
