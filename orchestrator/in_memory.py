@@ -23,7 +23,7 @@ from taugrid.errors import (
     last_line,
 )
 from taugrid.images import to_pictures, to_uint8
-from taugrid.jobs import Conditions, NetworkSpec
+from taugrid.jobs import Conditions, CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.guided import label_differences, require_no, require_possible
 from taugrid.orchestrator.plan.labels import label_rule
@@ -41,6 +41,7 @@ from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity, pictures
 from taugrid.workers.finite import BY_VAE, Watched
+from taugrid.workers.network import custom_process
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import Case, describe_samplers, honoured
 
@@ -164,7 +165,11 @@ def _planned(
     data = {"name": section.get("oracle", "gaussian")} | ({} if shape is None else {"shape": shape})
     sample = dict(settings) | {"num_samples": num_samples}
     config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": sample})
-    [cell] = plan(config).cells
+
+    def described(*arguments: Any) -> CustomNetwork:
+        return custom_process.describe(*arguments[:-1])  # without images: `data` is made up
+
+    [cell] = plan(config, describe_network=described).cells
     kinds = (cell.settings.weights, "ema")  # such sources need no run directory
     networks = [model.source.network(Path(), kind) for model, kind in zip(cell.networks, kinds, strict=False)]
     spec = SamplingSpec(cell.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe, cell.guidance)

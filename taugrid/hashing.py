@@ -26,6 +26,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_start(path: Path, count: int) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(count)
+
+
 def canonical_json(value: Any) -> str:
     """JSON in ASCII, with sorted keys and no spaces: equal values give equal text.
 

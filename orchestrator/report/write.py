@@ -24,6 +24,7 @@ from taugrid.eval.tables.published.counterparts import (
     SOLVERS_STEM,
     NetworkOrigin,
     has_other_samplers,
+    joined_solvers,
     pointer,
     quality_counterparts,
     write_published,
@@ -102,15 +103,17 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     rows, evidence = collected.rows, collected.evidence
     origins = {model.id: network_origin(model) for model in plan.models}
     counterparts = quality_counterparts(rows, evidence.protocols, origins)
-    of_solvers = has_other_samplers(rows, evidence.protocols)
+    joined = joined_solvers(rows, evidence.protocols, origins)
+    of_solvers = bool(joined) or has_other_samplers(rows, evidence.protocols)
     if not (counterparts and of_solvers):  # those that there are get written again
         rundir.remove_tables("published*")
-    beside = [f"solvers with another network, as published, are in {SOLVERS_STEM}.md"] if of_solvers else []
+    whose = "EDM's" if joined else "another"
+    beside = [f"solvers with {whose} network, as published, are in {SOLVERS_STEM}.md"] if of_solvers else []
     quality = quality_table(run, collected, [*pointer(counterparts, "published"), *beside])
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_published(counterparts, tables, "published")
         if of_solvers:
-            write_solvers(tables)
+            write_solvers(tables, joined)
         write_quality(quality, tables)
         write_differences(differences(rows, evidence) if rows else [], tables)
     if rows:
@@ -248,7 +251,7 @@ def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
 def network_origin(model: Model) -> NetworkOrigin:
     """The origin of a model's network, for comparisons with published numbers."""
     if model.diffusion.process is not None:
-        return NetworkOrigin(model.source.name, model.diffusion.in_words)
+        return NetworkOrigin(model.source.name, model.diffusion.in_words, model.diffusion.process)
     ours, theirs = (schedules.alpha_bar(each) for each in (model.diffusion, DIFFUSION_DEFAULTS))
     same_alpha = ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
     is_the_papers = same_alpha and model.diffusion.prediction == DIFFUSION_DEFAULTS.prediction

@@ -22,8 +22,14 @@ from taugrid.hashing import file_sha256
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
-from taugrid.workers.network import checkpoint
-from taugrid.workers.network.checkpoint import PICKLED_WEIGHTS_FILE, WEIGHTS_FILE, read_checkpoint, saved_network
+from taugrid.workers.network import checkpoint, custom_process
+from taugrid.workers.network.checkpoint import (
+    PICKLED_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    read_checkpoint,
+    refuse_pickle,
+    saved_network,
+)
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.scheduler import SCHEDULERS
 from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
@@ -500,3 +506,23 @@ def test_the_weights_of_however_many_models_are_hashed_once(tmp_path, monkeypatc
     assert hashed == files
     files[0].write_bytes(b"other")
     assert checkpoint.weights_sha256(files[0]) != first[0]
+
+
+@pytest.mark.parametrize("name", ["edm-cifar10-32x32-uncond-vp.pkl", "https://nvlabs.example/network-snapshot-1.pkl"])
+def test_a_pickle_of_nvlabs_is_refused_by_its_name_with_the_way_to_convert_it(name):
+    said = refusal(read_checkpoint, name)
+    for part in (f"model.checkpoint: {name}", "would run the code", "state_dict()", "model.callable", "custom-network"):
+        assert part in said
+
+
+def test_so_is_one_as_weights_by_what_it_holds_and_it_is_not_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs = b"\x80\x04\x95ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
+    (tmp_path / "edm.pt").write_bytes(theirs)
+    monkeypatch.setattr("pickle.load", lambda *_: pytest.fail("it was opened"))
+    assert "model.weights" in refusal(custom_process.describe, "mine:load", "edm.pt", (3, 32, 32), 1)
+    (tmp_path / "renamed").write_bytes(theirs)
+    assert "pickle as NVlabs'" in refusal(read_checkpoint, "renamed")
+    refuse_pickle("model.weights", str(tmp_path / "absent"))
+    (tmp_path / "mine.pkl").write_bytes(b"\x80\x04 weights of another")
+    refuse_pickle("model.weights", str(tmp_path / "mine.pkl"))

@@ -19,6 +19,7 @@ TESTED_ELSEWHERE = {
     "docs/custom-network.md": "test_wheel.py",
     "docs/custom-extractor.md": "test_extractor_page.py",
     "docs/custom-sampler.md": "test_doors.py",
+    "docs/samplers.md": "test_teacher_and_student.py",
     "docs/exports.md": "test_exports.py",
     "docs/python.md": "test_view.py",
     "docs/board.md": "test_board_served.py",

@@ -83,6 +83,7 @@ def test_spacings_are_those_of_the_papers():
     assert EDMS.spaced("logsnr", 3) == pytest.approx((0.002, 0.4, 80), rel=1e-11)
     assert FLOW.spaced("linear", 4) == (0.25, 0.5, 0.75, 1.0)
     assert FLOW.spaced("time_uniform", 4, shift=3.0) == pytest.approx((0.5, 0.75, 0.9, 1.0))
+    assert {FLOW.spaced("linear", 3, shift=shift)[-1] for shift in (0.1, 0.3)} == {1.0}, "rounding must not show"
     for process, name in ((EDMS, "time_uniform"), (FLOW, "karras"), (FLOW, "quadratic"), (EDMS, [1, 2])):
         with pytest.raises(ValueError, match=f"is not for process: {process.name}, which has linear"):
             process.spaced(name, 2)

@@ -36,7 +36,14 @@ from taugrid.eval.tables.differences_files import difference_line
 from taugrid.eval.tables.labels import EVALUATIONS
 from taugrid.eval.tables.long_form import FID, long_form
 from taugrid.eval.tables.pivots import Layout
-from taugrid.eval.tables.published.counterparts import FOLDER, has_other_samplers, solvers_markdown
+from taugrid.eval.tables.published.counterparts import (
+    FOLDER,
+    INCEPTION_SHA256,
+    NetworkOrigin,
+    has_other_samplers,
+    joined_solvers,
+    solvers_markdown,
+)
 from taugrid.eval.tables.quality import QualityTable, to_markdown
 from taugrid.grids.names import value_text
 from taugrid.grids.selectors import fits, parse
@@ -368,6 +375,36 @@ def test_the_published_numbers_of_solvers_are_another_networks():
             folder / name for folder, name in ((SHARED, "solvers_cifar10_edm.csv"), (FOLDER, "solvers_edm.csv"))
         )
         assert list(csv.DictReader(theirs.open())) == list(csv.DictReader(ours.open()))
+
+
+def test_published_numbers_of_edms_network_join_only_networks_of_its_process():
+    reference = {"dataset": "cifar10", "split": "train", "num_images": 50_000, "preprocessing": "none 3x32x32"}
+    about = {"name": "inception-v3-compat", "weights_sha256": INCEPTION_SHA256}
+    protocols = {"p": {"reference": reference, "num_samples": 50_000, "extractor": about}}
+    rows = [
+        cell("ddim", 5, 0.0, spacing="karras"),
+        cell("ddim", 5, 1.0, spacing="karras"),
+        cell("heun", 5, spacing="linear"),
+        cell("edm-heun", 3, spacing="karras"),
+        cell("dpm++3m", 8, spacing="karras"),
+    ]
+    rows = [row | {"network_evaluations": n} for row, n in zip(rows, (5, 5, 9, 6, 8), strict=True)]
+    [model] = {row["model"] for row in rows}
+    found = joined_solvers(rows, protocols, {model: NetworkOrigin("edm:load", "edm", "edm")})
+    assert [row[1:5] for row in found] == [
+        ["ddim", "Euler", "5", "49.66"],
+        ["edm-heun", "Heun", "6", "99.74"],
+        ["dpm++3m", "DPM-Solver++(3M)", "8", "4.54"],
+    ]
+    assert float(found[0][6]) == pytest.approx(rows[0]["fid"] - 49.66, abs=0.006)
+    assert [row[7] for row in found] == ["–", "–", "times polynomial rho=7, not logsnr"]
+    assert "Solvers, as published for EDM's network" in solvers_markdown(found)
+    assert "another network" not in solvers_markdown(found)
+    for kind in ("ddpm", "flow"):
+        assert not joined_solvers(rows, protocols, {model: NetworkOrigin("other", None, kind)})
+    assert not joined_solvers(
+        rows, {"p": protocols["p"] | {"reference": {"dataset": "digits"}}}, {model: NetworkOrigin("x", "edm", "edm")}
+    )
 
 
 @pytest.fixture(scope="module")

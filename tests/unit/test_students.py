@@ -112,6 +112,7 @@ def test_times_of_lcm_are_those_of_diffusers(learned):
             settings = settings_of(steps=steps, sampler_options={"original_inference_steps": learned})
             scheduler.set_timesteps(steps)
             assert find("lcm").times(settings, process) == tuple(scheduler.timesteps.tolist())
+    assert find("lcm").times(settings_of(steps=2, spacing=[500, 1000]), process) == (999, 499)
 
 
 @pytest.fixture(scope="module")

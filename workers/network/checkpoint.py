@@ -11,7 +11,7 @@ from typing import Any
 from taugrid.config import Diffusion
 from taugrid.config.model import is_hub_id
 from taugrid.errors import MissingInput, UserError
-from taugrid.hashing import file_sha256, json_sha256
+from taugrid.hashing import file_sha256, file_start, json_sha256
 from taugrid.jobs import Conditions, SavedNetwork
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import listed
@@ -55,6 +55,9 @@ VAE_DEFAULTS: dict[str, dict[str, Any]] = {
 """Classes of VAEs -> diffusers' defaults of keys that a config may leave out."""
 
 MAX_NAMED = 3
+
+OF_NVLABS, NVLABS_BYTES = b"_reconstruct_persistent_obj", 1 << 20
+"""How NVlabs' pickles rebuild a network, and the bytes at their start among which it is."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,25 @@ def read_checkpoint(path: str, commit: str | None = None, download: bool = True)
     """
     if Path(path).is_dir():
         return _read(path, Path(path), None)
+    refuse_pickle("model.checkpoint", path)
     folder = _downloaded(path, "model.checkpoint", commit, download)
     return _read(path, folder, folder.name)
+
+
+def refuse_pickle(key: str, path: str) -> None:
+    """Raise `UserError` if `path` is a pickle of NVlabs' code (edm, edm2), by its name or what it holds.
+
+    Opening it would run the source code in it, so only its bytes are searched.
+    """
+    named = key == "model.checkpoint" and path.endswith(".pkl")
+    if not named and not (Path(path).is_file() and OF_NVLABS in file_start(Path(path), NVLABS_BYTES)):
+        return
+    raise UserError(
+        f"{key}: {path} is a pickle as NVlabs' edm writes them, and opening it would run the code in it; in an "
+        "environment with their repository, load it once and torch.save its ['ema'].state_dict(); then give a function "
+        "that builds the network and loads this file as model.callable, the file as model.weights, and diffusion: "
+        "{process: edm, prediction: sample} (docs/custom-network.md)"
+    )
 
 
 def _downloaded(path: str, key: str, commit: str | None, download: bool) -> Path:

@@ -31,6 +31,7 @@ def describe(
     path = weights_path(weights)
     if path is not None:
         _require_file(path)
+        checkpoint.refuse_pickle("model.weights", str(path))
     arguments: dict[str, Any] = {"name": name, "weights": path and str(path), "image_shape": image_shape}
     arguments |= {"timesteps": timesteps, "diffusion": diffusion and diffusion.model_dump(mode="json")}
     arguments |= {"data": data and data.model_dump(mode="json")}

@@ -249,13 +249,13 @@ class _Strict(Section):
     model_config = ConfigDict(strict=True)
 
 
-@lru_cache(maxsize=64)
 def _vp(process: Process) -> DiscreteVP:
     """The only process that `Diffusers.processes` lets through."""
     assert isinstance(process, DiscreteVP)
     return process
 
 
+@lru_cache(maxsize=64)
 def _built(name: str, options: str, process: DiscreteVP, prediction: PredictionType) -> Any:
     """A scheduler for a process; `UserError` with what its constructor raises."""
     from diffusers import schedulers

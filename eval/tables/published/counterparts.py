@@ -43,6 +43,8 @@ class NetworkOrigin(NamedTuple):
     """A loaded checkpoint's id on the hub or folder; otherwise words such as "trained here"."""
     process: str | None
     """Its forward process in words; None for the paper's, `PROCESS`."""
+    kind: str = "ddpm"
+    """Which forward process it is: `ddpm`, `edm` or `flow`."""
 
 
 class EncodedImages(NamedTuple):
@@ -92,11 +94,11 @@ def quality_counterparts(
     """The rows of quality.csv that have a counterpart in table 1 or 3, in their order.
 
     A counterpart has the reference's data set, S, and eta or sigma_hat; what else differs is listed, not refused. Rows
-    without an FID, or of a different sampler, have none. `networks` are by the rows' `model`.
+    without an FID, of a different sampler, or of another process, have none. `networks` are by the rows' `model`.
     """
     counterparts = []
     for row in rows:
-        if row["sampler"] != "ddim":
+        if row["sampler"] != "ddim" or networks[row["model"]].kind != "ddpm":
             continue
         protocol = protocols[row["protocol"]]
         place = {"sigma": row["sigma"], "eta": str(float(row["eta"])), "steps": str(row["steps"])}
@@ -308,8 +310,52 @@ def has_other_samplers(rows: Iterable[Row], protocols: Mapping[str, ProtocolFiel
     return any(protocols[row["protocol"]]["reference"]["dataset"] == "cifar10" for row in of_others)
 
 
-def solvers_markdown() -> str:
-    """The published numbers as a table in GitHub's Markdown, a row for each solver."""
+SOLVERS = {
+    "ddim": "Euler", "euler": "Euler", "heun": "Heun", "edm-heun": "Heun", "dpm++3m": "DPM-Solver++(3M)",
+    "unipc": "UniPC-3",
+}  # fmt: skip
+"""Our samplers -> the published names. With eta 0, DDIM is Euler's method where alpha is 1."""
+TIMES = {"linear": "polynomial rho=7", "karras": "polynomial rho=7"}
+"""Our spacings of EDM -> the published names, where they differ."""
+ABOUT_JOINED = (
+    "This run's networks of the process `edm` at the published numbers of evaluations. Whether they are that network "
+    "is for you to say. In every row, the last of as many evaluations is that of a step to 0, which theirs has not."
+)
+
+
+def joined_solvers(
+    rows: Iterable[Row], protocols: Mapping[str, ProtocolFields], networks: Mapping[str, NetworkOrigin]
+) -> list[list[str]]:
+    """For each row of a network of EDM's process with a published number: both, and what else differs."""
+    published = {(one["solver"], one["network_evaluations"]): one for one in lines("solvers_edm")}
+    joined = []
+    for row in rows:
+        protocol, network = protocols[row["protocol"]], networks[row["model"]]
+        one = published.get((SOLVERS.get(row["sampler"], ""), str(row["network_evaluations"])))
+        if one is None or network.kind != "edm" or row["fid"] is None or not math.isfinite(row["fid"]):
+            continue
+        if protocol["reference"]["dataset"] != "cifar10" or (row["sampler"] == DEFAULT and row["eta"]):
+            continue
+        spacing = TIMES.get(row["spacing"], row["spacing"])
+        differs = [
+            *([] if spacing == one["schedule"] else [f"times {spacing}, not {one['schedule']}"]),
+            *(
+                []
+                if protocol["num_samples"] == NUM_SAMPLES
+                else [f"N = {protocol['num_samples']:,}, not {NUM_SAMPLES:,}"]
+            ),
+            *_extractor_differs(protocol["extractor"]),
+            *_reference_differs(protocol["reference"], dataset_facts("cifar10")),
+        ]
+        value, error = write_number(row["fid"], math.nan if row["fid_se"] is None else row["fid_se"])
+        numbers = [one["fid"], f"{value} {error}".rstrip(), f"{row['fid'] - float(one['fid']):+.2f}"]
+        about = [network.source, row["sampler"], one["solver"], one["network_evaluations"]]
+        joined.append([*about, *numbers, "; ".join(differs) or MISSING])
+    return joined
+
+
+def solvers_markdown(joined: Sequence[Sequence[str]] = ()) -> str:
+    """The published numbers as a table in GitHub's Markdown, a row for each solver, after those `joined_solvers`."""
     published = lines("solvers_edm")
     counts = sorted({int(line["network_evaluations"]) for line in published})
     fids = {(line["solver"], int(line["network_evaluations"])): line["fid"] for line in published}
@@ -319,8 +365,14 @@ def solvers_markdown() -> str:
         for solver, schedule in schedules.items()
     ]
     table = markdown_table(["solver", "times", *map(str, counts)], "ll" + "r" * len(counts), rows)
-    return f"# Solvers, as published for another network\n\n{ABOUT_SOLVERS}\n\n{table}\n"
+    text = f"# Solvers, as published for another network\n\n{ABOUT_SOLVERS}\n\n{table}\n"
+    if not joined:
+        return text
+    head = ["network", "sampler", "published as", "evaluations", "published", "ours", "difference", "what else differs"]
+    ours = markdown_table(head, "lllrrrrl", [list(row) for row in joined])
+    about = ABOUT_SOLVERS.replace("**another network**: EDM's", "EDM's").partition(" Network, process")[0]
+    return f"# Solvers, as published for EDM's network\n\n{ABOUT_JOINED}\n\n{ours}\n\n{about}\n\n{table}\n"
 
 
-def write_solvers(folder: Path) -> None:
-    write_files(folder, SOLVERS_STEM, md=solvers_markdown())
+def write_solvers(folder: Path, joined: Sequence[Sequence[str]] = ()) -> None:
+    write_files(folder, SOLVERS_STEM, md=solvers_markdown(joined))

@@ -38,8 +38,8 @@ class Flow:
             raise ValueError("spacing logsnr needs a finite log SNR at both ends, but a flow has no signal at t = 1")
         if spacing not in ("time_uniform", "linear"):
             raise ValueError(no_spacing("flow", spacing, ("linear", "time_uniform")))
-        uniform = (i / steps for i in range(1, steps + 1))
-        return distinct_keys(self, tuple(shift * t / (1 + (shift - 1) * t) for t in uniform))
+        uniform = (i / steps for i in range(1, steps))
+        return distinct_keys(self, (*(shift * t / (1 + (shift - 1) * t) for t in uniform), self.last))
 
     def at(self, t: float) -> Point:
         """The point at `t` in 0..1."""

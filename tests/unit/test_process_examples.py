@@ -1,0 +1,111 @@
+"""The networks of other processes that docs/custom-network.md shows: trained for seconds on digits, and sampled."""
+
+import math
+import re
+import sys
+import textwrap
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import taugrid
+from taugrid.config import EDM_DEFAULTS, FLOW_DEFAULTS, Data
+from taugrid.workers.network import custom
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PAGE = (Path(__file__).parents[2] / "docs" / "custom-network.md").read_text()
+SHAPE = (1, 8, 8)
+IMAGES = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1
+LABELS = torch.tensor(load_digits().target)
+D_EDM = EDM_DEFAULTS.model_copy(update={"prediction": "sample"})
+
+
+def example(name):
+    [block] = re.findall(rf"^`{name}`[^\n]*:\n\n((?: {{4}}[^\n]*\n|\n)+)", PAGE, re.MULTILINE)
+    return textwrap.dedent(block).strip() + "\n"
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A function that gives a module of the page's, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def made(name):
+        text = example(f"{name}.py")
+        assert len(text.splitlines()) <= 30, "short enough to be read"
+        (tmp_path / f"{name}.py").write_text(text)
+        return import_module(name)
+
+    yield made
+    for name in ("edm_network", "sit"):
+        sys.modules.pop(name, None)
+
+
+def train(network, loss, steps, batch, learning_rate=2e-3):
+    """Adam on batches of digits; saves the weights where the config looks for them."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    for _ in range(steps):
+        chosen = torch.randint(len(IMAGES), (batch,))
+        optimizer.zero_grad()
+        loss(IMAGES[chosen], LABELS[chosen]).backward()
+        optimizer.step()
+    torch.save(network.state_dict(), "weights.pt")
+
+
+def is_not_doubted(name, diffusion):
+    data = Data(name="digits").model_dump(mode="json")
+    found = custom.describe(f"{name}:load", "weights.pt", SHAPE, 1, diffusion.model_dump(mode="json"), data)
+    return found.doubt is None
+
+
+def test_a_preconditioned_network_is_sampled(module):
+    """NVlabs' loss, weight and log-normal noise levels. The samples have the mean and the spread of the digits."""
+    network = module("edm_network").Preconditioned()
+
+    def loss(x0, labels):
+        sigma = (1.2 * torch.randn(len(x0)) - 1.2).exp().view(-1, 1, 1, 1)
+        weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+        return (weight * (network(x0 + sigma * torch.randn_like(x0), sigma.flatten()) - x0) ** 2).mean()
+
+    train(network, loss, 400, 128)
+    assert is_not_doubted("edm_network", D_EDM)
+    model, diffusion = {"callable": "edm_network:load", "weights": "weights.pt"}, {"process": "edm"}
+    settings = {"diffusion": diffusion | {"prediction": "sample"}, "sampler": "heun", "steps": 10, "seed": 0}
+    found = taugrid.sample(model, 200, shape=SHAPE, **settings) / 127.5 - 1
+    x0 = IMAGES[:, 0].numpy()
+    assert np.abs(found.mean(0) - x0.mean(0)).mean() < 0.12
+    assert np.abs(found.std(0) - x0.std(0)).mean() < 0.12
+    components = np.linalg.svd(x0.reshape(len(x0), -1) - x0.reshape(len(x0), -1).mean(0), full_matrices=False)[2][:20]
+    centred = found.reshape(200, -1) - x0.reshape(len(x0), -1).mean(0)
+    explained = ((centred @ components.T) ** 2).sum() / (centred**2).sum()
+    assert explained > 0.75, "most of it is where digits vary"
+
+
+def test_a_transformer_with_classes_is_sampled(module):
+    """Of most classes, the mean of the samples is nearest to that of the class's digits."""
+    network = module("sit").SiT()
+
+    def loss(x0, labels):
+        t, eps = torch.rand(len(x0)), torch.randn_like(x0)
+        at = t.view(-1, 1, 1, 1)
+        labels = torch.where(torch.rand(len(x0)) < 0.1, 10, labels)
+        return (network((1 - at) * x0 + at * eps, t, labels) - (eps - x0)).square().mean()
+
+    train(network, loss, 300, 64, 4e-3)
+    assert is_not_doubted("sit", FLOW_DEFAULTS)
+    model = {"callable": "sit:load", "weights": "weights.pt"}
+    settings = {"diffusion": {"process": "flow"}, "sampler": "euler", "steps": 12, "seed": 0}
+    labels = [label for label in range(10) for _ in range(10)]
+    found = taugrid.sample(model, 100, shape=SHAPE, labels=labels, **settings) / 127.5 - 1
+    means = np.stack([IMAGES[label == LABELS][:, 0].mean(0).numpy().ravel() for label in range(10)])
+    drawn = found.reshape(10, 10, -1).mean(1)
+    nearest = ((drawn[:, None] - means) ** 2).sum(-1).argmin(1)
+    assert (nearest == np.arange(10)).sum() >= 6, "one of ten is chance"
+    assert math.isclose(found.std(), float(IMAGES.std()), rel_tol=0.15)
