@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
-from taugrid.errors import ContentMismatch, MissingInput, UserError, joined_lines
+from taugrid.errors import ContentMismatch, DamagedFile, MissingInput, UserError, joined_lines
 from taugrid.hashing import digest_of_shape
 from taugrid.storage import user_cache
 from taugrid.words import this_node
@@ -62,7 +62,7 @@ def few_images(data: Data, count: int) -> NDArray[np.uint8] | None:
             count = min(count, dataset.reader.num_images, data.limit or count)
             return np.stack([each.pixels for each in fitted(dataset.reader, data.image_shape, count)])
         return np.array(dataset.reshape(-1, *data.image_shape)[: data.limit][:count])
-    except (UserError, SourceError, OSError):
+    except (UserError, SourceError, DamagedFile, OSError):
         return None
 
 
