@@ -115,6 +115,19 @@ def test_a_network_that_is_called_otherwise_is_refused_with_the_call_that_it_exp
     assert convention.expected(diffusion) in said
 
 
+@pytest.mark.parametrize(("error", "is_refused"), [(0.34, False), (1.05, False), (1.15, True)])
+def test_a_network_that_denoises_either_way_is_doubted_and_not_refused(monkeypatch, error, is_refused):
+    """Told 1 - t for t, a U-Net has an error of 0.34 in place of 0.13 (docs/decisions.md)."""
+    errors = {"": error, "network(x, 1 - t)": 0.13}
+    monkeypatch.setattr(convention, "_measure", lambda *_: lambda way, limit: errors.get(way.call, math.inf))
+    if is_refused:
+        with pytest.raises(CustomCodeError, match=r"called as network\(x, 1 - t\) it is 0.13"):
+            require(flow, "my:load", FLOW_DEFAULTS, DATA, None)
+    else:
+        said = require(flow, "my:load", FLOW_DEFAULTS, DATA, None)
+        assert f"{error:.2g} times that of a linear estimate; called as network(x, 1 - t) it is 0.13: have its" in said
+
+
 def test_a_flow_under_ddpm_is_a_line_and_no_refusal():
     said = require(lambda x, t: flow(x, t.float()), "my:load", DIFFUSION_DEFAULTS, DATA, None)
     assert "set diffusion: {process: flow, timesteps: 1, prediction: velocity}" in said

@@ -19,7 +19,7 @@ from test_differences import N, protocol, spread
 from test_differences import cell as row_of
 
 import taugrid
-from taugrid.config import Config, validate
+from taugrid.config import EDM_DEFAULTS, Config, validate
 from taugrid.eval.figures.ablation.cost import costs_figure
 from taugrid.eval.figures.ablation.forest import effects_figure
 from taugrid.eval.figures.ablation.panels import per_key_figures
@@ -39,6 +39,7 @@ from taugrid.eval.tables.pivots import Layout
 from taugrid.eval.tables.published.counterparts import (
     FOLDER,
     INCEPTION_SHA256,
+    OF_MULTISTEP,
     NetworkOrigin,
     has_other_samplers,
     joined_solvers,
@@ -58,6 +59,9 @@ from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.work.reconstruct import left_out, ode_cells
 from taugrid.storage import LOCAL
+from taugrid.workers import schedules
+from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
+from taugrid.workers.samplers.sampler import find
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -377,34 +381,68 @@ def test_the_published_numbers_of_solvers_are_another_networks():
         assert list(csv.DictReader(theirs.open())) == list(csv.DictReader(ours.open()))
 
 
-def test_published_numbers_of_edms_network_join_only_networks_of_its_process():
+def edm_cell(sampler, steps, spacing="karras", eta=None, **options):
+    """A row of a network of EDM's process, with the evaluations that its sampler takes there."""
+    settings = SAMPLE_DEFAULTS.model_copy(update={"steps": steps, "spacing": spacing, "sampler_options": options})
+    count = find(sampler).evaluations(settings, schedules.process(EDM_DEFAULTS))
+    return cell(sampler, steps, eta, spacing=spacing, sampler_options=options) | {"network_evaluations": count}
+
+
+def joined(rows, process=EDM_DEFAULTS.in_words, kind="edm", **changes):
     reference = {"dataset": "cifar10", "split": "train", "num_images": 50_000, "preprocessing": "none 3x32x32"}
     about = {"name": "inception-v3-compat", "weights_sha256": INCEPTION_SHA256}
-    protocols = {"p": {"reference": reference, "num_samples": 50_000, "extractor": about}}
-    rows = [
-        cell("ddim", 5, 0.0, spacing="karras"),
-        cell("ddim", 5, 1.0, spacing="karras"),
-        cell("heun", 5, spacing="linear"),
-        cell("edm-heun", 3, spacing="karras"),
-        cell("dpm++3m", 8, spacing="karras"),
-    ]
-    rows = [row | {"network_evaluations": n} for row, n in zip(rows, (5, 5, 9, 6, 8), strict=True)]
+    protocol = {"reference": reference, "num_samples": 50_000, "extractor": about, "clip": "none", "weights": "ema"}
     [model] = {row["model"] for row in rows}
-    found = joined_solvers(rows, protocols, {model: NetworkOrigin("edm:load", "edm", "edm")})
+    return joined_solvers(rows, {"p": protocol | changes}, {model: NetworkOrigin("edm:load", process, kind)})
+
+
+def test_published_numbers_of_edms_network_join_rows_that_take_the_same_steps_and_one_to_0():
+    rows = [
+        edm_cell("ddim", 6, eta=0.0),
+        edm_cell("ddim", 6, eta=1.0),
+        edm_cell("euler", 5),
+        edm_cell("heun", 4, "linear"),
+        edm_cell("edm-heun", 3),
+        edm_cell("edm-heun", 3, S_churn=10.0),
+        edm_cell("edm-heun", 18),
+        edm_cell("dpm++3m", 9),
+        edm_cell("unipc", 11, "logsnr"),
+    ]
+    found = joined(rows)
     assert [row[1:5] for row in found] == [
-        ["ddim", "Euler", "5", "49.66"],
-        ["edm-heun", "Heun", "6", "99.74"],
-        ["dpm++3m", "DPM-Solver++(3M)", "8", "4.54"],
+        ["ddim", "Euler", "5 + 1", "49.66"],
+        ["euler", "Euler", "4 + 1", "66.76"],
+        ["heun", "Heun", "6 + 1", "99.74"],
+        ["edm-heun", "Heun", "4 + 1", "319.87"],
+        ["dpm++3m", "DPM-Solver++(3M)", "8 + 1", "4.54"],
+        ["unipc", "UniPC-3", "10 + 1", "2.89"],
     ]
     assert float(found[0][6]) == pytest.approx(rows[0]["fid"] - 49.66, abs=0.006)
-    assert [row[7] for row in found] == ["–", "–", "times polynomial rho=7, not logsnr"]
+    other = f"times polynomial rho=7, not logsnr; {OF_MULTISTEP}"
+    assert [row[7] for row in found] == [*"––––", other, OF_MULTISTEP]
     assert "Solvers, as published for EDM's network" in solvers_markdown(found)
     assert "another network" not in solvers_markdown(found)
     for kind in ("ddpm", "flow"):
-        assert not joined_solvers(rows, protocols, {model: NetworkOrigin("other", None, kind)})
-    assert not joined_solvers(
-        rows, {"p": protocols["p"] | {"reference": {"dataset": "digits"}}}, {model: NetworkOrigin("x", "edm", "edm")}
-    )
+        assert not joined(rows, kind=kind)
+    assert not joined(rows, reference={"dataset": "digits"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"clip": "x0"}, "clip x0, not none"),
+        ({"conditions": {"labels": "random"}}, "labels or guidance, which theirs has not"),
+        ({"weights": "raw"}, "raw weights, not averaged ones (EMA)"),
+        ({"num_samples": 5000}, "N = 5,000, not 50,000"),
+        (
+            {"process": EDM_DEFAULTS.model_copy(update={"rho": 5.0}).in_words},
+            "forward process: edm with sigma from 0.002 to 80, rho 5, sigma_data 0.5, predicts edm, not edm with sigma "
+            "from 0.002 to 80, rho 7, sigma_data 0.5",
+        ),
+    ],
+)
+def test_what_else_differs_from_a_published_solver_is_listed(changes, said):
+    assert [row[7] for row in joined([edm_cell("edm-heun", 4)], **changes)] == [said]
 
 
 @pytest.fixture(scope="module")

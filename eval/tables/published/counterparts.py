@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from taugrid.config import EDM_DEFAULTS
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.rows import Row, as_csv, write_files
@@ -318,40 +319,57 @@ SOLVERS = {
 TIMES = {"linear": "polynomial rho=7", "karras": "polynomial rho=7"}
 """Our spacings of EDM -> the published names, where they differ."""
 ABOUT_JOINED = (
-    "This run's networks of the process `edm` at the published numbers of evaluations. Whether they are that network "
-    "is for you to say. In every row, the last of as many evaluations is that of a step to 0, which theirs has not."
+    "This run's networks of the process `edm` at as many noise levels as the published ones, with the one evaluation more "
+    "of a step from 0.002 to 0, which theirs have not. Whether they are that network is for you to say."
 )
+OF_MULTISTEP = "theirs thresholds x_0 dynamically and lowers the order of its last two steps"
+"""As diff-solvers-main/solvers.py does by default (zju-pi/diff-sampler), unless the solver is Euler's or Heun's."""
 
 
 def joined_solvers(
     rows: Iterable[Row], protocols: Mapping[str, ProtocolFields], networks: Mapping[str, NetworkOrigin]
 ) -> list[list[str]]:
-    """For each row of a network of EDM's process with a published number: both, and what else differs."""
-    published = {(one["solver"], one["network_evaluations"]): one for one in lines("solvers_edm")}
+    """For each row of a network of EDM's process with a published number: both, and what else differs.
+
+    The same noise levels take one evaluation more here: that of the step to 0. Rows with noise of their own have none.
+    """
+    published = {(one["solver"], int(one["network_evaluations"])): one for one in lines("solvers_edm")}
     joined = []
     for row in rows:
         protocol, network = protocols[row["protocol"]], networks[row["model"]]
-        one = published.get((SOLVERS.get(row["sampler"], ""), str(row["network_evaluations"])))
+        one = published.get((SOLVERS.get(row["sampler"], ""), row["network_evaluations"] - 1))
         if one is None or network.kind != "edm" or row["fid"] is None or not math.isfinite(row["fid"]):
             continue
-        if protocol["reference"]["dataset"] != "cifar10" or (row["sampler"] == DEFAULT and row["eta"]):
+        is_stochastic = row["eta"] if row["sampler"] == DEFAULT else (row["sampler_options"] or {}).get("S_churn")
+        if protocol["reference"]["dataset"] != "cifar10" or is_stochastic:
             continue
-        spacing = TIMES.get(row["spacing"], row["spacing"])
-        differs = [
-            *([] if spacing == one["schedule"] else [f"times {spacing}, not {one['schedule']}"]),
-            *(
-                []
-                if protocol["num_samples"] == NUM_SAMPLES
-                else [f"N = {protocol['num_samples']:,}, not {NUM_SAMPLES:,}"]
-            ),
-            *_extractor_differs(protocol["extractor"]),
-            *_reference_differs(protocol["reference"], dataset_facts("cifar10")),
-        ]
         value, error = write_number(row["fid"], math.nan if row["fid_se"] is None else row["fid_se"])
         numbers = [one["fid"], f"{value} {error}".rstrip(), f"{row['fid'] - float(one['fid']):+.2f}"]
-        about = [network.source, row["sampler"], one["solver"], one["network_evaluations"]]
-        joined.append([*about, *numbers, "; ".join(differs) or MISSING])
+        about = [network.source, row["sampler"], one["solver"], f"{one['network_evaluations']} + 1"]
+        joined.append([*about, *numbers, "; ".join(_solver_differs(row, protocol, one, network)) or MISSING])
     return joined
+
+
+def _solver_differs(
+    row: Row, protocol: ProtocolFields, number: Mapping[str, str], network: NetworkOrigin
+) -> Iterator[str]:
+    spacing, process = TIMES.get(row["spacing"], row["spacing"]), EDM_DEFAULTS.named_betas
+    if spacing != number["schedule"]:
+        yield f"times {spacing}, not {number['schedule']}"
+    if not (network.process or "").startswith(process):
+        yield f"forward process: {network.process}, not {process}"
+    if number["solver"] not in ("Euler", "Heun"):
+        yield OF_MULTISTEP
+    if protocol["clip"] != "none":
+        yield f"clip {protocol['clip']}, not none"
+    if protocol.get("conditions"):
+        yield "labels or guidance, which theirs has not"
+    if protocol["weights"] != "ema":
+        yield f"{protocol['weights']} weights, not averaged ones (EMA)"
+    if protocol["num_samples"] != NUM_SAMPLES:
+        yield f"N = {protocol['num_samples']:,}, not {NUM_SAMPLES:,}"
+    yield from _extractor_differs(protocol["extractor"])
+    yield from _reference_differs(protocol["reference"], dataset_facts("cifar10"))
 
 
 def solvers_markdown(joined: Sequence[Sequence[str]] = ()) -> str:
