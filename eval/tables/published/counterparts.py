@@ -319,8 +319,8 @@ SOLVERS = {
 TIMES = {"linear": "polynomial rho=7", "karras": "polynomial rho=7"}
 """Our spacings of EDM -> the published names, where they differ."""
 ABOUT_JOINED = (
-    "This run's networks of the process `edm` at as many noise levels as the published ones, with the one evaluation more "
-    "of a step from 0.002 to 0, which theirs have not. Whether they are that network is for you to say."
+    "This run's networks of the process `edm` at as many noise levels as the published ones, with one evaluation more: "
+    "that of a step from 0.002 to 0, which theirs have not. Whether they are that network is for you to say."
 )
 OF_MULTISTEP = "theirs thresholds x_0 dynamically and lowers the order of its last two steps"
 """As diff-solvers-main/solvers.py does by default (zju-pi/diff-sampler), unless the solver is Euler's or Heun's."""
@@ -340,7 +340,7 @@ def joined_solvers(
         one = published.get((SOLVERS.get(row["sampler"], ""), row["network_evaluations"] - 1))
         if one is None or network.kind != "edm" or row["fid"] is None or not math.isfinite(row["fid"]):
             continue
-        is_stochastic = row["eta"] if row["sampler"] == DEFAULT else (row["sampler_options"] or {}).get("S_churn")
+        is_stochastic = row["eta"] if row["sampler"] == DEFAULT else (row.get("sampler_options") or {}).get("S_churn")
         if protocol["reference"]["dataset"] != "cifar10" or is_stochastic:
             continue
         value, error = write_number(row["fid"], math.nan if row["fid_se"] is None else row["fid_se"])
