@@ -97,11 +97,7 @@ def run(job: ByLabelJob, device: Device) -> Result:
 
 
 def of_label(
-    own: Extracted,
-    reference: Extracted | None,
-    wanted: MetricSettings,
-    extractor: ExtractorSpec,
-    samples: PerSample,
+    own: Extracted, reference: Extracted | None, wanted: MetricSettings, extractor: ExtractorSpec, samples: PerSample
 ) -> OfLabel:
     """The metrics of one label's images, with a reason for each that can't be computed.
 

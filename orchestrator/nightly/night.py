@@ -12,12 +12,7 @@ from taugrid.errors import Exit, UserError
 from taugrid.eval.gate.verdict import exit_of
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
-from taugrid.orchestrator.nightly.before import (
-    check_comparable,
-    check_grow_to,
-    check_same_night,
-    check_standard_error,
-)
+from taugrid.orchestrator.nightly.before import check_comparable, check_grow_to, check_same_night, check_standard_error
 from taugrid.orchestrator.nightly.judging import Terms, judge_night
 from taugrid.orchestrator.nightly.outcome import as_verdict
 from taugrid.orchestrator.nightly.places import History, Night, open_history
@@ -171,12 +166,7 @@ def baseline_of(given: str | None, history: History) -> Snapshot | None:
 
 
 def _judge(
-    request: NightRequest,
-    run: Run,
-    night: Night,
-    baseline: Snapshot | None,
-    outcome: SessionResult,
-    progress: Progress,
+    request: NightRequest, run: Run, night: Night, baseline: Snapshot | None, outcome: SessionResult, progress: Progress
 ) -> dict[str, Any]:
     failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.permanent_failures}
     missing = {name: reason for name, reason in outcome.missing.items() if name not in failed}

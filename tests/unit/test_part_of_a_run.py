@@ -13,6 +13,8 @@ from taugrid.orchestrator.selection import select
 from taugrid.orchestrator.session import Session
 from taugrid.storage import read_json
 
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
 
 def do(opened, stages, *only, progress=None):
     selected = select(opened.plan, only)

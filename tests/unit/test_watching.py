@@ -25,7 +25,7 @@ from taugrid.registry.metrics import METRICS
 from taugrid.storage import LocalStorage, write_sealed
 from taugrid.workers.training.log import Log, Record
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 
 @pytest.fixture(scope="module")
