@@ -42,15 +42,10 @@ FORMAT = "taugrid baseline 1"
 
 ACCEPT = "`taugrid baseline accept DIR --to FILE --reason TEXT`"
 
-SCHEMA = pa.schema(
-    [
-        ("cell", pa.string()),
-        ("index", pa.int64()),
-        ("influence", pa.float64()),
-        ("pixels", pa.int64()),
-        ("image", pa.binary()),
-    ]
-)
+SCHEMA = pa.schema([
+    ("cell", pa.string()), ("index", pa.int64()), ("influence", pa.float64()), ("pixels", pa.int64()),
+    ("image", pa.binary()),
+])  # fmt: skip
 
 SCORER = b"scorer"
 """The key of the schema's metadata that holds the scorer's canary."""

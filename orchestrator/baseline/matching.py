@@ -25,18 +25,9 @@ OPTIONAL = ("conditions", "decoder")
 """Fields that a protocol leaves out for unconditional cells and networks of pixels."""
 
 MUST_AGREE = (
-    "reference",
-    "extractor",
-    "num_samples",
-    "weights",
-    "tau",
-    "clip",
-    "precision",
-    "compile",
-    "rounding",
-    "sampler",
+    "reference", "extractor", "num_samples", "weights", "tau", "clip", "precision", "compile", "rounding", "sampler",
     *OPTIONAL,
-)
+)  # fmt: skip
 """Fields of a protocol without which two FIDs are not comparable; of `sampler`, `SAMPLER_FIELDS`. Versions may differ:
 an upgrade is what a night is for. Settings of metrics other than FID do not change FID."""
 

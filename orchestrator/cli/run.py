@@ -151,17 +151,10 @@ def _report_history(requested: RunOptions) -> bool:
 
     if (history := find_history(requested.config)) is None:
         return False
-    meaningless = {
-        "--out": requested.out,
-        "--set": requested.assignments,
-        "--workers": requested.workers,
-        "--rows": requested.rows,
-        "--columns": requested.columns,
-        "--x": requested.x,
-    }
-    if unwanted := [name for name, value in meaningless.items() if value]:
+    meaningless = ("out", "assignments", "workers", "rows", "columns", "x")
+    if unwanted := [name.replace("assignments", "set") for name in meaningless if getattr(requested, name)]:
         raise click.UsageError(
-            f"{unwanted[0]} has no meaning for {requested.config}, which is a history of nights; leave it out"
+            f"--{unwanted[0]} has no meaning for {requested.config}, which is a history of nights; leave it out"
         )
     with sole_driver(history, requested.break_lock, lambda text: click.echo(text, err=True)):
         write_history(history)

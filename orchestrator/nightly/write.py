@@ -68,17 +68,8 @@ JUDGED_BESIDE_FID = {
 
 SCORE_KEYS = ("label", "cell", "weights_sha256")
 COMPARISON_KEYS = (
-    "baseline_fid",
-    "situation",
-    "result",
-    "difference",
-    "margin",
-    "t",
-    "upper",
-    "detectable",
-    "seeds",
-    "by",
-)
+    "baseline_fid", "situation", "result", "difference", "margin", "t", "upper", "detectable", "seeds", "by",
+)  # fmt: skip
 
 
 def schema_of(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:

@@ -168,6 +168,7 @@ def plan(
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
+    _require_one_prediction(config, placed)
     answers = describe_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
     planned = [
         _planned(config, at, dict.fromkeys(keys), described, lookups)
@@ -296,6 +297,20 @@ def _planned(
     unknown = isinstance(source, Absent)
     labels = None if unknown else label_rule(settings, source.conditions, _network(source), lookups.read_column)
     return Planned(at.point, at.model, at.guide, at.vae, settings, values, ignored, described, labels)
+
+
+def _require_one_prediction(config: Config, placed: Sequence[Placed]) -> None:
+    """Raise `UserError` if samplers alone decide what a network predicts, and do not agree."""
+    found: dict[str, Diffusion] = {}
+    for at in placed:
+        is_open = at.point.get("diffusion.prediction", config.diffusion.prediction) is None
+        if is_open and at.model.diffusion.process == "edm":
+            first = found.setdefault(at.sections.model.model_dump_json(), at.model.diffusion)
+            if first.prediction != at.model.diffusion.prediction:
+                raise UserError(
+                    f"diffusion.prediction is missing, and {CONSISTENCY} and the other samplers of the grid take "
+                    "different networks of process: edm; set diffusion.prediction: consistency or edm"
+                )
 
 
 def _network(source: ModelSource) -> str:

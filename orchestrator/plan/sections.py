@@ -45,7 +45,7 @@ def diffusion_section(section: Diffusion, theirs: Diffusion = UNSET, sampler: st
             belongs to another process.
     """
     if section.process not in (None, theirs.process or "ddpm"):
-        if theirs.process is not None or theirs.schedule or theirs.trained_betas:
+        if theirs.process or ((theirs.schedule or theirs.trained_betas) and not _is_consistency(section, sampler)):
             raise UserError(
                 f"diffusion.process: {section.process}, but by its scheduler the checkpoint's is "
                 f"{theirs.process or 'ddpm'}; remove the key"
@@ -64,11 +64,13 @@ def diffusion_section(section: Diffusion, theirs: Diffusion = UNSET, sampler: st
 def _defaults(diffusion: Diffusion, sampler: str | None) -> Diffusion:
     """Those of its process."""
     if diffusion.process == "edm":
-        is_consistency = diffusion.prediction == "consistency" or (
-            diffusion.prediction is None and sampler == CONSISTENCY
-        )
-        return CONSISTENCY_DEFAULTS if is_consistency else EDM_DEFAULTS
+        return CONSISTENCY_DEFAULTS if _is_consistency(diffusion, sampler) else EDM_DEFAULTS
     return FLOW_DEFAULTS if diffusion.process == "flow" else DIFFUSION_DEFAULTS
+
+
+def _is_consistency(diffusion: Diffusion, sampler: str | None) -> bool:
+    """Whether a network of the process `edm` is a consistency model. A folder's betas say nothing of one."""
+    return diffusion.prediction == "consistency" or (diffusion.prediction is None and sampler == CONSISTENCY)
 
 
 def _filled(section: Diffusion, fallback: Diffusion) -> Diffusion:
@@ -124,7 +126,8 @@ def _require_noise_levels(diffusion: Diffusion) -> None:
         schedules.process(diffusion)
     except ValueError as error:
         raise UserError(f"diffusion: {error}; here, {diffusion.in_words}") from None
-    if diffusion.sigma_max <= diffusion.sigma_data:  # type: ignore[operator]  # it is resolved
+    is_jump = diffusion.prediction == "consistency"  # which may begin anywhere
+    if not is_jump and diffusion.sigma_max <= diffusion.sigma_data:  # type: ignore[operator]  # it is resolved
         raise UserError(
             f"diffusion.sigma_max: {diffusion.sigma_max:g} is not above the images' standard deviation, sigma_data: "
             f"{diffusion.sigma_data:g}, so x_T would not be noise; set what the network was trained with, usually 80"

@@ -97,7 +97,7 @@ class Sample(Section):
     """x_0 is clipped to [-clip_range, clip_range]; null: the loaded pipeline's setting, else 1."""
     steps_offset: Annotated[int, Field(ge=0)] | None = None
     """Added to the times of the spacing `leading`, as in diffusers; null: the loaded pipeline's setting, else 0."""
-    shift: Annotated[float, Field(gt=0)] | None = None
+    shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Of a flow: time t becomes shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23); null: the loaded pipeline's,
     else 1."""
     weights: Literal["ema", "raw"] = "ema"

@@ -85,6 +85,26 @@ def test_an_optimum_is_not_doubted(network, diffusion):
 
 
 @pytest.mark.parametrize(
+    "coarse",
+    [
+        DIFFUSION_DEFAULTS.model_copy(update={"schedule": "constant", "beta_end": 0.5, "timesteps": 10}),
+        EDM_DEFAULTS.model_copy(update={"sigma_min": 2.0}),
+    ],
+    ids=["ddpm", "edm"],
+)
+def test_a_process_may_begin_above_the_levels_that_are_tried(coarse):
+    process, levels = schedules.process(coarse), []
+
+    def network(x, times):
+        levels.append(process.told(float(times[0])).ratio)
+        return torch.zeros_like(x)
+
+    require(network, "my:load", coarse, DATA, None)
+    least = 1.0 if coarse.process is None else 2.0
+    assert levels[:3] == pytest.approx([least] * 3, rel=1e-6), "those of the network's own way"
+
+
+@pytest.mark.parametrize(
     ("network", "diffusion", "call", "remedy"),
     [
         (lambda x, t: flow(x, 1 - t), FLOW_DEFAULTS, "network(x, 1 - t)", "have its function return"),

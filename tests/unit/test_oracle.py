@@ -193,6 +193,11 @@ def test_a_told_network_is_the_conditional_expectation(process, network, times, 
                     assert not error < 1e-3
 
 
+def test_classes_without_labels_are_no_class():
+    with pytest.raises(AssertionError, match="classes take labels"):
+        optimum.expected_x0(classes(SHAPE), "cpu")(torch.zeros(2, *SHAPE), 1.0, 1.0, None)
+
+
 @pytest.mark.parametrize("data", [DATA, POINTS], ids=["gaussian", "two points"])
 @pytest.mark.parametrize("t", [50, 400])
 def test_no_other_eps_has_a_lower_loss(data, t):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from taugrid.config import Config, Sample, validate
+from taugrid.config import Config, Diffusion, Sample, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sections import sample_section
@@ -14,6 +14,7 @@ from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Prediction, path, predict_eps, predicted
 from taugrid.workers.diffusion.processes.edm import EDM
 from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.network.checkpoint import Checkpoint
 from taugrid.workers.samplers import ddim
 
 MEAN, VARIANCE = 0.3, 0.25
@@ -136,6 +137,68 @@ def test_tables_name_the_process_of_ddpm_and_a_shift_of_1():
         assert sample_section(resolved, pipelines) == resolved
 
 
+def of_folder(theirs, sample=None, **sections):
+    """The plan of a folder whose scheduler says `theirs`, with one of the same network to guide it."""
+    values = {"name": "x", "model": {"checkpoint": "/m"}, "sample": {"seed": 0} | (sample or {})} | sections
+    about = {"sample_size": 8, "in_channels": 3}, "ab" * 32, theirs, {}
+    return plan(validate(Config, values, "test"), lambda path: Checkpoint(path, path, *about))
+
+
+def of_edm(theirs, samplers=("consistency",), **diffusion):
+    """The same with `process: edm` in the config."""
+    return of_folder(theirs, {"steps": 2}, diffusion={"process": "edm"} | diffusion, grid={"sampler": [*samplers]})
+
+
+DDPMS = Diffusion(timesteps=1000, schedule="linear", beta_start=1e-4, beta_end=0.02, prediction="epsilon")
+
+
+@pytest.mark.parametrize("theirs", [Diffusion(), DDPMS], ids=["no scheduler", "DDPM's"])
+def test_consistency_models_keep_their_ids(theirs):
+    """Those that version 2499d5c6 gave. It took no notice of betas, and let x_T have less noise than images."""
+    assert of_edm(theirs).cells[0].id == "8a710033af"
+    assert of_edm(theirs, prediction="consistency").cells[0].id == "8a710033af"
+    assert of_edm(theirs, sigma_max=0.4).cells[0].id == "40fde932ee"
+    with pytest.raises(UserError, match=r"sigma_max: 0\.4 is not above"):
+        of_edm(Diffusion(), ["euler"], sigma_max=0.4)
+    with pytest.raises(UserError, match="by its scheduler the checkpoint's is ddpm"):
+        of_edm(DDPMS, ["euler"])
+
+
+@pytest.mark.parametrize("samplers", [("consistency", "euler"), ("ddim", "consistency")])
+def test_samplers_do_not_read_one_network_in_two_ways(samplers):
+    with pytest.raises(UserError, match=r"prediction is missing.*; set diffusion\.prediction: consistency or edm"):
+        of_edm(Diffusion(), samplers)
+    for prediction in ("consistency", "edm"):
+        with pytest.raises(UserError, match=r"sample\.sampler: "):
+            of_edm(Diffusion(), samplers, prediction=prediction)
+    for alike, prediction in ((["ddim", "euler"], "edm"), (["consistency"], "consistency")):
+        assert {model.diffusion.prediction for model in of_edm(Diffusion(), alike).models} == {prediction}
+
+
+@pytest.mark.parametrize(
+    ("process", "interval", "times", "calls"),
+    [
+        ("edm", [0.1, 5.0], [math.log(0.1) / 4, math.log(5.0) / 4], 2),  # of 0.002, 0.170, 2.48, 17.5, 80
+        ("edm", [0.0, 1e6], [math.log(0.002) / 4, math.log(80.0) / 4], 5),
+        ("flow", [0.0, 1.0], [0.0, 0.5], 2),  # of 0.25, 0.67, 1.5, 4, infinite
+        ("flow", [0.6, 1e6], [0.375, 1e6 / (1e6 + 1)], 3),  # at t = 1 there is no signal: outside of all
+    ],
+)
+def test_an_interval_of_noise_levels_is_one_of_times(process, interval, times, calls):
+    sample = {"steps": 5, "guidance": 2.0, "guidance_interval": interval}
+    made = of_folder(Diffusion(process=process), sample, model={"checkpoint": "/m", "guide": "/g"})
+    [cell], [*_, note] = made.cells, made.notes
+    assert cell.guided_calls == cell.guidance.calls == calls
+    assert cell.conditions_block["guidance"]["times"] == pytest.approx(times, rel=1e-12)
+    assert f"the network's times {times[0]:g} to {times[1]:g}; guided calls: {calls} of 5" in note
+
+
+def test_an_interval_outside_of_all_noise_levels_has_no_times():
+    assert EDMS.told_within([80.0, 200.0]) == EDMS.told_within([0.0, 0.001]) == []
+    assert EDMS.told_within([0.0, 0.002]) == [math.log(0.002) / 4] * 2, "it is closed above"
+    assert not FLOW.at(1.0).is_within([0.0, 1e300])
+
+
 def test_ddpm_by_name_is_the_default():
     assert planned(diffusion={"process": "ddpm"}).cells[0].id == planned().cells[0].id
 
@@ -152,6 +215,9 @@ def test_ddpm_by_name_is_the_default():
         ({"diffusion": {"process": "flow"}, "sample": {"spacing": "karras"}}, ["sample.spacing", "process: flow"]),
         ({"diffusion": {"process": "edm"}, "sample": {"spacing": [1, 2], "steps": 2}}, ["a list of times is not"]),
         ({"sample": {"shift": 3.0}}, ["sample.shift: 3", "for flows"]),
+        ({"diffusion": {"process": "flow"}, "sample": {"shift": 1e-20}}, ["sample.shift", "from 0.01 to 100"]),
+        ({"diffusion": {"process": "flow"}, "sample": {"shift": 101}}, ["sample.shift", "from 0.01 to 100"]),
+        ({"grid": [{"diffusion.process": [each]} for each in (None, "ddpm")]}, ["process=ddpm appears twice"]),
         (
             {"diffusion": {"process": "flow"}, "sample": {"sampler": "diffusers:DDIMScheduler"}},
             ["is for process"],

@@ -23,48 +23,16 @@ T = TypeVar("T")
 
 aten = torch.ops.aten
 
-IN_HALF = frozenset(
-    [
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "convolution",
-        "_convolution",
-        "addmm",
-        "matmul",
-        "mm",
-        "linear",
-        "baddbmm",
-        "bmm",
-        "einsum",
-        "scaled_dot_product_attention",
-    ]
-)
+IN_HALF = frozenset((
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution",
+    "_convolution", "addmm", "matmul", "mm", "linear", "baddbmm", "bmm", "einsum", "scaled_dot_product_attention",
+))  # fmt: skip
 """What CUDA's autocast computes in half precision (ATen/autocast_mode.h, AT_FORALL_LOWER_PRECISION_FP)."""
 
-IN_FLOAT32 = frozenset(
-    [
-        "group_norm",
-        "layer_norm",
-        "rms_norm",
-        "exp",
-        "log",
-        "pow",
-        "rsqrt",
-        "reciprocal",
-        "softplus",
-        "softmax",
-        "sum",
-        "cumsum",
-        "prod",
-        "upsample_nearest2d",
-        "upsample_bilinear2d",
-        "upsample_bicubic2d",
-    ]
-)
+IN_FLOAT32 = frozenset((
+    "group_norm", "layer_norm", "rms_norm", "exp", "log", "pow", "rsqrt", "reciprocal", "softplus", "softmax", "sum",
+    "cumsum", "prod", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
+))  # fmt: skip
 """What it computes in float32 (AT_FORALL_FP32, AT_FORALL_FP32_SET_OPT_DTYPE)."""
 
 FREE = frozenset(("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"))

@@ -131,6 +131,7 @@ def expected_x0(data: Gaussian | TwoPoints | Classes, device: str, dtype: torch.
     )
 
     def of_gaussians(x: Tensor, alpha: float, sigma: float, labels: Tensor | None) -> Tensor:
+        assert labels is not None or len(moved) == 1, "classes take labels"
         slopes = alpha * base.eigenvalues / (alpha**2 * base.eigenvalues + sigma**2)
         means = mean + (moved[0] if labels is None else moved[labels])
         around = (x.flatten(1) - alpha * means) @ vectors * torch.tensor(slopes, dtype=dtype, device=device)

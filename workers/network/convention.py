@@ -189,7 +189,9 @@ def _measure(network: OfTimes, diffusion: Diffusion, data: Data, takes: Conditio
         denoise = Denoise(called, process, prediction)
         while len(errors) < len(levels):
             started = time.monotonic()
-            at = process.told(process.told_within([0, levels[len(errors)] * math.sqrt(variance)])[-1])
+            level = levels[len(errors)] * math.sqrt(variance)  # or else the least that the process has
+            told = process.told_within([0, level])[-1:] or process.told_within([level, 1e9])[:1]
+            at = process.told(told[0])
             try:
                 found = denoise(at.alpha * x0 + at.sigma * eps, at).x0
             except Exception:  # user code may fail in any way if it is called in another

@@ -70,16 +70,11 @@ def comparison_text(compared: Document) -> str:
         lines.append(f"rule: margin {100 * compared['margin']:g} % of A's value, {alpha}")
     lines += [f"not judged: {reason}" for reason in compared["not_judged"]]
     if compared["result"] == Verdict.COLLAPSED:
-        lines.append(
-            "distinct images: {:.3g} % of A's, {:.3g} % of B's".format(*(100 * d for d in compared["distinct"]))
-        )
+        of_a, of_b = (f"{100 * share:.3g} %" for share in compared["distinct"])
+        lines.append(f"distinct images: {of_a} of A's, {of_b} of B's")
     lines += ["", *([] if compared["pairs"] is None else [*_pairs(compared), ""])]
-    lines += [
-        _side("A", a),
-        _side("B", b),
-        _side("reference", compared["reference"]),
-        _extractor(compared["extractor"]),
-    ]
+    lines += [_side("A", a), _side("B", b), _side("reference", compared["reference"])]
+    lines.append(_extractor(compared["extractor"]))
     unsaid = (note for note in compared["notes"] if not any(_subject(note) in said for said in compared["not_judged"]))
     return "\n".join([*lines, *unsaid, *(f"warning: {text}" for text in compared["warnings"])])
 
@@ -109,9 +104,8 @@ def _pairs(compared: Document) -> Iterator[str]:
             yield f"{name.upper()} {of}: {shown_number(found['mean'], found['se'])}{unit}; {quantiles}"
     if pairs["worst"]:
         names = listed([pair["name"] for pair in pairs["worst"]], SHOWN_NAMES)
-        written = (
-            f"{compared['written']}/worst_pairs.png" if compared["written"] else "--to FOLDER writes them as a picture"
-        )
+        folder = compared["written"]
+        written = f"{folder}/worst_pairs.png" if folder else "--to FOLDER writes them as a picture"
         yield f"worst pairs: {names} ({written})"
 
 

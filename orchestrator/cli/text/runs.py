@@ -28,13 +28,8 @@ def plan_text(plan: dict[str, Any]) -> str:
         lines.append(f"model {called}: {state}{_sums(model) if len(plan['models']) > 1 else ''}")
     lines += ["", *_cell_table(plan["cells"])]
     remaining = plan["network_evaluations_remaining"]
-    numbers = (
-        (len(plan["models"]), "model"),
-        (len(plan["cells"]), "cell"),
-        (plan["shards"], "shard"),
-        (plan["images"], "image"),
-    )
-    counts = ", ".join(counted(number, noun) for number, noun in numbers)
+    numbers = len(plan["models"]), len(plan["cells"]), plan["shards"], plan["images"]
+    counts = ", ".join(map(counted, numbers, ("model", "cell", "shard", "image")))
     lines += [
         "",
         f"{counts}, at most {quantity(plan['bytes_at_most'])}B of images",
@@ -266,14 +261,8 @@ def print_result(rundir: RunDir, outcome: "SessionResult", again: str = "run the
         stderr.print(advice, markup=False)
     for line in _other_warnings(outcome):
         stderr.print(with_urls(line), markup=False)
-    for name, path in (
-        ("report", rundir.report),
-        ("models", rundir.models),
-        ("samples", rundir.samples),
-        ("tables", rundir.tables),
-        ("figures", rundir.figures),
-    ):
-        if rundir.storage.exists(path):
+    for name in ("report", "models", "samples", "tables", "figures"):
+        if rundir.storage.exists(path := getattr(rundir, name)):
             warned = f" ({counted(len(outcome.warnings), 'warning')} at its end)" if outcome.warnings else ""
             line = f"{name + ':':9}{path}{warned if path == rundir.report else ''}"
             stderr.print(with_urls(line), markup=False)

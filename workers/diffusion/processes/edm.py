@@ -81,6 +81,8 @@ class EDM:
 
     def told_within(self, interval: Sequence[float]) -> list[float]:
         """What the network is told at the ends of an interval of noise levels, within sigma_min..sigma_max."""
+        if interval[1] < self._first or interval[0] >= self.last:
+            return []
         return [self.at(min(max(end, self._first), self.last)).time for end in interval]
 
     def knows(self, at: Point) -> bool:
