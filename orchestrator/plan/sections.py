@@ -24,7 +24,7 @@ from taugrid.config import (
 )
 from taugrid.errors import UserError
 from taugrid.grids.names import plain_text
-from taugrid.registry.samplers import CONSISTENCY, DEFAULT
+from taugrid.registry.samplers import CONSISTENCY, DEFAULT, LCM
 from taugrid.workers import schedules
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.data.labels import number_of_classes, without_labels
@@ -199,7 +199,7 @@ def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
     """`settings` with no key left null; `theirs` are the keys that a loaded pipeline sets.
 
     A `decode_batch` that makes the default's slices of every batch is the default, and so is a shift of 1, unless it
-    replaces the pipeline's.
+    replaces the pipeline's. The options of an LCM pipeline's scheduler are for the sampler `lcm` alone.
     """
     given = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
@@ -208,6 +208,8 @@ def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
     usual: dict[str, Any] = {"decode_batch": SAMPLE_DEFAULTS.decode_batch} if len(slices) == 1 else {}
     if (settings.shift or 1, theirs.get("shift") or 1) == (1, 1):
         given["shift"] = None
+    if settings.sampler == LCM:
+        given["sampler_options"] = {**theirs.get("sampler_options", {}), **settings.sampler_options}
     return settings.model_copy(update=missing | given | usual)
 
 

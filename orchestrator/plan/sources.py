@@ -224,6 +224,8 @@ class Loaded(ModelSource):
             f"shift {_unless_overridden(shift, shifts)}" if {shift, *shifts} != {"1"} else "",
             f"steps_offset {_unless_overridden(offset, offsets)}" if offsets and {offset, *offsets} != {"0"} else "",
         ]
+        if learned := ", ".join(f"{key} {value:g}" for key, value in sample.sampler_options.items()):
+            phrases.append(f"lcm's {learned}")
         origin = "its scheduler" if loaded.sample else "no scheduler, so defaults"
         at = f" at commit {loaded.commit[:10]}" if loaded.commit else ""
         parts = "" if loaded.vae is None else f"; {_in_words(loaded, loaded.vae)}"

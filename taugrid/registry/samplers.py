@@ -33,6 +33,7 @@ DIFFUSERS = "diffusers:"
 DEFAULT = "ddim"
 
 CONSISTENCY = "consistency"
+LCM = "lcm"
 
 ONLY = {"consistency": CONSISTENCY, "average_velocity": "flow-map"}
 """The one sampler of networks that predict this."""

@@ -15,7 +15,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, FLOW_DEFAULTS, Config, validate
 from taugrid.errors import UserError
 from taugrid.images import to_uint8
 from taugrid.jobs import SavedNetwork
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import plan, with_settings
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import preflight
 from taugrid.workers.accelerator.arithmetic import PLAIN
@@ -144,6 +144,23 @@ def test_an_lcm_folder_is_loaded_with_its_betas(folder, tmp_path):
     (bare / "scheduler_config.json").write_text(json.dumps({"_class_name": "LCMScheduler"}))
     [cell] = planned(model={"checkpoint": str(tmp_path)}, sample={"sampler": "lcm", "steps": 1}).cells
     assert cell.model.diffusion == cells[0].model.diffusion
+
+
+def test_an_lcm_folders_options_are_those_of_lcm_unless_set(folder, tmp_path):
+    (tmp_path / "unet").symlink_to(folder / "unet")
+    LCMScheduler(original_inference_steps=20, timestep_scaling=5.0).save_pretrained(tmp_path / "scheduler")
+    model, grid = {"checkpoint": str(tmp_path)}, {"steps": [4], "sampler": ["lcm", "ddim", "diffusers:LCMScheduler"]}
+    cells = planned(model=model, grid=grid).cells
+    learned = {"original_inference_steps": 20, "timestep_scaling": 5.0}
+    assert [cell.settings.sampler_options for cell in cells] == [learned, {}, {}]
+    assert cells[0].tau == (250, 500, 750, 1000)
+    given = {"sampler": "lcm", "steps": 4, "sampler_options": {"original_inference_steps": 50}}
+    [cell] = planned(model=model, sample=given).cells
+    assert cell.settings.sampler_options == {"original_inference_steps": 50, "timestep_scaling": 5.0}
+    assert with_settings(cell, {"num_samples": 2}).settings.sampler_options == cell.settings.sampler_options
+    assert "lcm's original_inference_steps 20, timestep_scaling 5" in cell.model.source.description(
+        cell.model.diffusion, [cell.settings]
+    )
 
 
 MEAN, VARIANCE = 0.3, 0.2
