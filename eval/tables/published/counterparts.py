@@ -333,11 +333,11 @@ def joined_solvers(
 
     The same noise levels take one evaluation more here: that of the step to 0. Rows with noise of their own have none.
     """
-    published = {(one["solver"], int(one["network_evaluations"])): one for one in lines("solvers_edm")}
+    published = {(one["solver"], int(one["network_evaluations"]) + 1): one for one in lines("solvers_edm")}
     joined = []
     for row in rows:
         protocol, network = protocols[row["protocol"]], networks[row["model"]]
-        one = published.get((SOLVERS.get(row["sampler"], ""), row["network_evaluations"] - 1))
+        one = published.get((SOLVERS.get(row["sampler"], ""), row["network_evaluations"]))
         if one is None or network.kind != "edm" or row["fid"] is None or not math.isfinite(row["fid"]):
             continue
         is_stochastic = row["eta"] if row["sampler"] == DEFAULT else (row.get("sampler_options") or {}).get("S_churn")
