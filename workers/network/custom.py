@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrid.config import DIFFUSION_DEFAULTS, Data, Diffusion
-from taugrid.errors import CustomCodeError, joined_lines, last_line
+from taugrid.errors import CustomCodeError, NotFinite, joined_lines, last_line
 from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, needs_module
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import cast_weights
@@ -107,7 +107,11 @@ def describe(
     state = tensors_sha256(tensors(made))
     network = for_inference(made, name, "cpu")
     unlabelled, inputs = inputs, inputs if takes is None else (*inputs, torch.tensor([0, takes.classes - 1]))
-    output = _try(network, name, expected(section), *inputs)
+    try:
+        output = _try(network, name, expected(section), *inputs)
+    except NotFinite as error:  # a network of other times may have no logarithm of these
+        doubt = data and convention.require(network, name, section, Data.model_validate(data), takes)
+        raise CustomCodeError(f"{error}; {doubt}" if doubt else str(error)) from None
     if takes is not None and takes.null_label is not None:
         _try(network, name, expected(section), *unlabelled, torch.tensor([takes.null_label, 0]))
     source = source_of([name.partition(":")[0]])
@@ -187,7 +191,7 @@ def _takes(made: Any, count: int) -> bool:
 def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
     """The network's output for `_inputs`; CustomCodeError unless each image's depends only on its x, t and label.
 
-    `call` says how it is called.
+    `call` says how it is called. NotFinite: it is nan or infinity.
     """
     before, labels = [value.clone() for value in (x, *others)], [each for each in others if each.dtype == torch.int64]
     try:
@@ -207,7 +211,7 @@ def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *
             f"{t.dtype}, (B,), here {t.tolist()}"
         ) from error
     if not output.isfinite().all():
-        raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
+        raise NotFinite(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
     names = ("x", *("r" if each.is_floating_point() else "the labels" for each in others))
     for what, value, was in zip(names, (x, *others), before, strict=True):
         if not torch.equal(value, was):
