@@ -116,6 +116,7 @@ def test_a_process_may_begin_above_the_levels_that_are_tried(coarse):
         (lambda x, t: x - wide(t) * flow(x, t), FLOW_DEFAULTS, "network(x, t) as x_0", "prediction: sample"),
         (lambda x, t, r: -flow(x, t), FLOW_MAP, "-network(x, t)", "have its function return"),
         (lambda x, c: edm(x, c / 1000), EDM_DEFAULTS, "network(c_in x, 250 ln(sigma))", "have its function return"),
+        (lambda x, c: edm(x, 1000 * c), EDM_DEFAULTS, "network(c_in x, ln(sigma) / 4000)", "have its function return"),
         (own_c_in, EDM_DEFAULTS, "network(x, ln(sigma) / 4)", "have its function return"),
         (lambda x, c: -edm(x, c), EDM_DEFAULTS, "network(c_in x, ln(sigma) / 4) as -F", "prediction: v_prediction"),
         (denoised, EDM_DEFAULTS, "network(x, sigma) as x_0", "prediction: sample"),
@@ -328,7 +329,7 @@ def test_the_trial_calls_a_network_with_what_its_process_tells_it(module, diffus
 def test_a_wrong_arity_or_an_embedding_of_whole_times_is_one_line(module):
     assert tried("flow_map", FLOW_MAP).conditions is None
     for name, diffusion, parts in (
-        ("load", FLOW_MAP, ["network(x, t, r) = eps - x_0", "takes 2 positional arguments but 3 were given"]),
+        ("load", FLOW_MAP, ["network(x, t, r) = u with", "takes 2 positional arguments but 3 were given"]),
         ("flow_map", FLOW_DEFAULTS, ["takes three arguments", "prediction: average_velocity"]),
         ("embedding", FLOW_DEFAULTS, ["can't be called as network(x, t)", "torch.float32"]),
         ("over_r", FLOW_MAP, ["changed r in place", "use r.clone()"]),

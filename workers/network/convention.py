@@ -89,6 +89,7 @@ def ways(sigma_data: float) -> list[Way]:
         Way("network(x, 1 - t)", FLOW_DEFAULTS, lambda at: at.alpha),
         Way("-network(x, t)", FLOW_DEFAULTS, t, sign=-1.0),
         Way("network(c_in x, 250 ln(sigma))", edm, lambda at: 1000 * c_noise(at)),  # consistency models'
+        Way("network(c_in x, ln(sigma) / 4000)", edm, lambda at: c_noise(at) / 1000),
         Way("network(x, ln(sigma) / 4)", edm, c_noise, is_scaled=False),  # with c_in inside
     ]
 
@@ -148,7 +149,7 @@ def expected(diffusion: Diffusion) -> str:
     if diffusion.process == "flow":
         scale = "" if diffusion.timesteps == 1 else f"{diffusion.timesteps} "
         times = f"{scale}t, {scale}r" if predicts == "average_velocity" else f"{scale}t"
-        end = "x_0" if predicts == "sample" else "eps - x_0"
+        end = {"sample": "x_0", "average_velocity": "u"}.get(predicts, "eps - x_0")
         return f"network(x, {times}) = {end} with t in [0, 1] and t = 0 at the image"
     if diffusion.process == "edm":
         sigma_data = f"with sigma_data {diffusion.sigma_data:g}"

@@ -1,6 +1,7 @@
 """Custom networks (`model.callable: package.module:function`): describes one by trying it, loads it, checks it."""
 
 import inspect
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -73,7 +74,15 @@ def make(name: str, weights: str | None) -> Any:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
         raise CustomCodeError(f"{name} is called with {called_with}, but: {error}") from None
-    made = function(*arguments)
+    try:
+        made = function(*arguments)
+    except pickle.UnpicklingError as error:  # torch's text advises to open it all the same
+        if weights is None:
+            raise
+        raise CustomCodeError(
+            f"{name} can't open model.weights: {weights} is a pickle of more than tensors, or none; where it was made, "
+            "torch.save the network's state_dict(), and load that"
+        ) from error
     if not callable(made) or isinstance(made, type):
         raise CustomCodeError(
             f"{name} returned {_kind(made)}, not a network: return an nn.Module or a function of x and t"
