@@ -62,7 +62,8 @@ def require_possible(settings: Sample, how: Guidance, has_guide: bool, channels:
         raise UserError(
             f"sample.guidance_interval: {in_yaml(settings.guidance_interval)} has none of the calls of "
             f"{settings.sampler} with steps {settings.steps}, which are at sigma {levels[0]:.3g} to {levels[-1]:.3g}, "
-            f"the nearest at {beside(levels, *settings.guidance_interval or (0, 0))}; widen it, set more steps, or leave it out to guide all calls"
+            f"the nearest at {beside(levels, *settings.guidance_interval or (0, 0))}; widen it, set more steps, or "
+            "leave it out to guide all calls"
         )
 
 

@@ -295,8 +295,8 @@ def planned(process, sampler, diffusion=None, **settings):
             "edm-heun",
             {"sampler_options": {"S_churn": 9, "S_min": 30, "S_max": 40}},
             [
-                "sample.sampler_options of edm-heun: none of the noise levels 0.002 to 80 is within S_min 30 and S_max 40;",
-                "include the nearest, 17.5 and 80",
+                "sample.sampler_options of edm-heun: none of the noise levels 0.002 to 80 is",
+                "within S_min 30 and S_max 40; include the nearest, 17.5 and 80",
             ],
         ),
         (
