@@ -123,8 +123,7 @@ def describe(
         raise CustomCodeError(f"{error}; {doubt}" if doubt else str(error)) from None
     if takes is not None and takes.null_label is not None:
         _try(network, name, expected(section), *unlabelled, torch.tensor([takes.null_label, 0]))
-    source = source_of([name.partition(":")[0]])
-    identity = identity_of_code(source, state, weights)
+    identity = identity_of_code(source_of([name.partition(":")[0]]), state, weights)
     summary = _summary(made)
     fractions = diffusion is not None or timesteps < 2 or _takes_fractions(network, timesteps, *inputs)
     doubt = None
