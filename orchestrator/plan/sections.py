@@ -50,7 +50,7 @@ def diffusion_section(section: Diffusion, theirs: Diffusion = UNSET, sampler: st
                 f"diffusion.process: {section.process}, but by its scheduler the checkpoint's is "
                 f"{theirs.process or 'ddpm'}; remove the key"
             )
-        theirs = Diffusion()
+        theirs = UNSET
     known = _filled(section, theirs)
     resolved = _filled(known, _defaults(known, sampler))
     if resolved.process == "ddpm":

@@ -1,7 +1,4 @@
-"""A custom network that naps at each call, as long as there is a file `slow` beside its weights, and counts them in it.
-
-It is here, on the path of the workers that tests share.
-"""
+"""A custom network that naps at each call while there is a file `slow` beside its weights, and counts calls in it."""
 
 import time
 from collections.abc import Callable
