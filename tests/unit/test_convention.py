@@ -173,8 +173,8 @@ PLAIN = [0.39, 0.46, 0.44, 0.94, 0.65]  # at 1, 0.5, 2, 0.1, 10 standard deviati
 @pytest.mark.parametrize(
     ("own", "other", "said"),
     [
-        ([0.40, 0.59, 0.46, 1.57, 0.92], PLAIN, "with 0.1 standard deviations of noise its squared error is 1.6"),
-        ([0.46, 0.49, 0.59, 0.94, 1.01], PLAIN, "with 10 standard deviations of noise its squared error is 1 "),
+        ([0.40, 0.59, 0.46, 1.57, 0.92], PLAIN, "with 0.1 times their standard deviation, its squared error is 1.6"),
+        ([0.46, 0.49, 0.59, 0.94, 1.01], PLAIN, "with 10 times their standard deviation, its squared error is 1 "),
         (PLAIN, [0.40, 0.59, 0.46, 1.57, 0.92], None),
         (PLAIN, PLAIN, None),
         (PLAIN, [0.39, 0.46, 0.5, 0.5, 0.65], None),
@@ -202,7 +202,7 @@ def test_levels_far_out_are_looked_at():
 
     assert require(network, "my:load", FLOW_DEFAULTS, DATA, None) is None
     said = require(lambda x, t: network(x, t / 1000), "my:load", FLOW_DEFAULTS, DATA, None)
-    assert "with 10 standard deviations of noise its squared error is" in said
+    assert "with 10 times their standard deviation, its squared error is" in said
     assert f"called as {convention.expected(TOLD_1000)} it is 0." in said
 
 
@@ -273,6 +273,11 @@ def flow_map():
     return network
 
 
+def any_number():
+    inner = lambda x, t, r: x
+    return lambda x, *others: inner(x, *others)
+
+
 def over_r():
     return lambda x, t, r: x + r.mul_(2).view(-1, 1, 1, 1)
 
@@ -311,7 +316,7 @@ def module(tmp_path, monkeypatch):
 
 
 def tried(name, diffusion):
-    return custom.describe(f"called:{name}", None, SHAPE, 1, diffusion.model_dump(mode="json"))
+    return custom.describe(f"called:{name}", None, SHAPE, diffusion.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize(
@@ -339,6 +344,8 @@ def test_a_wrong_arity_or_an_embedding_of_whole_times_is_one_line(module):
     for name, diffusion, parts in (
         ("load", FLOW_MAP, ["network(x, t, r) = u with", "takes 2 positional arguments but 3 were given"]),
         ("flow_map", FLOW_DEFAULTS, ["takes three arguments", "prediction: average_velocity"]),
+        ("any_number", FLOW_DEFAULTS, ["(<lambda>() missing 1 required", "'r'); for labels", "average_velocity"]),
+        ("any_number", DIFFUSION_DEFAULTS, ["missing 1 required", "average_velocity"]),
         ("embedding", FLOW_DEFAULTS, ["can't be called as network(x, t)", "torch.float32"]),
         ("over_r", FLOW_MAP, ["changed r in place", "use r.clone()"]),
     ):
@@ -349,20 +356,20 @@ def test_a_wrong_arity_or_an_embedding_of_whole_times_is_one_line(module):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("diffusion", [None, EDM_DEFAULTS, V_EDM], ids=["ddpm", "edm", "v"])
+@pytest.mark.parametrize("diffusion", [DIFFUSION_DEFAULTS, EDM_DEFAULTS, V_EDM], ids=["ddpm", "edm", "v"])
 def test_a_network_that_is_not_finite_is_tried_in_the_other_ways_too(module, diffusion):
     import called
 
     called.optimum, data = denoised, DATA.model_dump(mode="json")
     for name, said in (("of_sigma", "called as network(x, sigma) = x_0 it is 0."), ("broken", "nan or infinity")):
         with pytest.raises(CustomCodeError, match=re.escape(said)):
-            custom.describe(f"called:{name}", None, SHAPE, 1000, diffusion and diffusion.model_dump(mode="json"), data)
+            custom.describe(f"called:{name}", None, SHAPE, diffusion.model_dump(mode="json"), data)
 
 
 def test_a_doubt_is_said_by_the_plan_and_is_in_no_file(module):
-    def described(name, weights, shape, timesteps, diffusion, data):
+    def described(name, weights, shape, diffusion, data):
         dumps = (each.model_dump(mode="json") for each in (diffusion, data))
-        return custom.describe(name, weights, shape, timesteps, *dumps)
+        return custom.describe(name, weights, shape, *dumps)
 
     sections = {"model": {"callable": "called:load"}, "data": {"name": "gaussian", "shape": [1, 8, 8]}}
     sections |= {"name": "x", "diffusion": {"process": "flow"}, "sample": {"seed": 0}}

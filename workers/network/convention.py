@@ -111,8 +111,8 @@ def require(network: OfTimes, name: str, diffusion: Diffusion, data: Data, takes
     keys = {key: getattr(way.diffusion, key) for key in ("process", "timesteps", "prediction")}
     given = in_yaml({key: value for key, value in (keys | {"process": keys["process"] or "ddpm"}).items() if value})
     said = (
-        f"the network of {name} is called as {call}, and {where} with {(*LEVELS, *OUTER)[at]:g} standard deviations of "
-        f"noise {_said(own[at])}; called as {way.call or expected(way.diffusion)} it is {errors[at]:.2g}: "
+        f"the network of {name} is called as {call}, and {where}, with {(*LEVELS, *OUTER)[at]:g} times their standard "
+        f"deviation, {_said(own[at])}; called as {way.call or expected(way.diffusion)} it is {errors[at]:.2g}: "
         + (f"have its function return {way.call}" if way.call else f"set diffusion: {given}")
     )
     if error < POOR:
