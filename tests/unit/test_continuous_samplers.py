@@ -271,10 +271,10 @@ def test_the_pages_table_says_what_each_sampler_takes_and_costs():
     page = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
     table = page.partition("## Which sampler for which network")[2].partition("\n## ")[0]
     rows = [re.findall(r"[^|]+", line) for line in table.splitlines() if line.startswith("| `")]
-    said, S = set(), 5
+    said, predictions, S = set(), [], 5
     for network, samplers, cost, _ in rows:
-        process, *predictions = re.findall("`([a-z_]+)`", network)
-        known = predictions = predictions or known
+        process, *named = re.findall("`([a-z_]+)`", network)
+        predictions = named or predictions  # the same
         section = {"ddpm": DIFFUSION_DEFAULTS, "edm": EDM_DEFAULTS, "flow": FLOW_DEFAULTS}[process]
         for name in re.findall("`([^`]+)`", samplers):
             for prediction in predictions:
