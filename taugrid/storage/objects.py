@@ -279,9 +279,12 @@ class ObjectStorage:
         return bytes(got.bytes()), got.meta
 
     def _delete(self, paths: Sequence[Path]) -> None:
-        if paths:
-            with suppress(FileNotFoundError):
+        try:
+            if paths:
                 self._ask(paths[0], lambda: self._store.delete([key(path) for path in paths]))
+        except FileNotFoundError:  # Google and Azure refuse to delete what is gone, and Google has kept the rest then
+            for path in paths if len(paths) > 1 else ():
+                self._delete([path])
 
     def _path(self, name: str) -> Path:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
@@ -334,7 +337,10 @@ def url(path: Path) -> str:
 
 def _stat(meta: "ObjectMeta") -> Stat:
     modified = meta["last_modified"].timestamp()
-    return Stat(meta["size"], str(meta["e_tag"] or f"{meta['size']}-{modified}"), modified)
+    version = meta["e_tag"] or f"{meta['size']}-{modified}"
+    if not version.endswith('"'):  # Azure's lists leave out the quotes of its other answers
+        version = f'"{version}"'
+    return Stat(meta["size"], version, modified)
 
 
 def _is_wild(part: str) -> bool:
