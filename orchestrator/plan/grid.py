@@ -517,7 +517,7 @@ def _value_at(sections: Sections, key: str) -> Any:
     if key == "diffusion.process":  # ids know the usual values of these two as null
         return sections.diffusion.process or "ddpm"
     if key == "shift":
-        return sections.sample.shift or 1.0
+        return (sections.sample.shift or 1.0) if sections.diffusion.process == "flow" else None
     name, path = _locate(key)
     value: Any = getattr(sections, name).model_dump(mode="json")
     for part in path:

@@ -294,7 +294,16 @@ def planned(process, sampler, diffusion=None, **settings):
             "edm",
             "edm-heun",
             {"sampler_options": {"S_churn": 9, "S_min": 30, "S_max": 40}},
-            ["none of the noise levels 0.002 to 80 is within S_min..S_max"],
+            [
+                "sample.sampler_options of edm-heun: none of the noise levels 0.002 to 80 is",
+                "within S_min 30 and S_max 40; include the nearest, 17.5 and 80",
+            ],
+        ),
+        (
+            "edm",
+            "edm-heun",
+            {"sampler_options": {"S_churn": 4, "S_min": 100}},
+            ["sample.sampler_options of edm-heun: none", "within S_min 100 and S_max inf; include the nearest, 80"],
         ),
         ("edm", "euler", {"sampler_options": {"S_churn": 9}}, ["it has no options"]),
         ("edm", "euler", {"eta": 1.0}, ["eta"]),
@@ -331,3 +340,17 @@ def test_the_plan_says_where_churn_is_cut_off():
     assert not any("S_churn" in line for line in planned("edm", "edm-heun", steps=25, sampler_options=options).remarks)
     [said] = [line for line in planned("edm", "edm-heun", sampler_options=options).remarks if "S_churn" in line]
     assert said == "edm-heun: at S=5, S_churn 10 acts as 2.07: no step adds more noise than x has"
+
+
+@pytest.mark.parametrize("options", [{}, {"S_churn": 0, "S_noise": 1.007}])
+def test_the_plan_says_that_edm_heun_without_churn_is_heun(options):
+    assert "those of heun, bit for bit" in " ".join(planned("edm", "edm-heun", sampler_options=options).remarks)
+    assert "heun" not in " ".join(planned("edm", "edm-heun", sampler_options={"S_churn": 1}).remarks)
+
+
+def test_only_a_flows_cell_is_named_by_its_shift():
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    flow = {"diffusion.process": ["flow"], "shift": [1, 3], "steps": [5]}
+    sections = {"sample": {"seed": 0}, "grid": [flow, {"diffusion.process": ["edm", "ddpm"], "steps": [5]}]}
+    labels = [cell.label for cell in plan(validate(Config, values | sections, "test"), dry=True).cells]
+    assert ["shift" in label for label in labels] == [True, True, False, False], labels

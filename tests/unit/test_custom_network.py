@@ -288,6 +288,14 @@ def test_the_users_own_error_is_left_as_it_is(folder):
         describe("mine:failing_network", None, SHAPE, T)
 
 
+def test_weights_with_code_in_them_are_not_opened_and_torchs_advice_to_do_so_is_not_repeated(folder):
+    path = folder / "module.pt"
+    torch.save({"ema": torch.nn.Linear(1, 1)}, path)
+    with pytest.raises(CustomCodeError, match=r"can't open model.weights: .*module.pt is a pickle") as error:
+        describe("mine:scaled", str(path), SHAPE, T)
+    assert "weights_only" not in str(error.value)
+
+
 def test_random_weights_that_are_seeded_are_the_same_everywhere(folder):
     found = described("mine:seeded")
     assert found == described("mine:seeded")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -55,6 +56,9 @@ VAE_DEFAULTS: dict[str, dict[str, Any]] = {
 """Classes of VAEs -> diffusers' defaults of keys that a config may leave out."""
 
 MAX_NAMED = 3
+
+NAMED_BY_NVLABS = re.compile(r"(network-snapshot-|edm2?-).*\.pkl")
+"""The names of their files. The function of `model.weights` may open other pickles: those are its user's own."""
 
 OF_NVLABS, NVLABS_BYTES = b"_reconstruct_persistent_obj", 1 << 20
 """How NVlabs' pickles rebuild a network, and the bytes at their start among which it is."""
@@ -143,7 +147,7 @@ def refuse_pickle(key: str, path: str) -> None:
 
     Opening it would run the source code in it, so only its bytes are searched.
     """
-    named = key == "model.checkpoint" and path.endswith(".pkl")
+    named = path.endswith(".pkl") if key == "model.checkpoint" else NAMED_BY_NVLABS.fullmatch(Path(path).name)
     if not named and not (Path(path).is_file() and OF_NVLABS in file_start(Path(path), NVLABS_BYTES)):
         return
     raise UserError(

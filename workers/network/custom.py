@@ -1,6 +1,7 @@
 """Custom networks (`model.callable: package.module:function`): describes one by trying it, loads it, checks it."""
 
 import inspect
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrid.config import DIFFUSION_DEFAULTS, Data, Diffusion
-from taugrid.errors import CustomCodeError, joined_lines, last_line
+from taugrid.errors import CustomCodeError, NotFinite, joined_lines, last_line
 from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, needs_module
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import cast_weights
@@ -73,7 +74,15 @@ def make(name: str, weights: str | None) -> Any:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
         raise CustomCodeError(f"{name} is called with {called_with}, but: {error}") from None
-    made = function(*arguments)
+    try:
+        made = function(*arguments)
+    except pickle.UnpicklingError as error:  # torch's text advises to open it all the same
+        if weights is None:
+            raise
+        raise CustomCodeError(
+            f"{name} can't open model.weights: {weights} is a pickle of more than tensors, or none; where it was made, "
+            "torch.save the network's state_dict(), and load that"
+        ) from error
     if not callable(made) or isinstance(made, type):
         raise CustomCodeError(
             f"{name} returned {_kind(made)}, not a network: return an nn.Module or a function of x and t"
@@ -107,11 +116,14 @@ def describe(
     state = tensors_sha256(tensors(made))
     network = for_inference(made, name, "cpu")
     unlabelled, inputs = inputs, inputs if takes is None else (*inputs, torch.tensor([0, takes.classes - 1]))
-    output = _try(network, name, expected(section), *inputs)
+    try:
+        output = _try(network, name, expected(section), *inputs)
+    except NotFinite as error:  # a network of other times may have no logarithm of these
+        doubt = data and convention.require(network, name, section, Data.model_validate(data), takes)
+        raise CustomCodeError(f"{error}; {doubt}" if doubt else str(error)) from None
     if takes is not None and takes.null_label is not None:
         _try(network, name, expected(section), *unlabelled, torch.tensor([takes.null_label, 0]))
-    source = source_of([name.partition(":")[0]])
-    identity = identity_of_code(source, state, weights)
+    identity = identity_of_code(source_of([name.partition(":")[0]]), state, weights)
     summary = _summary(made)
     fractions = diffusion is not None or timesteps < 2 or _takes_fractions(network, timesteps, *inputs)
     doubt = None
@@ -187,7 +199,7 @@ def _takes(made: Any, count: int) -> bool:
 def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
     """The network's output for `_inputs`; CustomCodeError unless each image's depends only on its x, t and label.
 
-    `call` says how it is called.
+    `call` says how it is called. NotFinite: it is nan or infinity.
     """
     before, labels = [value.clone() for value in (x, *others)], [each for each in others if each.dtype == torch.int64]
     try:
@@ -207,7 +219,7 @@ def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *
             f"{t.dtype}, (B,), here {t.tolist()}"
         ) from error
     if not output.isfinite().all():
-        raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
+        raise NotFinite(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
     names = ("x", *("r" if each.is_floating_point() else "the labels" for each in others))
     for what, value, was in zip(names, (x, *others), before, strict=True):
         if not torch.equal(value, was):
