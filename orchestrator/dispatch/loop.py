@@ -1,5 +1,6 @@
 """The loop between pool and dispatcher: passes on events and assignments, and reports them to the user."""
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from taugrid.errors import (
     NotFinite,
     RunFailed,
     SamplerFault,
+    Stopped,
     UserError,
     WorkerRefusal,
     in_one_line,
@@ -124,6 +126,8 @@ class Loop:
         self._fractions: dict[str, float] = {}  # worker -> how much of the task that it runs is done
         self._long_shards = LongShards()
         self._told: set[str] = set()  # what is said once in a run
+        self._stopped: set[str] = set()  # workers that were stopped because their nodes will be taken away
+        self._rests: dict[str, SampleJob] = {}  # task -> its job, once a part of its shard is there
         self._listened = time.monotonic()
         self.permanent_failures: set[str] = set()
         """Names of cells that failed and would fail again (`_is_permanent`)."""
@@ -154,7 +158,7 @@ class Loop:
             self._writing.shutdown(wait=False)
 
     def _job(self, key: str) -> Job:
-        job = self._tasks[key].job
+        job = self._rests.get(key) or self._tasks[key].job
         assert job is not None
         return job
 
@@ -202,6 +206,7 @@ class Loop:
             reason = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
             self._lost(Lost(worker, reason, False), self._dispatcher.in_flight.running[worker].key)
         self._manager.tend(now)
+        self._stop_leaving(now)
         assignments = self._dispatcher.assign(now)
         for worker, task, speculative in assignments:
             if speculative:
@@ -231,6 +236,19 @@ class Loop:
             if self._manager.has(event.worker):  # an earlier event may have ended it
                 yield event
             self._received.popleft()  # not before it was handled: an interrupt may come in between
+
+    def _stop_leaving(self, now: float) -> None:
+        """Stop workers whose nodes will be taken away before their jobs end: others go on with these at once."""
+        for worker, gone_at in self._manager.leaving.items():
+            running = self._dispatcher.in_flight.running.get(worker)
+            if running is None or worker in self._stopped:
+                continue
+            job, batches = self._job(running.key), 1
+            if isinstance(job, SampleJob):
+                batches = math.ceil((job.stop - job.start - job.kept) / job.settings.batch_size)
+            if running.must_stop(now, gone_at, self._fractions.get(worker, 0.0), batches):
+                self._stopped.add(worker)
+                self._pool.stop([worker])
 
     def _flush(self) -> None:
         """Write the events of this turn, and what was committed in it: in an object store two requests, together."""
@@ -357,17 +375,35 @@ class Loop:
     def _record(self, worker: str, result: Result, key: str) -> None:
         task = self._tasks[key]
         self._fractions.pop(worker, None)
-        first_copy = self._dispatcher.succeeded(worker, time.monotonic(), key)
+        if is_short := self._is_short(key, result):
+            self._dispatcher.gave_back(worker, time.monotonic(), key)
+        first_copy = not is_short and self._dispatcher.succeeded(worker, time.monotonic(), key)
         kind, info = self._kinds[task.kind], self._manager.info(worker)
         name, fields = kind.event(task, result, first_copy)
-        self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
+        given_back = {"given_back": True} if is_short else {}
+        self._events.note(name, **fields, **given_back, worker=worker, node=info.node, device=info.device)
         if first_copy:
             self._new.append(self._seen.pop(key))
+
+    def _is_short(self, key: str, result: Result) -> bool:
+        """Whether a shard's worker was stopped, and only its first batches are there: the next job continues them."""
+        job, part = self._job(key), result.part
+        if not isinstance(job, SampleJob) or part is None or part.stop >= job.stop:
+            return False
+        size = job.settings.batch_size
+        kept = (part.stop - job.start) // size * size
+        with suppress(FileNotFoundError):  # it was removed since: all is sampled again
+            self._rests[key] = replace(job, kept=kept, replaces=job.storage.stat(Path(job.path)).version)
+        return True
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
         doing = failure.key or self._dispatcher.in_flight.running[worker].key
         self._fractions.pop(worker, None)
+        if isinstance(cause, Stopped):  # before a batch was done
+            self._dispatcher.gave_back(worker, time.monotonic(), doing)
+            self._events.note("given back", task=doing, worker=worker)
+            return
         if _is_disk_full(cause, self._job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
