@@ -225,6 +225,11 @@ class ObjectStorage:
 
     @contextmanager
     def readable(self, path: Path) -> Iterator[IO[bytes]]:
+        with self.opened(path) as (file, _):
+            yield file
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:
         """A file that changes while it is read is an error (ESTALE), not a mixture."""
         end, meta = self._ask(path, lambda: self._end(path))
 
@@ -232,7 +237,7 @@ class ObjectStorage:
             options: Any = {"range": (start, stop), "if_match": meta["e_tag"]}
             return self._ask(path, lambda: bytes(self._store.get(key(path), options=options).bytes()))
 
-        yield cast(IO[bytes], RangeFile(end, meta["size"], fetch))
+        yield cast(IO[bytes], RangeFile(end, meta["size"], fetch)), _stat(meta)
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
