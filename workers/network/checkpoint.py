@@ -225,7 +225,8 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
 
 
 def _scheduler(folder: Path) -> Path | None:
-    return next(filter(Path.is_file, (folder / SCHEDULER, folder / Path(SCHEDULER).name)), None)
+    places = folder / SCHEDULER, folder / Path(SCHEDULER).name
+    return next((place for place in places if place.is_file()), None)
 
 
 def is_lcm(checkpoint: Checkpoint) -> bool:
