@@ -209,6 +209,8 @@ def test_levels_far_out_are_looked_at():
 def test_an_untrained_network_of_ddpm_is_not_doubted():
     noise = torch.zeros_like
     assert require(lambda x, t: noise(x), "my:load", DIFFUSION_DEFAULTS, DATA, None) is None, "as before"
+    other = DIFFUSION_DEFAULTS.model_copy(update={"timesteps": 100})
+    assert require(ddpm, "my:load", other, DATA, None) is None, "only networks of other processes are looked for"
 
 
 @pytest.mark.parametrize("diffusion", [FLOW_DEFAULTS, EDM_DEFAULTS, D_EDM], ids=["flow", "edm", "sample"])
