@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -50,6 +51,9 @@ POLL_SECONDS = 0.5
 AWAY_SECONDS = 30.0
 """A turn takes about a second. One that takes this long was held up, by a disk that hangs or because the driver was
 stopped. The driver received no heartbeats during it, and must not kill workers for that."""
+
+REQUESTS_TOGETHER = 32
+"""How many files the driver looks at together in an object store: it keeps up to 64 KiB of each."""
 
 KEEP_SECONDS = 2.5
 """How long an interrupted driver waits for its workers to commit; it must end within the grace period of `cli.main`."""
@@ -113,6 +117,11 @@ class Loop:
         scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, config.max_wait_seconds)
         self._manager = WorkerManager(pool, self._dispatcher, scaling, config, outputs)
         self._new: list[Committed] = []  # not yet passed to `committed`
+        self._received: deque[PoolEvent] = deque()  # not yet handled
+        self._looking = ThreadPoolExecutor(REQUESTS_TOGETHER)
+        self._looks: dict[tuple[str, str], Future[Committed]] = {}  # worker and key of `_received`, in an object store
+        self._seen: dict[str, Committed] = {}  # key -> the file that the driver found
+        self._writing = ThreadPoolExecutor(1)  # after an interrupt, a write waits for the one before
         self._reasons: dict[str, str] = {}
         self._fractions: dict[str, float] = {}  # worker -> how much of the task that it runs is done
         self._long_shards = LongShards()
@@ -141,8 +150,12 @@ class Loop:
             with suppress(OSError):  # a store that fails as well must not hide what ended the run
                 self._flush()
             raise
-        self._flush()
-        return self._problems()
+        else:
+            self._flush()
+            return self._problems()
+        finally:
+            self._looking.shutdown(wait=False, cancel_futures=True)
+            self._writing.shutdown(wait=False)
 
     def _job(self, key: str) -> Job:
         job = self._rests.get(key) or self._tasks[key].job
@@ -154,9 +167,10 @@ class Loop:
         now = time.monotonic()
         shards = dict(self._in_progress(now))
         ending.set_loss_message(interruption(shards.values()))
-        waited_for = shards.keys() & set(self._pool.stop()) if shards else set()
+        ended = {event.key for event in self._received if isinstance(event, Done | Failed)}
+        waited_for = shards.keys() & {*self._pool.stop(), *ended} if shards else set()
         while waited_for and (left := now + KEEP_SECONDS - time.monotonic()) > 0:
-            for event in self._pool.events(left):
+            for event in self._new_events(left):
                 if isinstance(event, Lost):
                     waited_for -= set(self._dispatcher.in_flight.keys(event.worker))
                 elif isinstance(event, Done | Failed) and event.key in waited_for:
@@ -179,7 +193,7 @@ class Loop:
 
     def _turn(self) -> None:
         """Handle the events since the last turn, and give tasks to idle workers."""
-        for event in self._pool.events(POLL_SECONDS):
+        for event in self._new_events(POLL_SECONDS):
             self._handle(event)
         now = time.monotonic()
         away, self._listened = now - self._listened, now
@@ -205,6 +219,24 @@ class Loop:
             self._pool.submit(worker, replace(self._job(task.key), failed_before=failed_before), task.key)
         self._progress.tick()
 
+    def _new_events(self, seconds: float) -> Iterator[PoolEvent]:
+        """The events since the last call, and those that an interrupt left over.
+
+        In an object store a look at a file is a request. Those of all files that are new are made together, and each
+        fails or is tried again alone.
+        """
+        self._received += self._pool.events(0.0 if self._received else seconds)
+        if not self._events.storage.on_disk:
+            for event in self._received:
+                if isinstance(event, Done) and event.key not in self._dispatcher.done:
+                    look = self._looking.submit(confirm, self._job(event.key), event.result)
+                    self._looks.setdefault((event.worker, event.key), look)
+        while self._received:
+            event = self._received[0]
+            if self._manager.has(event.worker):  # an earlier event may have ended it
+                yield event
+            self._received.popleft()  # not before it was handled: an interrupt may come in between
+
     def _stop_leaving(self, now: float) -> None:
         """Stop workers whose nodes will be taken away before their jobs end: others go on with these at once."""
         for worker, gone_at in self._manager.leaving.items():
@@ -219,8 +251,16 @@ class Loop:
                 self._pool.stop([worker])
 
     def _flush(self) -> None:
-        """Write the events of this turn, and what was committed in it: one request each in an object store."""
-        self._events.flush()
+        """Write the events of this turn, and what was committed in it: in an object store two requests, together."""
+        if self._events.storage.on_disk:
+            self._events.flush()
+            self._add_to_ledger()
+        else:
+            written = self._writing.submit(self._add_to_ledger)
+            self._events.flush()
+            written.result()
+
+    def _add_to_ledger(self) -> None:
         if self._new:
             new, self._new = self._new, []
             self._committed(new)
@@ -283,10 +323,10 @@ class Loop:
 
         A copy of a task that is done may be missing, and one that differs is no fault of its worker.
         """
-        is_done = key in self._dispatcher.done
+        is_done, look = key in self._dispatcher.done, self._looks.pop((worker, key), None)
         try:
             if not is_done:
-                confirm(self._job(key), result)
+                self._seen[key] = confirm(self._job(key), result) if look is None else look.result()
             if result.conflict is not None:
                 self._judge(worker, key, result.conflict)
         except (NotCommitted, FileConflict) as fault:
@@ -343,7 +383,7 @@ class Loop:
         given_back = {"given_back": True} if is_short else {}
         self._events.note(name, **fields, **given_back, worker=worker, node=info.node, device=info.device)
         if first_copy:
-            self._new.append(Committed(Path(self._job(key).path), result.part if result.created_file else None))
+            self._new.append(self._seen.pop(key))
 
     def _is_short(self, key: str, result: Result) -> bool:
         """Whether a shard's worker was stopped, and only its first batches are there: the next job continues them."""

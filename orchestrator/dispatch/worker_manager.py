@@ -110,6 +110,10 @@ class WorkerManager:
         self._resize(now)
         return len(self._workers)
 
+    def has(self, worker: str) -> bool:
+        """Whether a worker is there, or is being started: not lost, killed or released."""
+        return worker in self._workers
+
     def info(self, worker: str) -> WorkerInfo:
         """The info of a worker that has passed a health check."""
         info = self._workers[worker].info

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from stat import S_ISREG
+from typing import IO
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
@@ -155,6 +156,11 @@ class LocalStorage:
 
     def readable(self, path: Path) -> AbstractContextManager[Path]:
         return nullcontext(path)
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:
+        with path.open("rb") as file:
+            yield file, _stat(os.fstat(file.fileno()))
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:

@@ -225,6 +225,11 @@ class ObjectStorage:
 
     @contextmanager
     def readable(self, path: Path) -> Iterator[IO[bytes]]:
+        with self.opened(path) as (file, _):
+            yield file
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:
         """A file that changes while it is read is an error (ESTALE), not a mixture."""
         end, meta = self._ask(path, lambda: self._end(path))
 
@@ -232,7 +237,7 @@ class ObjectStorage:
             options: Any = {"range": (start, stop), "if_match": meta["e_tag"]}
             return self._ask(path, lambda: bytes(self._store.get(key(path), options=options).bytes()))
 
-        yield cast(IO[bytes], RangeFile(end, meta["size"], fetch))
+        yield cast(IO[bytes], RangeFile(end, meta["size"], fetch)), _stat(meta)
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
@@ -279,9 +284,12 @@ class ObjectStorage:
         return bytes(got.bytes()), got.meta
 
     def _delete(self, paths: Sequence[Path]) -> None:
-        if paths:
-            with suppress(FileNotFoundError):
+        try:
+            if paths:
                 self._ask(paths[0], lambda: self._store.delete([key(path) for path in paths]))
+        except FileNotFoundError:  # Google and Azure refuse to delete what is gone, and Google has kept the rest then
+            for path in paths if len(paths) > 1 else ():
+                self._delete([path])
 
     def _path(self, name: str) -> Path:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
@@ -334,7 +342,10 @@ def url(path: Path) -> str:
 
 def _stat(meta: "ObjectMeta") -> Stat:
     modified = meta["last_modified"].timestamp()
-    return Stat(meta["size"], str(meta["e_tag"] or f"{meta['size']}-{modified}"), modified)
+    version = meta["e_tag"] or f"{meta['size']}-{modified}"
+    if not version.endswith('"'):  # Azure's lists leave out the quotes of its other answers
+        version = f'"{version}"'
+    return Stat(meta["size"], version, modified)
 
 
 def _is_wild(part: str) -> bool:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 from math import inf
+from pathlib import Path
 
 import pytest
 from in_process import Faulty
@@ -32,7 +33,7 @@ from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joi
 from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.directory import Committed, RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import WorkKind
@@ -231,7 +232,8 @@ class Scripted:
         monkeypatch.setattr(worker_manager, "time", self.pool)
         monkeypatch.setattr(loop, "time", self.pool)
         monkeypatch.setattr(scaling, "time", self.pool)
-        monkeypatch.setattr(loop, "confirm", lambda job, result: None)  # there are no files
+        there = Committed(Path("unused"), "", None)
+        monkeypatch.setattr(loop, "confirm", lambda job, result: there)  # there are no files
         tasks, cells = {}, two_cells()
         for number, behaviour in enumerate(behaviours):
             cost = COSTS.get(behaviour, 9.0)  # bad ones first
@@ -719,7 +721,7 @@ def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_run(scripted
     store = Faulty(run.rundir.root, fails_at=0, for_good=True)
 
     def end():
-        run.loop._events._storage = store
+        run.loop._events.storage = store
         run.loop._events.note("ended")
         raise cause
 
