@@ -26,16 +26,16 @@ class Raylets(Cluster):
 
     def __init__(self, shared: Path, workers: int) -> None:
         super().__init__(shared, {"PYTHONPATH": str(USER), "OMP_NUM_THREADS": "1"})
-        self._cpus = workers // NODES + SPARE_CPUS
+        self.cpus = workers // NODES + SPARE_CPUS
 
     def begin_all(self) -> None:
         self.head()
         for name in "ABCD"[:NODES]:  # nodes of one machine must be started one after the other
-            self.start(name, cpus=self._cpus)
+            self.start(name, cpus=self.cpus)
 
     def lose_a_node(self) -> None:
         self.kill("B")
-        self.begin("B", self._cpus)
+        self.begin("B", self.cpus)
 
 
 class OneNode:
