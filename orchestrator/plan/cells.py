@@ -315,6 +315,27 @@ def _sampled_twice(cells: Sequence[Cell]) -> Iterator[str]:
         yield f"cells with the same times and options, each of which is sampled: {listed(equal, 2, 'case', '; ')}"
 
 
+def _one_step(cells: Sequence[Cell]) -> Iterator[str]:
+    """A remark if several solvers of the ODE take one step with a network: it is the same step."""
+    solvers: dict[str, set[str]] = {}
+    for cell in cells:
+        if cell.settings.steps == 1 and cell.settings.sampler in SAMPLERS and find(cell.settings.sampler).order:
+            solvers.setdefault(cell.model.id, set()).add(cell.settings.sampler)
+    for names in sorted({" and ".join(sorted(its)) for its in solvers.values() if len(its) > 1}):
+        yield f"S = 1: {names} make the same images but for rounding: the x_0 that the network predicts for x_T"
+
+
+def _little_noise(model: Model) -> str | None:
+    """A remark if an EDM network's x_T lacks a part of the images that shows."""
+    most, own = model.diffusion.sigma_max, model.diffusion.sigma_data
+    if most is None or own is None or model.diffusion.prediction == "consistency" or most >= 10 * own:
+        return None
+    return (
+        f"diffusion.sigma_max: {most:g} is less than 10 times sigma_data: {own:g}; x_T is noise alone, but there the "
+        f"network expects {own**2 / (most**2 + own**2):.0%} of the variance to be the image's"
+    )
+
+
 @dataclass(frozen=True)
 class Plan:
     """The models and cells of a config."""
@@ -370,8 +391,10 @@ class Plan:
             *self.notes,
             *(f"{model.lacks}; until it is here, the ids of its cells are {PENDING}" for model in self.pending),
             *filter(None, (model.source.warning(model.diffusion) for model in self.models)),
+            *dict.fromkeys(filter(None, map(_little_noise, self.models))),
             *(remark for its in settings for remark in remarks(*its)),
             *_sampled_twice(self.cells),
+            *_one_step(self.cells),
             *dict.fromkeys(filter(None, (cell.sampler_remark for cell in self.cells))),
         ]
 

@@ -14,6 +14,7 @@ from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.diffusion.process import Point
+from taugrid.workers.diffusion.timesteps import beside
 
 GUIDE = "model.guide"
 OF_GUIDANCE = (*GUIDANCE_KEYS, GUIDE)
@@ -60,8 +61,9 @@ def require_possible(settings: Sample, how: Guidance, has_guide: bool, channels:
         levels = sorted(point.ratio if point.alpha else math.inf for point in points)
         raise UserError(
             f"sample.guidance_interval: {in_yaml(settings.guidance_interval)} has none of the calls of "
-            f"{settings.sampler} with steps {settings.steps}, which are at sigma {levels[0]:.3g} to {levels[-1]:.3g}; "
-            "widen it, set more steps, or leave it out to guide all calls"
+            f"{settings.sampler} with steps {settings.steps}, which are at sigma {levels[0]:.3g} to {levels[-1]:.3g}, "
+            f"the nearest at {beside(levels, *settings.guidance_interval or (0, 0))}; widen it, set more steps, or "
+            "leave it out to guide all calls"
         )
 
 

@@ -51,8 +51,10 @@ class Committed(NamedTuple):
     """A file that a worker has committed, and that the driver sees unchanged."""
 
     path: Path
+    version: str
+    """The `Stat.version` that the driver has seen."""
     part: parquet.PartSummary | None
-    """The contents that its worker wrote; None if the file existed before, or is not a Parquet file."""
+    """The contents. None: not a Parquet file, or one that is damaged, which the next survey reports."""
 
 
 class RemovedImages(Paths):
@@ -125,16 +127,10 @@ class RunDir(RemovedImages, ModelRecords):
         return Ledger(self.root, self.storage)
 
     def committed(self, files: Iterable[Committed]) -> None:
-        """Add files to the ledger that workers have just committed: they need not be read.
-
-        Of a file that existed before, at least the Parquet footer is read.
-        """
-        for path, part in files:
-            if path.suffix == ".parquet":
-                with suppress(FileNotFoundError, DamagedFile):  # the next survey reports it
-                    version = self.storage.stat(path).version
-                    contents = part or parquet.inspect(path, every_byte=False, storage=self.storage)
-                    self.ledger.add(path, version, contents)
+        """Add files to the ledger that workers have just committed: they need not be read."""
+        for path, version, part in files:
+            if part is not None:
+                self.ledger.add(path, version, part)
         self.ledger.flush()
 
     def sampled(
@@ -340,8 +336,10 @@ def _is_of(path: Path, part: parquet.PartSummary, expected: Mapping[str, Any], o
     return not differing
 
 
-def confirm(job: Job, result: Result) -> None:
-    """Return if the driver sees the job's file unchanged: by name, size and the place of its seal.
+def confirm(job: Job, result: Result) -> Committed:
+    """Returns the job's file if the driver sees it unchanged: by name, size and the place of its seal.
+
+    Of a file that existed before, at least the Parquet footer is read. Threads may call it side by side.
 
     Raises:
         NotCommitted: if not: the worker's node has a different folder at that path.
@@ -349,15 +347,23 @@ def confirm(job: Job, result: Result) -> None:
     """
     path = Path(job.path)
 
-    def check() -> None:
-        if _fault(path, job, result) is None:
-            return
+    def check() -> str:
+        fault, version = _look(path, job, result)
+        if fault is None:
+            return version
         require_in_place(job.run_id, job.storage)
         job.storage.list(path.parent, "*")  # a network file system answers from its cache until the folder is listed
-        if (fault := _fault(path, job, result)) is not None:
-            raise NotCommitted(f"its worker committed {job.path}, but here {fault}; is the folder mounted on its node?")
+        fault, version = _look(path, job, result)
+        if fault is None:
+            return version
+        raise NotCommitted(f"its worker committed {job.path}, but here {fault}; is the folder mounted on its node?")
 
-    try_again(check, DISK_PAUSES, lambda error: isinstance(error, NotCommitted))
+    version = try_again(check, DISK_PAUSES, lambda error: isinstance(error, NotCommitted))
+    part = result.part if result.created_file else None
+    if part is None and path.suffix == ".parquet":
+        with suppress(FileNotFoundError, DamagedFile):
+            part = parquet.inspect(path, every_byte=False, storage=job.storage)
+    return Committed(path, version, part)
 
 
 def require_in_place(run: RunId | None, storage: Storage) -> None:
@@ -373,11 +379,12 @@ def require_in_place(run: RunId | None, storage: Storage) -> None:
         ) from None
 
 
-def _fault(path: Path, job: Job, result: Result) -> str | None:
+def _look(path: Path, job: Job, result: Result) -> tuple[str | None, str]:
+    """What is wrong with a job's file, None for nothing, and its version."""
     try:
-        end = parquet.file_end(path, job.storage)
+        end, version = parquet.file_end(path, job.storage)
     except (FileNotFoundError, NotADirectoryError):
-        return "there is no such file"
+        return "there is no such file", ""
     if result.size is not None and end.size != result.size:
-        return f"it has {end.size} bytes, not {result.size}"
-    return "its seal is not in its place" if path.suffix == ".parquet" and end.digest is None else None
+        return f"it has {end.size} bytes, not {result.size}", version
+    return "its seal is not in its place" if path.suffix == ".parquet" and end.digest is None else None, version

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from stat import S_ISREG
+from typing import IO
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
@@ -169,6 +170,11 @@ class LocalStorage:
 
     def readable(self, path: Path) -> AbstractContextManager[Path]:
         return nullcontext(path)
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:
+        with path.open("rb") as file:
+            yield file, _stat(os.fstat(file.fileno()))
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:

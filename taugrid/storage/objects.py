@@ -133,7 +133,7 @@ class ObjectStorage:
                 for meta in page:
                     *above, place, name = meta["path"].split("/")
                     if len(above) == depth and fnmatchcase(name, pattern):
-                        found.setdefault(place, {})[name] = _version(meta)
+                        found.setdefault(place, {})[name] = _stat(meta).version
             return found
 
         found = self._ask(folder, listed)
@@ -240,6 +240,11 @@ class ObjectStorage:
 
     @contextmanager
     def readable(self, path: Path) -> Iterator[IO[bytes]]:
+        with self.opened(path) as (file, _):
+            yield file
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:
         """A file that changes while it is read is an error (ESTALE), not a mixture."""
         end, meta = self._ask(path, lambda: self._end(path))
 
@@ -247,7 +252,7 @@ class ObjectStorage:
             options: Any = {"range": (start, stop), "if_match": meta["e_tag"]}
             return self._ask(path, lambda: bytes(self._store.get(key(path), options=options).bytes()))
 
-        yield cast(IO[bytes], RangeFile(end, meta["size"], fetch))
+        yield cast(IO[bytes], RangeFile(end, meta["size"], fetch)), _stat(meta)
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
@@ -294,9 +299,12 @@ class ObjectStorage:
         return bytes(got.bytes()), got.meta
 
     def _delete(self, paths: Sequence[Path]) -> None:
-        if paths:
-            with suppress(FileNotFoundError):
+        try:
+            if paths:
                 self._ask(paths[0], lambda: self._store.delete([key(path) for path in paths]))
+        except FileNotFoundError:  # Google and Azure refuse to delete what is gone, and Google has kept the rest then
+            for path in paths if len(paths) > 1 else ():
+                self._delete([path])
 
     def _path(self, name: str) -> Path:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
@@ -348,11 +356,11 @@ def url(path: Path) -> str:
 
 
 def _stat(meta: "ObjectMeta") -> Stat:
-    return Stat(meta["size"], _version(meta), meta["last_modified"].timestamp())
-
-
-def _version(meta: "ObjectMeta") -> str:
-    return str(meta["e_tag"] or f"{meta['size']}-{meta['last_modified'].timestamp()}")
+    modified = meta["last_modified"].timestamp()
+    version = meta["e_tag"] or f"{meta['size']}-{modified}"
+    if not version.endswith('"'):  # Azure's lists leave out the quotes of its other answers
+        version = f'"{version}"'
+    return Stat(meta["size"], version, modified)
 
 
 def _is_wild(part: str) -> bool:

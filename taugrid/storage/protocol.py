@@ -138,5 +138,8 @@ class Storage(Protocol):
     def readable(self, path: Path) -> AbstractContextManager[Path | IO[bytes]]:
         """A local path of the file, or an open file that fetches only what is read of it."""
 
+    def opened(self, path: Path) -> AbstractContextManager[tuple[IO[bytes], Stat]]:
+        """An open file as of `readable`, and the `stat` of the version that it reads, in one request."""
+
     def local_folder(self, folder: Path) -> AbstractContextManager[Path]:
         """A local folder to write tables and figures to; they are in `folder` when the context ends."""

@@ -145,6 +145,9 @@ def test_a_cell_with_other_settings_keeps_its_guide_unless_it_is_not_guided_any_
     (guided(guidance_channels=4), "sample.guidance_channels: 4 is more than the 3 channels of the network"),
     (guided(guidance_interval=[200, 300]),
      "sample.guidance_interval: [200, 300] has none of the calls of ddim with steps 5, which are at sigma "),
+    (guided(guidance_interval=[1.5, 1.51]),
+     "sample.guidance_interval: [1.5, 1.51] has none of the calls of ddim with steps 5, which are at sigma 0.719 to "
+     "157, the nearest at 0.719 and 2.03; widen it, "),
     ({"sample": {"guidance_interval": [0.1, 1]}}, "sample.guidance_interval: [0.1, 1] has no effect with guidance 1"),
     ({"model": {"guide": "/m/weak"}}, "model.guide: /m/weak has no effect with guidance 1"),
 ])  # fmt: skip

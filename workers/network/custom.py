@@ -1,6 +1,7 @@
 """Custom networks (`model.callable: package.module:function`): describes one by trying it, loads it, checks it."""
 
 import inspect
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taugrid.config import DIFFUSION_DEFAULTS, Data, Diffusion
-from taugrid.errors import CustomCodeError, joined_lines, last_line
+from taugrid.config import Data, Diffusion
+from taugrid.errors import CustomCodeError, NotFinite, joined_lines, last_line
 from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, needs_module
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import cast_weights
@@ -73,7 +74,13 @@ def make(name: str, weights: str | None) -> Any:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
         raise CustomCodeError(f"{name} is called with {called_with}, but: {error}") from None
-    made = function(*arguments)
+    try:
+        made = function(*arguments)
+    except pickle.UnpicklingError as error:  # torch's text advises to open it all the same
+        raise CustomCodeError(
+            f"{name} can't open {weights or 'its file'} as tensors: it is a pickle of more than these, or none; where "
+            "it was made, torch.save the network's state_dict(), and load that"
+        ) from error
     if not callable(made) or isinstance(made, type):
         raise CustomCodeError(
             f"{name} returned {_kind(made)}, not a network: return an nn.Module or a function of x and t"
@@ -85,37 +92,39 @@ def describe(
     name: str,
     weights: str | None,
     image_shape: tuple[int, int, int],
-    timesteps: int,
-    diffusion: Mapping[str, Any] | None = None,
+    diffusion: Mapping[str, Any],
     data: Mapping[str, Any] | None = None,
 ) -> CustomNetwork:
     """What the function `name` returns, tried on the CPU on two images of noise of `image_shape` (C, H, W).
 
-    `diffusion`, resolved, is None for DDPM's process with `timesteps`. With the section `data`, the network's error on
-    noised images is looked at too (`convention.require`).
+    `diffusion` is resolved. With the section `data`, the network's error on noised images is looked at too
+    (`convention.require`).
 
     Raises:
         CustomCodeError: if it can't be used as a network of this process, or differs from one process of the system to
             another: see `_try`, `make`, `checked` and `convention.require`.
     """
-    section = DIFFUSION_DEFAULTS.model_copy(update={"timesteps": timesteps})
-    if diffusion is not None:
-        section = Diffusion.model_validate(diffusion)
+    section = Diffusion.model_validate(diffusion)
     inputs = _inputs(image_shape, section)
     made = make(name, weights)
     takes = conditions_of(made, name, len(inputs) - 1)
     state = tensors_sha256(tensors(made))
     network = for_inference(made, name, "cpu")
     unlabelled, inputs = inputs, inputs if takes is None else (*inputs, torch.tensor([0, takes.classes - 1]))
-    output = _try(network, name, expected(section), *inputs)
+    try:
+        output = _try(network, name, expected(section), *inputs)
+    except NotFinite as error:  # a network of other times may have no logarithm of these
+        doubt = data and convention.require(network, name, section, Data.model_validate(data), takes)
+        raise CustomCodeError(f"{error}; {doubt}" if doubt else str(error)) from None
     if takes is not None and takes.null_label is not None:
         _try(network, name, expected(section), *unlabelled, torch.tensor([takes.null_label, 0]))
-    source = source_of([name.partition(":")[0]])
-    identity = identity_of_code(source, state, weights)
+    identity = identity_of_code(source_of([name.partition(":")[0]]), state, weights)
     summary = _summary(made)
-    fractions = diffusion is not None or timesteps < 2 or _takes_fractions(network, timesteps, *inputs)
+    T, is_ddpm = section.timesteps or 1, section.process is None
+    fractions = not is_ddpm or T == 1 or _takes_fractions(network, T, *inputs)
     doubt = None
-    if data is not None and (diffusion is not None or not _is_close_to_noise(output, inputs[0])):
+    unlike_noise = section.prediction == "epsilon" and not _is_close_to_noise(output, inputs[0])
+    if data is not None and (unlike_noise or not is_ddpm):
         doubt = convention.require(network, name, section, Data.model_validate(data), takes)
     description = CustomNetwork(
         callable=name,
@@ -153,12 +162,8 @@ def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
     if classes is None or not hasattr(made, "null_label"):
         if _takes(made, times + 1) or not takes_labels:
             return None
-        number, flow_map = "four", ""
-        if times == 1:
-            number, flow_map = "three", "; for a flow map of (x, t, r), set diffusion.prediction: average_velocity"
         raise CustomCodeError(
-            f"the network of {name} takes {number} arguments: for labels, give what the function returns the "
-            f"attributes num_classes and null_label (None, if it was not trained with one){flow_map}"
+            f"the network of {name} takes {('three', 'four')[times - 1]} arguments: {_more_arguments(times)}"
         )
     if not takes_labels:
         return None
@@ -170,6 +175,15 @@ def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
             f"num_classes = {classes}, not {null_label!r}"
         )
     return Conditions(classes, null_label)
+
+
+def _more_arguments(times: int) -> str:
+    """How to say what the argument after so many times is."""
+    labels = (
+        "for labels, give what the function returns the attributes num_classes and null_label (None, if it was not "
+    )
+    flow_map = "; for a flow map of (x, t, r), set diffusion.prediction: average_velocity" if times == 1 else ""
+    return f"{labels}trained with one){flow_map}"
 
 
 def _takes(made: Any, count: int) -> bool:
@@ -187,7 +201,7 @@ def _takes(made: Any, count: int) -> bool:
 def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
     """The network's output for `_inputs`; CustomCodeError unless each image's depends only on its x, t and label.
 
-    `call` says how it is called.
+    `call` says how it is called. NotFinite: it is nan or infinity.
     """
     before, labels = [value.clone() for value in (x, *others)], [each for each in others if each.dtype == torch.int64]
     try:
@@ -202,12 +216,13 @@ def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *
     except (TypeError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not t.is_floating_point():
             raise
-        raise CustomCodeError(
-            f"the network of {name} can't be called as {call} ({joined_lines(error)[:200]}); times are "
-            f"{t.dtype}, (B,), here {t.tolist()}"
-        ) from error
+        said = re.sub(r"^\S*<locals>\.", "", joined_lines(error))[:200]
+        advice = f"times are {t.dtype}, (B,), here {t.tolist()}"
+        if "missing 1 required positional argument" in said and not labels:
+            advice = _more_arguments(1 + len(others))
+        raise CustomCodeError(f"the network of {name} can't be called as {call} ({said}); {advice}") from error
     if not output.isfinite().all():
-        raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
+        raise NotFinite(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
     names = ("x", *("r" if each.is_floating_point() else "the labels" for each in others))
     for what, value, was in zip(names, (x, *others), before, strict=True):
         if not torch.equal(value, was):

@@ -10,8 +10,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from taugrid.config import Sample
+from taugrid.errors import UserError
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, Process, path, predict_eps
+from taugrid.workers.diffusion.timesteps import beside
 from taugrid.workers.samplers.sampler import Noise
 from taugrid.workers.samplers.solver import Evaluated, Multistep, Solver, first_order
 
@@ -76,16 +78,22 @@ class EdmHeun(Heun):
         """The noise levels of the spacing.
 
         Raises:
-            ValueError: if it should churn, but none is within S_min..S_max.
+            UserError: if it should churn, but none is within S_min..S_max.
         """
         found, options = super().tau(settings, process), self.arguments(settings)
         if options["S_churn"] and all(self.begin(at, process, settings) is at for at in map(process.at, found)):
-            raise ValueError(f"none of the noise levels {found[0]:.3g} to {found[-1]:.3g} is within S_min..S_max")
+            least, most = options["S_min"], math.inf if options["S_max"] is None else options["S_max"]
+            raise UserError(
+                f"sample.sampler_options of edm-heun: none of the noise levels {found[0]:.3g} to {found[-1]:.3g} is "
+                f"within S_min {least:g} and S_max {most:g}; include the nearest, {beside(found, least, most)}"
+            )
         return found
 
     def remark(self, settings: Sample) -> str | None:
-        """That gamma is cut off."""
+        """That gamma is cut off, or 0."""
         asked, S = self.arguments(settings)["S_churn"], settings.steps
+        if not asked:
+            return "edm-heun: with S_churn 0 it adds no noise: its images are those of heun, bit for bit"
         if asked / S <= MOST_CHURN:
             return None
         return f"edm-heun: at S={S}, S_churn {asked:g} acts as {S * MOST_CHURN:.3g}: no step adds more noise than x has"

@@ -1,0 +1,93 @@
+"""`python -m benchmarks.ray_data`: what it counts, with faults planted. The benchmark itself needs a cluster."""
+
+import os
+import re
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from taugrid.config import Config, validate
+from taugrid.orchestrator.plan.grid import plan
+
+tally = import_module("benchmarks.ray_data.tally")
+USER = Path(tally.__file__).parent / "user"
+WORK = tally.Work(steps=(2, 4), images=6, batch=2, evaluations=8, seconds=0.5, workers=2)
+
+
+def write(path, steps, indices):
+    pq.write_table(pa.table({"steps": [steps] * len(indices), "index": list(indices)}), path)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """An undisturbed run: its files, and the calls of two workers, each with the cells of one number of steps."""
+    write(tmp_path / "a.parquet", 2, range(4))
+    write(tmp_path / "b.parquet", 2, range(4, 6))
+    for k in range(3):
+        write(tmp_path / f"c{k}.parquet", 4, range(2 * k, 2 * k + 2))
+    calls = [np.array([(100 + k / 2, 0.5, 2) for k in range(n)], tally.RECORD) for n in (3 * 2, 3 * 4)]
+    return tmp_path, calls
+
+
+def counts(folder, calls):
+    return tuple(tally.count(WORK, tally.rows_of(folder.glob("*.parquet")), calls))
+
+
+def test_nothing_is_missing_from_an_undisturbed_run(finished):
+    assert counts(*finished) == (0, 0, 0)
+
+
+def test_each_fault_is_counted_where_it_belongs(finished):
+    """All at once, so that a lost row can't hide a doubled one."""
+    folder, calls = finished
+    (folder / "b.parquet").unlink()  # loses two images
+    write(folder / "again.parquet", 4, [0, 1, 2])  # doubles three
+    write(folder / "other.parquet", 7, [0])  # nobody asked for it
+    more = [*calls, np.array([(200, 0.5, 2)] * 5, tally.RECORD)]  # ten evaluations too many
+    assert counts(folder, more) == (2, 4, 10)
+
+
+def test_the_ideal_is_what_the_calls_take():
+    assert WORK.ideal == 3 * (2 + 4) * 0.5 / 2
+    assert WORK._replace(slow=4.0).ideal == pytest.approx(9 / 1.25)
+
+
+def test_wall_and_tail(finished, tmp_path):
+    folder, calls = finished
+    for path in folder.glob("*.parquet"):
+        os.utime(path, (107.0, 107.0))
+    found = tally.timing(calls, folder.glob("*.parquet"))
+    assert found == pytest.approx((107.0 - 99.5, 107.0 - 102.5))
+
+
+@pytest.mark.parametrize("evaluations", [1, 80, 1000])
+def test_both_programs_have_the_same_shards(evaluations):
+    """The Ray Data program's own arithmetic, without importing Ray or torch."""
+    text = (USER / "with_ray_data.py").read_text()
+    names = {}
+    exec(re.search(r"^def shards.*?(?=^class)", text, re.DOTALL | re.MULTILINE)[0], names)
+    values = yaml.safe_load((USER / "experiment.yaml").read_text())
+    values["model"] = {"oracle": "gaussian"}
+    values["sample"] = {"num_samples": 100, "batch_size": 8, "shard_evaluations": evaluations}
+    values["grid"] = {"steps": [10, 20, 1000]}
+    planned = [
+        (cell.settings.steps, shard.start, shard.stop)
+        for cell in plan(validate(Config, values, "test")).cells
+        for shard in cell.shards
+    ]
+    assert sorted(names["shards"](values["sample"], values["grid"], False)) == sorted(planned)
+    costs = [steps * (stop - start) for steps, start, stop in names["shards"](values["sample"], values["grid"], True)]
+    assert costs == sorted(costs, reverse=True)
+    work = tally.Work((10, 20, 1000), 100, 8, evaluations, 1.0, 2)
+    assert work.shards == len(planned)
+
+
+def test_lines_are_counted_without_comments_and_docstrings():
+    assert (
+        tally.code_lines('"""One.\n\nTwo."""\nimport a\n\n# no\ndef f():\n    """Three."""\n    return 1  # yes\n') == 3
+    )
