@@ -398,7 +398,7 @@ class Session:
         workers = min(max_workers, len(tasks)) if embedded and max_workers else max_workers
         samples = any(isinstance(task.job, SampleJob) for task in tasks.values())
         if samples and max_workers:
-            warning = too_few_shards(self.selected, max_workers, self.rundir.has_samples())
+            warning = too_few_shards(self.selected, max_workers, any(self.rundir.committed_cells()))
             if warning is not None:
                 self._progress.say(warning)
         probe = self.rundir.new_probe()

@@ -4,7 +4,7 @@ All state is on disk: a shard is done when its file is in place and intact.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
@@ -45,6 +45,8 @@ class Damage(NamedTuple):
 
 
 OnDamage = Callable[[Damage], None]
+Metadata = Mapping[str, Any] | None
+Files = Mapping[str, str] | None
 
 
 class Committed(NamedTuple):
@@ -136,7 +138,7 @@ class RunDir(RemovedImages, ModelRecords):
     def sampled(
         self,
         cell: Cell,
-        metadata: dict[str, Any] | None,
+        metadata: Metadata,
         every_byte: bool,
         on_damage: OnDamage,
         listing: Listing | None = None,
@@ -163,11 +165,8 @@ class RunDir(RemovedImages, ModelRecords):
                 on_damage(Damage(path, "its metadata is not this cell's"))
             elif part.stop >= shard.stop:
                 done.add(shard.number)
-        if (
-            len(done) < cell.num_shards
-            and listing.has_removed_images(cell)
-            and (removed := self.removed_images(cell)) is not None
-        ):
+        is_removed = len(done) < cell.num_shards and listing.has_removed_images(cell)
+        if is_removed and (removed := self.removed_images(cell)) is not None:
             # If the removed images had different weights, the cell is sampled again.
             keys = SAMPLE_IDENTITY if metadata is not None else ()
             if all(removed.metadata.get(key) == metadata[key] for key in keys if metadata is not None):
@@ -175,11 +174,11 @@ class RunDir(RemovedImages, ModelRecords):
         return done
 
     def extracted(
-        self, extractor: str, cell: Cell, every_byte: bool, on_damage: OnDamage, listing: Listing | None = None
+        self, extractor: str, cell: Cell, every_byte: bool, on_damage: OnDamage, listing: Listing
     ) -> set[int]:
         """Numbers of the cell's shards whose features are complete. Features of a different cell count as damaged."""
         folder, expected = self.features / extractor / cell.name, {"cell": cell.id, "extractor": extractor}
-        there = (listing or Listing(self)).features(extractor, cell.name)
+        there = listing.features(extractor, cell.name)
         return {
             shard.number
             for shard, path, part in self._intact(cell, folder, there, every_byte, on_damage)
@@ -187,13 +186,7 @@ class RunDir(RemovedImages, ModelRecords):
         }
 
     def has_intact_file(
-        self,
-        path: Path,
-        stop: int,
-        on_damage: OnDamage,
-        start: int = 0,
-        expected: Mapping[str, Any] | None = None,
-        there: Mapping[str, str] | None = None,
+        self, path: Path, stop: int, on_damage: OnDamage, start: int = 0, expected: Metadata = None, there: Files = None
     ) -> bool:
         """Whether there is an intact file with rows `start` to `stop` - 1 and `expected` in its metadata.
 
@@ -212,16 +205,10 @@ class RunDir(RemovedImages, ModelRecords):
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def committed_cells(self, besides: Collection[str] = ()) -> dict[str, str]:
-        """Cell id -> folder name, of every cell with at least one sample file in place, without the ids `besides`."""
-        names = {path.name.rsplit("-", 1)[-1]: path.name for path in self.storage.list(self.samples, "*")}
-        listing = Listing(self)
-        return {cell: name for cell, name in names.items() if cell not in besides and listing.samples(name)}
-
-    def has_samples(self) -> bool:
-        """Whether there is a sample file."""
-        listing = Listing(self)
-        return any(listing.samples(path.name) for path in self.storage.list(self.samples, "*"))
+    def committed_cells(self, besides: Collection[str] = ()) -> Iterator[str]:
+        """The folders of cells with at least one sample file in place, without the ids `besides`."""
+        listing, names = Listing(self), (path.name for path in self.storage.list(self.samples, "*"))
+        return (name for name in names if name.rsplit("-", 1)[-1] not in besides and listing.samples(name))
 
     def scores_of(self, cell: Cell, listing: Listing | None = None) -> Sequence[Path]:
         """The files of a cell's scores, of any protocol."""
@@ -288,31 +275,24 @@ class RunDir(RemovedImages, ModelRecords):
         if not there:
             return []
         damages: list[Damage] = []
-        files = [(shard, folder / shard.name) for shard in cell.shards if shard.name in there]
-        known = [self.ledger.find(path, there[path.name]) for _, path in files]
+        files = {folder / shard.name: shard for shard in cell.shards if shard.name in there}
+        is_known = all(self.ledger.find(path, there[path.name]) for path in files)
 
-        def inspect(file: tuple[Shard, Path], part: parquet.PartSummary | None) -> parquet.PartSummary | None:
-            shard, path = file
-            return self._inspect(path, there[path.name], shard.start, every_byte, damages.append, part)
+        def inspect(path: Path) -> parquet.PartSummary | None:
+            return self._inspect(path, there[path.name], files[path].start, every_byte, damages.append)
 
         with ThreadPoolExecutor(READER_THREADS) as pool:
-            parts = list((pool.map if None in known else map)(inspect, files, known))
+            parts = list(map(inspect, files) if is_known else pool.map(inspect, files))
         self.ledger.flush()
         for damage in sorted(damages):
             on_damage(damage)
-        return [(shard, path, part) for (shard, path), part in zip(files, parts, strict=True) if part is not None]
+        return [(files[path], path, part) for path, part in zip(files, parts, strict=True) if part is not None]
 
     def _inspect(
-        self,
-        path: Path,
-        version: str,
-        start: int,
-        every_byte: bool,
-        on_damage: OnDamage,
-        known: parquet.PartSummary | None = None,
+        self, path: Path, version: str, start: int, every_byte: bool, on_damage: OnDamage
     ) -> parquet.PartSummary | None:
         try:
-            part = known or self.ledger.find(path, version)
+            part = self.ledger.find(path, version)
             if part is None:
                 part = parquet.inspect(path, every_byte, self.storage)
                 if every_byte:

@@ -58,7 +58,7 @@ def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
 
 def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     """A message on cells that have images in the directory but are not in the plan; None if there are none."""
-    orphans = list(rundir.committed_cells({cell.id for cell in plan.cells}).values())
+    orphans = list(rundir.committed_cells({cell.id for cell in plan.cells}))
     if not orphans:
         return None
     labels = labels_begun(rundir)

@@ -120,7 +120,7 @@ def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[st
 def remarks(rundir: RunDir) -> list[str]:
     """Remarks on missing pages and unreadable lines of the ledger, which are not damage."""
     remarks = []
-    if rundir.has_samples() and not rundir.storage.exists(rundir.root / RUN_FILE):
+    if any(rundir.committed_cells()) and not rundir.storage.exists(rundir.root / RUN_FILE):
         remarks.append(f"{RUN_FILE}: not there; the next run gives the directory a new id")
     if lines := rundir.ledger.unreadable_lines():
         remarks.append(f"ledger.jsonl: {counted(lines, 'line')} can't be read; the next run reads those files again")

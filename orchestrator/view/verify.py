@@ -104,7 +104,7 @@ def _found(run: Run, tick: Callable[[int], None]) -> Iterator[Damage]:
 def _verify_orphans(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
     """The images of cells that the plan does not have."""
     check = partial(_verify_images, shape=None, storage=rundir.storage)
-    for name in rundir.committed_cells({cell.id for cell in plan.cells}).values():
+    for name in rundir.committed_cells({cell.id for cell in plan.cells}):
         yield from _read_all(rundir.storage.list(rundir.samples / name, PARTS), check, tick)
 
 
@@ -127,7 +127,7 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
     for path in (rundir.tables / "quality.json", rundir.provenance, rundir.plan, rundir.root / RUN_FILE, *records):
         if path not in changed and storage.exists(path) and not isinstance(read_json(path, storage), dict):
             yield Damage(path, "it can't be read as a JSON object")
-    if rundir.has_samples() and not storage.exists(rundir.provenance):
+    if any(rundir.committed_cells()) and not storage.exists(rundir.provenance):
         yield Damage(rundir.provenance, "missing")
     for path, lines in unreadable_lines(rundir).items():
         yield Damage(path, f"{counted(lines, 'line')} can't be read", EVENTS_FIX)

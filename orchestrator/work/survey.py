@@ -181,7 +181,14 @@ class Survey:
         missing = [
             number
             for number, (start, stop) in enumerate(parts)
-            if not self.rundir.has_intact_file(paths[number], stop, self.on_damage, start, expected, there)
+            if not self.rundir.has_intact_file(
+                paths[number],
+                stop,
+                self.on_damage,
+                start,
+                expected,
+                there if number else None,  # looked at above
+            )
         ]
         return ReferenceState(paths, tuple(missing))
 
