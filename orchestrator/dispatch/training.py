@@ -120,7 +120,7 @@ class Training:
     @property
     def has_left(self) -> bool:
         """Whether it ended because its nodes will be taken away. It can begin again at once."""
-        return isinstance(self._error, fit.Left)
+        return isinstance(self._error, fit.NodesLeave)
 
     def wanted(self) -> capacity.Trainers:
         """The workers that it would start on the cluster as it is now.

@@ -260,7 +260,7 @@ def test_one_that_leaves_its_nodes_goes_on_elsewhere_at_once_and_before_those_th
         tries.append(spec.model_id)
         if len(tries) < 3:
             step(spec, 3 * len(tries))
-            raise fit.Left("its nodes will be taken away")
+            raise fit.NodesLeave("its nodes will be taken away")
         trained(spec)
 
     outcome, printed = do(opened, monkeypatch, train, trainings=1)

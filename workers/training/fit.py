@@ -49,11 +49,11 @@ class NoRoom(RunFailed):
     """No node had room for a training's workers in any attempt. There may be room later."""
 
 
-class Left(RunFailed):
+class NodesLeave(RunFailed):
     """A training's nodes will be taken away, and its last checkpoint has all its steps. It can begin again at once."""
 
 
-LEFT = "its nodes will be taken away"
+NODES_LEAVE = "its nodes will be taken away"
 """What `_work` returns then: Ray Train takes any return for success."""
 
 
@@ -78,7 +78,7 @@ def train(spec: TrainingSpec) -> None:
 
     Raises:
         FailsAgain: if the network can't be built, or the loss is not finite.
-        Left: if its nodes will be taken away.
+        NodesLeave: if its nodes will be taken away.
         NoRoom: if other work took the room for its workers, in all `MAX_CONTROLLER_FAILURES` + 1 attempts.
         RunFailed: if workers failed more often than `MAX_WORKER_FAILURES`.
     """
@@ -122,7 +122,7 @@ def _fit(spec: TrainingSpec) -> None:
         has_no_room = ray_compat.is_placement_timeout(getattr(error, "controller_failure", None))
         raise (NoRoom if has_no_room else RunFailed)(_in_one_line(error)) from error
     if result.return_value is not None:
-        raise (Left if result.return_value == LEFT else FailsAgain)(result.return_value)
+        raise (NodesLeave if result.return_value == NODES_LEAVE else FailsAgain)(result.return_value)
 
 
 def _in_one_line(error: "TrainingFailedError") -> str:
@@ -167,12 +167,12 @@ def _of_worker(failure: BaseException) -> str:
 
 
 def _work(loop_config: dict[str, Any]) -> str | None:
-    """Run the loop in a worker. Returns `LEFT` or the message of `Hopeless`: Ray Train would repeat an exception."""
+    """Run the loop in a worker. Returns `NODES_LEAVE` or the message of `Hopeless`: Ray Train would repeat an exception."""
     with uncollected():
         from taugrid.workers.training import loop
 
     try:
-        return None if loop.run(loop_config["spec"]) else LEFT
+        return None if loop.run(loop_config["spec"]) else NODES_LEAVE
     except Hopeless as error:
         return str(error)
 
