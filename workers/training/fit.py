@@ -167,7 +167,7 @@ def _of_worker(failure: BaseException) -> str:
 
 
 def _work(loop_config: dict[str, Any]) -> str | None:
-    """Run the loop in a worker. Returns `NODES_LEAVE` or the message of `Hopeless`: Ray Train would repeat an exception."""
+    """Run the loop in a worker. Returns `NODES_LEAVE` or `Hopeless`'s message: Ray Train would repeat an exception."""
     with uncollected():
         from taugrid.workers.training import loop
 
