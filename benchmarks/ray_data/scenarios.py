@@ -170,7 +170,7 @@ SHORT = equal(40, 1.0)
 MIXED = Work((10, 20, 50, 100, 200, 500, 1000), 14 * 8, 8, 1, 0.005, WORKERS)
 SCENARIOS = {
     "a1": Scenario("equal cost, few shards", undisturbed, equal(1_000, 12.5), SHORT),
-    "a2": Scenario("equal cost, many shards", undisturbed, equal(10_000, 125.0), SHORT, runs=1),
+    "a2": Scenario("equal cost, many shards", undisturbed, equal(10_000, 125.0), equal(80, 2.0), runs=1),
     "b": Scenario(
         "S = 10 to 1000, a batch each", undisturbed, MIXED, MIXED._replace(steps=(10, 100), images=32),
         (TAUGRID, RAY_DATA, SORTED),
