@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWER := build/lower-bounds
 
-.PHONY: demo test pytest lint types chaos proofs mutants bench docs lower-bounds wheels clean
+AZURITE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/taugrid-azurite
+
+.PHONY: demo test pytest lint types azurite chaos proofs mutants bench docs lower-bounds wheels clean
 
 demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
 	$(BIN)/taugrid run configs/digits.yaml
@@ -27,6 +29,9 @@ types: $(STAMP)
 
 chaos: $(STAMP)           ## the long forms of the tests that kill things; SEED=... repeats what one run killed
 	$(BIN)/pytest -m chaos --long $(if $(SEED),--seed $(SEED))
+
+azurite:                  ## install Azure's emulator, which tests of az:// need (Node and npm; 190 MB, in the user's cache)
+	npm install --no-fund --no-audit --prefix $(AZURITE) azurite@3
 
 proofs: $(STAMP)          ## what is claimed of samplers: orders, closed forms, agreement with other implementations
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m proof --long

@@ -46,7 +46,7 @@ from taugrid.orchestrator.plan.cells import Plan, Shard
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.directory import Committed, RunDir
+from taugrid.orchestrator.rundir.directory import RunDir, confirm
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
@@ -258,7 +258,7 @@ def planning(cells: int) -> None:
             config = experiment(cells, batch, evaluations)
             began, before = time.process_time(), resident()
             planned = plan(config)
-            shards = len(planned.shards)
+            shards = planned.num_shards
             first = time.process_time() - began
             rundir = new_run(Path(name) / "run", planned)
             found = {task.key: task for task in tasks_of(config, planned, rundir)}
@@ -295,7 +295,7 @@ def memory(cells: int) -> tuple[float, float]:
         held = tracemalloc.get_traced_memory()[0]
         some = list(islice(found.values(), 5_000))
         for task in some:
-            rundir.committed([Committed(Path(task.job.path), committer.commit(task.job).part)])
+            rundir.committed([confirm(task.job, committer.commit(task.job))])
         gc.collect()
         ledger = tracemalloc.get_traced_memory()[0] - held
         tracemalloc.stop()

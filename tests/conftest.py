@@ -3,6 +3,7 @@ import gc
 import os
 import random
 import signal
+from contextlib import contextmanager
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -42,25 +43,64 @@ def unsynced():
         yield
 
 
-@pytest.fixture(scope="session")
-def s3():
-    """Moto's S3 server on loopback, proven to refuse what a condition forbids."""
-    from buckets import ENVIRONMENT, Server
-
-    server = Server()
+@contextmanager
+def reached(server, environment):
+    """The server of a store, proven to refuse what a condition forbids."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": server.endpoint}).items():
+        for name, value in environment.items():
             patch.setenv(name, value)
+        server.require_conditions()
         yield server
     server.close()
 
 
+@pytest.fixture(scope="session")
+def s3():
+    """Moto's S3 server on loopback."""
+    from buckets import ENVIRONMENT, Server
+
+    server = Server()
+    with reached(server, ENVIRONMENT | {"AWS_ENDPOINT_URL": server.endpoint}):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gs():
+    """Google's protocol on moto's server, without its limit of one write to an object per second."""
+    from stores import google
+
+    with reached(*google()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def az():
+    """Azurite on loopback."""
+    from stores import azure, why_not_azure
+
+    if reason := why_not_azure():
+        pytest.skip(reason)
+    with reached(*azure()) as server:
+        yield server
+
+
 @pytest.fixture
-def bucket(s3):
+def store(request, monkeypatch):
+    """The object store of a test: S3's, unless the test is for each (`buckets.EVERYWHERE`)."""
+    server = request.getfixturevalue(getattr(request, "param", "s3"))
+    if server.scheme == "gs":
+        from taugrid.storage.objects import ObjectStorage
+
+        monkeypatch.setattr(ObjectStorage, "rewrite_seconds", 0.0)
+    return server
+
+
+@pytest.fixture
+def bucket(store):
     """A folder in a new bucket, and its storage."""
     from taugrid.storage import open_place
 
-    return open_place(f"s3://{s3.bucket()}/some/run", "--out")
+    return open_place(store.url(), "--out")
 
 
 @pytest.fixture(scope="module")

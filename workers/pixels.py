@@ -45,7 +45,7 @@ class LastSampled:
         """Remove and return a shard, if the file in place is the one that was written here, by its seal; else None."""
         with self._lock:
             sampled = self._shards.pop(path, None)
-        is_same = sampled is not None and parquet.file_end(Path(path), storage).digest == sampled[0]
+        is_same = sampled is not None and parquet.file_end(Path(path), storage)[0].digest == sampled[0]
         return sampled[1] if sampled is not None and is_same else None
 
     def clear(self) -> None:

@@ -5,6 +5,8 @@ tests/integration/test_cluster.py and test_ray_train.py the others. Ray is impor
 its environment must be set before.
 """
 
+import math
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -95,15 +97,16 @@ def available_resources() -> Mapping[str, Mapping[str, float]]:
     return resources
 
 
-def draining_nodes() -> Collection[str]:
+def draining_nodes() -> dict[str, float]:
     """The ids of nodes with a notice of pre-emption, or that `ray drain-node` or an autoscaler drains.
 
-    Ray has no public call for it; Ray Train and Ray Data use this one.
+    Each has the seconds until it is taken away; infinity if nobody said when. Ray has no public call for it; Ray Train
+    and Ray Data use this one.
     """
     from ray._private.state import state
 
-    deadlines: dict[str, int] = state.get_draining_nodes()
-    return deadlines.keys()
+    deadlines: dict[str, int] = state.get_draining_nodes()  # in ms since the epoch, or 0
+    return {node: at / 1000 - time.time() if at else math.inf for node, at in deadlines.items()}
 
 
 def memory_here() -> int:

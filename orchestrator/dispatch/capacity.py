@@ -51,6 +51,8 @@ class Node(NamedTuple):
     """Resources in use; only `free` sets it."""
     memory: float = inf
     """Bytes, as Ray counts them."""
+    seconds_left: float = inf
+    """Until it is taken away, by this machine's clock; infinity if nobody said when."""
 
     def capacity(self, size: Size) -> int:
         """How many workers fit on it beside what is `taken`. A fraction of a GPU can't span two GPUs.
@@ -93,10 +95,11 @@ def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
 
     draining = ray_compat.draining_nodes()
     return [
-        Node(id, has.get("CPU", 0), has.get("GPU", 0), id in draining, memory=has.get("memory", inf))
+        Node(id, has.get("CPU", 0), has.get("GPU", 0), id in draining, Size(0, 0), has.get("memory", inf), left)
         for node in ray.nodes()
         if node["Alive"] and selects(selector or {}, node["Labels"])
         for id, has in [(node["NodeID"], node["Resources"])]
+        for left in [draining.get(id, inf)]
     ]
 
 

@@ -1,8 +1,10 @@
 """The loop between pool and dispatcher: passes on events and assignments, and reports them to the user."""
 
+import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -19,6 +21,7 @@ from taugrid.errors import (
     NotFinite,
     RunFailed,
     SamplerFault,
+    Stopped,
     UserError,
     WorkerRefusal,
     in_one_line,
@@ -48,6 +51,9 @@ POLL_SECONDS = 0.5
 AWAY_SECONDS = 30.0
 """A turn takes about a second. One that takes this long was held up, by a disk that hangs or because the driver was
 stopped. The driver received no heartbeats during it, and must not kill workers for that."""
+
+REQUESTS_TOGETHER = 32
+"""How many files the driver looks at together in an object store: it keeps up to 64 KiB of each."""
 
 KEEP_SECONDS = 2.5
 """How long an interrupted driver waits for its workers to commit; it must end within the grace period of `cli.main`."""
@@ -111,10 +117,17 @@ class Loop:
         scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, config.max_wait_seconds)
         self._manager = WorkerManager(pool, self._dispatcher, scaling, config, outputs)
         self._new: list[Committed] = []  # not yet passed to `committed`
+        self._received: deque[PoolEvent] = deque()  # not yet handled
+        self._looking = ThreadPoolExecutor(REQUESTS_TOGETHER)
+        self._looks: dict[tuple[str, str], Future[Committed]] = {}  # worker and key of `_received`, in an object store
+        self._seen: dict[str, Committed] = {}  # key -> the file that the driver found
+        self._writing = ThreadPoolExecutor(1)  # after an interrupt, a write waits for the one before
         self._reasons: dict[str, str] = {}
         self._fractions: dict[str, float] = {}  # worker -> how much of the task that it runs is done
         self._long_shards = LongShards()
         self._told: set[str] = set()  # what is said once in a run
+        self._stopped: set[str] = set()  # workers that were stopped because their nodes will be taken away
+        self._rests: dict[str, SampleJob] = {}  # task -> its job, once a part of its shard is there
         self._listened = time.monotonic()
         self.permanent_failures: set[str] = set()
         """Names of cells that failed and would fail again (`_is_permanent`)."""
@@ -137,11 +150,15 @@ class Loop:
             with suppress(OSError):  # a store that fails as well must not hide what ended the run
                 self._flush()
             raise
-        self._flush()
-        return self._problems()
+        else:
+            self._flush()
+            return self._problems()
+        finally:
+            self._looking.shutdown(wait=False, cancel_futures=True)
+            self._writing.shutdown(wait=False)
 
     def _job(self, key: str) -> Job:
-        job = self._tasks[key].job
+        job = self._rests.get(key) or self._tasks[key].job
         assert job is not None
         return job
 
@@ -150,9 +167,10 @@ class Loop:
         now = time.monotonic()
         shards = dict(self._in_progress(now))
         ending.set_loss_message(interruption(shards.values()))
-        waited_for = shards.keys() & set(self._pool.stop()) if shards else set()
+        ended = {event.key for event in self._received if isinstance(event, Done | Failed)}
+        waited_for = shards.keys() & {*self._pool.stop(), *ended} if shards else set()
         while waited_for and (left := now + KEEP_SECONDS - time.monotonic()) > 0:
-            for event in self._pool.events(left):
+            for event in self._new_events(left):
                 if isinstance(event, Lost):
                     waited_for -= set(self._dispatcher.in_flight.keys(event.worker))
                 elif isinstance(event, Done | Failed) and event.key in waited_for:
@@ -175,7 +193,7 @@ class Loop:
 
     def _turn(self) -> None:
         """Handle the events since the last turn, and give tasks to idle workers."""
-        for event in self._pool.events(POLL_SECONDS):
+        for event in self._new_events(POLL_SECONDS):
             self._handle(event)
         now = time.monotonic()
         away, self._listened = now - self._listened, now
@@ -188,6 +206,7 @@ class Loop:
             reason = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
             self._lost(Lost(worker, reason, False), self._dispatcher.in_flight.running[worker].key)
         self._manager.tend(now)
+        self._stop_leaving(now)
         assignments = self._dispatcher.assign(now)
         for worker, task, speculative in assignments:
             if speculative:
@@ -200,9 +219,48 @@ class Loop:
             self._pool.submit(worker, replace(self._job(task.key), failed_before=failed_before), task.key)
         self._progress.tick()
 
+    def _new_events(self, seconds: float) -> Iterator[PoolEvent]:
+        """The events since the last call, and those that an interrupt left over.
+
+        In an object store a look at a file is a request. Those of all files that are new are made together, and each
+        fails or is tried again alone.
+        """
+        self._received += self._pool.events(0.0 if self._received else seconds)
+        if not self._events.storage.on_disk:
+            for event in self._received:
+                if isinstance(event, Done) and event.key not in self._dispatcher.done:
+                    look = self._looking.submit(confirm, self._job(event.key), event.result)
+                    self._looks.setdefault((event.worker, event.key), look)
+        while self._received:
+            event = self._received[0]
+            if self._manager.has(event.worker):  # an earlier event may have ended it
+                yield event
+            self._received.popleft()  # not before it was handled: an interrupt may come in between
+
+    def _stop_leaving(self, now: float) -> None:
+        """Stop workers whose nodes will be taken away before their jobs end: others go on with these at once."""
+        for worker, gone_at in self._manager.leaving.items():
+            running = self._dispatcher.in_flight.running.get(worker)
+            if running is None or worker in self._stopped:
+                continue
+            job, batches = self._job(running.key), 1
+            if isinstance(job, SampleJob):
+                batches = math.ceil((job.stop - job.start - job.kept) / job.settings.batch_size)
+            if running.must_stop(now, gone_at, self._fractions.get(worker, 0.0), batches):
+                self._stopped.add(worker)
+                self._pool.stop([worker])
+
     def _flush(self) -> None:
-        """Write the events of this turn, and what was committed in it: one request each in an object store."""
-        self._events.flush()
+        """Write the events of this turn, and what was committed in it: in an object store two requests, together."""
+        if self._events.storage.on_disk:
+            self._events.flush()
+            self._add_to_ledger()
+        else:
+            written = self._writing.submit(self._add_to_ledger)
+            self._events.flush()
+            written.result()
+
+    def _add_to_ledger(self) -> None:
         if self._new:
             new, self._new = self._new, []
             self._committed(new)
@@ -265,10 +323,10 @@ class Loop:
 
         A copy of a task that is done may be missing, and one that differs is no fault of its worker.
         """
-        is_done = key in self._dispatcher.done
+        is_done, look = key in self._dispatcher.done, self._looks.pop((worker, key), None)
         try:
             if not is_done:
-                confirm(self._job(key), result)
+                self._seen[key] = confirm(self._job(key), result) if look is None else look.result()
             if result.conflict is not None:
                 self._judge(worker, key, result.conflict)
         except (NotCommitted, FileConflict) as fault:
@@ -317,17 +375,35 @@ class Loop:
     def _record(self, worker: str, result: Result, key: str) -> None:
         task = self._tasks[key]
         self._fractions.pop(worker, None)
-        first_copy = self._dispatcher.succeeded(worker, time.monotonic(), key)
+        if is_short := self._is_short(key, result):
+            self._dispatcher.gave_back(worker, time.monotonic(), key)
+        first_copy = not is_short and self._dispatcher.succeeded(worker, time.monotonic(), key)
         kind, info = self._kinds[task.kind], self._manager.info(worker)
         name, fields = kind.event(task, result, first_copy)
-        self._events.note(name, **fields, worker=worker, node=info.node, device=info.device)
+        given_back = {"given_back": True} if is_short else {}
+        self._events.note(name, **fields, **given_back, worker=worker, node=info.node, device=info.device)
         if first_copy:
-            self._new.append(Committed(Path(self._job(key).path), result.part if result.created_file else None))
+            self._new.append(self._seen.pop(key))
+
+    def _is_short(self, key: str, result: Result) -> bool:
+        """Whether a shard's worker was stopped, and only its first batches are there: the next job continues them."""
+        job, part = self._job(key), result.part
+        if not isinstance(job, SampleJob) or part is None or part.stop >= job.stop:
+            return False
+        size = job.settings.batch_size
+        kept = (part.stop - job.start) // size * size
+        with suppress(FileNotFoundError):  # it was removed since: all is sampled again
+            self._rests[key] = replace(job, kept=kept, replaces=job.storage.stat(Path(job.path)).version)
+        return True
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
         doing = failure.key or self._dispatcher.in_flight.running[worker].key
         self._fractions.pop(worker, None)
+        if isinstance(cause, Stopped):  # before a batch was done
+            self._dispatcher.gave_back(worker, time.monotonic(), doing)
+            self._events.note("given back", task=doing, worker=worker)
+            return
         if _is_disk_full(cause, self._job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):

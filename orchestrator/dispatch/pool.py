@@ -209,14 +209,15 @@ class Pool:
         """End `worker` at once. No event follows."""
         ray.kill(self._forget(worker))
 
-    def stop(self) -> list[str]:
-        """Ask all workers to end their jobs soon, with what they can keep.
+    def stop(self, workers: Collection[str] | None = None) -> list[str]:
+        """Ask these workers (None: all) to end their jobs soon, with what they can keep. They can do no others.
 
         Returns the keys of their tasks; a `Done`, `Failed` or `Lost` follows for each.
         """
-        for handle in self._handles.values():
-            handle.stop.remote()
-        return [call.key for call in self._calls.values() if call.key is not None]
+        asked = self._handles.keys() if workers is None else set(workers)
+        for worker in asked:
+            self._handles[worker].stop.remote()
+        return [call.key for call in self._calls.values() if call.key is not None and call.worker in asked]
 
     def nodes(self) -> list[Node]:
         """The nodes that are alive and that workers may be on, whether or not there is room for one."""

@@ -6,6 +6,7 @@ On an embedded cluster their number is given. A cluster that the run joined is p
 import time
 from collections.abc import Collection, Mapping, Set
 from functools import cached_property
+from math import inf
 from typing import NamedTuple
 
 from taugrid.errors import RunFailed
@@ -92,6 +93,12 @@ class Scaling:
     @property
     def draining(self) -> set[str]:
         return {node.id for node in self._nodes.values() if node.draining}
+
+    @property
+    def gone_at(self) -> dict[str, float]:
+        """The ids of the nodes that drain and have a deadline, each with the time of it on this process's clock."""
+        at = {node.id: self._polled_at + node.seconds_left for node in self._nodes.values() if node.draining}
+        return {node: time for node, time in at.items() if time < inf}
 
     @property
     def avoided(self) -> set[str]:

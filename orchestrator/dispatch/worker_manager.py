@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,6 +109,10 @@ class WorkerManager:
         self._look(now)
         self._resize(now)
         return len(self._workers)
+
+    def has(self, worker: str) -> bool:
+        """Whether a worker is there, or is being started: not lost, killed or released."""
+        return worker in self._workers
 
     def info(self, worker: str) -> WorkerInfo:
         """The info of a worker that has passed a health check."""
@@ -218,6 +223,12 @@ class WorkerManager:
         self._look(time.monotonic(), at_once=True)
         return not self._scaling.keeps(node)
 
+    @property
+    def leaving(self) -> dict[str, float]:
+        """The workers whose node will be taken away at a known time, each with that time."""
+        gone_at = self._scaling.gone_at
+        return {name: gone_at[node] for name, worker in self._workers.items() if (node := worker.node) in gone_at}
+
     def tend(self, now: float) -> None:
         """Start, check, release and end workers as it is time to.
 
@@ -259,7 +270,9 @@ class WorkerManager:
             name = self._name(node)
             self._outputs.events.note("draining", node=name)
             if any(worker.node == node for worker in self._workers.values()):
-                self._say(f"node {name} will be taken away: it gets no more work")
+                left = self._scaling.gone_at.get(node, inf) - now
+                others = f"; others do what it can't finish in {duration(max(0.0, left))}" if left < inf else ""
+                self._say(f"node {name} will be taken away: it gets no more work{others}")
 
     def _enlist(self, name: str) -> None:
         worker = self._workers[name]

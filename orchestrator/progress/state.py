@@ -198,7 +198,7 @@ class LiveState:
         if worker.task is not None and event["committed"]:
             task = self.todo.task(worker.task)
             self._measure(at, worker, task, event)
-            if self.todo.finish(task):
+            if not event.get("given_back") and self.todo.finish(task):
                 if task.kind in self.kinds and self.kinds[task.kind].counts_images:
                     self._images_done += event["images"]
                 if (cell := self._cell(task)) is not None and self.runs_network(task.kind):

@@ -71,7 +71,7 @@ class Workers:
                 self.by_name[worker].cooling_down = True
             if event.get("whole_node"):
                 self.nodes_cooling_down.add(event["node"])
-        elif name == "failed":
+        elif name in ("failed", "given back"):
             self.release(at, worker, event["task"])
         elif name in ("lost", "released"):
             self.lost += name == "lost"

@@ -10,7 +10,7 @@ from typing import Any
 
 from taugrid.orchestrator.observers import Observer
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import Storage, write_text
+from taugrid.storage import Storage, read_all, write_text
 from taugrid.words import with_urls
 
 FILES = "[0-9]*.jsonl*"
@@ -37,7 +37,7 @@ class Events:
     """Writes the events of a new session to its file, and reports them to an observer."""
 
     def __init__(self, run: Paths, observer: Observer | None = None) -> None:
-        self._run, self._storage, self._observer = run, run.storage, observer or Observer()
+        self._run, self.storage, self._observer = run, run.storage, observer or Observer()
         last = max(map(_session, _files(run)), default=0)
         self._lines: list[str] = []
         self.path = next(path for n in count(last + 1) if _reserve(path := run.events / f"{n:04d}.jsonl", run.storage))
@@ -62,7 +62,7 @@ class Events:
         """Write the lines: each write costs a request in an object store."""
         if self._lines:
             lines, self._lines = self._lines, []
-            self._storage.append(self.path, "".join(lines).encode())
+            self.storage.append(self.path, "".join(lines).encode())
 
 
 def _reserve(path: Path, storage: Storage) -> bool:
@@ -78,15 +78,16 @@ def _files(run: Paths) -> list[Path]:
 
 def read_events(run: Paths) -> Iterator[dict[str, Any]]:
     """All events of all sessions, in order. A line that a kill cut short is skipped."""
-    for path in _files(run):
-        yield from _parsed(run.storage.read(path))
+    for lines in read_all(run.storage, _files(run)):
+        yield from _parsed(lines)
 
 
 def unreadable_lines(run: Paths) -> dict[Path, int]:
     """File -> the number of its damaged lines, except a last one that a kill cut short."""
     unreadable = {}
-    for path in _files(run):
-        whole = run.storage.read(path).rpartition(b"\n")[0].decode(errors="replace").splitlines()
+    files = _files(run)
+    for path, data in zip(files, read_all(run.storage, files), strict=True):
+        whole = data.rpartition(b"\n")[0].decode(errors="replace").splitlines()
         if lines := sum(_event(line) is None for line in whole):
             unreadable[path] = lines
     return unreadable

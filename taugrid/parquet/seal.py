@@ -57,12 +57,12 @@ def read_end(file: IO[bytes]) -> FileEnd:
     return FileEnd(size, footer, seal.removeprefix(SEAL) if seal.startswith(SEAL) else None)
 
 
-def file_end(path: Path, storage: Storage) -> FileEnd:
-    """The facts in the end of a file, of which nothing else is read."""
+def file_end(path: Path, storage: Storage) -> tuple[FileEnd, str]:
+    """The facts in the end of a file, of which nothing else is read, and the version (`Stat.version`) that has them."""
 
-    def read() -> FileEnd:
-        with storage.readable(path) as source, source.open("rb") if isinstance(source, Path) else source as file:
-            return read_end(file)
+    def read() -> tuple[FileEnd, str]:
+        with storage.opened(path) as (file, stat):
+            return read_end(file), stat.version
 
     with naming(path):
         return retried(read)

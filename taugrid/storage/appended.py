@@ -7,8 +7,9 @@ never rewrites pieces of an earlier one.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -16,6 +17,9 @@ from threading import Lock
 from taugrid.storage.protocol import ANY, Storage
 
 PIECE_BYTES = 2**16
+
+READS_TOGETHER = 32
+"""Files that `read_all` reads at a time from an object store."""
 
 
 @dataclass
@@ -25,34 +29,53 @@ class _Piece:
     written: float
 
 
-_pieces: dict[tuple[Storage, Path], _Piece] = {}
+@dataclass
+class _File:
+    last: _Piece | None = None
+    lock: Lock = field(default_factory=Lock)
+    """Held while a request writes this file: others are written at the same time."""
+
+
+_files: dict[tuple[Storage, Path], _File] = {}
 _lock = Lock()
 
 
 def append(storage: Storage, path: Path, data: bytes, pause: float) -> None:
     """Append to a file; `pause` is the minimum of seconds between two writes to the same object."""
     with _lock:
-        piece = _pieces.get((storage, path))
+        file = _files.setdefault((storage, path), _File())
+    with file.lock:
+        piece = file.last
         if piece is None or len(piece.data) >= PIECE_BYTES:
-            _pieces[storage, path] = _new_piece(storage, path, data, pause)
+            file.last = _new_piece(storage, path, data, pause, piece)
             return
         time.sleep(max(0.0, piece.written + pause - time.monotonic()))
-        _write(storage, piece.path, piece.data + data, ANY)
-        piece.data += data
+        piece.data += data  # first: after an interrupt here, the next addition must not take it away again
+        _write(storage, piece.path, piece.data, ANY)
         piece.written = time.monotonic()
 
 
 def end_session(storage: Storage) -> None:
     """Make the next session append to new pieces, since other drivers may have written some in between."""
     with _lock:
-        for key in [key for key in _pieces if key[0] == storage]:
-            del _pieces[key]
+        for key in [key for key in _files if key[0] == storage]:
+            del _files[key]
 
 
 def pieces(storage: Storage, path: Path) -> Sequence[Path]:
     """The objects that hold what was appended to `path`, in order."""
     names = storage.list(path.parent, f"{path.name}*")
     return [name for name in names if _number(path, name) is not None]
+
+
+def read_all(storage: Storage, paths: Sequence[Path]) -> Iterator[bytes]:
+    """The contents of files, in order; in an object store, a few of them are read at a time, and held."""
+    if storage.on_disk:
+        yield from map(storage.read, paths)
+        return
+    with ThreadPoolExecutor(READS_TOGETHER) as threads:
+        for first in range(0, len(paths), READS_TOGETHER):
+            yield from threads.map(storage.read, paths[first : first + READS_TOGETHER])
 
 
 def _number(path: Path, name: Path) -> int | None:
@@ -63,9 +86,9 @@ def _number(path: Path, name: Path) -> int | None:
     return int(digits) if digits.isdigit() and digits != name.name else None
 
 
-def _new_piece(storage: Storage, path: Path, data: bytes, pause: float) -> _Piece:
-    existing = pieces(storage, path)
-    if existing == [path] and storage.stat(path).size == 0:
+def _new_piece(storage: Storage, path: Path, data: bytes, pause: float, before: _Piece | None) -> _Piece:
+    existing = pieces(storage, path) if before is None else [before.path]
+    if before is None and existing == [path] and storage.stat(path).size == 0:
         # An empty file is a reservation: this session has just created it to have the name for itself.
         time.sleep(pause)
         _write(storage, path, data, ANY)

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended
 from taugrid.storage.files import is_same
-from taugrid.storage.protocol import ANY, Level, Stat
+from taugrid.storage.protocol import ANY, Folders, Level, Stat
 from taugrid.storage.requests import Bucket, ask, connected, refusal_in
 from taugrid.words import with_urls
 
@@ -124,6 +124,21 @@ class ObjectStorage:
     def walk(self, folder: Path) -> Mapping[Path, Stat]:
         return {path: _stat(meta) for path, meta in self._below(folder).items()}
 
+    def folders(self, folder: Path, pattern: str) -> Folders:
+        depth = len(folder.parts) - 2
+
+        def listed() -> dict[str, dict[str, str]]:
+            found: dict[str, dict[str, str]] = {}
+            for page in self._store.list(key(folder) or None):
+                for meta in page:
+                    *above, place, name = meta["path"].split("/")
+                    if len(above) == depth and fnmatchcase(name, pattern):
+                        found.setdefault(place, {})[name] = _stat(meta).version
+            return found
+
+        found = self._ask(folder, listed)
+        return lambda name: found.get(name, {})
+
     def exists(self, path: Path) -> bool:
         try:
             self._head(path)
@@ -225,6 +240,11 @@ class ObjectStorage:
 
     @contextmanager
     def readable(self, path: Path) -> Iterator[IO[bytes]]:
+        with self.opened(path) as (file, _):
+            yield file
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:
         """A file that changes while it is read is an error (ESTALE), not a mixture."""
         end, meta = self._ask(path, lambda: self._end(path))
 
@@ -232,7 +252,7 @@ class ObjectStorage:
             options: Any = {"range": (start, stop), "if_match": meta["e_tag"]}
             return self._ask(path, lambda: bytes(self._store.get(key(path), options=options).bytes()))
 
-        yield cast(IO[bytes], RangeFile(end, meta["size"], fetch))
+        yield cast(IO[bytes], RangeFile(end, meta["size"], fetch)), _stat(meta)
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
@@ -279,9 +299,12 @@ class ObjectStorage:
         return bytes(got.bytes()), got.meta
 
     def _delete(self, paths: Sequence[Path]) -> None:
-        if paths:
-            with suppress(FileNotFoundError):
+        try:
+            if paths:
                 self._ask(paths[0], lambda: self._store.delete([key(path) for path in paths]))
+        except FileNotFoundError:  # Google and Azure refuse to delete what is gone, and Google has kept the rest then
+            for path in paths if len(paths) > 1 else ():
+                self._delete([path])
 
     def _path(self, name: str) -> Path:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
@@ -334,7 +357,10 @@ def url(path: Path) -> str:
 
 def _stat(meta: "ObjectMeta") -> Stat:
     modified = meta["last_modified"].timestamp()
-    return Stat(meta["size"], str(meta["e_tag"] or f"{meta['size']}-{modified}"), modified)
+    version = meta["e_tag"] or f"{meta['size']}-{modified}"
+    if not version.endswith('"'):  # Azure's lists leave out the quotes of its other answers
+        version = f'"{version}"'
+    return Stat(meta["size"], version, modified)
 
 
 def _is_wild(part: str) -> bool:

@@ -1,7 +1,11 @@
-"""Moto's S3 server on loopback, in this process: it counts requests, and fails some of them when a test asks for it."""
+"""Object stores on loopback: moto's S3 server, and what stands in for Google and Azure (`stores.py`).
+
+A server in this process counts requests, and fails some of them when a test asks for it.
+"""
 
 import http.client
 import random
+import re
 import socket
 import struct
 import threading
@@ -11,23 +15,50 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from obstore.exceptions import AlreadyExistsError, PreconditionError
 from werkzeug.serving import make_server
 
 from taugrid import retries
+from taugrid.storage import requests
 
 SECRET = "secret-that-must-be-nowhere"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
+
+_CREDENTIAL = "testing/20260101/us-east-1/s3/aws4_request"
+AUTHORIZATION = {"Authorization": f"AWS4-HMAC-SHA256 Credential={_CREDENTIAL}, SignedHeaders=host"}
+
+EVERYWHERE = pytest.mark.parametrize("store", ["s3", "gs", "az"], indirect=True)
+"""A test for each store."""
+
+_ELSEWHERE = [pytest.param(name, marks=[pytest.mark.chaos, pytest.mark.slow]) for name in ("gs", "az")]
+AT_LENGTH = pytest.mark.parametrize("store", ["s3", *_ELSEWHERE], indirect=True)
+"""A test for each store, of which `make test` runs that for S3."""
+
+_LISTS = re.compile(r"list-type=2|comp=list")
 
 Answer = Callable[[str, str], tuple[int, str] | None]
 """From a request's method and path to the status and the code that refuse it; None: it passes."""
 
 
 class Server:
-    """An S3 server. Ray's workers reach it too: a run directory carries the endpoint, and the environment the rest."""
+    """An object store. Ray's workers reach it too: a run directory carries the endpoint, and the environment the rest.
 
-    def __init__(self) -> None:
-        self._app = DomainDispatcherApplication(create_backend_app)
+    Args:
+        scheme: of its URLs.
+        application: what answers (WSGI); None: moto.
+        creation: from the name of a bucket to the path and the headers of the request that creates it.
+    """
+
+    def __init__(
+        self,
+        scheme: str = "s3",
+        application: Any = None,
+        creation: Callable[[str], tuple[str, dict[str, str]]] = lambda name: (f"/{name}", AUTHORIZATION),
+    ) -> None:
+        self.scheme, self.creation = scheme, creation
+        self._app = application or moto()
         self._lock = threading.Lock()
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -38,8 +69,7 @@ class Server:
         self.faults: random.Random | None = None
         self.share = 0.0
         self.refusal: Answer = lambda method, path: None
-        threading.Thread(target=self._server.serve_forever, daemon=True, name="s3").start()
-        self.require_conditions()
+        threading.Thread(target=self._server.serve_forever, daemon=True, name="store").start()
 
     def close(self) -> None:
         self._server.shutdown()
@@ -51,8 +81,7 @@ class Server:
         """An answer's status and body, without taugrid and obstore."""
         connection = http.client.HTTPConnection("127.0.0.1", self._server.server_port, timeout=30)
         try:
-            authorization = "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request, SignedHeaders=host"
-            connection.request(method, path, body, {"Authorization": authorization, **(headers or {})})
+            connection.request(method, path, body, headers or AUTHORIZATION)
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
@@ -61,17 +90,25 @@ class Server:
     def bucket(self) -> str:
         """The name of a new bucket."""
         name = f"bucket-{uuid.uuid4().hex[:12]}"
-        assert self.ask("PUT", f"/{name}")[0] == 200
+        path, headers = self.creation(name)
+        assert self.ask("PUT", path, headers=headers)[0] in (200, 201)
         return name
+
+    def url(self) -> str:
+        """A place in a new bucket."""
+        return f"{self.scheme}://{self.bucket()}/some/run"
 
     def require_conditions(self) -> None:
         """A test on a server that ignores conditions would prove nothing."""
-        name = self.bucket()
-        assert self.ask("PUT", f"/{name}/x", b"first", {"If-None-Match": "*"})[0] == 200
-        assert self.ask("PUT", f"/{name}/x", b"second", {"If-None-Match": "*"})[0] == 412
-        assert self.ask("PUT", f"/{name}/x", b"third", {"If-Match": '"another"'})[0] == 412
-        assert self.ask("GET", f"/{name}/x", headers={"If-Match": '"another"'})[0] == 412
-        assert self.ask("GET", f"/{name}/x") == (200, b"first")
+        store = requests.connected(requests.bucket_here(self.scheme, self.bucket()))
+        store.put("x", b"first", mode="create")
+        with pytest.raises(AlreadyExistsError):
+            store.put("x", b"second", mode="create")
+        with pytest.raises(PreconditionError):
+            store.put("x", b"third", mode={"e_tag": '"another"', "version": "7"})
+        with pytest.raises(PreconditionError):
+            store.get("x", options={"if_match": '"another"'})
+        assert bytes(store.get("x").bytes()) == b"first"
 
     @contextmanager
     def failing(self, share: float, seed: int) -> Iterator[None]:
@@ -93,7 +130,7 @@ class Server:
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        is_list = method == "GET" and "list-type" in environ.get("QUERY_STRING", "")
+        is_list = method == "GET" and _LISTS.search(environ.get("QUERY_STRING", "")) is not None
         with self._lock:
             self.requests["LIST" if is_list else method] += 1
             fails = self.faults is not None and self.faults.random() < self.share
@@ -115,6 +152,11 @@ class Server:
             return _reset(environ)
         answer: Iterable[bytes] = self._app(environ, start_response)
         return _reset(environ) if how == "lost" else answer
+
+
+def moto() -> Any:
+    """Moto as a WSGI application."""
+    return DomainDispatcherApplication(create_backend_app)
 
 
 class _Quiet(MotoRequestHandler):

@@ -6,7 +6,7 @@ from taugrid.orchestrator.dispatch.policy.backlog import Retries
 from taugrid.orchestrator.dispatch.policy.blame import suffices
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Health
-from taugrid.orchestrator.dispatch.policy.in_flight import SPECULATION_SLOWNESS, Median
+from taugrid.orchestrator.dispatch.policy.in_flight import SPECULATION_SLOWNESS, Median, Running
 from taugrid.orchestrator.task import Task
 
 KINDS = ("sample", "extract", "score")
@@ -364,3 +364,24 @@ def test_the_median_of_an_even_number_is_the_mean_of_the_middle_two():
     for number in (4.0, 1.0, 9.0, 2.0):
         median.add(number)
     assert median.value == 3.0
+
+
+@pytest.mark.parametrize(
+    ("fraction", "gone_in", "batches", "stops"),
+    [
+        (0.0, 100, 10, False),  # nothing is known of its speed
+        (0.0, 5, 10, True),  # it still has to write
+        (0.5, 106, 10, False),  # it ends in 100 s
+        (0.5, 104, 10, False),  # the ninth batch ends in 80 s
+        (0.55, 14, 10, True),  # the sixth ends in 9.1 s, too late to be written
+        (0.55, 16, 10, False),
+        (0.99, 7, 1, False),
+        (0.5, 104, 1, True),
+    ],
+)
+def test_a_job_whose_node_will_be_gone_is_stopped_after_the_last_batch_that_can_be_kept(
+    fraction, gone_in, batches, stops
+):
+    """It has run for 100 s, up to its last heartbeat."""
+    running = Running(Task("a", "sample", 1.0), since=50.0, heartbeat=150.0)
+    assert running.must_stop(150.0, 150.0 + gone_in, fraction, batches) is stops

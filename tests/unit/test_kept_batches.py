@@ -1,6 +1,7 @@
 """An interrupted driver: workers commit the whole batches of their shards, and the message says what is lost."""
 
 import json
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import pool
 from taugrid.orchestrator.dispatch.loop import InProgress, interruption
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.storage import LocalStorage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,22 +41,29 @@ class Interrupted(PoolHere):
         yield from super().events(timeout_seconds)
 
     def stop(self):
-        with pytest.MonkeyPatch.context() as patch:
-            self._worker._set_up()
-            append, appended = parquet.SampleWriter.append, []
-
-            def stopping(encoding, images, *latents):
-                append(encoding, images, *latents)
-                appended.append(len(images))
-                if len(appended) == self.batches:
-                    self._worker.stop()
-
-            patch.setattr(parquet.SampleWriter, "append", stopping)
-            if not self.batches:
-                self._worker.stop()
+        with stopped_after(self._worker, self.batches):
             super().submit(self.worker_of_job, self.job, self.key)
             self.job = None
         return [self.key]
+
+
+@contextmanager
+def stopped_after(worker, batches):
+    """Stop the job of a worker after so many batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        worker._set_up()
+        append, appended = parquet.SampleWriter.append, []
+
+        def stopping(encoding, images, *latents):
+            append(encoding, images, *latents)
+            appended.append(len(images))
+            if len(appended) == batches:
+                worker.stop()
+
+        patch.setattr(parquet.SampleWriter, "append", stopping)
+        if not batches:
+            worker.stop()
+        yield
 
 
 @pytest.fixture
@@ -122,6 +131,36 @@ def test_a_driver_that_lost_its_directory_keeps_nothing(interrupted, tmp_path, m
     monkeypatch.setattr(ending, "fails", lambda: True)
     assert interrupted(2)[2] == "interrupted; run the same command again to continue"
     assert not list((tmp_path / "run/samples").glob("*/part-*.parquet"))
+
+
+class TakenAway(PoolHere):
+    """A pool whose worker is stopped after so many `batches` of its first shard; another one follows it."""
+
+    batches, stopped = 0, False
+
+    def submit(self, worker, job, key):
+        stops = key.startswith("sample/") and not self.stopped
+        with stopped_after(self._worker, self.batches) if stops else nullcontext():
+            super().submit(worker, job, key)
+        self.stopped, self._worker._device.stop_requested = self.stopped or stops, False
+
+
+@pytest.mark.parametrize(("batches", "made"), [(2, [(20, 0), (25, 20)]), (0, [(45, 0)])])
+def test_a_shard_that_is_given_back_is_not_done_and_goes_on_from_what_is_kept(tmp_path, monkeypatch, batches, made):
+    """The node of its worker will be taken away: in the same session another worker does the rest."""
+    monkeypatch.setattr(TakenAway, "batches", batches)
+    with small_run(tmp_path, ONE_SHARD) as opened:
+        drive(opened, tmp_path / "undisturbed", LocalStorage(tmp_path / "undisturbed"))
+        monkeypatch.setattr(pool, "Pool", TakenAway)
+        drive(opened, tmp_path / "run", LocalStorage(tmp_path / "run"))
+    assert results(tmp_path / "run") == results(tmp_path / "undisturbed")
+    lines = list(read_events(RunDir(tmp_path / "run")))
+    shards = [line for line in lines if line["event"] == "shard"]
+    first = next(line["task"] for line in lines if line.get("task", "").startswith("sample/"))
+    of_first = [line for line in shards if first.split("/")[1] == line["cell"]]
+    assert [(line["images"], line["copied"]) for line in of_first] == made
+    assert [line["task"] for line in lines if line["event"] == "given back"] == ([] if batches else [first])
+    assert not [line for line in lines if line["event"] == "failed"]
 
 
 @pytest.mark.parametrize(

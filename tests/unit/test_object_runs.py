@@ -7,7 +7,7 @@ from base64 import b64encode
 from dataclasses import replace
 
 import pytest
-from buckets import SECRET, quick_retries
+from buckets import AT_LENGTH, EVERYWHERE, SECRET, quick_retries
 from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
@@ -23,7 +23,7 @@ from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing, requests
-from taugrid.storage.objects import ObjectStorage
+from taugrid.storage.objects import ObjectStorage, url
 from taugrid.workers.content import verified_copy
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -56,6 +56,7 @@ def put(storage, path, data):
         temporary.write_bytes(data)
 
 
+@AT_LENGTH
 def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened, expected, bucket):
     root, storage = bucket
     outcome, printed = drive(opened, root, storage)
@@ -72,6 +73,7 @@ def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened,
     assert verify(replace(opened, rundir=RunDir(root, storage)), lambda n: None) == ([], [])
 
 
+@AT_LENGTH
 def test_no_credential_is_in_the_run(opened, bucket):
     root, storage = bucket
     _, printed = drive(opened, root, storage)
@@ -81,22 +83,23 @@ def test_no_credential_is_in_the_run(opened, bucket):
     assert SECRET not in printed
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_requests_that_fail_change_nothing(opened, expected, bucket, s3, monkeypatch, seed):
+@EVERYWHERE
+def test_requests_that_fail_change_nothing(opened, expected, bucket, store, monkeypatch):
     quick_retries(monkeypatch)
     root, storage = bucket
-    failed = s3.failed
-    with s3.failing(0.05, seed):
+    failed = store.failed
+    with store.failing(0.05, 1):
         outcome, printed = drive(opened, root, storage)
-    assert s3.failed - failed >= 3, "some did fail"
+    assert store.failed - failed >= 3, "some did fail"
     assert outcome.missing == {}, printed
     assert results(root, storage) == expected
 
 
-def test_a_store_that_fails_for_good_ends_the_run_with_one_line(opened, expected, bucket, s3, monkeypatch):
+@AT_LENGTH
+def test_a_store_that_fails_for_good_ends_the_run_with_one_line(opened, expected, bucket, store, monkeypatch):
     quick_retries(monkeypatch)
     root, storage = bucket
-    with s3.refusing(lambda method, path: (503, "SlowDown") if "/features/" in path and method == "PUT" else None):
+    with store.refusing(lambda method, path: (503, "SlowDown") if "/features/" in path and method == "PUT" else None):
         outcome = None
         try:
             outcome, printed = drive(opened, root, storage)
@@ -109,20 +112,22 @@ def test_a_store_that_fails_for_good_ends_the_run_with_one_line(opened, expected
     assert results(root, storage) == expected
 
 
-def test_requests_of_a_run_that_is_done_do_not_grow_with_its_files(opened, bucket, s3, monkeypatch):
+@AT_LENGTH
+def test_requests_of_a_run_that_is_done_do_not_grow_with_its_files(opened, bucket, store, monkeypatch):
     """A list tells the versions of a thousand files, and the ledger what they hold."""
     root, storage = bucket
     drive(opened, root, storage)
-    before = s3.requests.copy()
+    before = store.requests.copy()
     rundir = RunDir(root, storage)
     for cell in opened.plan.cells:
         assert len(rundir.sampled(cell, None, True, pytest.fail)) == len(cell.shards)
-    used = s3.requests - before
+    used = store.requests - before
     assert used["LIST"] == len(opened.plan.cells) + 1, "a list for each cell, and one for the ledger"
     assert used.total() - used["LIST"] <= len(pieces(storage, root / "ledger.jsonl")), "and the ledger itself"
 
 
-def test_to_write_a_ledger_anew_asks_for_no_file(bucket, s3):
+@EVERYWHERE
+def test_to_write_a_ledger_anew_asks_for_no_file(bucket, store):
     """Each file was asked for alone, before anything is said: an hour for 100,000 of them."""
     root, storage = bucket
     old = Ledger(root, storage)
@@ -133,9 +138,9 @@ def test_to_write_a_ledger_anew_asks_for_no_file(bucket, s3):
     for name in names[1:]:
         old.add(name, "1", parquet.PartSummary(0, 3, {"cell": "c"}))
     old.flush()
-    before = s3.requests.copy()
+    before = store.requests.copy()
     Ledger(root, storage).keep()
-    assert (s3.requests - before).total() < 10
+    assert (store.requests - before).total() < 10
     again = Ledger(root, storage)
     assert (
         again.find(names[0], str(MAX_SUPERSEDED + 1))
@@ -166,12 +171,41 @@ def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3)
             counted(lambda sized=sized, rundir=rundir: verify(replace(sized, rundir=rundir), lambda images: None)),
         )
     first, again, status, verified = ((b - a) / 20 for a, b in zip(used[20], used[120], strict=True))
-    assert first == pytest.approx(20, abs=1), "a beat of the lease may come in between"
+    assert first == pytest.approx(17.3, abs=1), "a beat of the lease may come in between"
     assert again == pytest.approx(0, abs=0.3)
     assert status == 0
     assert verified == 3
 
 
+@EVERYWHERE
+def test_what_every_store_must_do(bucket, tmp_path):
+    """Create-only, versions, lists right after writes, and deletes that were done before."""
+    root, storage = bucket
+    (tmp_path / "file").write_bytes(b"first")
+    name = root / "folder/file"
+    assert storage.commit(name, tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"second")
+    assert not storage.commit(name, tmp_path / "file")
+    first = storage.stat(name)
+    assert storage.stats(root, "*/*") == storage.walk(root) == {name: first}
+    assert storage.level(root / "folder").files == {"file": first}
+    assert storage.commit(name, tmp_path / "file", first.version)
+    assert not storage.commit(name, tmp_path / "file", first.version), "that version is gone"
+    assert (storage.read(name), storage.read(name, 1, 3)) == (b"second", b"eco")
+    put(storage, root / "empty", b"")
+    with storage.readable(root / "empty") as file:
+        assert file.read() == b""
+    storage.move(root / "folder", root / "moved")
+    assert storage.list(root, "*/*") == [root / "moved/file"]
+    many = [root / f"many/{number}" for number in range(25)]
+    for path in many[1:]:
+        put(storage, path, b"x")
+    storage.delete_all([*many, root / "never"], root)
+    assert storage.list(root, "*") == [root / "empty", root / "moved"]
+    storage.delete(root / "never")
+
+
+@EVERYWHERE
 def test_a_file_that_someone_else_made_with_other_bytes_is_kept_and_told_of(bucket):
     root, storage = bucket
     schema = parquet.number_schema({}, ["x"])
@@ -187,6 +221,7 @@ def test_a_file_that_someone_else_made_with_other_bytes_is_kept_and_told_of(buck
     assert [list(x) for _, x in parquet.read_numbers(root / "part-000000.parquet", "x", storage)] == [[1.0]]
 
 
+@EVERYWHERE
 def test_an_object_that_changes_while_it_is_read_is_no_mixture(bucket):
     root, storage = bucket
     put(storage, root / "big", bytes(100_000))
@@ -194,18 +229,20 @@ def test_an_object_that_changes_while_it_is_read_is_no_mixture(bucket):
         put(storage, root / "big", b"\1" * 100_000)
         with pytest.raises(StoreError, match="changed while it was read") as caught:
             file.read(10)
-    assert caught.value.filename.startswith("s3://")
+    assert caught.value.filename == url(root / "big")
 
 
+@EVERYWHERE
 def test_weights_that_someone_has_replaced_are_refused_with_their_url(bucket):
     root, storage = bucket
     put(storage, root / "weights", b"others")
-    refused = pytest.raises(ContentMismatch, match=r"^s3://.*weights was changed after the run was planned")
+    refused = pytest.raises(ContentMismatch, match=r"^..://.*weights was changed after the run was planned")
     with refused, verified_copy(root / "weights", "0" * 64, storage):
         raise AssertionError
     assert SavedNetwork("x", "", "", storage) != SavedNetwork("x", "", "")
 
 
+@AT_LENGTH
 def test_a_shard_that_was_overwritten_behind_our_back_is_set_aside_and_made_again(opened, expected, bucket):
     root, storage = bucket
     drive(opened, root, storage)
@@ -219,6 +256,7 @@ def test_a_shard_that_was_overwritten_behind_our_back_is_set_aside_and_made_agai
     assert results(root, storage) == expected
 
 
+@AT_LENGTH
 def test_a_shard_that_is_empty_is_set_aside_and_made_again(opened, expected, bucket):
     root, storage = bucket
     drive(opened, root, storage)
@@ -229,11 +267,12 @@ def test_a_shard_that_is_empty_is_set_aside_and_made_again(opened, expected, buc
     assert results(root, storage) == expected
 
 
+@EVERYWHERE
 def test_a_second_driver_is_refused_by_the_lease(bucket):
     root, storage = bucket
     with (
         RunDir(root, storage).lock(),
-        pytest.raises(UserError, match=r"another taugrid command is running in s3://"),
+        pytest.raises(UserError, match=r"another taugrid command is running in ..://"),
         RunDir(root, storage).lock(),
     ):
         raise AssertionError
@@ -242,6 +281,7 @@ def test_a_second_driver_is_refused_by_the_lease(bucket):
     assert storage.list(root, "*") == []
 
 
+@EVERYWHERE
 def test_what_two_sessions_append_is_read_as_one(bucket, monkeypatch):
     root, storage = bucket
     monkeypatch.setattr(appended, "PIECE_BYTES", 30)
@@ -256,6 +296,7 @@ def test_what_two_sessions_append_is_read_as_one(bucket, monkeypatch):
     assert [json.loads(line) for line in lines] == [{"session": s, "n": n} for s in range(2) for n in range(4)]
 
 
+@AT_LENGTH
 def test_events_of_a_run_in_a_bucket_are_those_of_one_in_a_folder(opened, bucket, tmp_path):
     root, storage = bucket
     drive(opened, root, storage)
@@ -404,9 +445,10 @@ def test_an_endpoint_that_is_no_url_is_refused_before_anything_is_asked(monkeypa
         open_place("s3://bucket/run", "--out")
 
 
-def test_a_bucket_that_is_not_there_is_one_line(s3):
-    root, storage = open_place("s3://not-there/run", "--out")
-    with pytest.raises(UserError, match=r"^s3://not-there/run: there is no such bucket; create it"):
+@EVERYWHERE
+def test_a_bucket_that_is_not_there_is_one_line(store):
+    root, storage = open_place(f"{store.scheme}://not-there/run", "--out")
+    with pytest.raises(UserError, match=r"^..://not-there/run: there is no such (bucket|container); create it"):
         storage.require(root)
 
 
@@ -418,24 +460,27 @@ REFUSED = [
 ]
 
 
+@EVERYWHERE
 @pytest.mark.parametrize(("code", "said"), REFUSED)
-def test_a_place_that_refuses_us_is_one_line(bucket, s3, code, said):
+def test_a_place_that_refuses_us_is_one_line(bucket, store, code, said):
     root, storage = bucket
-    with s3.refusing(lambda method, path: (403, code)), pytest.raises(UserError) as caught:
+    with store.refusing(lambda method, path: (403, code)), pytest.raises(UserError) as caught:
         storage.require(root)
     assert said in str(caught.value)
-    assert str(caught.value).startswith("s3://bucket-")
+    assert str(caught.value).startswith(f"{store.scheme}://bucket-")
     assert "\n" not in str(caught.value)
 
 
-def test_a_bucket_that_can_only_be_read_is_one_line_at_the_start(opened, bucket, s3):
+@EVERYWHERE
+def test_a_bucket_that_can_only_be_read_is_one_line_at_the_start(opened, bucket, store):
     root, storage = bucket
-    no_writing = s3.refusing(lambda method, path: (403, "AccessDenied") if method in ("PUT", "POST") else None)
-    with no_writing, pytest.raises(UserError, match=r"^can't write to s3://.*no permission") as caught:
+    no_writing = store.refusing(lambda method, path: (403, "AccessDenied") if method in ("PUT", "POST") else None)
+    with no_writing, pytest.raises(UserError, match=r"^can't write to ..://.*no permission") as caught:
         drive(opened, root, storage)
     assert "\n" not in str(caught.value)
 
 
+@EVERYWHERE
 def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
     import obstore
 
@@ -446,9 +491,11 @@ def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
         storage.require(root, to_write=True)
 
 
-def test_nobody_at_the_endpoint_is_one_line(monkeypatch, s3):
+@EVERYWHERE
+def test_nobody_at_the_endpoint_is_one_line(monkeypatch, store):
     quick_retries(monkeypatch)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    root, storage = open_place("s3://bucket/run", "--out")
-    with pytest.raises(UserError, match=r"^s3://bucket/run: the object store did not answer, 7 times; check"):
+    for name in ("AWS_ENDPOINT_URL", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    root, storage = open_place(f"{store.scheme}://bucket/run", "--out")
+    with pytest.raises(UserError, match=r"^..://bucket/run: the object store did not answer, 7 times; check"):
         storage.require(root)

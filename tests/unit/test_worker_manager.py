@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import count
+from math import inf
+from pathlib import Path
 
 import pytest
 from in_process import Faulty
@@ -20,6 +22,7 @@ from taugrid.errors import (
     NotFinite,
     RunDirectoryNotVisible,
     RunFailed,
+    Stopped,
     UserError,
 )
 from taugrid.jobs import Job, Result, WorkerInfo
@@ -30,7 +33,7 @@ from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joi
 from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.directory import Committed, RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import WorkKind
@@ -84,6 +87,8 @@ class ScriptedPool:
         self.free = {}  # worker -> when it will have done what it was given
         self.started = 0
         self.given = []  # (when, node) of each job
+        self.gone_at = {}  # node that drains -> when it is taken away, if that is known
+        self.stopped = []  # (when, worker)
         self.waiting, self._events, self._order = [], [], count()
 
     def then(self, when, happen):
@@ -161,6 +166,18 @@ class ScriptedPool:
             self._at(wait + seconds, Done(worker, Result(seconds, 1, True), key))
         self.free[worker] = self.now + wait + seconds
 
+    def stop(self, workers):
+        """End their jobs as a worker does that can keep nothing."""
+        for worker in workers:
+            self.stopped.append((self.now, worker))
+            ends = [
+                entry for entry in self._events if isinstance(entry[-1], Alive | Done) and entry[-1].worker == worker
+            ]
+            self._events = [entry for entry in self._events if entry not in ends]
+            heapq.heapify(self._events)
+            for key in {entry[-1].key for entry in ends}:
+                self._at(0.2, Failed(worker, Stopped(), "traceback", key))
+
     def kill(self, worker):
         self.waiting = [(other, avoid) for other, avoid in self.waiting if other != worker]
         self.where.pop(worker, None)
@@ -173,6 +190,7 @@ class ScriptedPool:
                 max(1, room) + self.spare.get(node, 0),
                 room if node in self.gpus else 0,
                 self.node_is.get(node) == "draining",
+                seconds_left=self.gone_at.get(node, inf) - self.now,
             )
             for node, room in self.rooms.items()
         ]
@@ -214,7 +232,8 @@ class Scripted:
         monkeypatch.setattr(worker_manager, "time", self.pool)
         monkeypatch.setattr(loop, "time", self.pool)
         monkeypatch.setattr(scaling, "time", self.pool)
-        monkeypatch.setattr(loop, "confirm", lambda job, result: None)  # there are no files
+        there = Committed(Path("unused"), "", None)
+        monkeypatch.setattr(loop, "confirm", lambda job, result: there)  # there are no files
         tasks, cells = {}, two_cells()
         for number, behaviour in enumerate(behaviours):
             cost = COSTS.get(behaviour, 9.0)  # bad ones first
@@ -550,6 +569,41 @@ def test_what_is_lost_on_a_node_that_drains_is_nobodys_fault(scripted):
     assert all(d.attempts(key) == 0 for key in d.done)
 
 
+def drains(run, at, seconds):
+    """Node n0 drains at a time and is taken away so many seconds later."""
+
+    def notice():
+        run.pool.node_is["n0"], run.pool.gone_at["n0"] = "draining", at + seconds
+
+    run.pool.then(at, notice)
+    run.pool.then(at + seconds, lambda: run.pool.lose("n0"))
+    return run
+
+
+def test_what_a_node_can_not_end_in_time_others_begin_at_once(scripted):
+    """It is nobody's fault, and not done: the other node does it all."""
+    run = drains(scripted(["long", "long"], {"n0": 1, "n1": 1}, workers=2), at=42.0, seconds=120.0)
+    run.pool.then(43.0, lambda: run.pool.join("n2", 1))
+    d = run.run()
+    assert len(d.done) == 2
+    assert all(d.attempts(key) == 0 for key in d.done)
+    [(when, worker)] = run.pool.stopped
+    assert when < 42.0 + scaling.POLL_SECONDS + 1
+    assert [event["worker"] for event in run.events if event["event"] == "given back"] == [worker]
+    assert [node for _, node in run.pool.given] == ["n0", "n1", "n2"]
+    assert run.pool.now < 42.0 + scaling.POLL_SECONDS + START_SECONDS + LONG_SECONDS + 5
+    assert run.said("it gets no more work; others do what it can't finish in 1 min") == 1
+
+
+@pytest.mark.parametrize("seconds", [LONG_SECONDS, inf])
+def test_what_a_node_ends_in_time_it_ends(scripted, seconds):
+    run = scripted(["long", "long"], {"n0": 1, "n1": 1}, workers=2)
+    drains(run, 42.0, seconds) if seconds < inf else run.pool.then(42.0, lambda: run.pool.node_is.update(n0="draining"))
+    assert len(run.run().done) == 2
+    assert not run.pool.stopped
+    assert [node for _, node in run.pool.given] == ["n0", "n1"]
+
+
 def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scripted):
     run = scripted(["good"] * 20 + ["count"] * 20, {"g": 1, "c": 2}, workers=None)
     run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1, on_cpu_nodes=True)
@@ -667,7 +721,7 @@ def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_run(scripted
     store = Faulty(run.rundir.root, fails_at=0, for_good=True)
 
     def end():
-        run.loop._events._storage = store
+        run.loop._events.storage = store
         run.loop._events.note("ended")
         raise cause
 

@@ -10,7 +10,7 @@ What a failure is charged to:
 - a worker's death, a hang, or an accelerator's error, after which a worker is replaced: to the task that ran there,
   and to the node. A task whose workers died twice may be poison: it waits until nothing else is ready, and only one
   such task runs at a time.
-- the loss of a node: to neither.
+- the loss of a node, or a task that a worker gives back because its node will be lost: to neither.
 
 Where workers that do only some kinds of tasks help, the others leave those kinds to them, as long as they have other
 tasks or may get some, and no more such tasks wait than there are such workers: a GPU should not wait for a score.
@@ -176,6 +176,11 @@ class Dispatcher:
             self.throughput.add(running.task, now - running.since)
         self.backlog.complete(key, worker)
         return True
+
+    def gave_back(self, worker: str, now: float, key: str) -> None:
+        """`worker` was stopped before the task `key` was done. Others do it, and nobody is charged."""
+        self.in_flight.finish(worker, key, now)
+        self._quarantine_or_requeue(key, False)
 
     def failed(
         self, worker: str, now: float, fault: Fault = Fault.TASK, reason: str = "", key: str | None = None

@@ -20,6 +20,11 @@ SILENT_SECONDS = 60.0
 is."""
 
 
+COMMIT_SECONDS = 5.0
+"""How long before its node is taken away a worker must stop: it still has to write and upload what it keeps. The
+driver sees the stop's answer and the node's end half a second late each."""
+
+
 @dataclass(slots=True)
 class Running:
     task: Task
@@ -34,6 +39,21 @@ class Running:
     def is_silent(self, now: float) -> bool:
         """Whether it may hang."""
         return now - self.heartbeat > SILENT_SECONDS
+
+    def must_stop(self, now: float, gone_at: float, fraction: float, batches: int) -> bool:
+        """Whether to stop it now, because its node will be gone before it ends: after the last batch that it can keep.
+
+        Args:
+            now: the time.
+            gone_at: when its node is taken away.
+            fraction: how much of it was done at its last heartbeat; 0: not known.
+            batches: how many batches it has. Those that are complete are kept when it is stopped.
+        """
+        limit = gone_at - COMMIT_SECONDS
+        if now >= limit or not fraction:
+            return now >= limit
+        fit = int((limit - self.since) / max(self.heartbeat - self.since, 1e-3) * fraction * batches)
+        return fit < batches and fit <= int(fraction * batches)
 
 
 class Finished(NamedTuple):

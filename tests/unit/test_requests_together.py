@@ -1,0 +1,295 @@
+"""The driver in a bucket: what ended in one turn is looked at and written down together, and each file fails alone."""
+
+import io
+import threading
+from pathlib import Path
+
+import pytest
+from buckets import quick_retries
+from rich.console import Console
+
+from taugrid import parquet
+from taugrid.config import Cluster, Config, validate
+from taugrid.errors import StoreError
+from taugrid.jobs import Result, WorkerInfo
+from taugrid.orchestrator.dispatch import loop
+from taugrid.orchestrator.dispatch.capacity import Node, Size
+from taugrid.orchestrator.dispatch.loop import Loop
+from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Located
+from taugrid.orchestrator.dispatch.worker_manager import Outputs
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import Events, read_events
+from taugrid.orchestrator.rundir.ledger import Ledger
+from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work.sample import SampleWork
+from taugrid.orchestrator.work.survey import Survey
+from taugrid.storage import appended, end_session, pieces
+from taugrid.storage.appended import read_all
+
+FILES = 20
+WAIT_SECONDS = 20.0
+
+
+class Workers:
+    """A pool of `FILES` workers. What they were given is done when the driver next asks, all of it in one turn."""
+
+    size, cpu_only = Size(1, 0), None
+
+    def __init__(self, template, spoiled=lambda job: False, began=lambda worker, key: None, first=()):
+        self._template, self._spoiled, self._began, self._first = template, spoiled, began, list(first)
+        self._events, self._started = [], 0
+
+    def nodes(self):
+        return [Node("here", FILES, 0)]
+
+    def start(self, avoid=()):
+        worker = f"worker-{self._started}"
+        self._started += 1
+        self._events += [Located(worker, "here", "here"), Joined(worker, WorkerInfo("here", "cpu", {}, "here"))]
+        return worker
+
+    def submit(self, worker, job, key):
+        self._began(worker, key)
+        conflict = self._spoiled(job)
+        if conflict is not True:
+            with job.storage.temporary(Path(job.path)) as temporary:
+                temporary.write_bytes(self._template.read_bytes())
+                job.storage.commit(Path(job.path), temporary)
+        part = parquet.PartSummary(job.start, job.stop, {"cell": "c"})
+        said = {"conflict": conflict} if isinstance(conflict, str) else {}
+        result = Result(1.0, 1, True, size=self._template.stat().st_size, part=part, **said)
+        self._events.append(self._first.pop()(worker, key) if self._first else Done(worker, result, key))
+
+    def check_health(self, worker):
+        self._events.append(Joined(worker, WorkerInfo("here", "cpu", {}, "here")))
+
+    def kill(self, worker):
+        pass
+
+    def stop(self):
+        return []
+
+    def events(self, timeout_seconds):
+        events, self._events = self._events, []
+        yield from events
+
+
+@pytest.fixture
+def template(tmp_path):
+    with parquet.PartWriter(tmp_path / "template.parquet", parquet.number_schema({}, ["x"])) as part:
+        part.write({"index": [0], "x": [1.0]})
+        part.commit(replace=False)
+    return tmp_path / "template.parquet"
+
+
+class Driver:
+    def __init__(self, root, storage, pool, monkeypatch, shards=FILES, tasks=None):
+        monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
+        values = {"name": "together", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"},
+                  "sample": {"seed": 0, "num_samples": shards, "batch_size": 1, "shard_evaluations": 1},
+                  "grid": {"steps": [2]}}  # fmt: skip
+        config = validate(Config, values, "test")
+        planned = plan(config)
+        self.rundir, self.storage = RunDir(root, storage), storage
+        self.rundir.claim()
+        self.rundir.ledger.keep()
+        for model in planned.models:
+            self.rundir.record_model(model)
+        survey = Survey(Run(config, planned, self.rundir), None, frozenset({"sample"}), lambda damage: None)
+        self.tasks = tasks or {task.key: task for task in SampleWork(survey).tasks()}
+        outputs = Outputs(
+            Progress(Console(file=io.StringIO())), Events(self.rundir), lambda name, text: root, self.rundir.committed
+        )
+        self.loop = Loop(self.tasks, work_kinds(), pool, None, False, Cluster(), outputs)
+
+    @property
+    def paths(self):
+        return [Path(task.job.path) for task in self.tasks.values()]
+
+    @property
+    def named(self):
+        """The files that the stored ledger names."""
+        fresh = Ledger(self.rundir.root, self.storage)
+        return {path for path in self.paths if fresh.find(path, self._version(path)) is not None}
+
+    def _version(self, path):
+        return self.storage.stat(path).version if self.storage.exists(path) else ""
+
+    def recorded(self, event):
+        return [record for record in read_events(self.rundir) if record["event"] == event]
+
+
+def is_look(method, path):
+    return method in ("GET", "HEAD") and "/samples/" in path
+
+
+def test_what_ends_in_one_turn_is_looked_at_and_written_together(bucket, s3, template, monkeypatch):
+    """Each request waits until all that belong together are at the store: one after another, none would pass."""
+    root, storage = bucket
+    driver = Driver(root, storage, Workers(template), monkeypatch)
+    looks, writes, late = threading.Barrier(FILES), threading.Barrier(2), []
+    counted = {"looks": 0, "ledger": 0}
+    has_begun = threading.Event()
+
+    def together(method, path):
+        is_write = method == "PUT" and ("ledger.jsonl" in path or "/events/" in path) and has_begun.is_set()
+        if is_look(method, path) or is_write:
+            counted["looks"] += is_look(method, path)
+            counted["ledger"] += "ledger.jsonl" in path
+            has_begun.set()
+            try:
+                (writes if is_write else looks).wait(WAIT_SECONDS)
+            except threading.BrokenBarrierError:
+                late.append(path)
+
+    with s3.refusing(together):
+        assert driver.loop.run() == {}
+    assert late == []
+    assert counted == {"looks": FILES, "ledger": 1}, "one request a file, and one for all"
+    assert driver.named == set(driver.paths)
+    assert len(driver.recorded("shard")) == FILES
+
+
+@pytest.mark.parametrize("fault", ["503", "missing", "conflict"])
+def test_one_file_of_twenty_that_fails_does_not_touch_the_others(bucket, s3, template, monkeypatch, fault):
+    """Planted once: `confirm` not called for the files of a batch but the first; then `missing` is in the ledger."""
+    quick_retries(monkeypatch)
+    monkeypatch.setattr("taugrid.orchestrator.rundir.directory.DISK_PAUSES", (0.001,) * 3)
+    root, storage = bucket
+    spoils = {"503": [], "missing": [True], "conflict": ["is damaged"]}[fault]
+    bad = "part-000007"
+    pool = Workers(template, lambda job: spoils.pop() if bad in job.path and spoils else False)
+    driver = Driver(root, storage, pool, monkeypatch)
+    answers = [(503, "SlowDown")] * 2 if fault == "503" else []
+    seen = []
+    before = driver.rundir.committed
+
+    def committed(files):
+        seen.append({path.name for path, _, _ in files})
+        before(files)
+
+    driver.loop._committed = committed
+    with s3.refusing(lambda method, path: answers.pop() if answers and is_look(method, path) and bad in path else None):
+        assert driver.loop.run() == {}
+    assert answers == spoils == []
+    others = {path.name for path in driver.paths if bad not in path.name}
+    assert seen == ([others | {f"{bad}.parquet"}] if fault == "503" else [others, {f"{bad}.parquet"}])
+    failed = [event["task"].split("/")[-1] for event in driver.recorded("failed")]
+    assert failed == ([] if fault == "503" else ["7"])
+    assert driver.named == set(driver.paths)
+
+
+def test_a_look_that_is_refused_for_good_ends_the_run_and_keeps_what_came_before(bucket, s3, template, monkeypatch):
+    root, storage = bucket
+    driver = Driver(root, storage, Workers(template), monkeypatch)
+    order = [Path(task.job.path) for task in driver.tasks.values()]
+    bad = order[7].name
+    refused = s3.refusing(lambda method, path: (403, "AccessDenied") if is_look(method, path) and bad in path else None)
+    with refused, pytest.raises(StoreError, match="no permission"):
+        driver.loop.run()
+    assert driver.named == set(order[:7])
+    assert len(driver.recorded("shard")) == 7
+
+
+def test_an_assignment_is_stored_before_its_job_begins(bucket, template, monkeypatch):
+    """Planted once: `_flush` after the `submit`s of `_turn`."""
+    root, storage = bucket
+    begun = []
+
+    def began(worker, key):
+        stored = {(event["worker"], event["task"]) for event in driver.recorded("assigned")}
+        begun.append((worker, key) in stored)
+
+    driver = Driver(root, storage, Workers(template, began=began), monkeypatch, shards=4)
+    driver.loop.run()
+    assert begun == [True] * 4
+
+
+@pytest.mark.parametrize("last", range(1, 12, 2))
+def test_a_driver_that_dies_between_two_requests_has_named_only_what_it_has_seen(
+    bucket, s3, template, monkeypatch, last
+):
+    root, storage = bucket
+    driver = Driver(root, storage, Workers(template), monkeypatch, shards=3)
+    seen, left = set(), [last]
+    lock = threading.Lock()
+
+    def dies(method, path):
+        with lock:
+            left[0] -= 1
+            if left[0] < 0:
+                return 403, "AccessDenied"
+            if is_look(method, path):
+                seen.add(Path(path).name)
+        return None
+
+    with s3.refusing(dies), pytest.raises(StoreError):
+        driver.loop.run()
+    assert {path.name for path in driver.named} <= seen
+    there = {path for path in driver.paths if storage.exists(path)}
+    assigned = {event["task"] for event in driver.recorded("assigned")}
+    assert there <= {Path(driver.tasks[key].job.path) for key in assigned}
+    end_session(storage)
+    missing = {key: task for key, task in driver.tasks.items() if Path(task.job.path) not in there}
+    if missing:
+        assert Driver(root, storage, Workers(template), monkeypatch, tasks=missing).loop.run() == {}
+    assert all(map(storage.exists, driver.paths))
+
+
+def test_what_an_interrupt_leaves_of_a_turn_is_recorded_too(bucket, template, monkeypatch):
+    root, storage = bucket
+    driver = Driver(root, storage, Workers(template), monkeypatch)
+    record, calls = driver.loop._fault_of_file, []
+
+    def interrupted(*event):
+        calls.append(event)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return record(*event)
+
+    monkeypatch.setattr(driver.loop, "_fault_of_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        driver.loop.run()
+    assert driver.named == set(driver.paths)
+    assert len(driver.recorded("shard")) == FILES
+
+
+def test_what_a_worker_says_after_the_driver_has_ended_it_is_not_heard(tmp_path, template, monkeypatch):
+    """Both its jobs end in one turn, the first with an error of its accelerator. Planted once: `has` is always true."""
+    from taugrid.errors import BrokenAccelerator
+    from taugrid.storage import LocalStorage
+
+    root = tmp_path / "run"
+    root.mkdir()
+    broken = BrokenAccelerator("planted")
+    pool = Workers(template, first=[lambda worker, key: Failed(worker, broken, "traceback", key)])
+    pool.nodes = lambda: [Node("here", 1, 0)]
+    driver = Driver(root, LocalStorage(root), pool, monkeypatch, shards=4)
+    assert driver.loop.run() == {}
+    assert driver.named == set(driver.paths)
+
+
+def test_pieces_are_read_together_and_the_next_is_begun_without_a_list(bucket, s3, monkeypatch):
+    monkeypatch.setattr(appended, "PIECE_BYTES", 10)
+    root, storage = bucket
+    before = s3.requests["LIST"]
+    for number in range(6):
+        storage.append(root / "log", f"line {number:05d}\n".encode())
+    assert s3.requests["LIST"] - before == 1
+    names = pieces(storage, root / "log")
+    assert len(names) == 6
+    barrier, late = threading.Barrier(6), []
+
+    def together(method, path):
+        if method == "GET" and "log" in path:
+            try:
+                barrier.wait(WAIT_SECONDS)
+            except threading.BrokenBarrierError:
+                late.append(path)
+
+    with s3.refusing(together):
+        assert b"".join(read_all(storage, names)).split(b"\n")[:-1] == [b"line %05d" % n for n in range(6)]
+    assert late == []
