@@ -17,7 +17,7 @@ NODES = 4
 SPARE_CPUS = 2
 """CPUs of each node that workers leave, for reads and writes of Ray Data."""
 
-START_SECONDS = 300.0
+START_SECONDS = 90.0
 """A node may take that long on a machine that is busy."""
 ENVIRONMENT = {
     "PYTHONPATH": str(USER),
