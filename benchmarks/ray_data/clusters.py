@@ -54,7 +54,7 @@ class PlainNodes:
     def __init__(self, shared: Path, workers: int) -> None:
         self.shared, self.cpus = shared, workers // 2 + SPARE_CPUS
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-        os.environ |= {**ENVIRONMENT, **token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+        os.environ |= {**ENVIRONMENT, **token, "RAY_TMPDIR": str(shared), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
         self.environment = dict(os.environ)
 
     def begin_all(self) -> None:

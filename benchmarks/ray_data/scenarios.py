@@ -122,9 +122,10 @@ def _hit(trial: Trial, hit: Callable[[], None]) -> Figures:
 
 
 def restart(trial: Trial) -> Figures:
-    """Run it until 99 % is there; kill the driver; once its workers are gone, start the same command."""
+    """Kill the driver once 99 %, or all but four shards, are there; start the same command once its workers are gone."""
     with trial.start() as program:
-        trial.wait_for(program, 0.99 * trial.experiment.work.shards)
+        shards = trial.experiment.work.shards
+        trial.wait_for(program, shards - max(4, shards // 100))
         program.kill()
     end = time.monotonic() + 60
     while trial.experiment.workers():
