@@ -21,7 +21,8 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from werkzeug.serving import make_server
 
 from taugrid import retries
-from taugrid.storage import requests
+from taugrid.storage import outages
+from taugrid.storage.requests import bucket_here, connected
 
 SECRET = "secret-that-must-be-nowhere"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
@@ -66,6 +67,8 @@ class Server:
         """How many requests of each method there were. A list is `LIST`."""
         self.failed = 0
         """How many of them were failed on purpose."""
+        self._may_answer = threading.Event()
+        self._may_answer.set()
         self.faults: random.Random | None = None
         self.share = 0.0
         self.refusal: Answer = lambda method, path: None
@@ -100,7 +103,7 @@ class Server:
 
     def require_conditions(self) -> None:
         """A test on a server that ignores conditions would prove nothing."""
-        store = requests.connected(requests.bucket_here(self.scheme, self.bucket()))
+        store = connected(bucket_here(self.scheme, self.bucket()))
         store.put("x", b"first", mode="create")
         with pytest.raises(AlreadyExistsError):
             store.put("x", b"second", mode="create")
@@ -120,6 +123,15 @@ class Server:
             self.faults = None
 
     @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Requests are accepted and not answered; the connections of those that still wait at the end are reset."""
+        self._may_answer.clear()
+        try:
+            yield
+        finally:
+            self._may_answer.set()
+
+    @contextmanager
     def refusing(self, refusal: Answer) -> Iterator[None]:
         """Some requests are refused as `refusal` says."""
         self.refusal = refusal
@@ -136,6 +148,9 @@ class Server:
             fails = self.faults is not None and self.faults.random() < self.share
             how = self.faults.choice(("503", "409", "reset", "lost")) if fails and self.faults else ""
             self.failed += fails
+        if not self._may_answer.is_set():
+            self._may_answer.wait()
+            return _reset(environ)
         refused = self.refusal(method, path)
         if how == "409":
             conditional = method == "PUT" and ("HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MATCH" in environ)
@@ -180,3 +195,4 @@ def _reset(environ: dict[str, Any]) -> Iterable[bytes]:
 def quick_retries(patch: Any) -> None:
     """Let what is tried again be tried at once."""
     patch.setattr(retries, "STORE_PAUSES", (0.001,) * 6)
+    patch.setattr(outages, "PATIENCE_SECONDS", 0.0)

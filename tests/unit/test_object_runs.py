@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import threading
 import time
 from base64 import b64encode
 from dataclasses import replace
@@ -11,7 +13,7 @@ from buckets import AT_LENGTH, EVERYWHERE, SECRET, quick_retries
 from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
-from taugrid import parquet
+from taugrid import parquet, retries
 from taugrid.errors import ContentMismatch, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.opened import open_config
@@ -22,8 +24,9 @@ from taugrid.orchestrator.rundir.ledger import MAX_SUPERSEDED, Ledger
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
-from taugrid.storage import LocalStorage, appended, open_place, pieces, replacing, requests
+from taugrid.storage import LocalStorage, appended, objects, open_place, outages, pieces, replacing, requests
 from taugrid.storage.objects import ObjectStorage, url
+from taugrid.workers.actor import Worker
 from taugrid.workers.content import verified_copy
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -333,6 +336,56 @@ def test_a_file_with_our_bytes_is_ours_only_if_an_answer_may_have_been_lost(
     assert answers == []
 
 
+# Stores that fail for a while
+
+
+@pytest.mark.parametrize("how", ["silent", "refusing"])
+def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucket, store, monkeypatch, how):
+    """Told once when it is long, and once when it is over; shorter than the run's patience, longer than the retries."""
+    monkeypatch.setattr(retries, "STORE_PAUSES", (0.05, 0.1))
+    monkeypatch.setattr(outages, "TELL_SECONDS", 0.5)
+    monkeypatch.setattr(objects, "SMALL_SECONDS", 1)
+    down = store.silent() if how == "silent" else store.refusing(lambda method, path: (503, "ServiceUnavailable"))
+    root, storage = bucket
+    seen = threading.Event()
+    monkeypatch.setattr(Worker, "do", lambda worker, job, do=Worker.do: [seen.set(), do(worker, job)][1])
+
+    def outage():
+        seen.wait()
+        with down:
+            time.sleep(2.5)
+
+    thread = threading.Thread(target=outage)
+    thread.start()
+    outcome, printed = drive(opened, root, storage)
+    thread.join()
+    assert outcome.missing == {}, printed
+    assert results(root, storage) == expected
+    what = "did not answer" if how == "silent" else "answered 503 ServiceUnavailable"
+    place = f"s3://{root.parts[1]}: the object store "
+    [begins, ends] = [line for line in printed.splitlines() if line.startswith(place)]
+    assert re.fullmatch(rf"{what} for [\d.]+ s; trying again until [\d:]{{8}}. Nothing .*", begins.removeprefix(place))
+    assert re.fullmatch(r"answers again, after [\d.]+ s; the run goes on", ends.removeprefix(place))
+
+
+@EVERYWHERE
+def test_credentials_that_expire_end_the_run_with_one_line_and_it_goes_on(opened, expected, bucket, store, monkeypatch):
+    """S3 answers 400, also to HEAD, where no body says why; Azure says it in the text of AuthenticationFailed."""
+    quick_retries(monkeypatch)
+    root, storage = bucket
+    refusal = (403, AZURE_EXPIRED) if store.scheme == "az" else (400, "ExpiredToken")
+    jobs = []
+    monkeypatch.setattr(Worker, "do", lambda worker, job, do=Worker.do: [jobs.append(job), do(worker, job)][1])
+    with store.refusing(lambda method, path: refusal if len(jobs) == 2 else None), pytest.raises(RunFailed) as caught:
+        drive(opened, root, storage)
+    jobs.clear()
+    said = str(caught.value)
+    assert re.fullmatch(r"can't read or write ..://\S+: the credentials have expired; get new .* run the same .*", said)
+    assert "\n" not in said
+    drive(opened, root, storage)
+    assert results(root, storage) == expected
+
+
 # Other stores
 
 
@@ -452,6 +505,7 @@ def test_a_bucket_that_is_not_there_is_one_line(store):
         storage.require(root)
 
 
+AZURE_EXPIRED = "AuthenticationFailed</Code><Message>Signature not valid in the specified time frame</Message><Code>x"
 REFUSED = [
     ("RequestTimeTooSkewed", "the clock of this machine"),
     ("AccessDenied", "no permission for this"),
@@ -497,5 +551,5 @@ def test_nobody_at_the_endpoint_is_one_line(monkeypatch, store):
     for name in ("AWS_ENDPOINT_URL", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     root, storage = open_place(f"{store.scheme}://bucket/run", "--out")
-    with pytest.raises(UserError, match=r"^..://bucket/run: the object store did not answer, 7 times; check"):
+    with pytest.raises(UserError, match=r"^..://bucket/run: the object store did not answer, 7 times in 0 s; check"):
         storage.require(root)
