@@ -146,7 +146,7 @@ class ObjectStorage:
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         if start == 0 and length is None:
-            return self._ask(path, lambda: bytes(self._store.get(key(path)).bytes()))
+            return self._ask(path, lambda: bytes(self._quick.get(key(path)).bytes()))
         with self.readable(path) as file:
             file.seek(start)
             return file.read(-1 if length is None else length)
@@ -268,7 +268,7 @@ class ObjectStorage:
 
     @property
     def _quick(self) -> "ObjectStore":
-        """The same, for requests whose bodies are small."""
+        """The same, for requests whose bodies are small, and for what `read` holds in memory."""
         return connected(self.bucket, SMALL_SECONDS)
 
     def _ask(self, path: Path, call: Callable[[], T]) -> T:

@@ -161,12 +161,9 @@ class Refusal(NamedTuple):
     """Whether the same request may succeed in a moment."""
 
     @property
-    def answer(self) -> str:
-        return " ".join(filter(None, [str(self.status or ""), self.code]))
-
-    @property
     def shown(self) -> str:
-        return f"the object store answered {self.answer}" if self.answer else "the object store did not answer"
+        answer = " ".join(filter(None, [str(self.status or ""), self.code]))
+        return f"the object store answered {answer}" if answer else "the object store did not answer"
 
 
 def refusal_in(error: Exception) -> Refusal:
@@ -212,7 +209,8 @@ def as_os_error(error: Exception, scheme: str, url: str, tried: str) -> OSError:
         )
     if refusal.is_transient:
         return StoreError(errno.EHOSTUNREACH, f"{refusal.shown}, {tried}; check the endpoint", url)
-    return StoreError(errno.EPROTO, f"the object store refused this ({refusal.answer or type(error).__name__})", url)
+    answer = " ".join(filter(None, [str(refusal.status or ""), refusal.code]))
+    return StoreError(errno.EPROTO, f"the object store refused this ({answer or type(error).__name__})", url)
 
 
 def ask(call: Callable[[], T], scheme: str, url: str) -> T:

@@ -364,7 +364,9 @@ def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucke
     what = "did not answer" if how == "silent" else "answered 503 ServiceUnavailable"
     place = f"s3://{root.parts[1]}: the object store "
     [begins, ends] = [line for line in printed.splitlines() if line.startswith(place)]
-    assert re.fullmatch(rf"{what} for [\d.]+ s; trying again until [\d:]{{8}}. Nothing .*", begins.removeprefix(place))
+    assert re.fullmatch(
+        rf"{what} for [01][\d.]* s; trying again until [\d:]{{8}}. Nothing .*", begins.removeprefix(place)
+    )
     assert re.fullmatch(r"answers again, after [\d.]+ s; the run goes on", ends.removeprefix(place))
 
 
@@ -523,6 +525,9 @@ def test_a_place_that_refuses_us_is_one_line(bucket, store, code, said):
     assert said in str(caught.value)
     assert str(caught.value).startswith(f"{store.scheme}://bucket-")
     assert "\n" not in str(caught.value)
+    status = 400 if code == "ExpiredToken" else 403
+    with store.refusing(lambda method, path: (status, code)), pytest.raises(StoreError, match=said):
+        storage.stat(root)  # an answer to HEAD has no body, which would have the code
 
 
 @EVERYWHERE
