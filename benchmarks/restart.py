@@ -147,7 +147,7 @@ def main() -> None:
         besides = {command: count for command, _, count in measured(few)}
         opened = finished_run(Path(name), arguments.shards, arguments.images)
         size = sum(path.stat().st_size for path in opened.rundir.root.rglob("*") if path.is_file())
-        shards = len(opened.plan.shards)
+        shards = opened.plan.num_shards
         print(f"{shards:,} shards, {size / 1e9:.2f} GB")
         for command, seconds, every in measured(opened):
             count = every - besides[command]

@@ -258,7 +258,7 @@ def planning(cells: int) -> None:
             config = experiment(cells, batch, evaluations)
             began, before = time.process_time(), resident()
             planned = plan(config)
-            shards = len(planned.shards)
+            shards = planned.num_shards
             first = time.process_time() - began
             rundir = new_run(Path(name) / "run", planned)
             found = {task.key: task for task in tasks_of(config, planned, rundir)}

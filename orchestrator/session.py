@@ -34,6 +34,7 @@ from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.rundir.grown import FILE as GROWN
 from taugrid.orchestrator.rundir.grown import grown, is_damaged, read_sizes
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import too_few_shards
 from taugrid.orchestrator.task import Task
@@ -279,7 +280,8 @@ class Session:
             if model.source.is_announced:
                 settings = [cell.settings for cell in self.selected.cells if cell.model.id == model.id]
                 self._progress.say(f"model {model.called}: {model.source.description(model.diffusion, settings)}")
-        if removed := sum(self.rundir.has_removed_images(cell) for cell in self.selected.cells):
+        listing = Listing(self.rundir)
+        if removed := sum(map(listing.has_removed_images, self.selected.cells)):
             self._progress.say(f"images of {counted(removed, 'cell')} were removed; scores and error bars are kept")
 
     def _warn_of_tables(self, last: KindResult) -> None:
@@ -396,7 +398,7 @@ class Session:
         workers = min(max_workers, len(tasks)) if embedded and max_workers else max_workers
         samples = any(isinstance(task.job, SampleJob) for task in tasks.values())
         if samples and max_workers:
-            warning = too_few_shards(self.selected, max_workers, bool(self.rundir.committed_cells()))
+            warning = too_few_shards(self.selected, max_workers, any(self.rundir.committed_cells()))
             if warning is not None:
                 self._progress.say(warning)
         probe = self.rundir.new_probe()

@@ -29,12 +29,11 @@ def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
 
     `has_samples` is as for `smaller_shards`.
     """
-    shards = len(plan.shards)
+    shards = plan.num_shards
     if shards >= workers:
         return None
-    total = sum(shard.total_nfe for shard in plan.shards)
     longest = max(plan.cells, key=lambda cell: cell.nfe)
-    advice = smaller_shards(longest.settings, longest.nfe, total / (SHARDS_A_WORKER * workers), has_samples)
+    advice = smaller_shards(longest.settings, longest.nfe, plan.total_nfe / (SHARDS_A_WORKER * workers), has_samples)
     idle = workers - shards
     return f"{counted(shards, 'shard')} to sample for {workers} workers: {idle} will have nothing to sample; {advice}"
 
@@ -49,12 +48,10 @@ def too_long(settings: Sample, steps: int, evaluations: int, seconds: float, lim
 
 def longest_shard(plan: Plan, rate: float | None) -> str | None:
     """`too_long` for the costliest shard of a plan, at `rate` network evaluations a second; None without a rate."""
-    if not rate or not plan.shards:
+    if not rate or not plan.cells:
         return None
-    shard = plan.shards[0]
-    cell = next(cell for cell in plan.cells if cell.id == shard.cell)
-    seconds = shard.total_nfe / rate
-    return too_long(cell.settings, cell.nfe, shard.total_nfe, seconds, PREDICTED_LONG_SECONDS)
+    cell, evaluations = plan.longest, plan.longest.first_shard.total_nfe
+    return too_long(cell.settings, cell.nfe, evaluations, evaluations / rate, PREDICTED_LONG_SECONDS)
 
 
 class Heartbeat(NamedTuple):

@@ -102,11 +102,14 @@ def _console_tables(pivot: Pivot, bold: bool, width: int) -> Iterator[Table]:
     gap = 2  # a space of padding, and one where the box has its divider
     labels = [tuple(map(short_samplers, label)) for label in pivot.labels]
     label_columns = zip(pivot.row_headings, *labels, strict=True)
-    label_widths = _fit_widths([max(map(len, column)) for column in label_columns], width // 2)
-    label_width_total = sum(label_widths) + gap * (len(label_widths) - 1)
-    for separator in (" ", "\n"):  # errors beside the values; below them if the table would be too wide
+    lengths = [max(map(len, column)) for column in label_columns]
+    gaps = gap * (len(lengths) - 1)
+    for separator in (" ", "\n"):  # errors beside the values; below them if even folded labels leave too little room
         columns = [_aligned(head, column, separator) for head, *column in zip(pivot.columns, *rows, strict=True)]
         widths = [gap + len(column[0]) for column in columns]
+        left = width - sum(widths) - gaps if separator == " " else width
+        label_widths = _fit_widths(lengths, min(width // 2, left))
+        label_width_total = sum(label_widths) + gaps
         if label_width_total + sum(widths) <= width:
             break
     parts: list[list[int]] = [[]]

@@ -22,6 +22,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.evidence import influences_of
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.rundir.origins import (
     REFERENCE,
     TAUGRID,
@@ -282,10 +283,10 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     weights = provenance.get("models") or {}
     protocols = {cell.cell: cell.protocol for cell in planned_snapshot(run).cells} if failed else {}
     threads = max(1, int(run.config.cluster.cpus_per_worker))
-    cells: list[SnapshotCell] = []
+    cells, listing = list[SnapshotCell](), Listing(rundir)
     unscored: dict[str, str] = {}
     for cell in run.configured.cells:
-        score = _score(run, cell)
+        score = _score(run, cell, listing)
         if score is None and cell.name not in failed:
             unscored[cell.name] = cell.label
             continue
@@ -293,7 +294,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         environment, of_first = (
             sampling_environment(who.get(cell.id, Origin()), threads, cell.settings.batch_size) for who in (made, first)
         )
-        found = replace(_sampled_cell(rundir, cell, network, environment), first=of_first)
+        found = replace(_sampled_cell(rundir, cell, network, environment, listing), first=of_first)
         if score is None:
             cells.append(replace(found, protocol=protocols[cell.id], failed=failed[cell.name]))
         else:
@@ -321,15 +322,17 @@ def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
     rundir = run.rundir
     config = run.config if downloads else without_downloads(run.config)
     scoring = scoring_of(config, run.plan, rundir.extractor)
-    cells = []
+    cells, listing = [], Listing(rundir)
     for cell in run.plan.cells:
         environment = sampling_environment(Origin(), 1, cell.settings.batch_size)
-        found = _sampled_cell(rundir, cell, _network(rundir, cell.model, None), environment)
+        found = _sampled_cell(rundir, cell, _network(rundir, cell.model, None), environment, listing)
         cells.append(replace(found, protocol=json.loads(json.dumps(scoring.protocol(cell).as_dict()))))
     return Snapshot(rundir.shown, run.config.name, {}, tuple(cells))
 
 
-def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, environment: SamplingEnvironment) -> SnapshotCell:
+def _sampled_cell(
+    rundir: RunDir, cell: Cell, network: Network, environment: SamplingEnvironment, listing: Listing
+) -> SnapshotCell:
     return SnapshotCell(
         cell=cell.id,
         name=cell.name,
@@ -343,16 +346,17 @@ def _sampled_cell(rundir: RunDir, cell: Cell, network: Network, environment: Sam
         influences={},
         reasons={"fid": "it is not scored"},
         load_digests=lambda: pixel_digests(rundir, cell),
-        lacks_images=rundir.lacks_images(cell),
+        lacks_images=rundir.lacks_images(cell, listing),
         load_images=lambda: all_images(rundir, cell),
         load_first=lambda: first_images(rundir, cell),
     )
 
 
-def _score(run: Run, cell: Cell) -> dict[str, Any] | None:
+def _score(run: Run, cell: Cell, listing: Listing) -> dict[str, Any] | None:
     """The score by the config's scoring. The reference is opened only if the directory has several scores."""
     rundir, n = run.rundir, cell.settings.num_samples
-    found = [score for path in rundir.scores_of(cell) if (score := read_sealed(path, rundir.storage)) is not None]
+    paths = rundir.scores_of(cell, listing)
+    found = [score for path in paths if (score := read_sealed(path, rundir.storage)) is not None]
     found = [score for score in found if score["protocol"]["num_samples"] == n]
     if len(found) > 1:
         wanted = scoring_of(run.config, run.plan, rundir.extractor).id(cell)

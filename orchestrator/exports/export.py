@@ -15,6 +15,7 @@ from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import find_cell
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import read_json
@@ -80,7 +81,8 @@ def choose(run: Run, name: str | None) -> Chosen:
         UserError: if no cell or several fit, or there is none with all its images.
     """
     wanted = run.plan.cells if name is None else [find_cell(run.plan, name)]
-    problems = {cell.id: _lacks(cell, run.rundir) for cell in wanted}
+    listing = Listing(run.rundir)
+    problems = {cell.id: _lacks(cell, run.rundir, listing) for cell in wanted}
     cells = [cell for cell in wanted if problems[cell.id] is None]
     left_out = list(filter(None, problems.values()))
     if not cells:
@@ -88,15 +90,15 @@ def choose(run: Run, name: str | None) -> Chosen:
     return cells, left_out
 
 
-def _lacks(cell: Cell, rundir: RunDir) -> str | None:
+def _lacks(cell: Cell, rundir: RunDir, listing: Listing) -> str | None:
     """Why a cell can't be exported, and what to do; None if all its images are there and intact."""
-    if rundir.has_removed_images(cell):
+    if listing.has_removed_images(cell):
         return f"the images of {cell.label} were removed; delete {rundir.removal_record(cell)} and run again"
     damages: list[Damage] = []
-    done = rundir.sampled(cell, None, every_byte=True, on_damage=damages.append)
-    if damages or len(done) < len(cell.shards):
-        number = len(cell.shards) - len(done)
-        return f"{cell.label} has missing or damaged shards ({number} of {len(cell.shards)}); `taugrid run` makes them"
+    done = rundir.sampled(cell, None, every_byte=True, on_damage=damages.append, listing=listing)
+    if damages or len(done) < cell.num_shards:
+        number = cell.num_shards - len(done)
+        return f"{cell.label} has missing or damaged shards ({number} of {cell.num_shards}); `taugrid run` makes them"
     return None
 
 

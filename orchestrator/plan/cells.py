@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
+from math import ceil
+from typing import Any, NamedTuple
 
 from taugrid.config import Data, Diffusion, Sample
 from taugrid.grids.names import BETWEEN, Naming
@@ -97,8 +97,7 @@ def part_name(number: int) -> str:
     return f"part-{number:06d}.parquet"
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(NamedTuple):
     """Images `start` to `stop` - 1 of one cell: a whole number of batches, except at the cell's end."""
 
     cell: str
@@ -260,7 +259,7 @@ class Cell:
         guide_takes = None if self.guide is None else self.guide.source.conditions
         return guidance_of(self.settings, self.guided_calls, self.model.source.conditions, guide_takes)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Folder name: S0010-eta0.2-<id>, S0010-sigma_hat-<id>, or S0010-<sampler>-<id>."""
         return f"{_settings_name(self.settings.steps, self.sampler_description.label)}-{self.id}"
@@ -285,16 +284,22 @@ class Cell:
         per_batch = self.settings.batch_size * self.nfe
         return self.settings.batch_size * max(1, self.settings.shard_evaluations // per_batch)
 
-    @cached_property
+    @property
+    def num_shards(self) -> int:
+        return ceil(self.settings.num_samples / self.shard_images)
+
+    @property
     def shards(self) -> tuple[Shard, ...]:
-        """The cell's shards; they tile 0..N-1 in order."""
-        n, size = self.settings.num_samples, self.shard_images
-        edges = [*range(0, n, size), n]  # numbers are shared between shards: there may be a million
-        full = size * self.nfe
-        return tuple(
-            Shard(self.id, i, a, b, full if b - a == size else (b - a) * self.nfe)
-            for i, (a, b) in enumerate(pairwise(edges))
-        )
+        """The cell's shards; they tile 0..N-1 in order. They are made anew, since a plan may have millions."""
+        n, size, nfe = self.settings.num_samples, self.shard_images, self.nfe
+        starts = enumerate(range(0, n, size))
+        return tuple(Shard(self.id, i, a, b := min(a + size, n), (b - a) * nfe) for i, a in starts)
+
+    @property
+    def first_shard(self) -> Shard:
+        """No other shard has more images."""
+        n = min(self.shard_images, self.settings.num_samples)
+        return Shard(self.id, 0, 0, n, n * self.nfe)
 
 
 def _sampled_twice(cells: Sequence[Cell]) -> Iterator[str]:
@@ -308,6 +313,27 @@ def _sampled_twice(cells: Sequence[Cell]) -> Iterator[str]:
         same.setdefault(key, []).append(cell.label)
     if equal := [" and ".join(labels) for labels in same.values() if len(labels) > 1]:
         yield f"cells with the same times and options, each of which is sampled: {listed(equal, 2, 'case', '; ')}"
+
+
+def _one_step(cells: Sequence[Cell]) -> Iterator[str]:
+    """A remark if several solvers of the ODE take one step with a network: it is the same step."""
+    solvers: dict[str, set[str]] = {}
+    for cell in cells:
+        if cell.settings.steps == 1 and cell.settings.sampler in SAMPLERS and find(cell.settings.sampler).order:
+            solvers.setdefault(cell.model.id, set()).add(cell.settings.sampler)
+    for names in sorted({" and ".join(sorted(its)) for its in solvers.values() if len(its) > 1}):
+        yield f"S = 1: {names} make the same images but for rounding: the x_0 that the network predicts for x_T"
+
+
+def _little_noise(model: Model) -> str | None:
+    """A remark if an EDM network's x_T lacks a part of the images that shows."""
+    most, own = model.diffusion.sigma_max, model.diffusion.sigma_data
+    if most is None or own is None or model.diffusion.prediction == "consistency" or most >= 10 * own:
+        return None
+    return (
+        f"diffusion.sigma_max: {most:g} is less than 10 times sigma_data: {own:g}; x_T is noise alone, but there the "
+        f"network expects {own**2 / (most**2 + own**2):.0%} of the variance to be the image's"
+    )
 
 
 @dataclass(frozen=True)
@@ -341,11 +367,19 @@ class Plan:
         models = {cell.model.id for cell in kept}
         return replace(self, cells=kept, models=tuple(model for model in self.models if model.id in models))
 
-    @cached_property
-    def shards(self) -> tuple[Shard, ...]:
-        """All shards, longest first, in the order of dispatch."""
-        every = (shard for cell in self.cells for shard in cell.shards)
-        return tuple(sorted(every, key=lambda shard: -shard.total_nfe))
+    @property
+    def num_shards(self) -> int:
+        return sum(cell.num_shards for cell in self.cells)
+
+    @property
+    def total_nfe(self) -> int:
+        """Network evaluations of all images."""
+        return sum(cell.total_nfe for cell in self.cells)
+
+    @property
+    def longest(self) -> Cell:
+        """The cell with the shards of most network evaluations, which are dispatched first."""
+        return max(self.cells, key=lambda cell: cell.first_shard.total_nfe)
 
     @property
     def remarks(self) -> list[str]:
@@ -357,8 +391,10 @@ class Plan:
             *self.notes,
             *(f"{model.lacks}; until it is here, the ids of its cells are {PENDING}" for model in self.pending),
             *filter(None, (model.source.warning(model.diffusion) for model in self.models)),
+            *dict.fromkeys(filter(None, map(_little_noise, self.models))),
             *(remark for its in settings for remark in remarks(*its)),
             *_sampled_twice(self.cells),
+            *_one_step(self.cells),
             *dict.fromkeys(filter(None, (cell.sampler_remark for cell in self.cells))),
         ]
 

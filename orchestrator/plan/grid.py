@@ -79,7 +79,7 @@ ReadVae = Callable[[str, Vae], Vae]
 ReadCheckpoint = Callable[[str], Checkpoint]
 """Like `workers.network.checkpoint.read_checkpoint`."""
 
-DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], int, Diffusion | None, Data | None], CustomNetwork]
+DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], Diffusion, Data | None], CustomNetwork]
 """Like `workers.network.custom_process.describe`."""
 
 
@@ -202,7 +202,8 @@ def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
         if line := _of_those(name, every, SAMPLER_KEYS):
             yield line
         theirs = {key: value for each in every for key, value in each.model.source.sample_keys(each.settings).items()}
-        for key in sorted(theirs.keys() & every[0].described.ignored_keys):
+        of_lcm = {"sampler_options"} if name == f"{DIFFUSERS}LCMScheduler" else set[str]()
+        for key in sorted(theirs.keys() & (every[0].described.ignored_keys | of_lcm)):
             if theirs[key] not in (None, getattr(SAMPLE_DEFAULTS, key)):
                 yield f"{name} ignores the loaded pipeline's {key}: {plain_text(theirs[key])}"
         ends_at_1 = [each for each in every if each.model.diffusion.set_alpha_to_one is False]
@@ -465,10 +466,10 @@ def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> Model
     if model.oracle is not None:
         return _oracle(model.oracle, data, diffusion)
     if model.callable is not None:
-        process = None if diffusion.process is None else diffusion
-        seen = data if process is not None or diffusion.prediction == "epsilon" else None
-        about = data.image_shape, diffusion.timesteps or 1, process, seen
-        return Custom(lookups.describe_network(model.callable, model.weights, *about))
+        if diffusion.process is None:  # so that a grid over betas asks once
+            kept = diffusion.model_dump(include={"timesteps", "prediction"})
+            diffusion = DIFFUSION_DEFAULTS.model_copy(update=kept)
+        return Custom(lookups.describe_network(model.callable, model.weights, data.image_shape, diffusion, data))
     if model.unet is not None:
         check_loss_weights(sections.train, diffusion)
         if model.unet.dropout and sections.train.most_workers > 1:

@@ -330,7 +330,7 @@ class Custom(ModelSource):
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         weights = f" with {self.spec.weights}" if self.spec.weights else ""
-        now = f"; that was when it was sampled ({self.spec.unusable})" if self.spec.unusable else ""
+        now = f"; that was when it was sampled ({self.spec.unusable.splitlines()[0]})" if self.spec.unusable else ""
         classes = "" if self.conditions is None else f", {self.conditions.in_words}"
         return f"{self.spec.callable}{weights} returned {self.spec.summary} ({diffusion.in_words}{classes}){now}"
 

@@ -21,6 +21,7 @@ from taugrid.orchestrator.report.up_to_date import RequestedScores, score_on_dis
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.events import LastSession
 from taugrid.orchestrator.rundir.lease import Lease
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.orchestrator.work.kind import shard_key
@@ -88,11 +89,11 @@ class Watching:
         """The state before the last session; its `events` are added later."""
         state = LiveState(kinds_by_name())
         made_since = {(event["cell"], event["path"]) for event in events if event["event"] == "shard"}
-        left = {}
+        left, listing = {}, Listing(self._rundir)
         for cell in self._plan.cells:
-            done = self._rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
+            done = self._rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None, listing=listing)
             before = [s for s in cell.shards if s.number in done and (cell.id, s.name) not in made_since]
-            left[cell.id] = float(sum(s.total_nfe for s in cell.shards) - sum(s.total_nfe for s in before))
+            left[cell.id] = float(cell.total_nfe - sum(s.total_nfe for s in before))
         state.expect({task.key: task for task in self._tasks()}, {})
         cells = grid_cells(self._plan.cells, self._config.report.columns, left, self.score)
         state.show_cells(cells, self._metric.title)

@@ -22,6 +22,7 @@ from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.evidence import floors_of, influences_of
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.rundir.origins import device_kinds, origins
 from taugrid.protocol import ProtocolFields, comparability_key, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
@@ -74,8 +75,10 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     pairings: dict[str, Hashable] = {}
     reasons: dict[str, str] = {}
     cells_of: dict[str, list[str]] = defaultdict(list, {NOT_TESTED: []})  # note -> names, the gravest first
+    listing = Listing(rundir)
     for cell in plan.cells:
-        score = read_sealed(rundir.score(cell, scoring.id(cell)), rundir.storage)
+        path = rundir.score(cell, scoring.id(cell))
+        score = read_sealed(path, rundir.storage) if path.name in listing.scores(cell) else None
         if score is None:
             continue
         protocol = on_devices(score["protocol"], kinds.get(cell.id))
@@ -87,8 +90,8 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         seconds = made[cell.id].seconds_of(n) if cell.id in made else None
         rows.append(row_of(cell, score["metrics"], short, seconds) | exact)
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
-        no_images = NO_IMAGES if rundir.lacks_images(cell) else None
-        found = influences_of(rundir, cell, scoring.id(cell), score["metrics"])
+        no_images = NO_IMAGES if rundir.lacks_images(cell, listing) else None
+        found = influences_of(rundir, cell, scoring.id(cell), score["metrics"], listing=listing)
         is_lost = any(c.sampling_error in score["metrics"] and c.name not in found for c in SAMPLED)
         for note in (*score["notes"], *filter(None, [about, no_images, NOT_TESTED if is_lost else None])):
             cells_of[note].append(cell.label)

@@ -13,6 +13,7 @@ from taugrid.eval.reference_names import resolve_reference
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.scoring import Scoring, name_and_dimensions, per_sample
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import MetricColumn
@@ -40,15 +41,15 @@ class RequestedScores:
         before = read_json(self.rundir.config, self.rundir.storage)
         return before if isinstance(before, dict) else {}
 
-    def is_scored(self, cell: Cell) -> bool:
-        return self.score(cell) is not None
+    def is_scored(self, cell: Cell, listing: Listing) -> bool:
+        return self.score(cell, listing) is not None
 
-    def score(self, cell: Cell) -> dict[str, Any] | None:
+    def score(self, cell: Cell, listing: Listing | None = None) -> dict[str, Any] | None:
         """The requested score; of several the newest, because a reference whose files have changed is not noticed.
 
         None: the cell has none.
         """
-        scores = ((path, read_sealed(path, self.rundir.storage)) for path in self.rundir.scores_of(cell))
+        scores = ((path, read_sealed(path, self.rundir.storage)) for path in self.rundir.scores_of(cell, listing))
         found = [(path, score) for path, score in scores if score and self._is_requested(score["protocol"], cell)]
         if len(found) < 2:
             return found[0][1] if found else None

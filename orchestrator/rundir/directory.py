@@ -4,7 +4,7 @@ All state is on disk: a shard is done when its file is in place and intact.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
@@ -23,6 +23,7 @@ from taugrid.jobs import Job, Result
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.rundir.lease import Lease, sole_driver
 from taugrid.orchestrator.rundir.ledger import Ledger
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.rundir.models import ModelRecords
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.retries import DISK_PAUSES, try_again
@@ -44,6 +45,8 @@ class Damage(NamedTuple):
 
 
 OnDamage = Callable[[Damage], None]
+Metadata = Mapping[str, Any] | None
+Files = Mapping[str, str] | None
 
 
 class Committed(NamedTuple):
@@ -64,7 +67,7 @@ class RemovedImages(Paths):
     """
 
     def removal_record(self, cell: Cell) -> Path:
-        return self.root / "removed" / f"{cell.name}.parquet"
+        return self.removed / f"{cell.name}.parquet"
 
     def removed_images(self, cell: Cell) -> parquet.PartSummary | None:
         """The record of a cell; None if there is none or it is damaged."""
@@ -84,11 +87,10 @@ class RemovedImages(Paths):
             digests: NDArray[np.int64] = pq.read_table(local, columns=["pixels"]).column("pixels").to_numpy()
         return digests
 
-    def lacks_images(self, cell: Cell) -> bool:
+    def lacks_images(self, cell: Cell, listing: Listing) -> bool:
         """Whether files of the cell's images are gone, and no record says that they were removed on purpose."""
-        existing = self.storage.stats(self.samples / cell.name, "part-*.parquet")
-        is_lacking = any(self.sample_part(cell, shard) not in existing for shard in cell.shards)
-        return is_lacking and not self.has_removed_images(cell)
+        there = listing.samples(cell.name)
+        return any(shard.name not in there for shard in cell.shards) and not listing.has_removed_images(cell)
 
     def remove_images(self, cell: Cell, metadata: Mapping[str, Any], digests: NDArray[np.int64]) -> None:
         """Write the record of a cell whose images are complete, and delete them.
@@ -133,19 +135,23 @@ class RunDir(RemovedImages, ModelRecords):
                 self.ledger.add(path, version, part)
         self.ledger.flush()
 
-    def sampled(self, cell: Cell, metadata: dict[str, Any] | None, every_byte: bool, on_damage: OnDamage) -> set[int]:
+    def sampled(
+        self,
+        cell: Cell,
+        metadata: Metadata,
+        every_byte: bool,
+        on_damage: OnDamage,
+        listing: Listing | None = None,
+    ) -> set[int]:
         """Numbers of the cell's shards whose files are complete. Damaged files are reported to `on_damage`.
 
-        `metadata` must agree with that in the files (None: any). Raises `WeightsChanged` for a file made with different
-        weights, because the cell would get images of two networks.
+        `metadata` must agree with that in the files (None: any). `listing` says which files there are (None: a new
+        one). Raises `WeightsChanged` for a file made with different weights, because the cell would get images of two
+        networks.
         """
-        done = set()
-        paths = [self.sample_part(cell, shard) for shard in cell.shards]
-        for shard, path, part in zip(
-            cell.shards, paths, self._inspect_all(cell, paths, every_byte, on_damage), strict=True
-        ):
-            if part is None:
-                continue
+        done, listing = set[int](), listing or Listing(self)
+        folder, there = self.samples / cell.name, listing.samples(cell.name)
+        for shard, path, part in self._intact(cell, folder, there, every_byte, on_damage):
             recorded = part.metadata.get("weights_sha256")
             if metadata is not None and any(part.metadata.get(key) != metadata[key] for key in SAMPLE_IDENTITY):
                 if recorded != metadata["weights_sha256"]:
@@ -159,32 +165,35 @@ class RunDir(RemovedImages, ModelRecords):
                 on_damage(Damage(path, "its metadata is not this cell's"))
             elif part.stop >= shard.stop:
                 done.add(shard.number)
-        if len(done) < len(cell.shards) and (removed := self.removed_images(cell)) is not None:
+        is_removed = len(done) < cell.num_shards and listing.has_removed_images(cell)
+        if is_removed and (removed := self.removed_images(cell)) is not None:
             # If the removed images had different weights, the cell is sampled again.
             keys = SAMPLE_IDENTITY if metadata is not None else ()
             if all(removed.metadata.get(key) == metadata[key] for key in keys if metadata is not None):
                 done |= {shard.number for shard in cell.shards if shard.stop <= removed.stop}
         return done
 
-    def extracted(self, extractor: str, cell: Cell, every_byte: bool, on_damage: OnDamage) -> set[int]:
+    def extracted(
+        self, extractor: str, cell: Cell, every_byte: bool, on_damage: OnDamage, listing: Listing
+    ) -> set[int]:
         """Numbers of the cell's shards whose features are complete. Features of a different cell count as damaged."""
-        paths = [self.feature_part(extractor, cell, shard) for shard in cell.shards]
-        parts = self._inspect_all(cell, paths, every_byte, on_damage)
-        expected = {"cell": cell.id, "extractor": extractor}
+        folder, expected = self.features / extractor / cell.name, {"cell": cell.id, "extractor": extractor}
+        there = listing.features(extractor, cell.name)
         return {
             shard.number
-            for shard, path, part in zip(cell.shards, paths, parts, strict=True)
-            if part is not None and _is_of(path, part, expected, on_damage) and part.stop >= shard.stop
+            for shard, path, part in self._intact(cell, folder, there, every_byte, on_damage)
+            if _is_of(path, part, expected, on_damage) and part.stop >= shard.stop
         }
 
     def has_intact_file(
-        self, path: Path, stop: int, on_damage: OnDamage, start: int = 0, expected: Mapping[str, Any] | None = None
+        self, path: Path, stop: int, on_damage: OnDamage, start: int = 0, expected: Metadata = None, there: Files = None
     ) -> bool:
         """Whether there is an intact file with rows `start` to `stop` - 1 and `expected` in its metadata.
 
-        A file that is damaged or has different metadata is reported to `on_damage`.
+        A file that is damaged or has different metadata is reported to `on_damage`. `there` has the files of its folder
+        and their versions (None: the storage is asked).
         """
-        version = self.version(path)
+        version = self.version(path) if there is None else there.get(path.name)
         part = None if version is None else self._inspect(path, version, start, True, on_damage)
         self.ledger.flush()
         return part is not None and _is_of(path, part, expected or {}, on_damage) and part.stop >= stop
@@ -196,17 +205,16 @@ class RunDir(RemovedImages, ModelRecords):
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def versions(self, folder: Path) -> Mapping[Path, str]:
-        """The versions (`Stat.version`) of the shards that are in a folder now."""
-        return {path: stat.version for path, stat in self.storage.stats(folder, "part-*.parquet").items()}
+    def committed_cells(self, besides: Collection[str] = ()) -> Iterator[str]:
+        """The folders of cells with at least one sample file in place, without the ids `besides`."""
+        listing, names = Listing(self), (path.name for path in self.storage.list(self.samples, "*"))
+        return (name for name in names if name.rsplit("-", 1)[-1] not in besides and listing.samples(name))
 
-    def committed_cells(self) -> dict[str, str]:
-        """Cell id -> folder name, of every cell with at least one sample file in place."""
-        folders = sorted({path.parent for path in self.storage.list(self.samples, "*/part-*.parquet")})
-        return {folder.name.rsplit("-", 1)[-1]: folder.name for folder in folders}
-
-    def scores_of(self, cell: Cell) -> Sequence[Path]:
-        return self.storage.list(self.scores, self.score(cell, "*").name)
+    def scores_of(self, cell: Cell, listing: Listing | None = None) -> Sequence[Path]:
+        """The files of a cell's scores, of any protocol."""
+        if listing is None:
+            return self.storage.list(self.scores, self.score(cell, "*").name)
+        return [self.scores / name for name in sorted(listing.scores(cell)) if name.endswith(".json")]
 
     def set_aside(self, damage: Damage) -> Path:
         """Move a damaged file to `damaged/`, under a unique name made of its old path."""
@@ -216,15 +224,19 @@ class RunDir(RemovedImages, ModelRecords):
         self.storage.move(damage.path, target)
         return target
 
-    def forget_derived(self, cell: Cell, shards: Collection[Shard]) -> None:
+    def forget_derived(self, cell: Cell, shards: Collection[Shard], listing: Listing | None = None) -> None:
         """Remove what was computed from missing shards: their features, and scores of N that include them."""
+        listing, scores = listing or Listing(self), list[Path]()
+        folders = ((self.features / each / cell.name, listing.features(each, cell.name)) for each in listing.extractors)
+        derived = [folder / name for folder, there in folders for name in there]
+        if not derived and not listing.scores(cell):
+            return
         first, names = min(shard.start for shard in shards), {shard.name for shard in shards}
-        scores = []
-        for path in self.scores_of(cell):
+        for path in self.scores_of(cell, listing):
             score = read_sealed(path, self.storage)
             if score is None or score["protocol"]["num_samples"] > first:
                 scores += [path, path.with_suffix(".parquet")]
-        features = [path for path in self.storage.list(self.features, f"*/{cell.name}/*") if path.name in names]
+        features = (path for path in derived if path.name in names)
         self._remove([*scores, *features])  # scores first: after a kill, the scores are missing and are computed again
 
     def remove_features(self, extractor: str, cell: Cell) -> None:
@@ -253,25 +265,28 @@ class RunDir(RemovedImages, ModelRecords):
                 if stat.modified < before:
                     self.storage.delete(path)
 
-    def _inspect_all(
-        self, cell: Cell, paths: list[Path], every_byte: bool, on_damage: OnDamage
-    ) -> list[parquet.PartSummary | None]:
-        """`_inspect` each shard's file, several at a time: reading and hashing release Python's lock."""
-        damages: list[Damage] = []
-        versions = self.versions(paths[0].parent)
+    def _intact(
+        self, cell: Cell, folder: Path, there: Mapping[str, str], every_byte: bool, on_damage: OnDamage
+    ) -> list[tuple[Shard, Path, parquet.PartSummary]]:
+        """The intact files of a cell's shards. Several are read at a time: reading and hashing release Python's lock.
 
-        def inspect(path: Path, shard: Shard) -> parquet.PartSummary | None:
-            version = versions.get(path)
-            if version is None:
-                return None
-            return self._inspect(path, version, shard.start, every_byte, damages.append)
+        `there` has the files of the folder and their versions.
+        """
+        if not there:
+            return []
+        damages: list[Damage] = []
+        files = {folder / shard.name: shard for shard in cell.shards if shard.name in there}
+        is_known = all(self.ledger.find(path, there[path.name]) for path in files)
+
+        def inspect(path: Path) -> parquet.PartSummary | None:
+            return self._inspect(path, there[path.name], files[path].start, every_byte, damages.append)
 
         with ThreadPoolExecutor(READER_THREADS) as pool:
-            parts = list(pool.map(inspect, paths, cell.shards))
+            parts = list(map(inspect, files) if is_known else pool.map(inspect, files))
         self.ledger.flush()
         for damage in sorted(damages):
             on_damage(damage)
-        return parts
+        return [(files[path], path, part) for path, part in zip(files, parts, strict=True) if part is not None]
 
     def _inspect(
         self, path: Path, version: str, start: int, every_byte: bool, on_damage: OnDamage

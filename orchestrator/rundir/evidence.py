@@ -13,12 +13,18 @@ from taugrid.eval.score_cell import INFLUENCE_COLUMNS
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import Storage
 
 
 def influences_of(
-    rundir: RunDir, cell: Cell, scoring_id: str, metrics: Mapping[str, float], unsure: bool = False
+    rundir: RunDir,
+    cell: Cell,
+    scoring_id: str,
+    metrics: Mapping[str, float],
+    unsure: bool = False,
+    listing: Listing | None = None,
 ) -> dict[str, Array]:
     """Column of quality.csv -> (N,), of each number in `metrics` (a score's) that has a standard error of sampling.
 
@@ -27,7 +33,8 @@ def influences_of(
     path, n = rundir.influence(cell, scoring_id), cell.settings.num_samples
     wanted = [column.name for column in SAMPLED
               if column.name in metrics and (column.sampling_error in metrics) is not unsure]  # fmt: skip
-    if not wanted or not rundir.has_intact_file(path, n, lambda damage: None, expected={"cell": cell.id}):
+    there = None if listing is None else listing.scores(cell)
+    if not wanted or not rundir.has_intact_file(path, n, lambda damage: None, 0, {"cell": cell.id}, there):
         return {}
     return read_influences(path, n, wanted, rundir.storage)
 

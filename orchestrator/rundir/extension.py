@@ -58,8 +58,7 @@ def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
 
 def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     """A message on cells that have images in the directory but are not in the plan; None if there are none."""
-    planned = {cell.id for cell in plan.cells}
-    orphans = [name for cell, name in rundir.committed_cells().items() if cell not in planned]
+    orphans = list(rundir.committed_cells({cell.id for cell in plan.cells}))
     if not orphans:
         return None
     labels = labels_begun(rundir)

@@ -75,8 +75,7 @@ class ModelRecords(Paths):
         name: str,
         weights: str | None,
         image_shape: tuple[int, int, int],
-        timesteps: int,
-        diffusion: Diffusion | None = None,
+        diffusion: Diffusion,
         data: Data | None = None,
     ) -> CustomNetwork:
         """The description of a custom network (`custom_process.describe`), or the recorded one if it can't be used.
@@ -89,7 +88,7 @@ class ModelRecords(Paths):
         try:
             if not self.runs_code:
                 raise UserError(WITHOUT_CODE)
-            network = custom_process.describe(name, weights, image_shape, timesteps, diffusion, data)
+            network = custom_process.describe(name, weights, image_shape, diffusion, data)
         except UserError as error:
             if records:
                 return replace(custom_process.restored(records[0], image_shape), unusable=str(error))

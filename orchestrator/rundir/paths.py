@@ -43,6 +43,7 @@ class Paths:
         self.samples = self.root / "samples"
         self.features = self.root / "features"
         self.scores = self.root / "scores"
+        self.removed = self.root / "removed"
         self.tables = self.root / "tables"
         self.figures = self.root / "figures"
         self.report = self.root / "report.html"

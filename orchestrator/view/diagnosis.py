@@ -39,7 +39,9 @@ UNUSED = "the present config does not use it; delete it"
 def next_steps(damages: Sequence[Damage], run: Run) -> list[NextStep]:
     plan, rundir = run.plan, run.rundir
     unused = _unused(damages, run) | _of_other_cells(damages, plan, rundir)
-    planned = {rundir.sample_part(cell, shard) for cell in plan.cells for shard in cell.shards}
+    folders = {damage.path.parent for damage in damages}
+    concerned = (cell for cell in plan.cells if rundir.samples / cell.name in folders)
+    planned = {rundir.sample_part(cell, shard) for cell in concerned for shard in cell.shards}
     own = {kind.folder: kind.stage for kind in work_kinds() if kind.stage not in ("sample", "evaluate")}
     unused |= {damage.path for damage in damages if damage.path.name == RECORD}
     unused -= {rundir.model_record(model.id) for model in (*plan.models, *plan.guides)}
@@ -118,7 +120,7 @@ def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[st
 def remarks(rundir: RunDir) -> list[str]:
     """Remarks on missing pages and unreadable lines of the ledger, which are not damage."""
     remarks = []
-    if rundir.committed_cells() and not rundir.storage.exists(rundir.root / RUN_FILE):
+    if any(rundir.committed_cells()) and not rundir.storage.exists(rundir.root / RUN_FILE):
         remarks.append(f"{RUN_FILE}: not there; the next run gives the directory a new id")
     if lines := rundir.ledger.unreadable_lines():
         remarks.append(f"ledger.jsonl: {counted(lines, 'line')} can't be read; the next run reads those files again")

@@ -134,7 +134,7 @@ def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:
     left = replace(plan, cells=tuple(cell for cell, about in cells if about["shards_done"] < about["shards"]))
     warnings = [longest_shard(left, described["evaluations_per_second_and_worker"])]
     if workers is not None:
-        warnings.append(too_few_shards(plan, workers, bool(run.rundir.committed_cells())))
+        warnings.append(too_few_shards(plan, workers, any(run.rundir.committed_cells())))
     return [warning for warning in warnings if warning is not None]
 
 
@@ -164,7 +164,10 @@ def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Ite
     for cell, about in zip(plan.cells, cells, strict=True):
         left, done = about["shards"] - about["shards_done"], about["network_evaluations_done"]
         if not done:
-            yield from (Waiting(1, shard.total_nfe / rate) for shard in cell.shards)
+            longest = cell.first_shard.total_nfe
+            yield Waiting(full := about["network_evaluations"] // longest, longest / rate)
+            if rest := about["network_evaluations"] - full * longest:
+                yield Waiting(1, rest / rate)
         elif left:
             yield Waiting(left, (about["network_evaluations"] - done) / left / rate)
 

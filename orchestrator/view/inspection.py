@@ -14,6 +14,7 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.grown import at
 from taugrid.orchestrator.rundir.lease import Lease
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.work.latents import without_latents
 from taugrid.orchestrator.work.sample import images_to_keep
@@ -42,7 +43,8 @@ def describe(run: Run) -> dict[str, Any]:
     config, plan, rundir = run.config, run.plan, run.rundir
     rate = evaluations_per_second(read_events(rundir))
     asked = RequestedScores(config, rundir)
-    cells = [_describe_cell(cell, rundir, asked) for cell in plan.cells]
+    listing = Listing(rundir)
+    cells = [_describe_cell(cell, rundir, asked, listing) for cell in plan.cells]
     remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
     models = describe_models(plan, cells, rundir, config.cluster.scratch)
     return {
@@ -50,10 +52,10 @@ def describe(run: Run) -> dict[str, Any]:
         "dir": rundir.shown,
         "models": models,
         "cells": cells,
-        "shards": len(plan.shards),
+        "shards": plan.num_shards,
         "images": sum(cell.settings.num_samples for cell in plan.cells),
-        "longest_shard_evaluations": plan.shards[0].total_nfe if plan.shards else 0,
-        "network_evaluations": sum(shard.total_nfe for shard in plan.shards),
+        "longest_shard_evaluations": plan.longest.first_shard.total_nfe if plan.cells else 0,
+        "network_evaluations": plan.total_nfe,
         "network_evaluations_remaining": remaining,
         "cells_to_score": sum(not cell["scored"] for cell in cells),
         "remarks": [
@@ -71,12 +73,13 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
-def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores) -> dict[str, Any]:
-    done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
-    there = rundir.versions(rundir.samples / cell.name)
-    begun = [s for s in cell.shards if s.number not in done and rundir.sample_part(cell, s) in there]
-    images_done = sum(shard.images for shard in cell.shards if shard.number in done)
-    images_done += sum(images_to_keep(rundir, cell, shard) for shard in begun)
+def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores, listing: Listing) -> dict[str, Any]:
+    done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None, listing=listing)
+    is_done, images_done = len(done) == cell.num_shards, cell.settings.num_samples
+    if not is_done:
+        there = listing.samples(cell.name)
+        begun = [shard for shard in cell.shards if shard.number in done or shard.name in there] if done or there else []
+        images_done = sum(s.images if s.number in done else images_to_keep(rundir, cell, s) for s in begun)
     return {
         "cell": cell.shown_id,
         "name": cell.name.replace(cell.id, cell.shown_id),
@@ -87,13 +90,13 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores) -> dict[s
         "eta": cell.eta,
         **cell.axes,
         "num_samples": cell.settings.num_samples,
-        "shards": len(cell.shards),
+        "shards": cell.num_shards,
         "shards_done": len(done),
         "images_done": images_done,
-        "images_removed": rundir.has_removed_images(cell),
+        "images_removed": listing.has_removed_images(cell),
         "network_evaluations": cell.total_nfe,
         "network_evaluations_done": images_done * cell.nfe,
-        "scored": len(done) == len(cell.shards) and asked.is_scored(cell),
+        "scored": is_done and asked.is_scored(cell, listing),
     }
 
 
@@ -122,6 +125,7 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
         row = pair(rows[cells[0].id], rows[cells[1].id], collected.evidence, join)
     except ValueError as error:
         raise UserError(f"{plan.with_labels(str(error))} (--join compares them anyway)") from None
-    lacking = [f"{cell.label}: {NO_IMAGES}" for cell in cells if rundir.lacks_images(cell)]
+    listing = Listing(rundir)
+    lacking = [f"{cell.label}: {NO_IMAGES}" for cell in cells if rundir.lacks_images(cell, listing)]
     shown = {name: row[name] for name in DIFFERENCE_COLUMNS}
     return {**shown, "note": "; ".join(filter(None, [row["note"], *lacking])), "metrics": parts_by_metric(row)}

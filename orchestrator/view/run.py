@@ -20,6 +20,7 @@ from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.listing import PARTS
 from taugrid.orchestrator.selection import find_cell, whole_numbers
 from taugrid.orchestrator.view.inspection import describe_status
 from taugrid.orchestrator.view.tables import Tables
@@ -98,10 +99,10 @@ class CellView:
             UserError: if it has no images yet.
         """
         planned = {self._rundir.sample_part(self._cell, shard) for shard in self._cell.shards}
-        there = self._rundir.storage.list(self._rundir.samples / self.name, "part-*.parquet")
+        there = self._rundir.storage.list(self._rundir.samples / self.name, PARTS)
         paths = [path for path in there if path in planned]
         if not paths:
-            self._require(self._rundir.sample_part(self._cell, self._cell.shards[0]))
+            self._require(self._rundir.sample_part(self._cell, self._cell.first_shard))
         storage = self._rundir.storage
         if isinstance(storage, ObjectStorage):
             keys = [str(Path(*path.parts[1:])) for path in paths]

@@ -16,6 +16,7 @@ from taugrid.orchestrator.rundir import grown
 from taugrid.orchestrator.rundir.directory import READER_THREADS, Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events, unreadable_lines
 from taugrid.orchestrator.rundir.extension import orphans_in_words
+from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.scorer import FILE as SCORER
 from taugrid.orchestrator.work.scorer import is_damaged
@@ -103,10 +104,8 @@ def _found(run: Run, tick: Callable[[int], None]) -> Iterator[Damage]:
 def _verify_orphans(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
     """The images of cells that the plan does not have."""
     check = partial(_verify_images, shape=None, storage=rundir.storage)
-    planned = {cell.id for cell in plan.cells}
-    for cell_id, name in rundir.committed_cells().items():
-        if cell_id not in planned:
-            yield from _read_all(rundir.storage.list(rundir.samples / name, "part-*.parquet"), check, tick)
+    for name in rundir.committed_cells({cell.id for cell in plan.cells}):
+        yield from _read_all(rundir.storage.list(rundir.samples / name, PARTS), check, tick)
 
 
 def _verify_derived(rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
@@ -128,7 +127,7 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
     for path in (rundir.tables / "quality.json", rundir.provenance, rundir.plan, rundir.root / RUN_FILE, *records):
         if path not in changed and storage.exists(path) and not isinstance(read_json(path, storage), dict):
             yield Damage(path, "it can't be read as a JSON object")
-    if rundir.committed_cells() and not storage.exists(rundir.provenance):
+    if any(rundir.committed_cells()) and not storage.exists(rundir.provenance):
         yield Damage(rundir.provenance, "missing")
     for path, lines in unreadable_lines(rundir).items():
         yield Damage(path, f"{counted(lines, 'line')} can't be read", EVENTS_FIX)
@@ -136,7 +135,8 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
 
 def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Iterator[Damage]:
     """Scores of any protocol. Cells without one are unfinished only in a run that was to score: others only sample."""
-    lacking = [cell for cell in plan.cells if not rundir.scores_of(cell)]
+    listing = Listing(rundir)
+    lacking = [cell for cell in plan.cells if not rundir.scores_of(cell, listing)]
     for cell in lacking:
         if cell.id in made.scores:
             yield Damage(rundir.score(cell, "*"), "missing")
@@ -164,7 +164,7 @@ def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int
             damages.append(Damage(path, f"missing; {PUT_BACK}", PUT_BACK))
         done = rundir.sampled(cell, None, every_byte=False, on_damage=damages.append)
     planned = {rundir.sample_part(cell, shard): shard for shard in cell.shards}
-    existing = rundir.storage.list(rundir.samples / cell.name, "part-*.parquet")
+    existing = rundir.storage.list(rundir.samples / cell.name, PARTS)
     # Files of done shards that do not exist were removed: their record is whole.
     whole = [path for path in existing if path not in planned or planned[path].number in done]
     damages += _read_all(whole, partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage), tick)

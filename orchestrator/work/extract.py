@@ -13,6 +13,7 @@ from taugrid.eval.sources import Source, part_bounds
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Shard
 from taugrid.orchestrator.plan.scoring import Scoring
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import IMAGES, Event, WorkKind, shard_key
 from taugrid.orchestrator.work.sample import SampleWork
@@ -100,19 +101,20 @@ class ExtractWork(WorkKind):
     def tasks(self) -> Iterator[Task]:
         scoring, found = self.survey.scoring, self.survey.found
         assert scoring is not None
+        listing = Listing(self.rundir)  # anew: damaged files were moved away
         for state in (state for state in found.cells if state.needs_features):
-            yield from self._cell_tasks(state, scoring)
+            yield from self._cell_tasks(state, scoring, listing)
 
-    def _cell_tasks(self, state: CellState, scoring: Scoring) -> Iterator[Task]:
+    def _cell_tasks(self, state: CellState, scoring: Scoring, listing: Listing) -> Iterator[Task]:
         cell, folder = state.cell, self.rundir.extractor_folder(scoring.extractor)
-        there = self.rundir.versions(self.rundir.features / folder / cell.name)
+        there = listing.features(folder, cell.name)
         for shard in not_extracted(state):
             path = self.rundir.feature_part(folder, cell, shard)
             job = ExtractJob(
                 path=str(path),
                 storage=self.rundir.storage,
                 run_id=self.rundir.run_id,
-                replaces=there.get(path),
+                replaces=there.get(shard.name),
                 images=str(self.rundir.sample_part(cell, shard)),
                 images_sha256=None,
                 extractor=scoring.extractor,

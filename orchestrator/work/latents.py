@@ -9,6 +9,7 @@ from taugrid import parquet
 from taugrid.errors import DamagedFile, UserError
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.words import some_of
 
 
@@ -37,15 +38,15 @@ def kept_latents(rundir: RunDir) -> dict[tuple[str, str], Keeping]:
 def without_latents(plan: Plan, rundir: RunDir) -> Iterator[str]:
     """A remark for each cell that shall keep its latents, but has finished shards from before without them."""
     cells = [cell for cell in plan.cells if cell.settings.keep_latents]
-    kept = kept_latents(rundir) if cells else {}
+    kept, listing = kept_latents(rundir) if cells else {}, Listing(rundir)
     for cell in cells:
-        done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
+        done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None, listing=listing)
         with suppress(UserError):  # its weights are gone
             latents = rundir.sample_metadata(cell)["latents"] if done else ""
             lacking = [shard for shard in cell.shards if shard.number in done and (latents, shard.name) not in kept]
             if lacking:
                 yield (
-                    f"sample.keep_latents: of {cell.label}, {some_of(len(lacking), len(cell.shards), 'shard')} "
+                    f"sample.keep_latents: of {cell.label}, {some_of(len(lacking), cell.num_shards, 'shard')} "
                     "finished without latents, so another VAE has them sampled anew; to keep them, remove "
                     f"{rundir.relative(rundir.samples / cell.name)} and sample again"
                 )

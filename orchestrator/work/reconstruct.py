@@ -143,7 +143,7 @@ class ReconstructWork(WorkKind):
         for cell in self._cells():
             count = sum(not self._is_whole(file, ignore_damage) for file in self._files([cell]))
             if count:
-                lacking[cell.name] = f"{some_of(count, len(cell.shards), 'shard')} not reconstructed"
+                lacking[cell.name] = f"{some_of(count, cell.num_shards, 'shard')} not reconstructed"
         return lacking
 
     def labels(self) -> dict[str, str]:

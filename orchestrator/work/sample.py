@@ -9,6 +9,7 @@ from taugrid.errors import DamagedFile, MissingInput, UserError
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key
 from taugrid.orchestrator.work.latents import Keeping, kept_latents
@@ -31,25 +32,26 @@ class SampleWork(WorkKind):
 
     def check(self) -> None:
         """Raise `UserError` for weights or labels that are gone, if images that need them are missing."""
+        listing = Listing(self.rundir)
         for cell in self.plan.cells:
             if not self.rundir.is_ready(cell.model):
                 continue  # it is trained first
             try:
                 require_inputs(cell, self.rundir)
             except UserError:
-                if unsampled(self.plan.with_cells([cell]), self.rundir):
+                if unsampled(self.plan.with_cells([cell]), self.rundir, listing):
                     raise
 
     def tasks(self) -> Iterator[Task]:
-        states = self.survey.found.cells
+        states, listing = self.survey.found.cells, Listing(self.rundir)  # anew: damaged files were moved away
         kept = kept_latents(self.rundir) if any(state.cell.settings.keep_latents for state in states) else {}
         for cell, sampled, *_ in states:
-            if len(sampled) == len(cell.shards):
+            if len(sampled) == cell.num_shards:
                 continue
             metadata = self.rundir.sample_metadata(cell)
             network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
             decoder = self.rundir.decoder(cell)
-            there = self.rundir.versions(self.rundir.samples / cell.name)
+            there = listing.samples(cell.name)
             for shard in cell.shards:
                 if shard.number in sampled:
                     continue
@@ -60,12 +62,12 @@ class SampleWork(WorkKind):
                     source = None
                     if cell.settings.keep_latents:
                         kept[latents] = Keeping(path, shard.stop, key)
-                copied = images_to_keep(self.rundir, cell, shard) if path in there else 0
+                copied = images_to_keep(self.rundir, cell, shard) if shard.name in there else 0
                 job = SampleJob(
                     path=str(path),
                     storage=self.rundir.storage,
                     run_id=self.rundir.run_id,
-                    replaces=there.get(path),
+                    replaces=there.get(shard.name),
                     start=shard.start,
                     stop=shard.stop,
                     network=network,
@@ -116,7 +118,7 @@ def require_inputs(cell: Cell, rundir: RunDir) -> None:
     rundir.network(cell.model, cell.settings.weights)
     rundir.guide(cell)
     rundir.decoder(cell)
-    labels_of(cell, cell.shards[-1])
+    labels_of(cell, cell.first_shard)
 
 
 def labels_of(cell: Cell, shard: Shard) -> LabelRule | None:
@@ -139,12 +141,12 @@ def images_to_keep(rundir: RunDir, cell: Cell, shard: Shard) -> int:
     return max(0, min(part.stop, shard.stop) - shard.start) // size * size
 
 
-def unsampled(plan: Plan, rundir: RunDir) -> dict[str, str]:
+def unsampled(plan: Plan, rundir: RunDir, listing: Listing | None = None) -> dict[str, str]:
     """Cell name -> what it lacks, for every cell without all its images."""
-    lacking = {}
+    lacking, listing = dict[str, str](), listing or Listing(rundir)
     for cell in plan.cells:
-        done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None)
-        if len(done) < len(cell.shards):
-            count = f"{some_of(len(cell.shards) - len(done), len(cell.shards), 'shard')} not sampled"
-            lacking[cell.name] = other_sampler(cell, rundir) or count
+        done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None, listing=listing)
+        if len(done) < cell.num_shards:
+            count = f"{some_of(cell.num_shards - len(done), cell.num_shards, 'shard')} not sampled"
+            lacking[cell.name] = other_sampler(cell, rundir, listing) or count
     return lacking

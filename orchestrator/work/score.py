@@ -10,6 +10,7 @@ from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import larger_table, quality_table, write_larger, write_report
 from taugrid.orchestrator.rundir.directory import Damage
 from taugrid.orchestrator.rundir.evidence import path_of_floors
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import ExtractWork, not_extracted, reference_keys
 from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind, shard_key
@@ -84,17 +85,21 @@ class ScoreWork(WorkKind):
         if damaged or any(state.to_score for state in self.survey.found.cells):
             keep_record(self.config, self.rundir, self._scoring)
         if not self.config.evaluate.keep_features:
+            listing, folder = Listing(self.rundir), self.rundir.extractor_folder(self._scoring.extractor)
             for cell in self.plan.cells:
-                if self.rundir.storage.exists(self.rundir.score(cell, self._scoring.id(cell))):
-                    self.rundir.remove_features(self.rundir.extractor_folder(self._scoring.extractor), cell)
+                is_scored = self.rundir.score(cell, self._scoring.id(cell)).name in listing.scores(cell)
+                if is_scored and listing.features(folder, cell.name):
+                    self.rundir.remove_features(folder, cell)
 
     def missing(self) -> dict[str, str]:
         """Cells without a score: those that lack images, and those that were not scored."""
-        sampled_in_part, lacking = unsampled(self.plan, self.rundir), {}
+        listing, lacking = Listing(self.rundir), dict[str, str]()
+        sampled_in_part = unsampled(self.plan, self.rundir, listing)
         for cell in self.plan.cells:
+            path = self.rundir.score(cell, self._scoring.id(cell))
             if cell.name in sampled_in_part:
                 lacking[cell.name] = sampled_in_part[cell.name]
-            elif read_sealed(self.rundir.score(cell, self._scoring.id(cell)), self.rundir.storage) is None:
+            elif path.name not in listing.scores(cell) or read_sealed(path, self.rundir.storage) is None:
                 lacking[cell.name] = "sampled, but not scored"
         return lacking
 

@@ -1,7 +1,7 @@
 """What a run directory holds, and what of it is damaged, determined once for all kinds of work."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring, classes_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
+from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.protocol import shown
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
@@ -80,24 +81,26 @@ class Survey:
             UserError: if a model is not trained yet, or a cell holds samples of other weights.
         """
         scoring = self.scoring if "evaluate" in self.stages else None
-        reference = ReferenceState((), ()) if scoring is None else self._reference(scoring)
+        reference = ReferenceState((), ()) if scoring is None else self._reference(scoring, Listing(self.rundir))
         return RunState(reference, tuple(self._look(scoring)))
 
     def _look(self, scoring: Scoring | None) -> Iterator[CellState]:
-        sampling = "sample" in self.stages
+        sampling, listing, found = "sample" in self.stages, Listing(self.rundir), list[tuple[Cell, set[int]]]()
         for cell in self.plan.cells:
             if not sampling and not self.rundir.is_ready(cell.model):
                 continue
-            sampled = self._sampled(cell)
-            lacks_images = len(sampled) < len(cell.shards)
-            if lacks_images and (not sampling or other_sampler(cell, self.rundir) is not None):
-                continue
+            sampled = self._sampled(cell, listing)
+            lacks_images = len(sampled) < cell.num_shards
+            if not lacks_images or (sampling and other_sampler(cell, self.rundir, listing) is None):
+                found.append((cell, sampled))
+        listing = Listing(self.rundir)  # anew: what came from images that are gone was removed
+        for cell, sampled in found:
             if scoring is None:
                 yield CellState(cell, sampled, set(), to_score=False)
             else:
-                yield self._scored(cell, sampled, scoring)
+                yield self._scored(cell, sampled, scoring, listing)
 
-    def _sampled(self, cell: Cell) -> set[int]:
+    def _sampled(self, cell: Cell, listing: Listing) -> set[int]:
         if not self.rundir.is_ready(cell.model):
             raise UserError(
                 f"model {cell.model.called} is not trained yet; run `taugrid train` first, or `taugrid run` for "
@@ -108,40 +111,43 @@ class Survey:
             metadata: dict[str, Any] | None = self.rundir.sample_metadata(cell)
         except UserError as error:  # the weights are gone, which only matters if images are missing
             gone, metadata = error, None
-        done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=self.on_damage)
-        lacking = [shard for shard in cell.shards if shard.number not in done]
-        if lacking and gone is not None:
+        done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=self.on_damage, listing=listing)
+        if len(done) == cell.num_shards:
+            return done
+        if gone is not None:
             raise gone
-        if lacking:
-            there = self.rundir.versions(self.rundir.samples / cell.name)
-            vanished = [shard for shard in lacking if self.rundir.sample_part(cell, shard) not in there]
-            if vanished:
-                self.rundir.forget_derived(cell, vanished)
+        there = {path.name for path in self._now_in(cell)} if listing.samples(cell.name) else set()
+        vanished = [shard for shard in cell.shards if shard.number not in done and shard.name not in there]
+        if vanished:
+            self.rundir.forget_derived(cell, vanished, listing)
         return done
 
-    def _scored(self, cell: Cell, sampled: set[int], scoring: Scoring) -> CellState:
+    def _now_in(self, cell: Cell) -> Sequence[Path]:
+        """The sample files of a cell, now that damaged ones were moved away."""
+        return self.rundir.storage.list(self.rundir.samples / cell.name, PARTS)
+
+    def _scored(self, cell: Cell, sampled: set[int], scoring: Scoring, listing: Listing) -> CellState:
         damages: list[Damage] = []
-        extracted = self.rundir.extracted(
-            self.rundir.extractor_folder(scoring.extractor), cell, every_byte=True, on_damage=damages.append
-        )
+        folder, scores = self.rundir.extractor_folder(scoring.extractor), listing.scores(cell)
+        extracted = self.rundir.extracted(folder, cell, True, damages.append, listing)
         for damage in damages:
             self.on_damage(damage)
         score = self.rundir.score(cell, scoring.id(cell))
-        value = read_sealed(score, self.rundir.storage)
-        if value is None and self.rundir.storage.exists(score):
+        value = read_sealed(score, self.rundir.storage) if score.name in scores else None
+        if value is None and score.name in scores and self.rundir.storage.exists(score):
             self.on_damage(Damage(score, "it has changed since it was written"))
         influence = self.rundir.influence(cell, scoring.id(cell))
         scored = value is not None and (
             not any(column.sampling_error in value["metrics"] for column in SAMPLED)
             or self.rundir.has_intact_file(
-                influence, cell.settings.num_samples, self.on_damage, expected={"cell": cell.id}
+                influence, cell.settings.num_samples, self.on_damage, expected={"cell": cell.id}, there=scores
             )
         )
         # Features may have been removed to save space: they are only needed for the score.
-        to_score = bool(damages) or len(sampled) < len(cell.shards) or not scored
+        to_score = bool(damages) or len(sampled) < cell.num_shards or not scored
         state = CellState(cell, sampled, extracted, to_score, self._lacks_by_label(cell, scoring, to_score))
         if state.needs_features:
-            self._require_images(cell, sampled, extracted)
+            self._require_images(cell, sampled, extracted, listing)
         return state
 
     def _lacks_by_label(self, cell: Cell, scoring: Scoring, to_score: bool) -> bool:
@@ -150,36 +156,44 @@ class Survey:
         path = self.rundir.by_label(cell, scoring.by_label_id(cell))
         return not self.rundir.has_intact_file(path, classes, self.on_damage, expected={"cell": cell.id}) or to_score
 
-    def _require_images(self, cell: Cell, sampled: set[int], extracted: set[int]) -> None:
+    def _require_images(self, cell: Cell, sampled: set[int], extracted: set[int], listing: Listing) -> None:
         """Raise `UserError` if features are missing and the images that they come from were removed."""
-        if not self.rundir.has_removed_images(cell):
+        if not listing.has_removed_images(cell):
             return
-        there = self.rundir.versions(self.rundir.samples / cell.name)
+        there, lacking = listing.samples(cell.name), sampled - extracted
         for shard in cell.shards:
-            if shard.number in sampled - extracted and self.rundir.sample_part(cell, shard) not in there:
+            if shard.number in lacking and shard.name not in there:
                 raise UserError(
                     f"{cell.label} is to be scored again, but its images were removed; delete "
                     f"{self.rundir.removal_record(cell)} to have them sampled again"
                 )
 
-    def _reference(self, scoring: Scoring) -> ReferenceState:
+    def _reference(self, scoring: Scoring, listing: Listing) -> ReferenceState:
         reference, folder = scoring.reference, self.rundir.extractor_folder(scoring.extractor)
         if reference.num_images is None:
             return ReferenceState((), ())  # moments are read as they are
         expected = {"reference": reference.sha256, "extractor": folder}
         parts = part_bounds(reference.num_images)
         paths = tuple(self.rundir.reference_parts(folder, reference))
-        if self.rundir.has_intact_file(paths[0], reference.num_images, self.on_damage, expected=expected):
+        there = listing.features(folder, paths[0].parent.name)
+        if self.rundir.has_intact_file(paths[0], reference.num_images, self.on_damage, 0, expected, there):
             return ReferenceState(paths[:1], ())  # one file, as earlier versions made it of any reference
         missing = [
             number
             for number, (start, stop) in enumerate(parts)
-            if not self.rundir.has_intact_file(paths[number], stop, self.on_damage, start, expected)
+            if not self.rundir.has_intact_file(
+                paths[number],
+                stop,
+                self.on_damage,
+                start,
+                expected,
+                there if number else None,  # looked at above
+            )
         ]
         return ReferenceState(paths, tuple(missing))
 
 
-def other_sampler(cell: Cell, rundir: RunDir) -> str | None:
+def other_sampler(cell: Cell, rundir: RunDir, listing: Listing) -> str | None:
     """Why a cell gets no more images: it has some that were made with other arguments or times than it would get now.
 
     A library's defaults can change with its version. ddim has none.
@@ -187,7 +201,8 @@ def other_sampler(cell: Cell, rundir: RunDir) -> str | None:
     if (now := cell.sampler_block) is None:
         return None
     new = {**cell.sampler_description.arguments, "times": now["times"]}
-    for path in sorted(rundir.versions(rundir.samples / cell.name)):
+    for name in sorted(listing.samples(cell.name)):
+        path = rundir.samples / cell.name / name
         try:
             before = parquet.inspect(path, every_byte=False, storage=rundir.storage).metadata["sampler"]
         except (DamagedFile, FileNotFoundError, KeyError):

@@ -93,15 +93,14 @@ def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, s
     left = list(range(len(points)))
     for name, wanted in parse(text):
         key = key_of(name, short)
-        if key is None:
-            options = (point.get("sampler_options") or {} for point in points)
-            is_option = any(name in its for its in options)
-            hint = f"; did you mean sampler_options={{{name}: {wanted}}}?" if is_option else ""
+        options = [point.get("sampler_options") or {} for point in points]  # tables write each as a key
+        if key is None and not any(name in its for its in options):
             keys = _listed(short.values())
-            raise UserError(f"{text!r}: there is no key {name!r} in this grid; its keys are {keys}{hint}")
-        before, left = left, [place for place in left if fits(points[place].get(key), wanted)]
+            raise UserError(f"{text!r}: there is no key {name!r} in this grid; its keys are {keys}")
+        found = [its.get(name) for its in options] if key is None else [point.get(key) for point in points]
+        before, left = left, [place for place in left if fits(found[place], wanted)]
         if not left:
-            values = dict.fromkeys(value_text(points[place].get(key)) for place in before)
+            values = dict.fromkeys(value_text(found[place]) for place in before)
             others = (
                 k for k in short if k.endswith(f".{name}") and any(fits(points[p].get(k), wanted) for p in before)
             )

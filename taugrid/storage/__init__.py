@@ -4,4 +4,4 @@ from taugrid.storage.appended import end_session, pieces, read_all
 from taugrid.storage.files import is_same, read_json, read_sealed, replacing, upload_folder, write_json, write_sealed
 from taugrid.storage.local import LOCAL, LocalStorage, user_cache, write_text
 from taugrid.storage.place import is_url, open_place
-from taugrid.storage.protocol import ANY, Level, Stat, Storage
+from taugrid.storage.protocol import ANY, Folders, Level, Stat, Storage

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from stat import S_ISREG
 from typing import IO
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
-from taugrid.storage.protocol import ANY, Level, Stat
+from taugrid.storage.protocol import ANY, Folders, Level, Stat
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,19 @@ class LocalStorage:
                     if S_ISREG((status := retried(path.lstat)).st_mode):
                         found[path] = _stat(status)
         return found
+
+    def folders(self, folder: Path, pattern: str) -> Folders:
+        there = frozenset(_names(folder))
+
+        def files(name: str) -> dict[str, str]:
+            found = {}
+            for file in _names(place := folder / name) if name in there else ():
+                if fnmatchcase(file, pattern):
+                    with suppress(FileNotFoundError):  # it has gone since
+                        found[file] = _stat(retried(partial(os.stat, f"{place}/{file}"))).version
+            return found
+
+        return files
 
     def exists(self, path: Path) -> bool:
         return is_there(path)
@@ -282,8 +296,12 @@ def _stat(status: os.stat_result) -> Stat:
 
 
 def _names(folder: Path) -> list[str]:
+    def read() -> list[str]:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+
     try:
-        return retried(lambda: [path.name for path in folder.iterdir()])
+        return retried(read)
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended, outages
 from taugrid.storage.files import is_same
-from taugrid.storage.protocol import ANY, Level, Stat
+from taugrid.storage.protocol import ANY, Folders, Level, Stat
 from taugrid.storage.requests import SMALL_BYTES, SMALL_SECONDS, Bucket, ask, connected, refusal_in
 from taugrid.words import with_urls
 
@@ -128,6 +128,21 @@ class ObjectStorage:
 
     def walk(self, folder: Path) -> Mapping[Path, Stat]:
         return {path: _stat(meta) for path, meta in self._below(folder).items()}
+
+    def folders(self, folder: Path, pattern: str) -> Folders:
+        depth = len(folder.parts) - 2
+
+        def listed() -> dict[str, dict[str, str]]:
+            found: dict[str, dict[str, str]] = {}
+            for page in self._quick.list(key(folder) or None):
+                for meta in page:
+                    *above, place, name = meta["path"].split("/")
+                    if len(above) == depth and fnmatchcase(name, pattern):
+                        found.setdefault(place, {})[name] = _stat(meta).version
+            return found
+
+        found = self._ask(folder, listed)
+        return lambda name: found.get(name, {})
 
     def exists(self, path: Path) -> bool:
         try:

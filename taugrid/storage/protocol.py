@@ -4,13 +4,17 @@ An object store can offer all of it: a name is a whole file, nothing is renamed 
 be overwritten is created by one request.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Protocol
 
 ANY: Final = "*"
 """A value of `commit`'s `if_version`: replace any version of the file."""
+
+
+Folders = Callable[[str], Mapping[str, str]]
+"""A function: the name of a folder -> the names and versions (`Stat.version`) of files in it; none if it is missing."""
 
 
 class Stat(NamedTuple):
@@ -65,6 +69,13 @@ class Storage(Protocol):
 
     def walk(self, folder: Path) -> Mapping[Path, Stat]:
         """The `stat` of each file below `folder`, at any depth. Links are neither followed nor listed."""
+
+    def folders(self, folder: Path, pattern: str) -> Folders:
+        """The files that match a pattern in the folders that are in `folder` now.
+
+        An object store lists all of them now, a thousand names a request; a disk those of a folder once it is asked
+        for, so that nothing is kept of them.
+        """
 
     def exists(self, path: Path) -> bool:
         """Whether there is a file of this name, or a folder that holds files."""

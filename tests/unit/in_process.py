@@ -114,11 +114,11 @@ def small_run(folder, text=CONFIG) -> Iterator[Run]:
         yield open_config(str(config), (), str(folder / "unused"))
 
 
-def drive(opened, root, storage):
+def drive(opened, root, storage, stages=STAGES):
     """Run the command; returns what it printed."""
     printed = io.StringIO()
     progress = Progress(Console(file=printed, soft_wrap=True))
-    outcome = Session(replace(opened, rundir=RunDir(root, storage)), "local", progress).do(STAGES)
+    outcome = Session(replace(opened, rundir=RunDir(root, storage)), "local", progress).do(stages)
     return outcome, printed.getvalue()
 
 

@@ -520,10 +520,11 @@ def test_so_is_one_as_weights_by_what_it_holds_and_it_is_not_opened(tmp_path, mo
     theirs = b"\x80\x04\x95ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
     (tmp_path / "edm.pt").write_bytes(theirs)
     monkeypatch.setattr("pickle.load", lambda *_: pytest.fail("it was opened"))
-    for name in ("edm-cifar10-32x32-uncond-vp.pkl", "network-snapshot-000100.pkl"):
+    names = ("edm-cifar10-32x32-uncond-vp.pkl", "edm2-img512-xs-2147483-0.130.pkl", "network-snapshot-000100.pkl")
+    for name in names:
         (tmp_path / name).write_bytes(b"anything")
-    for name in ("edm.pt", "edm-cifar10-32x32-uncond-vp.pkl", "network-snapshot-000100.pkl"):
-        said = refusal(custom_process.describe, "mine:load", name, (3, 32, 32), 1)
+    for name in ("edm.pt", *names):
+        said = refusal(custom_process.describe, "mine:load", name, (3, 32, 32), DIFFUSION_DEFAULTS)
         assert f"model.weights: {tmp_path / name} is a pickle as NVlabs'" in said
     (tmp_path / "renamed").write_bytes(theirs)
     assert "pickle as NVlabs'" in refusal(read_checkpoint, "renamed")

@@ -19,7 +19,7 @@ from tiny import UNET
 
 import taugrid
 from taugrid import parquet
-from taugrid.config import Config, Data, validate
+from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
 from taugrid.errors import ContentMismatch, CustomCodeError, UserError
 from taugrid.images import to_uint8
 from taugrid.jobs import Conditions
@@ -431,7 +431,7 @@ def mine(tmp_path, monkeypatch):
     monkeypatch.setattr(
         grid.custom_process, "ask", lambda function, arguments, *_: vars(custom.describe(**arguments)) | {}
     )
-    return lambda name: custom.describe(f"mine_with_labels:{name}", None, SHAPE, 1000)
+    return lambda name: custom.describe(f"mine_with_labels:{name}", None, SHAPE, DIFFUSION_DEFAULTS)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ In what is compared, a network predicts the x0 of a Gaussian, and what it says o
 """
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import orders
@@ -18,9 +20,11 @@ from diffusers import (
 )
 from test_solvers import halved
 
-from taugrid.config import DIFFUSION_DEFAULTS, EDM_DEFAULTS, Config, validate
+from taugrid.config import CONSISTENCY_DEFAULTS, DIFFUSION_DEFAULTS, EDM_DEFAULTS, FLOW_DEFAULTS, Config, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sections import PREDICTIONS
+from taugrid.registry.samplers import SAMPLERS
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.noise import normal
@@ -263,6 +267,32 @@ def test_one_euler_step_of_a_flow_is_ddims_at_matched_points():
         torch.testing.assert_close(found / r.scale, sampled("ddim", vp, [a, b], x=Z), rtol=0, atol=1e-9)
 
 
+def test_the_pages_table_says_what_each_sampler_takes_and_costs():
+    page = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
+    table = page.partition("## Which sampler for which network")[2].partition("\n## ")[0]
+    rows = [re.findall(r"[^|]+", line) for line in table.splitlines() if line.startswith("| `")]
+    said, predictions, S = set(), [], 5
+    for network, samplers, cost, _ in rows:
+        process, *named = re.findall("`([a-z_]+)`", network)
+        predictions = named or predictions  # the same
+        section = {"ddpm": DIFFUSION_DEFAULTS, "edm": EDM_DEFAULTS, "flow": FLOW_DEFAULTS}[process]
+        for name in re.findall("`([^`]+)`", samplers):
+            for prediction in predictions:
+                of = CONSISTENCY_DEFAULTS if prediction == "consistency" else section
+                of = of.model_copy(update={"prediction": prediction})
+                described = describe_sampler(SAMPLE_DEFAULTS.model_copy(update={"sampler": name, "steps": S}), of)
+                assert described.evaluations == (2 * S - 1 if "2 S" in cost else S), (name, prediction)
+                said.add((process, name, prediction))
+    every = {
+        (process, name, prediction)
+        for process, its in PREDICTIONS.items()
+        for prediction in its
+        for name in SAMPLERS
+        if process in find(name).processes and prediction in find(name).predictions
+    }
+    assert said == every
+
+
 def planned(process, sampler, diffusion=None, **settings):
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
     sample = {"seed": 0, "steps": 5, "sampler": sampler} | settings
@@ -273,8 +303,20 @@ def planned(process, sampler, diffusion=None, **settings):
 @pytest.mark.parametrize(
     ("process", "sampler", "settings", "parts"),
     [
-        ("ddpm", "edm-heun", {}, ["edm-heun is for process: edm, but this network's is ddpm; set sampler: ddim"]),
-        ("flow", "edm-heun", {}, ["edm-heun is for process: edm, but this network's is flow"]),
+        *(
+            (
+                process,
+                "edm-heun",
+                {},
+                [
+                    f"edm-heun is for process: edm, but this network's is {process}; set sampler: ddim or dpm++2m or "
+                    "dpm++3m or euler or heun or unipc, or diffusion.process to what the network was trained with"
+                ],
+            )
+            for process in ("ddpm", "flow")
+        ),
+        ("edm", "lcm", {}, ["network's is edm; set sampler: ddim or", "edm-heun or unipc (consistency for a consis"]),
+        ("edm", "flow-map", {}, ["is for process: flow, but this network's is edm"]),
         ("edm", "edm-heun", {"sampler_options": {"S_chrn": 1}}, ["it has no option S_chrn (did you mean S_churn?)"]),
         (
             "edm",
@@ -340,6 +382,34 @@ def test_the_plan_says_where_churn_is_cut_off():
     assert not any("S_churn" in line for line in planned("edm", "edm-heun", steps=25, sampler_options=options).remarks)
     [said] = [line for line in planned("edm", "edm-heun", sampler_options=options).remarks if "S_churn" in line]
     assert said == "edm-heun: at S=5, S_churn 10 acts as 2.07: no step adds more noise than x has"
+
+
+def test_the_plan_says_that_one_step_is_the_same_in_all_solvers():
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    grid = {"steps": [1, 5], "sampler": ["heun", "dpm++2m", "euler"]}
+    sections = {"diffusion": {"process": "flow"}, "sample": {"seed": 0}, "grid": grid}
+    same = "S = 1: dpm++2m and euler and heun make the same images but for rounding: the x_0 that the network "
+    assert [same in line for line in plan(validate(Config, values | sections, "test")).remarks] == [True]
+    sections["grid"] = [grid | {"steps": [5]}, {"steps": [1], "sampler": ["euler"]}]
+    assert not plan(validate(Config, values | sections, "test")).remarks
+    churned = {"steps": [1], "sampler": ["edm-heun"], "sampler_options": [{"S_churn": 0.2}]}
+    sections |= {"diffusion": {"process": "edm"}, "grid": [{"steps": [1], "sampler": ["euler"]}, churned]}
+    assert not plan(validate(Config, values | sections, "test")).remarks
+
+
+@pytest.mark.parametrize(("process", "path"), [(EDMS, [EDMS.last]), (FLOW, [1.0]), (DDPM, [DDPM.last])])
+def test_one_step_is_the_same_in_all_solvers(process, path):
+    points = [process.at(t) for t in (*path, 0)]
+    every = [sampled(name, process, points) for name in ("ddim", "euler", "heun", "dpm++2m", "dpm++3m", "unipc")]
+    for found in every[1:]:
+        torch.testing.assert_close(found, every[0], rtol=0, atol=1e-9)
+
+
+def test_the_plan_says_that_a_path_begins_at_noise_alone_where_the_network_expects_more():
+    assert planned("edm", "ddim", {"sigma_max": 5.0}).remarks == []
+    [said] = planned("edm", "ddim", {"sigma_max": 4.9}).remarks
+    assert said.startswith("diffusion.sigma_max: 4.9 is less than 10 times sigma_data: 0.5; x_T is noise alone, but")
+    assert said.endswith("the network expects 1% of the variance to be the image's")
 
 
 @pytest.mark.parametrize("options", [{}, {"S_churn": 0, "S_noise": 1.007}])

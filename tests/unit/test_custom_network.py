@@ -149,6 +149,7 @@ class_ = lambda: Scaled
 
 SHAPE = (1, 8, 8)
 T = 1000
+DDPM = DIFFUSION_DEFAULTS
 
 
 @pytest.fixture
@@ -170,12 +171,10 @@ def forget():
     importlib.invalidate_caches()
 
 
-def described(name, weights=None, shape=SHAPE, timesteps=T, diffusion=None, data=None):
+def described(name, weights=None, shape=SHAPE, diffusion=DDPM, data=None):
     """`custom_process.describe` without the seconds that another process takes."""
     path = None if weights is None else str(custom_process.weights_path(weights))
-    return describe(
-        name, path, shape, timesteps, *(each and each.model_dump(mode="json") for each in (diffusion, data))
-    )
+    return describe(name, path, shape, diffusion.model_dump(mode="json"), data and data.model_dump(mode="json"))
 
 
 def save_weights(path, scale):
@@ -197,7 +196,7 @@ def test_what_needs_a_module_is_refused_of_a_function_before_a_worker_starts(fol
 
 def test_another_process_tries_the_network(folder):
     weights = save_weights(folder / "scale.pt", 0.25)
-    found = custom_process.describe("mine:scaled", "scale.pt", SHAPE, T)
+    found = custom_process.describe("mine:scaled", "scale.pt", SHAPE, DDPM)
     assert found == described("mine:scaled", weights)
     assert found.weights_sha256 == file_sha256(weights)
     assert found.summary == "Scaled, 2 parameters"
@@ -205,18 +204,18 @@ def test_another_process_tries_the_network(folder):
 
 def test_what_is_wrong_is_said_in_one_line(folder):
     with pytest.raises(UserError) as error:
-        custom_process.describe("mine:shape", None, SHAPE, T)
+        custom_process.describe("mine:shape", None, SHAPE, DDPM)
     told = "the network of mine:shape returned the shape (2, 1, 7, 8) for x of shape (2, 1, 8, 8)"
     assert str(error.value).startswith(f"model.callable: mine:shape can't be used: {told}")
     assert f"{sys.executable} -P " in str(error.value)
     with pytest.raises(UserError, match=r"^model.weights: there is no file .*absent.pt$"):
-        custom_process.describe("mine:scaled", "absent.pt", SHAPE, T)
+        custom_process.describe("mine:scaled", "absent.pt", SHAPE, DDPM)
 
 
 def test_the_command_in_an_error_shows_the_whole_traceback(folder):
     with pytest.raises(UserError) as error:
-        custom_process.describe("mine:failing", None, SHAPE, T)
-    line, _, command = str(error.value).removesuffix(")").partition(" (for the traceback, run: ")
+        custom_process.describe("mine:failing", None, SHAPE, DDPM)
+    line, command = str(error.value).split("\nfor the traceback, run: ")
     assert line == "model.callable: mine:failing can't be used: OSError: no such thing in two lines"
     done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
@@ -228,7 +227,7 @@ def test_the_command_in_an_error_shows_the_whole_traceback(folder):
 def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch):
     monkeypatch.setattr(custom_code, "TIMEOUT_SECONDS", 0.2)
     with pytest.raises(UserError, match=r"^model.callable: mine:scaled took more than 0 seconds to be loaded"):
-        custom_process.describe("mine:scaled", None, SHAPE, T)
+        custom_process.describe("mine:scaled", None, SHAPE, DDPM)
 
 
 @pytest.mark.parametrize(
@@ -266,16 +265,16 @@ def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch)
 )
 def test_a_network_that_can_not_be_used_is_refused(folder, name, told):
     with pytest.raises(CustomCodeError, match=told) as error:
-        describe(f"mine:{name}", None, SHAPE, T)
+        describe(f"mine:{name}", None, SHAPE, DDPM)
     assert "\n" not in str(error.value)
 
 
 def test_what_can_not_be_imported_is_told_from_what_it_lacks_itself(folder):
     with pytest.raises(CustomCodeError, match=r"there is no module 'mien', neither in the current folder /.* nor on"):
-        describe("mien:scaled", None, SHAPE, T)
+        describe("mien:scaled", None, SHAPE, DDPM)
     (folder / "mine.py").write_text("import no_such_library\n")
     with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_library'"):
-        describe("mine:scaled", None, SHAPE, T)
+        describe("mine:scaled", None, SHAPE, DDPM)
 
 
 def test_a_function_that_takes_no_weights_is_told_so(folder):
@@ -285,15 +284,17 @@ def test_a_function_that_takes_no_weights_is_told_so(folder):
 
 def test_the_users_own_error_is_left_as_it_is(folder):
     with pytest.raises(RuntimeError, match=r"^shapes cannot be multiplied$"):
-        describe("mine:failing_network", None, SHAPE, T)
+        describe("mine:failing_network", None, SHAPE, DDPM)
 
 
 def test_weights_with_code_in_them_are_not_opened_and_torchs_advice_to_do_so_is_not_repeated(folder):
     path = folder / "module.pt"
     torch.save({"ema": torch.nn.Linear(1, 1)}, path)
-    with pytest.raises(CustomCodeError, match=r"can't open model.weights: .*module.pt is a pickle") as error:
-        describe("mine:scaled", str(path), SHAPE, T)
-    assert "weights_only" not in str(error.value)
+    (folder / "mine.py").write_text(f"{SOURCE}\ndef of_its_own():\n    return scaled('module.pt')\n")
+    for name, weights, shown in (("scaled", str(path), str(path)), ("of_its_own", None, "its file")):
+        with pytest.raises(CustomCodeError, match=f"can't open {shown} as tensors: it is a pickle") as error:
+            describe(f"mine:{name}", weights, SHAPE, DDPM)
+        assert "weights_only" not in str(error.value)
 
 
 def test_random_weights_that_are_seeded_are_the_same_everywhere(folder):
@@ -469,9 +470,10 @@ def test_a_network_is_described_once_however_long_the_grid(folder):
         return described(*arguments)
 
     grid = {"steps": [2, 4], "eta": [0.0, 1.0], "diffusion.timesteps": [500, 1000]}
-    p = planned(counting, grid=[grid])
-    assert (len(p.models), len(p.cells)) == (2, 8)
-    expected = [("mine:scaled", None, SHAPE, timesteps, None, p.models[0].data) for timesteps in (500, 1000)]
+    p = planned(counting, grid=[grid | {"diffusion.beta_end": [0.02, 0.01]}])
+    assert (len(p.models), len(p.cells)) == (4, 16)
+    told = [DDPM.model_copy(update={"timesteps": timesteps}) for timesteps in (500, 1000)]
+    expected = [("mine:scaled", None, SHAPE, diffusion, p.models[0].data) for diffusion in told]
     assert calls == expected
 
 
@@ -500,7 +502,7 @@ def test_times_between_whole_ones_are_tried(folder, name, takes, spacing):
     """An embedding of integers fails there, and a network that rounds would sample something else in silence."""
     sections = {"model": {"callable": f"mine:{name}"}, "diffusion": {"timesteps": 100}}
     settings = {"num_samples": 4, "seed": 0, "steps": 7}
-    assert described(f"mine:{name}", timesteps=100).takes_fractions is takes
+    assert described(f"mine:{name}", diffusion=DDPM.model_copy(update={"timesteps": 100})).takes_fractions is takes
     assert planned(**sections, sample=settings | {"spacing": "logsnr-int"})
     with (
         nullcontext()

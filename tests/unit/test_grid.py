@@ -226,11 +226,14 @@ def test_shards_tile_the_cell_in_whole_batches_and_growing_moves_no_boundary(n, 
     assert small[-1].start == large[len(small) - 1].start
 
 
-def test_shards_are_sized_by_cost_and_dispatched_longest_first():
+def test_shards_are_sized_by_cost():
     p = planned(sample={"num_samples": 3000, "batch_size": 100}, grid={"steps": [10, 100]})
-    assert [len(cell.shards) for cell in p.cells] == [1, 6]  # 5000 and 500 images for 50,000 evaluations
-    costs = [shard.total_nfe for shard in p.shards]
-    assert costs == sorted(costs, reverse=True)
+    shards = [cell.shards for cell in p.cells]
+    assert list(map(len, shards)) == [1, 6]  # 5000 and 500 images for 50,000 evaluations
+    assert [cell.num_shards for cell in p.cells] == [1, 6]
+    assert [cell.first_shard for cell in p.cells] == [first for first, *_ in shards]
+    assert p.total_nfe == sum(shard.total_nfe for its in shards for shard in its)
+    assert p.longest is p.cells[1]
 
 
 def test_canonical_json_ignores_order():

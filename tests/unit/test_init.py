@@ -17,6 +17,7 @@ from diffusers import (
     DDPMScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
     UNet2DModel,
 )
 from latents import save_dit, save_ldm
@@ -56,7 +57,11 @@ def checkpoints(tmp_path_factory):
     rgb = network(sample_size=12, in_channels=3, out_channels=3)
     rgb.save_pretrained(root / "consistency")
     CMStochasticIterativeScheduler().save_pretrained(root / "consistency")
-    for name, scheduler in (("flow", FlowMatchEulerDiscreteScheduler(shift=3.0)), ("edm", EDMEulerScheduler())):
+    for name, scheduler in (
+        ("flow", FlowMatchEulerDiscreteScheduler(shift=3.0)),
+        ("edm", EDMEulerScheduler()),
+        ("lcm", LCMScheduler()),
+    ):
         rgb.save_pretrained(root / name / "unet")
         scheduler.save_pretrained(root / name / "scheduler")
     save_ldm(root / "ldm")
@@ -116,6 +121,7 @@ SEEN = {
     "consistency": ("folder", (3, 12, 12), {"sampler", "steps"}, None),
     "flow": ("folder", (3, 12, 12), {"sampler", "steps", "eta"}, None),
     "edm": ("folder", (3, 12, 12), {"sampler", "steps", "eta"}, None),
+    "lcm": ("folder", (3, 12, 12), {"sampler", "steps"}, None),
     "ldm": ("folder", (3, 16, 16), {"sampler", "steps", "eta"}, None),
     "dit": ("folder", (3, 16, 16), {"guidance", "steps"}, "balanced"),
 }
@@ -135,7 +141,9 @@ def test_a_config_fits_the_checkpoint(kind, checkpoints, tmp_path):
     assert ("the checkpoint does not say it" in text) == (kind in ("bare", "classes"))
     assert ("The process is flow, told 1000 t, predicts velocity, shift 3." in text) == (kind == "flow")
     assert not any("images of" in remark for remark in plan["remarks"]), "the reference has the pictures' shape"
-    assert max(steps for row in config.grid for steps in row["steps"]) == {"v": 20, "consistency": 4}.get(kind, 50)
+    assert max(steps for row in config.grid for steps in row["steps"]) == {"v": 20, "consistency": 4, "lcm": 8}.get(
+        kind, 50
+    )
 
 
 def test_data_take_the_shape_of_the_checkpoint_or_are_refused(checkpoints, tmp_path):

@@ -164,7 +164,14 @@ def test_a_path_is_named_by_whole_parts_and_a_number_is_no_truth():
     assert not fits(options, "{karras: [")
 
 
-def test_an_option_in_the_place_of_a_key_is_answered_with_its_selector():
-    points = [{"sampler_options": {"order": 3}}, {"sampler_options": None}]
-    with pytest.raises(UserError, match=r"no key 'order' .* did you mean sampler_options=\{order: 3\}\?"):
-        chosen("order=3", points, {"sampler_options": "sampler_options"})
+def test_options_are_selected_as_tables_write_them():
+    """Tables and `plan` write a cell's options as S_churn=40 S_noise=1.003 and as a quoted mapping: either is taken."""
+    points = [{"sampler_options": {"S_churn": 40, "S_noise": 1.003}}, {"sampler_options": {"S_churn": 4}}, {}]
+    short = {"sampler_options": "sampler_options"}
+    assert chosen("S_churn=40 S_noise=1.003", points, short) == chosen("S_churn=40", points, short) == [0]
+    assert chosen("S_churn=4", points, short) == [1]
+    assert chosen(f"sampler_options={value_text(points[0]['sampler_options'])}", points, short) == [0]
+    with pytest.raises(UserError, match=r"there, S_churn is 40, 4, null, not 5"):
+        chosen("S_churn=5", points, short)
+    with pytest.raises(UserError, match=r"no key 'order' in this grid"):
+        chosen("order=3", points, short)

@@ -1,4 +1,4 @@
-"""The networks of other processes that docs/custom-network.md shows: trained for seconds on digits, and sampled."""
+"""The networks that docs/custom-network.md and samplers.md show: trained for seconds on digits, and sampled."""
 
 import math
 import re
@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.datasets import load_digits
 
 import taugrid
-from taugrid.config import EDM_DEFAULTS, FLOW_DEFAULTS, Data
+from taugrid.config import CONSISTENCY_DEFAULTS, EDM_DEFAULTS, FLOW_DEFAULTS, Config, Data, validate
+from taugrid.workers import schedules
 from taugrid.workers.network import custom
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PAGE = (Path(__file__).parents[2] / "docs" / "custom-network.md").read_text()
+PAGE, SAMPLERS = (
+    (Path(__file__).parents[2] / "docs" / page).read_text() for page in ("custom-network.md", "samplers.md")
+)
 SHAPE = (1, 8, 8)
 IMAGES = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1
 LABELS = torch.tensor(load_digits().target)
@@ -26,7 +30,7 @@ D_EDM = EDM_DEFAULTS.model_copy(update={"prediction": "sample"})
 
 
 def example(name):
-    [block] = re.findall(rf"^`{name}`[^\n]*:\n\n((?: {{4}}[^\n]*\n|\n)+)", PAGE, re.MULTILINE)
+    [block] = re.findall(rf"^`{name}`[^\n]*:\n\n((?: {{4}}[^\n]*\n|\n)+)", PAGE + SAMPLERS, re.MULTILINE)
     return textwrap.dedent(block).strip() + "\n"
 
 
@@ -43,11 +47,11 @@ def module(tmp_path, monkeypatch):
         return import_module(name)
 
     yield made
-    for name in ("edm_network", "sit"):
+    for name in ("edm_network", "sit", "few_steps"):
         sys.modules.pop(name, None)
 
 
-def train(network, loss, steps, batch, learning_rate=2e-3):
+def train(network, loss, steps, batch, learning_rate=2e-3, file="weights.pt"):
     """Adam on batches of digits; saves the weights where the config looks for them."""
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
@@ -56,12 +60,12 @@ def train(network, loss, steps, batch, learning_rate=2e-3):
         optimizer.zero_grad()
         loss(IMAGES[chosen], LABELS[chosen]).backward()
         optimizer.step()
-    torch.save(network.state_dict(), "weights.pt")
+    torch.save(network.state_dict(), file)
 
 
 def is_not_doubted(name, diffusion):
     data = Data(name="digits").model_dump(mode="json")
-    found = custom.describe(f"{name}:load", "weights.pt", SHAPE, 1, diffusion.model_dump(mode="json"), data)
+    found = custom.describe(f"{name}:load", "weights.pt", SHAPE, diffusion.model_dump(mode="json"), data)
     return found.doubt is None
 
 
@@ -109,3 +113,30 @@ def test_a_transformer_with_classes_is_sampled(module):
     nearest = ((drawn[:, None] - means) ** 2).sum(-1).argmin(1)
     assert (nearest == np.arange(10)).sum() >= 6, "one of ten is chance"
     assert math.isclose(found.std(), float(IMAGES.std()), rel_tol=0.15)
+
+
+def test_students_are_sampled_as_their_configs_say(module):
+    """Without distillation, they learn where the ODE's first step leads from noise: to the mean of the digits."""
+    few_steps, process = module("few_steps"), schedules.process(CONSISTENCY_DEFAULTS)
+
+    def flow_map(x0, labels):
+        t, eps = torch.rand(len(x0)), torch.randn_like(x0)
+        at = t.view(-1, 1, 1, 1)
+        return (network((1 - at) * x0 + at * eps, t, t * torch.rand(len(x0))) - (eps - x0)).square().mean()
+
+    def consistency(x0, labels):
+        at = process.at(int(torch.randint(2, 41, ())))
+        x, scaling = x0 + at.sigma * torch.randn_like(x0), process.preconditioning(at)
+        wanted = (x0 - scaling.skip * x) / scaling.out
+        return (network(scaling.into * x, torch.full((len(x0),), at.time)) - wanted).square().mean()
+
+    blocks = map(textwrap.dedent, re.findall(r"(?: {4}[^\n]*\n)+", SAMPLERS))
+    flow, jump = (yaml.safe_load(block) for block in blocks if "few_steps:" in block)
+    for config, loss, times, largest in ((flow, flow_map, 2, 1), (jump, consistency, 1, 1000)):
+        validate(Config, config, config["name"])
+        network = few_steps.Network(times, largest)
+        train(network, loss, 200, 64, file=config["model"]["weights"])
+        settings = {"diffusion": config["diffusion"], "sampler": config["sample"]["sampler"], "seed": 0}
+        for steps in config["grid"]["steps"]:
+            found = taugrid.sample(config["model"], 50, shape=SHAPE, steps=steps, **settings) / 127.5 - 1
+            assert np.abs(found.mean(0) - IMAGES[:, 0].numpy().mean(0)).mean() < 0.15, (config["name"], steps)

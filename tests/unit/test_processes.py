@@ -129,7 +129,7 @@ def test_tables_name_the_process_of_ddpm_and_a_shift_of_1():
     grid = [{"diffusion.process": ["ddpm", "edm"]}, {"diffusion.process": ["flow"], "shift": [1.0, 3.0]}]
     cells = planned(grid=grid).cells
     assert [cell.values["diffusion.process"] for cell in cells] == ["ddpm", "edm", "flow", "flow"]
-    assert [cell.values["shift"] for cell in cells] == [1.0, 1.0, 1.0, 3.0]
+    assert [cell.values["shift"] for cell in cells] == [None, None, 1.0, 3.0]
     assert [cell.settings.shift for cell in cells] == [None, None, None, 3.0]
     for given, pipelines, kept in ((1.0, {}, None), (1.0, {"shift": 3.0}, 1.0), (None, {"shift": 3.0}, 3.0)):
         resolved = sample_section(Sample(shift=given), pipelines)

@@ -34,13 +34,13 @@ def test_a_cell_that_is_one_shard_leaves_workers_idle_and_the_advice_helps():
     assert said.startswith("1 shard to sample for 2 workers: 1 will have nothing")
     better = plan(configured(**sample | advised(said)))
     assert too_few_shards(better, 2, has_samples=False) is None
-    assert len(better.shards) >= 4
+    assert better.num_shards >= 4
 
 
 def test_a_shard_of_one_batch_needs_smaller_batches():
     sample = {"num_samples": 256, "batch_size": 256, "shard_evaluations": 1}
     said = too_few_shards(plan(configured(**sample)), 8, has_samples=False)
-    assert len(plan(configured(**sample | advised(said))).shards) >= 8
+    assert plan(configured(**sample | advised(said))).num_shards >= 8
 
 
 @pytest.mark.parametrize("batch_size", [64, 250])
@@ -48,13 +48,13 @@ def test_a_short_cell_needs_smaller_batches_and_smaller_shards_at_once(batch_siz
     sample = {"num_samples": 64, "batch_size": batch_size, "steps": 5}
     said = too_few_shards(plan(configured(**sample)), 2, has_samples=False)
     assert advised(said).keys() == {"batch_size", "shard_evaluations"}
-    assert len(plan(configured(**sample | advised(said))).shards) >= 4
+    assert plan(configured(**sample | advised(said))).num_shards >= 4
 
 
 def test_enough_shards_are_not_spoken_of(tmp_path):
     config = configured(workers=2, num_samples=1024, batch_size=64, shard_evaluations=5000)
     found = plan(config)
-    assert too_few_shards(found, len(found.shards), has_samples=False) is None
+    assert too_few_shards(found, found.num_shards, has_samples=False) is None
     assert describe_plan(Run(config, found, RunDir(tmp_path)))["remarks"] == []
 
 
@@ -87,7 +87,7 @@ def test_a_plan_foretells_the_time_of_all_workers_that_find_a_shard(tmp_path):
 def test_images_of_other_cells_need_a_new_directory_for_other_shards(tmp_path):
     config = configured(workers=3, num_samples=1024, batch_size=64)
     found, rundir = plan(config), RunDir(tmp_path)
-    part = rundir.sample_part(found.cells[0], found.shards[0])
+    part = rundir.sample_part(found.cells[0], found.cells[0].first_shard)
     other = part.parent.with_name(part.parent.name.replace(found.cells[0].id, "0123456789")) / part.name
     other.parent.mkdir(parents=True)
     other.touch()

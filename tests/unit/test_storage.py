@@ -661,7 +661,7 @@ ALLOWED = [
     Exceptions("workers/content.py", {"open": 2}, "weights, to hash them and to copy them for libraries"),
     Exceptions(
         "workers/network/checkpoint.py",
-        {"exists": 2, "is_dir": 6, "is_file": 9, "iterdir": 1},
+        {"exists": 2, "is_dir": 6, "is_file": 8, "iterdir": 1},
         DIFFUSERS,
     ),
     Exceptions("workers/actor.py", {"write_bytes": 1}, "of what `temporary` gives"),

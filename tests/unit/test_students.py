@@ -158,6 +158,8 @@ def test_an_lcm_folders_options_are_those_of_lcm_unless_set(folder, tmp_path):
     [cell] = planned(model=model, sample=given).cells
     assert cell.settings.sampler_options == {"original_inference_steps": 50, "timestep_scaling": 5.0}
     assert with_settings(cell, {"num_samples": 2}).settings.sampler_options == cell.settings.sampler_options
+    said = 'diffusers:LCMScheduler ignores the loaded pipeline\'s sampler_options: {"original_inference_steps": 20'
+    assert [said in line for line in planned(model=model, grid=grid).notes] == [True]
     assert "lcm's original_inference_steps 20, timestep_scaling 5" in cell.model.source.description(
         cell.model.diffusion, [cell.settings]
     )

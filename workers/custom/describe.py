@@ -69,7 +69,7 @@ def ask(
         limit: the seconds that it may take, at most `TIMEOUT_SECONDS`.
 
     Raises:
-        CustomCodeError: if it fails or takes longer than `limit`. One line, with the last line of stderr and
+        CustomCodeError: if it fails or takes longer than `limit`. The last line of stderr and, on a line of its own,
             the command that shows the whole traceback.
     """
     # -P: a user's file named like an installed package must not be imported in its place.
@@ -88,7 +88,7 @@ def ask(
     printed = [line for line in stdout.splitlines() if line.startswith(ANSWER)]
     if process.returncode or not printed:
         reason = (stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-        raise CustomCodeError(f"{subject} can't be used: {reason} (for the traceback, run: {shown})")
+        raise CustomCodeError(f"{subject} can't be used: {reason}\nfor the traceback, run: {shown}")
     answer: dict[str, Any] = json.loads(printed[-1].removeprefix(ANSWER))
     return answer
 

@@ -6,9 +6,10 @@ The driver needs points too, so this file imports no torch.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,25 +58,21 @@ class Point(NamedTuple):
         return low < self.sigma <= high
 
 
-class Process(Protocol):
-    """A forward process. A path leads from high times to low ones, and ends at time 0."""
+class Process(ABC):
+    """A forward process. A path leads from high times to low ones, and ends at time 0.
 
-    @property
-    def name(self) -> ProcessName:
-        """Which of the three it is."""
+    What is known of one is cached by its identity.
+    """
 
-    @property
-    def prediction(self) -> PredictionType:
-        """What its networks predict."""
+    name: ProcessName
+    prediction: PredictionType
+    """What its networks predict."""
+    timesteps: int | None
+    """T, where times count 1..T. None: time is continuous."""
+    last: float
+    """The largest time: T, or sigma_max, or 1."""
 
-    @property
-    def timesteps(self) -> int | None:
-        """T, where times count 1..T. None: time is continuous."""
-
-    @property
-    def last(self) -> float:
-        """The largest time: T, or sigma_max, or 1."""
-
+    @abstractmethod
     def spaced(self, spacing: "Spaced", steps: int, steps_offset: int = 0, shift: float = 1.0) -> tuple[float, ...]:
         """The times to visit in S = `steps` steps, increasing, without time 0.
 
@@ -83,26 +80,30 @@ class Process(Protocol):
             ValueError: if it has no such spacing, or the spacing no such times.
         """
 
+    @abstractmethod
     def at(self, t: float) -> Point:
         """The point at a time, 0 included."""
 
+    @abstractmethod
     def told(self, time: float) -> Point:
         """The point at which the network is told `time`."""
 
     def told_within(self, interval: Sequence[float]) -> list[float]:
         """The first and last time that the network can be told within an interval of noise levels; empty if none."""
+        times = [at.time for at in map(self.at, range(1, (self.timesteps or 0) + 1)) if at.is_within(interval)]
+        return [min(times), max(times)] if times else []
 
     def knows(self, at: Point) -> bool:
         """Whether the network can be called at a point: not at time 0."""
+        return at.sigma > 0
 
     def first_scale(self, first: Point) -> float:
         """What standard normals are multiplied by to be x at the first point of a path."""
+        return first.sigma
 
     def preconditioning(self, at: Point) -> "Preconditioning | None":
         """How the network's input and output are scaled at a point; None: they are x and `prediction` themselves."""
-
-    def __hash__(self) -> int:
-        """What is known of a process is cached by its identity."""
+        return None
 
 
 Spaced = str | Sequence[int]

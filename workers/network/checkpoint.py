@@ -57,6 +57,8 @@ VAE_DEFAULTS: dict[str, dict[str, Any]] = {
 
 MAX_NAMED = 3
 
+SCHEDULER = "scheduler/scheduler_config.json"
+
 NAMED_BY_NVLABS = re.compile(r"(network-snapshot-|edm2?-).*\.pkl")
 """The names of their files. The function of `model.weights` may open other pickles: those are its user's own."""
 
@@ -200,15 +202,12 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
     weights = weights_file(unet)
     digest = weights_sha256(weights)
     _check_whole("model.checkpoint", weights, config, kind)
-    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
-    if index.get("scheduler") and not any(place.is_file() for place in places):
+    if (place := _scheduler(folder)) is None and index.get("scheduler"):
         raise UserError(
-            f"model.checkpoint: {path} names a scheduler in model_index.json, but there is no {places[0]}, so its "
-            "noise schedule is unknown; put it there, or give only the unet folder and set diffusion"
+            f"model.checkpoint: {path} names a scheduler in model_index.json, but there is no {folder / SCHEDULER}, so "
+            "its noise schedule is unknown; put it there, or give only the unet folder and set diffusion"
         )
-    diffusion, sample = next(
-        (read_scheduler(_json(place), place) for place in places if place.is_file()), (Diffusion(), {})
-    )
+    diffusion, sample = (Diffusion(), {}) if place is None else read_scheduler(_json(place), place)
     raw = folder / "unet_raw"
     named = [name for name in VAE_FOLDERS if index.get(name) or (folder / name).is_dir()]
     return Checkpoint(
@@ -223,6 +222,18 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
         network=kind,
         vae=_vae("model.checkpoint", path, folder / named[0], _shape(config)) if found and named else None,
     )
+
+
+def _scheduler(folder: Path) -> Path | None:
+    places = folder / SCHEDULER, folder / Path(SCHEDULER).name
+    return next((place for place in places if place.is_file()), None)
+
+
+def is_lcm(checkpoint: Checkpoint) -> bool:
+    """Whether it is a latent consistency model, by its scheduler."""
+    folder = Path(checkpoint.unet_folder)
+    place = _scheduler(folder) or _scheduler(folder.parent)
+    return place is not None and _json(place).get("_class_name") == "LCMScheduler"
 
 
 def read_vae(path: str, of: Vae, commit: str | None = None, download: bool = True) -> Vae:

@@ -9,14 +9,15 @@ The mean alone would be too easy to beat: EDM's c_skip x does that with any netw
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from taugrid.config import DIFFUSION_DEFAULTS, EDM_DEFAULTS, FLOW_DEFAULTS, Data, Diffusion
 from taugrid.errors import CustomCodeError
+from taugrid.grids.names import in_yaml
 from taugrid.jobs import Conditions
 from taugrid.workers import schedules
 from taugrid.workers.data.load import few_images, few_labels
@@ -24,9 +25,9 @@ from taugrid.workers.diffusion.denoiser import Denoise, OfTimes
 from taugrid.workers.diffusion.process import Point
 
 LEVELS, OUTER = (1.0, 0.5, 2.0), (0.1, 10.0)
-"""Noise levels sigma / alpha, in standard deviations of the images. At much more noise no network does better than a
-guess, and at much less EDM's does well whatever it is told. But at `LEVELS`, where t is 0.3 to 0.6 and ln(sigma) / 4 is
-near 0, a small network that is told a wrong time may do well: it shows at `OUTER`."""
+"""Noise levels sigma / alpha, in standard deviations of the images. Means are over `LEVELS`: at much more noise no
+network does better than a guess, and at much less EDM's does well whatever it is told. But there t is 0.3 to 0.6 and
+ln(sigma) / 4 near 0, so a small network that is told a wrong time may do well: it shows at `OUTER`."""
 
 GOOD, BETTER, DENOISES, POOR = 0.2, 0.6, 0.7, 1.1
 """Errors. Below `GOOD` nothing is wrong: a trained network of Fashion-MNIST has 0.13, and 0.24 to 0.35 if it is told
@@ -38,59 +39,46 @@ AS_GOOD, SOMEWHERE = 1.05, 0.8
 times: networks of 99,000 parameters that were told wrong times had 1.2 to 1.7 times their error at one of `OUTER`."""
 
 UNLIKE_NOISE = 0.1
-"""At T, a network that predicts eps returns nearly x. The squared error above which it is tried as a flow's."""
+"""At T and T / 2, a network of eps returns noise nearly as it is. The squared error above which it is tried as another
+process's. At T alone, a flow's, x less the images' mean, would pass."""
 
 QUICK_SECONDS, PATIENCE_SECONDS = 5.0, 60.0
 """A network that takes longer for one level is tried at this one alone. Other ways are tried for so long."""
-
-Told = Callable[[Point], float]
-"""What a network is told at a point."""
-
-Measure = Callable[["Way", float, Sequence[float]], float]
-"""The mean error of a way at noise levels; infinite if it fails, or is above the limit."""
 
 
 class Way(NamedTuple):
     """A way to call a network, for the x_0 that it predicts then."""
 
-    call: str
     diffusion: Diffusion
-    told: Told
+    call: str = ""
+    """In messages, where only the user's code can call it so; empty: it is called as `diffusion` says."""
+    told: Callable[[Point], float] = lambda at: at.time
+    """What the network is told at a point."""
     sign: float = 1.0
     is_scaled: bool = True
     """Whether x is multiplied by c_in, if the process does that."""
-    settings: Mapping[str, Any] | None = None
-    """The keys of `diffusion` that mean it; None: only the user's code can call it so."""
 
 
-def ways(sigma_data: float) -> list[Way]:
+Measure = Callable[[Way, float], list[float]]
+"""The errors of a way at `LEVELS` and `OUTER`, inf where it fails; up to the first of `LEVELS` above a limit."""
+
+
+def ways(own: Diffusion) -> list[Way]:
     """Those that networks of the field are called in, the likeliest first; at the end those that no config can name."""
-    edm = EDM_DEFAULTS.model_copy(update={"sigma_data": sigma_data})
-
-    def t(at: Point) -> float:
-        return at.sigma
-
-    def c_noise(at: Point) -> float:
-        return math.log(at.sigma) / 4
-
-    def known(call: str, told: Told, process: str, **others: Any) -> Way:
-        diffusion = FLOW_DEFAULTS if process == "flow" else edm
-        return Way(call, diffusion.model_copy(update=others), told, settings={"process": process, **others})
-
+    velocity = own.predicts if own.predicts == "average_velocity" else "velocity"
+    flow = FLOW_DEFAULTS.model_copy(update={"prediction": velocity})
+    edm = EDM_DEFAULTS.model_copy(update={"sigma_data": own.sigma_data or 0.5})
+    others = [(flow, "timesteps", 1000), (flow, "prediction", "sample")]
+    others += [(edm, "prediction", its) for its in ("edm", "v_prediction", "sample")]
+    named = [DIFFUSION_DEFAULTS, flow, *(each.model_copy(update={key: value}) for each, key, value in others)]
     return [
-        Way("network(x, index) of DDPM", DIFFUSION_DEFAULTS, lambda at: at.time, settings={"process": "ddpm"}),
-        known("network(x, t)", t, "flow", timesteps=1, prediction="velocity"),
-        known("network(x, 1000 t)", lambda at: 1000 * at.sigma, "flow", timesteps=1000, prediction="velocity"),
-        known("network(x, t) as x_0", t, "flow", timesteps=1, prediction="sample"),
-        known("network(c_in x, ln(sigma) / 4)", c_noise, "edm", prediction="edm"),
-        known("network(c_in x, ln(sigma) / 4) as -F", c_noise, "edm", prediction="v_prediction"),
-        known("network(x, sigma) as x_0", lambda at: at.sigma, "edm", prediction="sample"),
-        Way("-network(x, 1 - t)", FLOW_DEFAULTS, lambda at: at.alpha, sign=-1.0),  # SiT's
-        Way("network(x, 1 - t)", FLOW_DEFAULTS, lambda at: at.alpha),
-        Way("-network(x, t)", FLOW_DEFAULTS, t, sign=-1.0),
-        Way("network(c_in x, 250 ln(sigma))", edm, lambda at: 1000 * c_noise(at)),  # consistency models'
-        Way("network(c_in x, ln(sigma) / 4000)", edm, lambda at: c_noise(at) / 1000),
-        Way("network(x, ln(sigma) / 4)", edm, c_noise, is_scaled=False),  # with c_in inside
+        *map(Way, named[own.process is None :]),
+        Way(flow, "-network(x, 1 - t)", lambda at: at.alpha, sign=-1.0),  # SiT's
+        Way(flow, "network(x, 1 - t)", lambda at: at.alpha),
+        Way(flow, "-network(x, t)", sign=-1.0),
+        Way(edm, "network(c_in x, 250 ln(sigma))", lambda at: 1000 * at.time),  # consistency models'
+        Way(edm, "network(c_in x, ln(sigma) / 4000)", lambda at: at.time / 1000),
+        Way(edm, "network(x, ln(sigma) / 4)", is_scaled=False),  # with c_in inside
     ]
 
 
@@ -102,45 +90,45 @@ def require(network: OfTimes, name: str, diffusion: Diffusion, data: Data, takes
     Args:
         network: as it is for inference on the CPU.
         name: in messages.
-        diffusion: resolved. Of DDPM's process the betas do not matter: only a flow's network is noticed.
+        diffusion: resolved. Of DDPM's process the betas do not matter: only another process's network is noticed.
         data: where the images are from.
         takes: the labels that the network takes.
 
     Raises:
         CustomCodeError: if it denoises only when it is called in another way. If it is merely better then, which may be
-            a matter of the images, or if the process is DDPM's, that is the line returned.
+            a matter of the images, that is the line returned.
     """
-    own = Way("", diffusion, lambda at: at.time)
     measure = None if diffusion.prediction == "consistency" else _measure(network, diffusion, data, takes)
-    started = time.monotonic()
-    if measure is None or (error := measure(own, math.inf, LEVELS)) < GOOD:
+    if measure is None or (error := _mean(own := measure(Way(diffusion), math.inf))) < GOOD:
         return None
-    is_quick, others = time.monotonic() - started < QUICK_SECONDS, ways(diffusion.sigma_data or 0.5)
-    found, where, shown = _better(measure, others, error), f"on noised images of {data.full_name}", error
-    if found is None and is_quick and diffusion.process and (there := _better_somewhere(measure, own, others)):
-        found, (shown, level) = there
-        where += f" with {level:g} standard deviations of noise"
-    where += f" its squared error is {shown:.2g} times that of a linear estimate"
-    if shown == math.inf:
-        where = f"{where.partition(' its ')[0]} it fails, or returns nan or infinity"
-    if found is not None and (diffusion.process or found[0].diffusion.process) is not None:
-        way, less = found
-        fix = f"have its function return {way.call}" if way.settings is None else f"set diffusion: {_flow(way)}"
-        said = f"the network of {name} is called as {expected(diffusion)}, and {where}; called as {way.call} it is "
-        said = f"{said}{less:.2g}: {fix}"
-        if diffusion.process is None or error < POOR:
-            return said
-        raise CustomCodeError(said)
-    if error < POOR or diffusion.process is None:
-        return None
-    return (
-        f"the network of {name} predicts x_0 no better than the mean: {where}; is it trained, and is it to be "
-        f"called as {expected(diffusion)}?"
+    where, call = f"on noised images of {data.full_name}", expected(diffusion)
+    if (found := _better(measure, ways(diffusion), own)) is None:
+        if error < POOR or diffusion.process is None:
+            return None
+        doubt = f"predicts x_0 no better than the mean: {where} {_said(error)}; is it trained"
+        return f"the network of {name} {doubt}, and is it to be called as {call}?"
+    way, errors = found
+    at = min(range(len(errors)), key=lambda i: errors[i] / own[i])
+    keys = {key: getattr(way.diffusion, key) for key in ("process", "timesteps", "prediction")}
+    given = in_yaml({key: value for key, value in (keys | {"process": keys["process"] or "ddpm"}).items() if value})
+    said = (
+        f"the network of {name} is called as {call}, and {where}, with {(*LEVELS, *OUTER)[at]:g} times their standard "
+        f"deviation, {_said(own[at])}; called as {way.call or expected(way.diffusion)} it is {errors[at]:.2g}: "
+        + (f"have its function return {way.call}" if way.call else f"set diffusion: {given}")
     )
+    if error < POOR:
+        return said
+    raise CustomCodeError(said)
 
 
-def _flow(way: Way) -> str:
-    return f"{{{', '.join(f'{key}: {value}' for key, value in (way.settings or {}).items())}}}"
+def _said(error: float) -> str:
+    if error == math.inf:
+        return "it fails, or returns nan or infinity"
+    return f"its squared error is {error:.2g} times that of a linear estimate"
+
+
+def _mean(errors: Sequence[float]) -> float:
+    return sum(errors[: len(LEVELS)]) / min(len(errors), len(LEVELS))
 
 
 def expected(diffusion: Diffusion) -> str:
@@ -162,39 +150,19 @@ def expected(diffusion: Diffusion) -> str:
     return f"network(x, index) = {predicts} with the index in 0..{(diffusion.timesteps or 1) - 1}"
 
 
-def _better(measure: Measure, among: Iterable[Way], error: float) -> tuple[Way, float] | None:
-    """The best way with an error below `BETTER` times `error`, and its error; None: there is none."""
-    best, end = None, time.monotonic() + PATIENCE_SECONDS
+def _better(measure: Measure, among: Iterable[Way], own: Sequence[float]) -> tuple[Way, list[float]] | None:
+    """The way with the least mean error among those that are better than `own`, and its errors; None: there is none."""
+    found, least, end = None, DENOISES, time.monotonic() + PATIENCE_SECONDS
     for way in among:
         if time.monotonic() > end:
             break
-        limit = min(BETTER * error, DENOISES) if best is None else best[1]
-        if (less := measure(way, limit, LEVELS)) < limit:
-            best = way, less
-    return best
-
-
-def _better_somewhere(
-    measure: Measure, own: Way, among: Iterable[Way]
-) -> tuple[tuple[Way, float], tuple[float, float]] | None:
-    """A way as good as `own` at every level and better at one, and its error there; that of `own` there, and the level.
-
-    None: there is none.
-    """
-    end, found, least = time.monotonic() + PATIENCE_SECONDS, None, SOMEWHERE
-    errors = {level: measure(own, math.inf, (level,)) for level in (*OUTER, *LEVELS)}
-    for way in among:
-        if time.monotonic() > end:
-            break
-        others = {}
-        for level, error in errors.items():
-            others[level] = measure(way, AS_GOOD * error, (level,))
-            if others[level] == math.inf:
-                break
-        else:
-            at = min(errors, key=lambda level: others[level] / errors[level])
-            if others[at] < least * errors[at] and measure(way, DENOISES, LEVELS) < DENOISES:
-                least, found = others[at] / errors[at], ((way, others[at]), (errors[at], at))
+        errors = measure(way, len(LEVELS) * DENOISES)
+        ratios = [error / before for error, before in zip(errors, own, strict=False)]
+        is_better = _mean(errors) < BETTER * _mean(own) or (
+            len(ratios) > 1 and max(ratios) <= AS_GOOD and min(ratios) < SOMEWHERE
+        )
+        if is_better and _mean(errors) < least:
+            found, least = (way, errors), _mean(errors)
     return found
 
 
@@ -206,15 +174,13 @@ def _measure(network: OfTimes, diffusion: Diffusion, data: Data, takes: Conditio
         return None
     x0 = torch.from_numpy(pixels).float() / 127.5 - 1
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    variance, is_slow = float(x0.var()), False
+    variance, levels = float(x0.var()), [*LEVELS, *OUTER]
     if variance == 0:
         return None
     labels = () if takes is None else (_labels(data, len(x0), takes),)
 
-    def measure(way: Way, limit: float, levels: Sequence[float]) -> float:
-        nonlocal is_slow
-        process = schedules.process(way.diffusion)
-        errors: list[float] = []
+    def measure(way: Way, limit: float) -> list[float]:
+        process, errors = schedules.process(way.diffusion), list[float]()
 
         def called(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
             scaling = process.preconditioning(at)
@@ -232,16 +198,16 @@ def _measure(network: OfTimes, diffusion: Diffusion, data: Data, takes: Conditio
             at = process.told(told[0])
             try:
                 found = denoise(at.alpha * x0 + at.sigma * eps, at).x0
+                error = float((found - x0).square().mean())
             except Exception:  # user code may fail in any way if it is called in another
-                return math.inf
+                error = math.nan
             linear = variance * at.ratio**2 / (variance + at.ratio**2)
-            errors.append(float((found - x0).square().mean()) / linear)
-            is_slow = is_slow or time.monotonic() - started > QUICK_SECONDS
-            if not sum(errors) < limit * (1 if is_slow else len(levels)):  # NaN too
-                return math.inf
-            if is_slow:
+            errors.append(math.inf if math.isnan(error) else error / linear)
+            if time.monotonic() - started > QUICK_SECONDS:
+                del levels[1:]
+            if errors[-1] > limit and len(errors) <= len(LEVELS):
                 break
-        return sum(errors) / len(errors)
+        return errors
 
     return measure
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taugrid.config import DIFFUSION_DEFAULTS, Data, Diffusion
+from taugrid.config import Data, Diffusion
 from taugrid.errors import CustomCodeError, NotFinite, joined_lines, last_line
 from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, needs_module
 from taugrid.workers import schedules
@@ -77,11 +77,9 @@ def make(name: str, weights: str | None) -> Any:
     try:
         made = function(*arguments)
     except pickle.UnpicklingError as error:  # torch's text advises to open it all the same
-        if weights is None:
-            raise
         raise CustomCodeError(
-            f"{name} can't open model.weights: {weights} is a pickle of more than tensors, or none; where it was made, "
-            "torch.save the network's state_dict(), and load that"
+            f"{name} can't open {weights or 'its file'} as tensors: it is a pickle of more than these, or none; where "
+            "it was made, torch.save the network's state_dict(), and load that"
         ) from error
     if not callable(made) or isinstance(made, type):
         raise CustomCodeError(
@@ -94,22 +92,19 @@ def describe(
     name: str,
     weights: str | None,
     image_shape: tuple[int, int, int],
-    timesteps: int,
-    diffusion: Mapping[str, Any] | None = None,
+    diffusion: Mapping[str, Any],
     data: Mapping[str, Any] | None = None,
 ) -> CustomNetwork:
     """What the function `name` returns, tried on the CPU on two images of noise of `image_shape` (C, H, W).
 
-    `diffusion`, resolved, is None for DDPM's process with `timesteps`. With the section `data`, the network's error on
-    noised images is looked at too (`convention.require`).
+    `diffusion` is resolved. With the section `data`, the network's error on noised images is looked at too
+    (`convention.require`).
 
     Raises:
         CustomCodeError: if it can't be used as a network of this process, or differs from one process of the system to
             another: see `_try`, `make`, `checked` and `convention.require`.
     """
-    section = DIFFUSION_DEFAULTS.model_copy(update={"timesteps": timesteps})
-    if diffusion is not None:
-        section = Diffusion.model_validate(diffusion)
+    section = Diffusion.model_validate(diffusion)
     inputs = _inputs(image_shape, section)
     made = make(name, weights)
     takes = conditions_of(made, name, len(inputs) - 1)
@@ -125,9 +120,11 @@ def describe(
         _try(network, name, expected(section), *unlabelled, torch.tensor([takes.null_label, 0]))
     identity = identity_of_code(source_of([name.partition(":")[0]]), state, weights)
     summary = _summary(made)
-    fractions = diffusion is not None or timesteps < 2 or _takes_fractions(network, timesteps, *inputs)
+    T, is_ddpm = section.timesteps or 1, section.process is None
+    fractions = not is_ddpm or T == 1 or _takes_fractions(network, T, *inputs)
     doubt = None
-    if data is not None and (diffusion is not None or not _is_close_to_noise(output, inputs[0])):
+    unlike_noise = section.prediction == "epsilon" and not _keeps_noise(network, T, *inputs)
+    if data is not None and (unlike_noise or not is_ddpm):
         doubt = convention.require(network, name, section, Data.model_validate(data), takes)
     description = CustomNetwork(
         callable=name,
@@ -165,12 +162,8 @@ def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
     if classes is None or not hasattr(made, "null_label"):
         if _takes(made, times + 1) or not takes_labels:
             return None
-        number, flow_map = "four", ""
-        if times == 1:
-            number, flow_map = "three", "; for a flow map of (x, t, r), set diffusion.prediction: average_velocity"
         raise CustomCodeError(
-            f"the network of {name} takes {number} arguments: for labels, give what the function returns the "
-            f"attributes num_classes and null_label (None, if it was not trained with one){flow_map}"
+            f"the network of {name} takes {('three', 'four')[times - 1]} arguments: {_more_arguments(times)}"
         )
     if not takes_labels:
         return None
@@ -182,6 +175,15 @@ def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
             f"num_classes = {classes}, not {null_label!r}"
         )
     return Conditions(classes, null_label)
+
+
+def _more_arguments(times: int) -> str:
+    """How to say what the argument after so many times is."""
+    labels = (
+        "for labels, give what the function returns the attributes num_classes and null_label (None, if it was not "
+    )
+    flow_map = "; for a flow map of (x, t, r), set diffusion.prediction: average_velocity" if times == 1 else ""
+    return f"{labels}trained with one){flow_map}"
 
 
 def _takes(made: Any, count: int) -> bool:
@@ -214,10 +216,11 @@ def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *
     except (TypeError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not t.is_floating_point():
             raise
-        raise CustomCodeError(
-            f"the network of {name} can't be called as {call} ({joined_lines(error)[:200]}); times are "
-            f"{t.dtype}, (B,), here {t.tolist()}"
-        ) from error
+        said = re.sub(r"^\S*<locals>\.", "", joined_lines(error))[:200]
+        advice = f"times are {t.dtype}, (B,), here {t.tolist()}"
+        if "missing 1 required positional argument" in said and not labels:
+            advice = _more_arguments(1 + len(others))
+        raise CustomCodeError(f"the network of {name} can't be called as {call} ({said}); {advice}") from error
     if not output.isfinite().all():
         raise NotFinite(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
     names = ("x", *("r" if each.is_floating_point() else "the labels" for each in others))
@@ -276,9 +279,12 @@ def _inputs(image_shape: tuple[int, int, int], diffusion: Diffusion) -> tuple[Te
     return x * contrast.view(2, 1, 1, 1), *times
 
 
-def _is_close_to_noise(output: Tensor, x: Tensor) -> bool:
-    """Whether the network predicts eps at T from noise alone."""
-    return bool((output[1] - x[1]).square().mean() < convention.UNLIKE_NOISE * x[1].square().mean())
+@torch.no_grad()
+def _keeps_noise(network: BatchedDenoiser, T: int, x: Tensor, t: Tensor, *labels: Tensor) -> bool:
+    """Whether a network returns noise of variance 1 nearly as it is, at T and at T / 2, as one of eps does."""
+    x = x / x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    lost = (network(x, torch.tensor([T // 2, T - 1]), *labels) - x).square().mean(dim=(1, 2, 3))
+    return bool((lost < convention.UNLIKE_NOISE).all())
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:

@@ -16,13 +16,12 @@ def describe(
     name: str,
     weights: str | None,
     image_shape: tuple[int, int, int],
-    timesteps: int,
-    diffusion: Diffusion | None = None,
+    diffusion: Diffusion,
     data: Data | None = None,
 ) -> CustomNetwork:
     """What the function `name` returns, tried by another process on noise and a few images (`custom.describe`).
 
-    The function is looked up in the current folder and on Python's path. `diffusion` is None for DDPM's process.
+    The function is looked up in the current folder and on Python's path. `diffusion` is resolved.
 
     Raises:
         MissingInput: if there is no file `weights`.
@@ -33,8 +32,8 @@ def describe(
         _require_file(path)
         checkpoint.refuse_pickle("model.weights", str(path))
     arguments: dict[str, Any] = {"name": name, "weights": path and str(path), "image_shape": image_shape}
-    arguments |= {"timesteps": timesteps, "diffusion": diffusion and diffusion.model_dump(mode="json")}
-    arguments |= {"data": data and data.model_dump(mode="json")}
+    sections = {"diffusion": diffusion, "data": data}  # short: errors show them
+    arguments |= {key: its and its.model_dump(mode="json", exclude_defaults=True) for key, its in sections.items()}
     trial = "be loaded and to predict a few images on a CPU"
     try:
         fields = ask("taugrid.workers.network.custom:describe", arguments, f"model.callable: {name}", trial)

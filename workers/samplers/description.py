@@ -15,7 +15,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, Diffusion, Sample, Section
 from taugrid.config.sample import GUIDANCE_KEYS, SAMPLER_KEYS
 from taugrid.errors import CustomCodeError, UserError
 from taugrid.hashing import SourceFile, canonical_json
-from taugrid.registry.samplers import DEFAULT, ONLY, is_custom
+from taugrid.registry.samplers import CONSISTENCY, LCM, SAMPLERS, is_custom
 from taugrid.versions import versions
 from taugrid.workers import schedules
 from taugrid.workers.custom.describe import ask
@@ -180,16 +180,22 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
 
 def _require_network(name: str, sampler: Sampler, process: Process) -> None:
     """Raise `UserError` unless a sampler takes the networks of a process."""
-    only, processes, predictions = ONLY.get(process.prediction), sampler.processes, sampler.predictions
-    if process.prediction in predictions and process.name in processes:
+    if _takes(sampler, process):
         return
-    key, its, known = "process", str(process.name), set[str](processes)
-    if process.name in processes or only not in (None, name):
-        key, its, known = "prediction", process.prediction, set[str](predictions)
+    key, its, known = "process", str(process.name), set[str](sampler.processes)
+    if process.name in sampler.processes:
+        key, its, known = "prediction", process.prediction, set[str](sampler.predictions)
+    others = " or ".join(each for each in SAMPLERS if each != LCM and _takes(find(each), process))
+    if process.prediction == "edm":
+        others += f" ({CONSISTENCY} for a consistency model)"
     raise UserError(
         f"sample.sampler: {name} is for {key}: {' or '.join(sorted(known))}, but this network's is {its}; set sampler: "
-        f"{only or DEFAULT}, or diffusion.{key} to what the network was trained with"
+        f"{others}, or diffusion.{key} to what the network was trained with"
     )
+
+
+def _takes(sampler: Sampler, process: Process) -> bool:
+    return process.prediction in sampler.predictions and process.name in sampler.processes
 
 
 def _check_tau(name: str, tau: Sequence[float], process: Process) -> None:

@@ -17,8 +17,9 @@ from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.registry.datasets import DATASETS, Shape
 from taugrid.registry.extractors import EXTRACTORS, INCEPTION
 from taugrid.registry.metrics import METRICS
+from taugrid.registry.samplers import CONSISTENCY, LCM
 from taugrid.workers import schedules
-from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint
+from taugrid.workers.network.checkpoint import Checkpoint, is_lcm, read_checkpoint
 
 ORACLES = get_args(get_args(ModelSection.model_fields["oracle"].annotation)[0])
 """Data sets whose best network is known in closed form."""
@@ -251,7 +252,9 @@ def _grid(
     steps = [number for number in (10, 20, 50) if number <= (timesteps or number)] or [1]
     conditions = None if loaded is None else loaded.conditions
     if process.predicts == "consistency":
-        return [{"sampler": ["consistency"], "steps": [1, 2, 4]}]
+        return [{"sampler": [CONSISTENCY], "steps": [1, 2, 4]}]
+    if loaded is not None and is_lcm(loaded):
+        return [{"sampler": [LCM], "steps": [1, 2, 4, 8]}]
     if oracle == "classes" or (conditions is not None and conditions.null_label is not None):
         return [{"guidance": [1.0, 2.0, 4.0], "steps": steps}]
     if oracle is not None:

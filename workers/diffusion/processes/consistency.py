@@ -1,17 +1,17 @@
 """The process of consistency models: EDM's, at T noise levels."""
 
 import math
-from collections.abc import Sequence
 
-from taugrid.workers.diffusion.process import Point, Preconditioning, PredictionType, ProcessName, Spaced
+from taugrid.workers.diffusion.process import Point, Preconditioning, PredictionType, Process, ProcessName, Spaced
 from taugrid.workers.diffusion.processes.edm import END, point
 from taugrid.workers.diffusion.timesteps import tau
 
 
-class DiscreteEDM:
+class DiscreteEDM(Process):
     """The process of consistency models: alpha = 1, with T noise levels as in Karras et al. 2022, eq. 5."""
 
     name: ProcessName = "edm"
+    timesteps: int
     prediction: PredictionType = "consistency"
 
     def __init__(self, timesteps: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float) -> None:
@@ -20,18 +20,14 @@ class DiscreteEDM:
         Raises:
             ValueError: for T = 1, or if sigma does not grow, or so little that two times have one key.
         """
-        self.timesteps, self._rho, self._sigma_data = timesteps, rho, sigma_data
+        self.timesteps = self.last = timesteps
+        self._rho, self._sigma_data = rho, sigma_data
         self._low, self._high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
         if timesteps < 2 or sigma_max <= sigma_min:
             raise ValueError("timesteps must be 2 or more, and sigma_max larger than sigma_min")
         keys = [self.at(t).key for t in range(1, timesteps + 1)]
         if len(set(keys)) < timesteps:
             raise ValueError(f"{timesteps} timesteps from sigma_min to sigma_max are too close to have noise each")
-
-    @property
-    def last(self) -> float:
-        """T."""
-        return self.timesteps
 
     def spaced(self, spacing: Spaced, steps: int, steps_offset: int = 0, shift: float = 1.0) -> tuple[float, ...]:
         """Whole times, by `timesteps.tau`."""
@@ -52,18 +48,9 @@ class DiscreteEDM:
         root = math.exp(time / 250) ** (1 / self._rho)
         return self.at(1 + (self.timesteps - 1) * (root - self._low) / (self._high - self._low))
 
-    def told_within(self, interval: Sequence[float]) -> list[float]:
-        """The first and last of the network's whole times within an interval of noise levels; empty if none is."""
-        times = [at.time for at in map(self.at, range(1, self.timesteps + 1)) if at.is_within(interval)]
-        return [min(times), max(times)] if times else []
-
     def knows(self, at: Point) -> bool:
         """Whether it is at time 1 or later."""
         return at.time >= self.at(1).time
-
-    def first_scale(self, first: Point) -> float:
-        """Sigma: beside it, the image counts for nothing."""
-        return first.sigma
 
     def preconditioning(self, at: Point) -> Preconditioning:
         """The scalings of a consistency model, for which f(x, sigma_min) = x: Song et al. 2023, appendix C."""

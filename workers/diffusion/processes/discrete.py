@@ -1,7 +1,6 @@
 """DDPM's process, from betas."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from taugrid.workers.diffusion.process import (
     Point,
     PredictionType,
+    Process,
     ProcessName,
     Spaced,
     network_time,
@@ -17,25 +17,17 @@ from taugrid.workers.diffusion.process import (
 from taugrid.workers.diffusion.timesteps import times
 
 
-class DiscreteVP:
+class DiscreteVP(Process):
     """The process of DDPM: alpha^2 + sigma^2 = 1, times 0..T."""
 
     name: ProcessName = "ddpm"
+    timesteps: int
 
     def __init__(self, alpha_bar: NDArray[np.float64], prediction: PredictionType = "epsilon") -> None:
         """`alpha_bar`, (T + 1,), begins with 1, or with `alpha_bar[1]`, which makes a last step end at time 1."""
         self.alpha_bar, self.prediction = alpha_bar, prediction
         self._levels = alpha_bar.tolist()
-
-    @property
-    def timesteps(self) -> int:
-        """T, the last time."""
-        return len(self._levels) - 1
-
-    @property
-    def last(self) -> float:
-        """T."""
-        return self.timesteps
+        self.timesteps = self.last = len(self._levels) - 1
 
     def spaced(self, spacing: Spaced, steps: int, steps_offset: int = 0, shift: float = 1.0) -> tuple[float, ...]:
         """`timesteps.times`; `shift` is a flow's."""
@@ -56,11 +48,6 @@ class DiscreteVP:
         """The point at which the network is told the index `time`."""
         return self.at(time + 1)
 
-    def told_within(self, interval: Sequence[float]) -> list[float]:
-        """The first and last of the network's whole times within an interval of noise levels; empty if none is."""
-        times = [at.time for at in map(self.at, range(1, self.timesteps + 1)) if at.is_within(interval)]
-        return [min(times), max(times)] if times else []
-
     def knows(self, at: Point) -> bool:
         """Whether it is at time 1 or later."""
         return at.time >= 0
@@ -68,6 +55,3 @@ class DiscreteVP:
     def first_scale(self, first: Point) -> float:
         """1, wherever a path begins."""
         return 1.0
-
-    def preconditioning(self, at: Point) -> None:
-        """None: such networks take x itself."""

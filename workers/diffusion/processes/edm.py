@@ -9,6 +9,7 @@ from taugrid.workers.diffusion.process import (
     Point,
     Preconditioning,
     PredictionType,
+    Process,
     ProcessName,
     Spaced,
     distinct_keys,
@@ -26,7 +27,7 @@ def point(sigma: float, time: float) -> Point:
     return Point(1.0, sigma, 1 / (1 + square), time, key, scale=math.sqrt(1 + square))
 
 
-class EDM:
+class EDM(Process):
     """Time is sigma itself. A network predicts F (`edm`) and is told ln(sigma) / 4, or x0 (`sample`) and sigma.
 
     With sigma_data = 1, -F is the v of DDPM's process; diffusers calls it `v_prediction` for any sigma_data.
@@ -84,14 +85,6 @@ class EDM:
         if interval[1] < self._first or interval[0] >= self.last:
             return []
         return [self.at(min(max(end, self._first), self.last)).time for end in interval]
-
-    def knows(self, at: Point) -> bool:
-        """Whether there is noise."""
-        return at.sigma > 0
-
-    def first_scale(self, first: Point) -> float:
-        """Sigma: beside it, the image counts for nothing."""
-        return first.sigma
 
     def preconditioning(self, at: Point) -> Preconditioning | None:
         """EDM's scalings of F, Karras et al. 2022, table 1; None for a network that predicts x0."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from taugrid.workers.diffusion.process import (
     Point,
     PredictionType,
+    Process,
     ProcessName,
     Spaced,
     distinct_keys,
@@ -14,7 +15,7 @@ from taugrid.workers.diffusion.process import (
 from taugrid.workers.diffusion.processes.edm import no_spacing
 
 
-class Flow:
+class Flow(Process):
     """Times are in (0, 1]. A network predicts a velocity and is told t, times `told_times`."""
 
     name: ProcessName = "flow"
@@ -57,14 +58,3 @@ class Flow:
     def told_within(self, interval: Sequence[float]) -> list[float]:
         """What the network is told at the ends of an interval of noise levels t / (1 - t)."""
         return [self.at(end / (1 + end)).time for end in interval]
-
-    def knows(self, at: Point) -> bool:
-        """Whether there is noise."""
-        return at.sigma > 0
-
-    def first_scale(self, first: Point) -> float:
-        """Sigma: 1 at t = 1, where there is nothing but noise."""
-        return first.sigma
-
-    def preconditioning(self, at: Point) -> None:
-        """None: such networks take x itself."""
