@@ -13,6 +13,8 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -38,6 +40,12 @@ AT_LENGTH = pytest.mark.parametrize("store", ["s3", *_ELSEWHERE], indirect=True)
 """A test for each store, of which `make test` runs that for S3."""
 
 _LISTS = re.compile(r"list-type=2|comp=list")
+
+AZURE_EXPIRED = "AuthenticationFailed</Code><Message>Signature not valid in the specified time frame</Message><Code>x"
+"""A code with a text, as Azure tells of a signature that has expired."""
+
+_TIMES = frozenset({"Last-Modified", "last-modified", "Date", "date"})
+_LISTED_TIME = re.compile(r"(?<=<LastModified>)[^<]+|(?<=<Last-Modified>)[^<]+")
 
 Answer = Callable[[str, str], tuple[int, str] | None]
 """From a request's method and path to the status and the code that refuse it; None: it passes."""
@@ -67,6 +75,8 @@ class Server:
         """How many requests of each method there were. A list is `LIST`."""
         self.failed = 0
         """How many of them were failed on purpose."""
+        self.ahead = 0
+        """Seconds by which its clock is ahead of this machine's."""
         self._may_answer = threading.Event()
         self._may_answer.set()
         self.faults: random.Random | None = None
@@ -165,8 +175,23 @@ class Server:
             return [body]
         if how == "reset":
             return _reset(environ)
-        answer: Iterable[bytes] = self._app(environ, start_response)
+
+        def respond(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            shifted = [(name, self._shifted(value) if name in _TIMES else value) for name, value in headers]
+            return start_response(status, shifted, *rest)
+
+        answer: Iterable[bytes] = self._app(environ, respond)
+        if self.ahead and is_list:
+            text = b"".join(answer).decode()
+            answer = [_LISTED_TIME.sub(lambda found: self._shifted(found[0]), text).encode()]
         return _reset(environ) if how == "lost" else answer
+
+    def _shifted(self, text: str) -> str:
+        """A time as its clock tells it, in the same format and length."""
+        later = timedelta(seconds=self.ahead)
+        if text.endswith("GMT"):
+            return format_datetime(parsedate_to_datetime(text) + later, usegmt=True)
+        return (datetime.fromisoformat(text) + later).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 def moto() -> Any:

@@ -9,7 +9,7 @@ from base64 import b64encode
 from dataclasses import replace
 
 import pytest
-from buckets import AT_LENGTH, EVERYWHERE, SECRET, quick_retries
+from buckets import AT_LENGTH, AZURE_EXPIRED, EVERYWHERE, SECRET, quick_retries
 from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
@@ -372,6 +372,25 @@ def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucke
     assert re.fullmatch(r"answers again, after [\d.]+ s; the run goes on", ends.removeprefix(place))
 
 
+@AT_LENGTH
+@pytest.mark.parametrize("ahead", [100, -100])
+def test_a_store_whose_clock_differs_changes_nothing(opened, expected, bucket, store, monkeypatch, ahead):
+    """`modified` is the store's time; a driver that compared it with its own would take new files for old ones."""
+    root, storage = bucket
+    monkeypatch.setattr(store, "ahead", ahead)
+    drive(opened, root, storage)
+    assert results(root, storage) == expected
+    made = storage.walk(root)
+    assert all(abs(stat.modified - time.time() - ahead) < 60 for stat in made.values())
+    put(storage, root / "samples/.left.tmp", b"of a dead driver")
+    time.sleep(2.1)  # the store's clock has whole seconds
+    _, printed = drive(opened, root, storage)
+    assert "to do" not in printed
+    assert verify(replace(opened, rundir=RunDir(root, storage)), lambda n: None) == ([], [])
+    parts = {path: stat for path, stat in storage.walk(root).items() if path.parts[-3] in FOLDERS}
+    assert parts == {path: made[path] for path in parts}
+
+
 @EVERYWHERE
 def test_credentials_that_expire_end_the_run_with_one_line_and_it_goes_on(opened, expected, bucket, store, monkeypatch):
     """S3 answers 400, also to HEAD, where no body says why; Azure says it in the text of AuthenticationFailed."""
@@ -509,7 +528,6 @@ def test_a_bucket_that_is_not_there_is_one_line(store):
         storage.require(root)
 
 
-AZURE_EXPIRED = "AuthenticationFailed</Code><Message>Signature not valid in the specified time frame</Message><Code>x"
 REFUSED = [
     ("RequestTimeTooSkewed", "the clock of this machine"),
     ("AccessDenied", "no permission for this"),
