@@ -32,12 +32,12 @@ class Raylets(Cluster):
     def __init__(self, shared: Path, workers: int) -> None:
         super().__init__(shared, ENVIRONMENT)
         self.shared = shared
-        self._cpus = workers // NODES + SPARE_CPUS
+        self.cpus = workers // NODES + SPARE_CPUS
 
     def begin_all(self) -> None:
         self.head()
         for name in "ABCD"[:NODES]:  # nodes of one machine must be started one after the other
-            self.start(name, cpus=self._cpus)
+            self.start(name, cpus=self.cpus)
 
     def wait(self, name: str, seconds: float = START_SECONDS) -> None:
         super().wait(name, seconds)
@@ -45,14 +45,14 @@ class Raylets(Cluster):
     def lose_a_node(self, workers: Collection[int]) -> None:
         name = max(self.names, key=lambda name: len(set(workers) & set(descendants(self._nodes[name].pid))))
         self.kill(name)
-        self.begin(name, self._cpus)
+        self.begin(name, self.cpus)
 
 
 class PlainNodes:
     """Two nodes that share the machine's namespaces: what --short needs."""
 
     def __init__(self, shared: Path, workers: int) -> None:
-        self.shared, self._cpus = shared, workers // 2 + SPARE_CPUS
+        self.shared, self.cpus = shared, workers // 2 + SPARE_CPUS
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
         os.environ |= {**ENVIRONMENT, **token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
         self.environment = dict(os.environ)
@@ -63,7 +63,7 @@ class PlainNodes:
         self._cluster = Nodes()
         self._add(cpus=0, include_dashboard=False)
         self.address = self._cluster.address
-        self._nodes = [self._add(self._cpus) for _ in range(2)]
+        self._nodes = [self._add(self.cpus) for _ in range(2)]
 
     def _add(self, cpus: int, **options: Any) -> Any:
         options |= {"dashboard_agent_listen_port": free_port(), "object_store_memory": 100_000_000}
@@ -77,7 +77,7 @@ class PlainNodes:
         lost = max(self._nodes, key=worked)
         self._cluster.remove_node(lost, allow_graceful=False)
         self._nodes.remove(lost)
-        self._nodes.append(self._add(self._cpus))
+        self._nodes.append(self._add(self.cpus))
 
     def close(self) -> None:
         self._cluster.shutdown()
