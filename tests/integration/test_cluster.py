@@ -210,6 +210,8 @@ def test_any_exit_code_of_a_command_comes_back(head, at):
     assert "the driver of job killed-1 was killed by signal 9; submit it again to continue" in killed.stderr
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(head, finished, tmp_path, monkeypatch):
     """Those of README and docs/cluster.md for a cluster; `tests/unit/test_cluster_configs.py` reads the others.
 
@@ -275,6 +277,8 @@ def test_submits_at_once_get_ids_of_their_own_and_nobody_elses(head, tmp_path, m
     assert sorted(ids) == ["both-8", "both-9"]
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, mine, tmp_path):
     """The job sleeps, so that it does not take a core from the tests beside this one."""
     out = tmp_path / "run"
@@ -461,6 +465,8 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 def test_spare_cpus_of_a_machine_with_a_gpu_compute_scores_while_the_gpu_works(head, tmp_path):
     """D6, on a real Ray that believes in one GPU. With `CpuOnly` left out in `Session._pool`, this waits in vain.
 

@@ -52,6 +52,8 @@ print(json.dumps([[type(error).__name__, str(error)] for error in (refused[0].ca
 """
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_worker_and_a_training_say_once_that_torch_has_no_cuda(tmp_path):
     """The defect of the training: `_device` outside of the `try` in `loop.run`. Ray Train repeats it three times, and
     the error names a worker (`RunFailed`, "... (worker 0, 1)") and not what fails again."""

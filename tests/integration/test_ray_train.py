@@ -236,9 +236,11 @@ def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
         capacity.trainers(section, (3, 4))
 
 
-@pytest.mark.parametrize("killed_first", [False, pytest.param(True, marks=[pytest.mark.chaos, pytest.mark.slow])])
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_first", [False, True])
 def test_ctrl_c_and_the_result_is_the_same(uninterrupted, tmp_path, killed_first):
-    """In the long form driver and worker are killed before that, and then it is Ctrl-C as soon as it goes on."""
+    """Where driver and worker are killed before that, it is Ctrl-C as soon as it goes on."""
     path, root = a_config(tmp_path), tmp_path / "run"
     # Elastic, so that the worker has one CPU and one thread, as in the other tests, and not all of the machine's.
     options = ("--out", root, "--set", "train.workers=[1, 1]", "--set", "train.tensorboard=true")

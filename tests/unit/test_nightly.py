@@ -192,6 +192,8 @@ def test_a_kill_between_verdict_and_history_is_mended_by_the_same_command(begun,
     assert every_file(started) == whole
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_night_killed_ten_times_is_one_complete_night(begun, started, judged, monkeypatch):
     """Ctrl-C at a random job of the night, or in the second look; then the command is given once more."""
     draw, submit = random.Random(5), PoolHere.submit
