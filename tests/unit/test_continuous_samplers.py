@@ -392,6 +392,9 @@ def test_the_plan_says_that_one_step_is_the_same_in_all_solvers():
     assert [same in line for line in plan(validate(Config, values | sections, "test")).remarks] == [True]
     sections["grid"] = [grid | {"steps": [5]}, {"steps": [1], "sampler": ["euler"]}]
     assert not plan(validate(Config, values | sections, "test")).remarks
+    churned = {"steps": [1], "sampler": ["edm-heun"], "sampler_options": [{"S_churn": 0.2}]}
+    sections |= {"diffusion": {"process": "edm"}, "grid": [{"steps": [1], "sampler": ["euler"]}, churned]}
+    assert not plan(validate(Config, values | sections, "test")).remarks
 
 
 @pytest.mark.parametrize(("process", "path"), [(EDMS, [EDMS.last]), (FLOW, [1.0]), (DDPM, [DDPM.last])])

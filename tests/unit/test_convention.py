@@ -11,6 +11,7 @@ from taugrid.errors import CustomCodeError
 from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.workers import schedules
+from taugrid.workers.data.load import few_images
 from taugrid.workers.diffusion.gaussian import gaussian
 from taugrid.workers.network import convention, custom
 from taugrid.workers.network.convention import require
@@ -206,6 +207,26 @@ def test_levels_far_out_are_looked_at():
     assert f"called as {convention.expected(TOLD_1000)} it is 0." in said
 
 
+def test_a_network_of_x0_that_is_poor_at_little_noise_is_found():
+    """There, an error of a third of the images' deviation is 10 times that of a linear estimate."""
+    poor = 0.33 * float(torch.from_numpy(few_images(DATA, 64)).float().std()) / 127.5
+    with pytest.raises(CustomCodeError) as error:
+        require(lambda x, t: x - wide(t) * flow(x, t) + poor * (wide(t) < 0.02), "my:load", FLOW_DEFAULTS, DATA, None)
+    assert f"called as {convention.expected(X0_FLOW)} it is 0." in str(error.value)
+
+
+def test_ways_that_fail_at_the_first_level_are_called_once():
+    calls = []
+
+    def network(x, t):
+        calls.append(float(t[0]))
+        return -flow(x, t)
+
+    with pytest.raises(CustomCodeError):
+        require(network, "my:load", FLOW_DEFAULTS, DATA, None)
+    assert len(calls) < 40, "13 ways at 5 levels are 65"
+
+
 def test_an_untrained_network_of_ddpm_is_not_doubted():
     noise = torch.zeros_like
     assert require(lambda x, t: noise(x), "my:load", DIFFUSION_DEFAULTS, DATA, None) is None, "as before"
@@ -254,6 +275,8 @@ def test_a_slow_network_is_tried_at_one_level_and_in_no_other_way(monkeypatch):
     assert len(calls) == 1
 
 
+KEPT = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
+
 MODULE = """
 import torch
 
@@ -290,6 +313,10 @@ def embedding():
 
 def of_sigma():
     return lambda x, sigma: optimum(x, sigma) + 0 * sigma.log().view(-1, 1, 1, 1)  # as NVlabs' takes the logarithm
+
+
+def plain():
+    return lambda x, t: optimum(x, t)
 
 
 def broken():
@@ -364,8 +391,20 @@ def test_a_network_that_is_not_finite_is_tried_in_the_other_ways_too(module, dif
 
     called.optimum, data = denoised, DATA.model_dump(mode="json")
     for name, said in (("of_sigma", "called as network(x, sigma) = x_0 it is 0."), ("broken", "nan or infinity")):
-        with pytest.raises(CustomCodeError, match=re.escape(said)):
+        with pytest.raises(CustomCodeError, match=re.escape(said)) as error:
             custom.describe(f"called:{name}", None, SHAPE, diffusion.model_dump(mode="json"), data)
+        assert ("deviation, it fails, or returns nan" in str(error.value)) == (name == "of_sigma")
+
+
+def test_under_ddpm_only_what_predicts_epsilon_is_looked_at(module):
+    import called
+
+    called.optimum, data = lambda x, t: flow(x, t / 1000), DATA.model_dump(mode="json")
+    assert (called.optimum(KEPT, torch.full((4,), 999)) - KEPT).square().mean() < 0.1, "as that of eps at T"
+    of_v = DIFFUSION_DEFAULTS.model_copy(update={"prediction": "v_prediction"})
+    assert custom.describe("called:plain", None, SHAPE, of_v.model_dump(mode="json"), data).doubt is None
+    with pytest.raises(CustomCodeError, match=r"set diffusion: \{process: flow, "):
+        custom.describe("called:plain", None, SHAPE, DIFFUSION_DEFAULTS.model_dump(mode="json"), data)
 
 
 def test_a_doubt_is_said_by_the_plan_and_is_in_no_file(module):

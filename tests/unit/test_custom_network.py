@@ -470,8 +470,8 @@ def test_a_network_is_described_once_however_long_the_grid(folder):
         return described(*arguments)
 
     grid = {"steps": [2, 4], "eta": [0.0, 1.0], "diffusion.timesteps": [500, 1000]}
-    p = planned(counting, grid=[grid])
-    assert (len(p.models), len(p.cells)) == (2, 8)
+    p = planned(counting, grid=[grid | {"diffusion.beta_end": [0.02, 0.01]}])
+    assert (len(p.models), len(p.cells)) == (4, 16)
     told = [DDPM.model_copy(update={"timesteps": timesteps}) for timesteps in (500, 1000)]
     expected = [("mine:scaled", None, SHAPE, diffusion, p.models[0].data) for diffusion in told]
     assert calls == expected

@@ -120,6 +120,15 @@ def test_rows_name_samplers_and_leave_empty_what_they_ignore():
     assert alone[0] == "heun"
 
 
+def test_labels_are_folded_before_errors_are_moved_below_the_values():
+    churn = {"sampler_options": {"S_churn": 40, "S_noise": 1.003}, "fid_se": 5.5}
+    rows = [cell("edm-heun", S, fid=9.0, evaluations=S, **churn) for S in (5, 10, 20, 50)]
+    rows += [cell("euler", S, fid=25.0, sampler_options={}, fid_se=5.5) for S in (5, 10, 20, 50)]
+    console = Console(file=StringIO(), width=80)
+    console.print(to_console(table(rows)))
+    assert re.search(r"25.0 ± 5.5 +25.0 ± 5.5 +25.0 ± 5.5 +25.0 ± 5.5", console.file.getvalue())
+
+
 def test_options_of_a_sampler_are_a_column_that_reads():
     name = "diffusers:DPMSolverMultistepScheduler"
     given = [{}, {"solver_order": 3, "final_sigmas_type": "zero"}]

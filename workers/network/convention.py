@@ -39,7 +39,8 @@ AS_GOOD, SOMEWHERE = 1.05, 0.8
 times: networks of 99,000 parameters that were told wrong times had 1.2 to 1.7 times their error at one of `OUTER`."""
 
 UNLIKE_NOISE = 0.1
-"""At T, a network that predicts eps returns nearly x. The squared error above which it is tried as a flow's."""
+"""At T and T / 2, a network of eps returns noise nearly as it is. The squared error above which it is tried as another
+process's. At T alone, a flow's, x less the images' mean, would pass."""
 
 QUICK_SECONDS, PATIENCE_SECONDS = 5.0, 60.0
 """A network that takes longer for one level is tried at this one alone. Other ways are tried for so long."""

@@ -123,7 +123,7 @@ def describe(
     T, is_ddpm = section.timesteps or 1, section.process is None
     fractions = not is_ddpm or T == 1 or _takes_fractions(network, T, *inputs)
     doubt = None
-    unlike_noise = section.prediction == "epsilon" and not _is_close_to_noise(output, inputs[0])
+    unlike_noise = section.prediction == "epsilon" and not _keeps_noise(network, T, *inputs)
     if data is not None and (unlike_noise or not is_ddpm):
         doubt = convention.require(network, name, section, Data.model_validate(data), takes)
     description = CustomNetwork(
@@ -279,9 +279,12 @@ def _inputs(image_shape: tuple[int, int, int], diffusion: Diffusion) -> tuple[Te
     return x * contrast.view(2, 1, 1, 1), *times
 
 
-def _is_close_to_noise(output: Tensor, x: Tensor) -> bool:
-    """Whether the network predicts eps at T from noise alone."""
-    return bool((output[1] - x[1]).square().mean() < convention.UNLIKE_NOISE * x[1].square().mean())
+@torch.no_grad()
+def _keeps_noise(network: BatchedDenoiser, T: int, x: Tensor, t: Tensor, *labels: Tensor) -> bool:
+    """Whether a network returns noise of variance 1 nearly as it is, at T and at T / 2, as one of eps does."""
+    x = x / x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    lost = (network(x, torch.tensor([T // 2, T - 1]), *labels) - x).square().mean(dim=(1, 2, 3))
+    return bool((lost < convention.UNLIKE_NOISE).all())
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:
