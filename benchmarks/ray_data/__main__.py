@@ -5,33 +5,35 @@
 - a1, a2: shards of equal cost, 1,000 and 10,000. Wall time over the ideal, and CPU of the driver.
 - b: shards of S = 10 to 1000 steps; Ray Data in the order of the config, and sorted by us.
 - c: one worker is 20 times slower.
-- d1, d2, d3: kill -9 of a worker, of a node (which returns), of the driver (then the same command again).
-- e, e0: restart at 99 %, and a run of as much work from nothing.
+- d1, d2: kill -9 of a worker, of a node (which returns).
+- d3, d3-new: kill -9 of the driver at 99 %, then the same command again; and a run of as few shards as that leaves.
 - f: lines that a user writes.
 
-The network sleeps, so that 16 workers need few CPUs. The full form starts four raylets with namespaces of their own
-(Linux, root), and takes about 20 minutes. `--short` has one plain node and tiny sizes: it shows that all parts run, and
-its figures say little. The two programs take turns. A figure is the median of the runs, with their range.
+The network sleeps, so that 8 workers need few CPUs. The full form starts four raylets with namespaces of their own
+(Linux, root), and takes about 25 minutes. `--short` has two plain nodes and tiny sizes: it shows that all parts run,
+and its figures say little. The two programs take turns. A figure is the median of the runs, with their range.
 """
 
 import argparse
 import json
 import os
 import platform
-import shutil
+import signal
 import statistics
+import sys
 import tempfile
 import time
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from benchmarks.ray_data.clusters import cluster
 from benchmarks.ray_data.programs import Experiment
-from benchmarks.ray_data.scenarios import SCENARIOS, Figures, Trial, lines
+from benchmarks.ray_data.scenarios import SCENARIOS, WORKERS, AnyCluster, Figures, Scenario, Trial, lines
+from benchmarks.ray_data.tally import Work
 
-NEEDS_NODES = "d2"
+SHORT_WORKERS = 2
 
 
 def table(title: str, found: dict[str, list[Figures]]) -> str:
@@ -55,7 +57,7 @@ def shown(values: list[float]) -> str:
 def setting() -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "cpus": os.cpu_count(), "load": os.getloadavg(),
-        "ray": ray.__version__, "python": platform.python_version(),
+        "ray": version("ray"), "python": platform.python_version(),
     }  # fmt: skip
 
 
@@ -63,39 +65,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", default=",".join([*SCENARIOS, "f"]), help="scenarios, as in a1,b")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, help="of each; 3, and 1 of a2 and d3-new, if not set")
+    parser.add_argument("--workers", type=int, default=WORKERS)
     parser.add_argument("--json", type=Path, help="where the figures go")
     arguments = parser.parse_args()
     asked = arguments.only.split(",")
     if unknown := set(asked) - {*SCENARIOS, "f"}:
         parser.error(f"--only names {', '.join(sorted(unknown))}; there are {', '.join([*SCENARIOS, 'f'])}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no cluster stays behind
+    measure(asked, arguments)
+
+
+def measure(asked: list[str], arguments: argparse.Namespace) -> None:
     record: dict[str, Any] = {"setting": setting(), "figures": {}}
     print(json.dumps(record["setting"]), flush=True)
-    for name in asked:
-        if name == NEEDS_NODES and arguments.short:
-            continue
-        title, found = ("lines that a user writes", lines()) if name == "f" else ("", {})
-        found = {system: [figures] for system, figures in found.items()} if name == "f" else measured(name, arguments)
-        title = title or SCENARIOS[name].title
-        record["figures"][name] = found
-        print(f"\n{table(f'{name}: {title}', found)}", flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    workers = SHORT_WORKERS if arguments.short else arguments.workers
+    with ExitStack() as stack:
+        where = None
+        for name in asked:
+            if name == "f":
+                title, found = "lines that a user writes", lines()
+            else:
+                where = where or stack.enter_context(cluster(arguments.short, workers))
+                scenario = SCENARIOS[name]
+                work = (scenario.short if arguments.short else scenario.work).with_workers(workers)
+                title, found = scenario.title, turns(scenario, work, where, arguments.runs or scenario.runs)
+            record["figures"][name] = found
+            print(f"\n{table(f'{name}: {title}', found)}", flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def measured(name: str, arguments: argparse.Namespace) -> dict[str, list[Figures]]:
-    scenario = SCENARIOS[name]
-    work = scenario.short if arguments.short else scenario.full
+def turns(scenario: Scenario, work: Work, where: AnyCluster, runs: int) -> dict[str, list[Figures]]:
+    """The figures of each program. They take turns, so that other load on the machine meets both."""
     found: dict[str, list[Figures]] = {system: [] for system in scenario.systems}
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-data-") as folder,
-        cluster(arguments.short, Path(folder), work.workers) as where,
-    ):
-        for run in range(arguments.runs):
-            for system, runs in found.items():
-                place = Path(folder) / f"{system}-{run}"
-                runs.append(scenario.measure(Trial(system, where, Experiment(place, work))))
-                shutil.rmtree(place)
+    for _ in range(runs):
+        for system, figures in found.items():
+            with tempfile.TemporaryDirectory(dir=where.shared) as folder:
+                figures.append(scenario.measure(Trial(system, where, Experiment(Path(folder), work))))
     return found
 
 

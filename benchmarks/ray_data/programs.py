@@ -1,11 +1,13 @@
-"""Starts taugrid or Ray Data on a given cluster, and looks at the driver while it works.
+"""Starts taugrid or Ray Data on a given cluster, and looks at the driver while it works. As in
 
-work = Work(steps=(10,), images=8000, batch=8, evaluations=80, seconds=0.02, workers=16)
-experiment = Experiment(folder, work)                     # below a folder that all nodes see
-with start("ray_data", experiment, cluster.address, cluster.environment) as program:
-...                                                   # nodes leave and return
-program.wait()                                        # its exit code
-experiment.counts("ray_data")                             # rows lost and doubled, evaluations made twice
+    work = Work(steps=(10,), images=8000, batch=8, evaluations=80, seconds=0.02, workers=16)
+    experiment = Experiment(folder, work)  # a new folder, which all nodes see
+    with start("ray_data", experiment, cluster.address, cluster.environment) as program:
+        ...  # nodes leave and return
+        program.wait()  # its exit code
+    experiment.counts("ray_data")  # rows lost and doubled, evaluations made again
+
+The cluster's environment needs `USER` on its PYTHONPATH (see clusters.py).
 """
 
 import json
@@ -19,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import yaml
+from command import descendants
 
 from benchmarks.ray_data.tally import Counts, Timing, Work, count, read_records, rows_of, timing
 
@@ -69,15 +72,19 @@ class Experiment:
 
     def workers(self) -> list[int]:
         """Processes that have loaded the network, on whichever node."""
-        return [int(link.parts[2]) for link in Path("/proc").glob("[0-9]*/fd/*") if self._is_record(link)]
+        return [pid for pid in descendants(os.getpid()) if any(map(self._is_record, open_files(pid)))]
 
-    def _is_record(self, link: Path) -> bool:
-        with suppress(OSError):
-            return str(link.readlink()).startswith(str(self.calls))
-        return False
+    def _is_record(self, path: Path) -> bool:
+        return path.parent == self.calls
 
     def log(self) -> Path:
         return self._logs / f"log-{len(list(self._logs.glob('log-*')))}"
+
+
+def open_files(pid: int) -> Iterator[Path]:
+    with suppress(OSError):  # it has just ended
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            yield link.readlink()
 
 
 class Program:

@@ -30,6 +30,10 @@ class Work(NamedTuple):
     slow: float = 1.0
     """How many times longer the calls of one of the workers take."""
 
+    def with_workers(self, workers: int) -> "Work":
+        """As many shards a second."""
+        return self._replace(workers=workers, seconds=self.seconds * workers / self.workers)
+
     @property
     def shards(self) -> int:
         sizes = [self.batch * max(1, self.evaluations // (steps * self.batch)) for steps in self.steps]

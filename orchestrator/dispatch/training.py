@@ -117,6 +117,11 @@ class Training:
         """Whether it ended because other work took the room for its workers. It can begin again."""
         return isinstance(self._error, fit.NoRoom)
 
+    @property
+    def has_left(self) -> bool:
+        """Whether it ended because its nodes will be taken away. It can begin again at once."""
+        return isinstance(self._error, fit.NodesLeave)
+
     def wanted(self) -> capacity.Trainers:
         """The workers that it would start on the cluster as it is now.
 
@@ -128,21 +133,22 @@ class Training:
     def begin(self, ended: "SimpleQueue[Training]") -> None:
         """Start or continue it, from its last checkpoint. It comes into `ended` when its thread ends."""
         model, self._spec = self.model, self._specified(self.wanted())
+        how = "left its nodes, which will be taken away," if self.has_left else "was interrupted"
         self.at, self.has_begun, self._error = self._now(), False, None
         if self.at is not None:
             has_checkpoint, step = any(self._spec.running.glob("checkpoint_*")), self.at.checkpoint
             last = f"continues from its last checkpoint{f', of step {step}' if step else ''}"
             then = last if has_checkpoint else "begins again, because it has no checkpoint"
-            how = "failed" if model.id in failed_trainings(self._rundir) else "was interrupted"
+            how = "failed" if model.id in failed_trainings(self._rundir) else how
             message = f"training of {model.called} {how} at step {self.at.step}; it {then}"
-            self._say_once("interrupted", message)
+            self._say_once(f"interrupted at {self.at.step}", message)
         self._began = self._changed = self._checked_at = self._fitted_at = time.monotonic()
         # With this step a watching command detects whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
         threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
 
     def put_back(self) -> None:
-        """Record an event: it found no room and waits for `begin`."""
+        """Record an event: it waits for `begin`."""
         self._events.add("training waits", model=self.model.id)
 
     def check_log(self) -> None:
@@ -381,8 +387,12 @@ class TrainingScheduler:
 
     def _end(self, training: Training) -> None:
         self._under_way.remove(training)
-        if training.found_no_room and self._to_change is not None:
+        if (training.found_no_room or training.has_left) and self._to_change is not None:
             return  # it continues in the next session
+        if training.has_left:
+            training.put_back()
+            self._waiting.appendleft(training)
+            return
         # What another had, it may get. If none has worked in all its attempts, none will ever give room.
         if training.found_no_room and training in self._beside_work:
             training.put_back()

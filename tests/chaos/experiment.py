@@ -2,7 +2,9 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import yaml
@@ -82,12 +84,20 @@ class Lab:
         new.write_text("".join(f"{fault}\n" for fault in faults))
         new.rename(self._faults / node)
 
-    def start(self, root: Path, *arguments: object, config: Path | None = None) -> Started:
-        """Start a driver."""
+    def start(
+        self,
+        root: Path,
+        *arguments: object,
+        config: Path | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Started:
+        """Start a driver; `environment` has variables for it alone."""
         self._logs += 1
         where = () if "--address" in arguments else ("--address", self.cluster.address)
         command = ("run", config or self.config, "--out", root, *where, *arguments)
-        return Started(self.folder / f"driver-{self._logs}.log", *command, environment=self.cluster.environment)
+        return Started(
+            self.folder / f"driver-{self._logs}.log", *command, environment={**self.cluster.environment, **environment}
+        )
 
     def finish(self, root: Path, *arguments: object, config: Path | None = None, code: int = 0) -> str:
         """Run a driver to its end, and return what it printed."""

@@ -103,9 +103,9 @@ class Cluster:
         """The nodes that were started and not killed, without the head."""
         return [name for name in self._nodes if name != "head"]
 
-    def workers(self, name: str) -> list[int]:
-        """Process ids of taugrid's workers on a node."""
-        return [pid for pid in descendants(self._nodes[name].pid) if "ray::Worker" in command_line(pid)]
+    def workers(self, name: str, called: str = "ray::Worker") -> list[int]:
+        """Process ids of taugrid's workers on a node, or of other processes that Ray has `called` so."""
+        return [pid for pid in descendants(self._nodes[name].pid) if called in command_line(pid)]
 
     def inside(self, name: str, command: str) -> None:
         """Run a shell command with the mounts of a node."""

@@ -1,5 +1,7 @@
 """A run on a cluster that grows and shrinks under it."""
 
+import json
+import re
 import time
 
 import pytest
@@ -7,6 +9,9 @@ from command import events
 from experiment import Counts, compare
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+STEPS = 400
+"""Of a training that is disturbed: on two cores, some 20 s."""
 
 
 def nodes_of(said):
@@ -59,3 +64,43 @@ def test_a_run_begins_without_nodes_and_follows_its_cluster(lab, tally):
     found = compare(root, calm)
     tally.add(found)
     assert found == Counts(lost=0, doubled=0, other=0, quarantined=0)
+
+
+def trained(root):
+    """The files of the weights, and the steps of the log."""
+    (model,) = root.glob("models/[!.]*")
+    weights = {path.relative_to(model): path.read_bytes() for path in model.rglob("*.safetensors")}
+    return weights, [json.loads(line)["step"] for line in (model / "train/log.jsonl").read_text().splitlines()]
+
+
+def test_a_training_leaves_a_node_that_will_be_taken_away_and_loses_no_step(lab, tally):
+    """Two workers on two of three nodes: one of these drains. The weights are those of a calm training, bit by bit."""
+    cluster, root, calm = lab.cluster, lab.shared / "training", lab.shared / "calm-training"
+    cluster.start(*[node for node in "DEF" if node not in cluster.names])
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    unet = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4, "add_attention": False, **blocks}
+    train = {"steps": STEPS, "batch_size": 8, "workers": 2, "checkpoint_every": 10 * STEPS}
+    changes = {"data": {"name": "digits"}, "model": {"unet": unet}, "train": train, "grid": {"steps": [1]}}
+    config = lab.write_config("training.yaml", **changes, sample={"num_samples": 10, "batch_size": 10})
+    with lab.start(calm, config=config) as driver:
+        driver.wait(0, timeout=300)
+    with lab.start(root, config=config) as driver:
+
+        def steps_done():
+            logs = list(root.glob("models/.training-*/log.jsonl"))
+            return len(logs[0].read_text().splitlines()) if logs else 0
+
+        driver.wait_until(lambda: steps_done() > STEPS / 4, timeout=400)
+        leaving = next(node for node in cluster.names if cluster.workers(node, "ray::RayTrainWorker"))
+        cluster.drain(leaving, seconds=30)
+        driver.wait_until(lambda: "left its nodes, which will be taken away" in driver.output)
+        assert not cluster.workers(leaving, "ray::RayTrainWorker")
+        cluster.kill(leaving)
+        driver.wait(0, timeout=300)
+    left = re.search(r"taken away, at step (\d+); it continues from its last checkpoint, of step (\d+)", driver.output)
+    assert left[1] == left[2]
+    assert STEPS / 4 < int(left[1]) < STEPS
+    assert trained(root) == trained(calm)
+    tally.faults.append("node of a training drained")
+    tally.add(compare(root, calm))
+    assert "lost" not in driver.output

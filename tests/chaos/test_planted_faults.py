@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 WELL = Counts(lost=0, doubled=0, other=0, quarantined=0)
 NODES = ("A", "B", "C")
+FAKETIME = [str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +225,40 @@ def test_the_head_dies(lab, root, check):
     lab.cluster.start(*NODES)
     lab.finish(root)
     check("head dies")
+
+
+def test_a_head_that_is_replaced_at_its_address(lab, root, check):
+    """The new one does not know the driver, nor its nodes. The driver says so in one line, and begins again there."""
+    for node in NODES:
+        lab.plant(node, "os.link parquet 10")
+    with lab.start(root) as driver:
+        driver.wait_until(some(root, 0))
+        lab.cluster.kill("head")
+        lab.cluster.head()
+        assert driver.process.wait(90) == 1, driver.output
+        assert "Traceback" not in driver.output
+        assert "the head of the Ray cluster" in driver.output
+    for node in NODES:
+        lab.plant(node)
+        restarted(lab, node)
+    lab.finish(root)
+    check("head replaced at its address")
+
+
+@pytest.mark.skipif(not FAKETIME, reason="needs libfaketime (apt install libfaketime)")
+@pytest.mark.parametrize("whose", ["node", "driver"])
+@pytest.mark.parametrize("seconds", [-100, 100])
+def test_a_clock_that_is_wrong(lab, bad, root, check, whose, seconds):
+    """The lease, temporary files, heartbeats and deadlines count no time of another machine's clock."""
+    clock = {"LD_PRELOAD": FAKETIME[0], "FAKETIME": f"{seconds:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    if whose == "node":
+        restarted(lab, bad, then="export " + " ".join(f"{name}={value}" for name, value in clock.items()))
+        lab.finish(root)
+        assert lab.cluster.ips[bad] in {event["node"] for event in events(root) if event["event"] == "shard"}
+    else:
+        with lab.start(root, environment=clock) as driver:
+            driver.wait(0)
+    check(f"clock of a {whose} {seconds:+d} s")
 
 
 def test_a_second_driver(lab, root, check):

@@ -252,6 +252,23 @@ def test_one_that_found_no_room_while_another_worked_begins_again(opened, monkey
     assert "training waits" in events(opened)
 
 
+def test_one_that_leaves_its_nodes_goes_on_elsewhere_at_once_and_before_those_that_wait(opened, monkeypatch):
+    first, *others = (model.id for model in opened.plan.models)
+    tries = []
+
+    def train(spec):
+        tries.append(spec.model_id)
+        if len(tries) < 3:
+            step(spec, 3 * len(tries))
+            raise fit.NodesLeave("its nodes will be taken away")
+        trained(spec)
+
+    outcome, printed = do(opened, monkeypatch, train, trainings=1)
+    assert (tries, outcome.missing) == ([first] * 3 + others, {})
+    assert [printed.count(f"left its nodes, which will be taken away, at step {at}; it") for at in (3, 6)] == [1, 1]
+    assert events(opened) == ["train", "training waits"] * 2 + ["train", "trained"] * 3
+
+
 def test_if_none_finds_room_they_have_failed(opened, monkeypatch):
     def train(spec):
         raise fit.NoRoom("no room")

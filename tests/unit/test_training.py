@@ -9,12 +9,13 @@ import sys
 import time
 from contextlib import nullcontext
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 import torch
 from denoisers import at
 from ray.exceptions import ActorDiedError, OutOfMemoryError
-from ray.train import ControllerError, WorkerGroupError
+from ray.train import ControllerError, PreemptionInfo, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerHealthCheckFailedError,
@@ -45,7 +46,7 @@ from taugrid.workers.diffusion.process import velocity
 from taugrid.workers.network.checkpoint import read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, ema_decay, save_pipeline
-from taugrid.workers.training import checkpoints, fit, loop
+from taugrid.workers.training import checkpoints, fit, loop, notice
 from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import SCALARS, Log, Record, is_logged, training_progress
@@ -193,6 +194,46 @@ def test_a_checkpoint_holds_all_that_matters(tmp_path, conditional):
     run_loop(spec, resumed)
     assert torch.equal(weights(resumed), weights(straight))
     assert resumed.seconds > first.seconds
+
+
+def test_a_training_whose_node_will_be_taken_away_loses_no_step(tmp_path, monkeypatch):
+    """It ends after a checkpoint that is not due, and what goes on from there learns the same."""
+    spec, straight = a_spec(tmp_path, checkpoint_every=100), new_state(a_spec(tmp_path), "cpu")
+    monkeypatch.setattr(checkpoints, "report", lambda state, rank: checkpoints.save(state, tmp_path / "state.pt"))
+    assert run_loop(spec, straight)
+    left, log = new_state(spec, "cpu"), Log(spec.running, 0, tensorboard=False)
+    assert not loop._loop(spec, left, Batches(spec, 0, 1, "cpu"), log, 0, 1, lambda step: step == 5)
+    at = training_progress(tmp_path, spec.model_id)
+    assert (at.step, at.checkpoint) == (5, 5)
+    resumed = new_state(a_spec(tmp_path, seed=99), "cpu")
+    checkpoints.load(resumed, tmp_path / "state.pt")
+    assert resumed.step == 5
+    assert run_loop(spec, resumed)
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.125, [1, 3, 7, 15, 23, 31]), (3.0, [1, 2, 3, 4, 5, 6])])
+def test_workers_ask_for_a_notice_once_a_second_and_all_after_the_same_steps(monkeypatch, seconds, asked):
+    """Rank 1's clock runs ten times as fast, and does not count."""
+    now, rank, said, asking = 0.0, 0, [], {0: [], 1: []}
+    monkeypatch.setattr(notice, "time", SimpleNamespace(perf_counter=lambda: now * (10 if rank else 1)))
+
+    def broadcast(every):
+        said.append(every)
+        return said[-1 - rank]
+
+    def asks():
+        asking[rank].append(step)
+        return PreemptionInfo(None, {"node": [0]}) if step == asked[-1] else None
+
+    monkeypatch.setattr(notice, "broadcast_from_rank_zero", broadcast)
+    monkeypatch.setattr(notice.ray.train, "get_preemption_info", asks)
+    notices = [notice.Notice(), notice.Notice()]
+    for step in range(1, asked[-1] + 1):
+        now += seconds
+        for rank in range(2):
+            assert notices[rank].is_given(step) is (step == asked[-1])
+    assert asking == {0: asked, 1: asked}
 
 
 def test_warmup_clip_and_seed_matter(tmp_path):

@@ -28,7 +28,7 @@ MAX_CONTROLLER_FAILURES = 9
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often its controller polls; a checkpoint waits for it (2 s)
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process whose warnings the loop would not use
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of the notices that notice.py asks for (5 s)
 }
 """Read by Ray Train when a run starts, and passed on to its processes. Variables that the user has set win."""
 
@@ -47,6 +47,14 @@ class FailsAgain(RunFailed):
 
 class NoRoom(RunFailed):
     """No node had room for a training's workers in any attempt. There may be room later."""
+
+
+class NodesLeave(RunFailed):
+    """A training's nodes will be taken away, and its last checkpoint has all its steps. It can begin again at once."""
+
+
+NODES_LEAVE = "its nodes will be taken away"
+"""What `_work` returns then: Ray Train takes any return for success."""
 
 
 def check(settings: Train) -> None:
@@ -70,6 +78,7 @@ def train(spec: TrainingSpec) -> None:
 
     Raises:
         FailsAgain: if the network can't be built, or the loss is not finite.
+        NodesLeave: if its nodes will be taken away.
         NoRoom: if other work took the room for its workers, in all `MAX_CONTROLLER_FAILURES` + 1 attempts.
         RunFailed: if workers failed more often than `MAX_WORKER_FAILURES`.
     """
@@ -113,7 +122,7 @@ def _fit(spec: TrainingSpec) -> None:
         has_no_room = ray_compat.is_placement_timeout(getattr(error, "controller_failure", None))
         raise (NoRoom if has_no_room else RunFailed)(_in_one_line(error)) from error
     if result.return_value is not None:
-        raise FailsAgain(result.return_value)
+        raise (NodesLeave if result.return_value == NODES_LEAVE else FailsAgain)(result.return_value)
 
 
 def _in_one_line(error: "TrainingFailedError") -> str:
@@ -158,15 +167,14 @@ def _of_worker(failure: BaseException) -> str:
 
 
 def _work(loop_config: dict[str, Any]) -> str | None:
-    """Run the loop in a worker. Returns the message of `Hopeless`: after an exception, Ray Train would repeat it."""
+    """Run the loop in a worker. Returns `NODES_LEAVE` or `Hopeless`'s message: Ray Train would repeat an exception."""
     with uncollected():
         from taugrid.workers.training import loop
 
     try:
-        loop.run(loop_config["spec"])
+        return None if loop.run(loop_config["spec"]) else NODES_LEAVE
     except Hopeless as error:
         return str(error)
-    return None
 
 
 def _drop_torn_snapshot(running: Path) -> None:

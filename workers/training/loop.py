@@ -7,7 +7,7 @@ restart changes the result, apart from the rounding of sums.
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,20 +31,23 @@ from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import State, new_state, not_finite
 from taugrid.workers.training.log import Log, Record, is_logged
 from taugrid.workers.training.meeting import Meeting
+from taugrid.workers.training.notice import Notice
 
 NOT_REPEATABLE = "does not have a deterministic implementation"
 """What torch says of an operation that gives something else each time, where that is an error."""
 
 
-def run(spec: TrainingSpec) -> None:
+def run(spec: TrainingSpec) -> bool:
     """Train, and commit the model from rank 0.
+
+    Returns False if its nodes will be taken away: its last checkpoint has all steps that it did.
 
     Raises:
         Hopeless: if the network can't be built, a worker can't use its GPU, a node lacks the run directory, the
             driver's images or TensorBoard, or the training diverges.
     """
     if spec.final.is_dir():
-        return  # a worker died after the commit, and Ray Train started the function again
+        return True  # a worker died after the commit, and Ray Train started the function again
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     meeting = Meeting(spec.running, rank, world_size)
@@ -64,9 +67,10 @@ def run(spec: TrainingSpec) -> None:
     meeting.stop_together("data", fault)
     assert batches is not None
     with meeting.process_group(device), repeatable(spec.train):
-        _loop(spec, state, batches, log, rank, world_size)
-    if rank == 0:
+        is_done = _loop(spec, state, batches, log, rank, world_size, Notice().is_given)
+    if rank == 0 and is_done:
         checkpoints.commit(spec, state)
+    return is_done
 
 
 @contextmanager
@@ -109,7 +113,16 @@ def learning_rate(step: int, settings: Train) -> float:
     return rate
 
 
-def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, rank: int, world_size: int) -> None:
+def _loop(
+    spec: TrainingSpec,
+    state: State,
+    batches: Batches,
+    log: Log | None,
+    rank: int,
+    world_size: int,
+    must_leave: Callable[[int], bool] = lambda step: False,
+) -> bool:
+    """Train to the end or, after a checkpoint, until `must_leave(step)`; returns whether it is the end."""
     settings = spec.train
     device = str(next(state.unet.parameters()).device)
     loss_of, shortages = Loss(spec.diffusion, settings.loss_weights, device), Shortages(device)
@@ -122,7 +135,8 @@ def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, r
         state.step += 1
         state.seconds = time.perf_counter() - began
         logged, last = is_logged(state.step, settings.steps), state.step == settings.steps
-        due = state.step % settings.checkpoint_every == 0 and not last
+        leaves = not last and must_leave(state.step)
+        due = leaves or (state.step % settings.checkpoint_every == 0 and not last)
         if not logged and not due:
             continue  # reading the loss makes the device wait
         if world_size > 1:
@@ -139,6 +153,9 @@ def _loop(spec: TrainingSpec, state: State, batches: Batches, log: Log | None, r
             if log is not None:
                 log.checkpointed(state.step)
             checkpointed = state.step
+        if leaves:
+            return False
+    return True
 
 
 def _step(
