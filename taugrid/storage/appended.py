@@ -22,8 +22,8 @@ PIECE_BYTES = 2**16
 READS_TOGETHER = 32
 """Files that `together` reads at a time from an object store."""
 
-Item = TypeVar("Item")
-Found = TypeVar("Found")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass
@@ -77,7 +77,7 @@ def read_all(storage: Storage, paths: Sequence[Path]) -> Iterator[bytes]:
     return together(storage, storage.read, paths)
 
 
-def together(storage: Storage, read: Callable[[Item], Found], items: Sequence[Item]) -> Iterator[Found]:
+def together(storage: Storage, read: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     """`read` of each item, in order; in an object store, a few of them are read at a time, and held."""
     if storage.on_disk:
         yield from map(read, items)
