@@ -20,8 +20,10 @@ def retried(call: Callable[[], T]) -> T:
     return try_again(call, DISK_PAUSES, lambda error: isinstance(error, OSError) and error.errno in TRANSIENT)
 
 
-def try_again(call: Callable[[], T], pauses: Sequence[float], may_pass: Callable[[BaseException], bool]) -> T:
-    """The value of `call`, from at most one attempt more than there are `pauses`; then its last error is raised.
+def try_again(
+    call: Callable[[], T], pauses: Sequence[float], may_pass: Callable[[BaseException], bool], patience: float = 0.0
+) -> T:
+    """The value of `call`, from one attempt more than there are `pauses`; then its last error is raised.
 
     Each pause is between half and 1.5 times the given one: processes that failed together must not come back together.
 
@@ -29,6 +31,7 @@ def try_again(call: Callable[[], T], pauses: Sequence[float], may_pass: Callable
         call: must be safe to repeat.
         pauses: mean seconds before the second attempt, the third and so on.
         may_pass: whether the same call may succeed after this error. Others are raised at once.
+        patience: there are more attempts, with pauses like the last one, until this many seconds have passed.
     """
     try:
         return call()
@@ -38,7 +41,8 @@ def try_again(call: Callable[[], T], pauses: Sequence[float], may_pass: Callable
         failed = [error]
 
     # Loaded by the first failure: importing it takes longer than most commands' work, and its bookkeeping than `stat`.
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_random
+    from tenacity import Retrying, retry_if_exception, wait_chain, wait_random
+    from tenacity.stop import stop_after_attempt, stop_after_delay, stop_all
 
     def attempt() -> T:
         if failed:
@@ -46,7 +50,7 @@ def try_again(call: Callable[[], T], pauses: Sequence[float], may_pass: Callable
         return call()
 
     return Retrying(
-        stop=stop_after_attempt(len(pauses) + 1),
+        stop=stop_all(stop_after_attempt(len(pauses) + 1), stop_after_delay(patience)),
         wait=wait_chain(*(wait_random(0.5 * seconds, 1.5 * seconds) for seconds in pauses)),
         retry=retry_if_exception(may_pass),
         reraise=True,

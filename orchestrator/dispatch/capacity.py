@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil, inf
 from typing import NamedTuple
 
@@ -80,6 +80,7 @@ class Node(NamedTuple):
         return int(max(0, min(fit, self.memory // SCORER_BYTES - others))) if self.gpus else fit
 
 
+@lru_cache(maxsize=1024)  # twice a second for each node
 def exact(amount: float) -> Fraction:
     """The decimal fraction that a number is written as, in Ray's units: 0.2 as a float is a bit more than a fifth."""
     return Fraction(Fraction(str(amount)) * RAYS_UNITS // 1, RAYS_UNITS)

@@ -21,7 +21,7 @@ from taugrid.errors import NOT_WRITABLE, RunFailed, UserError
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.run_id import FILE as RUN_ID
-from taugrid.storage import ANY, end_session, read_json, write_text
+from taugrid.storage import ANY, end_session, outages, read_json, write_text
 from taugrid.words import duration
 
 HEARTBEAT_SECONDS = 5.0
@@ -216,7 +216,8 @@ def sole_driver(
             if error.errno not in NOT_WRITABLE:
                 raise
             raise _not_writable(run, error) from None
-        yield lease
+        with outages.told(say):
+            yield lease
     except KeyboardInterrupt:
         if lease.loss is None:
             raise

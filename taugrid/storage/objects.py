@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from taugrid.errors import StoreError, UserError
-from taugrid.storage import appended
+from taugrid.storage import appended, outages
 from taugrid.storage.files import is_same
 from taugrid.storage.protocol import ANY, Folders, Level, Stat
-from taugrid.storage.requests import Bucket, ask, connected, refusal_in
+from taugrid.storage.requests import SMALL_BYTES, SMALL_SECONDS, Bucket, ask, connected, refusal_in
 from taugrid.words import with_urls
 
 if TYPE_CHECKING:
@@ -93,12 +93,17 @@ class ObjectStorage:
 
     def require(self, folder: Path, to_write: bool = False) -> None:
         """Raise `UserError` unless the folder can be listed or, `to_write`, the store honours conditional writes."""
-        if to_write:
-            return self._require_conditional_writes(folder)
+        before = outages.patient.set(False)
         try:
+            if to_write:
+                return self._require_conditional_writes(folder)
             self._children(folder)
         except StoreError as error:
+            if to_write:
+                raise
             raise UserError(f"{url(folder)}: {error.strerror}") from None
+        finally:
+            outages.patient.reset(before)
 
     def _require_conditional_writes(self, folder: Path) -> None:
         path = folder / f".conditions-{uuid.uuid4().hex[:12]}.tmp"
@@ -129,7 +134,7 @@ class ObjectStorage:
 
         def listed() -> dict[str, dict[str, str]]:
             found: dict[str, dict[str, str]] = {}
-            for page in self._store.list(key(folder) or None):
+            for page in self._quick.list(key(folder) or None):
                 for meta in page:
                     *above, place, name = meta["path"].split("/")
                     if len(above) == depth and fnmatchcase(name, pattern):
@@ -156,7 +161,7 @@ class ObjectStorage:
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         if start == 0 and length is None:
-            return self._ask(path, lambda: bytes(self._store.get(key(path)).bytes()))
+            return self._ask(path, lambda: bytes(self._quick.get(key(path)).bytes()))
         with self.readable(path) as file:
             file.seek(start)
             return file.read(-1 if length is None else length)
@@ -176,8 +181,10 @@ class ObjectStorage:
             try:
                 mode = self._condition(path, if_version)
                 if mode is not None:
-                    in_parts = finished.stat().st_size > MAX_PUT_BYTES if mode == "overwrite" else None
-                    self._store.put(key(path), finished, mode=mode, use_multipart=in_parts)
+                    size = finished.stat().st_size
+                    in_parts = size > MAX_PUT_BYTES if mode == "overwrite" else None
+                    store = self._quick if size <= SMALL_BYTES else self._store
+                    store.put(key(path), finished, mode=mode, use_multipart=in_parts)
                     return True
             except BaseError as error:
                 refusal = refusal_in(error)
@@ -195,7 +202,7 @@ class ObjectStorage:
         if if_version == ANY:
             return "overwrite"
         try:
-            meta = self._store.head(key(path))
+            meta = self._quick.head(key(path))
         except FileNotFoundError:
             return None
         if _stat(meta).version != if_version:
@@ -274,11 +281,27 @@ class ObjectStorage:
     def _store(self) -> "ObjectStore":
         return connected(self.bucket)
 
+    @property
+    def _quick(self) -> "ObjectStore":
+        """The same, for requests whose bodies are small, and for what `read` holds in memory."""
+        return connected(self.bucket, SMALL_SECONDS)
+
     def _ask(self, path: Path, call: Callable[[], T]) -> T:
         return ask(call, self.bucket.scheme, url(path))
 
     def _head(self, path: Path) -> "ObjectMeta":
-        return self._ask(path, lambda: self._store.head(key(path)))
+        from obstore.exceptions import BaseError
+
+        def ask_for_it() -> "ObjectMeta":
+            try:
+                return self._quick.head(key(path))
+            except BaseError as error:
+                # An answer to HEAD has no body, which would say why; that to GET has.
+                if refusal_in(error).status in (400, 401, 403):
+                    self._quick.get(key(path), options={"range": (0, 1)})
+                raise
+
+        return self._ask(path, ask_for_it)
 
     def _end(self, path: Path) -> "tuple[bytes, ObjectMeta]":
         """The last bytes of an object, and what the store says of it."""
@@ -286,14 +309,14 @@ class ObjectStorage:
 
         options: Any = {"range": {"suffix": END_BYTES}}
         if self.bucket.scheme == "az":  # Azure has no suffix ranges
-            size = self._store.head(key(path))["size"]
+            size = self._quick.head(key(path))["size"]
             options = {"range": (max(0, size - END_BYTES), size)} if size else {}
         try:
-            got = self._store.get(key(path), options=options)
+            got = self._quick.get(key(path), options=options)
         except BaseError as error:
             # An empty object has no range: S3 answers 416, other stores return a response that obstore can't parse.
             refusal = refusal_in(error)
-            if refusal.is_transient or refusal.status not in (None, 416) or self._store.head(key(path))["size"]:
+            if refusal.is_transient or refusal.status not in (None, 416) or self._quick.head(key(path))["size"]:
                 raise
             got = self._store.get(key(path))
         return bytes(got.bytes()), got.meta
@@ -301,7 +324,7 @@ class ObjectStorage:
     def _delete(self, paths: Sequence[Path]) -> None:
         try:
             if paths:
-                self._ask(paths[0], lambda: self._store.delete([key(path) for path in paths]))
+                self._ask(paths[0], lambda: self._quick.delete([key(path) for path in paths]))
         except FileNotFoundError:  # Google and Azure refuse to delete what is gone, and Google has kept the rest then
             for path in paths if len(paths) > 1 else ():
                 self._delete([path])
@@ -310,12 +333,12 @@ class ObjectStorage:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
 
     def _below(self, folder: Path) -> Mapping[Path, "ObjectMeta"]:
-        objects = self._ask(folder, lambda: self._store.list(key(folder) or None).collect())
+        objects = self._ask(folder, lambda: self._quick.list(key(folder) or None).collect())
         return {self._path(meta["path"]): meta for meta in objects}
 
     def _children(self, folder: Path) -> Mapping[Path, "ObjectMeta | None"]:
         """The files directly in a folder; None for the folders there."""
-        listing = self._ask(folder, lambda: self._store.list_with_delimiter(key(folder) or None))
+        listing = self._ask(folder, lambda: self._quick.list_with_delimiter(key(folder) or None))
         files: dict[Path, Any] = {self._path(meta["path"]): meta for meta in listing["objects"]}
         return files | {self._path(prefix): None for prefix in listing["common_prefixes"]}
 

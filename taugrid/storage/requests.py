@@ -7,12 +7,15 @@ this process has just made. They also treat S3's 409 ("two writers at a time, tr
 import errno
 import os
 import re
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from taugrid import retries
 from taugrid.errors import StoreError
+from taugrid.storage import outages
+from taugrid.words import duration
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -21,6 +24,11 @@ T = TypeVar("T")
 
 REQUEST_SECONDS = 300
 """How long a request may take, with its body."""
+
+SMALL_SECONDS = 30
+"""How long one with little to carry may take: after a broken connection it is tried on another."""
+
+SMALL_BYTES = 2**20
 
 CONNECT_SECONDS = 10
 
@@ -42,6 +50,12 @@ _NO_ANSWER = re.compile(r"kind: (Connect|Timeout|Interrupted|Request|Decode)|bod
 _METADATA_SERVER = "169.254.169.254"
 """The address from which a machine in a cloud gets credentials. No other machine has it."""
 
+_OF_AZURE = {
+    "ExpiredToken": r"valid in the specified time frame|token is expired",
+    "RequestTimeTooSkewed": r"date header",
+}
+"""What the texts of Azure's `AuthenticationFailed` and `InvalidAuthenticationInfo` mean, by S3's code."""
+
 _HALF_A_KEY = re.compile(r"Missing(SecretAccessKey|AccessKeyId)")
 """One of S3's two variables is set without the other."""
 
@@ -53,12 +67,13 @@ _MEANINGS = {
     "ContainerNotFound": (errno.ENODEV, "there is no such container; create it, or check its name and the account"),
     "RequestTimeTooSkewed": (
         errno.EACCES,
-        "the clock of this machine differs too much from the object store's (S3 allows 15 minutes); set the clock",
+        "the clock of this machine differs too much from the object store's (15 minutes are allowed); set the clock",
     ),
     "InvalidAccessKeyId": (errno.EACCES, _REFUSED),
     "SignatureDoesNotMatch": (errno.EACCES, _REFUSED),
-    "ExpiredToken": (errno.EACCES, "the credentials have expired; get new ones ({variables})"),
+    "ExpiredToken": (errno.EACCES, "the credentials have expired; get new ones and set {variables}" + _WHERE),
     "AuthenticationFailed": (errno.EACCES, _REFUSED),
+    "InvalidAuthenticationInfo": (errno.EACCES, _REFUSED),
     "PermanentRedirect": (errno.ENODEV, _REGION),
     "AuthorizationHeaderMalformed": (errno.ENODEV, _REGION),
     "EntityTooLarge": (
@@ -106,15 +121,18 @@ def bucket_here(scheme: str, name: str) -> Bucket:
     return Bucket(scheme, name, variable("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), None, account)
 
 
-@lru_cache(maxsize=8)
-def connected(bucket: Bucket) -> "ObjectStore":
-    """The store of a bucket, with the credentials of this process's environment. Sends no request yet."""
+@lru_cache(maxsize=16)
+def connected(bucket: Bucket, seconds: int = REQUEST_SECONDS) -> "ObjectStore":
+    """The store of a bucket, with the credentials of this process's environment. Sends no request yet.
+
+    A request that takes longer than `seconds` fails.
+    """
     from obstore.store import AzureStore, GCSStore, S3Store
 
     shared: dict[str, Any] = {
         "client_options": {
             "allow_http": bucket.is_plain,
-            "timeout": f"{REQUEST_SECONDS}s",
+            "timeout": f"{seconds}s",
             "connect_timeout": f"{CONNECT_SECONDS}s",
         },
         "retry_config": {"max_retries": 0},
@@ -142,6 +160,11 @@ class Refusal(NamedTuple):
     is_transient: bool
     """Whether the same request may succeed in a moment."""
 
+    @property
+    def shown(self) -> str:
+        answer = " ".join(filter(None, [str(self.status or ""), self.code]))
+        return f"the object store answered {answer}" if answer else "the object store did not answer"
+
 
 def refusal_in(error: Exception) -> Refusal:
     """The status and code in the text of an error of obstore."""
@@ -149,6 +172,8 @@ def refusal_in(error: Exception) -> Refusal:
     status_match, code_match = _STATUS.search(text), _CODE.search(text)
     status = int(status_match.group(1)) if status_match else None
     code = code_match.group(1) if code_match else ""
+    if code in ("AuthenticationFailed", "InvalidAuthenticationInfo"):
+        code = next((meant for meant, words in _OF_AZURE.items() if re.search(words, text)), code)
     is_transient = (
         status in OVERLOADED
         or (status == 409 and code != ALREADY_EXISTS)
@@ -158,8 +183,11 @@ def refusal_in(error: Exception) -> Refusal:
     return Refusal(status, "NoCredentials" if without_credentials else code, is_transient)
 
 
-def as_os_error(error: Exception, scheme: str, url: str) -> OSError:
-    """An error of obstore as an `OSError` that says what to do. Its own text is dropped: it may hold a signature."""
+def as_os_error(error: Exception, scheme: str, url: str, tried: str) -> OSError:
+    """An error of obstore as an `OSError` that says what to do. Its own text is dropped: it may hold a signature.
+
+    `tried` says how often and how long a request was repeated.
+    """
     refusal = refusal_in(error)
     variables = CREDENTIALS[scheme]
     if refusal.code in _MEANINGS:
@@ -171,18 +199,17 @@ def as_os_error(error: Exception, scheme: str, url: str) -> OSError:
         return StoreError(errno.EACCES, f"no credentials for the object store: set {variables}{_WHERE}", url)
     if refusal.status == 412:
         return StoreError(errno.ESTALE, "it was changed while it was read", url)
-    if refusal.status in (401, 403):
+    if refusal.status == 401:
+        return StoreError(errno.EACCES, _REFUSED.format(variables=variables), url)
+    if refusal.status == 403:
         return StoreError(
             errno.EACCES,
             f"no permission for this (need: list, read, write, delete); check the rights of {variables}",
             url,
         )
-    answer = " ".join(filter(None, [str(refusal.status or ""), refusal.code]))
     if refusal.is_transient:
-        reason = f"the object store answered {answer}" if answer else "the object store did not answer"
-        return StoreError(
-            errno.EHOSTUNREACH, f"{reason}, {len(retries.STORE_PAUSES) + 1} times; check the endpoint", url
-        )
+        return StoreError(errno.EHOSTUNREACH, f"{refusal.shown}, {tried}; check the endpoint", url)
+    answer = " ".join(filter(None, [str(refusal.status or ""), refusal.code]))
     return StoreError(errno.EPROTO, f"the object store refused this ({answer or type(error).__name__})", url)
 
 
@@ -195,10 +222,24 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
     """
     from obstore.exceptions import BaseError
 
-    def is_transient(error: BaseException) -> bool:
-        return isinstance(error, BaseError) and refusal_in(error).is_transient
+    bucket = "/".join(url.split("/")[:3])
+    first, starts = time.monotonic(), list[float]()
+    patience = outages.PATIENCE_SECONDS if outages.patient.get() else 0.0
+
+    def attempt() -> T:
+        starts.append(time.monotonic())
+        value = call()
+        outages.answered(bucket)
+        return value
+
+    def may_pass(error: BaseException) -> bool:
+        if not isinstance(error, BaseError) or not (refusal := refusal_in(error)).is_transient:
+            return False
+        outages.failed(bucket, starts[-1], first + patience, refusal.shown)
+        return True
 
     try:
-        return retries.try_again(call, retries.STORE_PAUSES, is_transient)
+        return retries.try_again(attempt, retries.STORE_PAUSES, may_pass, patience)
     except (BaseError, FileNotFoundError) as error:
-        raise as_os_error(error, scheme, url) from None
+        tried = f"{len(starts)} times in {duration(time.monotonic() - first)}"
+        raise as_os_error(error, scheme, url, tried) from None

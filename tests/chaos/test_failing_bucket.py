@@ -1,10 +1,13 @@
 """Runs in a bucket while requests fail and drivers race: the same bytes and the same table as in a calm folder."""
 
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
+from buckets import AZURE_EXPIRED, EVERYWHERE
 from command import TINY, Started, taugrid_alone
 
 from taugrid.storage import open_place
@@ -53,11 +56,12 @@ def calm(tmp_path_factory):
     return config, contents(folder / "run")
 
 
-def test_a_run_whose_requests_fail_is_resumed_verified_and_grown(calm, s3, pytestconfig, tmp_path):
+@EVERYWHERE
+def test_a_run_whose_requests_fail_is_resumed_verified_and_grown(calm, store, pytestconfig, tmp_path):
     config, expected = calm
-    url, failed = f"s3://{s3.bucket()}/run", s3.failed
+    url, failed = store.url(), store.failed
     root, storage = open_place(url, "--out")
-    with s3.failing(SHARE, pytestconfig.getoption("--seed")):
+    with store.failing(SHARE, pytestconfig.getoption("--seed")):
         with Started(tmp_path / "log", "run", config, "--out", url) as run:
             run.wait_until(lambda: len(storage.list(root, "samples/*/*")) > 5)
             run.process.kill()
@@ -69,13 +73,14 @@ def test_a_run_whose_requests_fail_is_resumed_verified_and_grown(calm, s3, pytes
         taugrid_alone("run", config, "--out", tmp_path / "grown", *grown)
     made_at_once, ours = contents(tmp_path / "grown"), contents(url)
     assert {name: ours.get(name) for name in made_at_once} == made_at_once, "besides, it has the scores of N = 200"
-    assert s3.failed - failed > 20
-    print(f"{s3.failed - failed} requests failed")
+    assert store.failed - failed > 20
+    print(f"{store.failed - failed} requests failed")
 
 
-def test_a_second_driver_is_refused(calm, s3, tmp_path):
+@EVERYWHERE
+def test_a_second_driver_is_refused(calm, store, tmp_path):
     config, _ = calm
-    url = f"s3://{s3.bucket()}/run"
+    url = store.url()
     root, storage = open_place(url, "--out")
     with Started(tmp_path / "log", "run", config, "--out", url) as first:
         first.wait_until(lambda: storage.exists(root / "lease.json"))
@@ -84,11 +89,48 @@ def test_a_second_driver_is_refused(calm, s3, tmp_path):
         first.wait(0)
 
 
-def test_two_drivers_that_run_all_the_same_do_no_harm(calm, s3, pytestconfig):
+@EVERYWHERE
+@pytest.mark.parametrize("how", ["silent", "refusing"])
+def test_a_bucket_that_is_down_for_90_seconds_delays_a_run(calm, store, tmp_path, how):
     config, expected = calm
-    url = f"s3://{s3.bucket()}/run"
+    url = store.url()
+    root, storage = open_place(url, "--out")
+    with Started(tmp_path / "log", "run", config, "--out", url) as run:
+        run.wait_until(lambda: len(storage.list(root, "samples/*/*")) > 5)
+        with store.silent() if how == "silent" else store.refusing(lambda method, path: (503, "SlowDown")):
+            time.sleep(90)
+        run.wait(0)
+    print(run.output)
+    lines = [line for line in run.output.splitlines() if line.startswith(url.rsplit("/", 2)[0])]
+    assert [("trying again until" in line, "answers again" in line) for line in lines] == [(True, False), (False, True)]
+    assert contents(url) == expected
+
+
+@EVERYWHERE
+def test_credentials_that_expire_end_a_run_that_goes_on_with_others(calm, store, tmp_path):
+    config, expected = calm
+    url = store.url()
+    root, storage = open_place(url, "--out")
+    refusal = (403, AZURE_EXPIRED) if store.scheme == "az" else (400, "ExpiredToken")
+    with Started(tmp_path / "log", "run", config, "--out", url) as run:
+        run.wait_until(lambda: len(storage.list(root, "samples/*/*")) > 5)
+        with store.refusing(lambda method, path: refusal):
+            run.wait(1)
+    print(run.output)
+    assert re.search(
+        r"\S+: the credentials have expired; get new ones .* same command again$", run.output.splitlines()[-1]
+    )
+    assert "Traceback" not in run.output
+    taugrid_alone("run", config, "--out", url)
+    assert contents(url) == expected
+
+
+@EVERYWHERE
+def test_two_drivers_that_run_all_the_same_do_no_harm(calm, store, pytestconfig):
+    config, expected = calm
+    url = store.url()
     racer = [sys.executable, "-c", RACER, "run", str(config), "--out", url]
-    with s3.failing(SHARE, pytestconfig.getoption("--seed")):
+    with store.failing(SHARE, pytestconfig.getoption("--seed")):
         drivers = [subprocess.Popen(racer, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         try:
             said = [driver.communicate(timeout=400)[1] for driver in drivers]

@@ -13,6 +13,8 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -21,7 +23,8 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from werkzeug.serving import make_server
 
 from taugrid import retries
-from taugrid.storage import requests
+from taugrid.storage import outages
+from taugrid.storage.requests import bucket_here, connected
 
 SECRET = "secret-that-must-be-nowhere"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
@@ -37,6 +40,12 @@ AT_LENGTH = pytest.mark.parametrize("store", ["s3", *_ELSEWHERE], indirect=True)
 """A test for each store, of which `make test` runs that for S3."""
 
 _LISTS = re.compile(r"list-type=2|comp=list")
+
+AZURE_EXPIRED = "AuthenticationFailed</Code><Message>Signature not valid in the specified time frame</Message><Code>x"
+"""A code with a text, as Azure tells of a signature that has expired."""
+
+_TIMES = frozenset({"Last-Modified", "last-modified", "Date", "date"})
+_LISTED_TIME = re.compile(r"(?<=<LastModified>)[^<]+|(?<=<Last-Modified>)[^<]+")
 
 Answer = Callable[[str, str], tuple[int, str] | None]
 """From a request's method and path to the status and the code that refuse it; None: it passes."""
@@ -66,6 +75,10 @@ class Server:
         """How many requests of each method there were. A list is `LIST`."""
         self.failed = 0
         """How many of them were failed on purpose."""
+        self.ahead = 0
+        """Seconds by which its clock is ahead of this machine's."""
+        self._may_answer = threading.Event()
+        self._may_answer.set()
         self.faults: random.Random | None = None
         self.share = 0.0
         self.refusal: Answer = lambda method, path: None
@@ -100,7 +113,7 @@ class Server:
 
     def require_conditions(self) -> None:
         """A test on a server that ignores conditions would prove nothing."""
-        store = requests.connected(requests.bucket_here(self.scheme, self.bucket()))
+        store = connected(bucket_here(self.scheme, self.bucket()))
         store.put("x", b"first", mode="create")
         with pytest.raises(AlreadyExistsError):
             store.put("x", b"second", mode="create")
@@ -120,6 +133,15 @@ class Server:
             self.faults = None
 
     @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Requests are accepted and not answered; the connections of those that still wait at the end are reset."""
+        self._may_answer.clear()
+        try:
+            yield
+        finally:
+            self._may_answer.set()
+
+    @contextmanager
     def refusing(self, refusal: Answer) -> Iterator[None]:
         """Some requests are refused as `refusal` says."""
         self.refusal = refusal
@@ -136,6 +158,9 @@ class Server:
             fails = self.faults is not None and self.faults.random() < self.share
             how = self.faults.choice(("503", "409", "reset", "lost")) if fails and self.faults else ""
             self.failed += fails
+        if not self._may_answer.is_set():
+            self._may_answer.wait()
+            return _reset(environ)
         refused = self.refusal(method, path)
         if how == "409":
             conditional = method == "PUT" and ("HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MATCH" in environ)
@@ -150,8 +175,23 @@ class Server:
             return [body]
         if how == "reset":
             return _reset(environ)
-        answer: Iterable[bytes] = self._app(environ, start_response)
+
+        def respond(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            shifted = [(name, self._shifted(value) if name in _TIMES else value) for name, value in headers]
+            return start_response(status, shifted, *rest)
+
+        answer: Iterable[bytes] = self._app(environ, respond)
+        if self.ahead and is_list:
+            text = b"".join(answer).decode()
+            answer = [_LISTED_TIME.sub(lambda found: self._shifted(found[0]), text).encode()]
         return _reset(environ) if how == "lost" else answer
+
+    def _shifted(self, text: str) -> str:
+        """A time as its clock tells it, in the same format and length."""
+        later = timedelta(seconds=self.ahead)
+        if text.endswith("GMT"):
+            return format_datetime(parsedate_to_datetime(text) + later, usegmt=True)
+        return (datetime.fromisoformat(text) + later).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 def moto() -> Any:
@@ -180,3 +220,4 @@ def _reset(environ: dict[str, Any]) -> Iterable[bytes]:
 def quick_retries(patch: Any) -> None:
     """Let what is tried again be tried at once."""
     patch.setattr(retries, "STORE_PAUSES", (0.001,) * 6)
+    patch.setattr(outages, "PATIENCE_SECONDS", 0.0)

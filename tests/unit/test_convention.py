@@ -396,6 +396,15 @@ def test_a_network_that_is_not_finite_is_tried_in_the_other_ways_too(module, dif
         assert ("deviation, it fails, or returns nan" in str(error.value)) == (name == "of_sigma")
 
 
+def test_the_default_data_are_data_too(module, monkeypatch):
+    """Another process is told what differs from the defaults, which is nothing where `data` is digits."""
+    monkeypatch.setattr(convention, "require", lambda *given: f"asked about {given[3].full_name}")
+    with pytest.raises(CustomCodeError, match=r"nan or infinity .*; asked about digits"):
+        custom.describe("called:broken", None, SHAPE, EDM_DEFAULTS.model_dump(mode="json"), {})
+    assert custom.describe("called:load", None, SHAPE, FLOW_DEFAULTS.model_dump(mode="json"), {}).doubt
+    assert custom.describe("called:load", None, SHAPE, FLOW_DEFAULTS.model_dump(mode="json")).doubt is None
+
+
 def test_under_ddpm_only_what_predicts_epsilon_is_looked_at(module):
     import called
 

@@ -60,7 +60,7 @@ class Way(NamedTuple):
 
 
 Measure = Callable[[Way, float], list[float]]
-"""The errors of a way at `LEVELS` and `OUTER`, inf where it fails; up to the first of `LEVELS` above a limit."""
+"""The errors of a way at `LEVELS` and `OUTER`, inf where it fails; up to the first above a limit."""
 
 
 def ways(own: Diffusion) -> list[Way]:
@@ -205,7 +205,7 @@ def _measure(network: OfTimes, diffusion: Diffusion, data: Data, takes: Conditio
             errors.append(math.inf if math.isnan(error) else error / linear)
             if time.monotonic() - started > QUICK_SECONDS:
                 del levels[1:]
-            if errors[-1] > limit and len(errors) <= len(LEVELS):
+            if errors[-1] > limit:
                 break
         return errors
 

@@ -114,7 +114,7 @@ def describe(
     try:
         output = _try(network, name, expected(section), *inputs)
     except NotFinite as error:  # a network of other times may have no logarithm of these
-        doubt = data and convention.require(network, name, section, Data.model_validate(data), takes)
+        doubt = data is not None and convention.require(network, name, section, Data.model_validate(data), takes)
         raise CustomCodeError(f"{error}; {doubt}" if doubt else str(error)) from None
     if takes is not None and takes.null_label is not None:
         _try(network, name, expected(section), *unlabelled, torch.tensor([takes.null_label, 0]))

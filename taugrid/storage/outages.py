@@ -1,0 +1,61 @@
+"""Object stores that do not answer: since when, and who is told. A store has one outage, however many requests wait."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from taugrid.words import duration
+
+PATIENCE_SECONDS = 300.0
+"""For how long a request is tried again in a run: a store that is being restarted or moved is back by then."""
+
+TELL_SECONDS = 30.0
+"""How long an outage lasts before the user is told."""
+
+_lock = threading.Lock()
+_since: dict[str, float] = {}
+_told: set[str] = set()
+_say: list[Callable[[str], None]] = []
+
+patient = ContextVar("patient", default=True)
+"""False for the first look at a store: that its address is wrong is more likely than that it is down."""
+
+
+@contextmanager
+def told(say: Callable[[str], None]) -> Iterator[None]:
+    """Outages are told to `say`, from any thread, until the context ends."""
+    _say.append(say)
+    try:
+        yield
+    finally:
+        _say.remove(say)
+
+
+def failed(bucket: str, began: float, until: float, how: str) -> None:
+    """An attempt that began at `began` has failed; it is repeated up to `until`, both by the monotonic clock."""
+    now = time.monotonic()
+    with _lock:
+        since = _since.setdefault(bucket, began)
+        if bucket in _told or now - since < TELL_SECONDS or until <= now:
+            return
+        _told.add(bucket)
+    end = time.strftime("%H:%M:%S", time.localtime(time.time() + until - now))
+    _tell(f"{bucket}: {how} for {duration(now - since)}; trying again until {end}. Nothing that is done is lost")
+
+
+def answered(bucket: str) -> None:
+    """A request to the bucket was answered."""
+    if bucket not in _since:
+        return
+    with _lock:
+        since, was_told = _since.pop(bucket, None), bucket in _told
+        _told.discard(bucket)
+    if since is not None and was_told:
+        _tell(f"{bucket}: the object store answers again, after {duration(time.monotonic() - since)}; the run goes on")
+
+
+def _tell(text: str) -> None:
+    for say in _say[-1:]:
+        say(text)
