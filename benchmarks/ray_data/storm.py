@@ -110,10 +110,12 @@ def measured(system: str, experiment: Experiment, minutes: float, with_notice: b
             first.wait_until(experiment.has_begun, MOST_SECONDS)
             with Storm(cluster, minutes * PERIOD, with_notice) as storm:
                 code, starts = first.wait(MOST_SECONDS), 1
+                print(first.output[-1000:] if code else "", end="", flush=True)
                 while code and starts < STARTS:
                     starts += 1
                     with start(system, experiment, cluster.address, cluster.environment) as program:
                         code = program.wait(MOST_SECONDS)
+                        print(program.output[-1000:] if code else "", end="", flush=True)
     finally:
         cluster.close()
     found = experiment.counts(system)

@@ -13,7 +13,7 @@ import socket
 import textwrap
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +23,9 @@ from taugrid.config import Cluster
 from taugrid.errors import TOO_MANY_FILES, RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.address import COMMON_ENVIRONMENT, join
+from taugrid.orchestrator.dispatch.address import COMMON_ENVIRONMENT, join, use_token
 from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
+from taugrid.workers import ray_compat
 from taugrid.workers.custom.source import pack
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -44,6 +45,12 @@ HEAD_POLL_SECONDS = 1.0
 
 MAX_HEAD_FAILURES = 30
 """How often in a row the connection may fail. A head that restarts has 30 s, half of the minute that Ray waits."""
+
+POLLS_WITHOUT_HEAD = 10
+"""How often the driver tries in the time of one poll while there is no head, to find a new one before Ray does."""
+
+REPLACED_SECONDS = 0.5
+"""How long the main thread may take to end once the head was replaced: it may be in a call of Ray."""
 
 
 def prepare_embedded() -> None:
@@ -84,7 +91,8 @@ def connected(
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        with nullcontext() if address == "local" else head_watched(options["address"]):
+        head = options["address"]
+        with nullcontext() if address == "local" else head_watched(head, _knows_this_driver(head)):
             yield
     finally:
         ray.shutdown()
@@ -147,30 +155,60 @@ def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
 
 
 @contextmanager
-def head_watched(address: str) -> Iterator[None]:
-    """End the block with `RunFailed` if the head at HOST:PORT has died: Ray itself waits for a minute."""
-    finished, dead = threading.Event(), threading.Event()
-    failure = f"the head of the Ray cluster at {address} has died; run the same command again once it is back"
+def head_watched(address: str, is_same: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """End the block with `RunFailed` if the head at HOST:PORT has died, or another has taken its place.
+
+    Ray itself waits for a minute if it has died. If another one answers, Ray waits for good, or ends the process with a
+    C++ stack trace, about a second after that one's start. `is_same` is called when connections are accepted again.
+    """
+    finished, failures, again = threading.Event(), list[str](), "run the same command again"
 
     def watch() -> None:
-        failures, next_poll = 0, time.monotonic()
-        while not finished.wait(max(0.0, next_poll - time.monotonic())):
-            next_poll = time.monotonic() + HEAD_POLL_SECONDS
-            failures = 0 if _head_accepts(address) else failures + 1
-            if failures == MAX_HEAD_FAILURES:
-                dead.set()
-                ending.stop(failure)
-                return
+        refused, pause, polled = 0.0, 0.0, time.monotonic()
+        while not finished.wait(pause):
+            polled, before = time.monotonic(), polled
+            if not _head_accepts(address):
+                refused += min(1.0, (polled - before) / HEAD_POLL_SECONDS) if refused else 1.0
+                pause = HEAD_POLL_SECONDS / POLLS_WITHOUT_HEAD
+                if refused < MAX_HEAD_FAILURES:
+                    continue
+                failures.append(f"the head of the Ray cluster at {address} has died; {again} once it is back")
+            elif refused and not is_same():
+                failures.append(
+                    f"the head of the Ray cluster at {address} was replaced, and its nodes are gone; {again}"
+                )
+            else:
+                refused, pause = 0.0, HEAD_POLL_SECONDS
+                continue
+            ending.stop(failures[0])
+            if refused < MAX_HEAD_FAILURES and not finished.wait(REPLACED_SECONDS):
+                ending.leave()
+            return
 
     threading.Thread(target=watch, daemon=True, name="head").start()
     try:
         yield
     except KeyboardInterrupt:
-        if not dead.is_set():
+        if not failures:
             raise
-        raise RunFailed(failure) from None
+        raise RunFailed(failures[0]) from None
     finally:
         finished.set()
+
+
+def _knows_this_driver(address: str) -> Callable[[], bool]:
+    """Returns a function that says whether the head at HOST:PORT has the node on which this driver now is."""
+    import ray
+
+    own, token = ray.get_runtime_context().get_node_id(), use_token()
+
+    def is_same() -> bool:
+        try:
+            return own in ray_compat.nodes_of(address, token and token.header)
+        except UserError:  # it is gone again, which is counted elsewhere
+            return True
+
+    return is_same
 
 
 def _head_accepts(address: str) -> bool:

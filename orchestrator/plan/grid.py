@@ -346,18 +346,18 @@ def _describe(point: Mapping[str, Any]) -> str:
 
 def _sections_at(config: Config, point: Mapping[str, Any]) -> Sections:
     sections: dict[str, Section] = {name: getattr(config, name) for name in (*GRID_SECTIONS, "sample")}
-    dumps = {name: section.model_dump() for name, section in sections.items()}
+    dumps: dict[str, dict[str, Any]] = {}  # of the sections that the point changes
     for key, value in point.items():
         name, path = _locate(key)
-        node = dumps[name]
+        node = dumps[name] = dumps.get(name) or sections[name].model_dump()
         for part in path[:-1]:
             if not isinstance(node.get(part), dict):
                 node[part] = {}
             node = node[part]
         node[path[-1]] = value
     where = f"grid, at {_describe(point)}"
-    validated = {name: validate(type(section), dumps[name], f"{where}: {name}") for name, section in sections.items()}
-    return Sections(**validated)  # type: ignore[arg-type]  # each section keeps its type
+    changed = {name: validate(type(sections[name]), dump, f"{where}: {name}") for name, dump in dumps.items()}
+    return Sections(**sections | changed)  # type: ignore[arg-type]  # each section keeps its type
 
 
 def _locate(key: str) -> tuple[str, list[str]]:

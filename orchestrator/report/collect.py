@@ -28,7 +28,6 @@ from taugrid.protocol import ProtocolFields, comparability_key, on_devices, shor
 from taugrid.registry.extractors import PIXELS
 from taugrid.registry.metrics import SAMPLED
 from taugrid.registry.samplers import DEFAULT
-from taugrid.storage import read_sealed
 from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
@@ -76,9 +75,8 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     reasons: dict[str, str] = {}
     cells_of: dict[str, list[str]] = defaultdict(list, {NOT_TESTED: []})  # note -> names, the gravest first
     listing = Listing(rundir)
-    for cell in plan.cells:
-        path = rundir.score(cell, scoring.id(cell))
-        score = read_sealed(path, rundir.storage) if path.name in listing.scores(cell) else None
+    scores = rundir.read_scores([(cell, scoring.id(cell)) for cell in plan.cells], listing)
+    for cell, score in zip(plan.cells, scores, strict=True):
         if score is None:
             continue
         protocol = on_devices(score["protocol"], kinds.get(cell.id))

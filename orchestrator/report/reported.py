@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import read_json, read_sealed, write_sealed
+from taugrid.storage import read_all, read_json, read_sealed, write_sealed
 
 FILE = "report.json"
 FILES = ("tables/*.*", "figures/*.*", "report.html")
@@ -62,4 +62,5 @@ def changed_files(run: Paths) -> list[Path]:
 
 def _hashes(run: Paths) -> dict[str, str]:
     paths = [path for pattern in FILES for path in run.storage.stats(run.root, pattern)]
-    return {run.relative(path): hashlib.sha256(run.storage.read(path)).hexdigest() for path in paths}
+    read = zip(paths, read_all(run.storage, paths), strict=True)
+    return {run.relative(path): hashlib.sha256(data).hexdigest() for path, data in read}

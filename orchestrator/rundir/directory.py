@@ -28,7 +28,7 @@ from taugrid.orchestrator.rundir.models import ModelRecords
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.retries import DISK_PAUSES, try_again
 from taugrid.run_id import RunId, check_run, claim
-from taugrid.storage import Storage, read_sealed
+from taugrid.storage import Storage, read_sealed, together
 
 READER_THREADS = 8
 """The number of files that are read at a time."""
@@ -223,6 +223,15 @@ class RunDir(RemovedImages, ModelRecords):
         target = next(self.damaged / free for i in range(10**6) if (free := f"{i:04d}-{name}") not in taken)
         self.storage.move(damage.path, target)
         return target
+
+    def read_scores(self, wanted: Sequence[tuple[Cell, str]], listing: Listing) -> Iterator[dict[str, Any] | None]:
+        """The score of each cell by one `Scoring.id`; None: it is missing or was changed."""
+
+        def read(each: tuple[Cell, str]) -> dict[str, Any] | None:
+            path = self.score(*each)
+            return read_sealed(path, self.storage) if path.name in listing.scores(each[0]) else None
+
+        return together(self.storage, read, wanted)
 
     def forget_derived(self, cell: Cell, shards: Collection[Shard], listing: Listing | None = None) -> None:
         """Remove what was computed from missing shards: their features, and scores of N that include them."""

@@ -17,7 +17,6 @@ from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind, shard_k
 from taugrid.orchestrator.work.sample import unsampled
 from taugrid.orchestrator.work.scorer import FILE, is_damaged, keep_record
 from taugrid.orchestrator.work.survey import CellState, Survey
-from taugrid.storage import read_sealed
 
 
 class ScoreWork(WorkKind):
@@ -95,11 +94,11 @@ class ScoreWork(WorkKind):
         """Cells without a score: those that lack images, and those that were not scored."""
         listing, lacking = Listing(self.rundir), dict[str, str]()
         sampled_in_part = unsampled(self.plan, self.rundir, listing)
-        for cell in self.plan.cells:
-            path = self.rundir.score(cell, self._scoring.id(cell))
+        scores = self.rundir.read_scores([(cell, self._scoring.id(cell)) for cell in self.plan.cells], listing)
+        for cell, score in zip(self.plan.cells, scores, strict=True):
             if cell.name in sampled_in_part:
                 lacking[cell.name] = sampled_in_part[cell.name]
-            elif path.name not in listing.scores(cell) or read_sealed(path, self.rundir.storage) is None:
+            elif score is None:
                 lacking[cell.name] = "sampled, but not scored"
         return lacking
 

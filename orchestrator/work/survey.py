@@ -17,7 +17,6 @@ from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.protocol import shown
 from taugrid.registry.metrics import SAMPLED
-from taugrid.storage import read_sealed
 
 
 class CellState(NamedTuple):
@@ -93,12 +92,13 @@ class Survey:
             lacks_images = len(sampled) < cell.num_shards
             if not lacks_images or (sampling and other_sampler(cell, self.rundir, listing) is None):
                 found.append((cell, sampled))
+        if scoring is None:
+            yield from (CellState(cell, sampled, set(), to_score=False) for cell, sampled in found)
+            return
         listing = Listing(self.rundir)  # anew: what came from images that are gone was removed
-        for cell, sampled in found:
-            if scoring is None:
-                yield CellState(cell, sampled, set(), to_score=False)
-            else:
-                yield self._scored(cell, sampled, scoring, listing)
+        scores = self.rundir.read_scores([(cell, scoring.id(cell)) for cell, _ in found], listing)
+        for (cell, sampled), value in zip(found, scores, strict=True):
+            yield self._scored(cell, sampled, scoring, value, listing)
 
     def _sampled(self, cell: Cell, listing: Listing) -> set[int]:
         if not self.rundir.is_ready(cell.model):
@@ -126,14 +126,16 @@ class Survey:
         """The sample files of a cell, now that damaged ones were moved away."""
         return self.rundir.storage.list(self.rundir.samples / cell.name, PARTS)
 
-    def _scored(self, cell: Cell, sampled: set[int], scoring: Scoring, listing: Listing) -> CellState:
+    def _scored(
+        self, cell: Cell, sampled: set[int], scoring: Scoring, value: dict[str, Any] | None, listing: Listing
+    ) -> CellState:
+        """What is there of a cell; `value` is its score."""
         damages: list[Damage] = []
         folder, scores = self.rundir.extractor_folder(scoring.extractor), listing.scores(cell)
         extracted = self.rundir.extracted(folder, cell, True, damages.append, listing)
         for damage in damages:
             self.on_damage(damage)
         score = self.rundir.score(cell, scoring.id(cell))
-        value = read_sealed(score, self.rundir.storage) if score.name in scores else None
         if value is None and score.name in scores and self.rundir.storage.exists(score):
             self.on_damage(Damage(score, "it has changed since it was written"))
         influence = self.rundir.influence(cell, scoring.id(cell))

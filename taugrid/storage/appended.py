@@ -7,19 +7,23 @@ never rewrites pieces of an earlier one.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 from taugrid.storage.protocol import ANY, Storage
 
 PIECE_BYTES = 2**16
 
 READS_TOGETHER = 32
-"""Files that `read_all` reads at a time from an object store."""
+"""Files that `together` reads at a time from an object store."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass
@@ -69,13 +73,18 @@ def pieces(storage: Storage, path: Path) -> Sequence[Path]:
 
 
 def read_all(storage: Storage, paths: Sequence[Path]) -> Iterator[bytes]:
-    """The contents of files, in order; in an object store, a few of them are read at a time, and held."""
+    """The contents of files, in order; see `together`."""
+    return together(storage, storage.read, paths)
+
+
+def together(storage: Storage, read: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """`read` of each item, in order; in an object store, a few of them are read at a time, and held."""
     if storage.on_disk:
-        yield from map(storage.read, paths)
+        yield from map(read, items)
         return
     with ThreadPoolExecutor(READS_TOGETHER) as threads:
-        for first in range(0, len(paths), READS_TOGETHER):
-            yield from threads.map(storage.read, paths[first : first + READS_TOGETHER])
+        for first in range(0, len(items), READS_TOGETHER):
+            yield from threads.map(read, items[first : first + READS_TOGETHER])
 
 
 def _number(path: Path, name: Path) -> int | None:

@@ -1,7 +1,9 @@
 """A driver without a head can't go on."""
 
 import socket
+import threading
 import time
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -56,3 +58,23 @@ def test_only_failures_in_a_row_count(server, monkeypatch):
 def test_ctrl_c_is_no_death(server):
     with pytest.raises(KeyboardInterrupt), cluster.head_watched(address(server)):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("main_thread", ["in Python", "in a call of Ray"])
+def test_a_head_that_was_replaced_ends_the_driver_at_once(server, monkeypatch, main_thread):
+    """Ray would end the process with a stack trace, or wait for good."""
+    port, left = server.getsockname()[1], threading.Event()
+    monkeypatch.setattr(cluster.ending, "leave", left.set)
+    monkeypatch.setattr(cluster, "REPLACED_SECONDS", 0.2)
+    if main_thread != "in Python":
+        monkeypatch.setattr(cluster.ending, "stop", lambda failure: None)
+    with (
+        suppress(KeyboardInterrupt),
+        pytest.raises(RunFailed, match="was replaced") if main_thread == "in Python" else nullcontext(),
+        cluster.head_watched(address(server), lambda: False),
+    ):
+        server.close()
+        time.sleep(5 * cluster.HEAD_POLL_SECONDS)
+        with socket.create_server(("127.0.0.1", port)):
+            left.wait(10)
+    assert left.is_set() is (main_thread != "in Python")

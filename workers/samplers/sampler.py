@@ -3,11 +3,11 @@
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from taugrid.config import Sample
-from taugrid.config.sample import SAMPLER_KEYS
+from taugrid.config.sample import SAMPLER_KEYS, Spacing
 from taugrid.errors import CustomCodeError, UserError, last_line
 from taugrid.hashing import json_sha256
 from taugrid.registry import samplers
@@ -75,11 +75,14 @@ class Sampler(ABC):
         Raises:
             ValueError: if `settings` allow no such times.
         """
-        return process.spaced(settings.spacing, settings.steps, settings.steps_offset or 0, settings.shift or 1.0)
+        asked = settings.steps, settings.steps_offset or 0, settings.shift or 1.0
+        spacing = settings.spacing
+        return _spaced(process, spacing, *asked) if isinstance(spacing, str) else process.spaced(spacing, *asked)
 
     def times(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """The network's times in the order of its calls: by default one call at each time of tau, from the last."""
-        return tuple(process.at(t).time for t in reversed(self.tau(settings, process)))
+        tau = self.tau(settings, process)
+        return _told(process, tau, tuple(map(type, tau)))  # 1 and 1.0 are equal, but not in JSON
 
     def evaluations(self, settings: Sample, process: Process) -> int:
         """Network evaluations per image."""
@@ -197,3 +200,15 @@ def require_code(name: str, expected: str | None) -> None:
         except UserError:
             actual = None
         require_same(f"the code of the sampler {name}", actual or "none", expected)
+
+
+@lru_cache(maxsize=2048)
+def _spaced(process: Process, spacing: Spacing, steps: int, steps_offset: int, shift: float) -> tuple[float, ...]:
+    """`Process.spaced`, kept because the cells of a grid share their times: a million in a plan of 10,000 cells."""
+    return process.spaced(spacing, steps, steps_offset, shift)
+
+
+@lru_cache(maxsize=2048)
+def _told(process: Process, tau: tuple[float, ...], types: tuple[type, ...]) -> tuple[float, ...]:
+    """The network's times at `tau`, from the last."""
+    return tuple(process.at(t).time for t in reversed(tau))
