@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWER := build/lower-bounds
 
-.PHONY: demo test pytest lint types chaos proofs mutants bench docs lower-bounds wheels clean
+.PHONY: demo test pytest lint types chaos cluster-tests proofs mutants bench docs lower-bounds wheels clean
 
 demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
 	$(BIN)/taugrid run configs/digits.yaml
@@ -27,6 +27,9 @@ types: $(STAMP)
 
 chaos: $(STAMP)           ## the long forms of the tests that kill things; SEED=... repeats what one run killed
 	$(BIN)/pytest -m chaos --long $(if $(SEED),--seed $(SEED))
+
+cluster-tests: $(STAMP)   ## slurm.sh on a real SLURM of three nodes, as root: apt-get install slurm-wlm munge
+	$(BIN)/pytest -m cluster --long
 
 proofs: $(STAMP)          ## what is claimed of samplers: orders, closed forms, agreement with other implementations
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m proof --long
