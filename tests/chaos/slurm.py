@@ -111,9 +111,7 @@ class Slurm:
         self.shared = shared
         self._state = Path(tempfile.mkdtemp(prefix="slurm-"))
         self._names = [f"n{i}" for i in range(1, nodes + 1)]
-        self._write_state(
-            {"state": self._state, "subnet": SUBNET, "nodes": nodes, "gpus": GPUS, "first_job": 100 * os.getpid()}
-        )
+        self._write_state()
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         self._environment |= environment
         self._environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
@@ -128,7 +126,7 @@ class Slurm:
             self.start(name)
         self.wait_until(lambda: all(self.node(name) == "IDLE" for name in self._names), 60)
 
-    def _write_state(self, places: dict[str, Any]) -> None:
+    def _write_state(self) -> None:
         self._state.chmod(0o755)  # munged demands it
         for folder in ("munge", "saved", *(f"spool-{name}" for name in self._names)):
             (self._state / folder).mkdir()
@@ -137,6 +135,8 @@ class Slurm:
         for i in range(GPUS):
             os.mknod(self._state / f"gpu{i}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # as /dev/null
         (self._state / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self._state}/gpu[0-{GPUS - 1}]\n")
+        places = {"state": self._state, "subnet": SUBNET, "nodes": len(self._names), "gpus": GPUS}
+        places["first_job"] = 100 * (os.getpid() % 600_000)
         (self._state / "slurm.conf").write_text(SLURM_CONF.format(**places))
         hosts = ["127.0.0.1 localhost", f"{SUBNET}.1 head", *(f"{self.address(name)} {name}" for name in self._names)]
         (self._state / "hosts").write_text("\n".join([*hosts, ""]))
