@@ -135,7 +135,8 @@ def test_the_script_is_clean():
 
 def test_the_script_asks_for_one_task_a_node_of_its_own():
     asked = re.findall(r"^#SBATCH (--\S+)$", SLURM.read_text(), re.MULTILINE)
-    assert {"--ntasks-per-node=1", "--exclusive", "--no-kill"} <= set(asked), "Ray stops every Ray of a node at the end"
+    assert {"--ntasks-per-node=1", "--exclusive", "--no-kill"} <= set(asked), "Ray takes all of a node"
+    assert {"--requeue", "--open-mode=append", "--signal=B:USR1@120"} <= set(asked), "SIGTERM is scancel's too"
 
 
 def shown(program):
