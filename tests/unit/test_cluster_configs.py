@@ -141,7 +141,7 @@ def test_the_script_asks_for_one_task_a_node_of_its_own():
 
 def shown(program):
     """The commands of a program in README's and docs/cluster.md's blocks, as words."""
-    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/cluster.md")]
+    texts = [re.sub(r" \\\n +", " ", (ROOT / name).read_text()) for name in ("README.md", "docs/cluster.md")]
     lines = [line for text in texts for line in re.findall(rf"^ {{4}}({program} [^\n]+)$", text, re.MULTILINE)]
     return sorted({line.split(" #")[0].strip() for line in lines})
 
