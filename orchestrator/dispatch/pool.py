@@ -1,5 +1,6 @@
 """The workers as Ray actors: starts them, submits jobs, and turns answers into events. Decides nothing."""
 
+import pickle
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
@@ -204,7 +205,8 @@ class Pool:
 
         Up to `workers.actor.MAX_IN_FLIGHT` jobs may be submitted before one is done: they run in order.
         """
-        self._call(self._handles[worker].perform.remote(job, key), _Call(worker, key=key))
+        work = pickle.dumps((job, key))  # in C: Ray would pickle in Python, and each argument alone
+        self._call(self._handles[worker].perform.remote(work), _Call(worker, key=key))
 
     def kill(self, worker: str) -> None:
         """End `worker` at once. No event follows."""
