@@ -8,7 +8,8 @@ Each command runs in a process of its own, whose peak of resident memory and CPU
 
 - plan: `taugrid plan CONFIG --out NEW --json`.
 - status: `taugrid status DIR --json`, of a run whose plan is recorded.
-- survey: what `taugrid sample` does before it starts Ray: the plan, what is missing, and a task for each shard.
+- survey: what `taugrid sample` does before it starts Ray: the plan, and what is missing; `tasks`: and a task for each
+  shard.
 - status of a half: `status` where every second shard of each cell is in place and in the ledger. Only with
   --half, since it makes as many files; they are empty, because the ledger knows them.
 """
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def write_config(folder: Path, cells: int) -> Path:
     return path
 
 
-def begin(config: Path, directory: Path, half: bool) -> None:
+def begin(config: Path, directory: Path, half: bool = False) -> None:
     """A run that has recorded its plan, perhaps with every second shard of each cell."""
     run = open_config(str(config), (), str(directory))
     directory.mkdir()
@@ -67,10 +69,21 @@ def begin(config: Path, directory: Path, half: bool) -> None:
     run.rundir.ledger.flush()
 
 
-def survey(config: str, directory: str) -> None:
-    run = open_config(config, (), directory)
+def survey(config: Path, directory: Path, with_tasks: bool = False) -> None:
+    run = open_config(str(config), (), str(directory))
     found = Survey(run, None, frozenset({"sample"}), lambda damage: None)
-    assert len({task.key: task for task in SampleWork(found).tasks()}) == run.plan.num_shards
+    assert len(found.found.cells) == len(run.plan.cells)
+    if with_tasks:
+        assert len({task.key: task for task in SampleWork(found).tasks()}) == run.plan.num_shards
+
+
+DO: dict[str, Callable[[Path, Path], None]] = {
+    "begin": begin,
+    "begin half": partial(begin, half=True),
+    "survey": survey,
+    "tasks": partial(survey, with_tasks=True),
+}
+"""What this module does in a process of its own, from a config and a directory."""
 
 
 def measured(arguments: Sequence[str]) -> dict[str, float]:
@@ -84,18 +97,19 @@ def measured(arguments: Sequence[str]) -> dict[str, float]:
 
 
 def commands(folder: Path, cells: int, half: bool) -> dict[str, list[str]]:
-    config, run = write_config(folder, cells), folder / "run"
-    begin(config, run, False)
+    config, new, run, done = str(write_config(folder, cells)), *(str(folder / name) for name in ("new", "run", "half"))
     taugrid, this = ["-m", "taugrid"], ["-m", "benchmarks.grids"]
+    measured([*this, "--do", "begin", config, run])
     named = {
         "imports": [*this, "--help"],
-        "plan": [*taugrid, "plan", str(config), "--out", str(folder / "new"), "--json"],
-        "status": [*taugrid, "status", str(run), "--json"],
-        "survey": [*this, "--survey", str(config), str(folder / "new")],
+        "plan": [*taugrid, "plan", config, "--out", new, "--json"],
+        "status": [*taugrid, "status", run, "--json"],
+        "survey": [*this, "--do", "survey", config, new],
+        "tasks": [*this, "--do", "tasks", config, new],
     }
     if half:
-        begin(config, folder / "half", True)
-        named["status of a half"] = [*taugrid, "status", str(folder / "half"), "--json"]
+        measured([*this, "--do", "begin half", config, done])
+        named["status of a half"] = [*taugrid, "status", done, "--json"]
     return named
 
 
@@ -104,10 +118,11 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="*", default=[1_000, 10_000])
     parser.add_argument("--half", action="store_true", help="also with half of the shards in place")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--survey", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--do", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.survey:
-        survey(*arguments.survey)
+    if arguments.do:
+        what, config, directory = arguments.do
+        DO[what](Path(config), Path(directory))
         return
     figures: list[dict[str, Any]] = []
     print(f"{'cells':>6}  {'command':16}  {'seconds':>7}  {'CPU s':>6}  {'MB':>5}")
