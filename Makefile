@@ -7,7 +7,7 @@ LOWER := build/lower-bounds
 
 AZURITE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/taugrid-azurite
 
-.PHONY: demo test pytest lint types azurite chaos proofs mutants bench docs lower-bounds wheels clean
+.PHONY: demo test pytest lint types azurite chaos cluster-tests proofs mutants bench docs lower-bounds wheels clean
 
 demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
 	$(BIN)/taugrid run configs/digits.yaml
@@ -32,6 +32,9 @@ chaos: $(STAMP)           ## the long forms of the tests that kill things; SEED=
 
 azurite:                  ## install Azure's emulator, which tests of az:// need (Node and npm; 190 MB, in the user's cache)
 	npm install --no-fund --no-audit --prefix $(AZURITE) azurite@3
+
+cluster-tests: $(STAMP)   ## slurm.sh on a real SLURM of three nodes, as root: apt-get install slurm-wlm munge
+	$(BIN)/pytest -m cluster --long
 
 proofs: $(STAMP)          ## what is claimed of samplers: orders, closed forms, agreement with other implementations
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m proof --long

@@ -179,6 +179,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         is_slow = "slow" in item.keywords
         if is_slow and not config.getoption("--long"):
-            item.add_marker(pytest.mark.skip(reason="a long form: `make chaos` or `make proofs` runs it"))
+            item.add_marker(
+                pytest.mark.skip(reason="a long form: `make chaos`, `make proofs` or `make cluster-tests` runs it")
+            )
         if is_slow or item.path.is_relative_to(UNIT):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS if is_slow else UNIT_SECONDS))

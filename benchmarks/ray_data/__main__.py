@@ -37,11 +37,11 @@ SHORT_WORKERS = 2
 
 
 def table(title: str, found: dict[str, list[Figures]]) -> str:
-    """A Markdown table: a row for each program."""
-    names = list(next(iter(found.values()))[0])
-    rows = [f"| {title} | " + " | ".join(names) + " |", "|" + " :-- |" + " --: |" * len(names)]
+    """A Markdown table: a row for each program. `runs` are those that came to their end."""
+    names = list(next((runs[0] for runs in found.values() if runs), ()))
+    rows = [f"| {title} | runs | " + " | ".join(names) + " |", "| :-- |" + " --: |" * (len(names) + 1)]
     for system, runs in found.items():
-        cells = [shown([run[name] for run in runs]) for name in names]
+        cells = [str(len(runs)), *(shown([run[name] for run in runs]) if runs else "" for name in names)]
         rows.append(f"| {system} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -102,7 +102,10 @@ def turns(scenario: Scenario, work: Work, where: AnyCluster, runs: int) -> dict[
     for _ in range(runs):
         for system, figures in found.items():
             with tempfile.TemporaryDirectory(dir=where.shared) as folder:
-                figures.append(scenario.measure(Trial(system, where, Experiment(Path(folder), work))))
+                try:
+                    figures.append(scenario.measure(Trial(system, where, Experiment(Path(folder), work))))
+                except (OSError, RuntimeError) as error:  # it hangs or gives up: that is a result, too
+                    print(f"{system} failed: {error}", flush=True)
     return found
 
 

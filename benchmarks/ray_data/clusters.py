@@ -17,7 +17,7 @@ NODES = 4
 SPARE_CPUS = 2
 """CPUs of each node that workers leave, for reads and writes of Ray Data."""
 
-START_SECONDS = 300.0
+START_SECONDS = 90.0
 """A node may take that long on a machine that is busy."""
 ENVIRONMENT = {
     "PYTHONPATH": str(USER),
@@ -54,7 +54,7 @@ class PlainNodes:
     def __init__(self, shared: Path, workers: int) -> None:
         self.shared, self.cpus = shared, workers // 2 + SPARE_CPUS
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-        os.environ |= {**ENVIRONMENT, **token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+        os.environ |= {**ENVIRONMENT, **token, "RAY_TMPDIR": str(shared), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
         self.environment = dict(os.environ)
 
     def begin_all(self) -> None:

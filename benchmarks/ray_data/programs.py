@@ -39,10 +39,11 @@ class Experiment:
         self.work, self.out, self.config = work, folder / "out", folder / "experiment.yaml"
         self.calls, self._logs = folder / "calls", folder
         self.calls.mkdir(parents=True)
-        weights = folder / "network.json"
-        weights.write_text(
-            json.dumps({"seconds": work.seconds, "folder": str(self.calls), "workers": work.workers, "slow": work.slow})
+        weights, network = (
+            folder / "network.json",
+            {name: getattr(work, name) for name in ("seconds", "workers", "slow")},
         )
+        weights.write_text(json.dumps({**network, "folder": str(self.calls)}))
         values = yaml.safe_load((USER / "experiment.yaml").read_text())
         values["model"]["weights"] = str(weights)
         values["sample"] = {
@@ -52,11 +53,10 @@ class Experiment:
         self.config.write_text(yaml.safe_dump(values))
 
     def command(self, system: str, address: str) -> list[str]:
-        program = (
-            [sys.executable, "-m", "taugrid", "sample"] if system == TAUGRID else [sys.executable, "with_ray_data.py"]
-        )
+        program = ["-m", "taugrid", "sample"] if system == TAUGRID else ["with_ray_data.py"]
         options = ["--out", self.out, "--address", address, "--workers", self.work.workers]
-        return [*map(str, [*program, self.config, *options]), *(["--sort"] if system == SORTED else [])]
+        order = ["--sort"] if system == SORTED else []
+        return [sys.executable, *map(str, [*program, self.config, *options, *order])]
 
     def files(self, system: str) -> list[Path]:
         return sorted(self.out.glob("samples/*/*.parquet" if system == TAUGRID else "*.parquet"))
@@ -72,10 +72,7 @@ class Experiment:
 
     def workers(self) -> list[int]:
         """Processes that have loaded the network, on whichever node."""
-        return [pid for pid in descendants(os.getpid()) if any(map(self._is_record, open_files(pid)))]
-
-    def _is_record(self, path: Path) -> bool:
-        return path.parent == self.calls
+        return [pid for pid in descendants(os.getpid()) if any(path.parent == self.calls for path in open_files(pid))]
 
     def log(self) -> Path:
         return self._logs / f"log-{len(list(self._logs.glob('log-*')))}"

@@ -80,11 +80,12 @@ class Scaling:
 
     def poll_nodes(self, now: float, at_once: bool = False) -> list[str]:
         """Get the cluster's nodes from Ray. Returns the ids of those that have begun to drain."""
-        if not self.elastic or (now - self._polled_at < POLL_SECONDS and not at_once):
+        is_due = self.elastic and (at_once or now - self._polled_at >= POLL_SECONDS)
+        if not is_due or (nodes := self._pool.nodes()) is None:
             return []
         is_first, before = self._polled_at == float("-inf"), self.draining
         self._polled_at = now
-        self._nodes = {node.id: node for node in self._pool.nodes()}
+        self._nodes = {node.id: node for node in nodes}
         if is_first and not self._usable:
             self._last_message_at = now - MESSAGE_SECONDS  # so that the first message comes at once
         self._dispatcher.health.set_draining(self.draining)
@@ -149,7 +150,7 @@ class Scaling:
     @cached_property
     def _embedded(self) -> list[Node]:
         """The node of an embedded cluster."""
-        return self._pool.nodes()
+        return self._pool.nodes() or []
 
     def waiting_message(self, now: float, no_worker: bool, all_unfit: bool) -> str | None:
         """A message for the user, every `MESSAGE_SECONDS` while the run waits for a worker; else None.

@@ -42,9 +42,9 @@ POLL_SECONDS = 0.5
 ROOM_POLL_SECONDS = 2.0
 """How often the driver checks whether one more training has room."""
 
-HELPERS_BYTES = 500 * 2**20
-"""Memory of the driver's machine for Ray Train's controller of one training and its three helpers. Each imports
-ray.train and pandas; 470 MB were measured (docs/decisions.md)."""
+HELPERS_BYTES = 600 * 2**20
+"""Memory of the driver's machine for Ray Train's controller of one training and its four helpers. Each imports
+ray.train and pandas; 580 MB were measured (docs/decisions.md)."""
 
 HELPERS_SHARE = 0.5
 """The share of the machine's memory for the helpers of all trainings, unless `cluster.trainings` sets their number."""

@@ -135,12 +135,13 @@ def test_the_script_is_clean():
 
 def test_the_script_asks_for_one_task_a_node_of_its_own():
     asked = re.findall(r"^#SBATCH (--\S+)$", SLURM.read_text(), re.MULTILINE)
-    assert {"--ntasks-per-node=1", "--exclusive", "--no-kill"} <= set(asked), "Ray stops every Ray of a node at the end"
+    assert {"--ntasks-per-node=1", "--exclusive", "--no-kill"} <= set(asked), "Ray takes all of a node"
+    assert {"--requeue", "--open-mode=append", "--signal=B:USR1@120"} <= set(asked), "SIGTERM is scancel's too"
 
 
 def shown(program):
     """The commands of a program in README's and docs/cluster.md's blocks, as words."""
-    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/cluster.md")]
+    texts = [re.sub(r" \\\n +", " ", (ROOT / name).read_text()) for name in ("README.md", "docs/cluster.md")]
     lines = [line for text in texts for line in re.findall(rf"^ {{4}}({program} [^\n]+)$", text, re.MULTILINE)]
     return sorted({line.split(" #")[0].strip() for line in lines})
 

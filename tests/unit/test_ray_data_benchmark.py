@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -91,3 +92,39 @@ def test_lines_are_counted_without_comments_and_docstrings():
     assert (
         tally.code_lines('"""One.\n\nTwo."""\nimport a\n\n# no\ndef f():\n    """Three."""\n    return 1  # yes\n') == 3
     )
+
+
+class FourNodes:
+    """A cluster that only notes what is done to it."""
+
+    names, cpus = ("A", "B", "C", "D"), 4
+
+    def __init__(self):
+        self.done = []
+
+    def drain(self, name, seconds):
+        self.done.append(f"drain {name}")
+
+    def kill(self, name):
+        self.done.append(f"kill {name}")
+
+    def start(self, name, cpus):
+        self.done.append(f"start {name}")
+
+
+@pytest.mark.parametrize("with_notice", [True, False])
+def test_a_storm_takes_half_of_the_nodes_away_in_turns_and_counts_the_time_of_those_that_are_there(
+    monkeypatch, with_notice
+):
+    storms = import_module("benchmarks.ray_data.storm")
+    for name, seconds in (("PERIOD", 0.6), ("NOTICE", 0.2), ("AWAY", 0.2)):
+        monkeypatch.setattr(storms, name, seconds)
+    nodes, began = FourNodes(), time.time()
+    with storms.Storm(nodes, 1.3, with_notice) as storm:
+        time.sleep(1.4)
+    ended = time.time()
+    half = [[f"{what} {name}" for what in ("drain", "kill", "start") for name in names] for names in ("AB", "CD")]
+    assert nodes.done == [step for steps in half for step in steps if with_notice or not step.startswith("drain")]
+    assert storm.left == 4
+    assert storm.node_seconds(began, ended) == pytest.approx(4 * (ended - began) - 4 * 0.2, abs=0.2)
+    assert storm.node_seconds(began, began + 0.1) == pytest.approx(0.4)
