@@ -184,6 +184,8 @@ class ScriptedPool:
         self._place()
 
     def nodes(self):
+        if "head" in self.node_is:
+            return None
         return [
             Node(
                 node,
@@ -567,6 +569,13 @@ def test_what_is_lost_on_a_node_that_drains_is_nobodys_fault(scripted):
     assert len(d.done) == 30
     assert [event["event"] for event in run.events].count("lost") == 1
     assert all(d.attempts(key) == 0 for key in d.done)
+
+
+def test_a_run_goes_on_while_its_head_does_not_answer(scripted):
+    run = scripted(["good"] * 10)
+    run.pool.then(12.0, lambda: run.pool.node_is.update(head="gone"))
+    run.pool.then(60.0, lambda: run.pool.node_is.pop("head"))
+    assert len(run.run().done) == 10
 
 
 def drains(run, at, seconds):
