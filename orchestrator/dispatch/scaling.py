@@ -74,18 +74,22 @@ class Scaling:
         self.cpu_kinds = cpu_kinds
         self._max_wait_seconds = max_wait_seconds
         self._nodes: dict[str, Node] = {}  # by id
+        self.gone_at: dict[str, float] = {}
+        """The ids of the nodes that drain until a known time, each with that time on this process's clock."""
         self._polled_at = float("-inf")
         self._last_worker_at = self._last_message_at = time.monotonic()
         self._had_worker = False
 
     def poll_nodes(self, now: float, at_once: bool = False) -> list[str]:
         """Get the cluster's nodes from Ray. Returns the ids of those that have begun to drain."""
-        is_due = self.elastic and (at_once or now - self._polled_at >= POLL_SECONDS)
-        if not is_due or (nodes := self._pool.nodes()) is None:
+        if not self.elastic or (now - self._polled_at < POLL_SECONDS and not at_once):
             return []
         is_first, before = self._polled_at == float("-inf"), self.draining
         self._polled_at = now
+        if (nodes := self._pool.nodes()) is None:
+            return []
         self._nodes = {node.id: node for node in nodes}
+        self.gone_at = {node.id: now + node.seconds_left for node in nodes if node.draining and node.seconds_left < inf}
         if is_first and not self._usable:
             self._last_message_at = now - MESSAGE_SECONDS  # so that the first message comes at once
         self._dispatcher.health.set_draining(self.draining)
@@ -94,12 +98,6 @@ class Scaling:
     @property
     def draining(self) -> set[str]:
         return {node.id for node in self._nodes.values() if node.draining}
-
-    @property
-    def gone_at(self) -> dict[str, float]:
-        """The ids of the nodes that drain and have a deadline, each with the time of it on this process's clock."""
-        at = {node.id: self._polled_at + node.seconds_left for node in self._nodes.values() if node.draining}
-        return {node: time for node, time in at.items() if time < inf}
 
     @property
     def avoided(self) -> set[str]:
