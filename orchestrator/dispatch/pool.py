@@ -13,6 +13,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from taugrid.errors import is_out_of_memory, last_line
 from taugrid.jobs import Job, Result, WorkerInfo
+from taugrid.orchestrator.dispatch.address import head_accepts
 from taugrid.orchestrator.dispatch.capacity import Node, Size, nodes
 from taugrid.workers.actor import CONCURRENCY_GROUPS, LastHeartbeat
 
@@ -208,8 +209,9 @@ class Pool:
         self._call(self._handles[worker].perform.remote(work), _Call(worker, key=key))
 
     def kill(self, worker: str) -> None:
-        """End `worker` at once. No event follows."""
-        ray.kill(self._forget(worker))
+        """End `worker` at once, unless its `Lost` was already made. No other event follows."""
+        if worker in self._handles:
+            ray.kill(self._forget(worker))
 
     def stop(self, workers: Collection[str] | None = None) -> list[str]:
         """Ask these workers (None: all) to end their jobs soon, with what they can keep. They can do no others.
@@ -221,9 +223,13 @@ class Pool:
             self._handles[worker].stop.remote()
         return [call.key for call in self._calls.values() if call.key is not None and call.worker in asked]
 
-    def nodes(self) -> list[Node]:
-        """The nodes that are alive and that workers may be on, whether or not there is room for one."""
-        return nodes(self.selector)
+    def nodes(self) -> list[Node] | None:
+        """The nodes that are alive and that workers may be on, whether or not there is room for one.
+
+        None while the cluster's head accepts no connection: the call would wait for it and, if another head took its
+        place, Ray would end this process with a stack trace.
+        """
+        return nodes(self.selector) if head_accepts(ray.get_runtime_context().gcs_address) else None
 
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         """The events since the last call, waiting up to `timeout_seconds` for a first one."""
