@@ -210,8 +210,9 @@ class Pool:
         self._call(self._handles[worker].perform.remote(work), _Call(worker, key=key))
 
     def kill(self, worker: str) -> None:
-        """End `worker` at once. No event follows."""
-        ray.kill(self._forget(worker))
+        """End `worker` at once, unless its `Lost` was already made. No other event follows."""
+        if worker in self._handles:
+            ray.kill(self._forget(worker))
 
     def stop(self, workers: Collection[str] | None = None) -> list[str]:
         """Ask these workers (None: all) to end their jobs soon, with what they can keep. They can do no others.
