@@ -4,6 +4,7 @@ import pickle
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -209,8 +210,9 @@ class Pool:
         self._call(self._handles[worker].perform.remote(work), _Call(worker, key=key))
 
     def kill(self, worker: str) -> None:
-        """End `worker` at once. No event follows."""
-        ray.kill(self._forget(worker))
+        """End `worker` at once, unless its `Lost` was already made. No other event follows."""
+        if worker in self._handles:
+            ray.kill(self._forget(worker))
 
     def stop(self, workers: Collection[str] | None = None) -> list[str]:
         """Ask these workers (None: all) to end their jobs soon, with what they can keep. They can do no others.
@@ -289,6 +291,7 @@ class Pool:
     def close(self) -> None:
         """Kill all workers, whatever they are doing."""
         for handle in self._handles.values():
-            ray.kill(handle)
+            with suppress(RayError):  # a head that took another's place knows none of them
+                ray.kill(handle)
         self._handles.clear()
         self._calls.clear()
