@@ -32,8 +32,8 @@ def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
     shards = plan.num_shards
     if shards >= workers:
         return None
-    longest = max(plan.cells, key=lambda cell: cell.nfe)
-    advice = smaller_shards(longest.settings, longest.nfe, plan.total_nfe / (SHARDS_A_WORKER * workers), has_samples)
+    longest, total = max(plan.cells, key=lambda cell: cell.nfe), sum(cell.total_nfe for cell in plan.cells)
+    advice = smaller_shards(longest.settings, longest.nfe, total / (SHARDS_A_WORKER * workers), has_samples)
     idle = workers - shards
     return f"{counted(shards, 'shard')} to sample for {workers} workers: {idle} will have nothing to sample; {advice}"
 

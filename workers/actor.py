@@ -6,6 +6,7 @@ another process would mean starting torch again each time.
 Torch is imported by the health check, not with this module: the driver only names the class and must not import torch.
 """
 
+import pickle
 import platform
 import threading
 import time
@@ -93,8 +94,9 @@ class HeartbeatActor:
         """End this worker's jobs soon, with what they can keep. Runs concurrently with them, in Ray's default group."""
 
     @ray.method(concurrency_group="work")  # type: ignore[untyped-decorator]
-    def perform(self, job: Job, key: str) -> Result:
-        """`do` the job of the task `key` once no other job computes."""
+    def perform(self, work: bytes) -> Result:
+        """`do` a job once no other job computes. `work` is the job and the key of its task, pickled."""
+        job, key = pickle.loads(work)
         with self._compute_lock:
             self._last = self._last._replace(key=key)
             return self.do(job)

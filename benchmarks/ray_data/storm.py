@@ -19,6 +19,8 @@ import shutil
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +80,18 @@ class Storm:
         names = self._cluster.names
         halves, wave = (names[: NODES // 2], names[NODES // 2 :]), 0
         while not self._over.is_set() and (wave + 1) * PERIOD <= self._seconds:
-            leaving, begins = halves[wave % 2], wave * PERIOD
-            self._wait_for(begins)
-            for name in leaving if self._with_notice else ():
-                self._cluster.drain(name, seconds=round(begins + NOTICE - self._now))
-            self._wait_for(begins + NOTICE)
+            leaving = halves[wave % 2]
+            self._wait_for(wave * PERIOD)
+            if self._with_notice:
+                with ThreadPoolExecutor() as threads:  # `ray drain-node` takes seconds
+                    list(threads.map(partial(self._cluster.drain, seconds=round(NOTICE)), leaving))
+            noticed = self._now
+            self._wait_for(noticed + NOTICE)
             for name in leaving:
                 self._cluster.kill(name)
                 self._there.append((self._joined.pop(name), time.time()))
                 self.left += 1
-            self._wait_for(begins + NOTICE + AWAY)
+            self._wait_for(noticed + NOTICE + AWAY)
             for name in leaving:  # nodes of one machine must be started one after the other
                 self._cluster.start(name, cpus=self._cluster.cpus)
                 self._joined[name] = time.time()

@@ -300,7 +300,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         else:
             devices = scored_on.get(cell.id, set()) | scored_on.get(REFERENCE, set())
             score = score | {"protocol": on_devices(score["protocol"], kinds.get(cell.id))}
-            found = _with_score(found, rundir, cell, score)
+            found = _with_score(found, rundir, cell, score, listing)
             cells.append(replace(found, scored_with=ScoredWith.of(devices, score["protocol"])))
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
     return Snapshot(
@@ -369,15 +369,18 @@ NO_ERROR = "its score has no standard error of it"
 MISSING_INFLUENCES = "its influences are missing or damaged; `taugrid evaluate` computes them"
 
 
-def _with_score(found: SnapshotCell, rundir: RunDir, cell: Cell, score: Mapping[str, Any]) -> SnapshotCell:
-    influences = influences_of(rundir, cell, score["evaluation"], score["metrics"])
+def _with_score(
+    found: SnapshotCell, rundir: RunDir, cell: Cell, score: Mapping[str, Any], listing: Listing
+) -> SnapshotCell:
+    of = rundir, cell, score["evaluation"], score["metrics"], listing
+    influences = influences_of(*of)
     return replace(
         found,
         metrics=score["metrics"],
         protocol=score["protocol"],
         influences=influences,
         reasons=reasons_of(score, influences),
-        unsure=influences_of(rundir, cell, score["evaluation"], score["metrics"], unsure=True),
+        unsure=influences_of(*of, unsure=True),
     )
 
 

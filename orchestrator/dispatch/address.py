@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from taugrid.errors import UserError
+from taugrid.errors import TOO_MANY_FILES, UserError
 from taugrid.workers import ray_compat
 from taugrid.workers.ray_compat import Header
 
@@ -23,6 +23,9 @@ COMMON_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would ship the working directory by surprise
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor without GPUs must not see any
 }
+
+ACCEPT_SECONDS = 1.0
+"""How long a head that was joined may take to accept a connection."""
 
 CONNECT_SECONDS = 10.0
 
@@ -186,3 +189,13 @@ def require_local_node(address: str, head: str) -> None:
                 f"run it on a node, make this one (`ray start --address {head}`), or use `taugrid submit`"
             )
         time.sleep(0.5)
+
+
+def head_accepts(address: str) -> bool:
+    """Whether the head accepts a connection. A driver that may open no more files can't know, and assumes it does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ACCEPT_SECONDS).close()
+    except OSError as error:
+        return error.errno in TOO_MANY_FILES
+    return True

@@ -9,7 +9,6 @@ import math
 import os
 import secrets
 import signal
-import socket
 import textwrap
 import threading
 import time
@@ -20,10 +19,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from taugrid.config import Cluster
-from taugrid.errors import TOO_MANY_FILES, RunFailed, UserError
+from taugrid.errors import RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.address import COMMON_ENVIRONMENT, join, use_token
+from taugrid.orchestrator.dispatch.address import COMMON_ENVIRONMENT, head_accepts, join, use_token
 from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
 from taugrid.workers import ray_compat
 from taugrid.workers.custom.source import pack
@@ -159,7 +158,8 @@ def head_watched(address: str, is_same: Callable[[], bool] = lambda: True) -> It
     """End the block with `RunFailed` if the head at HOST:PORT has died, or another has taken its place.
 
     Ray itself waits for a minute if it has died. If another one answers, Ray waits for good, or ends the process with a
-    C++ stack trace, about a second after that one's start. `is_same` is called when connections are accepted again.
+    C++ stack trace once it is asked something (`Scaling.poll_nodes`). `is_same` is called when connections are accepted
+    again.
     """
     finished, failures, again = threading.Event(), list[str](), "run the same command again"
 
@@ -167,7 +167,7 @@ def head_watched(address: str, is_same: Callable[[], bool] = lambda: True) -> It
         refused, pause, polled = 0.0, 0.0, time.monotonic()
         while not finished.wait(pause):
             polled, before = time.monotonic(), polled
-            if not _head_accepts(address):
+            if not head_accepts(address):
                 refused += min(1.0, (polled - before) / HEAD_POLL_SECONDS) if refused else 1.0
                 pause = HEAD_POLL_SECONDS / POLLS_WITHOUT_HEAD
                 if refused < MAX_HEAD_FAILURES:
@@ -209,13 +209,3 @@ def _knows_this_driver(address: str) -> Callable[[], bool]:
             return True
 
     return is_same
-
-
-def _head_accepts(address: str) -> bool:
-    """Whether the head accepts a connection. A driver that may open no more files can't know, and assumes it does."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_POLL_SECONDS).close()
-    except OSError as error:
-        return error.errno in TOO_MANY_FILES
-    return True

@@ -1,8 +1,10 @@
 """The workers as Ray actors: starts them, submits jobs, and turns answers into events. Decides nothing."""
 
+import pickle
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from taugrid.errors import is_out_of_memory, last_line
 from taugrid.jobs import Job, Result, WorkerInfo
+from taugrid.orchestrator.dispatch.address import head_accepts
 from taugrid.orchestrator.dispatch.capacity import Node, Size, nodes
 from taugrid.workers.actor import CONCURRENCY_GROUPS, LastHeartbeat
 
@@ -203,11 +206,13 @@ class Pool:
 
         Up to `workers.actor.MAX_IN_FLIGHT` jobs may be submitted before one is done: they run in order.
         """
-        self._call(self._handles[worker].perform.remote(job, key), _Call(worker, key=key))
+        work = pickle.dumps((job, key))  # in C: Ray would pickle in Python, and each argument alone
+        self._call(self._handles[worker].perform.remote(work), _Call(worker, key=key))
 
     def kill(self, worker: str) -> None:
-        """End `worker` at once. No event follows."""
-        ray.kill(self._forget(worker))
+        """End `worker` at once, unless its `Lost` was already made. No other event follows."""
+        if worker in self._handles:
+            ray.kill(self._forget(worker))
 
     def stop(self, workers: Collection[str] | None = None) -> list[str]:
         """Ask these workers (None: all) to end their jobs soon, with what they can keep. They can do no others.
@@ -219,9 +224,13 @@ class Pool:
             self._handles[worker].stop.remote()
         return [call.key for call in self._calls.values() if call.key is not None and call.worker in asked]
 
-    def nodes(self) -> list[Node]:
-        """The nodes that are alive and that workers may be on, whether or not there is room for one."""
-        return nodes(self.selector)
+    def nodes(self) -> list[Node] | None:
+        """The nodes that are alive and that workers may be on, whether or not there is room for one.
+
+        None while the cluster's head accepts no connection: the call would wait for it and, if another head took its
+        place, Ray would end this process with a stack trace.
+        """
+        return nodes(self.selector) if head_accepts(ray.get_runtime_context().gcs_address) else None
 
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:
         """The events since the last call, waiting up to `timeout_seconds` for a first one."""
@@ -282,6 +291,7 @@ class Pool:
     def close(self) -> None:
         """Kill all workers, whatever they are doing."""
         for handle in self._handles.values():
-            ray.kill(handle)
+            with suppress(RayError):  # a head that took another's place knows none of them
+                ray.kill(handle)
         self._handles.clear()
         self._calls.clear()

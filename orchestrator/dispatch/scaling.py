@@ -74,6 +74,8 @@ class Scaling:
         self.cpu_kinds = cpu_kinds
         self._max_wait_seconds = max_wait_seconds
         self._nodes: dict[str, Node] = {}  # by id
+        self.gone_at: dict[str, float] = {}
+        """The ids of the nodes that drain until a known time, each with that time on this process's clock."""
         self._polled_at = float("-inf")
         self._last_worker_at = self._last_message_at = time.monotonic()
         self._had_worker = False
@@ -84,7 +86,10 @@ class Scaling:
             return []
         is_first, before = self._polled_at == float("-inf"), self.draining
         self._polled_at = now
-        self._nodes = {node.id: node for node in self._pool.nodes()}
+        if (nodes := self._pool.nodes()) is None:
+            return []
+        self._nodes = {node.id: node for node in nodes}
+        self.gone_at = {node.id: now + node.seconds_left for node in nodes if node.draining and node.seconds_left < inf}
         if is_first and not self._usable:
             self._last_message_at = now - MESSAGE_SECONDS  # so that the first message comes at once
         self._dispatcher.health.set_draining(self.draining)
@@ -93,12 +98,6 @@ class Scaling:
     @property
     def draining(self) -> set[str]:
         return {node.id for node in self._nodes.values() if node.draining}
-
-    @property
-    def gone_at(self) -> dict[str, float]:
-        """The ids of the nodes that drain and have a deadline, each with the time of it on this process's clock."""
-        at = {node.id: self._polled_at + node.seconds_left for node in self._nodes.values() if node.draining}
-        return {node: time for node, time in at.items() if time < inf}
 
     @property
     def avoided(self) -> set[str]:
@@ -149,7 +148,7 @@ class Scaling:
     @cached_property
     def _embedded(self) -> list[Node]:
         """The node of an embedded cluster."""
-        return self._pool.nodes()
+        return self._pool.nodes() or []
 
     def waiting_message(self, now: float, no_worker: bool, all_unfit: bool) -> str | None:
         """A message for the user, every `MESSAGE_SECONDS` while the run waits for a worker; else None.

@@ -372,11 +372,6 @@ class Plan:
         return sum(cell.num_shards for cell in self.cells)
 
     @property
-    def total_nfe(self) -> int:
-        """Network evaluations of all images."""
-        return sum(cell.total_nfe for cell in self.cells)
-
-    @property
     def longest(self) -> Cell:
         """The cell with the shards of most network evaluations, which are dispatched first."""
         return max(self.cells, key=lambda cell: cell.first_shard.total_nfe)

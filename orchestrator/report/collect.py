@@ -89,7 +89,7 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         rows.append(row_of(cell, score["metrics"], short, seconds) | exact)
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
         no_images = NO_IMAGES if rundir.lacks_images(cell, listing) else None
-        found = influences_of(rundir, cell, scoring.id(cell), score["metrics"], listing=listing)
+        found = influences_of(rundir, cell, scoring.id(cell), score["metrics"], listing)
         is_lost = any(c.sampling_error in score["metrics"] and c.name not in found for c in SAMPLED)
         for note in (*score["notes"], *filter(None, [about, no_images, NOT_TESTED if is_lost else None])):
             cells_of[note].append(cell.label)

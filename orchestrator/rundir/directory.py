@@ -47,6 +47,7 @@ class Damage(NamedTuple):
 OnDamage = Callable[[Damage], None]
 Metadata = Mapping[str, Any] | None
 Files = Mapping[str, str] | None
+Score = dict[str, Any]
 
 
 class Committed(NamedTuple):
@@ -136,12 +137,7 @@ class RunDir(RemovedImages, ModelRecords):
         self.ledger.flush()
 
     def sampled(
-        self,
-        cell: Cell,
-        metadata: Metadata,
-        every_byte: bool,
-        on_damage: OnDamage,
-        listing: Listing | None = None,
+        self, cell: Cell, metadata: Metadata, every_byte: bool, on_damage: OnDamage, listing: Listing | None = None
     ) -> set[int]:
         """Numbers of the cell's shards whose files are complete. Damaged files are reported to `on_damage`.
 
@@ -173,15 +169,13 @@ class RunDir(RemovedImages, ModelRecords):
                 done |= {shard.number for shard in cell.shards if shard.stop <= removed.stop}
         return done
 
-    def extracted(
-        self, extractor: str, cell: Cell, every_byte: bool, on_damage: OnDamage, listing: Listing
-    ) -> set[int]:
+    def extracted(self, extractor: str, cell: Cell, on_damage: OnDamage, listing: Listing) -> set[int]:
         """Numbers of the cell's shards whose features are complete. Features of a different cell count as damaged."""
         folder, expected = self.features / extractor / cell.name, {"cell": cell.id, "extractor": extractor}
         there = listing.features(extractor, cell.name)
         return {
             shard.number
-            for shard, path, part in self._intact(cell, folder, there, every_byte, on_damage)
+            for shard, path, part in self._intact(cell, folder, there, True, on_damage)
             if _is_of(path, part, expected, on_damage) and part.stop >= shard.stop
         }
 
@@ -227,7 +221,7 @@ class RunDir(RemovedImages, ModelRecords):
     def read_scores(self, wanted: Sequence[tuple[Cell, str]], listing: Listing) -> Iterator[dict[str, Any] | None]:
         """The score of each cell by one `Scoring.id`; None: it is missing or was changed."""
 
-        def read(each: tuple[Cell, str]) -> dict[str, Any] | None:
+        def read(each: tuple[Cell, str]) -> Score | None:
             path = self.score(*each)
             return read_sealed(path, self.storage) if path.name in listing.scores(each[0]) else None
 

@@ -19,12 +19,7 @@ from taugrid.storage import Storage
 
 
 def influences_of(
-    rundir: RunDir,
-    cell: Cell,
-    scoring_id: str,
-    metrics: Mapping[str, float],
-    unsure: bool = False,
-    listing: Listing | None = None,
+    rundir: RunDir, cell: Cell, scoring_id: str, metrics: Mapping[str, float], listing: Listing, unsure: bool = False
 ) -> dict[str, Array]:
     """Column of quality.csv -> (N,), of each number in `metrics` (a score's) that has a standard error of sampling.
 
@@ -33,8 +28,8 @@ def influences_of(
     path, n = rundir.influence(cell, scoring_id), cell.settings.num_samples
     wanted = [column.name for column in SAMPLED
               if column.name in metrics and (column.sampling_error in metrics) is not unsure]  # fmt: skip
-    there = None if listing is None else listing.scores(cell)
-    if not wanted or not rundir.has_intact_file(path, n, lambda damage: None, 0, {"cell": cell.id}, there):
+    there, expected = listing.scores(cell), {"cell": cell.id}
+    if not wanted or not rundir.has_intact_file(path, n, lambda damage: None, 0, expected, there):
         return {}
     return read_influences(path, n, wanted, rundir.storage)
 

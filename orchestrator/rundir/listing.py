@@ -22,9 +22,10 @@ class Listing:
         self._run = run
         self._features: dict[str, Folders] = {}
 
-    def samples(self, folder: str) -> Mapping[str, str]:
+    @cached_property
+    def samples(self) -> Folders:
         """The sample files in a cell's folder: name -> version."""
-        return self._samples(folder)
+        return self._run.storage.folders(self._run.samples, PARTS)
 
     def features(self, extractor: str, folder: str) -> Mapping[str, str]:
         """The feature files in a folder of a cell or a reference: name -> version. `extractor` is its folder's name."""
@@ -44,10 +45,6 @@ class Listing:
     def extractors(self) -> Sequence[str]:
         """The folders of features."""
         return [path.name for path in self._run.storage.list(self._run.features, "*")]
-
-    @cached_property
-    def _samples(self) -> Folders:
-        return self._run.storage.folders(self._run.samples, PARTS)
 
     @cached_property
     def _scores(self) -> dict[str, dict[str, str]]:

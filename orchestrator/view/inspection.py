@@ -55,7 +55,7 @@ def describe(run: Run) -> dict[str, Any]:
         "shards": plan.num_shards,
         "images": sum(cell.settings.num_samples for cell in plan.cells),
         "longest_shard_evaluations": plan.longest.first_shard.total_nfe if plan.cells else 0,
-        "network_evaluations": plan.total_nfe,
+        "network_evaluations": sum(cell.total_nfe for cell in plan.cells),
         "network_evaluations_remaining": remaining,
         "cells_to_score": sum(not cell["scored"] for cell in cells),
         "remarks": [

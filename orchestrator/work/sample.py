@@ -50,24 +50,24 @@ class SampleWork(WorkKind):
                 continue
             metadata = self.rundir.sample_metadata(cell)
             network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
-            decoder = self.rundir.decoder(cell)
-            there = listing.samples(cell.name)
+            decoder, guidance = self.rundir.decoder(cell), cell.guidance
+            folder, there = self.rundir.samples / cell.name, listing.samples(cell.name)
             for shard in cell.shards:
                 if shard.number in sampled:
                     continue
-                path, key = self.rundir.sample_part(cell, shard), shard_key(self.name, shard)
-                latents = (metadata.get("latents", ""), shard.name)
+                name, key = shard.name, shard_key(self.name, shard)
+                path, latents = folder / name, (metadata.get("latents", ""), name)
                 source = kept.get(latents)
                 if source is None or source.stop < shard.stop:
                     source = None
                     if cell.settings.keep_latents:
                         kept[latents] = Keeping(path, shard.stop, key)
-                copied = images_to_keep(self.rundir, cell, shard) if shard.name in there else 0
+                copied = images_to_keep(self.rundir, cell, shard) if name in there else 0
                 job = SampleJob(
                     path=str(path),
                     storage=self.rundir.storage,
                     run_id=self.rundir.run_id,
-                    replaces=there.get(shard.name),
+                    replaces=there.get(name),
                     start=shard.start,
                     stop=shard.stop,
                     network=network,
@@ -76,7 +76,7 @@ class SampleWork(WorkKind):
                     diffusion=cell.model.diffusion,
                     tau=cell.tau,
                     nfe=cell.nfe,
-                    guidance=cell.guidance,
+                    guidance=guidance,
                     guide=guide,
                     sampler_code=cell.sampler_description.code,
                     label_rule=labels_of(cell, shard),

@@ -1,7 +1,7 @@
 """What a run directory holds, and what of it is damaged, determined once for all kinds of work."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,15 +116,13 @@ class Survey:
             return done
         if gone is not None:
             raise gone
-        there = {path.name for path in self._now_in(cell)} if listing.samples(cell.name) else set()
+        there = set[str]()
+        if listing.samples(cell.name):  # damaged ones were moved away
+            there = {path.name for path in self.rundir.storage.list(self.rundir.samples / cell.name, PARTS)}
         vanished = [shard for shard in cell.shards if shard.number not in done and shard.name not in there]
         if vanished:
             self.rundir.forget_derived(cell, vanished, listing)
         return done
-
-    def _now_in(self, cell: Cell) -> Sequence[Path]:
-        """The sample files of a cell, now that damaged ones were moved away."""
-        return self.rundir.storage.list(self.rundir.samples / cell.name, PARTS)
 
     def _scored(
         self, cell: Cell, sampled: set[int], scoring: Scoring, value: dict[str, Any] | None, listing: Listing
@@ -132,7 +130,7 @@ class Survey:
         """What is there of a cell; `value` is its score."""
         damages: list[Damage] = []
         folder, scores = self.rundir.extractor_folder(scoring.extractor), listing.scores(cell)
-        extracted = self.rundir.extracted(folder, cell, True, damages.append, listing)
+        extracted = self.rundir.extracted(folder, cell, damages.append, listing)
         for damage in damages:
             self.on_damage(damage)
         score = self.rundir.score(cell, scoring.id(cell))

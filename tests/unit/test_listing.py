@@ -82,7 +82,7 @@ def test_a_plan_of_many_cells_asks_an_empty_directory_no_more_than_one_of_few(tm
         config = load(written_to({"grid": {"eta": [i / cells for i in range(cells)]}, "sample": {"num_samples": 5000}}))
         run = Run(config, plan(config), RunDir(tmp_path))
         with counted(monkeypatch) as calls:
-            assert describe_plan(run)["network_evaluations_remaining"] == run.plan.total_nfe
+            assert describe_plan(run)["network_evaluations_remaining"] == sum(cell.total_nfe for cell in run.plan.cells)
         asked.append(calls)
     assert asked[0] == asked[1]
     assert asked[0].total() <= 8

@@ -2,9 +2,11 @@
 
 import os
 import re
+import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ from taugrid.config import Config, validate
 from taugrid.orchestrator.plan.grid import plan
 
 tally = import_module("benchmarks.ray_data.tally")
-USER = Path(tally.__file__).parent / "user"
+USER, ROOT = Path(tally.__file__).parent / "user", Path(__file__).parents[2]
 WORK = tally.Work(steps=(2, 4), images=6, batch=2, evaluations=8, seconds=0.5, workers=2)
 
 
@@ -128,3 +130,68 @@ def test_a_storm_takes_half_of_the_nodes_away_in_turns_and_counts_the_time_of_th
     assert storm.left == 4
     assert storm.node_seconds(began, ended) == pytest.approx(4 * (ended - began) - 4 * 0.2, abs=0.2)
     assert storm.node_seconds(began, began + 0.1) == pytest.approx(0.4)
+
+
+STAND_IN_PROGRAM = """
+import os, sys, time
+from pathlib import Path
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from benchmarks.ray_data.tally import RECORD
+
+out, calls, shards, loses = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+out.mkdir(exist_ok=True)
+while (worker := os.fork()) and os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]):
+    pass  # a new one for a worker that was killed
+if not worker:
+    record = os.open(calls / str(os.getpid()), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for shard in range(shards):
+        path = out / f"{shard}.parquet"
+        if not path.exists() and shard != loses:
+            os.write(record, np.array([(time.time(), 0.02, 2)], RECORD).tobytes())
+            time.sleep(0.02)  # a kill in here costs a call
+            pq.write_table(pa.table({"steps": [1, 1], "index": [2 * shard, 2 * shard + 1]}), path.with_suffix(".new"))
+            path.with_suffix(".new").rename(path)
+"""
+
+
+@pytest.fixture
+def trial(tmp_path, monkeypatch):
+    """Makes trials of a program that has one worker and starts another for it."""
+    scenarios, programs = (import_module(f"benchmarks.ray_data.{name}") for name in ("scenarios", "programs"))
+
+    def make(shards=30, loses=-1):
+        work = tally.Work((1,), 2 * shards, 2, 1, 0.02, 1)
+        experiment = programs.Experiment(tmp_path / "run", work)
+        command = [sys.executable, "-c", STAND_IN_PROGRAM, str(experiment.out), str(experiment.calls)]
+        monkeypatch.setattr(experiment, "command", lambda *_: [*command, str(shards), str(loses)])
+        cluster = SimpleNamespace(address="", environment={**os.environ, "PYTHONPATH": str(ROOT)})
+        return scenarios, scenarios.Trial("ray_data", cluster, experiment)
+
+    return make
+
+
+def test_an_undisturbed_program_is_timed(trial):
+    scenarios, made = trial()
+    figures = scenarios.undisturbed(made)
+    assert (figures["lost"], figures["doubled"], figures["twice"], figures["files"]) == (0, 0, 0, 30)
+    assert 1 < figures["wall / ideal"] < 30
+
+
+def test_a_killed_worker_is_hit_and_what_it_computed_again_is_counted(trial):
+    scenarios, made = trial(shards=60)
+    figures = scenarios.kill_a_worker(made)
+    assert (figures["workers hit"], figures["lost"], figures["doubled"]) == (1, 0, 0)
+    assert figures["twice"] in (0, 2)
+
+
+def test_a_killed_driver_is_started_again_on_what_is_left(trial):
+    scenarios, made = trial(shards=60)
+    figures = scenarios.restart(made)
+    assert 0 <= figures["shards left"] <= 4
+    assert (figures["lost"], figures["doubled"]) == (0, 0)
+    assert figures["MB read"] > 0
+
+
+def test_a_program_that_loses_a_shard_is_found_out(trial):
+    scenarios, made = trial(loses=3)
+    assert scenarios.undisturbed(made)["lost"] == 2

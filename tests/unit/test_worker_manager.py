@@ -5,13 +5,17 @@ import io
 import sys
 import time
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from in_process import Faulty
+from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
 
 from taugrid.config import Cluster, Config, validate
@@ -29,7 +33,7 @@ from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
-from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joined, Located, Lost, Pool
+from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joined, Located, Lost, Pool, _Call
 from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -184,6 +188,8 @@ class ScriptedPool:
         self._place()
 
     def nodes(self):
+        if "head" in self.node_is:
+            return None
         return [
             Node(
                 node,
@@ -569,6 +575,13 @@ def test_what_is_lost_on_a_node_that_drains_is_nobodys_fault(scripted):
     assert all(d.attempts(key) == 0 for key in d.done)
 
 
+def test_a_run_goes_on_while_its_head_does_not_answer(scripted):
+    run = scripted(["good"] * 10)
+    run.pool.then(12.0, lambda: run.pool.node_is.update(head="gone"))
+    run.pool.then(60.0, lambda: run.pool.node_is.pop("head"))
+    assert len(run.run().done) == 10
+
+
 def drains(run, at, seconds):
     """Node n0 drains at a time and is taken away so many seconds later."""
 
@@ -744,3 +757,20 @@ def test_a_pool_without_workers_waits():
     began = time.monotonic()
     assert list(Pool(type("Idle", (), {}), (), 1, 0, None).events(0.05)) == []
     assert time.monotonic() - began >= 0.05
+
+
+def test_a_worker_whose_death_is_told_in_the_same_turn_may_be_killed():
+    """Its first job fails on its accelerator, the second with its process: the driver kills it before it hears that."""
+    pool = Pool(type("Idle", (), {}), (), 1, 0, None)
+    pool._handles["worker-0"] = object()
+    for key, error in (("a", RayTaskError("perform", "", BrokenAccelerator("planted"))), ("b", ActorDiedError())):
+        pool._call(SimpleNamespace(future=partial(failed_with, error)), _Call("worker-0", key=key))
+    failed, lost = pool.events(0.0)
+    assert (failed.key, lost.worker) == ("a", "worker-0")
+    pool.kill("worker-0")
+
+
+def failed_with(error):
+    answer = Future()
+    answer.set_exception(error)
+    return answer
