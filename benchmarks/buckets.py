@@ -81,6 +81,7 @@ def work(jobs: Any, results: Any, workers: int, seconds: float, file: Path) -> N
         part = parquet.PartSummary(job.start, job.stop, job.metadata)
         results.put((number, Result(seconds, IMAGES, True, size=job.storage.stat(path).size, part=part), key))
 
+    results.put("ready")
     computing = [threading.Lock() for _ in range(workers)]
     with ThreadPoolExecutor(2 * workers) as threads:
         while (given := jobs.get()) is not None:
@@ -97,6 +98,7 @@ class Remote:
         self._jobs, self._results = context.Queue(), context.Queue()
         self._process = context.Process(target=work, args=(self._jobs, self._results, workers, seconds, file))
         self._process.start()
+        assert self._results.get() == "ready"  # starting it is outside the run's time
         self._workers, self._first = workers, list[PoolEvent]()
         self._started = 0
 

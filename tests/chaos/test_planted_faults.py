@@ -236,9 +236,7 @@ def test_a_head_that_is_replaced_at_its_address(lab, root, check):
         lab.cluster.kill("head")
         lab.cluster.head()
         assert driver.process.wait(90) == 1, driver.output
-        assert driver.output.splitlines()[-1].endswith(
-            "was replaced, and its nodes are gone; run the same command again"
-        )
+        assert "the head of the Ray cluster" in driver.output.splitlines()[-1]  # died, if the new one comes late
         assert "Stack" not in driver.output
         assert "Traceback" not in driver.output
     for node in NODES:

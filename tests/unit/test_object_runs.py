@@ -383,10 +383,11 @@ def test_a_store_whose_clock_differs_changes_nothing(opened, expected, bucket, s
     assert results(root, storage) == expected
     made = storage.walk(root)
     assert all(abs(stat.modified - time.time() - ahead) < 60 for stat in made.values())
-    put(storage, root / "samples/.left.tmp", b"of a dead driver")
+    put(storage, root / ".left.tmp", b"of a dead driver")
     time.sleep(2.1)  # the store's clock has whole seconds
     _, printed = drive(opened, root, storage)
     assert "to do" not in printed
+    assert not storage.exists(root / ".left.tmp")
     assert verify(replace(opened, rundir=RunDir(root, storage)), lambda n: None) == ([], [])
     parts = {path: stat for path, stat in storage.walk(root).items() if path.parts[-3] in FOLDERS}
     assert parts == {path: made[path] for path in parts}
