@@ -335,7 +335,7 @@ class ObjectStorage:
     def _listed(self, folder: Path) -> Iterator["ObjectMeta"]:
         """What is below a folder. After a page that failed, the listing goes on: of a hundred pages, one often fails.
 
-        Azure has no way to go on: there obstore asks for all pages again, and leaves out what is before `last`.
+        A store that can't begin at `last` (Azurite) gives all pages again: those that are known are passed over.
         """
         pages, last = None, None
 
@@ -343,7 +343,7 @@ class ObjectStorage:
             nonlocal pages
             asked = pages or iter(self._quick.list(key(folder) or None, offset=last, chunk_size=LISTED_TOGETHER))
             pages = None  # one that has failed would end, as if there were no more
-            found = next(asked, ())
+            found = next((found for found in asked if last is None or found[-1]["path"] > last), ())
             pages = asked
             return found
 

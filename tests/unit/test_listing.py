@@ -1,6 +1,7 @@
 """A look at a run lists its folders once: few calls and requests, and nothing that it finds is older than the look."""
 
 import os
+import re
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -162,6 +163,27 @@ def test_a_listing_goes_on_after_a_page_that_failed(bucket, store, monkeypatch):
         assert sorted(storage.folders(root / "samples", "part-*.parquet")("cell")) == names
         assert len(storage.walk(root)) == 45
     assert store.requests["LIST"] - before >= 2 * 2 * 5, "a page has ten names"
+
+
+def test_a_listing_that_can_only_begin_anew_names_each_file_once(bucket, store, monkeypatch):
+    quick_retries(monkeypatch)
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "4")
+    monkeypatch.setattr(objects, "LISTED_TOGETHER", 2)
+    answer = store._app
+
+    def anew(environ, respond):
+        environ["QUERY_STRING"] = re.sub("&start-after=[^&]*|start-after=[^&]*&", "", environ["QUERY_STRING"])
+        return answer(environ, respond)
+
+    monkeypatch.setattr(store, "_app", anew)
+    root, storage = bucket
+    names = [f"part-{number:06d}.parquet" for number in range(10)]
+    for name in names:
+        put(storage, root / "samples/cell" / name, b"x")
+    third = store.requests["LIST"] + 3
+    with store.refusing(lambda method, path: (503, "SlowDown") if store.requests["LIST"] == third else None):
+        assert [meta["path"].rpartition("/")[2] for meta in storage._listed(root / "samples")] == names
+    assert store.requests["LIST"] == third + 3, "two pages, a failure, and all three"
 
 
 def test_scores_are_listed_once_and_before_the_threads_that_read_them(opened, bucket, monkeypatch):
