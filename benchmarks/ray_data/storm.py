@@ -125,10 +125,10 @@ def measured(system: str, experiment: Experiment, minutes: float, with_notice: b
     found = experiment.counts(system)
     wall = experiment.timing(system).wall
     end = max(path.stat().st_mtime for path in experiment.files(system))
-    possible = storm.node_seconds(end - wall, end) * work.workers / NODES * work.batch / work.seconds
+    could_be = storm.node_seconds(end - wall, end) * work.workers / NODES * work.batch / work.seconds
     done = work.network_evaluations - found.lost * work.steps[0]
     return {
-        "goodput": done / possible,
+        "goodput": done / could_be,
         "twice, share": found.twice / work.network_evaluations,
         **found._asdict(),
         "wall s": wall,

@@ -271,8 +271,8 @@ class WorkerManager:
             self._outputs.events.note("draining", node=name)
             if any(worker.node == node for worker in self._workers.values()):
                 left = self._scaling.gone_at.get(node, inf) - now
-                others = f"; others do what it can't finish in {duration(max(0.0, left))}" if left < inf else ""
-                self._say(f"node {name} will be taken away: it gets no more work{others}")
+                rest = f"; others do what its workers can't finish in {duration(max(0.0, left))}" if left < inf else ""
+                self._say(f"node {name} will be taken away: it gets no more work{rest}")
 
     def _enlist(self, name: str) -> None:
         worker = self._workers[name]

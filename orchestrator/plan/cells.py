@@ -316,11 +316,13 @@ def _sampled_twice(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def _one_step(cells: Sequence[Cell]) -> Iterator[str]:
-    """A remark if several solvers of the ODE take one step with a network: it is the same step."""
-    solvers: dict[str, set[str]] = {}
+    """A remark if several solvers of the ODE take one step, and all else is equal: it is the same step."""
+    solvers: dict[tuple[Any, ...], set[str]] = {}
     for cell in cells:
         if cell.settings.steps == 1 and cell.settings.sampler in SAMPLERS and find(cell.settings.sampler).order:
-            solvers.setdefault(cell.model.id, set()).add(cell.settings.sampler)
+            settings = cell.settings.model_copy(update={"sampler": "", "spacing": "linear", "steps_offset": 0})
+            key = (cell.model.id, cell.guide and cell.guide.id, cell.vae, settings.model_dump_json(), cell.tau)
+            solvers.setdefault(key, set()).add(cell.settings.sampler)
     for names in sorted({" and ".join(sorted(its)) for its in solvers.values() if len(its) > 1}):
         yield f"S = 1: {names} make the same images but for rounding: the x_0 that the network predicts for x_T"
 

@@ -137,15 +137,14 @@ class RunDir(RemovedImages, ModelRecords):
         self.ledger.flush()
 
     def sampled(
-        self, cell: Cell, metadata: Metadata, every_byte: bool, on_damage: OnDamage, listing: Listing | None = None
+        self, cell: Cell, metadata: Metadata, every_byte: bool, on_damage: OnDamage, listing: Listing
     ) -> set[int]:
         """Numbers of the cell's shards whose files are complete. Damaged files are reported to `on_damage`.
 
-        `metadata` must agree with that in the files (None: any). `listing` says which files there are (None: a new
-        one). Raises `WeightsChanged` for a file made with different weights, because the cell would get images of two
-        networks.
+        `metadata` must agree with that in the files (None: any). `listing` says which files there are. Raises
+        `WeightsChanged` for a file made with different weights, because the cell would get images of two networks.
         """
-        done, listing = set[int](), listing or Listing(self)
+        done = set[int]()
         folder, there = self.samples / cell.name, listing.samples(cell.name)
         for shard, path, part in self._intact(cell, folder, there, every_byte, on_damage):
             recorded = part.metadata.get("weights_sha256")
@@ -221,11 +220,12 @@ class RunDir(RemovedImages, ModelRecords):
     def read_scores(self, wanted: Sequence[tuple[Cell, str]], listing: Listing) -> Iterator[dict[str, Any] | None]:
         """The score of each cell by one `Scoring.id`; None: it is missing or was changed."""
 
-        def read(each: tuple[Cell, str]) -> Score | None:
-            path = self.score(*each)
-            return read_sealed(path, self.storage) if path.name in listing.scores(each[0]) else None
+        def read(path: Path | None) -> Score | None:
+            return None if path is None else read_sealed(path, self.storage)
 
-        return together(self.storage, read, wanted)
+        # Not in the threads of `together`: each of them would list the folder, since `cached_property` has no lock.
+        files = [(self.score(*each), listing.scores(each[0])) for each in wanted]
+        return together(self.storage, read, [path if path.name in there else None for path, there in files])
 
     def forget_derived(self, cell: Cell, shards: Collection[Shard], listing: Listing | None = None) -> None:
         """Remove what was computed from missing shards: their features, and scores of N that include them."""

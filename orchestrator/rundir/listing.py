@@ -14,8 +14,8 @@ PARTS = "part-*.parquet"
 class Listing:
     """The names and versions (`Stat.version`) of a run's files, for one look at its cells.
 
-    A folder is listed when it is first asked for. What is written or removed later is not seen: who looks again makes a
-    new listing, and none is kept from one look to the next.
+    Which folders there are is looked up once; their files too in a bucket, on disk each time that they are asked for.
+    Who must see what is written or removed later makes a new listing: none is kept from one look to the next.
     """
 
     def __init__(self, run: Paths) -> None:

@@ -94,8 +94,9 @@ def _found(run: Run, tick: Callable[[int], None]) -> Iterator[Damage]:
     if (orphans := orphans_in_words(run.config, plan, rundir)) is not None:
         yield Damage(rundir.samples, orphans)
     yield from _verify_orphans(plan, rundir, tick)
+    listing = Listing(rundir)
     for cell in plan.cells:
-        yield from _verify_samples(cell, rundir, made, tick)
+        yield from _verify_samples(cell, rundir, listing, made, tick)
     yield from _verify_derived(rundir, tick)
     yield from _verify_scores(plan, rundir, made)
     yield from _verify_documents(rundir)
@@ -147,7 +148,9 @@ def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Iterator[Damage]:
             yield Damage(path, CHANGED)
 
 
-def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int], None]) -> Iterator[Damage]:
+def _verify_samples(
+    cell: Cell, rundir: RunDir, listing: Listing, made: _Made, tick: Callable[[int], None]
+) -> Iterator[Damage]:
     if not rundir.is_ready(cell.model):
         yield Damage(rundir.models / cell.model.id, NOT_TRAINED)
         return
@@ -155,16 +158,16 @@ def _verify_samples(cell: Cell, rundir: RunDir, made: _Made, tick: Callable[[int
     metadata: dict[str, Any] | None = None
     try:
         metadata = rundir.sample_metadata(cell)
-        done = rundir.sampled(cell, metadata, every_byte=False, on_damage=damages.append)
+        done = rundir.sampled(cell, metadata, every_byte=False, on_damage=damages.append, listing=listing)
     except (MissingInput, WeightsChanged) as error:  # the images can be read without them
         path = rundir.weights_file(cell.model, cell.settings.weights)
         if isinstance(error, WeightsChanged):
             damages.append(Damage(path, str(error), error.fix))
         else:
             damages.append(Damage(path, f"missing; {PUT_BACK}", PUT_BACK))
-        done = rundir.sampled(cell, None, every_byte=False, on_damage=damages.append)
+        done = rundir.sampled(cell, None, every_byte=False, on_damage=damages.append, listing=listing)
     planned = {rundir.sample_part(cell, shard): shard for shard in cell.shards}
-    existing = rundir.storage.list(rundir.samples / cell.name, PARTS)
+    existing = [rundir.samples / cell.name / name for name in sorted(listing.samples(cell.name))]
     # Files of done shards that do not exist were removed: their record is whole.
     whole = [path for path in existing if path not in planned or planned[path].number in done]
     damages += _read_all(whole, partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage), tick)

@@ -31,6 +31,9 @@ T = TypeVar("T")
 
 CHUNK_BYTES = 8 * 2**20
 
+LISTED_TOGETHER = 100
+"""How many names of a listing are taken at a time: when a request fails, at most as many are asked for again."""
+
 END_BYTES = 2**16
 """How much of the end is fetched first: the footer of a Parquet file, and often all of a small one."""
 
@@ -131,17 +134,11 @@ class ObjectStorage:
 
     def folders(self, folder: Path, pattern: str) -> Folders:
         depth = len(folder.parts) - 2
-
-        def listed() -> dict[str, dict[str, str]]:
-            found: dict[str, dict[str, str]] = {}
-            for page in self._quick.list(key(folder) or None):
-                for meta in page:
-                    *above, place, name = meta["path"].split("/")
-                    if len(above) == depth and fnmatchcase(name, pattern):
-                        found.setdefault(place, {})[name] = _stat(meta).version
-            return found
-
-        found = self._ask(folder, listed)
+        found: dict[str, dict[str, str]] = {}
+        for meta in self._listed(folder):
+            *above, place, name = meta["path"].split("/")
+            if len(above) == depth and fnmatchcase(name, pattern):
+                found.setdefault(place, {})[name] = _stat(meta).version
         return lambda name: found.get(name, {})
 
     def exists(self, path: Path) -> bool:
@@ -333,8 +330,26 @@ class ObjectStorage:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
 
     def _below(self, folder: Path) -> Mapping[Path, "ObjectMeta"]:
-        objects = self._ask(folder, lambda: self._quick.list(key(folder) or None).collect())
-        return {self._path(meta["path"]): meta for meta in objects}
+        return {self._path(meta["path"]): meta for meta in self._listed(folder)}
+
+    def _listed(self, folder: Path) -> Iterator["ObjectMeta"]:
+        """What is below a folder. After a page that failed, the listing goes on: of a hundred pages, one often fails.
+
+        Azure has no way to go on: there obstore asks for all pages again, and leaves out what is before `last`.
+        """
+        pages, last = None, None
+
+        def page() -> "Sequence[ObjectMeta]":
+            nonlocal pages
+            asked = pages or iter(self._quick.list(key(folder) or None, offset=last, chunk_size=LISTED_TOGETHER))
+            pages = None  # one that has failed would end, as if there were no more
+            found = next(asked, ())
+            pages = asked
+            return found
+
+        while found := self._ask(folder, page):
+            yield from found
+            last = found[-1]["path"]
 
     def _children(self, folder: Path) -> Mapping[Path, "ObjectMeta | None"]:
         """The files directly in a folder; None for the folders there."""

@@ -397,6 +397,17 @@ def test_the_plan_says_that_one_step_is_the_same_in_all_solvers():
     assert not plan(validate(Config, values | sections, "test")).remarks
 
 
+@pytest.mark.parametrize("other", [{"spacing": [[500]]}, {"seed": [1]}, {"clip": ["x0"]}, {"eta": [1.0]}])
+def test_one_step_is_another_with_other_settings(other):
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    remarks = []
+    for ddim in ({}, other):
+        grid = [{"steps": [1], "sampler": ["ddim"], **ddim}, {"steps": [1], "sampler": ["heun"]}]
+        config = validate(Config, values | {"sample": {"seed": 0}, "grid": grid}, "test")
+        remarks.append(any("S = 1: ddim and heun make" in line for line in plan(config).remarks))
+    assert remarks == [True, False]
+
+
 @pytest.mark.parametrize(("process", "path"), [(EDMS, [EDMS.last]), (FLOW, [1.0]), (DDPM, [DDPM.last])])
 def test_one_step_is_the_same_in_all_solvers(process, path):
     points = [process.at(t) for t in (*path, 0)]

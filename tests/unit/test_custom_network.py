@@ -22,6 +22,7 @@ from taugrid.orchestrator.plan.sources import Custom
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import orphans_in_words
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.view.diagnosis import next_steps
 from taugrid.orchestrator.view.verify import verify
 from taugrid.orchestrator.work.interpolate import InterpolateWork
@@ -526,10 +527,10 @@ def test_weights_that_were_replaced_after_sampling_are_refused(folder):
     path = sample(p, rundir)
     [cell] = p.cells
     assert parquet.inspect(path).metadata["weights_sha256"] == file_sha256(weights)
-    assert rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail) == {0}
+    assert rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail, Listing(rundir)) == {0}
     save_weights(folder / "scale.pt", 0.5)
     with pytest.raises(UserError, match=r"was made with weights \w{8}, but \w{10} has \w{8} now"):
-        rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail)
+        rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail, Listing(rundir))
     config = validate(Config, {"name": "x", "model": {"callable": "mine:scaled", "weights": "scale.pt"}}, "test")
     found = verify(Run(config, p, rundir), lambda count: None).damages
     steps = dict(zip((damage.path for damage in found), next_steps(found, Run(config, p, rundir)), strict=True))

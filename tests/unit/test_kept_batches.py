@@ -14,6 +14,7 @@ from taugrid.orchestrator.dispatch import pool
 from taugrid.orchestrator.dispatch.loop import InProgress, interruption
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.storage import LocalStorage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,9 +121,9 @@ def test_without_a_whole_batch_nothing_is_kept_and_it_is_said(interrupted, tmp_p
 def test_a_shard_that_ends_meanwhile_is_done(interrupted, tmp_path):
     opened, _, told = interrupted(5)
     assert ": 45 images kept, less than a batch lost" in told
-    done = [
-        shard for cell in opened.plan.cells for shard in RunDir(tmp_path / "run").sampled(cell, None, True, pytest.fail)
-    ]
+    rundir = RunDir(tmp_path / "run")
+    cells, listing = opened.plan.cells, Listing(rundir)
+    done = [shard for cell in cells for shard in rundir.sampled(cell, None, True, pytest.fail, listing)]
     assert len(done) == 1
 
 

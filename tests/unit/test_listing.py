@@ -1,12 +1,14 @@
 """A look at a run lists its folders once: few calls and requests, and nothing that it finds is older than the look."""
 
 import os
+import threading
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 import pytest
+from buckets import quick_retries
 from in_process import CONFIG, drive, small_run
 
 from taugrid.config.load import load
@@ -17,9 +19,10 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.view.dry_run import describe_plan
 from taugrid.orchestrator.view.inspection import describe
+from taugrid.orchestrator.view.verify import verify
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.storage import open_place, replacing
+from taugrid.storage import objects, open_place, replacing
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -128,6 +131,53 @@ def test_the_requests_of_a_look_do_not_grow_with_the_cells(s3, tmp_path):
     assert [b - a for a, b in zip(few, many, strict=True)] == [0, 5, 5]
 
 
+def test_verify_lists_the_images_of_all_cells_once(s3, tmp_path):
+    lists = []
+    for etas in ("0.0", "0.0, 0.2, 0.4, 0.6, 0.8, 1.0"):
+        root, storage = open_place(f"s3://{s3.bucket()}/run", "--out")
+        folder = tmp_path / str(len(lists))
+        folder.mkdir()
+        with small_run(folder, CONFIG.replace("0.0, 1.0", etas)) as run:
+            drive(run, root, storage, stages=("sample",))
+            before = s3.requests["LIST"]
+            assert verify(replace(run, rundir=RunDir(root, storage)), lambda images: None).damages == []
+            lists.append(s3.requests["LIST"] - before)
+    assert lists[0] == lists[1]
+
+
+@pytest.mark.parametrize("store", ["s3", "gs"], indirect=True)
+def test_a_listing_goes_on_after_a_page_that_failed(bucket, store, monkeypatch):
+    """Each second list request fails: a listing that began anew would never come to its third page."""
+    quick_retries(monkeypatch)
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
+    monkeypatch.setattr(objects, "LISTED_TOGETHER", 5)
+    root, storage = bucket
+    names = [f"part-{number:06d}.parquet" for number in range(45)]
+    for name in names:
+        put(storage, root / "samples/cell" / name, b"x")
+    before = store.requests["LIST"]
+    with store.refusing(
+        lambda method, path: (503, "SlowDown") if method == "GET" and (store.requests["LIST"] - before) % 2 else None
+    ):
+        assert sorted(storage.folders(root / "samples", "part-*.parquet")("cell")) == names
+        assert len(storage.walk(root)) == 45
+    assert store.requests["LIST"] - before >= 2 * 2 * 5, "a page has ten names"
+
+
+def test_scores_are_listed_once_and_before_the_threads_that_read_them(opened, bucket, monkeypatch):
+    root, storage = bucket
+    asked, listing = [], Listing(RunDir(root, storage))
+
+    def scores(cell):
+        asked.append(threading.current_thread())
+        return {}
+
+    monkeypatch.setattr(listing, "scores", scores)
+    wanted = [(cell, "0123456789") for cell in opened.plan.cells]
+    assert list(RunDir(root, storage).read_scores(wanted, listing)) == [None] * len(wanted)
+    assert asked == [threading.current_thread()] * len(wanted)
+
+
 def test_what_a_command_commits_after_its_first_look_is_seen_by_the_next(opened, place):
     root, storage = place
     rundir, [cell, _] = RunDir(root, storage), opened.plan.cells
@@ -135,7 +185,7 @@ def test_what_a_command_commits_after_its_first_look_is_seen_by_the_next(opened,
     assert rundir.sampled(cell, None, True, pytest.fail, old) == set()
     outcome, _ = drive(opened, root, storage)
     assert outcome.missing == {}, "its last look sees what its workers have committed"
-    assert rundir.sampled(cell, None, True, pytest.fail) == {shard.number for shard in cell.shards}
+    assert rundir.sampled(cell, None, True, pytest.fail, Listing(rundir)) == {shard.number for shard in cell.shards}
 
 
 def test_what_was_damaged_missing_foreign_or_replaced_is_found_as_before(opened, place):

@@ -22,6 +22,7 @@ from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.ledger import MAX_SUPERSEDED, Ledger
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
@@ -124,7 +125,7 @@ def test_requests_of_a_run_that_is_done_do_not_grow_with_its_files(opened, bucke
     before = store.requests.copy()
     rundir = RunDir(root, storage)
     for cell in opened.plan.cells:
-        assert len(rundir.sampled(cell, None, True, pytest.fail)) == len(cell.shards)
+        assert len(rundir.sampled(cell, None, True, pytest.fail, Listing(rundir))) == len(cell.shards)
     used = store.requests - before
     assert used["LIST"] == len(opened.plan.cells) + 1, "a list for each cell, and one for the ledger"
     assert used.total() - used["LIST"] <= len(pieces(storage, root / "ledger.jsonl")), "and the ledger itself"

@@ -605,7 +605,7 @@ def test_what_a_node_can_not_end_in_time_others_begin_at_once(scripted):
     assert [event["worker"] for event in run.events if event["event"] == "given back"] == [worker]
     assert [node for _, node in run.pool.given] == ["n0", "n1", "n2"]
     assert run.pool.now < 42.0 + scaling.POLL_SECONDS + START_SECONDS + LONG_SECONDS + 5
-    assert run.said("it gets no more work; others do what it can't finish in 1 min") == 1
+    assert run.said("it gets no more work; others do what its workers can't finish in 1 min") == 1
 
 
 @pytest.mark.parametrize("seconds", [LONG_SECONDS, inf])

@@ -10,7 +10,7 @@ LOOK_SECONDS = 1.0
 
 
 class Notice:
-    """A notice that a worker's node will be taken away. All ranks make it, and ask it after the same steps.
+    """A notice that a worker's node will be taken away. All ranks make it, and call it after the same steps.
 
     Only rank 0's clock and knowledge count, so that all ranks leave after the same step.
     """

@@ -22,7 +22,7 @@ is."""
 
 COMMIT_SECONDS = 5.0
 """How long before its node is taken away a worker must stop: it still has to write and upload what it keeps. The
-driver sees the stop's answer and the node's end half a second late each."""
+driver may see the stop's answer half a second late, and so the node's end."""
 
 
 @dataclass(slots=True)
@@ -42,6 +42,8 @@ class Running:
 
     def must_stop(self, now: float, gone_at: float, fraction: float, batches: int) -> bool:
         """Whether to stop it now, because its node will be gone before it ends: after the last batch that it can keep.
+
+        A first job's loading and compiling count as time of its batches, so that it may stop early.
 
         Args:
             now: the time.
