@@ -198,22 +198,25 @@ class LiveState:
         if worker.task is not None and event["committed"]:
             task = self.todo.task(worker.task)
             self._measure(at, worker, task, event)
-            if not event.get("given_back") and self.todo.finish(task):
-                if task.kind in self.kinds and self.kinds[task.kind].counts_images:
-                    self._images_done += event["images"]
-                if (cell := self._cell(task)) is not None and self.runs_network(task.kind):
-                    cell.done += task.cost
+            if self.todo.is_open(task.key) and task.kind in self.kinds and self.kinds[task.kind].counts_images:
+                self._images_done += event["images"]  # what is given back too: the job of its rest has only the others
+            finished = not event.get("given_back") and self.todo.finish(task)
+            if finished and (cell := self._cell(task)) is not None and self.runs_network(task.kind):
+                cell.done += task.cost
         self.workers.release(at, name)
 
     def _measure(self, at: float, worker: WorkerState, task: Task, event: Mapping[str, Any]) -> None:
-        """Update the rate of such tasks with a finished one, unless it only decoded what others had sampled."""
-        if event.get("evaluations") == 0:
+        """Update the rate of such tasks with a finished one, unless it only decoded what others had sampled.
+
+        A job does only a part of a shard that is given back, or its rest.
+        """
+        if (cost := event.get("evaluations", task.cost)) == 0:
             return
         key = self.todo.rate_key(task)
-        if worker.first is not None:
-            self.todo.rates.add(key, Span(at - worker.first.at, (1 - worker.first.fraction) * task.cost))
+        if worker.first is not None and not event.get("given_back"):
+            self.todo.rates.add(key, Span(at - worker.first.at, (1 - worker.first.fraction) * cost))
         else:
-            span = Span(event.get("seconds", at - worker.since), task.cost)
+            span = Span(event.get("seconds", at - worker.since), cost)
             self.todo.rates.add(key, span, is_cold=key not in worker.warm)
         worker.warm.add(key)
 

@@ -45,14 +45,13 @@ def failed(bucket: str, began: float, until: float, how: str) -> None:
     _tell(f"{bucket}: {how} for {duration(now - since)}; trying again until {end}. Nothing that is done is lost")
 
 
-def answered(bucket: str) -> None:
-    """A request to the bucket was answered."""
-    if bucket not in _since:
-        return
+def ended(bucket: str, answered: bool) -> None:
+    """A request that had failed was answered, or is given up. Those that never failed say nothing: reads may pass while
+    writes do not."""
     with _lock:
         since, was_told = _since.pop(bucket, None), bucket in _told
         _told.discard(bucket)
-    if since is not None and was_told:
+    if since is not None and was_told and answered:
         _tell(f"{bucket}: the object store answers again, after {duration(time.monotonic() - since)}; the run goes on")
 
 

@@ -228,9 +228,7 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
 
     def attempt() -> T:
         starts.append(time.monotonic())
-        value = call()
-        outages.answered(bucket)
-        return value
+        return call()
 
     def may_pass(error: BaseException) -> bool:
         if not isinstance(error, BaseError) or not (refusal := refusal_in(error)).is_transient:
@@ -238,8 +236,13 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
         outages.failed(bucket, starts[-1], first + patience, refusal.shown)
         return True
 
+    answered = True
     try:
         return retries.try_again(attempt, retries.STORE_PAUSES, may_pass, patience)
     except (BaseError, FileNotFoundError) as error:
+        answered = not refusal_in(error).is_transient
         tried = f"{len(starts)} times in {duration(time.monotonic() - first)}"
         raise as_os_error(error, scheme, url, tried) from None
+    finally:
+        if len(starts) > 1:
+            outages.ended(bucket, answered)

@@ -373,6 +373,25 @@ def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucke
     assert re.fullmatch(r"answers again, after [\d.]+ s; the run goes on", ends.removeprefix(place))
 
 
+def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
+    """Planted once: each answer ends the outage. A 404 is an answer too."""
+    from obstore.exceptions import GenericError
+
+    monkeypatch.setattr(retries, "STORE_PAUSES", (0.02,) * 50)
+    monkeypatch.setattr(outages, "TELL_SECONDS", 0.1)
+    said, tries = [], []
+
+    def write():
+        tries.append(requests.ask(lambda: "read", "s3", "s3://outage/there"))
+        if not said and len(tries) < 30:
+            raise GenericError("status code: 503")
+        raise FileNotFoundError
+
+    with outages.told(said.append), pytest.raises(FileNotFoundError):
+        requests.ask(write, "s3", "s3://outage/log")
+    assert [("trying again" in text, "answers again" in text) for text in said] == [(True, False), (False, True)]
+
+
 @AT_LENGTH
 @pytest.mark.parametrize("ahead", [100, -100])
 def test_a_store_whose_clock_differs_changes_nothing(opened, expected, bucket, store, monkeypatch, ahead):

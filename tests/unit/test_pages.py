@@ -109,7 +109,11 @@ def test_a_command_that_a_sentence_names_exists_with_the_options_that_it_has(lin
 
 @pytest.mark.parametrize("line", sorted({line for block in blocks() for line in commands(block, "python")}))
 def test_a_script_that_a_page_runs_is_there(line):
-    compile((ROOT / line.split()[1]).read_text(), line, "exec")
+    _, path, *others = line.split()
+    if path == "-m":
+        module = ROOT / others[0].replace(".", "/")
+        path = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+    compile((ROOT / path).read_text(), line, "exec")
 
 
 def is_config(block):
