@@ -95,3 +95,10 @@ def duration(seconds: float) -> str:
 def with_urls(text: str) -> str:
     """`text` with the names of objects as URLs: a `Path` keeps one slash of `s3://bucket/run`."""
     return _URL_AS_PATH.sub(r"\1://", text)
+
+
+def beside(levels: Iterable[float], low: float, high: float) -> str:
+    """The levels next to an interval that has none of them, in words."""
+    found = list(levels)
+    near = [max((at for at in found if at <= low), default=None), min((at for at in found if at >= high), default=None)]
+    return " and ".join(f"{at:.3g}" for at in near if at is not None)

@@ -10,11 +10,10 @@ from taugrid.errors import UserError
 from taugrid.grids.names import in_yaml
 from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.words import listed
+from taugrid.words import beside, listed
 from taugrid.workers import schedules
 from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.diffusion.process import Point
-from taugrid.workers.diffusion.timesteps import beside
 
 GUIDE = "model.guide"
 OF_GUIDANCE = (*GUIDANCE_KEYS, GUIDE)

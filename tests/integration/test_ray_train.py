@@ -310,6 +310,19 @@ def test_a_compiled_network_learns_the_same_in_two_workers(uninterrupted, tmp_pa
     assert losses_of(tmp_path) == pytest.approx(losses_of(uninterrupted)[:5], rel=1e-4)
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.parametrize("diffusion", [config.FLOW_DEFAULTS, config.EDM_DEFAULTS], ids=["flow", "edm"])
+def test_two_workers_learn_what_one_learns_on_each_process(ray_session, tmp_path, diffusion):
+    for folder, workers in (("one", 1), ("two", 2), ("again", 2)):
+        in_a_thread(
+            dataclasses.replace(a_spec(tmp_path / folder, workers=workers, steps=5), diffusion=diffusion)
+        ).result()
+    one, two = (losses_of(tmp_path / folder) for folder in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-4)
+    assert files_of_weights(tmp_path / "two" / SPEC.model_id) == files_of_weights(tmp_path / "again" / SPEC.model_id)
+
+
 def test_a_training_that_diverges_leaves_the_others(beside):
     """What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train."""
     [line] = [line for line in beside.said.splitlines() if line.startswith("missing: ")]

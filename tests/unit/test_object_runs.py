@@ -367,9 +367,7 @@ def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucke
     what = "did not answer" if how == "silent" else "answered 503 ServiceUnavailable"
     place = f"s3://{root.parts[1]}: the object store "
     [begins, ends] = [line for line in printed.splitlines() if line.startswith(place)]
-    assert re.fullmatch(
-        rf"{what} for [\d.]+ s; trying again until [\d:]{{8}}. Nothing .*", begins.removeprefix(place)
-    )
+    assert re.fullmatch(rf"{what} for [\d.]+ s; trying again until [\d:]{{8}}. Nothing .*", begins.removeprefix(place))
     assert re.fullmatch(r"answers again, after [\d.]+ s; the run goes on", ends.removeprefix(place))
 
 

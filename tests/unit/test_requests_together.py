@@ -12,6 +12,7 @@ from taugrid import parquet
 from taugrid.config import Cluster, Config, validate
 from taugrid.errors import StoreError
 from taugrid.jobs import Result, WorkerInfo
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import loop
 from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
@@ -91,6 +92,7 @@ def template(tmp_path):
 
 class Driver:
     def __init__(self, root, storage, pool, monkeypatch, shards=FILES, tasks=None):
+        ending.begin()  # another test of this process may have ended its driver
         monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
         values = {"name": "together", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"},
                   "sample": {"seed": 0, "num_samples": shards, "batch_size": 1, "shard_evaluations": 1},

@@ -28,7 +28,7 @@ from taugrid.workers.diffusion.processes import edm
 from taugrid.workers.diffusion.processes.discrete import DiscreteVP
 from taugrid.workers.diffusion.processes.edm import EDM
 from taugrid.workers.diffusion.timesteps import tau
-from taugrid.workers.samplers import ddim
+from taugrid.workers.samplers import ddim, sampler
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import find
 
@@ -571,8 +571,17 @@ def planted_verdict(name, monkeypatch):
     planted, cell, _ = FAULTS[name]
     if isinstance(planted, type):
         return planted(cell).verdict()
-    planted(monkeypatch)
-    return run_of(cell).verdict()
+    try:
+        forget_times()
+        planted(monkeypatch)
+        return run_of(cell).verdict()
+    finally:
+        forget_times()
+
+
+def forget_times():
+    for cached in (sampler._spaced, sampler._told):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -92,13 +92,6 @@ def tau(spacing: str | Sequence[int], steps: int, timesteps: int, steps_offset: 
     raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}, or a list of times")
 
 
-def beside(levels: Iterable[float], low: float, high: float) -> str:
-    """The levels next to an interval that has none of them, in words."""
-    found = list(levels)
-    near = [max((at for at in found if at <= low), default=None), min((at for at in found if at >= high), default=None)]
-    return " and ".join(f"{at:.3g}" for at in near if at is not None)
-
-
 def remarks(
     spacing: str | Sequence[int], steps: int, tau: Sequence[float], evaluations: int | None = None
 ) -> list[str]:

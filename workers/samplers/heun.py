@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from taugrid.config import Sample
 from taugrid.errors import UserError
+from taugrid.words import beside
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, Process, path, predict_eps
-from taugrid.workers.diffusion.timesteps import beside
 from taugrid.workers.samplers.sampler import Noise
 from taugrid.workers.samplers.solver import Evaluated, Multistep, Solver, first_order
 
