@@ -42,6 +42,7 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.parquet import OTHER_BYTES
+from taugrid.storage import READS_TOGETHER
 from taugrid.words import counted, duration, listed, quantity
 from taugrid.workers.sample import SampleJob
 
@@ -51,9 +52,6 @@ POLL_SECONDS = 0.5
 AWAY_SECONDS = 30.0
 """A turn takes about a second. One that takes this long was held up, by a disk that hangs or because the driver was
 stopped. The driver received no heartbeats during it, and must not kill workers for that."""
-
-REQUESTS_TOGETHER = 32
-"""How many files the driver looks at together in an object store: it keeps up to 64 KiB of each."""
 
 KEEP_SECONDS = 2.5
 """How long an interrupted driver waits for its workers to commit; it must end within the grace period of `cli.main`."""
@@ -118,7 +116,7 @@ class Loop:
         self._manager = WorkerManager(pool, self._dispatcher, scaling, config, outputs)
         self._new: list[Committed] = []  # not yet passed to `committed`
         self._received: deque[PoolEvent] = deque()  # not yet handled
-        self._looking = ThreadPoolExecutor(REQUESTS_TOGETHER)
+        self._looking = ThreadPoolExecutor(READS_TOGETHER)  # up to 64 KiB of each file are kept
         self._looks: dict[tuple[str, str], Future[Committed]] = {}  # worker and key of `_received`, in an object store
         self._seen: dict[str, Committed] = {}  # key -> the file that the driver found
         self._writing = ThreadPoolExecutor(1)  # after an interrupt, a write waits for the one before

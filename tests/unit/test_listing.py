@@ -105,28 +105,34 @@ def test_a_file_that_the_ledger_knows_costs_one_call(opened, tmp_path, monkeypat
     assert calls["open"] == 0
 
 
-def test_the_requests_of_a_look_do_not_grow_with_the_cells(s3, tmp_path):
-    """Sampled in part, with damage in no file. Scores must be read: a request each, for cells that have one."""
-    used = []
-    for etas in ("0.0", "0.0, 0.2, 0.4, 0.6, 0.8, 1.0"):
+def runs_of_one_and_six(s3, tmp_path):
+    """Two sampled runs in buckets of their own, of as many values of eta."""
+    for number, etas in enumerate(("0.0", "0.0, 0.2, 0.4, 0.6, 0.8, 1.0")):
         root, storage = open_place(f"s3://{s3.bucket()}/run", "--out")
-        folder = tmp_path / str(len(used))
+        folder = tmp_path / str(number)
         folder.mkdir()
         with small_run(folder, CONFIG.replace("0.0, 1.0", etas)) as run:
             drive(run, root, storage, stages=("sample",))
-            for part in storage.list(root / "samples", "*/part-000001.parquet"):
-                storage.delete(part)
-            looks = (
-                lambda run=run, root=root, storage=storage: describe(replace(run, rundir=RunDir(root, storage))),
-                lambda run=run, root=root, storage=storage: survey(run, root, storage, ("sample",))[0].found,
-                lambda run=run, root=root, storage=storage: list(SampleWork(survey(run, root, storage)[0]).tasks()),
-            )
-            before, each = s3.requests.total(), []
-            for look in looks:
-                look()
-                each.append(s3.requests.total() - before)
-                before = s3.requests.total()
-            used.append(each)
+            yield run, root, storage
+
+
+def test_the_requests_of_a_look_do_not_grow_with_the_cells(s3, tmp_path):
+    """Sampled in part, with damage in no file. Scores must be read: a request each, for cells that have one."""
+    used = []
+    for run, root, storage in runs_of_one_and_six(s3, tmp_path):
+        for part in storage.list(root / "samples", "*/part-000001.parquet"):
+            storage.delete(part)
+        looks = (
+            lambda run=run, root=root, storage=storage: describe(replace(run, rundir=RunDir(root, storage))),
+            lambda run=run, root=root, storage=storage: survey(run, root, storage, ("sample",))[0].found,
+            lambda run=run, root=root, storage=storage: list(SampleWork(survey(run, root, storage)[0]).tasks()),
+        )
+        before, each = s3.requests.total(), []
+        for look in looks:
+            look()
+            each.append(s3.requests.total() - before)
+            before = s3.requests.total()
+        used.append(each)
     few, many = used
     # A cell that has some of its images is listed again, in case a damaged file was moved away.
     assert [b - a for a, b in zip(few, many, strict=True)] == [0, 5, 5]
@@ -134,15 +140,10 @@ def test_the_requests_of_a_look_do_not_grow_with_the_cells(s3, tmp_path):
 
 def test_verify_lists_the_images_of_all_cells_once(s3, tmp_path):
     lists = []
-    for etas in ("0.0", "0.0, 0.2, 0.4, 0.6, 0.8, 1.0"):
-        root, storage = open_place(f"s3://{s3.bucket()}/run", "--out")
-        folder = tmp_path / str(len(lists))
-        folder.mkdir()
-        with small_run(folder, CONFIG.replace("0.0, 1.0", etas)) as run:
-            drive(run, root, storage, stages=("sample",))
-            before = s3.requests["LIST"]
-            assert verify(replace(run, rundir=RunDir(root, storage)), lambda images: None).damages == []
-            lists.append(s3.requests["LIST"] - before)
+    for run, root, storage in runs_of_one_and_six(s3, tmp_path):
+        before = s3.requests["LIST"]
+        assert verify(replace(run, rundir=RunDir(root, storage)), lambda images: None).damages == []
+        lists.append(s3.requests["LIST"] - before)
     assert lists[0] == lists[1]
 
 
