@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -162,6 +163,32 @@ def test_a_shard_that_is_given_back_is_not_done_and_goes_on_from_what_is_kept(tm
     assert [(line["images"], line["copied"]) for line in of_first] == made
     assert [line["task"] for line in lines if line["event"] == "given back"] == ([] if batches else [first])
     assert not [line for line in lines if line["event"] == "failed"]
+
+
+class Copied(TakenAway):
+    """A pool where another worker makes the whole shard too, and commits it `first` or after the stopped one."""
+
+    batches, first = 2, False
+
+    def submit(self, worker, job, key):
+        copies = key.startswith("sample/") and not self.stopped
+        if copies and self.first:
+            self._worker.do(job)
+        super().submit(worker, job, key)
+        if copies and not self.first:
+            assert self._worker.do(job).created_file
+        if copies:
+            assert parquet.inspect(Path(job.path), storage=job.storage).stop == job.stop
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_part_never_takes_the_place_of_a_whole_copy(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(Copied, "first", first)
+    with small_run(tmp_path, ONE_SHARD) as opened:
+        drive(opened, tmp_path / "undisturbed", LocalStorage(tmp_path / "undisturbed"))
+        monkeypatch.setattr(pool, "Pool", Copied)
+        drive(opened, tmp_path / "run", LocalStorage(tmp_path / "run"))
+    assert results(tmp_path / "run") == results(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize(
