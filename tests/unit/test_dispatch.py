@@ -383,5 +383,5 @@ def test_a_job_whose_node_will_be_gone_is_stopped_after_the_last_batch_that_can_
     fraction, gone_in, batches, stops
 ):
     """It has run for 100 s, up to its last heartbeat."""
-    running = Running(Task("a", "sample", 1.0), since=50.0, heartbeat=150.0)
-    assert running.must_stop(150.0, 150.0 + gone_in, fraction, batches) is stops
+    running = Running(Task("a", "sample", 1.0), since=50.0, heartbeat=150.0, fraction=fraction)
+    assert running.must_stop(150.0, 150.0 + gone_in, batches) is stops
