@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from command import descendants
 from raylets import Cluster, free_port, possible
 
 from benchmarks.ray_data.programs import USER
 
 NODES = 4
-CPUS_OF_A_WORKER, SPARE_CPUS = 3, 2
-"""Those that workers leave on each node are for Ray Data's reads and writes. No worker more fits on them: where a node
-leaves, its workers must wait for another."""
+CPUS_OF_A_WORKER: int = yaml.safe_load((USER / "experiment.yaml").read_text())["cluster"]["cpus_per_worker"]
+SPARE_CPUS = CPUS_OF_A_WORKER - 1
+"""On each node, for Ray Data's reads and writes. No worker more fits there: those of a node that leaves must wait."""
 
 START_SECONDS = 90.0
 """A node may take that long on a machine that is busy."""
