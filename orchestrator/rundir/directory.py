@@ -320,7 +320,7 @@ def _is_of(path: Path, part: parquet.PartSummary, expected: Mapping[str, Any], o
 
 
 def confirm(job: Job, result: Result) -> Committed:
-    """Returns the job's file, or a longer copy, if the driver sees it unchanged: by name, size and the place of its seal.
+    """Returns a job's file, or a longer copy, if the driver sees it unchanged: by name, size and place of its seal.
 
     Of a file that existed before, at least the Parquet footer is read. Threads may call it side by side.
 
