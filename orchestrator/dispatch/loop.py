@@ -125,7 +125,7 @@ class Loop:
         self._long_shards = LongShards()
         self._told: set[str] = set()  # what is said once in a run
         self._stopped: set[str] = set()  # workers that were stopped because their nodes will be taken away
-        self._rests: dict[str, SampleJob] = {}  # task -> its job, once a part of its shard is there
+        self._jobs: dict[str, Job] = {}  # task -> its job, or the rest of it, from when it is given until it is done
         self._listened = time.monotonic()
         self.permanent_failures: set[str] = set()
         """Names of cells that failed and would fail again (`_is_permanent`)."""
@@ -156,9 +156,11 @@ class Loop:
             self._writing.shutdown(wait=False)
 
     def _job(self, key: str) -> Job:
-        job = self._rests.get(key) or self._tasks[key].job
-        assert job is not None
-        return job
+        if key not in self._jobs:
+            job = self._tasks[key].job
+            assert job is not None
+            self._jobs[key] = job
+        return self._jobs[key]
 
     def _commit_partial_shards(self) -> None:
         """Have workers commit the complete batches of their shards; `ending` tells what is lost."""
@@ -382,6 +384,7 @@ class Loop:
         self._events.note(name, **fields, **given_back, worker=worker, node=info.node, device=info.device)
         if first_copy:
             self._new.append(self._seen.pop(key))
+            self._jobs.pop(key, None)
 
     def _is_short(self, key: str, result: Result) -> bool:
         """Whether a shard's worker was stopped, and only its first batches are there: the next job continues them."""
@@ -391,7 +394,7 @@ class Loop:
         size = job.settings.batch_size
         kept = (part.stop - job.start) // size * size
         with suppress(FileNotFoundError):  # it was removed since: all is sampled again
-            self._rests[key] = replace(job, kept=kept, replaces=job.storage.stat(Path(job.path)).version)
+            self._jobs[key] = replace(job, kept=kept, replaces=job.storage.stat(Path(job.path)).version)
         return True
 
     def _failed(self, failure: Failed) -> None:
