@@ -48,6 +48,7 @@ from taugrid.storage import replacing, write_json, write_text
 from taugrid.words import counted, with_urls
 from taugrid.workers.data.labels import load_labels
 from taugrid.workers.data.load import load_images
+from taugrid.workers.importing import uncollected
 from taugrid.workers.training import fit
 
 if TYPE_CHECKING:
@@ -371,7 +372,8 @@ class Session:
 
     def _work(self, kinds: Sequence[WorkKind], part: Plan) -> dict[str, str]:
         """Do what is missing of `part`, if anything. Returns cell name -> reason for what could not be done."""
-        tasks = {task.key: task for kind in kinds for task in kind.tasks()}
+        with uncollected():
+            tasks = {task.key: task for kind in kinds for task in kind.tasks()}
         provenance.write(self.rundir, self.plan, self._scoring)
         problems: dict[str, str] = {}
         summary = SessionSummary(self.run, part, self._scoring, tasks)
