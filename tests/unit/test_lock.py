@@ -38,7 +38,7 @@ def hold():
                 time.sleep(60)
 
 if "stuck" in sys.argv:
-    main.GRACE_SECONDS = 0.3
+    ending.GRACE_SECONDS = 0.3
     with main._interruptible():
         hold()
 else:
