@@ -47,6 +47,7 @@ def try_again(
     ended = over  # of this run: the next one has its own
     # Loaded by the first failure: importing it takes longer than most commands' work, and its bookkeeping than `stat`.
     from tenacity import Retrying, retry_if_exception, wait_chain, wait_random
+    from tenacity.nap import sleep_using_event
     from tenacity.stop import stop_after_attempt, stop_after_delay, stop_when_event_set
 
     def attempt() -> T:
@@ -57,7 +58,7 @@ def try_again(
     return Retrying(
         stop=(stop_after_attempt(len(pauses) + 1) & stop_after_delay(patience))
         | (stop_when_event_set(ended) & (stop_after_attempt(3) | stop_after_delay(1.0))),
-        sleep=lambda seconds: ended.wait(seconds),
+        sleep=sleep_using_event(ended),
         wait=wait_chain(*(wait_random(0.5 * seconds, 1.5 * seconds) for seconds in pauses)),
         retry=retry_if_exception(may_pass),
         reraise=True,
