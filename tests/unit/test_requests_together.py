@@ -223,11 +223,13 @@ def test_looks_at_files_end_with_the_run(bucket, s3, template, monkeypatch):
     def down(method, path):
         return looked.set() or (503, "SlowDown") if is_look(method, path) else None
 
-    def ends(*event):
-        looked.wait(WAIT_SECONDS)
-        raise RunFailed("planted")
+    def ends(event, handle=driver.loop._handle):
+        if isinstance(event, Done):
+            looked.wait(WAIT_SECONDS)
+            raise RunFailed("planted")
+        handle(event)
 
-    monkeypatch.setattr(driver.loop, "_fault_of_file", ends)
+    monkeypatch.setattr(driver.loop, "_handle", ends)
     with s3.refusing(down):
         with pytest.raises(RunFailed, match="planted"):
             driver.loop.run()
