@@ -48,7 +48,7 @@ def failed(bucket: str, began: float, until: float, how: str) -> None:
             return
         _told.add(bucket)
     end = time.strftime("%H:%M:%S", time.localtime(time.time() + until - now))
-    _tell(f"{bucket}: {how} for {duration(now - since)}; trying again until {end}. Nothing that is done is lost")
+    _say[-1](f"{bucket}: {how} for {duration(now - since)}; trying again until {end}. Nothing that is done is lost")
 
 
 def ended(bucket: str, answered: bool) -> None:
@@ -58,8 +58,4 @@ def ended(bucket: str, answered: bool) -> None:
         since, was_told = _since.pop(bucket, None), bucket in _told
         _told.discard(bucket)
     if since is not None and was_told and answered:
-        _tell(f"{bucket}: the object store answers again, after {duration(time.monotonic() - since)}")
-
-
-def _tell(text: str) -> None:
-    _say[-1](text)
+        _say[-1](f"{bucket}: the object store answers again, after {duration(time.monotonic() - since)}")

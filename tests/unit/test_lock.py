@@ -23,6 +23,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 HOLD = """
 import sys, time
 from pathlib import Path
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import main
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
