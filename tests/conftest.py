@@ -187,11 +187,13 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    for module in {item.getparent(pytest.Module) for item in items}:
+        if module.path.is_relative_to(UNIT):
+            module.add_marker(pytest.mark.timeout(UNIT_SECONDS))
     for item in items:
-        is_slow = "slow" in item.keywords
-        if is_slow and not config.getoption("--long"):
-            item.add_marker(
-                pytest.mark.skip(reason="a long form: `make chaos`, `make proofs` or `make cluster-tests` runs it")
-            )
-        if is_slow or item.path.is_relative_to(UNIT):
-            item.add_marker(pytest.mark.timeout(SLOW_SECONDS if is_slow else UNIT_SECONDS))
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+            if not config.getoption("--long"):
+                item.add_marker(
+                    pytest.mark.skip(reason="a long form: `make chaos`, `make proofs` or `make cluster-tests` runs it")
+                )
