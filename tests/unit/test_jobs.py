@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from denoisers import of_time
 
-from taugrid import parquet
+from taugrid import parquet, retries
 from taugrid.config import Config, Data, validate
 from taugrid.errors import ContentMismatch, DamagedFile, NotCommitted, NotFinite, RunDirectoryNotVisible, RunFailed
 from taugrid.eval import score_cell, sources
@@ -224,7 +223,7 @@ def unsealed(path):
 @pytest.mark.parametrize("fault", [cut, unsealed, Path.unlink])
 def test_a_commit_that_the_driver_does_not_see_is_none(tmp_path, monkeypatch, fault):
     pauses = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(retries.over, "wait", lambda timeout: pauses.append(timeout))
     run = claimed(tmp_path / "run")
     job = run.tasks("sample")[0].job
     result = replace(do(job), size=Path(job.path).stat().st_size)
