@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from html import escape
 from io import StringIO
 from pathlib import Path
+from threading import Event
 
 import pytest
 from hypothesis import settings
+
+from taugrid import retries
 
 # `nohup make test &` and many CI runners start their processes with SIGINT ignored. A driver that must stop then sends
 # SIGTERM to itself (`orchestrator/ending.py`), which would end pytest's process. Children start with the default.
@@ -41,6 +44,14 @@ def unsynced():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def goes_on():
+    """A run that a test has ended is not the next test's."""
+    yield
+    if retries.over.is_set():
+        retries.over = Event()
 
 
 @contextmanager
