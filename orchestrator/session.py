@@ -372,11 +372,11 @@ class Session:
     def _work(self, kinds: Sequence[WorkKind], part: Plan) -> dict[str, str]:
         """Do what is missing of `part`, if anything. Returns cell name -> reason for what could not be done."""
         tasks = {task.key: task for kind in kinds for task in kind.tasks()}
-        provenance.write(self.rundir, self.plan, self._scoring)
         problems: dict[str, str] = {}
         summary = SessionSummary(self.run, part, self._scoring, tasks)
         self._progress.expect(summary)
         if tasks:
+            provenance.write(self.rundir, self.plan, self._scoring)
             self._events.add("to do", work=summary.to_do)
             for kind in kinds:
                 costs = [task.cost for task in tasks.values() if task.kind == kind.name]
