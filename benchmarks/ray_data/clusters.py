@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from command import descendants
 from raylets import Cluster, free_port, possible
 
 from benchmarks.ray_data.programs import USER
 
 NODES = 4
-SPARE_CPUS = 2
-"""CPUs of each node that workers leave, for reads and writes of Ray Data."""
+CPUS_OF_A_WORKER: int = yaml.safe_load((USER / "experiment.yaml").read_text())["cluster"]["cpus_per_worker"]
+SPARE_CPUS = CPUS_OF_A_WORKER - 1
+"""On each node, for Ray Data's reads and writes. No worker more fits there: those of a node that leaves must wait."""
 
 START_SECONDS = 90.0
 """A node may take that long on a machine that is busy."""
@@ -32,7 +34,7 @@ class Raylets(Cluster):
     def __init__(self, shared: Path, workers: int) -> None:
         super().__init__(shared, ENVIRONMENT)
         self.shared = shared
-        self.cpus = workers // NODES + SPARE_CPUS
+        self.cpus = workers // NODES * CPUS_OF_A_WORKER + SPARE_CPUS
 
     def begin_all(self) -> None:
         self.head()
@@ -52,7 +54,7 @@ class PlainNodes:
     """Two nodes that share the machine's namespaces: what --short needs."""
 
     def __init__(self, shared: Path, workers: int) -> None:
-        self.shared, self.cpus = shared, workers // 2 + SPARE_CPUS
+        self.shared, self.cpus = shared, workers // 2 * CPUS_OF_A_WORKER + SPARE_CPUS
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
         os.environ |= {**ENVIRONMENT, **token, "RAY_TMPDIR": str(shared), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
         self.environment = dict(os.environ)

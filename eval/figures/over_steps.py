@@ -38,10 +38,11 @@ from taugrid.eval.figures.drawing import (
     x_offsets,
 )
 from taugrid.eval.tables.ablation.cost import IMAGES
-from taugrid.eval.tables.labels import EVALUATIONS, OPTIONS, SIGMA_HAT, is_number, short_samplers
+from taugrid.eval.tables.labels import OPTIONS, SIGMA_HAT, is_number, short_samplers
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import NO_FLOORS, Floors, Pivot, pivot_tables, with_floors
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
+from taugrid.grids.axes import EVALUATIONS
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.blas import dtrmm
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import Array, Moments, moments, runs, standard_error, symmetric_root
@@ -127,6 +126,8 @@ class Frechet:
         phi(x) = 2 (m - mu)^T (x - m) + (x - m)^T (I - T) (x - m), with T = R (R S R)^(-1/2) R, is the derivative of
         FID towards a sample x at (m, S), up to a constant, with the reference (mu, M) fixed and R the root of M.
         """
+        from scipy.linalg.blas import dtrmm  # late: a plan needs this module's limits, and SciPy takes 0.2 s
+
         if self.curvature is None:
             raise ValueError(f"the influences are unknown: {self.no_standard_error}")
         influence = np.empty(len(features))

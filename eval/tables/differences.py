@@ -15,13 +15,13 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from taugrid.eval.metrics.statistics import Array, difference_standard_error
-from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.entries import ROUNDING, Z_95
-from taugrid.eval.tables.labels import EVALUATIONS, IGNORABLE, OPTIONS, options_text, short_checkpoints
+from taugrid.eval.tables.labels import IGNORABLE, OPTIONS, short_checkpoints
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, STAND_INS, axes, long_form
 from taugrid.eval.tables.pivots import Pivot, pivot_tables
 from taugrid.eval.tables.rows import Row, as_text
-from taugrid.grids.names import PATHS, of_model
+from taugrid.grids.axes import EVALUATIONS, NOT_AXES
+from taugrid.grids.names import PATHS, of_model, options_text
 from taugrid.protocol import ProtocolFields, disagreements
 from taugrid.registry.metrics import SAMPLED, MetricColumn
 
@@ -38,10 +38,6 @@ kid_b, kid_difference, kid_se, kid_z. They are columns and not rows, so that a r
 who counts or filters rows never mixes metrics."""
 OTHER_METRICS = tuple(metric for metric in dict.fromkeys([*STAND_INS, *SAMPLED]) if metric != FID)
 PARTS = ("a", "b", "difference", "se", "z")
-
-NOT_AXES = frozenset({"model", "num_samples", "protocol", *SEEDS})
-"""Settings along which cells are never neighbours: ids and seeds have no order, and other N or protocols can't be
-compared."""
 
 SETTINGS = frozenset({"model", "sampler", "spacing", "clip", "num_samples"})
 """Columns of the quality table that are settings, besides the grid keys. S and eta are reported separately."""

@@ -1,6 +1,5 @@
 """What tables and figures call settings and their values: symbols, short names of keys, texts of labels."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -11,11 +10,11 @@ import pandas as pd
 from taugrid.config import Sample
 from taugrid.eval.tables.long_form import axes
 from taugrid.eval.tables.rows import as_text
-from taugrid.grids.names import PATHS, SHOWN, plain_text, short_keys, short_names
+from taugrid.grids.axes import EVALUATIONS
+from taugrid.grids.names import PATHS, SHOWN, options_text, plain_text, short_keys, short_names
 from taugrid.protocol import ProtocolFields, comparability_key
 
 SIGMA_HAT = "σ̂"
-EVALUATIONS = "network_evaluations"
 SYMBOLS = SHOWN | {"eta": "η", EVALUATIONS: "evaluations"}
 """Columns that tables and figures write as the paper does, or shorter."""
 OTHERS = ("sampler", "spacing", "clip")
@@ -91,12 +90,6 @@ def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.
 def short_samplers(text: str) -> str:
     """A text with diffusers' schedulers by the short names of their classes; not DDIM, which is also one of ours."""
     return re.sub(r"\bdiffusers:(?!DDIMScheduler\b)(\w+)Scheduler\b", r"\1", text)
-
-
-def options_text(given: object, if_none: str = "") -> str:
-    """Options of a sampler, a mapping or its JSON, such as "solver_order=3 use_karras_sigmas=true"."""
-    options = json.loads(given) if isinstance(given, str) else given if isinstance(given, Mapping) else {}
-    return " ".join(f"{key}={plain_text(value)}" for key, value in options.items()) or if_none
 
 
 def spelled(text: str) -> str:

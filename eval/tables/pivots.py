@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -19,7 +19,6 @@ from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.tables.ablation.replicates import Averaged
 from taugrid.eval.tables.entries import MEANINGS, MISSING, Entry, shown_number, write_mean
 from taugrid.eval.tables.labels import (
-    EVALUATIONS,
     IGNORABLE,
     OPTIONS,
     OTHERS,
@@ -32,6 +31,7 @@ from taugrid.eval.tables.labels import (
 )
 from taugrid.eval.tables.long_form import COLUMNS, EXACT, FID, axes
 from taugrid.eval.tables.rows import as_text
+from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
 from taugrid.grids.names import SHOWN, of_model
 from taugrid.protocol import ProtocolFields, comparability_key, disagreements
 from taugrid.registry.metrics import MetricColumn
@@ -41,20 +41,6 @@ from taugrid.words import markdown_table
 Floors = Mapping[int, Mapping[str, Floor]]
 """N -> column of a metric -> its floor."""
 NO_FLOORS: Floors = {}
-
-
-class Layout(NamedTuple):
-    """Which columns of quality.csv make a table's rows and columns. Others that vary split it into separate tables."""
-
-    rows: tuple[str, ...] = ()
-    """Empty: everything that varies, and eta at the end."""
-    columns: str = "steps"
-    x: str = "steps"
-    """The horizontal axis of figures: steps, evaluations or seconds."""
-
-
-USUAL = Layout()
-"""Rows of settings and eta, columns of S."""
 
 
 @dataclass(frozen=True)

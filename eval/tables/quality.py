@@ -17,11 +17,11 @@ from taugrid.eval.tables.ablation.alike import indistinguishable
 from taugrid.eval.tables.ablation.replicates import Averaged, averaged, varying_seeds
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
-from taugrid.eval.tables.labels import EVALUATIONS
 from taugrid.eval.tables.latex import latex_table
 from taugrid.eval.tables.long_form import FID, STAND_INS, has_values, in_grid_order, long_form, score_columns
-from taugrid.eval.tables.pivots import USUAL, Arrangement, Floors, Layout, Pivot, with_floors
+from taugrid.eval.tables.pivots import Arrangement, Floors, Pivot, with_floors
 from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
+from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import MetricColumn
 

@@ -1,15 +1,14 @@
 """The loop between pool and dispatcher: passes on events and assignments, and reports them to the user."""
 
-import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import TypeGuard
 
 from taugrid.config import Cluster
 from taugrid.errors import (
@@ -31,6 +30,7 @@ from taugrid.errors import (
 from taugrid.eval.extract import ExtractJob
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
+from taugrid.orchestrator.dispatch.partial_shards import PartialShards, interruption
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.dispatch.scaling import Scaling
@@ -43,8 +43,7 @@ from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.parquet import OTHER_BYTES
 from taugrid.storage import READS_TOGETHER
-from taugrid.words import counted, duration, listed, quantity
-from taugrid.workers.sample import SampleJob
+from taugrid.words import counted, duration, quantity
 
 POLL_SECONDS = 0.5
 """How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and cooldowns that end."""
@@ -58,30 +57,6 @@ KEEP_SECONDS = 2.5
 
 FINAL = NotFinite | SamplerFault | DoesNotFit
 """Errors that the same job, and all others of its cell, would raise again."""
-
-
-MAX_NAMED = 2
-"""Cells that are named; the rest are counted."""
-
-
-class InProgress(NamedTuple):
-    """A shard that was in progress when the run was interrupted."""
-
-    cell: str
-    """The label of its cell."""
-    images: float
-    """Images done at the last heartbeat; an image in progress counts as a fraction."""
-    seconds: float
-    """Time since the shard was begun."""
-    kept: int = 0
-    """Images in complete batches that were committed."""
-
-    @property
-    def seconds_lost(self) -> float:
-        """The share of its time that was spent on images that are not kept; all of it if none is."""
-        if not self.kept:
-            return self.seconds
-        return self.seconds * max(0.0, 1 - self.kept / self.images) if self.images else 0.0
 
 
 class Loop:
@@ -118,14 +93,11 @@ class Loop:
         self._received: deque[PoolEvent] = deque()  # not yet handled
         self._looking = ThreadPoolExecutor(READS_TOGETHER)  # up to 64 KiB of each file are kept
         self._looks: dict[tuple[str, str], Future[Committed]] = {}  # worker and key of `_received`, in an object store
-        self._seen: dict[str, Committed] = {}  # key -> the file that the driver found
         self._writing = ThreadPoolExecutor(1)  # after an interrupt, a write waits for the one before
         self._reasons: dict[str, str] = {}
-        self._fractions: dict[str, float] = {}  # worker -> how much of the task that it runs is done
         self._long_shards = LongShards()
         self._told: set[str] = set()  # what is said once in a run
-        self._stopped: set[str] = set()  # workers that were stopped because their nodes will be taken away
-        self._rests: dict[str, SampleJob] = {}  # task -> its job, once a part of its shard is there
+        self._shards = PartialShards(tasks, self._dispatcher.in_flight)
         self._listened = time.monotonic()
         self.permanent_failures: set[str] = set()
         """Names of cells that failed and would fail again (`_is_permanent`)."""
@@ -155,15 +127,10 @@ class Loop:
             self._looking.shutdown(wait=False, cancel_futures=True)
             self._writing.shutdown(wait=False)
 
-    def _job(self, key: str) -> Job:
-        job = self._rests.get(key) or self._tasks[key].job
-        assert job is not None
-        return job
-
     def _commit_partial_shards(self) -> None:
         """Have workers commit the complete batches of their shards; `ending` tells what is lost."""
         now = time.monotonic()
-        shards = dict(self._in_progress(now))
+        shards = dict(self._shards.in_progress(now))
         ending.set_loss_message(interruption(shards.values()))
         ended = {event.key for event in self._received if isinstance(event, Done | Failed)}
         waited_for = shards.keys() & {*self._pool.stop(), *ended} if shards else set()
@@ -173,21 +140,11 @@ class Loop:
                     waited_for -= set(self._dispatcher.in_flight.keys(event.worker))
                 elif isinstance(event, Done | Failed) and event.key in waited_for:
                     waited_for -= {event.key}
-                    if isinstance(event, Done) and self._fault_of_file(*event) is None:
-                        shards[event.key] = shards[event.key]._replace(kept=event.result.images)
-                        self._record(event.worker, event.result, event.key)
+                    with suppress(NotCommitted, FileConflict):
+                        if isinstance(event, Done):
+                            self._record(*event)
+                            shards[event.key] = shards[event.key]._replace(kept=event.result.images)
         ending.set_loss_message(interruption(shards.values()))
-
-    def _in_progress(self, now: float) -> Iterator[tuple[str, InProgress]]:
-        """The shards in flight, by key; of a queued one it is not known whether it has begun."""
-        for worker, running in self._dispatcher.in_flight.running.items():
-            for key in self._dispatcher.in_flight.keys(worker):
-                job, cell = self._job(key), self._tasks[key].cell
-                if isinstance(job, SampleJob) and cell is not None:
-                    is_first = key == running.key
-                    seconds = now - running.since if is_first else 0.0
-                    done = self._fractions.get(worker, 0.0) if is_first else 0.0
-                    yield key, InProgress(cell.label, done * (job.stop - job.start - job.kept), seconds)
 
     def _turn(self) -> None:
         """Handle the events since the last turn, and give tasks to idle workers."""
@@ -204,7 +161,8 @@ class Loop:
             reason = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
             self._lost(Lost(worker, reason, False), self._dispatcher.in_flight.running[worker].key)
         self._manager.tend(now)
-        self._stop_leaving(now)
+        for worker in self._shards.to_stop(self._manager.leaving, now):
+            self._pool.stop([worker])
         assignments = self._dispatcher.assign(now)
         for worker, task, speculative in assignments:
             if speculative:
@@ -214,7 +172,7 @@ class Loop:
         self._flush()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
             failed_before = self._dispatcher.attempts(task.key) > 0
-            self._pool.submit(worker, replace(self._job(task.key), failed_before=failed_before), task.key)
+            self._pool.submit(worker, replace(self._shards.job(task.key), failed_before=failed_before), task.key)
         self._progress.tick()
 
     def _new_events(self, seconds: float) -> Iterator[PoolEvent]:
@@ -227,26 +185,13 @@ class Loop:
         if not self._events.storage.on_disk:
             for event in self._received:
                 if isinstance(event, Done) and event.key not in self._dispatcher.done:
-                    look = self._looking.submit(confirm, self._job(event.key), event.result)
+                    look = self._looking.submit(confirm, self._shards.job(event.key), event.result)
                     self._looks.setdefault((event.worker, event.key), look)
         while self._received:
             event = self._received[0]
             if self._manager.has(event.worker):  # an earlier event may have ended it
                 yield event
             self._received.popleft()  # not before it was handled: an interrupt may come in between
-
-    def _stop_leaving(self, now: float) -> None:
-        """Stop workers whose nodes will be taken away before their jobs end: others go on with these at once."""
-        for worker, gone_at in self._manager.leaving.items():
-            running = self._dispatcher.in_flight.running.get(worker)
-            if running is None or worker in self._stopped:
-                continue
-            job, batches = self._job(running.key), 1
-            if isinstance(job, SampleJob):
-                batches = math.ceil((job.stop - job.start - job.kept) / job.settings.batch_size)
-            if running.must_stop(now, gone_at, self._fractions.get(worker, 0.0), batches):
-                self._stopped.add(worker)
-                self._pool.stop([worker])
 
     def _flush(self) -> None:
         """Write the events of this turn, and what was committed in it: in an object store two requests, together."""
@@ -285,9 +230,9 @@ class Loop:
                     self._heard(event)
             case Done(worker, result, key):
                 self._manager.worked()
-                if (fault := self._fault_of_file(worker, result, key)) is None:
+                try:
                     self._record(worker, result, key)
-                else:
+                except (NotCommitted, FileConflict) as fault:
                     self._failed(Failed(worker, fault, str(fault), key))
             case Failed():
                 if event.key is not None:
@@ -307,32 +252,35 @@ class Loop:
     def _heard(self, event: Alive) -> None:
         worker, now = event.worker, time.monotonic()
         self._dispatcher.heartbeat(worker, now)
-        if event.key != self._dispatcher.in_flight.running[worker].key:
+        running = self._dispatcher.in_flight.running[worker]
+        if event.key != running.key:
             return  # of its second task, which computes while the first is written
-        fraction = self._fractions[worker] = min(1.0, event.done / event.of) if event.of else 0.0
+        fraction = running.fraction = min(1.0, event.done / event.of) if event.of else 0.0
         self._progress.heard(worker, fraction, event.doing)
         if event.doing:
             return  # its time says nothing of the rest
-        if (message := self._long_shards.warning(worker, self._job(event.key), fraction, now)) is not None:
+        if (message := self._long_shards.warning(worker, self._shards.job(event.key), fraction, now)) is not None:
             self._progress.say(message)
 
-    def _fault_of_file(self, worker: str, result: Result, key: str) -> NotCommitted | FileConflict | None:
-        """The fault if the driver does not find the file of a task, or one that nothing explains.
+    def _found(self, worker: str, result: Result, key: str) -> Committed | None:
+        """The file of a task, as the driver sees it. None: the task was done before, and its copies may differ.
 
-        A copy of a task that is done may be missing, and one that differs is no fault of its worker.
+        Raises:
+            NotCommitted, FileConflict: if the driver does not find it, or finds one that nothing explains.
         """
         is_done, look = key in self._dispatcher.done, self._looks.pop((worker, key), None)
+        found = None
         try:
             if not is_done:
-                self._seen[key] = confirm(self._job(key), result) if look is None else look.result()
+                found = confirm(self._shards.job(key), result) if look is None else look.result()
             if result.conflict is not None:
                 self._judge(worker, key, result.conflict)
         except (NotCommitted, FileConflict) as fault:
             if not is_done:
-                return fault
+                raise
             self._events.note("late copy", task=key, worker=worker, reason=str(fault))
             self._say_once("late copy", f"{key}: {fault}; it was already done, and nothing is done again")
-        return None
+        return found
 
     def _judge(self, worker: str, key: str, conflict: str) -> None:
         """Keep the file that `worker` found, with a note, if its maker may round differently.
@@ -343,7 +291,7 @@ class Loop:
         Raises:
             FileConflict: if not.
         """
-        job = self._job(key)
+        job = self._shards.job(key)
         makers = other_makers(self._events.so_far(), key, worker)
         if conflict != OTHER_BYTES or makers is None:
             raise FileConflict(
@@ -371,41 +319,28 @@ class Loop:
             self._progress.say(message)
 
     def _record(self, worker: str, result: Result, key: str) -> None:
-        task = self._tasks[key]
-        self._fractions.pop(worker, None)
-        if is_short := self._is_short(key, result):
+        found, task = self._found(worker, result, key), self._tasks[key]
+        if is_short := self._shards.keep(key, result, found):
             self._dispatcher.gave_back(worker, time.monotonic(), key)
         first_copy = not is_short and self._dispatcher.succeeded(worker, time.monotonic(), key)
         kind, info = self._kinds[task.kind], self._manager.info(worker)
         name, fields = kind.event(task, result, first_copy)
         given_back = {"given_back": True} if is_short else {}
         self._events.note(name, **fields, **given_back, worker=worker, node=info.node, device=info.device)
-        if first_copy:
-            self._new.append(self._seen.pop(key))
-
-    def _is_short(self, key: str, result: Result) -> bool:
-        """Whether a shard's worker was stopped, and only its first batches are there: the next job continues them."""
-        job, part = self._job(key), result.part
-        if not isinstance(job, SampleJob) or part is None or part.stop >= job.stop:
-            return False
-        size = job.settings.batch_size
-        kept = (part.stop - job.start) // size * size
-        with suppress(FileNotFoundError):  # it was removed since: all is sampled again
-            self._rests[key] = replace(job, kept=kept, replaces=job.storage.stat(Path(job.path)).version)
-        return True
+        if first_copy and found is not None:
+            self._new.append(found)
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
         doing = failure.key or self._dispatcher.in_flight.running[worker].key
-        self._fractions.pop(worker, None)
         if isinstance(cause, Stopped):  # before a batch was done
             self._dispatcher.gave_back(worker, time.monotonic(), doing)
             self._events.note("given back", task=doing, worker=worker)
             return
-        if _is_disk_full(cause, self._job(doing)):
+        if _is_disk_full(cause, self._shards.job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
-            require_in_place(self._job(doing).run_id, self._job(doing).storage)
+            require_in_place(self._shards.job(doing).run_id, self._shards.job(doing).storage)
         path = self._log(doing, failure.traceback)
         self._manager.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
@@ -432,7 +367,6 @@ class Loop:
     def _lost(self, event: Lost, culprit: str | None = None) -> None:
         """A worker that had a task is gone. `culprit`: the task that certainly caused it, if any."""
         worker, reason = event.worker, event.reason
-        self._fractions.pop(worker, None)
         path = self._log(worker, event.details or reason)
         self._events.note("lost", worker=worker, reason=reason)
         charge = self._dispatcher.worker_lost(worker, time.monotonic(), reason, event.with_its_node, culprit)
@@ -478,21 +412,6 @@ class Loop:
         return problems
 
 
-def interruption(shards: Iterable[InProgress]) -> str:
-    """A phrase that says how much is kept and lost; empty if no shard was in progress."""
-    begun = [shard for shard in shards if shard.seconds or shard.kept]
-    if not begun:
-        return ""
-    cells = list(dict.fromkeys(shard.cell for shard in begun))
-    kept, seconds = sum(shard.kept for shard in begun), sum(shard.seconds_lost for shard in begun)
-    lost = sum(max(0.0, shard.images - shard.kept) for shard in begun)
-    at_work = f"{counted(len(begun), 'shard')} in progress ({listed(cells, MAX_NAMED, 'cell')})"
-    of_work = f"{duration(seconds)} of work (about {counted(round(lost), 'image')})"
-    if kept and round(lost) == 0:  # no heartbeat was newer than what is kept
-        of_work = "less than a batch"
-    return f"{at_work}: {counted(kept, 'image')} kept, {of_work} lost"
-
-
 def _fault(cause: BaseException) -> Fault:
     if isinstance(cause, FINAL):
         return Fault.FINAL
@@ -503,10 +422,6 @@ def _fault(cause: BaseException) -> Fault:
 
 def _is_disk_full(cause: BaseException, job: Job) -> TypeGuard[OSError]:
     """Whether the run directory is full, for every node."""
-    root = None if job.run_id is None else job.run_id.root
-    return (
-        isinstance(cause, OSError)
-        and cause.errno in FULL
-        and root is not None
-        and Path(str(cause.filename)).is_relative_to(root)
-    )
+    if not isinstance(cause, OSError) or cause.errno not in FULL or job.run_id is None:
+        return False
+    return Path(str(cause.filename)).is_relative_to(job.run_id.root)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from taugrid.eval.tables.ablation.replicates import SEEDS, TRAINING
+from taugrid.grids.axes import SEEDS, TRAINING
 from taugrid.grids.names import BETWEEN
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained

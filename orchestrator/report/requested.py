@@ -6,11 +6,8 @@ from typing import Any
 
 from taugrid.config import Config, Sample
 from taugrid.errors import UserError
-from taugrid.eval.tables.ablation.replicates import SEEDS
-from taugrid.eval.tables.differences import NOT_AXES
-from taugrid.eval.tables.labels import EVALUATIONS, options_text
-from taugrid.eval.tables.pivots import Layout
-from taugrid.grids.names import plain_text, short_keys
+from taugrid.grids.axes import EVALUATIONS, NOT_AXES, SEEDS, Layout
+from taugrid.grids.names import options_text, plain_text, short_keys
 from taugrid.grids.selectors import fits, key_of
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.grid import column

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from taugrid.errors import DamagedFile
 from taugrid.eval.figures import pictures
 from taugrid.eval.figures.pictures import EtaAndSteps
-from taugrid.eval.tables.ablation.replicates import SEEDS
-from taugrid.eval.tables.labels import OPTIONS, options_text, short_checkpoints, short_samplers
-from taugrid.grids.names import PATHS
+from taugrid.eval.tables.labels import OPTIONS, short_checkpoints, short_samplers
+from taugrid.grids.axes import SEEDS
+from taugrid.grids.names import PATHS, options_text
 from taugrid.images import decode_png, to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan, name_of
 from taugrid.orchestrator.run import Run

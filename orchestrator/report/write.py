@@ -16,7 +16,6 @@ from taugrid.config import DIFFUSION_DEFAULTS, Config
 from taugrid.eval.tables.ablation.cost import costs, write_costs
 from taugrid.eval.tables.ablation.effects import Effects
 from taugrid.eval.tables.ablation.effects_files import write_effects
-from taugrid.eval.tables.ablation.replicates import SEEDS
 from taugrid.eval.tables.differences import best_checkpoints, differences
 from taugrid.eval.tables.differences_files import write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
@@ -32,6 +31,7 @@ from taugrid.eval.tables.published.counterparts import (
 )
 from taugrid.eval.tables.quality import QualityTable, write_quality
 from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
+from taugrid.grids.axes import SEEDS
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report import requested

@@ -332,7 +332,7 @@ def _is_of(path: Path, part: parquet.PartSummary, expected: Mapping[str, Any], o
 
 
 def confirm(job: Job, result: Result) -> Committed:
-    """Returns the job's file if the driver sees it unchanged: by name, size and the place of its seal.
+    """Returns a job's file, or a longer copy, if the driver sees it unchanged: by name, size and place of its seal.
 
     Of a file that existed before, at least the Parquet footer is read. Threads may call it side by side.
 
@@ -340,25 +340,17 @@ def confirm(job: Job, result: Result) -> Committed:
         NotCommitted: if not: the worker's node has a different folder at that path.
         RunFailed: if the driver itself no longer sees the run directory.
     """
-    path = Path(job.path)
 
-    def check() -> str:
-        fault, version = _look(path, job, result)
-        if fault is None:
-            return version
-        require_in_place(job.run_id, job.storage)
-        job.storage.list(path.parent, "*")  # a network file system answers from its cache until the folder is listed
-        fault, version = _look(path, job, result)
-        if fault is None:
-            return version
-        raise NotCommitted(f"its worker committed {job.path}, but here {fault}; is the folder mounted on its node?")
+    def check() -> Committed:
+        if isinstance(found := _look(job, result), str):
+            require_in_place(job.run_id, job.storage)
+            job.storage.list(Path(job.path).parent, "*")  # a network file system answers from its cache until then
+            found = _look(job, result)
+        if isinstance(found, str):
+            raise NotCommitted(f"its worker committed {job.path}, but here {found}; is the folder mounted on its node?")
+        return found
 
-    version = try_again(check, DISK_PAUSES, lambda error: isinstance(error, NotCommitted))
-    part = result.part if result.created_file else None
-    if part is None and path.suffix == ".parquet":
-        with suppress(FileNotFoundError, DamagedFile):
-            part = parquet.inspect(path, every_byte=False, storage=job.storage)
-    return Committed(path, version, part)
+    return try_again(check, DISK_PAUSES, lambda error: isinstance(error, NotCommitted))
 
 
 def require_in_place(run: RunId | None, storage: Storage) -> None:
@@ -374,12 +366,21 @@ def require_in_place(run: RunId | None, storage: Storage) -> None:
         ) from None
 
 
-def _look(path: Path, job: Job, result: Result) -> tuple[str | None, str]:
-    """What is wrong with a job's file, None for nothing, and its version."""
+def _look(job: Job, result: Result) -> Committed | str:
+    """A job's file, or a longer copy that took its place; a text says what is wrong with it."""
+    path, made = Path(job.path), result.part
     try:
         end, version = parquet.file_end(path, job.storage)
     except (FileNotFoundError, NotADirectoryError):
-        return "there is no such file", ""
-    if result.size is not None and end.size != result.size:
-        return f"it has {end.size} bytes, not {result.size}", version
-    return "its seal is not in its place" if path.suffix == ".parquet" and end.digest is None else None, version
+        return "there is no such file"
+    is_same_size = result.size in (None, end.size)
+    part = made if result.created_file and is_same_size else None
+    if part is None and path.suffix == ".parquet":
+        with suppress(FileNotFoundError, DamagedFile):
+            part = parquet.inspect(path, every_byte=False, storage=job.storage)
+    is_longer = part and made and parquet.is_of_same_rows(part, made) and part.stop > made.stop
+    if not is_same_size and not is_longer:
+        return f"it has {end.size} bytes, not {result.size}"
+    if path.suffix == ".parquet" and end.digest is None:
+        return "its seal is not in its place"
+    return Committed(path, version, part)

@@ -47,23 +47,30 @@ class Ledger:
         self._new = []
         self._load()
         if self._to_rewrite:
-            later = [piece for piece in pieces(self._storage, self._path) if piece != self._path]
             # An object store is not asked which files are gone: 100,000 requests would take an hour.
             stays = self._storage.exists if self._storage.on_disk else lambda path: True
             entries = [(name, entry) for name, entry in self._load().items() if stays(self._root / name)]
-            with replacing(self._path, self._storage) as temporary:
-                write_text(temporary, "".join(_line(name, entry) for name, entry in entries))
-            for piece in later:
-                self._storage.delete(piece)
+            self._rewrite("".join(_line(name, entry) for name, entry in entries))
+
+    def _rewrite(self, text: str) -> None:
+        later = [piece for piece in pieces(self._storage, self._path) if piece != self._path]
+        with replacing(self._path, self._storage) as temporary:
+            write_text(temporary, text)
+        for piece in later:
+            self._storage.delete(piece)
 
     def distrust(self) -> None:
         """Forget all entries, in this process only, so that all files are read."""
         self._entries = {}
 
     def forget(self) -> None:
-        """Remove the ledger, so that the next command reads all files."""
-        for piece in pieces(self._storage, self._path):
-            self._storage.delete(piece)
+        """Empty the ledger on disk, so that the next command reads all files."""
+        self._rewrite("")
+
+    def is_forgotten(self) -> bool:
+        """Whether it was emptied, and no file was read since."""
+        sizes = [stat.size for stat in self._storage.stats(self._root, f"{self._path.name}*").values()]
+        return bool(sizes) and not any(sizes)
 
     def unreadable_lines(self) -> int:
         """The number of damaged lines on disk, except a last one that a kill cut short."""

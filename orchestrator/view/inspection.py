@@ -22,6 +22,8 @@ from taugrid.orchestrator.work.sample import images_to_keep
 PNG_OVERHEAD_BYTES = 200
 """Upper bound on an image's bytes beyond raw pixels: PNG's chunks, a row's share of Parquet's columns and pages."""
 
+FORGOTTEN = "`verify` found damage: until the next `run` has read all files again, damaged ones may count as done here"
+
 
 def describe_status(run: Run) -> dict[str, Any]:
     """What `status` shows: what `describe` says, the driver that is running there (None: no driver is), and a dead
@@ -61,7 +63,7 @@ def describe(run: Run) -> dict[str, Any]:
         "remarks": [
             *plan.remarks,
             *without_latents(plan, rundir),
-            *filter(None, [orphans_in_words(run.config, plan, rundir)]),
+            *filter(None, [orphans_in_words(run.config, plan, rundir), rundir.ledger.is_forgotten() and FORGOTTEN]),
         ],
         "bytes_at_most": sum(
             cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES + latent_bytes(cell))

@@ -75,7 +75,7 @@ def verify(run: Run, tick: Callable[[int], None]) -> Verified:
     """Re-read every file of a run and decode every image, calling `tick(n)` after n images.
 
     Missing features are not damage: they are needed only to score, and may be deleted. With damage, the ledger is
-    removed, so that the next run reads all files; nothing else is changed. Several files are read at a time, since
+    emptied, so that the next run reads all files; nothing else is changed. Several files are read at a time, since
     reading, hashing and decoding release Python's lock.
     """
     run.rundir.ledger.distrust()

@@ -125,6 +125,12 @@ def plain_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def options_text(given: object, if_none: str = "") -> str:
+    """Options of a sampler, a mapping or its JSON, such as "solver_order=3 use_karras_sigmas=true"."""
+    options = json.loads(given) if isinstance(given, str) else given if isinstance(given, Mapping) else {}
+    return " ".join(f"{key}={plain_text(value)}" for key, value in options.items()) or if_none
+
+
 def in_yaml(value: Any) -> str:
     """A value as a config has it: null, not None; lists and mappings on one line."""
     if isinstance(value, Mapping):

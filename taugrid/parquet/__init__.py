@@ -17,6 +17,7 @@ from taugrid.parquet.writer import (
     ROWS_PER_GROUP,
     PartWriter,
     feature_schema,
+    is_of_same_rows,
     number_schema,
     picture_schema,
     sample_schema,

@@ -171,7 +171,7 @@ class PartWriter:
             existing = inspect(self._path, every_byte=False, storage=self._storage)
         except (FileNotFoundError, NotADirectoryError, DamagedFile):
             return None
-        return version if _is_of_same_rows(existing, content) and existing.stop < content.stop else None
+        return version if is_of_same_rows(existing, content) and existing.stop < content.stop else None
 
     def _create(self) -> bool:
         created = self._storage.commit(self._path, self._temporary)
@@ -185,12 +185,12 @@ class PartWriter:
             kept = inspect(self._path, storage=self._storage)
         except DamagedFile as error:
             return f"is damaged: {error}"
-        if (content := self.content) is None or not _is_of_same_rows(kept, content):
+        if (content := self.content) is None or not is_of_same_rows(kept, content):
             return "is of other images or settings"
         return OTHER_BYTES if kept.stop == content.stop else None
 
 
-def _is_of_same_rows(existing: PartSummary, content: PartSummary) -> bool:
+def is_of_same_rows(existing: PartSummary, content: PartSummary) -> bool:
     """Whether a file begins with the same rows of the same cell."""
     has_metadata = all(existing.metadata.get(key) == content.metadata[key] for key in content.metadata)
     return existing.start == content.start and has_metadata

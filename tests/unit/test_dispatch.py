@@ -68,6 +68,16 @@ def test_a_lost_workers_task_goes_to_another():
     assert assigned(d, 1) == {"b": "sample/0"}
 
 
+def test_a_task_that_is_given_back_is_not_queued_again_while_a_copy_of_it_runs():
+    d = with_workers([shard(0)], "a", "b")
+    assigned(d)
+    d.in_flight.begin("b", d.backlog.task("sample/0"), 0.0)
+    d.gave_back("a", 1, "sample/0")
+    assert assigned(d, 1) == {}
+    assert d.succeeded("b", 2)
+    assert (d.finished, d.attempts("sample/0")) == (True, 0)
+
+
 def test_an_idle_worker_may_be_lost():
     d = with_workers([shard(0)], "a", "b")
     assigned(d)
@@ -383,5 +393,5 @@ def test_a_job_whose_node_will_be_gone_is_stopped_after_the_last_batch_that_can_
     fraction, gone_in, batches, stops
 ):
     """It has run for 100 s, up to its last heartbeat."""
-    running = Running(Task("a", "sample", 1.0), since=50.0, heartbeat=150.0)
-    assert running.must_stop(150.0, 150.0 + gone_in, fraction, batches) is stops
+    running = Running(Task("a", "sample", 1.0), since=50.0, heartbeat=150.0, fraction=fraction)
+    assert running.must_stop(150.0, 150.0 + gone_in, batches) is stops

@@ -2,6 +2,8 @@
 
 import json
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +11,12 @@ import pytest
 from in_process import CONFIG, PoolHere, drive, results, small_run
 
 from taugrid import parquet
+from taugrid.errors import NotCommitted
+from taugrid.jobs import Result
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import pool
-from taugrid.orchestrator.dispatch.loop import InProgress, interruption
+from taugrid.orchestrator.dispatch.partial_shards import InProgress, interruption
+from taugrid.orchestrator.rundir import directory
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.listing import Listing
@@ -162,6 +167,57 @@ def test_a_shard_that_is_given_back_is_not_done_and_goes_on_from_what_is_kept(tm
     assert [(line["images"], line["copied"]) for line in of_first] == made
     assert [line["task"] for line in lines if line["event"] == "given back"] == ([] if batches else [first])
     assert not [line for line in lines if line["event"] == "failed"]
+
+
+class Copied(TakenAway):
+    """A pool where another worker makes the whole shard too, and commits it `first` or after the stopped one."""
+
+    batches, first = 2, False
+
+    def submit(self, worker, job, key):
+        copies = key.startswith("sample/") and not self.stopped
+        if copies and self.first:
+            self._worker.do(job)
+        super().submit(worker, job, key)
+        if copies and not self.first:
+            assert self._worker.do(job).created_file
+        if copies:
+            assert parquet.inspect(Path(job.path), storage=job.storage).stop == job.stop
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_part_never_takes_the_place_of_a_whole_copy(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(Copied, "first", first)
+    with small_run(tmp_path, ONE_SHARD) as opened:
+        drive(opened, tmp_path / "undisturbed", LocalStorage(tmp_path / "undisturbed"))
+        monkeypatch.setattr(pool, "Pool", Copied)
+        drive(opened, tmp_path / "run", LocalStorage(tmp_path / "run"))
+    assert results(tmp_path / "run") == results(tmp_path / "undisturbed")
+    lines = list(read_events(RunDir(tmp_path / "run")))
+    assert [line for line in lines if line.get("given_back")]
+    assert not [line for line in lines if line["event"] == "failed"], "nor is its worker charged"
+
+
+def test_a_part_that_the_driver_sees_too_late_is_confirmed_by_a_longer_copy_and_by_nothing_else(tmp_path, monkeypatch):
+    """Planted once each: any other size is a fault; any file is a copy; what is found is said to be the part."""
+    monkeypatch.setattr(directory, "DISK_PAUSES", (0.0,))
+    job = SimpleNamespace(path=str(tmp_path / "part.parquet"), storage=LocalStorage(tmp_path), run_id=None)
+
+    def written(stop, cell="a"):
+        Path(job.path).unlink(missing_ok=True)
+        schema = pa.schema([("index", pa.int64())], metadata={b"taugrid": json.dumps({"cell": cell}).encode()})
+        with parquet.PartWriter(Path(job.path), schema) as part:
+            part.write({"index": np.arange(stop)})
+            part.commit(replace=False)
+        return Result(0.0, stop, True, size=Path(job.path).stat().st_size, part=part.content)
+
+    part = written(20)
+    whole = written(45)
+    assert directory.confirm(job, part).part == whole.part
+    for other in ((45, "b"), (10, "a")):
+        written(*other)
+        with pytest.raises(NotCommitted, match=f"bytes, not {part.size}"):
+            directory.confirm(job, part)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.ledger import MAX_SUPERSEDED, Ledger
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
-from taugrid.storage import LOCAL
+from taugrid.storage import LOCAL, end_session
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,6 +140,11 @@ def test_a_touched_file_is_read_and_kept(opened, copy):
     assert "damaged" not in printed
 
 
+def remarks(opened, root):
+    """The warnings of `status`."""
+    return describe(replace(opened, rundir=RunDir(root)))["remarks"]
+
+
 def test_verify_believes_no_ledger(opened, copy):
     """Bits that rot change no time: only a full reading finds them."""
     drive(opened, copy, LOCAL)
@@ -151,8 +156,34 @@ def test_verify_believes_no_ledger(opened, copy):
     assert path not in again
     damages, _ = verify(replace(opened, rundir=RunDir(copy)), lambda count: None)
     assert [damage.path for damage in damages] == [path]
+    [said] = remarks(opened, copy)
+    assert said.startswith("`verify` found damage: ")
     again, _ = read_by_a_run(opened, copy)
     assert path in again, "what verify has found, the next run finds too"
+    assert remarks(opened, copy) == []
+
+
+def test_in_a_bucket_a_ledger_is_forgotten_until_a_file_is_read_again(bucket):
+    root, storage = bucket
+    path, part = root / "samples/a.parquet", parquet.PartSummary(0, 1, {})
+
+    def session():
+        end_session(storage)
+        ledger = Ledger(root, storage)
+        ledger.keep()
+        ledger.add(path, "version", part)
+        ledger.flush()
+
+    assert not Ledger(root, storage).is_forgotten(), "there never was one"
+    for _ in range(2):  # the ledger has two pieces then
+        session()
+    assert not Ledger(root, storage).is_forgotten()
+    Ledger(root, storage).forget()
+    assert Ledger(root, storage).find(path, "version") is None
+    assert Ledger(root, storage).is_forgotten()
+    session()
+    assert Ledger(root, storage).find(path, "version") == part
+    assert not Ledger(root, storage).is_forgotten()
 
 
 def test_verify_reads_files_side_by_side_and_tells_all_of_them_in_order(opened, copy):

@@ -258,7 +258,7 @@ def test_a_driver_that_dies_between_two_requests_has_named_only_what_it_has_seen
 def test_what_an_interrupt_leaves_of_a_turn_is_recorded_too(bucket, template, monkeypatch):
     root, storage = bucket
     driver = Driver(root, storage, Workers(template), monkeypatch)
-    record, calls = driver.loop._fault_of_file, []
+    record, calls = driver.loop._found, []
 
     def interrupted(*event):
         calls.append(event)
@@ -266,12 +266,38 @@ def test_what_an_interrupt_leaves_of_a_turn_is_recorded_too(bucket, template, mo
             raise KeyboardInterrupt
         return record(*event)
 
-    monkeypatch.setattr(driver.loop, "_fault_of_file", interrupted)
+    monkeypatch.setattr(driver.loop, "_found", interrupted)
     monkeypatch.setattr("taugrid.orchestrator.dispatch.loop.KEEP_SECONDS", 60.0)  # it ends as soon as all are recorded
     with pytest.raises(KeyboardInterrupt):
         driver.loop.run()
     assert driver.named == set(driver.paths)
     assert len(driver.recorded("shard")) == FILES
+
+
+def test_a_shard_that_is_given_back_is_looked_at_once_and_a_late_part_of_one_that_is_done_never(
+    bucket, s3, template, monkeypatch
+):
+    """Planted once each: `stat` for the version that the look has found; the version of a file that is not there."""
+
+    def part(worker, key):
+        start = driver.tasks[key].job.start
+        content = parquet.PartSummary(start, start, {"cell": "c"})
+        return Done(worker, Result(1.0, 0, True, size=template.stat().st_size, part=content), key)
+
+    root, storage = bucket
+    pool = Workers(template, first=[part])
+    pool.nodes = lambda: [Node("here", 1, 0)]
+    driver, looks = Driver(root, storage, pool, monkeypatch, shards=4), []
+    with s3.refusing(lambda method, path: looks.append(path) if is_look(method, path) else None):
+        assert driver.loop.run() == {}
+        assert len(looks) == 4 + 1
+        key = next(iter(driver.tasks))
+        driver.loop._dispatcher.in_flight.begin("worker-0", driver.tasks[key], 0.0)
+        driver.loop._handle(part("worker-0", key))
+    assert len(looks) == 4 + 1
+    driver.loop._events.flush()
+    assert [event.get("given_back", False) for event in driver.recorded("shard")] == [True] + 4 * [False] + [True]
+    assert (driver.named, driver.recorded("failed")) == (set(driver.paths), [])
 
 
 def test_what_a_worker_says_after_the_driver_has_ended_it_is_not_heard(tmp_path, template, monkeypatch):

@@ -33,9 +33,7 @@ from taugrid.eval.tables.ablation.effects_files import effects_markdown
 from taugrid.eval.tables.console import to_console
 from taugrid.eval.tables.differences import Evidence, pair
 from taugrid.eval.tables.differences_files import difference_line
-from taugrid.eval.tables.labels import EVALUATIONS
 from taugrid.eval.tables.long_form import FID, long_form
-from taugrid.eval.tables.pivots import Layout
 from taugrid.eval.tables.published.counterparts import (
     FOLDER,
     INCEPTION_SHA256,
@@ -46,6 +44,7 @@ from taugrid.eval.tables.published.counterparts import (
     solvers_markdown,
 )
 from taugrid.eval.tables.quality import QualityTable, to_markdown
+from taugrid.grids.axes import EVALUATIONS, Layout
 from taugrid.grids.names import value_text
 from taugrid.grids.selectors import fits, parse
 from taugrid.orchestrator.cli.main import cli

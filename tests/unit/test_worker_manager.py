@@ -505,11 +505,11 @@ def test_a_worker_that_was_released_is_started_again_for_a_straggler(scripted):
 
 
 def test_a_late_copy_of_a_task_that_is_done_is_no_fault_of_its_worker(scripted):
-    """It differs, and its worker cooled down. The patch: `_fault_of_file` returns the fault of any task."""
+    """It differs, and its worker cooled down. The patch: `_found` raises the fault of any task."""
     run = scripted(["good", "good"])
     assert len(run.run().done) == 2
     late = Result(1.0, 1, False, conflict="is damaged")
-    assert [run.loop._fault_of_file("worker-0", late, f"paint/{number}") for number in (0, 1)] == [None, None]
+    assert [run.loop._found("worker-0", late, f"paint/{number}") for number in (0, 1)] == [None, None]
     run.loop._flush()
     assert [event["task"] for event in run.events if event["event"] == "late copy"] == ["paint/0", "paint/1"]
     assert run.said("it was already done, and nothing is done again") == 1

@@ -14,7 +14,6 @@ from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from taugrid.config import Data
@@ -84,7 +83,7 @@ def labels(data: Data) -> Labels:
                     f"data: {path} has no column {LABEL}, only {', '.join(schema.names)}: data has no labels"
                 )
             column = file.read(columns=[LABEL]).column(LABEL)
-        if not pa.types.is_integer(column.type) or column.null_count or (len(column) and pc.min(column).as_py() < 0):
+        if not pa.types.is_integer(column.type) or column.null_count or (len(column) and column.to_numpy().min() < 0):
             has = f"{column.null_count} nulls" if column.null_count else f"{column.type} or a negative number"
             raise UserError(f"data: the column {LABEL} of {path} must have whole numbers from 0 on, not {has}")
         values.append(column.to_numpy().astype(np.int32))

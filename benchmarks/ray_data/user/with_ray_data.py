@@ -83,7 +83,8 @@ def main():
     arguments = rows, experiment["data"]["shape"], sample["batch_size"], experiment["seed"], weights
     pool = ray.data.ActorPoolStrategy(size=options.workers, max_tasks_in_flight_per_actor=2)
     dataset = ray.data.range(len(rows), override_num_blocks=len(rows))
-    dataset = dataset.map_batches(Sampler, fn_constructor_args=arguments, batch_size=None, compute=pool, num_cpus=1)
+    cpus = experiment["cluster"]["cpus_per_worker"]
+    dataset = dataset.map_batches(Sampler, fn_constructor_args=arguments, batch_size=None, compute=pool, num_cpus=cpus)
     dataset.write_parquet(str(options.out.absolute()), compression="none")
 
 

@@ -27,8 +27,9 @@ from taugrid.eval.tables.ablation.pairing import KEY_SEPARATOR
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.labels import row_name
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import Layout, Pivot, with_floors
+from taugrid.eval.tables.pivots import Pivot, with_floors
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.grids.axes import Layout
 from taugrid.registry.metrics import MetricColumn
 
 MAX_PANELS = 12

@@ -11,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from taugrid.eval.tables.ablation.replicates import UNITS, averaged
+from taugrid.eval.tables.ablation.replicates import averaged
 from taugrid.eval.tables.entries import MISSING, shown_number, write_number
 from taugrid.eval.tables.labels import labelled, prepared, short_columns
-from taugrid.eval.tables.pivots import USUAL
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import as_csv, write_files
+from taugrid.grids.axes import UNITS, USUAL
 from taugrid.words import markdown_table
 
 IMAGES = 1_000

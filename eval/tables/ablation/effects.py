@@ -19,7 +19,6 @@ import numpy as np
 
 from taugrid.eval.tables.ablation.alike import sampling_error, shared_sampling_error
 from taugrid.eval.tables.ablation.pairing import EVERYWHERE, KEY_SEPARATOR, SCOPES, Contrast, PairOfCells, contrasts
-from taugrid.eval.tables.ablation.replicates import UNITS
 from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import Z_95
@@ -27,6 +26,7 @@ from taugrid.eval.tables.labels import OPTIONS, short_columns
 from taugrid.eval.tables.long_form import EXACT, FID
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import Row
+from taugrid.grids.axes import UNITS
 from taugrid.registry.metrics import MetricColumn
 
 

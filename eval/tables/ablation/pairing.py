@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.ablation.replicates import SEEDS, varying_seeds
+from taugrid.eval.tables.ablation.replicates import varying_seeds
 from taugrid.eval.tables.labels import (
-    EVALUATIONS,
     IGNORABLE,
     OPTIONS,
     OTHERS,
@@ -25,6 +24,7 @@ from taugrid.eval.tables.labels import (
 )
 from taugrid.eval.tables.long_form import in_grid_order
 from taugrid.eval.tables.rows import Row
+from taugrid.grids.axes import EVALUATIONS, SEEDS
 from taugrid.protocol import ProtocolFields
 
 EVERYWHERE, EACH_S, EACH_CELL = "all", "S", "cell"

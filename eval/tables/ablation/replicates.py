@@ -14,13 +14,8 @@ import pandas as pd
 
 from taugrid.eval.tables.ablation.seeds import level_against_best, mean_over_seeds
 from taugrid.eval.tables.long_form import axes, score_columns
+from taugrid.grids.axes import SEEDS, TRAINING, UNITS
 from taugrid.protocol import ProtocolFields, comparability_key
-
-TRAINING, SAMPLING = "train.seed", "seed"
-SEEDS = (TRAINING, SAMPLING)
-"""The grid keys that make replicates and not settings."""
-UNITS = {TRAINING: "training", SAMPLING: "sampling seed"}
-"""Key -> the name of a replicate."""
 
 
 class Replicate(NamedTuple):

@@ -31,6 +31,8 @@ class Running:
     since: float
     heartbeat: float
     """When its last heartbeat came, or it began."""
+    fraction: float = 0.0
+    """How much of it was done at its last heartbeat; 0: not known."""
 
     @property
     def key(self) -> str:
@@ -40,7 +42,7 @@ class Running:
         """Whether it may hang."""
         return now - self.heartbeat > SILENT_SECONDS
 
-    def must_stop(self, now: float, gone_at: float, fraction: float, batches: int) -> bool:
+    def must_stop(self, now: float, gone_at: float, batches: int) -> bool:
         """Whether to stop it now, because its node will be gone before it ends: after the last batch that it can keep.
 
         A first job's loading and compiling count as time of its batches, so that it may stop early.
@@ -48,14 +50,13 @@ class Running:
         Args:
             now: the time.
             gone_at: when its node is taken away.
-            fraction: how much of it was done at its last heartbeat; 0: not known.
             batches: how many batches it has. Those that are complete are kept when it is stopped.
         """
         limit = gone_at - COMMIT_SECONDS
-        if now >= limit or not fraction:
+        if now >= limit or not self.fraction:
             return now >= limit
-        fit = int((limit - self.since) / max(self.heartbeat - self.since, 1e-3) * fraction * batches)
-        return fit < batches and fit <= int(fraction * batches)
+        fit = int((limit - self.since) / max(self.heartbeat - self.since, 1e-3) * self.fraction * batches)
+        return fit < batches and fit <= int(self.fraction * batches)
 
 
 class Finished(NamedTuple):
