@@ -77,7 +77,8 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     cells_of: dict[str, list[str]] = defaultdict(list, {NOT_TESTED: []})  # note -> names, the gravest first
     listing = Listing(rundir)
     wanted = [(cell, scoring.id(cell)) for cell in plan.cells]
-    scored = [each for each in zip(plan.cells, rundir.read_scores(wanted, listing), strict=True) if each[1] is not None]
+    scores = zip(plan.cells, rundir.read_scores(wanted, listing), strict=True)
+    scored = [(cell, score) for cell, score in scores if score is not None]
     rundir.know_influences([(cell, scoring.id(cell)) for cell, _ in scored], listing)
 
     def its_influences(each: tuple[Cell, dict[str, Any]]) -> dict[str, Array]:
