@@ -2,23 +2,30 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+import click
+
 from taugrid.errors import Exit
 from taugrid.words import with_urls
+
+GRACE_SECONDS = 4.0
+"""From Ctrl-C, SIGTERM or an error's message to the end of the process, whatever it waits for."""
 
 _failure: str | None = None
 _lost = ""
 _hurries = True
+_is_told = False
 
 
 def begin() -> None:
     """Reset the state at the start of a command."""
-    global _failure, _lost
-    _failure, _lost = None, ""
+    global _failure, _lost, _is_told
+    _failure, _lost, _is_told = None, "", False
 
 
 def set_loss_message(text: str) -> None:
@@ -64,11 +71,23 @@ def stop(failure: str) -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
+def end(reason: object, code: Exit) -> NoReturn:
+    """Print the reason and end the process, without threads that still wait for a store after `GRACE_SECONDS`."""
+    global _is_told
+    _is_told = True
+    click.echo(f"taugrid: {reason}", err=True)
+    timer = threading.Timer(GRACE_SECONDS, os._exit, [code])
+    timer.daemon = True
+    timer.start()
+    sys.exit(code)
+
+
 def leave() -> NoReturn:
     """Print the reason and end the process now.
 
     It writes past `sys.stderr`, which is rich's while a live view is shown: the main thread may hold its lock.
     """
     restored = "\r\n\x1b[?25h" if os.isatty(2) else ""  # a line of its own, and the cursor
-    os.write(2, f"{restored}taugrid: {with_urls(_failure or interrupted())}\n".encode())
+    if not _is_told:
+        os.write(2, f"{restored}taugrid: {with_urls(_failure or interrupted())}\n".encode())
     os._exit(Exit.FAILED if _failure else Exit.INTERRUPTED)

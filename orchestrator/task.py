@@ -1,11 +1,16 @@
 """A task: one work item, such as sampling a shard."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from taugrid.jobs import Job
     from taugrid.orchestrator.plan.cells import Cell
+
+
+NOTHING = frozenset[str]()
+"""What most tasks require. Each empty set is an object of 216 bytes, and a run may have millions of tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +21,16 @@ class Task:
     kind: str
     cost: float
     """The relative cost within its kind: proportional to time, in any unit."""
-    requires: frozenset[str] = frozenset()
+    requires: frozenset[str] = NOTHING
     """The keys of the tasks that must finish first."""
     does_without: bool = field(default=False, kw_only=True)
     """Whether it can also be done once those were given up."""
     cell: "Cell | None" = field(default=None, compare=False)
     """The cell that it belongs to; None: it computes the reference statistics, which all cells need."""
-    job: "Job | None" = field(default=None, compare=False)
-    """The arguments of the work; None if the task is only counted, as when this process watches another driver."""
+    given: "Job | Callable[[Task], Job] | None" = field(default=None, compare=False)
+    """The job, or what makes it once it is needed: of millions of tasks few are in flight. None: see `job`."""
+
+    @property
+    def job(self) -> "Job | None":
+        """The arguments of the work; None if the task is only counted, as when this process watches another driver."""
+        return self.given(self) if callable(self.given) else self.given

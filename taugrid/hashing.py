@@ -32,13 +32,16 @@ def file_start(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def canonical_json(value: Any) -> str:
     """JSON in ASCII, with sorted keys and no spaces: equal values give equal text.
 
     Raises:
         ValueError: if a number is NaN or infinite.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def json_sha256(value: Any) -> str:

@@ -1,11 +1,15 @@
 """The one policy for what is tried again: a few attempts, with growing pauses between them."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from taugrid.errors import TRANSIENT
 
 T = TypeVar("T")
+
+over = threading.Event()
+"""Set once a run has ended by an error: what it still writes is tried at once, and nothing waits any more."""
 
 DISK_PAUSES = (0.1, 0.4, 1.6)
 """The mean pauses in seconds before a call of the file system is tried again."""
@@ -40,9 +44,11 @@ def try_again(
             raise
         failed = [error]
 
+    ended = over  # of this run: the next one has its own
     # Loaded by the first failure: importing it takes longer than most commands' work, and its bookkeeping than `stat`.
     from tenacity import Retrying, retry_if_exception, wait_chain, wait_random
-    from tenacity.stop import stop_after_attempt, stop_after_delay, stop_all
+    from tenacity.nap import sleep_using_event
+    from tenacity.stop import stop_after_attempt, stop_after_delay, stop_when_event_set
 
     def attempt() -> T:
         if failed:
@@ -50,7 +56,9 @@ def try_again(
         return call()
 
     return Retrying(
-        stop=stop_all(stop_after_attempt(len(pauses) + 1), stop_after_delay(patience)),
+        stop=(stop_after_attempt(len(pauses) + 1) & stop_after_delay(patience))
+        | (stop_when_event_set(ended) & (stop_after_attempt(3) | stop_after_delay(1.0))),
+        sleep=sleep_using_event(ended),
         wait=wait_chain(*(wait_random(0.5 * seconds, 1.5 * seconds) for seconds in pauses)),
         retry=retry_if_exception(may_pass),
         reraise=True,

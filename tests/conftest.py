@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from html import escape
 from io import StringIO
 from pathlib import Path
+from threading import Event
 
 import pytest
 from hypothesis import settings
+
+from taugrid import retries
 
 # `nohup make test &` and many CI runners start their processes with SIGINT ignored. A driver that must stop then sends
 # SIGTERM to itself (`orchestrator/ending.py`), which would end pytest's process. Children start with the default.
@@ -41,6 +44,14 @@ def unsynced():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def goes_on():
+    """A run that a test has ended is not the next test's."""
+    yield
+    if retries.over.is_set():
+        retries.over = Event()
 
 
 @contextmanager
@@ -176,11 +187,13 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    for module in {item.getparent(pytest.Module) for item in items}:
+        if module.path.is_relative_to(UNIT):
+            module.add_marker(pytest.mark.timeout(UNIT_SECONDS))
     for item in items:
-        is_slow = "slow" in item.keywords
-        if is_slow and not config.getoption("--long"):
-            item.add_marker(
-                pytest.mark.skip(reason="a long form: `make chaos`, `make proofs` or `make cluster-tests` runs it")
-            )
-        if is_slow or item.path.is_relative_to(UNIT):
-            item.add_marker(pytest.mark.timeout(SLOW_SECONDS if is_slow else UNIT_SECONDS))
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+            if not config.getoption("--long"):
+                item.add_marker(
+                    pytest.mark.skip(reason="a long form: `make chaos`, `make proofs` or `make cluster-tests` runs it")
+                )

@@ -46,6 +46,8 @@ COMPILE_PROCESSES = 4
 """Processes that torch's compiler starts in each worker that compiles: by itself one for each of up to 32 CPUs, and a
 node has several workers."""
 
+WAITING = "waiting for the object store"
+
 COMPILING = "compiling"
 """What a worker does while torch compiles a network, or while it waits for another worker that does."""
 
@@ -392,6 +394,10 @@ class Device:
     def compiling(self) -> None:
         """Report that torch compiles a network, which takes minutes without progress."""
         self._send(*self._progress, COMPILING)
+
+    def waiting(self) -> None:
+        """Report that a request to an object store has failed and is tried again."""
+        self._send(*self._progress, WAITING)
 
     def start_job(self) -> None:
         """Reset the progress for a new job. Its first heartbeat is sent after `MIN_HEARTBEAT_SECONDS`, if it lasts."""

@@ -21,6 +21,7 @@ from taugrid.orchestrator.cli.options import (
     workers_option,
 )
 from taugrid.words import counted
+from taugrid.workers.importing import uncollected
 
 
 @click.command(cls=Command)
@@ -65,10 +66,11 @@ def show_plan(
     only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Print what `taugrid plan` prints, of the cells alone that `only` selects; returns the document."""
-    from taugrid.orchestrator.cli.text.runs import plan_text
-    from taugrid.orchestrator.opened import open_to_plan
-    from taugrid.orchestrator.selection import select
-    from taugrid.orchestrator.view.dry_run import describe_plan
+    with uncollected():
+        from taugrid.orchestrator.cli.text.runs import plan_text
+        from taugrid.orchestrator.opened import open_to_plan
+        from taugrid.orchestrator.selection import select
+        from taugrid.orchestrator.view.dry_run import describe_plan
 
     run = open_to_plan(config, overrides, out)
     described = describe_plan(run)
@@ -116,10 +118,11 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     """
     if watches and as_json:
         raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
-    from taugrid.orchestrator.cli.text.runs import plan_text
-    from taugrid.orchestrator.nightly.places import find_history
-    from taugrid.orchestrator.opened import directory_of, open_existing
-    from taugrid.orchestrator.view.inspection import describe_status
+    with uncollected():
+        from taugrid.orchestrator.cli.text.runs import plan_text
+        from taugrid.orchestrator.nightly.places import find_history
+        from taugrid.orchestrator.opened import directory_of, open_existing
+        from taugrid.orchestrator.view.inspection import describe_status
 
     if (history := find_history(directory)) is not None:
         from taugrid.orchestrator.nightly.nights import history_as_dict, nights_of, nights_text

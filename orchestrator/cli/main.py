@@ -59,13 +59,9 @@ for command in (
     cli.add_command(command)
 
 
-GRACE_SECONDS = 4.0
-"""From Ctrl-C or SIGTERM to the end of the process, whatever it waits for."""
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM (batch systems send it) end the block, and the process within `GRACE_SECONDS`.
+    """Ctrl-C and SIGTERM (batch systems send it) end the block, and the process within `ending.GRACE_SECONDS`.
 
     Python hears a signal only between two of its instructions, and Ray's C++ waits for half a minute for servers that
     died of the same signal. What is on disk is whole at any time, so ending without a farewell loses nothing.
@@ -79,7 +75,7 @@ def _interruptible() -> Iterator[None]:
     def watch() -> None:
         while number := heard.recv(1):
             if number[0] in (signal.SIGINT, signal.SIGTERM) and ending.hurries():
-                time.sleep(GRACE_SECONDS)
+                time.sleep(ending.GRACE_SECONDS)
                 ending.leave()
 
     threading.Thread(target=watch, daemon=True, name="signals").start()
@@ -112,14 +108,11 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except UserError as error:
-        click.echo(f"taugrid: {error}", err=True)
-        sys.exit(Exit.USAGE)
+        ending.end(error, Exit.USAGE)
     except RunFailed as error:
-        click.echo(f"taugrid: {error}", err=True)
-        sys.exit(Exit.FAILED)
+        ending.end(error, Exit.FAILED)
     except BrokenPipeError:  # of what goes on for ever, such as `logs --follow`
         discard_output()
         sys.exit(Exit.DONE)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(f"taugrid: {ending.interrupted()}", err=True)
-        sys.exit(Exit.INTERRUPTED)
+        ending.end(ending.interrupted(), Exit.INTERRUPTED)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeGuard
 
+from taugrid import retries
 from taugrid.config import Cluster
 from taugrid.errors import (
     FULL,
@@ -53,7 +54,7 @@ AWAY_SECONDS = 30.0
 stopped. The driver received no heartbeats during it, and must not kill workers for that."""
 
 KEEP_SECONDS = 2.5
-"""How long an interrupted driver waits for its workers to commit; it must end within the grace period of `cli.main`."""
+"""How long an interrupted driver waits for its workers to commit; it must end within the grace period of `ending`."""
 
 FINAL = NotFinite | SamplerFault | DoesNotFit
 """Errors that the same job, and all others of its cell, would raise again."""
@@ -117,6 +118,7 @@ class Loop:
             if isinstance(error, KeyboardInterrupt) and not ending.fails():
                 with suppress(Exception):  # it may have come in the middle of anything, and must end the run
                     self._commit_partial_shards()
+            retries.over.set()  # the threads of `_looking` stop, too
             with suppress(OSError):  # a store that fails as well must not hide what ended the run
                 self._flush()
             raise
@@ -329,6 +331,7 @@ class Loop:
         self._events.note(name, **fields, **given_back, worker=worker, node=info.node, device=info.device)
         if first_copy and found is not None:
             self._new.append(found)
+            self._shards.done(key)
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause

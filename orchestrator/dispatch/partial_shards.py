@@ -36,14 +36,20 @@ class PartialShards:
 
     def __init__(self, tasks: Mapping[str, Task], in_flight: InFlight) -> None:
         self._tasks, self._in_flight = tasks, in_flight
-        self._rests: dict[str, SampleJob] = {}  # task -> its job, once a part of its shard is there
+        self._jobs: dict[str, Job] = {}  # task -> its job, or the rest of it, from when it is given until it is done
         self._stopped: set[str] = set()  # workers
 
     def job(self, key: str) -> Job:
         """The job of a task; of a shard that was given back, it does the rest."""
-        job = self._rests.get(key) or self._tasks[key].job
-        assert job is not None
-        return job
+        if key not in self._jobs:
+            job = self._tasks[key].job
+            assert job is not None
+            self._jobs[key] = job
+        return self._jobs[key]
+
+    def done(self, key: str) -> None:
+        """A task's job is needed no longer."""
+        del self._jobs[key]
 
     def keep(self, key: str, result: Result, found: Committed | None) -> bool:
         """Whether a shard's worker was stopped after some of its batches: the next job continues from them.
@@ -55,7 +61,7 @@ class PartialShards:
             return False
         if found is not None:
             in_batches = (part.stop - job.start) // job.settings.batch_size * job.settings.batch_size
-            self._rests[key] = replace(job, kept=in_batches, replaces=found.version)
+            self._jobs[key] = replace(job, kept=in_batches, replaces=found.version)
         return True
 
     def to_stop(self, leaving: Mapping[str, float], now: float) -> Iterator[str]:

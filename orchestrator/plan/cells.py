@@ -298,8 +298,13 @@ class Cell:
     @property
     def first_shard(self) -> Shard:
         """No other shard has more images."""
-        n = min(self.shard_images, self.settings.num_samples)
-        return Shard(self.id, 0, 0, n, n * self.nfe)
+        return self.shard(0)
+
+    def shard(self, number: int) -> Shard:
+        """One of `shards`."""
+        start = number * self.shard_images
+        stop = min(start + self.shard_images, self.settings.num_samples)
+        return Shard(self.id, number, start, stop, (stop - start) * self.nfe)
 
 
 def _sampled_twice(cells: Sequence[Cell]) -> Iterator[str]:

@@ -4,6 +4,7 @@ What enters ids must never change: tests/unit/test_grid.py pins some.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,7 @@ _OF_BETAS = dict.fromkeys((*SCHEDULE_KEYS, "trained_betas")) | {
 """Keys that say nothing without betas, with their values then."""
 
 
+@lru_cache(maxsize=16)
 def _require_signal(diffusion: Diffusion) -> None:
     try:
         alpha_bar = schedules.alpha_bar(diffusion)

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taugrid import retries
 from taugrid.errors import NOT_WRITABLE, RunFailed, UserError
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.rundir.paths import Paths
@@ -218,13 +219,15 @@ def sole_driver(
             raise _not_writable(run, error) from None
         with outages.told(say):
             yield lease
-    except KeyboardInterrupt:
-        if lease.loss is None:
+    except BaseException as error:
+        retries.over.set()
+        if lease.loss is None or not isinstance(error, KeyboardInterrupt):
             raise
         raise RunFailed(lease.loss) from None
     finally:
         lease.release()
         end_session(run.storage)
+        retries.over = threading.Event()
 
 
 def _not_writable(run: Paths, error: OSError) -> UserError:

@@ -14,8 +14,8 @@ from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Shard
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import IMAGES, Event, WorkKind, shard_key
+from taugrid.orchestrator.task import NOTHING, Task
+from taugrid.orchestrator.work.kind import IMAGES, Event, WorkKind, shard_key, shard_of
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import CellState, RunState
 from taugrid.workers.data.load import fingerprint, load_images
@@ -63,7 +63,7 @@ class ReferenceWork(WorkKind):
             start=start,
             stop=stop,
         )
-        return Task(reference_key(number), self.name, stop - start, job=job)
+        return Task(reference_key(number), self.name, stop - start, given=job)
 
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
@@ -107,20 +107,24 @@ class ExtractWork(WorkKind):
 
     def _cell_tasks(self, state: CellState, scoring: Scoring, listing: Listing) -> Iterator[Task]:
         cell, folder = state.cell, self.rundir.extractor_folder(scoring.extractor)
-        there = listing.features(folder, cell.name)
-        for shard in not_extracted(state):
-            path = self.rundir.feature_part(folder, cell, shard)
-            job = ExtractJob(
-                path=str(path),
+        there, missing = listing.features(folder, cell.name), not_extracted(state)
+        replaced = {shard.name: there[shard.name] for shard in missing if shard.name in there}
+
+        def job(task: Task) -> ExtractJob:
+            shard = shard_of(task)
+            return ExtractJob(
+                path=str(self.rundir.feature_part(folder, cell, shard)),
                 storage=self.rundir.storage,
                 run_id=self.rundir.run_id,
-                replaces=there.get(shard.name),
+                replaces=replaced.get(shard.name),
                 images=str(self.rundir.sample_part(cell, shard)),
                 images_sha256=None,
                 extractor=scoring.extractor,
                 batch_size=self.config.evaluate.batch_size,
                 metadata={"cell": cell.id, "extractor": folder},
             )
+
+        for shard in missing:
             is_sampled = shard.number in state.sampled
-            requires = frozenset[str]() if is_sampled else frozenset({shard_key(SampleWork.name, shard)})
+            requires = NOTHING if is_sampled else frozenset({shard_key(SampleWork.name, shard)})
             yield Task(shard_key(self.name, shard), self.name, shard.images, requires, cell, job)

@@ -57,7 +57,7 @@ class InterpolateWork(WorkKind):
                 tau=cell.tau,
                 metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
             )
-            yield Task(f"{self.name}/{cell.id}", self.name, count * cell.nfe, cell=cell, job=job)
+            yield Task(f"{self.name}/{cell.id}", self.name, count * cell.nfe, cell=cell, given=job)
 
     def missing(self) -> dict[str, str]:
         return {cell.name: "not interpolated" for cell in self._cells() if not self._is_whole(cell)}

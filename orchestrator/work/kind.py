@@ -146,3 +146,9 @@ class WorkKind(ABC):
 def shard_key(kind: str, shard: Shard) -> str:
     """The key of the task of one kind for one shard."""
     return f"{kind}/{shard.cell}/{shard.number}"
+
+
+def shard_of(task: Task) -> Shard:
+    """The shard of a task with such a key."""
+    assert task.cell is not None
+    return task.cell.shard(int(task.key.rpartition("/")[2]))

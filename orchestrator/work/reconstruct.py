@@ -136,7 +136,7 @@ class ReconstructWork(WorkKind):
                 tau=cell.tau,
                 metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
             )
-            yield Task(shard_key(self.name, shard), self.name, 2 * shard.total_nfe, cell=cell, job=job)
+            yield Task(shard_key(self.name, shard), self.name, 2 * shard.total_nfe, cell=cell, given=job)
 
     def missing(self) -> dict[str, str]:
         lacking = {}

@@ -1,7 +1,8 @@
 """Sampling: a task for each shard of a cell."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from taugrid import parquet
 from taugrid.config.sample import LabelColumn
@@ -10,8 +11,8 @@ from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key
+from taugrid.orchestrator.task import NOTHING, Task
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key, shard_of
 from taugrid.orchestrator.work.latents import Keeping, kept_latents
 from taugrid.orchestrator.work.survey import other_sampler
 from taugrid.words import some_of
@@ -48,44 +49,56 @@ class SampleWork(WorkKind):
         for cell, sampled, *_ in states:
             if len(sampled) == cell.num_shards:
                 continue
-            metadata = self.rundir.sample_metadata(cell)
-            network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
-            decoder, guidance = self.rundir.decoder(cell), cell.guidance
-            folder, there = self.rundir.samples / cell.name, listing.samples(cell.name)
+            metadata, there = self.rundir.sample_metadata(cell), listing.samples(cell.name)
+            own: dict[str, dict[str, Any]] = {}
+            jobs = self._jobs(cell, metadata, own)
             for shard in cell.shards:
                 if shard.number in sampled:
                     continue
                 name, key = shard.name, shard_key(self.name, shard)
-                path, latents = folder / name, (metadata.get("latents", ""), name)
+                latents = metadata.get("latents", ""), name
                 source = kept.get(latents)
                 if source is None or source.stop < shard.stop:
                     source = None
                     if cell.settings.keep_latents:
-                        kept[latents] = Keeping(path, shard.stop, key)
+                        kept[latents] = Keeping(self.rundir.sample_part(cell, shard), shard.stop, key)
                 copied = images_to_keep(self.rundir, cell, shard) if name in there else 0
-                job = SampleJob(
-                    path=str(path),
-                    storage=self.rundir.storage,
-                    run_id=self.rundir.run_id,
-                    replaces=there.get(name),
-                    start=shard.start,
-                    stop=shard.stop,
-                    network=network,
-                    decoder=decoder,
-                    settings=cell.settings,
-                    diffusion=cell.model.diffusion,
-                    tau=cell.tau,
-                    nfe=cell.nfe,
-                    guidance=guidance,
-                    guide=guide,
-                    sampler_code=cell.sampler_description.code,
-                    label_rule=labels_of(cell, shard),
-                    metadata=metadata,
-                    kept=copied,
-                    latents_of=source and str(source.path),
-                )
-                requires = frozenset({source.task} if source and source.task else ())
-                yield Task(key, self.name, (shard.images - copied) * cell.nfe, requires, cell, job, does_without=True)
+                if source or name in there:
+                    own[key] = {"replaces": there.get(name), "kept": copied, "latents_of": source and str(source.path)}
+                requires = frozenset({source.task}) if source and source.task else NOTHING
+                yield Task(key, self.name, (shard.images - copied) * cell.nfe, requires, cell, jobs, does_without=True)
+
+    def _jobs(
+        self, cell: Cell, metadata: dict[str, Any], own: Mapping[str, Mapping[str, Any]]
+    ) -> Callable[[Task], SampleJob]:
+        """What makes the job of a task of a cell; `own` has what only some jobs have, by the task's key."""
+        network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
+        decoder, guidance = self.rundir.decoder(cell), cell.guidance
+        labels_of(cell, cell.first_shard)  # or it raises
+
+        def job(task: Task) -> SampleJob:
+            shard = shard_of(task)
+            return SampleJob(
+                path=str(self.rundir.sample_part(cell, shard)),
+                storage=self.rundir.storage,
+                run_id=self.rundir.run_id,
+                start=shard.start,
+                stop=shard.stop,
+                network=network,
+                decoder=decoder,
+                settings=cell.settings,
+                diffusion=cell.model.diffusion,
+                tau=cell.tau,
+                nfe=cell.nfe,
+                guidance=guidance,
+                guide=guide,
+                sampler_code=cell.sampler_description.code,
+                label_rule=labels_of(cell, shard),
+                metadata=metadata,
+                **own.get(task.key, {}),
+            )
+
+        return job
 
     def missing(self) -> dict[str, str]:
         """Cells without all their images, unless `ScoreWork` lists them."""

@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
+from taugrid import retries
 from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended, outages
 from taugrid.storage.files import is_same
 from taugrid.storage.protocol import ANY, Folders, Level, Stat
-from taugrid.storage.requests import SMALL_BYTES, SMALL_SECONDS, Bucket, ask, connected, refusal_in
+from taugrid.storage.requests import LAST_SECONDS, SMALL_BYTES, SMALL_SECONDS, Bucket, ask, connected, refusal_in
 from taugrid.words import with_urls
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ class ObjectStorage:
     @property
     def _quick(self) -> "ObjectStore":
         """The same, for requests whose bodies are small, and for what `read` holds in memory."""
-        return connected(self.bucket, SMALL_SECONDS)
+        return connected(self.bucket, LAST_SECONDS if retries.over.is_set() else SMALL_SECONDS)
 
     def _ask(self, path: Path, call: Callable[[], T]) -> T:
         return ask(call, self.bucket.scheme, url(path))

@@ -1,5 +1,6 @@
 """Object stores that do not answer: since when, and who is told. A store has one outage, however many requests wait."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,10 @@ TELL_SECONDS = 30.0
 _lock = threading.Lock()
 _since: dict[str, float] = {}
 _told: set[str] = set()
-_say: list[Callable[[str], None]] = []
+_say: list[Callable[[str], None]] = [lambda text: print(f"taugrid: {text}", file=sys.stderr)]
+
+waits: Callable[[], None] | None = None
+"""Called after each attempt that is repeated. Set by workers, so that no one takes them for hung."""
 
 patient = ContextVar("patient", default=True)
 """False for the first look at a store: that its address is wrong is more likely than that it is down."""
@@ -25,7 +29,7 @@ patient = ContextVar("patient", default=True)
 
 @contextmanager
 def told(say: Callable[[str], None]) -> Iterator[None]:
-    """Outages are told to `say`, from any thread, until the context ends."""
+    """Outages are told to `say`, from any thread, until the context ends; otherwise on stderr."""
     _say.append(say)
     try:
         yield
@@ -36,13 +40,15 @@ def told(say: Callable[[str], None]) -> Iterator[None]:
 def failed(bucket: str, began: float, until: float, how: str) -> None:
     """An attempt that began at `began` has failed; it is repeated up to `until`, both by the monotonic clock."""
     now = time.monotonic()
+    if waits is not None:
+        waits()
     with _lock:
         since = _since.setdefault(bucket, began)
         if bucket in _told or now - since < TELL_SECONDS or until <= now:
             return
         _told.add(bucket)
     end = time.strftime("%H:%M:%S", time.localtime(time.time() + until - now))
-    _tell(f"{bucket}: {how} for {duration(now - since)}; trying again until {end}. Nothing that is done is lost")
+    _say[-1](f"{bucket}: {how} for {duration(now - since)}; trying again until {end}. Nothing that is done is lost")
 
 
 def ended(bucket: str, answered: bool) -> None:
@@ -52,9 +58,4 @@ def ended(bucket: str, answered: bool) -> None:
         since, was_told = _since.pop(bucket, None), bucket in _told
         _told.discard(bucket)
     if since is not None and was_told and answered:
-        _tell(f"{bucket}: the object store answers again, after {duration(time.monotonic() - since)}; the run goes on")
-
-
-def _tell(text: str) -> None:
-    for say in _say[-1:]:
-        say(text)
+        _say[-1](f"{bucket}: the object store answers again, after {duration(time.monotonic() - since)}")

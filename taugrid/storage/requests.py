@@ -28,6 +28,9 @@ REQUEST_SECONDS = 300
 SMALL_SECONDS = 30
 """How long one with little to carry may take: after a broken connection it is tried on another."""
 
+LAST_SECONDS = 3
+"""How long such a one may take once the run has ended."""
+
 SMALL_BYTES = 2**20
 
 CONNECT_SECONDS = 10

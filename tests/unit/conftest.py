@@ -1,14 +1,9 @@
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 from asking import answer, forget_code_here, forget_samplers
-
-from taugrid.workers.custom.syntax import without_comments
-
-WITHOUT_COMMENTS = cache(without_comments)
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +75,21 @@ def user_cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "taugrid"
 
 
-@pytest.fixture
-def quick_hashes(monkeypatch):
-    """Remembers what each file is without comments: a process of pytest has loaded a hundred test modules, and the
-    identity of what a user's code loads covers them all, each time."""
+@pytest.fixture(scope="session", autouse=True)
+def no_users_code():
+    """The tests' own files are not a user's: a process of pytest has loaded hundreds, and the identity of what a user's
+    code loads would cover them all, each time."""
     from taugrid.workers.custom import source
 
-    monkeypatch.setattr(source, "without_comments", WITHOUT_COMMENTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "NOT_USER_FOLDERS", [*source.NOT_USER_FOLDERS, Path(__file__).parents[1]])
+        source.is_user_file.cache_clear()
+        yield
+    source.is_user_file.cache_clear()
 
 
 @pytest.fixture
-def asked_here(monkeypatch, quick_hashes):
+def asked_here(monkeypatch):
     """What another process is asked about a user's code, this one answers: it has torch. Then it forgets the code.
 
     The code is of modules in the current folder.

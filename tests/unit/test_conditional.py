@@ -44,7 +44,7 @@ from taugrid.workers.network import custom
 from taugrid.workers.network.load import load_network
 from taugrid.workers.samplers import ddim
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick_hashes")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 K, SHAPE = 3, (1, 8, 8)
 CONFIG = """

@@ -116,7 +116,7 @@ def test_each_vae_of_a_grid_has_its_own_canary(tmp_path, monkeypatch):
         "diffusion": {},
         "evaluate": {"metrics": ["kid"]},
         "grid": {"steps": [2], "model.vae": [None, "vae"]},
-        "sample": {"num_samples": 60, "batch_size": 30},
+        "sample": {"num_samples": 20, "batch_size": 20},
     }
     for name in ("first", "nearby"):
         text = yaml.safe_dump({**nights.CONFIG, **sections, "model": {"checkpoint": name}})

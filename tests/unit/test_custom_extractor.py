@@ -21,8 +21,6 @@ from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.custom import describe as custom_code
 from taugrid.workers.custom.describe import find
 
-pytestmark = pytest.mark.usefixtures("quick_hashes")
-
 SOURCE = """
 import torch
 from torch_fidelity import FeatureExtractorBase

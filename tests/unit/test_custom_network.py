@@ -38,7 +38,7 @@ from taugrid.workers.network.custom import checked, describe, for_inference, loa
 from taugrid.workers.network.load import load_network
 from taugrid.workers.sample import SampleJob, sample_shard
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick_hashes")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SOURCE = """
 import torch

@@ -33,7 +33,7 @@ evaluate: {metrics: [fid, isc]}
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, quick_hashes):
+def folder(tmp_path, monkeypatch):
     """A folder with the page's class and what its commands need."""
     source = re.search(r"`my_extractor.py`:\n\n((?: {4}[^\n]*\n|\n)+)", PAGE)[1]
     (tmp_path / "my_extractor.py").write_text(textwrap.dedent(source))

@@ -232,6 +232,19 @@ def test_a_last_line_without_its_end_is_not_continued(tmp_path):
     assert [again.find(each, "0") for each in (path, other)] == [parquet.PartSummary(0, 3, {})] * 2
 
 
+def test_files_with_equal_metadata_share_them_when_they_are_read_again(tmp_path):
+    """Else a million files of a thousand cells take a million dictionaries: 1.1 kB a file instead of 0.4."""
+    kept, paths = Ledger(tmp_path, LOCAL), [tmp_path / "samples" / name for name in ("a", "b")]
+    kept.keep()
+    for path in paths:
+        kept.add(path, "0", parquet.PartSummary(0, 3, {"cell": "c"}))
+    kept.flush()
+    again = Ledger(tmp_path, LOCAL)
+    first, second = (again.find(path, "0") for path in paths)
+    assert first == second == parquet.PartSummary(0, 3, {"cell": "c"})
+    assert first.metadata is second.metadata
+
+
 def test_a_damaged_influence_takes_no_claim_of_the_table_with_it_unsaid(tmp_path, sketched):
     """A cell without ≈ is worse, and without the best's influences no cell of its column can have the mark."""
     text = CONFIG.replace("num_samples: 20", "num_samples: 200").replace("1.0]", "0.05]")

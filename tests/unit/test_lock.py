@@ -23,6 +23,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 HOLD = """
 import sys, time
 from pathlib import Path
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import main
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -38,7 +39,7 @@ def hold():
                 time.sleep(60)
 
 if "stuck" in sys.argv:
-    main.GRACE_SECONDS = 0.3
+    ending.GRACE_SECONDS = 0.3
     with main._interruptible():
         hold()
 else:

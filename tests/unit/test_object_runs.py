@@ -6,16 +6,19 @@ import re
 import threading
 import time
 from base64 import b64encode
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 from buckets import AT_LENGTH, AZURE_EXPIRED, EVERYWHERE, SECRET, quick_retries
+from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
 from taugrid import parquet, retries
 from taugrid.errors import ContentMismatch, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedNetwork
+from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir import lease
@@ -30,6 +33,7 @@ from taugrid.storage import LocalStorage, appended, objects, open_place, outages
 from taugrid.storage.objects import ObjectStorage, url
 from taugrid.workers.actor import Worker
 from taugrid.workers.content import verified_copy
+from taugrid.workers.device import WAITING
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -368,7 +372,7 @@ def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucke
     place = f"s3://{root.parts[1]}: the object store "
     [begins, ends] = [line for line in printed.splitlines() if line.startswith(place)]
     assert re.fullmatch(rf"{what} for [\d.]+ s; trying again until [\d:]{{8}}. Nothing .*", begins.removeprefix(place))
-    assert re.fullmatch(r"answers again, after [\d.]+ s; the run goes on", ends.removeprefix(place))
+    assert re.fullmatch(r"answers again, after [\d.]+ s", ends.removeprefix(place))
 
 
 def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
@@ -388,6 +392,76 @@ def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
     with outages.told(said.append), pytest.raises(FileNotFoundError):
         requests.ask(write, "s3", "s3://outage/log")
     assert [("trying again" in text, "answers again" in text) for text in said] == [(True, False), (False, True)]
+
+
+def test_a_command_that_only_looks_says_that_it_waits(opened, bucket, store, monkeypatch):
+    """Planted once: without `told` nothing is said."""
+    root, storage = bucket
+    drive(opened, root, storage)
+    monkeypatch.setattr(retries, "STORE_PAUSES", (0.05,))
+    monkeypatch.setattr(outages, "TELL_SECONDS", 0.1)
+    ends = []
+
+    def refused(method, path):
+        if method in ("GET", "HEAD") and "config.json" in path:
+            ends[:] = ends or [time.monotonic() + 0.5]
+            return (503, "SlowDown") if time.monotonic() < ends[0] else None
+        return None
+
+    with store.refusing(refused):
+        printed = CliRunner().invoke(cli, ["status", url(root)], catch_exceptions=False)
+    assert printed.exit_code == 0
+    begins, ends = printed.stderr.splitlines()
+    assert re.match(r"taugrid: s3://bucket-\w+: the object store answered 503.* for .*; trying again", begins)
+    assert re.match(r"taugrid: s3://bucket-\w+: the object store answers again, after [\d.]+ s$", ends)
+
+
+@pytest.mark.parametrize("how", ["silent", "refusing"])
+def test_a_run_that_ends_while_the_store_is_down_does_not_wait_for_it(bucket, store, monkeypatch, how):
+    """Its lease is still read. Planted once: `sole_driver` does not set `retries.over`."""
+    monkeypatch.setattr(objects, "LAST_SECONDS", 1)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.5)
+    monkeypatch.setattr(outages, "PATIENCE_SECONDS", 20.0)
+    began = time.monotonic()
+    down = store.silent() if how == "silent" else store.refusing(lambda method, path: (503, "ServiceUnavailable"))
+    with ExitStack() as stack:
+
+        def end():
+            with RunDir(*bucket).lock():
+                stack.enter_context(down)
+                raise RunFailed("planted")
+
+        with pytest.raises(RunFailed, match="planted"):
+            end()
+        assert time.monotonic() - began < 15
+    assert not retries.over.is_set(), "the next run is patient again"
+
+
+def test_a_worker_that_waits_for_the_store_sends_heartbeats(opened, expected, bucket, store, monkeypatch):
+    """Planted once: `outages.waits` is not called. They never end the job: its file would be lost with it."""
+    quick_retries(monkeypatch)
+    root, storage = bucket
+    answers, beats, workers = [(503, "SlowDown")] * 3, [], []
+    monkeypatch.setattr(Worker, "beat", lambda worker, done, of, doing="": beats.append(doing))
+
+    def refused(method, path):
+        if not answers or method != "PUT" or "/samples/" not in path:
+            return None
+        workers[-1].stop()
+        return answers.pop()
+
+    def do(worker, job, do=Worker.do):
+        worker._device.stop_requested = False
+        workers.append(worker)
+        return do(worker, job)
+
+    monkeypatch.setattr(Worker, "do", do)
+
+    with store.refusing(refused):
+        drive(opened, root, storage)
+    assert answers == []
+    assert beats.count(WAITING) >= 3
+    assert results(root, storage) == expected
 
 
 @AT_LENGTH

@@ -552,6 +552,30 @@ def test_a_driver_that_ends_by_force_shows_the_cursor_again():
     assert "interrupted" in said
 
 
+@pytest.mark.parametrize(
+    ("ends", "code", "said"),
+    [("raise RunFailed('planted')", 1, "planted"), ("signal.raise_signal(signal.SIGINT)", 130, "interrupted")],
+)
+def test_a_command_that_has_ended_waits_for_no_thread_and_says_why_once(ends, code, said):
+    """Python joins threads at its exit. Planted once: `end` without its timer, and `leave` without `_is_told`."""
+    program = f"""
+import signal, threading, time
+from taugrid.errors import RunFailed
+from taugrid.orchestrator import ending
+from taugrid.orchestrator.cli import main
+ending.GRACE_SECONDS = 0.3
+threading.Thread(target=time.sleep, args=(60,)).start()
+def command(**_):
+    {ends}
+main.cli.main = command
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == code
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"taugrid: {said}")
+
+
 def test_messages_count_as_people_do():
     assert some_of(1, 2, "shard") == "1 of 2 shards is"
     assert some_of(2, 1200, "shard") == "2 of 1,200 shards are"

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from taugrid import parquet
 from taugrid.config import Cluster, Config, validate
-from taugrid.errors import StoreError
+from taugrid.errors import RunFailed, StoreError
 from taugrid.jobs import Result, WorkerInfo
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import loop
@@ -167,6 +167,7 @@ def test_what_ends_in_one_turn_is_looked_at_and_written_together(bucket, s3, tem
     assert counted == {"looks": FILES, "ledger": 1}, "one request a file, and one for all"
     assert driver.named == set(driver.paths)
     assert len(driver.recorded("shard")) == FILES
+    assert not driver.loop._shards._jobs, "a job is kept no longer than its task is under way"
 
 
 @pytest.mark.parametrize("fault", ["503", "missing", "conflict"])
@@ -222,6 +223,32 @@ def test_an_assignment_is_stored_before_its_job_begins(bucket, template, monkeyp
     driver = Driver(root, storage, Workers(template, began=began), monkeypatch, shards=4)
     driver.loop.run()
     assert begun == [True] * 4
+
+
+def test_looks_at_files_end_with_the_run(bucket, s3, template, monkeypatch):
+    """Python joins their threads at its exit. Planted once: `retries.over` is not set."""
+    root, storage = bucket
+    driver = Driver(root, storage, Workers(template), monkeypatch)
+    looked = threading.Event()
+
+    def down(method, path):
+        return looked.set() or (503, "SlowDown") if is_look(method, path) else None
+
+    def ends(event, handle=driver.loop._handle):
+        if isinstance(event, Done):
+            looked.wait(WAIT_SECONDS)
+            raise RunFailed("planted")
+        handle(event)
+
+    monkeypatch.setattr(driver.loop, "_handle", ends)
+    with s3.refusing(down):
+        with pytest.raises(RunFailed, match="planted"):
+            driver.loop.run()
+        threads = driver.loop._looking._threads
+        assert len(threads) > 1
+        for thread in threads:
+            thread.join(WAIT_SECONDS)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("last", range(1, 12, 2))

@@ -5,7 +5,6 @@ import errno
 import os
 import pickle
 import resource
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -370,7 +369,7 @@ def test_what_passes_within_seconds_is_tried_again(tmp_path, monkeypatch):
     path, pauses = tmp_path / "a" / "file", []
     put(LocalStorage(), path, b"content")
     with no_more_files() as close_some:
-        monkeypatch.setattr(time, "sleep", lambda seconds: [pauses.append(seconds), close_some()])
+        monkeypatch.setattr(retries.over, "wait", lambda timeout: [pauses.append(timeout), close_some()])
         assert LocalStorage().read(path) == b"content"
     assert pauses == [pytest.approx(retries.DISK_PAUSES[0], rel=0.5)]
 
@@ -378,7 +377,7 @@ def test_what_passes_within_seconds_is_tried_again(tmp_path, monkeypatch):
 def test_workers_that_a_store_refused_together_come_back_one_after_the_other(monkeypatch):
     def pauses():
         waited = []
-        monkeypatch.setattr(time, "sleep", waited.append)
+        monkeypatch.setattr(retries.over, "wait", lambda timeout: waited.append(timeout))
         with pytest.raises(TimeoutError):
             retries.try_again(refuse, retries.STORE_PAUSES, lambda error: isinstance(error, TimeoutError))
         return waited
@@ -413,7 +412,7 @@ def test_opening_is_tried_again_wherever_something_is_written(tmp_path, monkeypa
     for call in calls:
         pauses = []
         with no_more_files() as close_some:
-            monkeypatch.setattr(time, "sleep", lambda seconds, _p=pauses, _c=close_some: [_p.append(seconds), _c()])
+            monkeypatch.setattr(retries.over, "wait", lambda timeout, p=pauses, c=close_some: [p.append(timeout), c()])
             call()
         assert pauses
     assert storage.read(path) == b"line\nline\n"

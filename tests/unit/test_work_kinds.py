@@ -82,7 +82,7 @@ class PaintWork(WorkKind):
         for cell in self.plan.cells:
             if not self._is_there(cell):
                 job = PaintJob(str(self._path(cell)), self.config.name)
-                yield Task(f"paint/{cell.id}", "paint", cell.settings.steps, cell=cell, job=job)
+                yield Task(f"paint/{cell.id}", "paint", cell.settings.steps, cell=cell, given=job)
 
     def missing(self):
         return {cell.name: "it is not painted" for cell in self.plan.cells if not self._is_there(cell)}

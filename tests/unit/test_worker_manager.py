@@ -245,7 +245,7 @@ class Scripted:
             cost = COSTS.get(behaviour, 9.0)  # bad ones first
             kind = "count" if behaviour.endswith("count") else "paint"
             key, job = f"{kind}/{number}", ScriptedJob("unused", behaviour=behaviour)
-            tasks[key] = Task(key, kind, cost, cell=cells[number % 2], job=job)
+            tasks[key] = Task(key, kind, cost, cell=cells[number % 2], given=job)
         root.mkdir()
         self.printed, self.rundir = io.StringIO(), RunDir(root)
         progress = Progress(Console(file=self.printed, soft_wrap=True))
