@@ -96,7 +96,9 @@ class Survey:
             yield from (CellState(cell, sampled, set(), to_score=False) for cell, sampled in found)
             return
         listing = Listing(self.rundir)  # anew: what came from images that are gone was removed
-        scores = self.rundir.read_scores([(cell, scoring.id(cell)) for cell, _ in found], listing)
+        wanted = [(cell, scoring.id(cell)) for cell, _ in found]
+        scores = list(self.rundir.read_scores(wanted, listing))
+        self.rundir.know_influences(wanted, listing)
         for (cell, sampled), value in zip(found, scores, strict=True):
             yield self._scored(cell, sampled, scoring, value, listing)
 

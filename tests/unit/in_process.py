@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from taugrid.orchestrator.dispatch import capacity, cluster, pool
+from taugrid.orchestrator.dispatch.policy import health
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
@@ -37,6 +38,9 @@ SMALL_UNET = """{block_out_channels: [8, 8], layers_per_block: 1, norm_num_group
 """`model.unet` for images of 8 x 8, as YAML; the fewest operations that are still a U-Net."""
 
 STAGES = ("sample", "evaluate")
+
+COOLDOWN_SECONDS = 0.05
+"""In place of 1, which doubles each time: the only worker fails as often as one of many."""
 
 
 class Faulty:
@@ -90,7 +94,7 @@ class PoolHere:
         pytest.fail(f"{worker} had to be killed")
 
     def events(self, timeout_seconds):
-        if not self._events:  # its node cools down for a second
+        if not self._events:  # its node cools down
             time.sleep(min(timeout_seconds, 0.02))
         while self._events:
             yield self._events.popleft()
@@ -107,6 +111,7 @@ def small_run(folder, text=CONFIG) -> Iterator[Run]:
     with (
         mock.patch.object(pool, "Pool", PoolHere),
         mock.patch.object(cluster, "connected", return_value=nullcontext()),
+        mock.patch.object(health, "FIRST_COOLDOWN_SECONDS", COOLDOWN_SECONDS),
         mock.patch.object(capacity, "embedded_workers", return_value=1),
         mock.patch.object(capacity, "worker_size", return_value=capacity.Size(1, 0)),
         mock.patch.object(capacity, "staying", return_value=[capacity.Node("here", 1, 0)]),

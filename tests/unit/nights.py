@@ -9,10 +9,11 @@ import click
 import torch
 import yaml
 from diffusers import UNet2DModel
-from in_process import PoolHere
+from in_process import COOLDOWN_SECONDS, PoolHere
 
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.dispatch import capacity, cluster, pool
+from taugrid.orchestrator.dispatch.policy import health
 
 UNET = {
     "sample_size": 4, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 8], "layers_per_block": 1,
@@ -54,6 +55,7 @@ def workers_here():
     with (
         mock.patch.object(pool, "Pool", PoolHere),
         mock.patch.object(cluster, "connected", return_value=nullcontext()),
+        mock.patch.object(health, "FIRST_COOLDOWN_SECONDS", COOLDOWN_SECONDS),
         mock.patch.object(capacity, "embedded_workers", return_value=1),
         mock.patch.object(capacity, "worker_size", return_value=capacity.Size(1, 0)),
         mock.patch.object(capacity, "staying", return_value=[capacity.Node("here", 1, 0)]),

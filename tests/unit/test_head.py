@@ -13,7 +13,7 @@ from taugrid.orchestrator.dispatch import cluster
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(cluster, "HEAD_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "HEAD_POLL_SECONDS", 0.03)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening
 
