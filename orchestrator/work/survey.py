@@ -118,6 +118,8 @@ class Survey:
             return done
         if gone is not None:
             raise gone
+        if not listing.extractors and not listing.scores(cell):
+            return done  # nothing was computed from its images
         there = set[str]()
         if listing.samples(cell.name):  # damaged ones were moved away
             there = {path.name for path in self.rundir.storage.list(self.rundir.samples / cell.name, PARTS)}
