@@ -11,6 +11,7 @@
 
 The store is `benchmarks.bucket_store`, which waits that long before it answers: no network is between, and it never
 slows down. Seconds of a start are without imports. The efficiency is shards x seconds / workers over the wall time.
+`seconds_on_workers` shows what a slow run waited for.
 """
 
 import argparse
@@ -50,12 +51,18 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.work import work_kinds
-from taugrid.storage import end_session
+from taugrid.storage import end_session, outages
 from taugrid.workers.sample import SampleJob
 
 FILE_BYTES = 100_000
 IMAGES = 64
+SHAPE = (3, 8, 8)
+"""Of the reference, 50,000 images that each start makes: of 3x32x32, that takes longer than all that it reads."""
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_REGION": "us-east-1"}
+
+
+LAPS = ("queued", "run.json", "computing", "put")
+"""The parts of a shard's time on a worker."""
 
 
 def shard_file(folder: Path) -> Path:
@@ -69,23 +76,35 @@ def shard_file(folder: Path) -> Path:
 
 
 def work(jobs: Any, results: Any, workers: int, seconds: float, file: Path) -> None:
-    """The workers' process. Each has two threads, of which one computes at a time, as a `HeartbeatActor` has."""
+    """The workers' process. Each has two threads, of which one computes at a time, as a `HeartbeatActor` has.
+
+    In the end it says what took how long, and how many attempts of requests failed: a store that was not reached, or
+    that a body did not reach, counts neither.
+    """
+    laps, failed = list[tuple[float, ...]](), list[object]()
+    outages.failed = lambda *attempt: failed.append(attempt)
 
     def do(number: int, job: Job, key: str) -> None:
+        at = [time.perf_counter()]
         with computing[number]:
+            at.append(time.perf_counter())
             job.check_run()
+            at.append(time.perf_counter())
             time.sleep(seconds)
+        at.append(time.perf_counter())
         assert isinstance(job, SampleJob)
-        path = Path(job.path)
-        assert job.storage.commit(path, file)
+        assert job.storage.commit(Path(job.path), file)
+        laps.append(tuple(np.diff([*at, time.perf_counter()])))
         part = parquet.PartSummary(job.start, job.stop, job.metadata)
-        results.put((number, Result(seconds, IMAGES, True, size=job.storage.stat(path).size, part=part), key))
+        results.put((number, Result(seconds, IMAGES, True, part=part), key))
 
     results.put("ready")
     computing = [threading.Lock() for _ in range(workers)]
     with ThreadPoolExecutor(2 * workers) as threads:
         while (given := jobs.get()) is not None:
             threads.submit(do, *given)
+    quantiles = np.quantile(laps, [0.5, 0.99, 1], axis=0).T.round(3).tolist()
+    results.put({**dict(zip(LAPS, quantiles, strict=True)), "attempts_that_failed": len(failed)})
 
 
 class Remote:
@@ -125,9 +144,13 @@ class Remote:
         except Empty:
             pass
 
-    def close(self) -> None:
+    def close(self) -> dict[str, Any]:
+        """Ends the workers. Returns the median, 99 % quantile and largest of the seconds of each lap, and failures."""
         self._jobs.put(None)
+        while not isinstance(said := self._results.get(), dict):
+            pass
         self._process.join()
+        return said
 
 
 def counts(**set_to: float) -> dict[str, int]:
@@ -160,7 +183,7 @@ def run(arguments: argparse.Namespace, config: str, out: str) -> Iterator[dict[s
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     held, used = scale.resident(), counts(seconds=0.0)
     end_session(rundir.storage)
-    pool.close()
+    on_workers = pool.close()
     scoring = scoring_of(opened.config, opened.plan)
     for cell in opened.plan.cells:
         restart.write_score(rundir, cell, scoring)
@@ -177,6 +200,7 @@ def run(arguments: argparse.Namespace, config: str, out: str) -> Iterator[dict[s
         "megabytes": held / 1e6,
         "grown_kb_a_shard": (held - before) / shards / 1000,
         "requests_a_shard": {name: count / shards for name, count in sorted(used.items())},
+        "seconds_on_workers": on_workers,
     }
 
 
@@ -282,7 +306,7 @@ def main() -> None:
     if arguments.step:
         with tempfile.TemporaryDirectory() as folder:
             config = Path(folder) / "bucket.yaml"
-            config.write_text(restart.config(arguments.shards[0], IMAGES))
+            config.write_text(restart.config(arguments.shards[0], IMAGES, SHAPE))
             for row in STEPS[arguments.step](arguments, str(config), arguments.out):
                 print(json.dumps(row), flush=True)
         return

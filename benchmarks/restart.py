@@ -36,11 +36,11 @@ CELLS = 20
 SHAPE = (3, 32, 32)
 
 
-def config(shards: int, images: int) -> str:
+def config(shards: int, images: int, shape: tuple[int, int, int] = SHAPE) -> str:
     return f"""
 name: restart
 model: {{oracle: gaussian}}
-data: {{name: gaussian, shape: {list(SHAPE)}}}
+data: {{name: gaussian, shape: {list(shape)}}}
 sample: {{seed: 0, num_samples: {shards // CELLS * images}, batch_size: {images}, shard_evaluations: 1}}
 grid: {{steps: [2, 3, 4, 5, 6], eta: [0.0, 0.2, 0.5, 1.0]}}
 evaluate: {{metrics: [fid]}}

@@ -374,11 +374,11 @@ class Session:
         """Do what is missing of `part`, if anything. Returns cell name -> reason for what could not be done."""
         with uncollected():
             tasks = {task.key: task for kind in kinds for task in kind.tasks()}
-        provenance.write(self.rundir, self.plan, self._scoring)
         problems: dict[str, str] = {}
         summary = SessionSummary(self.run, part, self._scoring, tasks)
         self._progress.expect(summary)
         if tasks:
+            provenance.write(self.rundir, self.plan, self._scoring)
             self._events.add("to do", work=summary.to_do)
             for kind in kinds:
                 costs = [task.cost for task in tasks.values() if task.kind == kind.name]

@@ -173,7 +173,9 @@ class Worker(HeartbeatActor):
         try:
             with heartbeat.forwarded_to(device.alive), self._guard_accelerator():
                 result = run_in_memory(job, device)
-            return replace(result, size=job.storage.stat(Path(job.path)).size)
+            if job.storage.on_disk:
+                return replace(result, size=job.storage.stat(Path(job.path)).size)
+            return result  # a bucket is the same from everywhere, and its files are whole
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise

@@ -28,6 +28,7 @@ from taugrid.protocol import ProtocolFields, comparability_key, on_devices, shor
 from taugrid.registry.extractors import PIXELS
 from taugrid.registry.metrics import SAMPLED
 from taugrid.registry.samplers import DEFAULT
+from taugrid.storage import together
 from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import gaussian
@@ -75,10 +76,15 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     reasons: dict[str, str] = {}
     cells_of: dict[str, list[str]] = defaultdict(list, {NOT_TESTED: []})  # note -> names, the gravest first
     listing = Listing(rundir)
-    scores = rundir.read_scores([(cell, scoring.id(cell)) for cell in plan.cells], listing)
-    for cell, score in zip(plan.cells, scores, strict=True):
-        if score is None:
-            continue
+    wanted = [(cell, scoring.id(cell)) for cell in plan.cells]
+    scores = zip(plan.cells, rundir.read_scores(wanted, listing), strict=True)
+    scored = [(cell, score) for cell, score in scores if score is not None]
+    rundir.know_influences([(cell, scoring.id(cell)) for cell, _ in scored], listing)
+
+    def its_influences(each: tuple[Cell, dict[str, Any]]) -> dict[str, Array]:
+        return influences_of(rundir, each[0], scoring.id(each[0]), each[1]["metrics"], listing)
+
+    for (cell, score), found in zip(scored, together(rundir.storage, its_influences, scored), strict=True):
         protocol = on_devices(score["protocol"], kinds.get(cell.id))
         short = short_name(protocol)
         protocols[short] = protocol
@@ -89,7 +95,6 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         rows.append(row_of(cell, score["metrics"], short, seconds) | exact)
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
         no_images = NO_IMAGES if rundir.lacks_images(cell, listing) else None
-        found = influences_of(rundir, cell, scoring.id(cell), score["metrics"], listing)
         is_lost = any(c.sampling_error in score["metrics"] and c.name not in found for c in SAMPLED)
         for note in (*score["notes"], *filter(None, [about, no_images, NOT_TESTED if is_lost else None])):
             cells_of[note].append(cell.label)

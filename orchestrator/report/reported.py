@@ -5,13 +5,13 @@ damaged.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import read_all, read_json, read_sealed, write_sealed
+from taugrid.storage import Stat, read_all, read_json, read_sealed, together, write_sealed
 
 FILE = "report.json"
 FILES = ("tables/*.*", "figures/*.*", "report.html")
@@ -46,9 +46,8 @@ def keep(run: Paths, reported: Reported) -> None:
 
 def sources(run: Paths, missing: Mapping[str, str]) -> str:
     """A hash of what a report is made from; `missing` has the reasons of cells without a score."""
-    stats = [run.storage.stats(run.root, pattern) for pattern in SOURCES]
-    versions = {run.relative(path): stat.version for found in stats for path, stat in found.items()}
-    documents = [read_json(path, run.storage) for path in (run.plan, run.provenance)]
+    versions = {run.relative(path): stat.version for path, stat in _stats(run, SOURCES)}
+    documents = list(together(run.storage, lambda path: read_json(path, run.storage), [run.plan, run.provenance]))
     return json_sha256([documents, versions, dict(missing)])
 
 
@@ -61,6 +60,12 @@ def changed_files(run: Paths) -> list[Path]:
 
 
 def _hashes(run: Paths) -> dict[str, str]:
-    paths = [path for pattern in FILES for path in run.storage.stats(run.root, pattern)]
+    paths = [path for path, _ in _stats(run, FILES)]
     read = zip(paths, read_all(run.storage, paths), strict=True)
     return {run.relative(path): hashlib.sha256(data).hexdigest() for path, data in read}
+
+
+def _stats(run: Paths, patterns: Sequence[str]) -> Iterator[tuple[Path, Stat]]:
+    """The files of a run that match one of the patterns; in a bucket these are looked up together."""
+    for found in together(run.storage, lambda pattern: run.storage.stats(run.root, pattern), patterns):
+        yield from found.items()

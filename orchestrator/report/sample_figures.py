@@ -20,6 +20,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.parquet import first_pictures, read_numbers, read_png
 from taugrid.registry.samplers import DEFAULT
+from taugrid.storage import together
 
 MOST_CLASSES = 20
 """Classes in a figure: those with most images."""
@@ -90,10 +91,14 @@ def first_images(run: Run) -> list[Shown]:
     """The same first images of every cell that has them. Of replicates only the first that has images is shown."""
     groups = _groups(run.plan)
     found: dict[str, Shown] = {}
+
+    def its_first(cell: Cell) -> NDArray[np.uint8] | None:
+        return images_of(cell, run.rundir, run.config.report.images_per_cell)
+
     for name, cells in groups.items():
         setting = _title(cells, without=SEEDS)
-        firsts = {_place(cell): images_of(cell, run.rundir, run.config.report.images_per_cell) for cell in cells}
-        complete = {place: images for place, images in firsts.items() if images is not None}
+        firsts = zip(map(_place, cells), together(run.rundir.storage, its_first, cells), strict=True)
+        complete = {place: images for place, images in firsts if images is not None}
         if complete and setting not in found:
             smallest = min(map(len, complete.values()))
             shown = {place: images[:smallest] for place, images in complete.items()}
@@ -150,10 +155,8 @@ def images_of(cell: Cell, rundir: RunDir, count: int) -> NDArray[np.uint8] | Non
     """(count, H, W) or (count, H, W, 3) of the images 0 to count - 1; None if some are missing."""
     wanted = min(count, cell.settings.num_samples)
     paths = [rundir.sample_part(cell, shard) for shard in cell.shards if shard.start < wanted]
-    if not all(rundir.storage.exists(path) for path in paths):
-        return None
     try:
         found = first_pictures(paths, wanted, rundir.storage)
-    except DamagedFile:
+    except (DamagedFile, FileNotFoundError, NotADirectoryError):
         return None
     return found if len(found) == wanted else None

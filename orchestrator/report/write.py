@@ -41,6 +41,7 @@ from taugrid.orchestrator.report.sample_figures import write_class_figures, writ
 from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.registry.samplers import DIFFUSERS
 from taugrid.storage import replacing
 from taugrid.words import counted
@@ -128,7 +129,7 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     _write_effects(run, quality.scored)
     _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)
-    if not any(rundir.has_removed_images(cell) for cell in plan.cells):  # otherwise earlier figures stay
+    if not any(map(Listing(rundir).has_removed_images, plan.cells)):  # otherwise earlier figures stay
         write_sample_figures(run)
         write_class_figures(run)
     write_losses(plan, rundir)

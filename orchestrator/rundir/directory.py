@@ -227,6 +227,18 @@ class RunDir(RemovedImages, ModelRecords):
         files = [(self.score(*each), listing.scores(each[0])) for each in wanted]
         return together(self.storage, read, [path if path.name in there else None for path, there in files])
 
+    def know_influences(self, wanted: Iterable[tuple[Cell, str]], listing: Listing) -> None:
+        """Read the influences of cells, by a `Scoring.id`, that the ledger does not know: later looks ask for nothing.
+
+        In an object store some are read at a time, and one request writes the ledger.
+        """
+        files = [(self.influence(*each), listing.scores(each[0])) for each in wanted]
+        there = [(path, versions[path.name]) for path, versions in files if path.name in versions]
+        unknown = [each for each in there if self.ledger.find(*each) is None]
+        for _ in together(self.storage, lambda each: self._inspect(*each, 0, True, lambda damage: None), unknown):
+            pass
+        self.ledger.flush()
+
     def forget_derived(self, cell: Cell, shards: Collection[Shard], listing: Listing | None = None) -> None:
         """Remove what was computed from missing shards: their features, and scores of N that include them."""
         listing, scores = listing or Listing(self), list[Path]()

@@ -35,14 +35,18 @@ def influences_of(
 
 
 def read_influences(path: Path, n: int, metrics: Iterable[str], storage: Storage) -> dict[str, Array]:
-    """Column of quality.csv -> (N,), of those of `metrics` that an intact file of influences has."""
+    """Column of quality.csv -> (N,), of those of `metrics` that an intact file of influences has.
+
+    A bucket gets one request: by ranges it would get one for each row group of each column.
+    """
     found = {}
-    for name in metrics:
-        try:
-            parts = [values for _, values in parquet.read_numbers(path, INFLUENCE_COLUMNS.get(name, name), storage)]
-        except DamagedFile:
-            continue
-        found[name] = np.concatenate(parts)[:n]
+    with storage.local_path(path) as local:
+        for name in metrics:
+            try:
+                parts = [values for _, values in parquet.read_numbers(local, INFLUENCE_COLUMNS.get(name, name))]
+            except DamagedFile:
+                continue
+            found[name] = np.concatenate(parts)[:n]
     return found
 
 

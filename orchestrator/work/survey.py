@@ -96,7 +96,9 @@ class Survey:
             yield from (CellState(cell, sampled, set(), to_score=False) for cell, sampled in found)
             return
         listing = Listing(self.rundir)  # anew: what came from images that are gone was removed
-        scores = self.rundir.read_scores([(cell, scoring.id(cell)) for cell, _ in found], listing)
+        wanted = [(cell, scoring.id(cell)) for cell, _ in found]
+        scores = list(self.rundir.read_scores(wanted, listing))
+        self.rundir.know_influences(wanted, listing)
         for (cell, sampled), value in zip(found, scores, strict=True):
             yield self._scored(cell, sampled, scoring, value, listing)
 
@@ -116,6 +118,8 @@ class Survey:
             return done
         if gone is not None:
             raise gone
+        if not listing.extractors and not listing.scores(cell):
+            return done  # nothing was computed from its images
         there = set[str]()
         if listing.samples(cell.name):  # damaged ones were moved away
             there = {path.name for path in self.rundir.storage.list(self.rundir.samples / cell.name, PARTS)}

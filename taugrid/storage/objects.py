@@ -266,9 +266,11 @@ class ObjectStorage:
             try:
                 yield Path(scratch)
             finally:
-                for path in sorted(Path(scratch).rglob("*")):
-                    if path.is_file():
-                        self.commit(folder / path.relative_to(scratch), path, ANY)
+                files = [path for path in sorted(Path(scratch).rglob("*")) if path.is_file()]
+                for _ in appended.together(
+                    self, lambda path: self.commit(folder / path.relative_to(scratch), path, ANY), files
+                ):
+                    pass
 
     @property
     def rewrite_seconds(self) -> float:

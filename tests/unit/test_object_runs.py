@@ -181,7 +181,7 @@ def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3,
             counted(lambda sized=sized, rundir=rundir: verify(replace(sized, rundir=rundir), lambda images: None)),
         )
     first, again, status, verified = ((b - a) / 20 for a, b in zip(used[20], used[120], strict=True))
-    assert first == pytest.approx(17.3, abs=1)
+    assert first == pytest.approx(15.0, abs=0.5)
     assert again == pytest.approx(0, abs=0.3)
     assert status == 0
     assert verified == 3
@@ -669,5 +669,5 @@ def test_nobody_at_the_endpoint_is_one_line(monkeypatch, store):
     for name in ("AWS_ENDPOINT_URL", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     root, storage = open_place(f"{store.scheme}://bucket/run", "--out")
-    with pytest.raises(UserError, match=r"^..://bucket/run: the object store did not answer, 7 times in 0 s; check"):
+    with pytest.raises(UserError, match=r"^..://bucket/run: the object store did not answer, 7 times in \d s; check"):
         storage.require(root)

@@ -1,11 +1,17 @@
-"""The driver in a bucket: what ended in one turn is looked at and written down together, and each file fails alone."""
+"""The driver in a bucket: what ended in one turn is looked at and written down together, and each file fails alone.
+
+What a restart and a report need is asked for together too.
+"""
 
 import io
 import threading
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from buckets import quick_retries
+from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
 from taugrid import parquet
@@ -20,14 +26,18 @@ from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Located
 from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.report import reported
 from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
+from taugrid.orchestrator.rundir.evidence import read_influences
 from taugrid.orchestrator.rundir.ledger import Ledger
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.storage import appended, end_session, pieces
+from taugrid.storage import appended, end_session, open_place, pieces
 from taugrid.storage.appended import read_all
 
 FILES = 20
@@ -354,3 +364,94 @@ def test_pieces_are_read_together_and_the_next_is_begun_without_a_list(bucket, s
     with s3.refusing(together):
         assert b"".join(read_all(storage, names)).split(b"\n")[:-1] == [b"line %05d" % n for n in range(6)]
     assert late == []
+
+
+class Crowd:
+    """Requests of a kind that wait for each other, `size` at a time: one after another, they would be late."""
+
+    def __init__(self, size, belongs):
+        self._barrier, self._belongs, self.late, self.came = threading.Barrier(size), belongs, [], Counter()
+
+    def __call__(self, method, path):
+        folder = path.partition("/run/")[2].split("/")[0]
+        self.came[f"{method} {folder} {Path(path).suffix}"] += 1
+        if self._belongs(method, path):
+            try:
+                self._barrier.wait(WAIT_SECONDS)
+            except threading.BrokenBarrierError:
+                self.late.append(path)
+
+
+def asked_by_report(s3, folder, steps):
+    """The requests of the first report of a run that is done, by kind (`Crowd`), but for those of its figures."""
+    root, storage = open_place(f"s3://{s3.bucket()}/run", "--out")
+    config = CONFIG.replace("steps: [2]", f"steps: {steps}").replace("num_samples: 20", "num_samples: 160")
+    with small_run(folder, config.replace("batch_size: 10", "batch_size: 160")) as opened:
+        cells = len(opened.plan.cells)
+        drive(opened, root, storage)
+        crowd = Crowd(cells, lambda method, path: method == "GET" and "/scores/" in path)
+        with s3.refusing(crowd):
+            outcome, _ = drive(opened, root, storage, ("sample", "evaluate", "report"))
+    assert [row["fid_se"] is not None for row in outcome.rows] == [True] * cells, "there are influences"
+    assert crowd.late == []
+    return Counter({kind: n for kind, n in crowd.came.items() if "figures" not in kind and "conditions" not in kind})
+
+
+@pytest.mark.usefixtures("one_thread", "sketched")
+def test_a_report_reads_its_cells_together_and_what_one_list_tells_is_not_asked_for_each(s3, tmp_path, monkeypatch):
+    """Planted once each: influences read one after another; a record of removed images asked for each cell; samples
+    that are read looked up before; provenance.json written twice."""
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 600.0)  # each beat has requests of its own
+    few, many = asked_by_report(s3, tmp_path, [2]), asked_by_report(s3, tmp_path, [2, 3])
+    assert many - few == {"GET scores .json": 2 * 3, "GET scores .parquet": 2, "GET samples .parquet": 2 * 2}
+    assert few["PUT provenance.json .json"] == 1
+
+
+def test_influences_that_the_ledger_lacks_are_read_together_and_written_down_once(bucket, s3, tmp_path):
+    root, storage = bucket
+    with small_run(tmp_path) as opened:
+        rundir, cells = RunDir(root, storage), [(cell, "id") for cell in opened.plan.cells]
+    rundir.ledger.keep()
+    for cell, scoring in cells:
+        with parquet.PartWriter(rundir.influence(cell, scoring), parquet.number_schema({}, ("b",)), storage) as part:
+            part.write({"index": [0], "b": [0.0]})
+            part.commit(replace=False)
+    crowd = Crowd(len(cells), lambda method, path: method == "GET" and "/scores/" in path)
+    with s3.refusing(crowd):
+        rundir.know_influences(cells, Listing(rundir))
+        rundir.know_influences(cells, Listing(rundir))
+    assert crowd.late == []
+    assert (crowd.came["GET scores .parquet"], crowd.came["PUT ledger.jsonl .jsonl"]) == (len(cells), 1)
+
+
+def test_influences_of_many_row_groups_are_one_request(bucket, s3):
+    root, storage = bucket
+    n = 20_000
+    with parquet.PartWriter(root / "scores/c.parquet", parquet.number_schema({}, ("influence", "b")), storage) as part:
+        part.write({"index": np.arange(n), "influence": np.arange(n) / 2, "b": np.zeros(n)})
+        part.commit(replace=False)
+    before = s3.requests.copy()
+    found = read_influences(root / "scores/c.parquet", n, ["fid", "b"], storage)
+    assert s3.requests - before == {"GET": 1}
+    assert np.array_equal(found["fid"], np.arange(n) / 2)
+    assert len(found["b"]) == n
+
+
+def test_what_a_report_was_made_from_is_looked_up_together(bucket, s3):
+    root, storage = bucket
+    looks = len(reported.SOURCES)
+    asked = iter([True] * looks)
+    crowd = Crowd(looks, lambda method, path: next(asked, False))
+    with s3.refusing(crowd):
+        reported.sources(RunDir(root, storage), {})
+    assert crowd.late == []
+
+
+def test_the_files_of_a_folder_are_uploaded_together(bucket, s3):
+    root, storage = bucket
+    crowd = Crowd(5, lambda method, path: method == "PUT")
+    with s3.refusing(crowd), storage.local_folder(root / "tables") as local:
+        for name in "abcde":
+            (local / name).write_text(name)
+    assert crowd.late == []
+    assert sorted(path.name for path in storage.list(root / "tables", "*")) == list("abcde")

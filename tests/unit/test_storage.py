@@ -630,6 +630,7 @@ ALLOWED = [
     ),
     Exceptions("orchestrator/rundir/events.py", {"write_text": 1}, "of what `temporary` gives"),
     Exceptions("orchestrator/rundir/directory.py", {"read_table": 1}, "of what `local_path` gives"),
+    Exceptions("orchestrator/rundir/evidence.py", {"read_numbers": 1}, "of what `local_path` gives"),
     Exceptions("orchestrator/rundir/lease.py", {"mkdir": 1, "read_text": 2, "write_text": 1}, "/proc, and the root"),
     Exceptions("orchestrator/rundir/ledger.py", {"write_text": 1}, "of what `replacing` gives"),
     Exceptions(
