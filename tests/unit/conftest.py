@@ -77,12 +77,12 @@ def user_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_users_code():
-    """The tests' own files are not a user's: a process of pytest has loaded hundreds, and the identity of what a user's
-    code loads would cover them all, each time."""
+    """The checkout's own files are not a user's: a process of pytest has loaded hundreds of tests, and the identity of
+    what a user's code loads would cover them all, each time."""
     from taugrid.workers.custom import source
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "NOT_USER_FOLDERS", [*source.NOT_USER_FOLDERS, Path(__file__).parents[1]])
+        patch.setattr(source, "NOT_USER_FOLDERS", [*source.NOT_USER_FOLDERS, Path(__file__).parents[2]])
         source.is_user_file.cache_clear()
         yield
     source.is_user_file.cache_clear()
