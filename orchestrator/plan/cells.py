@@ -302,8 +302,8 @@ class Cell:
 
     def shard(self, number: int) -> Shard:
         """One of `shards`."""
-        start = number * self.shard_images
-        stop = min(start + self.shard_images, self.settings.num_samples)
+        size = self.shard_images
+        start, stop = number * size, min((number + 1) * size, self.settings.num_samples)
         return Shard(self.id, number, start, stop, (stop - start) * self.nfe)
 
 

@@ -73,13 +73,13 @@ class SampleWork(WorkKind):
     ) -> Callable[[Task], SampleJob]:
         """What makes the job of a task of a cell; `own` has what only some jobs have, by the task's key."""
         network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
-        decoder, guidance = self.rundir.decoder(cell), cell.guidance
+        decoder, guidance, folder = self.rundir.decoder(cell), cell.guidance, self.rundir.samples / cell.name
         labels_of(cell, cell.first_shard)  # or it raises
 
         def job(task: Task) -> SampleJob:
             shard = shard_of(task)
             return SampleJob(
-                path=str(self.rundir.sample_part(cell, shard)),
+                path=f"{folder}/{shard.name}",
                 storage=self.rundir.storage,
                 run_id=self.rundir.run_id,
                 start=shard.start,
@@ -107,20 +107,20 @@ class SampleWork(WorkKind):
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
         """A line `shard`, from which `status` and tables compute a cell's speed and time."""
-        job = task.job
-        assert isinstance(job, SampleJob)
-        stop = job.stop if result.part is None else result.part.stop  # before the job's, if its worker was stopped
+        cell, shard = task.cell, shard_of(task)
+        assert cell is not None
+        stop = shard.stop if result.part is None else result.part.stop  # before the shard's, if its worker was stopped
         fields = {
-            "cell": job.metadata["cell"],
-            "path": Path(job.path).name,
+            "cell": cell.id,
+            "path": shard.name,
             "images": result.images,
-            "copied": stop - job.start - result.images,
-            "evaluations": result.images * job.nfe if result.evaluations is None else result.evaluations,
+            "copied": stop - shard.start - result.images,
+            "evaluations": result.images * cell.nfe if result.evaluations is None else result.evaluations,
             "seconds": round(result.seconds, 4),
             "committed": first_copy or result.created_file,
             "own": result.created_file,
         }
-        if job.latents_of is not None and result.evaluations == 0:
+        if result.evaluations == 0 and isinstance(job := task.job, SampleJob) and job.latents_of is not None:
             folder = Path(job.latents_of).parent.name
             fields["latents_of"] = folder.rsplit("-", 1)[-1]  # the cell whose makers made these too
         return Event("shard", fields)

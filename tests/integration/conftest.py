@@ -1,5 +1,6 @@
 import os
 import secrets
+from pathlib import Path
 
 from buckets import ENVIRONMENT
 
@@ -10,11 +11,11 @@ os.environ.update(
     RAY_AUTH_TOKEN=secrets.token_hex(32),
     RAY_USAGE_STATS_ENABLED="0",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",  # in place of 2: how soon an end or a death is noticed
+    PYTHONPATH=os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),  # napping.py
 )
 
 import fcntl
 import shutil
-from pathlib import Path
 
 import pytest
 from command import write_config, write_folder

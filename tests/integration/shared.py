@@ -17,6 +17,7 @@ import pytest
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli.main import main
 from taugrid.orchestrator.dispatch import cluster, pool
 
@@ -108,6 +109,7 @@ def taugrid(*arguments: object, code: int = 0, workers: type[pool.Pool] = KeptPo
             mock.patch.object(sys, "argv", ["taugrid", *map(str, arguments)]),
             mock.patch.object(cluster, "connected", connected),
             mock.patch.object(pool, "Pool", workers),
+            mock.patch.object(ending, "GRACE_SECONDS", 86_400.0),  # after which a process that has failed is ended
             redirect_stdout(out),
             redirect_stderr(err),
         ):

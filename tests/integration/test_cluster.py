@@ -183,7 +183,10 @@ def test_an_incomplete_run_is_4(at, mine):
     assert "working_dir_files" in imported_from(mine)[0]
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_run_that_the_cluster_can_not_do_is_2(at, mine):
+    """In short: a job with another taugrid ends with 2 and its line comes back."""
     nowhere = ("--set", "data={name: folder, root: /nowhere, shape: [1, 8, 8]}", "--set", "model={unet: {}}")
     done = taugrid("submit", "mine.yaml", "--out", mine / "run", *nowhere, *at, code=2)
     assert "/nowhere" in done.stdout

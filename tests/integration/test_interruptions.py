@@ -106,14 +106,13 @@ def test_a_killed_driver_leaves_what_the_same_command_ends(slow, undisturbed, ro
     finish_and_compare(slow, root, undisturbed)
 
 
-def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path, monkeypatch):
+def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path):
     """A cell of one shard of 40 seconds on any machine: what was sampled before Ctrl-C is not sampled again.
 
     On the way: the cluster listens on loopback alone, and its token is in memory alone.
     """
     token = Path.home() / ".ray/auth_token"
     before = token.read_bytes() if token.exists() else None
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     calls, weights = tmp_path / "slow", tmp_path / "weights"
     calls.touch()
     weights.touch()
@@ -134,9 +133,8 @@ def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path, monkeypatch):
     assert 16 <= kept < 320
     assert kept % 8 == 0
     taugrid("verify", tmp_path / "run", code=4)
-    for root in ("run", "undisturbed"):  # not in this process, whose workers may be older than the path
-        with Started(tmp_path / "log", "run", config, "--out", tmp_path / root) as run:
-            run.wait(code=0)
+    for root in ("run", "undisturbed"):
+        taugrid("run", config, "--out", tmp_path / root)
     made = [event for event in events(tmp_path / "run") if event["event"] == "shard"]
     assert [(event["images"], event["copied"]) for event in made] == [(320 - kept, kept)]
     assert sample_files(tmp_path / "run") == sample_files(tmp_path / "undisturbed")
