@@ -17,8 +17,7 @@ import pytest
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli.main import main
+from taugrid.orchestrator.cli.main import run_command
 from taugrid.orchestrator.dispatch import cluster, pool
 
 
@@ -109,11 +108,10 @@ def taugrid(*arguments: object, code: int = 0, workers: type[pool.Pool] = KeptPo
             mock.patch.object(sys, "argv", ["taugrid", *map(str, arguments)]),
             mock.patch.object(cluster, "connected", connected),
             mock.patch.object(pool, "Pool", workers),
-            mock.patch.object(ending, "GRACE_SECONDS", 86_400.0),  # after which a process that has failed is ended
             redirect_stdout(out),
             redirect_stderr(err),
         ):
-            main()
+            run_command()
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
     assert end.value.code == code, f"exit {end.value.code}, not {code}\n{out.getvalue()}\n{err.getvalue()}"
