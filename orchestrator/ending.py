@@ -4,8 +4,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NoReturn
 
 import click
@@ -23,7 +21,7 @@ lost = ""
 """What is lost if the driver is interrupted now, for its message."""
 
 hurries = True
-"""Whether the process must end soon after Ctrl-C."""
+"""Whether Ctrl-C and SIGTERM end the process by themselves. Set by a command that handles them itself."""
 
 _is_told = False
 
@@ -36,17 +34,6 @@ def begin() -> None:
 
 def interrupted() -> str:
     return "; ".join(filter(None, ["interrupted", lost, "run the same command again to continue"]))
-
-
-@contextmanager
-def unhurried() -> Iterator[None]:
-    """Within the block, Ctrl-C and SIGTERM do not end the process by themselves: the block handles them."""
-    global hurries
-    hurries = False
-    try:
-        yield
-    finally:
-        hurries = True
 
 
 def stop(reason: str) -> None:
