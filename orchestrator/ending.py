@@ -72,14 +72,18 @@ def stop(failure: str) -> None:
 
 
 def end(reason: object, code: Exit) -> NoReturn:
-    """Print the reason and end the process, without threads that still wait for a store after `GRACE_SECONDS`."""
+    """Print the reason and exit."""
     global _is_told
     _is_told = True
     click.echo(f"taugrid: {reason}", err=True)
+    sys.exit(code)
+
+
+def soon(code: int) -> None:
+    """End the process after `GRACE_SECONDS`, whatever its threads wait for: Python would join them first."""
     timer = threading.Timer(GRACE_SECONDS, os._exit, [code])
     timer.daemon = True
     timer.start()
-    sys.exit(code)
 
 
 def leave() -> NoReturn:

@@ -94,6 +94,16 @@ def _print_whatever_the_locale() -> None:
 
 
 def main() -> NoReturn:
+    """Run a command as the whole of a process. Once it has failed, nothing holds the process for long."""
+    try:
+        run_command()
+    except BaseException as end:
+        if code := end.code if isinstance(end, SystemExit) else Exit.FAILED:
+            ending.soon(code if isinstance(code, int) else Exit.FAILED)
+        raise
+
+
+def run_command() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
     _print_whatever_the_locale()
     if "_TAUGRID_COMPLETE" in os.environ:

@@ -17,7 +17,7 @@ import pytest
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from taugrid.orchestrator.cli.main import main
+from taugrid.orchestrator.cli.main import run_command
 from taugrid.orchestrator.dispatch import cluster, pool
 
 
@@ -111,7 +111,7 @@ def taugrid(*arguments: object, code: int = 0, workers: type[pool.Pool] = KeptPo
             redirect_stdout(out),
             redirect_stderr(err),
         ):
-            main()
+            run_command()
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
     assert end.value.code == code, f"exit {end.value.code}, not {code}\n{out.getvalue()}\n{err.getvalue()}"

@@ -554,12 +554,17 @@ def test_a_driver_that_ends_by_force_shows_the_cursor_again():
 
 @pytest.mark.parametrize(
     ("ends", "code", "said"),
-    [("raise RunFailed('planted')", 1, "planted"), ("signal.raise_signal(signal.SIGINT)", 130, "interrupted")],
+    [
+        ("raise RunFailed('planted')", 1, "taugrid: planted"),
+        ("signal.raise_signal(signal.SIGINT)", 130, "taugrid: interrupted"),
+        ("sys.exit(4)", 4, ""),
+        ("raise OSError('a bug')", 1, "Traceback"),
+    ],
 )
 def test_a_command_that_has_ended_waits_for_no_thread_and_says_why_once(ends, code, said):
-    """Python joins threads at its exit. Planted once: `end` without its timer, and `leave` without `_is_told`."""
+    """Python joins threads at its exit. Planted once: `main` without `soon`, and `leave` without `_is_told`."""
     program = f"""
-import signal, threading, time
+import signal, sys, threading, time
 from taugrid.errors import RunFailed
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import main
@@ -572,8 +577,26 @@ main.main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == code
-    [line] = done.stderr.splitlines()
-    assert line.startswith(f"taugrid: {said}")
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("taugrid: ") == said.startswith("taugrid"), "said once"
+
+
+def test_a_process_that_runs_a_command_of_many_goes_on():
+    """Tests do, and share Ray. Planted once: `soon` in `end`."""
+    program = """
+import sys, time
+from taugrid.orchestrator import ending
+from taugrid.orchestrator.cli import main
+ending.GRACE_SECONDS = 0.1
+sys.argv = ["taugrid", "status", "nothing"]
+try:
+    main.run_command()
+except SystemExit as end:
+    time.sleep(1)
+    print("goes on after", int(end.code))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "goes on after 2\n"
 
 
 def test_messages_count_as_people_do():
