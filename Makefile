@@ -16,9 +16,11 @@ test: $(STAMP)            ## lint, types and tests, side by side
 	@$(MAKE) --no-print-directory --jobs=3 lint types pytest
 
 # Two processes, a file of tests each; Ray's starts leave a core idle at times, which mypy takes.
+# tests/conftest.py gives them an order in which one computes while the other waits for Ray.
+# Without bytecode, each of hundreds of processes that tests start would compile taugrid anew.
 # xdist gives a test whose process ended to the next process, again and again: two are enough to see it.
 pytest: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -186,7 +186,30 @@ def pytest_report_header(config):
     return f"chaos: seed {config.getoption('--seed')}" if config.getoption("--long") else None
 
 
+UNITS_FOR_ONE_OF_RAY = 6
+
+
+def interleaved(items):
+    """The same tests, so that while one of two processes waits for Ray, the other computes, until Ray is done.
+
+    Each file with other tests than those of tests/unit is followed by files that take about as long.
+    """
+    files = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    units = [path for path in files if path.is_relative_to(UNIT)]
+    others = [path for path in files if not path.is_relative_to(UNIT)]
+    others.sort(key=lambda path: all(item.get_closest_marker("slow") for item in files[path]))  # skipped: last
+    order = []
+    for i, path in enumerate(others):
+        order += [path, *units[i * UNITS_FOR_ONE_OF_RAY : (i + 1) * UNITS_FOR_ONE_OF_RAY]]
+    order += units[len(others) * UNITS_FOR_ONE_OF_RAY :]
+    return [item for path in order for item in files[path]]
+
+
 def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # a process of xdist, which gives out files in this order
+        items[:] = interleaved(items)
     for module in {item.getparent(pytest.Module) for item in items}:
         if module.path.is_relative_to(UNIT):
             module.add_marker(pytest.mark.timeout(UNIT_SECONDS))

@@ -331,6 +331,7 @@ class Loop:
         self._events.note(name, **fields, **given_back, worker=worker, node=info.node, device=info.device)
         if first_copy and found is not None:
             self._new.append(found)
+        if key in self._dispatcher.done:
             self._shards.done(key)
 
     def _failed(self, failure: Failed) -> None:
