@@ -66,7 +66,6 @@ def _interruptible() -> Iterator[None]:
     Python hears a signal only between two of its instructions, and Ray's C++ waits for half a minute for servers that
     died of the same signal. What is on disk is whole at any time, so ending without a farewell loses nothing.
     """
-    ending.begin()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     heard, wakes = socket.socketpair()
     wakes.setblocking(False)
@@ -96,7 +95,8 @@ def _print_whatever_the_locale() -> None:
 def main() -> NoReturn:
     """Run a command as the whole of a process, which ends `ending.GRACE_SECONDS` after a failure at the latest."""
     try:
-        run_command()
+        with _interruptible():
+            run_command()
     except BaseException as end:
         if code := end.code if isinstance(end, SystemExit) else Exit.FAILED:
             timer = threading.Timer(ending.GRACE_SECONDS, os._exit, [code])  # Python joins all threads at its exit
@@ -107,13 +107,14 @@ def main() -> NoReturn:
 
 def run_command() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
+    ending.begin()
     _print_whatever_the_locale()
     if "_TAUGRID_COMPLETE" in os.environ:
         from taugrid.orchestrator.cli.text.completion import answer
 
         answer(cli)
     try:
-        with _interruptible(), user_errors():
+        with user_errors():
             cli.main(prog_name="taugrid", standalone_mode=False)
     except click.ClickException as error:
         error.show()
