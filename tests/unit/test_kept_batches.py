@@ -79,7 +79,6 @@ def interrupted(tmp_path, monkeypatch):
     def run(batches):
         monkeypatch.setattr(Interrupted, "batches", batches)
         storage = LocalStorage(tmp_path / "run")
-        ending.begin()
         with small_run(tmp_path, ONE_SHARD) as opened:
             with monkeypatch.context() as patch:
                 patch.setattr(pool, "Pool", Interrupted)
@@ -87,6 +86,7 @@ def interrupted(tmp_path, monkeypatch):
                     drive(opened, tmp_path / "run", storage)
             return opened, storage, ending.interrupted()
 
+    ending.begin()
     yield run
     ending.begin()
 
@@ -134,7 +134,7 @@ def test_a_shard_that_ends_meanwhile_is_done(interrupted, tmp_path):
 
 def test_a_driver_that_lost_its_directory_keeps_nothing(interrupted, tmp_path, monkeypatch):
     """The directory is another driver's by then."""
-    monkeypatch.setattr(ending, "fails", lambda: True)
+    monkeypatch.setattr(ending, "failure", "taken over")
     assert interrupted(2)[2] == "interrupted; run the same command again to continue"
     assert not list((tmp_path / "run/samples").glob("*/part-*.parquet"))
 

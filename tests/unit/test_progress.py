@@ -562,7 +562,7 @@ def test_a_driver_that_ends_by_force_shows_the_cursor_again():
     ],
 )
 def test_a_command_that_has_ended_waits_for_no_thread_and_says_why_once(ends, code, said):
-    """Python joins threads at its exit. Planted once: `main` without `soon`, and `leave` without `_is_told`."""
+    """Python joins threads at its exit. Planted once: `main` without its timer, and `leave` without `_is_told`."""
     program = f"""
 import signal, sys, threading, time
 from taugrid.errors import RunFailed
@@ -582,7 +582,7 @@ main.main()
 
 
 def test_a_process_that_runs_a_command_of_many_goes_on():
-    """Tests do, and share Ray. Planted once: `soon` in `end`."""
+    """Tests do, and share Ray. Planted once: the timer in `end`."""
     program = """
 import sys, time
 from taugrid.orchestrator import ending
