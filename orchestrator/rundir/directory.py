@@ -77,9 +77,6 @@ class RemovedImages(Paths):
         except (FileNotFoundError, NotADirectoryError, DamagedFile):
             return None
 
-    def has_removed_images(self, cell: Cell) -> bool:
-        return self.storage.exists(self.removal_record(cell))
-
     def removed_digests(self, cell: Cell) -> NDArray[np.int64] | None:
         """(N,), the hashes of a cell's decoded images, from its record; None if there is none."""
         if self.removed_images(cell) is None:

@@ -184,13 +184,8 @@ class Survey:
         missing = [
             number
             for number, (start, stop) in enumerate(parts)
-            if not self.rundir.has_intact_file(
-                paths[number],
-                stop,
-                self.on_damage,
-                start,
-                expected,
-                there if number else None,  # looked at above
+            if not self.rundir.has_intact_file(  # the first was looked at above
+                paths[number], stop, self.on_damage, start, expected, there if number else None
             )
         ]
         return ReferenceState(paths, tuple(missing))
