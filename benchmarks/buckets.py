@@ -147,7 +147,7 @@ class Remote:
     def close(self) -> dict[str, Any]:
         """Ends the workers. Returns the median, 99 % quantile and largest of the seconds of each lap, and failures."""
         self._jobs.put(None)
-        while not isinstance(said := self._results.get(), dict):
+        while not isinstance(said := self._results.get(timeout=60.0), dict):
             pass
         self._process.join()
         return said

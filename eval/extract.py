@@ -81,7 +81,8 @@ def run(job: ExtractJob, device: Device) -> Result:
             part.write(columns)
             count += len(index)
         created = part.commit_over(job.replaces)
-    return Result(time.perf_counter() - began, count, created, part=part.content, conflict=part.conflict)
+    seconds = time.perf_counter() - began
+    return Result(seconds, count, created, size=part.size, part=part.content, conflict=part.conflict)
 
 
 def _begun(

@@ -42,13 +42,11 @@ from taugrid.orchestrator.trackers import background
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.growing import Growth, Until
 from taugrid.orchestrator.work.kind import KindResult, WorkKind
-from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import replacing, write_json, write_text
 from taugrid.words import counted, with_urls
 from taugrid.workers.data.labels import load_labels
 from taugrid.workers.data.load import load_images
-from taugrid.workers.importing import uncollected
 from taugrid.workers.training import fit
 
 if TYPE_CHECKING:
@@ -372,8 +370,7 @@ class Session:
 
     def _work(self, kinds: Sequence[WorkKind], part: Plan) -> dict[str, str]:
         """Do what is missing of `part`, if anything. Returns cell name -> reason for what could not be done."""
-        with uncollected():
-            tasks = {task.key: task for kind in kinds for task in kind.tasks()}
+        tasks = {task.key: task for kind in kinds for task in kind.tasks()}
         problems: dict[str, str] = {}
         summary = SessionSummary(self.run, part, self._scoring, tasks)
         self._progress.expect(summary)
@@ -398,7 +395,7 @@ class Session:
         cluster_config, embedded = self.config.cluster, self._address == "local"
         max_workers = capacity.embedded_workers(cluster_config) if embedded else cluster_config.workers
         workers = min(max_workers, len(tasks)) if embedded and max_workers else max_workers
-        samples = any(task.kind == SampleWork.name for task in tasks.values())
+        samples = any(task.kind == "sample" for task in tasks.values())
         if samples and max_workers:
             warning = too_few_shards(self.selected, max_workers, any(self.rundir.committed_cells()))
             if warning is not None:

@@ -28,7 +28,7 @@ class Task:
     cell: "Cell | None" = field(default=None, compare=False)
     """The cell that it belongs to; None: it computes the reference statistics, which all cells need."""
     given: "Job | Callable[[Task], Job] | None" = field(default=None, compare=False)
-    """The job, or what makes it once it is needed: of millions of tasks few are in flight. None: see `job`."""
+    """The job, or what makes it once it is needed: of millions of tasks few are in flight."""
 
     @property
     def job(self) -> "Job | None":

@@ -164,7 +164,7 @@ class Result:
     """False if the file already existed."""
     _: KW_ONLY
     size: int | None = None
-    """Bytes of the job's file on the worker's node; the driver must find the same size. None in a bucket."""
+    """Bytes of the job's file on the worker's node; the driver must find the same size. None: not known."""
     conflict: str | None = None
     """What the file that existed already is or has, if it is not what was made now (`PartWriter.conflict`)."""
     evaluations: int | None = None

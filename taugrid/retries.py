@@ -1,6 +1,7 @@
 """The one policy for what is tried again: a few attempts, with growing pauses between them."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -9,7 +10,10 @@ from taugrid.errors import TRANSIENT
 T = TypeVar("T")
 
 over = threading.Event()
-"""Set once a run has ended by an error: what it still writes is tried at once, and nothing waits any more."""
+"""Set once a run has ended by an error: it does not wait for a store any more. Each run of a process has its own, but
+of two at a time, either's end is both's."""
+
+NEVER = threading.Event()
 
 DISK_PAUSES = (0.1, 0.4, 1.6)
 """The mean pauses in seconds before a call of the file system is tried again."""
@@ -25,7 +29,11 @@ def retried(call: Callable[[], T]) -> T:
 
 
 def try_again(
-    call: Callable[[], T], pauses: Sequence[float], may_pass: Callable[[BaseException], bool], patience: float = 0.0
+    call: Callable[[], T],
+    pauses: Sequence[float],
+    may_pass: Callable[[BaseException], bool],
+    patience: float = 0.0,
+    ended: threading.Event = NEVER,
 ) -> T:
     """The value of `call`, from one attempt more than there are `pauses`; then its last error is raised.
 
@@ -36,7 +44,9 @@ def try_again(
         pauses: mean seconds before the second attempt, the third and so on.
         may_pass: whether the same call may succeed after this error. Others are raised at once.
         patience: there are more attempts, with pauses like the last one, until this many seconds have passed.
+        ended: once it is set, there are no pauses, and three attempts at most, of which none begins after a second.
     """
+    soon = time.monotonic() + 1.0
     try:
         return call()
     except Exception as error:
@@ -44,7 +54,6 @@ def try_again(
             raise
         failed = [error]
 
-    ended = over  # of this run: the next one has its own
     # Loaded by the first failure: importing it takes longer than most commands' work, and its bookkeeping than `stat`.
     from tenacity import Retrying, retry_if_exception, wait_chain, wait_random
     from tenacity.nap import sleep_using_event
@@ -57,9 +66,9 @@ def try_again(
 
     return Retrying(
         stop=(stop_after_attempt(len(pauses) + 1) & stop_after_delay(patience))
-        | (stop_when_event_set(ended) & (stop_after_attempt(3) | stop_after_delay(1.0))),
+        | (stop_when_event_set(ended) & stop_after_attempt(3)),
         sleep=sleep_using_event(ended),
         wait=wait_chain(*(wait_random(0.5 * seconds, 1.5 * seconds) for seconds in pauses)),
-        retry=retry_if_exception(may_pass),
+        retry=retry_if_exception(lambda error: may_pass(error) and not (ended.is_set() and time.monotonic() > soon)),
         reraise=True,
     )(attempt)

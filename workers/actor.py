@@ -173,9 +173,9 @@ class Worker(HeartbeatActor):
         try:
             with heartbeat.forwarded_to(device.alive), self._guard_accelerator():
                 result = run_in_memory(job, device)
-            if job.storage.on_disk:
+            if result.size is None and job.storage.on_disk:  # a bucket is the same from everywhere
                 return replace(result, size=job.storage.stat(Path(job.path)).size)
-            return result  # a bucket is the same from everywhere, and its files are whole
+            return result
         except FileNotFoundError:
             job.check_run()  # a folder that vanished meanwhile is the node's fault, not the job's
             raise

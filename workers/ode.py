@@ -138,7 +138,7 @@ def reconstruct_shard(
             first_row += len(batch)
         computed()
         created = part.commit_over(job.replaces)
-    return Result(seconds, len(originals), created, part=part.content, conflict=part.conflict)
+    return Result(seconds, len(originals), created, size=part.size, part=part.content, conflict=part.conflict)
 
 
 def interpolate_cell(
@@ -174,7 +174,7 @@ def interpolate_cell(
             first_row += len(pixels)
         computed()
         created = part.commit(replace=False)
-    return Result(seconds, len(x_T), created, part=part.content, conflict=part.conflict)
+    return Result(seconds, len(x_T), created, size=part.size, part=part.content, conflict=part.conflict)
 
 
 def points(job: InterpolateJob, device: str) -> "Tensor":

@@ -200,7 +200,7 @@ def sample_shard(
         created = part.commit_over(job.replaces)
     if last_sampled is not None and sampled:
         last_sampled.add(job.path, part.digest, pixels.row_groups(job.start, writer.counts, sampled))
-    return Result(clock.seconds, stop - first_new, created, part=part.content, conflict=part.conflict)
+    return Result(clock.seconds, stop - first_new, created, size=part.size, part=part.content, conflict=part.conflict)
 
 
 def _transfers(

@@ -156,14 +156,15 @@ def _follow(jobs: "Jobs", job: str, as_json: bool) -> NoReturn:
     def terminated(*_: object) -> NoReturn:
         raise Terminated
 
-    with ending.unhurried():
-        before = signal.signal(signal.SIGTERM, terminated)
-        try:
-            ended = follow(jobs, job, lambda text: click.echo(text, nl=False, err=as_json))
-        except KeyboardInterrupt as heard:
-            _interrupted(jobs, job, asks=not isinstance(heard, Terminated))
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    ending.hurries = False
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        ended = follow(jobs, job, lambda text: click.echo(text, nl=False, err=as_json))
+    except KeyboardInterrupt as heard:
+        _interrupted(jobs, job, asks=not isinstance(heard, Terminated))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        ending.hurries = True
     if as_json:
         print_value(_as_json(jobs, ended), as_json, str)
     code = exit_code(ended)

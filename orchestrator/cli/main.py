@@ -66,7 +66,6 @@ def _interruptible() -> Iterator[None]:
     Python hears a signal only between two of its instructions, and Ray's C++ waits for half a minute for servers that
     died of the same signal. What is on disk is whole at any time, so ending without a farewell loses nothing.
     """
-    ending.begin()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     heard, wakes = socket.socketpair()
     wakes.setblocking(False)
@@ -74,7 +73,7 @@ def _interruptible() -> Iterator[None]:
 
     def watch() -> None:
         while number := heard.recv(1):
-            if number[0] in (signal.SIGINT, signal.SIGTERM) and ending.hurries():
+            if number[0] in (signal.SIGINT, signal.SIGTERM) and ending.hurries:
                 time.sleep(ending.GRACE_SECONDS)
                 ending.leave()
 
@@ -94,35 +93,36 @@ def _print_whatever_the_locale() -> None:
 
 
 def main() -> NoReturn:
-    """Run a command as the whole of a process. Once it has failed, nothing holds the process for long."""
+    """Run a command as the whole of a process, which ends `ending.GRACE_SECONDS` after a failure at the latest."""
     try:
-        run_command()
+        with _interruptible():
+            run_command()
     except BaseException as end:
         if code := end.code if isinstance(end, SystemExit) else Exit.FAILED:
-            ending.soon(code if isinstance(code, int) else Exit.FAILED)
+            timer = threading.Timer(ending.GRACE_SECONDS, os._exit, [code])  # Python joins all threads at its exit
+            timer.daemon = True
+            timer.start()
         raise
 
 
 def run_command() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
+    ending.begin()
     _print_whatever_the_locale()
     if "_TAUGRID_COMPLETE" in os.environ:
         from taugrid.orchestrator.cli.text.completion import answer
 
         answer(cli)
     try:
-        with _interruptible(), user_errors():
+        with user_errors():
             cli.main(prog_name="taugrid", standalone_mode=False)
-        sys.exit(Exit.DONE)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except UserError as error:
-        ending.end(error, Exit.USAGE)
-    except RunFailed as error:
-        ending.end(error, Exit.FAILED)
+    except (UserError, RunFailed) as error:
+        ending.end(error, Exit.USAGE if isinstance(error, UserError) else Exit.FAILED)
     except BrokenPipeError:  # of what goes on for ever, such as `logs --follow`
         discard_output()
-        sys.exit(Exit.DONE)
     except (KeyboardInterrupt, click.Abort):
         ending.end(ending.interrupted(), Exit.INTERRUPTED)
+    sys.exit(Exit.DONE)

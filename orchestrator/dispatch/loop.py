@@ -115,7 +115,7 @@ class Loop:
             while not self._dispatcher.finished:
                 self._turn()
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and not ending.fails():
+            if isinstance(error, KeyboardInterrupt) and ending.failure is None:
                 with suppress(Exception):  # it may have come in the middle of anything, and must end the run
                     self._commit_partial_shards()
             retries.over.set()  # the threads of `_looking` stop, too
@@ -133,7 +133,7 @@ class Loop:
         """Have workers commit the complete batches of their shards; `ending` tells what is lost."""
         now = time.monotonic()
         shards = dict(self._shards.in_progress(now))
-        ending.set_loss_message(interruption(shards.values()))
+        ending.lost = interruption(shards.values())
         ended = {event.key for event in self._received if isinstance(event, Done | Failed)}
         waited_for = shards.keys() & {*self._pool.stop(), *ended} if shards else set()
         while waited_for and (left := now + KEEP_SECONDS - time.monotonic()) > 0:
@@ -146,7 +146,7 @@ class Loop:
                         if isinstance(event, Done):
                             self._record(*event)
                             shards[event.key] = shards[event.key]._replace(kept=event.result.images)
-        ending.set_loss_message(interruption(shards.values()))
+        ending.lost = interruption(shards.values())
 
     def _turn(self) -> None:
         """Handle the events since the last turn, and give tasks to idle workers."""
@@ -331,6 +331,7 @@ class Loop:
         self._events.note(name, **fields, **given_back, worker=worker, node=info.node, device=info.device)
         if first_copy and found is not None:
             self._new.append(found)
+        if key in self._dispatcher.done:
             self._shards.done(key)
 
     def _failed(self, failure: Failed) -> None:

@@ -32,7 +32,7 @@ class InProgress(NamedTuple):
 
 
 class PartialShards:
-    """The parts of a run's shards that are there, and those in flight."""
+    """The jobs of the tasks in flight; those of shards that were given back do the rest."""
 
     def __init__(self, tasks: Mapping[str, Task], in_flight: InFlight) -> None:
         self._tasks, self._in_flight = tasks, in_flight
@@ -49,7 +49,7 @@ class PartialShards:
 
     def done(self, key: str) -> None:
         """A task's job is needed no longer."""
-        del self._jobs[key]
+        self._jobs.pop(key, None)
 
     def keep(self, key: str, result: Result, found: Committed | None) -> bool:
         """Whether a shard's worker was stopped after some of its batches: the next job continues from them.
@@ -60,7 +60,8 @@ class PartialShards:
         if not isinstance(job, SampleJob) or part is None or part.stop >= job.stop:
             return False
         if found is not None:
-            in_batches = (part.stop - job.start) // job.settings.batch_size * job.settings.batch_size
+            stop = max(part.stop, min(found.part.stop, job.stop - 1) if found.part else 0)
+            in_batches = (stop - job.start) // job.settings.batch_size * job.settings.batch_size
             self._jobs[key] = replace(job, kept=in_batches, replaces=found.version)
         return True
 

@@ -325,7 +325,7 @@ class TrainingScheduler:
             with suppress(Empty), self._others_go_on():
                 self._end(self._ended.get(timeout=POLL_SECONDS))
         self._progress.end()
-        ending.set_loss_message("")
+        ending.lost = ""
         if self._to_change is not None:
             raise self._to_change
         return self._failed
@@ -417,9 +417,7 @@ class TrainingScheduler:
             self._progress.begin(name, sum(training.steps for training in self._all), "steps", waits=True)
 
     def _show(self) -> None:
-        ending.set_loss_message(
-            listed([lost for training in self._under_way if (lost := training.at_stake)], 3, "training", "; ")
-        )
+        ending.lost = listed([lost for training in self._under_way if (lost := training.at_stake)], 3, "training", "; ")
         running = {training.model.called: training.at for training in self._under_way if training.has_begun}
         progress = {called: at for called, at in running.items() if at is not None}
         if progress:

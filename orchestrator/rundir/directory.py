@@ -22,7 +22,7 @@ from taugrid.hashing import canonical_json
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.rundir.lease import Lease, sole_driver
-from taugrid.orchestrator.rundir.ledger import Ledger
+from taugrid.orchestrator.rundir.ledger import DAMAGED, Ledger
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.rundir.models import ModelRecords
 from taugrid.orchestrator.rundir.paths import Paths
@@ -76,9 +76,6 @@ class RemovedImages(Paths):
             return parquet.inspect(self.removal_record(cell), storage=self.storage)
         except (FileNotFoundError, NotADirectoryError, DamagedFile):
             return None
-
-    def has_removed_images(self, cell: Cell) -> bool:
-        return self.storage.exists(self.removal_record(cell))
 
     def removed_digests(self, cell: Cell) -> NDArray[np.int64] | None:
         """(N,), the hashes of a cell's decoded images, from its record; None if there is none."""
@@ -309,6 +306,8 @@ class RunDir(RemovedImages, ModelRecords):
         try:
             part = self.ledger.find(path, version)
             if part is None:
+                if not every_byte and self.ledger.find(path, DAMAGED + version):
+                    raise DamagedFile("`verify` found damage in it")
                 part = parquet.inspect(path, every_byte, self.storage)
                 if every_byte:
                     self.ledger.add(path, version, part)

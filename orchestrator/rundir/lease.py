@@ -132,9 +132,9 @@ class Lease:
         """Release the lease, if it is still held."""
         if self._session in _held:
             self._ended.set()
-            self._thread.join(HEARTBEAT_SECONDS)
             _held.discard(self._session)
-            with suppress(OSError):  # a lease that can't be deleted expires
+            self._thread.join(1.0)  # a silent store may hold it for longer
+            with suppress(OSError):  # a lease that stays expires
                 if self._is_held():
                     self._storage.delete(self._path)
 
@@ -225,9 +225,11 @@ def sole_driver(
             raise
         raise RunFailed(lease.loss) from None
     finally:
-        lease.release()
-        end_session(run.storage)
-        retries.over = threading.Event()
+        try:
+            lease.release()
+        finally:  # a store that is silent takes seconds, in which people press Ctrl-C again
+            end_session(run.storage)
+            retries.over = threading.Event()
 
 
 def _not_writable(run: Paths, error: OSError) -> UserError:

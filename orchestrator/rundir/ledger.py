@@ -5,7 +5,7 @@ version has changed, or its line is torn, changed or gone. Only the driver that 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -16,6 +16,9 @@ from taugrid.storage import Storage, pieces, read_all, replacing, write_text
 
 CHECK_DIGITS = 12
 """Hex digits of the hash of a line, at its end."""
+
+DAMAGED = "damaged "
+"""Before the version of a file that `verify` found damaged: no file has such a version, so a run reads it again."""
 
 MAX_SUPERSEDED = 1_000
 """The number of superseded lines above which the ledger is rewritten."""
@@ -49,13 +52,12 @@ class Ledger:
         if self._to_rewrite:
             # An object store is not asked which files are gone: 100,000 requests would take an hour.
             stays = self._storage.exists if self._storage.on_disk else lambda path: True
-            entries = [(name, entry) for name, entry in self._load().items() if stays(self._root / name)]
-            self._rewrite("".join(_line(name, entry) for name, entry in entries))
+            self._rewrite((name, entry) for name, entry in self._load().items() if stays(self._root / name))
 
-    def _rewrite(self, text: str) -> None:
+    def _rewrite(self, entries: Iterable[tuple[str, LedgerEntry]]) -> None:
         later = [piece for piece in pieces(self._storage, self._path) if piece != self._path]
         with replacing(self._path, self._storage) as temporary:
-            write_text(temporary, text)
+            write_text(temporary, "".join(_line(*entry) for entry in entries))
         for piece in later:
             self._storage.delete(piece)
 
@@ -63,14 +65,10 @@ class Ledger:
         """Forget all entries, in this process only, so that all files are read."""
         self._entries = {}
 
-    def forget(self) -> None:
-        """Empty the ledger on disk, so that the next command reads all files."""
-        self._rewrite("")
-
-    def is_forgotten(self) -> bool:
-        """Whether it was emptied, and no file was read since."""
-        sizes = [stat.size for stat in self._storage.stats(self._root, f"{self._path.name}*").values()]
-        return bool(sizes) and not any(sizes)
+    def forget(self, damaged: Mapping[Path, str]) -> None:
+        """Keep nothing on disk but the versions of the `damaged` files, so that the next run reads all files."""
+        nothing = PartSummary(0, 0, {})
+        self._rewrite((self._name(path), LedgerEntry(DAMAGED + seen, nothing)) for path, seen in damaged.items())
 
     def unreadable_lines(self) -> int:
         """The number of damaged lines on disk, except a last one that a kill cut short."""

@@ -15,6 +15,7 @@ from taugrid.orchestrator.report.reported import FILE as REPORTED
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.lease import Lease
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.view.verify import NOT_SAMPLED, NOT_SCORED, NOT_TRAINED, Verified
 from taugrid.orchestrator.work import work_kinds
 from taugrid.run_id import FILE as RUN_FILE
@@ -199,7 +200,7 @@ class Diagnosis:
         intact = "everything is intact" if scored and not lacking else "what is there is intact"
         intact += "" if scored else "; no cell is scored"
         verdict = f"{counted(len(self.damaged), 'problem')} found" if self.damaged else intact
-        removed = sum(self.run.rundir.has_removed_images(cell) for cell in self.run.plan.cells)
+        removed = sum(map(Listing(self.run.rundir).has_removed_images, self.run.plan.cells))
         of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""
         return f"{counted(self.images, 'image')} decoded{of_removed}; {verdict}"
 

@@ -9,7 +9,7 @@ from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.report.trainings import describe_models, training_price
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.grown import at
@@ -21,8 +21,6 @@ from taugrid.orchestrator.work.sample import images_to_keep
 
 PNG_OVERHEAD_BYTES = 200
 """Upper bound on an image's bytes beyond raw pixels: PNG's chunks, a row's share of Parquet's columns and pages."""
-
-FORGOTTEN = "`verify` found damage: until the next `run` has read all files again, damaged ones may count as done here"
 
 
 def describe_status(run: Run) -> dict[str, Any]:
@@ -63,7 +61,7 @@ def describe(run: Run) -> dict[str, Any]:
         "remarks": [
             *plan.remarks,
             *without_latents(plan, rundir),
-            *filter(None, [orphans_in_words(run.config, plan, rundir), rundir.ledger.is_forgotten() and FORGOTTEN]),
+            *filter(None, [orphans_in_words(run.config, plan, rundir)]),
         ],
         "bytes_at_most": sum(
             cell.settings.num_samples * (prod(cell.model.image_shape) + PNG_OVERHEAD_BYTES + latent_bytes(cell))
@@ -76,10 +74,11 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores, listing: Listing) -> dict[str, Any]:
-    done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None, listing=listing)
+    damages: list[Damage] = []
+    done = rundir.sampled(cell, None, every_byte=False, on_damage=damages.append, listing=listing)
     is_done, images_done = len(done) == cell.num_shards, cell.settings.num_samples
     if not is_done:
-        there = listing.samples(cell.name)
+        there = listing.samples(cell.name).keys() - {damage.path.name for damage in damages}
         begun = [shard for shard in cell.shards if shard.number in done or shard.name in there] if done or there else []
         images_done = sum(s.images if s.number in done else images_to_keep(rundir, cell, s) for s in begun)
     return {

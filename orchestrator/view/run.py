@@ -20,7 +20,7 @@ from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.listing import PARTS
+from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.orchestrator.selection import find_cell, whole_numbers
 from taugrid.orchestrator.view.inspection import describe_status
 from taugrid.orchestrator.view.tables import Tables
@@ -140,7 +140,7 @@ class CellView:
     def _way_to_features(self) -> str:
         """How to have missing features extracted: that is done for a score that is not there yet."""
         rundir = self._rundir
-        if rundir.has_removed_images(self._cell):
+        if Listing(rundir).has_removed_images(self._cell):
             record = rundir.relative(rundir.removal_record(self._cell))
             return f"its images were removed; delete {record} and run again"
         command = f"`taugrid evaluate {rundir.shown} --set evaluate.keep_features=true`"
@@ -151,7 +151,7 @@ class CellView:
 
     def _require(self, path: Path) -> Path:
         """`path`, if it is there; `UserError` saying why it is not."""
-        if self._rundir.has_removed_images(self._cell):
+        if Listing(self._rundir).has_removed_images(self._cell):
             record = self._rundir.relative(self._rundir.removal_record(self._cell))
             raise UserError(f"the images of {self.label} were removed; delete {record} and run again")
         if not self._rundir.storage.exists(path):

@@ -74,16 +74,16 @@ def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
 def verify(run: Run, tick: Callable[[int], None]) -> Verified:
     """Re-read every file of a run and decode every image, calling `tick(n)` after n images.
 
-    Missing features are not damage: they are needed only to score, and may be deleted. With damage, the ledger is
-    emptied, so that the next run reads all files; nothing else is changed. Several files are read at a time, since
-    reading, hashing and decoding release Python's lock.
+    Missing features are not damage: they are needed only to score, and may be deleted. With damage, the ledger then
+    names nothing but the damaged files, so that the next run reads all; nothing else is changed. Several files are read
+    at a time, since reading, hashing and decoding release Python's lock.
     """
     run.rundir.ledger.distrust()
     found = dict.fromkeys(_found(run, tick))
     damages = [damage for damage in found if damage.reason not in UNFINISHED]
     if damages:
         with suppress(OSError):  # of a directory that may only be read
-            run.rundir.ledger.forget()
+            run.rundir.ledger.forget({each.path: seen for each in damages if (seen := run.rundir.version(each.path))})
     return Verified(damages, [damage for damage in found if damage.reason in UNFINISHED])
 
 

@@ -14,7 +14,7 @@ from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring, classes_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
-from taugrid.orchestrator.rundir.listing import PARTS, Listing
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.protocol import shown
 from taugrid.registry.metrics import SAMPLED
 
@@ -113,16 +113,15 @@ class Survey:
             metadata: dict[str, Any] | None = self.rundir.sample_metadata(cell)
         except UserError as error:  # the weights are gone, which only matters if images are missing
             gone, metadata = error, None
-        done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=self.on_damage, listing=listing)
+        moved = list[Damage]()
+        done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=moved.append, listing=listing)
+        for damage in moved:
+            self.on_damage(damage)
         if len(done) == cell.num_shards:
             return done
         if gone is not None:
             raise gone
-        if not listing.extractors and not listing.scores(cell):
-            return done  # nothing was computed from its images
-        there = set[str]()
-        if listing.samples(cell.name):  # damaged ones were moved away
-            there = {path.name for path in self.rundir.storage.list(self.rundir.samples / cell.name, PARTS)}
+        there = listing.samples(cell.name).keys() - {damage.path.name for damage in moved}
         vanished = [shard for shard in cell.shards if shard.number not in done and shard.name not in there]
         if vanished:
             self.rundir.forget_derived(cell, vanished, listing)
@@ -185,13 +184,8 @@ class Survey:
         missing = [
             number
             for number, (start, stop) in enumerate(parts)
-            if not self.rundir.has_intact_file(
-                paths[number],
-                stop,
-                self.on_damage,
-                start,
-                expected,
-                there if number else None,  # looked at above
+            if not self.rundir.has_intact_file(  # the first was looked at above
+                paths[number], stop, self.on_damage, start, expected, there if number else None
             )
         ]
         return ReferenceState(paths, tuple(missing))

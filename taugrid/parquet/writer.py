@@ -93,6 +93,8 @@ class PartWriter:
         self._in_order = True
         self.digest = b""
         """The SHA-256 in the seal of the file that was made here, once it is complete."""
+        self.size: int | None = None
+        """The bytes of that file; None: another one is in its place."""
         self.conflict: str | None = None
         """What the file that `commit` kept is or has, if it is not what was made here: the driver judges it."""
         with ExitStack() as removal:  # removes the temporary file on an error, and names it in Arrow's error
@@ -154,6 +156,7 @@ class PartWriter:
     def _close(self) -> None:
         self._writer.close()
         self.digest = write_seal(self._temporary)
+        self.size = retried(self._temporary.stat).st_size
 
     def _replace(self, version: str | None) -> bool:
         return version is not None and self._storage.commit(self._path, self._temporary, version)
@@ -175,6 +178,7 @@ class PartWriter:
 
     def _create(self) -> bool:
         created = self._storage.commit(self._path, self._temporary)
+        self.size = self.size if created else None
         if not created and not is_same(self._path, self._temporary, self._storage):
             self.conflict = self._difference()
         return created

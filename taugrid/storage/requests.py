@@ -226,7 +226,7 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
     from obstore.exceptions import BaseError
 
     bucket = "/".join(url.split("/")[:3])
-    first, starts = time.monotonic(), list[float]()
+    first, starts, ended = time.monotonic(), list[float](), retries.over
     patience = outages.PATIENCE_SECONDS if outages.patient.get() else 0.0
 
     def attempt() -> T:
@@ -236,12 +236,13 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
     def may_pass(error: BaseException) -> bool:
         if not isinstance(error, BaseError) or not (refusal := refusal_in(error)).is_transient:
             return False
-        outages.failed(bucket, starts[-1], first + patience, refusal.shown)
+        if not ended.is_set():
+            outages.failed(bucket, starts[-1], first + patience, refusal.shown)
         return True
 
     answered = True
     try:
-        return retries.try_again(attempt, retries.STORE_PAUSES, may_pass, patience)
+        return retries.try_again(attempt, retries.STORE_PAUSES, may_pass, patience, ended)
     except (BaseError, FileNotFoundError) as error:
         answered = not refusal_in(error).is_transient
         tried = f"{len(starts)} times in {duration(time.monotonic() - first)}"

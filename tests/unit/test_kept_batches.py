@@ -79,7 +79,6 @@ def interrupted(tmp_path, monkeypatch):
     def run(batches):
         monkeypatch.setattr(Interrupted, "batches", batches)
         storage = LocalStorage(tmp_path / "run")
-        ending.begin()
         with small_run(tmp_path, ONE_SHARD) as opened:
             with monkeypatch.context() as patch:
                 patch.setattr(pool, "Pool", Interrupted)
@@ -87,6 +86,7 @@ def interrupted(tmp_path, monkeypatch):
                     drive(opened, tmp_path / "run", storage)
             return opened, storage, ending.interrupted()
 
+    ending.begin()
     yield run
     ending.begin()
 
@@ -134,7 +134,7 @@ def test_a_shard_that_ends_meanwhile_is_done(interrupted, tmp_path):
 
 def test_a_driver_that_lost_its_directory_keeps_nothing(interrupted, tmp_path, monkeypatch):
     """The directory is another driver's by then."""
-    monkeypatch.setattr(ending, "fails", lambda: True)
+    monkeypatch.setattr(ending, "failure", "taken over")
     assert interrupted(2)[2] == "interrupted; run the same command again to continue"
     assert not list((tmp_path / "run/samples").glob("*/part-*.parquet"))
 
@@ -170,31 +170,46 @@ def test_a_shard_that_is_given_back_is_not_done_and_goes_on_from_what_is_kept(tm
 
 
 class Copied(TakenAway):
-    """A pool where another worker makes the whole shard too, and commits it `first` or after the stopped one."""
+    """A pool where another worker makes so many batches of the shard too, and commits them `first`, or after it."""
 
-    batches, first = 2, False
+    batches, first, others = 2, False, 5
 
     def submit(self, worker, job, key):
         copies = key.startswith("sample/") and not self.stopped
         if copies and self.first:
-            self._worker.do(job)
+            self._copy(job)
         super().submit(worker, job, key)
         if copies and not self.first:
-            assert self._worker.do(job).created_file
+            assert self._copy(job).created_file
         if copies:
-            assert parquet.inspect(Path(job.path), storage=job.storage).stop == job.stop
+            assert parquet.inspect(Path(job.path), storage=job.storage).stop == min(10 * self.others, job.stop)
+
+    def _copy(self, job):
+        with stopped_after(self._worker, self.others):
+            result = self._worker.do(job)
+        self._worker._device.stop_requested = False
+        return result
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_a_part_never_takes_the_place_of_a_whole_copy(tmp_path, monkeypatch, first):
+@pytest.mark.parametrize(
+    ("images", "first", "others", "place"),
+    [(45, True, 5, ""), (45, False, 5, ""), (45, True, 4, ""), (40, False, 4, ""), (45, False, 5, "s3")],
+)
+def test_a_part_never_takes_the_place_of_a_longer_copy(request, tmp_path, monkeypatch, images, first, others, place):
+    """Nor are those of its whole batches that the part lacks made again. In a bucket, only the size tells the two."""
+    root, storage = request.getfixturevalue("bucket") if place else (tmp_path / "run", LocalStorage(tmp_path / "run"))
     monkeypatch.setattr(Copied, "first", first)
-    with small_run(tmp_path, ONE_SHARD) as opened:
+    monkeypatch.setattr(Copied, "others", others)
+    with small_run(tmp_path, ONE_SHARD.replace("45", str(images))) as opened:
         drive(opened, tmp_path / "undisturbed", LocalStorage(tmp_path / "undisturbed"))
         monkeypatch.setattr(pool, "Pool", Copied)
-        drive(opened, tmp_path / "run", LocalStorage(tmp_path / "run"))
-    assert results(tmp_path / "run") == results(tmp_path / "undisturbed")
-    lines = list(read_events(RunDir(tmp_path / "run")))
-    assert [line for line in lines if line.get("given_back")]
+        drive(opened, root, storage)
+    undisturbed = results(tmp_path / "undisturbed")
+    assert {name: storage.read(root / name) for name in undisturbed} == undisturbed
+    lines = list(read_events(RunDir(root, storage)))
+    [given_back] = [line for line in lines if line.get("given_back")]
+    of_shard = [line for line in lines if line["event"] == "shard" and line["cell"] == given_back["cell"]]
+    assert [(line["images"], line["copied"]) for line in of_shard] == [(20, 0), {45: (5, 40), 40: (10, 30)}[images]]
     assert not [line for line in lines if line["event"] == "failed"], "nor is its worker charged"
 
 

@@ -1,8 +1,10 @@
 """What was found whole is not read again; what may have changed is."""
 
+import gc
 import json
 import os
 import shutil
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,7 @@ from nights import taugrid
 
 from taugrid import parquet
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.ledger import MAX_SUPERSEDED, Ledger
+from taugrid.orchestrator.rundir.ledger import DAMAGED, MAX_SUPERSEDED, Ledger
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LOCAL, end_session
@@ -140,13 +142,16 @@ def test_a_touched_file_is_read_and_kept(opened, copy):
     assert "damaged" not in printed
 
 
-def remarks(opened, root):
-    """The warnings of `status`."""
-    return describe(replace(opened, rundir=RunDir(root)))["remarks"]
+def read_one(root, path):
+    """What a run of other cells does, or one that is interrupted: it reads a file, and finds it intact."""
+    ledger = Ledger(root, LOCAL)
+    ledger.keep()
+    ledger.add(path, LOCAL.stat(path).version, parquet.inspect(path))
+    ledger.flush()
 
 
 def test_verify_believes_no_ledger(opened, copy):
-    """Bits that rot change no time: only a full reading finds them."""
+    """Bits that rot change no time: only a full reading finds them. The file counts as missing until it is read."""
     drive(opened, copy, LOCAL)
     path = sorted(copy.glob("samples/*/part-000001.parquet"))[0]
     times = path.stat()
@@ -156,34 +161,51 @@ def test_verify_believes_no_ledger(opened, copy):
     assert path not in again
     damages, _ = verify(replace(opened, rundir=RunDir(copy)), lambda count: None)
     assert [damage.path for damage in damages] == [path]
-    [said] = remarks(opened, copy)
-    assert said.startswith("`verify` found damage: ")
+    for _ in range(2):
+        told = describe(replace(opened, rundir=RunDir(copy)))
+        [cell] = [each for each in told["cells"] if each["name"] == path.parent.name]
+        assert (cell["shards_done"], cell["images_done"], cell["scored"]) == (1, 10, False)
+        assert told["network_evaluations_remaining"] == cell["network_evaluations"] // 2
+        assert told["remarks"] == [], "or `plan --strict` would stop the run that mends it"
+        read_one(copy, next(other for other in sorted(copy.glob("samples/*/*")) if other != path))
     again, _ = read_by_a_run(opened, copy)
     assert path in again, "what verify has found, the next run finds too"
-    assert remarks(opened, copy) == []
+    assert describe(replace(opened, rundir=RunDir(copy)))["network_evaluations_remaining"] == 0
 
 
-def test_in_a_bucket_a_ledger_is_forgotten_until_a_file_is_read_again(bucket):
+def test_in_a_bucket_all_pieces_are_forgotten_and_a_damaged_file_until_it_is_read_again(bucket):
     root, storage = bucket
-    path, part = root / "samples/a.parquet", parquet.PartSummary(0, 1, {})
+    path, other, part = root / "samples/a.parquet", root / "samples/b.parquet", parquet.PartSummary(0, 1, {})
 
-    def session():
+    def session(*paths):
         end_session(storage)
         ledger = Ledger(root, storage)
         ledger.keep()
-        ledger.add(path, "version", part)
+        for each in paths:
+            ledger.add(each, "version", part)
         ledger.flush()
 
-    assert not Ledger(root, storage).is_forgotten(), "there never was one"
-    for _ in range(2):  # the ledger has two pieces then
-        session()
-    assert not Ledger(root, storage).is_forgotten()
-    Ledger(root, storage).forget()
-    assert Ledger(root, storage).find(path, "version") is None
-    assert Ledger(root, storage).is_forgotten()
-    session()
-    assert Ledger(root, storage).find(path, "version") == part
-    assert not Ledger(root, storage).is_forgotten()
+    def found(path):
+        return [Ledger(root, storage).find(path, prefix + "version") is not None for prefix in ("", DAMAGED)]
+
+    for each in (path, other):  # the ledger has two pieces then
+        session(each)
+    Ledger(root, storage).forget({path: "version"})
+    assert (found(path), found(other)) == ([False, True], [False, False])
+    session(other)
+    assert (found(path), found(other)) == ([False, True], [True, False])
+    session(path)
+    assert found(path) == [True, False]
+
+
+def test_what_the_caller_leaves_in_cycles_is_freed_after_a_run(opened, finished):
+    """In a notebook it may be a model of many gigabytes."""
+    large = type("Large", (), {})()
+    large.itself, is_there = large, weakref.ref(large)
+    drive(opened, finished, LOCAL)
+    del large
+    gc.collect()
+    assert is_there() is None
 
 
 def test_verify_reads_files_side_by_side_and_tells_all_of_them_in_order(opened, copy):

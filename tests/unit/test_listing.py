@@ -122,6 +122,7 @@ def test_the_requests_of_a_look_do_not_grow_with_the_cells(s3, tmp_path):
     for run, root, storage in runs_of_one_and_six(s3, tmp_path):
         for part in storage.list(root / "samples", "*/part-000001.parquet"):
             storage.delete(part)
+        put(storage, root / "features/0123456789/reference/part-000000.parquet", b"x")
         looks = (
             lambda run=run, root=root, storage=storage: describe(replace(run, rundir=RunDir(root, storage))),
             lambda run=run, root=root, storage=storage: survey(run, root, storage, ("sample",))[0].found,

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import taugrid
+from taugrid import retries
 from taugrid.config.load import load
 from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.orchestrator.cli.main import cli
@@ -121,6 +122,24 @@ def test_status_says_who_is_at_work(tmp_path):
         assert "driver" not in taugrid.plan("gaussian", root)
     assert f"driver: none is running here; the last one was killed (process {holder.pid} on " in said()
     assert said("--json")["driver"] is None
+
+
+def test_a_second_interrupt_of_a_notebook_leaves_nothing_behind(tmp_path, monkeypatch):
+    """The first one waits for a silent store. Planted once: `over` reset without `finally`; `_held` after the wait."""
+
+    def pressed(seconds):
+        raise KeyboardInterrupt
+
+    def run():
+        with RunDir(tmp_path).lock() as ours:
+            monkeypatch.setattr(ours._thread, "join", pressed)
+            raise RunFailed("planted")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not retries.over.is_set()
+    with RunDir(tmp_path).lock():
+        pass
 
 
 def test_a_second_driver_in_one_process_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import time
 from base64 import b64encode
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from buckets import AT_LENGTH, AZURE_EXPIRED, EVERYWHERE, SECRET, quick_retries
@@ -394,6 +395,31 @@ def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
     assert [("trying again" in text, "answers again" in text) for text in said] == [(True, False), (False, True)]
 
 
+@pytest.mark.parametrize(("seconds", "times"), [(0, 3), (30, 1)])
+def test_a_request_under_way_when_the_run_ends_is_not_begun_again_for_long(monkeypatch, seconds, times):
+    """Nor is it told to be. The next run has begun. Planted once: the event is read after the first attempt; `told`
+    whatever has ended; the time counts from the second attempt."""
+    from obstore.exceptions import GenericError
+
+    monkeypatch.setattr(outages, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(outages, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(retries, "STORE_PAUSES", (0.02,))
+    monkeypatch.setattr(retries, "over", threading.Event())
+    clock, said, tries = [0.0], [], []
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock[0]))
+
+    def ask():
+        tries.append(1)
+        clock[0] += seconds
+        retries.over.set()
+        retries.over = threading.Event()
+        raise GenericError("status code: 503")
+
+    with outages.told(said.append), pytest.raises(StoreError):
+        requests.ask(ask, "s3", "s3://outage/there")
+    assert (len(tries), said) == (times, [])
+
+
 def test_a_command_that_only_looks_says_that_it_waits(opened, bucket, store, monkeypatch):
     """Planted once: without `told` nothing is said."""
     root, storage = bucket
@@ -669,5 +695,5 @@ def test_nobody_at_the_endpoint_is_one_line(monkeypatch, store):
     for name in ("AWS_ENDPOINT_URL", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     root, storage = open_place(f"{store.scheme}://bucket/run", "--out")
-    with pytest.raises(UserError, match=r"^..://bucket/run: the object store did not answer, 7 times in \d s; check"):
+    with pytest.raises(UserError, match=r"^..://bucket/run: the object store did not answer, 7 times in [01] s; check"):
         storage.require(root)

@@ -562,7 +562,7 @@ def test_a_driver_that_ends_by_force_shows_the_cursor_again():
     ],
 )
 def test_a_command_that_has_ended_waits_for_no_thread_and_says_why_once(ends, code, said):
-    """Python joins threads at its exit. Planted once: `main` without `soon`, and `leave` without `_is_told`."""
+    """Python joins threads at its exit. Planted once: `main` without its timer, and `leave` without `_is_told`."""
     program = f"""
 import signal, sys, threading, time
 from taugrid.errors import RunFailed
@@ -581,14 +581,20 @@ main.main()
     assert done.stderr.count("taugrid: ") == said.startswith("taugrid"), "said once"
 
 
-def test_a_process_that_runs_a_command_of_many_goes_on():
-    """Tests do, and share Ray. Planted once: `soon` in `end`."""
-    program = """
-import sys, time
+@pytest.mark.parametrize(
+    ("ends", "code"), [("raise RunFailed('planted')", 1), ("signal.raise_signal(signal.SIGINT)", 130)]
+)
+def test_a_process_that_runs_a_command_of_many_goes_on(ends, code):
+    """Tests do, and share Ray. Planted once: the timer in `end`, and `_interruptible` in `run_command`."""
+    program = f"""
+import signal, time
+from taugrid.errors import RunFailed
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import main
 ending.GRACE_SECONDS = 0.1
-sys.argv = ["taugrid", "status", "nothing"]
+def command(**_):
+    {ends}
+main.cli.main = command
 try:
     main.run_command()
 except SystemExit as end:
@@ -596,7 +602,7 @@ except SystemExit as end:
     print("goes on after", int(end.code))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "goes on after 2\n"
+    assert done.stdout == f"goes on after {code}\n"
 
 
 def test_messages_count_as_people_do():

@@ -5,6 +5,7 @@ import errno
 import os
 import pickle
 import resource
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -366,10 +367,13 @@ def no_more_files():
 
 
 def test_what_passes_within_seconds_is_tried_again(tmp_path, monkeypatch):
+    """After an error ended the run, too: a disk that is busy would lose its last events."""
+    monkeypatch.setattr(retries, "over", threading.Event())
+    retries.over.set()
     path, pauses = tmp_path / "a" / "file", []
     put(LocalStorage(), path, b"content")
     with no_more_files() as close_some:
-        monkeypatch.setattr(retries.over, "wait", lambda timeout: [pauses.append(timeout), close_some()])
+        monkeypatch.setattr(retries.NEVER, "wait", lambda timeout: [pauses.append(timeout), close_some()])
         assert LocalStorage().read(path) == b"content"
     assert pauses == [pytest.approx(retries.DISK_PAUSES[0], rel=0.5)]
 
@@ -377,7 +381,7 @@ def test_what_passes_within_seconds_is_tried_again(tmp_path, monkeypatch):
 def test_workers_that_a_store_refused_together_come_back_one_after_the_other(monkeypatch):
     def pauses():
         waited = []
-        monkeypatch.setattr(retries.over, "wait", lambda timeout: waited.append(timeout))
+        monkeypatch.setattr(retries.NEVER, "wait", lambda timeout: waited.append(timeout))
         with pytest.raises(TimeoutError):
             retries.try_again(refuse, retries.STORE_PAUSES, lambda error: isinstance(error, TimeoutError))
         return waited
@@ -412,7 +416,7 @@ def test_opening_is_tried_again_wherever_something_is_written(tmp_path, monkeypa
     for call in calls:
         pauses = []
         with no_more_files() as close_some:
-            monkeypatch.setattr(retries.over, "wait", lambda timeout, p=pauses, c=close_some: [p.append(timeout), c()])
+            monkeypatch.setattr(retries.NEVER, "wait", lambda timeout, p=pauses, c=close_some: [p.append(timeout), c()])
             call()
         assert pauses
     assert storage.read(path) == b"line\nline\n"
