@@ -8,16 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from command import descendants
 from raylets import Cluster, free_port, possible
 
 from benchmarks.ray_data.programs import USER
 
 NODES = 4
-CPUS_OF_A_WORKER: int = yaml.safe_load((USER / "experiment.yaml").read_text())["cluster"]["cpus_per_worker"]
-SPARE_CPUS = CPUS_OF_A_WORKER - 1
-"""On each node, for Ray Data's reads and writes. No worker more fits there: those of a node that leaves must wait."""
+SPARE_CPUS = 2
+"""CPUs of each node that workers leave, for reads and writes of Ray Data."""
 
 START_SECONDS = 90.0
 """A node may take that long on a machine that is busy."""
@@ -31,10 +29,11 @@ ENVIRONMENT = {
 class Raylets(Cluster):
     """Four nodes, which see the same files."""
 
-    def __init__(self, shared: Path, workers: int) -> None:
+    def __init__(self, shared: Path, workers: int, cpus: int = 1) -> None:
+        """`cpus` are those of each worker. With more than `SPARE_CPUS`, no worker of another node finds room."""
         super().__init__(shared, ENVIRONMENT)
         self.shared = shared
-        self.cpus = workers // NODES * CPUS_OF_A_WORKER + SPARE_CPUS
+        self.cpus = workers // NODES * cpus + SPARE_CPUS
 
     def begin_all(self) -> None:
         self.head()
@@ -54,7 +53,7 @@ class PlainNodes:
     """Two nodes that share the machine's namespaces: what --short needs."""
 
     def __init__(self, shared: Path, workers: int) -> None:
-        self.shared, self.cpus = shared, workers // 2 * CPUS_OF_A_WORKER + SPARE_CPUS
+        self.shared, self.cpus = shared, workers // 2 + SPARE_CPUS
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
         os.environ |= {**ENVIRONMENT, **token, "RAY_TMPDIR": str(shared), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
         self.environment = dict(os.environ)

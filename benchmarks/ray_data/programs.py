@@ -50,6 +50,7 @@ class Experiment:
             "num_samples": work.images, "batch_size": work.batch, "shard_evaluations": work.evaluations,
         }  # fmt: skip
         values["grid"] = {"steps": list(work.steps)}
+        values["cluster"] = {"cpus_per_worker": work.cpus}
         self.config.write_text(yaml.safe_dump(values))
 
     def command(self, system: str, address: str) -> list[str]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ray_data.__main__ import setting, table
-from benchmarks.ray_data.clusters import NODES, Raylets, possible
+from benchmarks.ray_data.clusters import NODES, SPARE_CPUS, Raylets, possible
 from benchmarks.ray_data.programs import SYSTEMS, Experiment, start
 from benchmarks.ray_data.scenarios import Figures
 from benchmarks.ray_data.tally import Work
@@ -48,7 +48,7 @@ def work_of(minutes: float) -> Work:
     batch, steps, seconds, batches = 8, 20, 0.05, 10
     calls = 0.8 * minutes * PERIOD * WORKERS * THERE / seconds
     images = max(1, round(calls / steps / batches)) * batches * batch
-    return Work((steps,), images, batch, steps * batch * batches, seconds, WORKERS)
+    return Work((steps,), images, batch, steps * batch * batches, seconds, WORKERS, cpus=SPARE_CPUS + 1)
 
 
 class Storm:
@@ -107,7 +107,7 @@ class Storm:
 
 def measured(system: str, experiment: Experiment, minutes: float, with_notice: bool) -> Figures:
     work, starts, code = experiment.work, 0, 1
-    cluster = Raylets(experiment.out.parent, work.workers)
+    cluster = Raylets(experiment.out.parent, work.workers, work.cpus)
     try:
         cluster.begin_all()
         with start(system, experiment, cluster.address, cluster.environment) as first:

@@ -29,6 +29,8 @@ class Work(NamedTuple):
     workers: int
     slow: float = 1.0
     """How many times longer the calls of one of the workers take."""
+    cpus: int = 1
+    """Of each worker."""
 
     def with_workers(self, workers: int) -> "Work":
         """As many shards a second."""
