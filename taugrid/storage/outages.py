@@ -38,17 +38,20 @@ def told(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def failed(bucket: str, began: float, until: float, how: str) -> None:
-    """An attempt that began at `began` has failed; it is repeated up to `until`, both by the monotonic clock."""
+    """An attempt that began at `began` has failed. It is repeated up to `until`, and a few times in any case.
+
+    Both are times of the monotonic clock.
+    """
     now = time.monotonic()
     if waits is not None:
         waits()
     with _lock:
         since = _since.setdefault(bucket, began)
-        if bucket in _told or now - since < TELL_SECONDS or until <= now:
+        if bucket in _told or now - since < TELL_SECONDS:
             return
         _told.add(bucket)
-    end = time.strftime("%H:%M:%S", time.localtime(time.time() + until - now))
-    _say[-1](f"{bucket}: {how} for {duration(now - since)}; trying again until {end}. Nothing that is done is lost")
+    end = time.strftime(" until %H:%M:%S", time.localtime(time.time() + until - now)) if until > now else ""
+    _say[-1](f"{bucket}: {how} for {duration(now - since)}; trying again{end}. Nothing that is done is lost")
 
 
 def ended(bucket: str, answered: bool) -> None:

@@ -240,13 +240,16 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
             outages.failed(bucket, starts[-1], first + patience, refusal.shown)
         return True
 
-    answered = True
+    answered = False  # as after Ctrl-C
     try:
-        return retries.try_again(attempt, retries.STORE_PAUSES, may_pass, patience, ended)
+        found = retries.try_again(attempt, retries.STORE_PAUSES, may_pass, patience, ended)
     except (BaseError, FileNotFoundError) as error:
         answered = not refusal_in(error).is_transient
         tried = f"{len(starts)} times in {duration(time.monotonic() - first)}"
         raise as_os_error(error, scheme, url, tried) from None
+    else:
+        answered = True
+        return found
     finally:
         if len(starts) > 1:
             outages.ended(bucket, answered)

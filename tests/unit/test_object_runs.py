@@ -395,6 +395,26 @@ def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
     assert [("trying again" in text, "answers again" in text) for text in said] == [(True, False), (False, True)]
 
 
+def test_a_first_look_that_waits_says_so_and_ctrl_c_is_no_answer(monkeypatch):
+    """Planted once: nothing is told without patience, and `answered` begins as true."""
+    from obstore.exceptions import GenericError
+
+    monkeypatch.setattr(outages, "TELL_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "STORE_PAUSES", (0.02,) * 6)
+    said, answers = [], [GenericError("status code: 503"), GenericError("status code: 503"), KeyboardInterrupt]
+
+    def look():
+        raise answers.pop(0)
+
+    monkeypatch.setattr(outages, "_say", [said.append])
+    token = outages.patient.set(False)
+    with pytest.raises(KeyboardInterrupt):
+        requests.ask(look, "s3", "s3://outage/there")
+    outages.patient.reset(token)
+    (line,) = said
+    assert re.search(r"answered 503 for .* s; trying again\. Nothing that is done is lost$", line)
+
+
 @pytest.mark.parametrize(("seconds", "times"), [(0, 3), (30, 1)])
 def test_a_request_under_way_when_the_run_ends_is_not_begun_again_for_long(monkeypatch, seconds, times):
     """Nor is it told to be. The next run has begun. Planted once: the event is read after the first attempt; `told`

@@ -564,11 +564,12 @@ def test_a_driver_that_ends_by_force_shows_the_cursor_again():
 def test_a_command_that_has_ended_waits_for_no_thread_and_says_why_once(ends, code, said):
     """Python joins threads at its exit. Planted once: `main` without its timer, and `leave` without `_is_told`."""
     program = f"""
-import signal, sys, threading, time
+import atexit, signal, sys, threading, time
 from taugrid.errors import RunFailed
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import main
 ending.GRACE_SECONDS = 0.3
+atexit.register(signal.raise_signal, signal.SIGINT)  # who waits presses Ctrl-C again
 threading.Thread(target=time.sleep, args=(60,)).start()
 def command(**_):
     {ends}
