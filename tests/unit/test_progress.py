@@ -562,16 +562,17 @@ def test_a_driver_that_ends_by_force_shows_the_cursor_again():
     ],
 )
 def test_a_command_that_has_ended_waits_for_no_thread_and_says_why_once(ends, code, said):
-    """Python joins threads at its exit. Planted once: `main` without its timer, and `leave` without `_is_told`."""
+    """Python joins threads at its exit. Planted once: `main` without its timer, or hearing Ctrl-C again; `leave` without
+    `_is_told`."""
     program = f"""
-import atexit, signal, sys, threading, time
+import os, signal, sys, threading, time
 from taugrid.errors import RunFailed
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import main
 ending.GRACE_SECONDS = 0.3
-atexit.register(signal.raise_signal, signal.SIGINT)  # who waits presses Ctrl-C again
 threading.Thread(target=time.sleep, args=(60,)).start()
 def command(**_):
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()  # who waits presses Ctrl-C again
     {ends}
 main.cli.main = command
 main.main()
@@ -580,6 +581,7 @@ main.main()
     assert done.returncode == code
     assert done.stderr.startswith(said)
     assert done.stderr.count("taugrid: ") == said.startswith("taugrid"), "said once"
+    assert "Exception ignored" not in done.stderr
 
 
 @pytest.mark.parametrize(
