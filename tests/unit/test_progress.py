@@ -562,7 +562,7 @@ def test_a_driver_that_ends_by_force_shows_the_cursor_again():
     ],
 )
 def test_a_command_that_has_ended_waits_for_no_thread_and_says_why_once(ends, code, said):
-    """Python joins threads at its exit. Planted once: `main` without its timer, or hearing Ctrl-C again; `leave` without
+    """Python joins threads at its exit. Planted once: `main` without its timer; it hears Ctrl-C again; `leave` without
     `_is_told`."""
     program = f"""
 import os, signal, sys, threading, time
