@@ -10,7 +10,7 @@
 - f: lines that a user writes.
 
 The network sleeps, so that 8 workers need few CPUs. The full form starts four raylets with namespaces of their own
-(Linux, root), and takes about 25 minutes. `--short` has two plain nodes and tiny sizes: it shows that all parts run,
+(Linux, root), and takes about 40 minutes on two cores (estimated). `--short` has two plain nodes and tiny sizes: it shows that all parts run,
 and its figures say little. The two programs take turns. A figure is the median of the runs, with their range.
 """
 
