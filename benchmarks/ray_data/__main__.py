@@ -10,8 +10,9 @@
 - f: lines that a user writes.
 
 The network sleeps, so that 8 workers need few CPUs. The full form starts four raylets with namespaces of their own
-(Linux, root), and takes about 40 minutes on two cores (estimated). `--short` has two plain nodes and tiny sizes: it shows that all parts run,
-and its figures say little. The two programs take turns. A figure is the median of the runs, with their range.
+(Linux, root), and takes an estimated 40 minutes on two cores. `--short` has two plain nodes and tiny sizes: it shows
+that all parts run, and its figures say little. The two programs take turns. A figure is the median of the runs, with
+their range.
 """
 
 import argparse
