@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, MeanAndSpread, merged, runs
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, MeanAndSpread, runs
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 
@@ -28,7 +29,8 @@ def compute_isc(inputs: MetricInputs) -> MetricResult:
     settings = inputs.settings
     n, splits = inputs.num_samples, settings.isc_splits
     split_of = inception_splits(n, splits, settings.seed)
-    sums = merged(InceptionSums.of(run, part, splits) for run, part in _with_splits(inputs.logits(), split_of))
+    parts = (InceptionSums.of(run, part, splits) for run, part in _with_splits(inputs.logits(), split_of))
+    sums = reduce(InceptionSums.merge, parts)
     influence = np.concatenate([sums.influence(run, part) for run, part in _with_splits(inputs.logits(), split_of)])
     score = sums.score()
     return MetricResult({"isc_mean": score.mean, "isc_std": score.std}, {"isc_mean": influence})

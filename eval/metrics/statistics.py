@@ -6,7 +6,7 @@ Everything computed is float64.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,20 +94,6 @@ class Moments:
         mean = (self.n * self.mean - part.n * part.mean) / n
         delta = part.mean - mean
         return type(self)(n, mean, self.scatter - part.scatter - np.outer(delta, delta) * (part.n * n / self.n))
-
-
-class Accumulator(Protocol):
-    """What a metric needs to know of some of the samples; that of more samples is merged from parts."""
-
-    def merge(self, other: Self) -> Self: ...
-
-
-A = TypeVar("A", bound=Accumulator)
-
-
-def merged(parts: Iterable[A]) -> A:
-    """The accumulator of all samples, from those of its parts, which are merged in their order."""
-    return reduce(lambda known, part: known.merge(part), parts)
 
 
 def standard_error(influence: Array) -> float:
@@ -212,7 +198,7 @@ def _joined(parts: list[Features]) -> Features:
 
 def moments(stream: Iterable[Features], count: int) -> Moments:
     """The moments of `count` feature vectors, merged over runs of `ROWS_AT_ONCE`. ValueError as from `runs`."""
-    return merged(map(Moments.of, runs(stream, count)))
+    return reduce(Moments.merge, map(Moments.of, runs(stream, count)))
 
 
 def loaded(stream: Stream, count: int) -> Features:

@@ -1,5 +1,7 @@
 """The statistics agree with torch-fidelity's, with themselves when merged in any order, and with repeated sampling."""
 
+from functools import reduce
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,6 @@ from taugrid.eval.metrics.statistics import (
     Array,
     Moments,
     difference_standard_error,
-    merged,
     runs,
     standard_error,
     symmetric_root,
@@ -52,7 +53,7 @@ def test_moments_merge_in_any_order_to_those_of_the_whole(sizes, d, random, seed
     features = np.random.default_rng(seed).standard_normal((sum(sizes), d)) * 3 + 50
     parts = [Moments.of(part) for part in np.split(features, np.cumsum(sizes)[:-1])]
     random.shuffle(parts)
-    found, whole = merged(parts), Moments.of(features)
+    found, whole = reduce(Moments.merge, parts), Moments.of(features)
     assert found.n == whole.n
     np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-10)
     np.testing.assert_allclose(found.scatter, whole.scatter, rtol=1e-10, atol=1e-10 * np.abs(whole.scatter).max())
@@ -262,7 +263,9 @@ def test_inception_score_from_shuffled_shards_is_torch_fidelitys(n, splits, seed
     logits = (rng.standard_normal((n, 10)) * 4).astype(np.float32)
     split_of = inception_splits(n, splits, seed)
     shards = np.array_split(rng.permutation(n), 6)
-    sums = merged(InceptionSums.of(logits[shard], split_of[shard], splits) for shard in shards)
+    sums = reduce(
+        InceptionSums.merge, (InceptionSums.of(logits[shard], split_of[shard], splits) for shard in shards)
+    )
     theirs = isc_features_to_metric(torch.from_numpy(logits), splits, shuffle=True, rng_seed=seed)
     assert sums.score().mean == pytest.approx(theirs[KEY_METRIC_ISC_MEAN], rel=1e-9)
     assert sums.score().std == pytest.approx(theirs[KEY_METRIC_ISC_STD], rel=1e-9)
