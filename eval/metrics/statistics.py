@@ -6,7 +6,7 @@ Everything computed is float64.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,13 +157,6 @@ def symmetric_root(m: Array) -> Array:
     eigenvalues, vectors = np.linalg.eigh(m)
     root: Array = (vectors * np.sqrt(np.clip(eigenvalues, 0, None))) @ vectors.T
     return root
-
-
-class MeanAndSpread(NamedTuple):
-    """Mean over splits or subsets, and their standard deviation (divisor n, as torch-fidelity's)."""
-
-    mean: float
-    std: float
 
 
 def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:

@@ -267,16 +267,16 @@ def test_inception_score_from_shuffled_shards_is_torch_fidelitys(n, splits, seed
         InceptionSums.merge, (InceptionSums.of(logits[shard], split_of[shard], splits) for shard in shards)
     )
     theirs = isc_features_to_metric(torch.from_numpy(logits), splits, shuffle=True, rng_seed=seed)
-    assert sums.score().mean == pytest.approx(theirs[KEY_METRIC_ISC_MEAN], rel=1e-9)
-    assert sums.score().std == pytest.approx(theirs[KEY_METRIC_ISC_STD], rel=1e-9)
+    assert sums.scores().mean() == pytest.approx(theirs[KEY_METRIC_ISC_MEAN], rel=1e-9)
+    assert sums.scores().std() == pytest.approx(theirs[KEY_METRIC_ISC_STD], rel=1e-9)
 
 
 def test_inception_score_of_certain_and_of_useless_classifiers():
     split_of = inception_splits(100, 1, seed=0)
     # Every other p underflows to zero, and two of the classes are never seen: p log p must be 0 there.
     certain = np.eye(12)[np.arange(100) % 10] * 2000.0
-    assert InceptionSums.of(certain, split_of, 1).score().mean == pytest.approx(10.0)
-    assert InceptionSums.of(np.zeros((100, 10)), split_of, 1).score() == pytest.approx((1.0, 0.0))
+    assert InceptionSums.of(certain, split_of, 1).scores().mean() == pytest.approx(10.0)
+    assert InceptionSums.of(np.zeros((100, 10)), split_of, 1).scores() == pytest.approx([1.0])
 
 
 def test_influences_on_the_inception_score_are_what_leaving_out_a_sample_shows():
@@ -285,10 +285,10 @@ def test_influences_on_the_inception_score_are_what_leaving_out_a_sample_shows()
     sums = InceptionSums.of(logits, split_of, 2)
     influence = sums.influence(logits, split_of)
     without = np.array([
-        InceptionSums.of(np.delete(logits, i, 0), np.delete(split_of, i), 2).score().mean for i in range(205)
+        InceptionSums.of(np.delete(logits, i, 0), np.delete(split_of, i), 2).scores().mean() for i in range(205)
     ])  # fmt: skip
     size = sums.counts[split_of]
-    assert influence == pytest.approx(205 / size * (size - 1) * (sums.score().mean - without), rel=1e-6, abs=1e-9)
+    assert influence == pytest.approx(205 / size * (size - 1) * (sums.scores().mean() - without), rel=1e-6, abs=1e-9)
     parts = np.concatenate([sums.influence(logits[cut], split_of[cut]) for cut in (slice(0, 70), slice(70, None))])
     assert parts == pytest.approx(influence, rel=1e-12)
     alone = inception_splits(3, 2, seed=0)
@@ -300,7 +300,7 @@ def test_inception_score_refuses_what_it_cannot_divide():
         with pytest.raises(ValueError, match=said):
             inception_splits(count, 10, seed=0)
     with pytest.raises(ValueError, match="has no samples"):
-        InceptionSums.of(np.zeros((3, 10)), np.array([0, 0, 1]), 3).score()
+        InceptionSums.of(np.zeros((3, 10)), np.array([0, 0, 1]), 3).scores()
     with pytest.raises(ValueError, match="nan or infinity"):
         InceptionSums.of(np.full((3, 10), np.nan), np.array([0, 1, 2]), 3)
     with pytest.raises(ValueError, match="don't fit 4 samples"):
