@@ -137,21 +137,6 @@ def too_few_carry(influence: Array, typical: Array | None = None) -> str | None:
     return None
 
 
-def difference_standard_error(influence_a: Array, influence_b: Array) -> float:
-    """sd(phi_b - phi_a) / sqrt(N): the error of a difference if sample n of both cells starts from the same noise.
-
-    Args:
-        influence_a: (N,), one cell's samples in the order of their indices.
-        influence_b: (N,), the other cell's, with the same indices.
-
-    Raises:
-        ValueError: for unequal numbers of samples, which can't be paired.
-    """
-    if influence_a.shape != influence_b.shape:
-        raise ValueError(f"{len(influence_a)} and {len(influence_b)} samples can't be paired")
-    return standard_error(influence_a - influence_b)
-
-
 def symmetric_root(m: Array) -> Array:
     """The symmetric positive semi-definite root of a symmetric (d, d) `m`; negative eigenvalues are taken as 0."""
     eigenvalues, vectors = np.linalg.eigh(m)

@@ -21,7 +21,6 @@ from taugrid.eval.metrics.statistics import (
     ROWS_AT_ONCE,
     Array,
     Moments,
-    difference_standard_error,
     runs,
     standard_error,
     symmetric_root,
@@ -223,11 +222,6 @@ def test_directions_that_never_vary_need_no_samples():
 def test_no_standard_error_for_samples_that_are_all_the_same():
     frechet = Frechet.of(Moments.of(np.ones((200, 12))), Moments.of(correlated(500, 12, seed=2)))
     assert frechet.no_standard_error == "no feature varies both in the samples and in the reference"
-
-
-def test_cells_of_unequal_size_are_not_paired():
-    with pytest.raises(ValueError, match="3 and 1 samples can't be paired"):
-        difference_standard_error(np.arange(3.0), np.arange(1.0))
 
 
 def test_what_carries_an_error_is_n_over_the_kurtosis():
