@@ -83,7 +83,8 @@ def as_reference(given):
 
 
 def evaluate(samples, reference, extractor, settings, **options):
-    return standalone.evaluate(samples, as_reference(reference), extractor, settings, standalone.Options(**options))
+    given = standalone.Options(**options)
+    return standalone.score_sets([samples], as_reference(reference), extractor, settings, given)[0].document
 
 
 def errors(name, found):
