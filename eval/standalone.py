@@ -203,12 +203,8 @@ class _Extracting:
 def _statistics(
     reference: Reference, spec: ExtractorSpec, with_features: bool, extracting: _Extracting
 ) -> ReferenceStatistics:
-    key, given, count, cache = (
-        reference.cache_key(spec),
-        reference.given,
-        reference.num_images,
-        extracting.options.cache,
-    )
+    key, cache = reference.cache_key(spec), extracting.options.cache
+    given, count = reference.given, reference.num_images
     if isinstance(given, MomentsFile):
         return of_moments(given, cache, key)
     assert count is not None, "only of moments it is unknown"
