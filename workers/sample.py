@@ -243,9 +243,10 @@ def _transfers(
 
 
 def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
-    if not batch.network_was_finite:
+    network_was_finite, images_are_finite = batch.flags.tolist()
+    if not network_was_finite:
         raise not_finite(batch.start, batch.start + len(batch.images), job.settings)
-    if not batch.images_are_finite:
+    if not images_are_finite:
         by = BY_VAE if isinstance(job.decoder, Vae) else ""
         raise NotFinite(NOT_FINITE + by + blame(job.settings.sampler))
 

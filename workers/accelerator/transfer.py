@@ -123,14 +123,6 @@ class ImageTransfer(Transfer):
         """(B, C, H, W), 0..255. Where `flags` are false, some level stands for NaN and infinity."""
         return self.pixels.numpy()
 
-    @property
-    def network_was_finite(self) -> bool:
-        return bool(self.flags[0])
-
-    @property
-    def images_are_finite(self) -> bool:
-        return bool(self.flags[1])
-
 
 def to_grey_levels(x: Tensor, rounding: str = "round") -> Tensor:
     """`images.to_uint8` on the device of x, bit for bit. NaN becomes an arbitrary level: check for it first."""
