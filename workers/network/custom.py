@@ -22,7 +22,7 @@ from taugrid.workers.accelerator.policy import Policy, kind_of, policy
 from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
-from taugrid.workers.diffusion.denoiser import Denoiser, OfTimes, from_times
+from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes, OfTimes
 from taugrid.workers.network import convention
 from taugrid.workers.network.convention import expected
 
@@ -52,7 +52,7 @@ def load(network: CustomNetwork, device: str, how: Policy | None = None) -> Deno
     loaded = tensors_sha256(tensors(made))
     require_same(f"the network that {name} returns, by its weights,", loaded, network.tensors_sha256)
     copied = partial(without_data, made) if isinstance(made, nn.Module) else None  # other functions have no copies
-    return from_times(for_inference(made, name, device, how), copied)
+    return FromTimes(for_inference(made, name, device, how), copied)
 
 
 def make(name: str, weights: str | None) -> Any:
