@@ -19,7 +19,6 @@ from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory, some_labels, some_point
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function
-from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.pixels import LastSampled
 
 if TYPE_CHECKING:
@@ -112,11 +111,6 @@ def beating(heartbeat: SendHeartbeat, calls: int) -> "Around":
         return output
 
     return call_with_heartbeat
-
-
-def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -> "Denoiser":
-    """`network`, with a heartbeat before each call: it will be called `calls` times. See `beating`."""
-    return Wrapped(network, beating(heartbeat, calls))
 
 
 class ComputeLock:

@@ -41,9 +41,9 @@ from taugrid.storage import LOCAL, read_json
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.device import ignore_heartbeat, with_heartbeats
+from taugrid.workers.device import beating, ignore_heartbeat
 from taugrid.workers.diffusion import gaussian, noise, oracle
-from taugrid.workers.diffusion.denoiser import Denoise
+from taugrid.workers.diffusion.denoiser import Denoise, Wrapped
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
 from taugrid.workers.sample import SampleJob, sample_shard
@@ -500,7 +500,7 @@ def test_wrappers_pass_points_and_conditions_on():
         return 0.5 * x
 
     computed = arithmetic.adapted(network, Arithmetic("bf16", "default", 4), "cpu")
-    wrapped = Watched(with_heartbeats(computed, ignore_heartbeat, 1))
+    wrapped = Watched(Wrapped(computed, beating(ignore_heartbeat, 1)))
     process, labels = schedules.process(DIFFUSION_DEFAULTS), torch.tensor([3, 1, 4, 1])
     point = process.at(7)
     found = Denoise(wrapped, process, condition=labels)(torch.ones(4, 1, 2, 2), point)
