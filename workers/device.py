@@ -64,10 +64,6 @@ def ignore_heartbeat(done: float, of: float, doing: str = "") -> None:
     """A `SendHeartbeat` that sends nothing."""
 
 
-def no_op() -> None:
-    """A callback that does nothing."""
-
-
 def set_up(threads: int | None = None) -> None:
     """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged).
 

@@ -494,7 +494,7 @@ def sample(p, rundir, settings=None):
         str(path), shard.start, shard.stop, network, cell.model.decoder, cell.settings,
         cell.model.diffusion, cell.tau, cell.nfe, rundir.sample_metadata(cell),
     )  # fmt: skip
-    sample_shard(job, load_network(network, cell.model.diffusion, "cpu"), "cpu")
+    sample_shard(job, load_network(network, cell.model.diffusion, "cpu"), Device("cpu"))
     return path
 
 
