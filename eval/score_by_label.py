@@ -54,8 +54,6 @@ class ByLabelJob(ScoringJob):
 
 
 class OfLabel(NamedTuple):
-    """The numbers of one label."""
-
     metrics: dict[str, float]
     notes: list[str]
     """Why metrics are missing."""

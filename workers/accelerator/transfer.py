@@ -105,8 +105,6 @@ class Transfer:
 
 @dataclass
 class ImageTransfer(Transfer):
-    """Images on their way to the host."""
-
     start: int
     """The index of the first image."""
     began: float
