@@ -257,9 +257,7 @@ def test_inception_score_from_shuffled_shards_is_torch_fidelitys(n, splits, seed
     logits = (rng.standard_normal((n, 10)) * 4).astype(np.float32)
     split_of = inception_splits(n, splits, seed)
     shards = np.array_split(rng.permutation(n), 6)
-    sums = reduce(
-        InceptionSums.merge, (InceptionSums.of(logits[shard], split_of[shard], splits) for shard in shards)
-    )
+    sums = reduce(InceptionSums.merge, (InceptionSums.of(logits[shard], split_of[shard], splits) for shard in shards))
     theirs = isc_features_to_metric(torch.from_numpy(logits), splits, shuffle=True, rng_seed=seed)
     assert sums.scores().mean() == pytest.approx(theirs[KEY_METRIC_ISC_MEAN], rel=1e-9)
     assert sums.scores().std() == pytest.approx(theirs[KEY_METRIC_ISC_STD], rel=1e-9)
