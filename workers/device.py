@@ -239,8 +239,7 @@ class Device:
         arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
         how = policy(kind_of(self.name), settings.vae_precision)
         key = decoder.saved, how.layout
-        vae: Module = self._kept(self._vaes, key, lambda: load_vae(decoder.saved, self.name, how))
-        return vae
+        return self._kept(self._vaes, key, lambda: load_vae(decoder.saved, self.name, how))
 
     def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
         """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`.

@@ -103,8 +103,7 @@ class InceptionSums:
         if not self.counts.all():
             raise ValueError("a split of the Inception Score has no samples")
         marginal = self.probabilities / self.counts[:, None]
-        scores: Array = np.exp(self.negative_entropies / self.counts - _negative_entropy(marginal))
-        return scores
+        return np.exp(self.negative_entropies / self.counts - _negative_entropy(marginal))
 
     def influence(self, logits: NDArray[np.floating[Any]], split_of: NDArray[np.int64]) -> Array:
         """How far each of some samples moves the score (n,), given their `logits` (n, k) and splits `split_of` (n,).
