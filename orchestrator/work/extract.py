@@ -60,17 +60,12 @@ class ReferenceWork(WorkKind):
             start=start,
             stop=stop,
         )
-        return Task(reference_key(number), self.name, stop - start, given=job)
+        return Task(f"{self.name}/{number}", self.name, stop - start, given=job)
 
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
         """A line `extract`, as for other features."""
         return super().event(task, result, first_copy)._replace(name="extract")
-
-
-def reference_key(number: int) -> str:
-    """The key of the task for a part of the reference."""
-    return f"{ReferenceWork.name}/{number}"
 
 
 def not_extracted(state: CellState) -> list[Shard]:
@@ -80,7 +75,7 @@ def not_extracted(state: CellState) -> list[Shard]:
 
 def required_by_score(state: CellState, found: RunState) -> frozenset[str]:
     """The tasks whose features a score of the cell requires: its own, and the reference's."""
-    of_reference = {reference_key(number) for number in found.reference.missing}
+    of_reference = {f"{ReferenceWork.name}/{number}" for number in found.reference.missing}
     return frozenset(of_reference | {shard_key(ExtractWork.name, shard) for shard in not_extracted(state)})
 
 
