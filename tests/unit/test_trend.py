@@ -11,13 +11,13 @@ from taugrid.registry.metrics import COLUMNS
 
 def history(*cells):
     """Rows of (night, S, baseline)."""
-    told = {"fid": 5.0, "fid_se": 0.1, "baseline_fid": 5.0, "margin": 0.1}
+    told, schema = {"fid": 5.0, "fid_se": 0.1, "baseline_fid": 5.0, "margin": 0.1}, schema_of(())
     rows = [
-        dict.fromkeys(schema_of(()).names) | told | {"night": night, "steps": steps, "baseline": baseline, "label": label}
+        dict.fromkeys(schema.names) | told | {"night": night, "steps": steps, "baseline": baseline, "label": label}
         for night, steps, baseline in cells
         for label in [f"S{steps:04d}-eta0"]
     ]
-    return pa.Table.from_pylist(rows, schema=schema_of(())).to_pandas()
+    return pa.Table.from_pylist(rows, schema=schema).to_pandas()
 
 
 def new_baselines(panel):
