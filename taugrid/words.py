@@ -23,9 +23,9 @@ def call_this_node(name: str) -> None:
     _node = name
 
 
-def counted(count: int, noun: str) -> str:
-    """`count` and `noun` in agreement: 1 file, 2 files, 1,200 files."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`count` and `noun` in agreement: 1 file, 2 files, 1,200 files; `plural` if it is not the noun and an s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def some_of(count: int, total: int, noun: str) -> str:
