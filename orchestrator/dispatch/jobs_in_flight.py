@@ -1,4 +1,4 @@
-"""The jobs of tasks in flight. Of shards whose workers are stopped: when that must be, what is kept, the job of the rest."""
+"""The jobs of tasks in flight. Of a shard whose worker is stopped: when, what is kept, and the job of the rest."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping

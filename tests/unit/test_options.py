@@ -82,7 +82,7 @@ def test_a_dry_run_refuses_an_unknown_key_of_until(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     until = ["run", "gaussian", "--max", "100000", "--dry-run", "--until"]
     cli.main([*until, "told-apart=steps"], standalone_mode=False)
-    with pytest.raises(UserError, match="^--until: there is no foo"):
+    with pytest.raises(UserError, match=r"^--until: there is no key 'foo' in this grid"):
         cli.main([*until, "told-apart=foo"], standalone_mode=False)
 
 
