@@ -31,8 +31,8 @@ LOOKED_AT = 2048
 def write_sample_figures(run: Run) -> None:
     """Write figures/samples.png and consistency.png: a pair for each group if cells differ in more than eta and S."""
     rundir = run.rundir
-    rundir.remove_figures("samples*.png")
-    rundir.remove_figures("consistency*.png")
+    rundir.remove("figures/samples*.png")
+    rundir.remove("figures/consistency*.png")
     for group in first_images(run):
         stem = f"samples-{group.name}" if group.name else "samples"
         with rundir.storage.local_folder(rundir.figures) as figures:
@@ -45,7 +45,7 @@ def write_sample_figures(run: Run) -> None:
 def write_class_figures(run: Run) -> None:
     """Write figures/classes-<cell>.png, a row for each class: of a group, its cell of most S with the least noise."""
     rundir, wanted = run.rundir, run.config.report.images_per_cell
-    rundir.remove_figures("classes-*.png")
+    rundir.remove("figures/classes-*.png")
     for cells in _groups(run.plan).values():
         for cell in sorted(cells, key=lambda cell: (-cell.settings.steps, cell.eta_number or 0.0)):
             if rows := _images_of_classes(cell, rundir, wanted):
