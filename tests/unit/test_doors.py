@@ -540,8 +540,8 @@ def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
 KEY = [
     (
         "taugrid/config/sample.py",
-        "LATER_KEYS: dict[str, Any] = {",
-        'LATER_KEYS: dict[str, Any] = {"lift": 0.0, ',
+        "later_keys = {",
+        'later_keys = {"lift": 0.0, ',
     ),
     (
         "taugrid/config/sample.py",
