@@ -15,7 +15,6 @@ from taugrid.config import Data, Evaluate, validate
 from taugrid.config.load import Override, merge
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
-from taugrid.eval.metrics.reference_statistics import default_cache
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.reference_names import ResolvedReference, resolve_reference
 from taugrid.eval.sources import Source, open_source
@@ -83,7 +82,7 @@ class OpenedSets:
                     versions=versions(SOFTWARE),
                     device=usual_device(),
                     batch_size=self.section.batch_size,
-                    cache=default_cache(),
+                    cache=user_cache() / "references",
                     features=features,
                     progress=_as_stages(progress),
                 ),

@@ -245,8 +245,3 @@ def test_pickles_and_torn_files_are_refused(tmp_path):
     path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
     with pytest.raises(DamagedFile, match="can't be read"):
         open_reference(str(path))
-
-
-def test_the_default_cache_is_the_users(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert reference_statistics.default_cache() == tmp_path / "taugrid" / "references"
