@@ -14,6 +14,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.workers.device import Device
 from taugrid.workers.network.load import load_network
 from taugrid.workers.sample import sample_shard
 
@@ -26,7 +27,7 @@ def sample_here(config, root):
     loaded = load(str(config), [])
     survey = Survey(Run(loaded, plan(loaded), RunDir(root)), None, frozenset({"sample"}), lambda damage: None)
     for task in SampleWork(survey).tasks():
-        sample_shard(task.job, load_network(task.job.network, task.job.diffusion, "cpu"), "cpu")
+        sample_shard(task.job, load_network(task.job.network, task.job.diffusion, "cpu"), Device("cpu"))
 
 
 def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, pytestconfig, monkeypatch):
