@@ -164,7 +164,8 @@ class Training:
         if at is not None and at != self.at:
             self.at, self.has_begun, self._changed = at, True, time.monotonic()
         train = self._spec.train
-        may_wait = train.is_elastic or (self._may_grow and not self.has_begun)
+        is_elastic = not isinstance(train.workers, int)
+        may_wait = is_elastic or (self._may_grow and not self.has_begun)
         if may_wait and time.monotonic() - self._changed > STANDSTILL_SECONDS:
             self._say_once(
                 "standstill",
