@@ -403,7 +403,7 @@ def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
     return _sha256(path, storage, version)
 
 
-def parameters(path: Path) -> int | None:
+def parameters(path: Path, storage: Storage = LOCAL) -> int | None:
     """The number of parameters in a file of weights on this machine; None: it is not here, or not whole.
 
     It is read off the header of safetensors. A pickle is taken to be in float32.
@@ -412,7 +412,7 @@ def parameters(path: Path) -> int | None:
 
     try:
         if path.suffix != ".safetensors":
-            return path.stat().st_size // 4
+            return storage.stat(path).size // 4
         with safe_open(path, framework="numpy") as file:
             shapes: list[list[int]] = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 no dict
             return sum(map(math.prod, shapes))
