@@ -15,7 +15,7 @@ from taugrid.orchestrator.cli import habits
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import LocalStorage, open_place
 
-pytestmark = pytest.mark.usefixtures("one_thread", "few_draws", "sketched")
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 TEMPORARY = ".part-000000.parquet.0123456789ab.tmp"
 
