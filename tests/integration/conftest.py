@@ -37,7 +37,8 @@ def ray_session():
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory):
-    return write_config(tmp_path_factory.mktemp("config"))
+    """Trained by one thread: two of this small network wait for each other, for minutes on a busy machine."""
+    return write_config(tmp_path_factory.mktemp("config"), cluster={"train": {"cpus_per_worker": 1}})
 
 
 @pytest.fixture(scope="session")
