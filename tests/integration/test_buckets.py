@@ -49,7 +49,7 @@ def config(tmp_path_factory):
 
 
 def test_a_run_in_a_bucket_is_that_of_a_folder(config, s3, tmp_path, monkeypatch):
-    """Run, lose a shard, go on and grow, look, export, report; each as with a folder, and nothing on this disk."""
+    """Run, lose a shard, resume, grow, look, export, report; each as with a folder, and nothing on this disk."""
     monkeypatch.chdir(tmp_path)
     url, folder = f"s3://{s3.bucket()}/runs/mine", tmp_path / "run"
     root, storage = open_place(url, "--out")
@@ -59,6 +59,7 @@ def test_a_run_in_a_bucket_is_that_of_a_folder(config, s3, tmp_path, monkeypatch
     same(url, folder)
     lost = storage.list(root, "samples/*/part-000001.parquet")[0]
     storage.delete(lost)
+    assert "1 shard to sample" in taugrid("run", url).stderr
     grown = ("--set", "sample.num_samples=65")
     taugrid("run", url, *grown)
     taugrid("run", folder, *grown)
