@@ -20,7 +20,7 @@ from taugrid.jobs import OracleNetwork
 from taugrid.workers.accelerator import transfer
 from taugrid.workers.accelerator.transfer import Mark
 from taugrid.workers.diffusion.decoder import Identity
-from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped, from_times
+from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes, Wrapped
 from taugrid.workers.sample import SampleJob
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 
@@ -82,7 +82,7 @@ class FakeDevice:
     def network(self) -> Denoiser:
         """A network that launches what the CIFAR-10 U-Net launches, and returns its x."""
         modules = launches()
-        return Wrapped(from_times(lambda x, t: x), lambda call, x: self.submit(lambda: (modules(), call(x))[1]))
+        return Wrapped(FromTimes(lambda x, t: x), lambda call, x: self.submit(lambda: (modules(), call(x))[1]))
 
     def mark(self, device: torch.device) -> Mark:
         return FakeMark(self._free_at)

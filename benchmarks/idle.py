@@ -109,7 +109,7 @@ class OnFakeDevice(Worker):
         assert isinstance(job, SampleJob)
         job.check_run()
         device.start_job()
-        result = sample_shard(job, self._model, "cpu", device.heartbeat, device.compute_lock.release)
+        result = sample_shard(job, self._model, device)
         (self._folder / str(os.getpid())).write_text(json.dumps(self._fake.calls))
         return replace(result, size=job.storage.stat(Path(job.path)).size)
 

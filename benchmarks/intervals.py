@@ -34,7 +34,6 @@ from taugrid.eval.metrics.statistics import (
     Features,
     Moments,
     carrying,
-    difference_standard_error,
     standard_error,
     symmetric_root,
     too_few_carry,
@@ -269,7 +268,7 @@ def intervals(data: Data, n: int, metrics: Sequence[str], repeats: int) -> dict[
             for i, score in enumerate((near, far)):
                 interval = Interval(score.values[name], standard_error(score.influences[name]), given[i])
                 found[("near", "far")[i]].setdefault(name, []).append(interval)
-            error = difference_standard_error(near.influences[name], far.influences[name])
+            error = standard_error(near.influences[name] - far.influences[name])
             difference = Interval(far.values[name] - near.values[name], error, all(given))
             found["far - near"].setdefault(name, []).append(difference)
     return {said: {name: np.array(rows) for name, rows in columns.items()} for said, columns in found.items()}

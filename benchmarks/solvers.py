@@ -17,7 +17,7 @@ import torch
 from taugrid.config.load import load
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
-from taugrid.workers.diffusion.denoiser import Denoiser, from_times
+from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes
 from taugrid.workers.network.unet import build_unet
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 
@@ -51,7 +51,7 @@ def main() -> None:
     assert isinstance(model.source, Trained)
     unet = build_unet(model.source.unet, model.image_shape).eval()
     measure = partial(milliseconds, recipes=recipes, images=arguments.images, rounds=arguments.rounds)
-    whole, alone = measure(from_times(lambda x, t: unet(x, t).sample)), measure(lambda x, *_: x)
+    whole, alone = measure(FromTimes(lambda x, t: unet(x, t).sample)), measure(lambda x, *_: x)
     for name, each in whole.items():
         print(
             f"{name}: {each:.3f} ms of CPU an evaluation, {each / whole['ddim']:.3f} of ddim's; "

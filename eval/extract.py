@@ -61,9 +61,10 @@ def run(job: ExtractJob, device: Device) -> Result:
     """
     import torch
 
+    from taugrid.eval.features.load import load
     from taugrid.workers.accelerator.transfer import completed
 
-    extractor = device.extractor(job.extractor, lambda: _load(job.extractor, device.name))
+    extractor = device.extractor(job.extractor, lambda: load(job.extractor, device.name))
     sampled = device.last_sampled.take(job.images, job.storage) if isinstance(job.images, str) else None
     row_groups = _batches(job) if sampled is None else (Batch(*group) for group in sampled)
     number = _number_of_images(job) if sampled is None else sum(len(index) for index, _ in sampled)
@@ -166,12 +167,6 @@ class InBatches:
 def _even(left: int, most: int) -> int:
     """The size of the next batch where `left` images are split evenly into batches of at most `most`."""
     return math.ceil(left / math.ceil(left / most))
-
-
-def _load(spec: ExtractorSpec, device: str) -> "Callable[[Tensor], Extraction]":
-    from taugrid.eval.features import load as extractors
-
-    return extractors.load(spec, device)
 
 
 def _number_of_images(job: ExtractJob) -> int:

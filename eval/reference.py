@@ -46,8 +46,21 @@ class Reference:
         return ReferenceIdentity(dataset, split, self.num_images, self.preprocessing, self.sha256)
 
     def cache_key(self, extractor: ExtractorSpec) -> str:
-        """64 hex digits that name its statistics, from everything that determines them. Paths are not part of it."""
-        return cache_key(self.sha256, extractor, self.preprocessing or "moments")
+        """64 hexadecimal digits that name its statistics, from everything that determines them.
+
+        Paths, and the name of the extractor's file, are not part of it.
+        """
+        determines = {
+            "format": CACHE_FORMAT,
+            "content": self.sha256,
+            "extractor": extractor.name,
+            "weights": extractor.weights_sha256,
+            "source": extractor.source_sha256,
+            "layer": extractor.feature_layer,
+            "preprocessing": self.preprocessing or "moments",
+            **extractor.other_precision,
+        }
+        return spaced_json_sha256(determines)
 
     def require_same_features(self, extractor: str, dimensions: int | None, precision: FeaturePrecision) -> None:
         """Raise ValueError if a mean and covariance have a different number or precision of features than an extractor.
@@ -109,22 +122,3 @@ def image_batches(given: Data | Source, size: int) -> Iterator[NDArray[np.uint8]
     else:
         found = load_images(given)
         yield from (np.array(found[start : start + size]) for start in range(0, len(found), size))
-
-
-def cache_key(content_sha256: str, extractor: ExtractorSpec, preprocessing: str) -> str:
-    """64 hexadecimal digits that name statistics, from everything that determines them.
-
-    `content_sha256` is that of the images or of a moments file. Paths, and the name of the extractor's file, are not
-    part of the key.
-    """
-    determines = {
-        "format": CACHE_FORMAT,
-        "content": content_sha256,
-        "extractor": extractor.name,
-        "weights": extractor.weights_sha256,
-        "source": extractor.source_sha256,
-        "layer": extractor.feature_layer,
-        "preprocessing": preprocessing,
-        **extractor.other_precision,
-    }
-    return spaced_json_sha256(determines)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from taugrid.config import Data
 from taugrid.eval.metrics.floor import NO_ROOT
 from taugrid.eval.metrics.reference_statistics import MomentsFile, ReferenceStatistics, read_all
 from taugrid.eval.metrics.score import Feasible, feasible, score
-from taugrid.eval.metrics.statistics import Array, Features, Moments, loaded, symmetric_root
+from taugrid.eval.metrics.statistics import Features, Moments, loaded, symmetric_root
 from taugrid.eval.score_cell import ReferenceFiles, ScoringJob, read_column, read_stream
 from taugrid.jobs import Result
 from taugrid.registry.extractors import ExtractorSpec
@@ -54,8 +54,6 @@ class ByLabelJob(ScoringJob):
 
 
 class OfLabel(NamedTuple):
-    """The numbers of one label."""
-
     metrics: dict[str, float]
     notes: list[str]
     """Why metrics are missing."""
@@ -164,12 +162,10 @@ def _write(job: ByLabelJob, found: Sequence[OfLabel], sizes: Sequence[tuple[int,
 def read(path: Path, storage: Storage) -> tuple[list[dict[str, Any]], Mapping[str, list[str]]]:
     """The numbers of each label by column, without those that it lacks; and label -> why metrics are missing."""
     metadata = parquet.inspect(path, every_byte=False, storage=storage).metadata
-    columns = {name: _values(path, name, storage) for name in metadata["columns"]}
+    columns = {
+        name: np.concatenate([values for _, values in parquet.read_numbers(path, name, storage)])
+        for name in metadata["columns"]
+    }
     rows = [{name: float(values[label]) for name, values in columns.items() if not math.isnan(values[label])}
             for label in range(len(columns[NUM_SAMPLES]))]  # fmt: skip
     return rows, metadata["notes"]
-
-
-def _values(path: Path, name: str, storage: Storage) -> Array:
-    parts: Iterator[Array] = (values for _, values in parquet.read_numbers(path, name, storage))
-    return np.concatenate(list(parts))

@@ -74,7 +74,9 @@ class ScoredImages:
 
     images: Source
     document: dict[str, Any]
-    """What `evaluate` returns."""
+    """`samples` and `reference` (kind, path, num_images, sha256), `metrics` (as the columns of quality.csv), `notes`
+    (why a number is missing), `warnings` (threats to a fair comparison), `protocol` (the fields of a run's protocol;
+    null for what is unknown about external images), `floor` (metric -> the fields of a `Floor`)."""
     influences: Mapping[str, Array]
     """Column of quality.csv -> (N,) float64, of each metric that has a standard error; see `MetricResult`."""
     order: NDArray[np.int64] | None
@@ -87,19 +89,6 @@ class ScoredImages:
         """(N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the influences."""
         found = np.concatenate([digests_of(images) for _, images in batches(self.images, parquet.ROWS_PER_GROUP)])
         return found if self.order is None else found[self.order]
-
-
-def evaluate(
-    samples: Source, reference: Reference, extractor: ExtractorSpec, settings: MetricSettings, options: Options
-) -> dict[str, Any]:
-    """Score `samples` against `reference`: `score_sets` of one set, and its document.
-
-    Returns:
-        `samples` and `reference` (kind, path, num_images, sha256), `metrics` (as the columns of quality.csv), `notes`
-        (why a number is missing), `warnings` (threats to a fair comparison), `protocol` (the fields of a run's
-        protocol; null for what is unknown about external images), `floor` (metric -> the fields of a `Floor`).
-    """
-    return score_sets([samples], reference, extractor, settings, options)[0].document
 
 
 def score_sets(
@@ -155,7 +144,7 @@ def score_sets(
 def _document(
     samples: Source, reference: Reference, extractor: ExtractorSpec, possible: Feasible, options: Options
 ) -> dict[str, Any]:
-    """What is known of a set of images before it is scored, in the order of what `evaluate` returns."""
+    """What is known of a set of images before it is scored, in the order of a `ScoredImages.document`."""
     protocol = _protocol(samples, reference, extractor, possible.settings, options.versions)
     return {
         "samples": _identity(samples),
@@ -214,12 +203,8 @@ class _Extracting:
 def _statistics(
     reference: Reference, spec: ExtractorSpec, with_features: bool, extracting: _Extracting
 ) -> ReferenceStatistics:
-    key, given, count, cache = (
-        reference.cache_key(spec),
-        reference.given,
-        reference.num_images,
-        extracting.options.cache,
-    )
+    key, cache = reference.cache_key(spec), extracting.options.cache
+    given, count = reference.given, reference.num_images
     if isinstance(given, MomentsFile):
         return of_moments(given, cache, key)
     assert count is not None, "only of moments it is unknown"

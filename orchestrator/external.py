@@ -15,7 +15,6 @@ from taugrid.config import Data, Evaluate, validate
 from taugrid.config.load import Override, merge
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
-from taugrid.eval.metrics.reference_statistics import default_cache
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.reference_names import ResolvedReference, resolve_reference
 from taugrid.eval.sources import Source, open_source
@@ -83,7 +82,7 @@ class OpenedSets:
                     versions=versions(SOFTWARE),
                     device=usual_device(),
                     batch_size=self.section.batch_size,
-                    cache=default_cache(),
+                    cache=user_cache() / "references",
                     features=features,
                     progress=_as_stages(progress),
                 ),
@@ -138,7 +137,7 @@ def score_images(
 
 
 def of_all(documents: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
-    """The lines of documents (name -> what `evaluate` returns), each once, with the names if not all have it."""
+    """The lines of documents (name -> `ScoredImages.document`), each once, with the names if not all have it."""
     lines = dict.fromkeys(line for document in documents.values() for line in document[key])
     of = {line: [name for name, document in documents.items() if line in document[key]] for line in lines}
     return [line if len(names) == len(documents) else f"{', '.join(names)}: {line}" for line, names in of.items()]
@@ -222,7 +221,7 @@ def _precision(section: Evaluate, resolved: ResolvedReference) -> FeaturePrecisi
 
 
 def _as_stages(progress: Progress) -> Callable[[str, int, int], None]:
-    """What `standalone.evaluate` calls, as stages of `progress`."""
+    """What `standalone.score_sets` calls, as stages of `progress`."""
     stage = ""
 
     def tell(what: str, done: int, total: int) -> None:

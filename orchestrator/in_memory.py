@@ -6,7 +6,7 @@ Torch is imported when something is sampled, not with this module.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,17 @@ FOR_A_RUN = ("num_samples", "shard_evaluations")
 """Keys of `sample` that mean nothing without files."""
 
 
+class AskedImages(NamedTuple):
+    """What a caller of `taugrid.sample` asks for, beside the networks."""
+
+    wanted: Sequence[int]
+    """The indices of the images."""
+    shape: Shape | None
+    diffusion: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    device: str | None
+
+
 def sample_in_memory(
     model: Any,
     guide: Any,
@@ -78,9 +89,10 @@ def sample_in_memory(
             set_up()
             settings = {key: list(value) if isinstance(value, range) else value for key, value in settings.items()}
             settings = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
+            asked = AskedImages(wanted, shape, diffusion, settings, device)
             if isinstance(model, str | Mapping):
-                return _sample_planned(_section(model, guide), wanted, shape, diffusion, settings, device)
-            return _sample_held(model, guide, wanted, shape, diffusion, settings, device)
+                return _sample_planned(_section(model, guide), asked)
+            return _sample_held(model, guide, asked)
         except NotEnoughMemory as error:
             raise UserError(f"{error}; set a smaller batch_size") from error
         except (CustomCodeError, DeviceUnusable) as error:
@@ -95,36 +107,21 @@ def _section(model: str | Mapping[str, Any], guide: Any) -> dict[str, Any]:
     return section if guide is None else {**section, "guide": guide}
 
 
-def _sample_planned(
-    model: Mapping[str, Any],
-    wanted: Sequence[int],
-    shape: Shape | None,
-    diffusion: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    device: str | None,
-) -> NDArray[np.uint8]:
-    specs, planned, labels = _planned(model, shape, diffusion, settings, max(wanted) + 1)
-    place = device or usual_device()
+def _sample_planned(model: Mapping[str, Any], asked: AskedImages) -> NDArray[np.uint8]:
+    specs, planned, labels = _planned(model, asked)
+    place = asked.device or usual_device()
     _require_settings(planned.settings, place)
     device_here = Device(place)
     device_here.load_decoder(planned.decoder, planned.settings)
     networks = device_here.networks(specs, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
     try:
         decode = device_here.decoder(planned.decoder, planned.settings)
-        return _sampled(networks, planned, wanted, labels, place, decode)
+        return _sampled(networks, planned, asked.wanted, labels, place, decode)
     finally:
         device_here.release_graphs()
 
 
-def _sample_held(
-    model: Any,
-    guide: Any,
-    wanted: Sequence[int],
-    shape: Shape | None,
-    diffusion: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    device: str | None,
-) -> NDArray[np.uint8]:
+def _sample_held(model: Any, guide: Any, asked: AskedImages) -> NDArray[np.uint8]:
     """As `_sample_planned`, for networks in the caller's memory."""
     from taugrid.workers.accelerator.preflight import check
     from taugrid.workers.network.load import conditions_in_memory, device_of, network_in_memory, shape_of
@@ -132,44 +129,40 @@ def _sample_held(
     if isinstance(guide, str | Mapping):
         raise UserError(f"guide must be a network in memory, as the model is, not {guide!r}; or give both by name")
     held = [model] if guide is None else [model, guide]
-    times = 2 if diffusion.get("prediction") == "average_velocity" else 1
+    times = 2 if asked.diffusion.get("prediction") == "average_velocity" else 1
     takes = [conditions_in_memory(each, times) for each in held]
-    sampling = _settings(shape or shape_of(model), diffusion, settings, takes)
-    rows = sampling.settings.model_copy(update={"num_samples": max(wanted) + 1})
+    sampling = _settings(asked.shape or shape_of(model), asked.diffusion, asked.settings, takes)
+    rows = sampling.settings.model_copy(update={"num_samples": max(asked.wanted) + 1})
     labels = label_rule(rows, takes[0], f"the network {type(model).__name__}", read_column)
-    place = device or device_of(model) or usual_device()
+    place = asked.device or device_of(model) or usual_device()
     with ExitStack() as held_open:
         networks = [held_open.enter_context(network_in_memory(each)) for each in held]
         computed = [_computed(network, sampling.settings, place) for network in networks]
         at = some_point(sampling.diffusion.predicts)
         for network, its in zip(networks, takes, strict=True):
             check(network, Arithmetic.of(sampling.settings), _batch(sampling), place, its is not None, at)
-        return _sampled(computed, sampling, wanted, labels, place)
+        return _sampled(computed, sampling, asked.wanted, labels, place)
 
 
 def _planned(
-    section: Mapping[str, Any],
-    shape: Shape | None,
-    diffusion: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    num_samples: int,
+    section: Mapping[str, Any], asked: AskedImages
 ) -> tuple[list[NetworkSpec], SamplingSpec, LabelRule | None]:
-    """What a run of `num_samples` with a checkpoint, a custom network or an oracle would plan, and its labels.
+    """What a run with a checkpoint, a custom network or an oracle would plan for these images, and its labels.
 
     The networks are that of the model, and that of its guide if there is one.
     """
     if "unet" in section:
         raise UserError("model.unet is still to be trained; `taugrid.run` trains it, and its folder can be sampled")
-    if shape is None and "callable" in section:
+    if asked.shape is None and "callable" in section:
         raise UserError("shape is missing: a custom network does not say (channels, height, width) itself")
-    data = {"name": section.get("oracle", "gaussian")} | ({} if shape is None else {"shape": shape})
-    sample = dict(settings) | {"num_samples": num_samples}
-    config = load({"name": "in-memory", "data": data, "model": section, "diffusion": diffusion, "sample": sample})
+    data = {"name": section.get("oracle", "gaussian")} | ({} if asked.shape is None else {"shape": asked.shape})
+    sample = dict(asked.settings) | {"num_samples": max(asked.wanted) + 1}
+    given = {"name": "in-memory", "data": data, "model": section, "diffusion": asked.diffusion, "sample": sample}
 
     def described(*arguments: Any) -> CustomNetwork:
         return custom_process.describe(*arguments[:-1])  # without images: `data` is made up
 
-    [cell] = plan(config, describe_network=described).cells
+    [cell] = plan(load(given), describe_network=described).cells
     kinds = (cell.settings.weights, "ema")  # such sources need no run directory
     networks = [model.source.network(Path(), kind) for model, kind in zip(cell.networks, kinds, strict=False)]
     spec = SamplingSpec(cell.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe, cell.guidance)

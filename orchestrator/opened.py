@@ -127,9 +127,8 @@ def open_existing(directory: str, dry: bool = False) -> Run:
             )
         lost = f", or write a lost config.json again with `taugrid report CONFIG --out {directory}`"
         hint = lost if _has_run_files(root, storage) else ""
-        raise UserError(
-            f"{directory} is not a run directory (it has no config.json); give the one that `taugrid run` made{hint}"
-        )
+        lacks = "has no config.json" if storage.exists(root) else "does not exist yet"
+        raise UserError(f"{directory} is not a run directory (it {lacks}); give the one that `taugrid run` made{hint}")
     return _as_recorded(directory, (), None) or open_config(directory, (), None, dry=dry)
 
 

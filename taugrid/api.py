@@ -36,12 +36,13 @@ def open(directory: Path) -> "RunView | HistoryView":
     """
     from taugrid.orchestrator.nightly.nights import HistoryView
     from taugrid.orchestrator.nightly.places import find_history
+    from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.view.run import RunView
 
     history = find_history(str(directory))
     if history is not None:
         return HistoryView(history)
-    return RunView.of(str(directory))
+    return RunView(open_existing(str(directory)))
 
 
 def board(*places: Path) -> "pd.DataFrame":

@@ -23,6 +23,11 @@ STORE_PAUSES = (0.1, 0.3, 1.0, 3.0, 9.0, 9.0)
 5 % of the attempts do."""
 
 
+def prepare() -> None:
+    """Import what `try_again` needs, which is otherwise done at the first failure: it may be that no file opens."""
+    import tenacity  # noqa: F401
+
+
 def retried(call: Callable[[], T]) -> T:
     """The value of `call`, which is repeated after a transient error of the disk and so must be safe to repeat."""
     return try_again(call, DISK_PAUSES, lambda error: isinstance(error, OSError) and error.errno in TRANSIENT)

@@ -27,19 +27,19 @@ class RunId:
 def claim(root: Path, storage: Storage) -> RunId:
     """The id of the run directory `root`, which must exist. An old or new one gets its id here, in the driver."""
     path = root / FILE
-    run_id = _read(root, storage)
+    run_id = recorded_id(root, storage)
     if run_id is None:
         with storage.temporary(path) as temporary:
             write_text(temporary, json.dumps({"run": uuid.uuid4().hex}) + "\n")
             if not storage.commit(path, temporary):
                 storage.commit(path, temporary, ANY)  # a file that is no JSON was in its place
-        run_id = _read(root, storage)
+        run_id = recorded_id(root, storage)
     return RunId(str(root), str(run_id))
 
 
 def check_run(run: RunId, storage: Storage) -> None:
     """Raise `RunDirectoryNotVisible` unless this machine has that run directory. OSError if it can't be read."""
-    actual = _read(Path(run.root), storage)
+    actual = recorded_id(Path(run.root), storage)
     if actual != run.id:
         fault = "no run directory is there" if actual is None else f"a different one is there (run {actual[:8]})"
         raise RunDirectoryNotVisible(
@@ -48,7 +48,8 @@ def check_run(run: RunId, storage: Storage) -> None:
         )
 
 
-def _read(root: Path, storage: Storage) -> str | None:
+def recorded_id(root: Path, storage: Storage) -> str | None:
+    """The id that a run directory has; None if it has none."""
     value = read_json(root / FILE, storage)
     run_id = value.get("run") if isinstance(value, dict) else None
     return run_id if isinstance(run_id, str) else None

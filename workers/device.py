@@ -19,7 +19,6 @@ from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory, some_labels, some_point
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function
-from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.pixels import LastSampled
 
 if TYPE_CHECKING:
@@ -65,10 +64,6 @@ def ignore_heartbeat(done: float, of: float, doing: str = "") -> None:
     """A `SendHeartbeat` that sends nothing."""
 
 
-def no_op() -> None:
-    """A callback that does nothing."""
-
-
 def set_up(threads: int | None = None) -> None:
     """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged).
 
@@ -112,11 +107,6 @@ def beating(heartbeat: SendHeartbeat, calls: int) -> "Around":
         return output
 
     return call_with_heartbeat
-
-
-def with_heartbeats(network: "Denoiser", heartbeat: SendHeartbeat, calls: int) -> "Denoiser":
-    """`network`, with a heartbeat before each call: it will be called `calls` times. See `beating`."""
-    return Wrapped(network, beating(heartbeat, calls))
 
 
 class ComputeLock:
@@ -249,8 +239,7 @@ class Device:
         arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
         how = policy(kind_of(self.name), settings.vae_precision)
         key = decoder.saved, how.layout
-        vae: Module = self._kept(self._vaes, key, lambda: load_vae(decoder.saved, self.name, how))
-        return vae
+        return self._kept(self._vaes, key, lambda: load_vae(decoder.saved, self.name, how))
 
     def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
         """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`.

@@ -5,7 +5,6 @@ Torch is imported when a job runs, not with this module, because the driver buil
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,9 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
-from taugrid.workers.device import Device, SendHeartbeat, ignore_heartbeat, no_op, with_heartbeats
+from taugrid.workers.device import Device, beating
 from taugrid.workers.diffusion.decoder import Decoder, as_function
-from taugrid.workers.diffusion.denoiser import Denoise
+from taugrid.workers.diffusion.denoiser import Denoise, Wrapped
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
 from taugrid.workers.samplers import ddim
@@ -90,17 +89,11 @@ def run(job: ReconstructJob | InterpolateJob, device: Device) -> Result:
     batch = (job.batch_size, *job.shape)
     network = device.network(job.network, job.diffusion, Arithmetic(batch_size=job.batch_size), batch)
     if isinstance(job, ReconstructJob):
-        return reconstruct_shard(job, network, device.name, device.heartbeat, device.computed)
-    return interpolate_cell(job, network, device.name, device.heartbeat, device.computed)
+        return reconstruct_shard(job, network, device)
+    return interpolate_cell(job, network, device)
 
 
-def reconstruct_shard(
-    job: ReconstructJob,
-    model: "Denoiser",
-    device: str,
-    heartbeat: SendHeartbeat = ignore_heartbeat,
-    computed: Callable[[], None] = no_op,
-) -> Result:
+def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: Device) -> Result:
     """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
 
     An image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats,
@@ -117,7 +110,7 @@ def reconstruct_shard(
     process = schedules.process(job.diffusion)
     visited = path(process, job.tau)
     starts = range(0, len(originals), job.batch_size)
-    watched = Watched(with_heartbeats(model, heartbeat, 2 * len(starts) * len(job.tau)))
+    watched = Watched(Wrapped(model, beating(device.heartbeat, 2 * len(starts) * len(job.tau))))
     denoise = Denoise(watched, process, job.diffusion.predicts)
     seconds, first_row = 0.0, job.start
     schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))
@@ -126,7 +119,7 @@ def reconstruct_shard(
         for start in starts:
             batch = originals[start : start + job.batch_size]
             began = time.perf_counter()
-            x0 = torch.tensor(batch, device=device).float() / 127.5 - 1
+            x0 = torch.tensor(batch, device=device.name).float() / 127.5 - 1
             rebuilt = ddim.decode(ddim.encode(x0, visited, denoise), visited, denoise)
             mse = (noise.in_float64(rebuilt - x0) / 2).square().flatten(1).mean(dim=1).cpu().numpy()
             pixels = to_uint8(rebuilt.cpu().numpy())
@@ -136,18 +129,12 @@ def reconstruct_shard(
             columns = {"mse": mse, "mse_8bit": mse_8bit.reshape(len(batch), -1).mean(axis=1)}
             part.write(parquet.pictures(pixels, first_row) | columns)
             first_row += len(batch)
-        computed()
+        device.computed()
         created = part.commit_over(job.replaces)
     return Result(seconds, len(originals), created, size=part.size, part=part.content, conflict=part.conflict)
 
 
-def interpolate_cell(
-    job: InterpolateJob,
-    model: "Denoiser",
-    device: str,
-    heartbeat: SendHeartbeat = ignore_heartbeat,
-    computed: Callable[[], None] = no_op,
-) -> Result:
+def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> Result:
     """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square.
 
     Raises:
@@ -157,9 +144,9 @@ def interpolate_cell(
 
     process = schedules.process(job.diffusion)
     visited = path(process, job.tau)
-    x_T = process.first_scale(visited[0]) * points(job, device)
+    x_T = process.first_scale(visited[0]) * points(job, device.name)
     batches = torch.split(x_T, job.batch_size)
-    watched = Watched(with_heartbeats(model, heartbeat, len(batches) * len(job.tau)))
+    watched = Watched(Wrapped(model, beating(device.heartbeat, len(batches) * len(job.tau))))
     denoise = Denoise(watched, process, job.diffusion.predicts)
     seconds, first_row = 0.0, 0
     job.check_run()
@@ -172,7 +159,7 @@ def interpolate_cell(
             seconds += time.perf_counter() - began
             part.write(parquet.pictures(pixels, first_row))
             first_row += len(pixels)
-        computed()
+        device.computed()
         created = part.commit(replace=False)
     return Result(seconds, len(x_T), created, size=part.size, part=part.content, conflict=part.conflict)
 

@@ -5,7 +5,7 @@ Torch is imported when a job runs, not with this module, because the driver buil
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,10 @@ from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch, smaller_slice
 from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.conditions.labels import LabelRule
-from taugrid.workers.device import Device, SendHeartbeat, beating, ignore_heartbeat, no_op
+from taugrid.workers.device import Device, beating
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
 from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.finite import BY_VAE, Watched, blame, not_finite
-from taugrid.workers.pixels import LastSampled
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import require_code
 
@@ -112,8 +111,7 @@ def run(job: SampleJob, device: Device) -> Result:
         networks = device.networks(job.networks, job.diffusion, job.arithmetic, batch)
     decode = device.decoder(job.decoder, job.settings)  # after all weights are there, since it compares what is free
     model, *guides = networks
-    callbacks = device.heartbeat, device.computed, device.last_sampled
-    result = sample_shard(job, model, device.name, *callbacks, decode, *guides)
+    result = sample_shard(job, model, device, decode, *guides)
     if latents is not None:
         return replace(result, evaluations=0)
     calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
@@ -149,20 +147,17 @@ def _without_compiling(seconds: float, compile_seconds: float, calls: int) -> fl
 def sample_shard(
     job: SampleJob,
     model: "Denoiser | Latents",
-    device: str,
-    heartbeat: SendHeartbeat = ignore_heartbeat,
-    computed: Callable[[], None] = no_op,
-    last_sampled: LastSampled | None = None,
+    device: Device,
     decode: "Decode | None" = None,
     guide: "Denoiser | None" = None,
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
     `model` is the network, or the images' latents (stop - start, C, H, W), which are only decoded then. `decode` is the
-    job's decoder, loaded; None: it is a function itself. `guide` is the second network, if the job has one. `computed`
-    is called when only the last batch must be encoded and the file written. If a heartbeat raises `Stopped`, it commits
-    the batches so far: a shorter file, from which the next job for this shard continues. What it sampled is added to
-    `last_sampled`, unless it continued another file.
+    job's decoder, loaded; None: it is a function itself. `guide` is the second network, if the job has one.
+    `device.computed` is called when only the last batch must be encoded and the file written. If a heartbeat raises
+    `Stopped`, it commits the batches so far: a shorter file, from which the next job for this shard continues. What it
+    sampled is added to `device.last_sampled`, unless it continued another file.
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
@@ -179,13 +174,13 @@ def sample_shard(
     with (
         parquet.PartWriter(Path(job.path), schema, job.storage) as part,
         parquet.SampleWriter(
-            part, _columns(job), job.start, launching=not device.startswith("cpu"), labels=labels
+            part, _columns(job), job.start, launching=not device.name.startswith("cpu"), labels=labels
         ) as writer,
     ):
         first_new = stop = job.start + _copy_kept(job, writer)
         try:
             loaded = decode or as_function(job.decoder)
-            for batch in completed(_transfers(job, first_new, labels, (model, guide), loaded, device, heartbeat)):
+            for batch in completed(_transfers(job, first_new, labels, (model, guide), loaded, device)):
                 _require_finite(batch, job)
                 clock.completed(batch)
                 writer.append(batch.images, None if batch.latents is None else batch.latents.numpy())
@@ -195,11 +190,11 @@ def sample_shard(
         except Stopped:
             if stop == first_new:
                 raise
-        computed()
+        device.computed()
         writer.finish()
         created = part.commit_over(job.replaces)
-    if last_sampled is not None and sampled:
-        last_sampled.add(job.path, part.digest, pixels.row_groups(job.start, writer.counts, sampled))
+    if sampled:
+        device.last_sampled.add(job.path, part.digest, pixels.row_groups(job.start, writer.counts, sampled))
     return Result(clock.seconds, stop - first_new, created, size=part.size, part=part.content, conflict=part.conflict)
 
 
@@ -209,8 +204,7 @@ def _transfers(
     labels: NDArray[np.int32] | None,
     networks: "tuple[Denoiser | Latents, Denoiser | None]",
     decode: "Decode",
-    device: str,
-    heartbeat: SendHeartbeat,
+    device: Device,
 ) -> "Iterator[ImageTransfer]":
     """The job's batches from image `first_new` on, each being copied to the host as soon as its steps are enqueued."""
     import torch
@@ -218,22 +212,22 @@ def _transfers(
     from taugrid.workers.accelerator.transfer import images_to_host, to_device
 
     size, settings = job.settings.batch_size, job.settings
-    condition = None if labels is None else to_device(torch.from_numpy(labels).long(), device)
+    condition = None if labels is None else to_device(torch.from_numpy(labels).long(), device.name)
     starts = range(first_new, job.stop, size)
     slices = math.ceil(size / settings.decode_batch) if isinstance(job.decoder, Vae) else 0
     model, guide = networks
     latents = model if isinstance(model, np.ndarray) else None
-    around = beating(heartbeat, len(starts) * (slices + (job.nfe if latents is None else 0)))
+    around = beating(device.heartbeat, len(starts) * (slices + (job.nfe if latents is None else 0)))
     watched = None if isinstance(model, np.ndarray) else Watched(Wrapped(model, around))
     guide = guide and watched and watched.also(Wrapped(guide, around))
-    finite = torch.ones((), dtype=torch.bool, device=device)
+    finite = torch.ones((), dtype=torch.bool, device=device.name)
     for start in starts:
         began = time.perf_counter()
         stop = min(start + size, job.stop)
-        indices = torch.arange(start, stop, device=device)
+        indices = torch.arange(start, stop, device=device.name)
         asked = None if condition is None else condition[start - job.start : stop - job.start]
         if latents is not None:
-            x0 = to_device(torch.from_numpy(latents[start - job.start : stop - job.start]), device)
+            x0 = to_device(torch.from_numpy(latents[start - job.start : stop - job.start]), device.name)
         elif watched is not None:
             x0 = sample_batch(watched, indices, job.spec, asked, guide)
             finite = watched.answer()
@@ -243,9 +237,10 @@ def _transfers(
 
 
 def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
-    if not batch.network_was_finite:
+    network_was_finite, images_are_finite = batch.flags.tolist()
+    if not network_was_finite:
         raise not_finite(batch.start, batch.start + len(batch.images), job.settings)
-    if not batch.images_are_finite:
+    if not images_are_finite:
         by = BY_VAE if isinstance(job.decoder, Vae) else ""
         raise NotFinite(NOT_FINITE + by + blame(job.settings.sampler))
 

@@ -36,11 +36,9 @@ def process(diffusion: Diffusion) -> Process:
         assert diffusion.rho is not None
         assert diffusion.sigma_data is not None
         levels = diffusion.sigma_min, diffusion.sigma_max, diffusion.rho, diffusion.sigma_data
-        return (
-            EDM(*levels, diffusion.predicts)
-            if diffusion.timesteps is None
-            else DiscreteEDM(diffusion.timesteps, *levels)
-        )
+        if diffusion.timesteps is None:
+            return EDM(*levels, diffusion.predicts)
+        return DiscreteEDM(diffusion.timesteps, *levels)
     return DiscreteVP(alpha_bar(diffusion), diffusion.predicts)
 
 

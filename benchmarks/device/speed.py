@@ -22,6 +22,7 @@ from taugrid.jobs import TrainingSpec
 from taugrid.registry.extractors import INCEPTION, FeaturePrecision
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.transfer import ImageTransfer, completed, images_to_host
+from taugrid.workers.device import Device
 from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.sample import sample_shard
@@ -109,7 +110,7 @@ def _shard(setting: Setting, precision: Precision, compile: Compilation = "none"
     """Say how a shard compares with its bare network and, on a GPU, how long that idles."""
     name = precision if compile == "none" else f"{precision}, compile: {compile}"
     model = setting.network(precision, compile)
-    took, starved = list[float](), list[bool]()
+    took, starved, worker = list[float](), list[bool](), Device(setting.device)
 
     def call(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if setting.on_gpu:
@@ -119,7 +120,8 @@ def _shard(setting: Setting, precision: Precision, compile: Compilation = "none"
     def shard() -> None:
         job, began = setting.job(BATCHES * setting.batch), time.perf_counter()
         watched = Wrapped(model, call)
-        sample_shard(job, watched, setting.device, computed=lambda: took.append(time.perf_counter() - began))
+        worker.computed = lambda: took.append(time.perf_counter() - began)
+        sample_shard(job, watched, worker)
 
     setting.seconds(shard, most=8.0)
     last = statistics.median(took[1:])
@@ -177,7 +179,7 @@ def graphs(setting: Setting) -> None:
     model, files = setting.network("bf16-weights", "reduce-overhead"), list[bytes]()
     for when in ("of its first graphs", "after these were released"):
         job, began = setting.job(BATCHES * setting.batch), time.perf_counter()
-        sample_shard(job, model, setting.device)
+        sample_shard(job, model, setting.worker)
         setting.say(f"s: a shard {when}", time.perf_counter() - began)
         files.append(Path(job.path).read_bytes())
         if len(files) == 1:

@@ -140,7 +140,7 @@ def panels_figure(
             panel.set_ylabel(metric.heading)
         if y_scale == "log":
             mark_values(panels[0])
-        legend(figure, styles.values(), "outside right upper")
+        legend(figure, styles.values())
         say_if_empty(figure, "no cell has an FID")
     return figure
 
@@ -252,14 +252,18 @@ def mark_values(panel: Axes) -> None:
     panel.set_ylim(low, high)
 
 
-def legend(figure: Figure, styles: Iterable[LineStyle], place: str) -> None:
-    """Add one legend for all panels, outside them, in the order of the styles."""
+def legend(figure: Figure, styles: Collection[LineStyle], below: bool = False) -> None:
+    """Add one legend for all panels, outside them, in the order of the styles: beside or, in a taller figure, below."""
     lines: dict[str, Any] = {}
     for panel in figure.axes:
         handles, names = panel.get_legend_handles_labels()
         lines |= dict(zip(names, handles, strict=True))
+    if below:
+        height = LEGEND_LINE * sum(look.name.count("\n") + 1 for look in styles)
+        figure.set_figheight(figure.get_figheight() + height)
     names = [look.name for look in styles if look.name in lines]
     if names:
+        place = "outside lower center" if below else "outside right upper"
         figure.legend([lines[name] for name in names], names, loc=place, frameon=False)
 
 

@@ -9,7 +9,6 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from taugrid.eval.figures.drawing import (
-    LEGEND_LINE,
     legend,
     legend_name,
     make_panels,
@@ -42,9 +41,7 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
         panel.set_xlabel("training step")
         panel.set_ylabel("loss")
         mark_values(panel)
-        lines = sum(look.name.count("\n") + 1 for look in styles.values())
-        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
-        legend(figure, styles.values(), "outside lower center")
+        legend(figure, styles.values(), below=True)
     return figure
 
 

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from taugrid.eval.figures.drawing import (
-    LEGEND_LINE,
     TITLE_WIDTH,
     LineStyle,
     Styles,
@@ -217,9 +216,7 @@ def reconstruction_figure(frame: pd.DataFrame) -> Figure:
         panel.set_ylabel(RECONSTRUCTION_ERROR.title)
         mark_values(panel)
         if len(labels) > 1:
-            # Below the panel, in a taller figure: long names of settings next to the panel would narrow it.
-            lines = sum(look.name.count("\n") + 1 for look in styles.values())
-            figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
-            legend(figure, styles.values(), "outside lower center")
+            # Beside the panel, long names of settings would narrow it.
+            legend(figure, styles.values(), below=True)
         say_if_empty(figure, "no error has been measured")
     return figure

@@ -20,7 +20,7 @@ from taugrid.eval.figures.drawing import (
     x_offsets,
 )
 from taugrid.eval.nights import Light
-from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.long_form import FID, has_values
 from taugrid.registry.metrics import COLUMNS, MetricColumn
 
 MAX_NIGHTS = 60
@@ -57,12 +57,8 @@ def _column(metric: MetricColumn, key: str) -> str:
 def judged_metrics(history: pd.DataFrame) -> list[MetricColumn]:
     """The metrics that judged some cell; without any, the first of the registry that the cells have, or FID."""
     known = [column for column in COLUMNS.values() if column.sampling_error]
-    judged = [column for column in known if _has(history, _column(column, "t"))]
-    return judged or [column for column in known if _has(history, column.name)][:1] or [FID]
-
-
-def _has(history: pd.DataFrame, column: str) -> bool:
-    return column in history and bool(history[column].notna().any())
+    judged = [column for column in known if has_values(history, _column(column, "t"))]
+    return judged or [column for column in known if has_values(history, column.name)][:1] or [FID]
 
 
 def trend_figure(

@@ -3,6 +3,7 @@
 Chong and Forsyth 2020, "Effectively Unbiased FID and Inception Score and where to find them".
 """
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from taugrid.eval.metrics.frechet import frechet_distance
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, merged, require_finite, symmetric_root
+from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Moments, require_finite, symmetric_root
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 
 POINTS = 15
@@ -96,4 +97,4 @@ def fid_infinity(
 
 def _moments(features: NDArray[np.floating[Any]], chosen: NDArray[np.int64]) -> Moments:
     runs = (chosen[start : start + ROWS_AT_ONCE] for start in range(0, len(chosen), ROWS_AT_ONCE))
-    return merged(Moments.of(features[run]) for run in runs)
+    return reduce(Moments.merge, (Moments.of(features[run]) for run in runs))

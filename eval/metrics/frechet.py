@@ -63,8 +63,7 @@ def frechet_distance(samples: Moments, reference: Moments, root: Array | None = 
 
 def _product(root: Array, covariance: Array) -> Array:
     product = root @ covariance @ root
-    symmetric: Array = (product + product.T) / 2
-    return symmetric
+    return (product + product.T) / 2
 
 
 def distance_from(samples: Moments, reference: Moments, eigenvalues: NDArray[np.floating[Any]]) -> float:
@@ -76,8 +75,7 @@ def distance_from(samples: Moments, reference: Moments, eigenvalues: NDArray[np.
 
 def _kept(eigenvalues: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     """Which of the ascending eigenvalues are more than rounding."""
-    kept: NDArray[np.bool_] = eigenvalues > RANGE_TOLERANCE * max(float(eigenvalues[-1]), 0.0)
-    return kept
+    return eigenvalues > RANGE_TOLERANCE * max(float(eigenvalues[-1]), 0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -350,8 +350,6 @@ def _subset_sums(kernel: Kernel, x: FloatFeatures, y: FloatFeatures, draws: tupl
 
 
 class KernelValues(NamedTuple):
-    """Some of a kernel's values."""
-
     rows: slice
     columns: slice
     values: Array

@@ -20,7 +20,7 @@ from taugrid import parquet
 from taugrid.errors import DamagedFile, joined_lines
 from taugrid.eval.metrics.statistics import Array, Features, Moments, Stream, moments, symmetric_root
 from taugrid.hashing import file_sha256
-from taugrid.storage import LOCAL, Storage, replacing, user_cache
+from taugrid.storage import LOCAL, Storage, replacing
 from taugrid.workers.content import verified_copy
 from taugrid.workers.data.npz import NPZ_ERRORS, NPZ_IMAGES, require_intact_npz
 from taugrid.workers.data.picture import SourceError
@@ -171,11 +171,6 @@ def of_feature_files(
         return read_all(paths, storage)
 
     return of_features(features, num_images, cache, key, lambda: np.concatenate(list(features())), storage)
-
-
-def default_cache() -> Path:
-    """The default folder of cached references: `taugrid/references` in the user's cache."""
-    return user_cache() / "references"
 
 
 class Statistics(NamedTuple):

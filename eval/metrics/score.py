@@ -6,7 +6,7 @@ Torch is imported only when a metric needs it, because the driver asks this modu
 """
 
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -93,8 +93,7 @@ def feasible(
     sizes = Sizes(num_samples, num_reference, extractor.dimensions)
     settings, reasons, remarks = wanted, {}, []
     for metric in wanted.chosen:
-        lacking = [column for column in metric.sample_columns if column not in samples.columns]
-        limit = _lacks(lacking) if lacking else _limits(metric, wanted, extractor, sizes)
+        limit = _limits(metric, wanted, extractor, sizes, samples)
         if metric.needs_label_order and limit.reason is None:
             limit = _order(extractor, samples.label_order)
         if limit.reason is not None:
@@ -104,10 +103,6 @@ def feasible(
         remarks += [limit.remark] if limit.remark else []
     left = tuple(metric.name for metric in wanted.chosen if metric.name not in reasons)
     return Feasible(replace(settings, metrics=left), reasons, remarks)
-
-
-def _lacks(columns: Sequence[str]) -> Limits:
-    return Limits(f"it needs the {' and '.join(columns)} of each sample, and these images have none")
 
 
 def _order(extractor: ExtractorSpec, order: str | None) -> Limits:
@@ -120,7 +115,11 @@ def _order(extractor: ExtractorSpec, order: str | None) -> Limits:
     return Limits()
 
 
-def _limits(metric: Metric, wanted: MetricSettings, extractor: ExtractorSpec, sizes: Sizes) -> Limits:
+def _limits(
+    metric: Metric, wanted: MetricSettings, extractor: ExtractorSpec, sizes: Sizes, samples: PerSample
+) -> Limits:
+    if lacking := [column for column in metric.sample_columns if column not in samples.columns]:
+        return Limits(f"it needs the {' and '.join(lacking)} of each sample, and these images have none")
     if metric.needs_logits and not extractor.logits_layer:
         return Limits(f"{extractor.name} has no layer of logits")
     if sizes.fewest < metric.least_images:

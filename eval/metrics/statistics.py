@@ -6,7 +6,7 @@ Everything computed is float64.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,20 +96,6 @@ class Moments:
         return type(self)(n, mean, self.scatter - part.scatter - np.outer(delta, delta) * (part.n * n / self.n))
 
 
-class Accumulator(Protocol):
-    """What a metric needs to know of some of the samples; that of more samples is merged from parts."""
-
-    def merge(self, other: Self) -> Self: ...
-
-
-A = TypeVar("A", bound=Accumulator)
-
-
-def merged(parts: Iterable[A]) -> A:
-    """The accumulator of all samples, from those of its parts, which are merged in their order."""
-    return reduce(lambda known, part: known.merge(part), parts)
-
-
 def standard_error(influence: Array) -> float:
     """sd(phi) / sqrt(N) for `influence` (N,) of all samples: the error of a metric from drawing these N samples.
 
@@ -151,33 +137,11 @@ def too_few_carry(influence: Array, typical: Array | None = None) -> str | None:
     return None
 
 
-def difference_standard_error(influence_a: Array, influence_b: Array) -> float:
-    """sd(phi_b - phi_a) / sqrt(N): the error of a difference if sample n of both cells starts from the same noise.
-
-    Args:
-        influence_a: (N,), one cell's samples in the order of their indices.
-        influence_b: (N,), the other cell's, with the same indices.
-
-    Raises:
-        ValueError: for unequal numbers of samples, which can't be paired.
-    """
-    if influence_a.shape != influence_b.shape:
-        raise ValueError(f"{len(influence_a)} and {len(influence_b)} samples can't be paired")
-    return standard_error(influence_a - influence_b)
-
-
 def symmetric_root(m: Array) -> Array:
     """The symmetric positive semi-definite root of a symmetric (d, d) `m`; negative eigenvalues are taken as 0."""
     eigenvalues, vectors = np.linalg.eigh(m)
     root: Array = (vectors * np.sqrt(np.clip(eigenvalues, 0, None))) @ vectors.T
     return root
-
-
-class MeanAndSpread(NamedTuple):
-    """Mean over splits or subsets, and their standard deviation (divisor n, as torch-fidelity's)."""
-
-    mean: float
-    std: float
 
 
 def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
@@ -212,7 +176,7 @@ def _joined(parts: list[Features]) -> Features:
 
 def moments(stream: Iterable[Features], count: int) -> Moments:
     """The moments of `count` feature vectors, merged over runs of `ROWS_AT_ONCE`. ValueError as from `runs`."""
-    return merged(map(Moments.of, runs(stream, count)))
+    return reduce(Moments.merge, map(Moments.of, runs(stream, count)))
 
 
 def loaded(stream: Stream, count: int) -> Features:

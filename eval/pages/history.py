@@ -1,6 +1,5 @@
 """index.html of a history: the trend with the verdicts, and a table of the nights. It loads nothing."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from taugrid.eval.figures.trend import MAX_NIGHTS, judged_metrics, trend_figure
 from taugrid.eval.nights import UNFINISHED, Light, NightLine
 from taugrid.eval.pages.charts import Chart, chart
 from taugrid.eval.pages.environment import rendered
-from taugrid.eval.tables.entries import write_number
+from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import FID
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted
@@ -92,6 +91,4 @@ def _trends(
 
 def _number(row: "pd.Series[Any]", metric: MetricColumn) -> str:
     error = row.get(f"{metric.name}_se")
-    return " ".join(
-        write_number(metric.scale * row[metric.name], math.nan if error is None else metric.scale * error)
-    ).strip()
+    return shown_number(metric.scale * row[metric.name], None if error is None else metric.scale * error)

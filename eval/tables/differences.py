@@ -14,7 +14,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from taugrid.eval.metrics.statistics import Array, difference_standard_error
+from taugrid.eval.metrics.statistics import Array, standard_error
 from taugrid.eval.tables.entries import ROUNDING, Z_95
 from taugrid.eval.tables.labels import IGNORABLE, OPTIONS, short_checkpoints
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, STAND_INS, axes, long_form
@@ -241,7 +241,7 @@ def paired_error(difference: float, row_a: Row, row_b: Row, evidence: Evidence) 
     if row_a["num_samples"] != row_b["num_samples"]:
         return Paired(None, None, "no standard error: the cells differ in N")
     phi_a, phi_b = evidence.influences[a], evidence.influences[b]
-    se = difference_standard_error(phi_a, phi_b)
+    se = standard_error(phi_a - phi_b)
     if se <= ROUNDING * max(float(phi.std()) for phi in (phi_a, phi_b)) / math.sqrt(len(phi_a)):
         return Paired(0.0, None, "no z: both have the same samples")
     return Paired(se, difference / se, "")

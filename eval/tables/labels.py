@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -34,12 +33,8 @@ def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd
     changed |= {name: frame[name].ffill().bfill() for name in IGNORABLE if frame[name].nunique() == 1}
     for key in frame.columns.intersection([*PATHS]):
         names = short_checkpoints(frame[key])
-        changed[key] = frame[key].map(partial(_of, names))
+        changed[key] = frame[key].map(lambda path, names=names: names.get(path, path))
     return frame.assign(**changed)
-
-
-def _of(names: Mapping[str, str], path: Any) -> Any:
-    return names.get(path, path)
 
 
 def short_columns(columns: Iterable[str]) -> dict[str, str]:

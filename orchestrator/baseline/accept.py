@@ -211,18 +211,14 @@ def _after_its_night(snapshot: Snapshot, run: Run, force: bool) -> tuple[Snapsho
                 "nights, add --force"
             )
         remarks.append(f"accepted although night {verdict['night']} was judged {verdict['result']}")
-    judged = {cell["cell"]: cell for cell in (verdict["comparison"] or {"cells": []})["cells"]}
-    measured = {name: _distances(cell) for name, cell in judged.items()}
-    if any(measured.values()):
-        largest = max(distance for distances in measured.values() for distance in distances.values())
+    checks = {cell["cell"]: cell.get("sampler") or {} for cell in (verdict["comparison"] or {"cells": []})["cells"]}
+    checks = {name: check for name, check in checks.items() if check.get("distance") is not None}
+    if checks:
+        largest = max(check["distance"] for check in checks.values())
         remarks.append(
             f"its software or device was new: images up to {largest:.2g} grey levels from the last baseline's, on "
             "average, are accepted for this change, and twice that is allowed later"
         )
+    measured = {name: {check["pair"]: check["distance"]} for name, check in checks.items()}
     cells = tuple(replace(cell, distances={**cell.distances, **measured.get(cell.cell, {})}) for cell in snapshot.cells)
     return replace(snapshot, cells=cells), remarks
-
-
-def _distances(cell: Mapping[str, Any]) -> dict[str, float]:
-    check = cell.get("sampler") or {}
-    return {} if check.get("distance") is None else {check["pair"]: check["distance"]}

@@ -221,20 +221,12 @@ class BaselineComparison:
     def sharpnesses(self) -> dict[str, Sharpness]:
         """The sharpness of each metric that the statistical test judged in some cell."""
         shares: dict[str, list[float]] = {}
-        for name, metric in self._judged:
+        judged = (item for cell in self.cells if cell.is_judged for item in cell.judged.items())
+        for name, metric in judged:
             if metric.detectable is not None:
                 shares.setdefault(name, []).append(metric.detectable / metric.size)
         found = {name: shares[name] for name in COLUMNS if name in shares}
         return {name: Sharpness(float(statistics.median(of_it)), len(of_it)) for name, of_it in found.items()}
-
-    @property
-    def _judged(self) -> "list[tuple[str, MetricComparison]]":
-        return [item for cell in self.cells if cell.is_judged for item in cell.judged.items()]
-
-    @property
-    def coverage(self) -> tuple[int, int]:
-        """The number of the baseline's cells that were compared, and the number of all of them."""
-        return len(self.cells), len(self.cells) + len(self.only_baseline)
 
     @property
     def missing_inputs(self) -> dict[str, str]:
@@ -279,7 +271,7 @@ class BaselineComparison:
         sharpnesses = {name: _renamed(found._asdict()) for name, found in self.sharpnesses.items()}
         return fields | {
             "cells": [cell.as_dict() for cell in self.cells],
-            "compared": list(self.coverage),
+            "compared": [len(self.cells), len(self.cells) + len(self.only_baseline)],  # of the baseline's, and all
             "checks": {"sampler": self.sampler_check._asdict(), "scorer": self.scorer_check._asdict()},
             "sharpness": sharpnesses.get("fid"),
             "sharpnesses": sharpnesses,

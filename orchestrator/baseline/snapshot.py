@@ -385,7 +385,7 @@ def _with_score(
 
 
 def reasons_of(score: Mapping[str, Any], influences: Mapping[str, Array]) -> dict[str, str]:
-    """Column -> why it has no influences, from the notes of a score (or of `eval.standalone.evaluate`)."""
+    """Column -> why it has no influences, from the notes of a score (or of `eval.standalone.score_sets`)."""
     reasons = {}
     for column in SAMPLED:
         said = f"no {column.sampling_error}: "

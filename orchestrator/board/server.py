@@ -6,7 +6,6 @@ rebinding); on another address, or with TAUGRID_BOARD_TOKEN set, a token is requ
 """
 
 import hmac
-import ipaddress
 import secrets
 import socket
 import threading
@@ -29,6 +28,7 @@ from taugrid.errors import UserError
 from taugrid.eval.pages.board import board_html
 from taugrid.orchestrator.board.document import BoardDocument, BoardRow, as_json, document_of
 from taugrid.orchestrator.board.index import Board, Index
+from taugrid.orchestrator.dispatch.address import is_loopback
 
 LOOK_SECONDS = 5.0
 """The minimum time between two looks at the files."""
@@ -182,13 +182,6 @@ class Guard(NamedTuple):
 
 def _same(given: str, expected: str) -> bool:
     return hmac.compare_digest(given.encode(), expected.encode())
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _names_this_machine(host: str) -> bool:

@@ -8,6 +8,7 @@ import click
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.options import Command, Whole, json_option, print_value, reader_may_leave
+from taugrid.words import counted
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.board.index import Index
@@ -35,7 +36,6 @@ def board(places: tuple[str, ...], port: int | None, host: str, target: str | No
     from taugrid.orchestrator.board.document import document_of, records
     from taugrid.orchestrator.board.find import Place
     from taugrid.orchestrator.board.index import Index
-    from taugrid.words import counted
 
     index = Index([Place.of(place) for place in places])
     if as_json:
@@ -61,8 +61,6 @@ def _serve(index: "Index", host: str, port: int | None) -> None:
         if error.name not in ("starlette", "uvicorn"):
             raise
         raise UserError("the board needs starlette and uvicorn; pip install 'taugrid[board]'") from None
-    from taugrid.words import counted
-
     token, is_new = server.token_of(host, os.environ.get(server.TOKEN_VARIABLE))
     listening = server.listen(host, port)
     found = index.look_or_refuse()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taugrid.errors import Exit, UserError
-from taugrid.orchestrator.cli.options import Command, Whole, json_option, options, print_value
+from taugrid.orchestrator.cli.options import Command, Whole, json_option, print_value
 from taugrid.words import counted
 
 if TYPE_CHECKING:
@@ -60,18 +60,14 @@ def _lines(document: dict[str, Any]) -> str:
 CHOICES = ("features", "damaged", "leftovers", "logs")
 """The flags of `clean`: names in `clean.files.CATEGORIES`."""
 
-category_options = options(
-    click.option("--features", is_flag=True, help="Features of scored cells."),
-    click.option("--damaged", is_flag=True, help="Damaged files that were set aside."),
-    click.option("--leftovers", is_flag=True, help="What killed processes and finished trainings left."),
-    click.option("--logs", is_flag=True, help="Errors of tasks and workers."),
-    click.option("--keep-nights", type=Whole(0), metavar="N", help="Images of all nights but the newest N."),
-)
-
 
 @click.command(cls=Command)
 @click.argument("directory", metavar="DIR | HISTORY")
-@category_options
+@click.option("--features", is_flag=True, help="Features of scored cells.")
+@click.option("--damaged", is_flag=True, help="Damaged files that were set aside.")
+@click.option("--leftovers", is_flag=True, help="What killed processes and finished trainings left.")
+@click.option("--logs", is_flag=True, help="Errors of tasks and workers.")
+@click.option("--keep-nights", type=Whole(0), metavar="N", help="Images of all nights but the newest N.")
 @click.option("--yes", is_flag=True, help="Delete without a question what the other options name.")
 @json_option
 def clean(directory: str, keep_nights: int | None, yes: bool, **given: Any) -> None:

@@ -64,15 +64,22 @@ def show_plan(
     history: str | None = None,
     baseline: str | None = None,
     only: Sequence[str] = (),
+    compared_along: str | None = None,
 ) -> dict[str, Any]:
-    """Print what `taugrid plan` prints, of the cells alone that `only` selects; returns the document."""
+    """Print what `taugrid plan` prints, of the cells alone that `only` selects; returns the document.
+
+    `compared_along` is the key of `--until`, if it has one: it must be one of the grid.
+    """
     with uncollected():
         from taugrid.orchestrator.cli.text.runs import plan_text
         from taugrid.orchestrator.opened import open_to_plan
+        from taugrid.orchestrator.report import requested
         from taugrid.orchestrator.selection import select
         from taugrid.orchestrator.view.dry_run import describe_plan
 
     run = open_to_plan(config, overrides, out)
+    if compared_along is not None:
+        requested.compared_along("--until", compared_along, run.configured)
     described = describe_plan(run)
     if only:
         selected = replace(run, configured=select(run.configured, only))
@@ -142,22 +149,22 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR | CONFIG")
 @json_option
 def verify(directory: str, as_json: bool) -> None:
-    """Re-read every file of a run, and say what to do about damage.
+    """Re-read every file of a run, and say what to do about damage. CONFIG stands for its runs without --out.
 
     Every image is decoded too.
 
     Examples:
         taugrid verify runs/mine  # reads and decodes every file
     """
-    from taugrid.orchestrator.opened import open_existing
+    from taugrid.orchestrator.opened import directory_of, open_existing
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.view.diagnosis import Diagnosis
     from taugrid.orchestrator.view.verify import verify as verify_files
 
-    run = open_existing(directory)
+    run = open_existing(directory_of(directory))
     run.rundir.downloads = False  # verification downloads nothing
     total = sum(cell.settings.num_samples for cell in run.plan.cells)
     with Progress() as progress:

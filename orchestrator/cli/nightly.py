@@ -103,12 +103,8 @@ def _show_night(given: Mapping[str, Any]) -> None:
     night = history.night(given["night"] or (unfinished or [today()])[-1])
     there = history.storage.exists(history.default_baseline)
     baseline = given["baseline"] or (with_urls(str(history.default_baseline)) if there else None)
-    show_plan(given["config"], _overrides(given), night.run_name, given["as_json"], given["history"], baseline)
-
-
-def _overrides(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The values of --set and --workers."""
-    return with_workers(given["assignments"], given["workers"])
+    overrides = with_workers(given["assignments"], given["workers"])
+    show_plan(given["config"], overrides, night.run_name, given["as_json"], given["history"], baseline)
 
 
 def _flag(name: str) -> str:
@@ -138,7 +134,8 @@ def _sampled_night(given: dict[str, Any], progress: "Progress") -> "NightResult"
         raise UserError(f"{unfit[0]} is for images from elsewhere: give --samples DIR with it, or leave it out")
     gate = GateSettings(**{name: given[name] for name in ("margin", "alpha", "allow_missing", "sharpness")})
     same = ("config", "address", "break_lock", "trust_code", "history", "baseline", "night", "keep_images")
-    values = {name: given[name] for name in same} | {"assignments": _overrides(given)}
+    assignments = with_workers(given["assignments"], given["workers"])
+    values = {name: given[name] for name in same} | {"assignments": assignments}
     return run_night(NightRequest(terms=Terms(gate, given["grow_to"]), **values), progress)
 
 

@@ -118,14 +118,15 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     from taugrid.orchestrator.session import Session
     from taugrid.orchestrator.work.growing import Until
 
+    until = Until.of(requested.until, requested.most)
     if requested.dry_run:
-        show_plan(requested.config, requested.overrides, requested.out, requested.as_json, only=requested.only)
+        opened, key = (requested.config, requested.overrides, requested.out), until and until.key
+        show_plan(*opened, requested.as_json, only=requested.only, compared_along=key)
         return
     only_reports = stages == ("report",)
     if only_reports and _report_history(requested):
         return
     config, overrides, address = requested.config, requested.overrides, requested.address
-    until = Until.of(requested.until, requested.most)
     run = open_to_run(config, overrides, requested.out, address, not only_reports, requested.trust_code)
     selected = select(run.plan, requested.only)
     with Progress() as progress:

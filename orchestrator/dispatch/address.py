@@ -63,8 +63,12 @@ def check_form(address: str) -> None:
 
 
 def is_on_loopback(address: str) -> bool:
-    """Whether HOST:PORT is certainly this machine: a literal loopback address, or localhost. Other names may lie."""
-    host = address.rpartition(":")[0].strip("[]")
+    """Whether HOST:PORT is certainly this machine."""
+    return is_loopback(address.rpartition(":")[0].strip("[]"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is certainly this machine: a literal loopback address, or localhost. Other names may lie."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

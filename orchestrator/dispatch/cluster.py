@@ -77,7 +77,8 @@ def connected(
     if threading.current_thread() is not threading.main_thread():
         raise UserError("a run that needs workers must be called in the main thread, which receives Ctrl-C")
     options = _embedded(cluster, trainers) if address == "local" else {"address": join(address)}
-    import ray
+    with ending.held():
+        import ray
 
     started_here = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -31,7 +31,7 @@ from taugrid.errors import (
 from taugrid.eval.extract import ExtractJob
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.partial_shards import PartialShards, interruption
+from taugrid.orchestrator.dispatch.jobs_in_flight import JobsInFlight, interruption
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.dispatch.scaling import Scaling
@@ -98,7 +98,7 @@ class Loop:
         self._reasons: dict[str, str] = {}
         self._long_shards = LongShards()
         self._told: set[str] = set()  # what is said once in a run
-        self._shards = PartialShards(tasks, self._dispatcher.in_flight)
+        self._jobs = JobsInFlight(tasks, self._dispatcher.in_flight)
         self._listened = time.monotonic()
         self.permanent_failures: set[str] = set()
         """Names of cells that failed and would fail again (`_is_permanent`)."""
@@ -132,7 +132,7 @@ class Loop:
     def _commit_partial_shards(self) -> None:
         """Have workers commit the complete batches of their shards; `ending` tells what is lost."""
         now = time.monotonic()
-        shards = dict(self._shards.in_progress(now))
+        shards = dict(self._jobs.in_progress(now))
         ending.lost = interruption(shards.values())
         ended = {event.key for event in self._received if isinstance(event, Done | Failed)}
         waited_for = shards.keys() & {*self._pool.stop(), *ended} if shards else set()
@@ -163,7 +163,7 @@ class Loop:
             reason = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
             self._lost(Lost(worker, reason, False), self._dispatcher.in_flight.running[worker].key)
         self._manager.tend(now)
-        for worker in self._shards.to_stop(self._manager.leaving, now):
+        for worker in self._jobs.to_stop(self._manager.leaving, now):
             self._pool.stop([worker])
         assignments = self._dispatcher.assign(now)
         for worker, task, speculative in assignments:
@@ -174,7 +174,7 @@ class Loop:
         self._flush()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
             failed_before = self._dispatcher.attempts(task.key) > 0
-            self._pool.submit(worker, replace(self._shards.job(task.key), failed_before=failed_before), task.key)
+            self._pool.submit(worker, replace(self._jobs.job(task.key), failed_before=failed_before), task.key)
         self._progress.tick()
 
     def _new_events(self, seconds: float) -> Iterator[PoolEvent]:
@@ -187,7 +187,7 @@ class Loop:
         if not self._events.storage.on_disk:
             for event in self._received:
                 if isinstance(event, Done) and event.key not in self._dispatcher.done:
-                    look = self._looking.submit(confirm, self._shards.job(event.key), event.result)
+                    look = self._looking.submit(confirm, self._jobs.job(event.key), event.result)
                     self._looks.setdefault((event.worker, event.key), look)
         while self._received:
             event = self._received[0]
@@ -261,7 +261,7 @@ class Loop:
         self._progress.heard(worker, fraction, event.doing)
         if event.doing:
             return  # its time says nothing of the rest
-        if (message := self._long_shards.warning(worker, self._shards.job(event.key), fraction, now)) is not None:
+        if (message := self._long_shards.warning(worker, self._jobs.job(event.key), fraction, now)) is not None:
             self._progress.say(message)
 
     def _found(self, worker: str, result: Result, key: str) -> Committed | None:
@@ -274,7 +274,7 @@ class Loop:
         found = None
         try:
             if not is_done:
-                found = confirm(self._shards.job(key), result) if look is None else look.result()
+                found = confirm(self._jobs.job(key), result) if look is None else look.result()
             if result.conflict is not None:
                 self._judge(worker, key, result.conflict)
         except (NotCommitted, FileConflict) as fault:
@@ -293,7 +293,7 @@ class Loop:
         Raises:
             FileConflict: if not.
         """
-        job = self._shards.job(key)
+        job = self._jobs.job(key)
         makers = other_makers(self._events.so_far(), key, worker)
         if conflict != OTHER_BYTES or makers is None:
             raise FileConflict(
@@ -322,7 +322,7 @@ class Loop:
 
     def _record(self, worker: str, result: Result, key: str) -> None:
         found, task = self._found(worker, result, key), self._tasks[key]
-        if is_short := self._shards.keep(key, result, found):
+        if is_short := self._jobs.keep(key, result, found):
             self._dispatcher.gave_back(worker, time.monotonic(), key)
         first_copy = not is_short and self._dispatcher.succeeded(worker, time.monotonic(), key)
         kind, info = self._kinds[task.kind], self._manager.info(worker)
@@ -332,7 +332,7 @@ class Loop:
         if first_copy and found is not None:
             self._new.append(found)
         if key in self._dispatcher.done:
-            self._shards.done(key)
+            self._jobs.done(key)
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
@@ -341,10 +341,10 @@ class Loop:
             self._dispatcher.gave_back(worker, time.monotonic(), doing)
             self._events.note("given back", task=doing, worker=worker)
             return
-        if _is_disk_full(cause, self._shards.job(doing)):
+        if _is_disk_full(cause, self._jobs.job(doing)):
             raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
-            require_in_place(self._shards.job(doing).run_id, self._shards.job(doing).storage)
+            require_in_place(self._jobs.job(doing).run_id, self._jobs.job(doing).storage)
         path = self._log(doing, failure.traceback)
         self._manager.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary

@@ -22,7 +22,7 @@ from taugrid.orchestrator.plan.devices import NO_GPU
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import name_of_trainings, note_of_trainings
-from taugrid.orchestrator.report.trainings import failed_trainings
+from taugrid.orchestrator.report.trainings import failed_trainings, progress_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.run_id import claim
@@ -34,7 +34,7 @@ from taugrid.workers.data.labels import load_labels
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.ray_compat import memory_here
 from taugrid.workers.training import fit
-from taugrid.workers.training.log import TrainingProgress, training_progress
+from taugrid.workers.training.log import TrainingProgress
 
 POLL_SECONDS = 0.5
 """How often the driver checks the logs and Ctrl-C."""
@@ -164,7 +164,8 @@ class Training:
         if at is not None and at != self.at:
             self.at, self.has_begun, self._changed = at, True, time.monotonic()
         train = self._spec.train
-        may_wait = train.is_elastic or (self._may_grow and not self.has_begun)
+        is_elastic = not isinstance(train.workers, int)
+        may_wait = is_elastic or (self._may_grow and not self.has_begun)
         if may_wait and time.monotonic() - self._changed > STANDSTILL_SECONDS:
             self._say_once(
                 "standstill",
@@ -229,8 +230,7 @@ class Training:
 
     def _now(self) -> TrainingProgress | None:
         """How far the training is, by the log in the folder where it runs."""
-        storage = self._rundir.storage if self._rundir.storage.on_disk else LOCAL
-        return training_progress(self._rundir.training_folder(self._cluster.scratch), self.model.id, storage)
+        return progress_of(self.model, self._rundir, self._cluster.scratch)
 
     def _specified(self, wanted: capacity.Trainers) -> TrainingSpec:
         source = self._source

@@ -17,8 +17,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import find_cell
-from taugrid.run_id import FILE as RUN_FILE
-from taugrid.storage import read_json
+from taugrid.run_id import recorded_id
 
 Chosen = tuple[list[Cell], list[str]]
 """The cells to export, and why others of the run are left out, a line for each."""
@@ -125,5 +124,5 @@ def _comment(run: Run, cell: Cell) -> bytes:
 
 def _about(run: Run, cells: Sequence[Cell]) -> dict[str, Any]:
     """The run's id, and how many images of which cells. Runs older than ids are known by their cells."""
-    recorded = read_json(run.rundir.root / RUN_FILE, run.rundir.storage) or {}
-    return {"run": recorded.get("run"), "images": {cell.id: cell.settings.num_samples for cell in cells}}
+    run_id = recorded_id(run.rundir.root, run.rundir.storage)
+    return {"run": run_id, "images": {cell.id: cell.settings.num_samples for cell in cells}}

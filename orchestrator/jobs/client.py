@@ -31,7 +31,7 @@ from taugrid.hashing import SourceFile
 from taugrid.orchestrator.dispatch.address import (
     COMMON_ENVIRONMENT,
     CONNECT_SECONDS,
-    is_on_loopback,
+    is_loopback,
     require_token,
     require_token_accepted,
 )
@@ -90,7 +90,7 @@ class Jobs:
         self.address = address.rstrip("/")
         os.environ.update(COMMON_ENVIRONMENT)
         _check_form(self.address)
-        is_local = is_on_loopback(f"{urlsplit(self.address).hostname}:0")
+        is_local = is_loopback(urlsplit(self.address).hostname or "")
         if not is_local:
             require_token(self.address)
         require_token_accepted(self.address, is_local, partial(_accepts, self.address))

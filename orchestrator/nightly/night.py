@@ -51,8 +51,6 @@ class NightResult(NamedTuple):
     night: Night
     verdict: dict[str, Any]
     """The content of verdict.json."""
-    was_complete: bool
-    """Whether the night was complete before, so that nothing was done."""
 
     @property
     def exit(self) -> Exit:
@@ -93,7 +91,7 @@ def complete(history: History, night: Night, verdict: dict[str, Any], progress: 
     progress.say(f"night {night.id} is complete; nothing to do")
     if not is_current(history):  # the process was killed after the verdict was written
         write_history(history)
-    return NightResult(night, verdict, was_complete=True)
+    return NightResult(night, verdict)
 
 
 def written(history: History, night: Night, verdict: dict[str, Any]) -> NightResult:
@@ -102,7 +100,7 @@ def written(history: History, night: Night, verdict: dict[str, Any]) -> NightRes
     if not verdict["missing"]:
         write_sealed(night.verdict_file, verdict, night.storage)
         write_history(history)
-    return NightResult(night, verdict, was_complete=False)
+    return NightResult(night, verdict)
 
 
 def today() -> str:

@@ -30,8 +30,6 @@ class Night:
         self.id = folder.name
         self.folder, self.storage = folder, storage
         self.run = folder / "run"
-        self.fresh = folder / "fresh"
-        self.grown = folder / "grown"
         self.verdict_file = folder / "verdict.json"
         self.summary = folder / "summary.md"
         self.junit = folder / "junit.xml"
@@ -46,7 +44,7 @@ class Night:
     def run_directories(self) -> list[Path]:
         """The existing run directories of its run, canaries and second looks."""
         canaries = [path.parent for path in self.storage.list(self.folder, f"{CANARY}-*/config.json")]
-        folders = (self.run, *canaries, self.fresh, self.grown)
+        folders = (self.run, *canaries, self.folder / "fresh", self.folder / "grown")
         return [path for path in folders if self.storage.exists(path / "config.json")]
 
     @property

@@ -81,10 +81,6 @@ def schema_of(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) for name, kind, about in every])
 
 
-SCHEMA = schema_of(())
-"""That of nights that FID alone judged."""
-
-
 def write_night(night: Night, verdict: Mapping[str, Any]) -> None:
     for path, text in ((night.summary, summary(verdict)), (night.junit, junit_xml(verdict))):
         with replacing(path, night.storage) as temporary:

@@ -417,7 +417,3 @@ class Plan:
         """`text` with labels in the place of cells' ids."""
         labels = {cell.id: cell.label for cell in self.cells}
         return _ID.sub(lambda found: labels.get(found[0], found[0]), text)
-
-    @property
-    def axes(self) -> list[str]:
-        return list(self.cells[0].axes)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.grids.names import CHECKPOINT as KEY
-from taugrid.grids.points import with_values
+from taugrid.grids.points import values_by_key, with_values
 from taugrid.hashing import json_sha256
 from taugrid.workers.network.checkpoint import read_checkpoint
 
@@ -59,15 +59,8 @@ def resolve_patterns(config: Config, recorded: Iterable[str], stay: bool = False
 
 def checkpoints_in(grid: Iterable[Mapping[str, Any]]) -> list[str]:
     """The paths that a grid names under `model.checkpoint`."""
-    found: list[str] = []
-
-    def noted(key: str, values: list[Any]) -> list[Any]:
-        found.extend(value for value in values if key == KEY and isinstance(value, str))
-        return values
-
-    for mapping in grid:
-        with_values(mapping, noted)
-    return found
+    named = [value for mapping in grid for value in values_by_key(mapping).get(KEY, ())]
+    return [value for value in named if isinstance(value, str)]
 
 
 def _values(values: list[Any], recorded: list[str], stay: bool, dry: bool, notes: list[str]) -> list[Any]:

@@ -55,9 +55,8 @@ class Watching:
         self._events = LastSession(run.rundir)
         self._session: int | None = None
         self._trainings: list[Model] = []
-        self._waits_at: dict[
-            str, int
-        ] = {}  # model id -> the step in its log when it began, until the log has a later one
+        self._waits_at: dict[str, int] = {}
+        """Model id -> the step in its log when it began, until the log has a later one."""
         self._metric = shown_metric(run.config.evaluate.metrics)
         self._requested = RequestedScores(run.config, run.rundir)
         self._by_id = {cell.id: cell for cell in run.plan.cells}

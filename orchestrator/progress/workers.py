@@ -56,10 +56,10 @@ class Workers:
         if name == "starting":
             self.by_name[worker] = WorkerState(at, event.get("cpu_only", False))
         elif name == "worker":
-            state = self._worker(at, worker)
+            state = self.by_name.setdefault(worker, WorkerState(at))
             state.joined, state.node = True, event.get("node", "")
         elif name == "assigned":
-            state = self._worker(at, worker)
+            state = self.by_name.setdefault(worker, WorkerState(at))
             state.joined, state.cooling_down = True, False
             self.nodes_cooling_down.discard(event.get("node", ""))
             if state.task is None:
@@ -121,9 +121,6 @@ class Workers:
             if state.task is not None and (state.task not in running or running[state.task].fraction < state.fraction):
                 running[state.task] = state
         return running
-
-    def _worker(self, at: float, worker: str) -> WorkerState:
-        return self.by_name.setdefault(worker, WorkerState(at))
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -32,19 +31,21 @@ LOOKED_AT = 2048
 def write_sample_figures(run: Run) -> None:
     """Write figures/samples.png and consistency.png: a pair for each group if cells differ in more than eta and S."""
     rundir = run.rundir
-    rundir.remove_figures("samples*.png")
-    rundir.remove_figures("consistency*.png")
+    rundir.remove("figures/samples*.png")
+    rundir.remove("figures/consistency*.png")
     for group in first_images(run):
         stem = f"samples-{group.name}" if group.name else "samples"
         with rundir.storage.local_folder(rundir.figures) as figures:
             pictures.samples(group.images, figures / f"{stem}.png", short_samplers(group.title))
-            _write_consistency(group.images, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
+            without_noise = {steps: images for (eta, steps), images in group.images.items() if eta == "0"}
+            if len(without_noise) > 1:  # there is more than one S to compare
+                pictures.consistency(without_noise, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
 
 
 def write_class_figures(run: Run) -> None:
     """Write figures/classes-<cell>.png, a row for each class: of a group, its cell of most S with the least noise."""
     rundir, wanted = run.rundir, run.config.report.images_per_cell
-    rundir.remove_figures("classes-*.png")
+    rundir.remove("figures/classes-*.png")
     for cells in _groups(run.plan).values():
         for cell in sorted(cells, key=lambda cell: (-cell.settings.steps, cell.eta_number or 0.0)):
             if rows := _images_of_classes(cell, rundir, wanted):
@@ -125,13 +126,6 @@ def _groups(plan: Plan) -> dict[str, list[Cell]]:
             for cell in cells:
                 groups[_group_name(cell, checkpoints, with_clip=True)].append(cell)
     return groups
-
-
-def _write_consistency(shown: Mapping[EtaAndSteps, NDArray[np.uint8]], path: Path) -> None:
-    """Write the paper's figure 5: only the row of eta = 0, if there is more than one S to compare."""
-    by_steps = {steps: images for (eta, steps), images in shown.items() if eta == "0"}
-    if len(by_steps) > 1:
-        pictures.consistency(by_steps, path)
 
 
 def _place(cell: Cell) -> EtaAndSteps:

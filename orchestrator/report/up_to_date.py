@@ -41,9 +41,6 @@ class RequestedScores:
         before = read_json(self.rundir.config, self.rundir.storage)
         return before if isinstance(before, dict) else {}
 
-    def is_scored(self, cell: Cell, listing: Listing) -> bool:
-        return self.score(cell, listing) is not None
-
     def score(self, cell: Cell, listing: Listing | None = None) -> dict[str, Any] | None:
         """The requested score; of several the newest, because a reference whose files have changed is not noticed.
 

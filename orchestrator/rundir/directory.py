@@ -249,21 +249,15 @@ class RunDir(RemovedImages, ModelRecords):
             if score is None or score["protocol"]["num_samples"] > first:
                 scores += [path, path.with_suffix(".parquet")]
         features = (path for path in derived if path.name in names)
-        self._remove([*scores, *features])  # scores first: after a kill, the scores are missing and are computed again
+        for path in (*scores, *features):  # scores first: after a kill, they are missing and are computed again
+            self.storage.delete(path)
 
     def remove_features(self, extractor: str, cell: Cell) -> None:
         self.storage.delete_folder(self.features / extractor / cell.name)
 
-    def remove_tables(self, pattern: str) -> None:
-        """Remove tables that an earlier command may have written, by the pattern of their names."""
-        self._remove(self.storage.list(self.tables, pattern))
-
-    def remove_figures(self, pattern: str) -> None:
-        """Remove figures that an earlier command may have written, by the pattern of their names."""
-        self._remove(self.storage.list(self.figures, pattern))
-
-    def _remove(self, paths: Iterable[Path]) -> None:
-        for path in paths:
+    def remove(self, pattern: str) -> None:
+        """Remove tables or figures that an earlier command may have written, as in `figures/samples*.png`."""
+        for path in self.storage.list(self.root, pattern):
             self.storage.delete(path)
 
     def remove_temporaries(self, folders: Iterable[str], before: float) -> None:

@@ -21,7 +21,7 @@ from taugrid import retries
 from taugrid.errors import NOT_WRITABLE, RunFailed, UserError
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.run_id import FILE as RUN_ID
+from taugrid.run_id import recorded_id
 from taugrid.storage import ANY, end_session, outages, read_json, write_text
 from taugrid.words import duration
 
@@ -178,8 +178,7 @@ class Lease:
     def _put(self, if_version: str | None) -> bool:
         """Write the lease, if the file has this version (see `Storage.commit`); False if another driver was faster."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        record = read_json(self._path.with_name(RUN_ID), self._storage)
-        run = record.get("run") if isinstance(record, dict) else None
+        run = recorded_id(self.root, self._storage)
         holder = Holder(socket.gethostname(), os.getpid(), _boot(), run, self._session, now)
         with self._storage.temporary(self._path) as temporary:
             write_text(temporary, json.dumps(holder._asdict(), indent=2) + "\n")
@@ -207,6 +206,7 @@ def sole_driver(
         RunFailed: if another driver took the directory over.
     """
     lease = Lease(run)
+    retries.prepare()
     try:
         try:
             if run.storage.on_disk:

@@ -180,9 +180,7 @@ class ModelRecords(Paths):
         For a repository on the hub, the commit stays the one that was sampled first.
         """
         record = next((record for record in self.model_records() if record.get("path") == path), None)
-        recorded = None
-        if record is not None:
-            recorded = Checkpoint.restored(record)
+        recorded = None if record is None else Checkpoint.restored(record)
         try:
             return read_checkpoint(path, recorded.commit if recorded else None, self.downloads)
         except UserError:

@@ -79,14 +79,10 @@ def write(rundir: RunDir, plan: Plan, scoring: Scoring | None) -> None:
             if rundir.is_ready(model) and (weights := _weights(rundir, plan, model, before))
         },
         "dataset": _dataset(rundir, plan, scoring, before),
-        "reference": before.get("reference"),
-        "extractor": before.get("extractor"),
+        "reference": before.get("reference") if scoring is None else asdict(scoring.reference.identity()),
+        "extractor": before.get("extractor") if scoring is None else scoring.extractor.describe(),
         "machines": [machines[key] for key in sorted(machines)],
     }
-    if scoring is not None:
-        reference, extractor = scoring.reference, scoring.extractor
-        value["reference"] = asdict(reference.identity())
-        value["extractor"] = extractor.describe()
     write_json(rundir.provenance, value, rundir.storage)
 
 

@@ -25,6 +25,7 @@ from taugrid.orchestrator.plan.scoring import (
     singular_samples,
     too_few_samples,
 )
+from taugrid.orchestrator.plan.sections import NOT_IDENTITY
 from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.report.up_to_date import RequestedScores
@@ -215,10 +216,6 @@ def _other_features(config: Config, extractor: Foreseen) -> Iterator[str]:
         yield f"evaluate.reference: {error}"
 
 
-NOT_CONTENT = {"root", "download"}
-"""Keys of `data` that do not identify its images."""
-
-
 def _replaced_tables(run: Run) -> Iterator[str]:
     """A line for each reason why tables/ would be replaced; none if there are none yet, or nothing changes.
 
@@ -254,7 +251,7 @@ def _changed_reference(config: Config, before: Mapping[str, Any]) -> list[str]:
     section = "data" if config.evaluate.reference is None and not evaluate.get("reference") else "evaluate.reference"
     if not isinstance(old, Mapping) or not isinstance(now, Mapping):
         return [] if old == now else [f"{section}: {_called(old)} -> {_called(now)}"]
-    keys = [key for key in now if key not in NOT_CONTENT and old.get(key) != now[key]]
+    keys = [key for key in now if key not in NOT_IDENTITY["data"] and old.get(key) != now[key]]
     return [f"{section}.{key}: {in_yaml(old.get(key))} -> {in_yaml(now[key])}" for key in keys]
 
 

@@ -43,11 +43,8 @@ def _picture(run: Run, name: str) -> Figure:
     rundir = run.rundir
     path = rundir.figures / f"{name}.png"
     if not rundir.storage.exists(path):
-        known = [
-            *DRAWN,
-            *(path.stem for path in rundir.storage.list(rundir.figures, "*.png") if path.stem not in DRAWN),
-        ]
-        raise UserError(f"there is no figure {name!r} (there are {', '.join(known)})")
+        known = [path.stem for path in rundir.storage.list(rundir.figures, "*.png")]
+        raise UserError(f"there is no figure {name!r} ({', '.join(known) or 'there is none yet'})")
     with rundir.storage.local_path(path) as local:
         pixels = matplotlib.image.imread(local)
     height, width = pixels.shape[:2]

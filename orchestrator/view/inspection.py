@@ -97,7 +97,7 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores, listing: 
         "images_removed": listing.has_removed_images(cell),
         "network_evaluations": cell.total_nfe,
         "network_evaluations_done": images_done * cell.nfe,
-        "scored": is_done and asked.is_scored(cell, listing),
+        "scored": is_done and asked.score(cell, listing) is not None,
     }
 
 

@@ -15,7 +15,6 @@ from taugrid.errors import UserError
 from taugrid.eval.pages.report import run_html
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.images import decode_png, to_pictures
-from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
@@ -165,11 +164,6 @@ class RunView:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._tables = Tables(run.rundir)
-
-    @classmethod
-    def of(cls, directory: str) -> "RunView":
-        """The run in `directory`, which `taugrid run` has made; `UserError` if there is none."""
-        return cls(open_existing(directory))
 
     def __repr__(self) -> str:
         return f"<run {self.name} in {self._short_directory}: {counted(len(self.cells), 'cell')}>"

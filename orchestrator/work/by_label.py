@@ -8,10 +8,10 @@ from taugrid.errors import DamagedFile
 from taugrid.eval.score_by_label import ByLabelJob, LabelledReference, read
 from taugrid.eval.tables.by_label import LabelTable, write_by_label
 from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.plan.scoring import Scoring, classes_of, per_sample
+from taugrid.orchestrator.plan.scoring import classes_of, per_sample
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.extract import ExtractWork, not_extracted, reference_keys
-from taugrid.orchestrator.work.kind import IMAGES, WorkKind, shard_key
+from taugrid.orchestrator.work.extract import required_by_score
+from taugrid.orchestrator.work.kind import IMAGES, WorkKind
 from taugrid.orchestrator.work.score import reference_files
 from taugrid.orchestrator.work.survey import CellState
 
@@ -28,11 +28,6 @@ class ByLabelWork(WorkKind):
     task_in_words = ("cell", "to score by label")
     needs_network = False
 
-    @property
-    def _scoring(self) -> Scoring:
-        assert self.survey.scoring is not None
-        return self.survey.scoring
-
     @classmethod
     def cells_of(cls, plan: Plan) -> list[Cell]:
         return [cell for cell in plan.cells if classes_of(cell) is not None]
@@ -41,13 +36,12 @@ class ByLabelWork(WorkKind):
         """A task for each cell whose scores by label are missing or out of date."""
         for state in self.survey.found.cells:
             if state.by_label:
-                requires = {shard_key(ExtractWork.name, shard) for shard in not_extracted(state)}
-                requires |= reference_keys(self.survey.found)
                 key, cost = f"{self.name}/{state.cell.id}", state.cell.settings.num_samples
-                yield Task(key, self.name, cost, frozenset(requires), state.cell, self._job(state))
+                requires = required_by_score(state, self.survey.found)
+                yield Task(key, self.name, cost, requires, state.cell, self._job(state))
 
     def _job(self, state: CellState) -> ByLabelJob:
-        cell, scoring, rundir = state.cell, self._scoring, self.rundir
+        cell, scoring, rundir = state.cell, self.scoring, self.rundir
         given, labels, classes = scoring.reference.given, scoring.labels, classes_of(cell)
         assert classes is not None
         folder = rundir.extractor_folder(scoring.extractor)
@@ -72,7 +66,7 @@ class ByLabelWork(WorkKind):
         if self.config.report.by is None:
             return {}
         return {cell.name: "scored, but not by label" for cell in self.cells_of(self.plan)
-                if self.rundir.storage.exists(self.rundir.score(cell, self._scoring.id(cell)))
+                if self.rundir.storage.exists(self.rundir.score(cell, self.scoring.id(cell)))
                 and not self._found(cell)}  # fmt: skip
 
     def conclude(self) -> None:
@@ -82,7 +76,7 @@ class ByLabelWork(WorkKind):
         cells = self.cells_of(self.run.configured) if self.config.report.by is not None else []
         rows: list[dict[str, Any]] = []
         notes: dict[str, list[str]] = {}
-        names = () if not cells or self._scoring.labels is None else self._scoring.labels.classes
+        names = () if not cells or self.scoring.labels is None else self.scoring.labels.classes
         for cell in cells:
             for label, (row, reasons) in enumerate(self._found(cell)):
                 called = names[label] if label < len(names) else str(label)
@@ -90,14 +84,14 @@ class ByLabelWork(WorkKind):
                 for reason in reasons:
                     notes.setdefault(reason, []).append(called)
         if not rows:
-            self.rundir.remove_tables("by_label.*")
+            self.rundir.remove("tables/by_label.*")
             return
         with self.rundir.storage.local_folder(self.rundir.tables) as tables:
             write_by_label(LabelTable.of(rows, notes), tables)
 
     def _found(self, cell: Cell) -> list[tuple[dict[str, float], list[str]]]:
         """The numbers of each label, and why some are missing; empty if there is no intact file."""
-        path = self.rundir.by_label(cell, self._scoring.by_label_id(cell))
+        path = self.rundir.by_label(cell, self.scoring.by_label_id(cell))
         try:
             rows, notes = read(path, self.rundir.storage)
         except (DamagedFile, FileNotFoundError):

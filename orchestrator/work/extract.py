@@ -12,7 +12,6 @@ from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.sources import Source, part_bounds
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Shard
-from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import NOTHING, Task
 from taugrid.orchestrator.work.kind import IMAGES, Event, WorkKind, shard_key, shard_of
@@ -35,14 +34,12 @@ class ReferenceWork(WorkKind):
 
     def tasks(self) -> Iterator[Task]:
         """A task for each part whose features are missing, if a score needs them."""
-        scoring, found = self.survey.scoring, self.survey.found
-        assert scoring is not None
-        if any(state.needs_features for state in found.cells):
-            for number in found.reference.missing:
-                yield self._task(scoring, number)
+        if any(state.needs_features for state in self.survey.found.cells):
+            yield from map(self._task, self.survey.found.reference.missing)
 
-    def _task(self, scoring: Scoring, number: int) -> Task:
-        folder, reference = self.rundir.extractor_folder(scoring.extractor), scoring.reference
+    def _task(self, number: int) -> Task:
+        extractor, reference = self.scoring.extractor, self.scoring.reference
+        folder = self.rundir.extractor_folder(extractor)
         assert not isinstance(reference.given, MomentsFile)
         assert reference.num_images is not None
         start, stop = part_bounds(reference.num_images)[number]
@@ -57,13 +54,13 @@ class ReferenceWork(WorkKind):
             run_id=self.rundir.run_id,
             images=images,
             images_sha256=digest,
-            extractor=scoring.extractor,
+            extractor=extractor,
             batch_size=self.config.evaluate.batch_size,
             metadata={"reference": reference.sha256, "extractor": folder},
             start=start,
             stop=stop,
         )
-        return Task(reference_key(number), self.name, stop - start, given=job)
+        return Task(f"{self.name}/{number}", self.name, stop - start, given=job)
 
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
@@ -71,19 +68,15 @@ class ReferenceWork(WorkKind):
         return super().event(task, result, first_copy)._replace(name="extract")
 
 
-def reference_key(number: int) -> str:
-    """The key of the task for a part of the reference."""
-    return f"{ReferenceWork.name}/{number}"
-
-
-def reference_keys(found: RunState) -> set[str]:
-    """The tasks that a score requires for the reference."""
-    return {reference_key(number) for number in found.reference.missing}
-
-
 def not_extracted(state: CellState) -> list[Shard]:
     """The shards whose features must be extracted before the cell can be scored."""
     return [s for s in state.cell.shards if s.number not in state.extracted or s.number not in state.sampled]
+
+
+def required_by_score(state: CellState, found: RunState) -> frozenset[str]:
+    """The tasks whose features a score of the cell requires: its own, and the reference's."""
+    of_reference = {f"{ReferenceWork.name}/{number}" for number in found.reference.missing}
+    return frozenset(of_reference | {shard_key(ExtractWork.name, shard) for shard in not_extracted(state)})
 
 
 class ExtractWork(WorkKind):
@@ -99,14 +92,13 @@ class ExtractWork(WorkKind):
     task_in_words = ("feature file", "to extract")
 
     def tasks(self) -> Iterator[Task]:
-        scoring, found = self.survey.scoring, self.survey.found
-        assert scoring is not None
         listing = Listing(self.rundir)  # anew: damaged files were moved away
-        for state in (state for state in found.cells if state.needs_features):
-            yield from self._cell_tasks(state, scoring, listing)
+        for state in (state for state in self.survey.found.cells if state.needs_features):
+            yield from self._cell_tasks(state, listing)
 
-    def _cell_tasks(self, state: CellState, scoring: Scoring, listing: Listing) -> Iterator[Task]:
-        cell, folder = state.cell, self.rundir.extractor_folder(scoring.extractor)
+    def _cell_tasks(self, state: CellState, listing: Listing) -> Iterator[Task]:
+        cell, extractor = state.cell, self.scoring.extractor
+        folder = self.rundir.extractor_folder(extractor)
         there, missing = listing.features(folder, cell.name), not_extracted(state)
         replaced = {shard.name: there[shard.name] for shard in missing if shard.name in there}
 
@@ -119,7 +111,7 @@ class ExtractWork(WorkKind):
                 replaces=replaced.get(shard.name),
                 images=str(self.rundir.sample_part(cell, shard)),
                 images_sha256=None,
-                extractor=scoring.extractor,
+                extractor=extractor,
                 batch_size=self.config.evaluate.batch_size,
                 metadata={"cell": cell.id, "extractor": folder},
             )

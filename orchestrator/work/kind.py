@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rates import rate_key
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.survey import Survey
@@ -85,6 +86,12 @@ class WorkKind(ABC):
     def cells_of(cls, plan: Plan) -> Sequence[Cell]:
         """The cells that have a folder of this kind; its name starts with the cell's."""
         return plan.cells
+
+    @property
+    def scoring(self) -> Scoring:
+        """How cells are scored; for the kinds of the stage `evaluate` alone."""
+        assert self.survey.scoring is not None
+        return self.survey.scoring
 
     @property
     def path(self) -> Path:

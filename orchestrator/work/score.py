@@ -5,15 +5,14 @@ from collections.abc import Iterator
 from taugrid.eval.metrics.floor import read_floors
 from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
-from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import larger_table, quality_table, write_larger, write_report
 from taugrid.orchestrator.rundir.directory import Damage
 from taugrid.orchestrator.rundir.evidence import path_of_floors
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.extract import ExtractWork, not_extracted, reference_keys
-from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind, shard_key
+from taugrid.orchestrator.work.extract import required_by_score
+from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind
 from taugrid.orchestrator.work.sample import unsampled
 from taugrid.orchestrator.work.scorer import FILE, is_damaged, keep_record
 from taugrid.orchestrator.work.survey import CellState, Survey
@@ -32,32 +31,26 @@ class ScoreWork(WorkKind):
     finished_noun = "cells scored"
     needs_network = False
 
-    @property
-    def _scoring(self) -> Scoring:
-        assert self.survey.scoring is not None
-        return self.survey.scoring
-
     def tasks(self) -> Iterator[Task]:
         """A task for each cell whose score is missing or out of date."""
         found, without_floors = self.survey.found, self._without_floors()
         for state in found.cells:
             if state.to_score:
                 floors = without_floors.pop(state.cell.settings.num_samples, None)  # the first cell of an N makes them
-                requires = {shard_key(ExtractWork.name, shard) for shard in not_extracted(state)}
-                requires |= reference_keys(found)
                 key, cost = f"{self.name}/{state.cell.id}", state.cell.settings.num_samples
-                yield Task(key, self.name, cost, frozenset(requires), state.cell, self._job(state, floors))
+                requires = required_by_score(state, found)
+                yield Task(key, self.name, cost, requires, state.cell, self._job(state, floors))
 
     def _without_floors(self) -> dict[int, str]:
         """Each N whose floors are missing -> their file."""
-        if isinstance(self._scoring.reference.given, MomentsFile):
+        if isinstance(self.scoring.reference.given, MomentsFile):
             return {}
         sizes = {state.cell.settings.num_samples for state in self.survey.found.cells if state.to_score}
-        paths = {n: path_of_floors(self.rundir, self._scoring, n) for n in sizes}
+        paths = {n: path_of_floors(self.rundir, self.scoring, n) for n in sizes}
         return {n: str(path) for n, path in paths.items() if read_floors(path, self.rundir.storage) is None}
 
     def _job(self, state: CellState, floors: str | None) -> ScoreJob:
-        cell, scoring = state.cell, self._scoring
+        cell, scoring = state.cell, self.scoring
         n, folder = cell.settings.num_samples, self.rundir.extractor_folder(scoring.extractor)
         settings, reasons, remarks = scoring.of_cell(cell)
         return ScoreJob(
@@ -82,11 +75,11 @@ class ScoreWork(WorkKind):
         if damaged := is_damaged(self.rundir):
             self.survey.on_damage(Damage(self.rundir.root / FILE, "it has changed since it was written"))
         if damaged or any(state.to_score for state in self.survey.found.cells):
-            keep_record(self.config, self.rundir, self._scoring)
+            keep_record(self.config, self.rundir, self.scoring)
         if not self.config.evaluate.keep_features:
-            listing, folder = Listing(self.rundir), self.rundir.extractor_folder(self._scoring.extractor)
+            listing, folder = Listing(self.rundir), self.rundir.extractor_folder(self.scoring.extractor)
             for cell in self.plan.cells:
-                is_scored = self.rundir.score(cell, self._scoring.id(cell)).name in listing.scores(cell)
+                is_scored = self.rundir.score(cell, self.scoring.id(cell)).name in listing.scores(cell)
                 if is_scored and listing.features(folder, cell.name):
                     self.rundir.remove_features(folder, cell)
 
@@ -94,7 +87,7 @@ class ScoreWork(WorkKind):
         """Cells without a score: those that lack images, and those that were not scored."""
         listing, lacking = Listing(self.rundir), dict[str, str]()
         sampled_in_part = unsampled(self.plan, self.rundir, listing)
-        scores = self.rundir.read_scores([(cell, self._scoring.id(cell)) for cell in self.plan.cells], listing)
+        scores = self.rundir.read_scores([(cell, self.scoring.id(cell)) for cell in self.plan.cells], listing)
         for cell, score in zip(self.plan.cells, scores, strict=True):
             if cell.name in sampled_in_part:
                 lacking[cell.name] = sampled_in_part[cell.name]
@@ -105,7 +98,7 @@ class ScoreWork(WorkKind):
     def conclude(self) -> KindResult:
         """The quality table; the stage `report` writes it, with the figures."""
         run, writes = self.run, "report" in self.survey.stages
-        collected, *grown = (collect(plan, self.rundir, self._scoring) for plan in run.at_each_size)
+        collected, *grown = (collect(plan, self.rundir, self.scoring) for plan in run.at_each_size)
         quality = (write_report if writes else quality_table)(run, collected)
         larger = [larger_table(run, its) for its in grown if its.rows]
         if writes:

@@ -7,16 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from taugrid.config.section import Positive, Section
+from taugrid.config.section import Positive, Section, either
 from taugrid.registry.datasets import ALL_SPLITS, DATASETS, KEYS, Dataset
 
 
 def _known(name: Any) -> Any:
     if not isinstance(name, str) or name not in DATASETS:
-        *others, last = DATASETS
         near = difflib.get_close_matches(name, DATASETS, n=1) if isinstance(name, str) else []
-        expected = f"{', '.join(others)} or {last}"
-        raise ValueError(f"must be {expected} (did you mean {near[0]!r}?)" if near else f"must be {expected}")
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"must be {either(DATASETS)}{hint}")
     return name
 
 
@@ -94,8 +93,7 @@ class Data(Section):
     def _split_is_known(cls, split: Any, info: ValidationInfo) -> Any:
         dataset = DATASETS.get(info.data.get("name", ""))
         if dataset is not None and split not in ALL_SPLITS:
-            *others, last = dataset.splits
-            raise ValueError(f"must be {', '.join(others)} or {last} for {dataset.name}")
+            raise ValueError(f"must be {either(dataset.splits)} for {dataset.name}")
         return split
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """`diffusion`: the forward process and what the network predicts."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,14 +11,11 @@ SIGMA_KEYS = ("sigma_min", "sigma_max", "rho", "sigma_data")
 
 Predicts = Literal["epsilon", "sample", "v_prediction", "consistency", "edm", "velocity", "average_velocity"]
 
-LATER_KEYS: dict[str, Any] = {"process": None} | dict.fromkeys(SIGMA_KEYS)
-"""Keys that files of earlier versions lack, with the values in `DIFFUSION_DEFAULTS` that mean the same."""
-
 
 class Diffusion(Section):
     """The forward process. A key left `null` comes from a loaded checkpoint, or else from `DIFFUSION_DEFAULTS`."""
 
-    later_keys = LATER_KEYS
+    later_keys = {"process": None} | dict.fromkeys(SIGMA_KEYS)
 
     timesteps: Positive | None = None
     """T, the number of times. For a loaded checkpoint, T of its training. Of a flow: what the network is told at t = 1,

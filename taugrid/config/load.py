@@ -94,8 +94,10 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
-    own = {key: value for key, value in values.items() if not _is_ignored(key, path)}
-    return _one_gpu(_without_gone_keys(own)) if path.name == CONFIG_NAME else own
+    if path.name == CONFIG_NAME:
+        return _one_gpu(_without_gone_keys(values))
+    is_yaml = _is_yaml(path.name)
+    return {key: value for key, value in values.items() if not (is_yaml and str(key).startswith(USER_PREFIX))}
 
 
 def _place_and_problem(error: yaml.MarkedYAMLError, text: str) -> str:
@@ -125,10 +127,6 @@ def _one_gpu(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(section, dict) and isinstance(gpus := section.get("gpus_per_worker"), int | float) and gpus > 1:
             section["gpus_per_worker"] = 1
     return values
-
-
-def _is_ignored(key: Any, path: Path) -> bool:
-    return _is_yaml(path.name) and isinstance(key, str) and key.startswith(USER_PREFIX)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

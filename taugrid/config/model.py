@@ -71,14 +71,10 @@ class Unet(Section):
         return self
 
 
-LATER_KEYS = {"guide": None, "vae": None}
-"""Keys that files of earlier versions lack, with the defaults that mean the same."""
-
-
 class ModelSection(Section):
     """The network: exactly one of `unet` (trained by taugrid), `checkpoint`, `callable` and `oracle`."""
 
-    later_keys = LATER_KEYS
+    later_keys = {"guide": None, "vae": None}
 
     unet: Unet | None = None
     """A network that taugrid trains: arguments of diffusers' `UNet2DModel`."""

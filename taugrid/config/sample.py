@@ -61,26 +61,22 @@ def _rising(interval: list[float] | None) -> list[float] | None:
     return interval
 
 
-LATER_KEYS: dict[str, Any] = {
-    "compile": "none",
-    "sampler_options": {},
-    "guidance": 1.0,
-    "guidance_interval": None,
-    "guidance_channels": None,
-    "labels": None,
-    "vae_precision": "float32",
-    "decode_batch": 32,
-    "keep_latents": False,
-    "rounding": "round",
-    "shift": None,
-}
-"""Keys that files of earlier versions lack, with the defaults that mean the same."""
-
-
 class Sample(Section):
     """How a cell is sampled. `eta` is a number, or `sigma_hat` for DDPM's larger variance."""
 
-    later_keys = LATER_KEYS
+    later_keys = {
+        "compile": "none",
+        "sampler_options": {},
+        "guidance": 1.0,
+        "guidance_interval": None,
+        "guidance_channels": None,
+        "labels": None,
+        "vae_precision": "float32",
+        "decode_batch": 32,
+        "keep_latents": False,
+        "rounding": "round",
+        "shift": None,
+    }
 
     steps: Positive = 50
     """S, the length of tau: the number of sampling steps."""

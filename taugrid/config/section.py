@@ -6,7 +6,7 @@ the section says what a key may be as a whole, so that its branches give one sen
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,8 +22,7 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
 
     def known(name: str) -> str:
         if name not in names:
-            *others, last = names
-            raise ValueError(f"must be {', '.join(others)} or {last}")
+            raise ValueError(f"must be {either(names)}")
         return name
 
     return known
@@ -221,7 +220,7 @@ def expected(node: Schema) -> str:
     branches = node.get("anyOf", [node])
     words = [word for branch in branches for word in _words(branch)]
     phrases = [_phrase(branch) for branch in branches if not _words(branch)]
-    *others, last = [*phrases, *([_listed(words)] if words else [])]
+    *others, last = [*phrases, *([either(words)] if words else [])]
     return f"{', '.join(others)}, or {last}" if others else last
 
 
@@ -233,7 +232,8 @@ def _words(branch: Schema) -> list[str]:
     return [*map(str, branch.get("enum", [branch["const"]] if "const" in branch else []))]
 
 
-def _listed(words: Sequence[str]) -> str:
+def either(words: Iterable[str]) -> str:
+    """Words of which one is meant: a, b or c."""
     *others, last = words
     return f"{', '.join(others)} or {last}" if others else last
 
@@ -248,7 +248,7 @@ def _phrase(branch: Schema, plural: bool = False) -> str:
             return f"text of {branch['form']}" if "form" in branch else "text"
         case "array":
             item = branch.get("prefixItems", [branch.get("items")])[0]
-            items = _listed(_words(item)) if _words(item) else _phrase(item, plural=True)
+            items = either(_words(item)) if _words(item) else _phrase(item, plural=True)
             least, most = branch.get("minItems"), branch.get("maxItems")
             if least is not None and least == most:
                 return f"a list of {least} {items}"

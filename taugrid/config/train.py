@@ -72,11 +72,6 @@ class Train(Section):
     """Also write log.jsonl's numbers for TensorBoard, next to it (needs `taugrid[tensorboard]`)."""
 
     @property
-    def is_elastic(self) -> bool:
-        """Whether the number of workers may change during the run."""
-        return not isinstance(self.workers, int)
-
-    @property
     def fewest_workers(self) -> int:
         """The smallest number of workers."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]

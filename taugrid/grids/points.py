@@ -25,14 +25,7 @@ def normalised(mapping: Mapping[str, Any]) -> dict[str, list[Any]]:
     Raises:
         ValueError: if a key has no list of values, or `zip` or `exclude` is not made of mappings.
     """
-    normal: dict[str, Any] = {}
-    for key, values in mapping.items():
-        if key in (ZIP, EXCLUDE):
-            normal[key] = _mappings(key, values)
-            for inner in normal[key] if key == ZIP else ():
-                _require_lists(inner)
-        else:
-            normal[key] = values
+    normal = {key: _mappings(key, values) if key in (ZIP, EXCLUDE) else values for key, values in mapping.items()}
     _require_lists(normal)
     return normal
 
@@ -42,6 +35,8 @@ def _mappings(key: str, values: Any) -> list[Mapping[str, Any]]:
     if not isinstance(listed, list) or not listed or not all(isinstance(each, Mapping) and each for each in listed):
         example = "{train.steps: [100, 200], steps: [10, 20]}" if key == ZIP else "[{schedule: cosine, steps: 1000}]"
         raise ValueError(f"{key} must be a mapping or a list of them, as in {key}: {example}")
+    for zipped in listed if key == ZIP else ():
+        _require_lists(zipped)
     return listed
 
 

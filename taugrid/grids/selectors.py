@@ -78,14 +78,13 @@ def fits(value: Any, wanted: Any) -> bool:
     return wanted in (plain_text(value), _unquoted(value_text(value))) or _from_yaml(wanted) == value
 
 
-def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, str], what: str = "cell") -> list[int]:
+def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, str]) -> list[int]:
     """The places in `points` that a selector fits.
 
     Args:
         text: the selector.
         points: key -> value of each.
         short: as in `key_of`.
-        what: what stands at a point, for messages.
 
     Raises:
         UserError: if it can't be read, names an unknown key, or fits nothing; it says which values there are.
@@ -105,7 +104,7 @@ def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, s
                 k for k in short if k.endswith(f".{name}") and any(fits(points[p].get(k), wanted) for p in before)
             )
             hint = f"; did you mean {other}={wanted}?" if (other := next(others, None)) else ""
-            raise UserError(f"{text!r} fits no {what}: there, {name} is {_listed(values)}, not {wanted}{hint}")
+            raise UserError(f"{text!r} fits no cell: there, {name} is {_listed(values)}, not {wanted}{hint}")
     return left
 
 

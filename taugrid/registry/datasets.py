@@ -5,6 +5,7 @@ A new data set is a file in workers/data/ with a function `read`, and an entry i
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 Shape = tuple[int, int, int]
 """(channels, height, width) of an image."""
@@ -63,6 +64,13 @@ class Dataset:
         return self.num_images.get(split)
 
 
+def _draws(name: str, description: str, **fields: Any) -> Dataset:
+    """Draws from a distribution whose optimal eps is known."""
+    reader = "taugrid.workers.data.builtin:read_draws"
+    usual: dict[str, Any] = {"shape": (1, 8, 8), "keys": frozenset({"shape"}), "extractor": "pixels"}
+    return Dataset(name, description, reader, default_shape_in_ids=True, **usual, **fields)
+
+
 _EVERY_DATASET = (
     Dataset(
         name="digits",
@@ -75,34 +83,13 @@ _EVERY_DATASET = (
         num_images={"train": 1_437, "test": 360},
         extractor="digits-convnet",
     ),
-    Dataset(
-        name="gaussian",
-        description="10,000 draws from a normal distribution, whose optimal eps is known; `test` has other draws",
-        reader="taugrid.workers.data.builtin:read_draws",
-        shape=(1, 8, 8),
-        keys=frozenset({"shape"}),
-        default_shape_in_ids=True,
-        extractor="pixels",
-    ),
-    Dataset(
-        name="two-points",
-        description="10,000 draws of one of two images, whose optimal eps is known; `test` has other draws",
-        reader="taugrid.workers.data.builtin:read_draws",
-        shape=(1, 8, 8),
-        keys=frozenset({"shape"}),
-        default_shape_in_ids=True,
-        extractor="pixels",
-    ),
-    Dataset(
-        name="classes",
-        description="10,000 draws from three normal distributions in turn, one for each class; `test` has other draws",
-        reader="taugrid.workers.data.builtin:read_draws",
+    _draws("gaussian", "10,000 draws from a normal distribution, whose optimal eps is known; `test` has other draws"),
+    _draws("two-points", "10,000 draws of one of two images, whose optimal eps is known; `test` has other draws"),
+    _draws(
+        "classes",
+        "10,000 draws from three normal distributions in turn, one for each class; `test` has other draws",
         labels="taugrid.workers.data.builtin:labels_of_draws",
         classes=("0", "1", "2"),
-        shape=(1, 8, 8),
-        keys=frozenset({"shape"}),
-        default_shape_in_ids=True,
-        extractor="pixels",
     ),
     Dataset(
         name="fashion-mnist",

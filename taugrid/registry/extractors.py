@@ -96,35 +96,29 @@ class KnownExtractor:
     """Maximum number of images that it gets at once on a CPU; None: a whole batch."""
 
 
+def _convnet(name: str, extractor_class: str, label_order: str, image_side: int) -> KnownExtractor:
+    """A small classifier of a data set's ten classes."""
+    return KnownExtractor(
+        name,
+        extractor_class,
+        feature_layer="64",
+        dimensions=64,
+        weights=ShippedWeights(),
+        logits_layer="logits",
+        classes=10,
+        label_order=label_order,
+        image_side=image_side,
+        takes_grey=True,
+    )
+
+
 # The layers are torch-fidelity's defaults. Its default `isc` layer of vgg16, CLIP and DINOv2 holds features, not the
 # logits of a classifier. An Inception Score of those means nothing, so they get no logits layer.
 EXTRACTORS = {
     extractor.name: extractor
     for extractor in (
-        KnownExtractor(
-            DIGITS_CONVNET,
-            "taugrid.eval.features.networks:DigitsConvnet",
-            feature_layer="64",
-            dimensions=64,
-            weights=ShippedWeights(),
-            logits_layer="logits",
-            classes=10,
-            label_order="digits",
-            image_side=8,
-            takes_grey=True,
-        ),
-        KnownExtractor(
-            FASHION_CONVNET,
-            "taugrid.eval.features.networks:FashionConvnet",
-            feature_layer="64",
-            dimensions=64,
-            weights=ShippedWeights(),
-            logits_layer="logits",
-            classes=10,
-            label_order="fashion-mnist",
-            image_side=28,
-            takes_grey=True,
-        ),
+        _convnet(DIGITS_CONVNET, "taugrid.eval.features.networks:DigitsConvnet", "digits", image_side=8),
+        _convnet(FASHION_CONVNET, "taugrid.eval.features.networks:FashionConvnet", "fashion-mnist", image_side=28),
         KnownExtractor(
             INCEPTION,
             "taugrid.eval.features.networks:FoldedInception",

@@ -120,18 +120,14 @@ class Limits(NamedTuple):
 OF_SAMPLING = "one standard error of sampling at this N"
 """The meaning of the number after ±, if it comes from the samples' influences."""
 
+BINOMIAL = "its binomial standard error at this N"
+"""The same for a share of the samples."""
 
-def _sampled(name: str, title: str, *further: str, **fields: Any) -> MetricColumn:
+
+def _sampled(name: str, title: str, *further: str, means: str = OF_SAMPLING, **fields: Any) -> MetricColumn:
     """A number whose ± is its standard error of drawing these samples."""
     error = f"{name}_se"
-    return MetricColumn(name, title, error, OF_SAMPLING, sampling_error=error, further=further, **fields)
-
-
-def _binomial(name: str, title: str) -> MetricColumn:
-    """A share of the samples."""
-    error = f"{name}_se"
-    means = "its binomial standard error at this N"
-    return MetricColumn(name, title, error, means, higher_is_better=True, sampling_error=error, unbiased=True)
+    return MetricColumn(name, title, error, means, sampling_error=error, further=further, **fields)
 
 
 METRICS = {
@@ -224,7 +220,7 @@ METRICS = {
         Metric(
             "agreement",
             "share of images that the extractor, a classifier, puts in the class that was asked for",
-            (_binomial("agreement", "Agreement"),),
+            (_sampled("agreement", "Agreement", means=BINOMIAL, higher_is_better=True, unbiased=True),),
             compute="taugrid.eval.metrics.agreement:compute_agreement",
             needs_logits=True,
             needs_reference=False,

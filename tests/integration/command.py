@@ -94,6 +94,7 @@ class Started:
 
 def sample_here(config: Path, root: Path) -> None:
     """Write the sample files of a run in this process, without a driver and workers."""
+    from taugrid.workers.device import Device
     from taugrid.workers.network.load import load_network
     from taugrid.workers.sample import sample_shard
 
@@ -101,7 +102,7 @@ def sample_here(config: Path, root: Path) -> None:
     loaded = load(str(config), [])
     survey = Survey(Run(loaded, plan(loaded), RunDir(root)), None, frozenset({"sample"}), lambda damage: None)
     for task in SampleWork(survey).tasks():
-        sample_shard(task.job, load_network(task.job.network, task.job.diffusion, "cpu"), "cpu")
+        sample_shard(task.job, load_network(task.job.network, task.job.diffusion, "cpu"), Device("cpu"))
 
 
 def sample_files(root: Path) -> dict[str, bytes]:

@@ -90,6 +90,7 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
     from taugrid.orchestrator.work.sample import SampleWork
     from taugrid.orchestrator.work.survey import Survey
     from taugrid.parquet import read_images
+    from taugrid.workers.device import Device
     from taugrid.workers.network.load import load_network
     from taugrid.workers.sample import sample_shard
 
@@ -100,7 +101,7 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
         found = {}
         survey = Survey(Run(config, plan(config), rundir), None, frozenset({"sample"}), lambda damage: None)
         for task in SampleWork(survey).tasks():
-            sample_shard(task.job, load_network(task.job.network, task.job.diffusion, "cpu"), "cpu")
+            sample_shard(task.job, load_network(task.job.network, task.job.diffusion, "cpu"), Device("cpu"))
             place = (task.job.settings.steps, str(task.job.settings.eta))
             found[place] = np.concatenate([batch for _, batch in read_images(Path(task.job.path))])
         return np.concatenate([found[place] for place in sorted(found)]).astype(int)

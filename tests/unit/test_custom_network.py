@@ -33,6 +33,7 @@ from taugrid.words import this_node
 from taugrid.workers import ode, schedules
 from taugrid.workers.custom import describe as custom_code
 from taugrid.workers.custom.source import source_of, tensors_sha256
+from taugrid.workers.device import Device
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.custom import checked, describe, for_inference, load, make, tensors
 from taugrid.workers.network.load import load_network
@@ -493,7 +494,7 @@ def sample(p, rundir, settings=None):
         str(path), shard.start, shard.stop, network, cell.model.decoder, cell.settings,
         cell.model.diffusion, cell.tau, cell.nfe, rundir.sample_metadata(cell),
     )  # fmt: skip
-    sample_shard(job, load_network(network, cell.model.diffusion, "cpu"), "cpu")
+    sample_shard(job, load_network(network, cell.model.diffusion, "cpu"), Device("cpu"))
     return path
 
 
@@ -632,7 +633,7 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     network = load_network(rundir.network(p.models[0], "ema"), p.models[0].diffusion, "cpu")
     survey = Survey(Run(config, p, rundir), None, frozenset(), pytest.fail)
     [rebuilt] = [task.job for task in ReconstructWork(survey).tasks()]
-    assert ode.reconstruct_shard(rebuilt, network, "cpu").images == 5
+    assert ode.reconstruct_shard(rebuilt, network, Device("cpu")).images == 5
     from taugrid.workers.data import load as data
 
     x0 = torch.tensor(data.load_images(Data())[:5]).float() / 127.5 - 1
@@ -647,4 +648,4 @@ def test_reconstruction_and_interpolation_go_through_it(folder):
     read = np.concatenate([values for _, values in parquet.read_numbers(rundir.root / rebuilt.path, "mse")])
     assert read == pytest.approx(error.numpy(), rel=1e-4)
     [between] = [task.job for task in InterpolateWork(survey).tasks()]
-    assert ode.interpolate_cell(between, network, "cpu").images == 11 + 11**2
+    assert ode.interpolate_cell(between, network, Device("cpu")).images == 11 + 11**2

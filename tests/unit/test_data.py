@@ -282,7 +282,7 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     along = {"network": network, "batch_size": 4, "diffusion": diffusion, "tau": (1, 2), "metadata": {}}
     reconstruct = ode.ReconstructJob(str(tmp_path / "a"), 0, 12, section, there, **along)
     with pytest.raises(UserError, match=said):
-        ode.reconstruct_shard(reconstruct, lambda x, t: x, "cpu")
+        ode.reconstruct_shard(reconstruct, lambda x, t: x, Device("cpu"))
     pixels = resolve("pixels", "folder", None, section.image_shape)
     extract = extraction.ExtractJob(str(tmp_path / "b"), section, there, pixels, 4, {}, 0, 12)
     with pytest.raises(UserError, match=said):

@@ -17,7 +17,8 @@ from taugrid.orchestrator.dispatch.policy.in_flight import SILENT_SECONDS
 from taugrid.workers import device, heartbeat
 from taugrid.workers.accelerator import transfer
 from taugrid.workers.accelerator.policy import kind_of
-from taugrid.workers.device import MIN_HEARTBEAT_SECONDS, Device, with_heartbeats
+from taugrid.workers.device import MIN_HEARTBEAT_SECONDS, Device
+from taugrid.workers.diffusion.denoiser import Wrapped
 
 
 def test_a_job_may_beat_often_and_is_heard_once_a_second(monkeypatch):
@@ -113,8 +114,8 @@ class Gpu:
 def sampled(gpu, calls, send=lambda *_: None):
     """(time, done) of each heartbeat that a driver hears of `calls` calls, with 0.12 ms of the host for each."""
     heard = []
-    beating = Device("cuda", lambda done, of: heard.append((gpu.now, done)) or send(beating))
-    network = with_heartbeats(lambda x, *_: x, beating.heartbeat, calls)
+    worker = Device("cuda", lambda done, of: heard.append((gpu.now, done)) or send(worker))
+    network = Wrapped(lambda x, *_: x, device.beating(worker.heartbeat, calls))
     for _ in range(calls):
         network(torch.zeros(1), at(1))
         gpu.now += 2**-13
@@ -123,7 +124,7 @@ def sampled(gpu, calls, send=lambda *_: None):
 
 @pytest.mark.parametrize("seconds", [2**-9, 0.875, 6.0, 20.0])
 def test_heartbeats_of_a_gpu_count_the_calls_that_it_has_finished_and_come_as_often(monkeypatch, seconds):
-    """Defect 4: `with_heartbeats` beats at launches alone (`submitted.add(None)`). CUDA queues about 1,000 launches,
+    """Defect 4: `beating` beats at launches alone (`submitted.add(None)`). CUDA queues about 1,000 launches,
     so the host ends within 0.1 s and is then silent for as long as the device computes: over 60 s of silence gets a
     copy, over 600 s a kill."""
     gpu, calls = Gpu(monkeypatch, seconds), 200

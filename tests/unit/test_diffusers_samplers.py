@@ -26,7 +26,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise as philox
-from taugrid.workers.diffusion.denoiser import Denoise, from_times
+from taugrid.workers.diffusion.denoiser import Denoise, FromTimes
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.samplers import diffusers as adapter
 from taugrid.workers.samplers.description import describe_sampler
@@ -122,7 +122,7 @@ def ours(name, steps, options=None, network=None, indices=range(3), **process):
     """x_0, and the draws of noise."""
     settings, (noise, drawn) = settings_of(name, steps, options), normals(indices)
     section = diffusion(**process)
-    denoise = Denoise(from_times(network or oracle(**process)), schedules.process(section), section.predicts)
+    denoise = Denoise(FromTimes(network or oracle(**process)), schedules.process(section), section.predicts)
     found = find(settings.sampler)
     x0 = found.sample(noise(0), (), denoise, noise, settings)
     assert denoise.calls == found.evaluations(settings, schedules.process(section))
@@ -216,7 +216,7 @@ def test_ddpm_scheduler_is_our_ddpm():
     process, (noise, _) = schedules.process(diffusion()), normals()
     ddim = find("ddim")
     expected = ddim.sample(
-        noise(0), path(process, ddim.tau(settings, process)), Denoise(from_times(oracle()), process), noise, settings
+        noise(0), path(process, ddim.tau(settings, process)), Denoise(FromTimes(oracle()), process), noise, settings
     )
     x0, _ = ours("DDPMScheduler", 10, {"clip_sample": False})
     assert (x0 - expected).abs().max() < 1e-5 * expected.abs().max()
@@ -279,7 +279,7 @@ def test_mean_and_covariance_of_stochastic_schedulers(name, options):
         return philox.normal(1, torch.arange(n), key, shape, f"sample/{draw}" if draw else "sample")
 
     settings, process = settings_of(name, 20, options), schedules.process(diffusion())
-    mine = find(settings.sampler).sample(noise(0), (), Denoise(from_times(oracle()), process), noise, settings)
+    mine = find(settings.sampler).sample(noise(0), (), Denoise(FromTimes(oracle()), process), noise, settings)
     other, generator = scheduler(name, **options), torch.Generator().manual_seed(2)
     other.set_timesteps(20)
     x = torch.randn(n, *shape, generator=generator) * other.init_noise_sigma

@@ -41,9 +41,9 @@ from taugrid.storage import LOCAL, read_json
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.device import ignore_heartbeat, with_heartbeats
+from taugrid.workers.device import Device, beating, ignore_heartbeat
 from taugrid.workers.diffusion import gaussian, noise, oracle
-from taugrid.workers.diffusion.denoiser import Denoise
+from taugrid.workers.diffusion.denoiser import Denoise, Wrapped
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.finite import Watched
 from taugrid.workers.sample import SampleJob, sample_shard
@@ -332,7 +332,7 @@ def shard(folder, **sample):
     file, spec, about = folder / "part.parquet", OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
     settings, diffusion, says = cell.settings, cell.model.diffusion, (cell.tau, cell.nfe)
     job = SampleJob(str(file), 0, 3, spec, cell.model.decoder, settings, diffusion, *says, about)
-    sample_shard(job, network, "cpu")
+    sample_shard(job, network, Device("cpu"))
     return file
 
 
@@ -500,7 +500,7 @@ def test_wrappers_pass_points_and_conditions_on():
         return 0.5 * x
 
     computed = arithmetic.adapted(network, Arithmetic("bf16", "default", 4), "cpu")
-    wrapped = Watched(with_heartbeats(computed, ignore_heartbeat, 1))
+    wrapped = Watched(Wrapped(computed, beating(ignore_heartbeat, 1)))
     process, labels = schedules.process(DIFFUSION_DEFAULTS), torch.tensor([3, 1, 4, 1])
     point = process.at(7)
     found = Denoise(wrapped, process, condition=labels)(torch.ones(4, 1, 2, 2), point)
@@ -530,7 +530,7 @@ def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
         spec, about = OracleNetwork(cell.model.data), {"cell": "x", "model": "y"}
         given = (cell.settings, cell.model.diffusion, cell.tau, cell.nfe)
         job = SampleJob(str(file), 0, 3, spec, decoder, *given, about)
-        sample_shard(job, network, "cpu")
+        sample_shard(job, network, Device("cpu"))
         [(_, images)] = parquet.read_images(file)
         pictures.append(images)
     assert (pictures[0].shape, pictures[1].shape) == ((3, 1, 4, 4), (3, 1, 8, 8))
@@ -540,8 +540,8 @@ def test_noise_has_the_networks_shape_and_files_the_pictures(tmp_path):
 KEY = [
     (
         "taugrid/config/sample.py",
-        "LATER_KEYS: dict[str, Any] = {",
-        'LATER_KEYS: dict[str, Any] = {"lift": 0.0, ',
+        "later_keys = {",
+        'later_keys = {"lift": 0.0, ',
     ),
     (
         "taugrid/config/sample.py",

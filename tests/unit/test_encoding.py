@@ -17,6 +17,7 @@ from taugrid.images import encode_png
 from taugrid.parquet import samples
 from taugrid.parquet.encoder import EncodingProcess
 from taugrid.workers import sample
+from taugrid.workers.device import Device
 
 SETTINGS = {
     "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
@@ -130,5 +131,5 @@ def test_a_shard_is_encoded_elsewhere_if_an_accelerator_samples_it(tmp_path, mon
         return writer(*given, launching, labels)
 
     monkeypatch.setattr(parquet, "SampleWriter", writing)
-    sample.sample_shard(job_of(str(tmp_path / "x"), (3, 8, 8), 10, 20), None, device)
+    sample.sample_shard(job_of(str(tmp_path / "x"), (3, 8, 8), 10, 20), None, Device(device))
     assert asked == [launching]

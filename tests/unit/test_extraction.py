@@ -133,7 +133,8 @@ def test_scores_of_external_images_are_those_of_a_cpu(images, spec, tmp_path, mo
     def scores(**more):
         options = standalone.Options(versions={}, **more)
         settings = MetricSettings(("fid", "isc"))
-        return standalone.evaluate(samples, reference_of(reference), spec, settings, options)["metrics"]
+        [scored] = standalone.score_sets([samples], reference_of(reference), spec, settings, options)
+        return scored.document["metrics"]
 
     expected = scores()
     monkeypatch.setattr(standalone, "load", lambda spec, device: gpu)

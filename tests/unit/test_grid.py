@@ -122,14 +122,14 @@ def test_a_grid_is_a_product_and_a_list_of_grids_their_union():
     numbers = [(steps, eta, "none") for steps in (5, 10) for eta in (0, 1)]
     assert points == [*numbers, (5, "sigma_hat", "x0"), (10, "sigma_hat", "x0")]
     assert len(p.models) == 1
-    assert p.axes == []
+    assert list(p.cells[0].axes) == []
 
 
 def test_dotted_keys_make_models_and_each_is_made_once():
     p = planned(grid={"diffusion.schedule": ["linear", "cosine"], "steps": [5, 10], "seed": [1, 2]})
     assert [model.diffusion.schedule for model in p.models] == ["linear", "cosine"]
     assert len(p.cells) == 8
-    assert p.axes == ["diffusion.schedule", "seed"]
+    assert list(p.cells[0].axes) == ["diffusion.schedule", "seed"]
     assert p.cells[0].axes == {"diffusion.schedule": "linear", "seed": 1}
 
 

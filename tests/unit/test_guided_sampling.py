@@ -256,7 +256,9 @@ def job_of(folders, tmp_path, **sample):
 
 def test_heartbeats_count_the_calls_of_both_networks(folders, tmp_path):
     beats, log, job = [], [], job_of(folders, tmp_path)
-    sample_shard(job, toy(log, "net"), "cpu", lambda done, of: beats.append((done, of)), guide=toy(log, "guide", 0.5))
+    device = Device("cpu")
+    device.heartbeat = lambda done, of: beats.append((done, of))
+    sample_shard(job, toy(log, "net"), device, guide=toy(log, "guide", 0.5))
     assert [name for name, *_ in log] == ["net", "guide"] * 9
     assert beats in ([(done, 18) for done in range(18)], [(done + 1, 18) for done in range(18)])
 
@@ -270,7 +272,7 @@ def test_infinity_of_the_guide_in_the_last_call_is_the_networks_not_the_samplers
         return x * torch.inf if at.time == last else x
 
     with pytest.raises(NotFinite, match="the network returned nan or infinity for images 0 to 1"):
-        sample_shard(job, toy([], "net", 0.1), "cpu", guide=guide)
+        sample_shard(job, toy([], "net", 0.1), Device("cpu"), guide=guide)
 
 
 def test_memory_of_a_batch_is_asked_for_when_both_networks_are_loaded(monkeypatch):

@@ -18,7 +18,7 @@ from taugrid.eval.nights import NightLine
 from taugrid.eval.pages.history import history_html
 from taugrid.orchestrator.nightly.nights import night_line
 from taugrid.orchestrator.nightly.places import open_history
-from taugrid.orchestrator.nightly.write import SCHEMA, write_history
+from taugrid.orchestrator.nightly.write import schema_of, write_history
 from taugrid.storage import ANY, open_place, read_sealed, write_sealed
 
 CLEAN = {"result": "clean", "reason": ""}
@@ -377,7 +377,7 @@ def test_the_python_in_the_documentation_runs(history, monkeypatch, capsys):
 
 def test_a_long_history_shows_its_newest_nights(rendered):
     nights = [NightLine(f"night-{n:04d}-of-many", "2026-11-26", "not worse", "green") for n in range(1_200)]
-    told = dict.fromkeys(SCHEMA.names) | {"fid_se": 0.1, "margin": 0.1, "baseline_fid": 5.0}
+    told = dict.fromkeys(schema_of(()).names) | {"fid_se": 0.1, "margin": 0.1, "baseline_fid": 5.0}
     rows = [
         told | {"night": night.id, "steps": 10, "label": f"S0010-eta{eta}", "fid": 5.0 + eta}
         for night in nights

@@ -9,6 +9,7 @@ from benchmarks import fake_device
 from benchmarks.fake_device import LAUNCHES, QUEUE, FakeDevice, job_of
 from taugrid.workers import sample as sample_module
 from taugrid.workers.accelerator import transfer
+from taugrid.workers.device import Device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,7 +57,7 @@ def sampled(clock, tmp_path, monkeypatch):
         with device.installed(), monkeypatch.context() as patch:
             batch = sample_module.sample_batch
             patch.setattr(sample_module, "sample_batch", lambda *given: (clock.sleep(noise), batch(*given))[1])
-            sample_module.sample_shard(job_of(str(tmp_path / "x"), (3, 2, 2), 4, 16), device.network(), "cpu")
+            sample_module.sample_shard(job_of(str(tmp_path / "x"), (3, 2, 2), 4, 16), device.network(), Device("cpu"))
         assert len(device.calls) == 40
         return sum(waits(device))
 

@@ -258,9 +258,9 @@ def test_a_network_that_is_not_finite_once_gives_no_image(tmp_path, value, clip)
         return output
 
     with pytest.raises(NotFinite):
-        sample_shard(job, model, "cpu")
+        sample_shard(job, model, Device("cpu"))
     assert not list(tmp_path.rglob("*.parquet"))
-    sample_shard(job, of_time(lambda x, t: torch.zeros_like(x)), "cpu")
+    sample_shard(job, of_time(lambda x, t: torch.zeros_like(x)), Device("cpu"))
 
 
 # Growth
@@ -281,7 +281,7 @@ def sampled(run, task):
         asked.append(len(x))
         return network(x, *where)
 
-    result = sample_shard(task.job, model, "cpu")
+    result = sample_shard(task.job, model, Device("cpu"))
     assert sum(asked) == result.images * len(task.job.tau) == task.cost
     return result
 

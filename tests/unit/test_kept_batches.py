@@ -15,7 +15,7 @@ from taugrid.errors import NotCommitted
 from taugrid.jobs import Result
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import pool
-from taugrid.orchestrator.dispatch.partial_shards import InProgress, interruption
+from taugrid.orchestrator.dispatch.jobs_in_flight import InProgress, interruption
 from taugrid.orchestrator.rundir import directory
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events

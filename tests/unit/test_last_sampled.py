@@ -110,10 +110,11 @@ def test_no_block_that_a_batch_was_copied_to_is_held_on_to(tmp_path, monkeypatch
     monkeypatch.setattr(ImageTransfer, "images", property(images))
     monkeypatch.setattr(parquet.SampleWriter, "append", lambda self, x, *latents: append(self, x.copy(), *latents))
     monkeypatch.setattr(pixels, "MAX_BYTES", 16 * 192 if fits else 16 * 192 - 1)
-    kept, job = LastSampled(), job_of(str(tmp_path / "x"), (3, 8, 8), 2, 16)
+    device, job = Device("cpu"), job_of(str(tmp_path / "x"), (3, 8, 8), 2, 16)
+    kept = device.last_sampled
     kept.add("other", b"", row_groups(0, [1], [np.zeros((1, 3, 8, 8), np.uint8)]))
-    count = lambda: held.append(sum(each() is not None for each in given))  # noqa: E731
-    sample_shard(job, of_time(lambda x, t: x), "cpu", computed=count, last_sampled=kept)
+    device.computed = lambda: held.append(sum(each() is not None for each in given))
+    sample_shard(job, of_time(lambda x, t: x), device)
     assert held == [0]
     assert len(given) >= 8
     assert ("other" not in kept._shards) == fits

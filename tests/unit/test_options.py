@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -67,12 +68,22 @@ def test_a_number_is_not_called_an_integer_range():
         cli.main(["run", "digits", "--workers", "two"], standalone_mode=False)
 
 
-def test_status_takes_the_name_of_a_shipped_config(tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_commands_that_look_take_the_name_of_a_shipped_config(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^runs/digits-v2 is not a run directory"):
-        cli.main(["status", "digits"], standalone_mode=False)
-    with pytest.raises(UserError, match=r"^nothing is not a run directory"):
-        cli.main(["status", "nothing"], standalone_mode=False)
+    with pytest.raises(UserError, match=r"^runs/digits-v2 is not a run directory \(it does not exist yet\)"):
+        cli.main([command, "digits"], standalone_mode=False)
+    Path("nothing").mkdir()
+    with pytest.raises(UserError, match=r"^nothing is not a run directory \(it has no config.json\)"):
+        cli.main([command, "nothing"], standalone_mode=False)
+
+
+def test_a_dry_run_refuses_an_unknown_key_of_until(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    until = ["run", "gaussian", "--max", "100000", "--dry-run", "--until"]
+    cli.main([*until, "told-apart=steps"], standalone_mode=False)
+    with pytest.raises(UserError, match=r"^--until: there is no key 'foo' in this grid"):
+        cli.main([*until, "told-apart=foo"], standalone_mode=False)
 
 
 def test_a_reader_that_has_gone_changes_no_exit_code():

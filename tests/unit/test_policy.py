@@ -17,7 +17,7 @@ from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.policy import SAMPLING_ATTENTION, Policy, faster, lacks, policy
 from taugrid.workers.device import Device
-from taugrid.workers.diffusion.denoiser import from_times
+from taugrid.workers.diffusion.denoiser import FromTimes
 from taugrid.workers.network.checkpoint import saved_network
 from taugrid.workers.network.custom import for_inference
 from taugrid.workers.network.load import load_network
@@ -60,7 +60,6 @@ TENSOR_CORES = BARE._replace(layout="channels_last")
 )
 def test_a_kind_of_device_and_a_precision_decide_everything(asked, decided):
     assert policy(*asked) == decided
-    assert not decided.benchmark
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +168,7 @@ class Custom(nn.Module):
 
 def custom(made, precision="bf16-weights"):
     network = for_inference(made, "mine:net", "cpu", policy("cpu", precision))
-    return adapted(from_times(network), Arithmetic(precision), "cpu")
+    return adapted(FromTimes(network), Arithmetic(precision), "cpu")
 
 
 def test_a_custom_modules_weights_are_cast_and_its_frequencies_are_not():

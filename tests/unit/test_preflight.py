@@ -25,7 +25,7 @@ from taugrid.workers.accelerator.memory import FIRST
 from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.actor import Worker, run_in_memory
 from taugrid.workers.device import MAX_NETWORKS, Device
-from taugrid.workers.diffusion.denoiser import from_times
+from taugrid.workers.diffusion.denoiser import FromTimes
 from taugrid.workers.network.custom import for_inference
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, save_pipeline
@@ -177,7 +177,7 @@ class Remembers(nn.Module):
 
 def test_a_custom_module_is_traced_without_leaving_a_trace(job):
     made = Remembers()
-    network = from_times(for_inference(made, "mine:net", "cpu"), lambda: without_data(made))
+    network = FromTimes(for_inference(made, "mine:net", "cpu"), lambda: without_data(made))
     assert preflight.needed_bytes(network, PLAIN, (4, *SHAPE), "cpu") > 0
     assert made.table is None
     assert network(torch.zeros(4, *SHAPE), FIRST).shape == (4, *SHAPE)
@@ -186,9 +186,9 @@ def test_a_custom_module_is_traced_without_leaving_a_trace(job):
 def test_of_what_can_not_be_traced_nothing_is_claimed():
     made = Remembers()
     made.reads = True
-    network = from_times(for_inference(made, "mine:net", "cpu"), lambda: without_data(made))
+    network = FromTimes(for_inference(made, "mine:net", "cpu"), lambda: without_data(made))
     assert preflight.needed_bytes(network, PLAIN, (4, *SHAPE), "cpu") is None
-    assert preflight.needed_bytes(from_times(lambda x, t: x), PLAIN, (4, *SHAPE), "cpu") is None
+    assert preflight.needed_bytes(FromTimes(lambda x, t: x), PLAIN, (4, *SHAPE), "cpu") is None
     preflight.require(None, 0, (4, *SHAPE))
 
 

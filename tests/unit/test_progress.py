@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from taugrid.config.load import load
 from taugrid.errors import Exit
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress, display
 from taugrid.orchestrator.progress.display import frame
@@ -606,6 +608,27 @@ except SystemExit as end:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == f"goes on after {code}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_of_an_import(number):
+    """Once: a Cython module of Ray printed the traceback of the KeyboardInterrupt that met its import."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        seen = []
+
+        def imports():
+            with ending.held():
+                signal.raise_signal(number)
+                seen.append("goes on")
+
+        with pytest.raises(KeyboardInterrupt):
+            imports()
+        assert seen == ["goes on"]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
 
 
 def test_messages_count_as_people_do():

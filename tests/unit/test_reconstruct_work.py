@@ -34,6 +34,7 @@ from taugrid.orchestrator.work.survey import Survey
 from taugrid.parquet import first_pictures
 from taugrid.storage import LocalStorage
 from taugrid.workers.data import load as data
+from taugrid.workers.device import Device
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 from taugrid.workers.ode import interpolate_cell, reconstruct_shard
@@ -79,7 +80,7 @@ def do(work):
     tasks = list(work.tasks())
     for task in tasks:
         network = load_network(task.job.network, task.job.diffusion, "cpu")
-        assert reconstruct_shard(task.job, network, "cpu").created_file
+        assert reconstruct_shard(task.job, network, Device("cpu")).created_file
     assert work.missing() == {}
     return tasks
 
@@ -150,7 +151,7 @@ def test_images_are_reconstructed_and_samples_interpolated_on_every_process(tmp_
     assert many < few / 8 < 3e-4
     job = next(InterpolateWork(work.survey).tasks()).job
     network = load_network(job.network, job.diffusion, "cpu")
-    assert interpolate_cell(job, network, "cpu").images == 11 + 11**2
+    assert interpolate_cell(job, network, Device("cpu")).images == 11 + 11**2
     shown = first_pictures([Path(job.path)], 11, job.storage)
     cell = work.plan.cells[0]
     spec = SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)

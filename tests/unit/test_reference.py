@@ -10,7 +10,7 @@ from taugrid.eval.metrics.neighbours import compute_prc
 from taugrid.eval.metrics.reference_statistics import MomentsFile, ReferenceStatistics, load_or_compute, read_moments
 from taugrid.eval.metrics.score import MetricInputs
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
-from taugrid.eval.reference import cache_key, open_reference
+from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.sources import Source
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import MetricSettings
@@ -110,17 +110,19 @@ def test_a_cached_file_of_other_values_is_computed_anew(tmp_path):
 
 
 def test_a_key_changes_with_all_that_determines_features_and_with_nothing_else():
-    key = cache_key("a", SPEC, "8 bits, 3x8x8")
+    def key(sha256="a", shape=(3, 8, 8), spec=SPEC):
+        return Reference(None, 10, sha256, shape).cache_key(spec)
+
     others = {
-        cache_key("b", SPEC, "8 bits, 3x8x8"),
-        cache_key("a", SPEC, "8 bits, 1x8x8"),
-        cache_key("a", replace(SPEC, name="vgg16"), "8 bits, 3x8x8"),
-        cache_key("a", replace(SPEC, weights_sha256="1" * 64), "8 bits, 3x8x8"),
-        cache_key("a", replace(SPEC, feature_layer="64"), "8 bits, 3x8x8"),
-        cache_key("a", replace(SPEC, source_sha256="1" * 64), "8 bits, 3x8x8"),
+        key("b"),
+        key(shape=(1, 8, 8)),
+        key(spec=replace(SPEC, name="vgg16")),
+        key(spec=replace(SPEC, weights_sha256="1" * 64)),
+        key(spec=replace(SPEC, feature_layer="64")),
+        key(spec=replace(SPEC, source_sha256="1" * 64)),
     }
-    assert len(others | {key}) == 7
-    assert cache_key("a", replace(SPEC, weights_path="moved"), "8 bits, 3x8x8") == key
+    assert len(others | {key()}) == 7
+    assert key(spec=replace(SPEC, weights_path="moved")) == key()
 
 
 def test_features_of_a_reference_are_extracted_once(tmp_path):
@@ -243,8 +245,3 @@ def test_pickles_and_torn_files_are_refused(tmp_path):
     path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
     with pytest.raises(DamagedFile, match="can't be read"):
         open_reference(str(path))
-
-
-def test_the_default_cache_is_the_users(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert reference_statistics.default_cache() == tmp_path / "taugrid" / "references"

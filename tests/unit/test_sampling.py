@@ -20,6 +20,7 @@ from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers import ode, schedules
 from taugrid.workers.data import load as data
+from taugrid.workers.device import Device
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.network.load import load_network
@@ -95,7 +96,9 @@ def assert_beats(do, job, network):
         calls.append(where)
         return network(x, *where)
 
-    do(job, counted, "cpu", lambda done, of: heard.append((done, of)))
+    device = Device("cpu")
+    device.heartbeat = lambda done, of: heard.append((done, of))
+    do(job, counted, device)
     assert heard == [(done, len(calls)) for done in range(len(calls))]
     assert len(calls) >= len(job.tau)
 

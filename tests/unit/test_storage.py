@@ -370,6 +370,7 @@ def test_what_passes_within_seconds_is_tried_again(tmp_path, monkeypatch):
     """After an error ended the run, too: a disk that is busy would lose its last events."""
     monkeypatch.setattr(retries, "over", threading.Event())
     retries.over.set()
+    retries.prepare()
     path, pauses = tmp_path / "a" / "file", []
     put(LocalStorage(), path, b"content")
     with no_more_files() as close_some:

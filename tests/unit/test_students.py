@@ -24,7 +24,7 @@ from taugrid.workers.accelerator.memory import FIRST, some_point
 from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
-from taugrid.workers.diffusion.denoiser import Denoise, Wrapped, from_times
+from taugrid.workers.diffusion.denoiser import Denoise, FromTimes, Wrapped
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import PredictionType, path
 from taugrid.workers.network import load
@@ -75,7 +75,7 @@ def by_diffusers(unet, scheduler, steps):
 def by_us(unet, settings, prediction="epsilon", **diffusion):
     section = DIFFUSION_DEFAULTS.model_copy(update={"prediction": prediction, **diffusion})
     planned, process = describe_sampler(settings, section), schedules.process(section)
-    network = from_times(lambda x, t: unet(x, t).sample)
+    network = FromTimes(lambda x, t: unet(x, t).sample)
     denoise = Denoise(network, process, prediction, settings.clip, settings.clip_range)
     x0 = find(settings.sampler).sample(noise(0), path(process, planned.tau), denoise, noise, settings)
     assert denoise.calls == planned.evaluations == settings.steps
@@ -187,7 +187,7 @@ def test_a_gaussians_flow_map_gives_its_samples_in_any_number_of_steps(steps, sh
     diffusion = FLOW_DEFAULTS.model_copy(update={"prediction": "average_velocity", "timesteps": told})
     settings = settings_of("flow-map", steps, shift=shift)
     planned, process = describe_sampler(settings, diffusion), schedules.process(diffusion)
-    denoise = Denoise(from_times(lambda x, t, r: flow_map(x, t / told, r / told)), process, "average_velocity")
+    denoise = Denoise(FromTimes(lambda x, t, r: flow_map(x, t / told, r / told)), process, "average_velocity")
     x = noise(0).double()
     found = FlowMap().sample(x, path(process, planned.tau), denoise, noise, settings)
     torch.testing.assert_close(found, MEAN + VARIANCE**0.5 * x, rtol=1e-6, atol=1e-6)
@@ -205,7 +205,7 @@ def test_guidance_and_wrappers_hand_the_second_time_on():
     diffusion = FLOW_DEFAULTS.model_copy(update={"prediction": "average_velocity"})
     guidance = Guidance(3.0, calls=2, null_label=5)
     spec = SamplingSpec(Identity((1, 2, 2)), diffusion, settings_of("flow-map", 2), (0.5, 1.0), 4, guidance)
-    wrapped = Wrapped(from_times(network), lambda call, x: call(x))
+    wrapped = Wrapped(FromTimes(network), lambda call, x: call(x))
     x0 = sample_batch(wrapped, torch.arange(1), spec, torch.tensor([1]))
     x_T = normal(0, torch.arange(1), 0, (1, 2, 2))
     torch.testing.assert_close(x0, x_T - (5 + 3 * (1 - 5)))
@@ -219,7 +219,7 @@ def test_memory_is_counted_and_smaller_batches_are_tried_with_a_second_time(monk
     def of(layer):
         return lambda x, t, r: layer(x) * (t - r)[:, None, None, None]
 
-    network = from_times(of(layer), lambda: of(without_data(layer)))
+    network = FromTimes(of(layer), lambda: of(without_data(layer)))
     assert preflight.needed_bytes(network, PLAIN, shape, "cpu") is None
     known = preflight.needed_bytes(network, PLAIN, shape, "cpu", at=some_point("average_velocity"))
     assert known > preflight.LIBRARIES_BYTES

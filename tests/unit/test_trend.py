@@ -5,19 +5,19 @@ import pyarrow as pa
 import pytest
 
 from taugrid.eval.figures.trend import LIGHTS, judged_metrics, trend_figure
-from taugrid.orchestrator.nightly.write import SCHEMA, schema_of
+from taugrid.orchestrator.nightly.write import schema_of
 from taugrid.registry.metrics import COLUMNS
 
 
 def history(*cells):
     """Rows of (night, S, baseline)."""
-    told = {"fid": 5.0, "fid_se": 0.1, "baseline_fid": 5.0, "margin": 0.1}
+    told, schema = {"fid": 5.0, "fid_se": 0.1, "baseline_fid": 5.0, "margin": 0.1}, schema_of(())
     rows = [
-        dict.fromkeys(SCHEMA.names) | told | {"night": night, "steps": steps, "baseline": baseline, "label": label}
+        dict.fromkeys(schema.names) | told | {"night": night, "steps": steps, "baseline": baseline, "label": label}
         for night, steps, baseline in cells
         for label in [f"S{steps:04d}-eta0"]
     ]
-    return pa.Table.from_pylist(rows, schema=SCHEMA).to_pandas()
+    return pa.Table.from_pylist(rows, schema=schema).to_pandas()
 
 
 def new_baselines(panel):

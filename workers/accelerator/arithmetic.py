@@ -90,7 +90,7 @@ def configure(how: Policy = CONFIGURED) -> None:
     for place in (backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul):
         place.fp32_precision = "ieee"  # a CPU could take bf16 for it
     backends.cudnn.deterministic = True
-    backends.cudnn.benchmark = how.benchmark  # it takes the kernel that was fastest this time
+    backends.cudnn.benchmark = False  # it takes the kernel that was fastest this time: not the same in each process
     backends.miopen.immediate = True  # the same on ROCm, whose library times kernels even without a benchmark
     for half in SUMS:
         setattr(backends.cuda.matmul, f"allow_{half}_reduced_precision_reduction", True)

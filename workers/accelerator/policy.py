@@ -52,8 +52,6 @@ class Policy(NamedTuple):
     compile: Compilation
     pads: bool
     """Whether a batch that is cut short is filled up: libraries choose kernels by the number of images."""
-    benchmark: bool = False
-    """Whether libraries choose kernels by timing them. Never: it differs from one process to the next."""
 
 
 def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none", trains: bool = False) -> Policy:

@@ -15,7 +15,7 @@ from taugrid.workers.accelerator.counting import count
 from taugrid.workers.accelerator.memory import FIRST, some_labels
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.diffusion.decoder import Vae
-from taugrid.workers.diffusion.denoiser import from_times
+from taugrid.workers.diffusion.denoiser import FromTimes
 
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.decoder import Decode
@@ -83,7 +83,7 @@ def needed_bytes(
     x = torch.empty(batch, device="meta")
     labels = some_labels(x) if conditional else None
     try:
-        traced = adapted(from_times(without_data()), how, device)
+        traced = adapted(FromTimes(without_data()), how, device)
         call = count(
             lambda x: traced(x, at, labels), x, autocast=None if autocast is None else getattr(torch, autocast)
         )

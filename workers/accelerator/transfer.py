@@ -105,8 +105,6 @@ class Transfer:
 
 @dataclass
 class ImageTransfer(Transfer):
-    """Images on their way to the host."""
-
     start: int
     """The index of the first image."""
     began: float
@@ -122,14 +120,6 @@ class ImageTransfer(Transfer):
     def images(self) -> NDArray[np.uint8]:
         """(B, C, H, W), 0..255. Where `flags` are false, some level stands for NaN and infinity."""
         return self.pixels.numpy()
-
-    @property
-    def network_was_finite(self) -> bool:
-        return bool(self.flags[0])
-
-    @property
-    def images_are_finite(self) -> bool:
-        return bool(self.flags[1])
 
 
 def to_grey_levels(x: Tensor, rounding: str = "round") -> Tensor:

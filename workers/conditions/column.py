@@ -14,8 +14,6 @@ from taugrid.errors import MissingInput, UserError, joined_lines
 
 
 class Column(NamedTuple):
-    """The content of a column."""
-
     sha256: str
     """Of its values, as int64."""
     values: NDArray[np.int64] | None

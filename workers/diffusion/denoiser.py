@@ -49,11 +49,6 @@ the first: that which its jump leads to.
 """
 
 
-def from_times(network: OfTimes, without_data: Callable[[], OfTimes] | None = None) -> Denoiser:
-    """A Denoiser from a network `OfTimes`. See `FromTimes` for `without_data`."""
-    return FromTimes(network, without_data)
-
-
 class FromTimes:
     """A Denoiser from a network `OfTimes`.
 

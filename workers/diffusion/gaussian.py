@@ -56,8 +56,7 @@ class Gaussian:
     @property
     def covariance(self) -> Float64Array:
         """(d, d)."""
-        product: Float64Array = (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
-        return product
+        return (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +125,7 @@ def _ramp(shape: tuple[int, int, int]) -> Float64Array:
 
 
 def _powers(correlation: float, n: int) -> Float64Array:
-    powers: Float64Array = correlation ** np.abs(np.subtract.outer(np.arange(n), np.arange(n))).astype(np.float64)
-    return powers
+    return correlation ** np.abs(np.subtract.outer(np.arange(n), np.arange(n))).astype(np.float64)
 
 
 def draw(distribution: Gaussian | TwoPoints | Classes, num_images: int, seed: int) -> Float64Array:
@@ -146,8 +144,7 @@ def draw(distribution: Gaussian | TwoPoints | Classes, num_images: int, seed: in
         points: Float64Array = distribution.points[second.astype(np.int64)]
         return points
     factor = np.linalg.cholesky(distribution.covariance)
-    draws: Float64Array = distribution.mean + stream.standard_normal((num_images, len(factor))) @ factor.T
-    return draws
+    return distribution.mean + stream.standard_normal((num_images, len(factor))) @ factor.T
 
 
 def rounded(pixels: Gaussian) -> Gaussian:

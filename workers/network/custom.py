@@ -3,7 +3,7 @@
 import inspect
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,9 @@ from taugrid.workers.accelerator.policy import Policy, kind_of, policy
 from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
-from taugrid.workers.diffusion.denoiser import Denoiser, from_times
+from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes, OfTimes
 from taugrid.workers.network import convention
 from taugrid.workers.network.convention import expected
-
-BatchedDenoiser = Callable[..., Tensor]
-"""What a network predicts from x, (B, C, H, W) float32, the index 0..T-1 of each image's time step, (B,) int64, and, if
-it takes labels, the label of each image, (B,) int64."""
 
 TOLERANCE = 0.05
 """How far one image's prediction may move when it is computed again or in another batch, relative to the largest
@@ -56,7 +52,7 @@ def load(network: CustomNetwork, device: str, how: Policy | None = None) -> Deno
     loaded = tensors_sha256(tensors(made))
     require_same(f"the network that {name} returns, by its weights,", loaded, network.tensors_sha256)
     copied = partial(without_data, made) if isinstance(made, nn.Module) else None  # other functions have no copies
-    return from_times(for_inference(made, name, device, how), copied)
+    return FromTimes(for_inference(made, name, device, how), copied)
 
 
 def make(name: str, weights: str | None) -> Any:
@@ -198,7 +194,7 @@ def _takes(made: Any, count: int) -> bool:
 
 
 @torch.no_grad()  # as the sampler does
-def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
+def _try(network: OfTimes, name: str, call: str, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
     """The network's output for `_inputs`; CustomCodeError unless each image's depends only on its x, t and label.
 
     `call` says how it is called. NotFinite: it is nan or infinity.
@@ -246,7 +242,7 @@ def _try(network: BatchedDenoiser, name: str, call: str, x: Tensor, t: Tensor, *
 
 
 @torch.no_grad()
-def _takes_fractions(network: BatchedDenoiser, timesteps: int, x: Tensor, t: Tensor, *labels: Tensor) -> bool:
+def _takes_fractions(network: OfTimes, timesteps: int, x: Tensor, t: Tensor, *labels: Tensor) -> bool:
     """Whether a network works between whole times, and rounds none of them to a neighbour."""
     before = torch.tensor([0, timesteps - 2])
     try:
@@ -280,7 +276,7 @@ def _inputs(image_shape: tuple[int, int, int], diffusion: Diffusion) -> tuple[Te
 
 
 @torch.no_grad()
-def _keeps_noise(network: BatchedDenoiser, T: int, x: Tensor, t: Tensor, *labels: Tensor) -> bool:
+def _keeps_noise(network: OfTimes, T: int, x: Tensor, t: Tensor, *labels: Tensor) -> bool:
     """Whether a network returns noise of variance 1 nearly as it is, at T and at T / 2, as one of eps does."""
     x = x / x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     lost = (network(x, torch.tensor([T // 2, T - 1]), *labels) - x).square().mean(dim=(1, 2, 3))
@@ -317,8 +313,8 @@ def tensors(network: Any) -> dict[str, Any]:
     return tensors_by_name
 
 
-def for_inference(made: Any, name: str, device: str, how: Policy | None = None) -> BatchedDenoiser:
-    """`made` as a `BatchedDenoiser` whose every output is `checked`.
+def for_inference(made: Any, name: str, device: str, how: Policy | None = None) -> OfTimes:
+    """`made` as an `OfTimes` whose every output is `checked`.
 
     A module is moved to `device`, set to evaluation mode and called in inference mode. Any other function is left
     alone: it may need gradients, or choose its devices itself. Either is compiled by torch, and a module's weights are

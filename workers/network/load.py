@@ -16,7 +16,7 @@ from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy, kind_of, policy
 from taugrid.workers.data.builtin import distribution
 from taugrid.workers.diffusion import gaussian, oracle
-from taugrid.workers.diffusion.denoiser import Denoiser, from_times
+from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes
 from taugrid.workers.network import custom
 from taugrid.workers.network.checkpoint import conditions_of
 
@@ -106,7 +106,7 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
     if modes:
         made.eval()
     try:
-        yield from_times(network, (lambda: partial(predicted, without_data(made))) if modes else None)
+        yield FromTimes(network, (lambda: partial(predicted, without_data(made))) if modes else None)
     finally:
         for part, mode in modes:  # each its own: `train` would set those that the caller has frozen, too
             part.training = mode

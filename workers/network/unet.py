@@ -24,7 +24,7 @@ from taugrid.workers.accelerator.arithmetic import cast_weights
 from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy
 from taugrid.workers.content import require_same, verified_copy
-from taugrid.workers.diffusion.denoiser import Denoiser, OfTimes, from_times
+from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes, OfTimes
 from taugrid.workers.importing import imported_on_use, uncollected
 from taugrid.workers.network.checkpoint import CONFIG_FILE, MAX_NAMED, WEIGHTS_FILE, config_sha256, weights_file
 from taugrid.workers.network.scheduler import written
@@ -116,7 +116,7 @@ def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:
 
         return network
 
-    return from_times(called(module), lambda: called(without_data(unet)))
+    return FromTimes(called(module), lambda: called(without_data(unet)))
 
 
 def read_saved(saved: SavedNetwork) -> Any:

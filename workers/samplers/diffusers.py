@@ -125,7 +125,7 @@ class Diffusers(Sampler):
         process, options, asked = _vp(process), canonical_json(settings.sampler_options), settings.steps
         T = process.timesteps
         if (why := _objection(self.scheduler, options, asked, process)) is None:
-            return tuple(process.at(t + 1).time for t in _times(self._ready(settings, process)))
+            return tuple(process.at(t + 1).time for t in self._ready(settings, process).timesteps.tolist())
         around = [steps for d in range(1, NEAR) for steps in (asked - d, asked + d) if 1 <= steps <= T]
         others = (steps for steps in [*around, SOUND_STEPS] if steps <= T)
         works = (steps for steps in others if _objection(self.scheduler, options, steps, process) is None)
@@ -282,15 +282,9 @@ def _instance(name: str, options: str, steps: int, process: DiscreteVP, predicti
     return copy.deepcopy(_built(name, options, process, prediction))
 
 
-def _times(scheduler: Any) -> list[float]:
-    """The network's times in the order of its calls, as the scheduler has them after `set_timesteps`."""
-    times: list[float] = scheduler.timesteps.tolist()
-    return times
-
-
 def _levels(scheduler: Any, process: DiscreteVP) -> tuple[list[float], list[float]]:
     """The network's time in the first call of each step, and the sigma of x there and, last, of the result."""
-    name, times = type(scheduler).__name__, _times(scheduler)
+    name, times = type(scheduler).__name__, scheduler.timesteps.tolist()
     if hasattr(scheduler, "sigmas"):
         two_calls = scheduler.order == 2
         ratios = scheduler.sigmas.tolist()  # of sigma to alpha
@@ -340,7 +334,7 @@ def _wrong_schedule(name: str, options: str, steps: int, process: DiscreteVP) ->
         scheduler.set_timesteps(steps)
     except Exception as error:
         return f"fails ({last_line(error)})"
-    times, no_signal = _times(scheduler), process.alpha_bar[-1] == 0  # then log alpha is not linear up to T
+    times, no_signal = scheduler.timesteps.tolist(), process.alpha_bar[-1] == 0  # then log alpha is not linear up to T
     if outside := [t for t in times if not 0 <= t <= last or (no_signal and last - 1 < t < last)]:
         return f"calls the network at time {outside[0]:g}, which the process does not have (0..{last})"
     if (why := mostly_signal(process, times[0] + 1)) is not None:

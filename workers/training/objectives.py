@@ -16,11 +16,12 @@ LOG_SIGMA_MEAN, LOG_SIGMA_DEVIATION = -1.2, 1.2
 class Objective(Protocol):
     """x0 are images in [-1, 1], (B, C, H, W), eps the noise, shaped like x0, and t (B,) times of the process."""
 
-    timesteps: int | None
+    timesteps: int | None = None
     """T, if times are drawn from 1..T. None: they are made of uniform numbers in (0, 1), in float64."""
 
     def time(self, drawn: Tensor) -> Tensor:
-        """t, from what was drawn."""
+        """t, from what was drawn: that itself, unless a process says otherwise."""
+        return drawn
 
     def told(self, t: Tensor) -> Tensor:
         """(B,) what the network is told at t: as `Point.time`, where it is sampled."""
@@ -41,18 +42,14 @@ def objective(diffusion: Diffusion, device: str) -> Objective:
     return OfBetas(diffusion, device)
 
 
-class OfBetas:
+class OfBetas(Objective):
     """DDPM's: L_simple for epsilon, and the same for x0 and v."""
 
     def __init__(self, diffusion: Diffusion, device: str) -> None:
         alpha_bar = schedules.alpha_bar(diffusion)
-        self.timesteps: int | None = len(alpha_bar) - 1
+        self.timesteps = len(alpha_bar) - 1
         self._prediction = diffusion.predicts
         self.alpha_bar = torch.from_numpy(alpha_bar).to(device)
-
-    def time(self, drawn: Tensor) -> Tensor:
-        """The index itself."""
-        return drawn
 
     def told(self, t: Tensor) -> Tensor:
         """The index in 0..T-1."""
@@ -69,18 +66,12 @@ class OfBetas:
         return eps if self._prediction == "epsilon" else x0
 
 
-class FlowMatching:
+class FlowMatching(Objective):
     """That of Lipman et al. 2023 and Liu et al. 2023: the velocity eps - x0 at t, uniform in (0, 1)."""
-
-    timesteps: int | None = None
 
     def __init__(self, diffusion: Diffusion) -> None:
         assert diffusion.timesteps is not None
         self._told_times = diffusion.timesteps
-
-    def time(self, drawn: Tensor) -> Tensor:
-        """The uniform number itself."""
-        return drawn
 
     def told(self, t: Tensor) -> Tensor:
         """`diffusion.timesteps` times t, in float32."""
@@ -96,15 +87,13 @@ class FlowMatching:
         return eps - x0
 
 
-class EDMLoss:
+class EDMLoss(Objective):
     """That of Karras et al. 2022, eq. 8: weighted by lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2,
     the error of x0 is the error of F without a weight.
 
     With images of deviation 1, x0 / sigma_data, c_in x is x_t of DDPM's process for alpha_t = sigma_data^2 / (sigma^2 +
     sigma_data^2), and F is -v. Their difference (x0 - c_skip x) / c_out would lose digits where sigma is small.
     """
-
-    timesteps: int | None = None
 
     def __init__(self, diffusion: Diffusion) -> None:
         assert diffusion.sigma_data is not None

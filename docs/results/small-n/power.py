@@ -23,7 +23,7 @@ from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_features, read_all
 from taugrid.eval.metrics.score import MetricResult, score
-from taugrid.eval.metrics.statistics import difference_standard_error, standard_error
+from taugrid.eval.metrics.statistics import standard_error
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
@@ -57,7 +57,7 @@ def difference(a: MetricResult, b: MetricResult, name: str, paired: bool) -> flo
     if name not in a.influences or name not in b.influences:
         return None
     one, other = a.influences[name], b.influences[name]
-    error = difference_standard_error(one, other) if paired else np.hypot(standard_error(one), standard_error(other))
+    error = standard_error(one - other) if paired else np.hypot(standard_error(one), standard_error(other))
     return (b.values[name] - a.values[name]) / error
 
 

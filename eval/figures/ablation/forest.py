@@ -72,8 +72,7 @@ def _draw(panel: Axes, rows: Sequence[Effect], title: str) -> None:
     panel.axvline(0, color="#555555", linewidth=0.8)
     panel.grid(visible=False, axis="y")
     for place, effect in enumerate(rows):
-        is_significant = effect.p_holm is not None and effect.p_holm < LEVEL
-        colour = SIGNIFICANT if is_significant else NOT_SIGNIFICANT
+        colour = SIGNIFICANT if effect.is_significant else NOT_SIGNIFICANT
         half_width = None if effect.low is None else effect.effect - effect.low
         panel.errorbar(
             [effect.effect],
@@ -82,7 +81,7 @@ def _draw(panel: Axes, rows: Sequence[Effect], title: str) -> None:
             fmt="o" if effect.scope == EACH_CELL else "D",
             markersize=5,
             color=colour,
-            markerfacecolor=colour if is_significant else "white",
+            markerfacecolor=colour if effect.is_significant else "white",
             capsize=2.5,
         )
     cells = sum(effect.scope == EACH_CELL for effect in rows)

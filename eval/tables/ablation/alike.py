@@ -91,18 +91,13 @@ def sampling_error(pairs: Sequence[Cells], evidence: Evidence) -> float | None:
     return error if error > ROUNDING * max(sizes) else 0.0
 
 
-def share_noise(parts: Sequence[Sequence[Cells]], evidence: Evidence) -> bool:
-    """Whether any two of `parts`, the pairs of each replicate, have samples that start from the same noise."""
-    noise = [{evidence.pairings[cell] for pair in part for cell in pair} for part in parts]
-    return len(set().union(*noise)) < sum(map(len, noise))
-
-
 def shared_sampling_error(parts: Sequence[Sequence[Cells]], evidence: Evidence) -> float | None:
     """The standard error of the sampling noise that replicates share, see `shared_error`; None if it is unknown.
 
     `parts` are the pairs of each replicate, equally many for each, so that all have the same weight in the mean.
     """
-    if not share_noise(parts, evidence):
+    noise = [{evidence.pairings[cell] for pair in part for cell in pair} for part in parts]
+    if len(set().union(*noise)) == sum(map(len, noise)):  # no two of them start from the same
         return 0.0
     of_mean = sampling_error([pair for part in parts for pair in part], evidence)
     if of_mean is None:

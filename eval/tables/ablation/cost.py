@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from taugrid.eval.tables.ablation.replicates import averaged
-from taugrid.eval.tables.entries import MISSING, shown_number, write_number
+from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.labels import labelled, prepared, short_columns
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import as_csv, write_files
@@ -144,6 +144,6 @@ def costs_markdown(costs: Sequence[Cost]) -> str:
 
 def _line(cost: Cost) -> list[str]:
     numbers = [shown_number(cost.fid, cost.fid_se), str(cost.evaluations)]
-    times = [MISSING if time is None else write_number(time)[0] for time in (cost.seconds, cost.train_seconds)]
+    times = [shown_number(time) for time in (cost.seconds, cost.train_seconds)]
     marks = [OPTIMAL if best else "" for best in (cost.best_for_evaluations, cost.best_for_seconds)]
     return [*cost.settings.values(), *numbers, *times, *marks]

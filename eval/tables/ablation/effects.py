@@ -19,7 +19,7 @@ import numpy as np
 
 from taugrid.eval.tables.ablation.alike import sampling_error, shared_sampling_error
 from taugrid.eval.tables.ablation.pairing import EVERYWHERE, KEY_SEPARATOR, SCOPES, Contrast, PairOfCells, contrasts
-from taugrid.eval.tables.ablation.seeds import holm, mean_over_seeds, two_sided
+from taugrid.eval.tables.ablation.seeds import LEVEL, holm, mean_over_seeds, two_sided
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import Z_95
 from taugrid.eval.tables.labels import OPTIONS, short_columns
@@ -64,6 +64,10 @@ class Effect:
     se_shared: float | None = None
     """The standard error of the sampling noise that all replicates share, which the interval includes. 0 if each has
     noise of its own; None if it is unknown, as for metrics without `se_sampling`, or without replicates."""
+
+    @property
+    def is_significant(self) -> bool:
+        return self.p_holm is not None and self.p_holm < LEVEL
 
     @property
     def is_conditional_on_seed(self) -> bool:

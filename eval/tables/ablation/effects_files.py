@@ -151,17 +151,13 @@ def format_effect(effect: Effect, name: str, scale: float) -> EffectRow:
         replicates=str(effect.replicates),
         p=_p(effect.p),
         p_holm=_p(effect.p_holm),
-        is_significant=_is_significant(effect),
+        is_significant=effect.is_significant,
     )
 
 
 def _error(effect: Effect, scale: float) -> float:
     """About one standard error, which decides on digits: an interval of 95 % is four wide. NaN without an interval."""
     return math.nan if effect.low is None or effect.high is None else scale * (effect.high - effect.low) / 4
-
-
-def _is_significant(effect: Effect) -> bool:
-    return effect.p_holm is not None and effect.p_holm < LEVEL
 
 
 def _p(value: float | None) -> str:
@@ -192,7 +188,7 @@ def _verdict(effect: Effect, comparisons: int, metric: MetricColumn) -> str:
     better = "better" if (effect.effect > 0) == metric.higher_is_better else "worse"
     size = write_number(metric.scale * abs(effect.effect), _error(effect, metric.scale))[0]
     finding = f"{effect.value} is {better} than {effect.base}, by {size} on average"
-    is_significant = _is_significant(effect)
+    is_significant = effect.is_significant
     if effect.replicates == 1 and "sampler" in effect.key.split(KEY_SEPARATOR):  # of one and the same network
         return finding if is_significant else f"sampling can't tell {pair}"
     if effect.replicates == 1:

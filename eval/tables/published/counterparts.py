@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from taugrid.config import EDM_DEFAULTS
-from taugrid.eval.tables.entries import MISSING, write_number
+from taugrid.eval.tables.entries import MISSING, shown_number
 from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.rows import Row, as_csv, write_files
 from taugrid.protocol import ProtocolFields
@@ -269,13 +269,12 @@ def _table(members: Sequence[Counterpart], shared: set[str]) -> str:
         head, columns = [*head, "cell" if with_eta else "model"], f"{columns}l"
     rows = []
     for one in members:
-        value, error = write_number(one.ours, one.standard_error)
         decimals = len(one.published.partition(".")[2])
         rows.append([
             *([one.label] if with_eta else []),
             str(one.steps),
             one.published,
-            f"{value} {error}".rstrip(),
+            shown_number(one.ours, one.standard_error),
             f"{one.difference:+.{decimals}f}",
             "; ".join(text for text in one.differs if text not in shared) or MISSING,
             *([one.cell or one.model] if several else []),
@@ -343,8 +342,7 @@ def joined_solvers(
         is_stochastic = row["eta"] if row["sampler"] == DEFAULT else (row.get("sampler_options") or {}).get("S_churn")
         if protocol["reference"]["dataset"] != "cifar10" or is_stochastic:
             continue
-        value, error = write_number(row["fid"], math.nan if row["fid_se"] is None else row["fid_se"])
-        numbers = [one["fid"], f"{value} {error}".rstrip(), f"{row['fid'] - float(one['fid']):+.2f}"]
+        numbers = [one["fid"], shown_number(row["fid"], row["fid_se"]), f"{row['fid'] - float(one['fid']):+.2f}"]
         about = [network.source, row["sampler"], one["solver"], f"{one['network_evaluations']} + 1"]
         joined.append([*about, *numbers, "; ".join(_solver_differs(row, protocol, one, network)) or MISSING])
     return joined

@@ -19,7 +19,7 @@ SHOWN_NAMES = 3
 
 
 def scores_text(documents: Sequence[Document]) -> str:
-    """Scores of sets of images (`eval.standalone.evaluate`) against one reference: a column for each set, or lines."""
+    """Scores of sets of images (`eval.standalone.score_sets`) against one reference: a column for each, or lines."""
     first, places = documents[0], [_place(scores["samples"]) for scores in documents]
     short = [short_path(place) for place in places]
     named = dict(zip(short if len(set(short)) == len(short) else places, documents, strict=True))

@@ -64,9 +64,7 @@ class PoisonTasks:
 
     def next_trial(self, running: Iterable[str]) -> str | None:
         """The one to try next, if none of them is `running`."""
-        if not self._waiting or not self._all.isdisjoint(running):
-            return None
-        return next(iter(self._waiting))
+        return self.first_waiting if self._all.isdisjoint(running) else None
 
     @property
     def first_waiting(self) -> str | None:

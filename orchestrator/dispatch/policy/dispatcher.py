@@ -95,6 +95,7 @@ class Dispatcher:
     ) -> None:
         """`queues_ahead`: whether a worker that runs a task may have another one queued."""
         self.backlog = Backlog(tasks, kinds)
+        self.done, self.quarantined = self.backlog.done, self.backlog.quarantined
         self.health = Health()
         self.in_flight = InFlight()
         self.throughput = Throughput(kinds)
@@ -113,14 +114,6 @@ class Dispatcher:
     def finished(self) -> bool:
         """Whether nothing is left that can be done. Superfluous copies may still be running."""
         return self.backlog.finished
-
-    @property
-    def done(self) -> set[str]:
-        return self.backlog.done
-
-    @property
-    def quarantined(self) -> set[str]:
-        return self.backlog.quarantined
 
     def attempts(self, key: str) -> int:
         """How many failures count against a task."""

@@ -1,4 +1,4 @@
-"""Shards whose workers are stopped before they end: when that must be, what is kept, and the job that does the rest."""
+"""The jobs of tasks in flight. Of a shard whose worker is stopped: when, what is kept, and the job of the rest."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +31,7 @@ class InProgress(NamedTuple):
         return self.seconds * max(0.0, 1 - self.kept / (self.images or 1))
 
 
-class PartialShards:
+class JobsInFlight:
     """The jobs of the tasks in flight; those of shards that were given back do the rest."""
 
     def __init__(self, tasks: Mapping[str, Task], in_flight: InFlight) -> None:
