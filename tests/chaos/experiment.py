@@ -89,14 +89,15 @@ class Lab:
         root: Path,
         *arguments: object,
         config: Path | None = None,
+        command: str = "run",
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Started:
         """Start a driver; `environment` has variables for it alone."""
         self._logs += 1
         where = () if "--address" in arguments else ("--address", self.cluster.address)
-        command = ("run", config or self.config, "--out", root, *where, *arguments)
+        words = (command, config or self.config, "--out", root, *where, *arguments)
         return Started(
-            self.folder / f"driver-{self._logs}.log", *command, environment={**self.cluster.environment, **environment}
+            self.folder / f"driver-{self._logs}.log", *words, environment={**self.cluster.environment, **environment}
         )
 
     def finish(self, root: Path, *arguments: object, config: Path | None = None, code: int = 0) -> str:

@@ -4,37 +4,18 @@ import os
 import signal
 
 import pytest
-from command import sample_files
+from command import sample_files, sample_here
 from experiment import ON_NODES, Counts, compare, parts
 from raylets import LOST, READ_ONLY
 
-from taugrid.config.load import load
-from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work.sample import SampleWork
-from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.device import Device
-from taugrid.workers.network.load import load_network
-from taugrid.workers.sample import sample_shard
-
 pytestmark = pytest.mark.chaos
-
-
-def sample_here(config, root):
-    """The sample files of a run, without a driver and workers of its own."""
-    root.mkdir()
-    loaded = load(str(config), [])
-    survey = Survey(Run(loaded, plan(loaded), RunDir(root)), None, frozenset({"sample"}), lambda damage: None)
-    for task in SampleWork(survey).tasks():
-        sample_shard(task.job, load_network(task.job.network, task.job.diffusion, "cpu"), Device("cpu"))
 
 
 def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, pytestconfig, monkeypatch):
     """C has a stale copy of the weights, and on A a worker dies.
 
-    In the long form B can't write either, D has no mount, a second driver comes, and both workers of A hang at the end;
-    `test_planted_faults.py` has each of these alone.
+    The short form only samples. In the long form B can't write either, D has no mount, a second driver comes, and both
+    workers of A hang at the end; `test_planted_faults.py` has each of these alone.
     """
     is_long = pytestconfig.getoption("--long")
     bad = "BCD" if is_long else "C"
@@ -63,7 +44,8 @@ def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, 
     if is_long:
         cluster.inside("B", READ_ONLY.format(lab.shared))
         cluster.inside("D", LOST.format(lab.shared))
-    with lab.start(root, *(("--set", "cluster.hang_seconds=6") if is_long else ())) as driver:
+    hang, command = (("--set", "cluster.hang_seconds=6"), "run") if is_long else ((), "sample")
+    with lab.start(root, *hang, command=command) as driver:
         driver.wait_until(lambda: len(parts(root)) > 10)
         if is_long:
             lab.finish(root, code=2)

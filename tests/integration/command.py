@@ -12,7 +12,13 @@ from typing import Any
 
 import yaml
 
+from taugrid.config.load import load
 from taugrid.images import encode_png
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.sample import SampleWork
+from taugrid.orchestrator.work.survey import Survey
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -84,6 +90,19 @@ class Started:
 
     def wait(self, code: int, timeout: float = 240) -> None:
         assert self.process.wait(timeout) == code, self.output
+
+
+def sample_here(config: Path, root: Path) -> None:
+    """Write the sample files of a run in this process, without a driver and workers."""
+    from taugrid.workers.device import Device
+    from taugrid.workers.network.load import load_network
+    from taugrid.workers.sample import sample_shard
+
+    root.mkdir()
+    loaded = load(str(config), [])
+    survey = Survey(Run(loaded, plan(loaded), RunDir(root)), None, frozenset({"sample"}), lambda damage: None)
+    for task in SampleWork(survey).tasks():
+        sample_shard(task.job, load_network(task.job.network, task.job.diffusion, "cpu"), Device("cpu"))
 
 
 def sample_files(root: Path) -> dict[str, bytes]:

@@ -20,10 +20,11 @@ import shutil
 import pytest
 from command import write_config, write_folder
 from matplotlib.figure import Figure
-from shared import shared_ray, taugrid
+from shared import shared_ray, taugrid, train_here
 
 from taugrid.config import Data
 from taugrid.workers.data.load import load_images
+from taugrid.workers.training import fit
 
 RENDERED = Figure.savefig
 
@@ -36,7 +37,8 @@ def ray_session():
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory):
-    return write_config(tmp_path_factory.mktemp("config"))
+    """Trained by one thread: two of this small network wait for each other, for minutes on a busy machine."""
+    return write_config(tmp_path_factory.mktemp("config"), cluster={"train": {"cpus_per_worker": 1}})
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +52,7 @@ def finished(config, tmp_path_factory, worker_id):
         if not (root.parent / "stdout").exists():
             with pytest.MonkeyPatch.context() as patch:  # whoever asks first may want its own figures sketched
                 patch.setattr(Figure, "savefig", RENDERED)
+                patch.setattr(fit, "train", train_here)  # test_run.py trains the same through Ray Train
                 done = taugrid("run", config, "--out", root, "--json")
             (root.parent / "stdout").write_text(done.stdout)
     return root

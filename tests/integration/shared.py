@@ -4,10 +4,12 @@ A worker imports torch and diffusers for seconds, and so does a driver: tests of
 Tests of starting, ending, signals and death run the command in a process of its own (`command.py`).
 """
 
+import dataclasses
 import io
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, ClassVar, NamedTuple
@@ -17,6 +19,7 @@ import pytest
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from taugrid.jobs import TrainingSpec
 from taugrid.orchestrator.cli.main import run_command
 from taugrid.orchestrator.dispatch import cluster, pool
 
@@ -116,3 +119,25 @@ def taugrid(*arguments: object, code: int = 0, workers: type[pool.Pool] = KeptPo
         signal.signal(signal.SIGTERM, on_sigterm)
     assert end.value.code == code, f"exit {end.value.code}, not {code}\n{out.getvalue()}\n{err.getvalue()}"
     return Ended(out.getvalue(), err.getvalue())
+
+
+def train_here(spec: TrainingSpec, from_newest: Callable[[TrainingSpec, Any], None] = lambda spec, state: None) -> None:
+    """Train with one worker's loop, after `from_newest` has restored a checkpoint: Ray Train must not change a byte."""
+    import torch
+
+    from taugrid.workers.accelerator import arithmetic
+    from taugrid.workers.training import checkpoints, loop
+    from taugrid.workers.training.batches import Batches
+    from taugrid.workers.training.log import Log
+
+    unreported = spec.train.model_copy(update={"checkpoint_every": spec.train.steps})  # Ray Train would take them
+    spec, threads = dataclasses.replace(spec, train=unreported), torch.get_num_threads()
+    with arithmetic.restored():
+        device = loop._device(spec)
+        state = checkpoints.new_state(spec, device)
+        from_newest(spec, state)
+        log = Log(spec.running, state.step, tensorboard=False)
+        loop._loop(spec, state, Batches(spec, 0, 1, device), log, 0, 1)
+    torch.set_num_threads(threads)
+    checkpoints.commit(spec, state)
+    shutil.rmtree(spec.running)

@@ -1,8 +1,11 @@
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +18,7 @@ import torch
 from command import LOOPBACK, MOST_SECONDS, Started, command_line, descendants, interrupt, listening, write_config
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
-from shared import taugrid
+from shared import taugrid, train_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from taugrid import config
@@ -29,11 +32,8 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.workers import ray_compat
 from taugrid.workers.data import load as data
 from taugrid.workers.data.labels import load_labels
-from taugrid.workers.training import checkpoints, loop
+from taugrid.workers.training import checkpoints
 from taugrid.workers.training import fit as training
-from taugrid.workers.training.batches import Batches
-from taugrid.workers.training.checkpoints import new_state
-from taugrid.workers.training.log import Log
 
 pytestmark = pytest.mark.usefixtures("ray_session", "sketched")
 
@@ -93,51 +93,44 @@ def files_of_weights(model):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """What one worker learns, by its loop alone, in this process: Ray Train must not change a byte of it."""
+    """What one worker learns, by its loop alone."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    train_here(folder)
+    train_here(a_spec(folder))
     return folder
 
 
-def train_here(folder, from_newest=lambda spec, state: None):
-    """Train in `folder` with one worker's loop, after `from_newest` has restored a checkpoint."""
-    spec = a_spec(folder, checkpoint_every=1_000)  # Ray Train would take the checkpoints
-    device = loop._device(spec)
-    state = new_state(spec, device)
-    from_newest(spec, state)
-    log = Log(spec.running, state.step, tensorboard=False)
-    loop._loop(spec, state, Batches(spec, 0, 1, device), log, 0, 1)
+BY_TWO = """
+import os, pickle, sys
+from torch import distributed
+from taugrid.workers.training import checkpoints, loop, meeting
+from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.log import Log
+
+spec = pickle.load(sys.stdin.buffer)
+spec.running.mkdir(parents=True)
+meeting.stay_on_loopback()
+child = os.fork()
+rank = int(child == 0)
+device = loop._device(spec)
+meeting.connect(meeting.store_in(spec.running / "meeting", 2), rank, 2, device)
+state = checkpoints.new_state(spec, device)
+log = Log(spec.running, 0, tensorboard=False) if rank == 0 else None
+loop._loop(spec, state, Batches(spec, rank, 2, device), log, rank, 2)
+distributed.destroy_process_group()
+if rank == 0:
     checkpoints.commit(spec, state)
-    shutil.rmtree(spec.running)
-
-
-class Beside(NamedTuple):
-    """A run whose two models are trained side by side, of two workers with half a CPU each; one of them diverges."""
-
-    root: Path
-    said: str
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
+"""
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("beside")
-    file = write_config(
-        folder,
-        data=SPEC.data.model_dump(mode="json"),
-        model={"unet": SPEC.unet.model_dump()},
-        train=SPEC.train.model_copy(update={"workers": 2}).model_dump(mode="json", exclude_unset=True),
-        sample={"num_samples": 20, "batch_size": 20, "labels": "balanced"},
-        grid={"train.learning_rate": [1e30, SPEC.train.learning_rate], "steps": [2, 4]},
-        evaluate={"extractor": "pixels", "metrics": ["fid"]},
-        cluster={"train": {"cpus_per_worker": 0.5}},
-    )
-    return Beside(folder / "run", taugrid("run", file, "--out", folder / "run", code=4).stderr)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted_of_two(beside):
-    """The folder of what two workers learn. Nothing disturbed them: what trains beside them must change no byte."""
-    return beside.root / "models"
+def uninterrupted_of_two(tmp_path_factory):
+    """What two workers learn, by their loops alone, in two processes: Ray Train must not change a byte of it."""
+    folder = tmp_path_factory.mktemp("uninterrupted-of-two")
+    spec = pickle.dumps(a_spec(folder, workers=2, checkpoint_every=STEPS))  # Ray Train would take the checkpoints
+    done = subprocess.run([sys.executable, "-c", BY_TWO], input=spec, capture_output=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return folder
 
 
 def test_averaged_and_raw_weights_differ(uninterrupted_of_two):
@@ -146,7 +139,7 @@ def test_averaged_and_raw_weights_differ(uninterrupted_of_two):
     assert not torch.equal(averaged["conv_in.weight"], raw["conv_in.weight"])
 
 
-def test_a_trained_model_is_not_trained_again(uninterrupted_of_two):
+def test_a_trained_model_is_not_trained_again(ray_session, uninterrupted_of_two):
     began = time.monotonic()
     in_a_thread(a_spec(uninterrupted_of_two, workers=2)).result()
     assert time.monotonic() - began < 1  # Ray Train needs seconds to start anything
@@ -160,42 +153,66 @@ def test_two_workers_learn_what_one_learns(uninterrupted, uninterrupted_of_two):
 
 
 class Killed(NamedTuple):
-    """A training of two workers, one of which was killed on the way."""
+    """A run whose two models were trained side by side, by two workers each, with half a CPU for each worker.
 
-    folder: Path
-    """What it made all the same."""
+    One model diverges. Of the other one's workers, one was killed on the way.
+    """
+
+    root: Path
+    said: str
     at_the_kill: Path
-    """A copy of its folder from then."""
+    """A folder with a copy of the training's own from then."""
+
+    @property
+    def models(self):
+        return self.root / "models"
 
 
 @pytest.fixture(scope="module")
 def killed(ray_session, tmp_path_factory):
-    """As many workers as there is room for, of at most three: two. The one that does not write the log is killed.
+    """The worker that does not write the log is killed.
 
     On the way: all listen on loopback alone, where torch's TCP store, Ray Train's default, would not.
     """
     folder = tmp_path_factory.mktemp("killed")
-    spec = a_spec(folder / "models", workers=(1, 3))
+    root = folder / "run"
+    spec = a_spec(root / "models")
     spec.running.mkdir(parents=True)
     (spec.running / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.')  # a kill left these two
-    (folder / "models" / f".{SPEC.model_id}.77.tmp").mkdir()
+    (root / "models" / f".{SPEC.model_id}.77.tmp").mkdir()
+    file = write_config(
+        folder,
+        data=SPEC.data.model_dump(mode="json"),
+        model={"unet": SPEC.unet.model_dump()},
+        train=SPEC.train.model_copy(update={"workers": 2}).model_dump(mode="json", exclude_unset=True),
+        sample={"num_samples": 20, "batch_size": 20, "labels": "balanced"},
+        grid={"train.learning_rate": [1e30, SPEC.train.learning_rate], "steps": [2, 4]},
+        evaluate={"extractor": "pixels", "metrics": ["fid"]},
+        cluster={"train": {"cpus_per_worker": 0.5}},
+    )
+    with ThreadPoolExecutor(1) as thread:
+        killing = thread.submit(kill_one_of, spec, folder / "at_the_kill")
+        said = taugrid("run", file, "--out", root, code=4).stderr
+        killing.result()
+    return Killed(root, said, folder / "at_the_kill")
+
+
+def kill_one_of(spec, copy):
+    """Kill one of the two workers of a training once it has a checkpoint; return when its successor has begun."""
     log = spec.running / "log.jsonl"
-    running = in_a_thread(spec)
-    _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) > 2 * EVERY, running)
+    _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) > 2 * EVERY)
     assert listening(os.getpid()) <= LOOPBACK
-    before, workers = log.stat().st_ino, _training_workers(os.getpid())
+    before, workers = log.stat().st_ino, _training_workers(os.getpid(), spec.running.name)
     (other,) = set(workers) - {_holder(log, workers)}
     os.kill(other, signal.SIGKILL)
-    shutil.copytree(spec.running, folder / "at_the_kill" / spec.running.name)
-    _wait(lambda: log.stat().st_ino != before, running)  # the new worker has cut the log back
+    shutil.copytree(spec.running, copy / spec.running.name)
+    _wait(lambda: log.stat().st_ino != before)  # the new worker has cut the log back
     assert steps_of(log) >= EVERY
-    running.result()
-    return Killed(folder / "models", folder / "at_the_kill")
 
 
 def test_a_finished_training_leaves_a_pipeline_and_its_log_alone(killed):
-    folder = killed.folder
-    assert [path.name for path in folder.iterdir()] == [SPEC.model_id]
+    folder = killed.models
+    assert [path.name for path in folder.iterdir() if SPEC.model_id in path.name] == [SPEC.model_id]
     unet = diffusers.DDIMPipeline.from_pretrained(folder / SPEC.model_id).unet
     assert unet(torch.zeros(2, 1, 8, 8), 5, torch.tensor([9, 10])).sample.shape == (2, 1, 8, 8)
     log = log_of(folder)
@@ -207,10 +224,10 @@ def test_a_finished_training_leaves_a_pipeline_and_its_log_alone(killed):
 
 
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(uninterrupted_of_two, killed):
-    expected = uninterrupted_of_two
-    assert files_of_weights(killed.folder / SPEC.model_id) == files_of_weights(expected / SPEC.model_id)
-    assert [r | {"seconds": 0} for r in log_of(killed.folder)] == [r | {"seconds": 0} for r in log_of(expected)]
-    assert [path.name for path in killed.folder.iterdir()] == [SPEC.model_id]
+    found, expected = (folder / SPEC.model_id for folder in (killed.models, uninterrupted_of_two))
+    assert files_of_weights(found) == files_of_weights(expected)
+    found, expected = (log_of(folder) for folder in (killed.models, uninterrupted_of_two))
+    assert [r | {"seconds": 0} for r in found] == [r | {"seconds": 0} for r in expected]
 
 
 @pytest.mark.chaos
@@ -225,7 +242,7 @@ def test_a_training_goes_on_with_another_number_of_workers(uninterrupted, killed
         in_a_thread(a_spec(killed.at_the_kill)).result()
     else:
         train_here(
-            killed.at_the_kill,
+            a_spec(killed.at_the_kill),
             lambda spec, state: checkpoints.load(state, checkpoints.newest_checkpoint(spec.running)),
         )
     workers = [record["workers"] for record in log_of(killed.at_the_kill)]
@@ -337,17 +354,17 @@ def test_two_workers_learn_what_one_learns_on_each_process(ray_session, tmp_path
     assert files_of_weights(tmp_path / "two" / SPEC.model_id) == files_of_weights(tmp_path / "again" / SPEC.model_id)
 
 
-def test_a_training_that_diverges_leaves_the_others(beside):
+def test_a_training_that_diverges_leaves_the_others(killed):
     """What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train."""
-    [line] = [line for line in beside.said.splitlines() if line.startswith("missing: ")]
+    [line] = [line for line in killed.said.splitlines() if line.startswith("missing: ")]
     assert line.startswith(
         "missing: learning_rate=1e+30 · S=2 eta=0; learning_rate=1e+30 · S=4 eta=0: training of model"
     )
     assert "the loss of step 2 is not finite; lower train.learning_rate" in line
-    names = [event["event"] for event in read_events(RunDir(beside.root))]
+    names = [event["event"] for event in read_events(RunDir(killed.root))]
     assert [name for name in names if name.startswith("train")] == ["train", "train", "training failed", "trained"]
-    assert [path.name for path in (beside.root / "models").glob("[!.]*")] == [SPEC.model_id]
-    scores = (beside.root / "tables/quality.csv").read_text().splitlines()
+    assert [path.name for path in killed.models.glob("[!.]*")] == [SPEC.model_id]
+    scores = (killed.root / "tables/quality.csv").read_text().splitlines()
     assert [row.rsplit(",", 1)[1] for row in scores] == ["train.learning_rate", "0.002", "0.002"]
 
 
@@ -359,17 +376,27 @@ def _has_checkpoint(folder):
         return False
 
 
-def _wait(condition, running, seconds=60):
+def _wait(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert not running.done(), running.exception()
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
-def _training_workers(driver):
-    """Processes of Ray Train's workers that `driver` has, whichever other Ray sessions run on this machine."""
-    return [pid for pid in descendants(driver) if "RayTrainWorker" in command_line(pid)]
+def _training_workers(driver, name=None):
+    """Processes of Ray Train's workers that `driver` has, whichever other Ray sessions run on this machine.
+
+    Of one training by the `name` of its folder, which is that of its workers' current folder too.
+    """
+    found = [pid for pid in descendants(driver) if "RayTrainWorker" in command_line(pid)]
+    return [pid for pid in found if name is None or _is_in(pid, name)]
+
+
+def _is_in(pid, name):
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink().name == name
+    except OSError:  # it is gone
+        return False
 
 
 def _holder(path, workers):

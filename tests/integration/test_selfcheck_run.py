@@ -83,14 +83,21 @@ def double(pngs):
     pngs[3] = pngs[40]
 
 
-def test_what_is_wrong_on_disk_under_a_right_seal_is_found(checked, tmp_path):
-    """In three cells, and in those alone.
+def test_faults_in_the_workers_and_on_disk_under_a_right_seal_are_found(checked, tmp_path):
+    """In their cells, and in those alone; all are judged at once, since a judgement takes seconds.
 
-    A finished selfcheck is judged again without being made again: everything is there, so no worker is asked for.
+    Faulty workers sample the cells with sigma-hat again, and some with eta = 1, which the fault does not touch. Three
+    others are changed on disk.
     """
     findings, root = checked
     copy = shutil.copytree(root, tmp_path / "run")
-    swapped, doubled, scored = [cell for cell in findings["cells"] if cell["data"] == "gaussian"][5:8]
+    names = [cell["name"] for cell in findings["cells"]]
+    touched, others = ([name for name in names if f"-{eta}-" in name] for eta in ("sigma_hat", "eta1"))
+    again = [*touched, *others[:3]]
+    for name in again:
+        shutil.rmtree(copy / "samples" / name)
+    kept = [cell for cell in findings["cells"] if cell["data"] == "gaussian" and cell["name"] not in again]
+    swapped, doubled, scored = kept[2:5]  # of 10 and 20 steps, in two parts or more
     rewrite(copy / "samples" / swapped["name"] / "part-000001.parquet", swap)
     rewrite(copy / "samples" / doubled["name"] / "part-000000.parquet", double)
     [path] = copy.glob(f"scores/{scored['cell']}-*.json")
@@ -98,10 +105,12 @@ def test_what_is_wrong_on_disk_under_a_right_seal_is_found(checked, tmp_path):
     score["metrics"]["fid"] *= 1 + 1e-4
     write_sealed(path, score)
 
-    done = taugrid("selfcheck", "--out", copy, code=1)
-    assert "starting Ray" not in done.stderr
+    done = taugrid("selfcheck", "--workers", "1", "--out", copy, code=1, workers=FaultyPool)
+    assert len(list(copy.glob("samples/*"))) == 45
     lines = [line.removeprefix("wrong: ") for line in done.stderr.splitlines() if line.startswith("wrong: ")]
-    labels, wrong = zip(*(line.split(": ", 1) for line in lines), strict=True)
+    by_workers = [line for line in lines if "sigma_hat" in line]
+    assert by_workers
+    labels, wrong = zip(*(line.split(": ", 1) for line in lines if line not in by_workers), strict=True)
     expected = [
         "2 of 1000 images not as (seed, n) gives them",
         "1 of 1000 images not as (seed, n) gives them",
@@ -114,25 +123,10 @@ def test_what_is_wrong_on_disk_under_a_right_seal_is_found(checked, tmp_path):
         assert line.startswith(start)
     assert labels[1] == labels[2] == labels[3]
     assert len(set(labels)) == 3, "each cell by a name of its own"
-    assert done.stdout.count("WRONG") == 3
-    assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 42
-
-
-def test_a_fault_in_the_workers_is_found(checked, tmp_path):
-    """Such workers sample the cells with sigma-hat again, and some with eta = 1, which the fault does not touch."""
-    findings, root = checked
-    copy = shutil.copytree(root, tmp_path / "run")
-    names = [cell["name"] for cell in findings["cells"]]
-    touched, others = ([name for name in names if f"-{eta}-" in name] for eta in ("sigma_hat", "eta1"))
-    for name in (*touched, *others[:3]):
-        shutil.rmtree(copy / "samples" / name)
-    done = taugrid("selfcheck", "--workers", "1", "--out", copy, code=1, workers=FaultyPool)
-    assert len(list(copy.glob("samples/*"))) == 45
-    wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: ")]
-    assert wrong
-    assert all("sigma_hat" in line for line in wrong), "cells with a numeric eta are not touched by it"
-    assert done.stdout.count("WRONG") == len(touched) == 11
+    assert len(touched) == 11
     assert len(others) > 3
+    assert done.stdout.count("WRONG") == len(touched) + 3, "cells with a numeric eta are not touched by the workers'"
+    assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 45 - len(touched) - 3
 
 
 def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
@@ -152,12 +146,19 @@ def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
 
 
 def test_another_sampler_is_checked(tmp_path):
-    """Its images approach the ODE's as its order says; a name that is not there is refused before anything starts."""
-    findings = json.loads(taugrid("selfcheck", "--sampler", "dpm++2m", "--out", tmp_path / "run", "--json").stdout)
+    """Its images approach the ODE's as its order says; a name that is not there is refused before anything starts.
+
+    A finished selfcheck is judged again without being made again: everything is there, so no worker is asked for.
+    """
+    command = ("selfcheck", "--sampler", "dpm++2m", "--out", tmp_path / "run", "--json")
+    findings = json.loads(taugrid(*command).stdout)
     assert findings["problems"] == []
     few, many, most = (cell["mean_difference"] for cell in findings["cells"])
     assert few / many > 4**1.75
     assert most < many
+    again = taugrid(*command)
+    assert "starting Ray" not in again.stderr
+    assert json.loads(again.stdout) == findings
     done = taugrid("selfcheck", "--sampler", "dpm+2m", code=2)
     assert "sampler: must be one of ddim, dpm++2m" in done.stderr
     assert "starting Ray" not in done.stderr

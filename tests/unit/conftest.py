@@ -30,6 +30,7 @@ def unreported():
     """
     from matplotlib.figure import Figure
 
+    from taugrid.eval import score_cell
     from taugrid.eval.figures import trend
     from taugrid.eval.pages import history
     from taugrid.orchestrator.view import page
@@ -40,6 +41,7 @@ def unreported():
         (page, "write_page", lambda *_: []),
         (trend, "trend_figure", lambda *_: Figure()),
         (history, "_trends", lambda *_: {}),
+        (score_cell, "keep_floors", lambda *_: {}),  # which are for tables alone
     ]
     with pytest.MonkeyPatch.context() as patch:
         whole = [(module, name, getattr(module, name)) for module, name, _ in instead]
@@ -73,6 +75,22 @@ def user_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     load._load.cache_clear()
     return tmp_path / "cache" / "taugrid"
+
+
+@pytest.fixture(scope="module")
+def few_draws():
+    """Distributions have 2,000 images, not 10,000: KID takes all pairs of a reference, in each session anew."""
+    from taugrid.workers.data import builtin, labels, load
+
+    def forget():
+        load._load.cache_clear()
+        labels.load_labels.cache_clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtin, "DRAWN_IMAGES", 2_000)
+        forget()
+        yield
+    forget()
 
 
 @pytest.fixture(scope="session", autouse=True)

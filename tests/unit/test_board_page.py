@@ -356,7 +356,8 @@ def test_a_link_is_copied_without_a_clipboard_or_it_is_said(opened, clipboard):
     tab.click("#copy")
     settled(tab)
     assert texts(tab, "#copy") == ["Copied"]
-    tab.run("new Promise((done) => setTimeout(done, 1600))")
+    if clipboard == "undefined":
+        tab.run("new Promise((done) => setTimeout(done, 1600))")  # the button's own words come back without an error
 
 
 def test_nine_cells_are_enough(opened):

@@ -14,7 +14,7 @@ from conditional import text, write_module
 from latents import other_vae, save_ldm
 from nights import taugrid
 
-pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
+pytestmark = pytest.mark.usefixtures("one_thread", "few_draws", "sketched", "unreported")
 
 EVALUATE = {"metrics": ["kid", "agreement"]}
 GATE = {"metrics": ["agreement"]}

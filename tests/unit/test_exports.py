@@ -44,7 +44,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import LOCAL
 
-pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+pytestmark = pytest.mark.usefixtures("one_thread", "few_draws", "sketched")
 
 CONFIG = """
 name: small

@@ -36,7 +36,7 @@ FEW = {**CONFIG["sample"], "num_samples": 150, "batch_size": 75}
 """Too few for FID's standard error on 16 pixels, which takes 160."""
 BOTH = {"evaluate": {"metrics": ["fid", "kid"]}}
 
-pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
+pytestmark = pytest.mark.usefixtures("one_thread", "few_draws", "sketched", "unreported")
 
 
 def night(history, config, name, *options, code=0):

@@ -459,7 +459,7 @@ def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(b
     assert not (started / "nights/2/run/samples").exists()
 
 
-def test_a_history_in_a_bucket(begun, s3, reported):
+def test_a_history_in_a_bucket(begun, s3):
     """Two nights and a baseline in a bucket: the same results as in a folder, and images of the first are removed."""
     history, one = f"s3://{s3.bucket()}/nights", ("--set", "grid={steps: [2], eta: [0.0]}")
     night(history, begun / "old.yaml", "1", *one)

@@ -39,6 +39,9 @@ PREDICTIONS = ["epsilon", "sample", "v_prediction"]
 VARIANCES = {"fixed_small": 1.0, "fixed_large": "sigma_hat"}
 PATHS = [("leading", 10), ("trailing", 10), ("trailing", 50)]
 """S divides T, where DDIMScheduler's prev = t - T // S is the time before in its own list."""
+ON_BOTH = [*(("oracle", path) for path in PATHS), *(("trained", path) for path in PATHS[:2])]
+DDPM_ON_BOTH = [("oracle", 10), ("oracle", 50), ("trained", 10)]
+"""Of a network that has learned, 50 steps cost most of this file's time, and show nothing beyond 10 of them."""
 CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "fashion-ddpm-28"
 needs_checkpoint = pytest.mark.skipif(
     not CHECKPOINT.exists(), reason="no checkpoint of somebody else's beside the repository"
@@ -111,7 +114,7 @@ def trained(one_thread):
     return model
 
 
-@pytest.fixture(scope="module", params=["oracle", "trained"])
+@pytest.fixture(scope="module")
 def eps_model(request):
     return oracle() if request.param == "oracle" else request.getfixturevalue("trained")
 
@@ -154,7 +157,7 @@ def assert_same(ours, theirs, tolerance=1e-5):
     assert np.abs(levels).max() <= 1
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("eps_model", "path"), ON_BOTH, indirect=["eps_model"])
 @pytest.mark.parametrize("eta", ETAS)
 @pytest.mark.parametrize("clip", CLIPS)
 def test_ddim(eps_model, clip, eta, path):
@@ -190,7 +193,7 @@ def test_ddim_with_other_predictions(prediction, clip, path):
         assert_same(sample(ours(model), noise, ALPHA, tau(spacing, steps, 1000), eta, clip, prediction), theirs)
 
 
-@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize(("eps_model", "steps"), DDPM_ON_BOTH, indirect=["eps_model"])
 @pytest.mark.parametrize("clip", ["none", "x0_and_eps"])
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_ddpm(eps_model, variance, clip, steps):
@@ -213,7 +216,7 @@ def test_ddpm_with_every_prediction(variance, prediction, steps):
     assert_same(sample(ours(model), drawn, ALPHA, times, eta, "x0_and_eps", prediction), theirs)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("eps_model", "path"), ON_BOTH, indirect=["eps_model"])
 def test_inverse_ddim(eps_model, path):
     """Its indices are our tau - 1 in both spacings: a step starts at index - T/S, which is alpha = 1 below 0, and leads
     to index, where eps is asked for, as ours."""

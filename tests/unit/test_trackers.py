@@ -32,7 +32,7 @@ from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import open_place, replacing
 from taugrid.workers.training.log import Log, Record
 
-pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+pytestmark = pytest.mark.usefixtures("one_thread", "few_draws", "sketched")
 
 STAGES = ("sample", "evaluate", "report")
 END = ("end report complete\n",)
