@@ -206,7 +206,7 @@ def test_no_more_samples_than_features_is_said_by_plan_run_and_table(made, tmp_p
 
 
 def test_the_directory_of_a_config_is_named_to_who_gives_the_config(made):
-    _, said = taugrid("verify", made / "c.yaml", code=2)
+    _, said = taugrid("export", made / "c.yaml", "--to", made / "images", code=2)
     assert "c.yaml is a file" in said
     assert "runs/night" in said
 

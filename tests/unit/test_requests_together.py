@@ -167,7 +167,7 @@ def test_what_ends_in_one_turn_is_looked_at_and_written_together(bucket, s3, tem
     assert counted == {"looks": FILES, "ledger": 1}, "one request a file, and one for all"
     assert driver.named == set(driver.paths)
     assert len(driver.recorded("shard")) == FILES
-    assert not driver.loop._shards._jobs, "a job is kept no longer than its task is under way"
+    assert not driver.loop._jobs._jobs, "a job is kept no longer than its task is under way"
 
 
 @pytest.mark.parametrize("fault", ["503", "missing", "conflict"])

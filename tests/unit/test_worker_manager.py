@@ -513,7 +513,7 @@ def test_a_late_copy_of_a_task_that_is_done_is_no_fault_of_its_worker(scripted):
     run.loop._flush()
     run.loop._dispatcher.succeeded = lambda worker, now, key: False  # as of a worker that has just ended it
     run.loop._record("worker-0", Result(1.0, 1, True), "paint/0")
-    assert run.loop._shards._jobs.keys() == {"paint/1"}, "which was looked at, but not recorded"
+    assert run.loop._jobs._jobs.keys() == {"paint/1"}, "which was looked at, but not recorded"
     assert [event["task"] for event in run.events if event["event"] == "late copy"] == ["paint/0", "paint/1"]
     assert run.said("it was already done, and nothing is done again") == 1
 
