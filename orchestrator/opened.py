@@ -8,7 +8,6 @@ from typing import Any
 from taugrid.config import GRID_SECTIONS, Config
 from taugrid.config.load import CONFIG_NAME, Given, Override, find, load
 from taugrid.errors import UserError
-from taugrid.hashing import json_sha256
 from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
@@ -18,7 +17,7 @@ from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import FILES
-from taugrid.orchestrator.rundir.extension import check_extends
+from taugrid.orchestrator.rundir.extension import check_extends, hash_of
 from taugrid.orchestrator.rundir.grown import read_sizes
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.samplers import unchecked
@@ -133,13 +132,8 @@ def open_existing(directory: str, dry: bool = False) -> Run:
 
 
 def record_plan(run: Run) -> None:
-    config = _sha256(run.config.recorded)
+    config = hash_of(run.config.recorded)
     write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.configured)}, run.rundir.storage)
-
-
-def _sha256(config: Mapping[str, Any]) -> str:
-    """The hash of a config.json without `track`, which sessions may change."""
-    return json_sha256({key: value for key, value in config.items() if key != "track"})
 
 
 @unchecked()
@@ -157,7 +151,7 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     if assignments and _planned_sections(config) != _planned_sections(load(name)):
         return None
     try:
-        if not isinstance(recorded, dict) or recorded["config_sha256"] != _sha256(begun or {}) or not recorded["cells"]:
+        if not isinstance(recorded, dict) or recorded["config_sha256"] != hash_of(begun or {}) or not recorded["cells"]:
             return None
         run = Run(config, from_json(recorded), rundir, read_sizes(rundir))
     except (KeyError, TypeError, ValueError, AttributeError, UserError):

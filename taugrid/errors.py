@@ -181,6 +181,9 @@ def is_of_content(error: OSError) -> bool:
 def in_one_line(error: OSError) -> str:
     """One line with the failure, the file and what to do."""
     file = error.filename or "a file"
+    if isinstance(error, IsADirectoryError):  # of a rename, the second is in the way
+        place = error.filename2 or file
+        return f"{place} is a folder, but a file belongs there; move it away, then run the same command again"
     if isinstance(error, FileNotFoundError):
         return f"there is no {file} any more; put it back, then run the same command again"
     if isinstance(error, StoreError):
@@ -198,6 +201,7 @@ def user_errors() -> Iterator[None]:
     """Turn an error of the disk into `RunFailed`: it is not a bug, and the user can do something about it.
 
     So is a named file that is not found: commands look for what they need when they begin, so it has vanished since.
+    And so is a folder that has the name of a file.
 
     Raises:
         UserError: for a path that can't exist.
@@ -209,8 +213,8 @@ def user_errors() -> Iterator[None]:
             raise UserError(
                 f"{error.filename or 'a path'} can't be used: {error.strerror}; give a different one"
             ) from None
-        vanished = isinstance(error, FileNotFoundError) and error.filename is not None
-        if error.errno is None or not (vanished or is_environment_error(error)):
+        of_name = isinstance(error, FileNotFoundError | IsADirectoryError) and error.filename is not None
+        if error.errno is None or not (of_name or is_environment_error(error)):
             raise
         raise RunFailed(in_one_line(error)) from error
 

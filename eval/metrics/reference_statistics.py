@@ -186,7 +186,7 @@ def load_or_compute(
     A damaged file is replaced. Without a folder nothing is kept.
     """
     path = None if folder is None else folder / f"{key}.npz"
-    cached = None if path is None else _read(path, storage)
+    cached = None if path is None else read_statistics(path, storage)
     if cached is not None:
         return cached
     known = compute()
@@ -215,7 +215,8 @@ def _write(path: Path, statistics: Statistics, storage: Storage) -> None:
         np.savez(file, allow_pickle=False, **arrays, sha256=np.array(_checksum(arrays)))
 
 
-def _read(path: Path, storage: Storage) -> Statistics | None:
+def read_statistics(path: Path, storage: Storage = LOCAL) -> Statistics | None:
+    """The statistics in a file of `load_or_compute`; None if it is missing or damaged."""
     try:
         with storage.local_path(path) as local, load_npz(local) as file:
             statistics = Statistics(Moments(int(file["n"]), file["mean"], file["scatter"]), file["root"])

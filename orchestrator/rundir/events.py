@@ -83,12 +83,13 @@ def read_events(run: Paths) -> Iterator[dict[str, Any]]:
 
 
 def unreadable_lines(run: Paths) -> dict[Path, int]:
-    """File -> the number of its damaged lines, except a last one that a kill cut short."""
+    """File -> the number of its damaged lines, except a last one that a kill cut short: it begins as JSON does."""
     unreadable = {}
     files = _files(run)
     for path, data in zip(files, read_all(run.storage, files), strict=True):
-        whole = data.rpartition(b"\n")[0].decode(errors="replace").splitlines()
-        if lines := sum(_event(line) is None for line in whole):
+        whole, _, last = data.rpartition(b"\n")
+        damaged = sum(_event(line) is None for line in whole.decode(errors="replace").splitlines())
+        if lines := damaged + (last[:1] not in (b"", b"{")):
             unreadable[path] = lines
     return unreadable
 

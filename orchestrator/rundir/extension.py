@@ -9,7 +9,7 @@ from typing import Any
 from taugrid.config import GRID_SECTIONS, Config, Data, Diffusion, Sample, Train
 from taugrid.errors import UserError
 from taugrid.grids.names import in_yaml
-from taugrid.hashing import SourceFile
+from taugrid.hashing import SourceFile, json_sha256
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.sections import NOT_IDENTITY
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource
@@ -76,7 +76,7 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
         records = rundir.model_records()
         sources = [model.source for model in (*plan.models, *plan.guides)]
         changed = (file for source in sources for record in records for file in changed_files(source, record))
-        differences = list(dict.fromkeys([*changed, *_changed_samplers(plan, rundir)]))
+        differences = list(dict.fromkeys([*changed, *_changed_samplers(plan, rundir), *_edited(before, rundir)]))
     shown = listed(differences, MAX_DIFFERENCES, between="; ") or CHANGED_FILES
     return f"{rundir.root} holds {named}, which this config does not have (changed: {shown})"
 
@@ -89,6 +89,22 @@ def _changed_samplers(plan: Plan, rundir: RunDir) -> Iterator[str]:
     for name, code in {cell.settings.sampler: cell.sampler_description.code for cell in plan.cells}.items():
         if code not in (None, *codes):
             yield f"the code of the sampler {name} differs"
+
+
+def _edited(config: Mapping[str, Any], rundir: RunDir) -> Iterator[str]:
+    """A phrase if config.json, whose content is `config`, is not the one that the last session wrote."""
+    recorded = read_json(rundir.plan, rundir.storage)
+    written = recorded.get("config_sha256") if isinstance(recorded, dict) else None
+    if written not in (None, hash_of(config)):
+        yield (
+            "config.json was edited after the last session; undo that, or write it again from your own config: "
+            f"`taugrid report CONFIG --out {rundir.shown}`"
+        )
+
+
+def hash_of(config: Mapping[str, Any]) -> str:
+    """The hash of a config.json without `track`, which sessions may change."""
+    return json_sha256({key: value for key, value in config.items() if key != "track"})
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -16,10 +16,9 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.orchestrator.view.verify import NOT_SAMPLED, NOT_SCORED, NOT_TRAINED, Verified
+from taugrid.orchestrator.view.verify import NOT_SAMPLED, NOT_SCORED, NOT_TRAINED, Verified, lacking_pages
 from taugrid.orchestrator.work import work_kinds
 from taugrid.run_id import FILE as RUN_FILE
-from taugrid.storage import read_json
 from taugrid.words import counted
 
 RUN = "run"
@@ -55,7 +54,8 @@ def next_steps(damages: Sequence[Damage], run: Run) -> list[NextStep]:
 def _unused(damages: Sequence[Damage], run: Run) -> set[Path]:
     """The damaged scores and features that the config's scoring does not use; none if that is unknown now."""
     plan, rundir = run.plan, run.rundir
-    inside = [damage.path for damage in damages if {rundir.scores, rundir.features} & set(damage.path.parents)]
+    folders = {rundir.scores, rundir.features}
+    inside = [damage.path for damage in damages if not damage.fix and folders & set(damage.path.parents)]
     existing = {path for path in inside if rundir.storage.exists(path)}
     if not existing:
         return set()
@@ -104,17 +104,20 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
     return NextStep(f"taugrid {command} {rundir.shown}", "")
 
 
-def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[str]:
-    """A line with the numbers of files that were never made; none if nothing is missing."""
+def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir, refused: bool = False) -> list[str]:
+    """A line with the numbers of files that were never made; none if nothing is missing.
+
+    `refused`: the directory has cells that the config lacks, so no run goes on.
+    """
     counts = Counter(lack.reason for lack in unfinished)
     nouns = {NOT_TRAINED: "model", NOT_SAMPLED: "shard", NOT_SCORED: "cell"}
     phrases = [f"{counted(counts[reason], noun)} {reason}" for reason, noun in nouns.items() if counts[reason]]
     if not phrases:
         return []
     holder = Lease(rundir).live_holder()
-    continues = (
-        f"`taugrid {RUN} {rundir.shown}` continues" if holder is None else f"a driver is running here ({holder})"
-    )
+    continues = f"`taugrid {RUN} {rundir.shown}` continues" + (" once samples/ fits the config" if refused else "")
+    if holder is not None:
+        continues = f"a driver is running here ({holder})"
     return [f"{', '.join(phrases)}; {continues}"]
 
 
@@ -125,24 +128,9 @@ def remarks(rundir: RunDir) -> list[str]:
         remarks.append(f"{RUN_FILE}: not there; the next run gives the directory a new id")
     if lines := rundir.ledger.unreadable_lines():
         remarks.append(f"ledger.jsonl: {counted(lines, 'line')} can't be read; the next run reads those files again")
-    if lacking := _lacking_pages(rundir):
+    if lacking := lacking_pages(rundir):
         remarks.append(f"{', '.join(lacking)}: not there; `taugrid report {rundir.shown}` makes them")
     return remarks
-
-
-def _lacking_pages(rundir: RunDir) -> list[str]:
-    """The missing files that a report would write; none while a driver is running, which may write them."""
-    storage = rundir.storage
-    if not storage.list(rundir.scores, "*.json") or Lease(rundir).live_holder() is not None:
-        return []
-    table = read_json(rundir.tables / "quality.json", storage)
-    is_empty = isinstance(table, dict) and not table.get("rows")  # then there is nothing to draw
-    exists = {
-        "tables/": storage.exists(rundir.tables / "quality.csv"),
-        "figures/": is_empty or storage.exists(rundir.figures / "quality.png"),
-        rundir.report.name: storage.exists(rundir.report),
-    }
-    return [name for name, is_there in exists.items() if not is_there]
 
 
 def in_words(steps: Sequence[NextStep]) -> list[str]:
@@ -208,4 +196,6 @@ class Diagnosis:
     def advice(self) -> list[str]:
         """The commands that solve the problems, the unfinished work, and remarks."""
         rundir = self.run.rundir
-        return [*in_words(self._steps), *unfinished_in_words(self.verified.unfinished, rundir), *remarks(rundir)]
+        refused = any(damage.path == rundir.samples for damage in self.verified.damages)
+        unfinished = unfinished_in_words(self.verified.unfinished, rundir, refused)
+        return [*in_words(self._steps), *unfinished, *remarks(rundir)]

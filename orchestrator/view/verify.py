@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile, MissingInput, WeightsChanged
+from taugrid.eval.metrics.reference_statistics import read_statistics
 from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.orchestrator.report.reported import FILE as REPORTED
 from taugrid.orchestrator.report.reported import changed_files
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import grown
 from taugrid.orchestrator.rundir.directory import READER_THREADS, Damage, RunDir
 from taugrid.orchestrator.rundir.events import read_events, unreadable_lines
 from taugrid.orchestrator.rundir.extension import orphans_in_words
+from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.scorer import FILE as SCORER
@@ -30,9 +33,17 @@ PUT_BACK = "put it back before you sample more (images, features and scores do n
 EVENTS_FIX = "remove the lines that can't be read (their times and devices are lost; no image or score is)"
 """The fix for a damaged file of events."""
 
+STATISTICS_FIX = "remove it; the next run that scores a cell makes it again"
+"""The fix for damaged statistics of a reference: a run without anything to score does not look at them."""
+
 CHANGED = "it has changed since it was written"
 
-NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = UNFINISHED = "not trained yet", "not sampled yet", "not scored yet"
+KEYS = {"plan.json": ("config_sha256", "models", "cells"), RUN_FILE: ("run",)}
+"""What all versions have written to these files, which have no hash."""
+
+NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = "not trained yet", "not sampled yet", "not scored yet"
+NOT_REPORTED = "not made yet"
+UNFINISHED = (NOT_TRAINED, NOT_SAMPLED, NOT_SCORED, NOT_REPORTED)
 """The reasons for files that an unfinished run lacks, which are not damage."""
 
 
@@ -99,7 +110,10 @@ def _found(run: Run, tick: Callable[[int], None]) -> Iterator[Damage]:
         yield from _verify_samples(cell, rundir, listing, made, tick)
     yield from _verify_derived(rundir, tick)
     yield from _verify_scores(plan, rundir, made)
+    yield from _verify_statistics(rundir)
     yield from _verify_documents(rundir)
+    if not rundir.storage.exists(rundir.root / REPORTED):  # its last session was killed
+        yield from (Damage(rundir.root / name, NOT_REPORTED) for name in lacking_pages(rundir))
 
 
 def _verify_orphans(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
@@ -116,6 +130,31 @@ def _verify_derived(rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Dam
     return _read_all(sorted(paths), partial(_verify_bytes, storage=rundir.storage), tick)
 
 
+def _verify_statistics(rundir: RunDir) -> Iterator[Damage]:
+    """The mean and scatter of references, and their floors."""
+    for path in rundir.storage.list(rundir.features, "*/reference-*/*"):
+        if path.suffix in (".npz", ".json"):
+            rundir.storage.read(path)  # what can't be read now is not damage, but an error
+            read = read_statistics if path.suffix == ".npz" else read_sealed
+            if read(path, rundir.storage) is None:
+                yield Damage(path, CHANGED, STATISTICS_FIX)
+
+
+def lacking_pages(rundir: RunDir) -> list[str]:
+    """The missing files that a report would write; none while a driver is running, which may write them."""
+    storage = rundir.storage
+    if not storage.list(rundir.scores, "*.json") or Lease(rundir).live_holder() is not None:
+        return []
+    table = read_json(rundir.tables / "quality.json", storage)
+    is_empty = isinstance(table, dict) and not table.get("rows")  # then there is nothing to draw
+    exists = {
+        "tables/": storage.exists(rundir.tables / "quality.csv"),
+        "figures/": is_empty or storage.exists(rundir.figures / "quality.png"),
+        rundir.report.name: storage.exists(rundir.report),
+    }
+    return [name for name, is_there in exists.items() if not is_there]
+
+
 def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
     """The JSON files of a run but scores, its tables, figures and page, and its events."""
     storage = rundir.storage
@@ -126,8 +165,12 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
         if is_changed(rundir):
             yield Damage(rundir.root / name, CHANGED)
     for path in (rundir.tables / "quality.json", rundir.provenance, rundir.plan, rundir.root / RUN_FILE, *records):
-        if path not in changed and storage.exists(path) and not isinstance(read_json(path, storage), dict):
-            yield Damage(path, "it can't be read as a JSON object")
+        if path not in changed and storage.exists(path):
+            value = read_json(path, storage)
+            if not isinstance(value, dict):
+                yield Damage(path, "it can't be read as a JSON object")
+            elif lacking := [key for key in KEYS.get(path.name, ()) if not value.get(key)]:
+                yield Damage(path, f"it has no value for {', '.join(lacking)}")
     if any(rundir.committed_cells()) and not storage.exists(rundir.provenance):
         yield Damage(rundir.provenance, "missing")
     for path, lines in unreadable_lines(rundir).items():

@@ -84,20 +84,26 @@ def read(path: Path) -> dict[str, Any]:
             reason = _place_and_problem(error, text)
         if isinstance(error, UnicodeDecodeError):
             reason = "it is not text, so no config"
-        remedy = ""
+        remedy = _way_out(path)
         if isinstance(error, PermissionError):
             reason, remedy = "no permission", "; make it readable"
-        elif path.name == CONFIG_NAME:
-            remedy = f"; remove it and give your own config with --out {path.parent}"
         raise UserError(f"can't read {path}: {reason}{remedy}") from None
     if values is None:
-        raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...)")
+        raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...){_way_out(path)}")
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
+        kind = type(values).__name__
+        raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {kind}{_way_out(path)}")
     if path.name == CONFIG_NAME:
         return _one_gpu(_without_gone_keys(values))
     is_yaml = _is_yaml(path.name)
     return {key: value for key, value in values.items() if not (is_yaml and str(key).startswith(USER_PREFIX))}
+
+
+def _way_out(path: Path) -> str:
+    """What to do about a damaged config of a run directory, for the end of a message."""
+    if path.name != CONFIG_NAME:
+        return ""
+    return f"; move it away and write it again from your own config: `taugrid report CONFIG --out {path.parent}`"
 
 
 def _place_and_problem(error: yaml.MarkedYAMLError, text: str) -> str:
@@ -238,16 +244,17 @@ def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
     try:
         validated = validate(Config, merged, str(path or "config"))
     except UserError as error:
-        raise UserError(f"{error}{_other_version(path)}") from None
+        end = "" if path is None else _other_version(path) or ("" if assignments else _way_out(path))
+        raise UserError(f"{error}{end}") from None
     config = _with_absolute_paths(_with_references_root(validated))
     return config.model_copy(
         update={"train": _with_seed(config.train, config.seed), "sample": _with_seed(config.sample, config.seed)}
     )
 
 
-def _other_version(path: Path | None) -> str:
+def _other_version(path: Path) -> str:
     """Which version wrote the config of a run directory, if it was another; for the end of a message."""
-    if path is None or path.name != CONFIG_NAME:
+    if path.name != CONFIG_NAME:
         return ""
     try:
         version = json.loads(_bytes(path.with_name("provenance.json")))["versions"]["taugrid"]

@@ -276,9 +276,14 @@ def test_a_key_that_a_json_file_has_twice_is_refused(tmp_path):
 
 
 def test_a_damaged_config_of_a_run_directory_may_be_replaced_by_ones_own(tmp_path):
-    (tmp_path / "config.json").write_text('{"name": ')
-    with pytest.raises(UserError, match=rf"config.json: .*remove it .* --out {tmp_path}$"):
-        load(str(tmp_path))
+    way_out = rf"; move it away and write it again from your own config: `taugrid report CONFIG --out {tmp_path}`$"
+    for content in ('{"name": ', "null", "[]", '{"name": "x", "sample": {"batch_s<ze": 1}}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=rf"config.json.*{way_out}"):
+            load(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(MINIMAL))
+    with pytest.raises(UserError, match=r"unknown key 'sample.stops' \([^()]*\)$"):
+        load(str(tmp_path), ["sample.stops=1"])
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=rf"without config.json, .* --out {tmp_path} if"):
         load(str(tmp_path))
@@ -314,11 +319,12 @@ def test_yaml_s_merge_key_may_repeat_what_it_overrides(tmp_path):
 
 def test_a_run_of_another_version_is_said_where_its_config_has_unknown_keys(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(MINIMAL | {"key_of_9": 1}))
-    with pytest.raises(UserError, match=r"unknown key 'key_of_9' \([^()]*\)$"):
+    with pytest.raises(UserError, match=r"unknown key 'key_of_9' \([^()]*\); move it away"):
         load(str(tmp_path))
-    for version, said in (("9.9.9", rf" \(taugrid 9.9.9 wrote it, and this is {__version__}\)"), (__version__, "")):
+    other = rf" \(taugrid 9.9.9 wrote it, and this is {__version__}\)$"
+    for version, said in (("9.9.9", other), (__version__, "; move it away")):
         (tmp_path / "provenance.json").write_text(json.dumps({"versions": {"taugrid": version}}))
-        with pytest.raises(UserError, match=rf"unknown key 'key_of_9' \([^()]*\){said}$"):
+        with pytest.raises(UserError, match=rf"unknown key 'key_of_9' \([^()]*\){said}"):
             load(str(tmp_path))
 
 

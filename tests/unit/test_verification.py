@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from in_process import small_run
 from nights import checkpoint, taugrid, write_config
 from rich.console import Console
 
+from taugrid.errors import RunFailed, user_errors
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.cli.text.runs import plan_text
@@ -75,6 +77,18 @@ def spoil(path):
     path.write_text("{")
 
 
+def empty(path):
+    path.write_text("{}")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def fill_with_garbage(path):
+    path.write_bytes(b"\xff\xfe\x00garbage")
+
+
 @pytest.mark.parametrize(
     ("pattern", "harm", "command"),
     [
@@ -84,10 +98,12 @@ def spoil(path):
         ("scores/*.json", spoil, "run"),
         ("scores/*.json", delete, "run"),
         ("run.json", spoil, "run"),
+        ("run.json", empty, "run"),
         ("tables/quality.json", spoil, "report"),
         ("provenance.json", delete, "report"),
         ("scorer.json", spoil, "run"),
         ("plan.json", spoil, "report"),
+        ("plan.json", empty, "report"),
         ("tables/quality.csv", flip, "report"),
         ("tables/cells.parquet", flip, "report"),
         ("figures/quality.png", flip, "report"),
@@ -125,6 +141,72 @@ def test_a_damaged_file_of_another_protocol_is_to_be_deleted(opened, copy, patte
     assert "not use it; delete it" in step.words
     other.unlink()
     assert said(opened, copy) == ([], [])
+
+
+@pytest.mark.parametrize("harm", [flip, cut, fill_with_garbage])
+@pytest.mark.parametrize("pattern", ["features/*/reference-*/*.npz", "features/*/reference-*/*-floor-*.json"])
+def test_damaged_statistics_of_the_reference_are_found_and_made_again_by_the_next_score(opened, copy, pattern, harm):
+    """A run without anything to score would not look at them."""
+    [statistics] = copy.glob(pattern)
+    harm(statistics)
+    [damage], [step] = said(opened, copy)
+    assert (damage.path, step.command) == (statistics, None)
+    assert "remove it" in step.words
+    delete(statistics)
+    assert said(opened, copy) == ([], [])
+    delete(next(copy.glob("scores/*.json")))
+    do(opened, "run", copy)
+    assert statistics.exists()
+    assert said(opened, copy) == ([], [])
+
+
+def test_an_edited_config_is_the_reason_why_images_are_of_no_cell(copy):
+    """Then no run of the directory goes on: it would refuse to."""
+    config = copy / "config.json"
+    whole = config.read_text()
+    config.write_text(whole.replace('"batch_size": 10', '"batch_size": 5'))
+    out, err = taugrid("verify", copy, code=1)
+    for told in (out, taugrid("status", copy)[0], taugrid("run", copy, code=2)[1]):
+        assert "(changed: config.json was edited after the last session; undo that, or write it again" in told
+        assert f"`taugrid report CONFIG --out {copy}`" in told
+    assert f"`taugrid run {copy}` continues once samples/ fits the config" in err
+    config.write_text(whole)
+    taugrid("verify", copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("ledger.jsonl", "verify"),
+        ("ledger.jsonl", "status"),
+        ("tables/quality.csv", "verify"),
+        ("tables/quality.csv", "report"),
+        ("run.json", "report"),
+    ],
+)
+def test_a_folder_that_has_the_name_of_a_file_is_told_in_one_line(copy, name, command):
+    delete(copy / name)
+    (copy / name).mkdir()
+    said = re.escape(f"{copy / name} is a folder, but a file belongs there; move it away")
+    with pytest.raises(RunFailed, match=f"^{said}"), user_errors():
+        taugrid(command, copy)
+
+
+def test_a_report_that_a_stopped_session_never_made_is_unfinished(copy):
+    """A session that ends writes report.json; of a finished one, a report may be removed."""
+    shutil.rmtree(copy / "figures")
+    delete(copy / "report.html")
+    assert "figures/, report.html: not there" in taugrid("verify", copy)[1]
+    delete(copy / "report.json")
+    out, err = taugrid("verify", copy, code=4)
+    assert "what is there is intact" in out
+    assert f"figures/, report.html: not there; `taugrid report {copy}` makes them" in err
+    unfinished = json.loads(taugrid("verify", copy, "--json", code=4)[0])["unfinished"]
+    assert {lack["path"]: lack["reason"] for lack in unfinished} == dict.fromkeys(
+        ("figures", "report.html"), "not made yet"
+    )
+    taugrid("report", copy)
+    assert "everything is intact" in taugrid("verify", copy)[0]
 
 
 def test_what_was_never_made_is_not_damage(opened, tmp_path):
@@ -285,6 +367,9 @@ def test_lines_that_are_not_as_written_are_told_but_for_a_last_one_that_a_kill_t
     assert damage.path == events
     assert "2 lines " in damage.reason
     assert "remove" in step.words
+    fill_with_garbage(events)
+    [damage], [step] = said(opened, copy)
+    assert damage == (events, "1 line can't be read", step.words)
 
 
 def test_a_driver_that_is_at_work_is_named_in_place_of_the_command_that_continues(copy):
