@@ -36,7 +36,10 @@ def begin() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block, which imports Cython's modules: it prints tracebacks else."""
+    """Hold Ctrl-C and SIGTERM until the block ends.
+
+    For imports of Cython modules, which print a traceback if a signal interrupts them.
+    """
     heard = list[int]()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in handlers:

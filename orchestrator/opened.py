@@ -127,7 +127,7 @@ def open_existing(directory: str, dry: bool = False) -> Run:
             )
         lost = f", or write a lost config.json again with `taugrid report CONFIG --out {directory}`"
         hint = lost if _has_run_files(root, storage) else ""
-        lacks = "has no config.json" if storage.exists(root) else "does not exist yet"
+        lacks = "has no config.json" if storage.exists(root) else "does not exist"
         raise UserError(f"{directory} is not a run directory (it {lacks}); give the one that `taugrid run` made{hint}")
     return _as_recorded(directory, (), None) or open_config(directory, (), None, dry=dry)
 

@@ -24,7 +24,7 @@ STORE_PAUSES = (0.1, 0.3, 1.0, 3.0, 9.0, 9.0)
 
 
 def prepare() -> None:
-    """Import what `try_again` needs, which is otherwise done at the first failure: it may be that no file opens."""
+    """Import what `try_again` needs: at the first failure it may be too late, as no more files can be opened."""
     import tenacity  # noqa: F401
 
 
@@ -59,7 +59,8 @@ def try_again(
             raise
         failed = [error]
 
-    # Loaded by the first failure: importing it takes longer than most commands' work, and its bookkeeping than `stat`.
+    # Loaded by the first failure, if `prepare` has not: importing it takes longer than most commands' work. And its
+    # bookkeeping takes longer than `stat`.
     from tenacity import Retrying, retry_if_exception, wait_chain, wait_random
     from tenacity.nap import sleep_using_event
     from tenacity.stop import stop_after_attempt, stop_after_delay, stop_when_event_set

@@ -33,6 +33,7 @@ def compute_isc(inputs: MetricInputs) -> MetricResult:
     sums = reduce(InceptionSums.merge, parts)
     influence = np.concatenate([sums.influence(run, part) for run, part in _with_splits(inputs.logits(), split_of)])
     scores = sums.scores()
+    # of `std`, the divisor is the number of splits, as in torch-fidelity
     values = {"isc_mean": float(scores.mean()), "isc_std": float(scores.std())}
     return MetricResult(values, {"isc_mean": influence})
 

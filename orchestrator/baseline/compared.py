@@ -271,7 +271,10 @@ class BaselineComparison:
         sharpnesses = {name: _renamed(found._asdict()) for name, found in self.sharpnesses.items()}
         return fields | {
             "cells": [cell.as_dict() for cell in self.cells],
-            "compared": [len(self.cells), len(self.cells) + len(self.only_baseline)],  # of the baseline's, and all
+            "compared": [
+                len(self.cells),
+                len(self.cells) + len(self.only_baseline),
+            ],  # how many of how many cells of the baseline
             "checks": {"sampler": self.sampler_check._asdict(), "scorer": self.scorer_check._asdict()},
             "sharpness": sharpnesses.get("fid"),
             "sharpnesses": sharpnesses,

@@ -152,9 +152,9 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
 @click.argument("directory", metavar="DIR | CONFIG")
 @json_option
 def verify(directory: str, as_json: bool) -> None:
-    """Re-read every file of a run, and say what to do about damage. CONFIG stands for its runs without --out.
+    """Re-read every file of a run, and say what to do about damage.
 
-    Every image is decoded too.
+    Every image is decoded too. The run is in DIR, or in the directory that CONFIG's runs have without --out.
 
     Examples:
         taugrid verify runs/mine  # reads and decodes every file

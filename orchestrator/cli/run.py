@@ -120,8 +120,14 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
 
     until = Until.of(requested.until, requested.most)
     if requested.dry_run:
-        opened, key = (requested.config, requested.overrides, requested.out), until and until.key
-        show_plan(*opened, requested.as_json, only=requested.only, compared_along=key)
+        show_plan(
+            requested.config,
+            requested.overrides,
+            requested.out,
+            requested.as_json,
+            only=requested.only,
+            compared_along=None if until is None else until.key,
+        )
         return
     only_reports = stages == ("report",)
     if only_reports and _report_history(requested):

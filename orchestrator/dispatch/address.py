@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taugrid.errors import TOO_MANY_FILES, UserError
+from taugrid.orchestrator import ending
 from taugrid.workers import ray_compat
 from taugrid.workers.ray_compat import Header
 
@@ -42,12 +43,19 @@ def join(address: str) -> str:
     os.environ.update(COMMON_ENVIRONMENT)
     check_form(address)
     use_token()
+    import_ray()
     head = find_head(address)
     require_token(address)
     require_reachable(address, head)
     require_token_accepted(address, is_on_loopback(address), partial(ray_compat.accepts_token, head))
     require_local_node(address, head)
     return head
+
+
+def import_ray() -> None:
+    """Import Ray, for the first time in this process, once its environment is set. Ctrl-C and SIGTERM wait for it."""
+    with ending.held():
+        import ray  # noqa: F401
 
 
 def check_form(address: str) -> None:

@@ -22,7 +22,7 @@ from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.address import COMMON_ENVIRONMENT, head_accepts, join, use_token
+from taugrid.orchestrator.dispatch.address import COMMON_ENVIRONMENT, head_accepts, import_ray, join, use_token
 from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
 from taugrid.workers import ray_compat
 from taugrid.workers.custom.source import pack
@@ -77,8 +77,7 @@ def connected(
     if threading.current_thread() is not threading.main_thread():
         raise UserError("a run that needs workers must be called in the main thread, which receives Ctrl-C")
     options = _embedded(cluster, trainers) if address == "local" else {"address": join(address)}
-    with ending.held():
-        import ray
+    import ray
 
     started_here = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -101,6 +100,7 @@ def connected(
 def _embedded(cluster: Cluster, trainers: int) -> dict[str, Any]:
     """Arguments of `ray.init` for an embedded cluster, whose environment is set from now on."""
     prepare_embedded()
+    import_ray()
     return {
         "address": "local",  # without it, Ray joins a cluster that `ray start` began on this machine
         "num_cpus": _embedded_cpus(cluster, trainers),

@@ -1,4 +1,7 @@
-"""The jobs of tasks in flight. Of a shard whose worker is stopped: when, what is kept, and the job of the rest."""
+"""The jobs of tasks in flight, and when workers must be stopped.
+
+Of a shard whose worker was stopped: what is kept, and the job that does the rest.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping

@@ -31,12 +31,13 @@ LOOKED_AT = 2048
 def write_sample_figures(run: Run) -> None:
     """Write figures/samples.png and consistency.png: a pair for each group if cells differ in more than eta and S."""
     rundir = run.rundir
-    rundir.remove("figures/samples*.png")
-    rundir.remove("figures/consistency*.png")
+    rundir.remove_outputs("figures/samples*.png")
+    rundir.remove_outputs("figures/consistency*.png")
     for group in first_images(run):
         stem = f"samples-{group.name}" if group.name else "samples"
         with rundir.storage.local_folder(rundir.figures) as figures:
             pictures.samples(group.images, figures / f"{stem}.png", short_samplers(group.title))
+            # the paper's figure 5
             without_noise = {steps: images for (eta, steps), images in group.images.items() if eta == "0"}
             if len(without_noise) > 1:  # there is more than one S to compare
                 pictures.consistency(without_noise, figures / f"{stem.replace('samples', 'consistency', 1)}.png")
@@ -45,7 +46,7 @@ def write_sample_figures(run: Run) -> None:
 def write_class_figures(run: Run) -> None:
     """Write figures/classes-<cell>.png, a row for each class: of a group, its cell of most S with the least noise."""
     rundir, wanted = run.rundir, run.config.report.images_per_cell
-    rundir.remove("figures/classes-*.png")
+    rundir.remove_outputs("figures/classes-*.png")
     for cells in _groups(run.plan).values():
         for cell in sorted(cells, key=lambda cell: (-cell.settings.steps, cell.eta_number or 0.0)):
             if rows := _images_of_classes(cell, rundir, wanted):

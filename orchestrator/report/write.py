@@ -92,7 +92,7 @@ def larger_table(run: Run, collected: Rows) -> QualityTable:
 
 def write_larger(tables: Sequence[QualityTable], rundir: RunDir) -> None:
     """Write tables/quality-N<N>.* for each table; remove earlier ones."""
-    rundir.remove("tables/quality-N*")
+    rundir.remove_outputs("tables/quality-N*")
     for table in tables:
         with rundir.storage.local_folder(rundir.tables) as folder:
             write_quality(table, folder, f"quality-N{table.rows[0]['num_samples']}")
@@ -107,7 +107,7 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     joined = joined_solvers(rows, evidence.protocols, origins)
     of_solvers = bool(joined) or has_other_samplers(rows, evidence.protocols)
     if not (counterparts and of_solvers):  # those that there are get written again
-        rundir.remove("tables/published*")
+        rundir.remove_outputs("tables/published*")
     whose = "EDM's" if joined else "another"
     beside = [f"solvers with {whose} network, as published, are in {SOLVERS_STEM}.md"] if of_solvers else []
     quality = quality_table(run, collected, [*pointer(counterparts, "published"), *beside])
@@ -122,7 +122,7 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
 
         frame, by = quality.scored.means.frame, quality.judged_by
         shared: dict[str, Any] = {"protocols": quality.used_protocols, "x": quality.layout.x, "floors": quality.floors}
-        rundir.remove("figures/quality-*")
+        rundir.remove_outputs("figures/quality-*")
         _save(rundir, {"quality": quality_figure(frame, **shared, metric=quality.drawn)})
         if by not in (FID, quality.drawn):
             _save(rundir, {f"quality-{by.name}": quality_figure(frame, **shared, metric=by)})
@@ -190,9 +190,9 @@ def _write_effects(run: Run, scored: QualityTable) -> None:
     """Write tables/effects.* and figures/effects, by-<key> and heat-map; remove earlier ones without data."""
     effects, rundir = Effects.of(scored, requested.base(run.config, run.plan)), run.rundir
     for figures in ("effects.*", "by-*", "heat-map*"):
-        rundir.remove(f"figures/{figures}")
+        rundir.remove_outputs(f"figures/{figures}")
     if not effects.by_metric:
-        rundir.remove("tables/effects.*")
+        rundir.remove_outputs("tables/effects.*")
         return
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_effects(effects, tables)
@@ -208,10 +208,10 @@ def _write_effects(run: Run, scored: QualityTable) -> None:
 def _write_cost(run: Run, quality: QualityTable) -> None:
     """Write tables/cost.* and figures/cost, if there are several cells to choose from."""
     rundir = run.rundir
-    rundir.remove("figures/cost.*")
+    rundir.remove_outputs("figures/cost.*")
     cell_costs = costs(quality, train_seconds(run))
     if len(cell_costs) < 2:
-        rundir.remove("tables/cost.*")
+        rundir.remove_outputs("tables/cost.*")
         return
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_costs(cell_costs, tables)
@@ -235,7 +235,7 @@ def write_losses(plan: Plan, rundir: RunDir) -> None:
 
         _save(rundir, {"loss": losses_figure(curves)})
     else:
-        rundir.remove("figures/loss.*")
+        rundir.remove_outputs("figures/loss.*")
 
 
 def loss_curves(plan: Plan, rundir: RunDir) -> dict[str, pd.DataFrame]:
@@ -264,7 +264,7 @@ def _write_checkpoints(plan: Plan, rundir: RunDir, quality: QualityTable) -> Non
     order = list(dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells))
     loaded = [checkpoint for checkpoint in order if checkpoint is not None]
     if not quality.rows or len(loaded) < 2:
-        rundir.remove("figures/checkpoints.*")
+        rundir.remove_outputs("figures/checkpoints.*")
         return
     from taugrid.eval.figures.checkpoints import checkpoints_figure
 

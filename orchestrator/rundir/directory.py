@@ -255,7 +255,7 @@ class RunDir(RemovedImages, ModelRecords):
     def remove_features(self, extractor: str, cell: Cell) -> None:
         self.storage.delete_folder(self.features / extractor / cell.name)
 
-    def remove(self, pattern: str) -> None:
+    def remove_outputs(self, pattern: str) -> None:
         """Remove tables or figures that an earlier command may have written, as in `figures/samples*.png`."""
         for path in self.storage.list(self.root, pattern):
             self.storage.delete(path)

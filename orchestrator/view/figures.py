@@ -44,7 +44,8 @@ def _picture(run: Run, name: str) -> Figure:
     path = rundir.figures / f"{name}.png"
     if not rundir.storage.exists(path):
         known = [path.stem for path in rundir.storage.list(rundir.figures, "*.png")]
-        raise UserError(f"there is no figure {name!r} ({', '.join(known) or 'there is none yet'})")
+        there = f"there are {', '.join(known)}" if known else "there are none yet"
+        raise UserError(f"there is no figure {name!r} ({there})")
     with rundir.storage.local_path(path) as local:
         pixels = matplotlib.image.imread(local)
     height, width = pixels.shape[:2]

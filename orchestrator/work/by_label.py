@@ -84,7 +84,7 @@ class ByLabelWork(WorkKind):
                 for reason in reasons:
                     notes.setdefault(reason, []).append(called)
         if not rows:
-            self.rundir.remove("tables/by_label.*")
+            self.rundir.remove_outputs("tables/by_label.*")
             return
         with self.rundir.storage.local_folder(self.rundir.tables) as tables:
             write_by_label(LabelTable.of(rows, notes), tables)

@@ -74,7 +74,7 @@ class InterpolateWork(WorkKind):
 
         pairs, steps = self.config.report.interpolated_pairs, INTERPOLATION_STEPS
         rows: list[dict[str, Any]] = []
-        self.rundir.remove("figures/interpolation*.png")
+        self.rundir.remove_outputs("figures/interpolation*.png")
         for cell in self._cells():
             if not self._is_whole(cell):
                 continue

@@ -166,7 +166,7 @@ class ReconstructWork(WorkKind):
         notes = [f"{labels[name]} is left out: {reason}" for name, reason in lacking.items()]
         notes += pointer(beside, "reconstruction-published")
         if not beside:
-            self.rundir.remove("tables/reconstruction-published.*")
+            self.rundir.remove_outputs("tables/reconstruction-published.*")
         with self.rundir.storage.local_folder(self.rundir.tables) as tables:
             write_published(beside, tables, "reconstruction-published")
             if not rows:
@@ -185,7 +185,7 @@ class ReconstructWork(WorkKind):
         groups: dict[str, list[Cell]] = {}
         for cell in cells:
             groups.setdefault(_group(cell), []).append(cell)
-        self.rundir.remove("figures/reconstructions*.png")
+        self.rundir.remove_outputs("figures/reconstructions*.png")
         for group, members in groups.items():
             name = "reconstructions" if len(groups) == 1 else f"reconstructions-{group}"
             originals = to_pictures(data.load_images(members[0].model.data.held_out)[:PICTURES])

@@ -15,6 +15,7 @@ Predicts = Literal["epsilon", "sample", "v_prediction", "consistency", "edm", "v
 class Diffusion(Section):
     """The forward process. A key left `null` comes from a loaded checkpoint, or else from `DIFFUSION_DEFAULTS`."""
 
+    # None means the same as the value in `DIFFUSION_DEFAULTS`
     later_keys = {"process": None} | dict.fromkeys(SIGMA_KEYS)
 
     timesteps: Positive | None = None

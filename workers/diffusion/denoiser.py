@@ -42,7 +42,8 @@ class Wrapped:
 
 
 OfTimes = Callable[..., "Tensor"]
-"""A network of x and the index of each image's time in 0..T-1, (B,); and, if it takes labels, these, (B,) int64.
+"""A network of x, (B, C, H, W) float32, and the index of each image's time in 0..T-1, (B,); and, if it takes labels,
+these, (B,) int64. It returns its prediction, shaped like x.
 
 Indices are int64 where they are whole numbers, as on DDIM's paths, else float32. A flow map takes a second time after
 the first: that which its jump leads to.

@@ -64,7 +64,8 @@ class PoisonTasks:
 
     def next_trial(self, running: Iterable[str]) -> str | None:
         """The one to try next, if none of them is `running`."""
-        return self.first_waiting if self._all.isdisjoint(running) else None
+        # `running` is all that runs, and nearly always nothing waits
+        return self.first_waiting if self._waiting and self._all.isdisjoint(running) else None
 
     @property
     def first_waiting(self) -> str | None:
