@@ -222,10 +222,13 @@ def compare(
     """
     from pathlib import Path as LocalPath
 
+    from taugrid.errors import UserError
     from taugrid.orchestrator.baseline.images import ImagesRequest
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.view.images import compare_images
 
+    if not all(isinstance(images, str | PathLike) for images in (a, b)):
+        raise UserError("compare takes images as a folder, .npz or Parquet, not as arrays")
     scoring = {key: tuple(value) if key == "metrics" else value for key, value in scoring.items()}
     judging = {key: value for key, value in {"margin": margin, "alpha": alpha}.items() if value is not None}
     request, target = ImagesRequest(str(reference), **scoring), None if to is None else LocalPath(to)

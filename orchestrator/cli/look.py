@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from taugrid.orchestrator.cli.options import (
 )
 from taugrid.words import counted
 from taugrid.workers.importing import uncollected
+
+if TYPE_CHECKING:
+    from taugrid.orchestrator.work.growing import Until
 
 
 @click.command(cls=Command)
@@ -64,26 +67,26 @@ def show_plan(
     history: str | None = None,
     baseline: str | None = None,
     only: Sequence[str] = (),
-    compared_along: str | None = None,
+    until: "Until | None" = None,
 ) -> dict[str, Any]:
     """Print what `taugrid plan` prints, of the cells alone that `only` selects; returns the document.
 
-    `compared_along` is the key of `--until`, if it has one: it must be one of the grid.
+    `until` is checked as far as a plan tells.
     """
     with uncollected():
         from taugrid.orchestrator.cli.text.runs import plan_text
         from taugrid.orchestrator.opened import open_to_plan
-        from taugrid.orchestrator.report import requested
         from taugrid.orchestrator.selection import select
         from taugrid.orchestrator.view.dry_run import describe_plan
 
     run = open_to_plan(config, overrides, out)
-    if compared_along is not None:
-        requested.compared_along("--until", compared_along, run.configured)
     described = describe_plan(run)
     if only:
         selected = replace(run, configured=select(run.configured, only))
         described = describe_plan(selected) | {"remarks": described["remarks"]}
+    if until is not None:
+        until.smallest(select(run.configured, only))
+        until.along(run.configured)
     texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
     if history is not None:
         from taugrid.orchestrator.nightly.before import expected_standard_error_problem, price, price_text

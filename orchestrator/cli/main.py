@@ -99,7 +99,8 @@ def main() -> NoReturn:
             run_command()
     except BaseException as end:
         if code := end.code if isinstance(end, SystemExit) else Exit.FAILED:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C would only break Python's exit
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # one more would only break Python's exit, or change its code
             timer = threading.Timer(ending.GRACE_SECONDS, os._exit, [code])  # Python joins all threads at its exit
             timer.daemon = True
             timer.start()

@@ -126,7 +126,7 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
             requested.out,
             requested.as_json,
             only=requested.only,
-            compared_along=None if until is None else until.key,
+            until=until,
         )
         return
     only_reports = stages == ("report",)

@@ -54,6 +54,35 @@ class Until(NamedTuple):
             raise UserError(f"--until {text}: give told-apart, or told-apart=KEY with a key of the grid")
         return cls(key or None, most)
 
+    def smallest(self, plan: Plan) -> int:
+        """The N of all cells, with which looks begin.
+
+        Raises:
+            UserError: if they differ in N or in a seed, or this N or the number of labels does not fit `most`.
+        """
+        sizes = sorted({cell.settings.num_samples for cell in plan.cells})
+        if len(sizes) > 1:
+            given = " and ".join(f"{n:,}" for n in sizes)
+            raise UserError(f"--until compares cells of one N, and these have {given}; give all the same num_samples")
+        if self.most < sizes[0]:
+            raise UserError(f"--max {self.most} is below sample.num_samples: {sizes[0]}; give a larger number")
+        if seeds := [seed for seed in SEEDS if len({cell.values.get(seed) for cell in plan.cells}) > 1]:
+            raise UserError(
+                f"--until: the cells differ in {seeds[0]}, and more images don't tell means over seeds apart; add "
+                "seeds to the grid, or choose one with --only"
+            )
+        rows = [cell.label_rule.rows for cell in plan.cells if cell.label_rule is not None]
+        if fewest := min((n for n in rows if n is not None and n < self.most), default=None):
+            raise UserError(
+                f"--max {self.most:,}: sample.labels has labels for {fewest:,} samples alone; give a smaller --max or "
+                "a longer file"
+            )
+        return sizes[0]
+
+    def along(self, configured: Plan) -> str | None:
+        """The column of quality.csv for `key`; `UserError` if the whole grid has no neighbours along it."""
+        return None if self.key is None else requested.compared_along("--until", self.key, configured)
+
 
 class Growth:
     """The looks of one session, and what they came to."""
@@ -67,9 +96,7 @@ class Growth:
         ids = {cell.id for cell in selected.cells}
         self._run, self._scoring, self._most, self._say = run, scoring, until.most, say
         self._plan = run.configured.with_cells(cell for cell in run.configured.cells if cell.id in ids)
-        self._least = self._common_size()
-        self._require_labels()
-        self._along = None if until.key is None else requested.compared_along("--until", until.key, run.configured)
+        self._least, self._along = until.smallest(self._plan), until.along(run.configured)
         self._require_errors()
         self._looks = ceil(log2(self._most / self._least)) + 1
         self._column: MetricColumn = FID
@@ -77,29 +104,6 @@ class Growth:
         """Cell id -> N, as far as the looks went."""
         self.undecided = set(self.sizes)
         """The cells whose order the last look left undecided; before the first, all."""
-
-    def _common_size(self) -> int:
-        sizes = sorted({cell.settings.num_samples for cell in self._plan.cells})
-        if len(sizes) > 1:
-            given = " and ".join(f"{n:,}" for n in sizes)
-            raise UserError(f"--until compares cells of one N, and these have {given}; give all the same num_samples")
-        if self._most < sizes[0]:
-            raise UserError(f"--max {self._most} is below sample.num_samples: {sizes[0]}; give a larger number")
-        if seeds := [seed for seed in SEEDS if len({cell.values.get(seed) for cell in self._plan.cells}) > 1]:
-            raise UserError(
-                f"--until: the cells differ in {seeds[0]}, and more images don't tell means over seeds apart; add "
-                "seeds to the grid, or choose one with --only"
-            )
-        return sizes[0]
-
-    def _require_labels(self) -> None:
-        """Raise `UserError` if a file of labels is too short for the largest N."""
-        rows = [cell.label_rule.rows for cell in self._plan.cells if cell.label_rule is not None]
-        if fewest := min((n for n in rows if n is not None and n < self._most), default=None):
-            raise UserError(
-                f"--max {self._most:,}: sample.labels has labels for {fewest:,} samples alone; give a smaller --max or "
-                "a longer file"
-            )
 
     def _require_errors(self) -> None:
         """Raise `UserError` if no score will have standard errors at the smallest N."""

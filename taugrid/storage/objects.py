@@ -165,7 +165,7 @@ class ObjectStorage:
         """One conditional request. 412, or Azure's BlobAlreadyExists, means that a different file has this name.
 
         Any other 409 means that one is being written. If an answer was lost and the stored file has the same bytes,
-        the commit succeeded.
+        the commit succeeded; but an empty file, which reserves a name, may just as well be another process's.
         """
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
@@ -186,7 +186,7 @@ class ObjectStorage:
                 if refusal.is_transient or not isinstance(error, AlreadyExistsError | PreconditionError):
                     lost = lost or refusal.status != 409
                     raise
-            return lost and is_same(path, finished, self)
+            return lost and finished.stat().st_size > 0 and is_same(path, finished, self)
 
         return self._ask(path, attempt)
 

@@ -11,9 +11,9 @@ import pytest
 from nights import taugrid
 from PIL import Image
 
-from taugrid import parquet
+from taugrid import api, parquet
 from taugrid.config import Data
-from taugrid.errors import Exit
+from taugrid.errors import Exit, UserError
 from taugrid.eval.comparison import compare, independent
 from taugrid.eval.metrics.statistics import standard_error
 from taugrid.eval.pairs import psnr, ssim
@@ -255,6 +255,8 @@ def test_what_cannot_be_compared_is_one_line(places, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "is not an empty folder" in refused("compare", a, b, *REFERENCE, "--to", tmp_path / "full")
+    with pytest.raises(UserError, match="not as arrays"):
+        api.compare(np.zeros((9, 8, 8), np.uint8), b, "digits/test")
 
 
 def test_what_one_set_cost_stays_if_the_other_cannot_be_scored(cache, tmp_path, noisy):

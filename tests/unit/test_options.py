@@ -78,10 +78,12 @@ def test_commands_that_look_take_the_name_of_a_shipped_config(command, tmp_path,
         cli.main([command, "nothing"], standalone_mode=False)
 
 
-def test_a_dry_run_refuses_an_unknown_key_of_until(tmp_path, monkeypatch):
+def test_a_dry_run_checks_until(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     until = ["run", "gaussian", "--max", "100000", "--dry-run", "--until"]
     cli.main([*until, "told-apart=steps"], standalone_mode=False)
+    with pytest.raises(UserError, match=r"^--max 100 is below sample.num_samples"):
+        cli.main(["run", "gaussian", "--max", "100", "--dry-run", "--until", "told-apart"], standalone_mode=False)
     with pytest.raises(UserError, match=r"^--until: there is no key 'foo' in this grid"):
         cli.main([*until, "told-apart=foo"], standalone_mode=False)
 

@@ -572,7 +572,8 @@ from taugrid.orchestrator.cli import main
 ending.GRACE_SECONDS = 0.3
 threading.Thread(target=time.sleep, args=(60,)).start()
 def command(**_):
-    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()  # who waits presses Ctrl-C again
+    for number in (signal.SIGINT, signal.SIGTERM):  # who waits presses Ctrl-C again
+        threading.Timer(0.1, os.kill, [os.getpid(), number]).start()
     {ends}
 main.cli.main = command
 main.main()
