@@ -11,7 +11,6 @@ from taugrid import parquet
 from taugrid.errors import DamagedFile, MissingInput, WeightsChanged
 from taugrid.eval.metrics.reference_statistics import read_statistics
 from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.report.reported import FILE as REPORTED
 from taugrid.orchestrator.report.reported import changed_files
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import grown
@@ -64,16 +63,22 @@ class _Made(NamedTuple):
     """Cell ids."""
     stages: set[str]
     """The stages of all sessions."""
+    stopped: set[str]
+    """The stages of the last session, if it was stopped."""
 
 
 def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
-    made = _Made(set(), set(), set())
+    made = _Made(set(), set(), set(), set())
     for event in events:
         match event["event"]:
             case "shard":
                 made.shards.add((event["cell"], event["path"]))
             case "session":
                 made.stages.update(event["stages"])
+                made.stopped.clear()
+                made.stopped.update(event["stages"])
+            case "end":
+                made.stopped.clear()
             case "score":
                 made.scores.add(event["task"].partition("/")[2])
             case "damaged" if event["path"].startswith("samples/"):  # it was moved away, to be sampled again
@@ -112,7 +117,7 @@ def _found(run: Run, tick: Callable[[int], None]) -> Iterator[Damage]:
     yield from _verify_scores(plan, rundir, made)
     yield from _verify_statistics(rundir)
     yield from _verify_documents(rundir)
-    if not rundir.storage.exists(rundir.root / REPORTED):  # its last session was killed
+    if "report" in made.stopped:
         yield from (Damage(rundir.root / name, NOT_REPORTED) for name in lacking_pages(rundir))
 
 
