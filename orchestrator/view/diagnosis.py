@@ -54,8 +54,8 @@ def next_steps(damages: Sequence[Damage], run: Run) -> list[NextStep]:
 def _unused(damages: Sequence[Damage], run: Run) -> set[Path]:
     """The damaged scores and features that the config's scoring does not use; none if that is unknown now."""
     plan, rundir = run.plan, run.rundir
-    folders = {rundir.scores, rundir.features}
-    inside = [damage.path for damage in damages if not damage.fix and folders & set(damage.path.parents)]
+    of_scoring = {rundir.scores, rundir.features}
+    inside = [damage.path for damage in damages if not damage.fix and of_scoring & set(damage.path.parents)]
     existing = {path for path in inside if rundir.storage.exists(path)}
     if not existing:
         return set()

@@ -64,7 +64,7 @@ class _Made(NamedTuple):
     stages: set[str]
     """The stages of all sessions."""
     stopped: set[str]
-    """The stages of the last session, if it was stopped."""
+    """The stages of the sessions that were stopped, since the last one that ended."""
 
 
 def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
@@ -75,7 +75,6 @@ def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
                 made.shards.add((event["cell"], event["path"]))
             case "session":
                 made.stages.update(event["stages"])
-                made.stopped.clear()
                 made.stopped.update(event["stages"])
             case "end":
                 made.stopped.clear()
