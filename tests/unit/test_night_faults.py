@@ -348,8 +348,8 @@ def test_every_verdict_has_its_exit_code(verdict):
     """Missing cells come first, then regressions, then what could not be judged."""
     red = verdict in REGRESSIONS
     outcome = {"result": str(verdict), "missing": {}, "not_judged": []}
-    assert NightResult(None, outcome, False).exit == (3 if red else 0)
-    assert NightResult(None, {**outcome, "not_judged": ["x"]}, False).exit == (3 if red else 5)
-    assert NightResult(None, {**outcome, "missing": {"a": "b"}, "not_judged": ["x"]}, False).exit == 4
+    assert NightResult(None, outcome).exit == (3 if red else 0)
+    assert NightResult(None, {**outcome, "not_judged": ["x"]}).exit == (3 if red else 5)
+    assert NightResult(None, {**outcome, "missing": {"a": "b"}, "not_judged": ["x"]}).exit == 4
     assert (verdict in list(Verdict)[:5]) == red
     assert [Exit.REGRESSION, Exit.INCOMPLETE, Exit.NOT_JUDGED] == [3, 4, 5]
