@@ -121,8 +121,8 @@ def test_a_custom_class_is_described_by_another_process(folder):
     assert (spec.feature_layer, spec.logits_layer, spec.dimensions, spec.classes) == ("means", "my_logits", 3, 2)
     assert (spec.weights_path, spec.by_bytes[0]) == (None, source), "as ids were made before comments were cut out"
     assert [file.module for file in spec.files] == ["mine", "mine.networks"]
+    assert resolve("mine.networks:Means", "any", None, (3, 5, 5)) == spec, "the same in every process"
     assert "mine" not in sys.modules
-    assert spec_of("Means") == spec, "the same in every process"
     images = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
     extraction = load(spec, "cpu")(images)
     features, logits = extraction.features, extraction.logits
