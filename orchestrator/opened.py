@@ -17,7 +17,7 @@ from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import FILES
-from taugrid.orchestrator.rundir.extension import check_extends, hash_of
+from taugrid.orchestrator.rundir.extension import check_extends, config_sha256
 from taugrid.orchestrator.rundir.grown import read_sizes
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.samplers import unchecked
@@ -132,7 +132,7 @@ def open_existing(directory: str, dry: bool = False) -> Run:
 
 
 def record_plan(run: Run) -> None:
-    config = hash_of(run.config.recorded)
+    config = config_sha256(run.config.recorded)
     write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.configured)}, run.rundir.storage)
 
 
@@ -151,7 +151,7 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     if assignments and _planned_sections(config) != _planned_sections(load(name)):
         return None
     try:
-        if not isinstance(recorded, dict) or recorded["config_sha256"] != hash_of(begun or {}) or not recorded["cells"]:
+        if not isinstance(recorded, dict) or recorded["config_sha256"] != config_sha256(begun or {}) or not recorded["cells"]:
             return None
         run = Run(config, from_json(recorded), rundir, read_sizes(rundir))
     except (KeyError, TypeError, ValueError, AttributeError, UserError):

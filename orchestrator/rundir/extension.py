@@ -95,14 +95,14 @@ def _edited(config: Mapping[str, Any], rundir: RunDir) -> Iterator[str]:
     """A phrase if config.json, whose content is `config`, is not the one that the last session wrote."""
     recorded = read_json(rundir.plan, rundir.storage)
     written = recorded.get("config_sha256") if isinstance(recorded, dict) else None
-    if written not in (None, hash_of(config)):
+    if written not in (None, config_sha256(config)):
         yield (
             "config.json was edited after the last session; undo that, or write it again from your own config: "
             f"`taugrid report CONFIG --out {rundir.shown}`"
         )
 
 
-def hash_of(config: Mapping[str, Any]) -> str:
+def config_sha256(config: Mapping[str, Any]) -> str:
     """The hash of a config.json without `track`, which sessions may change."""
     return json_sha256({key: value for key, value in config.items() if key != "track"})
 
