@@ -151,7 +151,9 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     if assignments and _planned_sections(config) != _planned_sections(load(name)):
         return None
     try:
-        if not isinstance(recorded, dict) or recorded["config_sha256"] != config_sha256(begun or {}) or not recorded["cells"]:
+        if not isinstance(recorded, dict) or not recorded["cells"]:
+            return None
+        if recorded["config_sha256"] != config_sha256(begun or {}):
             return None
         run = Run(config, from_json(recorded), rundir, read_sizes(rundir))
     except (KeyError, TypeError, ValueError, AttributeError, UserError):
