@@ -336,9 +336,9 @@ def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
 def test_ctrl_c_tells_which_steps_are_lost_and_where_a_training_continues(opened, monkeypatch):
     def train(spec):
         log = Log(spec.running, 0, tensorboard=False)
-        log.write(Record(7, 0.5, 1e-3, 1.0, 1, 0.1))
-        log.checkpointed(5)
         (spec.running / "checkpoint_1").mkdir()
+        log.checkpointed(5)
+        log.write(Record(7, 0.5, 1e-3, 1.0, 1, 0.1))  # last, since the driver looks as soon as a step is logged
         threading.Event().wait(MINUTE)
 
     def interrupted(progress, done, **_):
