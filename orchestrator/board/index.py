@@ -72,7 +72,7 @@ class Index:
         """The runs as they are now; `UserError` if no place at all can be read."""
         board = self.look()
         if not board.readable:
-            raise UserError(f"{'; '.join(board.notes)}; give folders or URLs below which there are runs")
+            raise UserError("; ".join([*board.notes, "give folders or URLs below which there are runs"]))
         return board
 
     def _run(self, found: FoundFolder, before: RunEntry | None) -> RunOnBoard:
