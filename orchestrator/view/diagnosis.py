@@ -100,8 +100,10 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
         *(folder / path.name for folder in (rundir.tables, rundir.figures)),
         rundir.model_record(path.parent.name),
     )
-    command = "report" if path in of_report else own.get(folder, RUN)
-    return NextStep(f"taugrid {command} {rundir.shown}", "")
+    command = f"taugrid {'report' if path in of_report else own.get(folder, RUN)} {rundir.shown}"
+    if path.is_dir() and path in (*of_report, rundir.root / RUN_FILE):  # a run moves all others away by itself
+        return NextStep(None, f"it is a folder, but a file belongs there; move it away, and `{command}` makes the file")
+    return NextStep(command, "")
 
 
 def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir, refused: bool = False) -> list[str]:
