@@ -1,6 +1,5 @@
 """The command line: its commands, and how errors become exit codes."""
 
-import difflib
 import io
 import os
 import signal
@@ -19,6 +18,7 @@ from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import board, compare, evaluate, export, habits, jobs, look, nightly, run, start
 from taugrid.orchestrator.cli.options import discard_output
+from taugrid.words import did_you_mean
 
 
 class InOrder(click.Group):
@@ -34,8 +34,7 @@ class InOrder(click.Group):
         """The command that the first argument names; a usage error says which one was meant, or what there is."""
         is_wrong = bool(args) and args[0] not in self.commands and not args[0].startswith("-")
         if is_wrong and not ctx.resilient_parsing:  # a shell completes words behind it all the same
-            near = difflib.get_close_matches(args[0], self.commands, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(self.commands)}"
+            hint = did_you_mean(args[0], self.commands, f"commands: {', '.join(self.commands)}")
             ctx.fail(f"no such command {args[0]!r} ({hint})")
         return super().resolve_command(ctx, args)
 

@@ -1,6 +1,5 @@
 """From a config's name to a `Config`: finding and reading the file, `--set`, defaults that depend on other keys."""
 
-import difflib
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,6 +18,7 @@ from taugrid.config.section import GONE
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
 from taugrid.storage import is_url, open_place
+from taugrid.words import did_you_mean
 
 USER_PREFIX = "x-"
 """Prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors."""
@@ -56,8 +56,7 @@ def find(name: str) -> Path:
     }
     if Path(name).stem in shipped and name in (Path(name).stem, Path(name).name):
         return shipped[Path(name).stem]
-    near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped configs: {', '.join(sorted(shipped))}"
+    hint = did_you_mean(Path(name).stem, shipped, f"shipped configs: {', '.join(sorted(shipped))}")
     raise UserError(f"no config file, run directory or shipped config is called {name!r} ({hint})")
 
 
