@@ -126,6 +126,16 @@ def test_half_written_damaged_and_newer_runs_are_listed_with_a_note(runs):
     assert "tables/quality.json is damaged" in entries["old/seed-1"]["note"]
 
 
+@pytest.mark.parametrize(("config", "said"), [({"a": 1}, "unknown key 'a'"), ({"nam<": "x"}, "unknown key 'nam<'")])
+def test_a_run_whose_config_is_none_is_unreadable_and_its_rows_stay(config, said, runs):
+    """Once it was finished, without a note: `status` and `verify` refuse it."""
+    path = runs / "old" / "seed-1" / "config.json"
+    path.write_text(json.dumps(config))
+    entry = by_title(look(runs))["old/seed-1"]
+    assert (entry["state"], said in entry["note"], "config.json" in entry["note"]) == ("unreadable", True, True)
+    assert entry["rows"]
+
+
 def test_what_cannot_be_listed_is_said_and_the_rest_is_shown(runs, tmp_path, monkeypatch):
     (runs / "broken").symlink_to(tmp_path / "nowhere")
     (runs / "loop").symlink_to(runs)
