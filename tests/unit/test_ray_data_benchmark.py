@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
