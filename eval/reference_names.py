@@ -53,12 +53,11 @@ def _resolved(text: str, through: tuple[str, ...]) -> ResolvedReference:
 
 def _of_run(directory: str, through: tuple[str, ...]) -> ResolvedReference:
     config = load(directory)
-    evaluate = config.evaluate
-    reference = config.data if evaluate.reference is None else evaluate.reference
+    reference = config.reference
     if isinstance(reference, str):
         reference = _resolved(reference, through).given
-    extractor = evaluate.extractor or config.data.dataset.extractor
-    return ResolvedReference(reference, extractor, evaluate.weights, evaluate.precision)
+    extractor = config.evaluate.extractor or config.data.dataset.extractor
+    return ResolvedReference(reference, extractor, config.evaluate.weights, config.evaluate.precision)
 
 
 def _idx_folder(folder: Path, split: str | None = None) -> Data | None:

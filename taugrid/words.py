@@ -1,5 +1,6 @@
 """Text for messages: counts, durations, paths, tables, and the name of this machine."""
 
+import difflib
 import io
 import platform
 import re
@@ -31,6 +32,12 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 def some_of(count: int, total: int, noun: str) -> str:
     """A subject with its verb: 1 of 2 shards is, 3 of 4 shards are."""
     return f"{count:,} of {counted(total, noun)} {'is' if count == 1 else 'are'}"
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The question whether the nearest of `known` words was meant; `otherwise` if none is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def listed(names: Sequence[str], most: int, noun: str = "", between: str = ", ") -> str:

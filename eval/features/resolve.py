@@ -3,7 +3,6 @@
 Imports no torch, because the driver calls it before there is a device.
 """
 
-import difflib
 import hashlib
 import http.client
 import math
@@ -33,6 +32,7 @@ from taugrid.registry.extractors import (
     PublishedWeights,
 )
 from taugrid.storage import replacing
+from taugrid.words import did_you_mean
 from taugrid.workers.custom.describe import ask
 
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
@@ -109,8 +109,7 @@ def resolve(
 def _known(name: str) -> KnownExtractor:
     if name in EXTRACTORS:
         return EXTRACTORS[name]
-    near = difflib.get_close_matches(name, EXTRACTORS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "there is none by that name"
+    hint = did_you_mean(name, EXTRACTORS, "there is none by that name")
     raise ValueError(f"unknown extractor {name!r} ({hint}; known: {', '.join(EXTRACTORS)}, and package.module:Class)")
 
 

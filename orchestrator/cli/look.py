@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ from taugrid.errors import Exit
 from taugrid.orchestrator.cli.options import (
     Command,
     Group,
+    RunOptions,
     config_options,
     json_option,
     print_value,
     reader_may_leave,
     set_option,
-    with_workers,
     workers_option,
 )
 from taugrid.words import counted
@@ -34,16 +34,7 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Exit with 2 if there is any warning.")
 @workers_option
 @json_option
-def plan(
-    config: str,
-    out: str | None,
-    assignments: tuple[str, ...],
-    history: str | None,
-    baseline: str | None,
-    strict: bool,
-    workers: int | None,
-    as_json: bool,
-) -> None:
+def plan(history: str | None, baseline: str | None, strict: bool, **given: Any) -> None:
     """Show what a run would do, what is done, and what is missing. Starts and downloads nothing.
 
     With --baseline, fail wherever a night would refuse to begin.
@@ -53,23 +44,16 @@ def plan(
         taugrid plan my.yaml --workers 8 --strict  # exits with 2 if there is a warning
         taugrid plan my.yaml --history history --baseline runs/mine  # of a night
     """
-    described = show_plan(config, with_workers(assignments, workers), out, as_json, history, baseline)
+    described = show_plan(RunOptions(**given), history, baseline)
     if strict and (remarks := described["remarks"]):
         click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
         sys.exit(Exit.USAGE)
 
 
 def show_plan(
-    config: str,
-    overrides: Sequence[str],
-    out: str | None,
-    as_json: bool,
-    history: str | None = None,
-    baseline: str | None = None,
-    only: Sequence[str] = (),
-    until: "Until | None" = None,
+    requested: RunOptions, history: str | None = None, baseline: str | None = None, until: "Until | None" = None
 ) -> dict[str, Any]:
-    """Print what `taugrid plan` prints, of the cells alone that `only` selects; returns the document.
+    """Print what `taugrid plan` prints, of the cells alone that are `requested`; returns the document.
 
     `until` is checked as far as a plan tells.
     """
@@ -79,7 +63,7 @@ def show_plan(
         from taugrid.orchestrator.selection import select
         from taugrid.orchestrator.view.dry_run import describe_plan
 
-    run = open_to_plan(config, overrides, out)
+    run, only = open_to_plan(requested.config, requested.overrides, requested.out), requested.only
     described = describe_plan(run)
     if only:
         selected = replace(run, configured=select(run.configured, only))
@@ -105,7 +89,7 @@ def show_plan(
                 f"{cells} would be missing: a night exits with 5 unless --allow-missing is given"
             )
         texts.append(lambda shown: coverage_text(shown["baseline"]))
-    print_value(described, as_json, lambda shown: "\n".join(text(shown) for text in texts))
+    print_value(described, requested.as_json, lambda shown: "\n".join(text(shown) for text in texts))
     return described
 
 

@@ -1,6 +1,5 @@
 """The command line: its commands, and how errors become exit codes."""
 
-import difflib
 import io
 import os
 import signal
@@ -19,6 +18,7 @@ from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import board, compare, evaluate, export, habits, jobs, look, nightly, run, start
 from taugrid.orchestrator.cli.options import discard_output
+from taugrid.words import did_you_mean
 
 
 class InOrder(click.Group):
@@ -34,8 +34,7 @@ class InOrder(click.Group):
         """The command that the first argument names; a usage error says which one was meant, or what there is."""
         is_wrong = bool(args) and args[0] not in self.commands and not args[0].startswith("-")
         if is_wrong and not ctx.resilient_parsing:  # a shell completes words behind it all the same
-            near = difflib.get_close_matches(args[0], self.commands, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(self.commands)}"
+            hint = did_you_mean(args[0], self.commands, f"commands: {', '.join(self.commands)}")
             ctx.fail(f"no such command {args[0]!r} ({hint})")
         return super().resolve_command(ctx, args)
 
@@ -98,6 +97,7 @@ def main() -> NoReturn:
         with _interruptible():
             run_command()
     except BaseException as end:
+        exec("")  # else `python -m` ends by the signal, whatever the code, if Ctrl-C met an `exec`, as of a named tuple
         if code := end.code if isinstance(end, SystemExit) else Exit.FAILED:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)  # one more would only break Python's exit, or change its code
@@ -109,13 +109,13 @@ def main() -> NoReturn:
 
 def run_command() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
-    ending.begin()
     _print_whatever_the_locale()
     if "_TAUGRID_COMPLETE" in os.environ:
         from taugrid.orchestrator.cli.text.completion import answer
 
         answer(cli)
     try:
+        ending.begin()
         with user_errors():
             cli.main(prog_name="taugrid", standalone_mode=False)
     except click.ClickException as error:

@@ -13,6 +13,7 @@ from taugrid.orchestrator.cli.options import (
     Command,
     Finite,
     Group,
+    RunOptions,
     Whole,
     cluster_options,
     dry_run_option,
@@ -103,8 +104,8 @@ def _show_night(given: Mapping[str, Any]) -> None:
     night = history.night(given["night"] or (unfinished or [today()])[-1])
     there = history.storage.exists(history.default_baseline)
     baseline = given["baseline"] or (with_urls(str(history.default_baseline)) if there else None)
-    overrides = with_workers(given["assignments"], given["workers"])
-    show_plan(given["config"], overrides, night.run_name, given["as_json"], given["history"], baseline)
+    same = {name: given[name] for name in ("config", "assignments", "workers", "as_json")}
+    show_plan(RunOptions(out=night.run_name, **same), given["history"], baseline)
 
 
 def _flag(name: str) -> str:

@@ -78,15 +78,15 @@ class Group(click.Group):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of the commands that do work, each of which has some of them."""
+    """The options of the commands that plan or do work, each of which has some of them."""
 
-    address: str
-    workers: int | None
     as_json: bool
-    break_lock: bool
     config: str = ""
     out: str | None = None
     assignments: tuple[str, ...] = ()
+    workers: int | None = None
+    address: str = "local"
+    break_lock: bool = False
     trust_code: bool = False
     only: tuple[str, ...] = ()
     rows: str | None = None

@@ -120,14 +120,7 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
 
     until = Until.of(requested.until, requested.most)
     if requested.dry_run:
-        show_plan(
-            requested.config,
-            requested.overrides,
-            requested.out,
-            requested.as_json,
-            only=requested.only,
-            until=until,
-        )
+        show_plan(requested, until=until)
         return
     only_reports = stages == ("report",)
     if only_reports and _report_history(requested):

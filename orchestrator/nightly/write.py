@@ -94,7 +94,8 @@ def write_history(history: History) -> None:
     from taugrid.eval.pages.history import history_html
 
     verdicts = [verdict for night in history.complete_nights() if (verdict := night.verdict) is not None]
-    nights, rows = [night_line(verdict) for verdict in verdicts], history_rows(verdicts)
+    nights = [night_line(verdict) for verdict in verdicts]
+    rows = [row for verdict in verdicts for row in _night_rows(verdict)]
     table = pa.Table.from_pylist(rows, schema=schema_of(rows))
     with replacing(history.parquet, history.storage) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -118,11 +119,6 @@ def is_current(history: History) -> bool:
     return set(table["night"].to_pylist()) == {night.id for night in history.complete_nights()} and all(
         history.storage.exists(history.root / name) for name in ("trend.png", "trend.svg", history.index.name)
     )
-
-
-def history_rows(verdicts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of history.parquet, of all nights in their order."""
-    return [row for verdict in verdicts for row in _night_rows(verdict)]
 
 
 def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:

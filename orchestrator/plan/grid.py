@@ -4,7 +4,6 @@ Ids are the first 10 hex digits of SHA-256 over canonical JSON of the values tha
 key orphans no old run. Reads no clock, and from disk only the checkpoints, code and images that a config names.
 """
 
-import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -49,7 +48,7 @@ from taugrid.orchestrator.plan.sections import (
 )
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.registry.samplers import CONSISTENCY, DEFAULT, DIFFUSERS
-from taugrid.words import counted
+from taugrid.words import counted, did_you_mean
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.data.load import content_fingerprint
@@ -371,8 +370,8 @@ def _locate(key: str) -> tuple[str, list[str]]:
         raise UserError(f"grid: write keys of sample without the section: {'.'.join(rest)!r}, not {key!r}")
     if (lacking := not_yet(key)) is not None:
         raise UserError(f"grid: {lacking}")
-    near = difflib.get_close_matches(key, [*Sample.model_fields, *(f"{name}." for name in GRID_SECTIONS)], n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "a key of sample, or a dotted one such as diffusion.schedule"
+    known = [*Sample.model_fields, *(f"{name}." for name in GRID_SECTIONS)]
+    hint = did_you_mean(key, known, "a key of sample, or a dotted one such as diffusion.schedule")
     raise UserError(f"grid: unknown key {key!r} ({hint})")
 
 

@@ -239,7 +239,7 @@ def scoring_of(
         MissingInput: if the reference or the extractor's weights are missing.
         UserError: unknown extractor, a reference that can't be read, or images of a different shape.
     """
-    given = config.data if config.evaluate.reference is None else config.evaluate.reference
+    given = config.reference
     try:
         reference = find_reference(given)
     except MissingImages as error:

@@ -72,10 +72,9 @@ class RunResults:
         paths = sorted(self.rundir.scores_of(cell), key=lambda path: storage.stat(path).modified, reverse=True)
         for score in (read_sealed(path, storage) for path in paths):
             if score is not None and score["protocol"]["num_samples"] == cell.settings.num_samples:
-                protocol, evaluate = score["protocol"], self._run.config.evaluate
-                reference = self._run.config.data if evaluate.reference is None else evaluate.reference
+                protocol = score["protocol"]
                 row = row_of(cell, score["metrics"], short_name(protocol), None)
-                exact = exact_fid(cell, protocol["extractor"]["name"], reference)
+                exact = exact_fid(cell, protocol["extractor"]["name"], self._run.config.reference)
                 return self._tracked(cell, row | {EXACT: exact}, protocol)
         return None
 

@@ -104,7 +104,7 @@ def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterato
 
 def _other_shapes(config: Config, plan: Plan) -> list[str]:
     """Remarks on models whose images have a different shape than the reference's, so that they can't be scored."""
-    reference = config.data if config.evaluate.reference is None else config.evaluate.reference
+    reference = config.reference
     if not isinstance(reference, Data):
         return []
     others = [m for m in plan.models if m.lacks is None and m.image_shape != reference.image_shape]
@@ -180,7 +180,7 @@ def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
         config: its reference is checked.
         untrained: the models that the run would train, whose data are checked.
     """
-    reference = config.data if config.evaluate.reference is None else config.evaluate.reference
+    reference = config.reference
     if isinstance(reference, str):
         try:
             reference = resolve_reference(reference).given
@@ -244,7 +244,7 @@ def _replaced_tables(run: Run) -> Iterator[str]:
 
 def _changed_reference(config: Config, before: Mapping[str, Any]) -> list[str]:
     """The differences between the reference and that of an earlier config, as "key: old -> new"."""
-    given = config.data if config.evaluate.reference is None else config.evaluate.reference
+    given = config.reference
     evaluate = before.get("evaluate") or {}
     old = evaluate.get("reference") or before.get("data")
     now = given.model_dump(mode="json") if isinstance(given, Data) else given

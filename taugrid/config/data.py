@@ -1,6 +1,5 @@
 """`data`: the images that a model learns and that samples are compared with."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,13 +8,13 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from taugrid.config.section import Positive, Section, either
 from taugrid.registry.datasets import ALL_SPLITS, DATASETS, KEYS, Dataset
+from taugrid.words import did_you_mean
 
 
 def _known(name: Any) -> Any:
     if not isinstance(name, str) or name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1) if isinstance(name, str) else []
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"must be {either(DATASETS)}{hint}")
+        hint = did_you_mean(name, DATASETS) if isinstance(name, str) else ""
+        raise ValueError(f"must be {either(DATASETS)}{hint and f' ({hint})'}")
     return name
 
 

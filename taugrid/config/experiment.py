@@ -66,6 +66,11 @@ class Config(Section):
     track: list[TrackerName] = []
     """Experiment trackers that follow sessions; their own environment variables say where to. Changes no result."""
 
+    @property
+    def reference(self) -> Data | str:
+        """What samples are compared with: `evaluate.reference`, else `data`."""
+        return self.data if self.evaluate.reference is None else self.evaluate.reference
+
     @field_validator("track")
     @classmethod
     def _trackers_are_named_once(cls, track: list[TrackerName]) -> list[TrackerName]:

@@ -1,6 +1,5 @@
 """From a config's name to a `Config`: finding and reading the file, `--set`, defaults that depend on other keys."""
 
-import difflib
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,6 +18,7 @@ from taugrid.config.section import GONE
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
 from taugrid.storage import is_url, open_place
+from taugrid.words import did_you_mean
 
 USER_PREFIX = "x-"
 """Prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors."""
@@ -56,8 +56,7 @@ def find(name: str) -> Path:
     }
     if Path(name).stem in shipped and name in (Path(name).stem, Path(name).name):
         return shipped[Path(name).stem]
-    near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped configs: {', '.join(sorted(shipped))}"
+    hint = did_you_mean(Path(name).stem, shipped, f"shipped configs: {', '.join(sorted(shipped))}")
     raise UserError(f"no config file, run directory or shipped config is called {name!r} ({hint})")
 
 
@@ -94,7 +93,7 @@ def read(path: Path) -> dict[str, Any]:
         kind = type(values).__name__
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {kind}{_way_out(path)}")
     if path.name == CONFIG_NAME:
-        return _one_gpu(_without_gone_keys(values))
+        return as_recorded(values)
     is_yaml = _is_yaml(path.name)
     return {key: value for key, value in values.items() if not (is_yaml and str(key).startswith(USER_PREFIX))}
 
@@ -115,6 +114,11 @@ def _place_and_problem(error: yaml.MarkedYAMLError, text: str) -> str:
     at = f", at {line[0].strip()!r}" if line and line[0].strip() else ""
     begun = f", {error.context} of line {error.context_mark.line + 1}" if error.context and error.context_mark else ""
     return f"line {mark.line + 1}, column {mark.column + 1}{at}: {error.problem}{begun}"
+
+
+def as_recorded(values: dict[str, Any]) -> dict[str, Any]:
+    """The content of a run directory's config.json, of this or an earlier version, as this one reads it."""
+    return _one_gpu(_without_gone_keys(values))
 
 
 def _without_gone_keys(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Pydantic reports every branch of a union by itself ("less than or equal to 1", "
 the section says what a key may be as a whole, so that its branches give one sentence.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -12,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taugrid.errors import UserError
+from taugrid.words import did_you_mean
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0)]
@@ -153,7 +153,8 @@ def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, A
 def _unknown(key: str, known: list[str]) -> str:
     if key in GONE:
         return f"{key!r}: {GONE[key]}"
-    return not_yet(key) or f"unknown key {key!r} ({_hint(key.rpartition('.')[2], known)})"
+    hint = did_you_mean(key.rpartition(".")[2], known, f"known keys: {', '.join(known)}")
+    return not_yet(key) or f"unknown key {key!r} ({hint})"
 
 
 def not_yet(key: str) -> str | None:
@@ -194,11 +195,6 @@ def _section_meant(key: str, value: Any) -> str:
     if key not in TEXTS_MEAN or not isinstance(value, str):
         return ""
     return f"; write {key}: {TEXTS_MEAN[key].format(value)}"
-
-
-def _hint(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
 
 
 def _at(values: Any, keys: Keys) -> Any:

@@ -122,8 +122,19 @@ def test_status_says_who_is_at_work(tmp_path):
         assert (at_work["driver"]["host"], at_work["driver"]["process"]) == (socket.gethostname(), holder.pid)
         assert taugrid.open(root).status()["driver"].keys() == {"host", "process", "last_seen"}
         assert "driver" not in taugrid.plan("gaussian", root)
-    assert f"driver: none is running here; the last one was killed (process {holder.pid} on " in said()
+    last = f"the last one was killed, or lost this directory (process {holder.pid} on "
+    assert f"driver: none is running here; {last}" in said()
     assert said("--json")["driver"] is None
+
+
+def test_status_of_a_directory_that_a_driver_lost_does_not_call_the_driver_killed(tmp_path):
+    """Moved away under it, so that it could not release it: it ended by itself, and the lease looks alike."""
+    root, moved = tmp_path / "run", tmp_path / "moved"
+    with RunDir(root).lock():
+        (root / "config.json").write_text(load("gaussian").model_dump_json())
+        root.rename(moved)
+    printed = CliRunner().invoke(cli, ["status", str(moved)], catch_exceptions=False).stdout
+    assert "driver: none is running here; the last one was killed, or lost this directory (process " in printed
 
 
 def test_a_second_interrupt_of_a_notebook_leaves_nothing_behind(tmp_path, monkeypatch):

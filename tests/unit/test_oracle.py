@@ -33,7 +33,7 @@ from taugrid.workers.diffusion.gaussian import (
     share_beyond_1,
     two_points,
 )
-from taugrid.workers.diffusion.objective import l_simple
+from taugrid.workers.diffusion.objective import l_gamma
 from taugrid.workers.diffusion.oracle import gaussian_eps, two_points_eps
 from taugrid.workers.diffusion.process import diffuse, path
 from taugrid.workers.diffusion.processes.edm import EDM
@@ -207,7 +207,7 @@ def test_no_other_eps_has_a_lower_loss(data, t):
     x0 = torch.from_numpy(draw(data, 10_000, seed=2)).reshape(-1, *SHAPE)
     eps = torch.from_numpy(np.random.RandomState(3).standard_normal(x0.shape))
     x_t = diffuse(x0, eps, float(ALPHA[t]))
-    loss = l_simple(oracle(x_t, at(t)), eps).mean()
+    loss = l_gamma(oracle(x_t, at(t)), eps, 1.0).mean()
     others = [
         1.1 * oracle(x_t, at(t)),
         0.9 * oracle(x_t, at(t)),
@@ -218,7 +218,7 @@ def test_no_other_eps_has_a_lower_loss(data, t):
         oracle(x_t.flip(1), at(t)).flip(1),
         oracle(x_t, at(t)) + 0.03 * x_t**2,
     ]
-    assert all(l_simple(other, eps).mean() > loss for other in others)
+    assert all(l_gamma(other, eps, 1.0).mean() > loss for other in others)
 
 
 @pytest.mark.parametrize("spacing", ["linear", "quadratic"])

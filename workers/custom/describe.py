@@ -4,7 +4,6 @@
 which can be long, to its stdin.
 """
 
-import difflib
 import importlib
 import json
 import math
@@ -19,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from taugrid.errors import CustomCodeError, joined_lines
+from taugrid.words import did_you_mean
 
 ANSWER = "taugrid's answer: "
 """How the line with the answer begins. The user's code may print other lines before and after it."""
@@ -50,9 +50,8 @@ def find(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     module = find_module(module_name)
     if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise CustomCodeError(f"the module {module_name} has no {attribute!r}{hint}")
+        hint = did_you_mean(attribute, dir(module))
+        raise CustomCodeError(f"the module {module_name} has no {attribute!r}{hint and f' ({hint})'}")
     return getattr(module, attribute)
 
 

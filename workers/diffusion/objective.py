@@ -22,8 +22,8 @@ from taugrid.workers.diffusion.variational import require_densities
 def l_gamma(eps_predicted: Tensor, eps: Tensor, gamma: Tensor | float) -> Tensor:
     """Each image's term of eq. 5: gamma times the squared error of its predicted noise, averaged over its d dimensions.
 
-    Eq. 5 and Theorem 1 sum over dimensions: their L_gamma is d times the sum over t of this loss's expectation. The
-    factor d is the same for all t.
+    With gamma = 1 it is DDPM's L_simple. Eq. 5 and Theorem 1 sum over dimensions: their L_gamma is d times the sum over
+    t of this loss's expectation. The factor d is the same for all t.
 
     Args:
         eps_predicted: (B, ...) eps_theta(x_t, t).
@@ -40,11 +40,6 @@ def l_gamma(eps_predicted: Tensor, eps: Tensor, gamma: Tensor | float) -> Tensor
 def mean_square(predicted: Tensor, target: Tensor) -> Tensor:
     """(B,) squared errors of (B, ...), averaged over dimensions."""
     return (predicted - target).square().flatten(1).mean(dim=1)
-
-
-def l_simple(eps_predicted: Tensor, eps: Tensor) -> Tensor:
-    """DDPM's L_simple: `l_gamma` with gamma = 1."""
-    return l_gamma(eps_predicted, eps, 1.0)
 
 
 def j_sigma(
