@@ -170,13 +170,13 @@ class ReconstructWork(WorkKind):
         with self.rundir.storage.local_folder(self.rundir.tables) as tables:
             write_published(beside, tables, "reconstruction-published")
             if not rows:
-                return KindResult("reconstruction", rows)
+                return KindResult(rows)
             write_reconstruction(rows, tables, self._about(cells), notes)
         with self.rundir.storage.local_folder(self.rundir.figures) as figures:
             save(reconstruction_figure(reconstruction_frame(rows)), figures / "reconstruction-error")
         self._draw(cells)
         drawn = reconstruction_to_console(reconstruction_frame(rows), self._about(cells), notes)
-        return KindResult("reconstruction", rows, drawn)
+        return KindResult(rows, drawn)
 
     def _draw(self, cells: list[Cell]) -> None:
         """Draw a figure of pictures for each group of cells that differ only in S."""
