@@ -29,9 +29,11 @@ _is_told = False
 
 
 def begin() -> None:
-    """Reset the state at the start of a command."""
+    """Reset the state at the start of a command. From here on, Ctrl-C raises a `KeyboardInterrupt`."""
     global failure, lost, _is_told
     failure, lost, _is_told = None, "", False
+    if callable(signal.getsignal(signal.SIGINT)):  # a shell may have had it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Each function loads what it needs when it is called, so that `import taugrid` st
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def plan(
     from taugrid.orchestrator.opened import open_to_plan
     from taugrid.orchestrator.view.dry_run import describe_plan
 
-    opened = open_to_plan(_given(config), [*assignments, *_assigned(overrides)], None if out is None else str(out))
+    changes = [*assignments, *_assigned(overrides)]
+    opened = open_to_plan(_text("config", config, Mapping), changes, _text("out", out, NoneType))
     return describe_plan(opened)
 
 
@@ -139,7 +141,8 @@ def run(
         raise UserError(f"stages must be some of {', '.join(STAGES)}, not {stages!r}")
     runs_code = set(stages) != {"report"}
     changes = [*assignments, *_assigned(overrides)]
-    opened = open_to_run(_given(config), changes, None if out is None else str(out), address, runs_code, trust_code)
+    given, address = _text("config", config, Mapping), _text("address", address)
+    opened = open_to_run(given, changes, _text("out", out, NoneType), address, runs_code, trust_code)
     selected = select(opened.plan, only)
     with Progress() if progress else Progress.silent() as shown:
         outcome = Session(opened, address, shown, selected, Until.of(until, most)).do(stages)
@@ -276,8 +279,19 @@ def sample(
     return sample_in_memory(_given(model), _given(guide), indices, shape, diffusion, settings, place)
 
 
+def _text(name: str, value: Any, *others: type) -> Any:
+    """An argument: a path as text, and a value of `others` as it is; `UserError` for one of any other type."""
+    from taugrid.errors import UserError
+
+    kinds = (str, PathLike, *others)
+    if not isinstance(value, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{name} must be {wanted}, not {type(value).__name__}")
+    return _given(value)
+
+
 def _given(value: Any) -> Any:
-    """A config, a model or images as other layers take them: a path as text."""
+    """A model or images as other layers take them: a path as text."""
     return str(value) if isinstance(value, PathLike) else value
 
 

@@ -8,12 +8,16 @@ from datetime import datetime
 from typing import Any
 
 from taugrid import __version__
+from taugrid.config import Config, validate
+from taugrid.config.load import as_recorded
+from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, listing, mapping, number, plain, text
 from taugrid.orchestrator.board.find import FoundFolder
 from taugrid.protocol import agreed_fields, comparability_key
 from taugrid.registry.datasets import DATASETS
 from taugrid.registry.metrics import SAMPLED
+from taugrid.registry.samplers import unchecked
 from taugrid.storage import read_sealed
 from taugrid.words import counted
 
@@ -106,12 +110,12 @@ def _table(files: RecordedFiles, config: Mapping[str, Any], plan: Mapping[str, A
     }
 
 
-def _state(
-    files: RecordedFiles, config: Mapping[str, Any], entry: RunEntry, last: Mapping[str, Any]
-) -> tuple[str, str]:
+def _state(files: RecordedFiles, config: dict[str, Any], entry: RunEntry, last: Mapping[str, Any]) -> tuple[str, str]:
     """The state of a run that no driver works on, and a note on what it lacks."""
     if not config:
         return "unreadable", "it has no readable config.json"
+    if entry["taugrid"] in (None, __version__) and (fault := _fault(config)):
+        return "unreadable", fault
     scored = {row[entry["columns"].index("cell")] for row in entry["rows"]}
     missing = mapping(last.get("missing"))
     if missing:
@@ -123,6 +127,16 @@ def _state(
             return "finished", "no plan.json says which cells it was to have"
         return ("incomplete", f"{len(scored)} of {len(planned)} cells scored") if planned - scored else ("finished", "")
     return ("sampled", "no cell is scored yet") if files.level("samples").folders else ("empty", "")
+
+
+@unchecked()
+def _fault(config: dict[str, Any]) -> str:
+    """Why a config.json of this version is no config; empty if it is one."""
+    try:
+        validate(Config, as_recorded(config), "config.json")
+    except UserError as error:
+        return text(str(error))
+    return ""
 
 
 def _models(plan: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

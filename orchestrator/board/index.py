@@ -21,7 +21,7 @@ from taugrid.orchestrator.board.find import THREADS, FoundFolder, Place, find, s
 from taugrid.orchestrator.board.work import Work
 from taugrid.storage import LOCAL, read_json, replacing, user_cache, write_text
 
-FORMAT = 2
+FORMAT = 3
 """Raised when entries change their meaning."""
 
 
@@ -72,7 +72,7 @@ class Index:
         """The runs as they are now; `UserError` if no place at all can be read."""
         board = self.look()
         if not board.readable:
-            raise UserError(f"{'; '.join(board.notes)}; give folders or URLs below which there are runs")
+            raise UserError("; ".join([*board.notes, "give folders or URLs below which there are runs"]))
         return board
 
     def _run(self, found: FoundFolder, before: RunEntry | None) -> RunOnBoard:

@@ -97,6 +97,7 @@ def main() -> NoReturn:
         with _interruptible():
             run_command()
     except BaseException as end:
+        exec("")  # else `python -m` ends by the signal, whatever the code, if Ctrl-C met an `exec`, as of a named tuple
         if code := end.code if isinstance(end, SystemExit) else Exit.FAILED:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)  # one more would only break Python's exit, or change its code
@@ -108,13 +109,13 @@ def main() -> NoReturn:
 
 def run_command() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
-    ending.begin()
     _print_whatever_the_locale()
     if "_TAUGRID_COMPLETE" in os.environ:
         from taugrid.orchestrator.cli.text.completion import answer
 
         answer(cli)
     try:
+        ending.begin()
         with user_errors():
             cli.main(prog_name="taugrid", standalone_mode=False)
     except click.ClickException as error:

@@ -90,6 +90,7 @@ PENDING = "pending"
 """The id of models and cells as long as it is not known: it is a hash of what is not here yet."""
 
 _ID = re.compile(r"\b[0-9a-f]{10}\b")
+_PART = re.compile(r"part-([0-9]{6}|[1-9][0-9]{6,})\.parquet")
 
 
 def part_name(number: int) -> str:
@@ -291,9 +292,7 @@ class Cell:
     @property
     def shards(self) -> tuple[Shard, ...]:
         """The cell's shards; they tile 0..N-1 in order. They are made anew, since a plan may have millions."""
-        n, size, nfe = self.settings.num_samples, self.shard_images, self.nfe
-        starts = enumerate(range(0, n, size))
-        return tuple(Shard(self.id, i, a, b := min(a + size, n), (b - a) * nfe) for i, a in starts)
+        return self.shards_numbered(range(self.num_shards))
 
     @property
     def first_shard(self) -> Shard:
@@ -302,9 +301,18 @@ class Cell:
 
     def shard(self, number: int) -> Shard:
         """One of `shards`."""
-        size = self.shard_images
-        start, stop = number * size, min((number + 1) * size, self.settings.num_samples)
-        return Shard(self.id, number, start, stop, (stop - start) * self.nfe)
+        return self.shards_numbered([number])[0]
+
+    def shards_numbered(self, numbers: Iterable[int]) -> tuple[Shard, ...]:
+        """Those of `shards` with these numbers."""
+        n, size, nfe = self.settings.num_samples, self.shard_images, self.nfe
+        return tuple(Shard(self.id, i, a := i * size, b := min(a + size, n), (b - a) * nfe) for i in numbers)
+
+    def shards_in(self, names: Iterable[str]) -> tuple[Shard, ...]:
+        """Those of `shards` whose files have one of `names`, in order. None is made of the others."""
+        end = self.num_shards
+        numbers = (int(found[1]) for found in map(_PART.fullmatch, names) if found)
+        return self.shards_numbered(sorted(number for number in numbers if number < end))
 
 
 def _sampled_twice(cells: Sequence[Cell]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ class RemovedImages(Paths):
     def lacks_images(self, cell: Cell, listing: Listing) -> bool:
         """Whether files of the cell's images are gone, and no record says that they were removed on purpose."""
         there = listing.samples(cell.name)
-        return any(shard.name not in there for shard in cell.shards) and not listing.has_removed_images(cell)
+        return len(cell.shards_in(there)) < cell.num_shards and not listing.has_removed_images(cell)
 
     def remove_images(self, cell: Cell, metadata: Mapping[str, Any], digests: NDArray[np.int64]) -> None:
         """Write the record of a cell whose images are complete, and delete them.
@@ -162,7 +163,8 @@ class RunDir(RemovedImages, ModelRecords):
             # If the removed images had different weights, the cell is sampled again.
             keys = SAMPLE_IDENTITY if metadata is not None else ()
             if all(removed.metadata.get(key) == metadata[key] for key in keys if metadata is not None):
-                done |= {shard.number for shard in cell.shards if shard.stop <= removed.stop}
+                each = map(cell.shard, range(cell.num_shards))
+                done |= {shard.number for shard in takewhile(lambda shard: shard.stop <= removed.stop, each)}
         return done
 
     def extracted(self, extractor: str, cell: Cell, on_damage: OnDamage, listing: Listing) -> set[int]:
@@ -281,7 +283,7 @@ class RunDir(RemovedImages, ModelRecords):
         if not there:
             return []
         damages: list[Damage] = []
-        files = {folder / shard.name: shard for shard in cell.shards if shard.name in there}
+        files = {folder / shard.name: shard for shard in cell.shards_in(there)}
         is_known = all(self.ledger.find(path, there[path.name]) for path in files)
 
         def inspect(path: Path) -> parquet.PartSummary | None:

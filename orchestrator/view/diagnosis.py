@@ -100,8 +100,11 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
         *(folder / path.name for folder in (rundir.tables, rundir.figures)),
         rundir.model_record(path.parent.name),
     )
-    command = "report" if path in of_report else own.get(folder, RUN)
-    return NextStep(f"taugrid {command} {rundir.shown}", "")
+    command = f"taugrid {'report' if path in of_report else own.get(folder, RUN)} {rundir.shown}"
+    is_folder = path in (*of_report, rundir.root / RUN_FILE) and path.name in rundir.storage.level(path.parent).folders
+    if is_folder:  # a run moves all others away by itself
+        return NextStep(None, f"it is a folder, but a file belongs there; move it away, and `{command}` makes the file")
+    return NextStep(command, "")
 
 
 def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir, refused: bool = False) -> list[str]:

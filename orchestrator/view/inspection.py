@@ -79,7 +79,7 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores, listing: 
     is_done, images_done = len(done) == cell.num_shards, cell.settings.num_samples
     if not is_done:
         there = listing.samples(cell.name).keys() - {damage.path.name for damage in damages}
-        begun = [shard for shard in cell.shards if shard.number in done or shard.name in there] if done or there else []
+        begun = {*cell.shards_numbered(done), *cell.shards_in(there)}
         images_done = sum(s.images if s.number in done else images_to_keep(rundir, cell, s) for s in begun)
     return {
         "cell": cell.shown_id,

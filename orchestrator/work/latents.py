@@ -43,7 +43,7 @@ def without_latents(plan: Plan, rundir: RunDir) -> Iterator[str]:
         done = rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None, listing=listing)
         with suppress(UserError):  # its weights are gone
             latents = rundir.sample_metadata(cell)["latents"] if done else ""
-            lacking = [shard for shard in cell.shards if shard.number in done and (latents, shard.name) not in kept]
+            lacking = [shard for shard in cell.shards_numbered(done) if (latents, shard.name) not in kept]
             if lacking:
                 yield (
                     f"sample.keep_latents: of {cell.label}, {some_of(len(lacking), cell.num_shards, 'shard')} "

@@ -108,6 +108,25 @@ def test_a_folder_is_advised_how_to_mend_it_only_if_it_holds_some_of_a_run(tmp_p
         taugrid.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: taugrid.plan(None), "config must be str or PathLike or Mapping, not NoneType"),
+        (lambda: taugrid.plan(CONFIG, 3), "out must be str or PathLike or NoneType, not int"),
+        (lambda: taugrid.run(3), "config must be str or PathLike or Mapping, not int"),
+        (lambda: taugrid.run(CONFIG, out=3), "out must be str or PathLike or NoneType, not int"),
+        (lambda: taugrid.run(CONFIG, address=3), "address must be str or PathLike, not int"),
+        (lambda: taugrid.board(), "give folders or URLs below which there are runs"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_told_in_one_line(call, said, done, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        call()
+    assert str(caught.value) == said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("out", [None, "runs/mine"])
 def test_run_on_a_cluster_needs_an_absolute_path_as_the_command_does(out, done, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -126,6 +126,16 @@ def test_half_written_damaged_and_newer_runs_are_listed_with_a_note(runs):
     assert "tables/quality.json is damaged" in entries["old/seed-1"]["note"]
 
 
+@pytest.mark.parametrize(("config", "said"), [({"a": 1}, "unknown key 'a'"), ({"nam<": "x"}, "unknown key 'nam<'")])
+def test_a_run_whose_config_is_none_is_unreadable_and_its_rows_stay(config, said, runs):
+    """Once it was finished, without a note: `status` and `verify` refuse it."""
+    path = runs / "old" / "seed-1" / "config.json"
+    path.write_text(json.dumps(config))
+    entry = by_title(look(runs))["old/seed-1"]
+    assert (entry["state"], said in entry["note"], "config.json" in entry["note"]) == ("unreadable", True, True)
+    assert entry["rows"]
+
+
 def test_what_cannot_be_listed_is_said_and_the_rest_is_shown(runs, tmp_path, monkeypatch):
     (runs / "broken").symlink_to(tmp_path / "nowhere")
     (runs / "loop").symlink_to(runs)
@@ -359,7 +369,7 @@ def test_a_run_at_work_shows_its_progress_from_what_is_new(runs, cache):
         path.unlink()
     cells = [{"id": f"c{n}", "settings": {"num_samples": 60}} for n in range(2)]
     (run / "plan.json").write_text(json.dumps({"cells": cells, "models": []}))
-    began = datetime.now(UTC) - timedelta(seconds=20)
+    began = datetime.now(UTC) - timedelta(seconds=2000)
     index = Index([Place.of(str(runs))])
     with sole_driver(RunDir(run)):
         add_event(run, began, event="session", stages=[])
@@ -380,7 +390,7 @@ def test_a_run_at_work_shows_its_progress_from_what_is_new(runs, cache):
         [second] = document_of(index.look(), []).value["runs"]
         assert [path.stat().st_mtime_ns for path in cache.glob("*")] == kept, "it would be written at each look"
         assert second["progress"]["done"] == 30, "a shard counts once"
-        assert second["progress"]["left_seconds"] == pytest.approx(20 * 90 / 15, rel=0.2)
+        assert second["progress"]["left_seconds"] == pytest.approx(2000 * 90 / 15, rel=0.2)
         (run / "events" / "0009.jsonl").open("a").write(f"{line[60:]}\n")
         assert document_of(index.look(), []).value["runs"][0]["progress"]["done"] == 45, (
             "half a line is read once whole"

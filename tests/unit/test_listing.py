@@ -13,6 +13,7 @@ from buckets import quick_retries
 from in_process import CONFIG, drive, small_run
 
 from taugrid.config.load import load
+from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.run import Run
@@ -90,6 +91,25 @@ def test_a_plan_of_many_cells_asks_an_empty_directory_no_more_than_one_of_few(tm
         asked.append(calls)
     assert asked[0] == asked[1]
     assert asked[0].total() <= 8
+
+
+def test_a_plan_of_many_images_makes_no_shard_whose_file_is_not_there(opened, tmp_path, monkeypatch):
+    """With `--set sample.num_samples=100000000`, `plan` of a run with images took minutes and gigabytes."""
+    root, storage = open_place(str(tmp_path / "run"), "--out")
+    drive(opened, root, storage, stages=("sample",))
+    monkeypatch.setattr(Cell, "shards", property(lambda cell: pytest.fail("it made them all")))
+    many = opened.config.sample.model_copy(update={"num_samples": 10**8})
+    config = opened.config.model_copy(update={"sample": many})
+    described = describe_plan(Run(config, plan(config), RunDir(root, storage)))
+    counts = [(cell["shards"], cell["shards_done"], cell["images_done"]) for cell in described["cells"]]
+    assert counts == [(10**7, 2, 20)] * 2
+
+
+def test_the_shards_of_a_folder_are_those_whose_names_are_there(opened):
+    cell, names = opened.plan.cells[0], [f"part-{number:06d}.parquet" for number in (7, 1, 10**6, 3 * 10**6)]
+    cell = replace(cell, settings=cell.settings.model_copy(update={"num_samples": 2 * 10**7}))
+    others = ["notes.txt", "part-01000000.parquet", "part-00001.parquet", "part-000002.parquet.tmp"]
+    assert cell.shards_in({*names, *others}) == tuple(map(cell.shard, (1, 7, 10**6)))
 
 
 def test_a_file_that_the_ledger_knows_costs_one_call(opened, tmp_path, monkeypatch):

@@ -5,14 +5,17 @@ import os
 import pty
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from taugrid.config.load import load
 from taugrid.errors import Exit
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress, display
 from taugrid.orchestrator.progress.display import frame
@@ -570,10 +573,14 @@ from taugrid.errors import RunFailed
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import main
 ending.GRACE_SECONDS = 0.3
-threading.Thread(target=time.sleep, args=(60,)).start()
+def again():  # who waits presses Ctrl-C again
+    threading.main_thread().join()  # until it joins threads
+    for number in (signal.SIGINT, signal.SIGTERM):
+        time.sleep(0.05)
+        os.kill(os.getpid(), number)
+    time.sleep(60)
+threading.Thread(target=again).start()
 def command(**_):
-    for number in (signal.SIGINT, signal.SIGTERM):  # who waits presses Ctrl-C again
-        threading.Timer(0.1, os.kill, [os.getpid(), number]).start()
     {ends}
 main.cli.main = command
 main.main()
@@ -629,6 +636,21 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "True\nas before\n"
+
+
+@pytest.mark.parametrize("module", ["click", "yaml"])
+def test_ctrl_c_during_an_import_is_one_line(module, tmp_path):
+    """Of the command line, which needs click, and of a command. Once a traceback; a status of -2, as of the signal."""
+    (tmp_path / f"{module}.py").write_text("import signal\nexec('signal.raise_signal(signal.SIGINT)')\n")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    entry, _, name = project["scripts"]["taugrid"].partition(":")
+    for program in (["-m", "taugrid"], ["-c", f"from {entry} import {name}; {name}()"]):
+        done = subprocess.run(
+            [sys.executable, *program, "plan", "digits"],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (Exit.INTERRUPTED, "")
+        assert done.stderr.strip() == f"taugrid: {ending.interrupted()}"
 
 
 def test_messages_count_as_people_do():

@@ -627,9 +627,8 @@ def test_in_a_browser_a_chart_is_saved_on_white_in_the_colours_of_a_light_page(f
     tab.open(finished / "report.html", scheme="dark")
     tab.save_downloads_to(tmp_path)
     tab.click("#steps [data-save]")
-    for _ in range(100):
-        if saved := list(tmp_path.glob("*.png")):
-            break
+    end = time.monotonic() + 60
+    while not (saved := list(tmp_path.glob("*.png"))) and time.monotonic() < end:
         time.sleep(0.05)
     assert [path.name for path in saved] == ["FID-against-sampling-steps-S.png"]
     picture = np.asarray(Image.open(saved[0]).convert("RGB"))

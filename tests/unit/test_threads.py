@@ -255,7 +255,7 @@ def test_a_reader_that_is_left_does_not_wait_for_its_threads():
     hold.clear()
     closing = threading.Thread(target=reader.close, daemon=True)
     closing.start()
-    closing.join(10)
+    closing.join(30)
     waits = closing.is_alive()
     hold.set()
     assert not waits

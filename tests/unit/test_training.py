@@ -6,8 +6,8 @@ import math
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import nullcontext
+from itertools import count
 from queue import SimpleQueue
 from types import SimpleNamespace
 
@@ -631,14 +631,16 @@ def test_status_counts_as_done_what_a_checkpoint_holds(tmp_path):
 
 
 def watched(tmp_path, monkeypatch, may_grow=False, **train):
-    """What is said of a training that does nothing for a while."""
-    monkeypatch.setattr(driver.fit, "train", lambda spec: time.sleep(0.3))
-    training, said = a_training(tmp_path, may_grow, config.Cluster(max_wait_seconds=0.1), **train)
+    """What is said of a training that logs no step, by a clock that is a minute later at each look."""
+    clock = count(0, 60)
+    monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(driver.fit, "train", lambda spec: None)
+    training, said = a_training(tmp_path, may_grow, config.Cluster(), **train)
     ended = SimpleQueue()
     training.begin(ended)
-    while ended.empty():
+    ended.get(timeout=60)  # or its thread might look for `train` after the test
+    for _ in range(12):
         training.check_log()
-        time.sleep(0.01)
     return said()
 
 
@@ -657,7 +659,6 @@ def few_nodes(monkeypatch):
 
 
 def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, monkeypatch, few_nodes):
-    monkeypatch.setattr(driver, "STANDSTILL_SECONDS", 0.05)
     few_nodes(Node("n", 2, 0))
     assert watched(tmp_path, monkeypatch, workers=2) == ""
     waits = "it waits while the cluster has no room for 2 workers\n"
@@ -667,7 +668,6 @@ def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, m
 
 @pytest.mark.parametrize(("cpus", "ends"), [(1, True), (2, False)])
 def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch, few_nodes, cpus, ends):
-    monkeypatch.setattr(driver, "CAPACITY_SECONDS", 0.01)
     few_nodes(Node("n", cpus, 0))
     limit = pytest.raises(UserError, match=r"cluster\.max_wait_seconds") if ends else nullcontext()
     with limit:

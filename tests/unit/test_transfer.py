@@ -188,7 +188,7 @@ def test_a_file_has_the_bytes_that_one_thread_would_write(tmp_path, monkeypatch,
 
 def test_whoever_brings_batches_faster_than_they_are_encoded_waits(tmp_path, monkeypatch):
     brought, go_on = [], threading.Event()
-    monkeypatch.setattr(samples, "encode_png", lambda image: go_on.wait(10) and b"")
+    monkeypatch.setattr(samples, "encode_png", lambda image: go_on.wait(120) and b"")
     image = np.zeros((2, 1, 4, 4), np.uint8)
 
     def batches():
@@ -198,14 +198,14 @@ def test_whoever_brings_batches_faster_than_they_are_encoded_waits(tmp_path, mon
 
     thread = threading.Thread(target=written, args=(tmp_path / "x", batches()))
     thread.start()
-    for _ in range(100):  # a busy machine may take seconds to come so far
+    for _ in range(600):  # a busy machine may take seconds to come so far
         thread.join(0.1)
         if len(brought) > samples.MAX_WAITING_BATCHES:
             break
     thread.join(0.1)
     assert len(brought) == samples.MAX_WAITING_BATCHES + 1, "none waits beyond that"
     go_on.set()
-    thread.join(10)
+    thread.join(60)
     assert len(brought) == 6
 
 

@@ -77,6 +77,11 @@ def spoil(path):
     path.write_text("{")
 
 
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 def empty(path):
     path.write_text("{}")
 
@@ -94,6 +99,7 @@ def fill_with_garbage(path):
     [
         ("samples/*/part-000000.parquet", flip, "run"),
         ("samples/*/part-000000.parquet", delete, "run"),
+        ("samples/*/part-000000.parquet", make_folder, "run"),
         ("features/*/S*/part-*.parquet", flip, "run"),
         ("scores/*.json", spoil, "run"),
         ("scores/*.json", delete, "run"),
@@ -102,6 +108,7 @@ def fill_with_garbage(path):
         ("tables/quality.json", spoil, "report"),
         ("provenance.json", delete, "report"),
         ("scorer.json", spoil, "run"),
+        ("scorer.json", make_folder, "run"),
         ("plan.json", spoil, "report"),
         ("plan.json", empty, "report"),
         ("tables/quality.csv", flip, "report"),
@@ -185,11 +192,24 @@ def test_an_edited_config_is_the_reason_why_images_are_of_no_cell(copy):
     ],
 )
 def test_a_folder_that_has_the_name_of_a_file_is_told_in_one_line(copy, name, command):
-    delete(copy / name)
-    (copy / name).mkdir()
+    make_folder(copy / name)
     said = re.escape(f"{copy / name} is a folder, but a file belongs there; move it away")
     with pytest.raises(RunFailed, match=f"^{said}"), user_errors():
         taugrid(command, copy)
+
+
+@pytest.mark.parametrize(("name", "command"), [("run.json", "run"), ("plan.json", "report"), ("report.json", "report")])
+def test_what_a_folder_keeps_a_command_from_mending_is_to_be_moved_away_first(name, command, opened, copy):
+    """Once: "`taugrid run` solves it", which refused the folder."""
+    make_folder(copy / name)
+    [damage], [step] = said(opened, copy)
+    mends = f"move it away, and `taugrid {command} {copy}` makes the file"
+    assert (damage.path, step.command, mends in step.words) == (copy / name, None, True)
+    with pytest.raises(RunFailed, match="move it away"), user_errors():
+        do(opened, command, copy)
+    (copy / name).rmdir()
+    do(opened, command, copy)
+    assert said(opened, copy) == ([], [])
 
 
 def test_a_report_that_a_stopped_session_never_made_is_unfinished(copy):

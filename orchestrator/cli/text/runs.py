@@ -106,7 +106,7 @@ def _driver(plan: dict[str, Any]) -> list[str]:
     driver = plan["driver"]
     who = "none is running here" if driver is None else "process {process} on {host} is running".format(**driver)
     if (killed := plan["killed_driver"]) is not None:
-        who += f"; the last one was killed ({killed})"
+        who += f"; the last one was killed, or lost this directory ({killed})"
     return [f"driver: {who}"]
 
 
