@@ -57,7 +57,8 @@ class Lab:
     Everything that a node may see wrongly is in a folder of its own below `folder`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patient: bool) -> None:
+        """`patient`: a node that a busy machine stops for seconds is not taken for lost. One that is lost takes 90 s."""
         self.folder = folder
         self.shared = folder / "shared"
         self.weights = folder / "scale.txt"
@@ -68,6 +69,7 @@ class Lab:
         self.config = self.write_config("chaos.yaml")
         path = os.pathsep.join(filter(None, [str(ON_NODES), os.environ.get("PYTHONPATH")]))
         places = {"PYTHONPATH": path, "TG_FAULTS": str(self._faults), "TG_SHARED": str(self.shared)}
+        places |= {"RAY_health_check_failure_threshold": "60"} if patient else {}
         self._new_cluster = lambda: Cluster(self.shared, places)
         self.cluster = self._new_cluster()
         self._logs = 0
