@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from taugrid import retries
+from taugrid.orchestrator import ending
 
 # `nohup make test &` and many CI runners start their processes with SIGINT ignored. A driver that must stop then sends
 # SIGTERM to itself (`orchestrator/ending.py`), which would end pytest's process. Children start with the default.
@@ -48,10 +49,11 @@ def unsynced():
 
 @pytest.fixture(autouse=True)
 def goes_on():
-    """A run that a test has ended is not the next test's."""
+    """A run that a test has ended is not the next test's, nor is why it did."""
     yield
     if retries.over.is_set():
         retries.over = Event()
+    ending.begin()
 
 
 @contextmanager

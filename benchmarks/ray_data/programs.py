@@ -124,7 +124,8 @@ class Program:
         for _ in self.polls(seconds):
             if condition():
                 return
-        raise RuntimeError(f"it ended with {self.process.returncode}: {self.output[-2000:]}")
+        if not condition():  # else it came true as the program ended
+            raise RuntimeError(f"it ended with {self.process.returncode}: {self.output[-2000:]}")
 
     def wait(self, seconds: float = 600) -> int:
         for _ in self.polls(seconds):

@@ -74,7 +74,7 @@ class RequestedScores:
 
     def reference(self, given: Data | str) -> Reference:
         """The reference of the scores as the last session recorded it; opened if it has no record."""
-        recorded = (read_json(self.rundir.provenance, self.rundir.storage) or {}).get("reference")
+        recorded = self.rundir.read_provenance().get("reference")
         if isinstance(given, Data) and isinstance(recorded, dict) and self._is_its_reference(recorded):
             return Reference(given, recorded["num_images"], recorded["sha256"], given.image_shape)
         return open_reference(given)

@@ -82,11 +82,13 @@ class Started:
     def wait_until(self, condition: Callable[[], Any], timeout: float = 120) -> Any:
         """What `condition` returns, once that is true."""
         end = time.monotonic() + timeout
-        while not (value := condition()):
-            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.output}"
+        while True:
+            has_ended = self.process.poll() is not None  # first: its last words may be what is waited for
+            if value := condition():
+                return value
+            assert not has_ended, f"it ended with {self.process.returncode}:\n{self.output}"
             assert time.monotonic() < end, f"not after {timeout} s:\n{self.output}"
             time.sleep(0.02)
-        return value
 
     def wait(self, code: int, timeout: float = 240) -> None:
         assert self.process.wait(timeout) == code, self.output

@@ -4,11 +4,21 @@ import socket
 import threading
 import time
 from contextlib import nullcontext, suppress
+from queue import SimpleQueue
 
 import pytest
 
 from taugrid.errors import RunFailed
 from taugrid.orchestrator.dispatch import cluster
+
+
+@pytest.fixture(autouse=True)
+def watch_alone():
+    """The watch of a test does not poll in the next one."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "head":
+            thread.join(60)
 
 
 @pytest.fixture
@@ -18,6 +28,24 @@ def server(monkeypatch):
         yield listening
 
 
+@pytest.fixture
+def until(monkeypatch):
+    """Waits until a poll of the watch has found the head there, or away, however long that takes."""
+    found, accepts = SimpleQueue(), cluster.head_accepts
+
+    def poll(address):
+        found.put(answer := accepts(address))
+        return answer
+
+    def wait(answer):
+        while found.get(timeout=60) is not answer:
+            pass
+
+    monkeypatch.setattr(cluster, "MAX_HEAD_FAILURES", 10_000)
+    monkeypatch.setattr(cluster, "head_accepts", poll)
+    return wait
+
+
 def address(server):
     return f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -25,7 +53,7 @@ def address(server):
 def wait_for_death(server):
     with cluster.head_watched(address(server)):
         server.close()
-        time.sleep(20)
+        time.sleep(60)
 
 
 def test_a_head_that_dies_ends_the_driver(server):
@@ -35,24 +63,40 @@ def test_a_head_that_dies_ends_the_driver(server):
     assert time.monotonic() - began >= (cluster.MAX_HEAD_FAILURES - 1) * cluster.HEAD_POLL_SECONDS
 
 
-def test_a_head_that_is_out_of_reach_for_a_moment_does_not(server):
+def test_a_head_that_is_out_of_reach_for_a_moment_does_not(server, until):
     port = server.getsockname()[1]
     with cluster.head_watched(address(server)):
         server.close()
-        time.sleep(5 * cluster.HEAD_POLL_SECONDS)
+        until(False)
         with socket.create_server(("127.0.0.1", port)):
-            time.sleep(2 * cluster.MAX_HEAD_FAILURES * cluster.HEAD_POLL_SECONDS)
+            for _ in range(3):
+                until(True)
 
 
-def test_only_failures_in_a_row_count(server, monkeypatch):
-    monkeypatch.setattr(cluster, "MAX_HEAD_FAILURES", 8)
-    port = server.getsockname()[1]
-    with cluster.head_watched(address(server)):
-        server.close()
-        for _ in range(2):
-            time.sleep(5 * cluster.HEAD_POLL_SECONDS)
-            with socket.create_server(("127.0.0.1", port)):
-                time.sleep(5 * cluster.HEAD_POLL_SECONDS)
+def watch(monkeypatch, answers):
+    """Watch a head that accepts connections as `answers` says, poll by poll, and then all of them."""
+    rest, all_given = iter(answers), threading.Event()
+
+    def accepts(address):
+        answer = next(rest, None)
+        if answer is None:
+            all_given.set()
+        return answer is not False
+
+    monkeypatch.setattr(cluster, "HEAD_POLL_SECONDS", 0.003)
+    monkeypatch.setattr(cluster, "POLLS_WITHOUT_HEAD", 1)  # a failure counts as one, however late it is
+    monkeypatch.setattr(cluster, "head_accepts", accepts)
+    with cluster.head_watched("head:6379"):
+        assert all_given.wait(60)
+
+
+def test_only_failures_in_a_row_count(monkeypatch):
+    watch(monkeypatch, 2 * [*(cluster.MAX_HEAD_FAILURES - 1) * [False], True])
+
+
+def test_the_last_failure_that_counts_is_its_death(monkeypatch):
+    with pytest.raises(RunFailed, match="head:6379 has died"):
+        watch(monkeypatch, cluster.MAX_HEAD_FAILURES * [False])
 
 
 def test_ctrl_c_is_no_death(server):
@@ -61,11 +105,11 @@ def test_ctrl_c_is_no_death(server):
 
 
 @pytest.mark.parametrize("main_thread", ["in Python", "in a call of Ray"])
-def test_a_head_that_was_replaced_ends_the_driver_at_once(server, monkeypatch, main_thread):
+def test_a_head_that_was_replaced_ends_the_driver_at_once(server, until, monkeypatch, main_thread):
     """Ray would end the process with a stack trace, or wait for good."""
     port, left = server.getsockname()[1], threading.Event()
     monkeypatch.setattr(cluster.ending, "leave", left.set)
-    monkeypatch.setattr(cluster, "REPLACED_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "REPLACED_SECONDS", 60.0 if main_thread == "in Python" else 0.2)
     if main_thread != "in Python":
         monkeypatch.setattr(cluster.ending, "stop", lambda failure: None)
     with (
@@ -74,7 +118,7 @@ def test_a_head_that_was_replaced_ends_the_driver_at_once(server, monkeypatch, m
         cluster.head_watched(address(server), lambda: False),
     ):
         server.close()
-        time.sleep(5 * cluster.HEAD_POLL_SECONDS)
+        until(False)
         with socket.create_server(("127.0.0.1", port)):
-            left.wait(10)
+            left.wait(60)
     assert left.is_set() is (main_thread != "in Python")

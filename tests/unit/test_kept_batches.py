@@ -14,7 +14,7 @@ from taugrid import parquet
 from taugrid.errors import NotCommitted
 from taugrid.jobs import Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch import pool
+from taugrid.orchestrator.dispatch import loop, pool
 from taugrid.orchestrator.dispatch.jobs_in_flight import InProgress, interruption
 from taugrid.orchestrator.rundir import directory
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -86,6 +86,7 @@ def interrupted(tmp_path, monkeypatch):
                     drive(opened, tmp_path / "run", storage)
             return opened, storage, ending.interrupted()
 
+    monkeypatch.setattr(loop, "KEEP_SECONDS", 60.0)  # its worker begins to work after that time has begun
     ending.begin()
     yield run
     ending.begin()

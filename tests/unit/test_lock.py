@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -34,10 +35,10 @@ def hold():
     with RunDir(Path(sys.argv[1])).lock():
         print("locked", flush=True)
         try:
-            time.sleep(60)
+            time.sleep(240)
         finally:
             if "stuck" in sys.argv:  # as if Ray's shutdown waited for a cluster that does not answer
-                time.sleep(60)
+                time.sleep(240)
 
 if "stuck" in sys.argv:
     ending.GRACE_SECONDS = 0.3
@@ -87,13 +88,14 @@ ELSEWHERE = {"host": "elsewhere", "boot": "another"}
 
 def test_a_second_driver_is_refused_and_a_killed_one_lets_go(tmp_path):
     rundir = RunDir(tmp_path / "run")
+    waits = []
     with held(rundir.root) as holder:
-        began = time.monotonic()
-        with pytest.raises(UserError) as caught, rundir.lock():
+        with pytest.raises(UserError) as caught, rundir.lock(say=waits.append):
             raise AssertionError
-        assert time.monotonic() - began < 2, "it does not wait"
-        for said in (str(rundir.root), "--out", "--break-lock", f"process {holder.pid} on ", "last seen 0 s ago"):
+        assert waits == []
+        for said in (str(rundir.root), "--out", "--break-lock"):
             assert said in str(caught.value)
+        assert re.search(rf"process {holder.pid} on .*, last seen \d s ago", str(caught.value))
         assert "\n" not in str(caught.value)
     with rundir.lock():
         pass
@@ -193,14 +195,15 @@ def test_a_run_that_may_only_be_read_is_a_user_error_that_does_not_say_again(tmp
 def test_a_killed_driver_is_replaced_at_once(tmp_path):
     with held(tmp_path):
         pass
-    said, began = [], time.monotonic()
+    said = []
     with RunDir(tmp_path).lock(say=said.append):
-        assert time.monotonic() - began < 2
-    assert len(said) == 1
+        pass
+    assert len(said) == 1, "it does not wait"
     assert "took the run directory over from process" in said[0]
 
 
-def test_a_lease_from_elsewhere_that_is_refreshed_is_respected(tmp_path, quick):
+def test_a_lease_from_elsewhere_that_is_refreshed_is_respected(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 60.0)
     rundir = RunDir(tmp_path)
     leave_lease(rundir, **ELSEWHERE)
 
@@ -234,7 +237,7 @@ def test_a_driver_elsewhere_whose_lease_has_expired_is_not_at_work(tmp_path):
 
 
 def test_a_stopped_driver_keeps_its_directory_and_a_later_process_of_its_number_does_not(tmp_path, quick):
-    rundir = RunDir(tmp_path)
+    rundir, said = RunDir(tmp_path), []
     with held(tmp_path) as holder:
         holder.send_signal(signal.SIGSTOP)
         time.sleep(2 * lease.EXPIRY_SECONDS)
@@ -243,9 +246,8 @@ def test_a_stopped_driver_keeps_its_directory_and_a_later_process_of_its_number_
             raise AssertionError
         left = json.loads(rundir.lease.read_text())
         rundir.lease.write_text(json.dumps(left | {"heartbeat": "2020-01-01T00:00:00+00:00"}))
-        began = time.monotonic()
-        with rundir.lock():
-            assert time.monotonic() - began < 2
+        with rundir.lock(say=said.append):
+            assert len(said) == 1, "it does not wait"
 
 
 def test_of_two_that_take_over_in_one_moment_one_goes_on(tmp_path, quick, monkeypatch):
@@ -288,7 +290,7 @@ def test_break_lock_takes_a_live_one_and_the_other_driver_stops(tmp_path):
     with held(tmp_path) as holder:
         with RunDir(tmp_path).lock(break_lock=True) as ours:
             assert ours.began is None, "the other one may still write: nothing of it is removed"
-            assert holder.wait(10) != 0
+            assert holder.wait(60) != 0
         assert f"RunFailed: {tmp_path} was taken over by process {os.getpid()} " in holder.stderr.read()
     with RunDir(tmp_path).lock() as ours:
         assert ours.began is not None
@@ -296,7 +298,7 @@ def test_break_lock_takes_a_live_one_and_the_other_driver_stops(tmp_path):
 
 def test_a_driver_that_was_taken_over_says_so_even_if_it_can_end_only_by_force(tmp_path):
     with held(tmp_path, "stuck") as holder, RunDir(tmp_path).lock(break_lock=True):
-        assert holder.wait(10) == Exit.FAILED
+        assert holder.wait(60) == Exit.FAILED
         said = holder.stderr.read()
     assert said.startswith(f"taugrid: {tmp_path} was taken over by process {os.getpid()} ")
     assert said.count("\n") == 1
@@ -314,7 +316,7 @@ def test_a_lease_is_refreshed_and_names_the_run(tmp_path, quick):
     with RunDir(tmp_path).lock():
         first = json.loads((tmp_path / "lease.json").read_text())
         assert first["run"] == "abc"
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while json.loads((tmp_path / "lease.json").read_text())["heartbeat"] == first["heartbeat"]:
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -325,7 +327,7 @@ def test_a_lease_that_was_deleted_is_written_again_and_ends_nobody(tmp_path, qui
     rundir = RunDir(tmp_path)
     with rundir.lock():
         rundir.lease.unlink()
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not rundir.lease.exists():
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -342,9 +344,10 @@ def test_a_taken_lease_ends_the_driver_that_had_it(tmp_path, quick):
         with rundir.lock():
             found = json.loads(rundir.lease.read_text())
             theirs = rundir.root / "theirs"
-            theirs.write_text(json.dumps(found | ELSEWHERE | {"session": "another", "process": 7}))
-            theirs.replace(rundir.lease)
-            time.sleep(20)
+            for _ in range(1_200):  # it writes its heartbeats, too: one of ours may just have been on its way
+                theirs.write_text(json.dumps(found | ELSEWHERE | {"session": "another", "process": 7}))
+                theirs.replace(rundir.lease)
+                time.sleep(lease.HEARTBEAT_SECONDS)
 
     with pytest.raises(RunFailed, match="taken over by process 7 on elsewhere"):
         drive()

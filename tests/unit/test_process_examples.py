@@ -44,6 +44,7 @@ def module(tmp_path, monkeypatch, asked_here):
         text = example(f"{name}.py")
         assert len(text.splitlines()) <= 30, "short enough to be read"
         (tmp_path / f"{name}.py").write_text(text)
+        torch.manual_seed(0)  # networks that tests make of it begin alike, whatever tests this process ran before
         return import_module(name)
 
     yield made

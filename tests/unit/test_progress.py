@@ -573,10 +573,14 @@ from taugrid.errors import RunFailed
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import main
 ending.GRACE_SECONDS = 0.3
-threading.Thread(target=time.sleep, args=(60,)).start()
+def again():  # who waits presses Ctrl-C again
+    threading.main_thread().join()  # until it joins threads
+    for number in (signal.SIGINT, signal.SIGTERM):
+        time.sleep(0.05)
+        os.kill(os.getpid(), number)
+    time.sleep(60)
+threading.Thread(target=again).start()
 def command(**_):
-    for number in (signal.SIGINT, signal.SIGTERM):  # who waits presses Ctrl-C again
-        threading.Timer(0.1, os.kill, [os.getpid(), number]).start()
     {ends}
 main.cli.main = command
 main.main()
