@@ -503,7 +503,7 @@ def test_a_served_page_follows_the_runs_and_keeps_its_place(tab):
         until(tab, "byId('picked').textContent.includes('be asked now')")
         until(tab, "byId('picked').textContent.includes('paired, z = 6')")
         until(tab, "live.etag && !live.isAsking")
-        tab.run("for (let timer = 1; timer < 100; timer++) clearInterval(timer)")  # it polls only when told to, from now
+        tab.run("for (let timer = 1; timer < 100; timer++) clearInterval(timer)")  # it now polls when told to
         assert texts(tab, "#picked td:nth-child(4)")[1] == "+1.50 ± 0.25paired, z = 6.0, worse"
         assert "unpaired" in texts(tab, "#picked td:nth-child(4)")[2], "its noise is another: nobody was asked"
         tab.run("change({ metric: 'isc_mean' })")
