@@ -57,7 +57,7 @@ class Faulty:
             return method
 
         def call(path, *arguments, **options):
-            if current_thread().name == "lease":  # a slower run has more heartbeats, at other moments: they do not count
+            if current_thread().name == "lease":  # the slower the run, the more heartbeats: they do not count
                 return method(path, *arguments, **options)
             number = len(self.calls)
             self.calls.append((name, path))
