@@ -60,9 +60,7 @@ class SessionResult(NamedTuple):
     missing: dict[str, str]
     """Name -> reason, for every cell without a score (or, if only images were requested, without all its images)."""
     rows: list[dict[str, Any]]
-    """The rows of the table that the stages result in."""
-    table: str
-    """The name of that table (`work.kind.KindResult`); empty if there is none."""
+    """The rows of the table that the stages result in (`work.kind.KindResult`)."""
     quality: "QualityTable | None" = None
     """The quality table, if `rows` are its rows."""
     text: "RenderableType" = ""
@@ -217,7 +215,7 @@ class Session:
         if asked and not is_current:
             self._progress.say("writing tables and figures")
         results = [result for kind in reported if (result := kind.conclude()) is not None]
-        last = results[-1] if results else KindResult("", [])
+        last = results[-1] if results else KindResult([])
         self._warn_of_tables(last)
         warnings: Sequence[str] = self._reported.warnings if is_current else ()
         if results and not is_current and (asked or "evaluate" not in self._stages):
@@ -287,7 +285,7 @@ class Session:
         """Print that tables are unchanged, or warnings on what the quality table can't show."""
         if self._stages == {"evaluate"}:
             self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
-        if "report" in self._stages and last.table == "quality":
+        if "report" in self._stages and last.quality is not None:
             scored = {row["cell"] for row in last.rows}
             cells = [cell for cell in self.plan.cells if cell.id in scored]
             for warning in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):

@@ -68,6 +68,10 @@ def decode_each(
     If the first image is small, no thread is used. Large ones are decoded by `THREADS` threads, at most 2 x `THREADS`
     tasks ahead. The first image's size decides how many images a task has.
     """
+
+    def decoded(group: list[Item]) -> list[Image]:
+        return [transform(decode(item)) for item in group]
+
     remaining = iter(items)
     for item in islice(remaining, 1):
         first = decode(item)
@@ -76,15 +80,9 @@ def decode_each(
             yield from (transform(decode(item)) for item in remaining)
         else:
             images_per_task = max(1, min(MAX_IMAGES_PER_TASK, BYTES_PER_TASK // size))
-            tasks = (partial(_decode_group, decode, transform, group) for group in _groups(remaining, images_per_task))
+            tasks = (partial(decoded, group) for group in _groups(remaining, images_per_task))
             yield from chain.from_iterable(ahead(tasks, THREADS, 2 * THREADS))
 
 
 def _groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
     return iter(lambda: list(islice(items, size)), [])
-
-
-def _decode_group(
-    decode: Callable[[Item], Image], transform: Callable[[Image], Image], items: list[Item]
-) -> list[Image]:
-    return [transform(decode(item)) for item in items]

@@ -36,7 +36,7 @@ from taugrid.orchestrator.rundir.origins import (
 from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord, kept_record
 from taugrid.protocol import on_devices
 from taugrid.registry.metrics import SAMPLED
-from taugrid.storage import read_json, read_sealed
+from taugrid.storage import read_sealed
 
 NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
 """Keys of `sample` that do not identify a cell: how many images it has, and how the work is divided."""
@@ -279,7 +279,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     events = list(read_events(rundir))
     made, first, scored_on = origins(events), first_origins(events), scorers(events)
     kinds = device_kinds(events)
-    provenance = read_json(rundir.provenance, rundir.storage) or {}
+    provenance = rundir.read_provenance()
     weights = provenance.get("models") or {}
     protocols = {cell.cell: cell.protocol for cell in planned_snapshot(run).cells} if failed else {}
     threads = max(1, int(run.config.cluster.cpus_per_worker))
@@ -309,7 +309,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         software,
         tuple(cells),
         unscored,
-        codes=frozenset(codes(events, "sample")),
+        codes=frozenset(codes(events)),
         load_scorer=lambda: kept_record(rundir),
     )
 

@@ -50,7 +50,7 @@ def model_card(run: Run, name: str | None) -> str:
     """The results as the Hub reads them from a model's README.md (`model-index`), as tables, and how to repeat them."""
     table, labels = _required(run, name), {cell.id: cell.label for cell in run.configured.cells}
     index = [{"name": run.config.name, "results": [_result(table, row, labels[row["cell"]]) for row in table.rows]}]
-    provenance = read_json(run.rundir.provenance, run.rundir.storage) or {}
+    provenance = run.rundir.read_provenance()
     version = provenance.get("versions", {}).get("taugrid", __version__)
     lines = [
         front_matter({"tags": ["taugrid"], "model-index": index}),

@@ -29,7 +29,6 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.origins import Origin, codes, origins
 from taugrid.orchestrator.session import Session
-from taugrid.storage import read_json
 from taugrid.words import counted, with_urls
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import read_checkpoint, weights_file, weights_sha256
@@ -128,8 +127,8 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
     """The canaries in a run directory, which check the sampler of `tonight`; `failed` is as in `ResamplingRun`."""
     rundir = run.rundir
     events = list(read_events(rundir))
-    made_by, code_changed = origins(events), len(tonight.codes | codes(events, "sample")) > 1
-    weights = (read_json(rundir.provenance, rundir.storage) or {}).get("models") or {}
+    made_by, code_changed = origins(events), len(tonight.codes | codes(events)) > 1
+    weights = rundir.read_provenance().get("models") or {}
     canaries: dict[str, Sampled | Check] = {}
     for cell in run.plan.cells:
         weights_sha256 = weights.get(cell.model.id, {}).get(cell.settings.weights)

@@ -74,7 +74,7 @@ class RequestedScores:
 
     def reference(self, given: Data | str) -> Reference:
         """The reference of the scores as the last session recorded it; opened if it has no record."""
-        recorded = (read_json(self.rundir.provenance, self.rundir.storage) or {}).get("reference")
+        recorded = self.rundir.read_provenance().get("reference")
         if isinstance(given, Data) and isinstance(recorded, dict) and self._is_its_reference(recorded):
             return Reference(given, recorded["num_images"], recorded["sha256"], given.image_shape)
         return open_reference(given)
@@ -88,9 +88,9 @@ class RequestedScores:
         return all(recorded.get(key) == now.get(key) for key in keys)
 
     def _is_its_reference(self, recorded: Mapping[str, Any]) -> bool:
-        given = self.config.evaluate.reference
+        given = self.config.reference
         try:
-            reference = resolve_reference(given).given if isinstance(given, str) else given or self.config.data
+            reference = resolve_reference(given).given if isinstance(given, str) else given
         except UserError:
             return False
         if not isinstance(reference, Data):

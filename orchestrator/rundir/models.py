@@ -43,6 +43,10 @@ class ModelRecords(Paths):
     downloads = True
     """Whether files that a config names may be downloaded. If not, earlier downloads and records are used."""
 
+    def read_provenance(self) -> dict[str, Any]:
+        """The content of provenance.json; empty if there is none."""
+        return read_json(self.provenance, self.storage) or {}
+
     def weights_file(self, model: Model, weights: str) -> Path:
         """The file of a model's weights, or the record that stands for it."""
         return model.source.weights_file(self.model_folder(model), weights)
@@ -64,7 +68,7 @@ class ModelRecords(Paths):
     def model_records(self) -> list[dict[str, Any]]:
         """The records of all loaded and custom models; those of the last session come first."""
         files = self.storage.list(self.models, str(self.model_record("*").relative_to(self.models)))
-        last = (read_json(self.provenance, self.storage) or {}).get("models") or {}
+        last = self.read_provenance().get("models") or {}
         records = [
             read_json(file, self.storage) for file in sorted(files, key=lambda file: file.parent.name not in last)
         ]
@@ -123,7 +127,7 @@ class ModelRecords(Paths):
         Raises:
             UserError: if there is none, its weights are missing, or a custom one is not recorded.
         """
-        recorded = (read_json(self.provenance, self.storage) or {}).get("extractor")
+        recorded = self.read_provenance().get("extractor")
         name = config.evaluate.extractor
         if self.runs_code or name is None or ":" not in name:
             spec = extractor(config, self.downloads)
@@ -155,7 +159,7 @@ class ModelRecords(Paths):
         try:
             return content_fingerprint(data if self.downloads else data.model_copy(update={"download": False}), of)
         except UserError:
-            recorded = (read_json(self.provenance, self.storage) or {}).get("dataset") or {}
+            recorded = self.read_provenance().get("dataset") or {}
             section = data.model_dump(mode="json", exclude={"download"})
             key = {"images": "sha256", "labels": "labels_sha256"}[of]
             if key in recorded and section.items() <= recorded.items():

@@ -20,7 +20,7 @@ from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.storage import read_json, write_json
+from taugrid.storage import write_json
 from taugrid.versions import versions
 from taugrid.workers.data.load import content_fingerprint, load_images
 
@@ -67,7 +67,7 @@ def _git(*arguments: str) -> str | None:
 
 def write(rundir: RunDir, plan: Plan, scoring: Scoring | None) -> None:
     """Write provenance.json. Data and extractor stay as earlier sessions recorded them, if they are unknown now."""
-    before = read_json(rundir.provenance, rundir.storage) or {}
+    before = rundir.read_provenance()
     joined = (event for event in read_events(rundir) if event["event"] == "worker")
     found = [{key: event[key] for key in ("node", "device", "accelerator") if key in event} for event in joined]
     machines = {(machine["node"], machine["device"], canonical_json(machine)): machine for machine in found}

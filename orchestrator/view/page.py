@@ -123,7 +123,7 @@ def _unscored(plan: Plan, document: Mapping[str, Any], missing: Mapping[str, str
 
 def _made(plan: Plan, rundir: RunDir) -> list[str]:
     """The day of the last work in UTC, taugrid's version, the devices with their machines, and the checkpoint."""
-    recorded = read_json(rundir.provenance, rundir.storage) or {}
+    recorded = rundir.read_provenance()
     last = max((event.get("time", "") for event in read_events(rundir) if event["event"] in WORK), default="")
     version = (recorded.get("versions") or {}).get("taugrid")
     devices = Counter(machine["device"] for machine in recorded.get("machines") or ())
@@ -141,7 +141,7 @@ def _made(plan: Plan, rundir: RunDir) -> list[str]:
 
 def _provenance(plan: Plan, rundir: RunDir) -> dict[str, str]:
     """provenance.json as lines of a table. Machines are known by their devices; their names stay here."""
-    recorded = read_json(rundir.provenance, rundir.storage) or {}
+    recorded = rundir.read_provenance()
     machines = recorded.get("machines") or ()
     devices = sorted({" ".join(filter(None, [machine["device"], _libraries(machine)])) for machine in machines})
     versions = {"python": recorded.get("python"), **(recorded.get("versions") or {})}

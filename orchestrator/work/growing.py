@@ -4,7 +4,7 @@ A look compares the scores that exist, and doubles N of the undecided cells. Eve
 from the scores on disk, so an interrupted run goes on where it was.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from math import ceil, log2
 from typing import Any, NamedTuple
 
@@ -128,7 +128,8 @@ class Growth:
                 compared = {cell for group in groups for cell in group}
             evidence = rows.evidence.of(self._column.name)
             lost |= {cell for group in groups for cell in group} - evidence.influences.keys()  # without an error
-            groups = _among(evidence.influences, groups)
+            groups = [[cell for cell in group if cell in evidence.influences] for group in groups]
+            groups = [group for group in groups if len(group) > 1]
             if number == 1 and not groups:
                 self._say("warning: --until has nothing to compare: no two cells of a column have a standard error")
                 return
@@ -198,9 +199,3 @@ class Growth:
             "images": sum(self.sizes.values()),
             "images_if_all_had_grown": max(self.sizes.values()) * len(self.sizes),
         }
-
-
-def _among(known: Collection[str], groups: Sequence[Contenders]) -> list[Contenders]:
-    """The `known` cells of each group, where there are several."""
-    kept = [[cell for cell in group if cell in known] for group in groups]
-    return [group for group in kept if len(group) > 1]

@@ -88,7 +88,7 @@ class InterpolateWork(WorkKind):
         with replacing(self.rundir.tables / "interpolation.csv", self.rundir.storage) as temporary:
             temporary.write_text(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"), encoding="utf-8")
         cells = counted(len({row["cell"] for row in rows}), "cell")
-        return KindResult("interpolation", rows, f"{cells} interpolated: figures/interpolation*.png")
+        return KindResult(rows, f"{cells} interpolated: figures/interpolation*.png")
 
     @classmethod
     def cells_of(cls, plan: Plan) -> list[Cell]:

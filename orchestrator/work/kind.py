@@ -31,8 +31,6 @@ class Event(NamedTuple):
 class KindResult(NamedTuple):
     """The result of a kind of work."""
 
-    table: str
-    """Name of the table."""
     rows: list[dict[str, Any]]
     text: "RenderableType" = ""
     """The table as printed on stdout. Empty: the command prints the rows as the quality table."""

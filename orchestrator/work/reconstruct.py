@@ -170,13 +170,13 @@ class ReconstructWork(WorkKind):
         with self.rundir.storage.local_folder(self.rundir.tables) as tables:
             write_published(beside, tables, "reconstruction-published")
             if not rows:
-                return KindResult("reconstruction", rows)
+                return KindResult(rows)
             write_reconstruction(rows, tables, self._about(cells), notes)
         with self.rundir.storage.local_folder(self.rundir.figures) as figures:
             save(reconstruction_figure(reconstruction_frame(rows)), figures / "reconstruction-error")
         self._draw(cells)
         drawn = reconstruction_to_console(reconstruction_frame(rows), self._about(cells), notes)
-        return KindResult("reconstruction", rows, drawn)
+        return KindResult(rows, drawn)
 
     def _draw(self, cells: list[Cell]) -> None:
         """Draw a figure of pictures for each group of cells that differ only in S."""
@@ -184,7 +184,8 @@ class ReconstructWork(WorkKind):
 
         groups: dict[str, list[Cell]] = {}
         for cell in cells:
-            groups.setdefault(_group(cell), []).append(cell)
+            shared = [cell.settings.spacing_name, cell.settings.weights, *cell.axes.values(), cell.model.id]
+            groups.setdefault(name_of(shared), []).append(cell)
         self.rundir.remove_outputs("figures/reconstructions*.png")
         for group, members in groups.items():
             name = "reconstructions" if len(groups) == 1 else f"reconstructions-{group}"
@@ -264,11 +265,6 @@ def _encoded(cell: Cell) -> "EncodedImages":
 
     held_out = cell.model.data.held_out
     return EncodedImages(held_out.full_name, held_out.split, cell.tau, network_origin(cell.model))
-
-
-def _group(cell: Cell) -> str:
-    """What the cells of one figure have in common, as part of a file name."""
-    return name_of([cell.settings.spacing_name, cell.settings.weights, *cell.axes.values(), cell.model.id])
 
 
 def _seconds(rundir: RunDir) -> dict[str, float]:

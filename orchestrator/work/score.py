@@ -103,7 +103,7 @@ class ScoreWork(WorkKind):
         larger = [larger_table(run, its) for its in grown if its.rows]
         if writes:
             write_larger(larger, self.rundir)
-        return KindResult("quality", collected.rows, quality=quality, larger=larger)
+        return KindResult(collected.rows, quality=quality, larger=larger)
 
 
 def reference_files(survey: Survey) -> ReferenceFiles:

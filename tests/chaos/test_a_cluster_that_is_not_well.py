@@ -27,7 +27,7 @@ def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, 
         cluster.start(*bad)
     else:
         cluster.begin("C")
-    fast = lab.weights.with_name("fast")
+    fast, hold = lab.weights.with_name("fast"), lab.weights.with_name("hold")
     fast.touch()
     if is_long:
         cluster.wait("A")
@@ -46,6 +46,11 @@ def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, 
         cluster.inside("D", LOST.format(lab.shared))
     hang, command = (("--set", "cluster.hang_seconds=6"), "run") if is_long else ((), "sample")
     with lab.start(root, *hang, command=command) as driver:
+        if not is_long:
+            driver.wait_until(lambda: "to do" in driver.output)  # it has tried the network in its own process
+            hold.touch()  # or A might do all before C has started
+            driver.wait_until(lambda: cluster.ips["C"] in driver.output)
+            hold.unlink()
         driver.wait_until(lambda: len(parts(root)) > 10)
         if is_long:
             lab.finish(root, code=2)
@@ -54,7 +59,7 @@ def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, 
             driver.wait_until(lambda: len(parts(root)) > 20 and len(cluster.workers("A")) == 2)  # or the third goes on
             for pid in cluster.workers("A"):
                 os.kill(pid, signal.SIGSTOP)
-        driver.wait(0, timeout=120)
+        driver.wait(0)
         for node in bad:
             assert cluster.ips[node] in driver.output
         assert not is_long or "hang" in driver.output

@@ -32,7 +32,7 @@ def done(monkeypatch):
     def ends(missing):
         def do(self, stages, break_lock=False):
             asked.append((str(self.rundir.root), self._address, tuple(stages)))
-            return session.SessionResult(missing, [{"steps": 2, "fid": 1.5}], "quality", None)
+            return session.SessionResult(missing, [{"steps": 2, "fid": 1.5}], None)
 
         monkeypatch.setattr(session.Session, "do", do)
         return asked
@@ -158,7 +158,7 @@ def test_run_works_on_some_cells_alone(monkeypatch, tmp_path):
 
     def do(self, stages, break_lock=False):
         parts.append([cell.settings.steps for cell in self.selected.cells])
-        return session.SessionResult({}, [], "", None)
+        return session.SessionResult({}, [], None)
 
     monkeypatch.setattr(session.Session, "do", do)
     taugrid.run(CONFIG, tmp_path, only=["steps=10"])

@@ -66,5 +66,5 @@ def test_the_page_says_what_it_said(reported):
 def test_the_terminal_shows_what_it_showed(reported, capsys, monkeypatch):
     expected, quality, rundir = reported
     monkeypatch.setenv("COLUMNS", "80")
-    print_result(rundir, SessionResult({}, quality.rows, "quality", quality))
+    print_result(rundir, SessionResult({}, quality.rows, quality))
     assert capsys.readouterr().out == (expected / "terminal.txt").read_text(encoding="utf-8")

@@ -209,7 +209,7 @@ def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys
     warnings = write_page(opened)
     page = Parsed((finished / "report.html").read_text())
     assert [item["text"] for item in page.all("li") if "nav" not in item["within"]] == warnings != []
-    print_result(opened.rundir, SessionResult({}, [], "", warnings=warnings))
+    print_result(opened.rundir, SessionResult({}, [], warnings=warnings))
     lines = capsys.readouterr().err.splitlines()
     assert lines[: len(warnings)] == [f"warning: {text}" for text in warnings]
     lines = lines[len(warnings) :]
@@ -220,7 +220,7 @@ def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys
 def test_a_warning_that_was_told_before_is_not_printed_again(finished, capsys):
     warnings = ["every cell: a has no B", "S=10 has no score: set aside", "N is small"]
     said = {"missing": {"x": "set aside"}, "warnings": warnings, "warned": ["a has no B"]}
-    print_result(open_existing(str(finished)).rundir, SessionResult(rows=[], table="", **said))
+    print_result(open_existing(str(finished)).rundir, SessionResult(rows=[], **said))
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if line.startswith("warning")] == ["warning: N is small"]
 

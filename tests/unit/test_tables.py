@@ -466,7 +466,7 @@ SPELLED = {
 
 def outcome_on_stdout(rows, capsys, tmp_path):
     spelled = {row["protocol"]: SPELLED for row in rows}
-    print_result(RunDir(tmp_path), SessionResult({}, rows, "quality", table(rows, spelled)))
+    print_result(RunDir(tmp_path), SessionResult({}, rows, table(rows, spelled)))
     return capsys.readouterr().out
 
 
@@ -511,11 +511,11 @@ def test_the_terminal_says_once_why_there_is_no_standard_error(tmp_path, capsys)
     few = "100 samples for 64 varying features [2 for each]"
     for scored, said in ((rows, "2 of 3 FIDs"), (rows[:2], "any FID")):
         evidence = Evidence({}, {row["cell"]: 0 for row in rows}, spelled, {row["cell"]: few for row in rows})
-        print_result(RunDir(tmp_path), SessionResult({}, scored, "quality", QualityTable(scored, evidence)))
+        print_result(RunDir(tmp_path), SessionResult({}, scored, QualityTable(scored, evidence)))
         printed_to = capsys.readouterr()
         assert printed_to.err.splitlines() == [f"no sampling error for {said}: {few}"]
         assert few not in printed_to.out
-    print_result(RunDir(tmp_path), SessionResult({}, rows[2:3], "quality", QualityTable(rows[2:3], evidence)))
+    print_result(RunDir(tmp_path), SessionResult({}, rows[2:3], QualityTable(rows[2:3], evidence)))
     assert capsys.readouterr().err == ""
 
 

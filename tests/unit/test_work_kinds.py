@@ -89,7 +89,7 @@ class PaintWork(WorkKind):
 
     def conclude(self):
         rows = [{"cell": cell.id} for cell in self.plan.cells if self._is_there(cell)]
-        return KindResult("paintings", rows, "all is painted")
+        return KindResult(rows, "all is painted")
 
 """
 
@@ -181,7 +181,7 @@ def test_a_sixth_kind_is_announced_done_recorded_and_concluded(sixth, tmp_path):
     assert run.kind.missing() == {}
     assert list(run.kind.tasks()) == [], "what is there is not done again"
     conclusion = run.kind.conclude()
-    assert (conclusion.table, len(conclusion.rows)) == ("paintings", 2)
+    assert len(conclusion.rows) == 2
     found = [parquet.inspect(path) for path in (run.rundir.root / "paintings").glob("*.parquet")]
     assert [part.metadata for part in found] == [{"colour": "blue on cpu"}] * 2
     lines = [event for event in read_events(run.rundir) if event["event"] == "paint"]
