@@ -229,16 +229,16 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         images=value.get("images"),
         trainings=tuple(
             TrainingScores(metrics, _influences(_rows_of(table, _training(value["cell"], number))))
-            for number, metrics in enumerate(_training_metrics(value), start=1)
+            for number, metrics in enumerate(training_metrics(value), start=1)
         ),
         scored_with=ScoredWith.read(value.get("scored_with")),
     )
 
 
-def _training_metrics(value: Mapping[str, Any]) -> list[dict[str, float]]:
-    """The scores of a recipe's other trainings; earlier versions kept only their FIDs."""
-    kept: list[dict[str, float]] | None = value.get("training_metrics")
-    return [{"fid": fid} for fid in value.get("trainings", ())] if kept is None else kept
+def training_metrics(cell: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The scores of a recipe's other trainings in a cell of the JSON; earlier versions kept only their FIDs."""
+    kept: list[dict[str, float]] | None = cell.get("training_metrics")
+    return [{"fid": fid} for fid in cell.get("trainings", ())] if kept is None else kept
 
 
 def _influences(rows: pa.Table) -> dict[str, Array]:

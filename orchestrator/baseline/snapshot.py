@@ -309,7 +309,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         software,
         tuple(cells),
         unscored,
-        codes=frozenset(codes(events, "sample")),
+        codes=frozenset(codes(events)),
         load_scorer=lambda: kept_record(rundir),
     )
 

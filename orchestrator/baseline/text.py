@@ -13,6 +13,7 @@ from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import shown_number, write_number
 from taugrid.orchestrator.baseline.compared import FID_KEYS, sharpness_in_words
+from taugrid.orchestrator.baseline.files import training_metrics
 from taugrid.orchestrator.baseline.matching import labels_of
 from taugrid.protocol import extractor_in_words
 from taugrid.registry.metrics import COLUMNS, SAMPLED, MetricColumn
@@ -266,8 +267,7 @@ def baseline_text(value: Mapping[str, Any]) -> str:
     with_error = [column for column in SAMPLED if any(column.sampling_error in metrics for metrics in had)]
     shown = [column for column in COLUMNS.values() if column.name == "fid" or column in with_error]
     for cell in value["cells"]:
-        trainings = cell.get("training_metrics", [{"fid": fid} for fid in cell.get("trainings", ())])
-        n = f"N = {cell['settings']['num_samples']}"
+        n, trainings = f"N = {cell['settings']['num_samples']}", training_metrics(cell)
         rows.append((labels[cell["cell"]], n, *(_score(column, cell["metrics"], trainings) for column in shown)))
     return "\n".join([*lines, *in_columns(rows)])
 

@@ -66,6 +66,7 @@ def _interruptible() -> Iterator[None]:
     died of the same signal. What is on disk is whole at any time, so ending without a farewell loses nothing.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = _unraisable
     heard, wakes = socket.socketpair()
     wakes.setblocking(False)
     before = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
@@ -82,6 +83,12 @@ def _interruptible() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(before)
         wakes.close()
+
+
+def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
+    """Print an exception that Python drops, unless it is an interrupt, as in a hook of `os.fork`: the process ends."""
+    if not issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit)):
+        sys.__unraisablehook__(dropped)
 
 
 def _print_whatever_the_locale() -> None:

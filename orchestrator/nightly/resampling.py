@@ -127,7 +127,7 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
     """The canaries in a run directory, which check the sampler of `tonight`; `failed` is as in `ResamplingRun`."""
     rundir = run.rundir
     events = list(read_events(rundir))
-    made_by, code_changed = origins(events), len(tonight.codes | codes(events, "sample")) > 1
+    made_by, code_changed = origins(events), len(tonight.codes | codes(events)) > 1
     weights = rundir.read_provenance().get("models") or {}
     canaries: dict[str, Sampled | Check] = {}
     for cell in run.plan.cells:

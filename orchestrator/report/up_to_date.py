@@ -88,9 +88,9 @@ class RequestedScores:
         return all(recorded.get(key) == now.get(key) for key in keys)
 
     def _is_its_reference(self, recorded: Mapping[str, Any]) -> bool:
-        given = self.config.evaluate.reference
+        given = self.config.reference
         try:
-            reference = resolve_reference(given).given if isinstance(given, str) else given or self.config.data
+            reference = resolve_reference(given).given if isinstance(given, str) else given
         except UserError:
             return False
         if not isinstance(reference, Data):

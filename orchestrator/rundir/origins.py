@@ -142,9 +142,9 @@ def device_kinds(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, set
     return kinds
 
 
-def codes(events: Iterable[Mapping[str, Any]], stage: str) -> set[str]:
-    """The hashes of taugrid's code in the sessions that did `stage`; events of earlier versions have none."""
-    sessions = (event for event in events if event["event"] == "session" and stage in event["stages"])
+def codes(events: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The hashes of taugrid's code in the sessions that sampled; events of earlier versions have none."""
+    sessions = (event for event in events if event["event"] == "session" and "sample" in event["stages"])
     return {event["code_sha256"] for event in sessions if event.get("code_sha256")}
 
 

@@ -155,7 +155,7 @@ def write_folder(folder: Path, batch: Any) -> Path:
     return folder
 
 
-MOST_SECONDS = 10.0
+MOST_SECONDS = 20.0
 """From Ctrl-C to the end, where 4 are meant and both cores are busy; if Ray is waited for, it takes 30."""
 
 
@@ -163,7 +163,7 @@ def interrupt(run: Started, kind: signal.Signals = signal.SIGINT) -> float:
     """Ctrl-C as a terminal sends it: to the whole process group. Seconds until the end."""
     began = time.monotonic()
     os.killpg(run.process.pid, kind)
-    run.wait(code=130, timeout=30)
+    run.wait(code=130, timeout=60)
     return time.monotonic() - began
 
 

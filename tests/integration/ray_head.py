@@ -5,6 +5,7 @@ It ends by SIGTERM, or when the thread that started it does: never by `ray stop`
 
 import ctypes
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -30,9 +31,11 @@ class Head(NamedTuple):
 
 
 def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+    """A port below those that Linux gives to whoever asks for any, so that nobody else gets it before it is used."""
+    while True:
+        with socket.socket() as server, suppress(OSError):
+            server.bind(("127.0.0.1", port := 20_000 + secrets.randbelow(12_000)))
+            return port
 
 
 def _die_with_parent() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from buckets import AUTHORIZATION, SECRET, Server, moto
+from ray_head import free_port
 
 AZURITE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "taugrid-azurite"
 """Where `make azurite` installs it. Read before tests move the user's cache."""
@@ -138,8 +139,7 @@ _OF_A_CONNECTION = frozenset({"connection", "keep-alive", "transfer-encoding"})
 
 def azure() -> tuple[Server, dict[str, str]]:
     """A server of az:// in front of an Azurite, which ends with this process, and the environment that reaches it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     options = ("--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence", "--silent")
     environment = {"PATH": os.environ["PATH"], "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}
     process = subprocess.Popen(

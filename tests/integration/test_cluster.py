@@ -400,11 +400,10 @@ def test_a_cluster_that_demands_a_token_is_known_to_be_closed(head):
 )
 def test_a_wrong_or_missing_token_is_one_line_at_once(head, config, tmp_path, monkeypatch, token, said):
     """Ray itself prints 20 lines of C++ over 22 seconds."""
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray is asked"))
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     monkeypatch.setenv("HOME", str(tmp_path))
-    began = time.monotonic()
     done = taugrid("run", config, "--out", tmp_path / "run", "--address", head.gcs, code=2)
-    assert time.monotonic() - began < 10
     assert said in done.stderr.splitlines()[-1]
     assert done.stderr.count(head.gcs) == 2  # connecting to it, and why not
 

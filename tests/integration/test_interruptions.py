@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -162,3 +164,26 @@ def test_sigterm_while_ray_starts(slow, tmp_path):
         run.wait_until(lambda: "starting Ray" in run.output)
         assert interrupt(run, signal.SIGTERM) < MOST_SECONDS
         assert "Traceback" not in run.output
+
+
+def test_an_interrupt_that_python_drops_is_not_shown():
+    """SIGTERM in a fork of Ray's start printed "Exception ignored in: <function _releaseLock" and a traceback."""
+    done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=True)
+    assert done.stderr.count("Traceback") == 1
+    assert "planted" in done.stderr
+
+
+DROPPED = """
+from taugrid.orchestrator.cli.main import _interruptible
+
+class Dropped:
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+with _interruptible():
+    for error in (KeyboardInterrupt(), SystemExit(15), ValueError("planted")):
+        Dropped(error)
+"""

@@ -139,10 +139,9 @@ def test_averaged_and_raw_weights_differ(uninterrupted_of_two):
     assert not torch.equal(averaged["conv_in.weight"], raw["conv_in.weight"])
 
 
-def test_a_trained_model_is_not_trained_again(ray_session, uninterrupted_of_two):
-    began = time.monotonic()
+def test_a_trained_model_is_not_trained_again(uninterrupted_of_two, monkeypatch):
+    monkeypatch.setattr(training, "_fit", lambda spec: pytest.fail("Ray Train is started"))
     in_a_thread(a_spec(uninterrupted_of_two, workers=2)).result()
-    assert time.monotonic() - began < 1  # Ray Train needs seconds to start anything
 
 
 def test_two_workers_learn_what_one_learns(uninterrupted, uninterrupted_of_two):
@@ -200,10 +199,11 @@ def killed(ray_session, tmp_path_factory):
 def kill_one_of(spec, copy):
     """Kill one of the two workers of a training once it has a checkpoint; return when its successor has begun."""
     log = spec.running / "log.jsonl"
-    _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) > 2 * EVERY)
-    assert listening(os.getpid()) <= LOOPBACK
+    _wait(lambda: steps_of(log) > EVERY)
+    assert listening(os.getpid()) <= LOOPBACK  # this takes as long as many steps
     before, workers = log.stat().st_ino, _training_workers(os.getpid(), spec.running.name)
     (other,) = set(workers) - {_holder(log, workers)}
+    _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) > 2 * EVERY)
     os.kill(other, signal.SIGKILL)
     shutil.copytree(spec.running, copy / spec.running.name)
     _wait(lambda: log.stat().st_ino != before)  # the new worker has cut the log back
@@ -246,7 +246,7 @@ def test_a_training_goes_on_with_another_number_of_workers(uninterrupted, killed
             lambda spec, state: checkpoints.load(state, checkpoints.newest_checkpoint(spec.running)),
         )
     workers = [record["workers"] for record in log_of(killed.at_the_kill)]
-    assert workers in [[2] * done + [1] * (STEPS - done) for done in (EVERY, 2 * EVERY)]
+    assert workers in [[2] * done + [1] * (STEPS - done) for done in range(EVERY, STEPS, EVERY)]
     assert losses_of(killed.at_the_kill) == pytest.approx(losses_of(uninterrupted), rel=1e-4)
 
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from threading import current_thread
 from unittest import mock
 
 import pytest
@@ -56,6 +57,8 @@ class Faulty:
             return method
 
         def call(path, *arguments, **options):
+            if current_thread().name == "lease":  # the slower the run, the more heartbeats: they do not count
+                return method(path, *arguments, **options)
             number = len(self.calls)
             self.calls.append((name, path))
             if number == self._fails_at or (self._for_good and self._fails_at is not None and number > self._fails_at):

@@ -32,7 +32,7 @@ def modules_after_each(steps):
     """Name -> the modules that a process has loaded after running this piece of code and those before it."""
     steps = {name: textwrap.dedent(code) for name, code in steps.items()}
     process = [sys.executable, "-c", RUN_ALL, json.dumps(steps)]
-    done = subprocess.run(process, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(process, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")]
     return {name: set(modules) for name, modules in found}

@@ -35,10 +35,10 @@ def hold():
     with RunDir(Path(sys.argv[1])).lock():
         print("locked", flush=True)
         try:
-            time.sleep(60)
+            time.sleep(240)
         finally:
             if "stuck" in sys.argv:  # as if Ray's shutdown waited for a cluster that does not answer
-                time.sleep(60)
+                time.sleep(240)
 
 if "stuck" in sys.argv:
     ending.GRACE_SECONDS = 0.3

@@ -61,7 +61,7 @@ def test_a_file_system_without_locks_is_named_with_the_ways_out(tmp_path):
     Defect 16: no `without_locks` in `Meeting`. All that is said is then torch's "Function not implemented".
     """
     command = [sys.executable, "-c", NO_FLOCK, str(tmp_path), str(FLOCK[platform.machine()])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     torchs, ours = done.stdout.splitlines()
     assert torchs == "torch: Function not implemented", "torch names no file and no cause"
     assert ours.startswith("Hopeless node ")
@@ -112,7 +112,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
 
 def test_a_fault_of_one_rank_stops_all_without_a_process_group(tmp_path):
     """A rank without a GPU could not join NCCL's. Two processes and torch's own store."""
-    done = subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], capture_output=True, text=True, check=False)
     assert sorted(done.stdout.splitlines()) == ["0 node b: no GPU", "1 node b: no GPU"], done.stderr
     assert done.returncode == 0
     with pytest.raises(Hopeless, match="alone"):

@@ -142,7 +142,7 @@ def write(job, device):
     device.compute_lock.release()
     holds_the_lock = threading.Event()
     threading.Thread(target=compute, args=(device, holds_the_lock)).start()
-    assert holds_the_lock.wait(10)
+    assert holds_the_lock.wait(60)
     raise MemoryError
 
 

@@ -3,9 +3,10 @@
 // What the pages share: a button that copies a text.
 
 function say(button, text) {
-  const before = button.textContent;
+  button.words ??= button.textContent;
   button.textContent = text;
-  setTimeout(() => { button.textContent = before; }, 1500);
+  clearTimeout(button.timer);
+  button.timer = setTimeout(() => { button.textContent = button.words; }, 1500);
 }
 
 // A page from a file may have no clipboard: then its text is selected, and copied as people do it.
