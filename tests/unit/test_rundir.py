@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -41,17 +40,6 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path):
     (rundir.events / "0007.jsonl").write_text(f'{whole}\n{{"time": "t", "ev')
     assert [event["event"] for event in read_events(rundir)] == ["session"]
     assert Events(rundir).path.name == "0008.jsonl"
-
-
-def test_events_of_two_threads_are_whole_lines(tmp_path):
-    rundir = RunDir(tmp_path)
-    events = Events(rundir)
-    threads = [threading.Thread(target=lambda n=n: [events.add("x", n=n) for _ in range(200)]) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(list(read_events(rundir))) == 800
 
 
 def test_damaged_files_are_set_aside_without_a_clash(tmp_path):
