@@ -4,7 +4,7 @@ Each function loads what it needs when it is called, so that `import taugrid` st
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os import PathLike
+from os import PathLike, fspath
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def plan(
     from taugrid.orchestrator.view.dry_run import describe_plan
 
     changes = [*assignments, *_assigned(overrides)]
-    opened = open_to_plan(_text("config", config, Mapping), changes, _text("out", out, NoneType))
+    opened = open_to_plan(_checked("config", config, *_PATH, Mapping), changes, _checked("out", out, *_PATH, NoneType))
     return describe_plan(opened)
 
 
@@ -141,8 +141,8 @@ def run(
         raise UserError(f"stages must be some of {', '.join(STAGES)}, not {stages!r}")
     runs_code = set(stages) != {"report"}
     changes = [*assignments, *_assigned(overrides)]
-    given, address = _text("config", config, Mapping), _text("address", address)
-    opened = open_to_run(given, changes, _text("out", out, NoneType), address, runs_code, trust_code)
+    given, address = _checked("config", config, *_PATH, Mapping), _checked("address", address, str)
+    opened = open_to_run(given, changes, _checked("out", out, *_PATH, NoneType), address, runs_code, trust_code)
     selected = select(opened.plan, only)
     with Progress() if progress else Progress.silent() as shown:
         outcome = Session(opened, address, shown, selected, Until.of(until, most)).do(stages)
@@ -279,20 +279,23 @@ def sample(
     return sample_in_memory(_given(model), _given(guide), indices, shape, diffusion, settings, place)
 
 
-def _text(name: str, value: Any, *others: type) -> Any:
-    """An argument: a path as text, and a value of `others` as it is; `UserError` for one of any other type."""
+_PATH = (str, PathLike)
+_IN_WORDS = {str: "text", PathLike: "a path", Mapping: "a mapping", NoneType: "None"}
+
+
+def _checked(name: str, value: Any, *kinds: type) -> Any:
+    """The argument, with a path as text; `UserError` if it is of none of these types."""
     from taugrid.errors import UserError
 
-    kinds = (str, PathLike, *others)
     if not isinstance(value, kinds):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"{name} must be {wanted}, not {type(value).__name__}")
+        kind = "None" if value is None else type(value).__name__
+        raise UserError(f"{name} must be {' or '.join(_IN_WORDS[each] for each in kinds)}, not {kind}")
     return _given(value)
 
 
 def _given(value: Any) -> Any:
     """A model or images as other layers take them: a path as text."""
-    return str(value) if isinstance(value, PathLike) else value
+    return fspath(value) if isinstance(value, PathLike) else value
 
 
 def _assigned(overrides: Mapping[str, Any]) -> "Iterator[Override]":

@@ -35,7 +35,7 @@ def some_of(count: int, total: int, noun: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
-    """The question whether the nearest of `known` words was meant; `otherwise` if none is near."""
+    """The hint "did you mean 'X'?" for the nearest of `known` words; `otherwise` if none is near."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {near[0]!r}?" if near else otherwise
 

@@ -49,7 +49,7 @@ def unsynced():
 
 @pytest.fixture(autouse=True)
 def goes_on():
-    """A run that a test has ended is not the next test's, nor is why it did."""
+    """Neither the end of a run nor its reason reaches the next test."""
     yield
     if retries.over.is_set():
         retries.over = Event()

@@ -75,9 +75,11 @@ def undisturbed(trial: Trial) -> Figures:
     work, cpu = trial.experiment.work, [0.0, 0.0]
     with trial.start() as program:
         program.wait_until(trial.experiment.has_begun, MOST_SECONDS)
-        with suppress(OSError, IndexError):  # it has just ended
+        ended = (FileNotFoundError, ProcessLookupError, IndexError)  # of a process that has just ended
+        with suppress(*ended):
             cpu[0] = program.cpu_seconds()
-            for _ in program.polls(MOST_SECONDS):
+        for _ in program.polls(MOST_SECONDS):
+            with suppress(*ended):
                 cpu[1] = program.cpu_seconds()
         trial.finish(program)
     seconds, timing = time.time() - program.began, trial.experiment.timing(trial.system)

@@ -9,7 +9,7 @@ from typing import Any
 
 from taugrid import __version__
 from taugrid.config import Config, validate
-from taugrid.config.load import as_recorded
+from taugrid.config.load import without_old_keys
 from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, listing, mapping, number, plain, text
@@ -114,7 +114,7 @@ def _state(files: RecordedFiles, config: dict[str, Any], entry: RunEntry, last: 
     """The state of a run that no driver works on, and a note on what it lacks."""
     if not config:
         return "unreadable", "it has no readable config.json"
-    if entry["taugrid"] in (None, __version__) and (fault := _fault(config)):
+    if entry["taugrid"] == __version__ and (fault := _fault(config)):
         return "unreadable", fault
     scored = {row[entry["columns"].index("cell")] for row in entry["rows"]}
     missing = mapping(last.get("missing"))
@@ -131,9 +131,9 @@ def _state(files: RecordedFiles, config: dict[str, Any], entry: RunEntry, last: 
 
 @unchecked()
 def _fault(config: dict[str, Any]) -> str:
-    """Why a config.json of this version is no config; empty if it is one."""
+    """What is wrong with a config.json of this version; empty if nothing is."""
     try:
-        validate(Config, as_recorded(config), "config.json")
+        validate(Config, without_old_keys(config), "config.json")
     except UserError as error:
         return text(str(error))
     return ""

@@ -66,7 +66,6 @@ def _interruptible() -> Iterator[None]:
     died of the same signal. What is on disk is whole at any time, so ending without a farewell loses nothing.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.unraisablehook = _unraisable
     heard, wakes = socket.socketpair()
     wakes.setblocking(False)
     before = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
@@ -78,16 +77,21 @@ def _interruptible() -> Iterator[None]:
                 ending.leave()
 
     threading.Thread(target=watch, daemon=True, name="signals").start()
+    sys.unraisablehook = _unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = sys.__unraisablehook__
         signal.set_wakeup_fd(before)
         wakes.close()
 
 
 def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
-    """Print an exception that Python drops, unless it is an interrupt, as in a hook of `os.fork`: the process ends."""
-    if not issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit)):
+    """Print an exception that Python drops, as one in a hook of `os.fork`.
+
+    An interrupt is not printed, because the signal itself ends the process.
+    """
+    if not (ending.hurries and issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit))):
         sys.__unraisablehook__(dropped)
 
 
@@ -104,7 +108,9 @@ def main() -> NoReturn:
         with _interruptible():
             run_command()
     except BaseException as end:
-        exec("")  # else `python -m` ends by the signal, whatever the code, if Ctrl-C met an `exec`, as of a named tuple
+        # An interrupt inside an `exec` (a named tuple has one) leaves a flag in Python, by which `python -m` ends by
+        # SIGINT, whatever the exit code. Another `exec` clears it.
+        exec("")
         if code := end.code if isinstance(end, SystemExit) else Exit.FAILED:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)  # one more would only break Python's exit, or change its code

@@ -309,7 +309,7 @@ class Cell:
         return tuple(Shard(self.id, i, a := i * size, b := min(a + size, n), (b - a) * nfe) for i in numbers)
 
     def shards_in(self, names: Iterable[str]) -> tuple[Shard, ...]:
-        """Those of `shards` whose files have one of `names`, in order. None is made of the others."""
+        """Those of `shards` whose files have one of `names`, in order. The others are not made."""
         end = self.num_shards
         numbers = (int(found[1]) for found in map(_PART.fullmatch, names) if found)
         return self.shards_numbered(sorted(number for number in numbers if number < end))

@@ -102,7 +102,7 @@ def _next_step(damage: Damage, rundir: RunDir, own: dict[str, str], is_planned: 
     )
     command = f"taugrid {'report' if path in of_report else own.get(folder, RUN)} {rundir.shown}"
     is_folder = path in (*of_report, rundir.root / RUN_FILE) and path.name in rundir.storage.level(path.parent).folders
-    if is_folder:  # a run moves all others away by itself
+    if is_folder:  # a run sets other damaged files aside itself
         return NextStep(None, f"it is a folder, but a file belongs there; move it away, and `{command}` makes the file")
     return NextStep(command, "")
 

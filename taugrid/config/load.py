@@ -93,7 +93,7 @@ def read(path: Path) -> dict[str, Any]:
         kind = type(values).__name__
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {kind}{_way_out(path)}")
     if path.name == CONFIG_NAME:
-        return as_recorded(values)
+        return without_old_keys(values)
     is_yaml = _is_yaml(path.name)
     return {key: value for key, value in values.items() if not (is_yaml and str(key).startswith(USER_PREFIX))}
 
@@ -116,7 +116,7 @@ def _place_and_problem(error: yaml.MarkedYAMLError, text: str) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}{at}: {error.problem}{begun}"
 
 
-def as_recorded(values: dict[str, Any]) -> dict[str, Any]:
+def without_old_keys(values: dict[str, Any]) -> dict[str, Any]:
     """The content of a run directory's config.json, of this or an earlier version, as this one reads it."""
     return _one_gpu(_without_gone_keys(values))
 

@@ -17,6 +17,9 @@ TELL_SECONDS = 30.0
 
 _lock = threading.Lock()
 _since: dict[str, float] = {}
+_answered: dict[str, float] = {}
+"""When the last outage of a store ended."""
+
 _told: set[str] = set()
 _say: list[Callable[[str], None]] = [lambda text: print(f"taugrid: {text}", file=sys.stderr)]
 
@@ -46,6 +49,8 @@ def failed(bucket: str, began: float, until: float, how: str) -> None:
     if waits is not None:
         waits()
     with _lock:
+        if began < _answered.get(bucket, began):
+            return  # another request has been answered meanwhile
         since = _since.setdefault(bucket, began)
         if bucket in _told or now - since < TELL_SECONDS:
             return
@@ -60,5 +65,7 @@ def ended(bucket: str, answered: bool) -> None:
     with _lock:
         since, was_told = _since.pop(bucket, None), bucket in _told
         _told.discard(bucket)
+        if since is not None and answered:
+            _answered[bucket] = time.monotonic()
     if since is not None and was_told and answered:
         _say[-1](f"{bucket}: the object store answers again, after {duration(time.monotonic() - since)}")

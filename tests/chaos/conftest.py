@@ -46,7 +46,7 @@ def strike(lab, tally):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, pytestconfig):
-    """A cluster without nodes, whose shared folder is a disk of 64 MB. No short form waits for a node to be lost."""
+    """A cluster without nodes, whose shared folder is a disk of 64 MB. The short forms lose no node."""
     made = Lab(tmp_path_factory.mktemp("lab"), patient=not pytestconfig.getoption("--long"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", made.shared], check=True)
     try:

@@ -58,7 +58,7 @@ class Lab:
     """
 
     def __init__(self, folder: Path, patient: bool) -> None:
-        """`patient`: a node that a busy machine stops for seconds is not taken for lost. That takes 90 s."""
+        """`patient`: a node counts as lost after 90 s, not after the seconds for which a busy machine may stop it."""
         self.folder = folder
         self.shared = folder / "shared"
         self.weights = folder / "scale.txt"

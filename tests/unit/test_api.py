@@ -111,11 +111,11 @@ def test_a_folder_is_advised_how_to_mend_it_only_if_it_holds_some_of_a_run(tmp_p
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: taugrid.plan(None), "config must be str or PathLike or Mapping, not NoneType"),
-        (lambda: taugrid.plan(CONFIG, 3), "out must be str or PathLike or NoneType, not int"),
-        (lambda: taugrid.run(3), "config must be str or PathLike or Mapping, not int"),
-        (lambda: taugrid.run(CONFIG, out=3), "out must be str or PathLike or NoneType, not int"),
-        (lambda: taugrid.run(CONFIG, address=3), "address must be str or PathLike, not int"),
+        (lambda: taugrid.plan(None), "config must be text or a path or a mapping, not None"),
+        (lambda: taugrid.plan(CONFIG, 3), "out must be text or a path or None, not int"),
+        (lambda: taugrid.run(3), "config must be text or a path or a mapping, not int"),
+        (lambda: taugrid.run(CONFIG, out=3), "out must be text or a path or None, not int"),
+        (lambda: taugrid.run(CONFIG, address=3), "address must be text, not int"),
         (lambda: taugrid.board(), "give folders or URLs below which there are runs"),
     ],
 )

@@ -127,7 +127,7 @@ def test_half_written_damaged_and_newer_runs_are_listed_with_a_note(runs):
 
 
 @pytest.mark.parametrize(("config", "said"), [({"a": 1}, "unknown key 'a'"), ({"nam<": "x"}, "unknown key 'nam<'")])
-def test_a_run_whose_config_is_none_is_unreadable_and_its_rows_stay(config, said, runs):
+def test_a_run_whose_config_is_not_valid_is_unreadable_and_its_rows_stay(config, said, runs):
     """Once it was finished, without a note: `status` and `verify` refuse it."""
     path = runs / "old" / "seed-1" / "config.json"
     path.write_text(json.dumps(config))

@@ -7,6 +7,7 @@ from contextlib import nullcontext, suppress
 from queue import SimpleQueue
 
 import pytest
+from ray_head import free_port
 
 from taugrid.errors import RunFailed
 from taugrid.orchestrator.dispatch import cluster
@@ -24,7 +25,7 @@ def watch_alone():
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(cluster, "HEAD_POLL_SECONDS", 0.03)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", free_port())) as listening:  # nobody takes it once it is closed
         yield listening
 
 

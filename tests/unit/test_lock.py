@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -95,7 +96,7 @@ def test_a_second_driver_is_refused_and_a_killed_one_lets_go(tmp_path):
         assert waits == []
         for said in (str(rundir.root), "--out", "--break-lock"):
             assert said in str(caught.value)
-        assert re.search(rf"process {holder.pid} on .*, last seen \d s ago", str(caught.value))
+        assert re.search(rf"process {holder.pid} on .*, last seen \d+ s ago", str(caught.value))
         assert "\n" not in str(caught.value)
     with rundir.lock():
         pass
@@ -192,13 +193,14 @@ def test_a_run_that_may_only_be_read_is_a_user_error_that_does_not_say_again(tmp
     assert not list(tmp_path.glob("lease.json"))
 
 
-def test_a_killed_driver_is_replaced_at_once(tmp_path):
+def test_a_killed_driver_is_replaced_at_once(tmp_path, monkeypatch):
     with held(tmp_path):
         pass
-    said = []
+    said, slept = [], []
+    monkeypatch.setattr(lease, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
     with RunDir(tmp_path).lock(say=said.append):
         pass
-    assert len(said) == 1, "it does not wait"
+    assert (len(said), sum(slept)) == (1, lease.POLL_SECONDS), "it does not wait"
     assert "took the run directory over from process" in said[0]
 
 
@@ -214,6 +216,22 @@ def test_a_lease_from_elsewhere_that_is_refreshed_is_respected(tmp_path, quick, 
 
     with pytest.raises(UserError, match=r"on elsewhere, last seen"), rundir.lock(say=beats):
         raise AssertionError
+
+
+def test_a_heartbeat_that_fails_once_is_not_the_last(tmp_path, quick, monkeypatch):
+    answers = iter([True, OSError(errno.EIO, "planted")])
+
+    def put(self, if_version, put=lease.Lease._put):
+        if isinstance(answer := next(answers, True), OSError):
+            raise answer
+        return put(self, if_version)
+
+    monkeypatch.setattr(lease.Lease, "_put", put)
+    with RunDir(tmp_path).lock() as held_here:
+        taken, end = held_here.holder().heartbeat, time.monotonic() + 60
+        while held_here.holder().heartbeat == taken and time.monotonic() < end:
+            time.sleep(0.01)
+        assert held_here.holder().heartbeat > taken
 
 
 @pytest.mark.parametrize("clock", ["2020-01-01T00:00:00+00:00", "2100-01-01T00:00:00+00:00"])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,11 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     rundir = RunDir(tmp_path)
     left = [rundir.root / ".probe.0.tmp", rundir.samples / "cell" / ".part.1.tmp", rundir.features / "e/c/.part.2.tmp"]
     kept = [rundir.samples / "cell" / "part-000000.parquet", rundir.models / "m" / ".state.tmp", rundir.root / "x.tmp"]
+    now = time.time()
     for path in (*left, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        os.utime(path, (0, 0))  # a few milliseconds are one moment to a file system
+        os.utime(path, (now - 1, now - 1))  # a few milliseconds are one moment to a file system
     with rundir.lock() as lease:
         new = rundir.samples / "cell" / ".part.3.tmp"
         new.touch()

@@ -199,7 +199,7 @@ def test_a_folder_that_has_the_name_of_a_file_is_told_in_one_line(copy, name, co
 
 
 @pytest.mark.parametrize(("name", "command"), [("run.json", "run"), ("plan.json", "report"), ("report.json", "report")])
-def test_what_a_folder_keeps_a_command_from_mending_is_to_be_moved_away_first(name, command, opened, copy):
+def test_a_folder_in_place_of_a_file_is_to_be_moved_away_first(name, command, opened, copy):
     """Once: "`taugrid run` solves it", which refused the folder."""
     make_folder(copy / name)
     [damage], [step] = said(opened, copy)
