@@ -404,6 +404,19 @@ def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
     assert [("trying again" in text, "answers again" in text) for text in said] == [(True, False), (False, True)]
 
 
+def test_a_request_from_before_the_store_answered_another_tells_no_second_outage(monkeypatch):
+    monkeypatch.setattr(outages, "TELL_SECONDS", 0.0)
+    said, began = [], time.monotonic()
+    with outages.told(said.append):
+        outages.failed("s3://two", began, began, "no answer")
+        outages.ended("s3://two", answered=True)
+        outages.failed("s3://two", began, began, "no answer")
+        assert ["answers again" in text for text in said] == [False, True]
+        outages.failed("s3://two", time.monotonic(), began, "no answer")
+        assert len(said) == 3, "the next outage"
+        outages.ended("s3://two", answered=False)
+
+
 def test_a_first_look_that_waits_says_so_and_ctrl_c_is_no_answer(monkeypatch):
     """Planted once: nothing is told without patience, and `answered` begins as true."""
     from obstore.exceptions import GenericError
