@@ -40,10 +40,9 @@ def open(directory: Path) -> "RunView | HistoryView":
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.view.run import RunView
 
-    history = find_history(str(directory))
-    if history is not None:
-        return HistoryView(history)
-    return RunView(open_existing(str(directory)))
+    place = _checked("directory", directory, *_PATH)
+    history = find_history(place)
+    return RunView(open_existing(place)) if history is None else HistoryView(history)
 
 
 def board(*places: Path) -> "pd.DataFrame":
@@ -62,7 +61,7 @@ def board(*places: Path) -> "pd.DataFrame":
     from taugrid.orchestrator.board.find import Place
     from taugrid.orchestrator.board.index import Index
 
-    found = records(Index([Place.of(str(place)) for place in places]).look_or_refuse())
+    found = records(Index([Place.of(_checked("a place", place, *_PATH)) for place in places]).look_or_refuse())
     frame = pd.DataFrame(found["cells"], columns=None if found["cells"] else ["run"])
     return frame.astype({name: float for name in frame if frame[name].isna().all()})
 
@@ -89,7 +88,7 @@ def plan(
     from taugrid.orchestrator.opened import open_to_plan
     from taugrid.orchestrator.view.dry_run import describe_plan
 
-    changes = [*assignments, *_assigned(overrides)]
+    changes = [*_texts("assignments", assignments), *_assigned(overrides)]
     opened = open_to_plan(_checked("config", config, *_PATH, Mapping), changes, _checked("out", out, *_PATH, NoneType))
     return describe_plan(opened)
 
@@ -136,14 +135,14 @@ def run(
     from taugrid.orchestrator.view.run import RunView
     from taugrid.orchestrator.work.growing import Until
 
-    stages = [stages] if isinstance(stages, str) else stages
+    stages = _texts("stages", stages)
     if not stages or set(stages) - set(STAGES):
         raise UserError(f"stages must be some of {', '.join(STAGES)}, not {stages!r}")
     runs_code = set(stages) != {"report"}
-    changes = [*assignments, *_assigned(overrides)]
+    changes = [*_texts("assignments", assignments), *_assigned(overrides)]
     given, address = _checked("config", config, *_PATH, Mapping), _checked("address", address, str)
     opened = open_to_run(given, changes, _checked("out", out, *_PATH, NoneType), address, runs_code, trust_code)
-    selected = select(opened.plan, only)
+    selected = select(opened.plan, _texts("only", only))
     with Progress() if progress else Progress.silent() as shown:
         outcome = Session(opened, address, shown, selected, Until.of(until, most)).do(stages)
     _require_all(outcome)
@@ -234,9 +233,10 @@ def compare(
         raise UserError("compare takes images as a folder, .npz or Parquet, not as arrays")
     scoring = {key: tuple(value) if key == "metrics" else value for key, value in scoring.items()}
     judging = {key: value for key, value in {"margin": margin, "alpha": alpha}.items() if value is not None}
-    request, target = ImagesRequest(str(reference), **scoring), None if to is None else LocalPath(to)
+    request = ImagesRequest(_checked("reference", reference, *_PATH), **scoring)
+    target = None if to is None else LocalPath(to)
     with Progress() if progress else Progress.silent() as shown:
-        return compare_images(str(a), str(b), request, shown, target, **judging)
+        return compare_images(fspath(a), fspath(b), request, shown, target, **judging)
 
 
 def sample(
@@ -291,6 +291,16 @@ def _checked(name: str, value: Any, *kinds: type) -> Any:
         kind = "None" if value is None else type(value).__name__
         raise UserError(f"{name} must be {' or '.join(_IN_WORDS[each] for each in kinds)}, not {kind}")
     return _given(value)
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    """The argument as a list; one text counts as one item. `UserError` if it is not of texts."""
+    from taugrid.errors import UserError
+
+    texts = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{name} must be a list of texts, not {value!r}")
+    return texts
 
 
 def _given(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """What is measured: each scenario runs a program on a cluster, and returns its figures by name."""
 
+import math
 import os
 import signal
 import time
@@ -72,14 +73,14 @@ class Trial(NamedTuple):
 
 
 def undisturbed(trial: Trial) -> Figures:
-    work, cpu = trial.experiment.work, [0.0, 0.0]
+    work, cpu = trial.experiment.work, [math.nan, math.nan]
     with trial.start() as program:
         program.wait_until(trial.experiment.has_begun, MOST_SECONDS)
-        ended = (FileNotFoundError, ProcessLookupError, IndexError)  # of a process that has just ended
-        with suppress(*ended):
+        gone = (FileNotFoundError, ProcessLookupError, IndexError)  # of a process that has just ended
+        with suppress(*gone):
             cpu[0] = program.cpu_seconds()
         for _ in program.polls(MOST_SECONDS):
-            with suppress(*ended):
+            with suppress(*gone):
                 cpu[1] = program.cpu_seconds()
         trial.finish(program)
     seconds, timing = time.time() - program.began, trial.experiment.timing(trial.system)

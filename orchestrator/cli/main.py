@@ -77,11 +77,11 @@ def _interruptible() -> Iterator[None]:
                 ending.leave()
 
     threading.Thread(target=watch, daemon=True, name="signals").start()
-    sys.unraisablehook = _unraisable
+    hook_before, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
         yield
     finally:
-        sys.unraisablehook = sys.__unraisablehook__
+        sys.unraisablehook = hook_before
         signal.set_wakeup_fd(before)
         wakes.close()
 
@@ -89,7 +89,8 @@ def _interruptible() -> Iterator[None]:
 def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
     """Print an exception that Python drops, as one in a hook of `os.fork`.
 
-    An interrupt is not printed, because the signal itself ends the process.
+    Of an interrupt (KeyboardInterrupt, or the SystemExit that Ray's handler of SIGTERM raises) nothing is printed where
+    the signal itself ends the process.
     """
     if not (ending.hurries and issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit))):
         sys.__unraisablehook__(dropped)
@@ -108,8 +109,8 @@ def main() -> NoReturn:
         with _interruptible():
             run_command()
     except BaseException as end:
-        # An interrupt inside an `exec` (a named tuple has one) leaves a flag in Python, by which `python -m` ends by
-        # SIGINT, whatever the exit code. Another `exec` clears it.
+        # An interrupt inside an `eval` or `exec` of a text (making a named tuple has one) leaves a flag in Python, by
+        # which `python -m` ends by SIGINT, whatever the exit code. Another `exec` clears it.
         exec("")
         if code := end.code if isinstance(end, SystemExit) else Exit.FAILED:
             for number in (signal.SIGINT, signal.SIGTERM):

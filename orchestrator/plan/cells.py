@@ -90,12 +90,15 @@ PENDING = "pending"
 """The id of models and cells as long as it is not known: it is a hash of what is not here yet."""
 
 _ID = re.compile(r"\b[0-9a-f]{10}\b")
-_PART = re.compile(r"part-([0-9]{6}|[1-9][0-9]{6,})\.parquet")
 
 
 def part_name(number: int) -> str:
     """File name of one of the numbered Parquet files that the rows of a folder are divided into."""
     return f"part-{number:06d}.parquet"
+
+
+_PART = re.compile(r"part-([0-9]{6}|[1-9][0-9]{6,})\.parquet")
+"""The names that `part_name` gives, and no others."""
 
 
 class Shard(NamedTuple):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,8 +162,8 @@ class RunDir(RemovedImages, ModelRecords):
             # If the removed images had different weights, the cell is sampled again.
             keys = SAMPLE_IDENTITY if metadata is not None else ()
             if all(removed.metadata.get(key) == metadata[key] for key in keys if metadata is not None):
-                each = map(cell.shard, range(cell.num_shards))
-                done |= {shard.number for shard in takewhile(lambda shard: shard.stop <= removed.stop, each)}
+                is_all = removed.stop >= cell.settings.num_samples
+                done |= set(range(cell.num_shards if is_all else removed.stop // cell.shard_images))
         return done
 
     def extracted(self, extractor: str, cell: Cell, on_damage: OnDamage, listing: Listing) -> set[int]:

@@ -44,8 +44,9 @@ class ModelRecords(Paths):
     """Whether files that a config names may be downloaded. If not, earlier downloads and records are used."""
 
     def read_provenance(self) -> dict[str, Any]:
-        """The content of provenance.json; empty if there is none."""
-        return read_json(self.provenance, self.storage) or {}
+        """The content of provenance.json; empty if there is none, or if it is not an object."""
+        content = read_json(self.provenance, self.storage)
+        return content if isinstance(content, dict) else {}
 
     def weights_file(self, model: Model, weights: str) -> Path:
         """The file of a model's weights, or the record that stands for it."""

@@ -3,12 +3,13 @@
 A new sampler is one file in workers/samplers/ with a line in `SAMPLERS`, or a package with an entry point.
 """
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+
+from taugrid.words import did_you_mean
 
 GROUP = "taugrid.samplers"
 """An entry's name is the value of `sample.sampler`; it is a subclass of `taugrid.workers.samplers.sampler.Sampler`, or
@@ -95,8 +96,8 @@ def entry(name: str) -> EntryPoint:
         return EntryPoint(name, SAMPLERS[name], GROUP)
     if installed:
         return installed[0]
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = did_you_mean(name, names())
+    hint = f" ({hint})" if hint else ""
     raise ValueError(
         f"must be one of {', '.join(names())}{hint}, {DIFFUSERS}SchedulerClass, module:function of your own, or one of "
         f"a package (entry-point group {GROUP}) that every node has"

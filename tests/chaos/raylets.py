@@ -20,7 +20,6 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import time
 from pathlib import Path
 
 from command import command_line, descendants
+from ray_head import free_port
 
 HERE = Path(__file__).parent
 
@@ -41,12 +41,6 @@ def possible() -> bool:
     """Whether this machine lets us make namespaces."""
     made = subprocess.run(["unshare", "--mount", "--pid", "--fork", "--mount-proc", "true"], capture_output=True)
     return made.returncode == 0
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 class Cluster:

@@ -203,10 +203,12 @@ def kill_one_of(spec, copy):
     before, workers = log.stat().st_ino, _training_workers(os.getpid(), spec.running.name)
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)  # looking takes as long as many steps
-    assert listening(os.getpid()) <= LOOPBACK
-    (other,) = set(workers) - {_holder(log, workers)}
-    for worker in workers:
-        os.kill(worker, signal.SIGCONT)
+    try:
+        assert listening(os.getpid()) <= LOOPBACK
+        (other,) = set(workers) - {_holder(log, workers)}
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
     _wait(lambda: _has_checkpoint(spec.running) and steps_of(log) > 2 * EVERY)
     os.kill(other, signal.SIGKILL)
     shutil.copytree(spec.running, copy / spec.running.name)

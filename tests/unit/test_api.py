@@ -116,6 +116,15 @@ def test_a_folder_is_advised_how_to_mend_it_only_if_it_holds_some_of_a_run(tmp_p
         (lambda: taugrid.run(3), "config must be text or a path or a mapping, not int"),
         (lambda: taugrid.run(CONFIG, out=3), "out must be text or a path or None, not int"),
         (lambda: taugrid.run(CONFIG, address=3), "address must be text, not int"),
+        (lambda: taugrid.plan(CONFIG, assignments=3), "assignments must be a list of texts, not 3"),
+        (
+            lambda: taugrid.plan(CONFIG, assignments="samples"),
+            "--set takes key=value, as in --set sample.num_samples=2000, not 'samples'",
+        ),
+        (lambda: taugrid.run(CONFIG, stages=3), "stages must be a list of texts, not 3"),
+        (lambda: taugrid.run(CONFIG, only="steps=7"), "'steps=7' fits no cell: there, steps is 5, 10, 20, 50, not 7"),
+        (lambda: taugrid.open(3), "directory must be text or a path, not int"),
+        (lambda: taugrid.board(3), "a place must be text or a path, not int"),
         (lambda: taugrid.board(), "give folders or URLs below which there are runs"),
     ],
 )

@@ -420,7 +420,7 @@ def test_raw_weights_are_those_of_unet_raw(tmp_path):
     for cell, network in zip(found.cells, (ema, raw), strict=True):
         hashes.add(rundir.sample_metadata(cell)["weights_sha256"])
         output = load_network(rundir.network(cell.model, cell.settings.weights), cell.model.diffusion, "cpu")(x, at(7))
-        torch.testing.assert_close(output, network(x, 6).sample, rtol=0, atol=1e-6)
+        torch.testing.assert_close(output, network(x, 6).sample, rtol=0, atol=1e-5)
     assert len(hashes) == 2
 
 

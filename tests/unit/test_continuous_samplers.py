@@ -317,7 +317,7 @@ def planned(process, sampler, diffusion=None, **settings):
         ),
         ("edm", "lcm", {}, ["network's is edm; set sampler: ddim or", "edm-heun or unipc (consistency for a consis"]),
         ("edm", "flow-map", {}, ["is for process: flow, but this network's is edm"]),
-        ("edm", "edm-heun", {"sampler_options": {"S_chrn": 1}}, ["it has no option S_chrn (did you mean S_churn?)"]),
+        ("edm", "edm-heun", {"sampler_options": {"S_chrn": 1}}, ["it has no option S_chrn (did you mean 'S_churn'?)"]),
         (
             "edm",
             "edm-heun",

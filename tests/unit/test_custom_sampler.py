@@ -206,7 +206,7 @@ def test_names_and_options_that_do_not_fit_are_refused(here):
     assert "there is no module 'mien', neither in the current folder" in refused("mien:good")
     assert "sampler: must be module:function, as in my_sampler:sample" in refused("mine:f(x)")
     assert refused("mine:with_options", sampler_options={"wait": 1}) == (
-        "sample.sampler_options of mine:with_options: it has no option wait (did you mean weight?)"
+        "sample.sampler_options of mine:with_options: it has no option wait (did you mean 'weight'?)"
     )
     assert "it has no options; remove weight" in refused("mine:good", sampler_options={"weight": 1})
     assert "steps must be in 1..1000" in refused("mine:good", steps=1001)

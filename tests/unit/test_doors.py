@@ -297,7 +297,7 @@ def test_a_run_of_a_version_that_recorded_less_of_its_samplers_is_looked_at_with
 def test_a_sampler_that_is_not_here_is_one_line(package):
     with pytest.raises(
         UserError,
-        match=r"sampler: must be one of ddim, .*twice \(did you mean dpm\+\+3m\?\), diff.* a package .*, not 'dpm'$",
+        match=r"sampler: must be one of ddim, .*twice \(did you mean 'dpm\+\+3m'\?\), diff.* a package .*, not 'dpm'$",
     ) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)

@@ -46,10 +46,10 @@ def test_a_saved_pipeline_is_read_by_diffusers_and_its_network_is_ours(tmp_path)
     x = torch.randn(3, 1, 8, 8)
     for folder, source in (("unet", other), ("unet_raw", raw)):
         eps = load(tmp_path / folder)(x, at(500))
-        torch.testing.assert_close(eps, source(x, 499).sample, rtol=0, atol=1e-6)
+        torch.testing.assert_close(eps, source(x, 499).sample, rtol=0, atol=1e-5)
     with torch.no_grad():
         ours, theirs = load(tmp_path / "unet")(x, at(500)), pipeline.unet(x, 499).sample
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)  # the layouts in memory differ
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # the layouts in memory differ
     assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 1)
 
 
@@ -96,7 +96,7 @@ def test_a_network_is_asked_at_the_papers_time(tmp_path):
     with torch.no_grad():
         for t in (1, 1000):
             torch.testing.assert_close(
-                load(tmp_path / "unet")(x, at(t)), network(0)(x, t - 1).sample, rtol=0, atol=1e-6
+                load(tmp_path / "unet")(x, at(t)), network(0)(x, t - 1).sample, rtol=0, atol=1e-5
             )
 
 

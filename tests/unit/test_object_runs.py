@@ -356,9 +356,9 @@ def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucke
     """Told once when it is long, and once when it is over; shorter than the run's patience, longer than the retries."""
     monkeypatch.setattr(retries, "STORE_PAUSES", (0.05, 0.1))
     monkeypatch.setattr(outages, "TELL_SECONDS", 0.5)
-    monkeypatch.setattr(objects, "SMALL_SECONDS", 1)
     down = store.silent() if how == "silent" else store.refusing(lambda method, path: (503, "ServiceUnavailable"))
-    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.1)  # a second request that waits, and tells nothing again
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.1)  # requests that wait too
+    small_seconds = objects.SMALL_SECONDS
     root, storage = bucket
     with ExitStack() as outage:
         is_first, end = iter([True]), time.monotonic() + 60
@@ -366,10 +366,12 @@ def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucke
         def end_once_told():
             while f"s3://{root.parts[1]}" not in outages._told and time.monotonic() < end:
                 time.sleep(0.02)
+            monkeypatch.setattr(objects, "SMALL_SECONDS", small_seconds)
             outage.close()
 
         def commit(storage, path, *given, commit=ObjectStorage.commit):
             if "samples" in path.parts and next(is_first, False):
+                monkeypatch.setattr(objects, "SMALL_SECONDS", 1)  # only now: a slow machine is no outage
                 outage.enter_context(down)
                 threading.Thread(target=end_once_told).start()
             return commit(storage, path, *given)

@@ -90,6 +90,10 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:100])
 
 
+def fill_with_a_list(path):
+    path.write_text("[1]")
+
+
 def fill_with_garbage(path):
     path.write_bytes(b"\xff\xfe\x00garbage")
 
@@ -107,6 +111,7 @@ def fill_with_garbage(path):
         ("run.json", empty, "run"),
         ("tables/quality.json", spoil, "report"),
         ("provenance.json", delete, "report"),
+        ("provenance.json", fill_with_a_list, "report"),
         ("scorer.json", spoil, "run"),
         ("scorer.json", make_folder, "run"),
         ("plan.json", spoil, "report"),

@@ -1,6 +1,5 @@
 """The interface of samplers. The driver asks taugrid's own too, so they import torch only in `Sampler.sample`."""
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
@@ -11,6 +10,7 @@ from taugrid.config.sample import SAMPLER_KEYS, Spacing
 from taugrid.errors import CustomCodeError, UserError, last_line
 from taugrid.hashing import json_sha256
 from taugrid.registry import samplers
+from taugrid.words import did_you_mean
 from taugrid.workers.content import require_same
 from taugrid.workers.custom.describe import find as find_object
 from taugrid.workers.custom.source import source_of
@@ -101,8 +101,7 @@ class Sampler(ABC):
                 f"it has no options; remove {', '.join(unknown)} or, for other samplers of the grid, write it there: "
                 f"grid: [{{sampler: [...]}}, {{sampler: [...], sampler_options: [{{{unknown[0]}: ...}}]}}]"
             )
-        near = difflib.get_close_matches(unknown[0], self.options, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self.options)}"
+        hint = did_you_mean(unknown[0], self.options, f"known: {', '.join(self.options)}")
         raise ValueError(f"it has no option {unknown[0]} ({hint})")
 
     def remark(self, settings: Sample) -> str | None:
