@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from taugrid.config import Config, validate
@@ -16,6 +17,7 @@ from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.extension import check_is_run_directory, orphans_in_words
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.registry.extractors import ExtractorSpec
 
 
@@ -59,6 +61,17 @@ def test_damaged_files_are_set_aside_without_a_clash(tmp_path):
     (folder / "unet").mkdir(parents=True)
     (folder / "unet" / "config.json").write_text("{}")
     assert (rundir.set_aside(Damage(folder, "its weights are missing")) / "unet" / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(("removed", "done"), [(3, 0), (4, 1), (9, 2), (24, 6), (25, 7)])
+def test_whole_shards_of_removed_images_are_done(tmp_path, removed, done):
+    """25 images in shards of four, of which the last has one."""
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "digits"}}
+    values["sample"] = {"num_samples": 25, "batch_size": 4, "shard_evaluations": 1, "steps": 2}
+    [cell] = plan(validate(Config, values, "test")).cells
+    rundir = RunDir(tmp_path)
+    rundir.remove_images(cell, {}, np.zeros(removed, np.int64))
+    assert rundir.sampled(cell, None, True, pytest.fail, Listing(rundir)) == set(range(done))
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
