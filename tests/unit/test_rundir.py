@@ -66,7 +66,7 @@ def test_damaged_files_are_set_aside_without_a_clash(tmp_path):
 @pytest.mark.parametrize(("removed", "done"), [(3, 0), (4, 1), (9, 2), (24, 6), (25, 7)])
 def test_whole_shards_of_removed_images_are_done(tmp_path, removed, done):
     """25 images in shards of four, of which the last has one."""
-    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "digits"}}
+    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}}
     values["sample"] = {"num_samples": 25, "batch_size": 4, "shard_evaluations": 1, "steps": 2}
     [cell] = plan(validate(Config, values, "test")).cells
     rundir = RunDir(tmp_path)
