@@ -86,7 +86,7 @@ def added_eta(more):
 
 
 def round_down(monkeypatch):
-    def floored(x):
+    def floored(x, *given):
         return torch.add(x, 1).mul_(127.5).floor_().clamp_(0, 255).to(torch.uint8)
 
     monkeypatch.setattr(transfer, "to_grey_levels", floored)

@@ -14,10 +14,12 @@ import torch
 from diffusers import UNet2DModel
 from nights import CELLS, checkpoint, taugrid, write_config
 from planted_faults import (
+    added_eta,
     collapse,
     darken_later_batches,
     drop_last_step,
     repeat_the_first_batch,
+    round_down,
     scaled_fid,
     scaled_sigma,
     swap_images,
@@ -85,7 +87,13 @@ def healthy(begun):
     return place, night(place, begun / "nearby.yaml", "2")
 
 
-SAMPLER = {"last step dropped": drop_last_step, "sigma x 1.02": scaled_sigma(1.02), "sigma x 1.3": scaled_sigma(1.3)}
+SAMPLER = {
+    "last step dropped": drop_last_step,
+    "sigma x 1.02": scaled_sigma(1.02),
+    "sigma x 1.3": scaled_sigma(1.3),
+    "0.3 added to eta": added_eta(0.3),
+    "images rounded down": round_down,
+}
 SCORER = {"FID x 1.5": scaled_fid(1.5), "FID x 1.01": scaled_fid(1.01)}
 
 
@@ -96,7 +104,7 @@ def test_a_broken_sampler_is_red_whatever_the_weights(begun, history, monkeypatc
     found = night(history, begun / f"{weights}.yaml", "2", code=3)
     assert found["result"] == ("changed pixels" if weights == "same" else "changed sampler")
     by_eta = {cell["name"][:10]: cell["result"] for cell in found["comparison"]["cells"]}
-    if fault != "last step dropped":  # eta = 0 has no sigma
+    if fault.startswith("sigma"):  # eta = 0 has none
         assert not Verdict(by_eta["S0002-eta0"]).is_regression or by_eta["S0002-eta0"] == "worse"
     assert found["comparison"]["checks"]["sampler"]["result"] == "changed"
     assert not (history / "nights/2/fresh").exists(), "a second look would sample both networks with the fault"
