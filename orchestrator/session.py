@@ -33,7 +33,7 @@ from taugrid.orchestrator.rundir.directory import Damage, require_in_place
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.rundir.grown import FILE as GROWN
-from taugrid.orchestrator.rundir.grown import grown, is_damaged, read_sizes
+from taugrid.orchestrator.rundir.grown import grown, read_sizes
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import too_few_shards
@@ -253,7 +253,7 @@ class Session:
 
     def _record_inputs(self) -> None:
         """Record the models and the extractor that are used. A damaged record of sizes is set aside."""
-        if is_damaged(self.rundir):
+        if self.rundir.is_changed(GROWN):
             self._set_aside(Damage(self.rundir.root / GROWN, "it has changed since it was written"))
         for model in (*self.selected.models, *self.selected.guides):
             self.rundir.record_model(model)

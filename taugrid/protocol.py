@@ -167,24 +167,20 @@ def disagreements(
     return differing
 
 
-def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED, path: str = "") -> Iterator[tuple[str, str]]:
+def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED) -> Iterator[tuple[str, str]]:
     """Dotted names, and values as JSON."""
-    for key, value in protocol.items():
-        if f"{path}{key}" in may_differ | LABELS:
+    return ((name, json.dumps(value, sort_keys=True)) for name, value in dotted(protocol, "", may_differ | LABELS))
+
+
+def dotted(fields: Mapping[str, Any], path: str = "", without: Set[str] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """Nested fields by their dotted names, such as ("versions.torch", "2.9.1"); none of `without`, nor within them."""
+    for key, value in fields.items():
+        if (name := f"{path}{key}") in without:
             continue
         if isinstance(value, Mapping):
-            yield from _must_agree(value, may_differ, f"{path}{key}.")
+            yield from dotted(value, f"{name}.", without)
         else:
-            yield f"{path}{key}", json.dumps(value, sort_keys=True)
-
-
-def dotted(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested fields by their dotted names, such as ("versions.torch", "2.9.1")."""
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from dotted(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
+            yield name, value
 
 
 def shown(text: str | None) -> str:

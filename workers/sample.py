@@ -262,7 +262,7 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
     except DamagedFile:  # it was begun without them
         return 0
     copied = 0
-    for pngs in groups:
+    for _, pngs in groups:
         writer.append_encoded(pngs, None if latents is None else latents[copied : copied + len(pngs)])
         copied += len(pngs)
     return job.kept

@@ -98,7 +98,7 @@ def _over_checkpoints(
     """An `Ablation` for each eta, over tables that differ only in the checkpoint."""
     shown = frame[frame[CHECKPOINT].isin(order)]
     checkpoint_of = dict(zip(shown["cell"], shown[CHECKPOINT], strict=True))
-    points: list[dict[str, Any]] = []
+    points: list[tuple[Any, ...]] = []
     for table in pivots:
         shared = table.heading_without(CHECKPOINT)
         for label, steps in product(table.cells.index, table.cells.columns):
@@ -106,26 +106,18 @@ def _over_checkpoints(
                 row = f"η = {label}" if is_number(label) or label == SIGMA_HAT else label
                 heading = ", ".join(filter(None, [row, shared]))
                 value, error = table.values.at[label, steps], table.errors.at[label, steps]
-                number: dict[str, Any] = {"value": value, "error": error}
-                points.append(
-                    {"heading": heading, "steps": steps, "checkpoint": checkpoint_of[cell], "cell": cell, **number}
-                )
-    if not points:
-        return []
+                points.append((heading, steps, checkpoint_of[cell], cell, value, error))
     texts = {checkpoint.cell: _best_in_words(checkpoint, order) for checkpoint in best}
-    return [
-        Ablation(
-            str(heading),
-            _by_steps(part, "value").reindex(columns=list(order)),
-            _by_steps(part, "error").reindex(columns=list(order)),
-            tuple(texts[cell] for cell in part.sort_values("steps")["cell"] if cell in texts),
+    columns = ["heading", "steps", "checkpoint", "cell", "value", "error"]
+    found = []
+    for title, part in pd.DataFrame(points, columns=columns).groupby("heading", sort=False):
+        values, errors = (
+            part.pivot(index="steps", columns="checkpoint", values=name).reindex(columns=list(order))
+            for name in ("value", "error")
         )
-        for heading, part in pd.DataFrame(points).groupby("heading", sort=False)
-    ]
-
-
-def _by_steps(points: pd.DataFrame, column: str) -> pd.DataFrame:
-    return points.pivot(index="steps", columns="checkpoint", values=column)
+        lines = tuple(texts[cell] for cell in part.sort_values("steps")["cell"] if cell in texts)
+        found.append(Ablation(str(title), values, errors, lines))
+    return found
 
 
 def _draw(panel: Axes, table: Ablation, styles: Styles) -> None:

@@ -24,7 +24,7 @@ from taugrid.orchestrator.baseline.snapshot import (
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.work.scorer import FILE, is_damaged
+from taugrid.orchestrator.work.scorer import FILE
 from taugrid.registry.metrics import METRICS, SAMPLED
 from taugrid.storage import read_sealed
 from taugrid.words import counted
@@ -135,7 +135,7 @@ def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
     if snapshot.unscored:
         count, first = counted(len(snapshot.unscored), "cell"), next(iter(snapshot.unscored.values()))
         raise UserError(f"{directory} has {count} without a score ({first}); `taugrid run` completes it")
-    if is_damaged(run.rundir):
+    if run.rundir.is_changed(FILE):
         raise UserError(f"{directory}: {FILE} was changed or is damaged; `taugrid run {directory}` makes it again")
     for cell in snapshot.cells:
         if cell.lacking:

@@ -65,7 +65,7 @@ def has_comment(path: Path, comment: bytes) -> bool:
 
 def _pngs_of(cell: Cell, shard: Shard, rundir: RunDir) -> Iterator[bytes]:
     """The PNG bytes of a shard's images, as in Parquet, of which a row group is in memory at a time."""
-    for group in parquet.read_encoded(rundir.sample_part(cell, shard), shard.stop, rundir.storage):
+    for _, group in parquet.read_encoded(rundir.sample_part(cell, shard), shard.stop, rundir.storage):
         yield from group
 
 

@@ -42,13 +42,8 @@ class ModelSource(ABC):
         return "trained here"
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return self.data.image_shape
-
-    @property
     def decoder(self) -> Decoder:
-        return Identity(self.image_shape)
+        return Identity(self.data.image_shape)
 
     @property
     def conditions(self) -> Conditions | None:
@@ -145,10 +140,6 @@ class Loaded(ModelSource):
     is_announced: ClassVar[bool] = True
 
     checkpoint: Checkpoint
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.decoder.picture_shape
 
     @property
     def decoder(self) -> Decoder:
@@ -268,8 +259,8 @@ class Custom(ModelSource):
     spec: CustomNetwork
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.spec.image_shape
+    def decoder(self) -> Decoder:
+        return Identity(self.spec.image_shape)
 
     @property
     def name(self) -> str:
@@ -348,7 +339,7 @@ class Oracle(ModelSource):
         return Conditions(classes, null_label=classes) if self.distribution == "classes" else None
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
-        shape = list(self.image_shape)
+        shape = list(self.data.image_shape)
         return {"oracle": self.distribution, "shape": shape, "diffusion": diffusion_identity(diffusion)}
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
@@ -362,7 +353,7 @@ class Oracle(ModelSource):
         return OracleNetwork(self.data, self.conditions)
 
     def weights_sha256(self, folder: Path, weights: str, storage: Storage = LOCAL) -> str:
-        return hashlib.sha256(f"taugrid/oracle/{self.distribution}/{self.image_shape}".encode()).hexdigest()
+        return hashlib.sha256(f"taugrid/oracle/{self.distribution}/{self.data.image_shape}".encode()).hexdigest()
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
         return f"the {self.distribution} oracle"

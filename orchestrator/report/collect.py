@@ -145,7 +145,7 @@ def exact_fid(cell: Cell, extractor: str, reference: object) -> float | None:
         return None
     if cell.settings.is_guided:  # by another network, of which no form is known
         return None
-    shape = source.image_shape
+    shape = cell.model.image_shape
     if not isinstance(reference, Data) or (reference.name, reference.image_shape) != ("gaussian", shape):
         return None
     if cell.settings.rounding != "round":

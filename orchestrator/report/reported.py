@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import Stat, read_all, read_json, read_sealed, together, write_sealed
+from taugrid.storage import Stat, read_json, read_sealed, together, write_sealed
 
 FILE = "report.json"
 FILES = ("tables/*.*", "figures/*.*", "report.html")
@@ -61,7 +61,7 @@ def changed_files(run: Paths) -> list[Path]:
 
 def _hashes(run: Paths) -> dict[str, str]:
     paths = [path for path, _ in _stats(run, FILES)]
-    read = zip(paths, read_all(run.storage, paths), strict=True)
+    read = zip(paths, together(run.storage, run.storage.read, paths), strict=True)
     return {run.relative(path): hashlib.sha256(data).hexdigest() for path, data in read}
 
 

@@ -118,6 +118,11 @@ class RunDir(RemovedImages, ModelRecords):
     ) -> AbstractContextManager[Lease]:
         return sole_driver(self, break_lock, say)
 
+    def is_changed(self, name: str) -> bool:
+        """Whether the sealed file of this name was changed after it was written."""
+        path = self.root / name
+        return self.storage.exists(path) and read_sealed(path, self.storage) is None
+
     def claim(self) -> None:
         """Give the directory an id, if it has none, by which jobs recognise it. Call it under the lock."""
         self.run_id = claim(self.root, self.storage)

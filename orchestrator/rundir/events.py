@@ -10,7 +10,7 @@ from typing import Any
 
 from taugrid.orchestrator.observers import Observer
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import Storage, read_all, write_text
+from taugrid.storage import Storage, together, write_text
 from taugrid.words import with_urls
 
 FILES = "[0-9]*.jsonl*"
@@ -78,7 +78,7 @@ def _files(run: Paths) -> list[Path]:
 
 def read_events(run: Paths) -> Iterator[dict[str, Any]]:
     """All events of all sessions, in order. A line that a kill cut short is skipped."""
-    for lines in read_all(run.storage, _files(run)):
+    for lines in together(run.storage, run.storage.read, _files(run)):
         yield from _parsed(lines)
 
 
@@ -86,7 +86,7 @@ def unreadable_lines(run: Paths) -> dict[Path, int]:
     """File -> the number of its damaged lines, except a last one that a kill cut short: it begins as JSON does."""
     unreadable = {}
     files = _files(run)
-    for path, data in zip(files, read_all(run.storage, files), strict=True):
+    for path, data in zip(files, together(run.storage, run.storage.read, files), strict=True):
         whole, _, last = data.rpartition(b"\n")
         damaged = sum(_event(line) is None for line in whole.decode(errors="replace").splitlines())
         if lines := damaged + (last[:1] not in (b"", b"{")):

@@ -24,11 +24,6 @@ def write_sizes(run: Paths, sizes: Mapping[str, int]) -> None:
     write_sealed(run.root / FILE, {"num_samples": dict(sorted(sizes.items()))}, run.storage)
 
 
-def is_damaged(run: Paths) -> bool:
-    """Whether the file was changed after it was written. The cells then count as not grown; their images stay."""
-    return run.storage.exists(run.root / FILE) and read_sealed(run.root / FILE, run.storage) is None
-
-
 def grown(plan: Plan, sizes: Mapping[str, int]) -> Plan:
     """The plan whose cells have the larger of their own N and that in `sizes`; the plan itself if none is larger."""
     larger = {cell.id for cell in plan.cells if sizes.get(cell.id, 0) > cell.settings.num_samples}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from taugrid.hashing import json_sha256
 from taugrid.parquet import PartSummary
-from taugrid.storage import Storage, pieces, read_all, replacing, write_text
+from taugrid.storage import Storage, pieces, replacing, together, write_text
 
 CHECK_DIGITS = 12
 """Hex digits of the hash of a line, at its end."""
@@ -76,7 +76,7 @@ class Ledger:
         return sum(_read(line, {}) is None for line in whole)
 
     def _data(self) -> bytes:
-        return b"".join(read_all(self._storage, pieces(self._storage, self._path)))
+        return b"".join(together(self._storage, self._storage.read, pieces(self._storage, self._path)))
 
     def find(self, path: Path, version: str) -> PartSummary | None:
         """The contents of a file; None if it was not found intact, or its version has changed."""

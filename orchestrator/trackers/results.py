@@ -113,8 +113,7 @@ class RunResults:
         found: dict[str, Losses] = {}
         for model, _ in self._run.plan.trained_here:
             if self.rundir.storage.exists(log := self.rundir.training_log(model)):
-                with self.rundir.storage.local_path(log) as local:
-                    lines = whole_lines(local)
+                lines = whole_lines(log, self.rundir.storage)
                 found[model.id] = {line["step"]: _finite({name: line.get(name) for name in SCALARS}) for line in lines}
         return found
 

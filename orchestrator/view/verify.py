@@ -21,7 +21,6 @@ from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.scorer import FILE as SCORER
-from taugrid.orchestrator.work.scorer import is_damaged
 from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, read_json, read_sealed
 from taugrid.words import counted
@@ -165,8 +164,8 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
     records = storage.list(rundir.models, str(rundir.model_record("*").relative_to(rundir.models)))
     changed = changed_files(rundir)
     yield from (Damage(path, CHANGED) for path in changed)
-    for name, is_changed in ((SCORER, is_damaged), (grown.FILE, grown.is_damaged)):
-        if is_changed(rundir):
+    for name in (SCORER, grown.FILE):
+        if rundir.is_changed(name):
             yield Damage(rundir.root / name, CHANGED)
     for path in (rundir.tables / "quality.json", rundir.provenance, rundir.plan, rundir.root / RUN_FILE, *records):
         if path not in changed and storage.exists(path):

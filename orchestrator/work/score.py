@@ -14,7 +14,7 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.extract import required_by_score
 from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind
 from taugrid.orchestrator.work.sample import unsampled
-from taugrid.orchestrator.work.scorer import FILE, is_damaged, keep_record
+from taugrid.orchestrator.work.scorer import FILE, keep_record
 from taugrid.orchestrator.work.survey import CellState, Survey
 
 
@@ -72,7 +72,7 @@ class ScoreWork(WorkKind):
 
     def clean_up(self) -> None:
         """Record what the scorer gives for the reference; remove the features of scored cells that are not kept."""
-        if damaged := is_damaged(self.rundir):
+        if damaged := self.rundir.is_changed(FILE):
             self.survey.on_damage(Damage(self.rundir.root / FILE, "it has changed since it was written"))
         if damaged or any(state.to_score for state in self.survey.found.cells):
             keep_record(self.config, self.rundir, self.scoring)

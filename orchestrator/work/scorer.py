@@ -142,16 +142,10 @@ def differs(new: float, old: float, allowed: float) -> bool:
     return not abs(new - old) <= allowed * max(abs(new), abs(old), TOLERANCE)  # NaN never agrees
 
 
-def is_damaged(rundir: RunDir) -> bool:
-    """Whether the record was changed after it was written."""
-    path = rundir.root / FILE
-    return rundir.storage.exists(path) and read_sealed(path, rundir.storage) is None
-
-
 def kept_record(rundir: RunDir) -> ScorerRecord | str:
     """The record that the last session with scores wrote, or the reason why there is none."""
     value = read_sealed(rundir.root / FILE, rundir.storage)
-    if is_damaged(rundir):
+    if rundir.is_changed(FILE):
         return f"{FILE} was changed or is damaged"
     if value is None:
         return "no record; score the run again with this version to write one"

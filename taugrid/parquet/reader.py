@@ -65,7 +65,7 @@ def read_images(
     Raises:
         DamagedFile: if a checksum or an image is wrong.
     """
-    for index, pngs in _pngs(path, stop, storage):
+    for index, pngs in read_encoded(path, stop, storage):
         images = list(decode_each(decode_png, pngs, lambda image: image.nbytes))
         yield index, np.stack(images)
 
@@ -83,13 +83,10 @@ def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dic
     return pngs_by_index
 
 
-def read_encoded(path: Path, stop: int, storage: Storage = LOCAL) -> Iterator[list[bytes]]:
-    """The PNG bytes of the images below index `stop`, row group by row group. Raises what `read_images` raises."""
-    for _, pngs in _pngs(path, stop, storage):
-        yield pngs
-
-
-def _pngs(path: Path, stop: int | None, storage: Storage) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
+def read_encoded(
+    path: Path, stop: int | None = None, storage: Storage = LOCAL
+) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
+    """Indices (B,) and PNG bytes below index `stop`, row group by row group. Raises what `read_images` raises."""
     for index, column in _read(path, "image", storage):
         count = len(index) if stop is None else int(np.searchsorted(index, stop))
         if count:

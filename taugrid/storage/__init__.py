@@ -1,6 +1,6 @@
 """Where files live, and how they appear: whole or not at all. Local folders, and object stores by URL."""
 
-from taugrid.storage.appended import READS_TOGETHER, end_session, pieces, read_all, together
+from taugrid.storage.appended import READS_TOGETHER, end_session, pieces, together
 from taugrid.storage.files import is_same, read_json, read_sealed, replacing, upload_folder, write_json, write_sealed
 from taugrid.storage.local import LOCAL, LocalStorage, user_cache, write_text
 from taugrid.storage.place import is_url, open_place

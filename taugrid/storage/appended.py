@@ -72,11 +72,6 @@ def pieces(storage: Storage, path: Path) -> Sequence[Path]:
     return [name for name in names if _number(path, name) is not None]
 
 
-def read_all(storage: Storage, paths: Sequence[Path]) -> Iterator[bytes]:
-    """The contents of files, in order; see `together`."""
-    return together(storage, storage.read, paths)
-
-
 def together(storage: Storage, read: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     """`read` of each item, in order; in an object store, a few of them are read at a time, and held."""
     if storage.on_disk:

@@ -37,8 +37,7 @@ from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.storage import appended, end_session, open_place, pieces
-from taugrid.storage.appended import read_all
+from taugrid.storage import appended, end_session, open_place, pieces, together
 
 FILES = 20
 WAIT_SECONDS = 20.0
@@ -353,15 +352,16 @@ def test_pieces_are_read_together_and_the_next_is_begun_without_a_list(bucket, s
     assert len(names) == 6
     barrier, late = threading.Barrier(6), []
 
-    def together(method, path):
+    def meet(method, path):
         if method == "GET" and "log" in path:
             try:
                 barrier.wait(WAIT_SECONDS)
             except threading.BrokenBarrierError:
                 late.append(path)
 
-    with s3.refusing(together):
-        assert b"".join(read_all(storage, names)).split(b"\n")[:-1] == [b"line %05d" % n for n in range(6)]
+    with s3.refusing(meet):
+        read = b"".join(together(storage, storage.read, names))
+    assert read.split(b"\n")[:-1] == [b"line %05d" % n for n in range(6)]
     assert late == []
 
 

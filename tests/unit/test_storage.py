@@ -682,7 +682,7 @@ ALLOWED = [
     ),
     Exceptions(
         "workers/training/log.py",
-        {"mkdir": 1, "open": 1, "read_bytes": 1, "replace": 1, "rmtree": 1, "write_text": 1},
+        {"mkdir": 1, "open": 1, "replace": 1, "rmtree": 1, "write_text": 1},
         RAY_TRAIN,
     ),
     Exceptions("workers/training/loop.py", {"is_dir": 1}, RAY_TRAIN),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +116,7 @@ def training_progress(models_dir: str | Path, model_id: str, storage: Storage = 
     """The last logged step of a training, finished or not; None before the first step."""
     committed = Path(models_dir) / model_id / "train" / LOG
     running = running_folder(models_dir, model_id) / LOG
-    records = _last_lines(committed, storage) or _last_lines(running, storage)
+    records = whole_lines(committed, storage, BYTES_OF_THE_END) or whole_lines(running, storage, BYTES_OF_THE_END)
     if not records:
         return None
     last = records[-1]
@@ -127,29 +128,18 @@ def training_progress(models_dir: str | Path, model_id: str, storage: Storage = 
     return TrainingProgress(last["step"], last["loss"], workers, seconds, checkpoint)
 
 
-def _last_lines(log: Path, storage: Storage) -> list[dict[str, Any]]:
-    """The records at the end of a log.jsonl; none if there is no such file."""
+def whole_lines(log: Path, storage: Storage = LOCAL, end: int | None = None) -> list[dict[str, Any]]:
+    """The records in a log.jsonl, or in its last `end` bytes; none if there is no such file.
+
+    What is not a complete line of JSON is skipped: a kill leaves half a line, a power loss may leave NULs.
+    """
     try:
-        start = max(0, storage.stat(log).size - BYTES_OF_THE_END)
-        return _records(storage.read(log, start, BYTES_OF_THE_END))
+        start = 0 if end is None else max(0, storage.stat(log).size - end)
+        data = storage.read(log, start, end)
     except FileNotFoundError:
         return []
-
-
-def whole_lines(log: Path) -> list[dict[str, Any]]:
-    """The records in a log.jsonl; none if there is no such file."""
-    try:
-        return _records(log.read_bytes())
-    except FileNotFoundError:
-        return []
-
-
-def _records(data: bytes) -> list[dict[str, Any]]:
-    """Complete lines of JSON in `data`; others are skipped: a kill leaves half a line, a power loss may leave NULs."""
     records = []
     for line in data.split(b"\n")[:-1]:
-        try:
+        with suppress(ValueError):
             records.append(json.loads(line))
-        except ValueError:
-            continue
     return records
