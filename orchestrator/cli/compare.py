@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from taugrid.errors import UserError
+from taugrid.errors import Exit, UserError
 from taugrid.orchestrator.cli.options import (
     OF_IMAGES,
     SHARE,
@@ -173,4 +173,5 @@ def _compare_images(a: str, b: str, scoring: dict[str, Any], judging: Mapping[st
     with Progress() as progress:
         compared = compare_images(a, b, ImagesRequest(**scoring), progress, target, **judging)
     print_value(compared, as_json, comparison_text)
-    sys.exit(exit_of(compared["result"], (), compared["not_judged"]))
+    if (code := exit_of(compared["result"], (), compared["not_judged"])) is not Exit.DONE:
+        sys.exit(code)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taugrid.errors import UserError
+from taugrid.errors import Exit, UserError
 from taugrid.orchestrator.cli.options import (
     OF_IMAGES,
     SHARE,
@@ -87,7 +87,8 @@ def nightly(**given: Any) -> None:
         result = (_night_of_images if given["samples"] is not None else _sampled_night)(given, progress)
     print_value(result.verdict, given["as_json"], lambda verdict: summary(verdict).rstrip())
     click.echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
-    sys.exit(result.exit)
+    if result.exit != Exit.DONE:
+        sys.exit(result.exit)
 
 
 def _show_night(given: Mapping[str, Any]) -> None:
@@ -154,7 +155,8 @@ def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str,
     canaries = canaries_beside(run, new)
     comparison = compare_snapshots(new, snapshot_of(baseline), gate_of(run.config, **requested), canaries)
     print_value(comparison.as_dict(), as_json, comparison_text)
-    sys.exit(comparison.exit)
+    if comparison.exit is not Exit.DONE:
+        sys.exit(comparison.exit)
 
 
 def compare_images_with_baseline(
@@ -176,7 +178,8 @@ def compare_images_with_baseline(
     pairs = [f"{counted(cell.num_samples, 'pair')} by name"] if cell.names and cell.seed_set == old.seed_set else []
     about = [*pairs, *scored_as(request.recorded, cell.protocol)]
     print_value(comparison.as_dict(), as_json, lambda value: "\n".join([comparison_text(value), *about]))
-    sys.exit(comparison.exit)
+    if comparison.exit is not Exit.DONE:
+        sys.exit(comparison.exit)
 
 
 @click.group(cls=Group)
