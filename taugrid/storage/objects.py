@@ -112,12 +112,15 @@ class ObjectStorage:
             first.write_bytes(b"first")
             second.write_bytes(b"second")
             self.commit(path, first)
-            overwritten = self.commit(path, second)
+            replaced = _only(self._head(path))
+            self.commit(path, second, ANY)
+            refused = {"If-Match": replaced, "If-None-Match": "create"}
+            ignored = [name for name, mode in refused.items() if self._put(path, first, lambda: mode)]
         self.delete(path)
-        if overwritten:
+        if ignored:
             raise UserError(
-                f"{url(folder)}: this object store ignores If-None-Match, so two drivers or workers could "
-                "overwrite each other's files; use a store that does, or a folder"
+                f"{url(folder)}: this object store ignores {' and '.join(ignored)}, so two drivers or workers could "
+                "overwrite each other's files; use a store that does not, or a folder"
             )
 
     def stat(self, path: Path) -> Stat:
@@ -167,6 +170,10 @@ class ObjectStorage:
         Any other 409 means that one is being written. If an answer was lost and the stored file has the same bytes,
         the commit succeeded; but an empty file, which reserves a name, may just as well be another process's.
         """
+        return self._put(path, finished, lambda: self._condition(path, if_version))
+
+    def _put(self, path: Path, finished: Path, condition: Callable[[], Any]) -> bool:
+        """`commit` under obstore's mode that `condition` returns before each attempt; None: it does not hold."""
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         lost = False
@@ -174,7 +181,7 @@ class ObjectStorage:
         def attempt() -> bool:
             nonlocal lost
             try:
-                mode = self._condition(path, if_version)
+                mode = condition()
                 if mode is not None:
                     size = finished.stat().st_size
                     in_parts = size > MAX_PUT_BYTES if mode == "overwrite" else None
@@ -202,7 +209,7 @@ class ObjectStorage:
             return None
         if _stat(meta).version != if_version:
             return None
-        return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
+        return _only(meta)
 
     def append(self, path: Path, data: bytes) -> None:
         """Rewrites the last piece of the file, or begins a new one (`storage.appended`)."""
@@ -399,6 +406,11 @@ def _stat(meta: "ObjectMeta") -> Stat:
     if not version.endswith('"'):  # Azure's lists leave out the quotes of its other answers
         version = f'"{version}"'
     return Stat(meta["size"], version, modified)
+
+
+def _only(meta: "ObjectMeta") -> Any:
+    """Obstore's mode of a put that replaces this version only."""
+    return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
 
 
 def _is_wild(part: str) -> bool:

@@ -722,14 +722,19 @@ def test_a_bucket_that_can_only_be_read_is_one_line_at_the_start(opened, bucket,
 
 
 @EVERYWHERE
-def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
+@pytest.mark.parametrize(("ignored", "header"), [(str, "If-None-Match"), (dict, "If-Match")])
+def test_a_store_that_ignores_a_condition_is_refused(bucket, monkeypatch, ignored, header):
     import obstore
 
-    plain = obstore.put
-    monkeypatch.setattr(obstore, "put", lambda *given, mode=None, **options: plain(*given, **options))
+    def put(*given, mode=None, plain=obstore.put, **options):
+        return plain(*given, mode="overwrite" if isinstance(mode, ignored) else mode, **options)
+
     root, storage = bucket
-    with pytest.raises(UserError, match="ignores If-None-Match"):
+    storage.require(root, to_write=True)
+    monkeypatch.setattr(obstore, "put", put)
+    with pytest.raises(UserError, match=f"ignores {header},"):
         storage.require(root, to_write=True)
+    assert not storage.exists(root), "nothing is left of the test"
 
 
 @EVERYWHERE
