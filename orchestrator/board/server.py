@@ -1,8 +1,8 @@
-"""Serves the board over HTTP: starlette and uvicorn, the extra `board`.
+"""Serves the board over HTTP, to this machine alone: starlette and uvicorn, the extra `board`.
 
-Only GET and HEAD. No text of a request becomes a path: runs are found by their keys, cells by their ids, among what the
-index knows. On loopback, the Host header must name this machine (else a page elsewhere could read the board by DNS
-rebinding); on another address, or with TAUGRID_BOARD_TOKEN set, a token is required.
+Only GET and HEAD. All paths begin with a random token, since every user of this machine can reach the port; others get
+404. No text of a request becomes a path of the disk: runs are found by their keys, cells by their ids, among what the
+index knows.
 """
 
 import hmac
@@ -11,15 +11,13 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from hashlib import sha256
-from typing import NamedTuple
-from urllib.parse import urlencode, urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -28,7 +26,6 @@ from taugrid.errors import UserError
 from taugrid.eval.pages.board import board_html
 from taugrid.orchestrator.board.document import BoardDocument, BoardRow, as_json, document_of
 from taugrid.orchestrator.board.index import Board, Index
-from taugrid.orchestrator.dispatch.address import is_loopback
 
 LOOK_SECONDS = 5.0
 """The minimum time between two looks at the files."""
@@ -36,9 +33,8 @@ LOOK_SECONDS = 5.0
 LOOK_SHARE = 10.0
 """A look that took long is not repeated before this many times its duration: a bucket is paid by the request."""
 
+HOST = "127.0.0.1"
 PORTS = range(8000, 8020)
-TOKEN_VARIABLE = "TAUGRID_BOARD_TOKEN"
-LEAST_TOKEN = 16
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -59,7 +55,8 @@ REPORT_POLICY = (
 class Served:
     """What is served now. Requests come from several threads."""
 
-    def __init__(self, index: Index, board: Board) -> None:
+    def __init__(self, index: Index, board: Board, token: str) -> None:
+        self._token = token
         self._index, self._looking, self._next = index, threading.Lock(), time.monotonic() + LOOK_SECONDS
         self._newest = document_of(board, index.places)
 
@@ -111,28 +108,37 @@ class Served:
         return row
 
     def report(self, request: Request) -> Response:
-        run = next((run for run in self.current().runs if run.key == request.path_params["run"]), None)
+        """Leads to a path of its own: scripts of a report can read their address, which must not hold the token."""
+        return RedirectResponse(f"/{self._secret(request.path_params['run'])}/report.html", 303)
+
+    def own_report(self, request: Request) -> Response:
+        secret = request.path_params["secret"]
+        run = next((run for run in self.current().runs if _same(self._secret(run.key), secret)), None)
         if run is None or not run.entry["report"]:
             raise UserError("there is no such report")
         html = run.found.storage.read(run.found.root / "report.html")
         return Response(html, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
 
+    def _secret(self, run: str) -> str:
+        return hmac.digest(self._token.encode(), run.encode(), "sha256").hex()
 
-def application(index: Index, board: Board, host: str, token: str | None) -> Starlette:
+
+def application(index: Index, board: Board, token: str) -> Starlette:
     """The board as an ASGI application."""
-    served = Served(index, board)
+    served = Served(index, board, token)
     routes = {
-        "/": served.page,
-        "/board.json": served.document,
-        "/images/{run}/{cell}.png": served.image,
-        "/pair.json": served.pair,
-        "/runs/{run}/report.html": served.report,
+        f"/{token}/": served.page,
+        f"/{token}/board.json": served.document,
+        f"/{token}/images/{{run}}/{{cell}}.png": served.image,
+        f"/{token}/pair.json": served.pair,
+        f"/{token}/runs/{{run}}/report.html": served.report,
+        "/{secret}/report.html": served.own_report,
     }
-    guard = Middleware(BaseHTTPMiddleware, dispatch=Guard(is_loopback(host), token).answer)
+    of_this_machine = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])  # against DNS rebinding
     small = Middleware(GZipMiddleware, compresslevel=3)  # of 1,000 runs, 8 MB
     return Starlette(
         routes=[Route(path, method) for path, method in routes.items()],
-        middleware=[guard, small],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=_answer), of_this_machine, small],
         exception_handlers={UserError: _failed, OSError: _failed},
     )
 
@@ -143,80 +149,39 @@ def _failed(request: Request, error: Exception) -> Response:
     return PlainTextResponse(str(error) if is_known else "it can't be read now", 404 if is_known else 503)
 
 
-class Guard(NamedTuple):
-    """Lets only those requests through that may read the board."""
-
-    on_loopback: bool
-    token: str | None
-
-    async def answer(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = self.refusal(request) or await call_next(request)
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-        response.headers.setdefault("Cache-Control", "no-store")
-        return response
-
-    def refusal(self, request: Request) -> Response | None:
-        if request.method not in ("GET", "HEAD"):
-            return PlainTextResponse("the board can only be read", 405, {"Allow": "GET, HEAD"})
-        if self.on_loopback and not _names_this_machine(request.headers.get("host", "")):
-            return PlainTextResponse("the board answers to localhost only", 421)
-        return None if self.token is None else self._unknown(request, self.token)
-
-    def _unknown(self, request: Request, token: str) -> Response | None:
-        cookie = f"taugrid-board-{request.url.port or 80}"
-        kept = sha256(token.encode()).hexdigest()
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        if _same(request.cookies.get(cookie, ""), kept) or (scheme.lower() == "bearer" and _same(bearer, token)):
-            return None
-        if not _same(request.query_params.get("token", ""), token):
-            need = f"this board needs ?token=... : that of the address that it printed, or its {TOKEN_VARIABLE}"
-            return PlainTextResponse(need, 401)
-        others = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
-        path = f"/{request.url.path.lstrip('/')}"  # never another host
-        response = RedirectResponse(f"{path}?{urlencode(others)}" if others else path, 303)
-        response.set_cookie(cookie, kept, httponly=True, samesite="strict")
-        return response
+async def _answer(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    if request.method in ("GET", "HEAD"):
+        response = await call_next(request)
+    else:
+        response = PlainTextResponse("the board can only be read", 405, {"Allow": "GET, HEAD"})
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
 
 
 def _same(given: str, expected: str) -> bool:
     return hmac.compare_digest(given.encode(), expected.encode())
 
 
-def _names_this_machine(host: str) -> bool:
-    try:
-        return is_loopback(urlsplit(f"//{host}").hostname or "")
-    except ValueError:
-        return False
+def new_token() -> str:
+    return secrets.token_urlsafe(24)
 
 
-def token_of(host: str, given: str | None) -> tuple[str | None, bool]:
-    """The token that requests need, and whether it is new; None on loopback, unless one is `given`.
+def listen(port: int | None) -> socket.socket:
+    """A socket that listens on loopback; without a port, on the first of `PORTS` that is free, or else on any.
 
     Raises:
-        UserError: if the given one is too short to keep strangers out.
-    """
-    if given is not None and len(given) < LEAST_TOKEN:
-        raise UserError(f"{TOKEN_VARIABLE} has {len(given)} characters; give at least {LEAST_TOKEN}, or unset it")
-    if given is None and not is_loopback(host):
-        return secrets.token_urlsafe(24), True
-    return given, False
-
-
-def listen(host: str, port: int | None) -> socket.socket:
-    """A socket that listens; without a port, on the first of `PORTS` that is free, or else on any.
-
-    Raises:
-        UserError: if the address can't be used, or the port is taken.
+        UserError: if the port is taken.
     """
     reason: OSError | None = None
     for number in (*PORTS, 0) if port is None else (port,):
         try:
-            return socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+            return socket.create_server((HOST, number))
         except OSError as error:
             reason = error
-    raise UserError(f"can't listen on {host} port {port}: {reason and reason.strerror}; give another --host or --port")
+    raise UserError(f"can't listen on {HOST} port {port}: {reason and reason.strerror}; give another --port")
 
 
 def serve(app: Starlette, listening: socket.socket) -> None:
@@ -229,8 +194,6 @@ def serve(app: Starlette, listening: socket.socket) -> None:
         return
 
 
-def address_of(listening: socket.socket, host: str, token: str | None) -> str:
-    """The URL to open, with a token that was made for it."""
-    name = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
-    name = f"[{name}]" if ":" in name else name
-    return f"http://{name}:{listening.getsockname()[1]}/{'' if token is None else f'?token={token}'}"
+def address_of(listening: socket.socket, token: str) -> str:
+    """The URL to open."""
+    return f"http://{HOST}:{listening.getsockname()[1]}/{token}/"

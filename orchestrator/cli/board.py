@@ -1,6 +1,5 @@
 """`taugrid board`: all runs below some folders and buckets on one page."""
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,17 +16,16 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @click.argument("places", metavar="DIR | URL ...", nargs=-1, required=True)
 @click.option("--port", type=Whole(0, 65535), help="The port.  [default: 8000, or the next one that is free]")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address; others than loopback need a token.")
 @click.option("--to", "target", metavar="FOLDER", help="Write the page as static files, and serve nothing.")
 @json_option
-def board(places: tuple[str, ...], port: int | None, host: str, target: str | None, as_json: bool) -> None:
+def board(places: tuple[str, ...], port: int | None, target: str | None, as_json: bool) -> None:
     """Show all runs below folders and buckets on one page, from what they recorded.
 
-    It is served on this machine alone and follows runs at work, until Ctrl-C. A --host beyond loopback needs a token:
-    that of TAUGRID_BOARD_TOKEN, or a new one that is printed. Nothing is planned, run or written below the folders.
+    It is served on this machine alone and follows runs at work, until Ctrl-C. Only those who have the address that is
+    printed can read it. Nothing is planned, run or written below the folders.
 
     Examples:
-        taugrid board runs  # on http://127.0.0.1:8000, until Ctrl-C
+        taugrid board runs  # on 127.0.0.1, until Ctrl-C
         taugrid board runs --to site  # static files: for a disk, a bucket or GitHub Pages
         taugrid board runs history --json  # all cells of all runs, for programs
     """
@@ -50,10 +48,10 @@ def board(places: tuple[str, ...], port: int | None, host: str, target: str | No
         lacking = f"; the images of {counted(unread, 'cell')} could not be read" if unread else ""
         click.echo(f"{counted(len(found.runs), 'run')} in {folder / 'index.html'}{lacking}")
     else:
-        _serve(index, host, port)
+        _serve(index, port)
 
 
-def _serve(index: "Index", host: str, port: int | None) -> None:
+def _serve(index: "Index", port: int | None) -> None:
     """Serve the board until Ctrl-C."""
     try:
         from taugrid.orchestrator.board import server
@@ -61,15 +59,12 @@ def _serve(index: "Index", host: str, port: int | None) -> None:
         if error.name not in ("starlette", "uvicorn"):
             raise
         raise UserError("the board needs starlette and uvicorn; pip install 'taugrid[board]'") from None
-    token, is_new = server.token_of(host, os.environ.get(server.TOKEN_VARIABLE))
-    listening = server.listen(host, port)
+    listening, token = server.listen(port), server.new_token()
     found = index.look_or_refuse()
     _say(found.notes)
-    url = server.address_of(listening, host, token if is_new else None)
-    own = f", with ?token= and your {server.TOKEN_VARIABLE}" if token and not is_new else ""
     with reader_may_leave():
-        click.echo(f"{counted(len(found.runs), 'run')} on {url}{own} (Ctrl-C ends it)")
-    server.serve(server.application(index, found, host, token), listening)
+        click.echo(f"{counted(len(found.runs), 'run')} on {server.address_of(listening, token)} (Ctrl-C ends it)")
+    server.serve(server.application(index, found, token), listening)
 
 
 def _say(notes: Sequence[str]) -> None:
