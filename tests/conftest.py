@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from taugrid import retries
 from taugrid.orchestrator import ending
+from taugrid.orchestrator.rundir import lease
 
 # `nohup make test &` and many CI runners start their processes with SIGINT ignored. A driver that must stop then sends
 # SIGTERM to itself (`orchestrator/ending.py`), which would end pytest's process. Children start with the default.
@@ -44,6 +45,14 @@ def unsynced():
     """What a test's process writes need not survive a power loss: it would wait for the disk ten thousand times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def taken_at_once():
+    """A driver looks again whether it holds its lease, after a pause that hundreds of drivers here would take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "POLL_SECONDS", 0.01)
         yield
 
 

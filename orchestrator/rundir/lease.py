@@ -27,10 +27,8 @@ from taugrid.words import duration
 
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
-"""A lease that was not refreshed for this long belongs to a driver that is dead or cut off from the directory."""
-
-MIN_WATCHED_HEARTBEATS = 2
-"""The minimum number of heartbeats for which a lease of a different host is watched, since clocks differ."""
+"""A lease that was not refreshed for this long belongs to a driver that is dead or cut off from the directory. To take
+it over, a driver elsewhere watches it for all this time by its own clock, since clocks differ."""
 
 POLL_SECONDS = 0.2
 
@@ -109,7 +107,8 @@ class Lease:
     def take(self, by_force: bool, say: Callable[[str], None]) -> None:
         """Take the lease, and refresh it from now on.
 
-        A dead driver's lease is taken at once. One of a different host is watched until it is refreshed or expired.
+        A dead driver's lease is taken at once. One of a different host is watched for `EXPIRY_SECONDS`, or until it is
+        refreshed.
 
         Raises:
             UserError: if another driver runs and the lease is not taken `by_force`.
@@ -119,10 +118,10 @@ class Lease:
             self._watch(before, say)
         if not self._put(ANY if by_force else version):
             raise self._refusal(self.holder())
+        time.sleep(POLL_SECONDS)  # if two drivers take it at once on a disk, the later one gets it
+        if not self._is_held():
+            raise self._refusal(self.holder())
         if before is not None:
-            time.sleep(POLL_SECONDS)  # if two drivers take it over at once on a disk, the later one gets it
-            if not self._is_held():
-                raise self._refusal(self.holder())
             say(f"took the run directory over from {before}")
         self.began = None if by_force and before is not None else self._storage.stat(self._path).modified
         _held.add(self._session)
@@ -144,9 +143,8 @@ class Lease:
         if alive:
             raise self._refusal(before)
         if alive is None:
-            seconds = max(EXPIRY_SECONDS - before.age_seconds, MIN_WATCHED_HEARTBEATS * HEARTBEAT_SECONDS)
-            say(f"{before} holds this run directory; waiting {duration(seconds)} to see whether it still runs")
-            end = time.monotonic() + seconds
+            say(f"{before} holds this run directory; waiting {duration(EXPIRY_SECONDS)} to see whether it still runs")
+            end = time.monotonic() + EXPIRY_SECONDS
             while time.monotonic() < end:
                 time.sleep(POLL_SECONDS)
                 now = self.holder()

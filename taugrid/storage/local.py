@@ -107,10 +107,10 @@ class LocalStorage:
             return retried(read)
 
     def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
-        """`os.link` never overwrites."""
+        """`os.link` never overwrites, nor does the way without it (`_name`)."""
         sync_file(finished)
         if if_version is None:
-            if not _link(finished, path):
+            if not _name(finished, path):
                 return False
         elif if_version == ANY or self._has_version(path, if_version):
             rename(finished, path)
@@ -196,8 +196,11 @@ def user_cache() -> Path:
 # Calls of the file system: tried again where that is safe, and synced so that names survive a power loss
 
 
-def _link(finished: Path, path: Path) -> bool:
-    """Name a file; False if a different file has this name."""
+def _name(finished: Path, path: Path) -> bool:
+    """Name a file; False if a different file has this name.
+
+    Without hard links the name is first created, empty: only one writer can, and only its own file replaces that.
+    """
     try:
         retried(lambda: os.link(finished, path))
     except FileExistsError:
@@ -205,7 +208,9 @@ def _link(finished: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        if is_there(path):  # equal bytes make the race harmless
+        try:
+            retried(lambda: path.touch(exist_ok=False))
+        except FileExistsError:
             return False
         rename(finished, path)
     return True

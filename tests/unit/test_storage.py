@@ -273,6 +273,20 @@ def test_where_links_are_refused_a_commit_still_overwrites_nothing(tmp_path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_where_links_are_refused_one_of_many_creators_is_first_and_its_file_stays(tmp_path, monkeypatch):
+    together = Barrier(8)
+
+    def refuse(*arguments):
+        together.wait()
+        raise OSError(errno.EOPNOTSUPP, "links are refused")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for path in [tmp_path / str(n) for n in range(20)]:
+        with ThreadPoolExecutor(8) as pool:
+            first = list(pool.map(lambda n, path=path: create(LocalStorage(), path, bytes([n])), range(8)))
+        assert (sum(first), path.read_bytes()) == (1, bytes([first.index(True)]))
+
+
 def test_temporary_names_are_hidden_and_beside_the_file(tmp_path):
     with LocalStorage().temporary(tmp_path / "a" / "part.parquet") as temporary:
         assert temporary.parent == tmp_path / "a"
