@@ -136,7 +136,7 @@ class Progress(Observer):
         cells = session.cells(with_scores=self._is_live or (bool(session.tasks) and not self._console.quiet))
         with self._shown():
             if self.state is not None:
-                self.state.expect(session.tasks, session.earlier)
+                self.state.expect(session.tasks)
                 self.state.show_cells(cells, session.metric_title)
                 self._read_score = session.score
 
@@ -263,7 +263,7 @@ def _workers(state: LiveState, at: float) -> Iterator[RenderableType]:
             if worker.task is not None:
                 task = state.todo.task(worker.task)
                 cell = "" if task.cell is None else task.cell.label
-                done = worker.doing or (f"{worker.fraction:.0%}" if worker.last else "")
+                done = worker.doing or (f"{worker.fraction:.0%}" if worker.fraction else "")
                 table.add_row(f"  {name}", _activity(state, worker.task), Text(cell), done, style="dim")
         for column in table.columns:
             column.no_wrap = True

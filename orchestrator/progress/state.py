@@ -14,7 +14,6 @@ from rich.progress import Task as Bar
 from rich.text import Text
 
 from taugrid.orchestrator.progress.workers import Amount, Todo, Workers, WorkerState
-from taugrid.orchestrator.rates import Span
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.words import counted, duration, quantity
@@ -141,7 +140,7 @@ class LiveState:
         """The ids of the models that are being trained; None: none had to be."""
         self.ended = False
         self.workers = Workers()
-        self.todo = Todo(kinds)
+        self.todo = Todo()
         self.cells: dict[str, GridCell] = {}
         self.metric = ""
         """The heading of the cells' values; empty if they have none."""
@@ -150,11 +149,10 @@ class LiveState:
         self._bars: dict[str, TaskID] = {}
         self._images = self.bars.add_task("images", total=None, visible=False)
         self._images_done = 0
-        self._earlier: Mapping[tuple[str, str], float] = {}
 
-    def expect(self, tasks: Mapping[str, Task], earlier: Mapping[tuple[str, str], float]) -> None:
-        """Set the tasks by key, and the seconds per unit of cost in earlier sessions, by rate key and device."""
-        self.todo.tasks, self._earlier = tasks, earlier
+    def expect(self, tasks: Mapping[str, Task]) -> None:
+        """Set the tasks by key."""
+        self.todo.tasks = tasks
 
     def show_cells(self, cells: Mapping[str, GridCell], metric: str) -> None:
         """Show these cells. The bars also count what was done before the session."""
@@ -171,10 +169,6 @@ class LiveState:
             self.todo.begin(event["work"])
             for kind in (kind for kind in self.kinds if kind in self.todo.all and kind not in self._bars):
                 self._bars[kind] = self.bars.add_task(self.kinds[kind].activity, total=None)
-        elif name == "worker":
-            for (key, device), seconds in self._earlier.items():
-                if device == event["device"]:
-                    self.todo.rates.expect(key, seconds)
         elif name == "end":
             self.ended = True
         elif "committed" in event and worker in self.workers.by_name:
@@ -186,7 +180,7 @@ class LiveState:
         self._refresh_if_due(at)
 
     def heard(self, at: float, worker: str, fraction: float, doing: str = "") -> None:
-        self.workers.heard(at, worker, fraction, doing)
+        self.workers.heard(worker, fraction, doing)
         self._refresh_if_due(at)
 
     def score(self, cell: str, value: float | None) -> None:
@@ -197,28 +191,12 @@ class LiveState:
         worker = self.workers.by_name[name]
         if worker.task is not None and event["committed"]:
             task = self.todo.task(worker.task)
-            self._measure(at, worker, task, event)
             if self.todo.is_open(task.key) and task.kind in self.kinds and self.kinds[task.kind].counts_images:
                 self._images_done += event["images"]  # what is given back too: the job of its rest has only the others
             finished = not event.get("given_back") and self.todo.finish(task)
             if finished and (cell := self._cell(task)) is not None and self.runs_network(task.kind):
                 cell.done += task.cost
         self.workers.release(at, name)
-
-    def _measure(self, at: float, worker: WorkerState, task: Task, event: Mapping[str, Any]) -> None:
-        """Update the rate of such tasks with a finished one, unless it only decoded what others had sampled.
-
-        A job does only a part of a shard that is given back, or its rest.
-        """
-        if (cost := event.get("evaluations", task.cost)) == 0:
-            return
-        key = self.todo.rate_key(task)
-        if worker.first is not None and not event.get("given_back"):
-            self.todo.rates.add(key, Span(at - worker.first.at, (1 - worker.first.fraction) * cost))
-        else:
-            span = Span(event.get("seconds", at - worker.since), cost)
-            self.todo.rates.add(key, span, is_cold=key not in worker.warm)
-        worker.warm.add(key)
 
     def _cell(self, task: Task) -> GridCell | None:
         return None if task.cell is None else self.cells.get(task.cell.id)
@@ -306,7 +284,7 @@ class LiveState:
 
     def snapshot(self, at: float) -> ProgressSnapshot:
         self.refresh(at)
-        workers, left = self.workers.joined, self.left(at)
+        workers, left = self.workers.joined, self.left
         if self.main is None:
             return ProgressSnapshot("", 0.0, 0.0, "", workers=workers, note=self._finished_in_words)
         kind, bar = self.kinds[self.main], self.bars.tasks[self._bars[self.main]]
@@ -323,13 +301,17 @@ class LiveState:
         joined = self.workers.joined
         return ", ".join(what if count == joined else f"{count} {what}" for what, count in doing.items())
 
-    def left(self, at: float) -> str:
-        """The remaining time and the work that it does not include, as text; empty if unknown yet."""
-        known = {key: worker for key, worker in self.running.items() if key in self.todo.tasks}
-        seconds, unknown = self.todo.left(known, self.workers.usable, at)
-        if seconds is None or self.main in unknown or any(map(self.runs_network, unknown)):
+    @property
+    def left(self) -> str:
+        """The time that the rest of the main kind takes at its rate, and what comes after it; empty if unknown."""
+        if self.main is None or not (rate := self.bars.tasks[self._bars[self.main]].speed):
             return ""
-        others = dict.fromkeys(self.kinds[name].activity for name in unknown if name in self.kinds)
+        rest = self.todo.open[self.main]
+        begun = sum(task.cost * share for task, share in self._under_way if task.kind == self.main)
+        seconds = rest.tasks / rate if self.kinds[self.main].finished_noun else (rest.cost - begun) / rate
+        under_way = {self.main, *(key.split("/")[0] for key in self.running)}
+        later = [name for name in self.kinds if name in self.todo.open_kinds and not self.todo.done[name].tasks]
+        others = dict.fromkeys(self.kinds[name].activity for name in later if name not in under_way)
         time = duration(seconds) if seconds >= 1 else "less than 1 s"
         return " then ".join(filter(None, [f"{time} left", " and ".join(others)]))
 

@@ -10,10 +10,8 @@ from taugrid.grids.names import of_model
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.progress.state import GridCell
-from taugrid.orchestrator.rates import earlier_rates
 from taugrid.orchestrator.report.up_to_date import score_on_disk
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS
@@ -42,11 +40,6 @@ class SessionSummary:
             {"kind": kind, "pace": key, "tasks": count, "cost": costs[kind, key]}
             for (kind, key), count in tasks.items()
         ]
-
-    @cached_property
-    def earlier(self) -> dict[tuple[str, str], float]:
-        """Seconds per unit of cost in earlier sessions, by rate key and device."""
-        return earlier_rates(read_events(self.run.rundir), self.selected.cells)
 
     @property
     def metric_title(self) -> str:

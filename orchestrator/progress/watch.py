@@ -93,7 +93,7 @@ class Watching:
             done = self._rundir.sampled(cell, None, every_byte=False, on_damage=lambda damage: None, listing=listing)
             before = [s for s in cell.shards if s.number in done and (cell.id, s.name) not in made_since]
             left[cell.id] = float(cell.total_nfe - sum(s.total_nfe for s in before))
-        state.expect({task.key: task for task in self._tasks()}, {})
+        state.expect({task.key: task for task in self._tasks()})
         cells = grid_cells(self._plan.cells, self._config.report.columns, left, self.score)
         state.show_cells(cells, self._metric.title)
         return state

@@ -156,7 +156,7 @@ def _on_workers(config: Config, plan: Plan, described: Mapping[str, Any]) -> dic
     busy = min(workers or 0, sum(group.number for group in waiting))
     return {
         "workers_at_a_time": busy or None,
-        "seconds_remaining": round(seconds_left([], waiting, busy), 1) if busy else None,
+        "seconds_remaining": round(seconds_left(waiting, busy), 1) if busy else None,
     }
 
 

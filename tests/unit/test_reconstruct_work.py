@@ -104,21 +104,6 @@ def errors_of(path, of):
     return listed, (((kept - of[index]) / 255) ** 2).reshape(len(kept), -1).mean(axis=1)
 
 
-def test_a_later_session_knows_the_pace_of_reconstructions_and_models_have_their_own(tmp_path):
-    grid = {"train.seed": [0, 1]}
-    work = reconstruct(tmp_path / "run", 8, grid=grid)
-    save_networks(work)
-    events = Events(work.rundir)
-    for task, seconds in zip(work.tasks(), (8.0, 16.0), strict=True):
-        name, fields = ReconstructWork.event(task, Result(seconds, 8, True), first_copy=True)
-        events.add(name, **fields, device="cpu")
-    again = reconstruct(tmp_path / "run", 16, grid=grid)
-    tasks = {task.key: task for task in again.tasks()}
-    summary = SessionSummary(Run(again.config, again.plan, again.rundir), again.plan, None, tasks)
-    paces = [summary.earlier[again.rate_key(task), "cpu"] for task in tasks.values()]
-    assert paces == [8 / 32] * 2 + [16 / 32] * 2, "8 images, there and back in 2 steps"
-
-
 def test_the_view_of_reconstructions_counts_their_evaluations_and_not_those_of_samples(tmp_path):
     work = reconstruct(tmp_path / "run", 8)
     save_networks(work)
