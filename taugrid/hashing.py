@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 IDENTITY_DIGITS = 10
 """Hex digits of an identity: 40 bits. Two of a thousand cells clash with a probability of one in two million."""
+
+_IDENTITY = re.compile(f"[0-9a-f]{{{IDENTITY_DIGITS}}}")
 
 
 class SourceFile(NamedTuple):
@@ -52,6 +55,13 @@ def json_sha256(value: Any) -> str:
 def identity(values: Mapping[str, Any]) -> str:
     """The id of whatever `values` determine: the first 10 hex digits of `json_sha256`."""
     return json_sha256(values)[:IDENTITY_DIGITS]
+
+
+def checked_identity(value: Any) -> str:
+    """An id that was read from a file; ValueError if `identity` gives no such text. Ids are parts of paths."""
+    if isinstance(value, str) and _IDENTITY.fullmatch(value):
+        return value
+    raise ValueError(f"not an id: {value!r}")
 
 
 def spaced_json_sha256(value: Any) -> str:

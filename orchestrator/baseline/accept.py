@@ -194,7 +194,7 @@ def _after_its_night(snapshot: Snapshot, run: Run, force: bool) -> tuple[Snapsho
 
     Accepting the night accepts these distances between images of different software or devices.
     """
-    folder, storage = run.rundir.root.parent, run.rundir.storage
+    folder, storage = run.rundir.around
     verdict = read_sealed(folder / VERDICT, storage)
     if verdict is None:
         if folder.parent.name != "nights" or force:

@@ -72,9 +72,9 @@ def open_baseline(name: str, named: str) -> tuple[Path, Storage]:
         raise UserError(f"{named} {name}: a baseline file ends in .json{hint}")
     if not is_url(name):
         return Path(name), LOCAL
-    root, storage = open_place(name, named)
-    storage.require(root.parent)
-    return root, storage
+    folder, storage = open_place(name.rpartition("/")[0], named)
+    storage.require(folder)
+    return folder / name.rpartition("/")[2], storage
 
 
 def parquet_beside(path: Path) -> Path:

@@ -151,7 +151,7 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
 
 def canaries_beside(run: Run, tonight: Snapshot) -> Canaries:
     """The canaries in the folders that a night left beside its run; other runs have none."""
-    folder, storage = run.rundir.root.parent, run.rundir.storage
+    folder, storage = run.rundir.around
     files = storage.list(folder, f"{CANARY}-*/config.json")
     sources = [_canaries_in(open_existing(with_urls(str(path.parent))), tonight) for path in files]
 

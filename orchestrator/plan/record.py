@@ -9,6 +9,7 @@ from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Section, Train, Unet
 from taugrid.grids.names import Naming
+from taugrid.hashing import checked_identity
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.grid import axes
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
@@ -55,7 +56,7 @@ def from_json(value: Mapping[str, Any]) -> Plan:
     guides = {model["id"]: _model_from_json(model) for model in value.get("guides", ())}
     cells = [
         Cell(
-            cell["id"],
+            checked_identity(cell["id"]),
             models[cell["model"]],
             Sample.model_validate(cell["settings"]),
             axes(cell["values"]),
@@ -93,7 +94,7 @@ def _model_to_json(model: Model) -> dict[str, Any]:
 def _model_from_json(value: Mapping[str, Any], label: str = "") -> Model:
     diffusion = Diffusion.model_validate({**Diffusion.later_keys, **value["diffusion"]})
     source = _source_from_json(value["source"])
-    return Model(value["id"], Data.model_validate(value["data"]), diffusion, source, label)
+    return Model(checked_identity(value["id"]), Data.model_validate(value["data"]), diffusion, source, label)
 
 
 def _source_to_json(source: ModelSource) -> dict[str, Any]:

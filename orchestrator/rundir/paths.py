@@ -10,7 +10,7 @@ from taugrid.orchestrator.plan.cells import Cell, Model, Shard, name_of, part_na
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.run_id import RunId
-from taugrid.storage import LocalStorage, Storage, user_cache
+from taugrid.storage import LocalStorage, Storage, open_place, user_cache
 from taugrid.words import with_urls
 from taugrid.workers.training.log import LOG
 
@@ -55,6 +55,12 @@ class Paths:
     def shown(self) -> str:
         """The run directory as the user names it: a path or a URL."""
         return with_urls(str(self.root))
+
+    @property
+    def around(self) -> tuple[Path, Storage]:
+        """The folder that holds the run directory, a night's if a night made it, and a storage that reads there."""
+        is_whole_bucket = not self.storage.on_disk and len(self.root.parts) == 2
+        return open_place(with_urls(str(self.root if is_whole_bucket else self.root.parent)), "DIR")
 
     def relative(self, path: Path) -> str:
         """`path` relative to the run directory, for messages."""

@@ -14,6 +14,7 @@ from typing import IO
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
+from taugrid.storage.inside import check_inside
 from taugrid.storage.protocol import ANY, Folders, Level, Stat
 
 
@@ -26,8 +27,8 @@ class LocalStorage:
     """
 
     root: Path | None = None
-    """The root of a run directory. Folders are made below it, but not the root itself, which may have been unmounted or
-    moved. None: any folder is made."""
+    """The root of a run directory. Nothing outside it is read, written or removed (`check_inside`). Folders are made
+    below it, but not the root itself, which may have been unmounted or moved. None: any path may be used."""
 
     @property
     def on_disk(self) -> bool:
@@ -37,6 +38,7 @@ class LocalStorage:
         pass
 
     def stat(self, path: Path) -> Stat:
+        check_inside(path, self.root)
         return _stat(retried(path.stat))
 
     def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
@@ -47,6 +49,7 @@ class LocalStorage:
         return stats_by_path
 
     def walk(self, folder: Path) -> Mapping[Path, Stat]:
+        check_inside(folder, self.root)
         found = {}
         for place, _, names in os.walk(folder, onerror=_raise):
             for path in (Path(place, name) for name in names):
@@ -56,6 +59,7 @@ class LocalStorage:
         return found
 
     def folders(self, folder: Path, pattern: str) -> Folders:
+        check_inside(folder, self.root)
         there = frozenset(_names(folder))
 
         def files(name: str) -> dict[str, str]:
@@ -69,10 +73,12 @@ class LocalStorage:
         return files
 
     def exists(self, path: Path) -> bool:
+        check_inside(path, self.root)
         return is_there(path)
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
         """`Path.glob` would pass over folders that it cannot read, so that files would count as missing."""
+        check_inside(folder / pattern, self.root)
         paths = [folder]
         for part in pattern.split("/"):
             if part == ".":
@@ -85,6 +91,7 @@ class LocalStorage:
 
     def level(self, folder: Path) -> Level:
         """The system says what is a file while it lists a folder: no other call is needed, except for links."""
+        check_inside(folder, self.root)
         files: list[str] = []
         folders: list[str] = []
         unreadable: list[str] = []
@@ -98,6 +105,8 @@ class LocalStorage:
         return Level(dict.fromkeys(sorted(files)), sorted(folders), sorted(unreadable))
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
+        check_inside(path, self.root)
+
         def read() -> bytes:
             with path.open("rb") as file:
                 file.seek(start)
@@ -108,6 +117,7 @@ class LocalStorage:
 
     def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
         """`os.link` never overwrites, nor does the way without it (`_name`)."""
+        check_inside(path, self.root)
         sync_file(finished)
         if if_version is None:
             if not _name(finished, path):
@@ -126,6 +136,7 @@ class LocalStorage:
             return False
 
     def append(self, path: Path, data: bytes) -> None:
+        check_inside(path, self.root)
         try:
             file = retried(lambda: path.open("ab"))
         except FileNotFoundError:  # the first of many makes its folder
@@ -135,12 +146,15 @@ class LocalStorage:
             file.write(data)
 
     def move(self, path: Path, target: Path) -> None:
+        check_inside(path, self.root)
+        check_inside(target, self.root)
         make_folder(target.parent, self.root)
         rename(path, target)
         sync_folder(target.parent)
         sync_folder(path.parent)
 
     def delete(self, path: Path) -> None:
+        check_inside(path, self.root)
         retried(lambda: path.unlink(missing_ok=True))
 
     def delete_all(self, paths: Sequence[Path], root: Path) -> None:
@@ -152,11 +166,13 @@ class LocalStorage:
                 folder.rmdir()
 
     def delete_folder(self, folder: Path) -> None:
+        check_inside(folder, self.root)
         shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
         """A path in the folder of `path`, which is made if it is missing."""
+        check_inside(path, self.root)
         make_folder(path.parent, self.root)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
@@ -166,19 +182,23 @@ class LocalStorage:
             self.delete(temporary)
 
     def local_path(self, path: Path) -> AbstractContextManager[Path]:
+        check_inside(path, self.root)
         return nullcontext(path)
 
     def readable(self, path: Path) -> AbstractContextManager[Path]:
+        check_inside(path, self.root)
         return nullcontext(path)
 
     @contextmanager
     def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:
+        check_inside(path, self.root)
         with path.open("rb") as file:
             yield file, _stat(os.fstat(file.fileno()))
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
         """The folder itself, made if it is missing: writers use `replacing`."""
+        check_inside(folder, self.root)
         make_folder(folder, self.root)
         with naming(folder):
             yield folder

@@ -10,7 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from taugrid import retries
 from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended, outages
 from taugrid.storage.files import is_same
+from taugrid.storage.inside import check_inside
 from taugrid.storage.protocol import ANY, Folders, Level, Stat
 from taugrid.storage.requests import LAST_SECONDS, SMALL_BYTES, SMALL_SECONDS, Bucket, ask, connected, refusal_in
 from taugrid.words import with_urls
@@ -87,6 +88,8 @@ class ObjectStorage:
     """A bucket. Workers reach it as the driver does, with the credentials of their own environment."""
 
     bucket: Bucket
+    root: Path | None = field(default=None, repr=False)
+    """The root of a run directory, outside which nothing is read, written or removed. None: any path may be used."""
 
     @property
     def on_disk(self) -> bool:
@@ -159,7 +162,7 @@ class ObjectStorage:
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         if start == 0 and length is None:
-            return self._ask(path, lambda: bytes(self._quick.get(key(path)).bytes()))
+            return self._ask(path, lambda: bytes(self._quick.get(self._key(path)).bytes()))
         with self.readable(path) as file:
             file.seek(start)
             return file.read(-1 if length is None else length)
@@ -186,7 +189,7 @@ class ObjectStorage:
                     size = finished.stat().st_size
                     in_parts = size > MAX_PUT_BYTES if mode == "overwrite" else None
                     store = self._quick if size <= SMALL_BYTES else self._store
-                    store.put(key(path), finished, mode=mode, use_multipart=in_parts)
+                    store.put(self._key(path), finished, mode=mode, use_multipart=in_parts)
                     return True
             except BaseError as error:
                 refusal = refusal_in(error)
@@ -204,7 +207,7 @@ class ObjectStorage:
         if if_version == ANY:
             return "overwrite"
         try:
-            meta = self._quick.head(key(path))
+            meta = self._quick.head(self._key(path))
         except FileNotFoundError:
             return None
         if _stat(meta).version != if_version:
@@ -218,7 +221,7 @@ class ObjectStorage:
     def move(self, path: Path, target: Path) -> None:
         for old in list(self._below(path)) or [path]:
             new = target / old.relative_to(path)
-            self._ask(old, partial(self._store.copy, key(old), key(new)))
+            self._ask(old, partial(self._store.copy, self._key(old), self._key(new)))
             self.delete(old)
 
     def delete(self, path: Path) -> None:
@@ -240,7 +243,7 @@ class ObjectStorage:
     def local_path(self, path: Path) -> Iterator[Path]:
         def download() -> None:
             with copy.open("wb") as file:
-                for chunk in self._store.get(key(path)).stream(CHUNK_BYTES):
+                for chunk in self._store.get(self._key(path)).stream(CHUNK_BYTES):
                     file.write(chunk)
 
         with self.temporary(path) as copy:
@@ -259,7 +262,7 @@ class ObjectStorage:
 
         def fetch(start: int, stop: int) -> bytes:
             options: Any = {"range": (start, stop), "if_match": meta["e_tag"]}
-            return self._ask(path, lambda: bytes(self._store.get(key(path), options=options).bytes()))
+            return self._ask(path, lambda: bytes(self._store.get(self._key(path), options=options).bytes()))
 
         yield cast(IO[bytes], RangeFile(end, meta["size"], fetch)), _stat(meta)
 
@@ -298,11 +301,11 @@ class ObjectStorage:
 
         def ask_for_it() -> "ObjectMeta":
             try:
-                return self._quick.head(key(path))
+                return self._quick.head(self._key(path))
             except BaseError as error:
                 # An answer to HEAD has no body, which would say why; that to GET has.
                 if refusal_in(error).status in (400, 401, 403):
-                    self._quick.get(key(path), options={"range": (0, 1)})
+                    self._quick.get(self._key(path), options={"range": (0, 1)})
                 raise
 
         return self._ask(path, ask_for_it)
@@ -313,25 +316,29 @@ class ObjectStorage:
 
         options: Any = {"range": {"suffix": END_BYTES}}
         if self.bucket.scheme == "az":  # Azure has no suffix ranges
-            size = self._quick.head(key(path))["size"]
+            size = self._quick.head(self._key(path))["size"]
             options = {"range": (max(0, size - END_BYTES), size)} if size else {}
         try:
-            got = self._quick.get(key(path), options=options)
+            got = self._quick.get(self._key(path), options=options)
         except BaseError as error:
             # An empty object has no range: S3 answers 416, other stores return a response that obstore can't parse.
             refusal = refusal_in(error)
-            if refusal.is_transient or refusal.status not in (None, 416) or self._quick.head(key(path))["size"]:
+            if refusal.is_transient or refusal.status not in (None, 416) or self._quick.head(self._key(path))["size"]:
                 raise
-            got = self._store.get(key(path))
+            got = self._store.get(self._key(path))
         return bytes(got.bytes()), got.meta
 
     def _delete(self, paths: Sequence[Path]) -> None:
         try:
             if paths:
-                self._ask(paths[0], lambda: self._quick.delete([key(path) for path in paths]))
+                self._ask(paths[0], lambda: self._quick.delete([self._key(path) for path in paths]))
         except FileNotFoundError:  # Google and Azure refuse to delete what is gone, and Google has kept the rest then
             for path in paths if len(paths) > 1 else ():
                 self._delete([path])
+
+    def _key(self, path: Path) -> str:
+        check_inside(path, self.root)
+        return "/".join(path.parts[2:])
 
     def _path(self, name: str) -> Path:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
@@ -348,7 +355,7 @@ class ObjectStorage:
 
         def page() -> "Sequence[ObjectMeta]":
             nonlocal pages
-            asked = pages or iter(self._quick.list(key(folder) or None, offset=last, chunk_size=LISTED_TOGETHER))
+            asked = pages or iter(self._quick.list(self._key(folder) or None, offset=last, chunk_size=LISTED_TOGETHER))
             pages = None  # one that has failed would end, as if there were no more
             found = next((found for found in asked if last is None or found[-1]["path"] > last), ())
             pages = asked
@@ -360,7 +367,7 @@ class ObjectStorage:
 
     def _children(self, folder: Path) -> Mapping[Path, "ObjectMeta | None"]:
         """The files directly in a folder; None for the folders there."""
-        listing = self._ask(folder, lambda: self._quick.list_with_delimiter(key(folder) or None))
+        listing = self._ask(folder, lambda: self._quick.list_with_delimiter(self._key(folder) or None))
         files: dict[Path, Any] = {self._path(meta["path"]): meta for meta in listing["objects"]}
         return files | {self._path(prefix): None for prefix in listing["common_prefixes"]}
 
@@ -390,10 +397,6 @@ class ObjectStorage:
             if meta is None and fnmatchcase(path.name, first):
                 matches |= self._matching(path, "/".join(rest))
         return matches
-
-
-def key(path: Path) -> str:
-    return "/".join(path.parts[2:])
 
 
 def url(path: Path) -> str:

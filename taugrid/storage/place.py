@@ -58,4 +58,5 @@ def open_place(text: str, named: str) -> tuple[Path, Storage]:
         )
     if scheme == "az" and reached.account is None:
         raise UserError(f"{named}: az:// needs the storage account; set AZURE_STORAGE_ACCOUNT_NAME")
-    return Path(f"{scheme}:", bucket, *parts), ObjectStorage(reached)
+    root = Path(f"{scheme}:", bucket, *parts)
+    return root, ObjectStorage(reached, root)

@@ -54,6 +54,23 @@ def test_a_plan_of_many_kinds_of_key_comes_back_from_its_record():
     )
 
 
+NO_IDS = ["../../x", "/tmp/x", "a/b", "..", "", "012345678", "0123456789a", "ABCDEF0123", "0123456789\n", 1234567890,
+          None, ["0123456789"], {}]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", NO_IDS, ids=repr)
+def test_an_id_that_is_none_is_refused(bad):
+    """Ids are parts of paths, and whoever made a directory may have written anything into its plan.json."""
+    record = to_json(plan(load("gaussian")))
+    (model,) = record["models"]
+    of_model = {"models": [{**model, "id": bad}], "cells": [{**cell, "model": bad} for cell in record["cells"]]}
+    of_cell = {**record, "cells": [{**record["cells"][0], "id": bad}, *record["cells"][1:]]}
+    of_guide = {**record, "guides": [{**model, "id": bad}]}
+    for hostile in (of_model, of_cell, of_guide):
+        with pytest.raises((ValueError, TypeError)):
+            from_json(hostile)
+
+
 @pytest.fixture(scope="module")
 def looked_at(tmp_path_factory):
     """A run of a loaded checkpoint on images in a folder, whose checkpoint and images are gone."""

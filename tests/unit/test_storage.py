@@ -21,12 +21,14 @@ from taugrid.storage import (
     ANY,
     LocalStorage,
     local,
+    open_place,
     read_json,
     read_sealed,
     replacing,
     write_json,
     write_sealed,
 )
+from taugrid.storage.objects import url
 
 ROOT = Path(__file__).parents[2]
 
@@ -234,6 +236,59 @@ def test_it_travels_with_a_job(storage):
     copy = pickle.loads(pickle.dumps(storage))
     assert copy == storage
     assert hash(copy) == hash(storage)
+
+
+OUTSIDE = ["../other/file", "../run-2/file", "a/../../other/file", "a/../mine", "/etc/hostname", "../../x", "../run"]
+
+
+def uses(storage, root, path):
+    """All that may be done with a path."""
+    return {
+        "stat": lambda: storage.stat(path),
+        "stats": lambda: storage.stats(path.parent, path.name),
+        "walk": lambda: storage.walk(path),
+        "folders": lambda: storage.folders(path, "*"),
+        "exists": lambda: storage.exists(path),
+        "list": lambda: storage.list(path.parent, "*"),
+        "a pattern": lambda: storage.list(path, "../*"),
+        "level": lambda: storage.level(path.parent),
+        "read": lambda: storage.read(path),
+        "read_json": lambda: read_json(path, storage),
+        "read a part": lambda: storage.read(path, 1, 1),
+        "create": lambda: create(storage, path, b"x"),
+        "replace": lambda: put(storage, path, b"x"),
+        "write_json": lambda: write_json(path, {}, storage),
+        "append": lambda: storage.append(path, b"x"),
+        "move from": lambda: storage.move(path, root / "moved"),
+        "move to": lambda: storage.move(root / "mine", path),
+        "delete": lambda: storage.delete(path),
+        "delete_all": lambda: storage.delete_all([path], root),
+        "delete_folder": lambda: storage.delete_folder(path.parent),
+        "local_path": lambda: storage.local_path(path).__enter__(),
+        "readable": lambda: storage.readable(path).__enter__(),
+        "opened": lambda: storage.opened(path).__enter__(),
+        "local_folder": lambda: _write_to_folder(storage, path.parent),
+    }
+
+
+def _write_to_folder(storage, folder):
+    with storage.local_folder(folder) as local_folder:
+        (local_folder / "file").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_nothing_outside_a_run_directory_is_read_written_or_removed(storage, folder, name):
+    place = str(folder) if storage.on_disk else url(folder)
+    for inside in ("run/mine", "run/a/b/mine", "run-2/file", "other/file"):
+        put(storage, folder / inside, b"mine")
+    before = everything(storage, folder)
+    root, of_run = open_place(f"{place}/run", "--out")
+    for call in uses(of_run, root, root / name).values():
+        with pytest.raises(errors.UserError, match="outside"):
+            call()
+    assert everything(storage, folder) == before
+    assert {storage.read(folder / path) for path in before} == {b"mine"}
+    assert of_run.read(root / "a/b/mine") == b"mine", "what is inside is read"
 
 
 def test_json_is_whole_or_none(storage, folder):
