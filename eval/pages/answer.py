@@ -83,11 +83,11 @@ def hero(quality: QualityTable, differences: Sequence[Mapping[str, Any]]) -> Her
     `differences` has the rows of differences.csv: only pairs in it are compared, and means over replicates are not.
     None without a score, or if not all scores can be compared.
     """
-    metrics = dict.fromkeys((quality.judged_by, quality.drawn))
-    cells = next(filter(None, (measured(quality, metric) for metric in metrics)), [])
+    metric = quality.judged_by
+    cells = measured(quality, metric)
     if len(comparable(cells)) != 1:
         return None
-    best, metric = _best(cells), cells[0].table.metric
+    best = _best(cells)
     pairs = [] if quality.means.over else list(filter(_is_alike, differences_of(differences, metric)))
     both = ({row["cell_a"], row["cell_b"]} for row in pairs)
     alike = {best.entry.cell}.union(*(cells for cells in both if best.entry.cell in cells))
@@ -164,8 +164,7 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
     column = [cell for cell in cells if cell.at == best.at and cell.table is best.table]
     if len(column) < 2:
         return ""
-    by, own = best.table.tested_by or FID, best.table.metric
-    if not best.entry.error and by == own:
+    if not best.entry.error:
         return ", without an error bar that would tell how close the others are"
     alike = [cell.row for cell in column if INDISTINGUISHABLE in cell.entry.mark]
     if not alike:
@@ -175,4 +174,4 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
     else:
         named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))
     there = "this S" if best.table.column_key == "S" else "this number of evaluations"
-    return f"; at {there}, {named} can't be told apart from it{'' if by == own else f' by {by.title}'}"
+    return f"; at {there}, {named} can't be told apart from it"

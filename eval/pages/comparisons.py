@@ -43,10 +43,10 @@ class MetricDifferences(NamedTuple):
     left_out: int
 
 
-def differences(rows: Sequence[Row]) -> dict[str, Any]:
-    """The differences of each metric as text, and notes; `rows` are those of differences.csv."""
+def differences(rows: Sequence[Row], first: MetricColumn) -> dict[str, Any]:
+    """The differences of each metric as text, `first` before the others, and notes; `rows` are of differences.csv."""
     found: list[MetricDifferences] = []
-    for metric in compared(rows):
+    for metric in compared(rows, first):
         groups: dict[str, list[DifferenceRow]] = {}
         of_metric = differences_of(rows, metric)
         for row in with_short_keys(of_metric[:MAX_DIFFERENCES]):
@@ -67,7 +67,10 @@ def _in_symbols(where: str) -> str:
 
 
 def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:
-    """The effects on each metric as text, with an explanation; None without `rows`, those of effects.csv."""
+    """The effects on each metric as text, with an explanation; None without `rows`, those of effects.csv.
+
+    The first of `metrics` decides: the page begins with its verdicts.
+    """
     found = Effects.read(rows, metrics)
     if not found.every:
         return None
@@ -82,18 +85,19 @@ def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, A
         for table in effect_tables(found, metric)
     ]
     by_title = {metric.title: list(verdicts(found, metric)) for metric in found.by_metric}
-    first = next(filter(None, by_title.values()), [])
+    first = by_title.get(metrics[0].title, [])
     explained = [line.replace("`", "") for line in about(found)]
     texts = {"verdicts": by_title, "answer": first[:MAX_VERDICTS], "about": explained, "notes": found.notes}
     return texts | {"tables": tables}
 
 
 def protocol_line(quality: QualityTable) -> str:
-    """N, the reference and the extractor, and whether published FIDs have a different extractor."""
+    """N, the reference and the extractor, whether published FIDs have a different one, and which metric decides."""
     spelled = (quality.protocols.get(name, {}) for name in quality.frame["protocol"])
     names = {protocol["extractor"]["name"] for protocol in spelled if "extractor" in protocol}
     is_other = bool(names) and INCEPTION not in names
-    return quality.scored_as + (", not Inception: not comparable with published FIDs" if is_other else "")
+    about = quality.scored_as + (", not Inception: not comparable with published FIDs" if is_other else "")
+    return "; ".join(filter(None, [about, quality.about_judge]))
 
 
 def protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, tuple[str, ...]]]:

@@ -92,10 +92,11 @@ def report_html(facts: PageFacts) -> str:
 
 
 def run_html(name: str, directory: str, state: str, quality: QualityTable) -> str:
-    """The FID tables of a run as a piece of HTML; `state` is its progress in words."""
-    section = quality.section(FID) if quality.rows else None
+    """The tables of the metric that decides as a piece of HTML; `state` is the run's progress in words."""
+    section = quality.section(quality.judged_by) if quality.rows else None
     tables, legend = (shaded_tables(quality, section), section.legend) if section else ([], [])
-    shown = {"css": asset("tables.css"), "heading": FID.heading, "tables": tables, "legend": legend}
+    heading = quality.judged_by.heading
+    shown = {"css": asset("tables.css"), "heading": heading, "tables": tables, "legend": legend}
     return environment().get_template("run.html").render(name=name, directory=directory, state=state, **shown)
 
 
@@ -133,7 +134,7 @@ def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iter
 
 def _content(facts: PageFacts) -> dict[str, Any]:
     quality = facts.quality
-    cells = measured(quality, quality.drawn)
+    cells = measured(quality, quality.judged_by)
     no_grids: list[ImageGrid] = []
     return {
         "name": facts.name,
@@ -146,7 +147,7 @@ def _content(facts: PageFacts) -> dict[str, Any]:
         "mosaic": None,
         "along": ALONG[quality.layout.x],
         "published": facts.published,
-        "differences": differences(facts.differences),
+        "differences": differences(facts.differences, quality.judged_by),
         "effects": effects(facts.effects, quality.metrics) if quality.rows else None,
         "by_label": facts.by_label.pivots if facts.by_label.rows else [],
         "about_labels": facts.by_label.notes,
@@ -164,17 +165,17 @@ def _content(facts: PageFacts) -> dict[str, Any]:
 def _charts(facts: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
     losses = {name: log for name, log in facts.losses.items() if len(log) > 1}
     if not cells and not losses:
-        return dict.fromkeys(("over_steps", "by_other", "costs", "losses"))
+        return dict.fromkeys(("over_steps", "of_fid", "costs", "losses"))
     from taugrid.eval.pages import charts  # matplotlib, which a run without scores does not need
 
-    quality, by, drawn = facts.quality, facts.quality.judged_by, facts.quality.drawn
+    quality, by = facts.quality, facts.quality.judged_by
     is_curve = len({cell.at for cell in cells}) > 1
-    other = measured(quality, by) if is_curve and by not in (FID, drawn) else []
+    of_fid = measured(quality) if is_curve and by != FID else []
+    published = facts.published if by == FID else ()
     return {
-        "over_steps": charts.quality_chart(quality, cells, facts.published, drawn) if is_curve else None,
-        "drawn": drawn,
-        "judged_by": None if by == FID else by,
-        "by_other": charts.quality_chart(quality, other, (), by) if other else None,
+        "over_steps": charts.quality_chart(quality, cells, published, by) if is_curve else None,
+        "judged_by": by,
+        "of_fid": charts.quality_chart(quality, of_fid, facts.published) if of_fid else None,
         "costs": charts.cost_chart(facts.costs) if len(facts.costs) > 1 else None,
         "about_costs": charts.ABOUT_COSTS,
         "losses": charts.loss_chart(losses) if losses else None,

@@ -39,9 +39,10 @@ def differences_frame(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame({name: series(values, name in {*_FLOATS, *others}) for name, values in columns.items()})
 
 
-def compared(rows: Sequence[Row]) -> list[MetricColumn]:
-    """The metrics with a difference in some row."""
-    return [metric for metric in (FID, *OTHER_METRICS) if differences_of(rows, metric)]
+def compared(rows: Sequence[Row], first: MetricColumn = FID) -> list[MetricColumn]:
+    """The metrics with a difference in some row, `first` before the others."""
+    metrics = dict.fromkeys((first, FID, *OTHER_METRICS))
+    return [metric for metric in metrics if differences_of(rows, metric)]
 
 
 def parts_by_metric(row: Row) -> dict[str, dict[str, float | None]]:
@@ -62,10 +63,10 @@ def differences_of(rows: Sequence[Row], metric: MetricColumn) -> list[Row]:
     return [{**row, **{part: row[name] for part, name in names.items()}} for row in there]
 
 
-def differences_markdown(rows: Sequence[Row]) -> str:
+def differences_markdown(rows: Sequence[Row], first: MetricColumn = FID) -> str:
     """A section for each metric: a list for each pivot and direction. Notes on missing errors come last, each once."""
     blocks = [] if rows else ["# Differences of FID", "No two neighbours of the grid can be compared."]
-    for metric in compared(rows):
+    for metric in compared(rows, first):
         about = f"The same for {metric.heading}." if blocks else ABOUT.replace(FID.title, metric.title)
         blocks += [f"# Differences of {metric.title}", about, *_lists(differences_of(rows, metric))]
     return with_notes("\n\n".join(blocks) + "\n", notes_of(rows))
@@ -100,8 +101,8 @@ def with_short_keys(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def write_differences(rows: Sequence[Row], folder: Path) -> None:
-    write_files(folder, "differences", csv=as_csv(differences_frame(rows)), md=differences_markdown(rows))
+def write_differences(rows: Sequence[Row], folder: Path, first: MetricColumn = FID) -> None:
+    write_files(folder, "differences", csv=as_csv(differences_frame(rows)), md=differences_markdown(rows, first))
 
 
 class DifferenceRow(NamedTuple):

@@ -28,8 +28,8 @@ EXACT_FID = MetricColumn(EXACT, "FID in closed form, at infinite N")
 
 
 STAND_INS = tuple(column for column in SAMPLED if column.name in ("fid", "kid", "cmmd", "mind"))
-"""The first of these that has a standard error decides on the marks in FID's tables: all are distances between the
-samples and the reference."""
+"""The first of these that has a standard error decides where FID is scored: all are distances between the samples and
+the reference."""
 OF_SUBSETS = "kid_mean"
 """KID as torch-fidelity computes it: tables show it behind that of all pairs."""
 

@@ -68,8 +68,6 @@ class Pivot:
     """Standard deviations between replicates, shaped like `values`; None without replicates."""
     fewer: Mapping[str, int] = field(default_factory=dict)
     """Cell id -> its number of replicates, for cells that have fewer than others."""
-    tested_by: MetricColumn | None = None
-    """The metric whose differences decide on marks, if it is another."""
     num_samples: int = 0
     """N of its cells."""
     floor: Floor | None = None
@@ -144,12 +142,10 @@ class Pivot:
     @property
     def legend(self) -> dict[str, str]:
         """Explains each mark of its entries."""
-        by = self.tested_by or self.metric
-        why = "" if by == self.metric else f" ({self.metric.title} has no standard error at this N)"
-        test, untested = f"the paired difference of {by.title}{why}", ""
+        test, untested = f"the paired difference of {self.metric.title}", ""
         if self.spreads is not None:
             test = "Student's t for differences paired by seed"
-        if self.spreads is not None or by.sampling_error == self.metric.error:
+        if self.spreads is not None or self.metric.sampling_error == self.metric.error:
             untested = " (values without ± are not tested)"
         seen = {mark for row in self.entries for entry in row for mark in entry.mark}
         return {mark: m.format(test=test, untested=untested) for mark, m in MEANINGS.items() if mark in seen}

@@ -57,7 +57,7 @@ class QualityTable:
     def read(cls, document: Mapping[str, Any], layout: Layout = USUAL, shown: Sequence[Row] = ()) -> "QualityTable":
         """The table of a quality.json, without influences."""
         evidence = Evidence({}, {}, document.get("protocols", {}))
-        alike = {FID.name: document.get("indistinguishable", ())} | document.get("indistinguishable_in", {})
+        alike = document.get("indistinguishable_in", {}) | {FID.name: document.get("indistinguishable", ())}
         rows, notes, joined = document.get("rows", []), document.get("notes", ()), document.get("joined", ())
         recorded = {name: frozenset(cells) for name, cells in alike.items()}
         floors = {
@@ -100,30 +100,35 @@ class QualityTable:
         """The table with the usual rows, and S or evaluations in columns. Marks are those of a column's cells."""
         if not self.layout.rows and self.layout.columns in ("steps", EVALUATIONS):
             return self
-        return replace(self, layout=USUAL._replace(x=self.layout.x), recorded={FID.name: frozenset()})
+        unmarked = dict.fromkeys((metric.name for metric in self.metrics), frozenset[str]())
+        return replace(self, layout=USUAL._replace(x=self.layout.x), recorded=unmarked)
 
     @cached_property
     def metrics(self) -> list[MetricColumn]:
-        """The scores that some cell has; if no cell has any, FID with only dashes."""
-        return [column for column in score_columns() if has_values(self.frame, column.name)] or [FID]
+        """The scores that some cell has, `judged_by` first; if no cell has any, FID with only dashes."""
+        found = [column for column in score_columns() if has_values(self.frame, column.name)] or [FID]
+        distances = [column for column in STAND_INS if column in found] if FID in found else found
+        tested = (c for c in distances if self.means.over or has_values(self.frame, c.sampling_error))
+        return list(dict.fromkeys([next(tested, distances[0]), *found]))
+
+    @property
+    def judged_by(self) -> MetricColumn:
+        """The metric that decides: FID or, if it has no errors here, the first of `STAND_INS` that has.
+
+        Without FID, the first score that has errors; without errors, the first score.
+        """
+        return self.metrics[0]
+
+    @property
+    def about_judge(self) -> str:
+        """Says which metric decides, if it is not FID though there is one; else empty."""
+        is_other = FID in self.metrics[1:]
+        return f"{self.judged_by.title} decides, because FID has no standard error at this N" if is_other else ""
 
     @property
     def drawn(self) -> MetricColumn:
-        """The metric of figures/quality: FID or, if no cell has one, the first that some cell has."""
-        return FID if FID in self.metrics else self.metrics[0]
-
-    @property
-    def alike(self) -> Set[str]:
-        """Cells whose FID can't be distinguished from the best of their column by its own difference."""
-        section = self.section(FID)
-        own = {cell for table in section.tables if table.tested_by == FID for cell in table.cells.to_numpy().flat}
-        return section.alike & own
-
-    @cached_property
-    def judged_by(self) -> MetricColumn:
-        """The metric whose errors say more than FID's: FID, or that which decides in its tables where it has none."""
-        tested = [table.tested_by or FID for table in self.section(FID).tables]
-        return FID if FID in tested or not tested else tested[0]
+        """The metric of figures/quality: FID or, if no cell has one, `judged_by`."""
+        return FID if FID in self.metrics else self.judged_by
 
     @property
     def sections(self) -> "list[MetricTables]":
@@ -141,10 +146,7 @@ class QualityTable:
 
     def _section(self, metric: MetricColumn) -> "MetricTables":
         arranged = with_floors(self._arranged.tables(metric), self.floors)
-        tables = [
-            replace(table, tested_by=self._tested_by(table), notes=(*table.notes, *table.about_floor))
-            for table in arranged
-        ]
+        tables = [replace(table, notes=(*table.notes, *table.about_floor)) for table in arranged]
         alike = self._alike(metric, tables)
         marks: dict[str, str] = dict.fromkeys(alike, INDISTINGUISHABLE)
         if self.joined:
@@ -155,22 +157,13 @@ class QualityTable:
         caption = "" if self.frame.empty else self.means.caption()
         return MetricTables(metric, [replace(table, marks=marks) for table in tables], caption, error_means, alike)
 
-    def _tested_by(self, table: Pivot) -> MetricColumn:
-        """The metric whose differences decide on a table's marks: its own or, for FID without any error, another."""
-        if table.metric.name != FID.name or self.means.over:
-            return table.metric
-        cells = self.frame[self.frame["cell"].isin(table.cells.to_numpy().ravel())]
-        return next((metric for metric in STAND_INS if has_values(cells, metric.sampling_error)), FID)
-
     def _alike(self, metric: MetricColumn, tables: Sequence[Pivot]) -> Set[str]:
         """Cells that can't be distinguished from the best of their column (ablation/alike.py)."""
         if self.recorded is not None and metric.name in self.recorded:
             return self.recorded[metric.name]
-        by_cell = {row["cell"]: row for row in self.rows}
-        tested = ((table, table.tested_by or metric) for table in tables if by_cell)
-        return frozenset().union(
-            *(indistinguishable(table, self.means, by_cell, self.evidence.of(by.name), by) for table, by in tested)
-        )
+        by_cell, evidence = {row["cell"]: row for row in self.rows}, self.evidence.of(metric.name)
+        found = (indistinguishable(table, self.means, by_cell, evidence) for table in tables if by_cell)
+        return frozenset().union(*found)
 
     def arranged(self, layout: Layout) -> Arrangement:
         return self._arranged if layout == self.layout else Arrangement(self.means, self.used_protocols, layout)
@@ -212,6 +205,7 @@ class QualityTable:
                 "spread between trainings)"
             )
         parts += ["bold is the best of its column"] if any(section.has_best for section in self.sections) else []
+        parts += filter(None, [self.about_judge])
         line = "; ".join(parts) + "."
         return line[0].upper() + line[1:]
 
@@ -253,7 +247,10 @@ def legend(tables: Sequence[Pivot]) -> list[str]:
 def write_quality(table: QualityTable, folder: Path, stem: str = "quality") -> None:
     """Write quality.{csv,json,md,tex} into `folder`, which is made if it is missing; `stem` is another name."""
     document = {"rows": table.long.to_dict("records"), "protocols": table.protocols, "notes": list(table.notes)}
-    document |= {"indistinguishable": sorted(table.alike), "joined": sorted(table.joined)} | _alike_in(table)
+    alike = {section.metric: sorted(section.alike) for section in table.sections}
+    document |= {"indistinguishable": alike.pop(FID, []), "joined": sorted(table.joined)}
+    others = {m.name: cells for m, cells in alike.items() if has_values(table.frame, m.sampling_error)}
+    document |= {"indistinguishable_in": others} if others else {}
     floors = {str(n): {name: floor._asdict() for name, floor in by_name.items()} for n, by_name in table.floors.items()}
     document |= {"floors": floors} if floors else {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -265,17 +262,6 @@ def write_quality(table: QualityTable, folder: Path, stem: str = "quality") -> N
         md=with_notes(f"{table.about}\n\n{to_markdown(table)}", table.notes),
         tex="".join(f"% {' '.join(line.split())}\n" for line in (table.about, *table.notes)) + to_latex(table),
     )
-
-
-def _alike_in(table: QualityTable) -> dict[str, Any]:
-    """The marks that are not by FID's own differences, by the column of the metric whose tables have them."""
-    by_name = {
-        section.metric.name: sorted(section.alike)
-        for section in table.sections
-        for others in [{pivot.tested_by for pivot in section.tables if pivot.tested_by} - {FID}]
-        if any(has_values(table.frame, metric.sampling_error) for metric in others)
-    }
-    return {"indistinguishable_in": by_name} if by_name else {}
 
 
 def to_markdown(table: QualityTable) -> str:

@@ -18,7 +18,7 @@ from taugrid.eval.tables.ablation.effects import Effects
 from taugrid.eval.tables.ablation.effects_files import write_effects
 from taugrid.eval.tables.differences import best_checkpoints, differences
 from taugrid.eval.tables.differences_files import write_differences
-from taugrid.eval.tables.long_form import CHECKPOINT, FID
+from taugrid.eval.tables.long_form import CHECKPOINT
 from taugrid.eval.tables.published.counterparts import (
     SOLVERS_STEM,
     NetworkOrigin,
@@ -116,7 +116,7 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
         if of_solvers:
             write_solvers(tables, joined)
         write_quality(quality, tables)
-        write_differences(differences(rows, evidence) if rows else [], tables)
+        write_differences(differences(rows, evidence) if rows else [], tables, quality.judged_by)
     if rows:
         from taugrid.eval.figures.over_steps import quality_figure
 
@@ -124,7 +124,7 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
         shared: dict[str, Any] = {"protocols": quality.used_protocols, "x": quality.layout.x, "floors": quality.floors}
         rundir.remove_outputs("figures/quality-*")
         _save(rundir, {"quality": quality_figure(frame, **shared, metric=quality.drawn)})
-        if by not in (FID, quality.drawn):
+        if by != quality.drawn:
             _save(rundir, {f"quality-{by.name}": quality_figure(frame, **shared, metric=by)})
     _write_effects(run, quality.scored)
     _write_cost(run, quality)

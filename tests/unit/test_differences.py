@@ -8,14 +8,14 @@ from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, Evidence, differences, pair
 from taugrid.eval.tables.differences_files import difference_line, write_differences
-from taugrid.eval.tables.long_form import COLUMNS
+from taugrid.eval.tables.long_form import COLUMNS, FID
 from taugrid.eval.tables.quality import QualityTable
 
 N = 400
 
 
 def indistinguishable(rows, known, joined=frozenset()):
-    return QualityTable(rows, known, joined=joined).alike
+    return QualityTable(rows, known, joined=joined).section(FID).alike
 
 
 def protocol(steps=10, clip="none", torch="2.9.1", **others):

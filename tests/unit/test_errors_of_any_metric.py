@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
@@ -16,7 +16,7 @@ from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.pages.report import report_html
 from taugrid.eval.tables.ablation.effects import Effects
-from taugrid.eval.tables.ablation.effects_files import effects_markdown
+from taugrid.eval.tables.ablation.effects_files import effects_markdown, verdicts
 from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, best_checkpoints, differences, pair
 from taugrid.eval.tables.differences_files import difference_line, differences_of, write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, in_grid_order
@@ -45,21 +45,21 @@ def small_n():
     return QualityTable(rows, known(rows, phi))
 
 
-def test_a_table_whose_fid_has_no_error_is_marked_by_kid_and_says_so(small_n):
-    section = small_n.section(FID)
-    assert (section.alike, small_n.judged_by, small_n.alike) == ({"b"}, KID, set())
-    [line] = section.legend
-    assert f"the paired difference of {KID.title} (FID has no standard error at this N)" in line
-    assert "not tested" not in line
+def test_the_marks_of_a_table_are_of_its_own_metric(small_n):
+    assert [section.metric for section in small_n.sections][:2] == [KID, FID], "what has errors comes first"
+    assert (small_n.section(FID).alike, small_n.section(FID).legend) == (set(), [])
     assert small_n.section(KID).alike == set(), "all are worse than d"
-    assert small_n.section(COLUMNS["kid_mean"]).legend == [], "torch-fidelity's KID has no influences"
+    near = [row | {"kid": 0.0011 if row["cell"] == "c" else row["kid"]} for row in small_n.rows]
+    table = replace(small_n, rows=near)
+    assert (table.section(FID).alike, table.section(KID).alike) == (set(), {"c"})
+    assert f"the paired difference of {KID.title}, 95 %" in table.section(KID).legend[0]
 
 
 def test_fid_with_an_error_is_tested_by_its_own_and_kid_by_kids(small_n):
     rows = [row | {"fid_se": 1.0} for row in small_n.rows]
     of_fid = {row["cell"]: spread(0.1 * (1 + place)) for place, row in enumerate(rows)}
     table = QualityTable(rows, evidence(rows, of_fid, others=small_n.evidence.others))
-    assert (table.judged_by, table.alike, table.section(KID).alike) == (FID, set(), set())
+    assert (table.judged_by, table.section(FID).alike, table.section(KID).alike) == (FID, set(), set())
     near = [row | {"kid": 0.0102 if row["cell"] == "d" else row["kid"]} for row in rows]
     table = QualityTable(near, evidence(near, of_fid, others=small_n.evidence.others))
     assert table.section(KID).alike == {"b", "d"}, "0.7 errors from a"
@@ -67,22 +67,19 @@ def test_fid_with_an_error_is_tested_by_its_own_and_kid_by_kids(small_n):
 
 
 def test_the_file_keeps_marks_by_other_metrics_apart_from_those_of_fid(small_n, tmp_path):
-    write_quality(small_n, tmp_path)
+    near = [row | {"kid": 0.0011 if row["cell"] == "c" else row["kid"]} for row in small_n.rows]
+    table = replace(small_n, rows=near)
+    write_quality(table, tmp_path)
     document = json.loads((tmp_path / "quality.json").read_text())
     assert document["indistinguishable"] == []
-    assert document["indistinguishable_in"] == {"fid": ["b"], "kid": []}
+    assert document["indistinguishable_in"] == {"kid": ["c"]}
     again = QualityTable.read(document)
-    assert to_markdown(again) == to_markdown(small_n)
-    assert " ≈" in to_markdown(again)
-    [first, *_] = answer(measured(again), 4)
-    assert first.endswith(f"at this S, η = 0.2 can't be told apart from it by {KID.title}.")
-    assert again.about == small_n.about
+    assert to_markdown(again) == to_markdown(table)
+    assert to_markdown(again).count(" ≈") == 1
+    [first, *_] = answer(measured(again, again.judged_by), 4)
+    assert "η = 0.5 can't be told apart from it" in first
+    assert again.about == table.about
     assert f"± beside {KID.title} is one standard error of sampling" in small_n.about
-
-
-def test_kid_of_all_pairs_comes_before_that_of_subsets(small_n):
-    headings = [line for line in to_markdown(small_n).splitlines() if line.startswith("## ")]
-    assert headings == [f"## {title} (lower is better)" for title in ("FID", KID.title, "KID")]
 
 
 def test_higher_is_better_where_it_is():
@@ -190,22 +187,44 @@ def test_the_floor_is_a_dashed_line_or_said_to_be_below_a_logarithmic_axis(small
     assert not panel.texts, "of another N"
 
 
-def test_the_page_has_a_chart_and_differences_of_the_metric_that_decides(small_n, floors):
+def opened(page, tag, what="text"):
+    """The texts of the elements of a page that no closed part hides."""
+    return [found[what] for found in page.all(tag) if "details" not in found["within"] and what in found]
+
+
+def test_one_metric_decides_a_page_and_it_says_so_once(small_n, floors):
     same = {row["protocol"]: {"num_samples": 400} for row in small_n.rows}
-    rows = [*small_n.rows, small_n.rows[-1] | {"cell": "e", "steps": 20}]
-    quality = replace(small_n, rows=rows, floors=floors, evidence=replace(small_n.evidence, protocols=same))
-    different = differences(small_n.rows, quality.evidence)
-    shown = findings(quality=quality, differences=different, losses={}, samples={})
+    rows = [*small_n.rows, scored("e", 1.0, 9.0, 0.002) | {"steps": 20}]
+    phi = small_n.evidence.others["kid"] | {"e": spread(0.0001)}
+    quality = QualityTable(rows, replace(known(rows, phi), protocols=same), floors=floors)
+    effects = Effects.of(quality)
+    frame = differences(rows, quality.evidence)
+    ablated = [{"metric": metric.name, **asdict(effect)} for metric, of in effects.by_metric.items() for effect in of]
+    shown = findings(quality=quality, differences=frame, effects=ablated, losses={}, samples={})
     page = Parsed(report_html(shown))
-    assert [head["text"] for head in page.all("h3")] == [f"{KID.title}, which has a standard error at this N"]
-    labels = [svg["aria-label"].partition(";")[0] for svg in page.all("svg", role="img")]
-    assert labels == ["FID against sampling steps S", f"{KID.title} against sampling steps S"]
-    assert f"Differences of {KID.title}" in [summary["text"] for summary in page.all("summary")]
+    [hero] = page.all("p", **{"class": "hero"})
+    assert KID.title in hero["text"]
+    said = [line["text"] for line in page.all("p", **{"class": "answer"})]
+    assert said
+    assert all("FID" not in line and "no error" not in line for line in said)
+    assert opened(page, "caption")[0] == KID.heading
+    assert f"Differences of {KID.title}" in opened(page, "h2")
+    assert [label.partition(" against")[0] for label in opened(page, "svg", "aria-label")] == [KID.title]
+    assert page.all("body")[0]["text"].count(f"{KID.title} decides") == 1
     ids = [element["id"] for element in page.elements if "id" in element]
     assert len(set(ids)) == len(ids)
-    assert "real against real: 3.14 ± 0.50" in page.all("main")[0]["text"]
+    assert "real against real: 3.14 ± 0.50" in page.all("main")[0]["text"], "the chart of FID can be opened"
     by_fid = replace(quality, rows=[row | {"fid_se": 1.0} for row in quality.rows])
-    assert not Parsed(report_html(replace(shown, quality=by_fid))).all("h3")
+    page = Parsed(report_html(replace(shown, quality=by_fid)))
+    assert "FID" in page.all("p", **{"class": "hero"})[0]["text"]
+    assert opened(page, "caption")[0] == FID.heading
+    assert "decides" not in page.all("body")[0]["text"]
+
+
+def test_an_effect_without_an_error_gets_no_verdict(small_n):
+    effects = Effects.of(small_n, {"eta": 0.0})
+    assert list(verdicts(effects, FID)) == []
+    assert len(list(verdicts(effects, KID))) == 3
 
 
 def trained(kid):

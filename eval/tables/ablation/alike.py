@@ -18,7 +18,6 @@ from taugrid.eval.tables.ablation.replicates import Averaged, alike_over_seeds
 from taugrid.eval.tables.ablation.seeds import LEVEL, critical_range, shared_error
 from taugrid.eval.tables.differences import Evidence, paired_error
 from taugrid.eval.tables.entries import ROUNDING
-from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.rows import Row
 from taugrid.registry.metrics import MetricColumn
@@ -27,19 +26,16 @@ Cells = tuple[str, str]
 """The ids of two cells, whose difference is the second minus the first."""
 
 
-def indistinguishable(
-    table: Pivot, means: Averaged, rows: Mapping[str, Row], evidence: Evidence, metric: MetricColumn = FID
-) -> frozenset[str]:
-    """Cells whose `metric` can't be distinguished from that of the best of their column, or that have the same samples.
+def indistinguishable(table: Pivot, means: Averaged, rows: Mapping[str, Row], evidence: Evidence) -> frozenset[str]:
+    """Cells that can't be distinguished from the best of their column by the table's metric, or have the same samples.
 
     Of the cells of a column that are as good as its best, all are found with a probability of 95 %. Replicates are
     compared by their means, with Student's t over the seeds that both have. The best itself is not among the cells, nor
     is one that equals it, has no paired standard error, or shares fewer than two seeds with it.
 
-    The best is that of `table`, which may be of another metric and has `means` as values: the limit holds for any two
-    cells of a column. `rows` are those of quality.csv by cell, and `evidence` is that of `metric`.
+    `table` has `means` as values. `rows` are those of quality.csv by cell, and `evidence` is of the table's metric.
     """
-    values = {cell: row.get(metric.name) for cell, row in rows.items()}
+    values = {cell: row.get(table.metric.name) for cell, row in rows.items()}
 
     def shared(parts: Sequence[Sequence[Cells]]) -> float:
         return (shared_sampling_error(parts, evidence) or 0.0) if evidence.influences else 0.0

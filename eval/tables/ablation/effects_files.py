@@ -78,7 +78,7 @@ def effects_markdown(effects: Effects) -> str:
     """A section for each metric, and a table for each scope with the number of its comparisons."""
     blocks = ["# Effects", *about(effects)]
     for metric in effects.by_metric:
-        blocks += [f"## {metric.heading}", "\n".join(f"- {line}" for line in verdicts(effects, metric))]
+        blocks += filter(None, [f"## {metric.heading}", "\n".join(f"- {line}" for line in verdicts(effects, metric))])
         for table in effect_tables(effects, metric):
             blocks += [f"### {table.title[0].upper()}{table.title[1:]}", _markdown(table)]
     return with_notes("\n\n".join(blocks) + "\n", sorted(effects.notes))
@@ -167,11 +167,16 @@ def _p(value: float | None) -> str:
 
 
 def verdicts(effects: Effects, metric: MetricColumn) -> Iterator[str]:
-    """A sentence for each value of a key: a significant result, or the number of replicates that would give one."""
+    """A sentence for each value of a key: a significant result, or the number of replicates that would give one.
+
+    There is none on an effect without an error, unless it is 0.
+    """
     of_metric = effects.by_metric.get(metric, ())
     averages = [effect for effect in of_metric if effect.scope == EVERYWHERE]
     comparisons = sum(effect.p is not None for effect in averages)
     for effect in averages:
+        if effect.p is None and effect.effect != 0:
+            continue
         cells = [e for e in of_metric if e.scope == EACH_CELL and (e.key, e.value) == (effect.key, effect.value)]
         signs = {e.low > 0 for e in cells if e.low is not None and e.high is not None and e.low * e.high > 0}
         mixed = "; its sign differs between cells" if len(signs) == 2 else ""
@@ -181,10 +186,8 @@ def verdicts(effects: Effects, metric: MetricColumn) -> Iterator[str]:
 
 def _verdict(effect: Effect, comparisons: int, metric: MetricColumn) -> str:
     pair = f"{effect.value} from {effect.base}"
-    if effect.p is None or effect.low is None or effect.high is None:
-        if effect.effect == 0:  # the same images, as a rule
-            return f"{effect.value} and {effect.base} give the same {metric.title}"
-        return f"{effect.value} can't be told from {effect.base}, because their difference has no error"
+    if effect.p is None:  # the same images, as a rule
+        return f"{effect.value} and {effect.base} give the same {metric.title}"
     better = "better" if (effect.effect > 0) == metric.higher_is_better else "worse"
     size = write_number(metric.scale * abs(effect.effect), _error(effect, metric.scale))[0]
     finding = f"{effect.value} is {better} than {effect.base}, by {size} on average"
