@@ -202,10 +202,10 @@ def resampled(changes: list[Change], nights: int) -> Iterator[list[Change]]:
         ]
 
 
-def report(part: str, cells: int, nights: int, blocks: int, draws: int) -> None:
+def report(part: str, cells: int, nights: int, blocks: int, draws: int, margin: float) -> None:
     """Simulate and print one of `PARTS`."""
-    began, world = time.perf_counter(), World(cells)
-    print(f"{cells} cells, {part}:")
+    began, world = time.perf_counter(), World(cells, margin)
+    print(f"{cells} cells, margin {100 * margin:g} %, {part}:")
     match part:
         case "one-stage":
             report_one_stage(fresh_nights(world, nights), draws)
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=100)
     parser.add_argument("--draws", type=int, default=20_000, help="for each critical value; the gate itself: 200,000")
     parser.add_argument("--cells", type=int, nargs="+", default=[20, 60])
+    parser.add_argument("--margin", type=float, default=0.0, help="of `PARTS`, as a share of the baseline's FID")
     parser.add_argument("--parts", nargs="+", choices=PARTS + ALONE, default=PARTS + ALONE)
     arguments = parser.parse_args()
     with threadpool_limits(limits=1):
@@ -248,7 +249,7 @@ def main() -> None:
             report_frozen_misses(arguments.nights)
         for cells in arguments.cells:
             for part in (part for part in arguments.parts if part in PARTS):
-                report(part, cells, arguments.nights, arguments.blocks, arguments.draws)
+                report(part, cells, arguments.nights, arguments.blocks, arguments.draws, arguments.margin)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ class Noise(NamedTuple):
 class World:
     """Cells of one kind of network, and their reference."""
 
-    def __init__(self, cells: int) -> None:
-        self.cells = cells
+    def __init__(self, cells: int, margin: float = 0.0) -> None:
+        """`margin` is a share of the baseline's FID."""
+        self.cells, self.margin = cells, margin
         self.scales, self.shifts = np.linspace(1.1, 1.6, cells), np.linspace(0.1, 0.5, cells)
         self.reference = Moments.of(np.maximum(np.random.default_rng(1).standard_normal((100_000, D)) @ MIXING, 0))
         self.root = symmetric_root(self.reference.covariance)
@@ -53,7 +54,7 @@ class World:
 
     def changes(self, baseline: list[Scored], tonight: list[Scored]) -> list[Change]:
         return [
-            Change.between(str(cell), new, [old], 0.0, "block")
+            Change.between(str(cell), new, [old], self.margin * old.value, "block")
             for cell, (old, new) in enumerate(zip(baseline, tonight, strict=True))
         ]
 

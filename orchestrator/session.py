@@ -6,7 +6,7 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,9 +83,14 @@ class Session:
     """One session of a driver: it does what is missing in one run directory."""
 
     def __init__(
-        self, run: Run, address: str, progress: Progress, selected: Plan | None = None, until: Until | None = None
+        self,
+        run: Run,
+        address: str | cluster.Connection,
+        progress: Progress,
+        selected: Plan | None = None,
+        until: Until | None = None,
     ) -> None:
-        """A session that works on the Ray cluster at `address`.
+        """A session that works on the Ray cluster at `address`, or on a connection that other sessions share.
 
         `selected` is the part of the run's plan to work on; None: all. Tables show the whole plan. With `until`, cells
         grow until their order is decided.
@@ -95,10 +100,9 @@ class Session:
         self.selected = self.plan if selected is None else selected
         self._until = until
         self._growth: Growth | None = None
-        self._address = address
+        self._ray = cluster.Connection(address) if isinstance(address, str) else address
+        self._address = self._ray.address
         self._progress = progress
-        self._cluster = ExitStack()
-        self._connected = False
         self._stages: frozenset[str] = frozenset()
         self._scoring: Scoring | None = None
         self._reported = report_record.Reported()
@@ -127,7 +131,7 @@ class Session:
                 self._growth = Growth(self.run, self.selected, self._scoring, self._until, self._progress.say)
         if "train" in self._stages:
             self._check_trainings()
-        with self.rundir.lock(break_lock, self._progress.say) as lease, self._cluster:
+        with self.rundir.lock(break_lock, self._progress.say) as lease, self._ray:
             self._began = lease.began
             self._record_run()
             trackers = [background.Trackers(self.config.track, self._progress.say)] if self.config.track else []
@@ -310,12 +314,10 @@ class Session:
             )
 
     def _connect(self) -> None:
-        if not self._connected:
+        trainers = max((source.train.fewest_workers for _, source in self.selected.trained_here), default=0)
+        if not self._ray.has(self.config.cluster, trainers, self._modules):
             self._progress.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
-            trainers = max((source.train.fewest_workers for _, source in self.selected.trained_here), default=0)
-            connection = cluster.connected(self._address, self.config.cluster, trainers, self._modules)
-            self._cluster.enter_context(connection)
-            self._connected = True
+            self._ray.open(self.config.cluster, trainers, self._modules)
 
     def _train(self) -> dict[str, TrainingFailed]:
         """Train what is missing. Returns model id -> error for trainings that failed while others did not.

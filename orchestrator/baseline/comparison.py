@@ -225,7 +225,7 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
     result, note = _before_judgement(new, old, situation, pixels, unjudged if not judging else {})
     missing = _missing_influences(new, old, columns)
     sides = (("this run", new), ("the baseline", old))
-    gone = [f"{name} lacks images that it was scored on" for name, side in sides if side.lacks_images]
+    gone = [f"{name} lacks images that it was scored on" for name, side in sides if side.lacks_images and side.metrics]
     if missing and result is Verdict.UNDECIDED:
         result, note = Verdict.NOT_JUDGED, missing
     shown = dict.fromkeys(("fid", *(column.name for column in columns)))

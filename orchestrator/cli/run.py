@@ -110,7 +110,7 @@ interpolate = _stage(
 
 
 def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
-    """Do `stages`, print the outcome, and exit with 4 if anything is missing."""
+    """Do `stages`, print the outcome, and exit with 4 if anything is missing, or 1 if all of that would fail again."""
     from taugrid.orchestrator.cli.text.runs import print_result, result_json
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
@@ -138,7 +138,8 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
             again = "run the same command again" if makes_images else f"run `taugrid run {run.rundir.shown}`"
             print_result(run.rundir, outcome, again)
     if outcome.missing:
-        sys.exit(Exit.INCOMPLETE)
+        fails_again = outcome.missing.keys() <= set(outcome.permanent_failures)
+        sys.exit(Exit.FAILED if fails_again else Exit.INCOMPLETE)
 
 
 def _report_history(requested: RunOptions) -> bool:

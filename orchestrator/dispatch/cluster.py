@@ -13,7 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -95,6 +95,42 @@ def connected(
             yield
     finally:
         ray.shutdown()
+
+
+class Connection:
+    """A connection to Ray for one session or several: the first that needs workers opens it.
+
+    The outermost `with` closes it.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._users = 0
+        self._open = ExitStack()
+        self._cpus: int | None = None
+        self._modules: frozenset[SourceFile] = frozenset()
+
+    def __enter__(self) -> "Connection":
+        self._users += 1
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._users -= 1
+        if not self._users:
+            self._open.__exit__(*error)
+            self._cpus = None
+
+    def has(self, cluster: Cluster, trainers: int, modules: Collection[SourceFile]) -> bool:
+        """Whether it is open, with room for these workers and with these files."""
+        room = self._cpus is not None and _embedded_cpus(cluster, trainers) <= self._cpus
+        return room and self._modules.issuperset(modules)
+
+    def open(self, cluster: Cluster, trainers: int, modules: Collection[SourceFile]) -> None:
+        """Connect as `connected` does; again if it lacks room or files."""
+        self._open.close()
+        self._cpus = None
+        self._open.enter_context(connected(self.address, cluster, trainers, modules))
+        self._cpus, self._modules = _embedded_cpus(cluster, trainers), frozenset(modules)
 
 
 def _embedded(cluster: Cluster, trainers: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from taugrid.errors import Exit, UserError
 from taugrid.eval.gate.verdict import exit_of
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot, snapshot_of_opened
+from taugrid.orchestrator.dispatch.cluster import Connection
 from taugrid.orchestrator.nightly.before import check_comparable, check_grow_to, check_same_night, check_standard_error
 from taugrid.orchestrator.nightly.judging import Terms, judge_night
 from taugrid.orchestrator.nightly.outcome import as_verdict
@@ -65,7 +66,7 @@ def run_night(request: NightRequest, progress: Progress) -> NightResult:
         RunFailed: if the run could not go on.
     """
     history = open_history(request.history)
-    with sole_driver(history, request.break_lock, progress.say):
+    with sole_driver(history, request.break_lock, progress.say), Connection(request.address) as ray:
         run, night = _open_night(request, history, progress)
         verdict = night.verdict
         if verdict is not None:
@@ -78,8 +79,8 @@ def run_night(request: NightRequest, progress: Progress) -> NightResult:
         baseline = baseline_of(request.baseline, history)
         if baseline is not None:
             check_comparable(planned_snapshot(run), baseline, run)  # before anything is sampled
-        outcome = Session(run, request.address, progress).do(STAGES, request.break_lock)
-        verdict = _judge(request, run, night, baseline, outcome, progress)
+        outcome = Session(run, ray, progress).do(STAGES, request.break_lock)
+        verdict = _judge(request, run, night, baseline, outcome, ray, progress)
         result = written(history, night, verdict)
         if not verdict["missing"] and request.keep_images is not None:
             remove_images(without_newest(history.complete_nights(), request.keep_images), progress.say)
@@ -164,14 +165,20 @@ def baseline_of(given: str | None, history: History) -> Snapshot | None:
 
 
 def _judge(
-    request: NightRequest, run: Run, night: Night, baseline: Snapshot | None, outcome: SessionResult, progress: Progress
+    request: NightRequest,
+    run: Run,
+    night: Night,
+    baseline: Snapshot | None,
+    outcome: SessionResult,
+    ray: Connection,
+    progress: Progress,
 ) -> dict[str, Any]:
     failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.permanent_failures}
     missing = {name: reason for name, reason in outcome.missing.items() if name not in failed}
     tonight = snapshot_of_opened(run, failed)
     comparison = None
     if tonight.cells and baseline is not None:
-        resampler = Resampler(run.config, night, request.address, request.trust_code, progress, missing)
+        resampler = Resampler(run.config, night, ray, request.trust_code, progress, missing)
         canaries = resampler.canaries(tonight, baseline)
         comparison = judge_night(tonight, baseline, request.terms, SecondLook(resampler, tonight), canaries)
         missing |= comparison.missing_inputs

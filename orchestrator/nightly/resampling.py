@@ -6,7 +6,7 @@ networks (`second_look`). The files of the baseline's networks may have been rem
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from taugrid.orchestrator.baseline.comparison import Canaries, not_sampled
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.pixels import first_images, pixel_digests
 from taugrid.orchestrator.baseline.snapshot import Network, Snapshot, SnapshotCell, sampling_environment
+from taugrid.orchestrator.dispatch.cluster import Connection
 from taugrid.orchestrator.nightly.places import CANARY, Night
 from taugrid.orchestrator.opened import open_existing, open_to_run
 from taugrid.orchestrator.plan.trust import Code, require_trusted
@@ -56,7 +57,8 @@ class Resampler:
     config: Config
     """Tonight's config."""
     night: Night
-    address: str
+    ray: Connection
+    """Tonight's, which all of its sessions share."""
     trust_code: bool
     """Whether a custom network may load weights that only the baseline names, not the user's config."""
     progress: Progress
@@ -65,8 +67,8 @@ class Resampler:
 
     def run(self, name: str, points: Sequence[Mapping[str, Any]], folder: Path, stages: Sequence[str]) -> ResamplingRun:
         """Run tonight's config with `points` as its grid, in a folder of its own."""
-        run = _opened(config_of(self.config, name, points), folder, self.address)
-        outcome = Session(run, self.address, self.progress).do(stages)
+        run = _opened(config_of(self.config, name, points), folder, self.ray.address)
+        outcome = Session(run, self.ray, self.progress).do(stages)
         failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.permanent_failures}
         unfinished = sorted(outcome.missing.keys() - failed.keys())
         self.missing.update({f"{folder.name}/{name}": outcome.missing[name] for name in unfinished})
@@ -102,11 +104,15 @@ class Resampler:
 
 
 def _opened(config: Config, folder: Path, address: str) -> Run:
-    """Open a run of `config`. Its custom code is trusted: tonight's run has loaded it already."""
+    """Open a run of `config`, without notes: its grid is not the user's.
+
+    Its custom code is trusted: tonight's run has loaded it already.
+    """
     with TemporaryDirectory() as place:
         path = Path(place) / CONFIG_NAME
         path.write_text(dumps(config.model_dump(mode="json")))
-        return open_to_run(str(path), (), with_urls(str(folder)), address, trust_code=True)
+        run = open_to_run(str(path), (), with_urls(str(folder)), address, trust_code=True)
+    return replace(run, configured=replace(run.configured, notes=()))
 
 
 def point_of(cell: SnapshotCell, **other: Any) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def killed(ray_session, tmp_path_factory):
     )
     with ThreadPoolExecutor(1) as thread:
         killing = thread.submit(kill_one_of, spec, folder / "at_the_kill")
-        said = taugrid("run", file, "--out", root, code=4).stderr
+        said = taugrid("run", file, "--out", root, code=1).stderr
         killing.result()
     return Killed(root, said, folder / "at_the_kill")
 

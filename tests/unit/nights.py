@@ -49,12 +49,21 @@ def write_config(path: Path, checkpoint: Path | str, **changes) -> Path:
     return path
 
 
+connections: list[str] = []
+"""The addresses of all connections to Ray that commands have opened."""
+
+
+def connected(address, *arguments):
+    connections.append(address)
+    return nullcontext()
+
+
 @contextmanager
 def workers_here():
     """Workers are this process."""
     with (
         mock.patch.object(pool, "Pool", PoolHere),
-        mock.patch.object(cluster, "connected", return_value=nullcontext()),
+        mock.patch.object(cluster, "connected", connected),
         mock.patch.object(health, "FIRST_COOLDOWN_SECONDS", COOLDOWN_SECONDS),
         mock.patch.object(capacity, "embedded_workers", return_value=1),
         mock.patch.object(capacity, "worker_size", return_value=capacity.Size(1, 0)),

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import UNet2DModel
+from in_process import PoolHere
 from nights import CELLS, checkpoint, taugrid, write_config
 from planted_faults import (
     added_eta,
@@ -190,9 +191,22 @@ def test_a_network_that_returns_nan_is_red_and_its_night_is_complete(begun, hist
     assert (found["result"], found["missing"]) == ("collapsed", {})
     assert [cell["fid"] for cell in found["comparison"]["cells"]] == [None] * CELLS
     assert "the network returned nan" in found["comparison"]["cells"][0]["note"]
+    assert "images that it was scored on" not in found["comparison"]["cells"][0]["note"], "it was not scored"
     assert night(history, config, "2", code=3) == found, "it is complete"
     assert (history / "nights/2/junit.xml").read_text().count("<failure") == CELLS
     assert night(history, begun / "same.yaml", "3")["result"] == "identical"
+
+
+def test_a_run_ends_with_4_only_if_the_same_command_can_finish_something(tmp_path, monkeypatch):
+    config = write_config(tmp_path / "nan.yaml", collapsed(tmp_path / "nan", float("nan")))
+    taugrid("run", config, "--out", tmp_path / "run", code=1)
+    submit = PoolHere.submit
+
+    def given(pool, worker, job, key):
+        submit(pool, worker, None if getattr(job, "settings", None) and job.settings.steps == 2 else job, key)
+
+    monkeypatch.setattr(PoolHere, "submit", given)
+    taugrid("run", config, "--out", tmp_path / "another", code=4)
 
 
 def test_no_standard_error_on_either_side_is_not_judged(tmp_path):

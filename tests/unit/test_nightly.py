@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from in_process import PoolHere
-from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
+from nights import CELLS, CONFIG, checkpoint, connections, taugrid, write_config
 
 from taugrid.orchestrator.nightly.second_look import fresh_seed
 from taugrid.orchestrator.nightly.write import schema_of
@@ -94,6 +94,13 @@ def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(judged):
     case = suite.find("testcase")
     assert case.get("name") == "S0002-eta0"
     assert "T = +" in case.find("failure").text
+
+
+def test_a_night_with_canaries_and_a_second_look_connects_to_ray_once(begun, started):
+    before = len(connections)
+    night(started, begun / "worse.yaml", "3", "--set", "grid={steps: [2], eta: [0.0]}", "--allow-missing", code=3)
+    assert (started / "nights/3/fresh").exists()
+    assert connections[before:] == ["local"]
 
 
 def night_row(history, name):

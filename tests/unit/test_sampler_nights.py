@@ -43,8 +43,10 @@ def history(begun, tmp_path):
 
 
 def test_a_healthy_night_checks_every_sampler_and_is_green(begun, history):
-    found = night(history, begun / "nearby.yaml", "2")
+    out, err = taugrid("nightly", begun / "nearby.yaml", "--history", history, "--id", "2", "--json")
+    found = json.loads(out)
     assert found["result"] == "not worse"
+    assert "ignores" not in err, "the grid of the canaries is not the user's"
     assert {name: check["result"] for name, check in found["comparison"]["checks"].items()} == {
         "sampler": "clean", "scorer": "clean",
     }  # fmt: skip
