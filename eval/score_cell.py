@@ -68,7 +68,7 @@ class ScoreJob(ScoringJob):
 
 
 def run(job: ScoreJob, device: Device) -> Result:
-    """Compute the job's metrics and write them, with its header, to its file.
+    """Compute the job's metrics and write them, with its header, to its file. What another job wrote is kept.
 
     Raises:
         DamagedFile: if a file holds the features of a different cell, or can't be read.
@@ -87,11 +87,13 @@ def run(job: ScoreJob, device: Device) -> Result:
     job.check_run()
     if reference is not None and job.floor_path is not None:
         keep_floors(Path(job.floor_path), reference, job.num_samples, job.settings, job.storage)
-    if influences := {**scores.influences, **scores.unsure}:
-        _write_influences(job, influences)  # before the score, which marks the cell as complete
-    header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
-    write_sealed(Path(job.path), header, job.storage)
-    return Result(time.perf_counter() - began, job.num_samples, created_file=True)
+    influences, conflict = {**scores.influences, **scores.unsure}, None
+    if influences:
+        conflict = _write_influences(job, influences)  # before the score, which marks the cell as complete
+    if conflict is None:
+        header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
+        conflict = None if write_sealed(Path(job.path), header, job.storage, once=True) else parquet.OTHER_BYTES
+    return Result(time.perf_counter() - began, job.num_samples, created_file=conflict is None, conflict=conflict)
 
 
 def read_stream(job: ScoringJob, column: str) -> Stream:
@@ -139,9 +141,11 @@ def _statistics(files: ReferenceFiles, storage: Storage) -> ReferenceStatistics:
     return of_feature_files([Path(path) for path in files.features], files.num_images, cache, files.key, storage)
 
 
-def _write_influences(job: ScoreJob, influences: Mapping[str, NDArray[np.float64]]) -> None:
+def _write_influences(job: ScoreJob, influences: Mapping[str, NDArray[np.float64]]) -> str | None:
+    """Write the file of influences. Returns what is different about one that is there already, which is kept."""
     columns = {INFLUENCE_COLUMNS.get(name, name): values for name, values in influences.items()}
     schema = parquet.number_schema({"cell": job.header.get("cell")}, list(columns))
     with parquet.PartWriter(Path(job.influence_path), schema, job.storage) as part:
         part.write({"index": np.arange(job.num_samples), **columns})
-        part.commit(replace=True)
+        part.commit(replace=False)
+        return part.conflict

@@ -22,11 +22,15 @@ def replacing(path: Path, storage: Storage = LOCAL) -> Iterator[Path]:
         storage.commit(path, temporary, ANY)
 
 
-def write_json(path: Path, value: Any, storage: Storage = LOCAL) -> None:
-    """Write JSON whole or not at all; NaN is a ValueError, because other readers refuse it."""
+def write_json(path: Path, value: Any, storage: Storage = LOCAL, once: bool = False) -> bool:
+    """Write JSON whole or not at all; NaN is a ValueError, because other readers refuse it.
+
+    `once` replaces no file: False is returned if one with other bytes is there.
+    """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    with replacing(path, storage) as temporary:
+    with storage.temporary(path) as temporary:
         write_text(temporary, text)
+        return _commit_once(path, temporary, storage) if once else storage.commit(path, temporary, ANY)
 
 
 def read_json(path: Path, storage: Storage = LOCAL) -> Any | None:
@@ -40,9 +44,9 @@ def read_json(path: Path, storage: Storage = LOCAL) -> Any | None:
 SEAL_KEY = "sha256"
 
 
-def write_sealed(path: Path, value: dict[str, Any], storage: Storage = LOCAL) -> None:
+def write_sealed(path: Path, value: dict[str, Any], storage: Storage = LOCAL, once: bool = False) -> bool:
     """`write_json` of an object, with the SHA-256 of its canonical JSON under the key `sha256`."""
-    write_json(path, value | {SEAL_KEY: json_sha256(value)}, storage)
+    return write_json(path, value | {SEAL_KEY: json_sha256(value)}, storage, once)
 
 
 def read_sealed(path: Path, storage: Storage = LOCAL) -> dict[str, Any] | None:
@@ -67,19 +71,20 @@ def is_same(path: Path, finished: Path, storage: Storage) -> bool:
 
 
 def upload_folder(folder: Path, finished: Path, last: str, storage: Storage) -> None:
-    """Give a finished local folder its name in an object store.
+    """Give a finished local folder its name in an object store; an upload that was cut short is completed.
 
-    `last`, a file in it, appears once all others are there. The files of an upload that was cut short are replaced.
+    `last`, a file in it, appears once all others are there.
 
     Raises:
-        OSError: if a folder of that name is there, with other bytes in `last`; it is kept.
+        OSError: if a file of the folder is there with other bytes; it is kept, and nothing after it is written.
     """
-    marker = folder / last
-    if not storage.exists(marker):
-        for path in sorted(finished.rglob("*")):
-            if path.is_file() and path != finished / last:
-                storage.commit(folder / path.relative_to(finished), path, ANY)
-    if not storage.commit(marker, finished / last) and not is_same(marker, finished / last, storage):
-        raise StoreError(
-            errno.EEXIST, "another driver has put other content there; remove that folder", with_urls(marker.as_posix())
-        )
+    files = {path.relative_to(finished): path for path in finished.rglob("*") if path.is_file()}
+    for name in sorted(files, key=lambda name: (name == Path(last), name)):
+        if not _commit_once(folder / name, files[name], storage):
+            why = "another driver has put other content there; remove its folder"
+            raise StoreError(errno.EEXIST, why, with_urls((folder / name).as_posix()))
+
+
+def _commit_once(path: Path, finished: Path, storage: Storage) -> bool:
+    """Give a finished local file its name. False: a file with other bytes has the name; it is kept."""
+    return storage.commit(path, finished) or is_same(path, finished, storage)

@@ -118,7 +118,7 @@ class ObjectStorage:
             replaced = _only(self._head(path))
             self.commit(path, second, ANY)
             refused = {"If-Match": replaced, "If-None-Match": "create"}
-            ignored = [name for name, mode in refused.items() if self._put(path, first, lambda: mode)]
+            ignored = [name for name in refused if self._put(path, first, partial(refused.get, name))]
         self.delete(path)
         if ignored:
             raise UserError(

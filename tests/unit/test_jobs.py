@@ -127,6 +127,34 @@ def test_fewer_samples_are_scored_though_whole_row_groups_follow_the_last(tmp_pa
         assert sum(map(len, stream())) == wanted
 
 
+def test_a_late_job_keeps_the_score_and_the_influences_of_another(tmp_path, monkeypatch):
+    """Of two drivers that score a cell differently, no score stands beside the influences of the other."""
+    run, read = Here(tmp_path / "run", num_samples=200, batch_size=100), score_cell.read_stream
+    run.do("reference", "sample", "extract")
+    job = run.tasks("score")[0].job
+    score, influences = Path(job.path), Path(job.influence_path)
+
+    def late():
+        with monkeypatch.context() as other:
+            other.setattr(score_cell, "read_stream", lambda *given: lambda: (1.5 * x for x in read(*given)()))
+            return do(job)
+
+    assert do(job).conflict is None
+    made = score.read_bytes(), influences.read_bytes()
+    assert late().conflict is not None
+    assert do(job).conflict is None, "the same bytes are no conflict"
+    assert (score.read_bytes(), influences.read_bytes()) == made
+    score.unlink()  # as it was before the first had named it
+    assert late().conflict is not None
+    assert (score.exists(), influences.read_bytes()) == (False, made[1])
+    influences.unlink()
+    late()
+    assert influences.read_bytes() != made[1]
+    score.unlink()
+    run.do("score")  # a session removes what is left of another, and makes both
+    assert (score.read_bytes(), influences.read_bytes()) == made
+
+
 def test_images_of_another_cell_are_not_extracted(tmp_path):
     run = Here(tmp_path / "run")
     run.do("sample")

@@ -25,6 +25,7 @@ from taugrid.storage import (
     read_json,
     read_sealed,
     replacing,
+    upload_folder,
     write_json,
     write_sealed,
 )
@@ -121,6 +122,24 @@ def test_a_file_is_replaced_only_while_it_is_the_one_that_was_seen(storage, fold
     storage.delete(path)
     assert put_over(b"late", seen) is False
     assert everything(storage, folder) == []
+
+
+def test_two_uploads_of_a_folder_are_never_mixed(storage, folder, tmp_path):
+    """The second began before the first had named its weights: it must not put its config beside them."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for finished in (ours, theirs):
+        finished.mkdir()
+        for name in ("config.json", "weights"):
+            (finished / name).write_text(f"{name} of {finished.name}")
+    model = folder / "models" / "a"
+    put(storage, model / "config.json", (theirs / "config.json").read_bytes())
+    with pytest.raises(OSError, match=r"config\.json"):
+        upload_folder(model, ours, "weights", storage)
+    for _ in range(2):
+        upload_folder(model, theirs, "weights", storage)
+    with pytest.raises(OSError, match=r"config\.json"):
+        upload_folder(model, ours, "weights", storage)
+    assert [storage.read(model / name).decode()[-6:] for name in ("config.json", "weights")] == ["theirs", "theirs"]
 
 
 def test_an_error_while_writing_changes_nothing(storage, folder):
