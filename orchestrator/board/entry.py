@@ -102,12 +102,17 @@ def _table(files: RecordedFiles, config: Mapping[str, Any], plan: Mapping[str, A
             _noise(known.get("seed", seed), shapes.get(row.get("model")), protocols.get(str(row.get("protocol")), {}))
             for known, row in zip(own, rows, strict=True)
         ],
-        "protocols": {
-            keys[name]: {text(k): text(v) for k, v in agreed_fields(protocol).items()}
-            for name, protocol in protocols.items()
-        },
+        "protocols": {keys[name]: _agreed(protocol) for name, protocol in protocols.items()},
         "differences": _differences(files, {row["cell"]: at for at, row in enumerate(rows)}) if rows else [],
     }
+
+
+def _agreed(protocol: Mapping[str, Any]) -> dict[str, str]:
+    """The fields that must agree, the reference's images first: by the name of their data set, and their hash."""
+    fields = {text(k): text(v) for k, v in agreed_fields(protocol).items()}
+    reference = mapping(protocol.get("reference"))
+    name = "/".join(str(reference[key]) for key in ("dataset", "split") if reference.get(key))
+    return {"data": text(f"{name} ({fields.pop('reference.sha256', 'hash not set')})".lstrip()), **fields}
 
 
 def _state(files: RecordedFiles, config: dict[str, Any], entry: RunEntry, last: Mapping[str, Any]) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from taugrid.orchestrator.board.find import THREADS, FoundFolder, Place, find, s
 from taugrid.orchestrator.board.work import Work
 from taugrid.storage import LOCAL, read_json, replacing, user_cache, write_text
 
-FORMAT = 3
+FORMAT = 4
 """Raised when entries change their meaning."""
 
 

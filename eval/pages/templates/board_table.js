@@ -142,7 +142,9 @@ function spaceOf(rows) {
 
 function headingLine({ group, size }) {
   const fields = differingFields(table.reference, group);
-  const words = fields ? `Not comparable: ${inShort(fields)}` : "Comparable with each other";
+  const others = `not with the ${pickedRows().length ? "first picked cell" : "largest group"}: ${inShort(fields ?? [])}`;
+  const words = group === null ? "Not comparable: protocol not recorded"
+    : fields ? `Comparable with each other, ${others}` : "Comparable with each other";
   const text = element("span", { title: fields?.join("\n") }, words, element("small", {}, plural(size, "cell")));
   const cell = element("td", { colspan: table.columns.length }, text);
   return element("tr", { class: fields ? "heading other" : "heading" }, cell);
