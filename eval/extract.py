@@ -71,8 +71,7 @@ def run(job: ExtractJob, device: Device) -> Result:
     extracted = InBatches(extractor, job.batch_size, device, number)
     began, count = time.perf_counter(), 0  # excludes loading the extractor, as times of networks do
     schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)
-    job.check_run()
-    with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
+    with parquet.PartWriter(Path(job.path), schema, job.storage, job.check_run) as part:
         groups: deque[NDArray[np.int64]] = deque()
         for chunks in _whole(completed(_begun(row_groups, extracted, groups)), groups):
             index = groups.popleft()
@@ -83,7 +82,7 @@ def run(job: ExtractJob, device: Device) -> Result:
             count += len(index)
         created = part.commit_over(job.replaces)
     seconds = time.perf_counter() - began
-    return Result(seconds, count, created, size=part.size, part=part.content, conflict=part.conflict)
+    return Result.of(part, created, seconds, count)
 
 
 def _begun(

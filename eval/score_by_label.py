@@ -89,7 +89,6 @@ def run(job: ByLabelJob, device: Device) -> Result:
         own, others = samples.of(label), None if reference is None else reference.of(label)
         sizes.append((len(own.labels), 0 if others is None else len(others.labels)))
         found.append(of_label(own, others, job.settings, job.extractor, job.samples))
-    job.check_run()
     _write(job, found, sizes)
     return Result(time.perf_counter() - began, n, created_file=True)
 
@@ -154,7 +153,7 @@ def _write(job: ByLabelJob, found: Sequence[OfLabel], sizes: Sequence[tuple[int,
            for label, size in zip(found, sizes, strict=True)]  # fmt: skip
     columns = {name: np.array([row.get(name, math.nan) for row in own]) for name in metadata["columns"]}
     schema = parquet.number_schema(metadata, metadata["columns"])
-    with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
+    with parquet.PartWriter(Path(job.path), schema, job.storage, job.check_run) as part:
         part.write({"index": np.arange(job.classes), **columns})
         part.commit(replace=True)
 

@@ -92,6 +92,7 @@ def run(job: ScoreJob, device: Device) -> Result:
         conflict = _write_influences(job, influences)  # before the score, which marks the cell as complete
     if conflict is None:
         header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
+        job.check_run()
         conflict = None if write_sealed(Path(job.path), header, job.storage, once=True) else parquet.OTHER_BYTES
     return Result(time.perf_counter() - began, job.num_samples, created_file=conflict is None, conflict=conflict)
 
@@ -145,7 +146,7 @@ def _write_influences(job: ScoreJob, influences: Mapping[str, NDArray[np.float64
     """Write the file of influences. Returns what is different about one that is there already, which is kept."""
     columns = {INFLUENCE_COLUMNS.get(name, name): values for name, values in influences.items()}
     schema = parquet.number_schema({"cell": job.header.get("cell")}, list(columns))
-    with parquet.PartWriter(Path(job.influence_path), schema, job.storage) as part:
+    with parquet.PartWriter(Path(job.influence_path), schema, job.storage, job.check_run) as part:
         part.write({"index": np.arange(job.num_samples), **columns})
         part.commit(replace=False)
         return part.conflict

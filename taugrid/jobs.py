@@ -15,7 +15,7 @@ from taugrid.run_id import RunId, check_run
 from taugrid.storage import LOCAL, Storage
 
 if TYPE_CHECKING:
-    from taugrid.parquet import PartSummary
+    from taugrid.parquet import PartSummary, PartWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +165,20 @@ class Result:
     _: KW_ONLY
     size: int | None = None
     """Bytes of the job's file on the worker's node; the driver must find the same size. None: not known."""
+    digest: bytes | None = None
+    """The SHA-256 in the seal of the file that was written; the driver must find the same. None: not known."""
     conflict: str | None = None
     """What the file that existed already is or has, if it is not what was made now (`PartWriter.conflict`)."""
     evaluations: int | None = None
     """Network evaluations, where they are not those of the job."""
     part: Optional["PartSummary"] = None
     """Content of the Parquet file that was written, so that the driver need not read it. None: not known."""
+
+    @classmethod
+    def of(cls, part: "PartWriter", created_file: bool, seconds: float, images: int) -> "Result":
+        """The report about a job whose file `part` wrote; `created_file` is what its commit returned."""
+        digest, conflict = part.digest if created_file else None, part.conflict
+        return cls(seconds, images, created_file, size=part.size, digest=digest, conflict=conflict, part=part.content)
 
 
 @dataclass(frozen=True)

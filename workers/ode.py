@@ -114,8 +114,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: Device) ->
     denoise = Denoise(watched, process, job.diffusion.predicts)
     seconds, first_row = 0.0, job.start
     schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))
-    job.check_run()
-    with parquet.PartWriter(Path(job.path), schema, job.storage) as part:
+    with parquet.PartWriter(Path(job.path), schema, job.storage, job.check_run) as part:
         for start in starts:
             batch = originals[start : start + job.batch_size]
             began = time.perf_counter()
@@ -131,7 +130,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: Device) ->
             first_row += len(batch)
         device.computed()
         created = part.commit_over(job.replaces)
-    return Result(seconds, len(originals), created, size=part.size, part=part.content, conflict=part.conflict)
+    return Result.of(part, created, seconds, len(originals))
 
 
 def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> Result:
@@ -149,8 +148,8 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> 
     watched = Watched(Wrapped(model, beating(device.heartbeat, len(batches) * len(job.tau))))
     denoise = Denoise(watched, process, job.diffusion.predicts)
     seconds, first_row = 0.0, 0
-    job.check_run()
-    with parquet.PartWriter(Path(job.path), parquet.picture_schema(job.metadata), job.storage) as part:
+    schema = parquet.picture_schema(job.metadata)
+    with parquet.PartWriter(Path(job.path), schema, job.storage, job.check_run) as part:
         for batch in batches:
             began = time.perf_counter()
             x0 = ddim.decode(batch, visited, denoise)
@@ -161,7 +160,7 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> 
             first_row += len(pixels)
         device.computed()
         created = part.commit(replace=False)
-    return Result(seconds, len(x_T), created, size=part.size, part=part.content, conflict=part.conflict)
+    return Result.of(part, created, seconds, len(x_T))
 
 
 def points(job: InterpolateJob, device: str) -> "Tensor":

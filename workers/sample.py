@@ -170,9 +170,8 @@ def sample_shard(
     latent = math.prod(job.decoder.network_shape) if job.settings.keep_latents else None
     schema = parquet.sample_schema(job.metadata, labels is not None, latent)
     sampled: list[NDArray[np.uint8]] = []
-    job.check_run()
     with (
-        parquet.PartWriter(Path(job.path), schema, job.storage) as part,
+        parquet.PartWriter(Path(job.path), schema, job.storage, job.check_run) as part,
         parquet.SampleWriter(
             part, _columns(job), job.start, launching=not device.name.startswith("cpu"), labels=labels
         ) as writer,
@@ -195,7 +194,7 @@ def sample_shard(
         created = part.commit_over(job.replaces)
     if sampled:
         device.last_sampled.add(job.path, part.digest, pixels.row_groups(job.start, writer.counts, sampled))
-    return Result(clock.seconds, stop - first_new, created, size=part.size, part=part.content, conflict=part.conflict)
+    return Result.of(part, created, clock.seconds, stop - first_new)
 
 
 def _transfers(

@@ -331,7 +331,7 @@ def _is_of(path: Path, part: parquet.PartSummary, expected: Mapping[str, Any], o
 
 
 def confirm(job: Job, result: Result) -> Committed:
-    """Returns a job's file, or a longer copy, if the driver sees it unchanged: by name, size and place of its seal.
+    """Returns a job's file, or a longer copy, if the driver sees it unchanged: by name, size and seal.
 
     Of a file that existed before, at least the Parquet footer is read. Threads may call it side by side.
 
@@ -373,13 +373,14 @@ def _look(job: Job, result: Result) -> Committed | str:
     except (FileNotFoundError, NotADirectoryError):
         return "there is no such file"
     is_same_size = result.size in (None, end.size)
-    part = made if result.created_file and is_same_size else None
+    is_same = is_same_size and result.digest in (None, end.digest)
+    part = made if result.created_file and is_same else None
     if part is None and path.suffix == ".parquet":
         with suppress(FileNotFoundError, DamagedFile):
             part = parquet.inspect(path, every_byte=False, storage=job.storage)
     is_longer = part and made and parquet.is_of_same_rows(part, made) and part.stop > made.stop
-    if not is_same_size and not is_longer:
-        return f"it has {end.size} bytes, not {result.size}"
+    if not is_same and not is_longer:
+        return "it has another seal" if is_same_size else f"it has {end.size} bytes, not {result.size}"
     if path.suffix == ".parquet" and end.digest is None:
         return "its seal is not in its place"
     return Committed(path, version, part)

@@ -4,7 +4,7 @@ Until then it is in the same folder under a temporary name that begins with a do
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,16 @@ def number_schema(metadata: Mapping[str, Any], names: Sequence[str]) -> pa.Schem
 
 
 class PartWriter:
-    """Writes a Parquet file under a temporary name; `commit` puts it in place; leaving without a commit removes it."""
+    """Writes a Parquet file under a temporary name; `commit` puts it in place; leaving without a commit removes it.
 
-    def __init__(self, path: Path, schema: pa.Schema, storage: Storage = LOCAL) -> None:
+    `check` is called before anything is written and again before the file gets its name: `Job.check_run`, as a rule.
+    """
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, storage: Storage = LOCAL, check: Callable[[], None] = lambda: None
+    ) -> None:
+        check()
+        self._check = check
         self._path = path
         self._schema = schema
         self._storage = storage
@@ -157,6 +164,7 @@ class PartWriter:
         self._writer.close()
         self.digest = write_seal(self._temporary)
         self.size = retried(self._temporary.stat).st_size
+        self._check()
 
     def _replace(self, version: str | None) -> bool:
         return version is not None and self._storage.commit(self._path, self._temporary, version)

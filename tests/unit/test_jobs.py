@@ -216,6 +216,22 @@ def test_no_job_writes_where_the_run_directory_is_not(tmp_path, kind):
     confirm(job, Result(0.0, 1, True, size=Path(job.path).stat().st_size))
 
 
+def test_a_file_that_is_made_after_its_mount_went_away_is_not_committed(tmp_path, monkeypatch):
+    """A mount point stays, empty, and takes what is written. The mount goes after the job has looked for its run."""
+    root, temporary = tmp_path / "run", LocalStorage.temporary
+    job = claimed(root).tasks("sample")[0].job
+
+    def unmounted(self, path):
+        root.rename(tmp_path / "aside")
+        root.mkdir()
+        return temporary(self, path)
+
+    monkeypatch.setattr(LocalStorage, "temporary", unmounted)
+    with pytest.raises(RunDirectoryNotVisible):
+        do(job)
+    assert not [path for path in root.rglob("*") if path.is_file()]
+
+
 def test_another_run_directory_in_the_same_place_is_refused(tmp_path):
     job = claimed(tmp_path / "run").tasks("sample")[0].job
     (tmp_path / "run").rename(tmp_path / "aside")
@@ -248,7 +264,12 @@ def unsealed(path):
     path.write_bytes(data.replace(b"taugrid.sha256:", b"taugrid.sha257:"))
 
 
-@pytest.mark.parametrize("fault", [cut, unsealed, Path.unlink])
+def resealed(path):
+    before, seal, after = path.read_bytes().partition(b"taugrid.sha256:")
+    path.write_bytes(before + seal + bytes([after[0] ^ 1]) + after[1:])
+
+
+@pytest.mark.parametrize("fault", [cut, unsealed, resealed, Path.unlink])
 def test_a_commit_that_the_driver_does_not_see_is_none(tmp_path, monkeypatch, fault):
     pauses = []
     monkeypatch.setattr(retries.NEVER, "wait", lambda timeout: pauses.append(timeout))
