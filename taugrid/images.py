@@ -4,13 +4,20 @@ import io
 import pickle
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from taugrid.errors import DamagedFile, NotFinite, joined_lines
+
+MAX_PIXELS = 2**24
+"""Of an image, 4096 x 4096: a PNG of a few kB can claim any size, and is refused before its pixels are decoded."""
+
+PIXELS_AT_ONCE = 10**8
+"""Of images that are in memory at once."""
 
 NOT_FINITE = "the images hold nan or infinity, so they would be meaningless; trying again changes nothing"
 
@@ -59,22 +66,47 @@ def serve_encoding() -> None:
         sys.stdout.buffer.flush()
 
 
-def decode_png(data: bytes) -> NDArray[np.uint8]:
+def decode_png(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """PNG bytes as a (C, H, W) uint8 image, C = 1 for grey and 3 for RGB.
 
     Raises:
-        DamagedFile: if the bytes are not a PNG, grey or RGB in 8 bits, or claim to be of a size that no sample has.
+        DamagedFile: if the bytes are not a PNG, grey or RGB in 8 bits, of at most `max_pixels`.
     """
+    with _opened(data) as picture:
+        if (pixels := picture.width * picture.height) > max_pixels:
+            raise DamagedFile(f"an image can't be decoded: it has {pixels:,} pixels, more than {max_pixels:,}")
+        mode = picture.mode
+        image = np.asarray(picture) if mode in ("L", "RGB") else None
+    if image is None:
+        raise DamagedFile(f"an image can't be decoded: it is neither grey (L) nor RGB, but {mode} (Pillow's mode)")
+    return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def decode_together(pngs: Sequence[bytes], max_pixels: int = PIXELS_AT_ONCE) -> list[NDArray[np.uint8]]:
+    """`decode_png` of images of one size, which have at most `max_pixels` together; else DamagedFile."""
+    pixels = num_pixels(pngs[0]) if pngs else 0
+    if len(pngs) * pixels > max_pixels:
+        raise DamagedFile(f"{len(pngs)} images of {pixels:,} pixels are more than can be shown")
+    return [decode_png(png, pixels) for png in pngs]
+
+
+def num_pixels(png: bytes) -> int:
+    """The pixels that a PNG claims to have; none is decoded. DamagedFile if they are more than `MAX_PIXELS`."""
+    with _opened(png) as picture:
+        pixels = picture.width * picture.height
+    if pixels > MAX_PIXELS:
+        raise DamagedFile(f"an image has {pixels:,} pixels, more than {MAX_PIXELS:,}")
+    return pixels
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            mode = picture.mode
-            pixels = np.asarray(picture) if mode in ("L", "RGB") else None
+            yield picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "it is no PNG" if isinstance(error, UnidentifiedImageError) else joined_lines(error)
         raise DamagedFile(f"an image can't be decoded: {reason}") from None
-    if pixels is None:
-        raise DamagedFile(f"an image can't be decoded: it is neither grey (L) nor RGB, but {mode} (Pillow's mode)")
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def to_pictures(batch: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.uint8]:

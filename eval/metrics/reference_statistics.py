@@ -22,7 +22,7 @@ from taugrid.eval.metrics.statistics import Array, Features, Moments, Stream, mo
 from taugrid.hashing import file_sha256
 from taugrid.storage import LOCAL, Storage, replacing
 from taugrid.workers.content import verified_copy
-from taugrid.workers.data.npz import NPZ_ERRORS, NPZ_IMAGES, require_intact_npz
+from taugrid.workers.data.npz import NPZ_ERRORS, NPZ_IMAGES, require_intact_npz, require_small_arrays
 from taugrid.workers.data.picture import SourceError
 
 ASYMMETRY = 1e-6
@@ -73,7 +73,8 @@ def read_moments(file: MomentsFile) -> Moments:
 
 
 def load_npz(path: Path) -> Any:
-    """The open `.npz` at `path`; DamagedFile if its archive is damaged."""
+    """The open `.npz` at `path`; DamagedFile if its archive is damaged, or its arrays are far larger than it is."""
+    require_small_arrays(path)
     require_intact_npz(path)
     return np.load(path, allow_pickle=False)
 

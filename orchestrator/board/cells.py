@@ -1,5 +1,6 @@
 """What is read of a cell once somebody asks: its first images, and its paired difference to another one."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,19 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.differences import Evidence, pair
 from taugrid.eval.tables.differences_files import parts_by_metric
 from taugrid.eval.tables.long_form import COLUMNS
-from taugrid.images import encode_png
+from taugrid.images import decode_png, encode_png, to_pictures
 from taugrid.orchestrator.board.document import PER_CELL, BoardRow
 from taugrid.orchestrator.board.files import UNREADABLE
 from taugrid.orchestrator.rundir.evidence import read_influences
-from taugrid.parquet import first_pictures
+from taugrid.parquet import first_pngs
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_json, read_sealed
+
+MAX_PIXELS = 2**20
+"""Of an image in a strip: 1024 x 1024."""
+
+_decoding = threading.Lock()
+"""A strip may take 200 MB, so they are made one at a time."""
 
 
 def paired(first: BoardRow, second: BoardRow) -> dict[str, tuple[float, float]]:
@@ -99,9 +106,11 @@ def strip(row: BoardRow) -> bytes:
         parts = [found.root / "samples" / folder / name for name in names if name.endswith(".parquet")]
         if not parts:
             raise UserError("there are no images of this cell")
-        pictures = first_pictures(parts, PER_CELL, found.storage)
+        pngs = first_pngs(parts, PER_CELL, found.storage)
+        with _decoding:
+            pictures = to_pictures([decode_png(png, MAX_PIXELS) for png in pngs])
+            blank = np.zeros((PER_CELL - len(pictures), *pictures.shape[1:]), np.uint8)
+            side_by_side = np.concatenate([*pictures, *blank], axis=1)
+            return encode_png(side_by_side[None] if side_by_side.ndim == 2 else side_by_side.transpose(2, 0, 1))
     except UNREADABLE:
         raise UserError("the images of this cell can't be read") from None
-    blank = np.zeros((PER_CELL - len(pictures), *pictures.shape[1:]), np.uint8)
-    side_by_side = np.concatenate([*pictures, *blank], axis=1)
-    return encode_png(side_by_side[None] if side_by_side.ndim == 2 else side_by_side.transpose(2, 0, 1))

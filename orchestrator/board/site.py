@@ -113,7 +113,7 @@ def _write_strip(row: BoardRow, site: Path) -> bool:
 def _write_report(run: RunOnBoard, site: Path) -> str | None:
     """The report's place in the site; None if it has none, or one that is too large."""
     try:
-        report = run.found.storage.read(run.found.root / "report.html")
+        report = run.found.storage.read(run.found.root / "report.html", 0, MAX_REPORT_BYTES + 1)
     except OSError:
         return None
     if len(report) > MAX_REPORT_BYTES:

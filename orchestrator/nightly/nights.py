@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from taugrid.errors import UserError
+from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.gate.verdict import INCOMPLETE, NO_BASELINE, UNFINISHED, Verdict
 from taugrid.eval.nights import Light, NightLine, NightModel
 from taugrid.orchestrator.baseline.text import GOOD, check_lines, sign, titles
 from taugrid.orchestrator.nightly.places import History
+from taugrid.parquet import read_table
 from taugrid.words import counted, in_columns, listed, short_path
 
 if TYPE_CHECKING:
@@ -134,17 +135,13 @@ class HistoryView:
     @property
     def table(self) -> "pd.DataFrame":
         """history.parquet: a row for each cell of each complete night; `UserError` if it is not written yet."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
-            data = self._history.storage.read(self._history.parquet)
-            table: pd.DataFrame = pq.read_table(pa.BufferReader(data)).to_pandas()
+            table: pd.DataFrame = read_table(self._history.storage.read(self._history.parquet)).to_pandas()
         except FileNotFoundError:
             raise UserError(
                 f"{self.directory} has no history.parquet yet; `taugrid report {self.directory}` writes it"
             ) from None
-        except pa.ArrowException:
+        except DamagedFile:
             raise UserError(
                 f"history.parquet of {self.directory} is damaged; `taugrid report {self.directory}` writes it again"
             ) from None

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid import parquet
+from taugrid.errors import DamagedFile
 from taugrid.orchestrator.baseline.pixels import pixel_digests
 from taugrid.orchestrator.baseline.text import OTHER_COLUMNS, tests
 from taugrid.orchestrator.nightly.nights import night_line, unfinished
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.nightly.summary import junit_xml, summary
 from taugrid.orchestrator.opened import open_existing
+from taugrid.parquet import read_table
 from taugrid.registry.metrics import COLUMNS
 from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import replacing, write_text
@@ -98,7 +100,8 @@ def write_history(history: History) -> None:
     rows = [row for verdict in verdicts for row in _night_rows(verdict)]
     table = pa.Table.from_pylist(rows, schema=schema_of(rows))
     with replacing(history.parquet, history.storage) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
+        pq.write_table(table, temporary, compression="none", use_dictionary=texts)  # as `read_table` demands
     frame, lights = table.to_pandas(), {night.id: night.light for night in nights}
     with history.storage.local_folder(history.root) as folder:
         for number, metric in enumerate(judged_metrics(frame)):
@@ -113,8 +116,8 @@ def write_history(history: History) -> None:
 def is_current(history: History) -> bool:
     """Whether history.parquet has all complete nights, and the trend figure and the page exist."""
     try:
-        table = pq.read_table(pa.BufferReader(history.storage.read(history.parquet)), columns=["night"])
-    except (FileNotFoundError, pa.ArrowException):
+        table = read_table(history.storage.read(history.parquet), ["night"])
+    except (FileNotFoundError, DamagedFile):
         return False
     return set(table["night"].to_pylist()) == {night.id for night in history.complete_nights()} and all(
         history.storage.exists(history.root / name) for name in ("trend.png", "trend.svg", history.index.name)

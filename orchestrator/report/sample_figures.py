@@ -13,7 +13,7 @@ from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.labels import OPTIONS, short_checkpoints, short_samplers
 from taugrid.grids.axes import SEEDS
 from taugrid.grids.names import PATHS, options_text
-from taugrid.images import decode_png, to_pictures
+from taugrid.images import PIXELS_AT_ONCE, decode_together, to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan, name_of
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -72,10 +72,11 @@ def _images_of_classes(cell: Cell, rundir: RunDir, wanted: int) -> dict[str, NDA
         pngs: dict[int, bytes] = {}
         for path in paths:
             pngs |= read_png(path, chosen - pngs.keys(), rundir.storage)
+        images = dict(zip(pngs, decode_together(list(pngs.values()), 2 * PIXELS_AT_ONCE), strict=True))
     except (DamagedFile, FileNotFoundError):
         return {}
     named = {label: names[label] if len(names) == classes else str(label) for label in sorted(most)}
-    return {name: to_pictures([decode_png(pngs[int(i)]) for i in of_class[label]]) for label, name in named.items()}
+    return {name: to_pictures([images[int(i)] for i in of_class[label]]) for label, name in named.items()}
 
 
 class Shown(NamedTuple):

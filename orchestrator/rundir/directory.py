@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from taugrid import parquet
@@ -81,9 +80,7 @@ class RemovedImages(Paths):
         """(N,), the hashes of a cell's decoded images, from its record; None if there is none."""
         if self.removed_images(cell) is None:
             return None
-        with self.storage.local_path(self.removal_record(cell)) as local:
-            digests: NDArray[np.int64] = pq.read_table(local, columns=["pixels"]).column("pixels").to_numpy()
-        return digests
+        return parquet.read_digests(self.removal_record(cell), self.storage)
 
     def lacks_images(self, cell: Cell, listing: Listing) -> bool:
         """Whether files of the cell's images are gone, and no record says that they were removed on purpose."""

@@ -3,12 +3,15 @@
 from taugrid.parquet.reader import (
     PartSummary,
     first_pictures,
+    first_pngs,
     inspect,
+    read_digests,
     read_encoded,
     read_features,
     read_images,
     read_numbers,
     read_png,
+    read_table,
 )
 from taugrid.parquet.samples import SampleWriter, pictures
 from taugrid.parquet.seal import check_seal, file_end

@@ -1,7 +1,12 @@
-"""Checks and reads files of samples, features and numbers, a row group at a time."""
+"""Checks and reads files of samples, features and numbers, a row group at a time.
 
+A file may be somebody else's, and small though it claims to hold much. Those of `PartWriter` are uncompressed, and have
+an index of 8 bytes a row: what would be larger in memory than on the disk is refused before it is read.
+"""
+
+import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,11 +18,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from taugrid.errors import DamagedFile, is_of_content, joined_lines, naming
-from taugrid.images import decode_png, to_pictures
+from taugrid.images import PIXELS_AT_ONCE, decode_png, decode_together, num_pixels, to_pictures
 from taugrid.parquet.seal import check_seal
 from taugrid.retries import retried
 from taugrid.storage import LOCAL, Storage
 from taugrid.threads import decode_each
+
+PICTURES = "image.bytes"
+"""The column of PNG."""
+
+ROWS_AT_ONCE = 1024
+TEXT_SHARE = 32
+"""The bytes of a table in memory for each on the disk: equal texts are stored once."""
+
+BYTES_PER_VALUE = 4
+"""At least, in memory. Labels take less on the disk, but there are no more of them than of indices."""
+
+PIECE_BYTES = 2**27
+"""Of a piece of a table with texts, if each of its rows were as large as the file."""
 
 
 class PartSummary(NamedTuple):
@@ -41,7 +59,8 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
         with storage.local_path(path) if every_byte else storage.readable(path) as source:
             if isinstance(source, Path) and every_byte:
                 check_seal(source)
-            with _parquet_file(source) as file:
+            file, _ = _parquet_file(source, ["index"])
+            with file:
                 blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
                 groups = range(file.metadata.num_row_groups)
                 return blob, [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
@@ -60,23 +79,25 @@ def read_images(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
     """Indices (B,) and images (B, C, H, W) uint8, row group by row group, for indices below `stop`.
 
-    Threads decode large images (`threads.decode_each`).
+    A row group of more than `PIXELS_AT_ONCE` comes in parts. Threads decode large images (`threads.decode_each`).
 
     Raises:
         DamagedFile: if a checksum or an image is wrong.
     """
     for index, pngs in read_encoded(path, stop, storage):
-        images = list(decode_each(decode_png, pngs, lambda image: image.nbytes))
-        yield index, np.stack(images)
+        decode = partial(decode_png, max_pixels=(pixels := num_pixels(pngs[0])))
+        at_once = PIXELS_AT_ONCE // max(1, pixels)
+        for first in range(0, len(pngs), at_once):
+            images = list(decode_each(decode, pngs[first : first + at_once], lambda image: image.nbytes))
+            yield index[first : first + at_once], np.stack(images)
 
 
 def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dict[int, bytes]:
     """PNG bytes by index, for the wanted indices that the file holds."""
     remaining = set(wanted)
     pngs_by_index: dict[int, bytes] = {}
-    for index, column in _read(path, "image", storage):
+    for index, pngs in _read(path, PICTURES, storage):
         rows = [row for row, i in enumerate(index) if int(i) in remaining]
-        pngs = column.combine_chunks().field("bytes")
         pngs_by_index |= {int(index[row]): pngs[row].as_py() for row in rows}
         if len(pngs_by_index) == len(remaining):
             break
@@ -87,10 +108,10 @@ def read_encoded(
     path: Path, stop: int | None = None, storage: Storage = LOCAL
 ) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
     """Indices (B,) and PNG bytes below index `stop`, row group by row group. Raises what `read_images` raises."""
-    for index, column in _read(path, "image", storage):
+    for index, pngs in _read(path, PICTURES, storage):
         count = len(index) if stop is None else int(np.searchsorted(index, stop))
         if count:
-            yield index[:count], column.combine_chunks().field("bytes").to_pylist()[:count]
+            yield index[:count], pngs.to_pylist()[:count]
 
 
 def read_features(
@@ -110,17 +131,68 @@ def read_numbers(
         yield index, values.to_numpy().astype(np.float64)
 
 
+def read_digests(path: Path, storage: Storage = LOCAL) -> NDArray[np.int64]:
+    """The column `pixels` (N,): hashes of decoded images."""
+    return np.concatenate([values.to_numpy() for _, values in _read(path, "pixels", storage)])
+
+
+def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """A table in an uncompressed file; DamagedFile if it is none, or would be larger in memory than its texts allow."""
+    with _as_damaged_file(Path(), ""):
+        file, size = _parquet_file(io.BytesIO(data), [])
+        with file:
+            return _in_pieces(file, size, columns, None, TEXT_SHARE * size)
+
+
 def _read(path: Path, column: str, storage: Storage) -> Iterator[tuple[NDArray[np.int64], pa.ChunkedArray]]:
     with storage.readable(path) as source, _as_damaged_file(path, f"{path}: "), ExitStack() as stack:
-        file = stack.enter_context(retried(lambda: _parquet_file(source)))
+        columns = ["index", column]
+        file, size = retried(lambda: _parquet_file(source, columns))
+        stack.enter_context(file)
         for group in range(file.metadata.num_row_groups):
-            table = retried(partial(file.read_row_group, group, columns=["index", column]))
+            if column == PICTURES:
+                table = retried(partial(_in_pieces, file, size, columns, [group], 2 * size))
+            else:
+                table = retried(partial(file.read_row_group, group, columns))
+            table = table.flatten()
             yield table.column("index").to_numpy(), table.column(column)
 
 
-def _parquet_file(source: Path | IO[bytes]) -> pq.ParquetFile:
-    """An open file. What is fetched by ranges is fetched in as few as possible."""
-    return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not isinstance(source, Path))
+def _in_pieces(
+    file: pq.ParquetFile, size: int, columns: Sequence[str] | None, groups: Sequence[int] | None, limit: int
+) -> pa.Table:
+    """Row groups of a file of `size` bytes; DamagedFile at the first piece that would exceed `limit`.
+
+    A dictionary stores a text once for all rows that have it.
+    """
+    pieces, left = [], limit
+    rows = max(1, min(ROWS_AT_ONCE, PIECE_BYTES // size))
+    for piece in file.iter_batches(rows, row_groups=groups, columns=columns):
+        if (left := left - piece.nbytes) < 0:
+            raise DamagedFile("it holds more than fits into it")
+        pieces.append(piece)
+    return pa.Table.from_batches(pieces, None if pieces else file.schema_arrow)
+
+
+def _parquet_file(source: Path | IO[bytes], numbers: Sequence[str]) -> tuple[pq.ParquetFile, int]:
+    """An open file and its bytes. What is fetched by ranges is fetched in as few as possible.
+
+    Raises:
+        DamagedFile: if the columns `numbers` (but for `PICTURES`) hold texts, or any claims what does not fit into it.
+    """
+    size = source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)
+    file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not isinstance(source, Path))
+    groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
+    for number in range(file.metadata.num_columns):
+        column = file.metadata.schema.column(number)
+        if column.path != PICTURES and column.path.split(".")[0] in numbers and "BYTE" in column.physical_type:
+            raise DamagedFile(f"its {column.path} are no numbers")
+        chunks = [group.column(number) for group in groups]
+        if any(chunk.compression != "UNCOMPRESSED" for chunk in chunks):
+            raise DamagedFile("it is compressed, as taugrid writes no such file")
+        if BYTES_PER_VALUE * sum(chunk.num_values for chunk in chunks) > size:
+            raise DamagedFile("it claims more rows than fit into it")
+    return file, size
 
 
 @contextmanager
@@ -139,11 +211,17 @@ def _as_damaged_file(path: Path, prefix: str) -> Iterator[None]:
 def first_pictures(paths: Iterable[Path], count: int, storage: Storage) -> NDArray[np.uint8]:
     """The images 0 to `count` - 1, or as many as the files have: (n, H, W) or (n, H, W, 3), by index.
 
-    `paths` are in the order of their indices; no more are read than needed. Raises what `read_images` raises.
+    `paths` are in the order of their indices; no more are read than needed. Raises what `read_images` raises, also if
+    the images have more than `PIXELS_AT_ONCE` together.
     """
+    return to_pictures(decode_together(first_pngs(paths, count, storage)))
+
+
+def first_pngs(paths: Iterable[Path], count: int, storage: Storage) -> list[bytes]:
+    """The PNG bytes of the images 0 to `count` - 1, or of as many as the files have."""
     pngs: dict[int, bytes] = {}
     for path in paths:
         if len(pngs) >= count:
             break
         pngs |= read_png(path, range(count), storage)
-    return to_pictures([decode_png(pngs[i]) for i in sorted(pngs)])
+    return [pngs[i] for i in sorted(pngs)]
