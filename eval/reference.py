@@ -45,10 +45,11 @@ class Reference:
             dataset, split = self.given.dataset.rsplit("-", 1)
         return ReferenceIdentity(dataset, split, self.num_images, self.preprocessing, self.sha256)
 
-    def cache_key(self, extractor: ExtractorSpec) -> str:
+    def cache_key(self, extractor: ExtractorSpec, code: str | None = None) -> str:
         """64 hexadecimal digits that name its statistics, from everything that determines them.
 
-        Paths, and the name of the extractor's file, are not part of it.
+        Paths, and the name of the extractor's file, are not part of it. `code` is the hash of a shipped extractor's
+        code (`eval.features.load.code_sha256`). A run directory gives none: its scores outlive an upgrade.
         """
         determines = {
             "format": CACHE_FORMAT,
@@ -59,6 +60,7 @@ class Reference:
             "layer": extractor.feature_layer,
             "preprocessing": self.preprocessing or "moments",
             **extractor.other_precision,
+            **({} if code is None else {"code": code}),
         }
         return spaced_json_sha256(determines)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.eval.features.load import Extraction, load
+from taugrid.eval.features.load import Extraction, code_sha256, load
 from taugrid.eval.metrics.floor import floor_path, keep_floors
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION, singular
 from taugrid.eval.metrics.reference_statistics import (
@@ -133,7 +133,7 @@ def score_sets(
             features, *logits = streams if order is None else (_in_order(stream, order) for stream in streams)
             scores = score(features, logits[0] if logits else None, samples.num_images, compared, left)
         about = _document(samples, reference, extractor, possibility, options)
-        n, cache, key = samples.num_images, options.cache, reference.cache_key(extractor)
+        n, cache, key = samples.num_images, options.cache, reference.cache_key(extractor, code_sha256(extractor))
         floors = keep_floors(None if cache is None else floor_path(cache, key, n, left), compared, n, left)
         document = about | {"metrics": scores.values, "notes": [*about["notes"], *scores.notes]}
         document |= {"floor": {name: floor._asdict() for name, floor in floors.items()}}
@@ -203,7 +203,7 @@ class _Extracting:
 def _statistics(
     reference: Reference, spec: ExtractorSpec, with_features: bool, extracting: _Extracting
 ) -> ReferenceStatistics:
-    key, cache = reference.cache_key(spec), extracting.options.cache
+    key, cache = reference.cache_key(spec, code_sha256(spec)), extracting.options.cache
     given, count = reference.given, reference.num_images
     if isinstance(given, MomentsFile):
         return of_moments(given, cache, key)
@@ -269,7 +269,7 @@ def _extracted(
     extract = partial(extracting, samples, samples.num_images, what)
     with ExitStack() as stack:
         if (folder := extracting.options.features) is not None:
-            key = reference_of(samples).cache_key(spec)
+            key = reference_of(samples).cache_key(spec, code_sha256(spec))
             path = cached_features(folder, key, samples.num_images, extract, spec.classes)
             yield [partial(read_all, [path], column=name) for name in wanted]
             return

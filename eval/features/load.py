@@ -6,6 +6,7 @@ because the driver must not import torch (`eval.features.resolve`).
 
 import math
 import pkgutil
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -194,6 +195,13 @@ def class_source(extractor_class: type) -> SourceCode:
     """The source of the class's module, those of its bases, and all that these import."""
     modules = {base.__module__ for base in extractor_class.__mro__}
     return source_of({m for m in modules if m.partition(".")[0] not in NOT_USER_PACKAGES})
+
+
+def code_sha256(spec: ExtractorSpec) -> str:
+    """SHA-256 of the code that makes features of images: the extractor's, shipped or custom, and this module's."""
+    extractor = spec.name if spec.source_sha256 else EXTRACTORS[spec.name].extractor_class
+    modules = {__name__, *(base.__module__ for base in pkgutil.resolve_name(extractor).__mro__)}
+    return source_of({m for m in modules if m.partition(".")[0] not in {*sys.stdlib_module_names, "torch"}}).sha256
 
 
 def _default_layer(extractor_class: Any, metric: str) -> str | None:

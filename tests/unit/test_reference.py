@@ -110,8 +110,8 @@ def test_a_cached_file_of_other_values_is_computed_anew(tmp_path):
 
 
 def test_a_key_changes_with_all_that_determines_features_and_with_nothing_else():
-    def key(sha256="a", shape=(3, 8, 8), spec=SPEC):
-        return Reference(None, 10, sha256, shape).cache_key(spec)
+    def key(sha256="a", shape=(3, 8, 8), spec=SPEC, code=None):
+        return Reference(None, 10, sha256, shape).cache_key(spec, code)
 
     others = {
         key("b"),
@@ -120,8 +120,9 @@ def test_a_key_changes_with_all_that_determines_features_and_with_nothing_else()
         key(spec=replace(SPEC, weights_sha256="1" * 64)),
         key(spec=replace(SPEC, feature_layer="64")),
         key(spec=replace(SPEC, source_sha256="1" * 64)),
+        key(code="1" * 64),
     }
-    assert len(others | {key()}) == 7
+    assert len(others | {key()}) == 8
     assert key(spec=replace(SPEC, weights_path="moved")) == key()
 
 

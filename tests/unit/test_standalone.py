@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from taugrid.eval.reference import Reference, open_reference, reference_of
 from taugrid.eval.sources import open_source
 from taugrid.eval.standalone import Spool
 from taugrid.images import encode_png
-from taugrid.registry.extractors import DIGITS_CONVNET, PIXELS, ExtractorSpec
+from taugrid.registry.extractors import DIGITS_CONVNET, EXTRACTORS, PIXELS, ExtractorSpec
 from taugrid.registry.metrics import METRICS, MetricSettings
 from taugrid.workers.data.load import load_images
 
@@ -460,3 +461,25 @@ def test_sets_are_scored_in_an_order_with_what_comparing_them_needs(tmp_path, sp
     seen.clear()
     assert scored()[1].influences["fid"] == pytest.approx(first[0].influences["fid"][order], rel=1e-6)
     assert set(seen) == {"reference"}
+
+
+def test_features_by_other_code_of_a_shipped_extractor_are_not_mixed(tmp_path, monkeypatch, digits):
+    """After an upgrade that prepares images differently; there are no other weights that could tell."""
+    samples, reference = as_npz(tmp_path / "a.npz", digits[:200]), as_npz(tmp_path / "b.npz", digits[200:400])
+    pixels = resolve(PIXELS, "digits", None, (1, 8, 8))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setitem(EXTRACTORS, PIXELS, replace(EXTRACTORS[PIXELS], extractor_class="shipped:Shipped"))
+
+    def fid(scale, **kept):
+        code = f"def forward(self, images):\n        return (images.flatten(1) * {scale},)"
+        source = f"from taugrid.eval.features.networks import Pixels\n\n\nclass Shipped(Pixels):\n    {code}\n"
+        (tmp_path / "shipped.py").write_text(source)
+        sys.modules.pop("shipped", None)
+        settings = MetricSettings(metrics=("fid",))
+        return evaluate(samples, reference, pixels, settings, versions=VERSIONS, **kept)["metrics"]["fid"]
+
+    kept = {"cache": tmp_path / "cache", "features": tmp_path / "features"}
+    before, after = fid(0.01, **kept), fid(0.02, **kept)
+    assert after == fid(0.02) != before
+    assert fid(0.01, **kept) == before
