@@ -42,21 +42,23 @@ SIGMA, SCALE = 10, 1000
 
 def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
     """The size of subsets: they are drawn without repetition, so they can't be larger than the smaller side."""
-    wanted, possible = settings.kid_subset_size, min(settings.kid_subset_size, sizes.fewest)
-    changes, remarks = {}, []
-    if possible < wanted:
-        changes = {"kid_subset_size": possible}
-        remarks.append(f"kid_subset_size is {possible} here, not {wanted}: one side has no more images")
-    if possible == sizes.num_samples:
-        remarks.append(
-            f"every KID subset holds all {possible} samples, so a ± over subsets says nothing about sampling"
-        )
-    return Limits(changes=changes, remark="; ".join(remarks) or None)
+    return Limits(changes={"kid_subset_size": min(settings.kid_subset_size, sizes.fewest)})
 
 
 def compute_kid(inputs: MetricInputs) -> MetricResult:
+    found = _kid(inputs)
+    if min(inputs.num_samples, len(inputs.compared_with.features)) < LEAST_FOR_ERROR:
+        return MetricResult(found.of_subsets, notes=(NO_KID,))
+    return found.whole.result("kid", found.of_subsets | {"kid": found.whole.value})
+
+
+def compute_kid_mean(inputs: MetricInputs) -> MetricResult:
+    return MetricResult({} if "kid" in inputs.settings.metrics else _kid(inputs).of_subsets)
+
+
+def _kid(inputs: MetricInputs) -> "KernelDistance":
     settings, reference = inputs.settings, inputs.compared_with
-    found = kernel_distance(
+    return kernel_distance(
         inputs.all_features,
         reference.features,
         settings.kid_subsets,
@@ -64,10 +66,6 @@ def compute_kid(inputs: MetricInputs) -> MetricResult:
         settings.seed,
         reference.kept,
     )
-    values = {"kid_mean": found.mean, "kid_std": found.std}
-    if min(inputs.num_samples, len(reference.features)) < LEAST_FOR_ERROR:
-        return MetricResult(values, notes=(NO_KID,))
-    return found.whole.result("kid", values | {"kid": found.whole.value})
 
 
 def compute_cmmd(inputs: MetricInputs) -> MetricResult:
@@ -194,6 +192,10 @@ class KernelDistance(NamedTuple):
     mean: float
     std: float
     whole: Discrepancy
+
+    @property
+    def of_subsets(self) -> dict[str, float]:
+        return {"kid_mean": self.mean, "kid_std": self.std}
 
 
 def kernel_distance(

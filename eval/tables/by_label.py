@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.long_form import has_values, score_columns
+from taugrid.eval.tables.long_form import has_values, score_columns, shown_columns
 from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.rows import as_csv, as_json, with_notes, write_files
 from taugrid.words import counted, listed
@@ -63,7 +63,7 @@ class LabelTable:
     @cached_property
     def pivots(self) -> list[Pivot]:
         """A table for each metric: rows of cells, columns of classes."""
-        return [self._pivot(metric) for metric in score_columns() if has_values(self.frame, metric.name)]
+        return [self._pivot(metric) for metric in shown_columns(self.frame.columns)]
 
     def _pivot(self, metric: Any) -> Pivot:
         values, errors = (self._wide(name) for name in (metric.name, metric.error))

@@ -1,6 +1,6 @@
 """The quality table in long form: a row per cell, with the columns that readers of quality.csv rely on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pandas as pd
 
@@ -30,17 +30,22 @@ EXACT_FID = MetricColumn(EXACT, "FID in closed form, at infinite N")
 STAND_INS = tuple(column for column in SAMPLED if column.name in ("fid", "kid", "cmmd", "mind"))
 """The first of these that has a standard error decides where FID is scored: all are distances between the samples and
 the reference."""
-OF_SUBSETS = "kid_mean"
-"""KID as torch-fidelity computes it: tables show it behind that of all pairs."""
 
 
 def score_columns() -> list[MetricColumn]:
-    """The numbers that get tables, in the order of their columns in quality.csv. The closed form comes after FID."""
+    """The numbers in the order of tables: as in quality.csv, but the closed form after FID, and KID beside KID's."""
     order = [*SCORES, *appended_columns()]
-    order.insert(order.index(OF_SUBSETS), "kid")
+    order.insert(order.index("kid_mean"), "kid")
     known = {column.name: column for metric in METRICS.values() for column in metric.columns}
     found = [known[name] for name in dict.fromkeys(order) if name in known]
     return [FID, EXACT_FID, *(column for column in found if column != FID)]
+
+
+def shown_columns(known: Collection[str], asked: Collection[str] = ()) -> list[MetricColumn]:
+    """The numbers among the columns `known` that get tables: one that comes with another has to be `asked` for."""
+    found = [column for column in score_columns() if column.name in known]
+    further = {name for column in found for name in column.further}
+    return [column for column in found if column.name not in further.difference(asked)]
 
 
 def has_values(frame: pd.DataFrame, column: str | None) -> bool:

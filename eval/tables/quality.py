@@ -18,7 +18,7 @@ from taugrid.eval.tables.ablation.replicates import Averaged, averaged, varying_
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
 from taugrid.eval.tables.latex import latex_table
-from taugrid.eval.tables.long_form import FID, STAND_INS, has_values, in_grid_order, long_form, score_columns
+from taugrid.eval.tables.long_form import FID, STAND_INS, has_values, in_grid_order, long_form, shown_columns
 from taugrid.eval.tables.pivots import Arrangement, Floors, Pivot, with_floors
 from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
 from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
@@ -106,7 +106,8 @@ class QualityTable:
     @cached_property
     def metrics(self) -> list[MetricColumn]:
         """The scores that some cell has, `judged_by` first; if no cell has any, FID with only dashes."""
-        found = [column for column in score_columns() if has_values(self.frame, column.name)] or [FID]
+        asked = {name for protocol in self.protocols.values() for name in protocol.get("metrics", ())}
+        found = shown_columns(self.frame.dropna(axis="columns", how="all").columns, asked) or [FID]
         distances = [column for column in STAND_INS if column in found] if FID in found else found
         tested = (c for c in distances if self.means.over or has_values(self.frame, c.sampling_error))
         return list(dict.fromkeys([next(tested, distances[0]), *found]))

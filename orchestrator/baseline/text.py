@@ -12,6 +12,7 @@ from typing import Any
 from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import shown_number, write_number
+from taugrid.eval.tables.long_form import shown_columns
 from taugrid.orchestrator.baseline.compared import FID_KEYS, sharpness_in_words
 from taugrid.orchestrator.baseline.files import training_metrics
 from taugrid.orchestrator.baseline.matching import labels_of
@@ -199,7 +200,7 @@ def columns_in(cells: Iterable[CellDict]) -> list[MetricColumn]:
     cells = list(cells)
     given = {name for cell in cells for name in cell["others"]}
     judged = judged_columns(cells)
-    return [column for column in OTHER_COLUMNS if column.name in given and column not in judged]
+    return [column for column in shown_columns(given) if column not in judged]
 
 
 def other_change(cell: CellDict, column: MetricColumn, arrow: str = "->") -> str:

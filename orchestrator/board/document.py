@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from taugrid import __version__
+from taugrid.eval.tables.long_form import shown_columns
 from taugrid.grids.names import SHOWN
 from taugrid.orchestrator.board.entry import NightEntry
 from taugrid.orchestrator.board.find import FoundFolder, Place, shown
@@ -139,14 +140,15 @@ def _columns(runs: Iterable[RunOnBoard]) -> list[dict[str, Any]]:
                 names[name] = names.get(name, False) or any(isinstance(value, str) for value in values)
     shorts = [name.rpartition(".")[2] for name in names]
     unique = {name: short for name, short in zip(names, shorts, strict=True) if shorts.count(short) == 1}
-    return [_column(name, unique.get(name, name), name in of_grids or names[name]) for name in names]
+    tables = {column.name for column in shown_columns(names)}
+    return [_column(name, unique.get(name, name), name in of_grids or names[name], name in tables) for name in names]
 
 
-def _column(name: str, short: str, is_setting: bool) -> dict[str, Any]:
+def _column(name: str, short: str, is_setting: bool, is_shown: bool) -> dict[str, Any]:
     metric = COLUMNS.get(name)
     kind = (
-        "metric" if metric else "error" if name in ERRORS else "number" if name in NUMBERS else "text" if name in TEXTS
-        else "setting" if name in SETTINGS or is_setting else "number"
+        "metric" if is_shown else "number" if metric or name in NUMBERS else "error" if name in ERRORS
+        else "text" if name in TEXTS else "setting" if name in SETTINGS or is_setting else "number"
     )  # fmt: skip
     return {
         "name": name,

@@ -9,7 +9,7 @@ import yaml
 
 from taugrid import __version__
 from taugrid.errors import UserError
-from taugrid.eval.tables.long_form import score_columns
+from taugrid.eval.tables.long_form import shown_columns
 from taugrid.eval.tables.quality import QualityTable, to_latex, to_markdown
 from taugrid.eval.tables.rows import Row, with_notes
 from taugrid.orchestrator.doctor.check import without_homes
@@ -84,8 +84,7 @@ def _result(table: QualityTable, row: Row, label: str) -> dict[str, Any]:
             "name": f"{column.title}, {label}",
             "args": _errors(column, row) | about,
         }
-        for column in score_columns()
-        if row.get(column.name) is not None
+        for column in shown_columns([name for name, value in row.items() if value is not None])
     ]
     return {"task": TASK, "dataset": {"type": name, "name": name, "args": reference}, "metrics": metrics}
 

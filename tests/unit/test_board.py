@@ -334,6 +334,15 @@ def test_a_strip_shows_the_first_images_and_blank_tiles_for_missing_ones(runs):
     assert str(refused.value).encode() == b"the images of this cell can't be read"
 
 
+def test_kid_over_subsets_is_no_metric_beside_kid(runs):
+    quality = runs / "old" / "seed-1" / "tables" / "quality.json"
+    rows = json.loads(quality.read_text())["rows"]
+    for values, kind in ({}, "metric"), ({"kid": 0.1, "kid_se": 0.01}, "number"):
+        change(quality, rows=[row | values for row in rows])
+        kinds = {column["name"]: column["kind"] for column in document_of(look(runs), []).value["columns"]}
+        assert kinds["kid_mean"] == kind
+
+
 def test_the_document_says_what_each_column_and_each_row_is(runs):
     removed = runs / "old" / "seed-1" / "removed"
     removed.mkdir()

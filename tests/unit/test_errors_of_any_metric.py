@@ -82,6 +82,17 @@ def test_the_file_keeps_marks_by_other_metrics_apart_from_those_of_fid(small_n, 
     assert f"± beside {KID.title} is one standard error of sampling" in small_n.about
 
 
+def test_kid_is_that_of_all_pairs_and_that_of_subsets_is_in_the_files_or_asked_for(small_n, tmp_path):
+    write_quality(small_n, tmp_path)
+    assert (tmp_path / "quality.md").read_text().count("\n## KID") == 1
+    assert {"kid_mean", "kid_std"} < {*pd.read_csv(tmp_path / "quality.csv").columns}
+    [protocol] = small_n.protocols.values()
+    asked = replace(small_n.evidence, protocols=dict.fromkeys(small_n.protocols, protocol | {"metrics": ["kid_mean"]}))
+    assert [metric.name for metric in replace(small_n, evidence=asked).metrics] == ["kid", "fid", "kid_mean"]
+    alone = [{**row, "kid": None, "kid_se": None} for row in small_n.rows]
+    assert [metric.name for metric in replace(small_n, rows=alone).metrics] == ["fid", "kid_mean"]
+
+
 def test_higher_is_better_where_it_is():
     rows = [cell(name, 10, eta, 5.0, isc_mean=isc, isc_std=9.0, isc_se=0.1)
             for name, eta, isc in (("low", 0.0, 2.0), ("near", 0.5, 2.99), ("high", 1.0, 3.0))]  # fmt: skip

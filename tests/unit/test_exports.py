@@ -209,14 +209,11 @@ def test_a_model_card_holds_every_score_with_its_error_in_the_form_of_the_hub(fi
     rows = list(csv.DictReader((finished / "tables/quality.csv").open()))
     assert len(rows) == 2
     for row in rows:
-        for metric in ("fid", "kid", "kid_mean"):
+        for metric in ("fid", "kid"):
             result = found.pop((row["cell"], metric))
             assert result.metric_value == float(row[metric])
             assert result.dataset_name == "gaussian"
-            if metric != "kid_mean":
-                assert result.metric_args["standard_error"] == float(row[f"{metric}_se"])
-            else:
-                assert "standard_error" not in result.metric_args, "its ± is a spread over subsets"
+            assert result.metric_args["standard_error"] == float(row[f"{metric}_se"])
     assert {metric for _, metric in found} == {"fid_exact"}, "an oracle's closed form"
     text = file.read_text()
     config = text.split("~~~~~~yaml\n")[1].split("~~~~~~")[0]
@@ -437,7 +434,7 @@ def test_a_card_tells_no_home_folder_and_every_id_stays_text(finished, tmp_path,
         config = yaml.safe_load(text.split("~~~~~~yaml\n")[-1].split("~~~~~~")[0])
         assert config["evaluate"]["weights"] == "~/w.pth"
         assert "cluster" not in config
-        assert "± is the standard deviation over" in text, "of KID"
+        assert "± is one standard error of sampling" in text, "of KID"
         assert "alice" not in text
     assert front_matter({"id": "12345678e9", "b": "0189", "c": 10}) == '---\nid: "12345678e9"\nb: "0189"\nc: 10\n---'
 

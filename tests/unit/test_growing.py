@@ -192,7 +192,7 @@ def test_where_fid_has_no_error_kid_decides(opened, tmp_path):
         tmp_path, CONFIG.replace("[1, 2, 2]", "[1, 4, 4]").replace("num_samples: 50", "num_samples: 150")
     ) as opened:
         outcome, printed = do(opened, tmp_path / "run", Until(None, 150))
-    [said] = lines(printed, "cells are told apart by KID of the whole set: FID has no standard error at N = 150")
+    [said] = lines(printed, "cells are told apart by KID: FID has no standard error at N = 150")
     assert "16 varying features" in said
     assert outcome.growth.as_dict()["metric"] == "kid"
 

@@ -79,7 +79,7 @@ def test_images_without_one_digit_are_red_by_cmmd_and_others_are_not(place):
 
 def test_shares_are_plain_numbers():
     assert shares_in_words({"fid": 1.403}) == "140 %"
-    assert shares_in_words({"fid": 0.0123, "kid": 12}) == "1.2 % of FID and 1,200 % of KID of the whole set"
+    assert shares_in_words({"fid": 0.0123, "kid": 12}) == "1.2 % of FID and 1,200 % of KID"
 
 
 def test_images_with_other_names_are_unpaired_and_have_larger_errors(place, tmp_path):

@@ -101,7 +101,7 @@ def test_the_columns_of_quality_csv_are_those_of_the_contract():
 def test_a_config_takes_known_metrics_alone():
     with pytest.raises(UserError) as raised:
         validate(Config, ORACLE | {"evaluate": {"metrics": ["fid", "ppl"]}}, "test")
-    names = "fid, isc, kid, prc, fid_infinity, cmmd, mind or agreement"
+    names = "fid, isc, kid, kid_mean, prc, fid_infinity, cmmd, mind or agreement"
     assert f"evaluate.metrics: must be {names}, not 'ppl'" in str(raised.value)
     assert schema()["$defs"]["Evaluate"]["properties"]["metrics"]["items"]["enum"] == list(METRICS)
 

@@ -36,7 +36,7 @@ def verdict(cells, missing=()):
 
 @pytest.fixture(scope="module")
 def large():
-    others = {"kid_mean": (0.0021, 0.0011), "isc_mean": (2.5, None)}
+    others = {"kid_mean": (0.003, 0.002), "kid": (0.0021, 0.0011), "isc_mean": (2.5, None)}
     results = ["not worse"] * 4000 + ["worse"] * 1000
     return verdict([cell(i, result, others=others, note="n" * 100) for i, result in enumerate(results)],
                    {f"gone-{i}": "r" * 200 for i in range(1000)})  # fmt: skip
@@ -63,8 +63,8 @@ def test_metrics_beside_fid_are_shown_with_what_they_were(large):
     assert "| cell | Inception Score | KID |" in text
     assert "| – → 2.50 | 0.00110 → 0.00210 |" in text
     assert "Baseline: `b.json`, accepted 2026-11-25: it was good" in text
-    assert "| KID |" in summary(verdict([cell(0, "worse", others={"kid_mean": (3.0, 2.0)})]))
-    shown = comparison_text(compared([cell(0, "worse", others={"kid_mean": (0.0021, 0.0011)})]).as_dict())
+    assert "| KID |" in summary(verdict([cell(0, "worse", others={"kid": (3.0, 2.0)})]))
+    shown = comparison_text(compared([cell(0, "worse", others={"kid": (0.0021, 0.0011)})]).as_dict())
     assert "KID 0.00110 -> 0.00210" in shown
     assert "Other metrics" not in summary(verdict([cell(0, "worse")]))
 

@@ -6,7 +6,7 @@ from typing import Any
 from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import shown_number
-from taugrid.eval.tables.long_form import score_columns
+from taugrid.eval.tables.long_form import shown_columns
 from taugrid.orchestrator.external import of_all
 from taugrid.protocol import extractor_in_words
 from taugrid.registry.metrics import MetricColumn
@@ -23,7 +23,9 @@ def scores_text(documents: Sequence[Document]) -> str:
     first, places = documents[0], [_place(scores["samples"]) for scores in documents]
     short = [short_path(place) for place in places]
     named = dict(zip(short if len(set(short)) == len(short) else places, documents, strict=True))
-    columns = [column for column in score_columns() if any(column.name in scores["metrics"] for scores in documents)]
+    columns = shown_columns(
+        [name for scores in documents for name in scores["metrics"]], first["protocol"].get("metrics", ())
+    )
     if len(documents) > 1:
         rows = [[column.heading, *(_number(column, scores["metrics"]) for scores in documents)] for column in columns]
         lines = in_columns([["", *named], *rows])
@@ -60,8 +62,8 @@ def _extractor(recorded: Document) -> str:
 
 def comparison_text(compared: Document) -> str:
     """The comparison of two sets of images (`view.images.compare_images`); the first line says which is new."""
-    shown = [column for column in score_columns() if column.name in compared["metrics"]]
-    rows = [(column.heading, *_change(column, compared["metrics"][column.name])) for column in shown]
+    metrics = compared["metrics"]
+    rows = [(column.heading, *_change(column, metrics[column.name])) for column in shown_columns(metrics)]
     a, b = compared["a"], compared["b"]
     lines = [f"B (new) - A: {_place(b)} - {_place(a)}", f"{compared['result']}; {compared['pairing']}", ""]
     lines += in_columns(rows)
