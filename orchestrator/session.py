@@ -269,7 +269,9 @@ class Session:
                     self._warn(warning)
 
     def _announce(self) -> None:
-        """Print remarks on the plan, its models and its images."""
+        """Print remarks on the plan, its data, its models and its images."""
+        if "data" not in self.config.model_fields_set:
+            self._progress.say(f"data: {self.config.data.name_and_split}, because the config has no `data`")
         for remark in self.plan.remarks:
             self._warn(remark)
         if self.selected is not self.plan:

@@ -60,6 +60,7 @@ def show_plan(
     with uncollected():
         from taugrid.orchestrator.cli.text.runs import plan_text
         from taugrid.orchestrator.opened import open_to_plan
+        from taugrid.orchestrator.rundir.grown import resized
         from taugrid.orchestrator.selection import select
         from taugrid.orchestrator.view.dry_run import describe_plan
 
@@ -68,10 +69,16 @@ def show_plan(
     if only:
         selected = replace(run, configured=select(run.configured, only))
         described = describe_plan(selected) | {"remarks": described["remarks"]}
-    if until is not None:
-        until.smallest(select(run.configured, only))
-        until.along(run.configured)
     texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
+    if until is not None:
+        part = select(run.configured, only)
+        until.smallest(part)
+        until.along(run.configured)
+        largest = resized(part, {cell.id: until.most for cell in part.cells})
+        left = describe_plan(replace(run, configured=largest))["network_evaluations_remaining"]
+        described["until"] = {"max": until.most, "network_evaluations_remaining_at_most": left}
+        line = f"with N = {until.most:,} for all: at most {left:,} network evaluations still to do"
+        texts.append(lambda _: line)
     if history is not None:
         from taugrid.orchestrator.nightly.before import expected_standard_error_problem, price, price_text
 

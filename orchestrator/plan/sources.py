@@ -15,6 +15,7 @@ from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import SourceFile
 from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, NetworkSpec, OracleNetwork, SavedNetwork, needs_module
 from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
+from taugrid.orchestrator.plan.unet_size import count_parameters
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import short_path
 from taugrid.workers.diffusion.decoder import Decoder, Identity, Vae
@@ -108,6 +109,13 @@ class Trained(ModelSource):
     def conditions(self) -> Conditions | None:
         classes = self.unet.num_classes
         return None if classes is None else Conditions(classes, classes if self.train.label_dropout else None)
+
+    @property
+    def parameters(self) -> int | None:
+        """The number of the network's parameters; None if a level is of a kind with skips, which are not counted."""
+        conditions = self.conditions
+        labels = 0 if conditions is None else conditions.classes + (conditions.null_label is not None)
+        return count_parameters(self.unet, self.data.image_shape[0], labels)
 
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         return {

@@ -63,8 +63,10 @@ def _describe(model: Model, source: str, rundir: RunDir, scratch: str | None) ->
     described = {"id": model.shown_id, "label": model.label, "source": source}
     ready = rundir.is_ready(model)
     if not isinstance(model.source, Trained):
+        described |= {"data": None, "parameters": None}
         no_steps = dict.fromkeys(("train_steps", "train_steps_done", "train_steps_reached"), 0)
         return described | no_steps | {"ready": ready, "train_worker_seconds": None}
+    described |= {"data": model.source.data.name_and_split, "parameters": model.source.parameters}
     steps = model.source.train.steps
     at = progress_of(model, rundir, scratch)
     done, reached = (steps, steps) if ready else (at.checkpoint, at.step) if at else (0, 0)

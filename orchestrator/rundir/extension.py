@@ -51,6 +51,8 @@ def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
         before = read_json(rundir.config, rundir.storage)
         is_own = isinstance(before, dict) and not _differences(before, config.model_dump(mode="json"))
         own = "" if is_own else f" go on with the directory's own config (`taugrid run {rundir.shown}`),"
+        if {cell.name for cell in plan.cells} <= labels_begun(rundir).keys():
+            own = f" do a part of its own config (`taugrid run {rundir.shown} --only KEY=VALUE`),"
         raise UserError(
             f"{orphans}; undo that, give another --out,{own} or remove those folders under {rundir.samples}"
         )

@@ -52,6 +52,7 @@ def describe(run: Run) -> dict[str, Any]:
         "dir": rundir.shown,
         "models": models,
         "cells": cells,
+        "reference": given if isinstance(given := config.reference, str) else given.name_and_split,
         "shards": plan.num_shards,
         "images": sum(cell.settings.num_samples for cell in plan.cells),
         "longest_shard_evaluations": plan.longest.first_shard.total_nfe if plan.cells else 0,

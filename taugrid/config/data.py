@@ -67,6 +67,11 @@ class Data(Section):
         return f"{self.name}/{self.category}" if self.category else self.name
 
     @property
+    def name_and_split(self) -> str:
+        """The data set's full name and its split: lsun/bedroom/train."""
+        return f"{self.full_name}/{self.split}"
+
+    @property
     def held_out(self) -> "Data":
         """Images that a model trained on this has not seen: for `train`, the whole held-out split. Otherwise this."""
         if self.split != "train":

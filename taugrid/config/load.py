@@ -248,12 +248,24 @@ def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
     try:
         validated = validate(Config, merged, str(path or "config"))
     except UserError as error:
+        if assignments and _is_valid(values):
+            given = (each if isinstance(each, str) else each[0] for each in assignments)
+            raise UserError(f"--set {', '.join(given)}: {str(error).partition(': ')[2]}") from None
         end = "" if path is None else _other_version(path) or ("" if assignments else _way_out(path))
         raise UserError(f"{error}{end}") from None
     config = _with_absolute_paths(_with_references_root(validated))
     return config.model_copy(
         update={"train": _with_seed(config.train, config.seed), "sample": _with_seed(config.sample, config.seed)}
     )
+
+
+def _is_valid(values: Mapping[str, Any]) -> bool:
+    """Whether a config has no mistake before anything is assigned."""
+    try:
+        validate(Config, merge(values, ()), "config")
+    except UserError:
+        return False
+    return True
 
 
 def _other_version(path: Path) -> str:

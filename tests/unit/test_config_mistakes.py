@@ -209,3 +209,15 @@ def test_an_unknown_key_in_a_branch_of_a_union_is_said_as_people_wrote_it():
 
 def test_a_mistake_of_the_whole_section_needs_no_key():
     assert refusal({"batch_size": 2, "workers": 3}, Train).startswith("workers 3 is more than batch_size 2")
+
+
+def test_a_mistake_in_an_assignment_is_not_the_files(tmp_path):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("{name: x, model: {unet: {}}}")
+    bad.write_text("{name: x, model: {unet: {}}, smaple: {steps: 5}}")
+    for file, blamed, not_blamed in ((good, "--set smaple=1", "good.yaml"), (bad, "bad.yaml", "--set")):
+        with pytest.raises(UserError) as refused:
+            load(str(file), ["smaple=1" if file == good else "seed=1"])
+        assert "'smaple'" in str(refused.value)
+        assert blamed in str(refused.value)
+        assert not_blamed not in str(refused.value)

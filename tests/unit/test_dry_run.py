@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from diffusers import UNet2DModel
 from hub import serving
-from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
+from nights import CELLS, CONFIG, UNET, checkpoint, taugrid, write_config
 from safetensors.numpy import load_file, save_file
 
 import taugrid as api
-from taugrid.config import Config, validate
+from taugrid.config import Config, Unet, validate
 from taugrid.errors import UserError
 from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator import session
@@ -28,6 +29,7 @@ from taugrid.orchestrator.view.figures import DRAWN
 from taugrid.words import quantity
 from taugrid.workers.data import fashion_mnist
 from taugrid.workers.diffusion.decoder import Vae
+from taugrid.workers.network.unet import build_unet
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -466,3 +468,28 @@ def test_a_run_that_is_refused_leaves_the_directory_as_it_was(tmp_path):
     assert f"there is no {place}" in said
     assert recorded() == before
     taugrid("run", config, "--out", out)
+
+
+def test_a_network_to_be_trained_has_its_size_its_data_and_its_reference():
+    labelled = {"num_classes": 10, "block_out_channels": [32, 64, 32], "layers_per_block": 1}
+    levels = ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "DownBlock2D"]
+    ups = ["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+    for unet in ({}, labelled | {"down_block_types": levels, "up_block_types": ups}, {"add_attention": False}):
+        config = {"name": "x", "model": {"unet": unet}}
+        if len(unet) > 1:
+            config |= {"train": {"label_dropout": 0.1}, "sample": {"labels": "balanced"}}
+        found = api.plan(config)
+        [model] = found["models"]
+        with torch.device("meta"):
+            built = build_unet(Unet(**unet), (1, 8, 8), has_null_label=len(unet) > 1)
+        assert model["parameters"] == sum(parameter.numel() for parameter in built.parameters())
+        assert (model["data"], found["reference"]) == ("digits/all", "digits/all"), "as if the config said so"
+
+
+def test_a_session_says_which_data_set_it_takes_if_the_config_names_none(tmp_path):
+    UNet2DModel(**UNET | {"sample_size": 8}).save_pretrained(tmp_path / "network")
+    config = {"name": "x", "model": {"checkpoint": str(tmp_path / "network")}, "sample": {"num_samples": 2, "steps": 1}}
+    for name, data, is_said in (("a", {}, True), ("b", {"data": {"name": "digits"}}, False)):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(config | data))
+        _, printed = taugrid("sample", tmp_path / f"{name}.yaml", "--out", tmp_path / name)
+        assert ("digits/all" in printed) == is_said

@@ -104,6 +104,12 @@ def test_only_undecided_cells_grow_and_it_says_what_that_saves(opened, grown):
     assert {cell["settings"]["num_samples"] for cell in json.loads((root / "plan.json").read_text())["cells"]} == {50}
 
 
+def test_a_dry_run_counts_what_cells_may_still_grow_by(copy):
+    words = ["run", str(copy), "--until", "told-apart", "--max", "200", "--dry-run", "--json"]
+    found = json.loads(CliRunner().invoke(cli, words).stdout)
+    assert found["until"] == {"max": 200, "network_evaluations_remaining_at_most": 3 * 150 * 10}
+
+
 def test_there_is_a_table_for_each_size(opened, grown, capsys):
     root, outcome, _ = grown
     first, larger = (pd.read_csv(root / "tables" / f"{name}.csv") for name in ("quality", "quality-N200"))

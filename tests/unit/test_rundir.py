@@ -13,10 +13,11 @@ import pytest
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.report.write import write_cells
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
-from taugrid.orchestrator.rundir.extension import check_is_run_directory, orphans_in_words
+from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory, orphans_in_words
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.registry.extractors import ExtractorSpec
 
@@ -165,3 +166,25 @@ def test_a_key_that_came_later_has_changed_only_if_the_directory_had_another_val
     rundir.config.write_text(json.dumps(before))
     other = sampled(seed=1)
     assert "(changed: sample.seed: 0 -> 1)" in orphans_in_words(other, plan(other), rundir)
+
+
+def test_a_smaller_grid_is_refused_with_the_way_to_do_a_part(tmp_path):
+    def of(steps, seed=0):
+        values = {"name": "x", "model": {"unet": {}}, "sample": {"seed": seed}, "grid": {"steps": steps}}
+        return validate(Config, values | {"train": {"seed": 0}}, "test")
+
+    def refusal(config):
+        with pytest.raises(UserError) as refused:
+            check_extends(config, plan(config), rundir)
+        return str(refused.value)
+
+    rundir, whole = RunDir(tmp_path), of([5, 10])
+    for cell in plan(whole).cells:
+        part = rundir.sample_part(cell, cell.shards[0])
+        part.parent.mkdir(parents=True)
+        part.touch()
+    rundir.config.write_text(whole.model_dump_json())
+    write_cells(plan(whole), rundir)
+    check_extends(whole, plan(whole), rundir)
+    assert "--only" in refusal(of([5]))
+    assert "--only" not in refusal(of([5], seed=1)), "these are other cells"

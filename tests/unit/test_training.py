@@ -627,7 +627,9 @@ def test_status_counts_as_done_what_a_checkpoint_holds(tmp_path):
     log.checkpointed(200)
     status = describe(session.run)
     assert (status["train_steps_remaining"], status["train_worker_seconds_remaining"]) == (800, 800.0)
-    assert "to be trained for 1,000 steps (200 done, and 49 since its last checkpoint)" in plan_text(status)
+    assert "to be trained for 1,000 steps on digits/all (200 done, and 49 since its last checkpoint)" in plan_text(
+        status
+    )
 
 
 def watched(tmp_path, monkeypatch, may_grow=False, **train):

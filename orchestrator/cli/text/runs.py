@@ -34,7 +34,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         "",
         f"{counts}, at most {quantity(plan['bytes_at_most'])}B of images",
         f"network evaluations: {plan['network_evaluations']:,}, {remaining:,} of them still to do",
-        f"scores: {len(plan['cells']):,}, {plan['cells_to_score']:,} of them still to do",
+        f"scores against {plan['reference']}: {len(plan['cells']):,}, {plan['cells_to_score']:,} of them still to do",
         *_training(plan),
         f"expected sampling time: {_expected(plan)}",
         *_longest_shard(plan),
@@ -62,7 +62,8 @@ def _training_state(model: dict[str, Any]) -> str:
     steps, done, reached = model["train_steps"], model["train_steps_done"], model["train_steps_reached"]
     if (failure := model["train_failed"]) is not None:
         return f"training failed at {reached:,} of {steps:,} steps: {failure['reason']} (details: {failure['log']})"
-    text = f"to be trained for {steps:,} steps"
+    size = f"{quantity(model['parameters'])} parameters " if model["parameters"] else ""
+    text = f"{size}to be trained for {steps:,} steps on {model['data']}"
     if not done:
         return f"{text} ({reached:,} done, but there is no checkpoint yet)" if reached else text
     since = f", and {reached - done:,} since its last checkpoint" if reached > done else ""
@@ -80,8 +81,10 @@ def _training(plan: dict[str, Any]) -> list[str]:
     if not total:
         return []
     line, seconds = f"training steps: {total:,}, {left:,} of them still to do", plan["train_worker_seconds_remaining"]
-    if not left or seconds is None:
+    if not left:
         return [line]
+    if seconds is None:
+        return [f"{line}; expected training time: unknown (no step of this run has been timed yet)"]
     rate = quantity(1 / plan["worker_seconds_a_train_step"])
     return [f"{line}; expected training time: {duration(seconds)} of one worker, at {rate} steps/s as measured here"]
 
@@ -89,7 +92,7 @@ def _training(plan: dict[str, Any]) -> list[str]:
 def _expected(plan: dict[str, Any]) -> str:
     seconds, rate = plan["worker_seconds_remaining"], plan["evaluations_per_second_and_worker"]
     if not plan["network_evaluations_remaining"]:
-        return "none, everything is sampled"
+        return "none, all these images are there"
     if seconds is None:
         some = any(cell["shards_done"] for cell in plan["cells"])
         return f"unknown (no {'shard of this run has been sampled' if not some else 'driver has timed a shard'} yet)"
