@@ -5,9 +5,11 @@ from taugrid.config import Unet
 
 def count_parameters(unet: Unet, channels: int, labels: int) -> int | None:
     """The parameters of the network for images of `channels`, with rows for `labels`; None for levels with skips."""
-    kinds, widths = [*unet.down_block_types, *unet.up_block_types], unet.block_out_channels
-    if any("Skip" in kind for kind in kinds):
+    down: list[str] = [*unet.down_block_types]
+    up: list[str] = [*unet.up_block_types]
+    if any("Skip" in kind for kind in down + up):
         return None
+    widths = unet.block_out_channels
     narrowest, widest, time = widths[0], widths[-1], 4 * widths[0]
 
     def residual(before: int, width: int) -> int:
@@ -22,12 +24,12 @@ def count_parameters(unet: Unet, channels: int, labels: int) -> int | None:
     total = _conv(channels, narrowest) + _dense(narrowest, time) + _dense(time, time) + labels * time
     total += 2 * residual(widest, widest) + (_attention(widest) if unet.add_attention else 0)
     skips = [narrowest]  # the widths of what the way down leaves for the way up, of which a level takes one a block
-    for number, (kind, width) in enumerate(zip(unet.down_block_types, widths, strict=True), 1):
+    for number, (kind, width) in enumerate(zip(down, widths, strict=True), 1):
         is_last = number == len(widths)
         total += level(kind, [skips[-1], *[width] * (unet.layers_per_block - 1)], width, is_last)
         skips += [width] * (unet.layers_per_block + (not is_last))
     before = widest
-    for number, (kind, width) in enumerate(zip(unet.up_block_types, reversed(widths), strict=True), 1):
+    for number, (kind, width) in enumerate(zip(up, reversed(widths), strict=True), 1):
         befores = []
         for _ in range(unet.layers_per_block + 1):
             befores.append(before + skips.pop())

@@ -60,7 +60,7 @@ def failed_trainings(rundir: RunDir) -> dict[str, dict[str, Any]]:
 
 
 def _describe(model: Model, source: str, rundir: RunDir, scratch: str | None) -> dict[str, Any]:
-    described = {"id": model.shown_id, "label": model.label, "source": source}
+    described: dict[str, Any] = {"id": model.shown_id, "label": model.label, "source": source}
     ready = rundir.is_ready(model)
     if not isinstance(model.source, Trained):
         described |= {"data": None, "parameters": None}
