@@ -159,14 +159,14 @@ class Scaling:
             all_unfit: there are workers, but all of them are on unfit nodes.
 
         Raises:
-            UserError: if no worker started in time, and no node was ever large enough.
-            RunFailed: if no worker started in time, and all nodes that are large enough are full or gone.
+            UserError: if no worker started in time, and no node of a cluster that was joined was ever large enough.
+            RunFailed: if no worker started in time for any other reason.
         """
         self._had_worker = self._had_worker or not no_worker
         if not no_worker and not all_unfit:
             self._last_worker_at = self._last_message_at = now
             return None
-        if self.elastic and no_worker and now - self._last_worker_at >= self._max_wait_seconds:
+        if no_worker and now - self._last_worker_at >= self._max_wait_seconds:
             raise self._waited_too_long()
         if now - self._last_message_at < MESSAGE_SECONDS:
             return None
@@ -182,6 +182,8 @@ class Scaling:
     def _waited_too_long(self) -> Exception:
         size, large = self._pool.size, len(self.large)
         waited = f"in {duration(self._max_wait_seconds)} (cluster.max_wait_seconds)"
+        if not self.elastic:
+            return RunFailed(f"no worker started {waited}; see Ray's logs, or set cluster.max_wait_seconds higher")
         if large:
             return RunFailed(
                 f"no room for a worker of {size} {waited}: the cluster's {counted(large, 'node')} of that size "

@@ -1,4 +1,4 @@
-"""The folder that an export fills: files appear whole, a killed export goes on, and SHA256SUMS lists all at the end."""
+"""The folder that an export fills: files appear whole, and SHA256SUMS lists all at the end."""
 
 import fcntl
 import json
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import Any
 
 from taugrid.errors import FULL, UserError, naming
 from taugrid.hashing import canonical_json, file_sha256
@@ -17,9 +17,9 @@ from taugrid.storage import LOCAL
 SUMS = "SHA256SUMS"
 """What `sha256sum -c` reads. It ignores the first line, a comment, which says whose export this is."""
 UNFINISHED = ".SHA256SUMS.unfinished"
-"""The same, of the files that are there already; gone once the export is complete."""
-TEMPORARY = ".taugrid-export.tmp"
-"""The file that is being written: one at a time, so that a kill leaves one, which the next session replaces."""
+"""The same while an export is not complete, of the files that a complete one has left."""
+TEMPORARY = "taugrid-export"
+"""In the names of files that are being written."""
 HEAD = "# taugrid export "
 LINE = re.compile(r"^([0-9a-f]{64})  (.+)\n", re.MULTILINE)
 
@@ -33,7 +33,7 @@ def filling(folder: Path, about: Mapping[str, Any]) -> Iterator["Target"]:
     Nothing is synced to the disk: a file that a power loss has cut does not have its SHA-256, and is written again.
 
     Args:
-        folder: what an earlier session has finished in it stays.
+        folder: what an earlier export has completed in it stays.
         about: what is exported: `images` has the number of images of each cell, by its id.
 
     Raises:
@@ -48,19 +48,18 @@ def filling(folder: Path, about: Mapping[str, Any]) -> Iterator["Target"]:
 
     def write(name: str, sums: Mapping[str, str]) -> None:
         lines = [f"{digest}  {file}\n" for file, digest in sorted(sums.items())]
-        with whole(folder / name, folder / TEMPORARY) as temporary:
+        with whole(folder / name, folder) as temporary:
             temporary.write_text("".join([f"{HEAD}{canonical_json(about)}\n", *lines]), encoding="utf-8")
 
     make_folder(folder)
     with _alone(folder), naming(folder / UNFINISHED):
         earlier = {name: digest for text in texts for digest, name in LINE.findall(text)}
         write(UNFINISHED, earlier)
-        with (folder / UNFINISHED).open("a", buffering=1) as journal:
-            (folder / SUMS).unlink(missing_ok=True)
-            target = Target(folder, earlier, journal)
-            yield target
+        (folder / SUMS).unlink(missing_ok=True)
+        target = Target(folder, earlier)
+        yield target
         write(SUMS, target.done)
-        (folder / UNFINISHED).unlink()
+        (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 @dataclass
@@ -69,15 +68,14 @@ class Target:
 
     folder: Path
     _known: Mapping[str, str]
-    """Name -> SHA-256 of the files that earlier sessions of the same export finished."""
-    _journal: IO[str]
+    """Name -> SHA-256 of the files of an earlier export of the same that was completed."""
     done: dict[str, str] = field(default_factory=dict)
     """As `_known`, of the files of this export."""
     notes: list[str] = field(default_factory=list)
     """What the user is told at the end."""
 
     def has(self, name: str) -> bool:
-        """Whether an earlier session has finished a file that is still there, unchanged."""
+        """Whether a file of an earlier export is still there, unchanged, or this one has written it."""
         digest = self._known.get(name)
         if digest is not None and (self.folder / name).is_file() and file_sha256(self.folder / name) == digest:
             self.done[name] = digest
@@ -87,10 +85,9 @@ class Target:
         """Have `write` make a file at the path that it is given; then give it its name, in place of any other."""
         path = self.folder / name
         make_folder(path.parent)
-        with whole(path, self.folder / TEMPORARY) as temporary:
+        with whole(path, self.folder) as temporary:
             write(temporary)
-            self.done[name] = digest = file_sha256(temporary)
-        self._journal.write(f"{digest}  {name}\n")
+            self.done[name] = file_sha256(temporary)
 
     def put_text(self, name: str, text: str) -> None:
         """The same for a short file, if its text is another now. One that the user changed stays, beside a new one."""
@@ -120,14 +117,19 @@ def _is_part(earlier: str, about: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Within the block, no other export fills the folder; `UserError` if one does. Not all network disks can say."""
+    """Within the block, no other export fills the folder; `UserError` if one does. Not all network disks can say: there
+    both write the same files, each under temporary names of its own.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if isinstance(error, BlockingIOError):
-            os.close(descriptor)
-            raise UserError(f"another export is filling {folder}; wait for its end, or give a new folder") from None
+        for left in folder.glob(f".{TEMPORARY}.*.tmp"):  # by an export that was killed
+            left.unlink()
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"another export is filling {folder}; wait for its end, or give a new folder") from None
+    except OSError:
+        pass
     try:
         yield
     finally:
@@ -135,18 +137,16 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole(path: Path, temporary: Path) -> Iterator[Path]:
-    """A path to write to, whose file gets the name `path` at the end, or vanishes on an error."""
+def whole(path: Path, folder: Path) -> Iterator[Path]:
+    """A path in `folder` to write to, whose file gets the name `path` at the end, or vanishes on an error."""
     try:
-        with naming(path):
+        with LOCAL.temporary(folder / TEMPORARY) as temporary, naming(path):
             yield temporary
             temporary.replace(path)
     except OSError as error:
         if error.errno in FULL:  # of a copy, it has the name of what is copied
             error.filename = str(path)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def put_file(path: Path, what: str, is_same: Callable[[Path], bool], write: Write) -> None:

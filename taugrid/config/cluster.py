@@ -70,7 +70,7 @@ class Cluster(Section):
     CPU nodes that are there and asks for none. `label_selector` holds for them too: one that only nodes with GPUs match
     leaves none."""
     max_wait_seconds: Annotated[float, Field(gt=0)] = 600
-    """How long a run on a cluster that it joins waits for the resources of its first worker."""
+    """How long a run waits for a worker to start: for its resources, on a cluster that it joins."""
     train: TrainingWorker = TrainingWorker()
     """What a training worker takes, if it is not what other workers take."""
     score: ScoringWorker = ScoringWorker()

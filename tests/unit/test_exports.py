@@ -3,6 +3,7 @@ disk."""
 
 import csv
 import errno
+import fcntl
 import hashlib
 import json
 import re
@@ -38,7 +39,7 @@ from taugrid.orchestrator.exports import images as exported_images
 from taugrid.orchestrator.exports.dataset import put_dataset, split_of
 from taugrid.orchestrator.exports.export import export_images
 from taugrid.orchestrator.exports.results import front_matter
-from taugrid.orchestrator.exports.target import SUMS, UNFINISHED, Target, filling, put_file
+from taugrid.orchestrator.exports.target import SUMS, Target, filling, put_file
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -342,7 +343,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("form", ["png", "npz", "hf"])
 @pytest.mark.parametrize("at", [0, 1])
-def test_a_killed_export_leaves_no_half_file_and_goes_on(finished, tmp_path, monkeypatch, untouched, form, at):
+def test_a_killed_export_leaves_no_half_file_and_is_made_again(finished, tmp_path, monkeypatch, untouched, form, at):
     taugrid("export", finished, "--format", form, "--to", tmp_path / "whole")
     count = len(tree(tmp_path / "whole"))
     wanted, written = (0 if at == 0 else count // 3), []
@@ -350,7 +351,7 @@ def test_a_killed_export_leaves_no_half_file_and_goes_on(finished, tmp_path, mon
 
     def put_or_die(self, name, write):
         if len(written) == wanted:
-            (self.folder / ".taugrid-export.tmp").write_bytes(b"half")
+            (self.folder / ".taugrid-export.0123456789ab.tmp").write_bytes(b"half")
             raise Killed
         written.append(name)
         put(self, name, write)
@@ -364,16 +365,11 @@ def test_a_killed_export_leaves_no_half_file_and_goes_on(finished, tmp_path, mon
     left = {name: data for name, data in tree(tmp_path / "killed").items() if not Path(name).name.startswith(".")}
     assert set(left) == set(written)
     assert all(whole[name] == data for name, data in left.items()), "what has a final name is whole"
-    before = inodes(tmp_path / "killed")
-    with (tmp_path / "killed" / UNFINISHED).open("a") as journal:
-        journal.write("0123abc")  # the kill came while a line was written
     taugrid(*command)
     assert tree(tmp_path / "killed") == whole
-    after = inodes(tmp_path / "killed")
-    assert all(after[name] == before[name] for name in written), "a finished file is not written again"
     inode = inodes(tmp_path / "killed")
     taugrid(*command)
-    assert inodes(tmp_path / "killed") == inode
+    assert inodes(tmp_path / "killed") == inode, "a file of a complete export is not written again"
 
 
 def test_a_file_that_has_changed_since_is_written_again(finished, tmp_path):
@@ -518,6 +514,26 @@ def test_two_exports_do_not_fill_one_folder_at_once(finished, tmp_path):
             pass
         target.put_text("b", "second")
     check_sums(tmp_path / "to")
+
+
+def test_where_no_lock_holds_two_exports_of_one_folder_write_whole_files(tmp_path, monkeypatch):
+    def no_lock(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    folder, about = tmp_path / "to", {"form": "png", "run": None, "images": {}}
+
+    def slowly(path):
+        path.write_bytes(b"the first ")
+        with filling(folder, about) as other:
+            other.put("a", lambda path: path.write_bytes(b"the second half"))
+        with path.open("ab") as file:
+            file.write(b"half")
+
+    with filling(folder, about) as target:
+        target.put("a", slowly)
+    assert (folder / "a").read_bytes() == b"the first half"
+    check_sums(folder)
 
 
 def test_splits_whose_files_have_other_columns_get_a_config_of_their_own(finished, tmp_path, monkeypatch):

@@ -533,6 +533,13 @@ def test_room_is_waited_for_a_while_with_a_line_every_minute(scripted, rooms, er
     assert 9 <= run.said("waiting for room") <= 11
 
 
+def test_a_private_cluster_on_which_no_worker_starts_is_given_up(scripted):
+    run = scripted(["good"], {"n0": 0}, embedded=True)
+    with pytest.raises(RunFailed):
+        run.run()
+    assert run.pool.now == pytest.approx(MAX_WAIT_SECONDS, abs=loop.POLL_SECONDS)
+
+
 def test_a_run_that_loses_its_last_node_waits_for_another(scripted):
     run = scripted(["good"] * 10, workers=None)
     run.pool.then(42.0, lambda: run.pool.lose("n0"))
