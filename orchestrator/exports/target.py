@@ -117,19 +117,20 @@ def _is_part(earlier: str, about: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Within the block, no other export fills the folder; `UserError` if one does. Not all network disks can say: there
-    both write the same files, each under temporary names of its own.
+    """Within the block, no other export fills the folder; `UserError` if one does.
+
+    Not all network disks can say: there both write the same files, each under temporary names of its own.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for left in folder.glob(f".{TEMPORARY}.*.tmp"):  # by an export that was killed
-            left.unlink()
+        for left in LOCAL.list(folder, f".{TEMPORARY}.*.tmp"):  # by an export that was killed
+            LOCAL.delete(left)
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(f"another export is filling {folder}; wait for its end, or give a new folder") from None
     except OSError:
-        pass
+        pass  # no locks here
     try:
         yield
     finally:

@@ -142,8 +142,10 @@ class LocalStorage:
         except FileNotFoundError:  # the first of many makes its folder
             make_folder(path.parent, self.root)
             file = retried(lambda: path.open("ab"))
-        with naming(path), file:  # closing it writes, too
+        with naming(path), file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
     def move(self, path: Path, target: Path) -> None:
         check_inside(path, self.root)

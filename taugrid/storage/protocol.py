@@ -109,7 +109,9 @@ class Storage(Protocol):
         """
 
     def append(self, path: Path, data: bytes) -> None:
-        """Append to a file, or create it. For the driver's logs: two writers at a time are not safe.
+        """Append to a file, or create it; what was appended is there after a power loss.
+
+        For the driver's logs: two writers at a time are not safe.
 
         A file may go on in others, whose names begin with its own and sort after it: an object can't grow.
         """
