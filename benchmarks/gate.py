@@ -21,7 +21,7 @@ import numpy as np
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from benchmarks.gate_metrics import report_metrics
+from benchmarks.gate_metrics import report_floors, report_metrics
 from benchmarks.gate_power import report_frozen_misses, report_power
 from benchmarks.gate_recipe import report_retrained
 from benchmarks.gate_worlds import Noise, World, rate
@@ -33,7 +33,7 @@ from taugrid.eval.metrics.statistics import Array, standard_error
 CHANGES = (0, 1, 2, 4, 6)
 """True changes, in standard errors of the cell's difference."""
 PARTS = ("one-stage", "worst-block", "new-blocks", "retrained")
-ALONE = ("power", "frozen-misses", "metrics")
+ALONE = ("power", "frozen-misses", "metrics", "floors")
 """Parts that have cells of their own, whatever `--cells` is."""
 SEARCHED = 40
 """Nights of each block by which the unluckiest is found."""
@@ -244,6 +244,9 @@ def main() -> None:
         if "metrics" in arguments.parts:
             print("nights of equal networks that KID judges, alone or with FID:")
             report_metrics(arguments.nights, arguments.draws)
+        if "floors" in arguments.parts:
+            print("nights of FID and KID by the floor of KID's margin, in standard errors of the baseline's KID:")
+            report_floors(arguments.nights, arguments.draws)
         if "frozen-misses" in arguments.parts:
             print("what frozen seeds hide:")
             report_frozen_misses(arguments.nights)

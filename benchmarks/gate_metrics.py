@@ -3,21 +3,26 @@
 A network turns the noise z of a sample into features of a z + b w, where w is the network's own, so all networks have
 the same true KID. *Near*: features follow the reference's distribution, so KID is 0 and its first-order influences
 vanish. *Far*: the reference is wider and elsewhere. The reference is a sample of its own, of `REFERENCES` images.
+
+`report_floors` is about nights of two metrics whose KID is near 0 and whose FID decides: how many nights of equal
+networks are green, and how many of worse ones red, by the floor of KID's margin (`gate.margin_floor`).
 """
 
 from collections import Counter
-from collections.abc import Hashable, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.gate_worlds import rate
-from taugrid.eval.gate.rule import MARGIN, Change, Scored, judge, screen, size_of
+from taugrid.eval.gate.rule import MARGIN, Change, NightJudgement, Scored, judge, margin_of, screen
+from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.kernel import discrepancy
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
-from taugrid.registry.metrics import COLUMNS
+from taugrid.registry.metrics import COLUMNS, MetricColumn
 
 CELLS, REFERENCES = 12, 2_000
 NIGHTS = (  # whether far, whether skewed, dimensions, N, b, metrics
@@ -26,6 +31,16 @@ NIGHTS = (  # whether far, whether skewed, dimensions, N, b, metrics
     (False, False, 64, 500, 0.1, ("kid",)),
     (False, False, 64, 2_000, 0.6, ("kid",)),
 )
+FLOORS = (0.0, 0.1, 0.2, 0.3, 0.5)
+"""In standard errors of the baseline's KID; at 0 the margin is 2 % of two of them."""
+HEALTHY = ((0.2, 500, 0.01), (0.1, 2_000, 0.01), (0.2, 2_000, 0.015), (0.35, 500, 0.015))
+"""How far the reference is, N and b, at which FID alone makes nights of equal networks green."""
+WORSE = (("shrunk", 0.01, 0.007), ("shrunk", 0.1, 0.018), ("shrunk", 0.4, 0.045),
+         ("shifted", 0.01, 0.004), ("shifted", 0.1, 0.012), ("shifted", 0.4, 0.035))  # fmt: skip
+"""How networks with noise b of their own are worse, and by how much, at N = 500: their samples vary less, by this
+share, or have moved away from the reference, by this much in each feature."""
+Worse = Callable[[Array], Array]
+"""What tonight's network does to its latents (N, d)."""
 COMMON = 0.6
 """The share of the noise's variance that the cells of a night have in common."""
 
@@ -33,7 +48,7 @@ COMMON = 0.6
 class World(NamedTuple):
     """The cells of one kind of network, and what they are compared with."""
 
-    far: bool
+    far: float
     skewed: bool
     mixing: Array
     reference: Array
@@ -42,12 +57,12 @@ class World(NamedTuple):
     kept: MutableMapping[Hashable, Any]
 
     @classmethod
-    def made(cls, far: bool, skewed: bool, dimensions: int) -> "World":
+    def made(cls, far: float, skewed: bool, dimensions: int) -> "World":
         random = np.random.default_rng(21)
         mixing = random.standard_normal((dimensions, dimensions)) / np.sqrt(dimensions)
         plain = cls(far, skewed, mixing, mixing, Moments.of(mixing), mixing, {})
         features = plain.features(random.standard_normal((REFERENCES, dimensions)))
-        reference = (1.3 * features + 0.4 if far else features).astype(np.float32)
+        reference = ((1 + 0.3 * far) * features + 0.4 * far).astype(np.float32)
         moments = Moments.of(reference)
         return cls(far, skewed, mixing, reference, moments, symmetric_root(moments.covariance), {})
 
@@ -66,19 +81,26 @@ class World(NamedTuple):
             found["fid"] = Scored(frechet.distance, frechet.influence(features))
         return found
 
-    def night(self, key: tuple[int, ...], n: int, own: float, metrics: tuple[str, ...]) -> list[Change]:
-        """The changes of a night whose noise and networks are new, with the gate's margin."""
+    def pairs(
+        self, key: tuple[int, ...], n: int, own: float, metrics: tuple[str, ...], worse: Worse
+    ) -> Iterator[tuple[str, Scored, Scored, MetricColumn]]:
+        """Cell, tonight's score, the baseline's and the metric, of a night whose noise and networks are new."""
         random = np.random.default_rng((22, *key))
-        common, changes = random.standard_normal((3, n, len(self.mixing))), []
+        common = random.standard_normal((3, n, len(self.mixing)))
         for cell in range(CELLS):
             own_noise = random.standard_normal(common.shape)
             z, old, new = np.sqrt(COMMON) * common + np.sqrt(1 - COMMON) * own_noise
-            sides = [self.scores(np.sqrt(1 - own**2) * z + own * w, metrics) for w in (old, new)]
-            for name, after in sides[1].items():
-                before = [sides[0][name]]
-                margin = MARGIN * size_of(before)
-                changes.append(Change.between(str(cell), after, before, margin, "block", COLUMNS[name]))
-        return changes
+            before, after = (np.sqrt(1 - own**2) * z + own * w for w in (old, new))
+            sides = [self.scores(latent, metrics) for latent in (before, worse(after))]
+            for name, scored in sides[1].items():
+                yield str(cell), scored, sides[0][name], COLUMNS[name]
+
+    def night(self, key: tuple[int, ...], n: int, own: float, metrics: tuple[str, ...]) -> list[Change]:
+        """The changes of such a night of equal networks, with the gate's margin."""
+        return [
+            Change.between(cell, after, [before], margin_of([before], MARGIN, column), "block", column)
+            for cell, after, before, column in self.pairs(key, n, own, metrics, lambda latent: latent)
+        ]
 
 
 def report_metrics(nights: int, draws: int) -> None:
@@ -99,3 +121,44 @@ def report_metrics(nights: int, draws: int) -> None:
         words = f"{'far' if far else 'near'}, {'skewed' if skewed else 'Gaussian'}, d = {d}, N = {n}, b = {own}"
         told = "; ".join(f"{name}: {rate(count, nights)}" for name, count in alarms.items())
         print(f"  {words}, {' and '.join(metrics)}: {told}", flush=True)
+
+
+def report_floors(nights: int, draws: int) -> None:
+    """Print the share of green nights of equal networks, and of red ones of worse networks, for each of `FLOORS`."""
+    for far, n, own in HEALTHY:
+        world = World.made(far, False, 16)
+        made = [by_floor(world, night, n, own, lambda latent: latent) for night in range(nights)]
+        _print_floors(f"equal, far by {far}, N = {n}, b = {own}: green", made, draws, is_green)
+    for way, own, by in WORSE:
+        world = World.made(0.2, False, 16)
+        step = by * np.linalg.solve(world.mixing.T, np.ones(16))
+        push = partial(np.multiply, 1 - by) if way == "shrunk" else partial(np.add, -step)
+        made = [by_floor(world, night, 500, own, push) for night in range(nights)]
+        _print_floors(f"{way} by {by}, b = {own}: red", made, draws, lambda judgement: bool(judgement.worse))
+
+
+def is_green(judgement: NightJudgement) -> bool:
+    return all(cell.verdict.rank >= Verdict.NOT_WORSE.rank for cell in judgement.cells)
+
+
+def by_floor(world: World, night: int, n: int, own: float, worse: Worse) -> dict[float | str, list[Change]]:
+    """The changes of one night for each floor, and of FID alone."""
+    floors: dict[float | str, list[Change]] = {"FID alone": [], **{floor: [] for floor in FLOORS}}
+    for cell, after, before, column in world.pairs((night, 2), n, own, ("fid", "kid"), worse):
+        change = Change.between(cell, after, [before], 0.0, "block", column)
+        for floor in FLOORS:
+            margin = margin_of([before], MARGIN, column, floor)
+            floors[floor].append(replace(change, margin=margin))
+        if column.name == "fid":
+            floors["FID alone"].append(floors[0.0][-1])
+    return floors
+
+
+def _print_floors(
+    words: str, nights: list[dict[float | str, list[Change]]], draws: int, counts: Callable[[NightJudgement], bool]
+) -> None:
+    shares = (
+        f"{floor}: {rate(sum(counts(judge(night[floor], draws=draws)) for night in nights), len(nights))}"
+        for floor in nights[0]
+    )
+    print(f"  {words}: {'; '.join(shares)}", flush=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taugrid.eval.gate.rule import Change, Scored, judge, size_of
+from taugrid.eval.gate.rule import Change, Scored, judge, margin_of
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.entries import ROUNDING
@@ -108,7 +108,7 @@ def _change(column: MetricColumn, a: "ScoredImages", b: "ScoredImages", paired: 
         influence_a, influence_b = independent(influence_a, influence_b)
     old = Scored(a.document["metrics"][column.name], influence_a)
     new = Scored(b.document["metrics"][column.name], influence_b)
-    change = Change.between(column.name, new, [old], margin * size_of([old]), 0, column)
+    change = Change.between(column.name, new, [old], margin_of([old], margin, column), 0, column)
     return replace(change, only_worse=only_worse)
 
 

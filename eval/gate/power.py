@@ -83,6 +83,16 @@ class DetectionPower:
             return None
         return rounded_up(num_samples * self.sampling.at(regression) / variance_budget)
 
+    def samples_to_decide(self, num_samples: int) -> int | None:
+        """The N at which an equal network is called not worse with probability `POWER`, rounded up to two digits.
+
+        The margin stays as it is. Returns None if no N would do. `num_samples` is the N that `sampling` is for.
+        """
+        variance_budget = (self.margin / self.errors) ** 2 - self.training.at_zero
+        if variance_budget <= 0:
+            return None
+        return rounded_up(num_samples * self.sampling.at_zero / variance_budget)
+
 
 def standard_errors_for_power(critical: float, degrees: int | None = None) -> float:
     """The number of standard errors by which a true T must exceed 0 to exceed `critical` with probability `POWER`.

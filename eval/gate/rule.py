@@ -2,10 +2,11 @@
 
 For each metric of each cell, T = (difference - margin) / se, where the difference is the new FID, say, minus the
 baseline's and se is its paired standard error; where higher is better, the baseline's minus the new one. It is *worse*
-if T is above the night's critical value, *not worse* if the upper end of its interval is below the margin, and else
-*undecided*: too few samples. If nothing has changed by more than its margin, the probability that anything is called
-worse is at most alpha, whatever the number of cells and metrics. eval/gate/power.py explains influences and paired
-errors.
+if T is above the night's critical value, *not worse* if the upper end of its interval is below the margin (*better* if
+the baseline would be worse than it), and else *undecided*: too few samples. If nothing has changed by more than its
+margin, the probability that anything is called worse is at most alpha, whatever the number of cells and metrics: over
+all draws of the baseline's samples, which its nights share (docs/nightly.md, "Two stages"). eval/gate/power.py explains
+influences and paired errors.
 
 The baseline is one network, or a recipe: k >= 3 training runs (`trainings`) that differ in their seeds. For one network
 the errors are those of sampling. For a recipe the difference is to the mean of the k networks, and the variance of a
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from taugrid.config import Gate
 from taugrid.eval.gate.critical import DRAWS, correlation, critical_value, recipe_critical_value
 from taugrid.eval.gate.power import VARIANCE_GROWTH, DetectionPower, Variance, standard_errors_for_power
 from taugrid.eval.gate.verdict import Verdict
@@ -35,6 +37,9 @@ ALPHA = 0.01
 MARGIN = 0.02
 """The margin as a share of the baseline's metric. New weights are never exactly equal to the old ones, and the paired
 error shrinks with the change, so without a margin a change without consequence would raise an alarm."""
+
+MARGIN_FLOOR = Gate().margin_floor
+"""`gate.margin_floor`, where no config names another. `python -m benchmarks.gate --parts floors` chose its default."""
 
 INDISTINGUISHABLE_FROM_ZERO = 2.0
 """Shares are of a metric's value, or of this many of its standard errors if they are more. KID is without bias, so that
@@ -58,6 +63,19 @@ def size_of(networks: Sequence[Scored]) -> float:
     """The size of a metric, of which margins are shares: the mean of one network or a recipe's, but at least 2 se."""
     mean = abs(float(np.mean([network.value for network in networks])))
     return max(mean, INDISTINGUISHABLE_FROM_ZERO * math.sqrt(_own_variance(networks)))
+
+
+def margin_of(networks: Sequence[Scored], share: float, metric: MetricColumn, floor: float = MARGIN_FLOOR) -> float:
+    """The regression of a metric that is accepted, in its own unit.
+
+    Args:
+        networks: the baseline's network, or all of a recipe.
+        share: of the metric's size.
+        metric: a distance without bias has a margin of at least `floor`, because it may be 0.
+        floor: in standard errors of the baseline's metric.
+    """
+    of_error = floor * math.sqrt(_own_variance(networks)) if metric.may_be_zero else 0.0
+    return max(share * size_of(networks), of_error)
 
 
 def _own_variance(networks: Sequence[Scored]) -> float:
@@ -233,7 +251,12 @@ def _judged(change: Change, critical: float, standard_errors: float) -> CellJudg
     power = DetectionPower(change.margin, standard_errors, sampling, training)
     se = math.sqrt(sampling.at_zero + training.at(change.difference))
     t = (change.difference - (_by_few(change.influence) if change.only_worse else 0.0) - change.margin) / se
-    verdict = Verdict.WORSE if t > critical else Verdict.NOT_WORSE if t < -critical else Verdict.UNDECIDED
+    if t > critical:
+        verdict = Verdict.WORSE
+    elif -(change.difference + change.margin) / se > critical:
+        verdict = Verdict.BETTER
+    else:
+        verdict = Verdict.NOT_WORSE if t < -critical else Verdict.UNDECIDED
     if change.only_worse and verdict is not Verdict.WORSE:
         verdict = Verdict.NOT_JUDGED
     numbers = (change.difference, se, change.margin, t, change.difference + critical * se, power.detectable)

@@ -24,6 +24,8 @@ class Verdict(StrEnum):
     UNDECIDED = "undecided"
     NOT_JUDGED = "not judged"
     NOT_WORSE = "not worse"
+    BETTER = "better"
+    """Better by more than the margin, as surely as worse is worse; no second stage confirms it."""
     IDENTICAL = "identical"
 
     @classmethod

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from taugrid.config import Config
 from taugrid.errors import Exit
 from taugrid.eval.gate.power import POWER, DetectionPower
-from taugrid.eval.gate.rule import ALPHA, MARGIN
+from taugrid.eval.gate.rule import ALPHA, MARGIN, MARGIN_FLOOR
 from taugrid.eval.gate.verdict import Verdict, exit_of
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, worst_check
 from taugrid.orchestrator.baseline.pixels import PixelDistance
@@ -47,6 +47,8 @@ class MetricComparison:
     """The upper end of the confidence interval of the regression."""
     detectable: float | None = None
     """The smallest regression that the test calls worse with probability `POWER`."""
+    decisive: int | None = None
+    """The N at which an equal network is not worse with probability `POWER` by this margin; None: no N would do."""
     reach: DetectionPower | None = None
     """The detection power that `detectable` is computed from."""
     judged: tuple[float, float] | None = None
@@ -104,7 +106,8 @@ class CellComparison:
     @property
     def is_judged(self) -> bool:
         """Whether its verdict is the statistical test's, or will be."""
-        return self.result in (Verdict.UNDECIDED, Verdict.WORSE, Verdict.NOT_WORSE) and not self.missing_inputs
+        tested = (Verdict.WORSE, Verdict.UNDECIDED, Verdict.NOT_WORSE, Verdict.BETTER)
+        return self.result in tested and not self.missing_inputs
 
     @property
     def judged(self) -> dict[str, MetricComparison]:
@@ -145,15 +148,17 @@ class GateSettings(NamedTuple):
     """The regression, as a share of the baseline's metric, that must be detectable in half of the cells."""
     metrics: tuple[str, ...] | None = None
     """What is judged, `gate.metrics`; None: `DEFAULT_METRICS`."""
+    margin_floor: float = MARGIN_FLOOR
+    """`gate.margin_floor`."""
 
 
 DEFAULT_GATE = GateSettings()
 
 
 def gate_of(config: Config, **requested: Any) -> GateSettings:
-    """The settings of the gate: `gate.metrics` of a config, and what the command line asked for."""
-    metrics = config.gate.metrics
-    return GateSettings(metrics=None if metrics is None else tuple(metrics), **requested)
+    """The settings of the gate: those of a config, and what the command line asked for."""
+    metrics, floor = config.gate.metrics, config.gate.margin_floor
+    return GateSettings(metrics=None if metrics is None else tuple(metrics), margin_floor=floor, **requested)
 
 
 DEFAULT_METRICS = ("fid", "kid")
@@ -242,7 +247,7 @@ class BaselineComparison:
             reasons.append("cells of the baseline are missing (--allow-missing permits it)")
         required = self.gate.sharpness
         blunt = {name: found for name, found in self.sharpnesses.items() if required and found.regression > required}
-        if required is not None and blunt:
+        if required is not None and blunt and not self.result.is_regression:
             needed = [self._samples_needed(name, required) for name in blunt]
             n = None if None in needed else max(n for n in needed if n is not None)
             fix = "no N detects that, within the margin" if n is None else f"N = {n:,} would do"

@@ -13,7 +13,7 @@ import numpy as np
 
 from taugrid.errors import UserError
 from taugrid.eval.comparison import REPEATS, independent
-from taugrid.eval.gate.rule import FID, CellJudgement, Change, NightJudgement, judge, size_of
+from taugrid.eval.gate.rule import FID, CellJudgement, Change, NightJudgement, judge, margin_of, size_of
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
@@ -172,6 +172,7 @@ def _with_judgement(cell: CellComparison, judged: Sequence[CellJudgement], seeds
         better = -1 if COLUMNS[found.metric].higher_is_better else 1
         names = ("verdict", "se", "t", "upper", "detectable", "reach")
         fields = {name: getattr(found, name) for name in names}
+        fields["decisive"] = found.reach.samples_to_decide(cell.num_samples)
         metrics[found.metric] = replace(metrics[found.metric], difference=better * found.difference, **fields)
     if not verdicts:
         notes.append("; ".join(dict.fromkeys(unjudged.values())))
@@ -229,7 +230,7 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
     if missing and result is Verdict.UNDECIDED:
         result, note = Verdict.NOT_JUDGED, missing
     shown = dict.fromkeys(("fid", *(column.name for column in columns)))
-    metrics = {name: found for name in shown if (found := _metric(new, old, name, gate.margin)) is not None}
+    metrics = {name: found for name in shown if (found := _metric(new, old, name, gate)) is not None}
     if result is Verdict.IDENTICAL:
         metrics = {name: replace(metric, se=0.0) for name, metric in metrics.items()}
     return CellComparison(
@@ -258,14 +259,15 @@ def require_common_metric(new: SnapshotCell, old: SnapshotCell, columns: Sequenc
         raise UserError(f"{new.name} has no {titles} on both sides; evaluate.metrics must name {names}")
 
 
-def _metric(new: SnapshotCell, old: SnapshotCell, name: str, margin: float) -> MetricComparison | None:
-    """A metric before the test, `margin` a share of it; None if a side lacks it."""
+def _metric(new: SnapshotCell, old: SnapshotCell, name: str, gate: GateSettings) -> MetricComparison | None:
+    """A metric before the test; None if a side lacks it."""
     if not old.has(name) or (new.failed is None and not new.has(name)):
         return None
     base, scored = old.value(name), old.scored(name)
     size = size_of(scored) if scored else abs(base)
+    margin = margin_of(scored, gate.margin, COLUMNS[name], gate.margin_floor) if scored else gate.margin * size
     value = None if new.failed else float(new.metrics[name])
-    return MetricComparison(value, base, size, None if value is None else value - base, margin * size)
+    return MetricComparison(value, base, size, None if value is None else value - base, margin)
 
 
 def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:

@@ -60,7 +60,7 @@ def sign(comparison: Mapping[str, Any]) -> str:
         return BAD
     checked = all(check["result"] in ("clean", "not applicable") for check in _checks(comparison).values())
     lacking = comparison.get("not_judged") or comparison.get("missing")
-    return GOOD if result in (Verdict.NOT_WORSE, Verdict.IDENTICAL) and checked and not lacking else NEUTRAL
+    return GOOD if result.rank >= Verdict.NOT_WORSE.rank and checked and not lacking else NEUTRAL
 
 
 def facts(comparison: Mapping[str, Any]) -> list[str]:
@@ -68,7 +68,8 @@ def facts(comparison: Mapping[str, Any]) -> list[str]:
     facts = []
     if (coverage := comparison.get("compared")) is not None:
         facts.append(f"{coverage[0]:,} of {counted(coverage[1], 'baseline cell')} compared")
-    if sharpness := sharpnesses(comparison):
+    sharpness = sharpnesses(comparison)
+    if sharpness and not Verdict(comparison["result"]).is_regression:  # that of a broken night is not the gate's
         facts.append(sharpness_in_words(sharpness))
     if reasons := comparison.get("not_judged"):
         facts.append(f"not judged in full: {reasons[0]}")
@@ -165,12 +166,20 @@ def remarks(cell: CellDict) -> list[str]:
         seeds = "a fresh seed" if cell["seeds"] == "fresh" else "more samples and a fresh seed"
         usual = (f"{column.title} {base} -> {new}" for column, (base, new) in _usual(cell).items())
         remarks.append(f"numbers of {seeds}; with the usual one: {', '.join(usual)}")
-    first = next(iter(tests(cell).items()), None)
+    judged = tests(cell)
+    if len({metric["verdict"] for metric in judged.values()}) > 1:
+        remarks.append(
+            ", ".join(f"{COLUMNS[name].title} alone: {metric['verdict']}" for name, metric in judged.items())
+        )
+    first = next(iter(judged.items()), None)
     if cell["result"] == Verdict.UNDECIDED and first is not None and first[1]["detectable"] is not None:
         column, detectable = COLUMNS[first[0]], first[1]["detectable"]
         of_it = "" if column.name == "fid" else f" of {column.title}"
         detected = f"a regression{of_it} of {detectable * column.scale:.3g} is detected"
         remarks.append(f"{detected} with {100 * POWER:g} % probability")
+        open_ones = [metric["decisive"] for metric in judged.values() if metric["verdict"] == Verdict.UNDECIDED]
+        if None not in open_ones:
+            remarks.append(f"N = {max(open_ones):,} would decide, were the networks equal")
     if cell["pixels"] and cell["pixels"]["differing"]:
         remarks.append(_pixels(cell["pixels"]))
     return [*remarks, cell["note"]] if cell["note"] else remarks
@@ -219,8 +228,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     lines += [f"not judged: {reason}" for reason in comparison["not_judged"]]
     lines += [f"missing: {name}: {message}" for name, message in comparison["missing"].items()]
     if comparison["critical"] is not None:
-        margin = f"{100 * comparison['margin']:g} %"
-        lines.append(f"rule: {comparison['rule']}; margin {margin} of the baseline's {titles(cells)}")
+        lines.append(f"rule: {comparison['rule']}; margin {margin(comparison)}")
     if columns := columns_in(cells):
         lines.append(f"other metrics, {NOT_JUDGED}:")
         changes = (", ".join(f"{column.title} {other_change(cell, column)}" for column in columns) for cell in cells)
@@ -229,6 +237,14 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     lines += [f"differs: {difference}" for difference in comparison["marks"]]
     lines += [f"warning: {note}" for note in comparison["notes"]]
     return "\n".join(lines)
+
+
+def margin(comparison: Mapping[str, Any]) -> str:
+    """The margin, such as "2 % of the baseline's FID and KID, of KID at least 0.2 of its standard error"."""
+    cells, floor = comparison["cells"], comparison["gate"].get("margin_floor", 0)
+    floored = [column.title for column in judged_columns(cells) if column.may_be_zero]
+    least = f", of {' and '.join(floored)} at least {floor:g} of its standard error" if floored and floor else ""
+    return f"{100 * comparison['margin']:g} % of the baseline's {titles(cells)}{least}"
 
 
 def titles(cells: Iterable[CellDict]) -> str:

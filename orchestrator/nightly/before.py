@@ -8,6 +8,7 @@ import numpy as np
 
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.gate.power import POWER
+from taugrid.eval.gate.verdict import REGRESSIONS
 from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, gate_of, shares_in_words
 from taugrid.orchestrator.baseline.comparison import judged_columns, require_common_metric
 from taugrid.orchestrator.baseline.files import snapshot_of
@@ -111,13 +112,14 @@ def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, A
 def expected_sharpness(nights: Sequence[Night], plan: Plan) -> dict[str, float]:
     """Column -> the smallest regression, as a share of a metric, that half of the cells of a night of `plan` detect.
 
-    It is extrapolated from the last night that judged a cell: the part beyond the margin shrinks with the root of N.
+    It is extrapolated from the last night that judged a cell and is not red, because errors of broken networks are not
+    the gate's: the part beyond the margin shrinks with the root of N.
     Empty if there was no such night.
     """
     for night in reversed(nights):
         verdict = night.verdict or {}
         comparison = verdict.get("comparison") or {}
-        if found := sharpnesses(comparison):
+        if (found := sharpnesses(comparison)) and comparison["result"] not in REGRESSIONS:
             n_before = np.median([score["settings"]["num_samples"] for score in verdict["scores"]])
             n_now = np.median([cell.settings.num_samples for cell in plan.cells])
             margin = float(comparison["margin"])

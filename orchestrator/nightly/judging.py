@@ -40,8 +40,9 @@ class Terms(NamedTuple):
     """The N with which undecided cells are sampled again; None: they are not."""
 
     def of(self, config: Config) -> "Terms":
-        """These terms with the metrics that a config names."""
-        return self._replace(gate=self.gate._replace(metrics=gate_of(config).metrics))
+        """These terms with the metrics and the floor of margins that a config names."""
+        named = gate_of(config)
+        return self._replace(gate=self.gate._replace(metrics=named.metrics, margin_floor=named.margin_floor))
 
     @property
     def alpha_of_a_look(self) -> float:

@@ -41,11 +41,10 @@ def summary(verdict: Mapping[str, Any]) -> str:
             "check_lines": text.check_lines(comparison),
             "cells": _cells(cells[:MAX_ROWS], labels),
             "cells_left_out": counted(len(cells) - MAX_ROWS, "more cell") if len(cells) > MAX_ROWS else "",
-            "margin": f"{100 * comparison['margin']:g}",
+            "margin": text.margin(comparison),
             "sides": _sides(verdict),
             "others": _others(comparison["cells"], labels),
             "not_judged": text.NOT_JUDGED,
-            "titles": text.titles(comparison["cells"]),
             "unmatched": text.unmatched(comparison, MAX_LISTED),
             "frozen": _frozen(verdict, comparison),
         }

@@ -18,6 +18,7 @@ from taugrid.config.diffusion import (
 )
 from taugrid.config.evaluate import Evaluate, Report
 from taugrid.config.experiment import GRID_SECTIONS, Config, schema
+from taugrid.config.gate import Gate
 from taugrid.config.model import ModelSection, Unet
 from taugrid.config.sample import Sample
 from taugrid.config.section import S, Section, validate

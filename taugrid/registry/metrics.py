@@ -49,6 +49,11 @@ class MetricColumn:
     """More columns of quality.csv, which tables don't show."""
 
     @property
+    def may_be_zero(self) -> bool:
+        """Whether it estimates a distance without bias, so that of a perfect network is 0 on average."""
+        return self.unbiased and not self.higher_is_better
+
+    @property
     def heading(self) -> str:
         """The title, and which direction is better."""
         return f"{self.title} ({'higher' if self.higher_is_better else 'lower'} is better)"

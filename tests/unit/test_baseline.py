@@ -146,7 +146,7 @@ def test_new_weights_are_judged_by_the_paired_difference_alone(base, tmp_path):
 
 def test_the_other_way_round_it_got_better(base, tmp_path):
     worse = run(base, tmp_path, checkpoint(tmp_path / "worse", 0.3))
-    assert compare(base / "run", worse)["result"] == "not worse"
+    assert compare(base / "run", worse)["result"] == "better"
 
 
 def test_a_small_change_needs_a_margin(base, tmp_path):

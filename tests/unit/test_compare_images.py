@@ -171,7 +171,7 @@ def test_where_higher_is_better_a_fall_is_worse():
     }  # fmt: skip
     assert found["metrics"]["isc_mean"]["se"] == pytest.approx(standard_error(0.1 * noise))
     better = compare(b, a, True, margin=0.02, alpha=0.01)
-    assert {row["verdict"] for row in better["metrics"].values()} == {"not worse"}
+    assert {row["verdict"] for row in better["metrics"].values()} == {"better"}
     one_alone = compare(a, scored(12, 9.0, 12 + a_influence + 0.1 * noise, a_influence), True, 0.02, 0.01)
     assert [row["verdict"] for row in one_alone["metrics"].values()] == ["worse", "not worse"], (
         "other images are not identical"

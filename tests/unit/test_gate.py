@@ -179,6 +179,16 @@ def test_with_the_samples_needed_a_loss_is_just_detectable(training):
     assert there.detectable <= 1.2
 
 
+def test_with_the_samples_to_decide_an_equal_network_is_just_not_worse():
+    """At change 0, (0.5 / 4)^2 = 0.0156 is left for both variances."""
+    reach = replace(REACH, training=Variance(0.01))
+    share = 1_000 / reach.samples_to_decide(1_000)
+    assert 4 * np.sqrt(0.09 * share + 0.01) == pytest.approx(0.5, rel=0.03)
+    assert 4 * np.sqrt(0.09 * share + 0.01) <= 0.5
+    assert replace(REACH, training=Variance(0.016)).samples_to_decide(1_000) is None
+    assert replace(REACH, margin=0.0).samples_to_decide(1_000) is None
+
+
 def test_no_number_of_samples_finds_a_loss_within_the_margin_or_hidden_by_few_trainings():
     """At a loss of 1.2, ((1.2 - 0.5) / 4)^2 = 0.0306 is left for both variances."""
     assert REACH.samples_needed(1_000, regression=0.5) is None

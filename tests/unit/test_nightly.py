@@ -457,6 +457,11 @@ def test_plan_prices_a_night_in_time_and_bytes(begun, tmp_path):
     assert "its time is unknown before the first night" in shown
 
 
+def test_what_a_night_will_detect_is_not_told_by_a_broken_one(begun, judged):
+    priced = json.loads(taugrid("plan", begun / "alike.yaml", "--history", judged[0], "--json")[0])["night"]
+    assert (judged[1]["comparison"]["sharpnesses"].keys(), priced["smallest_losses_seen"]) == ({"fid"}, {})
+
+
 def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(begun, started):
     other = ("--set", "evaluate.reference={name: gaussian, shape: [1, 4, 4], split: test}")
     words = ("nightly", begun / "old.yaml", "--history", started, "--id", "2", *other)
