@@ -178,7 +178,7 @@ def remarks(cell: CellDict) -> list[str]:
         detected = f"a regression{of_it} of {detectable * column.scale:.3g} is detected"
         remarks.append(f"{detected} with {100 * POWER:g} % probability")
         open_ones = [metric["decisive"] for metric in judged.values() if metric["verdict"] == Verdict.UNDECIDED]
-        if None not in open_ones:
+        if open_ones and None not in open_ones:
             remarks.append(f"N = {max(open_ones):,} would decide, were the networks equal")
     if cell["pixels"] and cell["pixels"]["differing"]:
         remarks.append(_pixels(cell["pixels"]))

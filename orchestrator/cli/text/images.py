@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from taugrid.eval.gate.power import POWER
+from taugrid.eval.gate.rule import MARGIN_FLOOR
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import shown_columns
@@ -69,7 +70,9 @@ def comparison_text(compared: Document) -> str:
     lines += in_columns(rows)
     if compared["critical"] is not None:
         alpha = f"alpha = {compared['alpha']:g} for all metrics together (T > {compared['critical']:.2f})"
-        lines.append(f"rule: margin {100 * compared['margin']:g} % of A's value, {alpha}")
+        floored = [column.title for column in shown if column.may_be_zero and column.sampling_error]
+        least = f", of {' and '.join(floored)} at least {MARGIN_FLOOR:g} of its standard error" if floored else ""
+        lines.append(f"rule: margin {100 * compared['margin']:g} % of A's value{least}; {alpha}")
     lines += [f"not judged: {reason}" for reason in compared["not_judged"]]
     if compared["result"] == Verdict.COLLAPSED:
         of_a, of_b = (f"{100 * share:.3g} %" for share in compared["distinct"])
