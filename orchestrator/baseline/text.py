@@ -241,10 +241,15 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
 
 def margin(comparison: Mapping[str, Any]) -> str:
     """The margin, such as "2 % of the baseline's FID and KID, of KID at least 0.2 of its standard error"."""
-    cells, floor = comparison["cells"], comparison["gate"].get("margin_floor", 0)
-    floored = [column.title for column in judged_columns(cells) if column.may_be_zero]
-    least = f", of {' and '.join(floored)} at least {floor:g} of its standard error" if floored and floor else ""
+    cells = comparison["cells"]
+    least = least_margin(judged_columns(cells), comparison["gate"].get("margin_floor", 0))
     return f"{100 * comparison['margin']:g} % of the baseline's {titles(cells)}{least}"
+
+
+def least_margin(columns: Iterable[MetricColumn], floor: float) -> str:
+    """The end of a sentence on margins: those of `columns` that have a floor."""
+    floored = [column.title for column in columns if column.may_be_zero]
+    return f", of {' and '.join(floored)} at least {floor:g} of its standard error" if floored and floor else ""
 
 
 def titles(cells: Iterable[CellDict]) -> str:

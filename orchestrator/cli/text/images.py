@@ -8,6 +8,7 @@ from taugrid.eval.gate.rule import MARGIN_FLOOR
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import shown_columns
+from taugrid.orchestrator.baseline.text import least_margin
 from taugrid.orchestrator.external import of_all
 from taugrid.protocol import extractor_in_words
 from taugrid.registry.metrics import MetricColumn
@@ -70,8 +71,7 @@ def comparison_text(compared: Document) -> str:
     lines += in_columns(rows)
     if compared["critical"] is not None:
         alpha = f"alpha = {compared['alpha']:g} for all metrics together (T > {compared['critical']:.2f})"
-        floored = [column.title for column in shown if column.may_be_zero and column.sampling_error]
-        least = f", of {' and '.join(floored)} at least {MARGIN_FLOOR:g} of its standard error" if floored else ""
+        least = least_margin(shown_columns(metrics), MARGIN_FLOOR)
         lines.append(f"rule: margin {100 * compared['margin']:g} % of A's value{least}; {alpha}")
     lines += [f"not judged: {reason}" for reason in compared["not_judged"]]
     if compared["result"] == Verdict.COLLAPSED:
