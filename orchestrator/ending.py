@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from taugrid.errors import Exit
-from taugrid.words import with_urls
+from taugrid.words import printable, with_urls
 
 GRACE_SECONDS = 4.0
 """From Ctrl-C, SIGTERM or an error's message to the end of the process, whatever it waits for."""
@@ -75,7 +75,7 @@ def end(reason: object, code: Exit) -> NoReturn:
     """Print the reason and exit."""
     global _is_told
     _is_told = True
-    click.echo(f"taugrid: {reason}", err=True)
+    click.echo(f"taugrid: {printable(str(reason))}", err=True)
     sys.exit(code)
 
 

@@ -4,12 +4,16 @@ import difflib
 import io
 import platform
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 _node = platform.node()
 
 MAX_PATH_LENGTH = 40
 """A longer path is shortened in messages."""
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+"""Characters that a terminal obeys, that reorder a line, or that XML and UTF-8 can't hold; not newline and tab."""
 
 _URL_AS_PATH = re.compile(r"(?<![\w/])(s3|gs|az):/(?=[^/\s])")
 
@@ -102,6 +106,19 @@ def duration(seconds: float) -> str:
 def with_urls(text: str) -> str:
     """`text` with the names of objects as URLs: a `Path` keeps one slash of `s3://bucket/run`."""
     return _URL_AS_PATH.sub(r"\1://", text)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as escapes such as \\x1b: names in files of others must not steer a terminal."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def with_controls(value: Any) -> str | None:
+    """The first text in plain data, keys included, that has a control character; None if there is none."""
+    if isinstance(value, str):
+        return value if _CONTROL.search(value) else None
+    inner = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    return next((text for text in map(with_controls, inner) if text is not None), None)
 
 
 def beside(levels: Iterable[float], low: float, high: float) -> str:

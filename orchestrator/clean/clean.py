@@ -11,7 +11,6 @@ from taugrid.orchestrator.nightly.places import Night, find_history
 from taugrid.orchestrator.nightly.write import remove_images, without_newest
 from taugrid.orchestrator.rundir.lease import Lease, sole_driver
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Stat, open_place
 from taugrid.words import counted, in_columns, quantity
 
@@ -50,10 +49,10 @@ class Cleaning:
             storage.require(root)
             self.place = Paths(root, storage)
             self._runs = [self.place]
-            if not any(map(storage.exists, (self.place.config, root / RUN_FILE))):
+            if not self.place.is_run:
                 raise UserError(
-                    f"{directory} is neither a run directory (it has no config.json) nor a history of nights; give the "
-                    "one that `taugrid run` or `taugrid nightly` made"
+                    f"{directory} is neither a run directory nor a history of nights; give the one that `taugrid run` "
+                    "or `taugrid nightly` made"
                 )
             if keep_nights is not None:
                 raise UserError(f"--keep-nights is for a history of nights; {directory} is none")

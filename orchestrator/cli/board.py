@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from taugrid.errors import UserError
-from taugrid.orchestrator.cli.options import Command, Whole, json_option, print_value, reader_may_leave
+from taugrid.orchestrator.cli.options import Command, Whole, echo, json_option, print_value, reader_may_leave
 from taugrid.words import counted
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def board(places: tuple[str, ...], port: int | None, target: str | None, as_json
         unread = write_site(document_of(found, index.places), folder)
         _say(found.notes)
         lacking = f"; the images of {counted(unread, 'cell')} could not be read" if unread else ""
-        click.echo(f"{counted(len(found.runs), 'run')} in {folder / 'index.html'}{lacking}")
+        echo(f"{counted(len(found.runs), 'run')} in {folder / 'index.html'}{lacking}")
     else:
         _serve(index, port)
 
@@ -63,10 +63,10 @@ def _serve(index: "Index", port: int | None) -> None:
     found = index.look_or_refuse()
     _say(found.notes)
     with reader_may_leave():
-        click.echo(f"{counted(len(found.runs), 'run')} on {server.address_of(listening, token)} (Ctrl-C ends it)")
+        echo(f"{counted(len(found.runs), 'run')} on {server.address_of(listening, token)} (Ctrl-C ends it)")
     server.serve(server.application(index, found, token), listening)
 
 
 def _say(notes: Sequence[str]) -> None:
     for note in notes:
-        click.echo(f"taugrid: {note}", err=True)
+        echo(f"taugrid: {note}", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from taugrid.errors import Exit, UserError
-from taugrid.orchestrator.cli.options import Command, json_option, print_value
+from taugrid.orchestrator.cli.options import Command, echo, json_option, print_value
 from taugrid.words import counted, listed
 
 FORMATS = ("png", "npz", "hf", "model-card", "latex")
@@ -63,7 +63,7 @@ def export(
     if reference:
         from taugrid.orchestrator.exports.reference import export_reference
 
-        click.echo(f"{export_reference(open_existing(directory), Path(target))} in {target}")
+        echo(f"{export_reference(open_existing(directory), Path(target))} in {target}")
         return
     run = open_existing(directory, dry=True)
     if form in TEXTS:
@@ -82,5 +82,5 @@ def export(
     of = cells[0].label if cell is not None else counted(len(cells), "cell")
     print_value(document, as_json, lambda _: f"{count} of {of} in {target}")
     if left_out:
-        click.echo(f"taugrid: left out: {listed(left_out, 4, 'cell', '; ')}", err=True)
+        echo(f"taugrid: left out: {listed(left_out, 4, 'cell', '; ')}", err=True)
         sys.exit(Exit.INCOMPLETE)

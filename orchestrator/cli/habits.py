@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taugrid.errors import Exit, UserError
-from taugrid.orchestrator.cli.options import Command, Whole, json_option, print_value
-from taugrid.words import counted
+from taugrid.orchestrator.cli.options import Command, Whole, echo, json_option, print_value, reader_may_leave
+from taugrid.words import counted, printable
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.clean.clean import Cleaning, Removable
@@ -35,9 +35,13 @@ def doctor(config: str | None, address: str, out: str | None, as_json: bool) -> 
     from taugrid.orchestrator.doctor.examination import examination, is_ready
 
     if address != "local":
-        click.echo(f"connecting to {address}", err=True)
+        echo(f"connecting to {address}", err=True)
     document = examination(config, address, out, for_issues=as_json)
-    print_value(document, as_json, _lines)
+    if as_json:
+        print_value(document, as_json, str)
+    else:
+        with reader_may_leave():
+            click.echo(_lines(document))
     if not is_ready(document):
         sys.exit(Exit.FAILED)
 
@@ -51,7 +55,7 @@ def _lines(document: dict[str, Any]) -> str:
         lines.append(f"{node['node']}{fine}")
         for check in shown:
             mark = click.style(f"{check['state']:8}", fg=MARKS[check["state"]])
-            lines.append(f"  {mark} {check['name']}: {check['found']}")
+            lines.append(f"  {mark} {check['name']}: {printable(check['found'])}")
             if check["fix"]:
                 lines.append(f"{'':11}fix: {check['fix']}")
     return "\n".join(lines)
@@ -91,27 +95,27 @@ def clean(directory: str, keep_nights: int | None, yes: bool, **given: Any) -> N
     cleaning = Cleaning(directory, keep_nights)
     found = cleaning.listed(wanted)
     if not as_json:
-        click.echo(text(found) if found else "there is nothing to delete")
+        echo(text(found) if found else "there is nothing to delete")
     agreed = _agreed(cleaning, found, yes, as_json)
     left = found
     if agreed:
-        cleaning.remove(agreed, lambda line: click.echo(line, err=True))
+        cleaning.remove(agreed, lambda line: echo(line, err=True))
         left = cleaning.listed(wanted)
     if as_json:
         print_value(document(cleaning, found, left), True, lambda _: "")
     elif agreed:
-        click.echo(f"{sum(each.bytes for each in found) - sum(each.bytes for each in left):,} bytes freed")
+        echo(f"{sum(each.bytes for each in found) - sum(each.bytes for each in left):,} bytes freed")
 
 
 def _agreed(cleaning: "Cleaning", found: "Sequence[Removable]", yes: bool, as_json: bool) -> set[str]:
     """The names of the categories that the user wants to lose; asks at a terminal."""
     if drivers := cleaning.drivers:
-        click.echo(f"nothing is deleted while a driver works there ({drivers[0]})", err=True)
+        echo(f"nothing is deleted while a driver works there ({drivers[0]})", err=True)
         return set()
     if yes or not found:
         return {each.name for each in found}
     if as_json or not is_asked():
-        click.echo("nothing was deleted; name what may go and give --yes", err=True)
+        echo("nothing was deleted; name what may go and give --yes", err=True)
         return set()
     return {
         each.name

@@ -14,6 +14,7 @@ from taugrid.orchestrator.cli.options import (
     Group,
     RunOptions,
     config_options,
+    echo,
     json_option,
     print_value,
     reader_may_leave,
@@ -46,7 +47,7 @@ def plan(history: str | None, baseline: str | None, strict: bool, **given: Any) 
     """
     described = show_plan(RunOptions(**given), history, baseline)
     if strict and (remarks := described["remarks"]):
-        click.echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
+        echo(f"taugrid: --strict: {counted(len(remarks), 'warning')}", err=True)
         sys.exit(Exit.USAGE)
 
 
@@ -137,7 +138,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     if watches:
         from taugrid.orchestrator.progress.watch import watch
 
-        click.echo(watch(run))
+        echo(watch(run))
         return
     print_value(describe_status(run), as_json, plan_text)
 
@@ -173,13 +174,13 @@ def verify(directory: str, as_json: bool) -> None:
     diagnosis = Diagnosis(run, seen, verified)
     with reader_may_leave():
         if as_json:
-            click.echo(json.dumps(diagnosis.document, indent=2))
+            echo(json.dumps(diagnosis.document, indent=2))
         else:
             for line in diagnosis.problems:
-                click.echo(line)
-            click.echo(diagnosis.verdict, err=bool(verified.damages))
+                echo(line)
+            echo(diagnosis.verdict, err=bool(verified.damages))
             for line in diagnosis.advice:
-                click.echo(line, err=True)
+                echo(line, err=True)
     if verified.damages or verified.unfinished:
         sys.exit(Exit.FAILED if verified.damages else Exit.INCOMPLETE)
 
@@ -217,7 +218,7 @@ def schema() -> None:
     """
     from taugrid.config import schema as config_schema
 
-    click.echo(json.dumps(config_schema(), indent=1, sort_keys=True))
+    echo(json.dumps(config_schema(), indent=1, sort_keys=True))
 
 
 @config.command()
@@ -233,4 +234,4 @@ def validate(config: str, assignments: tuple[str, ...]) -> None:
 
     run = open_config(config, assignments, None)
     models, cells = counted(len(run.plan.models), "model"), counted(len(run.plan.cells), "cell")
-    click.echo(f"{config} is valid: {models}, {cells}", err=True)
+    echo(f"{config} is valid: {models}, {cells}", err=True)

@@ -17,6 +17,7 @@ from taugrid.orchestrator.cli.options import (
     Whole,
     cluster_options,
     dry_run_option,
+    echo,
     images_options,
     json_option,
     print_value,
@@ -86,7 +87,7 @@ def nightly(**given: Any) -> None:
     with Progress() as progress:
         result = (_night_of_images if given["samples"] is not None else _sampled_night)(given, progress)
     print_value(result.verdict, given["as_json"], lambda verdict: summary(verdict).rstrip())
-    click.echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
+    echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
     if result.exit != Exit.DONE:
         sys.exit(result.exit)
 

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from taugrid.errors import UserError
+from taugrid.words import printable
 
 
 class Word(click.types.StringParamType):
@@ -252,10 +253,15 @@ pivot_options = options(
 """Short for report.rows, report.columns and report.x."""
 
 
+def echo(text: str, err: bool = False, nl: bool = True) -> None:
+    """`click.echo`, with control characters as escapes."""
+    click.echo(printable(text), err=err, nl=nl)
+
+
 def print_value(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print `value` as one JSON document, or as the lines that `text` makes of it."""
     with reader_may_leave():
-        click.echo(json.dumps(value, indent=2, allow_nan=False) if as_json else text(value))
+        echo(json.dumps(value, indent=2, allow_nan=False) if as_json else text(value))
 
 
 @contextmanager

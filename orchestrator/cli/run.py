@@ -16,6 +16,7 @@ from taugrid.orchestrator.cli.options import (
     cells_options,
     cluster_options,
     config_options,
+    echo,
     options,
     pivot_options,
     print_value,
@@ -132,7 +133,7 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
         outcome = Session(run, address, progress, selected, until).do(stages, requested.break_lock)
     with reader_may_leave():
         if requested.as_json:
-            click.echo(json.dumps(result_json(run.rundir, outcome), indent=2, allow_nan=False))
+            echo(json.dumps(result_json(run.rundir, outcome), indent=2, allow_nan=False))
         else:
             makes_images = "sample" in stages or "train" in stages
             again = "run the same command again" if makes_images else f"run `taugrid run {run.rundir.shown}`"
@@ -157,7 +158,7 @@ def _report_history(requested: RunOptions) -> bool:
         raise click.UsageError(
             f"--{unwanted[0]} has no meaning for {requested.config}, which is a history of nights; leave it out"
         )
-    with sole_driver(history, requested.break_lock, lambda text: click.echo(text, err=True)):
+    with sole_driver(history, requested.break_lock, lambda text: echo(text, err=True)):
         write_history(history)
     found = history_as_dict(history, nights_of(history)) | {"page": with_urls(str(history.index))}
     print_value(found, requested.as_json, lambda shown: f"page: {shown['page']}")

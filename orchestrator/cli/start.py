@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from taugrid.errors import RunFailed, UserError
-from taugrid.orchestrator.cli.options import Command, RunOptions, cluster_options
+from taugrid.orchestrator.cli.options import Command, RunOptions, cluster_options, echo
 from taugrid.words import counted
 
 
@@ -46,10 +46,10 @@ def init(checkpoint: str | None, data: str | None, unet: bool, name: str | None,
 
     text = new_config(checkpoint, data, unet, name)
     if target is None:
-        click.echo(text, nl=False)
+        echo(text, nl=False)
         return
     put_file(target, "this config", lambda path: path.read_text() == text, lambda path: path.write_text(text))
-    click.echo(f"{target} is written; next: taugrid plan {target}", err=True)
+    echo(f"{target} is written; next: taugrid plan {target}", err=True)
 
 
 @click.command(cls=Command)
@@ -65,7 +65,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     """
     from taugrid.orchestrator.cli.text.completion import source
 
-    click.echo(source(ctx.find_root().command, shell))
+    echo(source(ctx.find_root().command, shell))
 
 
 @click.command(cls=Command)
@@ -108,7 +108,7 @@ def _selfcheck(out: str, requested: RunOptions, sampler: str | None, sampler_opt
     require_shared(out, requested.address)
     run = open_config("selfcheck", (*requested.overrides, *selfcheck.overrides(sampler, sampler_options)), out)
     there = read_json(run.rundir.config, run.rundir.storage)
-    if there is not None and there.get("name") != run.config.name:
+    if there is not None and (not isinstance(there, dict) or there.get("name") != run.config.name):
         raise UserError(f"--out {out} holds another run; give an empty folder, or that of an earlier selfcheck")
     with Progress() as progress:
         missing = Session(run, requested.address, progress).do(("sample", "evaluate"), requested.break_lock).missing
@@ -118,10 +118,10 @@ def _selfcheck(out: str, requested: RunOptions, sampler: str | None, sampler_opt
             raise RunFailed(f"{lost} could not be finished, so nothing was checked; {name}: {reason}")
         findings = selfcheck.judge_run(run, progress, sampler)
     if requested.as_json:
-        click.echo(json.dumps(selfcheck.as_json(findings, run.rundir), indent=2, allow_nan=False))
+        echo(json.dumps(selfcheck.as_json(findings, run.rundir), indent=2, allow_nan=False))
     else:
         print_selfcheck(findings)
     if findings.problems:
         raise RunFailed(f"selfcheck found {counted(len(findings.problems), 'problem')}")
     what = "the paper" if sampler is None else "the closed form"
-    click.echo(f"selfcheck: all {counted(len(findings.judgements), 'cell')} agree with {what}", err=True)
+    echo(f"selfcheck: all {counted(len(findings.judgements), 'cell')} agree with {what}", err=True)

@@ -15,6 +15,7 @@ from taugrid.orchestrator.plan.grid import axes
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
+from taugrid.words import with_controls
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network import custom_process
@@ -49,6 +50,8 @@ def from_json(value: Mapping[str, Any]) -> Plan:
     Raises:
         KeyError, TypeError, ValueError, UserError: if `to_json` of this version would not write such a value.
     """
+    if with_controls(value) is not None:
+        raise ValueError("a text has a control character")
     names = Naming.of([cell["values"] for cell in value["cells"]], Sample.model_fields)
     # Reversed, since the last entry of a key wins: a model's label is that of its first cell.
     labels = {cell["model"]: names.model(cell["values"]) for cell in reversed(value["cells"])}

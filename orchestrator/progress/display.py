@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
 from rich.constrain import Constrain
 from rich.live import Live
 from rich.segment import Segments
@@ -25,6 +26,7 @@ from rich.text import Text
 from taugrid.api import STAGES
 from taugrid.config import Config
 from taugrid.orchestrator.observers import Observer
+from taugrid.orchestrator.progress.console import Console
 from taugrid.orchestrator.progress.state import GridCell, LiveState, ProgressSnapshot, Stage, percent
 from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.work import kinds_by_name
@@ -101,7 +103,7 @@ class Progress(Observer):
         if self._is_live and error is not None and snapshot is not None:
             self.say(snapshot.line)  # the view is gone, and what it said last may matter
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
         with self._lock:
             drawn = frame(self.state, self._stage, self._clock(), console, options)
         yield drawn
@@ -199,7 +201,7 @@ class Progress(Observer):
 
 
 def frame(
-    state: LiveState | None, stage: Stage | None, at: float, console: Console, options: ConsoleOptions
+    state: LiveState | None, stage: Stage | None, at: float, console: RichConsole, options: ConsoleOptions
 ) -> RenderableType:
     """What fits a terminal; the table first, because what is at the bottom stays where it is."""
     width = options.max_width - 1  # some terminals wrap after the last column

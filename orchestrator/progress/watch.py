@@ -9,11 +9,10 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console
-
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.progress.console import Console
 from taugrid.orchestrator.progress.state import LiveState, name_of_trainings, note_of_trainings
 from taugrid.orchestrator.progress.summary import grid_cells, shown_metric
 from taugrid.orchestrator.report.trainings import progress_of

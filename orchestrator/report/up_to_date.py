@@ -95,14 +95,14 @@ class RequestedScores:
             return False
         if not isinstance(reference, Data):
             return bool((self._before.get("evaluate") or {}).get("reference") == given)
-        names = recorded["dataset"], recorded["split"]
+        names = recorded.get("dataset"), recorded.get("split")
         shape = "x".join(map(str, reference.image_shape))
-        if names != (reference.full_name, reference.split) or not (recorded["preprocessing"] or "").endswith(shape):
+        if names != (reference.full_name, reference.split) or not str(recorded.get("preprocessing")).endswith(shape):
             return False
         size = reference.dataset.published_size(reference.split, reference.category)
         if size is None:
             return self._limit_before() == reference.limit
-        return bool(recorded["num_images"] == min(size, reference.limit or size))
+        return bool(recorded.get("num_images") == min(size, reference.limit or size))
 
     def _limit_before(self) -> int | None:
         reference = (self._before.get("evaluate") or {}).get("reference") or self._before.get("data") or {}

@@ -102,7 +102,7 @@ def _event(line: str) -> dict[str, Any] | None:
     """The event in a line; None if the line is damaged."""
     try:
         event = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) and _KEYS.get(str(event.get("event")), {"event"}) <= event.keys() else None
 

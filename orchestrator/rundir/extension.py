@@ -14,7 +14,6 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.sections import NOT_IDENTITY
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import read_json
 from taugrid.words import listed
 from taugrid.workers.custom.source import differences
@@ -32,16 +31,16 @@ def check_is_run_directory(rundir: RunDir) -> None:
 
     A folder with nothing but `models` is a new run with trained models from an earlier one.
     """
-    visible = sorted(path.name for path in rundir.storage.list(rundir.root, "*") if not path.name.startswith("."))
-    if rundir.storage.exists(rundir.config):
-        if not isinstance(read_json(rundir.config, rundir.storage), dict):
+    if rundir.is_run:
+        if rundir.storage.exists(rundir.config) and not isinstance(read_json(rundir.config, rundir.storage), dict):
             raise UserError(
                 f"{rundir.config} can't be read as JSON; remove it to go on with this config, or give another --out"
             )
-    elif set(visible) - {rundir.models.name} and not {RUN_FILE, rundir.lease.name} & set(visible):
+        return
+    names = sorted(path.name for path in rundir.storage.list(rundir.root, "*") if not path.name.startswith("."))
+    if set(names) - {rundir.models.name, rundir.lease.name}:
         raise UserError(
-            f"--out {rundir.root} is not empty and no run directory (it holds {', '.join(visible[:3])}"
-            f"{', ...' if len(visible) > 3 else ''}); give a new folder"
+            f"--out {rundir.root} is not empty and no run directory (it holds {listed(names, 3)}); give a new folder"
         )
 
 

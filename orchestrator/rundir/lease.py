@@ -92,10 +92,12 @@ class Lease:
         value: Any = read_json(self._path, self._storage)
         try:
             holder = Holder(**{name: value[name] for name in Holder._fields})
-            datetime.fromisoformat(holder.heartbeat)
+            has_zone = datetime.fromisoformat(holder.heartbeat).tzinfo is not None
         except (TypeError, KeyError, ValueError):
             return None
-        return holder if isinstance(holder.process, int) and holder.process > 0 else None
+        texts = holder.host, holder.boot, holder.session
+        is_valid = has_zone and all(isinstance(text, str) for text in texts) and isinstance(holder.process, int)
+        return holder if is_valid and 0 < holder.process < 2**31 else None
 
     def live_holder(self) -> Holder | None:
         """The running driver; None if there seems to be none."""

@@ -128,7 +128,7 @@ def _read(line: str, texts: dict[str, dict[str, str]]) -> tuple[str, LedgerEntry
         metadata = value["metadata"]
         part = PartSummary(value["start"], value["stop"], texts.setdefault(repr(metadata), metadata))
         return value["file"], LedgerEntry(value["version"], part)
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
 
 

@@ -80,7 +80,7 @@ def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
             case "score":
                 made.scores.add(event["task"].partition("/")[2])
             case "damaged" if event["path"].startswith("samples/"):  # it was moved away, to be sampled again
-                _, folder, path = event["path"].split("/")
+                folder, _, path = event["path"].rpartition("/")
                 made.shards.discard((folder.rsplit("-", 1)[-1], path))
     return made
 
@@ -96,8 +96,9 @@ def verify(run: Run, tick: Callable[[int], None]) -> Verified:
     found = dict.fromkeys(_found(run, tick))
     damages = [damage for damage in found if damage.reason not in UNFINISHED]
     if damages:
+        own = (each.path for each in damages if each.path.is_relative_to(run.rundir.root))  # not a checkpoint elsewhere
         with suppress(OSError):  # of a directory that may only be read
-            run.rundir.ledger.forget({each.path: seen for each in damages if (seen := run.rundir.version(each.path))})
+            run.rundir.ledger.forget({path: seen for path in own if (seen := run.rundir.version(path))})
     return Verified(damages, [damage for damage in found if damage.reason in UNFINISHED])
 
 

@@ -18,7 +18,7 @@ from taugrid.config.section import GONE
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
 from taugrid.storage import is_url, open_place
-from taugrid.words import did_you_mean
+from taugrid.words import did_you_mean, with_controls
 
 USER_PREFIX = "x-"
 """Prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors."""
@@ -77,7 +77,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         text = _bytes(path).decode("utf-8")
         values = json.loads(text, object_pairs_hook=_without_duplicates) if path.suffix == ".json" else _from_yaml(text)
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         reason = joined_lines(error)
         if isinstance(error, yaml.MarkedYAMLError):
             reason = _place_and_problem(error, text)
@@ -241,6 +241,8 @@ def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
     path = None if isinstance(given, Mapping) else find(given)
     values = given if isinstance(given, Mapping) else read(find(given))
     merged = merge(values, assignments)
+    if (text := with_controls(merged)) is not None:
+        raise UserError(f"{path or 'config'}: {text!r} has a control character; remove it")
     _refuse_overruled(merged, assignments)
     _refuse_second_source(merged, assignments)
     if path is not None and path.name == CONFIG_NAME:

@@ -37,7 +37,7 @@ def read_json(path: Path, storage: Storage = LOCAL) -> Any | None:
     """A JSON file's value, or None if the file is missing or not JSON. OSError if it can't be read."""
     try:
         return json.loads(storage.read(path).decode())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
 
 

@@ -275,6 +275,25 @@ def test_a_key_that_a_json_file_has_twice_is_refused(tmp_path):
         load(str(path))
 
 
+@pytest.mark.parametrize("text", ["a\x1b[31m", "\x9b2J", "a\u202eb", "\ud800", "\x00"], ids=repr)
+@pytest.mark.parametrize(
+    "more",
+    [
+        lambda text: {"data": {"name": "folder", "root": text, "shape": [1, 8, 8]}},
+        lambda text: {"grid": {"steps": [2], "data.root": [text]}},
+        lambda text: {"grid": {text: [2]}},
+        lambda text: {"model": {"callable": text}},
+    ],
+)
+def test_a_text_that_steers_a_terminal_is_refused(tmp_path, text, more):
+    """Such a label ended a report, whose figures are XML, and passed through every table."""
+    for given in (MINIMAL | more(text), str(tmp_path)):
+        (tmp_path / "config.json").write_text(json.dumps(MINIMAL | more(text)))
+        with pytest.raises(UserError, match="control character") as caught:
+            load(given)
+        assert text not in str(caught.value)
+
+
 def test_a_damaged_config_of_a_run_directory_may_be_replaced_by_ones_own(tmp_path):
     way_out = rf"; move it away and write it again from your own config: `taugrid report CONFIG --out {tmp_path}`$"
     for content in ('{"name": ', "null", "[]", '{"name": "x", "sample": {"batch_s<ze": 1}}'):

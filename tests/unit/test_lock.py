@@ -324,9 +324,37 @@ def test_a_driver_that_was_taken_over_says_so_even_if_it_can_end_only_by_force(t
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "{", '{"host": "x"}'])
+LEASE = {
+    "host": "x", "process": 1, "boot": "y", "run": None, "session": "z", "heartbeat": "2026-01-01T00:00:00+00:00",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        "{",
+        "null",
+        "[" * 10_000,
+        '{"host": "x"}',
+        *(
+            json.dumps(LEASE | changed)
+            for changed in (
+                {"heartbeat": "2026-01-01T00:00:00"},
+                {"heartbeat": "2026-01-01"},
+                {"heartbeat": 5},
+                {"process": "1"},
+                {"process": 2**70, "host": socket.gethostname(), "boot": lease._boot()},
+                {"process": os.getpid(), "host": socket.gethostname(), "boot": lease._boot(), "session": []},
+            )
+        ),
+    ],
+)
 def test_a_lease_that_makes_no_sense_is_no_lease(tmp_path, content):
     (tmp_path / "lease.json").write_text(content)
+    assert lease.Lease(RunDir(tmp_path)).live_holder() is None
     with RunDir(tmp_path).lock():
         assert json.loads((tmp_path / "lease.json").read_text())["process"] == os.getpid()
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
+from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.write import write_cells
 from taugrid.orchestrator.rundir import provenance
@@ -20,6 +22,7 @@ from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory, orphans_in_words
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.registry.extractors import ExtractorSpec
+from taugrid.run_id import claim
 
 
 def test_each_session_has_its_own_events(tmp_path):
@@ -131,13 +134,46 @@ def test_a_folder_that_is_no_run_directory_is_not_written_to(tmp_path):
     (rundir.root / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"not empty and no run directory \(it holds thesis.tex\)"):
         check_is_run_directory(rundir)
-    (rundir.root / "run.json").write_text("{}")  # a session that was killed before it wrote the config
+    claim(rundir.root, rundir.storage)  # a session that was killed before it wrote the config
     check_is_run_directory(rundir)
+
+
+NETWORK = {"_class_name": "UNet2DModel", "sample_size": 8}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": NETWORK},
+        {"config.json": {**NETWORK, "name": "mine"}},
+        {"config.json": {"sample": {}}},
+        {"config.json": {}},
+        {"config.json": []},
+        {"config.json": ["name", "sample"]},
+        {"config.json": "name sample"},
+        {"config.json": NETWORK, "run.json": {}},
+        {"config.json": NETWORK, "run.json": {"run": 1}},
+        {"config.json": NETWORK, "run.json": "run"},
+        {"config.json": NETWORK, "lease.json": {}},
+        {"run.json": {"mine": 1}},
+    ],
+    ids=json.dumps,
+)
+def test_the_files_of_something_else_are_neither_overwritten_nor_removed(tmp_path, files):
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for command in ("report gaussian --out", "clean --logs --yes"):
+        assert isinstance(CliRunner().invoke(cli, [*command.split(), str(tmp_path)]).exception, UserError)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
 def test_a_config_that_can_not_be_read_is_not_replaced(tmp_path, content):
     rundir = RunDir(tmp_path)
+    claim(rundir.root, rundir.storage)
     rundir.config.write_bytes(content)
     with pytest.raises(UserError, match=r"config.json can't be read"):
         check_is_run_directory(rundir)

@@ -1,0 +1,69 @@
+"""A run directory may be another person's: whatever its files say, nothing outside it is written or removed."""
+
+import json
+import shutil
+from datetime import UTC, datetime
+
+import pytest
+from nights import checkpoint, taugrid, write_config
+
+from taugrid.storage import write_sealed
+
+pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of one cell."""
+    folder = tmp_path_factory.mktemp("finished")
+    network = checkpoint(folder / "network")
+    config = write_config(
+        folder / "night.yaml", network, grid={"steps": [2], "eta": [0.0]}, evaluate={"metrics": ["fid"]}
+    )
+    taugrid("run", config, "--out", folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def both(finished, tmp_path):
+    """A history of one night, and a run that is no part of it."""
+    night = tmp_path / "history" / "nights" / "2026-01-01"
+    shutil.copytree(finished, night / "run")
+    verdict = {"night": "2026-01-01", "time": datetime(2026, 1, 1, tzinfo=UTC).isoformat()}
+    write_sealed(night / "verdict.json", verdict)
+    return night / "run", shutil.copytree(finished, tmp_path / "victim")
+
+
+def everything(root):
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def with_ids(run, of, new):
+    """plan.json with another id of the cell or the model, and folders by which a path through it leads elsewhere."""
+    plan = json.loads((run / "plan.json").read_text())
+    (cell,), (model,) = plan["cells"], plan["models"]
+    if of == "cell":
+        name = next((run / "samples").iterdir()).name.removesuffix(cell["id"])
+        (run / "samples" / f"{name}{new.partition('/')[0]}").mkdir(exist_ok=True)
+        cell["id"] = new
+    else:
+        model["id"] = cell["model"] = new
+    (run / "plan.json").write_text(json.dumps(plan))
+
+
+@pytest.mark.parametrize("command", ["clean", "report"])
+@pytest.mark.parametrize("of", ["cell", "model"])
+def test_ids_in_a_plan_lead_nowhere(both, tmp_path, of, command):
+    run, victim = both
+    before = everything(victim)
+    images = next((victim / "samples").iterdir())
+    up = "../" * len((run / "samples").relative_to(tmp_path).parts)
+    for new in (f"x/../{up}victim/samples/{images.name}", f"{up}outside", str(victim / "new"), "a/b"):
+        with_ids(run, of, new)
+        if command == "clean":
+            taugrid("clean", tmp_path / "history", "--keep-nights", 0, "--yes", code=None)
+        else:
+            taugrid("report", run, code=None)
+        assert everything(victim) == before
+        assert {path.name for path in tmp_path.iterdir()} == {"history", "victim"}
+        assert not (run / "models" / "a").exists()
