@@ -49,7 +49,7 @@ SMALL = (3, 2, 2)
 """The shape of the sampler's tensors: their arithmetic then costs the host what launches cost it."""
 
 STEPS, BATCH, BATCHES = 10, 250, 20
-"""Of a shard of 50,000 evaluations, the default of `sample.shard_evaluations`."""
+"""Of a shard of 50,000 evaluations."""
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,19 @@ SHARDS_A_WORKER = 4
 
 
 def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
-    """A warning if the plan has fewer shards than there are workers; else None.
+    """A warning if the longest shard takes more than a worker's share of all work; else None.
 
     `has_samples` is as for `smaller_shards`.
     """
-    shards = plan.num_shards
-    if shards >= workers:
+    cell, total = plan.longest, sum(cell.total_nfe for cell in plan.cells)
+    evaluations = cell.first_shard.total_nfe
+    if evaluations * workers <= total:
         return None
-    longest, total = max(plan.cells, key=lambda cell: cell.nfe), sum(cell.total_nfe for cell in plan.cells)
-    advice = smaller_shards(longest.settings, longest.nfe, total / (SHARDS_A_WORKER * workers), has_samples)
-    idle = workers - shards
-    return f"{counted(shards, 'shard')} to sample for {workers} workers: {idle} will have nothing to sample; {advice}"
+    advice = smaller_shards(cell.settings, cell.nfe, total / (SHARDS_A_WORKER * workers), has_samples)
+    return (
+        f"{counted(plan.num_shards, 'shard')} to sample for {workers} workers, and the longest is {evaluations:,} of "
+        f"all {total:,} network evaluations: workers will be idle; {advice}"
+    )
 
 
 def too_long(settings: Sample, steps: int, evaluations: int, seconds: float, limit: float = LONG_SECONDS) -> str | None:

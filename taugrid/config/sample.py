@@ -103,12 +103,12 @@ class Sample(Section):
     bf16-weights casts weights and x once. The sampler's own arithmetic is float32 for all of them."""
     num_samples: Positive = 1_000
     """N. Not part of a cell's identity: raising it extends the cell."""
-    batch_size: Positive = 256
+    batch_size: Positive = 128
     """Images that the network sees at once. Part of a cell's identity: another batch may change the last bit."""
     seed: Seed | None = None
     """Defaults to the top-level `seed`."""
-    shard_evaluations: Positive = 50_000
-    """Number of network evaluations that one shard should take."""
+    shard_evaluations: Positive = 2_000
+    """Number of network evaluations that one shard should take. A shard is at least one batch."""
     compile: Compilation = "none"
     """`default`: the network is compiled by torch (torch.compile), for full batches. `reduce-overhead`: its kernels are
     launched as one CUDA graph too; it needs an NVIDIA or AMD GPU."""

@@ -227,7 +227,7 @@ def test_shards_tile_the_cell_in_whole_batches_and_growing_moves_no_boundary(n, 
 
 
 def test_shards_are_sized_by_cost():
-    p = planned(sample={"num_samples": 3000, "batch_size": 100}, grid={"steps": [10, 100]})
+    p = planned(sample={"num_samples": 3000, "batch_size": 100, "shard_evaluations": 50_000}, grid={"steps": [10, 100]})
     shards = [cell.shards for cell in p.cells]
     assert list(map(len, shards)) == [1, 6]  # 5000 and 500 images for 50,000 evaluations
     assert [cell.num_shards for cell in p.cells] == [1, 6]

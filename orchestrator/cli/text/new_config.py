@@ -44,7 +44,6 @@ data: {data}
 sample:
   num_samples: {num_samples}  # N, images of each cell; papers take 50000, and it may grow later
   batch_size: {batch_size}  # images at once
-  shard_evaluations: 10000  # network evaluations of one piece of work
   {labels}labels: balanced  # as many images of each class; or random, a class, a list
   {clip}  # limits predictions to [-1, 1]; a latent has no such limit
   # precision: bf16  # faster on a GPU; the default is float32
