@@ -60,6 +60,8 @@ def test_enough_shards_are_not_spoken_of(tmp_path):
     config = configured(workers=2, num_samples=1024, batch_size=64, shard_evaluations=5000)
     found = plan(config)
     assert too_few_shards(found, 2, has_samples=False) is None
+    halves = plan(configured(num_samples=1024, batch_size=64, shard_evaluations=5120))
+    assert (halves.num_shards, too_few_shards(halves, 2, has_samples=False)) == (2, None)
     assert describe_plan(Run(config, found, RunDir(tmp_path)))["remarks"] == []
 
 
