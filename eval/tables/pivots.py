@@ -214,7 +214,8 @@ class Arrangement:
         free = [name for name in self.settings if name != columns]
         several = {name for name in ("eta", "steps") if ready[name].nunique() > 1}
         several |= {"eta"} if ready["sigma"].nunique() > 1 else set()  # sigma_hat has 1 as its number eta
-        several -= {"steps"} if columns == EVALUATIONS else set()
+        places = [*self.settings, *self.table_keys, "sigma", "eta", EVALUATIONS]
+        several -= {"steps"} if columns == EVALUATIONS and _determined(ready, "steps", places) else set()
         named = "eta" if ready["eta"].notna().any() else "sampler"
         ends = [*(["steps"] if "steps" in several else []), *([named] if named not in free else [])]
         rows = list(self.layout.rows) or [*free, *(name for name in ends if name != columns)]

@@ -101,7 +101,8 @@ class QualityTable:
         if not self.layout.rows and self.layout.columns in ("steps", EVALUATIONS):
             return self
         unmarked = dict.fromkeys((metric.name for metric in self.metrics), frozenset[str]())
-        return replace(self, layout=USUAL._replace(x=self.layout.x), recorded=unmarked)
+        columns = EVALUATIONS if self.layout.columns == EVALUATIONS else "steps"
+        return replace(self, layout=USUAL._replace(x=self.layout.x, columns=columns), recorded=unmarked)
 
     @cached_property
     def metrics(self) -> list[MetricColumn]:

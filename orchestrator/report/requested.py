@@ -34,7 +34,8 @@ def layout(config: Config, plan: Plan) -> Layout:
             f"report.rows: {', '.join(rows)} with report.columns: {columns} names a key twice; name each once"
         )
     x = config.report.x or ("evaluations" if _costly(plan) else "steps")
-    return Layout(tuple(rows), EVALUATIONS if columns == "steps" and x == "evaluations" and _meet(plan) else columns, x)
+    by_cost = columns == "steps" and x != "steps" and _costs_differ(plan)
+    return Layout(tuple(rows), EVALUATIONS if by_cost else columns, x)
 
 
 def _costly(plan: Plan) -> list[Cell]:
@@ -42,13 +43,10 @@ def _costly(plan: Plan) -> list[Cell]:
     return [cell for cell in plan.cells if cell.nfe != cell.settings.steps]
 
 
-def _meet(plan: Plan) -> bool:
-    """Whether one of these has as many evaluations as another sampler's cell, and no table needs S beside them."""
-    samplers: dict[int, set[str]] = defaultdict(set)
-    for cell in plan.cells:
-        samplers[cell.nfe].add(cell.settings.sampler)
-    places = {(c.model.id, repr(c.settings.model_copy(update={"steps": c.nfe}))) for c in plan.cells}
-    return len(places) == len(plan.cells) and any(len(samplers[cell.nfe]) > 1 for cell in _costly(plan))
+def _costs_differ(plan: Plan) -> bool:
+    """Whether there are several samplers, and cells that differ in network evaluations a step."""
+    samplers, costs = {cell.settings.sampler for cell in plan.cells}, {c.nfe / c.settings.steps for c in plan.cells}
+    return len(samplers) > 1 and len(costs) > 1
 
 
 def evaluations(plan: Plan) -> list[str]:

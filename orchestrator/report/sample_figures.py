@@ -131,7 +131,9 @@ def _groups(plan: Plan) -> dict[str, list[Cell]]:
 
 
 def _place(cell: Cell) -> EtaAndSteps:
-    eta = cell.settings.sampler if cell.eta is None else cell.eta
+    """The row and column of a cell. A sampler without eta is the row's name, unless the title names it."""
+    sampler = "" if "sampler" in cell.naming.keys else cell.settings.sampler
+    eta = sampler if cell.eta is None else cell.eta
     return (eta if isinstance(eta, str) else f"{eta:g}", cell.settings.steps)
 
 

@@ -74,8 +74,8 @@ class Report(Section):
     """Keys of the grid that a table's rows are, in this order; null: all that vary, and eta at the end. What is neither
     in rows nor in columns makes separate tables."""
     columns: Annotated[str, Field(min_length=1)] = "steps"
-    """The key that a table's columns are. With x: evaluations, `steps` becomes network evaluations where samplers whose
-    evaluations are not S have numbers of them in common with others."""
+    """The key that a table's columns are. `steps` becomes network evaluations where samplers differ in evaluations a
+    step, unless x is steps."""
     x: Literal["steps", "evaluations", "seconds"] | None = None
     """The horizontal axis of figures/quality: S, network evaluations per image, or measured device seconds; null:
     evaluations if a cell's number of them is not S, else steps."""

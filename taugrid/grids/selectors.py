@@ -70,7 +70,8 @@ def fits(value: Any, wanted: Any) -> bool:
     if not isinstance(wanted, str):
         return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
     if isinstance(value, str):
-        return value in (wanted, AS_IN_TABLES.get(wanted)) or ("/" in value and value.endswith(f"/{wanted}"))
+        written = (wanted, AS_IN_TABLES.get(wanted), f"diffusers:{wanted}Scheduler")
+        return value in written or ("/" in value and value.endswith(f"/{wanted}"))
     if isinstance(value, bool) or value is None:
         return wanted.lower() == plain_text(value)
     if isinstance(value, int | float):

@@ -47,3 +47,10 @@ def test_keys_that_enter_no_id_say_so():
     )
     assert "*Not in ids.*" in items["num_samples"]
     assert "*By content.*" in items["checkpoint"]
+
+
+def test_a_line_of_a_docstring_that_goes_on_is_no_new_item():
+    returns = reference.docstring("Says.\n\nReturns:\n    `a`, the first, and\n    `b`, the second.")
+    assert list(returns) == ["Says.", "Returns:", "- `a`, the first, and `b`, the second."]
+    arguments = reference.docstring("Says.\n\nArgs:\n    a: the first, and\n        its rest.\n    b: the second.")
+    assert list(arguments)[-1] == "- `a`: the first, and its rest.\n- `b`: the second."

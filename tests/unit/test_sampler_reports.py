@@ -46,12 +46,13 @@ from taugrid.eval.tables.published.counterparts import (
 from taugrid.eval.tables.quality import QualityTable, to_markdown
 from taugrid.grids.axes import EVALUATIONS, Layout
 from taugrid.grids.names import value_text
-from taugrid.grids.selectors import fits, parse
+from taugrid.grids.selectors import chosen, fits, parse
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.requested import evaluations, layout
+from taugrid.orchestrator.report.sample_figures import first_images
 from taugrid.orchestrator.report.write import about_short_cells
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.selection import find_cell
@@ -159,6 +160,21 @@ def test_columns_of_evaluations_put_cells_of_equal_cost_in_one_column():
     assert [[entry.best for entry in row] for row in pivot.entries] == [[False, False], [True, True]]
 
 
+def test_the_best_of_a_column_is_that_of_one_cost():
+    [pivot] = table(product(), Layout(columns=EVALUATIONS)).section(FID).tables
+    assert pivot.columns == ["5", "9", "10", "19"]
+    best = [[entry.number for entry in row if entry.best] for row in pivot.entries]
+    assert best == [[], [], [15.0, 10.0], []], "heun's 11 with 9 evaluations is no better than dpm++2m's 15 with 5"
+
+
+def test_cells_of_one_cost_and_other_steps_have_rows_of_their_own():
+    """Two cells of ermongroup-uniform at S > 500 have 1,000 evaluations."""
+    rows = [cell("ddim", s, 0.0, fid=9.0, evaluations=1000, spacing="ermongroup-uniform") for s in (501, 600)]
+    [pivot] = table([*rows, cell("dpm++2m", 1000, fid=8.0)], Layout(columns=EVALUATIONS)).section(FID).tables
+    assert (pivot.columns, pivot.row_keys) == (["1000"], ("sampler", "S", "η"))
+    assert [label[1] for label in pivot.labels] == ["501", "600", "1000"]
+
+
 def test_a_column_that_one_sampler_has_alone_has_no_best():
     rows = [cell("heun", 5, spacing=name, fid=fid) for name, fid in (("linear", 9.0), ("quadratic", 8.0))]
     rows += [cell("ddim", 5, 0.0, spacing="linear"), cell("ddim", 9, 0.0, spacing="linear")]
@@ -188,16 +204,20 @@ COLLIDING = [{"sampler": ["ddim"], "spacing": ["ermongroup-uniform"], "steps": [
     [
         ({"steps": [5, 10], "eta": [0.0, 1.0]}, {}, "steps", "steps"),
         ({"steps": [5, 10], "eta": [0.0, 1.0]}, {"x": "seconds"}, "steps", "seconds"),
-        (PRODUCT, {}, "steps", "evaluations"),
+        (PRODUCT, {}, EVALUATIONS, "evaluations"),
+        (PRODUCT, {"x": "seconds"}, EVALUATIONS, "seconds"),
+        ({"sampler": ["heun"], "steps": [5, 10]}, {}, "steps", "evaluations"),
         (MEETING, {}, EVALUATIONS, "evaluations"),
         (MEETING, {"x": "steps"}, "steps", "steps"),
         (MEETING, {"columns": "sampler"}, "sampler", "evaluations"),
-        (COLLIDING, {}, "steps", "evaluations"),
+        (COLLIDING, {}, EVALUATIONS, "evaluations"),
     ],
-    ids=["no other count", "seconds", "no count in common", "counts in common", "steps", "other columns", "one place"],
-)
-def test_columns_are_evaluations_where_samplers_meet_and_s_does_not_say_so(grid, report, columns, x):
-    """Two cells of ermongroup-uniform at S > 500 have 1,000 evaluations, so a column of them can't tell them apart."""
+    ids=[
+        "no other count", "seconds", "no count in common", "of figures alone", "one sampler", "counts in common",
+        "steps", "other columns", "one place",
+    ],
+)  # fmt: skip
+def test_columns_are_evaluations_where_samplers_differ_in_them(grid, report, columns, x):
     found, config = planned(grid, report)
     assert layout(config, found) == ((), columns, x)
 
@@ -503,6 +523,18 @@ def test_names_of_samplers_need_no_quotes(value):
     options = {"solver_order": 3, "final_sigmas_type": "zero"}
     [condition] = parse(f"sampler_options={value_text(options)}")
     assert fits(options, condition.value)
+
+
+def test_a_scheduler_is_chosen_by_its_name_in_tables():
+    points = [{"sampler": name} for name in ("ddim", "diffusers:DEISMultistepScheduler")]
+    assert chosen("sampler=DEISMultistep", points, {"sampler": "sampler"}) == [1]
+
+
+def test_a_picture_of_samples_names_a_sampler_once(run):
+    found = first_images(open_existing(str(run)))
+    assert {group.title: sorted(group.images) for group in found} == {
+        "sampler=ddim": [("0", 2), ("0", 3)], "sampler=dpm++2m": [("", 2), ("", 3)], "sampler=heun": [("", 2), ("", 3)],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", ["reconstruct", "interpolate"])

@@ -163,7 +163,7 @@ def docstring(text: str | None) -> Iterator[str]:
         yield head
         entries = (
             re.fullmatch(r"(?:([\w.]+):)?(.*)", entry, re.DOTALL)
-            for entry in re.split(r"\n(?=\S)", textwrap.dedent(rest))
+            for entry in re.split(r"\n(?=[\w.]+:)", textwrap.dedent(rest))
         )
         yield "\n".join(item(*map(markdown, entry.groups(""))) for entry in entries if entry)
 
