@@ -149,11 +149,14 @@ def _require_runs(*given: str) -> None:
 
 def _compared_text(row: dict[str, Any]) -> str:
     from taugrid.eval.tables.differences_files import difference_line
-    from taugrid.eval.tables.entries import INDISTINGUISHABLE
+    from taugrid.eval.tables.entries import INDISTINGUISHABLE, Z_95
     from taugrid.registry.metrics import COLUMNS
 
-    titles = {name: column.title for name, column in COLUMNS.items()}
-    lines = [f"{titles[name]}, {difference_line({**row, **its})}" for name, its in row["metrics"].items()]
+    lines = []
+    for name, its in row["metrics"].items():
+        is_better = (its["difference"] > 0) == COLUMNS[name].higher_is_better
+        verdict = f", {'better' if is_better else 'worse'}" if abs(its["z"] or 0) >= Z_95 else ""
+        lines.append(f"{COLUMNS[name].title}, {difference_line({**row, **its})}{verdict}")
     is_marked = any(INDISTINGUISHABLE in line for line in lines)
     meaning = f"{INDISTINGUISHABLE} sampling alone can explain it" if is_marked else ""
     return "\n".join(filter(None, [*lines, meaning, row["note"]]))

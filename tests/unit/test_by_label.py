@@ -144,8 +144,11 @@ def test_a_guided_run_has_a_table_and_figures_by_class_and_computes_them_once(tm
     assert 0.9 < means[0] < means[1] <= 1
     assert {"kid", "agreement_se"} <= set(frame.columns)
     assert 'id="labels"' in (root / "report.html").read_text()
-    told = taugrid("compare", root, "guidance=1", "guidance=2")[0]
-    assert "Agreement, S 2 at eta 0, guidance: 1.0 -> 2.0, network_evaluations: 2 -> 4: +0.060" in told
+    [told] = [line for line in taugrid("compare", root, "guidance=1", "guidance=2")[0].splitlines() if "Agree" in line]
+    assert told.startswith("Agreement, S 2 at eta 0, guidance: 1.0 -> 2.0, network_evaluations: 2 -> 4: +0.060")
+    assert told.endswith("better"), "higher is better"
+    back = taugrid("compare", root, "guidance=2", "guidance=1")[0]
+    assert [line.endswith("worse") for line in back.splitlines() if "Agree" in line] == [True]
     for cell in opened.plan.cells:
         with Image.open(root / f"figures/classes-{cell.name}.png") as picture:
             assert json.loads(picture.info["taugrid-tiles"])["labels"] == list("0123456789")
