@@ -1,11 +1,10 @@
 """The result of a run as one number and in two sentences, which claim nothing beyond its numbers and their errors."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from taugrid.eval.tables.differences_files import differences_of
-from taugrid.eval.tables.entries import INDISTINGUISHABLE, Z_95, Entry
+from taugrid.eval.tables.entries import INDISTINGUISHABLE, Entry
 from taugrid.eval.tables.labels import row_name, spelled
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Pivot
@@ -74,39 +73,21 @@ class Hero(NamedTuple):
     """Such as "FID 13.2 ± 1.7"."""
     place: str
     about: str
-    """Why it is this cell."""
+    """Its settings, and of how many cells it is the best."""
 
 
-def hero(quality: QualityTable, differences: Sequence[Mapping[str, Any]]) -> Hero | None:
-    """The best cell by the metric that judges or, of those not told apart from it, the one with the fewest steps.
-
-    `differences` has the rows of differences.csv: only pairs in it are compared, and means over replicates are not.
-    None without a score, or if not all scores can be compared.
-    """
+def hero(quality: QualityTable) -> Hero | None:
+    """The best cell by the metric that decides; None without a score, or if not all scores can be compared."""
     metric = quality.judged_by
     cells = measured(quality, metric)
     if len(comparable(cells)) != 1:
         return None
     best = _best(cells)
-    pairs = [] if quality.means.over else list(filter(_is_alike, differences_of(differences, metric)))
-    both = ({row["cell_a"], row["cell_b"]} for row in pairs)
-    alike = {best.entry.cell}.union(*(cells for cells in both if best.entry.cell in cells))
-    fewest = min(cell.at for cell in cells if cell.entry.cell in alike)
-    found = _best([cell for cell in cells if cell.entry.cell in alike and cell.at == fewest])
-    steps = f"{found.at} {'steps' if found.table.column_key == 'S' else 'network evaluations'}"
-    about = f"{found.line}, the {_end(metric)} {metric.title} of {counted(len(cells), 'scored cell')}"
-    if found is not best:
-        told = f"{best.entry.shown} at {best.place}, is not told apart from it by their paired difference"
-        about = f"{found.line}. The {_end(metric)} {metric.title}, {told}"
-    elif len(cells) == 1:
-        about = f"{found.line}, the only scored cell"
-    value = f"{metric.title} {found.entry.shown}".partition(" (")[0]  # spreads and counts are in the table
-    return Hero(found.entry.cell, steps, value, found.place, f"{about}.".lstrip(", "))
-
-
-def _is_alike(row: Mapping[str, Any]) -> bool:
-    """Whether sampling alone can explain a difference; that of cells with the same samples has no z."""
-    return bool(row["difference"] == 0 if row["z"] is None else abs(row["z"]) < Z_95)
+    steps = f"{best.at} {'steps' if best.table.column_key == 'S' else 'network evaluations'}"
+    of = f"the {_end(metric)} {metric.title} of {counted(len(cells), 'scored cell')}"
+    about = f"{best.line}, {of if len(cells) > 1 else 'the only scored cell'}."
+    value = f"{metric.title} {best.entry.shown}".partition(" (")[0]  # spreads and counts are in the table
+    return Hero(best.entry.cell, steps, value, best.place, about.lstrip(", "))
 
 
 def _end(metric: MetricColumn) -> str:

@@ -34,8 +34,8 @@ MAX_POINTS = 20
 """Rows of a model's losses. The log of a training may have thousands."""
 MAX_MODELS = 12
 ABOUT_COSTS = (
-    f"{CAPTION} Measured FIDs decide, so near ties are not told apart. Seconds depend on the machines and on what else "
-    "they did."
+    f"{CAPTION} Measured {{title}}s decide, so near ties are not told apart. Seconds depend on the machines and on "
+    "what else they did."
 )
 COLOURS = 8
 """Colours of lines in report.css, from dark to light."""
@@ -92,7 +92,7 @@ def quality_chart(
 
 
 def cost_chart(costs: Sequence[Cost]) -> Chart:
-    alt_text = "FID against network evaluations and device seconds"
+    alt_text = f"{costs[0].metric.title} against network evaluations and device seconds"
     return chart(costs_figure(costs), "cost", alt_text, *costs_table(costs))
 
 

@@ -14,7 +14,7 @@ from taugrid.eval.pages.comparisons import differences, effects, protocol_line, 
 from taugrid.eval.pages.environment import asset, environment, rendered
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
 from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
-from taugrid.eval.tables.ablation.cost import Cost
+from taugrid.eval.tables.ablation.cost import Cost, named
 from taugrid.eval.tables.by_label import LabelTable
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable, section_latex, section_markdown
@@ -139,7 +139,7 @@ def _content(facts: PageFacts) -> dict[str, Any]:
     return {
         "name": facts.name,
         "made": facts.made,
-        "hero": hero(quality, facts.differences) if cells else None,
+        "hero": hero(quality) if cells else None,
         "answer": answer(cells, facts.planned),
         "measured_as": protocol_line(quality) if quality.rows else "",
         "metrics": list(_tables(quality)) if quality.rows else [],
@@ -177,7 +177,7 @@ def _charts(facts: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
         "judged_by": by,
         "of_fid": charts.quality_chart(quality, of_fid, facts.published) if of_fid else None,
         "costs": charts.cost_chart(facts.costs) if len(facts.costs) > 1 else None,
-        "about_costs": charts.ABOUT_COSTS,
+        "about_costs": named(charts.ABOUT_COSTS, by),
         "losses": charts.loss_chart(losses) if losses else None,
     }
 

@@ -22,7 +22,7 @@ def rows():
 
 def test_means_over_replicates_with_what_they_took():
     found = costs(table(rows()), {row["cell"]: 10.0 + row[TRAINING] for row in rows()})
-    assert [(c.settings["schedule"], c.settings["S"], c.fid, c.evaluations, c.train_seconds) for c in found] == [
+    assert [(c.settings["schedule"], c.settings["S"], c.value, c.evaluations, c.train_seconds) for c in found] == [
         ("linear", "10", 9.5, 10, 10.5), ("linear", "20", 5.5, 20, 10.5),
         ("cosine", "10", 7.5, 10, 10.5), ("cosine", "20", 6.5, 20, 10.5),
     ]  # fmt: skip
@@ -49,8 +49,18 @@ def test_files_and_figure_mark_the_same_cells(tmp_path):
     assert [len(panel.containers) for panel in figure.axes] == [4, 4]
     for panel, names in zip(figure.axes, (cheapest(found, "evaluations"), cheapest(found, "seconds")), strict=True):
         (front,) = [line for line in panel.lines if line.get_color() == GREY]
-        assert sorted(front.get_ydata()) == sorted(cost.fid for cost in names)
+        assert sorted(front.get_ydata()) == sorted(cost.value for cost in names)
     assert costs(table([]), {}) == []
+
+
+def test_cost_goes_by_the_metric_that_decides(tmp_path):
+    kid = {10: 0.02, 20: -0.01}
+    once = [row for row in rows() if not row[TRAINING]]
+    found = costs(table([row | {"fid_se": None, "kid": kid[row["steps"]], "kid_se": 0.001} for row in once]), {})
+    assert [cost.best_for_evaluations for cost in found] == [True] * 4, "by FID, two are worse"
+    write_costs(found, tmp_path)
+    assert "S,η,kid,kid_se,evaluations" in (tmp_path / "cost.csv").read_text()
+    assert costs_figure(found).axes[0].get_yscale() == "linear", "KID may be 0 or less"
 
 
 def test_cells_that_cannot_be_compared_do_not_beat_each_other_and_what_has_no_cost_is_not_marked():

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 import taugrid
 from taugrid.config.load import load
 from taugrid.eval.figures.pictures import KEY, reconstructions
-from taugrid.eval.pages.answer import answer, hero, measured
+from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.pages.charts import quality_chart
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
@@ -461,29 +461,21 @@ def test_names_of_lines_are_shown_as_they_are():
     assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")][-3:] == list(logs)
 
 
-def alike(cell_a, cell_b, z):
-    return {"cell_a": cell_a, "cell_b": cell_b, "difference": -1.0, "z": z}
+def test_the_number_at_the_top_is_that_of_the_best_cell():
+    near = {"cell_a": "10-1.0", "cell_b": "50-1.0", "difference": -1.0, "z": -1.9, "se": 0.5, "settings": "",
+            "along": "steps", "others": "", "note": "", "joined": False, "steps_a": 10, "steps_b": 50, "eta_a": 1.0,
+            "eta_b": 1.0, "sigma_a": "eta", "sigma_b": "eta"}  # fmt: skip
 
+    def number(rows, differences=()):
+        page = Parsed(report_html(findings(quality=written(rows), differences=differences, samples={})))
+        return [found["text"].replace("\u00a0", " ") for found in page.all("p", **{"class": "hero"})]
 
-def test_the_number_at_the_top_is_the_best_cells_or_that_of_fewer_steps_if_nothing_tells_them_apart():
-    def steps(*differences, rows=ROWS):
-        found = hero(written(rows), differences)
-        return found and (found.cell, found.steps, found.value)
-
-    assert steps() == ("50-1.0", "50 steps", "FID 8.0 ± 1.0")
-    assert steps(alike("10-1.0", "50-1.0", -5.0)) == ("50-1.0", "50 steps", "FID 8.0 ± 1.0")
-    assert steps(alike("10-0.0", "50-0.0", -0.5)) == ("50-1.0", "50 steps", "FID 8.0 ± 1.0"), "of other cells"
-    near = alike("10-1.0", "50-1.0", -1.9)
-    assert steps(near) == ("10-1.0", "10 steps", "FID 30.0 ± 1.0")
-    about = hero(written(ROWS), [near]).about
-    assert about == (
-        "η = 1.0. The lowest FID, 8.0 ± 1.0 at S = 50, η = 1.0, is not told apart from it by their paired difference."
-    )
-    mixed = [one | {"protocol": "q" if one["eta"] else "p"} for one in ROWS]
-    assert steps(rows=mixed) is None
-    assert steps(rows=[]) is None
-    alone = hero(written([ROWS[0] | {"fid": None, "isc_mean": 7.0}, ROWS[2] | {"fid": None, "isc_mean": 9.0}]), [])
-    assert (alone.cell, alone.value) == ("50-0.0", "Inception Score 9.00"), "higher is better"
+    assert number(ROWS) == ["50 steps: FID 8.0 ± 1.0"]
+    assert number(ROWS, [near]) == ["50 steps: FID 8.0 ± 1.0"], "10 steps with FID 30 are worse than 10 with 20"
+    assert number([one | {"protocol": "q" if one["eta"] else "p"} for one in ROWS]) == []
+    assert number([]) == []
+    alone = [ROWS[0] | {"fid": None, "isc_mean": 7.0}, ROWS[2] | {"fid": None, "isc_mean": 9.0}]
+    assert number(alone) == ["50 steps: Inception Score 9.00"], "higher is better"
 
 
 def test_the_top_shows_the_number_of_the_table_and_images_of_that_cell():

@@ -1,4 +1,4 @@
-"""The figure of cost: FID against network evaluations and device seconds, with the Pareto-optimal cells joined."""
+"""The figure of cost: a metric against network evaluations and device seconds, with the Pareto-optimal cells joined."""
 
 import math
 import textwrap
@@ -22,13 +22,11 @@ from taugrid.eval.figures.drawing import (
     name_parts,
     plain_style,
     row_styles,
-    say_if_empty,
 )
-from taugrid.eval.tables.ablation.cost import IMAGES, Cost
-from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.ablation.cost import IMAGES, Cost, named
 
 CAPTION = (
-    "Filled: Pareto-optimal, that is, no cell has a lower FID at no more cost; the grey line joins these. "
+    "Filled: Pareto-optimal, that is, no cell has a {better} at no more cost; the grey line joins these. "
     "Bars: ± one standard error. Left: equal numbers of evaluations are spread sideways. Right: numbers are S."
 )
 CAPTION_WIDTH = 110
@@ -41,13 +39,18 @@ GREY = "#999999"
 
 
 def costs_figure(costs: Sequence[Cost]) -> Figure:
-    """A panel for each cost, both axes logarithmic; filled points are Pareto-optimal, and a line joins them."""
+    """A panel for each cost; filled points are Pareto-optimal, and a line joins them.
+
+    All axes are logarithmic, but for values that may be 0 or less.
+    """
+    metric, is_log = costs[0].metric, all(cost.value > 0 for cost in costs)
     labels = dict.fromkeys(map(_setting, costs))
     row_keys = [name for cost in costs[:1] for name in cost.settings if name != "S"]
     names = {label: legend_name(name_of(label, row_keys, labels)) for label in labels}
     spread = _spread(cost.evaluations for cost in costs) if len(labels) > 1 else 0.0
     with plain_style():
         figure, (left, right) = make_panels(1, 2)
+        left.set_yscale("log" if is_log else "linear")
         styles = row_styles(names, row_keys, list(np.linspace(-spread / 2, spread / 2, len(labels))))
         _draw(left, costs, lambda cost: cost.evaluations, lambda cost: cost.best_for_evaluations, styles)
         exact = row_styles(names, row_keys, [0.0] * len(labels))
@@ -55,14 +58,14 @@ def costs_figure(costs: Sequence[Cost]) -> Figure:
         _write_steps(right, costs, exact)
         left.set_xlabel("network evaluations per image")
         right.set_xlabel(f"device seconds per {IMAGES:,} images")
-        left.set_ylabel(FID.heading)
-        mark_values(left)
+        left.set_ylabel(metric.heading)
+        if is_log:
+            mark_values(left)
         mark_numbers(left, sorted({cost.evaluations for cost in costs}) or [1])
         mark_round_numbers(right)
-        figure.supxlabel(textwrap.fill(CAPTION, CAPTION_WIDTH), fontsize=9)
+        figure.supxlabel(textwrap.fill(named(CAPTION, metric), CAPTION_WIDTH), fontsize=9)
         make_room(figure, names.values(), below=4)  # the line on filled markers, and the caption
         _legend(figure, styles)
-        say_if_empty(figure, "no cell has an FID")
     return figure
 
 
@@ -74,12 +77,12 @@ def _spread(counts: Iterable[int]) -> float:
 
 def _write_steps(panel: Axes, costs: Sequence[Cost], styles: Styles) -> None:
     """Write S beside each marker: above and below in turn from left to right, as neighbours may be close."""
-    shown = [(cost.seconds, cost) for cost in costs if cost.seconds is not None and cost.fid > 0]
+    shown = [(cost.seconds, cost) for cost in costs if cost.seconds is not None]
     for place, (seconds, cost) in enumerate(sorted(shown, key=lambda pair: pair[0])):
         look = styles[" ".join(_setting(cost))]
         text = panel.annotate(
             cost.settings["S"],
-            (seconds, cost.fid),
+            (seconds, cost.value),
             xytext=(4, (4, -9)[place % 2]),
             textcoords="offset points",
             fontsize=7,
@@ -111,13 +114,13 @@ def _draw(
     is_best: Callable[[Cost], bool],
     styles: Styles,
 ) -> None:
-    shown = [cost for cost in costs if price(cost) is not None and cost.fid > 0]
+    shown = [cost for cost in costs if price(cost) is not None]
     places = {cost.cell: (price(cost) or 0) * math.exp(styles[" ".join(_setting(cost))].x_offset) for cost in shown}
     for cost in shown:
-        look, error = styles[" ".join(_setting(cost))], 0.0 if math.isnan(cost.fid_se) else cost.fid_se
+        look, error = styles[" ".join(_setting(cost))], 0.0 if math.isnan(cost.error) else cost.error
         drawn = panel.errorbar(
             [places[cost.cell]],
-            [cost.fid],
+            [cost.value],
             yerr=[error],
             label=look.name,
             color=look.colour,
@@ -129,6 +132,8 @@ def _draw(
         )
         name_parts(look, drawn.get_children())
     for group in dict.fromkeys(cost.comparable_by for cost in shown):
-        best = sorted((places[cost.cell], cost.fid) for cost in shown if cost.comparable_by == group and is_best(cost))
+        best = sorted(
+            (places[cost.cell], cost.value) for cost in shown if cost.comparable_by == group and is_best(cost)
+        )
         if best:
             panel.plot(*np.array(best).T, color=GREY, linewidth=1.0, zorder=0)

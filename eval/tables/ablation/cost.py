@@ -1,11 +1,12 @@
 """Cost beside quality: what a cell's images and its training took, and which cells are Pareto-optimal.
 
-A cell is Pareto-optimal if no cell that can be compared with it has a lower FID at no more cost, or an equal one at
-less. Measured FIDs decide, without regard to their errors.
+A cell is Pareto-optimal if no cell that can be compared with it is better at no more cost, or equal at less. Measured
+values of the table's `judged_by` decide, without regard to their errors.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from taugrid.eval.tables.labels import labelled, prepared, short_columns
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import as_csv, write_files
 from taugrid.grids.axes import UNITS, USUAL
+from taugrid.registry.metrics import MetricColumn
 from taugrid.words import markdown_table
 
 IMAGES = 1_000
 """The number of images that seconds of sampling are for."""
 OPTIMAL = "●"
 ABOUT = (
-    f"{OPTIMAL} marks Pareto-optimal cells: none that can be compared has a lower FID at no more cost. Measured FIDs "
-    "decide, so near ties are not told apart. Network evaluations are per image; seconds are those of devices, as "
-    f"measured in this run, for sampling {IMAGES:,} images and for the training of the model. Seconds depend on the "
-    "machines and on what else they did."
+    f"{OPTIMAL} marks Pareto-optimal cells: none that can be compared has a {{better}} at no more cost. Measured "
+    "{title}s decide, so near ties are not told apart. Network evaluations are per image; seconds are those of "
+    f"devices, as measured in this run, for sampling {IMAGES:,} images and for the training of the model. Seconds "
+    "depend on the machines and on what else they did."
 )
 OF_MEANS = "Each value is the mean over {over}s; ± is its standard error."
 OF_CELLS = "± is one standard error of sampling."
@@ -42,8 +44,10 @@ class Cost:
     """All settings that vary, S and eta, by short names."""
     comparable_by: tuple[object, ...]
     """N and comparability key: only cells with equal values can be compared."""
-    fid: float
-    fid_se: float
+    metric: MetricColumn
+    value: float
+    error: float
+    """Its standard error; NaN if it has none."""
     evaluations: int
     """Network evaluations per image."""
     seconds: float | None
@@ -64,7 +68,8 @@ def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]
     if not table.rows:
         return []
     shown = table.frame
-    frame = shown[shown["fid"].notna() & shown["network_evaluations"].notna()].reset_index(drop=True)
+    metric = table.judged_by
+    frame = shown[shown[metric.name].notna() & shown["network_evaluations"].notna()].reset_index(drop=True)
     if frame.empty:
         return []
     means = averaged(frame, table.used_protocols)
@@ -80,16 +85,18 @@ def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]
             cell=row["cell"],
             settings={str(name): value for name, value in settings.items()},
             comparable_by=(row["num_samples"], row["protocol"]),
-            fid=float(row["fid"]),
-            fid_se=float(row["fid_se"]),
+            metric=metric,
+            value=float(row[metric.name]),
+            error=float(means.errors[metric.name][row["cell"]] if means.over else row.get(metric.sampling_error, nan)),
             evaluations=int(row["network_evaluations"]),
             seconds=_mean_of_known(seconds, members),
             train_seconds=_mean_of_known(train_seconds, members),
             over=UNITS[means.over] if means.over else "",
         )
         rows.append(cost)
-    by_evaluations = pareto([(cost.comparable_by, cost.evaluations, cost.fid) for cost in rows])
-    by_seconds = pareto([(cost.comparable_by, cost.seconds, cost.fid) for cost in rows])
+    sign = -1 if metric.higher_is_better else 1
+    by_evaluations = pareto([(cost.comparable_by, cost.evaluations, sign * cost.value) for cost in rows])
+    by_seconds = pareto([(cost.comparable_by, cost.seconds, sign * cost.value) for cost in rows])
     marks = zip(rows, by_evaluations, by_seconds, strict=True)
     return [replace(cost, best_for_evaluations=a, best_for_seconds=b) for cost, a, b in marks]
 
@@ -116,8 +123,8 @@ def write_costs(costs: Sequence[Cost], folder: Path) -> None:
         {
             "cell": cost.cell,
             **cost.settings,
-            "fid": cost.fid,
-            "fid_se": cost.fid_se,
+            cost.metric.name: cost.value,
+            f"{cost.metric.name}_se": cost.error,
             "evaluations_per_image": cost.evaluations,
             "seconds_per_1000_images": cost.seconds,
             "train_seconds": cost.train_seconds,
@@ -131,19 +138,26 @@ def write_costs(costs: Sequence[Cost], folder: Path) -> None:
 
 def costs_table(costs: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
     """The column headings, and a row for each cell, in the order of the grid."""
-    headings = [*costs[0].settings, "FID", "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
+    title = costs[0].metric.title
+    headings = [*costs[0].settings, title, "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
     return headings, [_line(cost) for cost in costs]
+
+
+def named(text: str, metric: MetricColumn) -> str:
+    """`text` with the metric's {title}, and what is {better}, such as "lower FID"."""
+    return text.format(title=metric.title, better=f"{'higher' if metric.higher_is_better else 'lower'} {metric.title}")
 
 
 def costs_markdown(costs: Sequence[Cost]) -> str:
     headings, rows = costs_table(costs)
     body = markdown_table(headings, "l" * len(costs[0].settings) + "rrrrcc", rows)
     over = costs[0].over
-    return f"# Cost beside quality\n\n{ABOUT} {OF_MEANS.format(over=over) if over else OF_CELLS}\n\n{body}\n"
+    about = named(ABOUT, costs[0].metric)
+    return f"# Cost beside quality\n\n{about} {OF_MEANS.format(over=over) if over else OF_CELLS}\n\n{body}\n"
 
 
 def _line(cost: Cost) -> list[str]:
-    numbers = [shown_number(cost.fid, cost.fid_se), str(cost.evaluations)]
+    numbers = [shown_number(cost.value, cost.error), str(cost.evaluations)]
     times = [shown_number(time) for time in (cost.seconds, cost.train_seconds)]
     marks = [OPTIMAL if best else "" for best in (cost.best_for_evaluations, cost.best_for_seconds)]
     return [*cost.settings.values(), *numbers, *times, *marks]

@@ -15,6 +15,7 @@ from taugrid.eval.tables.ablation.seeds import LEVEL, half_width
 from taugrid.eval.tables.entries import MISSING, write_number
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.rows import as_csv, series, with_notes, write_files
+from taugrid.grids.names import of_model
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted, markdown_table
 
@@ -192,7 +193,7 @@ def _verdict(effect: Effect, comparisons: int, metric: MetricColumn) -> str:
     size = write_number(metric.scale * abs(effect.effect), _error(effect, metric.scale))[0]
     finding = f"{effect.value} is {better} than {effect.base}, by {size} on average"
     is_significant = effect.is_significant
-    if effect.replicates == 1 and "sampler" in effect.key.split(KEY_SEPARATOR):  # of one and the same network
+    if effect.replicates == 1 and not any(map(of_model, effect.key.split(KEY_SEPARATOR))):  # of the same network
         return finding if is_significant else f"sampling can't tell {pair}"
     if effect.replicates == 1:
         alone = "one training of each can't decide for others"
