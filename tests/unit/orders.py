@@ -173,11 +173,17 @@ def shortened(steps):
     return from_later(steps, first=((lam(PROCESS.at(1)) - LATER) / steps) ** 2)
 
 
+def even(steps):
+    """The points of `linear`, with the step onto sigma = 0."""
+    return path(PROCESS, times("linear", steps, PROCESS.alpha_bar))
+
+
 COLUMNS = {
     "Gaussian": (from_start, "Gaussian"),
     "two points": (from_start, "two points"),
     "Gaussian from λ = -1": (from_later, "Gaussian"),
     "the same after a step of h²": (shortened, "Gaussian"),
+    "Gaussian, even times to the image": (even, "Gaussian"),
 }
 
 
