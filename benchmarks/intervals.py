@@ -1,12 +1,12 @@
 """Whether errors of metrics, intervals of ablations and the marks of tables hold what they promise, in simulations.
 
-    python -m benchmarks.intervals [--parts metrics means equality effects marks infinity] [--repeats 2000]
+    python -m benchmarks.intervals [--parts metrics single means equality effects marks infinity] [--repeats 2000]
                                    [--features 20] [--samples 200 500 1000]
     python -m benchmarks.intervals --parts real --run DIR [--samples 200 500 1000]
 
-The first three are of metrics: features are drawn, scored as a run scores them, and the number's mean over the repeats
-is what intervals have to cover. `means` has plain means in place of metrics. `real` draws from the features of a run's
-cells, with replacement, against 10,000 features of its reference.
+`metrics`, `single` and `equality` are of metrics: features are drawn, scored as a run scores them, and the number's
+mean over the repeats is what intervals have to cover. `means` has plain means in place of metrics. `real`
+draws from the features of a run's cells, with replacement, against 10,000 features of its reference.
 
 In `effects` and `marks`, samples are influences of FID: each of its setting's noise, which all trainings share, and of
 its own. A skewed world has exponential trainings and samples in place of normal ones. No part trains or samples a
@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from taugrid import parquet
 from taugrid.eval.metrics.extrapolation import fid_infinity
-from taugrid.eval.metrics.frechet import frechet_distance
+from taugrid.eval.metrics.frechet import Frechet, frechet_distance
 from taugrid.eval.metrics.kernel import Term, cubic
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
@@ -48,7 +48,7 @@ from taugrid.eval.tables.ablation.seeds import (
 )
 from taugrid.registry.metrics import MetricSettings
 
-PARTS = ("metrics", "means", "equality", "effects", "marks", "infinity")
+PARTS = ("metrics", "single", "means", "equality", "effects", "marks", "infinity")
 REAL = "real"
 """The part that needs a run."""
 COMPARISONS = 9
@@ -370,6 +370,72 @@ def report_equality(repeats: int) -> None:
         print(f"N = {n}, {kind}, {some} repeats: {said}", flush=True)
 
 
+SPECTRA = (0, 0.5, 1, 1.5)
+"""Standard deviations of features fall as i to minus this power."""
+SINGLE = (EQUAL, (1.02, 0.02), NEAR, (1.1, 0.1), FAR)
+"""Models whose FID is from 1 to several hundred times that of the data itself at this N."""
+
+MILDLY_SKEWED: dict[str, Draw] = {"mildly skewed": lambda random, shape: (random.standard_gamma(4, shape) - 4) / 2}
+
+
+def report_single(repeats: int) -> None:
+    """Coverage of a single FID by intervals on FID, its root and its logarithm, and of KID; the reference is exact."""
+    print("16 features, coverage in %: FID ± 1.96 fid_se, and the same error taken to the root and to the logarithm")
+    ranges = {"FID": [100.0, 0.0], "root": [100.0, 0.0], "log": [100.0, 0.0]}
+    for kind, power, n in product(KINDS, SPECTRA, (640, 2500)):
+        floor = np.nan
+        for model in SINGLE:
+            values, errors = single_fids(KINDS[kind], power, model, n, repeats)
+            mean, percent = values.mean(), on_scales(values, errors)
+            floor = mean if model == EQUAL else floor
+            for name, share in percent.items():
+                ranges[name] = [min(ranges[name][0], share), max(ranges[name][1], share)]
+            said = ", ".join(f"{name} {share:.1f}" for name, share in percent.items())
+            ratio, correlation = errors.mean() / values.std(), np.corrcoef(values, errors)[0, 1]
+            print(
+                f"{kind}, spectrum i^-{power}, N = {n}, {mean / floor:.2f} times the floor: {said}; error over the "
+                f"true one {ratio:.2f}, correlates with FID by {correlation:.2f}",
+                flush=True,
+            )
+    print("; ".join(f"{name} {low:.1f} to {high:.1f}" for name, (low, high) in ranges.items()))
+    print(
+        f"KID, {REFERENCES} fixed references: coverage where kid_se is given (how often it is), and if it always were"
+    )
+    for (kind, draw), n, model in product((KINDS | MILDLY_SKEWED).items(), (640, 2500), (EQUAL, NEAR, FAR)):
+        data = Data.of("normal", 16)._replace(draw=draw)
+        data, rows = data.with_reference(draw(np.random.default_rng(33), (REFERENCES, 16))), []
+        for repeat in range(repeats // (4 if n < 1000 else 8)):
+            score = data.score(draw(np.random.default_rng((33, n, repeat)), (n, 16)), model, ("kid",))
+            error = standard_error(score.influences["kid"])
+            rows.append(Interval(score.values["kid"], error, has_error(score, "kid")))
+        print(f"{kind}, N = {n}, model {model}, {len(rows)} repeats: {coverage(np.array(rows))}", flush=True)
+
+
+def on_scales(values: Array, errors: Array) -> dict[str, float]:
+    """Coverage in % of the mean of positive `values` by intervals on them, on their roots and on their logarithms."""
+    mean = values.mean()
+    found = {
+        "FID": np.abs(values - mean) <= 1.96 * errors,
+        "root": np.abs(np.sqrt(values) - np.sqrt(mean)) <= 1.96 * errors / (2 * np.sqrt(values)),
+        "log": np.abs(np.log(values / mean)) <= 1.96 * errors / values,
+    }
+    return {name: 100 * float(covered.mean()) for name, covered in found.items()}
+
+
+def single_fids(draw: Draw, power: float, model: tuple[float, float], n: int, repeats: int) -> tuple[Array, Array]:
+    """FID and its error for `repeats` sets of n samples of a model, against the data's exact moments."""
+    random, scales = np.random.default_rng((32, n)), np.arange(1.0, 17) ** -power
+    exact = 10**9
+    reference = Moments(exact, np.zeros(16), np.diag(scales**2) * (exact - 1))
+    found = []
+    for _ in range(repeats):
+        features = (model[0] * draw(random, (n, 16)) + model[1]) * scales
+        frechet = Frechet.of(Moments.of(features), reference)
+        found.append((frechet.distance, standard_error(frechet.influence(features))))
+    values, errors = np.array(found).T
+    return values, errors
+
+
 def _alarms(one: MetricResult, other: MetricResult) -> dict[str, bool]:
     """Whether each test at 5 % finds something; without an error, it does not."""
 
@@ -400,6 +466,7 @@ def main() -> None:
         parser.error("the part `real` needs --run DIR, a run directory with features")
     reports = {
         "metrics": lambda repeats: report_metrics(repeats, given.features, given.samples),
+        "single": report_single,
         "means": report_means,
         REAL: lambda repeats: report_real(repeats, given.run, given.samples),
         "equality": report_equality,
