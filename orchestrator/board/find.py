@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from taugrid.run_id import FILE as RUN_ID
-from taugrid.storage import LOCAL, Level, Storage, open_place
+from taugrid.storage import LOCAL, Level, LocalStorage, Storage, open_place
 from taugrid.words import with_urls
 
 THREADS = 16
@@ -118,9 +118,14 @@ class _Search:
         self.seen.add(name)
         return is_new
 
+    def _storage(self, root: Path) -> Storage:
+        return LocalStorage(root) if self.place.storage.on_disk else self.place.storage
+
     def _level(self, path: Path) -> Level | OSError:
+        """What is in a folder. The search follows links, but not those that leave a run."""
         try:
-            return self.place.storage.level(path)
+            level = self._storage(path).level(path)
+            return level if is_run(level) or not level.unreadable else self.place.storage.level(path)
         except OSError as error:
             return error
 
@@ -150,7 +155,7 @@ class _Search:
     def _found(self, folder: _Folder, level: Level) -> FoundFolder:
         below = folder.path.relative_to(self.place.root)
         title = shown(str(below)) if below.parts else shown(folder.path.name or str(folder.path))
-        return FoundFolder(folder.path, self.place.storage, level, title, self.place, folder.history)
+        return FoundFolder(folder.path, self._storage(folder.path), level, title, self.place, folder.history)
 
     def _note(self, path: Path, reason: str) -> None:
         self.finds.notes.append(f"{shown(str(path))}: {reason}")

@@ -59,9 +59,10 @@ class TensorboardTracker(Tracker):
     def _at(self, label: str) -> "EventFolder":
         if label not in self._folders:
             name = re.sub(r"[^\w.=+,-]+", "-", label)[:100]
-            self._folders[label] = EventFolder(
-                self._folder / (name if name == label else f"{name}-{identity({'row': label})[:6]}")
-            )
+            folder = self._folder / (name if name == label else f"{name}-{identity({'row': label})[:6]}")
+            if folder.is_relative_to(self.results.rundir.root):
+                self.results.rundir.storage.exists(folder)  # OSError if a link leads elsewhere
+            self._folders[label] = EventFolder(folder)
         return self._folders[label]
 
 

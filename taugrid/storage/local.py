@@ -1,5 +1,6 @@
 """Folders of this machine, or of a file system that all machines mount at the same path."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISLNK, S_ISREG
 from typing import IO
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
@@ -27,29 +28,51 @@ class LocalStorage:
     """
 
     root: Path | None = None
-    """The root of a run directory. Nothing outside it is read, written or removed (`check_inside`). Folders are made
-    below it, but not the root itself, which may have been unmounted or moved. None: any path may be used."""
+    """The root of a run directory, perhaps a link. Nothing outside it is read, written or removed, even by a link.
+    Folders are made below it, but not the root itself, which may have been unmounted or moved. None: any path
+    may be used."""
 
     @property
     def on_disk(self) -> bool:
         return True
 
+    def _check(self, path: Path) -> None:
+        """`check_inside`, also of where links lead; OSError (ELOOP) for one that leaves the root."""
+        check_inside(path, self.root)
+        if self.root is None:
+            return
+        place = str(self.root)
+        for part in filter(None, str(path)[len(place) :].split("/")):
+            place = f"{place}/{part}"
+            try:
+                mode = retried(partial(os.lstat, place)).st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            if S_ISLNK(mode) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+                raise OSError(errno.ELOOP, f"it is a link that leads out of {self.root}", place)
+
+    def _check_links(self, entries: Mapping[str, bool], folder: Path) -> None:
+        """`_check` the links among the `_entries` of a folder that was checked: other files take no call."""
+        for name, is_link in entries.items():
+            if is_link:
+                self._check(folder / name)
+
     def require(self, folder: Path, to_write: bool = False) -> None:
         pass
 
     def stat(self, path: Path) -> Stat:
-        check_inside(path, self.root)
+        self._check(path)
         return _stat(retried(path.stat))
 
     def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
         stats_by_path = {}
-        for path in self.list(folder, pattern):
+        for path in self.list(folder, pattern):  # which has checked where links lead
             with suppress(FileNotFoundError):  # it has gone since
-                stats_by_path[path] = self.stat(path)
+                stats_by_path[path] = _stat(retried(path.stat))
         return stats_by_path
 
     def walk(self, folder: Path) -> Mapping[Path, Stat]:
-        check_inside(folder, self.root)
+        self._check(folder)
         found = {}
         for place, _, names in os.walk(folder, onerror=_raise):
             for path in (Path(place, name) for name in names):
@@ -59,45 +82,58 @@ class LocalStorage:
         return found
 
     def folders(self, folder: Path, pattern: str) -> Folders:
-        check_inside(folder, self.root)
-        there = frozenset(_names(folder))
+        self._check(folder)
+        there = _entries(folder)
 
         def files(name: str) -> dict[str, str]:
-            found = {}
-            for file in _names(place := folder / name) if name in there else ():
-                if fnmatchcase(file, pattern):
-                    with suppress(FileNotFoundError):  # it has gone since
-                        found[file] = _stat(retried(partial(os.stat, f"{place}/{file}"))).version
+            found: dict[str, str] = {}
+            if name not in there:
+                return found
+            self._check_links({name: there[name]}, folder)
+            files = {file: is_link for file, is_link in _entries(folder / name).items() if fnmatchcase(file, pattern)}
+            self._check_links(files, folder / name)
+            for file in files:
+                with suppress(FileNotFoundError):  # it has gone since
+                    found[file] = _stat(retried(partial(os.stat, f"{folder}/{name}/{file}"))).version
             return found
 
         return files
 
     def exists(self, path: Path) -> bool:
-        check_inside(path, self.root)
+        self._check(path)
         return is_there(path)
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
         """`Path.glob` would pass over folders that it cannot read, so that files would count as missing."""
         check_inside(folder / pattern, self.root)
+        self._check(folder)
         paths = [folder]
         for part in pattern.split("/"):
             if part == ".":
                 continue
             if "*" in part or "[" in part:
-                paths = [place / name for place in paths for name in _names(place) if fnmatchcase(name, part)]
+                places, paths = paths, []
+                for place in places:
+                    matches = {name: is_link for name, is_link in _entries(place).items() if fnmatchcase(name, part)}
+                    self._check_links(matches, place)
+                    paths += [place / name for name in matches]
             else:
-                paths = [path for place in paths if is_there(path := place / part)]
+                paths = [path for place in paths if self.exists(path := place / part)]
         return sorted(paths)
 
     def level(self, folder: Path) -> Level:
-        """The system says what is a file while it lists a folder: no other call is needed, except for links."""
-        check_inside(folder, self.root)
+        """The system says what is a file while it lists a folder: no other call is needed, except for links.
+
+        Those that lead out of the root are unreadable.
+        """
+        self._check(folder)
         files: list[str] = []
         folders: list[str] = []
         unreadable: list[str] = []
         with os.scandir(folder) as entries:
             for entry in entries:
                 try:
+                    self._check_links({entry.name: entry.is_symlink()}, folder)
                     kind = folders if entry.is_dir() else files if entry.is_file() else unreadable
                 except OSError:
                     kind = unreadable
@@ -105,7 +141,7 @@ class LocalStorage:
         return Level(dict.fromkeys(sorted(files)), sorted(folders), sorted(unreadable))
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
-        check_inside(path, self.root)
+        self._check(path)
 
         def read() -> bytes:
             with path.open("rb") as file:
@@ -117,7 +153,7 @@ class LocalStorage:
 
     def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
         """`os.link` never overwrites, nor does the way without it (`_name`)."""
-        check_inside(path, self.root)
+        self._check(path)
         sync_file(finished)
         if if_version is None:
             if not _name(finished, path):
@@ -136,20 +172,20 @@ class LocalStorage:
             return False
 
     def append(self, path: Path, data: bytes) -> None:
-        check_inside(path, self.root)
+        self._check(path)
         try:
-            file = retried(lambda: path.open("ab"))
+            file = retried(lambda: _appending(path))
         except FileNotFoundError:  # the first of many makes its folder
             make_folder(path.parent, self.root)
-            file = retried(lambda: path.open("ab"))
+            file = retried(lambda: _appending(path))
         with naming(path), file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
 
     def move(self, path: Path, target: Path) -> None:
-        check_inside(path, self.root)
-        check_inside(target, self.root)
+        self._check(path.parent)
+        self._check(target)
         make_folder(target.parent, self.root)
         rename(path, target)
         sync_folder(target.parent)
@@ -157,6 +193,7 @@ class LocalStorage:
 
     def delete(self, path: Path) -> None:
         check_inside(path, self.root)
+        self._check(path.parent)  # a link itself can be removed
         retried(lambda: path.unlink(missing_ok=True))
 
     def delete_all(self, paths: Sequence[Path], root: Path) -> None:
@@ -168,13 +205,13 @@ class LocalStorage:
                 folder.rmdir()
 
     def delete_folder(self, folder: Path) -> None:
-        check_inside(folder, self.root)
+        self._check(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
         """A path in the folder of `path`, which is made if it is missing."""
-        check_inside(path, self.root)
+        self._check(path)
         make_folder(path.parent, self.root)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
@@ -184,23 +221,23 @@ class LocalStorage:
             self.delete(temporary)
 
     def local_path(self, path: Path) -> AbstractContextManager[Path]:
-        check_inside(path, self.root)
+        self._check(path)
         return nullcontext(path)
 
     def readable(self, path: Path) -> AbstractContextManager[Path]:
-        check_inside(path, self.root)
+        self._check(path)
         return nullcontext(path)
 
     @contextmanager
     def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:
-        check_inside(path, self.root)
+        self._check(path)
         with path.open("rb") as file:
             yield file, _stat(os.fstat(file.fileno()))
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
         """The folder itself, made if it is missing: writers use `replacing`."""
-        check_inside(folder, self.root)
+        self._check(folder)
         make_folder(folder, self.root)
         with naming(folder):
             yield folder
@@ -322,15 +359,22 @@ def _stat(status: os.stat_result) -> Stat:
     return Stat(status.st_size, f"{status.st_size}-{status.st_ino}-{status.st_mtime_ns}", status.st_mtime)
 
 
-def _names(folder: Path) -> list[str]:
-    def read() -> list[str]:
+def _entries(folder: Path) -> dict[str, bool]:
+    """The names in a folder, and whether each is a link."""
+
+    def read() -> dict[str, bool]:
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries]
+            return {entry.name: entry.is_symlink() for entry in entries}
 
     try:
         return retried(read)
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return {}
+
+
+def _appending(path: Path) -> IO[bytes]:
+    """A file to append to; OSError (ELOOP) if it is a link, wherever that leads."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666), "ab")
 
 
 def is_there(path: Path) -> bool:

@@ -74,6 +74,8 @@ def remove_leftovers(models_dir: str | Path, model_id: str) -> None:
 def train(spec: TrainingSpec) -> None:
     """Train the model unless it already exists. An interrupted training continues from its last checkpoint.
 
+    Ray Train and TensorBoard write by paths, so nothing in the folder may be a link.
+
     Don't call this in the main thread: there, Ray Train takes over SIGINT and keeps it.
 
     Raises:
@@ -81,7 +83,11 @@ def train(spec: TrainingSpec) -> None:
         NodesLeave: if its nodes will be taken away.
         NoRoom: if other work took the room for its workers, in all `MAX_CONTROLLER_FAILURES` + 1 attempts.
         RunFailed: if workers failed more often than `MAX_WORKER_FAILURES`.
+        UserError: if there is a link.
     """
+    for path in (Path(spec.models_dir), spec.running, *spec.running.rglob("*")):
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, and a training would write to where it leads; remove it")
     remove_leftovers(spec.models_dir, spec.model_id)
     if not spec.final.is_dir():
         _drop_torn_snapshot(spec.running)
