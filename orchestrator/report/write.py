@@ -32,7 +32,7 @@ from taugrid.eval.tables.published.counterparts import (
 from taugrid.eval.tables.quality import QualityTable, write_quality
 from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
 from taugrid.grids.axes import SEEDS
-from taugrid.orchestrator.plan.cells import Cell, Model, Plan
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan, name_of
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import Rows, with_unscored
@@ -141,7 +141,7 @@ def _save(rundir: RunDir, figures: "Mapping[str, Figure]") -> None:
 
     with rundir.storage.local_folder(rundir.figures) as folder:
         for name, figure in figures.items():
-            save(figure, folder / name)
+            save(figure, folder / name_of([name]))  # a key of a grid is part of it, and whatever a record says is a key
 
 
 def _about_grid(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from taugrid.orchestrator.observers import Observer
@@ -31,6 +32,13 @@ _KEYS = {
     "training failed": {"model"},
 }
 """Event -> the keys that its readers need, and that all versions have written. A line without them is damaged."""
+
+_TYPES: Mapping[str, type | UnionType] = {
+    **dict.fromkeys(("event", "time", "cell", "path", "task", "worker", "node", "device", "model"), str),
+    **dict.fromkeys(("images", "seconds", "evaluations", "copied", "threads"), int | float | None),
+    "versions": dict,
+}
+"""Key -> the type of its value, in any event. A line with another is damaged."""
 
 
 class Events:
@@ -104,7 +112,9 @@ def _event(line: str) -> dict[str, Any] | None:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and _KEYS.get(str(event.get("event")), {"event"}) <= event.keys() else None
+    if not isinstance(event, dict) or not _KEYS.get(str(event.get("event")), {"event"}) <= event.keys():
+        return None
+    return event if all(isinstance(event[key], _TYPES[key]) for key in event.keys() & _TYPES.keys()) else None
 
 
 class LastSession:

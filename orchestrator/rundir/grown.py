@@ -15,8 +15,8 @@ FILE = "grown.json"
 
 def read_sizes(run: Paths) -> dict[str, int]:
     """Cell id -> N, of each cell that grew; empty if none did or the file is damaged."""
-    value = read_sealed(run.root / FILE, run.storage)
-    return {} if value is None else value["num_samples"]
+    sizes = (read_sealed(run.root / FILE, run.storage) or {}).get("num_samples")
+    return {cell: n for cell, n in sizes.items() if isinstance(n, int)} if isinstance(sizes, dict) else {}
 
 
 def write_sizes(run: Paths, sizes: Mapping[str, int]) -> None:

@@ -14,11 +14,11 @@ pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run of one cell."""
+    """A finished run of two cells."""
     folder = tmp_path_factory.mktemp("finished")
     network = checkpoint(folder / "network")
     config = write_config(
-        folder / "night.yaml", network, grid={"steps": [2], "eta": [0.0]}, evaluate={"metrics": ["fid"]}
+        folder / "night.yaml", network, grid={"steps": [2], "eta": [0.0, 1.0]}, evaluate={"metrics": ["fid"]}
     )
     taugrid("run", config, "--out", folder / "run")
     return folder / "run"
@@ -38,16 +38,16 @@ def everything(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def with_ids(run, of, new):
-    """plan.json with another id of the cell or the model, and folders by which a path through it leads elsewhere."""
-    plan = json.loads((run / "plan.json").read_text())
-    (cell,), (model,) = plan["cells"], plan["models"]
+def with_ids(run, plan, of, new):
+    """The plan with another id of a cell or the model, and folders by which a path through it leads elsewhere."""
+    (cell, _), (model,) = plan["cells"], plan["models"]
     if of == "cell":
-        name = next((run / "samples").iterdir()).name.removesuffix(cell["id"])
-        (run / "samples" / f"{name}{new.partition('/')[0]}").mkdir(exist_ok=True)
+        (run / "samples" / f"S0002-eta0-{new.partition('/')[0]}").mkdir(exist_ok=True)
         cell["id"] = new
     else:
-        model["id"] = cell["model"] = new
+        model["id"] = new
+        for cell in plan["cells"]:
+            cell["model"] = new
     (run / "plan.json").write_text(json.dumps(plan))
 
 
@@ -56,10 +56,10 @@ def with_ids(run, of, new):
 def test_ids_in_a_plan_lead_nowhere(both, tmp_path, of, command):
     run, victim = both
     before = everything(victim)
-    images = next((victim / "samples").iterdir())
+    images = next((victim / "samples").glob("S0002-eta0-*"))
     up = "../" * len((run / "samples").relative_to(tmp_path).parts)
     for new in (f"x/../{up}victim/samples/{images.name}", f"{up}outside", str(victim / "new"), "a/b"):
-        with_ids(run, of, new)
+        with_ids(run, json.loads((victim / "plan.json").read_text()), of, new)
         if command == "clean":
             taugrid("clean", tmp_path / "history", "--keep-nights", 0, "--yes", code=None)
         else:
