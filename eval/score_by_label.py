@@ -72,7 +72,7 @@ class Extracted(NamedTuple):
 
 
 def run(job: ByLabelJob, device: Device) -> Result:
-    """Compute the metrics of each label and commit their file.
+    """Compute the metrics of each label and commit their file. What another job wrote is kept.
 
     Raises:
         DamagedFile, ContentMismatch: if a file can't be read, or the reference's labels differ on this node.
@@ -89,8 +89,7 @@ def run(job: ByLabelJob, device: Device) -> Result:
         own, others = samples.of(label), None if reference is None else reference.of(label)
         sizes.append((len(own.labels), 0 if others is None else len(others.labels)))
         found.append(of_label(own, others, job.settings, job.extractor, job.samples))
-    _write(job, found, sizes)
-    return Result(time.perf_counter() - began, n, created_file=True)
+    return _write(job, found, sizes, began)
 
 
 def of_label(
@@ -145,7 +144,7 @@ def _reference(files: ReferenceFiles, labelled: LabelledReference | None, storag
     return Extracted(features, None, labels)
 
 
-def _write(job: ByLabelJob, found: Sequence[OfLabel], sizes: Sequence[tuple[int, int]]) -> None:
+def _write(job: ByLabelJob, found: Sequence[OfLabel], sizes: Sequence[tuple[int, int]], began: float) -> Result:
     names = list(dict.fromkeys(name for label in found for name in label.metrics))
     notes = {str(label): of_it.notes for label, of_it in enumerate(found) if of_it.notes}
     metadata = {**job.header, "columns": [NUM_SAMPLES, NUM_REFERENCE, *names], "notes": notes}
@@ -155,7 +154,8 @@ def _write(job: ByLabelJob, found: Sequence[OfLabel], sizes: Sequence[tuple[int,
     schema = parquet.number_schema(metadata, metadata["columns"])
     with parquet.PartWriter(Path(job.path), schema, job.storage, job.check_run) as part:
         part.write({"index": np.arange(job.classes), **columns})
-        part.commit(replace=True)
+        created = part.commit(replace=False)
+    return Result.of(part, created, time.perf_counter() - began, job.num_samples)
 
 
 def read(path: Path, storage: Storage) -> tuple[list[dict[str, Any]], Mapping[str, list[str]]]:

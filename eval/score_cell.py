@@ -90,6 +90,9 @@ def run(job: ScoreJob, device: Device) -> Result:
     influences, conflict = {**scores.influences, **scores.unsure}, None
     if influences:
         conflict = _write_influences(job, influences)  # before the score, which marks the cell as complete
+        if conflict is not None and not job.storage.exists(Path(job.path)):  # their worker died before it wrote that
+            job.storage.delete(Path(job.influence_path))
+            conflict = _write_influences(job, influences)
     if conflict is None:
         header = {**job.header, "metrics": scores.values, "notes": [*job.notes, *scores.notes]}
         job.check_run()

@@ -32,14 +32,10 @@ class ScoreWork(WorkKind):
     needs_network = False
 
     def tasks(self) -> Iterator[Task]:
-        """A task for each cell whose score is missing or out of date; an old one is removed: jobs replace nothing."""
-        found, without_floors, listing = self.survey.found, self._without_floors(), Listing(self.rundir)
+        """A task for each cell whose score is missing or out of date."""
+        found, without_floors = self.survey.found, self._without_floors()
         for state in found.cells:
             if state.to_score:
-                score = self.rundir.score(state.cell, self.scoring.id(state.cell))
-                for path in (score, score.with_suffix(".parquet")):  # the score first: it marks the cell as complete
-                    if path.name in listing.scores(state.cell):
-                        self.rundir.storage.delete(path)
                 floors = without_floors.pop(state.cell.settings.num_samples, None)  # the first cell of an N makes them
                 key, cost = f"{self.name}/{state.cell.id}", state.cell.settings.num_samples
                 requires = required_by_score(state, found)

@@ -136,9 +136,6 @@ class Survey:
         extracted = self.rundir.extracted(folder, cell, damages.append, listing)
         for damage in damages:
             self.on_damage(damage)
-        score = self.rundir.score(cell, scoring.id(cell))
-        if value is None and score.name in scores and self.rundir.storage.exists(score):
-            self.on_damage(Damage(score, "it has changed since it was written"))
         influence = self.rundir.influence(cell, scoring.id(cell))
         scored = value is not None and (
             not any(column.sampling_error in value["metrics"] for column in SAMPLED)
@@ -148,16 +145,23 @@ class Survey:
         )
         # Features may have been removed to save space: they are only needed for the score.
         to_score = bool(damages) or len(sampled) < cell.num_shards or not scored
-        state = CellState(cell, sampled, extracted, to_score, self._lacks_by_label(cell, scoring, to_score))
+        score, by_label = self.rundir.score(cell, scoring.id(cell)), False
+        out_of_date = {score: scores.get(score.name)}
+        if scoring.config.report.by is not None and (classes := classes_of(cell)) is not None:
+            path = self.rundir.by_label(cell, scoring.by_label_id(cell))
+            out_of_date[path] = self.rundir.version(path)
+            by_label = to_score or not self.rundir.has_intact_file(
+                path, classes, self.on_damage, expected={"cell": cell.id}
+            )
+        state = CellState(cell, sampled, extracted, to_score, by_label)
         if state.needs_features:
             self._require_images(cell, sampled, extracted, listing)
+        reason = "it has changed since it was written" if value is None else "what it was computed from is missing"
+        for path, version in out_of_date.items() if to_score else ():  # jobs replace nothing
+            # Another version is that of a driver that took this one, which was stopped, for dead.
+            if version is not None and self.rundir.version(path) == version:
+                self.on_damage(Damage(path, reason))
         return state
-
-    def _lacks_by_label(self, cell: Cell, scoring: Scoring, to_score: bool) -> bool:
-        if scoring.config.report.by is None or (classes := classes_of(cell)) is None:
-            return False
-        path = self.rundir.by_label(cell, scoring.by_label_id(cell))
-        return not self.rundir.has_intact_file(path, classes, self.on_damage, expected={"cell": cell.id}) or to_score
 
     def _require_images(self, cell: Cell, sampled: set[int], extracted: set[int], listing: Listing) -> None:
         """Raise `UserError` if features are missing and the images that they come from were removed."""

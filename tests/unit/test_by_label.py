@@ -16,7 +16,7 @@ from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.score_by_label import Extracted, of_label
+from taugrid.eval.score_by_label import ByLabelJob, Extracted, _write, of_label
 from taugrid.eval.sources import open_source
 from taugrid.eval.tables.by_label import SHOWN, LabelTable
 from taugrid.images import encode_png
@@ -69,6 +69,14 @@ def test_a_label_with_too_few_images_says_so():
     unlabelled = of_label(own.of(1), None, WANTED, SPEC, SAMPLES)
     assert set(unlabelled.metrics) == {"agreement", "agreement_se"}
     assert unlabelled.notes == [f"no {name}: the labels of the reference are not known" for name in ("fid", "kid")]
+
+
+def test_a_late_job_keeps_the_numbers_of_another(tmp_path):
+    own, path = images(60, 0), tmp_path / "by-label.parquet"
+    found = [of_label(own.of(label), None, WANTED, SPEC, SAMPLES) for label in range(3)]
+    job = ByLabelJob(str(path), (), 60, None, WANTED, {}, (), SPEC, SAMPLES, 3, None)
+    made = [(_write(job, found, [(number, 0)] * 3, 0.0), path.read_bytes())[1] for number in (20, 20, 21)]
+    assert made == made[:1] * 3
 
 
 def row(label, cell="c", **numbers):

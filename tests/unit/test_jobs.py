@@ -26,6 +26,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir, confirm
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
+from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL, LocalStorage, write_json
@@ -144,15 +145,47 @@ def test_a_late_job_keeps_the_score_and_the_influences_of_another(tmp_path, monk
     assert late().conflict is not None
     assert do(job).conflict is None, "the same bytes are no conflict"
     assert (score.read_bytes(), influences.read_bytes()) == made
-    score.unlink()  # as it was before the first had named it
-    assert late().conflict is not None
-    assert (score.exists(), influences.read_bytes()) == (False, made[1])
-    influences.unlink()
-    late()
+    score.unlink()  # the first died before it had named it
+    assert late().conflict is None
     assert influences.read_bytes() != made[1]
+    assert do(job).conflict is not None
     score.unlink()
-    run.do("score")  # a session removes what is left of another, and makes both
+    run.do("score")
     assert (score.read_bytes(), influences.read_bytes()) == made
+
+
+def test_a_driver_that_was_stopped_removes_no_score_that_its_successor_committed(tmp_path):
+    """It found the score without its influences, and its lease expired before it gave out the task."""
+    run = Here(tmp_path / "run", num_samples=200, batch_size=100)
+    run.do("reference", "sample", "extract", "score")
+    [score, influences] = [sorted(run.rundir.scores.glob(pattern))[0] for pattern in ("*.json", "*.parquet")]
+    made = score.read_bytes(), influences.read_bytes()
+    influences.unlink()
+    stopped = run.survey()
+    assert [state.to_score for state in stopped.found.cells] == [True, False]
+    assert [path.read_bytes() for path in run.rundir.damaged.iterdir()] == [made[0]], "set aside, not deleted"
+    Here(tmp_path / "run", num_samples=200, batch_size=100).do("score")
+    [task] = ScoreWork(stopped).tasks()
+    assert (score.read_bytes(), influences.read_bytes()) == made
+    assert do(task.job).conflict is None
+    assert (score.read_bytes(), influences.read_bytes()) == made
+
+
+def test_a_driver_that_was_stopped_in_its_survey_leaves_a_newer_score_in_its_place(tmp_path, monkeypatch):
+    run = Here(tmp_path / "run", num_samples=200, batch_size=100)
+    run.do("reference", "sample", "extract", "score")
+    [score, influences] = [sorted(run.rundir.scores.glob(pattern))[0] for pattern in ("*.json", "*.parquet")]
+    made, requires = score.read_bytes(), Survey._require_images
+    influences.unlink()
+
+    def stopped(*arguments):
+        monkeypatch.setattr(Survey, "_require_images", requires)
+        Here(tmp_path / "run", num_samples=200, batch_size=100).do("score")
+        return requires(*arguments)
+
+    monkeypatch.setattr(Survey, "_require_images", stopped)
+    assert any(state.to_score for state in run.survey().found.cells)
+    assert (score.read_bytes(), influences.exists()) == (made, True)
 
 
 def test_images_of_another_cell_are_not_extracted(tmp_path):

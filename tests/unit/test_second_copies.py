@@ -3,6 +3,8 @@
 Defect 11, the patch that these tests fail with: `Loop._judge` raises `FileConflict` for every conflict.
 """
 
+import errno
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -11,7 +13,7 @@ import pytest
 import torch
 from in_process import CONFIG, PoolHere, drive, small_run
 
-from taugrid.eval import extract
+from taugrid.eval import extract, score_cell
 from taugrid.orchestrator.dispatch import pool
 from taugrid.orchestrator.dispatch.pool import Joined, Lost
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -98,9 +100,9 @@ def place(request, tmp_path):
 def run_of(place, tmp_path, monkeypatch):
     """Drives a run whose first worker dies unheard; returns the outcome, what was printed, and the run directory."""
 
-    def run(**attributes):
+    def run(config=CONFIG, **attributes):
         root, storage = place
-        with small_run(tmp_path, CONFIG) as opened:
+        with small_run(tmp_path, config) as opened:
             monkeypatch.setattr(pool, "Pool", type("Planted", (DiesUnheard,), attributes))
             outcome, printed = drive(opened, root, storage)
             return outcome, printed, replace(opened, rundir=RunDir(root, storage))
@@ -156,3 +158,24 @@ def test_a_first_copy_that_is_not_whole_does_not_count(run_of):
     assert len(outcome.missing) == 1
     assert "it is damaged: its bytes have changed since it was written" in printed
     assert events_of(run, "other bytes") == []
+
+
+def influences_of_another_device(pool, job):
+    """It writes them, but dies before it writes the score."""
+    read = score_cell.read_stream
+    with (
+        mock.patch.object(score_cell, "read_stream", lambda *given: lambda: (1.000001 * x for x in read(*given)())),
+        mock.patch.object(score_cell, "write_sealed", side_effect=OSError(errno.EIO, "planted", job.path)),
+        suppress(OSError),
+    ):
+        pool._worker.do(job)
+
+
+def test_influences_whose_worker_died_before_it_wrote_the_score_do_not_block_the_cell(run_of):
+    config = CONFIG.replace("num_samples: 20, batch_size: 10, shard_evaluations: 20", "num_samples: 200")  # for errors
+    outcome, printed, run = run_of(config, kind="score", commit_other_bytes=influences_of_another_device)
+    assert outcome.missing == {}
+    assert [event["worker"] for event in events_of(run, "failed")] == ["worker-0"], "its death, and no other failure"
+    assert "mounted" not in printed
+    assert len(run.rundir.storage.list(run.rundir.scores, "*.parquet")) == 2
+    assert list(verify(run, lambda images: None)[0]) == []
