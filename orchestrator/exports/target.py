@@ -123,15 +123,15 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for left in LOCAL.list(folder, f".{TEMPORARY}.*.tmp"):  # by an export that was killed
-            LOCAL.delete(left)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"another export is filling {folder}; wait for its end, or give a new folder") from None
-    except OSError:
-        pass  # no locks here
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another export is filling {folder}; wait for its end, or give a new folder") from None
+        except OSError:
+            pass  # no locks here
+        else:
+            for left in LOCAL.list(folder, f".{TEMPORARY}.*.tmp"):  # by an export that was killed
+                LOCAL.delete(left)
         yield
     finally:
         os.close(descriptor)

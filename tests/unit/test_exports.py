@@ -43,7 +43,7 @@ from taugrid.orchestrator.exports.target import SUMS, Target, filling, put_file
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.storage import LOCAL
+from taugrid.storage import LOCAL, LocalStorage
 
 pytestmark = pytest.mark.usefixtures("one_thread", "few_draws", "sketched")
 
@@ -534,6 +534,24 @@ def test_where_no_lock_holds_two_exports_of_one_folder_write_whole_files(tmp_pat
         target.put("a", slowly)
     assert (folder / "a").read_bytes() == b"the first half"
     check_sums(folder)
+
+
+def test_an_error_of_the_disk_is_no_lack_of_locks(tmp_path, monkeypatch):
+    folder, about = tmp_path / "to", {"form": "png", "run": None, "images": {}}
+    left, delete = folder / ".taugrid-export.0123456789ab.tmp", LocalStorage.delete
+
+    def fails(self, path):
+        if path == left:
+            raise OSError(errno.EIO, "planted", str(path))
+        delete(self, path)
+
+    with filling(folder, about):
+        pass
+    left.touch()
+    monkeypatch.setattr(LocalStorage, "delete", fails)
+    with pytest.raises(OSError, match="planted") as caught, filling(folder, about):
+        pytest.fail("it went on")
+    assert caught.value.errno == errno.EIO
 
 
 def test_splits_whose_files_have_other_columns_get_a_config_of_their_own(finished, tmp_path, monkeypatch):
