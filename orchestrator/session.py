@@ -270,7 +270,10 @@ class Session:
 
     def _announce(self) -> None:
         """Print remarks on the plan, its data, its models and its images."""
-        if "data" not in self.config.model_fields_set:
+        is_reference = "evaluate" in self._stages and self.config.evaluate.reference is None
+        is_trained_on = "train" in self._stages and bool(self.selected.trained_here)
+        is_read = is_reference or is_trained_on or "reconstruct" in self._stages
+        if is_read and "data" not in self.config.model_fields_set:
             self._progress.say(f"data: {self.config.data.name_and_split}, because the config has no `data`")
         for remark in self.plan.remarks:
             self._warn(remark)

@@ -1,7 +1,4 @@
-"""Figures of values against the number of sampling steps S, or what they cost: FID, and reconstructions' error.
-
-Both axes are logarithmic.
-"""
+"""Figures of values against the number of sampling steps S, or what they cost: FID, and reconstructions' error."""
 
 import math
 import textwrap

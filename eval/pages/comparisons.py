@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from taugrid.eval.tables.ablation.effects import Effects
 from taugrid.eval.tables.ablation.effects_files import about, effect_tables, verdicts
+from taugrid.eval.tables.ablation.pairing import AT_EQUAL_S
 from taugrid.eval.tables.differences_files import (
-    ABOUT,
     DifferenceRow,
     compared,
     differences_of,
@@ -16,7 +16,7 @@ from taugrid.eval.tables.differences_files import (
     notes_of,
     with_short_keys,
 )
-from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.differences_files import about as about_differences
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import Row
 from taugrid.protocol import ProtocolFields, dotted, shortened
@@ -54,8 +54,8 @@ def differences(rows: Sequence[Row], first: MetricColumn) -> dict[str, Any]:
             heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
             shown = format_difference(row)
             groups.setdefault(heading, []).append(shown._replace(where=_in_symbols(shown.where)))
-        about = "" if found else ABOUT.replace(FID.title, metric.title)
-        found.append(MetricDifferences(metric, about, groups, max(0, len(of_metric) - MAX_DIFFERENCES)))
+        said = "" if found else about_differences(metric)
+        found.append(MetricDifferences(metric, said, groups, max(0, len(of_metric) - MAX_DIFFERENCES)))
     return {"metrics": found, "notes": notes_of(rows)}
 
 
@@ -85,7 +85,7 @@ def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, A
         for table in effect_tables(found, metric)
     ]
     by_title = {metric.title: list(verdicts(found, metric)) for metric in found.by_metric}
-    first = by_title.get(metrics[0].title, [])
+    first = [line for line in by_title.get(metrics[0].title, []) if AT_EQUAL_S not in line]  # of unequal cost
     explained = [line.replace("`", "") for line in about(found)]
     texts = {"verdicts": by_title, "answer": first[:MAX_VERDICTS], "about": explained, "notes": found.notes}
     return texts | {"tables": tables}

@@ -1,6 +1,6 @@
 """Scores label by label (`report.by: label`): a row for each cell and label as csv and json, tables for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,9 +34,13 @@ class LabelTable:
     rows: Sequence[Mapping[str, Any]]
     """Rows with `FIRST` and the numbers that are known, by cell in the grid's order, and then by label."""
     notes: Sequence[str]
+    asked: Collection[str] = ()
+    """`evaluate.metrics`: what comes with another number gets a table if it is one of them."""
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, Sequence[str]]) -> "LabelTable":
+    def of(
+        cls, rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, Sequence[str]], asked: Collection[str] = ()
+    ) -> "LabelTable":
         """The table with a note for each of `reasons`, which maps why numbers are missing to the classes, with repeats.
 
         A reason that holds for every row is not followed by names.
@@ -45,12 +49,12 @@ class LabelTable:
             reason: "every label" if len(classes) == len(rows) else listed(list(dict.fromkeys(classes)), NAMED)
             for reason, classes in reasons.items()
         }
-        return cls(rows, [ABOUT, *(f"{its}: {reason}" for reason, its in named.items())])
+        return cls(rows, [ABOUT, *(f"{its}: {reason}" for reason, its in named.items())], asked)
 
     @classmethod
-    def read(cls, document: Mapping[str, Any]) -> "LabelTable":
+    def read(cls, document: Mapping[str, Any], asked: Collection[str] = ()) -> "LabelTable":
         """The table of a by_label.json; empty for an empty document."""
-        return cls(document.get("rows", ()), document.get("notes", ()))
+        return cls(document.get("rows", ()), document.get("notes", ()), asked)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -63,7 +67,7 @@ class LabelTable:
     @cached_property
     def pivots(self) -> list[Pivot]:
         """A table for each metric: rows of cells, columns of classes."""
-        return [self._pivot(metric) for metric in shown_columns(self.frame.columns)]
+        return [self._pivot(metric) for metric in shown_columns(self.frame.columns, self.asked)]
 
     def _pivot(self, metric: Any) -> Pivot:
         values, errors = (self._wide(name) for name in (metric.name, metric.error))

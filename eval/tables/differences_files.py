@@ -17,11 +17,11 @@ from taugrid.registry.metrics import MetricColumn
 
 _FLOATS = frozenset({"eta_a", "eta_b", "fid_a", "fid_b", "difference", "se", "z"})
 
-ABOUT = (
-    "Each value is the FID of the second cell minus that of the first, ± one paired standard error: sample n of both "
-    "cells starts from the same noise. Where the two images stay alike, as along S at η = 0, most of what the noise "
-    "does to both cancels; where they don't, as from η = 0 to η = 1, little or nothing does. The error is that of "
-    "sampling at this N; it includes neither the bias of FID nor the spread between trainings. "
+_ABOUT = (
+    "Each value is the {title} of the second cell minus that of the first, ± one paired standard error: sample n of "
+    "both cells starts from the same noise. Where the two images stay alike, as along S at η = 0, most of what the "
+    "noise does to both cancels; where they don't, as from η = 0 to η = 1, little or nothing does. The error is that "
+    "of sampling at this N; it {without} the spread between trainings. "
     f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
     "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
 )
@@ -37,6 +37,12 @@ def differences_frame(rows: Sequence[Row]) -> pd.DataFrame:
     others = [f"{metric.name}_{part}" for metric in compared(rows) if metric != FID for part in PARTS]
     columns = {name: [row.get(name) for row in rows] for name in (*DIFFERENCE_COLUMNS, *others)}
     return pd.DataFrame({name: series(values, name in {*_FLOATS, *others}) for name, values in columns.items()})
+
+
+def about(metric: MetricColumn) -> str:
+    """What the differences of a metric and their errors are."""
+    without = "does not include" if metric.unbiased else f"includes neither the bias of {metric.title} nor"
+    return _ABOUT.format(title=metric.title, without=without)
 
 
 def compared(rows: Sequence[Row], first: MetricColumn = FID) -> list[MetricColumn]:
@@ -67,8 +73,8 @@ def differences_markdown(rows: Sequence[Row], first: MetricColumn = FID) -> str:
     """A section for each metric: a list for each pivot and direction. Notes on missing errors come last, each once."""
     blocks = [] if rows else ["# Differences of FID", "No two neighbours of the grid can be compared."]
     for metric in compared(rows, first):
-        about = f"The same for {metric.heading}." if blocks else ABOUT.replace(FID.title, metric.title)
-        blocks += [f"# Differences of {metric.title}", about, *_lists(differences_of(rows, metric))]
+        said = f"The same for {metric.heading}." if blocks else about(metric)
+        blocks += [f"# Differences of {metric.title}", said, *_lists(differences_of(rows, metric))]
     return with_notes("\n\n".join(blocks) + "\n", notes_of(rows))
 
 

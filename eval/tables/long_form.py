@@ -33,7 +33,7 @@ the reference."""
 
 
 def score_columns() -> list[MetricColumn]:
-    """The numbers in the order of tables: as in quality.csv, but the closed form after FID, and KID beside KID's."""
+    """Numbers in the order of tables: as in quality.csv but the closed form after FID, and KID before kid_mean."""
     order = [*SCORES, *appended_columns()]
     order.insert(order.index("kid_mean"), "kid")
     known = {column.name: column for metric in METRICS.values() for column in metric.columns}

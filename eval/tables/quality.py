@@ -23,7 +23,7 @@ from taugrid.eval.tables.pivots import Arrangement, Floors, Pivot, with_floors
 from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
 from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
-from taugrid.registry.metrics import MetricColumn
+from taugrid.registry.metrics import METRICS, MetricColumn
 
 SIUNITX = (
     "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"
@@ -102,35 +102,37 @@ class QualityTable:
             return self
         unmarked = dict.fromkeys((metric.name for metric in self.metrics), frozenset[str]())
         columns = EVALUATIONS if self.layout.columns == EVALUATIONS else "steps"
-        return replace(self, layout=USUAL._replace(x=self.layout.x, columns=columns), recorded=unmarked)
+        return replace(self, layout=self.layout._replace(rows=(), columns=columns), recorded=unmarked)
 
     @cached_property
     def metrics(self) -> list[MetricColumn]:
         """The scores that some cell has, `judged_by` first; if no cell has any, FID with only dashes."""
         asked = {name for protocol in self.protocols.values() for name in protocol.get("metrics", ())}
         found = shown_columns(self.frame.dropna(axis="columns", how="all").columns, asked) or [FID]
-        distances = [column for column in STAND_INS if column in found] if FID in found else found
-        tested = (c for c in distances if self.means.over or has_values(self.frame, c.sampling_error))
-        return list(dict.fromkeys([next(tested, distances[0]), *found]))
+        order = [column for name in self.layout.metrics for column in METRICS[name].columns]
+        ordered = [column for column in dict.fromkeys([*order, *found]) if column in found]
+        if FID in found:
+            ordered = [FID, *(column for column in ordered if column in STAND_INS)]
+        tested = (c for c in ordered if self.means.over or has_values(self.frame, c.sampling_error))
+        return list(dict.fromkeys([next(tested, ordered[0]), *found]))
 
     @property
     def judged_by(self) -> MetricColumn:
-        """The metric that decides: FID or, if it has no errors here, the first of `STAND_INS` that has.
+        """The metric that decides: FID or, if it has no errors here, the first distance of `evaluate.metrics` that has.
 
-        Without FID, the first score that has errors; without errors, the first score.
+        Without FID, the first of `evaluate.metrics` that has errors; without errors, the first score.
         """
         return self.metrics[0]
 
     @property
     def about_judge(self) -> str:
-        """Says which metric decides, if it is not FID though there is one; else empty."""
-        is_other = FID in self.metrics[1:]
-        return f"{self.judged_by.title} decides, because FID has no standard error at this N" if is_other else ""
-
-    @property
-    def drawn(self) -> MetricColumn:
-        """The metric of figures/quality: FID or, if no cell has one, `judged_by`."""
-        return FID if FID in self.metrics else self.judged_by
+        """Says which of several metrics decides, and why, if it is not FID; else empty."""
+        first, *others = self.metrics
+        if first == FID or not others:
+            return ""
+        tested = " with a standard error" if has_values(self.frame, first.sampling_error) else ""
+        why = "FID has no standard error at this N" if FID in others else f"it is the first of evaluate.metrics{tested}"
+        return f"{first.title} decides, because {why}"
 
     @property
     def sections(self) -> "list[MetricTables]":

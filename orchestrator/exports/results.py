@@ -84,7 +84,7 @@ def _result(table: QualityTable, row: Row, label: str) -> dict[str, Any]:
             "name": f"{column.title}, {label}",
             "args": _errors(column, row) | about,
         }
-        for column in shown_columns([name for name, value in row.items() if value is not None])
+        for column in shown_columns([k for k, value in row.items() if value is not None], protocol.get("metrics", ()))
     ]
     return {"task": TASK, "dataset": {"type": name, "name": name, "args": reference}, "metrics": metrics}
 

@@ -21,7 +21,7 @@ def check(config: Config, plan: Plan) -> None:
 
 
 def layout(config: Config, plan: Plan) -> Layout:
-    """The rows and columns of tables, by the columns of quality.csv, and the axis of figures."""
+    """The rows and columns of tables, by the columns of quality.csv, the axis of figures, and the order of metrics."""
     if "," in config.report.columns:
         raise UserError(
             f"report.columns: {config.report.columns} names several keys, and a table's columns are the values of one; "
@@ -35,7 +35,7 @@ def layout(config: Config, plan: Plan) -> Layout:
         )
     x = config.report.x or ("evaluations" if _costly(plan) else "steps")
     by_cost = columns == "steps" and x != "steps" and _costs_differ(plan)
-    return Layout(tuple(rows), EVALUATIONS if by_cost else columns, x)
+    return Layout(tuple(rows), EVALUATIONS if by_cost else columns, x, tuple(config.evaluate.metrics))
 
 
 def _costly(plan: Plan) -> list[Cell]:
@@ -44,22 +44,27 @@ def _costly(plan: Plan) -> list[Cell]:
 
 
 def _costs_differ(plan: Plan) -> bool:
-    """Whether there are several samplers, and cells that differ in network evaluations a step."""
-    samplers, costs = {cell.settings.sampler for cell in plan.cells}, {c.nfe / c.settings.steps for c in plan.cells}
-    return len(samplers) > 1 and len(costs) > 1
+    """Whether equal S and equal evaluations of samplers, without guidance, are not the same.
+
+    Guidance is a setting that a column of S compares.
+    """
+    pairs = {(cell.settings.steps, cell.sampler_description.evaluations) for cell in plan.cells}
+    return any(len(set(numbers)) < len(pairs) for numbers in zip(*pairs, strict=True))
 
 
 def evaluations(plan: Plan) -> list[str]:
     """A line for each sampler, with its options, whose network evaluations are not S: tables show one of the two."""
-    counts: dict[str, dict[int, int]] = defaultdict(dict)
-    for cell in _costly(plan):
-        if cell.settings.sampler != DEFAULT:  # its remarks tell of spacings that add times
+    counts: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    is_guided = any(cell.guided_calls for cell in plan.cells)
+    for cell in plan.cells:
+        if cell.settings.sampler != DEFAULT or is_guided:  # ddim's remarks tell of spacings that add times
             name = f"{cell.settings.sampler} {options_text(cell.settings.sampler_options)}".rstrip()
-            counts[name][cell.settings.steps] = cell.nfe
+            counts[name][cell.settings.steps].add(cell.nfe)
     return [
-        f"{name}: S = {', '.join(map(str, sorted(its)))} takes {', '.join(str(its[steps]) for steps in sorted(its))} "
-        "network evaluations"
+        f"{name}: S = {', '.join(map(str, sorted(its)))} takes "
+        f"{', '.join(' or '.join(map(str, sorted(its[steps]))) for steps in sorted(its))} network evaluations"
         for name, its in counts.items()
+        if any(found != {steps} for steps, found in its.items())
     ]
 
 

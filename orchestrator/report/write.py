@@ -18,7 +18,7 @@ from taugrid.eval.tables.ablation.effects import Effects
 from taugrid.eval.tables.ablation.effects_files import write_effects
 from taugrid.eval.tables.differences import best_checkpoints, differences
 from taugrid.eval.tables.differences_files import write_differences
-from taugrid.eval.tables.long_form import CHECKPOINT
+from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.published.counterparts import (
     SOLVERS_STEM,
     NetworkOrigin,
@@ -123,9 +123,9 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
         frame, by = quality.scored.means.frame, quality.judged_by
         shared: dict[str, Any] = {"protocols": quality.used_protocols, "x": quality.layout.x, "floors": quality.floors}
         rundir.remove_outputs("figures/quality-*")
-        _save(rundir, {"quality": quality_figure(frame, **shared, metric=quality.drawn)})
-        if by != quality.drawn:
-            _save(rundir, {f"quality-{by.name}": quality_figure(frame, **shared, metric=by)})
+        _save(rundir, {"quality": quality_figure(frame, **shared, metric=by)})
+        if FID in quality.metrics[1:]:
+            _save(rundir, {"quality-fid": quality_figure(frame, **shared)})
     _write_effects(run, quality.scored)
     _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)
@@ -201,7 +201,7 @@ def _write_effects(run: Run, scored: QualityTable) -> None:
         from taugrid.eval.figures.ablation.forest import effects_figure
         from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
 
-        by_key = dict([*per_key_figures(scored, found, by), *heat_maps(scored, found)])
+        by_key = dict([*per_key_figures(scored, found, by), *heat_maps(scored, found, by)])
         _save(rundir, {"effects": effects_figure(found, by)} | by_key)
 
 

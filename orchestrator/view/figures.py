@@ -62,10 +62,9 @@ def _quality(run: Run) -> Figure:
         raise tables.lacks("quality")
     positions = {cell.id: i for i, cell in enumerate(run.plan.cells)}
     rows = sorted(document["rows"], key=lambda row: positions.get(row["cell"], len(positions)))
-    quality = QualityTable.read(document | {"rows": rows})
-    x = requested.layout(run.config, run.plan).x
-    frame, protocols = quality.means.frame, quality.used_protocols
-    return quality_figure(frame, protocols, x=x, metric=quality.drawn, floors=quality.floors)
+    quality = QualityTable.read(document | {"rows": rows}, requested.layout(run.config, run.plan))
+    frame, protocols, x = quality.means.frame, quality.used_protocols, quality.layout.x
+    return quality_figure(frame, protocols, x=x, metric=quality.judged_by, floors=quality.floors)
 
 
 def _loss(run: Run) -> Figure:

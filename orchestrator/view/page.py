@@ -67,7 +67,9 @@ def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
         published=_rows(tables, "published"),
         costs=costs(quality, train_seconds(run)),
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
-        by_label=LabelTable.read(read_json(rundir.tables / "by_label.json", rundir.storage) or {}),
+        by_label=LabelTable.read(
+            read_json(rundir.tables / "by_label.json", rundir.storage) or {}, config.evaluate.metrics
+        ),
         losses=loss_curves(plan, rundir),
         first_images=lambda cell: images_of(cells[cell], rundir, MOSAIC),
         samples={group.title: group.images for group in groups},

@@ -87,7 +87,7 @@ class ByLabelWork(WorkKind):
             self.rundir.remove_outputs("tables/by_label.*")
             return
         with self.rundir.storage.local_folder(self.rundir.tables) as tables:
-            write_by_label(LabelTable.of(rows, notes), tables)
+            write_by_label(LabelTable.of(rows, notes, self.config.evaluate.metrics), tables)
 
     def _found(self, cell: Cell) -> list[tuple[dict[str, float], list[str]]]:
         """The numbers of each label, and why some are missing; empty if there is no intact file."""

@@ -23,6 +23,8 @@ class Layout(NamedTuple):
     columns: str = "steps"
     x: str = "steps"
     """The horizontal axis of figures: steps, evaluations or seconds."""
+    metrics: tuple[str, ...] = ()
+    """`evaluate.metrics`: of several that could decide, the first does. Empty: their order is that of tables."""
 
 
 USUAL = Layout()

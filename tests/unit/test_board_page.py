@@ -145,9 +145,8 @@ def test_a_heading_sorts_its_best_first_and_missing_values_last(opened):
 def test_rows_of_other_protocols_are_grey_with_the_field_that_differs(opened):
     tab = opened(board(3), height=2600)
     headings = texts(tab, "#rows tr.heading")
-    assert [heading.startswith("Comparable with each other") for heading in headings] == [True, True]
-    assert [heading.endswith(f"{cells} cells") for heading, cells in zip(headings, (40, 20), strict=True)] == [True] * 2
-    assert ["N: 5,000, here 1,000" in heading for heading in headings] == [False, True]
+    other = "Comparable with each other, not with the largest group: N: 5,000, here 1,00020 cells"
+    assert headings == ["Comparable with each other40 cells", other]
     grey = tab.run("[...document.querySelectorAll('#rows tr.other[data-row]')].map((line) => Number(line.dataset.row))")
     assert grey == list(range(40, 60))
     row = "#rows tr[data-row='45']"
@@ -156,7 +155,8 @@ def test_rows_of_other_protocols_are_grey_with_the_field_that_differs(opened):
     assert tab.run(f'document.querySelector("{row}").title') == "Not comparable: N: 5,000, here 1,000"
     tick(tab, 45)
     assert tab.run("document.querySelectorAll('#rows tr.other[data-row]').length") == 40
-    assert "N: 1,000, here 5,000" in texts(tab, "#rows tr.heading")[0]
+    other = "Comparable with each other, not with the first picked cell: N: 1,000, here 5,00040 cells"
+    assert texts(tab, "#rows tr.heading") == [other, "Comparable with each other20 cells"]
     unknown = board(3)
     unknown["groups"][20:] = [None] * 40
     tab = opened(unknown, picks(A, OTHER, "ablation/seed-1/0000010000"), height=2600)
@@ -247,6 +247,20 @@ def test_differences_are_paired_where_recorded_and_say_so_where_not(opened):
     tab = opened(document, picks(A, c) + "&metric=isc_mean")
     assert texts(tab, "#picked td:nth-child(4)")[1].endswith("no standard error")
     assert "z =" not in texts(tab, "#picked")[0]
+
+
+def test_the_panel_opens_with_the_first_distance_that_has_a_standard_error(opened):
+    chosen = "byId('metric').value"
+    assert opened(board(2), picks(A, B)).run(chosen) == "fid"
+    document = board(2)
+    at = [each["name"] for each in document["columns"]].index("fid_se") + 1
+    for row in document["rows"]:
+        row[at] = None
+    assert opened(document, picks(A, B)).run(chosen) == "fid", "a score is no distance"
+    kid = [each | {"better": "lower"} if each["name"] == "isc_mean" else each for each in document["columns"]]
+    tab = opened(document | {"columns": kid}, picks(A, B))
+    assert tab.run(chosen) == "isc_mean"
+    assert opened(document | {"columns": kid}, picks(A, B) + "&metric=fid").run(chosen) == "fid"
 
 
 def test_numbers_are_rounded_as_in_the_report(opened):

@@ -1,5 +1,6 @@
 """Cost beside quality, and which cells are Pareto-optimal."""
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,8 +60,19 @@ def test_cost_goes_by_the_metric_that_decides(tmp_path):
     found = costs(table([row | {"fid_se": None, "kid": kid[row["steps"]], "kid_se": 0.001} for row in once]), {})
     assert [cost.best_for_evaluations for cost in found] == [True] * 4, "by FID, two are worse"
     write_costs(found, tmp_path)
-    assert "S,η,kid,kid_se,evaluations" in (tmp_path / "cost.csv").read_text()
+    frame = pd.read_csv(tmp_path / "cost.csv")
+    assert list(frame.columns[4:9]) == ["fid", "fid_se", "kid", "kid_se", "evaluations_per_image"]
+    assert list(frame["fid"]) == [row["fid"] for row in once]
     assert costs_figure(found).axes[0].get_yscale() == "linear", "KID may be 0 or less"
+
+
+def test_columns_of_costs_have_the_names_of_quality_csv(tmp_path):
+    once = [row for row in rows() if not row[TRAINING]]
+    scored = [row | {"fid": None, "fid_se": None, "isc_mean": 3.0, "isc_std": 0.5, "isc_se": 0.1} for row in once]
+    write_costs(costs(table(scored), {}), tmp_path)
+    frame = pd.read_csv(tmp_path / "cost.csv")
+    assert list(frame["isc_se"]) == [0.1] * 4
+    assert "isc_mean_se" not in frame
 
 
 def test_cells_that_cannot_be_compared_do_not_beat_each_other_and_what_has_no_cost_is_not_marked():

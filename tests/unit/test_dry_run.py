@@ -492,4 +492,10 @@ def test_a_session_says_which_data_set_it_takes_if_the_config_names_none(tmp_pat
     for name, data, is_said in (("a", {}, True), ("b", {"data": {"name": "digits"}}, False)):
         (tmp_path / f"{name}.yaml").write_text(json.dumps(config | data))
         _, printed = taugrid("sample", tmp_path / f"{name}.yaml", "--out", tmp_path / name)
+        assert "digits/all" not in printed, "no data set is read"
+        _, printed = taugrid("evaluate", tmp_path / f"{name}.yaml", "--out", tmp_path / name, code=None)
         assert ("digits/all" in printed) == is_said
+        elsewhere = {"evaluate": {"reference": {"name": "gaussian", "shape": [1, 8, 8]}, "extractor": "pixels"}}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(config | data | elsewhere))
+        _, printed = taugrid("evaluate", tmp_path / f"{name}.yaml", "--out", tmp_path / name, code=None)
+        assert "digits/all" not in printed, "the reference is another"

@@ -6,14 +6,17 @@ from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
+from matplotlib.colors import LogNorm, Normalize
 from test_differences import cell, evidence, spread
 from test_one_table import SCHEDULE, TRAINING
 from test_report_page import Parsed, findings
 from test_tables import table_rows
 
+from taugrid.eval.figures.ablation.panels import heat_maps
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
+from taugrid.eval.pages.comparisons import differences as page_differences
 from taugrid.eval.pages.report import report_html
 from taugrid.eval.tables.ablation.effects import Effects
 from taugrid.eval.tables.ablation.effects_files import effects_markdown, verdicts
@@ -21,6 +24,7 @@ from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, best_checkpoints
 from taugrid.eval.tables.differences_files import difference_line, differences_of, write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, in_grid_order
 from taugrid.eval.tables.quality import QualityTable, to_markdown, write_quality
+from taugrid.grids.axes import USUAL
 from taugrid.registry.metrics import METRICS
 
 COLUMNS = {column.name: column for metric in METRICS.values() for column in metric.columns}
@@ -115,6 +119,7 @@ def test_differences_have_columns_of_other_metrics_behind_those_of_fid(small_n, 
     parts = [f"kid_{part}" for part in ("a", "b", "difference", "se", "z")]
     assert list(frame.columns) == [*DIFFERENCE_COLUMNS, *parts]
     first = frame.iloc[0]
+    assert "neither the bias of FID nor" in (tmp_path / "differences.md").read_text(encoding="utf-8")
     assert [first["kid_a"], first["kid_b"]] == [0.010, 0.0101]
     assert [first["kid_difference"], first["kid_se"], first["kid_z"]] == pytest.approx([0.0001, 0.0001, 1.0])
     assert frame["se"].isna().all()
@@ -141,6 +146,7 @@ def test_a_run_without_fid_compares_by_what_it_has(small_n, tmp_path):
     write_differences(found, tmp_path)
     text = (tmp_path / "differences.md").read_text(encoding="utf-8")
     assert text.startswith(f"# Differences of {KID.title}\n\nEach value is the {KID.title} of the second cell")
+    assert "the bias of" not in text, "it has none"
     assert QualityTable(rows, small_n.evidence).judged_by == KID
     bare = [row | {"kid_se": None} for row in rows]
     with pytest.raises(ValueError, match="cell a has no FID"):
@@ -230,6 +236,61 @@ def test_one_metric_decides_a_page_and_it_says_so_once(small_n, floors):
     assert "FID" in page.all("p", **{"class": "hero"})[0]["text"]
     assert opened(page, "caption")[0] == FID.heading
     assert "decides" not in page.all("body")[0]["text"]
+    [about] = [found.about for found in page_differences(frame, KID)["metrics"][:1]]
+    assert "the bias of" not in about
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_fid", "first"),
+    [
+        (("isc", "kid"), False, "isc_mean"),
+        (("kid", "isc"), False, "kid"),
+        (("fid", "isc", "kid"), True, "kid"),
+        (("fid", "mind", "kid"), True, "mind"),
+        (("kid", "mind", "fid"), True, "kid"),
+        ((), False, "isc_mean"),
+    ],
+)
+def test_the_order_of_evaluate_metrics_decides_which_error_counts(small_n, tmp_path, asked, has_fid, first):
+    more = {"isc_mean": 3.0, "isc_std": 1.0, "isc_se": 0.1, "mind": 0.5, "mind_se": 0.1}
+    names = {column for name in asked for column in METRICS[name].columns}
+    keep = {name for column in names for name in column.names} if asked else {"isc_mean", "isc_se", "kid", "kid_se"}
+    rows = [row | more | ({} if has_fid else {"fid": None}) for row in small_n.rows]
+    gone = {name for metric in METRICS.values() for column in metric.columns for name in column.names} - keep - {"fid"}
+    rows = [row | dict.fromkeys(gone) for row in rows]
+    table = QualityTable(rows, known(rows, {}), layout=USUAL._replace(metrics=asked))
+    assert table.judged_by.name == first
+    assert table.by_steps.judged_by.name == first
+    assert f"{table.judged_by.title} decides" in table.about_judge
+    write_quality(table, tmp_path)
+    assert QualityTable.read(json.loads((tmp_path / "quality.json").read_text()), table.layout).judged_by.name == first
+
+
+def test_a_report_draws_the_metric_that_decides_in_every_figure(small_n):
+    rows = [row | {"steps": steps, "cell": f"{row['cell']}{steps}", "eta": 0.0, "rate": rate, "kid": row["kid"] - shift}
+            for row, rate in zip(small_n.rows[:2], (1.0, 2.0), strict=True)
+            for steps, shift in ((10, 0.0), (20, 0.01))]  # fmt: skip
+    phi = {row["cell"]: spread(0.0001 * (1 + place)) for place, row in enumerate(rows)}
+    effects = Effects.of(QualityTable(rows, known(rows, phi)), {"rate": 1.0}).by_metric[KID]
+    [(_, heat)] = heat_maps(QualityTable(rows, known(rows, phi)), effects, KID)
+    panel, bar = heat.axes
+    assert bar.get_ylabel() == KID.heading
+    numbers = sorted(float(text.get_text()) for text in panel.texts)
+    assert numbers == pytest.approx(sorted(row["kid"] for row in rows))
+    assert type(panel.images[0].norm) is Normalize, "two of them are 0 or less"
+    above = [row | {"kid": row["kid"] + 1} for row in rows]
+    [(_, heat)] = heat_maps(QualityTable(above, known(above, phi)), effects, KID)
+    assert type(heat.axes[0].images[0].norm) is LogNorm
+
+
+def test_a_page_of_published_numbers_alone_has_no_heading_of_another_metric(small_n):
+    theirs = {"steps": 10, "sigma": "eta", "eta": 0.0, "published": 1.0, "ours": 1.0, "differs": None, "cell": "a"}
+    plain = replace(small_n.evidence, protocols={row["protocol"]: {"num_samples": 400} for row in small_n.rows})
+    quality = replace(small_n, evidence=plain)
+    page = Parsed(report_html(findings(quality=quality, published=[theirs], losses={}, samples={})))
+    [title] = page.all("h2", id="steps-title")
+    assert KID.title not in title["text"]
+    assert not page.all("svg", role="img")
 
 
 def test_an_effect_without_an_error_gets_no_verdict(small_n):

@@ -237,6 +237,22 @@ def block(language):
     return found
 
 
+def test_a_card_has_kid_over_subsets_if_it_was_asked_for(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    taugrid("export", run, "--format", "model-card", "--to", tmp_path / "without.md")
+    file = run / "tables/quality.json"
+    document = json.loads(file.read_text())
+    for protocol in document["protocols"].values():
+        protocol["metrics"] = ["fid", "kid", "kid_mean"]
+    file.write_text(json.dumps(document))
+    taugrid("export", run, "--format", "model-card", "--to", tmp_path / "with.md")
+    types = [
+        {result.metric_type for result in ModelCard.load(tmp_path / name).data.eval_results}
+        for name in ("without.md", "with.md")
+    ]
+    assert types[1] - types[0] == {"kid_mean"}
+
+
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex")
 @pytest.mark.parametrize("hostile", [False, True])
 def test_latex_compiles_with_booktabs_and_siunitx(finished, tmp_path, hostile):

@@ -2,6 +2,7 @@
 
 import pytest
 from in_process import SMALL_UNET, small_run
+from nights import taugrid
 from test_reconstruct_work import save_network
 
 from taugrid.errors import UserError
@@ -29,6 +30,8 @@ evaluate: {{extractor: pixels, metrics: [fid], keep_features: true}}
 cluster: {{workers: 1, trainings: 1}}
 """
 
+PASSES = "another time it may not"
+"""Among the labels of failing trainings: what failed would not fail again."""
 AFTER_TRAINING = ("sample", "evaluate", "report")
 
 
@@ -49,7 +52,7 @@ def failing(monkeypatch):
 
         def end(self, log):
             if self.model.label in labels:
-                raise TrainingFailed(self.model.label, "the loss is nan; lower it", "logs/x.txt", fails_again=True)
+                raise TrainingFailed(self.model.label, "the loss is nan; lower it", "logs/x.txt", PASSES not in labels)
             save_network(self._rundir.models / self.model.id, self.model.source.unet, self.model.image_shape)
 
     monkeypatch.setattr(session, "Training", Training)
@@ -106,6 +109,13 @@ def test_if_nothing_else_can_go_on_the_run_fails(tmp_path, failing):
         failing |= {model.label for model in opened.plan.models}
         with pytest.raises(TrainingFailed, match="the loss is nan"):
             Session(opened, "local", Progress()).do(("train", "sample"))
+
+
+@pytest.mark.parametrize(("again", "code"), [(True, 1), (False, 4)])
+def test_the_exit_code_says_whether_all_that_is_missing_would_fail_again(tmp_path, failing, again, code):
+    failing |= {"schedule=cosine train.seed=1", *(() if again else (PASSES,))}
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    taugrid("train", tmp_path / "c.yaml", "--out", tmp_path / "run", code=code)
 
 
 def test_failures_that_an_earlier_version_wrote_down_are_told(tmp_path):

@@ -5,8 +5,11 @@ import shutil
 from datetime import UTC, datetime
 
 import pytest
+from matplotlib.figure import Figure
 from nights import checkpoint, taugrid, write_config
 
+from taugrid.orchestrator.report import write
+from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import write_sealed
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -67,3 +70,12 @@ def test_ids_in_a_plan_lead_nowhere(both, tmp_path, of, command):
         assert everything(victim) == before
         assert {path.name for path in tmp_path.iterdir()} == {"history", "victim"}
         assert not (run / "models" / "a").exists()
+
+
+def test_the_name_of_a_figure_leads_nowhere(tmp_path):
+    """A key of the grid is part of it, and a plan.json may have any text as a key."""
+    rundir = RunDir(tmp_path / "run")
+    rundir.root.mkdir()
+    write._save(rundir, {"by-x/../../../new": Figure()})
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert len(list(rundir.figures.iterdir())) == 2

@@ -4,7 +4,7 @@ import csv
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from taugrid.eval.figures.drawing import SAMPLER_COLOURS
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.figures.pictures import FONT_SIZE, MARGIN, tiles_of
 from taugrid.eval.pages.charts import chart
+from taugrid.eval.pages.comparisons import effects as page_effects
 from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.ablation.effects import Effects, effects, short_key_names
 from taugrid.eval.tables.ablation.effects_files import effects_markdown
@@ -211,20 +212,26 @@ COLLIDING = [{"sampler": ["ddim"], "spacing": ["ermongroup-uniform"], "steps": [
         (MEETING, {"x": "steps"}, "steps", "steps"),
         (MEETING, {"columns": "sampler"}, "sampler", "evaluations"),
         (COLLIDING, {}, EVALUATIONS, "evaluations"),
+        ({"sampler": ["ddim", "dpm++2m"], "steps": [5, 10], "guidance": [1, 2]}, {}, "steps", "evaluations"),
+        ({"sampler": ["ddim", "heun"], "steps": [5, 10], "guidance": [1, 2]}, {}, EVALUATIONS, "evaluations"),
+        ({"sampler": ["dpm++2m"], "steps": [5, 10], "guidance": [1, 2]}, {}, "steps", "evaluations"),
+        ({"spacing": ["linear", "ermongroup-uniform"], "steps": [30]}, {}, EVALUATIONS, "evaluations"),
     ],
     ids=[
         "no other count", "seconds", "no count in common", "of figures alone", "one sampler", "counts in common",
-        "steps", "other columns", "one place",
+        "steps", "other columns", "one place", "guidance", "guidance and samplers", "guidance of one", "spacings",
     ],
 )  # fmt: skip
 def test_columns_are_evaluations_where_samplers_differ_in_them(grid, report, columns, x):
     found, config = planned(grid, report)
-    assert layout(config, found) == ((), columns, x)
+    assert layout(config, found)[:3] == ((), columns, x)
 
 
 def planned(grid, report=MappingProxyType({})):
-    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+    oracle = "classes" if "guidance" in grid else "gaussian"
+    values = {"name": "x", "model": {"oracle": oracle}, "data": {"name": oracle, "shape": [1, 4, 4]}}
     values |= {"sample": {"seed": 0}, "grid": grid, "report": dict(report)}
+    values["sample"] |= {"labels": "balanced"} if oracle == "classes" else {}
     config = validate(Config, values, "test")
     return plan(config), config
 
@@ -311,6 +318,14 @@ def test_panels_of_a_key_say_a_sampler_once():
     ])  # fmt: skip
     names = [text.get_text() for text in figures["by-spacing"].legends[0].get_texts()]
     assert names == ["ddim, η = 0.0", "ddim, η = 1.0", "dpm++2m", "heun"]
+
+
+def test_a_page_does_not_begin_with_an_effect_of_samplers_at_unequal_cost():
+    rows = [{"metric": "fid", **asdict(effect)} for effect in effects(product(), known(product()))]
+    shown = page_effects(rows, [FID])
+    assert [line for line in shown["verdicts"]["FID"] if "heun" in line]
+    assert shown["answer"]
+    assert not [line for line in shown["answer"] if "heun" in line]
 
 
 def test_numbers_of_evaluations_that_are_near_do_not_overlap():
@@ -550,6 +565,13 @@ def test_evaluations_are_those_of_each_set_of_options():
     assert evaluations(planned(grid)[0]) == [
         f"diffusers:HeunDiscreteScheduler timestep_spacing={name}: S = 5 takes 9 network evaluations"
         for name in ("linspace", "trailing")
+    ]
+
+
+def test_evaluations_of_guided_cells_stand_beside_those_of_the_others():
+    found, _ = planned({"sampler": ["ddim", "dpm++2m"], "steps": [5, 10], "guidance": [1, 2]})
+    assert evaluations(found) == [
+        f"{name}: S = 5, 10 takes 5 or 10, 10 or 20 network evaluations" for name in ("ddim", "dpm++2m")
     ]
 
 

@@ -1,4 +1,4 @@
-"""Figures of ablated config keys: FID against S with a panel for each value of a key, and a heat map over two keys."""
+"""Figures of ablated config keys: a metric against S with a panel for each value of a key, or a map over two keys."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -8,7 +8,7 @@ from numbers import Real
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -67,17 +67,21 @@ def per_key_figures(
         yield f"by-{short.replace(KEY_SEPARATOR, '-')}", figure
 
 
-def heat_maps(table: QualityTable, effects: Sequence[Effect]) -> Iterator[tuple[str, Figure]]:
-    """Name and figure of FID over the first two numeric ablated keys, or over one and S."""
+def heat_maps(
+    table: QualityTable, effects: Sequence[Effect], metric: MetricColumn = FID
+) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of a metric over the first two numeric ablated keys, or over one and S."""
     frame = table.frame
     numeric = [key for key in short_key_names(effects) if _is_numeric(frame, key)]
     chosen = [*numeric, "steps"] if "steps" not in numeric and frame["steps"].nunique() > 1 else numeric
     if not numeric or len(chosen) < 2:
         return
-    tables = table.arranged(Layout((chosen[0],), chosen[1])).tables(FID)
-    positive = [fid for pivot in tables for fid in pivot.values.to_numpy().flat if fid > 0]
-    if positive:
-        norm = LogNorm(min(positive), max(positive) * (1 + 1e-9))  # avoids vmin == vmax
+    tables = table.arranged(Layout((chosen[0],), chosen[1])).tables(metric)
+    is_log = scale_of(tables) == "log"
+    values = [value for pivot in tables for value in pivot.values.to_numpy().flat if value > 0 or not is_log]
+    known = [value for value in values if math.isfinite(value)]
+    if known:
+        norm = LogNorm(min(known), max(known) * (1 + 1e-9)) if is_log else Normalize(min(known), max(known))
         yield "heat-map", _heat_map(tables[:MAX_PANELS], norm)
 
 
@@ -87,7 +91,7 @@ def _is_numeric(frame: pd.DataFrame, key: str) -> bool:
     return key in frame and all(isinstance(value, Real) and not isinstance(value, bool) for value in frame[key])
 
 
-def _heat_map(tables: Sequence[Pivot], norm: LogNorm) -> Figure:
+def _heat_map(tables: Sequence[Pivot], norm: Normalize) -> Figure:
     across = min(len(tables), PANELS_ACROSS)
     down = math.ceil(len(tables) / across)
     rows, columns = tables[0].values.shape
@@ -99,15 +103,17 @@ def _heat_map(tables: Sequence[Pivot], norm: LogNorm) -> Figure:
             panel.remove()
         used = panels[: len(tables)]
         images = [_draw(panel, table, norm) for panel, table in zip(used, tables, strict=True)]
-        bar = figure.colorbar(images[0], ax=used, label=FID.heading)  # all share `norm`
+        bar = figure.colorbar(images[0], ax=used, label=tables[0].metric.heading)  # all share `norm`
         bar.ax.yaxis.set_minor_formatter("{x:g}")
         bar.ax.yaxis.set_major_formatter("{x:g}")
     return figure
 
 
-def _draw(panel: Axes, table: Pivot, norm: LogNorm):  # type: ignore[no-untyped-def]  # matplotlib's image
+def _draw(panel: Axes, table: Pivot, norm: Normalize):  # type: ignore[no-untyped-def]  # matplotlib's image
     values = table.values.sort_index(key=_as_numbers).sort_index(axis=1, key=_as_numbers)
-    image = panel.imshow(values.to_numpy(), norm=norm, cmap="viridis_r", aspect="auto")
+    image = panel.imshow(
+        values.to_numpy(), norm=norm, cmap="viridis" if table.metric.higher_is_better else "viridis_r", aspect="auto"
+    )
     panel.grid(visible=False)
     panel.set_title(table.label, parse_math=False)
     panel.set_xlabel(table.column_key)
@@ -116,7 +122,8 @@ def _draw(panel: Axes, table: Pivot, norm: LogNorm):  # type: ignore[no-untyped-
     panel.set_yticks(range(values.shape[0]), [str(label) for label in values.index])
     for (row, column), value in np.ndenumerate(values.to_numpy()):
         if math.isfinite(value):
-            dark = value > 0 and norm(value) > 0.5
+            shade = norm(value)  # masked if its logarithm does not exist
+            dark = shade is not np.ma.masked and (shade < 0.5) == table.metric.higher_is_better
             panel.text(column, row, write_number(value)[0], ha="center", va="center", fontsize=8,
                        color="white" if dark else "black")  # fmt: skip
     return image

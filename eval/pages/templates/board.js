@@ -82,11 +82,14 @@ function indexed(source) {
   });
   const columns = [...columnsOf(source, place)];
   for (const column of columns) column.isText = !rows.some((row) => typeof column.value(row) === "number");
+  const metrics = columns.filter((column) => column.kind === "metric" && !column.isText);
+  const hasErrors = (metric) => rows.some((row) => typeof metric.seOf(row) === "number");
   return {
     ...source, rows, columns, lines: null,
     ids: new Map(rows.map((row) => [row.id, row])),
     named: new Map(columns.map((column) => [column.name, column])),
-    metrics: columns.filter((column) => column.kind === "metric" && !column.isText),
+    metrics,
+    judge: metrics.find((metric) => metric.better === "lower" && hasErrors(metric)) ?? metrics[0] ?? null,
     recorded: new Map(source.differences.map(([a, b, metric, ...rest]) => [`${a} ${b} ${metric}`, rest])),
   };
 }
@@ -119,7 +122,7 @@ const wellFormed = (text) => text.replace(/[\ud800-\udfff]/gu, "\ufffd");
 const keyOf = (column, row) => wellFormed(String(column.value(row) ?? ""));
 // Value as text -> the rows that have it.
 const rowsByValue = (column) => (column.byValue ??= groupedBy(board.rows, (row) => keyOf(column, row)));
-const chosenMetric = () => board.metrics.find((metric) => metric.name === view.metric) ?? board.metrics[0] ?? null;
+const chosenMetric = () => board.metrics.find((metric) => metric.name === view.metric) ?? board.judge;
 const pickedRows = () => view.picked.map((id) => board.ids.get(id)).filter(Boolean);
 const numberOf = (row) => pickedRows().indexOf(row);
 

@@ -4,7 +4,7 @@ A cell is Pareto-optimal if no cell that can be compared with it is better at no
 values of the table's `judged_by` decide, without regard to their errors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from taugrid.eval.tables.ablation.replicates import averaged
+from taugrid.eval.tables.ablation.replicates import Averaged, averaged
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.labels import labelled, prepared, short_columns
+from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import as_csv, write_files
 from taugrid.grids.axes import UNITS, USUAL
@@ -48,6 +49,8 @@ class Cost:
     value: float
     error: float
     """Its standard error; NaN if it has none."""
+    fid: tuple[float, float]
+    """FID and its standard error; NaN if it has none."""
     evaluations: int
     """Network evaluations per image."""
     seconds: float | None
@@ -81,13 +84,15 @@ def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]
     rows = []
     for row, settings in zip(ready.to_dict("records"), labels.to_dict("records"), strict=True):
         members = [member.cell for member in means.members[row["cell"]]]
+        of = {each: (float(row[each.name]), _error(means, each, row)) for each in (metric, FID)}
         cost = Cost(
             cell=row["cell"],
             settings={str(name): value for name, value in settings.items()},
             comparable_by=(row["num_samples"], row["protocol"]),
             metric=metric,
-            value=float(row[metric.name]),
-            error=float(means.errors[metric.name][row["cell"]] if means.over else row.get(metric.sampling_error, nan)),
+            value=of[metric][0],
+            error=of[metric][1],
+            fid=of[FID],
             evaluations=int(row["network_evaluations"]),
             seconds=_mean_of_known(seconds, members),
             train_seconds=_mean_of_known(train_seconds, members),
@@ -99,6 +104,10 @@ def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]
     by_seconds = pareto([(cost.comparable_by, cost.seconds, sign * cost.value) for cost in rows])
     marks = zip(rows, by_evaluations, by_seconds, strict=True)
     return [replace(cost, best_for_evaluations=a, best_for_seconds=b) for cost, a, b in marks]
+
+
+def _error(means: Averaged, metric: MetricColumn, row: Mapping[Hashable, Any]) -> float:
+    return float(means.errors[metric.name][row["cell"]] if means.over else row.get(metric.sampling_error, nan))
 
 
 def _mean_of_known(seconds: Mapping[str, float], cells: Sequence[str]) -> float | None:
@@ -123,8 +132,9 @@ def write_costs(costs: Sequence[Cost], folder: Path) -> None:
         {
             "cell": cost.cell,
             **cost.settings,
+            **dict(zip(("fid", "fid_se"), cost.fid, strict=True)),
             cost.metric.name: cost.value,
-            f"{cost.metric.name}_se": cost.error,
+            cost.metric.sampling_error or f"{cost.metric.name}_se": cost.error,
             "evaluations_per_image": cost.evaluations,
             "seconds_per_1000_images": cost.seconds,
             "train_seconds": cost.train_seconds,
