@@ -189,7 +189,7 @@ def decisive(cell: CellDict) -> int | None:
     A margin in standard errors shrinks with them, so for a metric that has one only growth, which keeps it, decides.
     """
     undecided = {name: metric for name, metric in tests(cell).items() if metric["verdict"] == Verdict.UNDECIDED}
-    needed = [metric.get("decisive") for metric in undecided.values()]
+    needed: list[Any] = [metric.get("decisive") for metric in undecided.values()]
     if None in needed or (not cell.get("grows") and any(COLUMNS[name].may_be_zero for name in undecided)):
         return None
     return max(needed, default=None)
